@@ -1,0 +1,56 @@
+# Each target does all of its own set-up in .venv: Python 3.11 or newer and a C compiler are enough.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8080
+
+SOURCES := setup.py pyproject.toml $(wildcard src_cy/*.pyx src_cy/*.h wsc_fast/_core/*.pxd)
+BUILT := $(VENV)/.built
+DEBUG_TREE := build/debug
+
+.PHONY: run test lint format bench debug dist clean
+
+run: $(BUILT)
+	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
+
+test: $(BUILT)
+	$(BIN)/python -m pytest
+
+lint: $(BUILT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH=$(abspath $(BIN)):$$PATH cython-lint --max-line-length 100 src_cy wsc_fast/_core
+	$(BIN)/mypy
+
+format: $(BUILT)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The Python peers are optional: one that does not install is named in the table and left out.
+bench: $(BUILT)
+	-$(BIN)/python -m pip install -q -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# Bounds checks, assertions, Python's debug allocator and development mode, in a tree of its own.
+debug: $(VENV)/.made
+	rm -rf $(DEBUG_TREE) && mkdir -p $(DEBUG_TREE)
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(DEBUG_TREE)
+	cd $(DEBUG_TREE) && $(PYTHON) -m venv .venv && WSC_DEBUG=1 .venv/bin/pip install -q -e '.[test,cli]'
+	cd $(DEBUG_TREE) && PYTHONMALLOC=debug PYTHONFAULTHANDLER=1 .venv/bin/python -X dev -m pytest $(ARGS)
+
+dist: $(VENV)/.made
+	$(BIN)/pip install -q build
+	$(BIN)/python -m build
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(BUILT): $(VENV)/.made $(SOURCES)
+	$(BIN)/pip install -q -e '.[cli,test,lint]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info .venv .mypy_cache .ruff_cache .pytest_cache wsc_fast/_core/*.so

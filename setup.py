@@ -1,0 +1,57 @@
+"""Builds the compiled modules: src_cy/NAME.pyx becomes wsc_fast._core.NAME.
+
+Everything else about the package stands in pyproject.toml. WSC_DEBUG=1 builds with bounds checks,
+C assertions and no optimisation (what `make debug` tests); WSC_SANITIZE=address adds a sanitizer.
+"""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+MODULES = ("frames", "outbox", "fanout", "members", "engine", "connection")
+
+debug = os.environ.get("WSC_DEBUG") == "1"
+sanitize = os.environ.get("WSC_SANITIZE", "")
+
+compile_args = ["-O1", "-g", "-UNDEBUG"] if debug else ["-O3", "-g1", "-DNDEBUG"]
+compile_args += ["-fvisibility=hidden", "-Wno-unused-function"]
+link_args = []
+if sanitize:
+    compile_args.append(f"-fsanitize={sanitize}")
+    link_args.append(f"-fsanitize={sanitize}")
+
+extensions = [
+    Extension(
+        f"wsc_fast._core.{name}",
+        [f"src_cy/{name}.pyx"],
+        include_dirs=["src_cy"],
+        depends=[str(path) for path in Path("wsc_fast/_core").glob("*.pxd")] + ["src_cy/net.h"],
+        define_macros=[("WSC_PICOWS_VERSION", f'"{version("picows")}"')]
+        + ([("WSC_DEBUG", "1")] if debug else []),
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+    )
+    for name in MODULES
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        include_path=["."],
+        build_dir="build/cython-debug" if debug else "build/cython",
+        compiler_directives={
+            "language_level": 3,
+            "binding": False,
+            "boundscheck": debug,
+            "wraparound": debug,
+            "initializedcheck": debug,
+            "nonecheck": debug,
+            "cdivision": True,
+            "overflowcheck": debug,
+            "embedsignature": True,
+        },
+    ),
+)

@@ -1,0 +1,594 @@
+"""Clients, users, rooms and the send calls of a Hub.
+
+Threads: every public method may be called from any thread. Off the loop's thread it hands itself
+to the loop through `_on_loop` (hub.py) and returns or raises there as it would here. While the hub
+is not running there is no loop's thread, and calls work where they are made.
+"""
+
+import re
+from functools import partial
+from sys import intern
+
+from cpython.dict cimport PyDict_GetItemWithError
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.string cimport memset
+
+from wsc_fast._core.frames cimport encode_message
+from wsc_fast._core.members cimport MemberSet, Room, push_all
+from wsc_fast._core.outbox cimport (
+    DISCONNECT,
+    DROP_NEWEST,
+    DROP_OLDEST,
+    NO_MEMORY,
+    PUSHED,
+    RUN_NORMAL,
+    Counters,
+    Sink,
+    outbox_push,
+)
+
+from wsc_fast.errors import (
+    ClientNotFoundError,
+    LimitError,
+    QueueFullError,
+    RoomExistsError,
+    RoomNotFoundError,
+    ValidationError,
+)
+
+cdef extern from "net.h" nogil:
+    double wsc_coarse_now()
+
+cdef dict POLICIES = {
+    "disconnect": DISCONNECT,
+    "drop_oldest": DROP_OLDEST,
+    "drop_newest": DROP_NEWEST,
+}
+
+# The longest id of a client, a user or a room, in characters.
+cdef Py_ssize_t ID_MAX = 256
+cdef object find_forbidden = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
+
+
+def check_id(str kind, value):
+    """Checks the id of a client, a user or a room.
+
+    Args:
+        kind: what it is the id of, for the error's text.
+        value: a non-empty str of at most 256 characters without control characters.
+
+    Returns:
+        str: the value.
+
+    Raises:
+        ValidationError: it is not that.
+
+    Thread-safety: any thread.
+    """
+    if not isinstance(value, str):
+        raise ValidationError(f"a {kind} id must be a str, not {type(value).__name__}")
+    if not 0 < len(value) <= ID_MAX:
+        raise ValidationError(
+            f"a {kind} id must have 1 to {ID_MAX} characters, this one has {len(value)}"
+        )
+    if find_forbidden(value) is not None:
+        raise ValidationError(f"a {kind} id may not hold control characters: {value!a}")
+    return value
+
+
+cdef str checked_key(object key):
+    # Interned, so that outboxes can tell keys apart by their address.
+    if type(key) is not str:
+        raise ValidationError(f"a conflation key must be a str, not {type(key).__name__}")
+    return intern(key)
+
+
+cdef class Engine(Fanout):
+    """Base of Hub: what it does with clients, users, rooms and messages (internal)."""
+
+    def __cinit__(self):
+        self.clients = {}
+        self.users = {}
+        self.rooms = {}
+        self.closing = set()
+        self.everyone = []
+        self.message_handlers = ()
+
+    # --- the loop and the configuration (for hub.py) ---
+
+    def _attach(self, loop):
+        """Binds to the running loop of this thread, or to none."""
+        self.attach(loop)
+        self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
+
+    def _is_away(self):
+        """Whether the hub runs, and in another thread."""
+        return self.away()
+
+    def _set_limits(self, unsigned int messages, Py_ssize_t nbytes, str policy, double budget):
+        self.limits.messages = messages
+        self.limits.nbytes = nbytes
+        self.limits.policy = POLICIES[policy]
+        self.budget = budget
+
+    def _set_message_handlers(self, tuple handlers):
+        self.message_handlers = handlers
+        self.message_handler = handlers[0] if len(handlers) == 1 else None
+
+    cdef bint away(self) noexcept:
+        return self.thread_id != 0 and self.thread_id != PyThread_get_thread_ident()
+
+    # --- who is here (for connection.pyx) ---
+
+    cdef int admit(self, Sink sink) except -1:
+        """Makes a connection one of the hub's clients; its id must be free."""
+        cdef MemberSet user
+        if sink.user_id != sink.id:
+            user = self.users.get(sink.user_id)
+            if user is None:
+                user = MemberSet.__new__(MemberSet, sink.user_id)
+                self.users[sink.user_id] = user
+            user.add(sink)
+        self.clients[sink.id] = sink
+        sink.slot = PyList_GET_SIZE(self.everyone)
+        self.everyone.append(sink)
+        return 0
+
+    cdef int expel(self, Sink sink) except -1:
+        """Takes a client out of every set, so that nothing more is queued for it; idempotent."""
+        cdef Sink last
+        cdef MemberSet user
+        if sink.slot < 0:
+            return 0
+        last = <Sink>self.everyone.pop()
+        if last is not sink:
+            self.everyone[sink.slot] = last
+            last.slot = sink.slot
+        sink.slot = -1
+        # Compared by identity: the id may belong to the connection that replaced this one.
+        if self.clients.get(sink.id) is sink:
+            del self.clients[sink.id]
+        if sink.memberships is not None:
+            for members in list(sink.memberships):
+                (<MemberSet>members).discard(sink)
+            user = self.users.get(sink.user_id)
+            if user is not None and user.size() == 0:
+                del self.users[sink.user_id]
+        return 0
+
+    cdef Sink find_client(self, object client_id):
+        cdef PyObject* found = PyDict_GetItemWithError(self.clients, client_id)
+        if found == NULL:
+            check_id("client", client_id)
+            raise ClientNotFoundError(f"no connected client has the id {client_id!a}")
+        return <Sink>found
+
+    cdef MemberSet find_room(self, object room_id):
+        cdef PyObject* found = PyDict_GetItemWithError(self.rooms, room_id)
+        if found == NULL:
+            check_id("room", room_id)
+            raise RoomNotFoundError(f"there is no room with the id {room_id!a}")
+        return <MemberSet>found
+
+    # --- connection management ---
+
+    def get_connected_clients(self):
+        """How many clients are connected.
+
+        Returns:
+            int: open clients; those in the closing handshake no longer count.
+
+        Thread-safety: any thread. Source: go-wsc `GetConnectedClients`.
+        """
+        return PyList_GET_SIZE(self.everyone)
+
+    def get_connected_client_ids(self):
+        """The ids of all connected clients.
+
+        Returns:
+            list[str]: in no particular order.
+
+        Thread-safety: any thread. Source: go-wsc `GetConnectedClientsIDs`.
+        """
+        return list(self.clients)
+
+    def get_client_by_id(self, client_id):
+        """The connected client with this id.
+
+        Args:
+            client_id: a str.
+
+        Returns:
+            Client | None: None when no connected client has the id.
+
+        Thread-safety: any thread. Source: go-wsc `GetClientByID`.
+        """
+        return self.clients.get(client_id)
+
+    def get_all_connected_users(self):
+        """The ids of all users with at least one connected client.
+
+        Returns:
+            list[str]: each once, in no particular order.
+
+        Thread-safety: any thread. Source: go-wsc `GetAllConnectedUsers`.
+        """
+        cdef set users = set(self.users)
+        cdef Sink sink
+        for sink in self.everyone:
+            users.add(sink.user_id)
+        return list(users)
+
+    def get_clients_by_user(self, user_id):
+        """The connected clients of a user.
+
+        Args:
+            user_id: a str.
+
+        Returns:
+            list[Client]: empty when the user has none.
+
+        Thread-safety: any thread.
+        """
+        cdef MemberSet user = self.users.get(user_id)
+        cdef list found = [] if user is None else list(user.items)
+        cdef Sink sink = self.clients.get(user_id)
+        if sink is not None and sink.user_id == user_id:
+            found.append(sink)
+        return found
+
+    # --- sending ---
+
+    def broadcast(self, message, *, exclude=(), key=None):
+        """Queues a message for every connected client.
+
+        Args:
+            message: bytes (a binary message) or str (a text message).
+            exclude: ids of clients, or Client objects, that do not get it.
+            key: conflation key, a str: a message that still waits in an outbox under the same key
+                is replaced by this one, which takes its place at the end of the queue.
+
+        Returns:
+            int: how many clients it was queued for. A full outbox is dealt with by
+            HubConfig.overflow and counted in the stats.
+
+        Raises:
+            ValidationError: the message or the key cannot be used; nobody gets anything.
+
+        Thread-safety: any thread. Source: go-wsc `Broadcast`.
+        """
+        if self.away():
+            return self._on_loop(partial(self.broadcast, message, exclude=exclude, key=key))
+        return self.publish(self.everyone, message, exclude, key)
+
+    def broadcast_text(self, text):
+        """Queues a text message for every connected client.
+
+        Args:
+            text: a str.
+
+        Returns:
+            int: how many clients it was queued for.
+
+        Raises:
+            ValidationError: `text` is not a str, or holds a lone surrogate.
+
+        Thread-safety: any thread. Source: go-wsc `BroadcastText`.
+        """
+        return self.broadcast(checked_text(text))
+
+    def broadcast_to_room(self, room_id, message, *, exclude=(), key=None):
+        """Queues a message for every member of a room.
+
+        Args:
+            room_id: a str.
+            message, exclude, key: as for `broadcast`.
+
+        Returns:
+            int: how many members it was queued for.
+
+        Raises:
+            RoomNotFoundError: there is no such room.
+            ValidationError: the message, the key or the id cannot be used.
+
+        Thread-safety: any thread. Source: go-wsc `BroadcastToRoom`.
+        """
+        if self.away():
+            return self._on_loop(
+                partial(self.broadcast_to_room, room_id, message, exclude=exclude, key=key)
+            )
+        return self.publish(self.find_room(room_id).items, message, exclude, key)
+
+    def send_to_client(self, client_id, message, *, key=None):
+        """Queues a message for one client.
+
+        Args:
+            client_id: a str.
+            message, key: as for `broadcast`.
+
+        Raises:
+            ClientNotFoundError: no connected client has the id.
+            QueueFullError: its outbox is full and the overflow policy made no room.
+            ValidationError: the message, the key or the id cannot be used.
+
+        Thread-safety: any thread. Source: go-wsc `SendToClient`.
+        """
+        if self.away():
+            self._on_loop(partial(self.send_to_client, client_id, message, key=key))
+            return
+        self.deliver(self.find_client(client_id), encode_message(message), key, RUN_NORMAL)
+
+    def send_text_to_client(self, client_id, text):
+        """Queues a text message for one client.
+
+        Args:
+            client_id: a str.
+            text: a str.
+
+        Raises:
+            ClientNotFoundError, QueueFullError, ValidationError: as `send_to_client`.
+
+        Thread-safety: any thread. Source: go-wsc `SendTextToClient`.
+        """
+        self.send_to_client(client_id, checked_text(text))
+
+    cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1:
+        cdef PyObject* key_ptr = NULL
+        cdef str interned
+        cdef int result
+        if key is not None:
+            interned = checked_key(key)
+            key_ptr = <PyObject*>interned
+        self.counters.messages_out += 1
+        result = outbox_push(
+            &sink.box, &self.limits, &self.counters, <PyObject*>frame, key_ptr, run
+        )
+        if result == PUSHED:
+            self.counters.deliveries += 1
+            if sink.dirty_at < 0:
+                self.mark(sink)
+            return 0
+        if result == NO_MEMORY:
+            raise MemoryError(f"no memory for the outbox of client {sink.id!a}")
+        self.counters.refused += 1
+        raise QueueFullError(
+            f"the outbox of client {sink.id!a} is full: {sink.box.count} messages, "
+            f"{sink.box.nbytes} bytes wait (bounds: {self.limits.messages} messages, "
+            f"{self.limits.nbytes} bytes)"
+        )
+
+    cdef Py_ssize_t publish(self, list items, object message, object exclude, object key) except -1:
+        cdef bytes frame = encode_message(message)
+        cdef PyObject* key_ptr = NULL
+        cdef str interned
+        cdef list skipped = None
+        cdef Sink sink
+        if key is not None:
+            interned = checked_key(key)
+            key_ptr = <PyObject*>interned
+        self.counters.messages_out += 1
+        if type(exclude) is tuple and not exclude:
+            return push_all(self, items, frame, key_ptr, RUN_NORMAL)
+        if isinstance(exclude, str):
+            raise ValidationError("exclude must be an iterable of client ids, not a single str")
+        skipped = []
+        for item in exclude:
+            found = item if isinstance(item, Sink) else self.clients.get(item)
+            if found is not None:
+                skipped.append(found)
+        try:
+            for sink in skipped:
+                sink.skip = True
+            return push_all(self, items, frame, key_ptr, RUN_NORMAL)
+        finally:
+            for sink in skipped:
+                sink.skip = False
+
+    # --- rooms ---
+
+    def create_room(self, room_id):
+        """Makes an empty room.
+
+        Args:
+            room_id: 1 to 256 characters, no control characters.
+
+        Raises:
+            RoomExistsError: there is one already.
+            LimitError: HubConfig.max_rooms is reached.
+            ValidationError: the id cannot be used.
+
+        Thread-safety: any thread. Source: go-wsc `CreateRoom`.
+        """
+        if self.away():
+            self._on_loop(partial(self.create_room, room_id))
+            return
+        check_id("room", room_id)
+        if room_id in self.rooms:
+            raise RoomExistsError(f"there is a room with the id {room_id!a} already")
+        if len(self.rooms) >= self.max_rooms:
+            raise LimitError(f"the hub has {len(self.rooms)} rooms, as many as max_rooms allows")
+        self.rooms[room_id] = Room.__new__(Room, room_id)
+
+    def delete_room(self, room_id):
+        """Removes a room; its members stay connected.
+
+        Args:
+            room_id: a str.
+
+        Raises:
+            RoomNotFoundError: there is no such room.
+
+        Thread-safety: any thread. Source: go-wsc `DeleteRoom`.
+        """
+        cdef MemberSet room
+        if self.away():
+            self._on_loop(partial(self.delete_room, room_id))
+            return
+        room = self.find_room(room_id)
+        del self.rooms[room_id]
+        for sink in list(room.items):
+            room.discard(<Sink>sink)
+
+    def join_room(self, client_id, room_id):
+        """Makes a client a member of a room; joining twice is joining once.
+
+        Args:
+            client_id: a str.
+            room_id: a str.
+
+        Raises:
+            ClientNotFoundError: no connected client has the id.
+            RoomNotFoundError: there is no such room (see `create_room`).
+            LimitError: HubConfig.max_rooms_per_client is reached.
+
+        Thread-safety: any thread. Source: go-wsc `JoinRoom`.
+        """
+        cdef Sink sink
+        cdef MemberSet room
+        if self.away():
+            self._on_loop(partial(self.join_room, client_id, room_id))
+            return
+        sink = self.find_client(client_id)
+        room = self.find_room(room_id)
+        if sink.memberships is not None and len(sink.memberships) >= self.max_rooms_per_client:
+            if room in sink.memberships:
+                return
+            if len(rooms_of(sink)) >= self.max_rooms_per_client:
+                raise LimitError(
+                    f"client {client_id!a} is in {self.max_rooms_per_client} rooms, as many as "
+                    "max_rooms_per_client allows"
+                )
+        room.add(sink)
+
+    def leave_room(self, client_id, room_id):
+        """Ends a client's membership of a room, if it has one.
+
+        Args:
+            client_id: a str.
+            room_id: a str.
+
+        Raises:
+            ClientNotFoundError: no connected client has the id.
+            RoomNotFoundError: there is no such room.
+
+        Thread-safety: any thread. Source: go-wsc `LeaveRoom`.
+        """
+        if self.away():
+            self._on_loop(partial(self.leave_room, client_id, room_id))
+            return
+        self.find_room(room_id).discard(self.find_client(client_id))
+
+    def get_room_clients(self, room_id):
+        """The ids of a room's members.
+
+        Args:
+            room_id: a str.
+
+        Returns:
+            list[str]: in no particular order.
+
+        Raises:
+            RoomNotFoundError: there is no such room.
+
+        Thread-safety: any thread. Source: go-wsc `GetRoomClients`.
+        """
+        cdef Sink sink
+        if self.away():
+            return self._on_loop(partial(self.get_room_clients, room_id))
+        return [sink.id for sink in self.find_room(room_id).items]
+
+    def get_rooms(self):
+        """The ids of all rooms.
+
+        Returns:
+            list[str]: in the order of their creation.
+
+        Thread-safety: any thread.
+        """
+        return list(self.rooms)
+
+    def get_client_rooms(self, client_id):
+        """The ids of the rooms that a client is in.
+
+        Args:
+            client_id: a str.
+
+        Returns:
+            list[str]: in the order of joining.
+
+        Raises:
+            ClientNotFoundError: no connected client has the id.
+
+        Thread-safety: any thread.
+        """
+        if self.away():
+            return self._on_loop(partial(self.get_client_rooms, client_id))
+        return rooms_of(self.find_client(client_id))
+
+    # --- heartbeat and stats (for hub.py) ---
+
+    def _sweep(self, double share):
+        """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
+        cdef double now = wsc_coarse_now()
+        cdef Py_ssize_t turns = <Py_ssize_t>(PyList_GET_SIZE(self.everyone) * share) + 1
+        for _ in range(min(turns, PyList_GET_SIZE(self.everyone))):
+            # A check may take its client out of the list, so the place is bounded each time.
+            if self.sweep_at >= PyList_GET_SIZE(self.everyone):
+                self.sweep_at = 0
+                if PyList_GET_SIZE(self.everyone) == 0:
+                    return
+            (<Sink>PyList_GET_ITEM(self.everyone, self.sweep_at)).check_alive(now)
+            self.sweep_at += 1
+
+    def _open_clients(self):
+        return list(self.everyone)
+
+    def _closing_clients(self):
+        return list(self.closing)
+
+    def _counters(self):
+        """The counters since the last reset, and the outbox totals of this moment."""
+        cdef Sink sink
+        cdef Py_ssize_t messages = 0
+        cdef Py_ssize_t nbytes = 0
+        cdef dict counters = self.counters
+        for sink in self.everyone:
+            messages += sink.box.count
+            nbytes += sink.box.nbytes
+        counters["queued_messages"] = messages
+        counters["queued_bytes"] = nbytes
+        return counters
+
+    def _reset_counters(self):
+        memset(&self.counters, 0, sizeof(Counters))
+        self.longest_flush = 0.0
+
+    def _count_rejected(self, str why):
+        if why == "full":
+            self.counters.rejected_full += 1
+        elif why == "origin":
+            self.counters.rejected_origin += 1
+        elif why == "auth":
+            self.counters.rejected_auth += 1
+        else:
+            self.counters.rejected_request += 1
+
+    def _count_replaced(self):
+        self.counters.replaced_clients += 1
+
+    def _count_callback_error(self):
+        self.counters.callback_errors += 1
+
+
+cdef object checked_text(object text):
+    if not isinstance(text, str):
+        raise ValidationError(f"text must be a str, not {type(text).__name__}")
+    return text
+
+
+cdef list rooms_of(Sink sink):
+    if sink.memberships is None:
+        return []
+    return [(<Room>members).id for members in sink.memberships if isinstance(members, Room)]

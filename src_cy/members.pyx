@@ -1,0 +1,90 @@
+"""Dense sets of clients and the walk over them that a broadcast is.
+
+The walk calls no Python code and changes no set: clients whose outbox overflows under the policy
+"disconnect" are collected and closed after it, so that nobody is skipped or met twice.
+"""
+
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.object cimport PyObject
+
+from wsc_fast._core.fanout cimport Fanout
+from wsc_fast._core.outbox cimport (
+    DISCONNECT,
+    NO_MEMORY,
+    PUSHED,
+    Counters,
+    Limits,
+    Sink,
+    outbox_push,
+)
+
+
+cdef class MemberSet:
+    """The members of a room, or the clients of a user (internal)."""
+
+    def __cinit__(self, str id):
+        self.id = id
+        self.items = []
+
+    cdef bint add(self, Sink sink) except -1:
+        if sink.memberships is None:
+            sink.memberships = {}
+        elif self in sink.memberships:
+            return False
+        sink.memberships[self] = PyList_GET_SIZE(self.items)
+        self.items.append(sink)
+        return True
+
+    cdef bint discard(self, Sink sink) except -1:
+        cdef Py_ssize_t slot
+        cdef Sink last
+        if sink.memberships is None or self not in sink.memberships:
+            return False
+        slot = sink.memberships.pop(self)
+        if not sink.memberships:
+            sink.memberships = None
+        last = <Sink>self.items.pop()
+        if last is not sink:
+            self.items[slot] = last
+            last.memberships[self] = slot
+        return True
+
+    cdef Py_ssize_t size(self) noexcept:
+        return PyList_GET_SIZE(self.items)
+
+
+cdef class Room(MemberSet):
+    """A named set of clients (internal)."""
+
+
+cdef Py_ssize_t push_all(
+    Fanout fanout, list items, bytes frame, PyObject* key, int run
+) except -1:
+    cdef Py_ssize_t queued = 0
+    cdef Py_ssize_t i
+    cdef int result
+    cdef Sink sink
+    cdef list slow = None
+    cdef Counters* counters = &fanout.counters
+    cdef const Limits* limits = &fanout.limits
+    for i in range(PyList_GET_SIZE(items)):
+        sink = <Sink>PyList_GET_ITEM(items, i)
+        if sink.skip:
+            continue
+        result = outbox_push(&sink.box, limits, counters, <PyObject*>frame, key, run)
+        if result == PUSHED:
+            queued += 1
+            if sink.dirty_at < 0:
+                fanout.mark(sink)
+        elif result == NO_MEMORY or limits.policy == DISCONNECT:
+            if slow is None:
+                slow = []
+            slow.append(sink)
+        else:
+            sink.box.dropped += 1
+            counters.dropped_newest += 1
+    counters.deliveries += queued
+    if slow is not None:
+        for sink in slow:
+            sink.too_slow()
+    return queued

@@ -1,0 +1,225 @@
+"""The bounded queue of frames of one client: priorities, conflation, overflow.
+
+Rules
+1.  The ring holds the entries in the order in which they will be sent: by priority, and within a
+    priority in the order of the calls. `runs` counts the entries of each priority, so that where
+    a priority begins and ends follows from the counts.
+2.  Bounds count data only in so far as they refuse data: pings, pongs and the close frame always
+    go in. A single message larger than the byte bound is taken when nothing else waits.
+3.  A key names at most one waiting entry. A newer frame under the key removes the older one and
+    takes its own place at the end of its priority, so that order stays the order of the calls.
+"""
+
+from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
+from libc.string cimport memset
+
+cdef enum:
+    FIRST_CAPACITY = 4
+    # A drained ring larger than this is given back at once.
+    KEPT_CAPACITY = 64
+
+
+cdef bint grow(Outbox* box) noexcept:
+    cdef unsigned int capacity = box.capacity * 2 if box.capacity else FIRST_CAPACITY
+    cdef Entry* ring = <Entry*>PyMem_Malloc(capacity * sizeof(Entry))
+    cdef unsigned int i
+    if ring == NULL:
+        return False
+    for i in range(box.count):
+        ring[i] = outbox_at(box, i)[0]
+    PyMem_Free(box.ring)
+    box.ring = ring
+    box.capacity = capacity
+    box.head = 0
+    return True
+
+
+cdef unsigned int end_of_run(const Outbox* box, int run) noexcept:
+    # The index behind the last entry of this priority or a higher one.
+    cdef unsigned int end = 0
+    cdef int i
+    for i in range(run, RUNS):
+        end += box.runs[i]
+    return end
+
+
+cdef void remove(Outbox* box, unsigned int index, int run) noexcept:
+    # Takes one entry out of the middle and closes the gap from the nearer end.
+    cdef Entry entry = outbox_at(box, index)[0]
+    cdef unsigned int i
+    if index < box.count - index - 1:
+        for i in range(index, 0, -1):
+            outbox_at(box, i)[0] = outbox_at(box, i - 1)[0]
+        box.head = (box.head + 1) & (box.capacity - 1)
+    else:
+        for i in range(index, box.count - 1):
+            outbox_at(box, i)[0] = outbox_at(box, i + 1)[0]
+    box.count -= 1
+    box.runs[run] -= 1
+    box.nbytes -= PyBytes_GET_SIZE(<object>entry.frame)
+    if entry.key != NULL:
+        box.keyed -= 1
+        Py_DECREF(<object>entry.key)
+    Py_DECREF(<object>entry.frame)
+
+
+cdef bint remove_key(Outbox* box, PyObject* key) noexcept:
+    # Keys are interned, so that a pointer tells them apart; the entry's reference keeps it valid.
+    cdef unsigned int index
+    cdef unsigned int end = 0
+    cdef int run
+    for index in range(box.count):
+        if outbox_at(box, index).key == key:
+            for run in range(RUNS - 1, -1, -1):
+                end += box.runs[run]
+                if index < end:
+                    remove(box, index, run)
+                    return True
+    return False
+
+
+cdef int lowest_run(const Outbox* box) noexcept:
+    # The lowest priority of the data that waits, or RUN_CONTROL when there is none.
+    cdef int run
+    for run in range(RUN_CONTROL):
+        if box.runs[run]:
+            return run
+    return RUN_CONTROL
+
+
+cdef bint fits(const Outbox* box, const Limits* limits, Py_ssize_t size) noexcept:
+    cdef unsigned int waiting = box.count - box.runs[RUN_CONTROL]
+    if waiting == 0:
+        return True
+    return waiting < limits.messages and box.nbytes + size <= limits.nbytes
+
+
+cdef bint make_room(
+    Outbox* box, const Limits* limits, Counters* counters, Py_ssize_t size, int run,
+) noexcept:
+    # Evicts what the policy allows, never anything of a higher priority than the new message.
+    cdef int victim
+    while not fits(box, limits, size):
+        victim = lowest_run(box)
+        if limits.policy == DROP_OLDEST and victim <= run:
+            remove(box, end_of_run(box, victim + 1), victim)
+            counters.dropped_oldest += 1
+        elif limits.policy == DROP_NEWEST and victim < run:
+            remove(box, end_of_run(box, victim) - 1, victim)
+            counters.dropped_newest += 1
+        else:
+            return False
+        box.dropped += 1
+    return True
+
+
+cdef int outbox_push_slow(
+    Outbox* box, const Limits* limits, Counters* counters,
+    PyObject* frame, PyObject* key, int run,
+) noexcept:
+    if key != NULL and box.keyed and remove_key(box, key):
+        counters.conflated += 1
+    if run != RUN_CONTROL:
+        if not make_room(box, limits, counters, PyBytes_GET_SIZE(<object>frame), run):
+            return REFUSED
+    return outbox_append(box, frame, key, run)
+
+
+cdef int outbox_append(Outbox* box, PyObject* frame, PyObject* key, int run) noexcept:
+    cdef unsigned int index = end_of_run(box, run)
+    cdef unsigned int i
+    cdef Entry* entry
+    if box.count == box.capacity and not grow(box):
+        return NO_MEMORY
+    for i in range(box.count, index, -1):
+        outbox_at(box, i)[0] = outbox_at(box, i - 1)[0]
+    entry = outbox_at(box, index)
+    entry.frame = frame
+    entry.key = key
+    Py_INCREF(<object>frame)  # released by outbox_pop, outbox_clear or remove
+    Py_XINCREF(key)           # likewise
+    box.count += 1
+    box.runs[run] += 1
+    box.keyed += key != NULL
+    box.nbytes += PyBytes_GET_SIZE(<object>frame)
+    return PUSHED
+
+
+cdef int outbox_close(Outbox* box, PyObject* frame) noexcept:
+    # The lowest priority is the end of the queue, and nothing is pushed after a close frame.
+    return outbox_append(box, frame, NULL, RUN_LOW)
+
+
+cdef void outbox_pop(Outbox* box) noexcept:
+    cdef Entry entry = outbox_at(box, 0)[0]
+    cdef int run = RUN_CONTROL
+    while not box.runs[run]:
+        run -= 1
+    box.runs[run] -= 1
+    box.head = (box.head + 1) & (box.capacity - 1)
+    box.count -= 1
+    box.nbytes -= PyBytes_GET_SIZE(<object>entry.frame)
+    if entry.key != NULL:
+        box.keyed -= 1
+        Py_DECREF(<object>entry.key)
+    Py_DECREF(<object>entry.frame)
+    if box.count == 0 and box.capacity > KEPT_CAPACITY:
+        outbox_trim(box)
+
+
+cdef unsigned int outbox_data_count(const Outbox* box) noexcept:
+    return box.count - box.runs[RUN_CONTROL]
+
+
+cdef unsigned int outbox_clear(Outbox* box) noexcept:
+    """Releases every entry; returns how many of them were not pings or pongs."""
+    cdef unsigned int data = outbox_data_count(box)
+    cdef unsigned int i
+    for i in range(box.count):
+        Py_DECREF(<object>outbox_at(box, i).frame)
+        Py_XDECREF(outbox_at(box, i).key)
+    box.count = 0
+    box.head = 0
+    box.keyed = 0
+    box.nbytes = 0
+    memset(box.runs, 0, sizeof(box.runs))
+    outbox_trim(box)
+    return data
+
+
+cdef void outbox_trim(Outbox* box) noexcept:
+    # Gives the ring of an empty outbox back.
+    if box.count == 0 and box.ring != NULL:
+        PyMem_Free(box.ring)
+        box.ring = NULL
+        box.capacity = 0
+        box.head = 0
+
+
+cdef class Sink(WSListener):
+    """The sending half of a connection (internal; `Client` is the public class)."""
+
+    def __cinit__(self):
+        memset(&self.box, 0, sizeof(Outbox))
+        self.dirty_at = -1
+        self.slot = -1
+        self.fd = -1
+        self.state = CONNECTING
+
+    def __dealloc__(self):
+        outbox_clear(&self.box)
+
+    cdef int drained(self) except -1:
+        return 0
+
+    cdef int broken(self, int error) except -1:
+        return 0
+
+    cdef int too_slow(self) except -1:
+        return 0
+
+    cdef int check_alive(self, double now) except -1:
+        return 0

@@ -1,0 +1,53 @@
+"""Runs async tests on uvloop, or on each loop where a test asks for `any_loop`; TLS contexts."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ssl
+
+import pytest
+import trustme
+import uvloop
+
+LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture(params=list(LOOPS))
+def any_loop(request: pytest.FixtureRequest) -> str:
+    """Has the test run once on uvloop and once on asyncio's own loop."""
+    return str(request.param)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a coroutine test to its end on a fresh loop."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    kind = pyfuncitem.funcargs.get("any_loop", "uvloop")
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
+        runner.run(pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """The test's own certificate authority."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    """A server's context for localhost and 127.0.0.1."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+    """A client's context that trusts `server_tls`."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context

@@ -1,0 +1,221 @@
+"""What tests share: a running hub, a raw client that can misbehave, and waiting for conditions."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import socket
+import ssl
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from wsc_fast import Hub
+
+TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
+
+
+@asynccontextmanager
+async def running(hub: Hub, **options: Any) -> AsyncIterator[Hub]:
+    """Serves a hub on a free port, and asserts at the end that nothing of it is left."""
+    await hub.start(**{"port": 0, **options})
+    try:
+        yield hub
+    finally:
+        await hub.stop(timeout=2.0)
+    assert hub.connections == 0
+    assert hub.get_connected_clients() == 0
+    assert hub.loop is None
+
+
+async def eventually(condition: Callable[[], object], timeout: float = 10.0) -> None:
+    """Returns once the condition holds; there is no event to wait for, so it is polled."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"did not come true in {timeout} s"
+        await asyncio.sleep(0.001)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as the server sent it."""
+
+    opcode: int
+    payload: bytes
+    fin: bool = True
+    rsv: int = 0
+
+    @property
+    def code(self) -> int:
+        """Close code of a close frame, 1005 where it has none."""
+        assert self.opcode == CLOSE
+        return struct.unpack("!H", self.payload[:2])[0] if self.payload else 1005
+
+
+def encode(
+    opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True
+) -> bytes:
+    """A client's frame; its mask is zero, so that the payload can be read in the bytes."""
+    first = (0x80 if fin else 0) | rsv << 4 | opcode
+    mask_bit = 0x80 if masked else 0
+    size = len(payload)
+    if size < 126:
+        head = struct.pack("!BB", first, mask_bit | size)
+    elif size < 65536:
+        head = struct.pack("!BBH", first, mask_bit | 126, size)
+    else:
+        head = struct.pack("!BBQ", first, mask_bit | 127, size)
+    return head + (b"\0\0\0\0" if masked else b"") + payload
+
+
+class RawClient:
+    """A client on a bare socket: reads only when told to, and sends whatever it is told to."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.buffer = bytearray()
+        self.response = b""
+
+    @classmethod
+    async def open(
+        cls,
+        hub: Hub,
+        path: str = "/ws",
+        *,
+        headers: Sequence[tuple[str, str]] = (),
+        rcvbuf: int | None = None,
+        tail: bytes = b"",
+        upgrade: bool = True,
+    ) -> RawClient:
+        """Connects; with `upgrade` also shakes hands, sending `tail` in the same segment."""
+        sock = socket.socket()
+        if rcvbuf is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, ("127.0.0.1", hub.port))
+        client = cls(sock)
+        if upgrade:
+            await client.send_raw(client.request(hub, path, headers) + tail)
+            await client.read_response()
+            assert client.response.startswith(b"HTTP/1.1 101 "), client.response
+        return client
+
+    @staticmethod
+    def request(
+        hub: Hub, path: str = "/ws", headers: Sequence[tuple[str, str]] = (), **replaced: str
+    ) -> bytes:
+        """The bytes of an upgrade request; `replaced` by header name with _ for -, "" removes."""
+        fields = {
+            "Host": f"127.0.0.1:{hub.port}",
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+        }
+        for name, value in replaced.items():
+            fields[name.replace("_", "-")] = value
+        lines = [f"GET {path} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in fields.items() if value]
+        lines += [f"{name}: {value}" for name, value in headers]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+    async def send_raw(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def send(self, opcode: int, payload: bytes = b"", **options: Any) -> None:
+        await self.send_raw(encode(opcode, payload, **options))
+
+    async def read_response(self, timeout: float = 10.0) -> bytes:
+        """Reads the head of an HTTP response; what follows stays in the buffer."""
+        while b"\r\n\r\n" not in self.buffer:
+            if not await self._more(timeout):
+                break
+        head, _, rest = bytes(self.buffer).partition(b"\r\n\r\n")
+        self.response = head
+        self.buffer = bytearray(rest)
+        return head
+
+    async def read_all(self, timeout: float = 10.0) -> bytes:
+        """Reads to the end of the stream, or a reset."""
+        try:
+            while await self._more(timeout):
+                pass
+        except ConnectionError:
+            pass
+        return bytes(self.buffer)
+
+    async def _more(self, timeout: float) -> bool:
+        async with asyncio.timeout(timeout):
+            data = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 18)
+        self.buffer += data
+        return bool(data)
+
+    def _parse(self) -> Frame | None:
+        data = self.buffer
+        if len(data) < 2:
+            return None
+        assert not data[1] & 0x80, "a server frame is masked"
+        size, start = data[1] & 0x7F, 2
+        if size == 126:
+            if len(data) < 4:
+                return None
+            (size,), start = struct.unpack_from("!H", data, 2), 4
+        elif size == 127:
+            if len(data) < 10:
+                return None
+            (size,), start = struct.unpack_from("!Q", data, 2), 10
+        if len(data) < start + size:
+            return None
+        frame = Frame(
+            data[0] & 0x0F,
+            bytes(data[start : start + size]),
+            bool(data[0] & 0x80),
+            data[0] >> 4 & 7,
+        )
+        del data[: start + size]
+        return frame
+
+    async def recv(self, timeout: float = 10.0) -> Frame:
+        """The next frame; ConnectionError at the end of the stream."""
+        while True:
+            frame = self._parse()
+            if frame is not None:
+                return frame
+            if not await self._more(timeout):
+                raise ConnectionResetError("end of stream")
+
+    async def recv_rest(self, timeout: float = 10.0) -> list[Frame]:
+        """All frames to the end of the stream; asserts that they are whole."""
+        frames = []
+        try:
+            while True:
+                frames.append(await self.recv(timeout))
+        except ConnectionError:
+            pass
+        assert not self.buffer, f"the stream ends in a torn frame: {bytes(self.buffer[:40])!r}"
+        return frames
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def reset(self) -> None:
+        """Closes with RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+
+def tls_options(context: ssl.SSLContext | None) -> dict[str, Any]:
+    """Keyword arguments of `Hub.start` for a server context or none."""
+    return {} if context is None else {"ssl": context}

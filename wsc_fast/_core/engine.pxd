@@ -1,0 +1,44 @@
+"""What the Hub does with clients, users, rooms and messages, compiled: the base class of Hub.
+
+Way of a message through it: the public method checks its thread, frames the message once, finds
+the recipients, and pushes the frame to each; the flush (fanout.pxd) does the rest at the end of
+the tick.
+"""
+
+from cpython.object cimport PyObject
+
+from wsc_fast._core.fanout cimport Fanout
+from wsc_fast._core.members cimport MemberSet
+from wsc_fast._core.outbox cimport Sink
+
+cdef class Engine(Fanout):
+    cdef:
+        dict clients       # id -> Sink, the open ones
+        dict users         # user id -> MemberSet, of clients whose user_id is not their id
+        dict rooms         # id -> Room
+        set closing        # of Sink: those in the closing handshake, or being aborted
+        list everyone      # of Sink, the open ones, dense; Sink.slot is the place in it
+        unsigned long thread_id      # of the loop's thread; 0 while not running
+        Py_ssize_t sweep_at          # where the heartbeat goes on in `everyone`
+        # Set by Hub from its configuration.
+        public Py_ssize_t max_rooms
+        public Py_ssize_t max_rooms_per_client
+        public Py_ssize_t max_message_size
+        public Py_ssize_t max_fragments
+        public Py_ssize_t auth_input_bytes
+        public double heartbeat_interval
+        public double heartbeat_timeout
+        public double close_timeout
+        # Connections from the handshake's end until the transport is gone, closing ones too.
+        readonly Py_ssize_t connections
+        # What on_message_received has set: all of them, and the only one where there is one.
+        tuple message_handlers
+        object message_handler
+
+    cdef bint away(self) noexcept
+    cdef int admit(self, Sink sink) except -1
+    cdef int expel(self, Sink sink) except -1
+    cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
+    cdef Py_ssize_t publish(self, list items, object message, object exclude, object key) except -1
+    cdef Sink find_client(self, object client_id)
+    cdef MemberSet find_room(self, object room_id)

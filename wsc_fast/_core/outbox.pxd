@@ -1,0 +1,156 @@
+"""The bounded queue of frames that a client has not yet got, and the sending half of a client.
+
+Way of a frame through an outbox:
+
+    outbox_push            hub calls: behind everything of its priority or a higher one
+    outbox_at / outbox_pop flush: the head of the queue, in order, whole frames only
+    outbox_close           the close frame: behind everything, past the bounds, once
+    outbox_clear           the client has gone, or was too slow
+
+A frame that the kernel took in part leaves the outbox at once: its rest belongs to the transport
+(see fanout.pyx). So everything here may be dropped or replaced without tearing a frame.
+"""
+
+from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from picows.picows cimport WSListener
+
+cdef enum:
+    # Runs of an outbox, lowest priority first; Priority.LOW.value - 1 and so on.
+    RUN_LOW = 0
+    RUN_NORMAL = 1
+    RUN_HIGH = 2
+    RUN_CRITICAL = 3
+    RUN_CONTROL = 4  # pings and pongs: ahead of all data, outside the bounds, never evicted
+    RUNS = 5
+
+cdef enum:
+    DISCONNECT = 0
+    DROP_OLDEST = 1
+    DROP_NEWEST = 2
+
+cdef enum:
+    PUSHED = 0
+    REFUSED = 1  # the bound is reached and the policy made no room
+    NO_MEMORY = 2
+
+cdef enum:
+    # States of a client, in their only order.
+    CONNECTING = 0     # accepted, not yet announced to the application
+    OPEN = 1
+    CLOSING = 2        # a close frame is queued or sent; no data in either direction any more
+    CLOSED = 3         # the connection is gone
+
+cdef struct Entry:
+    PyObject* frame    # owned: bytes
+    PyObject* key      # owned or NULL: the interned str of a conflated message
+
+cdef struct Outbox:
+    Entry* ring                # owned; NULL until the first push
+    unsigned int capacity      # of the ring, a power of two
+    unsigned int head
+    unsigned int count
+    unsigned int keyed         # entries with a key
+    unsigned int runs[RUNS]    # entries per priority; the ring holds the highest priority first
+    Py_ssize_t nbytes
+    unsigned long long dropped  # messages dropped here since the client connected
+
+cdef struct Limits:
+    unsigned int messages
+    Py_ssize_t nbytes
+    int policy
+
+cdef struct Counters:
+    # Written by the loop's thread only; each is read by get_stats.
+    unsigned long long messages_in
+    unsigned long long bytes_in
+    unsigned long long messages_out       # calls that framed a message
+    unsigned long long deliveries         # frames put into an outbox
+    unsigned long long frames_sent        # frames given to the kernel or the transport
+    unsigned long long bytes_out
+    unsigned long long flushes
+    unsigned long long sends
+    unsigned long long partial_sends
+    unsigned long long conflated
+    unsigned long long dropped_oldest
+    unsigned long long dropped_newest
+    unsigned long long dropped_slow       # backlog of a client that was disconnected for being slow
+    unsigned long long dropped_closed     # backlog of a connection that went away
+    unsigned long long refused            # QueueFullError
+    unsigned long long slow_disconnects
+    unsigned long long connections
+    unsigned long long replaced_clients
+    unsigned long long protocol_errors
+    unsigned long long heartbeat_timeouts
+    unsigned long long callback_errors
+    unsigned long long rejected_full
+    unsigned long long rejected_origin
+    unsigned long long rejected_auth
+    unsigned long long rejected_request
+
+# The sending half of a connection: what fanout.pyx and members.pyx need to know of a client.
+cdef class Sink(WSListener):
+    cdef:
+        Outbox box
+        Py_ssize_t dirty_at        # where it stands in the dirty list, or -1
+        Py_ssize_t slot            # where it stands in the set of all clients, or -1
+        int fd                     # for send(); -1 over TLS and once the connection is gone
+        unsigned char state
+        bint blocked               # the transport holds bytes: only the transport may write
+        bint skip                  # left out of the broadcast under way
+        object write               # bound method: the asyncio transport's write
+        dict memberships           # MemberSet -> int, the slot there; None until the first
+        readonly str id
+        readonly str user_id
+
+    # The outbox is empty and nothing is blocked; called by the flush in state CLOSING.
+    cdef int drained(self) except -1
+    # The kernel refused to take more (EPIPE and the like).
+    cdef int broken(self, int error) except -1
+    # The outbox was full in a broadcast and the policy is "disconnect".
+    cdef int too_slow(self) except -1
+    # The heartbeat's turn, at `now` on the coarse monotonic clock.
+    cdef int check_alive(self, double now) except -1
+
+cdef int outbox_push_slow(
+    Outbox* box, const Limits* limits, Counters* counters,
+    PyObject* frame, PyObject* key, int run,
+) noexcept
+cdef int outbox_append(Outbox* box, PyObject* frame, PyObject* key, int run) noexcept
+cdef int outbox_close(Outbox* box, PyObject* frame) noexcept
+cdef void outbox_pop(Outbox* box) noexcept
+cdef unsigned int outbox_clear(Outbox* box) noexcept
+cdef void outbox_trim(Outbox* box) noexcept
+cdef unsigned int outbox_data_count(const Outbox* box) noexcept
+
+
+cdef inline Entry* outbox_at(const Outbox* box, unsigned int index) noexcept nogil:
+    return &box.ring[(box.head + index) & (box.capacity - 1)]
+
+
+cdef inline int outbox_push(
+    Outbox* box, const Limits* limits, Counters* counters,
+    PyObject* frame, PyObject* key, int run,
+) noexcept:
+    """Queues a frame behind all of its priority or a higher one; takes a reference to it.
+
+    The straight case is here, so that the broadcast's loop holds no call: normal priority, no key,
+    nothing of low priority waiting, and room in the bounds and the ring.
+    """
+    cdef Entry* entry
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(<object>frame)
+    if (
+        run == RUN_NORMAL and key == NULL and box.count < box.capacity
+        and box.runs[RUN_LOW] == 0 and box.count < limits.messages
+        and box.nbytes + size <= limits.nbytes
+    ):
+        entry = outbox_at(box, box.count)
+        entry.frame = frame
+        entry.key = NULL
+        Py_INCREF(<object>frame)  # released by outbox_pop, outbox_clear or an eviction
+        box.count += 1
+        box.runs[RUN_NORMAL] += 1
+        box.nbytes += size
+        return PUSHED
+    return outbox_push_slow(box, limits, counters, frame, key, run)

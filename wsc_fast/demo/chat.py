@@ -1,0 +1,390 @@
+"""A room chat on the public API of wsc_fast alone: the demo, and an example to copy from.
+
+Clients talk JSON text messages with a "type"; the two unions below are the whole protocol.
+
+    client -> server    join_room, leave_room, chat_message, room_list
+    server -> client    joined, user_joined, user_left, chat_message, room_list, error
+
+Rules that hold throughout:
+- Whatever a client sends, the worst answer is an `error` message: junk never raises.
+- Everything a client can make the server keep is bounded by the constants below.
+- The chat's own state changes before it calls the hub, because any send may end a slow client, and
+  so come back here through `on_client_disconnected`.
+- The sender gets its own chat_message back: that is how a page knows that the message arrived.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import re
+import socket
+import unicodedata
+from collections import deque
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+from wsc_fast import Client, ClientNotFoundError, Hub, HubConfig, Request, Response, WSCError
+
+LOBBY = "lobby"  # always there, the only room that outlives its last member
+
+MAX_NAME = 40  # characters of a room's or a person's name
+MAX_TEXT = 2_000  # characters of a chat message
+MAX_MESSAGE_BYTES = 32_768  # holds MAX_TEXT even if every character is escaped as a surrogate pair
+MAX_ROOMS = 500
+MAX_ROOMS_PER_CLIENT = 20
+MAX_MEMBERS = 200  # of one room: user_joined carries all names to all members
+HISTORY_MESSAGES = 50  # kept for each room, for those who come later
+HISTORY_CHARACTERS = 20_000  # and no more text than this
+ROOM_LIST_INTERVAL = 0.2  # seconds; however many come and go, the list is sent once in that time
+
+_JOINERS = {0x200C: None, 0x200D: None}  # invisible, but Persian words and emoji families need them
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+
+
+class _Message(msgspec.Struct, tag_field="type"):
+    """Base of all messages: one JSON object, told apart by its "type"."""
+
+
+class JoinRoom(_Message, tag="join_room"):
+    """Enter a room, making it if need be; in a room already entered, change the name."""
+
+    room: str
+    name: str
+
+
+class LeaveRoom(_Message, tag="leave_room"):
+    """Leave a room; answered by the `user_left` that everybody there gets."""
+
+    room: str
+
+
+class PostMessage(_Message, tag="chat_message"):
+    """Say something in a room."""
+
+    room: str
+    text: str
+
+
+class ListRooms(_Message, tag="room_list"):
+    """Ask for the rooms now; changes are sent unasked."""
+
+
+class RoomSummary(msgspec.Struct):
+    """One line of the list of rooms."""
+
+    room: str
+    members: int
+
+
+class RoomList(_Message, tag="room_list"):
+    """All rooms."""
+
+    rooms: list[RoomSummary]
+
+
+class ChatMessage(_Message, tag="chat_message"):
+    """Something said in a room."""
+
+    room: str
+    name: str
+    text: str
+    time: datetime
+
+
+class Joined(_Message, tag="joined"):
+    """To the one who joined; `name` ends in a number if another member had the wanted one."""
+
+    room: str
+    name: str
+    members: list[str]
+    history: list[ChatMessage]
+
+
+class UserJoined(_Message, tag="user_joined"):
+    """To everybody else in the room."""
+
+    room: str
+    name: str
+    members: list[str]
+
+
+class UserLeft(_Message, tag="user_left"):
+    """To everybody in the room, and to the one who left if still connected."""
+
+    room: str
+    name: str
+    members: list[str]
+
+
+class Error(_Message, tag="error", omit_defaults=True):
+    """A request was refused; `room` is the one it named, as it was given."""
+
+    message: str
+    room: str | None = None
+
+
+_Request = JoinRoom | LeaveRoom | PostMessage | ListRooms
+_decoder = msgspec.json.Decoder(_Request)
+_encoder = msgspec.json.Encoder()
+
+
+class _Refused(Exception):
+    """The client's request cannot be met; becomes an `error` message."""
+
+
+class _Room:
+    """What the chat knows of a room beyond the hub's membership."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, str] = {}  # client id -> name in this room
+        self.history: deque[ChatMessage] = deque()
+        self._history_characters = 0
+
+    def names(self) -> list[str]:
+        return sorted(self.members.values(), key=str.casefold)
+
+    def free_name(self, wanted: str, client_id: str) -> str:
+        """`wanted`, or with a number behind it if another member is called so."""
+        taken = {name.casefold() for key, name in self.members.items() if key != client_id}
+        name, number = wanted, 1
+        while name.casefold() in taken:
+            number += 1
+            suffix = f" {number}"
+            name = wanted[: MAX_NAME - len(suffix)] + suffix
+        return name
+
+    def remember(self, message: ChatMessage) -> None:
+        self.history.append(message)
+        self._history_characters += len(message.text)
+        while len(self.history) > HISTORY_MESSAGES or self._history_characters > HISTORY_CHARACTERS:
+            self._history_characters -= len(self.history.popleft().text)
+
+
+class Chat:
+    """The room chat; it answers the events of the hub it is given."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._rooms: dict[str, _Room] = {LOBBY: _Room()}
+        self._room_list_due: asyncio.TimerHandle | None = None
+        hub.create_room(LOBBY)
+        hub.on_client_connected(self._on_connected)
+        hub.on_client_disconnected(self._on_disconnected)
+        hub.on_message_received(self._on_message)
+
+    def _on_connected(self, client: Client) -> None:
+        # Kept with the client: by the time the hub tells of its disconnect, it is in no room.
+        client.set_user_data("rooms", set[str]())
+
+    def _on_disconnected(self, client: Client) -> None:
+        for room_name in list(_rooms_of(client)):
+            self._take_out(client, room_name)
+
+    def _on_message(self, client: Client, message: str | bytes) -> None:
+        if isinstance(message, bytes):
+            self._send(client, Error("Expected JSON in a text message, not a binary one."))
+            return
+        try:
+            request = _decoder.decode(message)
+        except (msgspec.DecodeError, RecursionError) as error:
+            self._send(client, Error(f"Not understood: {error}"[:200]))
+            return
+        try:
+            self._handle(client, request)
+        except (_Refused, WSCError) as error:  # WSCError: a bound of the hub's own configuration
+            self._send(client, Error(str(error), getattr(request, "room", None)))
+
+    def _handle(self, client: Client, request: _Request) -> None:
+        match request:
+            case JoinRoom(room, name):
+                self._join(client, _clean_name(room, "room name"), _clean_name(name, "name"))
+            case LeaveRoom(room):
+                self._leave(client, _clean_name(room, "room name"))
+            case PostMessage(room, text):
+                self._post(client, _clean_name(room, "room name"), text)
+            case ListRooms():
+                self._send(client, self._room_list())
+
+    def _join(self, client: Client, room_name: str, wanted: str) -> None:
+        if room_name in _rooms_of(client):
+            self._rename(client, room_name, wanted)
+            return
+        if len(_rooms_of(client)) >= MAX_ROOMS_PER_CLIENT:
+            raise _Refused(f"You can be in {MAX_ROOMS_PER_CLIENT} rooms at most.")
+        room = self._rooms.get(room_name)
+        if room is None:
+            if len(self._rooms) >= MAX_ROOMS:
+                raise _Refused(f"There can be {MAX_ROOMS} rooms at most.")
+            self._hub.create_room(room_name)
+            room = self._rooms[room_name] = _Room()
+        elif len(room.members) >= MAX_MEMBERS:
+            raise _Refused(f"The room is full: {MAX_MEMBERS} members.")
+        name = room.members[client.id] = room.free_name(wanted, client.id)
+        _rooms_of(client).add(room_name)
+        try:
+            self._hub.join_room(client.id, room_name)
+        except WSCError:
+            self._take_out(client, room_name)
+            raise
+        self._broadcast(room_name, UserJoined(room_name, name, room.names()), exclude=client.id)
+        self._welcome(client, room_name, room)
+        self._rooms_changed()
+
+    def _rename(self, client: Client, room_name: str, wanted: str) -> None:
+        room = self._rooms[room_name]
+        before, name = room.members[client.id], room.free_name(wanted, client.id)
+        if name != before:
+            room.members[client.id] = name
+            self._broadcast(room_name, UserLeft(room_name, before, room.names()), exclude=client.id)
+            self._broadcast(room_name, UserJoined(room_name, name, room.names()), exclude=client.id)
+        self._welcome(client, room_name, room)
+
+    def _leave(self, client: Client, room_name: str) -> None:
+        self._room_of(client, room_name)
+        with contextlib.suppress(ClientNotFoundError):
+            self._hub.leave_room(client.id, room_name)
+        self._send(client, self._take_out(client, room_name))
+
+    def _post(self, client: Client, room_name: str, text: str) -> None:
+        room = self._room_of(client, room_name)
+        text = text.replace("\r\n", "\n").strip()
+        if not 1 <= len(text) <= MAX_TEXT:
+            raise _Refused(f"A message has 1 to {MAX_TEXT} characters.")
+        if _CONTROL_CHARACTER.search(text):
+            raise _Refused("A message has no control characters.")
+        message = ChatMessage(room_name, room.members[client.id], text, datetime.now(UTC))
+        room.remember(message)
+        self._broadcast(room_name, message)
+
+    def _room_of(self, client: Client, room_name: str) -> _Room:
+        if room_name not in _rooms_of(client):
+            raise _Refused("You are not in this room.")
+        return self._rooms[room_name]
+
+    def _take_out(self, client: Client, room_name: str) -> UserLeft:
+        """Forget a member that the hub's room no longer has, and the room with its last member."""
+        room = self._rooms[room_name]
+        _rooms_of(client).discard(room_name)
+        name = room.members.pop(client.id)
+        notice = UserLeft(room_name, name, room.names())
+        if room.members or room_name == LOBBY:
+            self._broadcast(room_name, notice)
+        else:
+            del self._rooms[room_name]
+            self._hub.delete_room(room_name)
+        self._rooms_changed()
+        return notice
+
+    def _welcome(self, client: Client, room_name: str, room: _Room) -> None:
+        name = room.members.get(client.id)
+        if name is not None:  # else it went while the others were told
+            self._send(client, Joined(room_name, name, room.names(), list(room.history)))
+
+    def _room_list(self) -> RoomList:
+        return RoomList(
+            [RoomSummary(name, len(room.members)) for name, room in sorted(self._rooms.items())]
+        )
+
+    def _rooms_changed(self) -> None:
+        if self._room_list_due is None:
+            loop = asyncio.get_running_loop()
+            self._room_list_due = loop.call_later(ROOM_LIST_INTERVAL, self._publish_room_list)
+
+    def _publish_room_list(self) -> None:
+        self._room_list_due = None
+        # With a key: to a client that is behind, only the newest list is sent.
+        self._hub.broadcast(_to_text(self._room_list()), key="room_list")
+
+    def _broadcast(self, room_name: str, message: _Message, *, exclude: str | None = None) -> None:
+        excluded = () if exclude is None else (exclude,)
+        self._hub.broadcast_to_room(room_name, _to_text(message), exclude=excluded)
+
+    def _send(self, client: Client, message: _Message) -> None:
+        # Gone, or its outbox is full: the hub counts that, and there is nobody to tell.
+        with contextlib.suppress(WSCError):
+            client.send(_to_text(message))
+
+
+def _rooms_of(client: Client) -> set[str]:
+    rooms: set[str] = client.get_user_data("rooms")
+    return rooms
+
+
+def _to_text(message: _Message) -> str:
+    return _encoder.encode(message).decode()  # str, since bytes would go out as a binary message
+
+
+def _clean_name(value: str, what: str) -> str:
+    value = unicodedata.normalize("NFC", value).strip()
+    if not 1 <= len(value) <= MAX_NAME:
+        raise _Refused(f"A {what} has 1 to {MAX_NAME} characters.")
+    visible = value.translate(_JOINERS)
+    if not visible or not visible.isprintable():
+        raise _Refused(f"A {what} has no control or invisible characters.")
+    return value
+
+
+def load_page() -> Response:
+    """The page, under a Content-Security-Policy that allows exactly its own style and script."""
+    html = resources.files("wsc_fast.demo").joinpath("page.html").read_text(encoding="utf-8")
+
+    def source_of(tag: str) -> str:
+        source = html.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        digest = hashlib.sha256(source.encode()).digest()
+        return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+    policy = (
+        f"default-src 'none'; script-src {source_of('script')}; style-src {source_of('style')}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'; require-trusted-types-for 'script'"
+    )
+    return Response(
+        body=html,
+        content_type="text/html; charset=utf-8",
+        headers={
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-cache",
+        },
+    )
+
+
+def create_hub(config: HubConfig | None = None) -> Hub:
+    """A hub with the chat on it, its page on "/" and its state on "/health"."""
+    hub = Hub(config or HubConfig(max_message_size=MAX_MESSAGE_BYTES))
+    Chat(hub)
+    page = load_page()
+
+    @hub.route("/")
+    def index(request: Request) -> Response:
+        return page
+
+    @hub.route("/health")
+    def health(request: Request) -> dict[str, Any]:
+        stats = hub.get_stats()
+        return {
+            "status": "ok",
+            "connected_clients": stats.connected_clients,
+            "active_rooms": stats.active_rooms,
+            "uptime": round(stats.uptime, 3),
+        }
+
+    return hub
+
+
+def main(host: str = "127.0.0.1", port: int = 8080) -> None:
+    """Serve the chat until Ctrl+C; port 0 chooses a free one."""
+    hub = create_hub()
+    sock = None
+    if port == 0:  # bound here, since the address is printed before serving begins
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.create_server((host, 0), family=family)
+        port = sock.getsockname()[1]
+    shown_host = f"[{host}]" if ":" in host else host
+    print(f"Chat on http://{shown_host}:{port}\nPress Ctrl+C to stop", flush=True)
+    hub.run(host, port, path="/ws", sock=sock)

@@ -1,0 +1,119 @@
+"""Every exception that wsc_fast raises on purpose, and the reasons of a failed send.
+
+    WSCError
+    ├── ValidationError (ValueError)            the caller gave a value that cannot be used
+    │   └── MessageTypeError (TypeError)        ... a message that is neither bytes nor str
+    ├── ConfigError (ValueError)                a configuration that cannot work
+    ├── ListenError (OSError)                   the address cannot be listened on
+    ├── HubStateError (RuntimeError)            the call does not fit the hub's state
+    │   ├── HubStoppedError                     ... the hub stopped while the call was under way
+    │   └── LoopBusyError (TimeoutError)        ... its loop did not take the call in time
+    ├── ClientNotFoundError (LookupError)       no connected client has this id
+    ├── RoomNotFoundError (LookupError)         no room has this id
+    ├── RoomExistsError (ValueError)            a room has this id already
+    ├── LimitError (RuntimeError)               a bound on rooms or memberships is reached
+    ├── SendError                               a message was not taken, and nothing was sent
+    │   ├── QueueFullError                      ... the client's outbox is full (a slow consumer)
+    │   └── ClientDisconnectedError             ... the client is closing or gone
+    └── ProtocolError                           the peer broke RFC 6455 or one of our bounds
+
+The first group is the caller's mistake, `SendError` the state of the peer, `ProtocolError` the
+peer's fault: it never reaches the sender, only `on_error` handlers.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class WSCError(Exception):
+    """Base of every exception that wsc_fast raises on purpose."""
+
+
+class ValidationError(WSCError, ValueError):
+    """A value that cannot be used; the text names it and what was expected."""
+
+
+class MessageTypeError(ValidationError, TypeError):
+    """A message that is neither bytes nor str."""
+
+
+class ConfigError(WSCError, ValueError):
+    """A configuration that cannot work; the text names the key, the value and what is allowed."""
+
+
+class ListenError(WSCError, OSError):
+    """The address cannot be listened on (in use, not ours, not permitted)."""
+
+
+class HubStateError(WSCError, RuntimeError):
+    """The call does not fit the hub's state, such as starting it twice."""
+
+
+class HubStoppedError(HubStateError):
+    """The hub stopped while a call from another thread was waiting for its loop."""
+
+
+class LoopBusyError(HubStateError, TimeoutError):
+    """The hub's loop did not take a call from another thread in time.
+
+    Mostly a deadlock: a callback on the loop waits for the very thread that makes the call.
+    """
+
+
+class ClientNotFoundError(WSCError, LookupError):
+    """No connected client has this id."""
+
+
+class RoomNotFoundError(WSCError, LookupError):
+    """No room has this id."""
+
+
+class RoomExistsError(WSCError, ValueError):
+    """A room has this id already."""
+
+
+class LimitError(WSCError, RuntimeError):
+    """A bound of the configuration (rooms, rooms per client) is reached."""
+
+
+class SendError(WSCError):
+    """A message was not taken; nothing of it was sent."""
+
+
+class QueueFullError(SendError):
+    """The client's outbox has reached its bound, and its policy made no room."""
+
+
+class ClientDisconnectedError(SendError):
+    """The client is closing or gone."""
+
+
+class ProtocolError(WSCError):
+    """The peer broke RFC 6455 or one of the hub's bounds.
+
+    Attributes:
+        code: the close code sent for it (RFC 6455 section 7.4.1).
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class SendFailureReason(StrEnum):
+    """Why a message was not delivered (go-wsc `SendFailureReason…`)."""
+
+    QUEUE_FULL = "queue_full"
+    BROADCAST_FULL = "broadcast_full"
+    PENDING_FULL = "pending_full"
+    USER_OFFLINE = "user_offline"
+    TIMEOUT = "timeout"
+    SEND_TIMEOUT = "send_timeout"
+    ACK_TIMEOUT = "ack_timeout"
+    CONN_CLOSED = "conn_closed"
+    CONN_ERROR = "conn_error"
+    CHANNEL_CLOSED = "channel_closed"
+    UNKNOWN = "unknown"
+    VALIDATION = "validation"
+    PERMISSION = "permission"

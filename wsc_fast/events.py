@@ -1,0 +1,127 @@
+"""Calling the application: event callbacks, plain or async, in order per client.
+
+A plain callback runs where the event happens. Once an async callback of a client is under way,
+whatever else happens to that client waits in its Inbox: one task works it off, one event at a
+time, in order, and ends when nothing waits. Clients without async callbacks have no Inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import Awaitable, Callable
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsc_fast._core.connection import Client
+    from wsc_fast.hub import Hub
+
+Handlers = tuple[Callable[..., Any], ...]
+
+
+def is_awaitable(value: object) -> bool:
+    """Whether a callback's result has to be awaited; quick for the usual kinds."""
+    return value is not None and (type(value) is CoroutineType or inspect.isawaitable(value))
+
+
+def dispatch(
+    hub: Hub, client: Client, handlers: Handlers, args: tuple[Any, ...], *, fatal: bool = False
+) -> None:
+    """Calls handlers with `args`, now if nothing of this client waits, else in its turn.
+
+    Args:
+        hub: whose client it is; hears of what handlers raise.
+        client: in whose order the handlers are called.
+        handlers: called one after the other; async ones are awaited.
+        args: what they are called with.
+        fatal: the first handler that raises ends the event and closes the client with 1011.
+    """
+    inbox: Inbox | None = client._get_inbox()
+    if inbox is not None:
+        inbox.put(handlers, args, fatal)
+        return
+    for index, handler in enumerate(handlers):
+        try:
+            result = handler(*args)
+        except BaseException as error:
+            hub._callback_failed(client, error, fatal)
+            if fatal:
+                return
+            continue
+        if is_awaitable(result):
+            Inbox(hub, client).start(result, handlers[index + 1 :], args, fatal)
+            return
+
+
+class Inbox:
+    """The events of one client that wait for an async callback, and the task that works them off.
+
+    Bounded by backpressure: with more than `HubConfig.max_pending_callbacks` waiting the client's
+    socket is not read until half of them are done. What one read brought is taken all the same.
+    """
+
+    __slots__ = ("_client", "_hub", "_paused", "_waiting")
+
+    def __init__(self, hub: Hub, client: Client) -> None:
+        self._hub = hub
+        self._client = client
+        self._waiting: deque[tuple[Handlers, tuple[Any, ...], bool]] = deque()
+        self._paused = False
+
+    def start(
+        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
+    ) -> None:
+        """Begins with an awaitable that a handler has returned, and the handlers after it."""
+        self._client._set_inbox(self)
+        self._hub._spawn(self._run(first, rest, args, fatal))
+
+    def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
+        self._waiting.append((handlers, args, fatal))
+        if not self._paused and len(self._waiting) > self._hub.config.max_pending_callbacks:
+            self._paused = True
+            self._client._pause_reading()
+
+    async def _run(
+        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
+    ) -> None:
+        try:
+            if await self._finish(first, fatal):
+                await self._call(rest, args, fatal)
+            while self._waiting:
+                handlers, args, fatal = self._waiting.popleft()
+                if (
+                    self._paused
+                    and len(self._waiting) <= self._hub.config.max_pending_callbacks // 2
+                ):
+                    self._paused = False
+                    self._client._resume_reading()
+                await self._call(handlers, args, fatal)
+        finally:
+            # No await between the last look at `_waiting` and here: nothing can slip in.
+            self._client._set_inbox(None)
+
+    async def _call(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
+        for handler in handlers:
+            try:
+                result = handler(*args)
+            except BaseException as error:
+                self._hub._callback_failed(self._client, error, fatal)
+                if fatal:
+                    return
+                continue
+            if is_awaitable(result) and not await self._finish(result, fatal):
+                return
+
+    async def _finish(self, result: Awaitable[Any], fatal: bool) -> bool:
+        # Returns whether the event goes on to its next handler.
+        try:
+            await result
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the hub is stopping; not a CancelledError that the callback raised
+            self._hub._callback_failed(self._client, error, fatal)
+            return not fatal
+        return True

@@ -1,0 +1,741 @@
+"""Hub, the facade: wires the compiled engine, the server, the callbacks and the configuration.
+
+What a hub does with clients, rooms and messages is in the compiled base class (engine.pyx). Here
+is its life: starting, stopping, the heartbeat, the calls from other threads, and the callbacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import errno
+import inspect
+import logging
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+from ssl import SSLContext
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from wsc_fast._core.connection import Client
+from wsc_fast._core.engine import Engine, check_id
+from wsc_fast.config import CHANGEABLE, HubConfig
+from wsc_fast.errors import (
+    ConfigError,
+    HubStateError,
+    HubStoppedError,
+    ListenError,
+    LoopBusyError,
+    ProtocolError,
+    ValidationError,
+)
+from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
+from wsc_fast.server import (
+    Authenticate,
+    HubProtocol,
+    Identity,
+    PicowsLog,
+    Route,
+    accept,
+    check_listen_arguments,
+    refusal,
+)
+from wsc_fast.stats import HubStats, snapshot
+
+if TYPE_CHECKING:
+    from picows import WSListener, WSUpgradeRequest, WSUpgradeResponseWithListener
+
+log = logging.getLogger("wsc_fast")
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+Host = str | Sequence[str] | None
+
+# Close codes of our own (RFC 6455 section 7.4.2 leaves 4000-4999 to applications).
+CLOSE_UNAUTHENTICATED = 4401
+CLOSE_REPLACED = 4409
+
+# How often a client is looked at, as a part of the heartbeat interval, and the heartbeat's tick.
+_SWEEPS_PER_INTERVAL = 5
+_LONGEST_TICK = 1.0
+
+
+class Hub(Engine):
+    """A WebSocket hub: holds the connections, and moves messages to clients, users and rooms.
+
+    Args:
+        config: settings; see HubConfig.
+        authenticate: `authenticate(request) -> Identity | None`, plain or async; None refuses: with
+            401, or with close code 4401 after an async one. Without it every client is anonymous:
+            a fresh id, and `user_id` equal to it.
+
+    Thread-safety: every method may be called from any thread; off the loop's thread it runs on the
+    loop, and returns or raises as it would there. Source: go-wsc `NewHub`.
+    """
+
+    def __init__(
+        self, config: HubConfig | None = None, *, authenticate: Authenticate | None = None
+    ) -> None:
+        self._authenticate = authenticate
+        self._accepting = False
+        self._path: str | None = None
+        self._tls = False
+        self._routes: dict[str, Route] = {}
+        self._picows_log = PicowsLog()
+        self._servers: list[asyncio.Server] = []
+        self._handshaking: set[HubProtocol] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._calls: set[concurrent.futures.Future[Any]] = set()
+        self._heartbeat_timer: asyncio.TimerHandle | None = None
+        self._all_gone: asyncio.Future[None] | None = None
+        self._stopping: asyncio.Future[None] | None = None
+        self._start_time: datetime | None = None
+        self._started = 0.0
+        self._on_connected: Handlers = ()
+        self._on_disconnected: Handlers = ()
+        self._on_message: Handlers = ()
+        self._on_error: Handlers = ()
+        self.config = HubConfig()
+        self.set_config(config if config is not None else self.config)
+
+    def __repr__(self) -> str:
+        state = "running" if self.loop is not None else "stopped"
+        return f"<Hub {state}, {self.get_connected_clients()} clients>"
+
+    # --- configuration ---
+
+    def set_config(self, config: HubConfig) -> None:
+        """Sets the configuration: all of it before the start, what can change after it.
+
+        Args:
+            config: the new settings.
+
+        Raises:
+            ConfigError: a setting differs that a running hub cannot change.
+
+        Thread-safety: any thread. Source: go-wsc `SetConfig`.
+        """
+        if self._is_away():
+            self._on_loop(lambda: self.set_config(config))
+            return
+        if not isinstance(config, HubConfig):
+            raise ConfigError(f"config must be a HubConfig, not {type(config).__name__}")
+        if self.loop is not None:
+            for name in HubConfig.__struct_fields__:
+                old, new = getattr(self.config, name), getattr(config, name)
+                if old != new and name not in CHANGEABLE:
+                    raise ConfigError(
+                        f"HubConfig.{name} cannot change while the hub runs: {old!r} to {new!r}"
+                    )
+        self.config = config
+        self._set_limits(
+            config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
+        )
+        self.max_rooms = config.max_rooms
+        self.max_rooms_per_client = config.max_rooms_per_client
+        self.max_message_size = config.max_message_size
+        self.max_fragments = config.max_fragments
+        self.auth_input_bytes = config.authentication_input_bytes
+        self.heartbeat_interval = config.heartbeat_interval
+        self.heartbeat_timeout = config.heartbeat_timeout
+        self.close_timeout = config.close_timeout
+
+    # --- callbacks ---
+
+    def on_client_connected(self, fn: F) -> F:
+        """Has `fn(client)` called for each new client, before any of its messages.
+
+        Args:
+            fn: plain or async. If it raises, the client is closed with 1011.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Thread-safety: any thread. Source: go-wsc `OnClientConnected`.
+        """
+        self._on_connected += (_checked_callback(fn),)
+        return fn
+
+    def on_client_disconnected(self, fn: F) -> F:
+        """Has `fn(client)` called once for each connected client that has gone.
+
+        Args:
+            fn: plain or async. The client is out of its rooms already.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Thread-safety: any thread. Source: go-wsc `OnClientDisconnected`.
+        """
+        self._on_disconnected += (_checked_callback(fn),)
+        return fn
+
+    def on_message_received(self, fn: F) -> F:
+        """Has `fn(client, message)` called for each message.
+
+        Args:
+            fn: plain or async; `message` is str for text, bytes for binary. An async one runs for
+                one message of a client at a time, in order.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Thread-safety: any thread. Source: go-wsc `OnMessageReceived`.
+        """
+        self._on_message += (_checked_callback(fn),)
+        self._set_message_handlers(self._on_message)
+        return fn
+
+    def on_error(self, fn: F) -> F:
+        """Has `fn(client, error)` called for what callbacks raise and for peers' faults.
+
+        Args:
+            fn: plain or async; `client` is None where no client can be named, `error` is the
+                exception (ProtocolError for a peer's fault).
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Thread-safety: any thread. Source: go-wsc `OnError`.
+        """
+        self._on_error += (_checked_callback(fn),)
+        return fn
+
+    def route(self, path: str) -> Callable[[Route], Route]:
+        """Serves plain HTTP GET requests of a path.
+
+        Args:
+            path: exact, beginning with a slash.
+
+        Returns:
+            a decorator for `f(request) -> str | bytes | dict | Response`, a plain function: str is
+            sent as text, dict as JSON.
+
+        Raises:
+            ValidationError: the path cannot be served, or is served already.
+
+        Thread-safety: any thread. Source: Go `http.HandleFunc`.
+        """
+        if not isinstance(path, str) or not path.startswith("/") or not path.isascii():
+            raise ValidationError(f"a route must be an ASCII path beginning with /, not {path!r}")
+        if path in self._routes:
+            raise ValidationError(f"the route {path!r} is served already")
+
+        def register(fn: Route) -> Route:
+            if inspect.iscoroutinefunction(fn):
+                raise ValidationError(f"the route {path!r} must be a plain function, not async")
+            self._routes[path] = _checked_callback(fn)
+            return fn
+
+        return register
+
+    # --- life ---
+
+    @property
+    def port(self) -> int:
+        """The port listened on; with several addresses the first one's.
+
+        Raises:
+            HubStateError: the hub does not listen.
+        """
+        for server in self._servers:
+            for sock in server.sockets:
+                return int(sock.getsockname()[1])
+        raise HubStateError("the hub does not listen: start it first")
+
+    async def start(
+        self,
+        host: Host = "127.0.0.1",
+        port: int = 8080,
+        *,
+        path: str = "/ws",
+        ssl: SSLContext | None = None,
+        sock: socket.socket | None = None,
+    ) -> None:
+        """Starts serving on the running loop; returns once the address is listened on.
+
+        Args:
+            host: an address, a list of them, or None or "" for all interfaces.
+            port: 0 chooses a free one, see `port`.
+            path: of the WebSocket endpoint, exact.
+            ssl: serve wss:// with this context.
+            sock: an already bound TCP socket instead of host and port.
+
+        Raises:
+            ListenError: the address is in use, not ours, or not permitted.
+            HubStateError: the hub runs already.
+            ValidationError: a Unix socket or a path that cannot be served.
+
+        Thread-safety: the thread of the running loop, which the hub then belongs to.
+        """
+        if self.loop is not None:
+            raise HubStateError("the hub runs already")
+        if not isinstance(path, str) or not path.startswith("/") or not path.isascii():
+            raise ValidationError(f"path must be ASCII and begin with /, not {path!r}")
+        if path in self._routes:
+            raise ValidationError(f"the path {path!r} is served as a route already")
+        check_listen_arguments(host, sock)
+        loop = asyncio.get_running_loop()
+        self._attach(loop)
+        self._path = path
+        self._tls = ssl is not None
+        where: dict[str, Any] = (
+            {"sock": sock} if sock is not None else {"host": host or None, "port": port}
+        )
+        if ssl is not None:
+            where["ssl"] = ssl
+            where["ssl_handshake_timeout"] = self.config.handshake_timeout
+        try:
+            server = await loop.create_server(
+                lambda: HubProtocol(self), backlog=self.config.backlog, **where
+            )
+        except OSError as error:
+            self._attach(None)
+            raise _listen_error(error, host, port) from error
+        except BaseException:
+            self._attach(None)
+            raise
+        self._servers.append(server)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._accepting = True
+        self._start_time = datetime.now(UTC)
+        self._started = time.monotonic()
+        self._heartbeat()
+
+    async def stop(self, timeout: float = 5.0) -> None:
+        """Stops gracefully: accepts nothing more, flushes outboxes, closes all with 1001.
+
+        Args:
+            timeout: seconds; what is not closed by then is aborted.
+
+        Idempotent: a second call waits for the first. The hub can be started again afterwards.
+        Thread-safety: any thread, from within any loop. Source: go-wsc `Stop`.
+        """
+        loop = self.loop
+        if loop is None:
+            return
+        if asyncio.get_running_loop() is not loop:
+            try:
+                done = asyncio.run_coroutine_threadsafe(self.stop(timeout), loop)
+            except RuntimeError:
+                return  # the loop was closed meanwhile: nothing is left to stop
+            await asyncio.wrap_future(done)
+            return
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
+            return
+        self._stopping = loop.create_future()
+        try:
+            await self._stop(timeout)
+        finally:
+            self._stopping.set_result(None)
+            self._stopping = None
+
+    async def _stop(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        self._accepting = False
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        for protocol in list(self._handshaking):
+            protocol.abort_handshake()
+        for client in self._open_clients():
+            client.disconnect(1001, "server shutdown")
+        # Those that still authenticate are no clients yet, only tasks.
+        for task in list(self._tasks):
+            joining: Client | None = getattr(task, "wsc_client", None)
+            if joining is not None:
+                joining.disconnect(1001, "server shutdown")
+        await self._wait_until_gone(deadline)
+        for client in self._closing_clients():
+            client._abort()
+        # An aborted transport is gone a turn or two later, whatever the peer does.
+        await self._wait_until_gone(time.monotonic() + 1.0)
+        await self._finish_tasks(deadline)
+        if self._heartbeat_timer is not None:
+            self._heartbeat_timer.cancel()
+            self._heartbeat_timer = None
+        self._attach(None)
+        for call in list(self._calls):
+            if not call.done():
+                call.set_exception(HubStoppedError("the hub stopped before it took the call"))
+
+    async def _wait_until_gone(self, deadline: float) -> None:
+        assert self.loop is not None
+        while self.connections > 0 and (left := deadline - time.monotonic()) > 0:
+            self._all_gone = self.loop.create_future()
+            await asyncio.wait([self._all_gone], timeout=left)
+        self._all_gone = None
+
+    async def _finish_tasks(self, deadline: float) -> None:
+        # Callbacks under way may finish; whoever called stop from a callback is among them.
+        tasks = self._tasks - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, deadline - time.monotonic()))
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+
+    def run(
+        self,
+        host: Host = "127.0.0.1",
+        port: int = 8080,
+        *,
+        path: str = "/ws",
+        ssl: SSLContext | None = None,
+        sock: socket.socket | None = None,
+    ) -> None:
+        """Serves until SIGINT or SIGTERM, on uvloop; blocks.
+
+        The arguments are those of `start`. The first signal stops gracefully, a second one at
+        once. Raises the soft limit of open files to the hard one, and ignores SIGPIPE.
+
+        Raises:
+            SystemExit: the address cannot be listened on; its text says why in one line.
+
+        Thread-safety: signals are handled only when called in the main thread.
+        Source: go-wsc `go hub.Run()` with `http.ListenAndServe`.
+        """
+        import uvloop
+
+        _raise_file_limit()
+        signal_pipe_ignored = _ignore_sigpipe()
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._serve(host, port, path=path, ssl=ssl, sock=sock))
+        except ListenError as error:
+            raise SystemExit(f"wsc_fast: {error}") from None
+        finally:
+            if signal_pipe_ignored is not None:
+                signal.signal(signal.SIGPIPE, signal_pipe_ignored)
+
+    async def _serve(self, host: Host, port: int, **options: Any) -> None:
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
+        signals = 0
+
+        def ask() -> None:
+            nonlocal signals
+            signals += 1
+            asked.set()
+            if signals > 1:
+                for client in self._closing_clients():
+                    client._abort()
+
+        await self.start(host, port, **options)
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, ask)
+        except (ValueError, RuntimeError):
+            log.debug("not in the main thread: signals do not stop the hub")
+        waiting = asyncio.ensure_future(asked.wait())
+        try:
+            # stop() may be called from anywhere, and ends the serving too.
+            while self.loop is not None and not asked.is_set():
+                await asyncio.wait([waiting], timeout=0.1 if self._stopping else 0.5)
+        finally:
+            waiting.cancel()
+            await self.stop()
+
+    async def __aenter__(self) -> Self:
+        """Starts the hub with the default arguments, unless it runs already."""
+        if self.loop is None:
+            await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def _heartbeat(self) -> None:
+        # One timer for all: each tick looks at the next few clients, so that pings are spread.
+        sweep = self.config.heartbeat_interval / _SWEEPS_PER_INTERVAL
+        tick = min(_LONGEST_TICK, sweep / 10)
+        assert self.loop is not None
+        self._heartbeat_timer = self.loop.call_later(tick, self._heartbeat)
+        self._sweep(tick / sweep)
+
+    # --- calls from other threads ---
+
+    def _on_loop(self, call: Callable[[], T]) -> T:
+        """Runs a call on the loop's thread and returns or raises what it does there."""
+        result: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            if result.done():
+                return
+            value: Any = None
+            failure: BaseException | None = None
+            try:
+                value = call()
+            except BaseException as error:
+                failure = error
+            try:
+                if failure is None:
+                    result.set_result(value)
+                else:
+                    result.set_exception(failure)
+            except concurrent.futures.InvalidStateError:
+                log.warning("a call from another thread ran after its caller had given up")
+
+        self._calls.add(result)
+        try:
+            loop = self.loop
+            if loop is None:
+                raise HubStoppedError("the hub has stopped")
+            try:
+                loop.call_soon_threadsafe(run)
+            except RuntimeError as error:
+                raise HubStoppedError("the loop of the hub is closed") from error
+            try:
+                return result.result(self.config.thread_call_timeout)
+            except concurrent.futures.TimeoutError:
+                if result.done():
+                    raise  # the call itself raised it
+                result.set_exception(TimeoutError())  # so that it does not run any more
+                result.exception()
+                raise LoopBusyError(
+                    f"the hub's loop did not take the call in {self.config.thread_call_timeout} s: "
+                    "is a callback blocking it, or waiting for this thread?"
+                ) from None
+        finally:
+            self._calls.discard(result)
+
+    # --- from the upgrade to the client ---
+
+    def _accept(
+        self, request: WSUpgradeRequest, remote_address: str
+    ) -> WSListener | WSUpgradeResponseWithListener:
+        try:
+            return accept(self, request, remote_address)
+        except Exception as error:
+            # The text of the exception is for us alone.
+            self._report(None, error)
+            return refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def _check_identity(self, identity: object) -> Identity:
+        if not isinstance(identity, Identity):
+            raise ValidationError(
+                f"authenticate must return Identity or None, not {type(identity).__name__}"
+            )
+        check_id("user", identity.user_id)
+        if identity.client_id is not None:
+            check_id("client", identity.client_id)
+        return identity
+
+    def _connected(self, client: Client) -> None:
+        """Called by a Client once its connection is made."""
+        pending = client._pending
+        client._pending = None
+        if pending is None or isinstance(pending, Identity):
+            self._enter(client, pending)
+            return
+        client._hold_input()
+        task = self._spawn(self._finish_authentication(client, pending))
+        task.wsc_client = client  # type: ignore[attr-defined]
+        client._set_authenticating(task)
+
+    async def _finish_authentication(self, client: Client, pending: Awaitable[Any]) -> None:
+        try:
+            async with asyncio.timeout(self.config.authentication_timeout):
+                identity = await pending
+            if identity is not None:
+                self._check_identity(identity)
+        except TimeoutError:
+            identity = None
+        except Exception as error:
+            client._set_authenticating(None)
+            self._report(client, error)
+            client.disconnect(1011)
+            return
+        client._set_authenticating(None)
+        if not client._is_connecting():
+            return  # it left, or the hub is stopping
+        if identity is None:
+            self._count_rejected("auth")
+            client.disconnect(CLOSE_UNAUTHENTICATED, "authentication failed")
+            return
+        self._enter(client, identity)
+        client._release_input()
+
+    def _enter(self, client: Client, identity: Identity | None) -> None:
+        if not self._accepting:
+            client.disconnect(1001, "server shutdown")
+            return
+        if identity is None:
+            client_id = user_id = _new_id()
+            data = None
+        else:
+            client_id = identity.client_id or _new_id()
+            user_id, data = identity.user_id, identity.user_data
+            older = self.get_client_by_id(client_id)
+            if older is not None:
+                self._count_replaced()
+                older.disconnect(CLOSE_REPLACED, "replaced by a newer connection")
+        client._enter(client_id, user_id, data)
+        if self._on_connected:
+            dispatch(self, client, self._on_connected, (client,), fatal=True)
+
+    def _disconnected(self, client: Client, announced: bool) -> None:
+        """Called by a Client once its connection is gone."""
+        if self.connections == 0 and self._all_gone is not None and not self._all_gone.done():
+            self._all_gone.set_result(None)
+        if announced and self._on_disconnected:
+            dispatch(self, client, self._on_disconnected, (client,))
+
+    # --- callbacks, called by Client ---
+
+    def _dispatch(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
+        dispatch(self, client, handlers, (client, message))
+
+    def _await_result(self, client: Client, result: object) -> None:
+        if is_awaitable(result):
+            Inbox(self, client).start(result, (), (), False)  # type: ignore[arg-type]
+
+    def _callback_failed(self, client: Client, error: BaseException, fatal: bool = False) -> None:
+        """A callback raised: reported; closes the client where it must not stay connected."""
+        self._count_callback_error()
+        self._report(client, error)
+        # CancelledError, KeyboardInterrupt and their like: what the callback was doing is unknown.
+        if fatal or not isinstance(error, Exception):
+            client.disconnect(1011)
+
+    def _protocol_error(self, client: Client, error: ProtocolError) -> None:
+        log.debug("%r: protocol error %d: %s", client, error.code, error)
+        self._tell_error_handlers(client, error)
+
+    def _report(self, client: Client | None, error: BaseException) -> None:
+        log.error("error in a callback of %r", client, exc_info=error)
+        self._tell_error_handlers(client, error)
+
+    def _tell_error_handlers(self, client: Client | None, error: BaseException) -> None:
+        for handler in self._on_error:
+            try:
+                result = handler(client, error)
+                if is_awaitable(result):
+                    self._spawn(_logging_errors(result))
+            except BaseException:
+                log.exception("an on_error callback raised")
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        # The set keeps the task alive: the loop itself holds it only weakly.
+        assert self.loop is not None
+        task: asyncio.Task[Any] = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- stats ---
+
+    def get_stats(self) -> HubStats:
+        """A snapshot of the hub's counters and gauges.
+
+        Returns:
+            HubStats.
+
+        Thread-safety: any thread. Source: go-wsc `GetStats`.
+        """
+        if self._is_away():
+            return self._on_loop(self.get_stats)
+        return snapshot(
+            self._counters(),
+            connected_clients=self.get_connected_clients(),
+            active_rooms=len(self.get_rooms()),
+            connections=self.connections,
+            start_time=self._start_time,
+            uptime=time.monotonic() - self._started if self.loop is not None else 0.0,
+            longest_flush=self.longest_flush,
+        )
+
+    def reset_stats(self) -> None:
+        """Sets every counter to zero; gauges and the start time stay.
+
+        Thread-safety: any thread. Source: go-wsc `ResetStats`.
+        """
+        if self._is_away():
+            self._on_loop(self.reset_stats)
+            return
+        self._reset_counters()
+
+
+def handle_websocket(
+    hub: Hub, request: WSUpgradeRequest
+) -> WSListener | WSUpgradeResponseWithListener:
+    """A picows listener factory, for a picows server of one's own.
+
+    Args:
+        hub: must be attached to the loop that the server runs on, see below.
+        request: what picows calls its listener factory with.
+
+    Returns:
+        what picows expects of the factory: a listener, or a response.
+
+    Use as `ws_create_server(lambda request: handle_websocket(hub, request), host, port,
+    enable_auto_pong=False)` in the thread of the running loop; the first request attaches the hub
+    to that loop. Any path is served, but for the hub's routes. `await hub.stop()` closes the
+    clients; the server is its owner's to close. Source: go-wsc `HandleWebSocket`.
+    """
+    if hub.loop is None:
+        hub._attach(asyncio.get_running_loop())
+        hub._path = None
+        hub._begin()
+    return hub._accept(request, "")
+
+
+async def _logging_errors(result: Awaitable[Any]) -> None:
+    try:
+        await result
+    except Exception:
+        log.exception("an on_error callback raised")
+
+
+def _checked_callback(fn: F) -> F:
+    if not callable(fn):
+        raise ValidationError(f"a callback must be callable, not {type(fn).__name__}")
+    return fn
+
+
+def _new_id() -> str:
+    return secrets.token_urlsafe(9)
+
+
+def _listen_error(error: OSError, host: Host, port: int) -> ListenError:
+    reasons = {
+        errno.EADDRINUSE: "the address is in use",
+        errno.EADDRNOTAVAIL: "the address is not one of this machine",
+        errno.EACCES: "permission denied",
+    }
+    reason = reasons.get(error.errno or 0, error.strerror or str(error))
+    names = host if isinstance(host, str) or host is None else ", ".join(host)
+    return ListenError(error.errno, f"cannot listen on {names or '*'}:{port}: {reason}")
+
+
+def _raise_file_limit() -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError):
+            log.debug("the limit of open files stays at %d", soft)
+
+
+def _ignore_sigpipe() -> Any:
+    # Returns the former handler, or None when this is not the main thread.
+    try:
+        return signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    except ValueError:
+        return None

@@ -1,0 +1,129 @@
+"""HubStats: what `Hub.get_stats` tells, a snapshot."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+
+class HubStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of a hub since its start or the last `reset_stats`, and gauges of this moment.
+
+    Attributes:
+        connected_clients, active_rooms: gauges (go-wsc `HubStats`).
+        total_messages: messages received and messages given to a send call (go-wsc).
+        error_count: callback errors, protocol errors and heartbeat timeouts (go-wsc).
+        start_time: when the hub started, UTC; None before (go-wsc).
+        uptime: seconds since then.
+        messages_in, bytes_in: whole messages received, and their payload.
+        messages_out: messages given to a send call, a broadcast counting once.
+        bytes_out: bytes given to the kernel or a transport, frame headers included.
+        deliveries: messages put into an outbox, a broadcast counting once per recipient.
+        frames_sent: frames, pings and closes included, given to the kernel or a transport.
+        send_calls, flushes, messages_per_send: how well sends are coalesced.
+        partial_sends: sends that the kernel took only in part or not at all.
+        conflated: messages replaced by a newer one under the same key.
+        dropped: messages dropped, by reason: "drop_oldest", "drop_newest", "slow_consumer" (the
+            backlog of a client that was disconnected for it) and "conn_closed" (the backlog of a
+            connection that went away).
+        refused: direct sends that ended in QueueFullError.
+        slow_consumer_disconnects: clients closed with 1013.
+        queued_messages, queued_bytes: gauges over all outboxes.
+        connections: gauge, closing and authenticating ones too; connections_total: ever made.
+        replaced_clients: connections closed with 4409 for a newer one with the same id.
+        rejected: upgrades refused, by reason: "full", "origin", "auth", "request".
+        protocol_errors, heartbeat_timeouts, callback_errors: what they say.
+        longest_flush: seconds.
+    """
+
+    connected_clients: int
+    active_rooms: int
+    total_messages: int
+    error_count: int
+    start_time: datetime | None
+    uptime: float
+    messages_in: int
+    bytes_in: int
+    messages_out: int
+    bytes_out: int
+    deliveries: int
+    frames_sent: int
+    send_calls: int
+    flushes: int
+    messages_per_send: float
+    partial_sends: int
+    conflated: int
+    dropped: dict[str, int]
+    refused: int
+    slow_consumer_disconnects: int
+    queued_messages: int
+    queued_bytes: int
+    connections: int
+    connections_total: int
+    replaced_clients: int
+    rejected: dict[str, int]
+    protocol_errors: int
+    heartbeat_timeouts: int
+    callback_errors: int
+    longest_flush: float
+
+
+def snapshot(
+    counters: dict[str, int],
+    *,
+    connected_clients: int,
+    active_rooms: int,
+    connections: int,
+    start_time: datetime | None,
+    uptime: float,
+    longest_flush: float,
+) -> HubStats:
+    """Builds the HubStats from the engine's raw counters."""
+    sends = counters["sends"]
+    return HubStats(
+        connected_clients=connected_clients,
+        active_rooms=active_rooms,
+        total_messages=counters["messages_in"] + counters["messages_out"],
+        error_count=(
+            counters["callback_errors"]
+            + counters["protocol_errors"]
+            + counters["heartbeat_timeouts"]
+        ),
+        start_time=start_time,
+        uptime=uptime,
+        messages_in=counters["messages_in"],
+        bytes_in=counters["bytes_in"],
+        messages_out=counters["messages_out"],
+        bytes_out=counters["bytes_out"],
+        deliveries=counters["deliveries"],
+        frames_sent=counters["frames_sent"],
+        send_calls=sends,
+        flushes=counters["flushes"],
+        messages_per_send=counters["frames_sent"] / sends if sends else 0.0,
+        partial_sends=counters["partial_sends"],
+        conflated=counters["conflated"],
+        dropped={
+            "drop_oldest": counters["dropped_oldest"],
+            "drop_newest": counters["dropped_newest"],
+            "slow_consumer": counters["dropped_slow"],
+            "conn_closed": counters["dropped_closed"],
+        },
+        refused=counters["refused"],
+        slow_consumer_disconnects=counters["slow_disconnects"],
+        queued_messages=counters["queued_messages"],
+        queued_bytes=counters["queued_bytes"],
+        connections=connections,
+        connections_total=counters["connections"],
+        replaced_clients=counters["replaced_clients"],
+        rejected={
+            "full": counters["rejected_full"],
+            "origin": counters["rejected_origin"],
+            "auth": counters["rejected_auth"],
+            "request": counters["rejected_request"],
+        },
+        protocol_errors=counters["protocol_errors"],
+        heartbeat_timeouts=counters["heartbeat_timeouts"],
+        callback_errors=counters["callback_errors"],
+        longest_flush=longest_flush,
+    )
