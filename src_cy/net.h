@@ -1,10 +1,11 @@
-/* The few kernel calls of the send path, and two clocks, behind names that Cython can call.
+/* The few kernel calls of the send path, two clocks and a text check, behind names for Cython.
  *
  * Every function may be called without the GIL. Results are the kernel's; a negative result is
  * -errno, so that no caller has to read errno after something else may have changed it. */
 #ifndef WSC_NET_H
 #define WSC_NET_H
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <string.h>
@@ -13,6 +14,8 @@
 #include <time.h>
 #ifdef __linux__
 #include <linux/tcp.h>
+#else
+#include <netinet/tcp.h>
 #endif
 
 #ifndef MSG_NOSIGNAL
@@ -72,6 +75,41 @@ static inline int wsc_progress(int fd, double *since_data, unsigned long long *a
     (void)acked;
     return -ENOSYS;
 #endif
+}
+
+/* Options of an accepted connection: no Nagle delay, since the flush coalesces; and the size of the
+ * kernel's send buffer, 0 for its own choice. Returns 0, or -errno. */
+static inline int wsc_prepare(int fd, int send_buffer) {
+    int one = 1;
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0) return -errno;
+    if (send_buffer > 0 &&
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer) < 0)
+        return -errno;
+    return 0;
+}
+
+/* The peer's IP address as text into `out` (INET6_ADDRSTRLEN bytes); "" where there is none. */
+static inline void wsc_peer(int fd, char *out) {
+    struct sockaddr_storage address;
+    socklen_t size = sizeof address;
+    out[0] = 0;
+    if (getpeername(fd, (struct sockaddr *)&address, &size) < 0) return;
+    if (address.ss_family == AF_INET)
+        inet_ntop(AF_INET, &((struct sockaddr_in *)&address)->sin_addr, out, INET6_ADDRSTRLEN);
+    else if (address.ss_family == AF_INET6)
+        inet_ntop(AF_INET6, &((struct sockaddr_in6 *)&address)->sin6_addr, out, INET6_ADDRSTRLEN);
+}
+
+/* Whether no byte has its high bit set. The inner loop is one that compilers vectorise. */
+static inline int wsc_is_ascii(const char *data, ssize_t size) {
+    ssize_t i = 0;
+    while (i < size) {
+        ssize_t end = size - i > 256 ? i + 256 : size;
+        unsigned char seen = 0;
+        for (; i < end; i++) seen |= (unsigned char)data[i];
+        if (seen & 0x80) return 0;
+    }
+    return 1;
 }
 
 #endif

@@ -19,10 +19,10 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 from multidict import CIMultiDict
-from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
+from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import Client, Guard
 from wsc_fast.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -122,6 +122,26 @@ Authenticate = Callable[[Request], "Identity | Awaitable[Identity | None] | None
 Route = Callable[[Request], "str | bytes | dict[str, Any] | Response"]
 
 
+class SwitchingProtocols(WSUpgradeResponse):  # type: ignore[misc]
+    """The 101 of an accepted upgrade: fixed but for the one header that picows sets in it."""
+
+    __slots__ = ("accept",)
+    status = HTTPStatus.SWITCHING_PROTOCOLS
+
+    @property
+    def headers(self) -> SwitchingProtocols:
+        return self
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self.accept = value
+
+    def to_bytes(self) -> bytearray:
+        return bytearray(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: %b\r\n\r\n" % self.accept.encode()
+        )
+
+
 def refusal(
     status: HTTPStatus, text: str = "", headers: dict[str, str] | None = None
 ) -> WSUpgradeResponseWithListener:
@@ -157,8 +177,8 @@ def answer(result: object) -> WSUpgradeResponseWithListener:
 
 def accept(
     hub: Hub, request: WSUpgradeRequest, remote_address: str
-) -> WSListener | WSUpgradeResponseWithListener:
-    """Decides on a request: a Client for the connection, or the answer it gets instead.
+) -> WSUpgradeResponseWithListener:
+    """Decides on a request: the 101 with a Client for the connection, or another answer.
 
     Args:
         hub: whose connection it would be.
@@ -195,7 +215,7 @@ def accept(
             hub._check_identity(identity)
         client._pending = identity
     headers["Connection"] = "upgrade"
-    return client
+    return WSUpgradeResponseWithListener(SwitchingProtocols(), client)
 
 
 def _reject(hub: Hub, status: HTTPStatus, text: str = "") -> WSUpgradeResponseWithListener:
@@ -323,7 +343,7 @@ class Upgrade:
         self.protocol: HubProtocol | None = None
         self.remote_address = ""
 
-    def __call__(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
+    def __call__(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
         self.forget()
         return self._hub._accept(request, self.remote_address)
 
@@ -366,17 +386,13 @@ class HubProtocol(WSProtocol):  # type: ignore[misc]
         upgrade = self.upgrade
         assert upgrade is not None
         try:
-            peer = transport.get_extra_info("peername")
-            upgrade.remote_address = peer[0] if peer else ""
-            if self._hub.config.write_buffer_size:
-                transport.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_SNDBUF, self._hub.config.write_buffer_size
-                )
-            super().connection_made(transport)
+            guard = Guard(transport, self._hub.config.write_buffer_size)
         except OSError:
             # The peer is gone already; picows would fail on socket options.
             transport.abort()
             return
+        upgrade.remote_address = guard.remote_address
+        super().connection_made(guard)
         upgrade.protocol = self
         self._hub._handshaking.add(self)
 

@@ -59,8 +59,9 @@ cdef class Client(Sink):
     cdef int leave(self) except -1
     cdef bint may_close(self) noexcept
 
-# Stands between picows' transport and the asyncio transport once a client is connected.
+# Stands between picows' transport and the asyncio transport.
 cdef class Guard:
     cdef:
-        Client client              # None once the connection is gone, which ends the cycle
+        Client client              # None before the upgrade and once the connection is gone
+        int descriptor
         object stream              # the asyncio transport

@@ -9,6 +9,11 @@ from wsc_fast._core.outbox import Sink
 from wsc_fast.events import Inbox
 from wsc_fast.hub import Hub
 
+class Guard:
+    def __init__(self, stream: asyncio.Transport, send_buffer: int = 0) -> None: ...
+    @property
+    def remote_address(self) -> str: ...
+
 class Client(Sink):
     _pending: Any
 

@@ -1,0 +1,24 @@
+"""The room chat of the demo, started by hand: copy this file to begin a server of your own.
+
+Run it with `python examples/chat/server.py`, then open http://127.0.0.1:8080 in two windows.
+"""
+
+from wsc_fast import Client
+from wsc_fast.demo.chat import create_hub
+
+HOST, PORT = "127.0.0.1", 8080
+
+# A Hub with the chat's callbacks, its page on "/" and "/health". All of it is made with the public
+# API: wsc_fast/demo/chat.py shows how, and is free to copy.
+hub = create_hub()
+
+
+# Further routes, and further callbacks beside the chat's own, are one decorator each.
+@hub.on_client_connected
+def greet(client: Client) -> None:
+    print(f"{client.id} connected from {client.remote_address}")
+
+
+if __name__ == "__main__":
+    print(f"Chat on http://{HOST}:{PORT}\nPress Ctrl+C to stop", flush=True)
+    hub.run(HOST, PORT, path="/ws")  # blocks; Ctrl+C and SIGTERM stop it gracefully
