@@ -87,6 +87,7 @@ cdef class Guard:
     options and addresses of every connection only to log them.
 
     Args:
+        engine: the hub.
         stream: the asyncio transport.
         send_buffer: bytes of the kernel's send buffer, 0 for its own choice.
 
@@ -94,8 +95,9 @@ cdef class Guard:
         OSError: the connection is gone already.
     """
 
-    def __init__(self, stream, int send_buffer=0):
+    def __init__(self, Engine engine, stream, int send_buffer=0):
         cdef int error
+        self.engine = engine
         self.stream = stream
         self.descriptor = stream.get_extra_info("socket").fileno()
         error = wsc_prepare(self.descriptor, send_buffer)
@@ -134,10 +136,13 @@ cdef class Guard:
         raise RuntimeError("the hub writes to this connection: use Client.send, Client.disconnect")
 
     def close(self):
-        if self.client is None:
-            self.stream.close()
-        else:
+        if self.client is not None:
             self.client.disconnect()
+            return
+        self.stream.close()
+        if self.stream.get_write_buffer_size():
+            # An answer that its peer does not read; aborting what has closed meanwhile is nothing.
+            self.engine.loop.call_later(self.engine.close_timeout, self.stream.abort)
 
     def abort(self):
         if self.client is None:
@@ -262,7 +267,7 @@ cdef class Client(Sink):
             raise ClientDisconnectedError(f"client {self.id!a} is not connected")
         self.engine.deliver(self, encode_message(message), key, RUN_NORMAL)
 
-    def disconnect(self, int code=1000, str reason=""):
+    def disconnect(self, code=1000, str reason=""):
         """Closes the connection: what is queued goes out first, then the close frame.
 
         The transport is aborted when the client has not answered within HubConfig.close_timeout.
@@ -321,7 +326,7 @@ cdef class Client(Sink):
         if isinstance(transport.underlying_transport, Guard):
             guard = transport.underlying_transport
         else:
-            guard = Guard(transport.underlying_transport)
+            guard = Guard(self.engine, transport.underlying_transport)
         self.transport = transport
         self.stream = guard.stream
         self.write = self.stream.write
@@ -555,8 +560,12 @@ cdef class Client(Sink):
         cdef double since_data = 0
         cdef unsigned long long acked = 0
         cdef double idle = now - self.last_seen
-        if self.box.count == 0 and not self.blocked:
+        if self.may_close():
             outbox_trim(&self.box)
+        if self.transport.is_secure and self.stream.is_closing():
+            # Not every TLS transport tells of the end of the peer's stream.
+            self._eof()
+            return 0
         if idle >= self.engine.heartbeat_timeout:
             # A long frame still arriving, or a long backlog still being read, is no silence.
             if wsc_progress(self.transport._socket, &since_data, &acked) == 0:
@@ -672,14 +681,20 @@ cdef class Client(Sink):
         return 0
 
     def _eof(self):
-        """The peer half-closed: the transport closes once it has written what it holds."""
+        """The peer half-closed; returns whether the transport is to stay open for writing.
+
+        What is queued for it still goes out, within the close timeout: a close frame that it has
+        sent just before is answered, and so is a request by a client that only reads from then on.
+        """
         if self.state < CLOSING:
             self.leave()
-        self.engine.unmark(self)
-        if self.blocked and self.close_timer is None:
+        self.peer_closed = True
+        if self.close_timer is None:
             self.close_timer = self.engine.loop.call_later(
                 self.engine.close_timeout, self._abort_for_timeout
             )
+        # TLS transports close whatever is returned.
+        return not self.transport.is_secure and not self.may_close()
 
     cpdef on_ws_disconnected(self, WSTransport transport):
         cdef unsigned int lost

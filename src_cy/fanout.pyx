@@ -36,6 +36,7 @@ from wsc_fast._core.outbox cimport (
     Sink,
     outbox_at,
     outbox_pop,
+    outbox_take,
 )
 
 cdef extern from "net.h" nogil:
@@ -233,8 +234,7 @@ cdef class Fanout:
         if taken == job.total:
             self.counters.bytes_out += taken
             self.counters.frames_sent += job.frames
-            for _ in range(job.frames):
-                outbox_pop(box)
+            outbox_take(box, job.frames)
             return self.after_write(sink)
         if taken < 0 and taken != WSC_AGAIN:
             return self.give_up(sink, <int>-taken)
@@ -276,8 +276,7 @@ cdef class Fanout:
         self, Sink sink, object data, unsigned int frames, Py_ssize_t size
     ) except -1:
         """Gives `data`, which is or ends the first `frames` frames, to the transport."""
-        for _ in range(frames):
-            outbox_pop(&sink.box)
+        outbox_take(&sink.box, frames)
         self.counters.frames_sent += frames
         self.counters.bytes_out += size
         try:

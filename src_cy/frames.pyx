@@ -97,8 +97,10 @@ cdef bytes encode_buffer(object message):
         PyBuffer_Release(&view)
 
 
-cdef int check_close_code(int code) except -1:
+cdef int check_close_code(object code) except -1:
     # RFC 6455 section 7.4.2 and the IANA registry; 1005, 1006 and 1015 never go on the wire.
+    if not isinstance(code, int):
+        raise ValidationError(f"a close code must be an int, not {type(code).__name__}")
     if 3000 <= code <= 4999 or 1000 <= code <= 1003 or 1007 <= code <= 1014:
         return 0
     raise ValidationError(

@@ -14,9 +14,27 @@ from wsc_fast._core.outbox cimport (
     PUSHED,
     Counters,
     Limits,
+    Outbox,
     Sink,
+    outbox_at,
     outbox_push,
 )
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+    #define wsc_prefetch(address) __builtin_prefetch((address), 1)
+    #else
+    #define wsc_prefetch(address) ((void)(address))
+    #endif
+    """
+    void prefetch "wsc_prefetch"(void* address) noexcept nogil
+
+# How many clients ahead the walk asks for their memory, which lies all over the heap: first for
+# the struct, and once that has come for the place in the ring that it points to.
+cdef enum:
+    AHEAD_STRUCT = 8
+    AHEAD_RING = 4
 
 
 cdef class MemberSet:
@@ -61,14 +79,21 @@ cdef Py_ssize_t push_all(
     Fanout fanout, list items, bytes frame, PyObject* key, int run
 ) except -1:
     cdef Py_ssize_t queued = 0
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i = 0
     cdef int result
+    cdef Outbox* box
     cdef Sink sink
     cdef list slow = None
     cdef Counters* counters = &fanout.counters
     cdef const Limits* limits = &fanout.limits
-    for i in range(PyList_GET_SIZE(items)):
+    # The size is read anew each time: marking may allocate, and so run finalizers of anybody.
+    while i < PyList_GET_SIZE(items):
+        if i + AHEAD_STRUCT < PyList_GET_SIZE(items):
+            prefetch(&(<Sink>PyList_GET_ITEM(items, i + AHEAD_STRUCT)).box)
+            box = &(<Sink>PyList_GET_ITEM(items, i + AHEAD_RING)).box
+            prefetch(outbox_at(box, box.count))
         sink = <Sink>PyList_GET_ITEM(items, i)
+        i += 1
         if sink.skip:
             continue
         result = outbox_push(&sink.box, limits, counters, <PyObject*>frame, key, run)

@@ -153,6 +153,14 @@ cdef int outbox_close(Outbox* box, PyObject* frame) noexcept:
     return outbox_append(box, frame, NULL, RUN_LOW)
 
 
+cdef void reset(Outbox* box) noexcept:
+    box.count = 0
+    box.head = 0
+    box.keyed = 0
+    box.nbytes = 0
+    memset(box.runs, 0, sizeof(box.runs))
+
+
 cdef void outbox_pop(Outbox* box) noexcept:
     cdef Entry entry = outbox_at(box, 0)[0]
     cdef int run = RUN_CONTROL
@@ -170,6 +178,23 @@ cdef void outbox_pop(Outbox* box) noexcept:
         outbox_trim(box)
 
 
+cdef void outbox_take(Outbox* box, unsigned int frames) noexcept:
+    """Releases the first `frames` entries; a flush mostly takes all of them."""
+    cdef unsigned int i
+    cdef Entry* entry
+    if frames < box.count:
+        for i in range(frames):
+            outbox_pop(box)
+        return
+    for i in range(frames):
+        entry = outbox_at(box, i)
+        Py_DECREF(<object>entry.frame)
+        Py_XDECREF(entry.key)
+    reset(box)
+    if box.capacity > KEPT_CAPACITY:
+        outbox_trim(box)
+
+
 cdef unsigned int outbox_data_count(const Outbox* box) noexcept:
     return box.count - box.runs[RUN_CONTROL]
 
@@ -177,15 +202,7 @@ cdef unsigned int outbox_data_count(const Outbox* box) noexcept:
 cdef unsigned int outbox_clear(Outbox* box) noexcept:
     """Releases every entry; returns how many of them were not pings or pongs."""
     cdef unsigned int data = outbox_data_count(box)
-    cdef unsigned int i
-    for i in range(box.count):
-        Py_DECREF(<object>outbox_at(box, i).frame)
-        Py_XDECREF(outbox_at(box, i).key)
-    box.count = 0
-    box.head = 0
-    box.keyed = 0
-    box.nbytes = 0
-    memset(box.runs, 0, sizeof(box.runs))
+    outbox_take(box, box.count)
     outbox_trim(box)
     return data
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from wsc_fast import Hub
+from wsc_fast import Client, Hub, Identity, Request
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 
@@ -219,3 +219,112 @@ class RawClient:
 def tls_options(context: ssl.SSLContext | None) -> dict[str, Any]:
     """Keyword arguments of `Hub.start` for a server context or none."""
     return {} if context is None else {"ssl": context}
+
+
+class TLSClient(RawClient):
+    """A RawClient behind TLS: as slow, and as free to misbehave."""
+
+    _tls: ssl.SSLObject
+    _incoming: ssl.MemoryBIO
+    _outgoing: ssl.MemoryBIO
+
+    @classmethod
+    async def open_tls(
+        cls, hub: Hub, context: ssl.SSLContext, path: str = "/ws", *, rcvbuf: int | None = None
+    ) -> TLSClient:
+        """Connects and shakes hands, TLS first."""
+        client = await cls.open(hub, upgrade=False, rcvbuf=rcvbuf)
+        assert isinstance(client, TLSClient)
+        client._incoming, client._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client._tls = context.wrap_bio(
+            client._incoming, client._outgoing, server_hostname="127.0.0.1"
+        )
+        while True:
+            try:
+                client._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await client._write_out()
+                assert await client._read_in(10.0)
+            else:
+                break
+        await client.send_raw(client.request(hub, path))
+        await client.read_response()
+        assert client.response.startswith(b"HTTP/1.1 101 "), client.response
+        return client
+
+    async def _write_out(self) -> None:
+        await super().send_raw(self._outgoing.read())
+
+    async def _read_in(self, timeout: float) -> bool:
+        async with asyncio.timeout(timeout):
+            data = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 16)
+        if data:
+            self._incoming.write(data)
+        return bool(data)
+
+    async def send_raw(self, data: bytes) -> None:
+        self._tls.write(data)
+        await self._write_out()
+
+    async def _more(self, timeout: float) -> bool:
+        while True:
+            try:
+                data = self._tls.read(1 << 18)
+            except ssl.SSLWantReadError:
+                await self._write_out()
+                if not await self._read_in(timeout):
+                    return False
+            except ssl.SSLZeroReturnError:
+                return False
+            else:
+                self.buffer += data
+                return bool(data)
+
+
+def named(request: Request) -> Identity:
+    """An `authenticate` for tests: `/ws?id=CLIENT&user=USER`, the user being the id if left out."""
+    return Identity(request.query.get("user", request.query["id"]), request.query["id"])
+
+
+async def join(hub: Hub, name: str, **options: Any) -> tuple[RawClient, Client]:
+    """Connects to a hub with `authenticate=named`: the raw end and the hub's."""
+    raw = await RawClient.open(hub, f"/ws?id={name}", **options)
+    client = hub.get_client_by_id(name)
+    assert client is not None
+    return raw, client
+
+
+async def stall(client: Client, size: int = 1 << 20) -> int:
+    """Sends zeros to a client that does not read until its transport is blocked.
+
+    Returns how many messages of `size` zeros that took: one, but over TLS some more. From here on
+    its outbox holds exactly what is sent next.
+    """
+    assert client.conn is not None
+    transport = client.conn.underlying_transport
+    for count in range(1, 9):
+        client.send(bytes(size))
+        await eventually(lambda: client.queued_messages == 0)
+        if transport.get_write_buffer_size() > 0:
+            return count
+    raise AssertionError("the kernel takes it all")
+
+
+def uri(hub: Hub, path: str = "/ws", *, tls: bool = False) -> str:
+    """The WebSocket address of a running hub."""
+    return f"{'wss' if tls else 'ws'}://127.0.0.1:{hub.port}{path}"
+
+
+async def exchange(hub: Hub, data: bytes, timeout: float = 10.0) -> bytes:
+    """All that a hub answers to these bytes on a new connection, to the end of the stream."""
+    with await RawClient.open(hub, upgrade=False) as client:
+        await client.send_raw(data)
+        return await client.read_all(timeout)
+
+
+def only_client(hub: Hub) -> Client:
+    """The one client that is connected."""
+    (client_id,) = hub.get_connected_client_ids()
+    client = hub.get_client_by_id(client_id)
+    assert client is not None
+    return client

@@ -144,7 +144,9 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise _wrong(name, getattr(self, name), "True or False")
         for name in _NAMES:
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
+            if not isinstance(value, (tuple, list)) or not all(
+                isinstance(item, str) and item for item in value
+            ):
                 raise _wrong(name, value, "a tuple of non-empty str")
             # A list is as good; kept as a tuple so that the configuration stays immutable.
             msgspec.structs.force_setattr(self, name, tuple(value))

@@ -89,6 +89,8 @@ class Inbox:
         try:
             if await self._finish(first, fatal):
                 await self._call(rest, args, fatal)
+            elif fatal:
+                self._drop_messages()
             while self._waiting:
                 handlers, args, fatal = self._waiting.popleft()
                 if (
@@ -102,6 +104,11 @@ class Inbox:
             # No await between the last look at `_waiting` and here: nothing can slip in.
             self._client._set_inbox(None)
 
+    def _drop_messages(self) -> None:
+        # The client was refused by its connect callback: only that it has gone may still be told.
+        left = [event for event in self._waiting if len(event[1]) == 1]
+        self._waiting = deque(left)
+
     async def _call(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
         for handler in handlers:
             try:
@@ -109,9 +116,11 @@ class Inbox:
             except BaseException as error:
                 self._hub._callback_failed(self._client, error, fatal)
                 if fatal:
+                    self._drop_messages()
                     return
                 continue
             if is_awaitable(result) and not await self._finish(result, fatal):
+                self._drop_messages()
                 return
 
     async def _finish(self, result: Awaitable[Any], fatal: bool) -> bool:

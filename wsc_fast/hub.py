@@ -61,6 +61,9 @@ Host = str | Sequence[str] | None
 CLOSE_UNAUTHENTICATED = 4401
 CLOSE_REPLACED = 4409
 
+# Half of what the kernel then keeps for a connection that we have not read yet.
+MIN_RECEIVE_BUFFER = 1 << 16
+
 # How often a client is looked at, as a part of the heartbeat interval, and the heartbeat's tick.
 _SWEEPS_PER_INTERVAL = 5
 _LONGEST_TICK = 1.0
@@ -96,6 +99,7 @@ class Hub(Engine):
         self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._all_gone: asyncio.Future[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
+        self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
         self._start_time: datetime | None = None
         self._started = 0.0
         self._on_connected: Handlers = ()
@@ -302,10 +306,20 @@ class Hub(Engine):
         except BaseException:
             self._attach(None)
             raise
+        for listening in server.sockets:
+            # Accepted sockets inherit it. picows' read buffer doubles whenever one read fills it,
+            # so what the kernel may hold bounds it; unset, the kernel would grow to several MB.
+            listening.setsockopt(
+                socket.SOL_SOCKET,
+                socket.SO_RCVBUF,
+                max(MIN_RECEIVE_BUFFER, self.config.max_message_size // 2),
+            )
         self._servers.append(server)
         self._begin()
 
     def _begin(self) -> None:
+        assert self.loop is not None
+        self._stopped = self.loop.create_future()
         self._accepting = True
         self._start_time = datetime.now(UTC)
         self._started = time.monotonic()
@@ -365,6 +379,8 @@ class Hub(Engine):
             self._heartbeat_timer.cancel()
             self._heartbeat_timer = None
         self._attach(None)
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_result(None)
         for call in list(self._calls):
             if not call.done():
                 call.set_exception(HubStoppedError("the hub stopped before it took the call"))
@@ -421,16 +437,13 @@ class Hub(Engine):
 
     async def _serve(self, host: Host, port: int, **options: Any) -> None:
         loop = asyncio.get_running_loop()
-        asked = asyncio.Event()
-        signals = 0
+        stops: list[asyncio.Task[None]] = []
 
         def ask() -> None:
-            nonlocal signals
-            signals += 1
-            asked.set()
-            if signals > 1:
+            if stops:
                 for client in self._closing_clients():
                     client._abort()
+            stops.append(loop.create_task(self.stop()))
 
         await self.start(host, port, **options)
         try:
@@ -438,14 +451,14 @@ class Hub(Engine):
                 loop.add_signal_handler(number, ask)
         except (ValueError, RuntimeError):
             log.debug("not in the main thread: signals do not stop the hub")
-        waiting = asyncio.ensure_future(asked.wait())
         try:
             # stop() may be called from anywhere, and ends the serving too.
-            while self.loop is not None and not asked.is_set():
-                await asyncio.wait([waiting], timeout=0.1 if self._stopping else 0.5)
+            assert self._stopped is not None
+            await self._stopped
         finally:
-            waiting.cancel()
             await self.stop()
+            if stops:
+                await asyncio.wait(stops)
 
     async def __aenter__(self) -> Self:
         """Starts the hub with the default arguments, unless it runs already."""
@@ -540,8 +553,8 @@ class Hub(Engine):
     def _connected(self, client: Client) -> None:
         """Called by a Client once its connection is made."""
         pending = client._pending
-        client._pending = None
         if pending is None or isinstance(pending, Identity):
+            client._pending = None
             self._enter(client, pending)
             return
         client._hold_input()
@@ -550,6 +563,7 @@ class Hub(Engine):
         client._set_authenticating(task)
 
     async def _finish_authentication(self, client: Client, pending: Awaitable[Any]) -> None:
+        client._pending = None
         try:
             async with asyncio.timeout(self.config.authentication_timeout):
                 identity = await pending
@@ -592,6 +606,9 @@ class Hub(Engine):
 
     def _disconnected(self, client: Client, announced: bool) -> None:
         """Called by a Client once its connection is gone."""
+        if client._pending is not None:
+            client._pending.close()  # an authenticate that was never begun
+            client._pending = None
         if self.connections == 0 and self._all_gone is not None and not self._all_gone.done():
             self._all_gone.set_result(None)
         if announced and self._on_disconnected:
@@ -697,7 +714,10 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
 async def _logging_errors(result: Awaitable[Any]) -> None:
     try:
         await result
-    except Exception:
+    except BaseException:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
         log.exception("an on_error callback raised")
 
 

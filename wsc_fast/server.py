@@ -14,7 +14,7 @@ import socket
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -122,14 +122,15 @@ Authenticate = Callable[[Request], "Identity | Awaitable[Identity | None] | None
 Route = Callable[[Request], "str | bytes | dict[str, Any] | Response"]
 
 
-class SwitchingProtocols(WSUpgradeResponse):  # type: ignore[misc]
+class SwitchingProtocols(WSUpgradeResponse):
     """The 101 of an accepted upgrade: fixed but for the one header that picows sets in it."""
 
     __slots__ = ("accept",)
     status = HTTPStatus.SWITCHING_PROTOCOLS
 
     @property
-    def headers(self) -> SwitchingProtocols:
+    def headers(self) -> Self:  # type: ignore[override]
+        """Takes the place of a mapping of headers: only ever assigned to."""
         return self
 
     def __setitem__(self, name: str, value: str) -> None:
@@ -344,11 +345,13 @@ class Upgrade:
         self.remote_address = ""
 
     def __call__(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
-        self.forget()
-        return self._hub._accept(request, self.remote_address)
+        response = self._hub._accept(request, self.remote_address)
+        if response.listener is not None:
+            self.forget()
+        return response
 
     def forget(self) -> None:
-        """The handshake is over, one way or the other."""
+        """The handshake is over: it is a client now, or gone."""
         if self.protocol is not None:
             self._hub._handshaking.discard(self.protocol)
             self.protocol.upgrade = None
@@ -386,7 +389,7 @@ class HubProtocol(WSProtocol):  # type: ignore[misc]
         upgrade = self.upgrade
         assert upgrade is not None
         try:
-            guard = Guard(transport, self._hub.config.write_buffer_size)
+            guard = Guard(self._hub, transport, self._hub.config.write_buffer_size)
         except OSError:
             # The peer is gone already; picows would fail on socket options.
             transport.abort()
@@ -403,9 +406,7 @@ class HubProtocol(WSProtocol):  # type: ignore[misc]
             super().connection_lost(exc)
 
     def eof_received(self) -> bool:
-        if self.listener is not None:
-            self.listener._eof()
-        return False
+        return self.listener is not None and self.listener._eof()
 
     def abort_handshake(self) -> None:
         """Ends a connection that has not been upgraded yet."""

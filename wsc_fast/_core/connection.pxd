@@ -62,6 +62,7 @@ cdef class Client(Sink):
 # Stands between picows' transport and the asyncio transport.
 cdef class Guard:
     cdef:
+        Engine engine
         Client client              # None before the upgrade and once the connection is gone
         int descriptor
         object stream              # the asyncio transport

@@ -24,4 +24,4 @@ cdef bytes encode_message(object message)
 cdef bytes encode_close(int code, str reason)
 
 # ValidationError unless the application may close with this code (section 7.4).
-cdef int check_close_code(int code) except -1
+cdef int check_close_code(object code) except -1

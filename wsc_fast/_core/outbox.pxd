@@ -3,7 +3,7 @@
 Way of a frame through an outbox:
 
     outbox_push            hub calls: behind everything of its priority or a higher one
-    outbox_at / outbox_pop flush: the head of the queue, in order, whole frames only
+    outbox_at, outbox_take flush: the head of the queue, in order, whole frames only
     outbox_close           the close frame: behind everything, past the bounds, once
     outbox_clear           the client has gone, or was too slow
 
@@ -92,13 +92,14 @@ cdef struct Counters:
 # The sending half of a connection: what fanout.pyx and members.pyx need to know of a client.
 cdef class Sink(WSListener):
     cdef:
-        Outbox box
-        Py_ssize_t dirty_at        # where it stands in the dirty list, or -1
-        Py_ssize_t slot            # where it stands in the set of all clients, or -1
+        # First what a push touches, so that it meets few cache lines.
+        bint skip                  # left out of the broadcast under way
         int fd                     # for send(); -1 over TLS and once the connection is gone
+        Py_ssize_t dirty_at        # where it stands in the dirty list, or -1
+        Outbox box
+        Py_ssize_t slot            # where it stands in the set of all clients, or -1
         unsigned char state
         bint blocked               # the transport holds bytes: only the transport may write
-        bint skip                  # left out of the broadcast under way
         object write               # bound method: the asyncio transport's write
         dict memberships           # MemberSet -> int, the slot there; None until the first
         readonly str id
@@ -120,6 +121,7 @@ cdef int outbox_push_slow(
 cdef int outbox_append(Outbox* box, PyObject* frame, PyObject* key, int run) noexcept
 cdef int outbox_close(Outbox* box, PyObject* frame) noexcept
 cdef void outbox_pop(Outbox* box) noexcept
+cdef void outbox_take(Outbox* box, unsigned int frames) noexcept
 cdef unsigned int outbox_clear(Outbox* box) noexcept
 cdef void outbox_trim(Outbox* box) noexcept
 cdef unsigned int outbox_data_count(const Outbox* box) noexcept

@@ -1,0 +1,152 @@
+"""HubConfig: the contract's names and defaults, and each value that cannot work."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from wsc_fast import ConfigError, HubConfig
+from wsc_fast.config import CHANGEABLE
+
+CONTRACT = (
+    "max_connections",
+    "read_buffer_size",
+    "write_buffer_size",
+    "handshake_timeout",
+    "enable_compression",
+    "check_origin",
+    "allowed_origins",
+    "max_message_size",
+    "outbox_messages",
+    "outbox_bytes",
+    "overflow",
+    "heartbeat_interval",
+    "heartbeat_timeout",
+)
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_the_contract_names_are_settings(name: str) -> None:
+    assert name in HubConfig.__struct_fields__
+
+
+def test_the_defaults_of_the_contract() -> None:
+    config = HubConfig()
+    assert config.check_origin is True
+    assert config.allowed_origins == ()
+    assert config.max_message_size == 1 << 20
+    assert config.outbox_messages == 1024
+    assert config.outbox_bytes == 1 << 20
+    assert config.overflow == "disconnect"
+    assert config.heartbeat_interval == 25
+    assert config.heartbeat_timeout == 60
+    assert config.max_pending_callbacks == 64
+    assert config.flush_budget == 0.005
+
+
+@pytest.mark.parametrize("name", HubConfig.__struct_fields__)
+def test_every_setting_is_documented(name: str) -> None:
+    assert HubConfig.__doc__ is not None
+    assert name in HubConfig.__doc__
+
+
+def test_what_a_running_hub_can_change_are_settings() -> None:
+    assert set(HubConfig.__struct_fields__) > CHANGEABLE
+
+
+def test_a_config_is_immutable() -> None:
+    with pytest.raises(AttributeError):
+        HubConfig().max_connections = 1  # type: ignore[misc]
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(TypeError, match="max_conections"):
+        HubConfig(max_conections=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_connections", 0),
+        ("max_connections", -1),
+        ("max_connections", True),
+        ("max_connections", 1.5),
+        ("max_connections", "10"),
+        ("max_connections", None),
+        ("read_buffer_size", 2047),
+        ("write_buffer_size", -1),
+        ("max_message_size", 0),
+        ("max_fragments", 0),
+        ("outbox_messages", 0),
+        ("outbox_bytes", 0),
+        ("max_pending_callbacks", 0),
+        ("authentication_input_bytes", -1),
+        ("max_rooms", -1),
+        ("max_rooms_per_client", -1),
+        ("backlog", 0),
+        ("backlog", 1 << 20),
+        ("handshake_timeout", 0),
+        ("handshake_timeout", -1.0),
+        ("handshake_timeout", math.nan),
+        ("handshake_timeout", math.inf),
+        ("handshake_timeout", "5"),
+        ("handshake_timeout", None),
+        ("handshake_timeout", True),
+        ("authentication_timeout", 0),
+        ("heartbeat_interval", 0),
+        ("heartbeat_timeout", 0),
+        ("close_timeout", 0),
+        ("thread_call_timeout", 0),
+        ("flush_budget", 0),
+        ("check_origin", 1),
+        ("check_origin", None),
+        ("enable_compression", "yes"),
+        ("enable_compression", True),
+        ("allowed_origins", "https://app.example"),
+        ("allowed_origins", ("",)),
+        ("allowed_origins", (1,)),
+        ("allowed_origins", None),
+        ("allowed_origins", 5),
+        ("allowed_hosts", "app.example"),
+        ("overflow", "drop"),
+        ("overflow", None),
+        ("overflow", 1),
+    ],
+)
+def test_a_value_that_cannot_work_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        HubConfig(**{name: value})
+    text = str(caught.value)
+    assert f"HubConfig.{name}" in text
+    assert repr(value) in text
+    assert "expected" in text
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("overflow", ["disconnect", "drop_oldest", "drop_newest"])
+def test_every_overflow_policy_is_taken(overflow: Any) -> None:
+    assert HubConfig(overflow=overflow).overflow == overflow
+
+
+def test_whole_numbers_are_seconds_too() -> None:
+    assert HubConfig(heartbeat_interval=1, heartbeat_timeout=2).heartbeat_interval == 1
+
+
+def test_a_list_of_origins_becomes_a_tuple() -> None:
+    origins = ["https://a.example", "*.b.example"]
+    config = HubConfig(allowed_origins=origins)  # type: ignore[arg-type]
+    origins.append("https://evil.example")
+    assert config.allowed_origins == ("https://a.example", "*.b.example")
+
+
+@pytest.mark.parametrize("timeout", [5.0, 20.0])
+def test_A18_a_heartbeat_that_could_never_be_answered_is_refused(timeout: float) -> None:
+    with pytest.raises(ConfigError, match="heartbeat_timeout"):
+        HubConfig(heartbeat_interval=20.0, heartbeat_timeout=timeout)
+
+
+def test_equal_configs_are_equal() -> None:
+    assert HubConfig() == HubConfig()
+    assert HubConfig(max_rooms=5) != HubConfig()

@@ -1,0 +1,1185 @@
+"""The upgrade: routes, refusals, origins, authentication, and a picows server of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+import picows
+import pytest
+import websockets
+
+from tests.support import (
+    CLOSE,
+    TEXT,
+    RawClient,
+    encode,
+    eventually,
+    exchange,
+    only_client,
+    running,
+    uri,
+)
+from wsc_fast import (
+    Client,
+    Hub,
+    HubConfig,
+    Identity,
+    Request,
+    Response,
+    ValidationError,
+    handle_websocket,
+)
+from wsc_fast.server import origin_allowed
+
+
+class Answer:
+    """A parsed HTTP answer; asserts that it is the only one on its connection."""
+
+    def __init__(self, data: bytes) -> None:
+        head, _, self.body = data.partition(b"\r\n\r\n")
+        status_line, *lines = head.decode("latin-1").split("\r\n")
+        self.status = int(status_line.split(" ")[1])
+        self.fields = [tuple(line.split(": ", 1)) for line in lines]
+        assert b"HTTP/1.1 " not in self.body
+
+    def all(self, name: str) -> list[str]:
+        return [value for key, value in self.fields if key.lower() == name.lower()]
+
+    def __getitem__(self, name: str) -> str:
+        (value,) = self.all(name)
+        return value
+
+
+async def ask(
+    hub: Hub, path: str = "/ws", headers: list[tuple[str, str]] | None = None, **replaced: str
+) -> Answer:
+    """What an upgrade request is refused with."""
+    answer = Answer(await exchange(hub, RawClient.request(hub, path, headers or (), **replaced)))
+    assert answer["Connection"] == "close"
+    if answer.status not in (204, 304):
+        assert int(answer["Content-Length"]) == len(answer.body)
+    return answer
+
+
+async def get(hub: Hub, path: str) -> Answer:
+    """A plain GET."""
+    return Answer(await exchange(hub, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
+
+
+async def upgraded(hub: Hub, data: bytes) -> bool:
+    """Whether a request is answered with 101."""
+    with await RawClient.open(hub, upgrade=False) as client:
+        await client.send_raw(data)
+        return (await client.read_response()).startswith(b"HTTP/1.1 101 ")
+
+
+# --- the upgrade ---
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/w", "/wss", "/ws/", "//ws", "/ws/x", "/WS", "/%77s", "/ws;x", "/x?/ws"]
+)
+async def test_another_path_is_404(path: str) -> None:
+    hub = Hub()
+    async with running(hub):
+        assert (await ask(hub, path)).status == 404
+        assert hub.get_stats().rejected == {"full": 0, "origin": 0, "auth": 0, "request": 1}
+
+
+async def test_the_path_is_what_start_was_given_and_its_query_is_free() -> None:
+    hub = Hub()
+    async with running(hub, path="/chat/socket"):
+        assert await upgraded(hub, RawClient.request(hub, "/chat/socket?a=b&c=/ws"))
+        assert await upgraded(hub, RawClient.request(hub, "/chat/socket?"))
+        assert (await ask(hub, "/ws")).status == 404
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        {"Upgrade": "", "Connection": ""},
+        {"Upgrade": ""},
+        {"Upgrade": "h2c"},
+        {"Connection": ""},
+        {"Connection": "close"},
+        {"Connection": "upgraded"},
+    ],
+    ids=str,
+)
+async def test_what_is_no_upgrade_on_the_hubs_path_is_426(replaced: dict[str, str]) -> None:
+    hub = Hub()
+    async with running(hub):
+        answer = await ask(hub, **replaced)
+        assert answer.status == 426
+        # RFC 9110 section 15.5.22 asks for it.
+        assert answer["Upgrade"] == "websocket"
+        assert hub.get_stats().rejected["request"] == 1
+
+
+@pytest.mark.parametrize("version", ["", "7", "8", "12", "14", "013", "13, 8", "x"])
+async def test_A21_another_version_is_426_and_names_ours(version: str) -> None:
+    hub = Hub()
+    async with running(hub):
+        answer = await ask(hub, Sec_WebSocket_Version=version)
+        assert answer.status == 426
+        assert answer["Sec-WebSocket-Version"] == "13"
+
+
+@pytest.mark.parametrize(
+    ("headers", "replaced"),
+    [
+        ([], {"Host": ""}),
+        ([("Host", "other.example")], {}),
+        ([], {"Host": "a b"}),
+        ([], {"Host": "user@host"}),
+        ([], {"Host": "host:port"}),
+        ([], {"Sec_WebSocket_Key": ""}),
+        ([], {"Sec_WebSocket_Key": "short"}),
+        ([], {"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ"}),
+        ([], {"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZSE="}),
+        ([], {"Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25j\xe9Q=="}),
+        ([], {"Sec_WebSocket_Key": "!GhlIHNhbXBsZSBub25jZQ=="}),
+        ([("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")], {}),
+        ([("Content-Length", "5")], {}),
+        ([("Transfer-Encoding", "chunked")], {}),
+        ([("bad header", "x")], {}),
+    ],
+    ids=str,
+)
+async def test_A21_a_malformed_upgrade_is_400(
+    headers: list[tuple[str, str]], replaced: dict[str, str]
+) -> None:
+    hub = Hub()
+    async with running(hub):
+        assert (await ask(hub, headers=headers, **replaced)).status == 400
+        assert hub.connections == 0
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["foo", "http://evil/x", "*", "/a\nb", "/\x1b[31m", "/\x00", "/\xff", "/ws\x7f", "/a b"],
+    ids=ascii,
+)
+async def test_A20_a_target_that_is_no_path_is_400(target: str) -> None:
+    hub = Hub()
+    async with running(hub):
+        assert (await ask(hub, target)).status == 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "replaced"),
+    [
+        # As Firefox sends it.
+        ([], {"Connection": "keep-alive, Upgrade"}),
+        ([], {"Connection": "keep-alive,upgrade"}),
+        ([], {"Connection": "Upgrade,"}),
+        ([], {"Connection": "UPGRADE"}),
+        ([], {"Connection": " , upgrade , HTTP2-Settings"}),
+        ([("Connection", "keep-alive")], {}),
+        ([("Connection", "Upgrade")], {"Connection": "keep-alive"}),
+        ([], {"Upgrade": "WebSocket"}),
+        ([], {"Upgrade": "websocket, h2c"}),
+        ([("Upgrade", "h2c")], {}),
+        ([("Upgrade", "websocket")], {"Upgrade": "h2c"}),
+    ],
+    ids=str,
+)
+async def test_A11_lists_in_connection_and_upgrade_are_understood(
+    headers: list[tuple[str, str]], replaced: dict[str, str]
+) -> None:
+    hub = Hub()
+    async with running(hub):
+        assert await upgraded(hub, RawClient.request(hub, "/ws", headers, **replaced))
+
+
+async def test_the_accept_key_is_the_one_of_the_rfc() -> None:
+    hub = Hub()
+    async with running(hub):
+        with await RawClient.open(hub, upgrade=False) as client:
+            # RFC 6455 section 1.3.
+            await client.send_raw(client.request(hub, Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ=="))
+            answer = Answer(await client.read_response())
+            assert answer.status == 101
+            assert answer["Sec-WebSocket-Accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+            assert answer["Upgrade"] == "websocket"
+            assert answer["Connection"].lower() == "upgrade"
+            # Neither was offered (RFC 6455 section 4.2.2).
+            assert answer.all("Sec-WebSocket-Protocol") == []
+            assert answer.all("Sec-WebSocket-Extensions") == []
+
+
+async def test_a_request_that_arrives_byte_by_byte(any_loop: str) -> None:
+    hub = Hub()
+    async with running(hub):
+        with await RawClient.open(hub, upgrade=False) as client:
+            for byte in client.request(hub) + encode(TEXT, b"x"):
+                await client.send_raw(bytes([byte]))
+            assert (await client.read_response()).startswith(b"HTTP/1.1 101 ")
+            await eventually(lambda: hub.get_stats().messages_in == 1)
+
+
+async def test_a_request_that_never_ends_is_cut_off(any_loop: str) -> None:
+    hub = Hub(HubConfig(handshake_timeout=0.2))
+    async with running(hub):
+        with await RawClient.open(hub, upgrade=False) as silent:
+            with await RawClient.open(hub, upgrade=False) as half:
+                await half.send_raw(half.request(hub)[:-3])
+                assert await half.read_all() == b""
+            assert await silent.read_all() == b""
+        with await RawClient.open(hub, upgrade=False) as endless:
+            await endless.send_raw(b"GET /ws HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 20_000)
+            assert b" 101 " not in await endless.read_all()
+        assert hub.connections == 0
+
+
+# --- how many ---
+
+
+async def test_the_next_upgrade_beyond_max_connections_is_503_with_retry_after() -> None:
+    hub = Hub(HubConfig(max_connections=2))
+
+    @hub.route("/health")
+    def health(request: Request) -> str:
+        return "ok"
+
+    async with running(hub):
+        with await RawClient.open(hub):
+            second = await RawClient.open(hub)
+            for _ in range(2):
+                answer = await ask(hub)
+                assert answer.status == 503
+                assert int(answer["Retry-After"]) > 0
+            assert hub.get_stats().rejected["full"] == 2
+            # What needs no slot is still answered.
+            assert (await get(hub, "/health")).status == 200
+            second.close()
+            await eventually(lambda: hub.connections == 1)
+            with await RawClient.open(hub):
+                assert hub.get_connected_clients() == 2
+
+
+async def test_H4_two_hundred_at_once_at_a_limit_of_fifty(any_loop: str) -> None:
+    hub = Hub(HubConfig(max_connections=50))
+    async with running(hub):
+        for _ in range(3):
+            async with AsyncExitStack() as stack:
+
+                async def attempt(stack: AsyncExitStack = stack) -> int:
+                    client = await RawClient.open(hub, upgrade=False)
+                    stack.enter_context(client)
+                    await client.send_raw(client.request(hub))
+                    return int((await client.read_response()).split(b" ")[1])
+
+                statuses = await asyncio.gather(*(attempt() for _ in range(200)))
+                assert sorted(statuses) == [101] * 50 + [503] * 150
+                assert hub.get_connected_clients() == hub.connections == 50
+            await eventually(lambda: hub.connections == 0)
+
+
+async def test_H4_no_failing_path_keeps_a_slot() -> None:
+    async def authenticate(request: Request) -> Identity | None:
+        how = request.query.get("how")
+        if how == "raise":
+            raise ValueError("mine")
+        if how == "never":
+            await asyncio.Event().wait()
+        return None if how == "none" else Identity("u")
+
+    hub = Hub(HubConfig(max_connections=5, authentication_timeout=0.05), authenticate=authenticate)
+
+    @hub.on_client_connected
+    def connected(client: Client) -> None:
+        if client.remote_address != "127.0.0.1":
+            raise ValueError("not from here")
+
+    async with running(hub):
+
+        async def refused() -> None:
+            assert (await ask(hub, "/none")).status == 404
+            assert (await ask(hub, Upgrade="")).status == 426
+            assert (await ask(hub, Host="")).status == 400
+            assert (await ask(hub, headers=[("Origin", "http://evil.example")])).status == 403
+
+        async def closed(how: str, code: int) -> None:
+            with await RawClient.open(hub, f"/ws?how={how}") as client:
+                assert (await client.recv()).code == code
+
+        async def gone(how: str) -> None:
+            client = await RawClient.open(hub, f"/ws?how={how}")
+            client.reset()
+
+        async def aborted() -> None:
+            client = await RawClient.open(hub, upgrade=False)
+            await client.send_raw(client.request(hub)[:40])
+            client.reset()
+
+        for _ in range(30):
+            await refused()
+            await aborted()
+            for step in (closed("none", 4401), closed("raise", 1011), gone("never"), gone("")):
+                await step
+            await eventually(lambda: hub.connections == 0)
+        await closed("never", 4401)
+        await eventually(lambda: hub.connections == 0)
+        async with AsyncExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(await RawClient.open(hub))
+            await eventually(lambda: hub.get_connected_clients() == 5)
+            assert (await ask(hub)).status == 503
+
+
+# --- origins and hosts ---
+
+BAD_ORIGINS = [
+    "null",
+    "file://",
+    "",
+    "http://app.example",
+    "https://app.example:4433",
+    "https://app.example.evil",
+    "https://evilapp.example",
+    "https://app.example@evil",
+    "https://app.example/",
+    "https://app.example#x",
+    "https://app.example, https://app.example",
+    "https://app.example\t",
+    "ws://app.example",
+    "app.example",
+    "//app.example",
+    "https:app.example",
+    # B2
+    "http://a:b",
+    "http://[::1",
+    "http://[",
+    "https://",
+    "https://:443",
+    "https://app.example:",
+    "https://app.example:99999999999999999999",
+    "https://app.example\xff",
+    "\xff",
+    "x" * 10_000,
+]
+
+
+@pytest.mark.parametrize("origin", BAD_ORIGINS, ids=lambda origin: ascii(origin)[:40])
+async def test_B1_B2_another_or_a_malformed_origin_is_403(origin: str) -> None:
+    hub = Hub(HubConfig(allowed_origins=("https://app.example",)))
+    async with running(hub):
+        # Header values are stripped of white space, so that this one case is the good one.
+        if origin == "https://app.example\t":
+            assert await upgraded(hub, RawClient.request(hub, "/ws", [("Origin", origin)]))
+            return
+        answer = await ask(hub, headers=[("Origin", origin)])
+        assert answer.status == 403
+        assert hub.get_stats().rejected["origin"] == 1
+
+
+async def test_B1_two_origins_are_403() -> None:
+    hub = Hub(HubConfig(allowed_origins=("https://app.example",)))
+    async with running(hub):
+        headers = [("Origin", "https://app.example"), ("Origin", "https://app.example")]
+        assert (await ask(hub, headers=headers)).status == 403
+
+
+async def test_origins_that_may_connect() -> None:
+    hub = Hub(HubConfig(allowed_origins=("https://app.example", "*.example.org")))
+    async with running(hub):
+        for origin in (
+            None,  # no browser: the documented policy
+            f"http://127.0.0.1:{hub.port}",
+            f"https://127.0.0.1:{hub.port}",  # behind a proxy that speaks TLS
+            "https://app.example",
+            "https://app.example:443",
+            "HTTPS://APP.EXAMPLE",
+            "https://a.example.org",
+            "http://a.b.example.org",
+        ):
+            headers = [] if origin is None else [("Origin", origin)]
+            assert await upgraded(hub, RawClient.request(hub, "/ws", headers)), origin
+        for origin in ("https://example.org", "https://evilexample.org", "https://a.example.org.x"):
+            assert (await ask(hub, headers=[("Origin", origin)])).status == 403
+        hub.set_config(HubConfig(check_origin=False))
+        for origin in (*BAD_ORIGINS[:4], "https://evil.example"):
+            assert await upgraded(hub, RawClient.request(hub, "/ws", [("Origin", origin)]))
+        hub.set_config(HubConfig(allowed_origins=("*",)))
+        assert await upgraded(hub, RawClient.request(hub, "/ws", [("Origin", "https://evil")]))
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "tls", "allowed", "expected"),
+    [
+        ("http://a.example", "a.example", False, (), True),
+        ("http://a.example", "A.Example", False, (), True),
+        ("http://a.example:80", "a.example", False, (), True),
+        ("http://a.example", "a.example:80", False, (), True),
+        ("http://a.example:8080", "a.example:8080", False, (), True),
+        ("http://a.example:8080", "a.example:8081", False, (), False),
+        ("http://a.example:8080", "a.example", False, (), False),
+        ("https://a.example", "a.example", False, (), True),
+        ("https://a.example", "a.example", True, (), True),
+        # A page that came without TLS must not speak to a server of the same name with it.
+        ("http://a.example", "a.example", True, (), False),
+        ("http://[::1]:80", "[::1]:80", False, (), True),
+        ("http://[::1]", "[::2]", False, (), False),
+        ("http://b.example", "a.example", False, ("b.example",), True),
+        ("https://b.example", "a.example", False, ("b.example",), True),
+        ("https://b.example:8443", "a.example", False, ("b.example",), False),
+        ("https://b.example:8443", "a.example", False, ("https://b.example:8443",), True),
+        ("http://x.b.example", "a.example", False, ("https://*.b.example",), False),
+        ("https://x.b.example", "a.example", False, ("https://*.b.example",), True),
+        ("https://x.b.example", "a.example", False, ("*.B.EXAMPLE",), True),
+        ("https://b.example", "a.example", False, ("*.b.example",), False),
+        ("https://xb.example", "a.example", False, ("*.b.example",), False),
+        ("null", "a.example", False, (), False),
+        ("null", "null", False, ("*.b.example",), False),
+        ("anything", "a.example", False, ("*",), True),
+    ],
+)
+def test_origin_allowed(
+    origin: str, host: str, tls: bool, allowed: tuple[str, ...], expected: bool
+) -> None:
+    assert origin_allowed(origin, host, tls, allowed) is expected
+
+
+async def test_B8_a_host_that_is_not_allowed_is_403_whatever_its_origin() -> None:
+    hub = Hub()
+    async with running(hub):
+        port = hub.port
+        hub.set_config(HubConfig(allowed_hosts=(f"127.0.0.1:{port}", "App.Example")))
+        evil = f"attack.poc:{port}"
+        answer = await ask(hub, headers=[("Origin", f"http://{evil}")], Host=evil)
+        assert answer.status == 403
+        assert hub.get_stats().rejected["origin"] == 1
+        assert (await ask(hub, Host="127.0.0.1")).status == 403
+        assert await upgraded(hub, RawClient.request(hub))
+        # Host names have no case (RFC 9110 section 4.2.3).
+        assert await upgraded(hub, RawClient.request(hub, Host="app.example"))
+        assert await upgraded(hub, RawClient.request(hub, Host="APP.EXAMPLE"))
+
+
+# --- what else B says of the handshake ---
+
+
+@pytest.mark.parametrize("refused", ["/none", "/ws", "/health"])
+async def test_B3_what_is_pipelined_behind_a_refused_upgrade_is_not_served(refused: str) -> None:
+    hub = Hub()
+    served: list[str] = []
+
+    @hub.route("/metrics")
+    def metrics(request: Request) -> str:
+        served.append("metrics")
+        return "secret"
+
+    @hub.route("/health")
+    def health(request: Request) -> str:
+        return "ok"
+
+    async with running(hub):
+        first = RawClient.request(hub, refused, Upgrade="" if refused == "/ws" else "websocket")
+        data = await exchange(hub, first + b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        # `exchange` has seen the end of the stream; Answer asserts that there is only one.
+        answer = Answer(data)
+        assert answer.status in (200, 404, 426)
+        assert answer["Connection"] == "close"
+        assert b"secret" not in data
+        assert served == []
+
+
+async def test_B4_a_client_that_leaves_while_it_is_authenticated_is_no_ghost(
+    any_loop: str,
+) -> None:
+    gate = asyncio.Event()
+    begun: list[str] = []
+    ended: list[str] = []
+    seen: list[str] = []
+
+    async def authenticate(request: Request) -> Identity:
+        begun.append("begun")
+        try:
+            await gate.wait()
+        finally:
+            ended.append("ended")
+        return Identity("ann", "one")
+
+    hub = Hub(authenticate=authenticate)
+    hub.on_client_connected(lambda client: seen.append("in"))
+    hub.on_client_disconnected(lambda client: seen.append("out"))
+    hub.on_error(lambda client, error: seen.append(repr(error)))
+    async with running(hub):
+        for how in ("reset", "close"):
+            client = await RawClient.open(hub, tail=encode(TEXT, b"x"))
+            await eventually(lambda: len(begun) == len(ended) + 1)
+            assert hub.connections == 1
+            getattr(client, how)()
+            await eventually(lambda: hub.connections == 0)
+            # It does not hold on to the work either.
+            await eventually(lambda: len(begun) == len(ended))
+        # The same user again, and this time it stays.
+        with await RawClient.open(hub) as client:
+            gate.set()
+            await eventually(lambda: hub.get_connected_client_ids() == ["one"])
+            hub.broadcast("hello")
+            assert (await client.recv()).payload == b"hello"
+            assert seen == ["in"]
+
+
+async def test_B4_stop_while_a_client_is_authenticated() -> None:
+    seen: list[str] = []
+
+    async def authenticate(request: Request) -> Identity:
+        await asyncio.Event().wait()
+        return Identity("ann")
+
+    hub = Hub(authenticate=authenticate)
+    hub.on_client_connected(lambda client: seen.append("in"))
+    hub.on_client_disconnected(lambda client: seen.append("out"))
+    async with running(hub):
+        with await RawClient.open(hub) as client:
+            await eventually(lambda: hub.connections == 1)
+            stopping = asyncio.create_task(hub.stop(timeout=5.0))
+            frame = await client.recv()
+            assert frame.code == 1001
+            await client.send(CLOSE, frame.payload)
+            await asyncio.wait_for(stopping, 3)
+    assert seen == []
+
+
+async def test_B4_the_id_was_taken_while_two_of_it_were_authenticated() -> None:
+    gates = {"1": asyncio.Event(), "2": asyncio.Event()}
+
+    async def authenticate(request: Request) -> Identity:
+        await gates[request.query["n"]].wait()
+        return Identity("ann", "one")
+
+    hub = Hub(authenticate=authenticate)
+    async with running(hub):
+        with (
+            await RawClient.open(hub, "/ws?n=1") as first,
+            await RawClient.open(hub, "/ws?n=2") as second,
+        ):
+            gates["2"].set()
+            await eventually(lambda: hub.get_connected_clients() == 1)
+            gates["1"].set()
+            assert (await second.recv()).code == 4409
+            assert hub.get_connected_client_ids() == ["one"]
+            hub.broadcast("hello")
+            assert (await first.recv()).payload == b"hello"
+            assert hub.get_stats().replaced_clients == 1
+
+
+async def test_B4_authentication_has_its_own_timeout() -> None:
+    cancelled = asyncio.Event()
+
+    async def authenticate(request: Request) -> Identity:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return Identity("ann")
+
+    hub = Hub(HubConfig(authentication_timeout=0.05), authenticate=authenticate)
+    async with running(hub):
+        with await RawClient.open(hub) as client:
+            assert (await client.recv()).code == 4401
+        assert cancelled.is_set()
+        assert hub.get_stats().rejected["auth"] == 1
+
+
+async def test_B5_frames_sent_before_authentication_is_done_keep_their_order() -> None:
+    gate = asyncio.Event()
+    seen: list[str] = []
+
+    async def authenticate(request: Request) -> Identity:
+        await gate.wait()
+        return Identity("ann")
+
+    hub = Hub(HubConfig(authentication_input_bytes=1 << 20), authenticate=authenticate)
+    hub.on_client_connected(lambda client: seen.append("in"))
+    hub.on_message_received(lambda client, message: seen.append(str(message)))
+    async with running(hub):
+        burst = b"".join(encode(TEXT, b"%d" % n) for n in range(1000))
+        # The last one comes in two fragments, so that the state of a message is kept too.
+        burst += encode(TEXT, b"la", fin=False) + encode(9, b"ping") + encode(0, b"st")
+        with await RawClient.open(hub, tail=burst[:-1]) as client:
+            gate.set()
+            await eventually(lambda: len(seen) == 1001)
+            await client.send_raw(burst[-1:])
+            assert (await client.recv()).payload == b"ping"
+            await eventually(lambda: len(seen) == 1002)
+    assert seen == ["in", *map(str, range(1000)), "last"]
+
+
+async def test_B5_what_may_be_sent_before_authentication_is_bounded() -> None:
+    seen: list[str] = []
+
+    async def authenticate(request: Request) -> Identity:
+        await asyncio.Event().wait()
+        return Identity("ann")
+
+    hub = Hub(HubConfig(authentication_input_bytes=10_000), authenticate=authenticate)
+    hub.on_message_received(lambda client, message: seen.append(str(message)))
+    async with running(hub):
+        for burst in (
+            encode(TEXT, b"x" * 11_000),
+            b"".join(encode(TEXT, b"x" * 500) for _ in range(30)),
+            # Empty frames cost something too.
+            b"".join(encode(9, b"") for _ in range(10_000)),
+        ):
+            with await RawClient.open(hub, tail=burst) as client:
+                frame = await client.recv()
+                assert frame.code == 1008
+            await eventually(lambda: hub.connections == 0)
+        # And so are fragments, and a protocol error is one here too.
+        with await RawClient.open(hub, tail=encode(3, b"x")) as client:
+            assert (await client.recv()).code == 1002
+    assert seen == []
+
+
+async def test_B6_nothing_precedes_the_101(any_loop: str) -> None:
+    hub = Hub()
+
+    @hub.on_client_connected
+    def connected(client: Client) -> None:
+        client.send("first")
+        hub.broadcast("second")
+        client.disconnect(4000)
+
+    async with running(hub):
+        with await RawClient.open(hub, upgrade=False) as client:
+            await client.send_raw(client.request(hub))
+            assert (await client.read_response()).startswith(b"HTTP/1.1 101 ")
+            assert (await client.recv()).payload == b"first"
+            assert (await client.recv()).payload == b"second"
+            assert (await client.recv()).code == 4000
+
+
+async def test_B7_a_client_does_not_choose_its_id() -> None:
+    hub = Hub()
+    hub.on_message_received(lambda client, message: client.send(f"{client.id} {client.user_id}"))
+    async with running(hub):
+        headers = [
+            ("X-Client-Id", "alice"),
+            ("X-User-Id", "alice"),
+            ("Cookie", "client_id=alice; user_id=alice"),
+            ("Authorization", "Basic YWxpY2U6eA=="),
+        ]
+        path = "/ws?client_id=alice&user_id=alice&id=alice&user=alice"
+        with await RawClient.open(hub, path, headers=headers) as client:
+            it = only_client(hub)
+            await client.send(TEXT, json.dumps({"type": "login", "from": "alice"}).encode())
+            assert (await client.recv()).payload.decode() == f"{it.id} {it.id}"
+            assert it.id != "alice"
+            assert hub.get_client_by_id("alice") is None
+            assert hub.get_clients_by_user("alice") == []
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "OPTIONS", "PUT", "get", "CONNECT", "BREW"])
+async def test_B16_another_method_is_400(method: str) -> None:
+    hub = Hub()
+    hub.route("/health")(lambda request: "ok")
+    async with running(hub):
+        for path in ("/ws", "/health", "/none"):
+            data = await exchange(hub, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert Answer(data).status == 400
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/2.0", "HTTP/0.9", "http/1.1", ""])
+async def test_B16_another_http_version_is_400(version: str) -> None:
+    hub = Hub()
+    async with running(hub):
+        data = await exchange(hub, f"GET /ws {version}\r\nHost: x\r\n\r\n".encode())
+        assert Answer(data).status == 400
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//health",
+        "/ws/../health",
+        "/ws/../metrics",
+        "/health/",
+        "/./health",
+        "/HEALTH",
+        "/health%20",
+    ],
+)
+async def test_B16_routes_are_exact(path: str) -> None:
+    hub = Hub()
+    hub.route("/health")(lambda request: "ok")
+    async with running(hub):
+        assert (await get(hub, path)).status == 404
+
+
+# --- routes ---
+
+
+async def test_what_a_route_may_return(any_loop: str) -> None:
+    hub = Hub()
+    results: dict[str, tuple[Any, int, str, bytes]] = {
+        "/str": ("größe", 200, "text/plain; charset=utf-8", "größe".encode()),
+        "/empty": ("", 200, "text/plain; charset=utf-8", b""),
+        "/bytes": (b"\x00\xff", 200, "application/octet-stream", b"\x00\xff"),
+        "/dict": ({"ok": True, "n": 1}, 200, "application/json", b'{"ok":true,"n":1}'),
+        "/page": (Response(body="<p>", content_type="text/html"), 200, "text/html", b"<p>"),
+        "/201": (Response(status=201, body=b"x"), 201, "text/plain; charset=utf-8", b"x"),
+        "/teapot": (Response(418), 418, "text/plain; charset=utf-8", b""),
+        "/large": (b"x" * 3_000_000, 200, "application/octet-stream", b"x" * 3_000_000),
+        "/with?query": ("query", 404, "text/plain", b"404 Not Found\n"),
+    }
+    for path, (result, *_) in results.items():
+        hub.route(path)(lambda request, result=result: result)
+    async with running(hub):
+        for path, (_, status, content_type, body) in results.items():
+            answer = await get(hub, path)
+            assert (answer.status, answer.body) == (status, body), path
+            assert answer["Content-Type"].startswith(content_type.partition(";")[0])
+            assert int(answer["Content-Length"]) == len(body)
+            assert answer["Connection"] == "close"
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{hub.port}") as session:
+            async with session.get("/dict") as response:
+                assert await response.json() == {"ok": True, "n": 1}
+            async with session.get("/str") as response:
+                assert await response.text() == "größe"
+
+
+async def test_further_headers_of_a_route() -> None:
+    hub = Hub()
+    headers = {"Cache-Control": "no-store", "X-A": "b"}
+    hub.route("/r")(lambda request: Response(body="x", headers=headers))
+    hub.route("/length")(lambda request: Response(body="x", headers={"Content-Length": "500"}))
+    hub.route("/conn")(lambda request: Response(body="x", headers={"Connection": "keep-alive"}))
+    hub.route("/type")(lambda request: Response(body="x", headers={"content-type": "a/b"}))
+    async with running(hub):
+        for _ in range(3):  # A22: nothing grows from answer to answer
+            answer = await get(hub, "/r")
+            assert answer["Cache-Control"] == "no-store"
+            assert answer["X-A"] == "b"
+        assert headers == {"Cache-Control": "no-store", "X-A": "b"}
+        assert (await get(hub, "/length"))["Content-Length"] == "1"
+        assert (await get(hub, "/conn"))["Connection"] == "close"
+        assert len((await get(hub, "/type")).all("Content-Type")) == 1
+
+
+async def test_what_a_route_is_told() -> None:
+    hub = Hub()
+    seen: list[Request] = []
+
+    @hub.route("/r")
+    def r(request: Request) -> str:
+        seen.append(request)
+        return "ok"
+
+    async with running(hub):
+        lines = [
+            "GET /r?a=1&b=&a=2&name=gr%C3%B6%C3%9Fe+x HTTP/1.1",
+            "Host: x",
+            "X-Token: abc",
+            'Cookie: one=1; two="2"; one=3; broken',
+            "",
+            "",
+        ]
+        assert Answer(await exchange(hub, "\r\n".join(lines).encode())).status == 200
+    (request,) = seen
+    assert request.path == "/r"
+    assert request.query == {"a": "1", "b": "", "name": "größe x"}
+    assert request.headers["x-token"] == request.headers["X-TOKEN"] == "abc"
+    assert request.headers.get("none") is None
+    assert request.cookies == {"one": "1", "two": "2"}
+    assert request.remote_address == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "r", "/grö", 1, None, "/r"],
+    ids=["empty", "no-slash", "non-ascii", "1", "None", "twice"],
+)
+def test_a_route_that_cannot_be_served(path: Any) -> None:
+    hub = Hub()
+    hub.route("/r")(lambda request: "ok")
+    with pytest.raises(ValidationError, match="route"):
+        hub.route(path)
+
+
+def test_a_route_is_a_plain_function() -> None:
+    hub = Hub()
+
+    async def later(request: Request) -> str:
+        return "ok"
+
+    with pytest.raises(ValidationError, match="async"):
+        hub.route("/r")(later)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="callable"):
+        hub.route("/r")(None)  # type: ignore[arg-type]
+    # What was refused is not registered.
+    assert hub.route("/r")(handler := lambda request: "ok") is handler
+
+
+async def test_a_route_on_the_hubs_own_path_is_refused_at_the_start() -> None:
+    hub = Hub()
+    hub.route("/ws")(lambda request: "ok")
+    with pytest.raises(ValidationError, match="/ws"):
+        await hub.start(port=0)
+    async with running(hub, path="/other"):
+        assert (await get(hub, "/ws")).body == b"ok"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        5,
+        ["a"],
+        {"a": object()},
+        Response(body=5),  # type: ignore[arg-type]
+        Response(body=None),  # type: ignore[arg-type]
+        Response(status=101),
+        "\ud800",
+    ],
+    ids=["None", "int", "list", "no-json", "int-body", "no-body", "101", "surrogate"],
+)
+async def test_a_route_that_returns_what_cannot_be_sent_is_a_plain_500(result: Any) -> None:
+    hub = Hub()
+    failures: list[BaseException] = []
+    hub.on_error(lambda client, error: failures.append(error))
+    hub.route("/r")(lambda request: result)
+    async with running(hub):
+        answer = await ask(hub, "/r")
+        assert answer.status == 500
+        assert answer.body == b"500 Internal Server Error\n"
+        assert len(failures) == 1
+        assert hub.connections == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Response(headers={"X-A": "a\r\nSet-Cookie: x=1"}),
+        lambda: Response(headers={"X-A": "a\nSet-Cookie: x=1"}),
+        lambda: Response(headers={"X-A": "a\rb"}),
+        lambda: Response(headers={"X-A": "a\x00b"}),
+        lambda: Response(headers={"X-A\r\nSet-Cookie": "x=1"}),
+        lambda: Response(headers={"X A": "x"}),
+        lambda: Response(headers={"": "x"}),
+        lambda: Response(headers={"X-A:": "x"}),
+        lambda: Response(headers={"X-A": "€"}),
+        lambda: Response(content_type="text/html\r\nSet-Cookie: x=1"),
+        lambda: Response(status=99),
+        lambda: Response(status=1000),
+        lambda: Response(status="200\r\nSet-Cookie: x=1"),
+    ],
+)
+def test_A23_a_response_that_http_cannot_carry(make: Callable[[], Response]) -> None:
+    with pytest.raises(ValidationError):
+        make()
+
+
+async def test_A23_a_header_that_latin_1_can_carry_is_sent_or_refused() -> None:
+    hub = Hub()
+    hub.route("/r")(lambda request: Response(body="x", headers={"X-A": "gr\xf6\xdfe"}))
+    async with running(hub):
+        answer = await get(hub, "/r")
+        assert answer.status == 500 or answer["X-A"] in (
+            "gr\xf6\xdfe",
+            "größe".encode().decode("latin-1"),
+        )
+
+
+async def test_A9_what_a_route_or_authenticate_raises_is_for_us_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(request: Request) -> str:
+        raise ValueError("password=hunter2")
+
+    hub = Hub(authenticate=fails)  # type: ignore[arg-type]
+    hub.route("/r")(fails)
+    async with running(hub):
+        for path in ("/ws", "/r"):
+            answer = await ask(hub, path)
+            assert answer.status == 500
+            assert b"hunter2" not in answer.body
+    assert caplog.text.count("password=hunter2") >= 2
+
+
+# --- authentication ---
+
+
+async def test_authenticate_says_who_a_client_is() -> None:
+    asked: list[Request] = []
+
+    def authenticate(request: Request) -> Identity | None:
+        asked.append(request)
+        if request.headers.get("Authorization") != "Bearer good":
+            return None
+        return Identity("ann", "phone", {"role": "admin"})
+
+    hub = Hub(authenticate=authenticate)
+    async with running(hub):
+        answer = await ask(hub)
+        assert answer.status == 401
+        assert hub.get_stats().rejected["auth"] == 1
+        headers = {"Authorization": "Bearer good", "Cookie": "session=s"}
+        async with websockets.connect(uri(hub, "/ws?t=1"), additional_headers=headers):
+            it = only_client(hub)
+            assert (it.id, it.user_id, it.user_data) == ("phone", "ann", {"role": "admin"})
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(uri(hub), headers=headers),
+        ):
+            await eventually(lambda: hub.get_connected_client_ids() == ["phone"])
+    request = asked[1]
+    assert (request.path, request.query) == ("/ws", {"t": "1"})
+    assert request.cookies == {"session": "s"}
+    assert request.remote_address == "127.0.0.1"
+
+
+async def test_an_identity_without_a_client_id_gets_a_fresh_one() -> None:
+    hub = Hub(authenticate=lambda request: Identity("ann"))
+    async with running(hub):
+        with await RawClient.open(hub), await RawClient.open(hub):
+            ids = hub.get_connected_client_ids()
+            assert len(set(ids)) == 2
+            assert "ann" not in ids
+            assert hub.get_all_connected_users() == ["ann"]
+
+
+async def test_an_async_authenticate(any_loop: str) -> None:
+    async def authenticate(request: Request) -> Identity | None:
+        await asyncio.sleep(0)
+        name = request.query.get("name")
+        return Identity(name) if name else None
+
+    hub = Hub(authenticate=authenticate)
+    seen: list[str] = []
+    hub.on_client_connected(lambda client: seen.append(client.user_id))
+    hub.on_client_disconnected(lambda client: seen.append("out"))
+    async with running(hub):
+        with await RawClient.open(hub) as client:
+            frame = await client.recv()
+            assert frame.code == 4401
+            await client.send(CLOSE, frame.payload)
+            assert await client.recv_rest() == []
+        assert hub.get_stats().rejected["auth"] == 1
+        assert hub.get_connected_clients() == 0
+        await eventually(lambda: hub.connections == 0)
+        assert seen == []
+        with await RawClient.open(hub, "/ws?name=ann") as client:
+            await eventually(lambda: seen == ["ann"])
+            hub.broadcast("hello")
+            assert (await client.recv()).payload == b"hello"
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+@pytest.mark.parametrize(
+    "identity",
+    [
+        "ann",
+        5,
+        True,
+        {"user_id": "ann"},
+        Identity(""),
+        Identity("x" * 257),
+        Identity("a\nb"),
+        Identity(5),  # type: ignore[arg-type]
+        Identity("ann", "\x00"),
+        Identity("ann", ""),
+        Identity("ann", 5),  # type: ignore[arg-type]
+        Identity("ann", None, 5),  # type: ignore[arg-type]
+        Identity("ann", None, "text"),  # type: ignore[arg-type]
+    ],
+    ids=repr,
+)
+async def test_an_identity_that_cannot_be_used_is_refused_and_reported(
+    identity: Any, is_async: bool
+) -> None:
+    async def later(request: Request) -> Identity:
+        await asyncio.sleep(0)
+        return identity
+
+    failures: list[BaseException] = []
+    hub = Hub(authenticate=later if is_async else lambda request: identity)
+    hub.on_error(lambda client, error: failures.append(error))
+    async with running(hub):
+        if is_async:
+            with await RawClient.open(hub) as client:
+                assert (await client.recv()).code == 1011
+        else:
+            assert (await ask(hub)).status == 500
+        assert len(failures) == 1
+        assert hub.get_connected_clients() == 0
+
+
+async def test_an_async_authenticate_that_raises_closes_with_1011() -> None:
+    async def authenticate(request: Request) -> Identity:
+        await asyncio.sleep(0)
+        raise ValueError("password=hunter2")
+
+    failures: list[str] = []
+    hub = Hub(authenticate=authenticate)
+    hub.on_error(lambda client, error: failures.append(str(error)))
+    async with running(hub):
+        with await RawClient.open(hub) as client:
+            frame = await client.recv()
+            assert frame.code == 1011
+            assert b"hunter2" not in frame.payload
+        assert failures == ["password=hunter2"]
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+def test_A28_an_authenticate_that_raises_what_ends_a_loop(
+    kind: type[BaseException], is_async: bool
+) -> None:
+    async def scenario() -> None:
+        def plain(request: Request) -> Identity:
+            if "fail" in request.query:
+                raise kind
+            return Identity("ann")
+
+        async def later(request: Request) -> Identity:
+            await asyncio.sleep(0)
+            return plain(request)
+
+        hub = Hub(authenticate=later if is_async else plain)
+        async with running(hub):
+            if is_async:
+                with await RawClient.open(hub, "/ws?fail=1") as client:
+                    assert (await client.recv(timeout=3)).code == 1011
+            else:
+                assert (await ask(hub, "/ws?fail=1")).status == 500
+            with await RawClient.open(hub) as client:
+                await eventually(lambda: hub.get_connected_clients() == 1)
+                hub.broadcast("unhurt")
+                assert (await client.recv()).payload == b"unhurt"
+
+    # In a thread of its own: where it ends the loop, it must not end pytest.
+    outcome: list[BaseException | None] = []
+
+    def body() -> None:
+        try:
+            asyncio.run(asyncio.wait_for(scenario(), 20))
+        except BaseException as error:
+            outcome.append(error)
+        else:
+            outcome.append(None)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert outcome == [None]
+
+
+async def test_A10_a_refused_upgrade_does_not_ask_who_it_is() -> None:
+    asked = 0
+
+    async def authenticate(request: Request) -> Identity:
+        nonlocal asked
+        asked += 1
+        return Identity("ann", "one")
+
+    hub = Hub(HubConfig(max_connections=1), authenticate=authenticate)
+    async with running(hub):
+        with await RawClient.open(hub):
+            await eventually(lambda: hub.get_connected_clients() == 1)
+            it = only_client(hub)
+            for _ in range(20):
+                assert (await ask(hub, Sec_WebSocket_Version="99")).status == 426
+                assert (await ask(hub, Upgrade="")).status == 426
+                assert (await ask(hub, headers=[("Origin", "null")])).status == 503
+            # Nobody was replaced either.
+            assert it.is_connected()
+            assert only_client(hub) is it
+    assert asked == 1
+
+
+# --- a picows server of one's own ---
+
+
+@pytest.mark.parametrize("use_aiofastnet", [False, True], ids=["own", "aiofastnet"])
+async def test_handle_websocket_on_a_picows_server(any_loop: str, use_aiofastnet: bool) -> None:
+    hub = Hub(authenticate=lambda request: Identity("ann", request.query.get("id")))
+    seen: list[str] = []
+
+    @hub.route("/health")
+    def health(request: Request) -> dict[str, int]:
+        return {"clients": hub.get_connected_clients()}
+
+    @hub.on_message_received
+    def echo(client: Client, message: str | bytes) -> None:
+        seen.append(f"{client.id} {message!r}")
+        client.send(message)
+
+    hub.on_client_disconnected(lambda client: seen.append(f"{client.id} out"))
+    server = await picows.ws_create_server(
+        lambda request: handle_websocket(hub, request),
+        "127.0.0.1",
+        0,
+        enable_auto_pong=False,
+        use_aiofastnet=use_aiofastnet,
+    )
+    port = server.sockets[0].getsockname()[1]
+    try:
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{port}/health") as response:
+                assert await response.json() == {"clients": 0}
+            async with session.get(f"http://127.0.0.1:{port}/any") as response:
+                assert response.status == 426
+        assert hub.loop is asyncio.get_running_loop()
+        async with (
+            websockets.connect(f"ws://127.0.0.1:{port}/any?id=one") as ws,
+            websockets.connect(f"ws://127.0.0.1:{port}/ws?id=two") as other,
+        ):
+            await ws.send("größe")
+            assert await ws.recv() == "größe"
+            large = bytes(range(256)) * 10_000
+            hub.set_config(HubConfig(outbox_bytes=1 << 24))
+            hub.broadcast(large)
+            hub.broadcast("last")
+            assert [await ws.recv(), await other.recv()] == [large, large]
+            assert [await ws.recv(), await other.recv()] == ["last", "last"]
+            await (await ws.ping())
+            client = hub.get_client_by_id("one")
+            assert client is not None
+            assert client.remote_address == "127.0.0.1"
+            await other.close()
+            await eventually(lambda: hub.get_connected_clients() == 1)
+            await hub.stop(timeout=5.0)
+            await ws.wait_closed()
+            assert ws.close_code == 1001
+        assert seen == ["one 'größe'", "two out", "one out"]
+        assert hub.connections == 0
+        assert hub.loop is None
+    finally:
+        server.close()
+        await hub.stop()
+
+
+async def test_a_picows_server_serves_two_hubs_by_path() -> None:
+    hubs = {"/a": Hub(), "/b": Hub()}
+    server = await picows.ws_create_server(
+        lambda request: handle_websocket(hubs[request.path.decode()], request),
+        "127.0.0.1",
+        0,
+        enable_auto_pong=False,
+    )
+    port = server.sockets[0].getsockname()[1]
+    try:
+        async with (
+            websockets.connect(f"ws://127.0.0.1:{port}/a") as one,
+            websockets.connect(f"ws://127.0.0.1:{port}/b") as two,
+        ):
+            assert hubs["/a"].broadcast("for a") == 1
+            assert hubs["/b"].broadcast("for b") == 1
+            assert [await one.recv(), await two.recv()] == ["for a", "for b"]
+            await hubs["/a"].stop()
+            assert hubs["/b"].broadcast("still") == 1
+            assert await two.recv() == "still"
+    finally:
+        server.close()
+        for hub in hubs.values():
+            await hub.stop()
