@@ -37,6 +37,7 @@ START_TIMEOUT = 15.0
 STOP_TIMEOUT = 5.0
 SETTLE_TIMEOUT = 3.0
 RESERVED_FDS = 500  # what a server needs beside its connections, generously
+BUSY_SHARE = 0.8  # of a core, that an undisturbed run takes on one side at least
 FIRST_PORT = 21_000  # below the range from which the load's own ports come
 
 Result = dict[str, Any]
@@ -185,6 +186,8 @@ class Bench:
             if process.poll() is not None:
                 raise BenchmarkError(f"{name} died: exit code {process.returncode}")
             result["server_growth"] = memory(process.pid)["VmHWM"] - before
+        if faults(result):
+            result["server_log"] = tail(BUILD / "logs" / f"{name}-{server_mode}.log")
         return result
 
 
@@ -259,6 +262,13 @@ def faults(result: Result) -> str:
     return "; ".join(([result["failure"]] if result["failure"] else []) + found)
 
 
+def disturbed(results: list[Result]) -> bool:
+    """Whether somebody else had the cores: with messages in flight, one of the two is busy."""
+    return any(
+        max(result["server_cpu_share"], result["cpu_share"]) < BUSY_SHARE for result in results
+    )
+
+
 def first_faults(results: list[Result]) -> str:
     return next(filter(None, map(faults, results)), "")
 
@@ -293,7 +303,7 @@ def throughput(
             f"wsc_fast: {broken}" if broken else spread(rates),
             f"{target:g}" if target else "",
             None if target is None else not broken and median(rates) >= target,
-            spread(cpu),
+            "" if broken else spread(cpu),
         )
 
     def measure(bench: Bench) -> list[Check]:
@@ -545,12 +555,12 @@ def print_rates(rows: list[Row]) -> None:
                     spread(rates, 0),
                     f"{p99:,.0f}",
                     *(f"{share:.0%}" for share in shares),
-                    first_faults(results),
+                    first_faults(results) or ("cores were shared" if disturbed(results) else ""),
                 ]
             )
     if lines:
         header = ["row", "server", "messages received a second", "p99 us"]
-        print_table([*header, "server's core", "load's core", "faults"], lines)
+        print_table([*header, "server's core", "load's core", "remarks"], lines)
 
 
 def package_version(module: str, environment: dict[str, str]) -> str:

@@ -71,9 +71,10 @@ cdef extern from "Python.h":
     void* PyUnicode_1BYTE_DATA(object)
 
 cdef bytes PING_FRAME = b"\x89\x00"
-# Conflation keys of control frames: a newer ping or pong replaces one that still waits.
-cdef str PING_KEY = sys.intern("\x00ping")
-cdef str PONG_KEY = sys.intern("\x00pong")
+# Conflation keys of control frames, which no application can name: a newer ping or pong replaces
+# one that still waits.
+cdef object PING_KEY = object()
+cdef object PONG_KEY = object()
 
 
 cdef class Guard:
@@ -521,7 +522,7 @@ cdef class Client(Sink):
 
     # --- sending ---
 
-    cdef int push_control(self, bytes frame, str key) except -1:
+    cdef int push_control(self, bytes frame, object key) except -1:
         if outbox_push(
             &self.box, &self.engine.limits, &self.engine.counters,
             <PyObject*>frame, <PyObject*>key, RUN_CONTROL,

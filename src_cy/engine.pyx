@@ -67,7 +67,7 @@ def check_id(str kind, value):
 
     Thread-safety: any thread.
     """
-    if not isinstance(value, str):
+    if type(value) is not str:
         raise ValidationError(f"a {kind} id must be a str, not {type(value).__name__}")
     if not 0 < len(value) <= ID_MAX:
         raise ValidationError(
@@ -159,14 +159,18 @@ cdef class Engine(Fanout):
         return 0
 
     cdef Sink find_client(self, object client_id):
-        cdef PyObject* found = PyDict_GetItemWithError(self.clients, client_id)
+        cdef PyObject* found = NULL
+        if type(client_id) is str:
+            found = PyDict_GetItemWithError(self.clients, client_id)
         if found == NULL:
             check_id("client", client_id)
             raise ClientNotFoundError(f"no connected client has the id {client_id!a}")
         return <Sink>found
 
     cdef MemberSet find_room(self, object room_id):
-        cdef PyObject* found = PyDict_GetItemWithError(self.rooms, room_id)
+        cdef PyObject* found = NULL
+        if type(room_id) is str:
+            found = PyDict_GetItemWithError(self.rooms, room_id)
         if found == NULL:
             check_id("room", room_id)
             raise RoomNotFoundError(f"there is no room with the id {room_id!a}")

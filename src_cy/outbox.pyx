@@ -46,9 +46,19 @@ cdef unsigned int end_of_run(const Outbox* box, int run) noexcept:
     return end
 
 
-cdef void remove(Outbox* box, unsigned int index, int run) noexcept:
+cdef int run_of(const Outbox* box, unsigned int index) noexcept:
+    cdef unsigned int end = 0
+    cdef int run = RUNS
+    while index >= end:
+        run -= 1
+        end += box.runs[run]
+    return run
+
+
+cdef void remove(Outbox* box, unsigned int index) noexcept:
     # Takes one entry out of the middle and closes the gap from the nearer end.
     cdef Entry entry = outbox_at(box, index)[0]
+    cdef int run = run_of(box, index)
     cdef unsigned int i
     if index < box.count - index - 1:
         for i in range(index, 0, -1):
@@ -66,19 +76,13 @@ cdef void remove(Outbox* box, unsigned int index, int run) noexcept:
     Py_DECREF(<object>entry.frame)
 
 
-cdef bint remove_key(Outbox* box, PyObject* key) noexcept:
-    # Keys are interned, so that a pointer tells them apart; the entry's reference keeps it valid.
-    cdef unsigned int index
-    cdef unsigned int end = 0
-    cdef int run
-    for index in range(box.count):
-        if outbox_at(box, index).key == key:
-            for run in range(RUNS - 1, -1, -1):
-                end += box.runs[run]
-                if index < end:
-                    remove(box, index, run)
-                    return True
-    return False
+cdef unsigned int find_key(const Outbox* box, const PyObject* key) noexcept:
+    # The index of the entry under this key, or `count`. Keys are interned, so that a pointer tells
+    # them apart; the entry's reference keeps it valid.
+    cdef unsigned int index = 0
+    while index < box.count and outbox_at(box, index).key != key:
+        index += 1
+    return index
 
 
 cdef int lowest_run(const Outbox* box) noexcept:
@@ -91,40 +95,64 @@ cdef int lowest_run(const Outbox* box) noexcept:
 
 
 cdef bint fits(const Outbox* box, const Limits* limits, Py_ssize_t size) noexcept:
-    cdef unsigned int waiting = box.count - box.runs[RUN_CONTROL]
+    cdef unsigned int waiting = outbox_data_count(box)
     if waiting == 0:
         return True
     return waiting < limits.messages and box.nbytes + size <= limits.nbytes
 
 
-cdef bint make_room(
-    Outbox* box, const Limits* limits, Counters* counters, Py_ssize_t size, int run,
+cdef bint can_fit(
+    const Outbox* box, const Limits* limits, Py_ssize_t size, int run, unsigned int replaced,
 ) noexcept:
-    # Evicts what the policy allows, never anything of a higher priority than the new message.
+    # Whether the message fits once `replaced` and all that the policy lets go have gone. Asked
+    # before anything is dropped, so that nothing is dropped in vain.
+    cdef unsigned int kept = 0
+    cdef Py_ssize_t nbytes = 0
+    cdef unsigned int i
+    cdef int victims = -1  # the highest priority that may go
+    if limits.policy == DROP_OLDEST:
+        victims = run
+    elif limits.policy == DROP_NEWEST:
+        victims = run - 1
+    for i in range(end_of_run(box, RUN_CONTROL), end_of_run(box, victims + 1)):
+        if i != replaced:
+            kept += 1
+            nbytes += PyBytes_GET_SIZE(<object>outbox_at(box, i).frame)
+    return kept == 0 or (kept < limits.messages and nbytes + size <= limits.nbytes)
+
+
+cdef void make_room(
+    Outbox* box, const Limits* limits, Counters* counters, Py_ssize_t size,
+) noexcept:
+    # Drops the oldest or newest of the lowest priority; `can_fit` has promised that it will do.
     cdef int victim
     while not fits(box, limits, size):
         victim = lowest_run(box)
-        if limits.policy == DROP_OLDEST and victim <= run:
-            remove(box, end_of_run(box, victim + 1), victim)
+        if limits.policy == DROP_OLDEST:
+            remove(box, end_of_run(box, victim + 1))
             counters.dropped_oldest += 1
-        elif limits.policy == DROP_NEWEST and victim < run:
-            remove(box, end_of_run(box, victim) - 1, victim)
-            counters.dropped_newest += 1
         else:
-            return False
+            remove(box, end_of_run(box, victim) - 1)
+            counters.dropped_newest += 1
         box.dropped += 1
-    return True
 
 
 cdef int outbox_push_slow(
     Outbox* box, const Limits* limits, Counters* counters,
     PyObject* frame, PyObject* key, int run,
 ) noexcept:
-    if key != NULL and box.keyed and remove_key(box, key):
-        counters.conflated += 1
-    if run != RUN_CONTROL:
-        if not make_room(box, limits, counters, PyBytes_GET_SIZE(<object>frame), run):
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(<object>frame)
+    cdef unsigned int replaced = box.count
+    if key != NULL and box.keyed:
+        replaced = find_key(box, key)
+    if run != RUN_CONTROL and (replaced < box.count or not fits(box, limits, size)):
+        if not can_fit(box, limits, size, run, replaced):
             return REFUSED
+    if replaced < box.count:
+        remove(box, replaced)
+        counters.conflated += run != RUN_CONTROL
+    if run != RUN_CONTROL:
+        make_room(box, limits, counters, size)
     return outbox_append(box, frame, key, run)
 
 

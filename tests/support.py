@@ -98,12 +98,16 @@ class RawClient:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        await loop.sock_connect(sock, ("127.0.0.1", hub.port))
-        client = cls(sock)
-        if upgrade:
-            await client.send_raw(client.request(hub, path, headers) + tail)
-            await client.read_response()
-            assert client.response.startswith(b"HTTP/1.1 101 "), client.response
+        try:
+            await loop.sock_connect(sock, ("127.0.0.1", hub.port))
+            client = cls(sock)
+            if upgrade:
+                await client.send_raw(client.request(hub, path, headers) + tail)
+                await client.read_response()
+                assert client.response.startswith(b"HTTP/1.1 101 "), client.response
+        except BaseException:
+            sock.close()
+            raise
         return client
 
     @staticmethod

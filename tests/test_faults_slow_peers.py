@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import ssl
 import statistics
 import sys
@@ -439,8 +440,6 @@ while data := sock.recv(4096):
 
 
 async def test_E8_a_stopped_process_is_gone_within_interval_and_timeout() -> None:
-    import signal
-
     gone: list[Client] = []
     hub = Hub(HubConfig(**HEARTBEAT, close_timeout=0.1), authenticate=named)
     hub.on_client_disconnected(gone.append)

@@ -235,7 +235,8 @@ async def test_A11_a_list_of_tokens_is_an_upgrade(kind: str) -> None:
         with await RawClient.open(hub, upgrade=False) as raw:
             await raw.send_raw(raw.request(hub, headers=more, **replaced) + encode(PING, b"p"))
             assert head(await raw.read_response())[0] == 101
-            assert values(raw.response, "Connection") == ["upgrade"]
+            (connection,) = values(raw.response, "Connection")
+            assert connection.lower() == "upgrade"
             assert await raw.recv() == Frame(PONG, b"p")
 
 
@@ -417,14 +418,18 @@ async def test_A25_a_silent_client_is_gone_after_the_handshake_timeout(
     async with running(hub, ssl=None if stage == "plain" else server_tls):
         fds = psutil.Process().num_fds()
         started = time.monotonic()
-        client = TLSClient if stage == "TLS" else RawClient
-        with await client.open(hub, upgrade=False) as raw:
-            if stage == "half a TLS hello":
-                await raw.send_raw(b"\x16\x03\x01\x02\x00\x01")
-            elif stage == "TLS":
-                assert isinstance(raw, TLSClient)
-                await raw.shake_hands(client_tls)
-            await RawClient.read_all(raw, timeout=2.0)
+        with await RawClient.open(hub, upgrade=False) as raw:
+            if stage == "TLS":
+                reader, writer = await asyncio.open_connection(
+                    sock=raw.sock, ssl=client_tls, server_hostname="127.0.0.1"
+                )
+                async with asyncio.timeout(2):
+                    assert await reader.read() == b""
+                writer.transport.abort()
+            else:
+                if stage == "half a TLS hello":
+                    await raw.send_raw(b"\x16\x03\x01\x02\x00\x01")
+                await raw.read_all(timeout=2.0)
             # One is this client's own end.
             await eventually(lambda: psutil.Process().num_fds() <= fds + 1, timeout=2.0)
             assert time.monotonic() - started < 2.0
@@ -438,6 +443,18 @@ async def test_A25_a_silent_client_is_gone_after_the_handshake_timeout(
 
 
 # --- A29, A30: what the operating system does to the process
+
+
+def start_script(code: str, *arguments: str, stderr: Any = subprocess.PIPE) -> Any:
+    """A Python process of its own, with pipes to it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+
 
 OUT_OF_FILES = """
 import asyncio, logging, resource, sys, time
@@ -485,15 +502,8 @@ async def test_A29_running_out_of_files_refuses_that_connection_alone(
 
     with (
         (tmp_path / "log").open("w+") as log,
-        subprocess.Popen(
-            [sys.executable, "-c", OUT_OF_FILES, any_loop],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        ) as process,
+        start_script(OUT_OF_FILES, any_loop, stderr=log) as process,
     ):
-        assert process.stdout is not None
         hub: Any = SimpleNamespace(port=int(process.stdout.readline()))
         started = time.monotonic()
         served: list[RawClient] = []
@@ -530,8 +540,9 @@ async def test_A29_running_out_of_files_refuses_that_connection_alone(
             output, _ = process.communicate("\n", timeout=30)
             log.seek(0)
             lines = log.read().count("LINE ")
-        # At most one line a second, and no busy loop: 300,892 calls in some seconds were seen.
-        assert lines <= elapsed + 2
+        # Not in silence, but at most one line a second; and no busy loop: 300,892 calls in some
+        # seconds were seen.
+        assert 1 <= lines <= elapsed + 2
         assert 30 <= len(served) <= 64
         assert len([result for result in results if result is None]) == 150 - len(served)
         assert float(output) < 0.5 + 0.7 * elapsed
@@ -563,10 +574,10 @@ async def main() -> None:
             for _ in range(15):
                 assert (await raw.recv()).payload == b"x" * 70000
             raw.close()
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL
     print("survived")
 
 with asyncio.Runner(loop_factory=LOOPS[sys.argv[1]]) as runner:
-    # uvloop ignores the signal while it runs; that is taken back, as an application may.
     runner.run(main())
 """
 
@@ -596,6 +607,7 @@ def flood(client, message):
 
 sock = socket.socket()
 sock.bind(("127.0.0.1", 0))
+sock.listen()  # so that nobody comes too early
 print(sock.getsockname()[1], flush=True)
 hub.run(sock=sock)
 print("stopped", signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL, flush=True)
@@ -603,27 +615,16 @@ print("stopped", signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL, flush=True)
 
 
 async def test_A30_nor_what_the_transport_writes_under_run() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", RUN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
+    with start_script(RUN) as process:
         hub: Any = SimpleNamespace(port=int(process.stdout.readline()))
 
-        async def connect() -> RawClient:
-            async with asyncio.timeout(10):
-                while True:
-                    try:
-                        return await RawClient.open(hub)
-                    except ConnectionRefusedError:  # bound, but not yet listening
-                        await asyncio.sleep(0.01)
-
         for _ in range(5):
-            raw = await connect()
+            raw = await RawClient.open(hub)
             await raw.send(TEXT, b"go")
             await raw._more(5.0)  # the first part is here, so the rest waits in the transport
             raw.sock.shutdown(socket.SHUT_WR)
             raw.reset()
-        with await connect() as raw:
+        with await RawClient.open(hub) as raw:
             await raw.send(PING, b"alive")
             assert await raw.recv() == Frame(PONG, b"alive")
         process.send_signal(signal.SIGTERM)

@@ -12,8 +12,10 @@ import errno
 import inspect
 import logging
 import os
+import resource
 import signal
 import socket
+import sys
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -37,6 +39,7 @@ from wsc_fast.errors import (
 )
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.server import (
+    Acceptor,
     Authenticate,
     HubProtocol,
     Identity,
@@ -93,6 +96,10 @@ class Hub(Engine):
         self._new_id = _Ids()
         self._picows_log = PicowsLog()
         self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
+        self._last_file = sys.maxsize  # the highest descriptor that the process may have
+        self._next_files_line = 0.0
+        self._allowed_hosts: frozenset[str] = frozenset()
         self._handshaking: set[HubProtocol] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
@@ -142,6 +149,7 @@ class Hub(Engine):
         self._set_limits(
             config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
         )
+        self._allowed_hosts = frozenset(name.lower() for name in config.allowed_hosts)
         self.max_rooms = config.max_rooms
         self.max_rooms_per_client = config.max_rooms_per_client
         self.max_message_size = config.max_message_size
@@ -293,12 +301,17 @@ class Hub(Engine):
         where: dict[str, Any] = (
             {"sock": sock} if sock is not None else {"host": host or None, "port": port}
         )
-        if ssl is not None:
+        # uvloop accepts by itself; on other loops see Acceptor.
+        own_accept = type(loop).__module__.partition(".")[0] != "uvloop"
+        if ssl is not None and not own_accept:
             where["ssl"] = ssl
             where["ssl_handshake_timeout"] = self.config.handshake_timeout
         try:
             server = await loop.create_server(
-                lambda: HubProtocol(self), backlog=self.config.backlog, **where
+                lambda: HubProtocol(self),
+                backlog=self.config.backlog,
+                start_serving=not own_accept,
+                **where,
             )
         except OSError as error:
             self._attach(None)
@@ -314,7 +327,11 @@ class Hub(Engine):
                 socket.SO_RCVBUF,
                 max(MIN_RECEIVE_BUFFER, self.config.max_message_size // 2),
             )
+            if own_accept:
+                duplicate = socket.socket(fileno=os.dup(listening.fileno()))
+                self._acceptors.append(Acceptor(self, duplicate, ssl))
         self._servers.append(server)
+        self._last_file = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1
         self._begin()
 
     def _begin(self) -> None:
@@ -357,6 +374,9 @@ class Hub(Engine):
     async def _stop(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         self._accepting = False
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
         for server in self._servers:
             server.close()
         self._servers.clear()
@@ -535,8 +555,8 @@ class Hub(Engine):
     ) -> WSUpgradeResponseWithListener:
         try:
             return accept(self, request, remote_address)
-        except Exception as error:
-            # The text of the exception is for us alone.
+        except BaseException as error:
+            # The text of the exception is for us alone; CancelledError and its like end no loop.
             self._report(None, error)
             return refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
 
@@ -544,6 +564,10 @@ class Hub(Engine):
         if not isinstance(identity, Identity):
             raise ValidationError(
                 f"authenticate must return Identity or None, not {type(identity).__name__}"
+            )
+        if identity.user_data is not None and not isinstance(identity.user_data, dict):
+            raise ValidationError(
+                f"user_data must be a dict or None, not {type(identity.user_data).__name__}"
             )
         check_id("user", identity.user_id)
         if identity.client_id is not None:
@@ -564,14 +588,20 @@ class Hub(Engine):
 
     async def _finish_authentication(self, client: Client, pending: Awaitable[Any]) -> None:
         client._pending = None
+        identity: Identity | None = None
         try:
-            async with asyncio.timeout(self.config.authentication_timeout):
-                identity = await pending
+            try:
+                async with asyncio.timeout(self.config.authentication_timeout) as limit:
+                    identity = await pending
+            except TimeoutError:
+                if not limit.expired():
+                    raise  # its own, not ours
             if identity is not None:
                 self._check_identity(identity)
-        except TimeoutError:
-            identity = None
-        except Exception as error:
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the client left, or the hub is stopping
             client._set_authenticating(None)
             self._report(client, error)
             client.disconnect(1011)
@@ -655,6 +685,12 @@ class Hub(Engine):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _log_out_of_files(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_files_line:
+            self._next_files_line = now + 1.0
+            log.warning("out of file descriptors: connections are refused")
 
     # --- stats ---
 
@@ -758,8 +794,6 @@ def _listen_error(error: OSError, host: Host, port: int) -> ListenError:
 
 
 def _raise_file_limit() -> None:
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         try:

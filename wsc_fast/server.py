@@ -8,7 +8,9 @@ slot, a room) is taken before a request is known to be sound. picows reads the r
 from __future__ import annotations
 
 import binascii
+import errno
 import inspect
+import os
 import re
 import socket
 from base64 import b64decode
@@ -27,6 +29,7 @@ from wsc_fast.errors import ValidationError
 
 if TYPE_CHECKING:
     import asyncio
+    from ssl import SSLContext
 
     from wsc_fast.hub import Hub
 
@@ -37,6 +40,8 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z").match
 _ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
 _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
 _WANTED_HOST = re.compile(r"((?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
+# Headers of an answer that are not the application's to set.
+_OUR_HEADERS = ("Content-Length", "Transfer-Encoding", "Connection")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -62,10 +67,11 @@ class Response(msgspec.Struct, frozen=True):
         status: HTTP status code.
         body: str is sent as UTF-8.
         content_type: the header of that name.
-        headers: further headers.
+        headers: further headers; those that frame the answer are the server's own and ignored.
 
     Raises:
-        ValidationError: a header name or value that HTTP cannot carry (line breaks, for one).
+        ValidationError: a status that HTTP does not know, a body that is neither bytes nor str, or
+            a header name or value that HTTP cannot carry (line breaks, for one).
     """
 
     status: int = 200
@@ -78,9 +84,19 @@ class Response(msgspec.Struct, frozen=True):
             HTTPStatus(self.status)
         except ValueError:
             raise ValidationError(f"{self.status!r} is no HTTP status code") from None
-        for name, value in {"Content-Type": self.content_type, **(self.headers or {})}.items():
+        if not isinstance(self.body, (bytes, str)):
+            raise ValidationError(f"a body must be bytes or str, not {type(self.body).__name__}")
+        self._sendable_headers()
+
+    def _sendable_headers(self) -> CIMultiDict[str]:
+        headers: CIMultiDict[str] = CIMultiDict(self.headers or {})
+        headers["Content-Type"] = self.content_type
+        for name in _OUR_HEADERS:
+            headers.popall(name, None)
+        for name, value in headers.items():
             if not _HEADER_NAME(name) or not _HEADER_VALUE(value):
                 raise ValidationError(f"header {name!r}: {value!r} cannot be sent")
+        return headers
 
 
 class Request:
@@ -168,8 +184,8 @@ def answer(result: object) -> WSUpgradeResponseWithListener:
     response = WSUpgradeResponse()
     response.version = b"HTTP/1.1"
     response.status = HTTPStatus(result.status)
-    response.headers = CIMultiDict(result.headers or {})
-    response.headers["Content-Type"] = result.content_type
+    # Checked again: the dict may have changed since the response was made.
+    response.headers = result._sendable_headers()
     response.body = result.body.encode() if isinstance(result.body, str) else result.body
     if not response.body:
         response.headers["Content-Length"] = "0"
@@ -183,7 +199,7 @@ def accept(
 
     Args:
         hub: whose connection it would be.
-        request: as picows parsed it; its Connection header is normalised for picows' own check.
+        request: as picows parsed it; two of its headers are normalised for picows' own check.
         remote_address: of the peer, or "".
     """
     if not _TARGET(request.path):
@@ -215,7 +231,9 @@ def accept(
         if not inspect.isawaitable(identity):
             hub._check_identity(identity)
         client._pending = identity
+    # picows accepts nothing but exactly this (RFC 6455 section 4.2.1 has lists).
     headers["Connection"] = "upgrade"
+    headers["Upgrade"] = "websocket"
     return WSUpgradeResponseWithListener(SwitchingProtocols(), client)
 
 
@@ -245,7 +263,7 @@ def _check_upgrade(hub: Hub, headers: CIMultiDict[str]) -> WSUpgradeResponseWith
     hosts = headers.getall("Host", ())
     if len(hosts) != 1 or not _HOST(hosts[0].lower()):
         return _reject(hub, HTTPStatus.BAD_REQUEST, "exactly one Host header is needed")
-    if hub.config.allowed_hosts and hosts[0].lower() not in hub.config.allowed_hosts:
+    if hub._allowed_hosts and hosts[0].lower() not in hub._allowed_hosts:
         hub._count_rejected("origin")
         return refusal(HTTPStatus.FORBIDDEN)
     if headers.getall("Sec-WebSocket-Version", ()) != ["13"]:
@@ -394,6 +412,8 @@ class HubProtocol(WSProtocol):  # type: ignore[misc]
             # The peer is gone already; picows would fail on socket options.
             transport.abort()
             return
+        if guard.fileno() >= self._hub._last_file:
+            self._hub._log_out_of_files()
         upgrade.remote_address = guard.remote_address
         super().connection_made(guard)
         upgrade.protocol = self
@@ -411,6 +431,76 @@ class HubProtocol(WSProtocol):  # type: ignore[misc]
     def abort_handshake(self) -> None:
         """Ends a connection that has not been upgraded yet."""
         self.transport.disconnect(False)
+
+
+class Acceptor:
+    """Accepts connections of one listening socket on loops that cannot do it when files run out.
+
+    uvloop (libuv) keeps a spare descriptor, with which it accepts and closes what it cannot serve.
+    asyncio would stop accepting for a second, and log and schedule that once for each place in the
+    backlog.
+
+    Args:
+        hub: whose connections they are.
+        listening: bound, owned from here on.
+        ssl: serve TLS with this context.
+    """
+
+    _AT_ONCE = 64
+
+    def __init__(self, hub: Hub, listening: socket.socket, ssl: SSLContext | None) -> None:
+        assert hub.loop is not None
+        self._hub = hub
+        self._loop = hub.loop
+        self._socket = listening
+        self._tls: dict[str, Any] = {}
+        if ssl is not None:
+            self._tls = {"ssl": ssl, "ssl_handshake_timeout": hub.config.handshake_timeout}
+        self._spare = os.open(os.devnull, os.O_RDONLY)
+        listening.setblocking(False)
+        listening.listen(hub.config.backlog)
+        self._loop.add_reader(listening, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(self._AT_ONCE):
+            try:
+                connection, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                self._hub._log_out_of_files()
+                if not self._refuse_one():
+                    return
+            else:
+                connection.setblocking(False)
+                self._hub._spawn(self._serve(connection))
+
+    def _refuse_one(self) -> bool:
+        os.close(self._spare)
+        try:
+            connection, _ = self._socket.accept()
+            connection.close()
+        except OSError:
+            return False
+        finally:
+            self._spare = os.open(os.devnull, os.O_RDONLY)
+        return True
+
+    async def _serve(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: HubProtocol(self._hub), connection, **self._tls
+            )
+        except OSError:
+            connection.close()  # it left during the TLS handshake, or did not shake hands
+
+    def close(self) -> None:
+        """Accepts nothing more."""
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        os.close(self._spare)
 
 
 def check_listen_arguments(host: str | Sequence[str] | None, sock: socket.socket | None) -> None:

@@ -53,7 +53,7 @@ cdef class Client(Sink):
     cdef int hold(self, WSFrame frame) except -1
     cdef int fail(self, int code, str reason) except -1
     cdef int begin_close(self, int code, str reason) except -1
-    cdef int push_control(self, bytes frame, str key) except -1
+    cdef int push_control(self, bytes frame, object key) except -1
     cdef int peer_error(self, object error) except -1
     cdef int abort(self) except -1
     cdef int leave(self) except -1

@@ -10,11 +10,10 @@ from wsc_fast.events import Inbox
 from wsc_fast.hub import Hub
 
 class Guard:
-    def __init__(
-        self, engine: Engine, stream: asyncio.Transport, send_buffer: int = 0
-    ) -> None: ...
+    def __init__(self, engine: Engine, stream: asyncio.Transport, send_buffer: int = 0) -> None: ...
     @property
     def remote_address(self) -> str: ...
+    def fileno(self) -> int: ...
 
 class Client(Sink):
     _pending: Any

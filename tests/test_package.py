@@ -1,0 +1,260 @@
+"""The package as it is installed: public names, stubs, the picows it needs, and the wheel."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wsc_fast
+from wsc_fast._core import DEBUG_BUILD, PICOWS_BUILT_FOR, check_picows
+
+ROOT = Path(__file__).parent.parent
+STUBS = sorted(ROOT.glob("wsc_fast/_core/*.pyi"))
+
+# The names of the contract that exist so far.
+PUBLIC = (
+    "Hub",
+    "HubConfig",
+    "HubStats",
+    "Identity",
+    "Client",
+    "SendFailureReason",
+    "handle_websocket",
+    "Response",
+    "Request",
+    "WSCError",
+)
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_name_of_the_contract_can_be_imported(name: str) -> None:
+    assert name in wsc_fast.__all__
+    assert getattr(wsc_fast, name).__doc__
+
+
+def test_all_is_sorted_complete_and_true() -> None:
+    assert sorted(wsc_fast.__all__, key=str) == list(wsc_fast.__all__)
+    assert len(set(wsc_fast.__all__)) == len(wsc_fast.__all__)
+    for name in wsc_fast.__all__:
+        assert hasattr(wsc_fast, name)
+    public = {
+        name
+        for name, value in vars(wsc_fast).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public == set(wsc_fast.__all__)
+
+
+def test_the_version_is_the_one_of_the_distribution() -> None:
+    assert wsc_fast.__version__ == version("wsc_fast")
+
+
+# --- picows ---
+
+
+def test_the_build_fits_the_picows_that_is_installed() -> None:
+    assert PICOWS_BUILT_FOR.split(".")[:2] == version("picows").split(".")[:2]
+    check_picows(PICOWS_BUILT_FOR, version("picows"))
+    assert isinstance(DEBUG_BUILD, bool)
+
+
+@pytest.mark.parametrize("installed", ["2.3.1", "2.3.2", "2.3.10", "2.3.2.post1"])
+def test_a_picows_of_the_same_series_will_do(installed: str) -> None:
+    check_picows("2.3.1", installed)
+
+
+@pytest.mark.parametrize(
+    "installed", ["2.3.0", "2.2.9", "2.4.0", "3.3.1", "1.0", "2", "unknown", "2.3", None]
+)
+def test_another_picows_is_an_import_error_that_names_the_one_needed(
+    installed: str | None,
+) -> None:
+    with pytest.raises(ImportError, match=re.escape("picows>=2.3.1,<2.4")) as caught:
+        check_picows("2.3.1", installed)
+    assert "\n" not in str(caught.value)
+    assert (installed or "not installed") in str(caught.value)
+
+
+def test_the_check_runs_before_anything_is_imported() -> None:
+    code = """
+import importlib.metadata as metadata
+real = metadata.version
+metadata.version = lambda name: "2.9.0" if name == "picows" else real(name)
+import wsc_fast
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert "ImportError" in done.stderr
+    assert "picows 2.9.0 is installed" in done.stderr
+    assert f"picows>={PICOWS_BUILT_FOR}" in done.stderr
+
+
+# --- stubs ---
+
+
+def runtime_module(stub: Path) -> Any:
+    return importlib.import_module(f"wsc_fast._core.{stub.stem}")
+
+
+def names_in(body: list[ast.stmt]) -> dict[str, ast.stmt]:
+    """What a stub defines, by name."""
+    found: dict[str, ast.stmt] = {}
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = node
+    return found
+
+
+def stub_classes() -> list[tuple[Path, ast.ClassDef]]:
+    return [
+        (stub, node)
+        for stub in STUBS
+        for node in ast.parse(stub.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    ]
+
+
+def compiled_parameters(function: Any) -> list[str] | None:
+    """Names of parameters in Cython's signature line, with = where there is a default."""
+    first = (getattr(function, "__doc__", None) or "").partition("\n")[0]
+    match = re.match(r"(?:\w+\.)?(\w+)\((.*)\)$", first)
+    if match is None:
+        return None
+    names = []
+    for part in re.sub(r"\([^()]*\)", "()", match[2]).split(","):
+        name, equals, _ = part.strip().partition("=")
+        if name and name != "*":
+            names.append(name.split(" ")[-1] + equals)
+    return names
+
+
+def stub_parameters(node: ast.FunctionDef) -> list[str]:
+    arguments = node.args
+    plain = [*arguments.posonlyargs, *arguments.args]
+    with_default = len(plain) - len(arguments.defaults)
+    names = [a.arg + ("=" if i >= with_default else "") for i, a in enumerate(plain)]
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        names.append(argument.arg + ("=" if default is not None else ""))
+    return names
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=lambda stub: stub.stem)
+def test_a_stub_names_what_its_module_has(stub: Path) -> None:
+    module = runtime_module(stub)
+    named = names_in(ast.parse(stub.read_text()).body)
+    for name, node in named.items():
+        assert hasattr(module, name), name
+        if isinstance(node, ast.FunctionDef):
+            assert compiled_parameters(getattr(module, name)) == stub_parameters(node)
+    own = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    }
+    # Helpers of one module are its own business.
+    assert own - set(named) <= {"Discard"}
+
+
+@pytest.mark.parametrize(
+    ("stub", "node"), stub_classes(), ids=[node.name for _, node in stub_classes()]
+)
+def test_the_stub_of_a_class_agrees_with_it(stub: Path, node: ast.ClassDef) -> None:
+    cls = getattr(runtime_module(stub), node.name)
+    stubbed = names_in(node.body)
+    for name, member in stubbed.items():
+        assert hasattr(cls, name), name
+        value = inspect.getattr_static(cls, name)
+        if not isinstance(member, ast.FunctionDef) or any(
+            isinstance(d, ast.Name) and d.id == "property" for d in member.decorator_list
+        ):
+            assert inspect.isdatadescriptor(value), name
+        elif name != "__init__":
+            assert callable(value), name
+            parameters = compiled_parameters(value)
+            # Methods without a docstring of their own still get the signature line.
+            assert parameters is not None, name
+            assert parameters == stub_parameters(member), name
+    if node.name == "Guard":
+        return  # plays a socket and a logger for picows alone
+    # What picows calls on a listener is in picows' own stub.
+    of_picows = re.compile(r"on_ws_|pause_writing|resume_writing").match
+    runtime = {name for name in vars(cls) if not name.startswith("_") and not of_picows(name)}
+    assert runtime <= set(stubbed)
+
+
+def test_the_bases_in_the_stubs_are_the_real_ones() -> None:
+    for stub, node in stub_classes():
+        cls = getattr(runtime_module(stub), node.name)
+        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        assert bases in ([], [base.__name__ for base in cls.__bases__]), node.name
+
+
+# --- the wheel ---
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The names in a wheel built from a copy of the tree, so that the tree stays untouched."""
+    tree = tmp_path_factory.mktemp("tree")
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
+    for name in ("wsc_fast", "src_cy"):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, tree / name)
+    out = tree / "wheel"
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), "."]
+    if int(version("setuptools").partition(".")[0]) >= 77:
+        # What the build needs is here; otherwise pip fetches it into an environment of its own.
+        command.insert(4, "--no-build-isolation")
+    # Only what is in the wheel counts, so that it is compiled as fast as can be.
+    compiler = tree / "cc"
+    compiler.write_text('#!/bin/sh\nexec cc "$@" -O0 -g0\n')
+    compiler.chmod(0o755)
+    environment = os.environ | {"CC": str(compiler), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.glob("wsc_fast-*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def test_the_wheel_holds_declarations_stubs_and_the_demo_page(wheel: list[str]) -> None:
+    wanted = {str(path.relative_to(ROOT)) for path in ROOT.glob("wsc_fast/**/*.py")}
+    for pattern in ("wsc_fast/_core/*.pxd", "wsc_fast/_core/*.pyi", "wsc_fast/demo/*.html"):
+        found = {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)}
+        assert found
+        wanted |= found
+    wanted.add("wsc_fast/py.typed")
+    assert wanted <= set(wheel)
+
+
+def test_the_wheel_holds_each_extension_once(wheel: list[str]) -> None:
+    names = sorted(Path(name).name.partition(".")[0] for name in wheel if name.endswith(".so"))
+    assert names == sorted(path.stem for path in ROOT.glob("src_cy/*.pyx"))
+
+
+def test_the_wheel_holds_no_source_of_an_extension_and_no_tests(wheel: list[str]) -> None:
+    assert [n for n in wheel if re.search(r"\.(pyx|c|h|cpp|pyc)$", n)] == []
+    tops = {name.partition("/")[0] for name in wheel}
+    assert tops == {"wsc_fast", f"wsc_fast-{wsc_fast.__version__}.dist-info"}

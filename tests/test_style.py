@@ -1,0 +1,116 @@
+"""What every source file and every public method has to say about itself."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsc_fast import Client, Hub, handle_websocket
+
+ROOT = Path(__file__).parent.parent
+PYTHON = sorted([*ROOT.glob("wsc_fast/**/*.py"), *ROOT.glob("tests/**/*.py")])
+CYTHON = sorted([*ROOT.glob("src_cy/*.pyx"), *ROOT.glob("wsc_fast/_core/*.pxd")])
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def public_methods(cls: type) -> list[tuple[str, Any]]:
+    """Methods of a class and of its compiled bases, under their names."""
+    found = {}
+    for base in cls.__mro__:
+        if base.__module__.startswith("wsc_fast"):
+            for name, value in vars(base).items():
+                if not name.startswith("_") and callable(value):
+                    found.setdefault(name, value)
+    # What picows calls on its listener is not for the application.
+    overridden = ("on_ws_", "pause_writing", "resume_writing")
+    return sorted(item for item in found.items() if not item[0].startswith(overridden))
+
+
+METHODS = [(f"Hub.{name}", method) for name, method in public_methods(Hub)]
+METHODS += [(f"Client.{name}", method) for name, method in public_methods(Client)]
+PROPERTIES = [
+    (f"{cls.__name__}.{name}", value)
+    for cls in (Hub, Client)
+    for name, value in vars(cls).items()
+    # Cython has no place for a docstring on a field that the .pxd declares readonly.
+    if not name.startswith("_") and inspect.isdatadescriptor(value) and name != "remote_address"
+]
+
+
+def own_doc(method: Any) -> str:
+    """The docstring without the signature that Cython puts in its first line."""
+    doc = inspect.getdoc(method) or ""
+    first, _, rest = doc.partition("\n")
+    return inspect.cleandoc(rest) if re.match(r"\w+\.\w+\(", first) else doc
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=named)
+def test_a_python_module_begins_with_its_docstring(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("path", CYTHON, ids=named)
+def test_a_cython_module_begins_with_its_docstring(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines()[:5] if not line.startswith("#")]
+    assert re.match(r'"""\S', lines[0])
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("src_cy/*.h")), ids=named)
+def test_a_header_begins_with_a_comment(path: Path) -> None:
+    assert path.read_text().startswith("/* ")
+
+
+def test_each_extension_has_a_declaration_and_a_stub() -> None:
+    names = {path.stem for path in ROOT.glob("src_cy/*.pyx")}
+    assert {path.stem for path in ROOT.glob("wsc_fast/_core/*.pxd")} == names
+    assert {path.stem for path in ROOT.glob("wsc_fast/_core/*.pyi")} == names
+
+
+def test_there_are_methods_to_look_at() -> None:
+    assert len(METHODS) > 30
+    assert len(PROPERTIES) > 6
+
+
+@pytest.mark.parametrize(("name", "method"), METHODS, ids=[name for name, _ in METHODS])
+def test_a_public_method_documents_itself(name: str, method: Any) -> None:
+    doc = own_doc(method)
+    assert re.match(r"[A-Z]", doc), "no summary"
+    if name.startswith("Hub."):
+        assert "Thread-safety: " in doc
+    # `run` says that its arguments are those of `start`.
+    if any(parameters_of(method)) and name != "Hub.run":
+        assert "Args:\n" in doc
+        for parameter in parameters_of(method):
+            assert re.search(rf"\b{parameter}\b", doc.partition("Args:\n")[2]), parameter
+
+
+@pytest.mark.parametrize(("name", "value"), PROPERTIES, ids=[name for name, _ in PROPERTIES])
+def test_a_public_property_documents_itself(name: str, value: Any) -> None:
+    assert own_doc(value)
+
+
+def test_the_listener_factory_documents_itself() -> None:
+    assert "Returns:\n" in (inspect.getdoc(handle_websocket) or "")
+
+
+def parameters_of(method: Any) -> list[str]:
+    """Names of a method's parameters but self, from its signature or Cython's first line."""
+    if inspect.isfunction(method):
+        return list(inspect.signature(method).parameters)[1:]
+    first = (method.__doc__ or "").partition("\n")[0]
+    match = re.match(r"\w+\.\w+\((.*)\)$", first)
+    assert match is not None, first
+    # A C type may stand before a name: `int code=1000`.
+    parameters = re.sub(r"\b[A-Za-z_]\w* (?=[A-Za-z_]\w*\s*[=,]|[A-Za-z_]\w*$)", "", match[1])
+    function = ast.parse(f"def f({parameters}): pass").body[0]
+    assert isinstance(function, ast.FunctionDef)
+    arguments = function.args
+    return [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)][1:]
