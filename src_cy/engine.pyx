@@ -367,21 +367,16 @@ cdef class Engine(Fanout):
         cdef bytes frame = encode_message(message)
         cdef PyObject* key_ptr = NULL
         cdef str interned
-        cdef list skipped = None
+        cdef list skipped
         cdef Sink sink
         if key is not None:
             interned = checked_key(key)
             key_ptr = <PyObject*>interned
-        self.counters.messages_out += 1
         if type(exclude) is tuple and not exclude:
+            self.counters.messages_out += 1
             return push_all(self, items, frame, key_ptr, RUN_NORMAL)
-        if isinstance(exclude, str):
-            raise ValidationError("exclude must be an iterable of client ids, not a single str")
-        skipped = []
-        for item in exclude:
-            found = item if isinstance(item, Sink) else self.clients.get(item)
-            if found is not None:
-                skipped.append(found)
+        skipped = self.excluded(exclude)
+        self.counters.messages_out += 1
         try:
             for sink in skipped:
                 sink.skip = True
@@ -389,6 +384,25 @@ cdef class Engine(Fanout):
         finally:
             for sink in skipped:
                 sink.skip = False
+
+    cdef list excluded(self, object exclude):
+        # The clients named by ids or by themselves; ids of nobody are nothing to leave out.
+        cdef list found = []
+        if isinstance(exclude, (str, Sink)):
+            raise ValidationError(
+                f"exclude must be an iterable of client ids, not a single {type(exclude).__name__}"
+            )
+        try:
+            for item in exclude:
+                if not isinstance(item, Sink):
+                    item = self.clients.get(check_id("client", item))
+                if item is not None:
+                    found.append(item)
+        except TypeError:
+            raise ValidationError(
+                f"exclude must be an iterable of client ids, not {type(exclude).__name__}"
+            ) from None
+        return found
 
     # --- rooms ---
 
@@ -548,6 +562,14 @@ cdef class Engine(Fanout):
 
     def _open_clients(self):
         return list(self.everyone)
+
+    def _forget_connections(self):
+        """The loop was closed under the hub: its connections went with it, and nobody was told."""
+        for sink in list(self.everyone):
+            self.expel(<Sink>sink)
+        self.closing.clear()
+        self.dirty.clear()
+        self.connections = 0
 
     def _closing_clients(self):
         return list(self.closing)

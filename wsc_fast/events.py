@@ -103,11 +103,21 @@ class Inbox:
         finally:
             # No await between the last look at `_waiting` and here: nothing can slip in.
             self._client._set_inbox(None)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        # Something waits only where the hub stopped before a callback came to its end.
+        waiting = len(self._waiting)
+        self._drop_messages()
+        if waiting > len(self._waiting):
+            self._hub._log_abandoned(self._client, waiting - len(self._waiting))
+        for handlers, args, fatal in self._waiting:
+            dispatch(self._hub, self._client, handlers, args, fatal=fatal)
 
     def _drop_messages(self) -> None:
-        # The client was refused by its connect callback: only that it has gone may still be told.
-        left = [event for event in self._waiting if len(event[1]) == 1]
-        self._waiting = deque(left)
+        # Only that the client has gone is still to be told: the one event that waits here with
+        # nothing but the client as its argument, since connecting comes before any Inbox.
+        self._waiting = deque(event for event in self._waiting if len(event[1]) == 1)
 
     async def _call(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
         for handler in handlers:

@@ -102,6 +102,7 @@ class Hub(Engine):
         self._allowed_hosts: frozenset[str] = frozenset()
         self._handshaking: set[HubProtocol] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._stop_callers: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
         self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._all_gone: asyncio.Future[None] | None = None
@@ -257,6 +258,8 @@ class Hub(Engine):
         Raises:
             HubStateError: the hub does not listen.
         """
+        for acceptor in self._acceptors:
+            return acceptor.port
         for server in self._servers:
             for sock in server.sockets:
                 return int(sock.getsockname()[1])
@@ -287,6 +290,8 @@ class Hub(Engine):
 
         Thread-safety: the thread of the running loop, which the hub then belongs to.
         """
+        if self.loop is not None and self.loop.is_closed():
+            self._forget_loop()
         if self.loop is not None:
             raise HubStateError("the hub runs already")
         if not isinstance(path, str) or not path.startswith("/") or not path.isascii():
@@ -301,11 +306,7 @@ class Hub(Engine):
         where: dict[str, Any] = (
             {"sock": sock} if sock is not None else {"host": host or None, "port": port}
         )
-        # uvloop accepts by itself; on other loops see Acceptor.
-        own_accept = type(loop).__module__.partition(".")[0] != "uvloop"
-        if ssl is not None and not own_accept:
-            where["ssl"] = ssl
-            where["ssl_handshake_timeout"] = self.config.handshake_timeout
+        own_accept = ssl is not None or type(loop).__module__.partition(".")[0] != "uvloop"
         try:
             server = await loop.create_server(
                 lambda: HubProtocol(self),
@@ -319,6 +320,9 @@ class Hub(Engine):
         except BaseException:
             self._attach(None)
             raise
+        if self.loop is not loop or self._stopping is not None:
+            server.close()
+            raise HubStoppedError("the hub was stopped while it started")
         for listening in server.sockets:
             # Accepted sockets inherit it. picows' read buffer doubles whenever one read fills it,
             # so what the kernel may hold bounds it; unset, the kernel would grow to several MB.
@@ -330,7 +334,10 @@ class Hub(Engine):
             if own_accept:
                 duplicate = socket.socket(fileno=os.dup(listening.fileno()))
                 self._acceptors.append(Acceptor(self, duplicate, ssl))
-        self._servers.append(server)
+        if own_accept:
+            server.close()
+        else:
+            self._servers.append(server)
         self._last_file = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1
         self._begin()
 
@@ -354,22 +361,33 @@ class Hub(Engine):
         loop = self.loop
         if loop is None:
             return
+        if loop.is_closed():
+            self._forget_loop()
+            return
         if asyncio.get_running_loop() is not loop:
+            stop = self.stop(timeout)
             try:
-                done = asyncio.run_coroutine_threadsafe(self.stop(timeout), loop)
+                done = asyncio.run_coroutine_threadsafe(stop, loop)
             except RuntimeError:
+                stop.close()
                 return  # the loop was closed meanwhile: nothing is left to stop
             await asyncio.wrap_future(done)
             return
-        if self._stopping is not None:
-            await asyncio.shield(self._stopping)
-            return
-        self._stopping = loop.create_future()
+        caller = asyncio.current_task()
+        assert caller is not None
+        self._stop_callers.add(caller)
         try:
-            await self._stop(timeout)
+            if self._stopping is not None:
+                await asyncio.shield(self._stopping)
+                return
+            self._stopping = loop.create_future()
+            try:
+                await self._stop(timeout)
+            finally:
+                self._stopping.set_result(None)
+                self._stopping = None
         finally:
-            self._stopping.set_result(None)
-            self._stopping = None
+            self._stop_callers.discard(caller)
 
     async def _stop(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -398,12 +416,27 @@ class Hub(Engine):
         if self._heartbeat_timer is not None:
             self._heartbeat_timer.cancel()
             self._heartbeat_timer = None
-        self._attach(None)
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(None)
+        self._detach()
+
+    def _detach(self) -> None:
+        self._attach(None)
         for call in list(self._calls):
             if not call.done():
                 call.set_exception(HubStoppedError("the hub stopped before it took the call"))
+
+    def _forget_loop(self) -> None:
+        """The loop was closed under the hub: nothing of it can be stopped any more."""
+        self._accepting = False
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
+        self._servers.clear()
+        self._handshaking.clear()
+        self._tasks.clear()
+        self._forget_connections()
+        self._detach()
 
     async def _wait_until_gone(self, deadline: float) -> None:
         assert self.loop is not None
@@ -413,13 +446,15 @@ class Hub(Engine):
         self._all_gone = None
 
     async def _finish_tasks(self, deadline: float) -> None:
-        # Callbacks under way may finish; whoever called stop from a callback is among them.
-        tasks = self._tasks - {asyncio.current_task()}
-        if tasks:
-            await asyncio.wait(tasks, timeout=max(0.0, deadline - time.monotonic()))
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        # Callbacks under way may finish, but for those that wait for this very stop. What is
+        # cancelled may still have a disconnect to tell of, hence the second time.
+        for until in (deadline, time.monotonic() + 0.5):
+            tasks = self._tasks - self._stop_callers
+            if not tasks:
+                return
+            await asyncio.wait(tasks, timeout=max(0.0, until - time.monotonic()))
+            for task in tasks:
+                task.cancel()
             await asyncio.wait(tasks, timeout=1.0)
 
     def run(
@@ -685,6 +720,9 @@ class Hub(Engine):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _log_abandoned(self, client: Client, messages: int) -> None:
+        log.warning("%r: %d received messages were not handled: the hub stopped", client, messages)
 
     def _log_out_of_files(self) -> None:
         now = time.monotonic()

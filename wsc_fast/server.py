@@ -7,6 +7,7 @@ slot, a room) is taken before a request is known to be sound. picows reads the r
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import errno
 import inspect
@@ -28,7 +29,6 @@ from wsc_fast._core.connection import Client, Guard
 from wsc_fast.errors import ValidationError
 
 if TYPE_CHECKING:
-    import asyncio
     from ssl import SSLContext
 
     from wsc_fast.hub import Hub
@@ -434,11 +434,12 @@ class HubProtocol(WSProtocol):  # type: ignore[misc]
 
 
 class Acceptor:
-    """Accepts connections of one listening socket on loops that cannot do it when files run out.
+    """Accepts the connections of one listening socket, where the loop's own way will not do.
 
-    uvloop (libuv) keeps a spare descriptor, with which it accepts and closes what it cannot serve.
-    asyncio would stop accepting for a second, and log and schedule that once for each place in the
-    backlog.
+    Without TLS uvloop (libuv) does it well: it keeps a spare descriptor, with which it accepts and
+    closes what it cannot serve. asyncio would stop accepting for a second, and log and schedule
+    that once for each place in the backlog; and with TLS neither loop lets us end the handshakes
+    that are under way when the hub stops.
 
     Args:
         hub: whose connections they are.
@@ -447,6 +448,7 @@ class Acceptor:
     """
 
     _AT_ONCE = 64
+    _PAUSE = 1.0
 
     def __init__(self, hub: Hub, listening: socket.socket, ssl: SSLContext | None) -> None:
         assert hub.loop is not None
@@ -456,10 +458,17 @@ class Acceptor:
         self._tls: dict[str, Any] = {}
         if ssl is not None:
             self._tls = {"ssl": ssl, "ssl_handshake_timeout": hub.config.handshake_timeout}
-        self._spare = os.open(os.devnull, os.O_RDONLY)
+        self._shaking: dict[socket.socket, asyncio.Task[None]] = {}
+        self._resuming: asyncio.TimerHandle | None = None
+        self._spare: int | None = os.open(os.devnull, os.O_RDONLY)
         listening.setblocking(False)
         listening.listen(hub.config.backlog)
         self._loop.add_reader(listening, self._accept)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self._socket.getsockname()[1])
 
     def _accept(self) -> None:
         for _ in range(self._AT_ONCE):
@@ -472,35 +481,54 @@ class Acceptor:
                     raise
                 self._hub._log_out_of_files()
                 if not self._refuse_one():
+                    self._pause()
                     return
             else:
                 connection.setblocking(False)
-                self._hub._spawn(self._serve(connection))
+                self._shaking[connection] = self._loop.create_task(self._serve(connection))
 
     def _refuse_one(self) -> bool:
-        os.close(self._spare)
+        # False: even the spare descriptor has gone to somebody else.
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
         try:
-            connection, _ = self._socket.accept()
-            connection.close()
+            self._socket.accept()[0].close()
+            self._spare = os.open(os.devnull, os.O_RDONLY)
+        except BlockingIOError:
+            self._spare = os.open(os.devnull, os.O_RDONLY)
         except OSError:
             return False
-        finally:
-            self._spare = os.open(os.devnull, os.O_RDONLY)
         return True
+
+    def _pause(self) -> None:
+        # The socket stays readable: without a pause the loop would do nothing else.
+        self._loop.remove_reader(self._socket)
+        self._resuming = self._loop.call_later(
+            self._PAUSE, self._loop.add_reader, self._socket, self._accept
+        )
 
     async def _serve(self, connection: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(
                 lambda: HubProtocol(self._hub), connection, **self._tls
             )
-        except OSError:
-            connection.close()  # it left during the TLS handshake, or did not shake hands
+        except (OSError, asyncio.CancelledError):
+            connection.close()  # it left during the TLS handshake, or the hub stops
+        finally:
+            del self._shaking[connection]
 
     def close(self) -> None:
-        """Accepts nothing more."""
-        self._loop.remove_reader(self._socket)
+        """Accepts nothing more, and ends the handshakes under way."""
+        if not self._loop.is_closed():
+            if self._resuming is not None:
+                self._resuming.cancel()
+            self._loop.remove_reader(self._socket)
+            for task in list(self._shaking.values()):
+                task.cancel()
         self._socket.close()
-        os.close(self._spare)
+        if self._spare is not None:
+            os.close(self._spare)
 
 
 def check_listen_arguments(host: str | Sequence[str] | None, sock: socket.socket | None) -> None:

@@ -40,5 +40,6 @@ cdef class Engine(Fanout):
     cdef int expel(self, Sink sink) except -1
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
     cdef Py_ssize_t publish(self, list items, object message, object exclude, object key) except -1
+    cdef list excluded(self, object exclude)
     cdef Sink find_client(self, object client_id)
     cdef MemberSet find_room(self, object room_id)
