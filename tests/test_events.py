@@ -187,7 +187,7 @@ async def test_F15_order_per_client_with_handlers_that_sleep_at_random(any_loop:
         overlaps += running_now[client] > 1
         if rng.random() < 0.5:
             await asyncio.sleep(rng.random() * 0.002)
-        if rng.random() < 0.05:
+        if rng.random() < 0.005:
             # The loop holds tasks only weakly; the hub must not.
             gc.collect()
         seen.setdefault(client, []).append(int(message))
