@@ -485,7 +485,7 @@ class Hub(Engine):
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._serve(host, port, path=path, ssl=ssl, sock=sock))
         except ListenError as error:
-            raise SystemExit(f"wsc_fast: {error}") from None
+            raise SystemExit(f"wsc_fast: {error.strerror}") from None
         finally:
             if signal_pipe_ignored is not None:
                 signal.signal(signal.SIGPIPE, signal_pipe_ignored)
