@@ -469,8 +469,9 @@ cdef class Client(Sink):
         cdef object content
         cdef object handler
         cdef object result
-        self.engine.counters.messages_in += 1
-        self.engine.counters.bytes_in += size
+        if size > self.engine.max_message_size:
+            # picows has refused longer frames already, but not on a server of the application's.
+            return self.fail(1009, "message too big")
         if opcode == WSMsgType.BINARY:
             content = PyBytes_FromStringAndSize(payload, size)
         else:
@@ -478,6 +479,8 @@ cdef class Client(Sink):
                 content = decode_text(payload, size)
             except UnicodeDecodeError:
                 return self.fail(1007, "invalid UTF-8")
+        self.engine.counters.messages_in += 1
+        self.engine.counters.bytes_in += size
         handler = self.engine.message_handler
         if handler is not None and self.inbox is None:
             try:

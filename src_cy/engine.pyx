@@ -207,8 +207,13 @@ cdef class Engine(Fanout):
         Returns:
             Client | None: None when no connected client has the id.
 
+        Raises:
+            ValidationError: the id is not a str.
+
         Thread-safety: any thread. Source: go-wsc `GetClientByID`.
         """
+        if type(client_id) is not str:
+            check_id("client", client_id)
         return self.clients.get(client_id)
 
     def get_all_connected_users(self):
@@ -234,11 +239,19 @@ cdef class Engine(Fanout):
         Returns:
             list[Client]: empty when the user has none.
 
+        Raises:
+            ValidationError: the id is not a str.
+
         Thread-safety: any thread.
         """
-        cdef MemberSet user = self.users.get(user_id)
-        cdef list found = [] if user is None else list(user.items)
-        cdef Sink sink = self.clients.get(user_id)
+        cdef MemberSet user
+        cdef list found
+        cdef Sink sink
+        if type(user_id) is not str:
+            check_id("user", user_id)
+        user = self.users.get(user_id)
+        found = [] if user is None else list(user.items)
+        sink = self.clients.get(user_id)
         if sink is not None and sink.user_id == user_id:
             found.append(sink)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal
 
 import msgspec
@@ -42,6 +43,11 @@ _SECONDS = (
 )
 _FLAGS = ("enable_compression", "check_origin")
 _NAMES = ("allowed_origins", "allowed_hosts")
+
+# An origin, or a host of any scheme; a first label * stands for any subdomain.
+_ALLOWED_ORIGIN = re.compile(
+    r"\*|(https?://)?((\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE
+).fullmatch
 
 # What a running hub reads at each use, so that `set_config` may change it.
 CHANGEABLE = frozenset(
@@ -150,6 +156,9 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise _wrong(name, value, "a tuple of non-empty str")
             # A list is as good; kept as a tuple so that the configuration stays immutable.
             msgspec.structs.force_setattr(self, name, tuple(value))
+        for origin in self.allowed_origins:
+            if not _ALLOWED_ORIGIN(origin):
+                raise _wrong("allowed_origins", origin, "'https://host[:port]', '*.host' or '*'")
         if self.overflow not in _OVERFLOWS:
             raise _wrong("overflow", self.overflow, f"one of {', '.join(_OVERFLOWS)}")
         if self.heartbeat_timeout <= self.heartbeat_interval:

@@ -90,6 +90,7 @@ class Hub(Engine):
     ) -> None:
         self._authenticate = authenticate
         self._accepting = False
+        self._ended = False  # stopped; only `start` begins anew
         self._path: str | None = None
         self._tls = False
         self._routes: dict[str, Route] = {}
@@ -344,6 +345,7 @@ class Hub(Engine):
     def _begin(self) -> None:
         assert self.loop is not None
         self._stopped = self.loop.create_future()
+        self._ended = False
         self._accepting = True
         self._start_time = datetime.now(UTC)
         self._started = time.monotonic()
@@ -392,6 +394,7 @@ class Hub(Engine):
     async def _stop(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         self._accepting = False
+        self._ended = True
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
@@ -638,6 +641,7 @@ class Hub(Engine):
             if task is not None and task.cancelling():
                 raise  # the client left, or the hub is stopping
             client._set_authenticating(None)
+            self._count_rejected("auth")
             self._report(client, error)
             client.disconnect(1011)
             return
@@ -690,7 +694,6 @@ class Hub(Engine):
 
     def _callback_failed(self, client: Client, error: BaseException, fatal: bool = False) -> None:
         """A callback raised: reported; closes the client where it must not stay connected."""
-        self._count_callback_error()
         self._report(client, error)
         # CancelledError, KeyboardInterrupt and their like: what the callback was doing is unknown.
         if fatal or not isinstance(error, Exception):
@@ -701,6 +704,7 @@ class Hub(Engine):
         self._tell_error_handlers(client, error)
 
     def _report(self, client: Client | None, error: BaseException) -> None:
+        self._count_callback_error()
         log.error("error in a callback of %r", client, exc_info=error)
         self._tell_error_handlers(client, error)
 
@@ -775,10 +779,11 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
 
     Use as `ws_create_server(lambda request: handle_websocket(hub, request), host, port,
     enable_auto_pong=False)` in the thread of the running loop; the first request attaches the hub
-    to that loop. Any path is served, but for the hub's routes. `await hub.stop()` closes the
+    to that loop; once the hub is stopped, requests get 503. Any path is served, but for the hub's
+    routes. `await hub.stop()` closes the
     clients; the server is its owner's to close. Source: go-wsc `HandleWebSocket`.
     """
-    if hub.loop is None:
+    if hub.loop is None and not hub._ended:
         hub._attach(asyncio.get_running_loop())
         hub._path = None
         hub._begin()

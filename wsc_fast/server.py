@@ -187,7 +187,7 @@ def answer(result: object) -> WSUpgradeResponseWithListener:
     # Checked again: the dict may have changed since the response was made.
     response.headers = result._sendable_headers()
     response.body = result.body.encode() if isinstance(result.body, str) else result.body
-    if not response.body:
+    if not response.body and result.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         response.headers["Content-Length"] = "0"
     return WSUpgradeResponseWithListener(response, None)
 
@@ -227,7 +227,8 @@ def accept(
         identity = hub._authenticate(Request(request, remote_address))
         if identity is None:
             hub._count_rejected("auth")
-            return refusal(HTTPStatus.UNAUTHORIZED)
+            # RFC 9110 section 15.5.2 wants a challenge, though only the application knows which.
+            return refusal(HTTPStatus.UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
         if not inspect.isawaitable(identity):
             hub._check_identity(identity)
         client._pending = identity

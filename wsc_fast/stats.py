@@ -8,7 +8,7 @@ import msgspec
 
 
 class HubStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters of a hub since its start or the last `reset_stats`, and gauges of this moment.
+    """Counters of a hub since it was made or the last `reset_stats`, and gauges of this moment.
 
     Attributes:
         connected_clients, active_rooms: gauges (go-wsc `HubStats`).
