@@ -406,15 +406,16 @@ cdef class Engine(Fanout):
                 f"exclude must be an iterable of client ids, not a single {type(exclude).__name__}"
             )
         try:
-            for item in exclude:
-                if not isinstance(item, Sink):
-                    item = self.clients.get(check_id("client", item))
-                if item is not None:
-                    found.append(item)
+            items = iter(exclude)
         except TypeError:
             raise ValidationError(
                 f"exclude must be an iterable of client ids, not {type(exclude).__name__}"
             ) from None
+        for item in items:
+            if not isinstance(item, Sink):
+                item = self.clients.get(check_id("client", item))
+            if item is not None:
+                found.append(item)
         return found
 
     # --- rooms ---

@@ -51,14 +51,14 @@ cdef enum:
     PLAN_JOBS = 2048
     PLAN_FRAMES = 16384
     PLAN_IOVS = 4096
-    ARENA_SIZE = 1 << 20
+    ARENA_SIZE = 1048576
     # Sequences up to this size are copied together once; longer ones go out by iovec.
-    COPY_MAX = 1 << 16
+    COPY_MAX = 65536
     # What one send is offered at most, beyond the first frame, and in how many pieces.
-    SEND_MAX = 1 << 20
+    SEND_MAX = 1048576
     SEND_IOVS = 256
     # What a TLS transport is given at most in one turn, beyond the first frame.
-    TLS_SEND_MAX = 1 << 18
+    TLS_SEND_MAX = 262144
     # How many recent sequences a new one is compared with.
     RECENT = 8
     # The clock is read once in this many sends.

@@ -211,8 +211,9 @@ cdef void outbox_take(Outbox* box, unsigned int frames) noexcept:
     cdef unsigned int i
     cdef Entry* entry
     if frames < box.count:
-        for i in range(frames):
+        while frames:
             outbox_pop(box)
+            frames -= 1
         return
     for i in range(frames):
         entry = outbox_at(box, i)

@@ -195,7 +195,9 @@ async def test_E3_dropping_tears_no_frame_and_keeps_control_frames(
 
 # --- E4 ---
 
-HEARTBEAT = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.3}
+# Short, but long enough that a busy machine does not hold up this process, both ends of it, for
+# a whole timeout: nothing would move then, and the heartbeat would be right to say so.
+HEARTBEAT = {"heartbeat_interval": 0.2, "heartbeat_timeout": 0.7}
 
 
 async def pace(step: float, end: float) -> AsyncIterator[None]:
@@ -213,10 +215,10 @@ async def test_E4_a_slow_upload_survives_the_heartbeat(any_loop: str) -> None:
     async with running(hub):
         raw, client = await join(hub, "slow")
         with raw:
-            # One frame, so that nothing whole arrives for four times the timeout.
+            # One frame, so that nothing whole arrives for longer than the timeout.
             frame = encode(BINARY, bytes(range(256)) * 400)
             sent = 0
-            async for _ in pace(0.02, 1.2):
+            async for _ in pace(0.02, 1.8):
                 await raw.send_raw(frame[sent : sent + 1000])
                 sent += 1000
             await raw.send_raw(frame[sent:])
@@ -234,20 +236,13 @@ async def test_E4_a_slow_upload_in_fragments_survives_the_heartbeat() -> None:
         raw, _ = await join(hub, "slow")
         with raw:
             opcode, count = TEXT, 0
-            async for _ in pace(0.05, 1.0):
+            async for _ in pace(0.05, 1.8):
                 await raw.send(opcode, b"part ", fin=False)
                 opcode = CONTINUATION
                 count += 1
             await raw.send(opcode, b"end")
             await eventually(lambda: received)
             assert received == ["part " * count + "end"]
-
-
-async def read_slowly(raw: RawClient, seconds: float, step: int) -> None:
-    """Reads a little every 20 ms, without ever answering what it reads."""
-    loop = asyncio.get_running_loop()
-    async for _ in pace(0.02, seconds):
-        raw.buffer += await loop.sock_recv(raw.sock, step)
 
 
 @TLS
@@ -260,7 +255,7 @@ async def test_E4_a_backlog_read_slowly_survives_the_heartbeat(
             client.send(bytes(50_000))
         # 2 MB at about 400 KB/s: longer than the timeout, and not over when we look.
         loop = asyncio.get_running_loop()
-        async for _ in pace(0.02, 1.2):
+        async for _ in pace(0.02, 1.8):
             if isinstance(raw, TLSClient):
                 raw._incoming.write(await loop.sock_recv(raw.sock, 8_000))
             else:
@@ -276,10 +271,10 @@ async def test_E4_a_backlog_in_the_kernel_read_slowly_survives_the_heartbeat() -
     async with running(hub):
         raw, client = await join(hub, "slow", rcvbuf=4096)
         with raw:
-            client.send(bytes(500_000))
-            async for _ in pace(0.02, 1.2):
+            client.send(bytes(700_000))
+            async for _ in pace(0.02, 1.8):
                 raw.buffer += await asyncio.get_running_loop().sock_recv(raw.sock, 6_000)
-            assert len(raw.buffer) < 500_000, "read faster than meant"
+            assert len(raw.buffer) < 700_000, "read faster than meant"
             assert client.is_connected()
             assert hub.get_stats().heartbeat_timeouts == 0
 
@@ -420,7 +415,7 @@ async def test_E6_a_client_that_the_hub_does_not_read_is_not_silent() -> None:
             for number in range(100):
                 await raw.send(TEXT, b"%3d" % number + bytes(1000))
             await eventually(lambda: hub.get_stats().messages_in > 1)
-            await asyncio.sleep(0.8)  # longer than the timeout and a sweep
+            await asyncio.sleep(1.4)  # longer than the timeout and a sweep
             assert client.is_connected()
             go_on.set()
             await eventually(lambda: len(handled) == 100)
@@ -464,7 +459,7 @@ async def test_E8_a_stopped_process_is_gone_within_interval_and_timeout() -> Non
             await eventually(lambda: gone)
             took = time.monotonic() - stopped
             # Interval, timeout, a sweep and the closing handshake; a second for a busy machine.
-            assert took < 0.1 + 0.3 + 0.02 + 0.1 + 1.0
+            assert took < 0.2 + 0.7 + 0.04 + 0.1 + 1.0
             assert hub.get_stats().heartbeat_timeouts == 1
             assert hub.connections == 0
         finally:
@@ -492,7 +487,7 @@ async def test_E8_silence_is_closed_and_any_frame_is_life(any_loop: str) -> None
             assert frames[0].opcode == PING
             assert frames[-1].code == 1001
             # For a further timeout and more the living one stays.
-            async for _ in pace(0.05, 0.6):
+            async for _ in pace(0.05, 1.2):
                 assert client.is_connected()
             answering.cancel()
         assert hub.get_stats().heartbeat_timeouts == 1
@@ -507,7 +502,7 @@ async def test_E8_a_stalled_outbox_does_not_keep_a_dead_peer() -> None:
             for number in range(50):
                 with contextlib.suppress(QueueFullError):
                     client.send(f"{number}")
-            await eventually(lambda: hub.connections == 0, timeout=2.0)
+            await eventually(lambda: hub.connections == 0, timeout=4.0)
             assert hub.get_stats().heartbeat_timeouts == 1
 
 

@@ -403,6 +403,8 @@ class Hub(Engine):
         self._servers.clear()
         for protocol in list(self._handshaking):
             protocol.abort_handshake()
+        # What is queued has as long as the caller gives it.
+        self.close_timeout = max(self.config.close_timeout, timeout)
         for client in self._open_clients():
             client.disconnect(1001, "server shutdown")
         # Those that still authenticate are no clients yet, only tasks.
@@ -419,6 +421,7 @@ class Hub(Engine):
         if self._heartbeat_timer is not None:
             self._heartbeat_timer.cancel()
             self._heartbeat_timer = None
+        self.close_timeout = self.config.close_timeout
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(None)
         self._detach()
@@ -576,7 +579,7 @@ class Hub(Engine):
                 return result.result(self.config.thread_call_timeout)
             except concurrent.futures.TimeoutError:
                 if result.done():
-                    raise  # the call itself raised it
+                    return result.result()  # it came that moment, or raised this itself
                 result.set_exception(TimeoutError())  # so that it does not run any more
                 result.exception()
                 raise LoopBusyError(
