@@ -21,6 +21,7 @@ _OVERFLOWS = ("disconnect", "drop_oldest", "drop_newest")
 _INTEGERS: dict[str, tuple[int, int]] = {
     "max_connections": (1, 10_000_000),
     "read_buffer_size": (MIN_READ_BUFFER, 1 << 26),
+    "receive_buffer_size": (0, 1 << 30),
     "write_buffer_size": (0, 1 << 30),
     "max_message_size": (125, 1 << 31),
     "max_fragments": (1, 1 << 31),
@@ -78,8 +79,12 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         max_connections: connections at once; the next upgrade gets 503 with Retry-After.
-        read_buffer_size: what a connection reads into at first, at least 2,048. It grows to the
-            largest frame that came, at most about twice `max_message_size`, and stays.
+        read_buffer_size: what a connection reads into at first, at least 2,048. It grows with the
+            largest frame and the largest read so far, to at most about twice `max_message_size` or
+            four times `receive_buffer_size`, whichever is more, and stays.
+        receive_buffer_size: asked of the kernel for each connection (SO_RCVBUF, which Linux
+            doubles). It bounds what one read can bring, and what a client sends in one round trip;
+            0 leaves it to the kernel, which goes to several megabytes.
         write_buffer_size: the kernel's send buffer of a connection; 0 leaves it to the kernel.
         handshake_timeout: from accepting a connection to its upgrade, and for TLS likewise.
         enable_compression: permessage-deflate (RFC 7692); not available yet, must be False.
@@ -91,7 +96,8 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_message_size: of an incoming message, over all its fragments; more closes with 1009.
         max_fragments: of an incoming message; more closes with 1008.
         outbox_messages, outbox_bytes: bounds of what waits for one client. A single message larger
-            than `outbox_bytes` is taken when nothing else waits.
+            than `outbox_bytes` is taken when nothing else waits. Outboxes are emptied between turns
+            of the loop, so that more messages than this within one callback are an overflow too.
         overflow: what a message does that finds an outbox full. "disconnect": a broadcast closes
             the client (1013). "drop_oldest", "drop_newest": it or an older one is dropped, never
             one of a higher priority. A direct send that finds no room raises QueueFullError.
@@ -101,7 +107,8 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
         authentication_timeout: for an async `authenticate`; then the connection closes with 4401.
         authentication_input_bytes: what a client may send while that runs; more closes with 1008.
         max_pending_callbacks: messages of one client that wait for an async `on_message_received`;
-            beyond it nothing is read from that client until they drain.
+            beyond it nothing is read from that client until they drain. What a read under way has
+            brought is taken all the same.
         max_rooms, max_rooms_per_client: bounds; beyond them LimitError.
         flush_budget: how long a flush may hold the loop before it yields.
         thread_call_timeout: how long a call from another thread waits for the loop.
@@ -113,6 +120,7 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     max_connections: int = 100_000
     read_buffer_size: int = MIN_READ_BUFFER
+    receive_buffer_size: int = 1 << 17
     write_buffer_size: int = 0
     handshake_timeout: float = 10.0
     enable_compression: bool = False

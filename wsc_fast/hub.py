@@ -64,9 +64,6 @@ Host = str | Sequence[str] | None
 CLOSE_UNAUTHENTICATED = 4401
 CLOSE_REPLACED = 4409
 
-# Half of what the kernel then keeps for a connection that we have not read yet.
-MIN_RECEIVE_BUFFER = 1 << 16
-
 # How often a client is looked at, as a part of the heartbeat interval, and the heartbeat's tick.
 _SWEEPS_PER_INTERVAL = 5
 _LONGEST_TICK = 1.0
@@ -325,13 +322,11 @@ class Hub(Engine):
             server.close()
             raise HubStoppedError("the hub was stopped while it started")
         for listening in server.sockets:
-            # Accepted sockets inherit it. picows' read buffer doubles whenever one read fills it,
-            # so what the kernel may hold bounds it; unset, the kernel would grow to several MB.
-            listening.setsockopt(
-                socket.SOL_SOCKET,
-                socket.SO_RCVBUF,
-                max(MIN_RECEIVE_BUFFER, self.config.max_message_size // 2),
-            )
+            if self.config.receive_buffer_size:
+                # Accepted sockets inherit it.
+                listening.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_RCVBUF, self.config.receive_buffer_size
+                )
             if own_accept:
                 duplicate = socket.socket(fileno=os.dup(listening.fileno()))
                 self._acceptors.append(Acceptor(self, duplicate, ssl))
@@ -580,8 +575,10 @@ class Hub(Engine):
             except concurrent.futures.TimeoutError:
                 if result.done():
                     return result.result()  # it came that moment, or raised this itself
-                result.set_exception(TimeoutError())  # so that it does not run any more
-                result.exception()
+                try:
+                    result.set_exception(TimeoutError())  # so that it does not run any more
+                except concurrent.futures.InvalidStateError:
+                    return result.result()
                 raise LoopBusyError(
                     f"the hub's loop did not take the call in {self.config.thread_call_timeout} s: "
                     "is a callback blocking it, or waiting for this thread?"

@@ -43,6 +43,7 @@ cdef class Client(Sink):
         bint peer_closed           # the peer's close frame is in
         bint failing               # we closed because of the peer's fault
         bint fault_passed
+        bint reading_paused        # by us, for its async callbacks
         bint close_queued          # our close frame went into the outbox
         public object _pending     # server.Pending: who it is, or how to find out; then None
 
