@@ -25,7 +25,6 @@ from time import time as wall_time
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.string cimport memcpy
 from picows.picows cimport WSFrame, WSMsgType, WSTransport
 
 from wsc_fast._core.engine cimport Engine
@@ -60,7 +59,7 @@ cdef extern from "net.h" nogil:
     int wsc_progress(int fd, double* since_data, unsigned long long* acked)
     int wsc_prepare(int fd, int send_buffer)
     void wsc_peer(int fd, char* out)
-    bint wsc_is_ascii(const char* data, Py_ssize_t size)
+    bint wsc_copy_ascii(char* out, const char* data, Py_ssize_t size)
 
 cdef extern from "<netinet/in.h>" nogil:
     enum:
@@ -77,6 +76,7 @@ cdef object PING_KEY = object()
 cdef object PONG_KEY = object()
 
 cdef enum:
+    SHORT_TEXT = 4096
     # What a few pings take on the wire, over TLS too: that the peer's kernel acknowledges them says
     # nothing of the peer, and more than that was read by it.
     PING_BYTES = 256
@@ -745,11 +745,11 @@ cdef class Client(Sink):
 
 
 cdef object decode_text(const char* payload, Py_ssize_t size):
-    # CPython's decoder goes byte by byte where the input is not aligned, and a payload behind a
-    # header seldom is; for the most common text this is several times faster.
+    # CPython's decoder goes byte by byte where the input is not aligned, as a payload behind a header
+    # seldom is; for short ASCII, the most common text, this is several times faster.
     cdef object text
-    if wsc_is_ascii(payload, size):
+    if size <= SHORT_TEXT:
         text = PyUnicode_New(size, 127)
-        memcpy(PyUnicode_1BYTE_DATA(text), payload, size)
-        return text
+        if wsc_copy_ascii(<char*>PyUnicode_1BYTE_DATA(text), payload, size):
+            return text
     return PyUnicode_DecodeUTF8(payload, size, NULL)
