@@ -745,8 +745,8 @@ cdef class Client(Sink):
 
 
 cdef object decode_text(const char* payload, Py_ssize_t size):
-    # CPython's decoder goes byte by byte where the input is not aligned, as a payload behind a header
-    # seldom is; for short ASCII, the most common text, this is several times faster.
+    # CPython's decoder goes byte by byte where the input is not aligned, and a payload behind a
+    # header seldom is; for short ASCII, the most common text, this is faster.
     cdef object text
     if size <= SHORT_TEXT:
         text = PyUnicode_New(size, 127)

@@ -35,7 +35,6 @@ from wsc_fast._core.outbox cimport (
     Outbox,
     Sink,
     outbox_at,
-    outbox_pop,
     outbox_take,
 )
 
@@ -242,13 +241,13 @@ cdef class Fanout:
             taken = 0
         self.counters.partial_sends += 1
         self.counters.bytes_out += taken
-        size = PyBytes_GET_SIZE(<object>outbox_at(box, 0).frame)
+        size = PyBytes_GET_SIZE(<object>outbox_at(box, 0))
         while taken >= size:
             taken -= size
             self.counters.frames_sent += 1
-            outbox_pop(box)
-            size = PyBytes_GET_SIZE(<object>outbox_at(box, 0).frame)
-        rest = <object>outbox_at(box, 0).frame
+            outbox_take(box, 1)
+            size = PyBytes_GET_SIZE(<object>outbox_at(box, 0))
+        rest = <object>outbox_at(box, 0)
         if taken:
             rest = memoryview(rest)[taken:]
         return self.hand_over(sink, rest, 1, size - taken)
@@ -262,9 +261,9 @@ cdef class Fanout:
         cdef tuple key
         cdef bytes data
         if frames == 1:
-            data = <bytes>outbox_at(box, 0).frame
+            data = <bytes>outbox_at(box, 0)
         else:
-            key = tuple([<object>outbox_at(box, i).frame for i in range(frames)])
+            key = tuple([<object>outbox_at(box, i) for i in range(frames)])
             data = joined.get(key)
             if data is None:
                 data = b"".join(key)
@@ -316,7 +315,7 @@ cdef unsigned int takable(const Outbox* box, Py_ssize_t most, Py_ssize_t* total)
     cdef Py_ssize_t size
     total[0] = 0
     while frames < box.count and frames < SEND_IOVS:
-        size = PyBytes_GET_SIZE(<object>outbox_at(box, frames).frame)
+        size = PyBytes_GET_SIZE(<object>outbox_at(box, frames))
         if frames and total[0] + size > most:
             break
         total[0] += size
@@ -329,13 +328,13 @@ cdef bint same_sequence(const Sequence* known, const Outbox* box) noexcept:
     # reference to every frame compared, so that no address can have been used again.
     cdef unsigned int frames = known.job.frames
     cdef unsigned int i
-    if box.count < frames or known.frames[0] != outbox_at(box, 0).frame:
+    if box.count < frames or known.frames[0] != outbox_at(box, 0):
         return False
     if box.count > frames and known.job.iov_count == 1 and frames < SEND_IOVS:
         # A longer backlog gets a plan of its own: it may fit into one send too.
         return False
     for i in range(1, frames):
-        if known.frames[i] != outbox_at(box, i).frame:
+        if known.frames[i] != outbox_at(box, i):
             return False
     return True
 
@@ -345,7 +344,7 @@ cdef void join_frames(const Outbox* box, Sequence* sequence, char* out) noexcept
     cdef PyObject* frame
     cdef Py_ssize_t size
     for i in range(sequence.job.frames):
-        frame = outbox_at(box, i).frame
+        frame = outbox_at(box, i)
         size = PyBytes_GET_SIZE(<object>frame)
         sequence.frames[i] = frame
         memcpy(out, PyBytes_AS_STRING(<object>frame), size)
@@ -356,7 +355,7 @@ cdef void gather_frames(const Outbox* box, Sequence* sequence) noexcept:
     cdef unsigned int i
     cdef PyObject* frame
     for i in range(sequence.job.frames):
-        frame = outbox_at(box, i).frame
+        frame = outbox_at(box, i)
         sequence.frames[i] = frame
         sequence.job.iov[i].iov_base = PyBytes_AS_STRING(<object>frame)
         sequence.job.iov[i].iov_len = PyBytes_GET_SIZE(<object>frame)

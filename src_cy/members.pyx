@@ -16,8 +16,8 @@ from wsc_fast._core.outbox cimport (
     Limits,
     Outbox,
     Sink,
-    outbox_at,
     outbox_push,
+    outbox_slot,
 )
 
 cdef extern from *:
@@ -91,7 +91,7 @@ cdef Py_ssize_t push_all(
         if i + AHEAD_STRUCT < PyList_GET_SIZE(items):
             prefetch(&(<Sink>PyList_GET_ITEM(items, i + AHEAD_STRUCT)).box)
             box = &(<Sink>PyList_GET_ITEM(items, i + AHEAD_RING)).box
-            prefetch(outbox_at(box, box.count))
+            prefetch(outbox_slot(box, box.count))
         sink = <Sink>PyList_GET_ITEM(items, i)
         i += 1
         if sink.skip:

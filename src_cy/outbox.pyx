@@ -1,7 +1,7 @@
 """The bounded queue of frames of one client: priorities, conflation, overflow.
 
 Rules
-1.  The ring holds the entries in the order in which they will be sent: by priority, and within a
+1.  The ring holds the frames in the order in which they will be sent: by priority, and within a
     priority in the order of the calls. `runs` counts the entries of each priority, so that where
     a priority begins and ends follows from the counts.
 2.  Bounds count data only in so far as they refuse data: pings, pongs and the close frame always
@@ -11,7 +11,7 @@ Rules
 """
 
 from cpython.bytes cimport PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
 from libc.string cimport memset
@@ -22,19 +22,50 @@ cdef enum:
     KEPT_CAPACITY = 64
 
 
+cdef PyObject** copied(const Outbox* box, PyObject** old, unsigned int capacity) noexcept:
+    # A larger ring with the entries of an old one at its beginning; NULL without memory.
+    cdef PyObject** ring = <PyObject**>PyMem_Calloc(capacity, sizeof(PyObject*))
+    cdef unsigned int i
+    if ring != NULL and old != NULL:
+        for i in range(box.count):
+            ring[i] = old[(box.head + i) & (box.capacity - 1)]
+    return ring
+
+
 cdef bint grow(Outbox* box) noexcept:
     cdef unsigned int capacity = box.capacity * 2 if box.capacity else FIRST_CAPACITY
-    cdef Entry* ring = <Entry*>PyMem_Malloc(capacity * sizeof(Entry))
-    cdef unsigned int i
+    cdef PyObject** ring = copied(box, box.ring, capacity)
+    cdef PyObject** keys = NULL
     if ring == NULL:
         return False
-    for i in range(box.count):
-        ring[i] = outbox_at(box, i)[0]
+    if box.keys != NULL:
+        keys = copied(box, box.keys, capacity)
+        if keys == NULL:
+            PyMem_Free(ring)
+            return False
     PyMem_Free(box.ring)
+    PyMem_Free(box.keys)
     box.ring = ring
+    box.keys = keys
     box.capacity = capacity
     box.head = 0
     return True
+
+
+cdef inline PyObject** key_slot(const Outbox* box, unsigned int index) noexcept:
+    return &box.keys[(box.head + index) & (box.capacity - 1)]
+
+
+cdef void move(Outbox* box, unsigned int to, unsigned int source) noexcept:
+    outbox_slot(box, to)[0] = outbox_at(box, source)
+    if box.keys != NULL:
+        key_slot(box, to)[0] = key_slot(box, source)[0]
+
+
+cdef void release(Outbox* box, PyObject* frame, PyObject* key) noexcept:
+    # What outbox_append or outbox_push took. Freeing a bytes or a str runs no code of anybody.
+    Py_XDECREF(key)
+    Py_DECREF(<object>frame)
 
 
 cdef unsigned int end_of_run(const Outbox* box, int run) noexcept:
@@ -57,30 +88,31 @@ cdef int run_of(const Outbox* box, unsigned int index) noexcept:
 
 cdef void remove(Outbox* box, unsigned int index) noexcept:
     # Takes one entry out of the middle and closes the gap from the nearer end.
-    cdef Entry entry = outbox_at(box, index)[0]
+    cdef PyObject* frame = outbox_at(box, index)
+    cdef PyObject* key = NULL
     cdef int run = run_of(box, index)
     cdef unsigned int i
+    if box.keys != NULL:
+        key = key_slot(box, index)[0]
     if index < box.count - index - 1:
         for i in range(index, 0, -1):
-            outbox_at(box, i)[0] = outbox_at(box, i - 1)[0]
+            move(box, i, i - 1)
         box.head = (box.head + 1) & (box.capacity - 1)
     else:
         for i in range(index, box.count - 1):
-            outbox_at(box, i)[0] = outbox_at(box, i + 1)[0]
+            move(box, i, i + 1)
     box.count -= 1
     box.runs[run] -= 1
-    box.nbytes -= PyBytes_GET_SIZE(<object>entry.frame)
-    if entry.key != NULL:
-        box.keyed -= 1
-        Py_DECREF(<object>entry.key)
-    Py_DECREF(<object>entry.frame)
+    box.keyed -= key != NULL
+    box.nbytes -= PyBytes_GET_SIZE(<object>frame)
+    release(box, frame, key)
 
 
 cdef unsigned int find_key(const Outbox* box, const PyObject* key) noexcept:
     # The index of the entry under this key, or `count`. Keys are interned, so that a pointer tells
     # them apart; the entry's reference keeps it valid.
     cdef unsigned int index = 0
-    while index < box.count and outbox_at(box, index).key != key:
+    while index < box.count and key_slot(box, index)[0] != key:
         index += 1
     return index
 
@@ -117,7 +149,7 @@ cdef bint can_fit(
     for i in range(end_of_run(box, RUN_CONTROL), end_of_run(box, victims + 1)):
         if i != replaced:
             kept += 1
-            nbytes += PyBytes_GET_SIZE(<object>outbox_at(box, i).frame)
+            nbytes += PyBytes_GET_SIZE(<object>outbox_at(box, i))
     return kept == 0 or (kept < limits.messages and nbytes + size <= limits.nbytes)
 
 
@@ -159,15 +191,18 @@ cdef int outbox_push_slow(
 cdef int outbox_append(Outbox* box, PyObject* frame, PyObject* key, int run) noexcept:
     cdef unsigned int index = end_of_run(box, run)
     cdef unsigned int i
-    cdef Entry* entry
     if box.count == box.capacity and not grow(box):
         return NO_MEMORY
+    if key != NULL and box.keys == NULL:
+        box.keys = <PyObject**>PyMem_Calloc(box.capacity, sizeof(PyObject*))
+        if box.keys == NULL:
+            return NO_MEMORY
     for i in range(box.count, index, -1):
-        outbox_at(box, i)[0] = outbox_at(box, i - 1)[0]
-    entry = outbox_at(box, index)
-    entry.frame = frame
-    entry.key = key
-    Py_INCREF(<object>frame)  # released by outbox_pop, outbox_clear or remove
+        move(box, i, i - 1)
+    outbox_slot(box, index)[0] = frame
+    if box.keys != NULL:
+        key_slot(box, index)[0] = key
+    Py_INCREF(<object>frame)  # given back by `release`
     Py_XINCREF(key)           # likewise
     box.count += 1
     box.runs[run] += 1
@@ -181,45 +216,23 @@ cdef int outbox_close(Outbox* box, PyObject* frame) noexcept:
     return outbox_append(box, frame, NULL, RUN_LOW)
 
 
-cdef void reset(Outbox* box) noexcept:
+cdef void outbox_take(Outbox* box, unsigned int frames) noexcept:
+    """Releases the first `frames` entries; a flush mostly takes all of them."""
+    cdef unsigned int i
+    if frames < box.count:
+        while frames:
+            remove(box, 0)
+            frames -= 1
+        return
+    for i in range(box.count):
+        release(box, outbox_at(box, i), key_slot(box, i)[0] if box.keys != NULL else NULL)
     box.count = 0
     box.head = 0
     box.keyed = 0
     box.nbytes = 0
     memset(box.runs, 0, sizeof(box.runs))
-
-
-cdef void outbox_pop(Outbox* box) noexcept:
-    cdef Entry entry = outbox_at(box, 0)[0]
-    cdef int run = RUN_CONTROL
-    while not box.runs[run]:
-        run -= 1
-    box.runs[run] -= 1
-    box.head = (box.head + 1) & (box.capacity - 1)
-    box.count -= 1
-    box.nbytes -= PyBytes_GET_SIZE(<object>entry.frame)
-    if entry.key != NULL:
-        box.keyed -= 1
-        Py_DECREF(<object>entry.key)
-    Py_DECREF(<object>entry.frame)
-    if box.count == 0 and box.capacity > KEPT_CAPACITY:
-        outbox_trim(box)
-
-
-cdef void outbox_take(Outbox* box, unsigned int frames) noexcept:
-    """Releases the first `frames` entries; a flush mostly takes all of them."""
-    cdef unsigned int i
-    cdef Entry* entry
-    if frames < box.count:
-        while frames:
-            outbox_pop(box)
-            frames -= 1
-        return
-    for i in range(frames):
-        entry = outbox_at(box, i)
-        Py_DECREF(<object>entry.frame)
-        Py_XDECREF(entry.key)
-    reset(box)
+    PyMem_Free(box.keys)
+    box.keys = NULL
     if box.capacity > KEPT_CAPACITY:
         outbox_trim(box)
 

@@ -42,13 +42,12 @@ cdef enum:
     CLOSING = 2        # a close frame is queued or sent; no data in either direction any more
     CLOSED = 3         # the connection is gone
 
-cdef struct Entry:
-    PyObject* frame    # owned: bytes
-    PyObject* key      # owned or NULL: the interned str of a conflated message
-
 cdef struct Outbox:
-    Entry* ring                # owned; NULL until the first push
-    unsigned int capacity      # of the ring, a power of two
+    PyObject** ring            # frames (bytes), owned; NULL until the first push
+    # The conflation keys of the same places (interned str), owned, NULL where there is none. Apart,
+    # and NULL as a whole until a key is used, so that the walk of a broadcast touches half as much.
+    PyObject** keys
+    unsigned int capacity      # of both, a power of two
     unsigned int head
     unsigned int count
     unsigned int keyed         # entries with a key
@@ -120,15 +119,19 @@ cdef int outbox_push_slow(
 ) noexcept
 cdef int outbox_append(Outbox* box, PyObject* frame, PyObject* key, int run) noexcept
 cdef int outbox_close(Outbox* box, PyObject* frame) noexcept
-cdef void outbox_pop(Outbox* box) noexcept
 cdef void outbox_take(Outbox* box, unsigned int frames) noexcept
 cdef unsigned int outbox_clear(Outbox* box) noexcept
 cdef void outbox_trim(Outbox* box) noexcept
 cdef unsigned int outbox_data_count(const Outbox* box) noexcept
 
 
-cdef inline Entry* outbox_at(const Outbox* box, unsigned int index) noexcept nogil:
+cdef inline PyObject** outbox_slot(const Outbox* box, unsigned int index) noexcept nogil:
     return &box.ring[(box.head + index) & (box.capacity - 1)]
+
+
+cdef inline PyObject* outbox_at(const Outbox* box, unsigned int index) noexcept nogil:
+    # The frame at this place of the queue; borrowed.
+    return outbox_slot(box, index)[0]
 
 
 cdef inline int outbox_push(
@@ -137,20 +140,17 @@ cdef inline int outbox_push(
 ) noexcept:
     """Queues a frame behind all of its priority or a higher one; takes a reference to it.
 
-    The straight case is here, so that the broadcast's loop holds no call: normal priority, no key,
+    The straight case is here, so that the broadcast's loop holds no call: normal priority, no keys,
     nothing of low priority waiting, and room in the bounds and the ring.
     """
-    cdef Entry* entry
     cdef Py_ssize_t size = PyBytes_GET_SIZE(<object>frame)
     if (
-        run == RUN_NORMAL and key == NULL and box.count < box.capacity
-        and box.runs[RUN_LOW] == 0 and box.count < limits.messages
-        and box.nbytes + size <= limits.nbytes
+        run == RUN_NORMAL and key == NULL and box.keys == NULL
+        and box.count < box.capacity and box.runs[RUN_LOW] == 0
+        and box.count < limits.messages and box.nbytes + size <= limits.nbytes
     ):
-        entry = outbox_at(box, box.count)
-        entry.frame = frame
-        entry.key = NULL
-        Py_INCREF(<object>frame)  # released by outbox_pop, outbox_clear or an eviction
+        outbox_slot(box, box.count)[0] = frame
+        Py_INCREF(<object>frame)  # given back by outbox_take, outbox_clear or an eviction
         box.count += 1
         box.runs[RUN_NORMAL] += 1
         box.nbytes += size
