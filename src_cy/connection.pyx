@@ -1,7 +1,7 @@
 """One connection, from the accepted upgrade to the end of its transport.
 
 Rules
-1.  Nothing here raises into picows: a user's exception is reported, a peer's fault closes.
+1.  No callback here raises into picows: a user's exception is reported, a peer's fault closes.
 2.  A client leaves every set of the hub before its close frame is queued, and the dirty list
     before its transport is aborted, so that nothing finds it in between.
 3.  The application hears of a client once when it is open, and once when its transport is gone,
@@ -22,9 +22,11 @@ from datetime import datetime, timezone
 from functools import partial
 from time import time as wall_time
 
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.string cimport memcpy
 from picows.picows cimport WSFrame, WSMsgType, WSTransport
 
 from wsc_fast._core.engine cimport Engine
@@ -52,11 +54,17 @@ from wsc_fast._core.outbox cimport (
 
 from picows import WSProtocolError
 
-from wsc_fast.errors import ClientDisconnectedError, ProtocolError, ValidationError
+from wsc_fast.errors import (
+    ClientDisconnectedError,
+    HubStateError,
+    ProtocolError,
+    ValidationError,
+)
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
     int wsc_progress(int fd, double* since_data, unsigned long long* acked)
+    bint wsc_peer_ended(int fd)
     int wsc_prepare(int fd, int send_buffer)
     void wsc_peer(int fd, char* out)
     bint wsc_copy_ascii(char* out, const char* data, Py_ssize_t size)
@@ -101,7 +109,7 @@ cdef class Guard:
         OSError: the connection is gone already.
     """
 
-    def __init__(self, Engine engine, stream, int send_buffer=0):
+    def __cinit__(self, Engine engine not None, stream, int send_buffer=0):
         cdef int error
         self.engine = engine
         self.stream = stream
@@ -136,10 +144,14 @@ cdef class Guard:
 
     def debug(self, *args):
         error = sys.exc_info()[1]
-        if self.client is not None and isinstance(error, (WSProtocolError, MemoryError)):
+        if self.client is not None and isinstance(error, PARSER_ERRORS):
             self.client.peer_error(error)
             return
-        raise RuntimeError("the hub writes to this connection: use Client.send, Client.disconnect")
+        # Where it is picows' automatic pong, picows comes back with this very error, and we close.
+        raise HubStateError(
+            "the hub writes to this connection: use Client.send and Client.disconnect, and "
+            "enable_auto_pong=False on a picows server of your own"
+        )
 
     def close(self):
         if self.client is not None:
@@ -158,6 +170,9 @@ cdef class Guard:
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
+
+
+cdef tuple PARSER_ERRORS = (WSProtocolError, MemoryError, HubStateError)
 
 
 class Discard(asyncio.Protocol):
@@ -189,7 +204,7 @@ cdef class Client(Sink):
     Thread-safety: methods from any thread; attributes are best read in the loop's thread.
     """
 
-    def __init__(self, Engine engine, str remote_address):
+    def __cinit__(self, Engine engine not None, str remote_address not None):
         self.engine = engine
         self.remote_address = remote_address
         self.last_seen = wsc_coarse_now()
@@ -292,7 +307,7 @@ cdef class Client(Sink):
         if self.engine.away():
             self.engine._on_loop(partial(self.disconnect, code, reason))
             return
-        if self.state <= OPEN:
+        if self.state <= OPEN and self.stream is not None:
             self.begin_close(code, reason)
 
     def set_user_data(self, key, value):
@@ -328,11 +343,15 @@ cdef class Client(Sink):
 
     cpdef on_ws_connected(self, WSTransport transport):
         cdef Guard guard
-        # Behind handle_websocket the connection was made without us.
         if isinstance(transport.underlying_transport, Guard):
             guard = transport.underlying_transport
         else:
-            guard = Guard(self.engine, transport.underlying_transport)
+            # Behind handle_websocket the connection was made without us.
+            try:
+                guard = Guard(self.engine, transport.underlying_transport)
+            except OSError:
+                transport.underlying_transport.abort()
+                return
         self.transport = transport
         self.stream = guard.stream
         self.write = self.stream.write
@@ -382,10 +401,14 @@ cdef class Client(Sink):
         cdef list held = self.held
         self.held = None
         self.held_bytes = 0
-        for opcode, fin, payload in held:
-            if self.state != OPEN:
-                break
-            self.receive(opcode, fin, payload, len(payload))
+        try:
+            for opcode, fin, payload in held:
+                if self.state != OPEN:
+                    break
+                self.receive(opcode, fin, payload, len(payload))
+        except BaseException as error:
+            self.engine._report(self, error)
+            self.begin_close(1011, "")
 
     def _is_connecting(self):
         return self.state == CONNECTING
@@ -453,6 +476,7 @@ cdef class Client(Sink):
 
     cdef int receive_part(self, int opcode, bint fin, const char* data, Py_ssize_t size) except -1:
         cdef bytearray parts
+        cdef Py_ssize_t held
         # RFC 6455 section 5.4: the first frame has the opcode, all others are continuations.
         if (opcode == WSMsgType.CONTINUATION) != (self.parts is not None):
             return self.fail(1002, "a fragment out of order")
@@ -461,11 +485,13 @@ cdef class Client(Sink):
             self.part_opcode = <unsigned char>opcode
             self.fragments = 0
         self.fragments += 1
-        if len(self.parts) + size > self.engine.max_message_size:
+        held = PyByteArray_GET_SIZE(self.parts)
+        if held + size > self.engine.max_message_size:
             return self.fail(1009, "message too big")
         if self.fragments > self.engine.max_fragments:
             return self.fail(1008, "too many fragments")
-        self.parts += data[:size]
+        PyByteArray_Resize(self.parts, held + size)
+        memcpy(PyByteArray_AS_STRING(self.parts) + held, data, size)
         if fin:
             parts = self.parts
             self.parts = None
@@ -573,7 +599,9 @@ cdef class Client(Sink):
         cdef double idle = now - self.last_seen
         if self.may_close():
             outbox_trim(&self.box)
-        if self.transport.is_secure and self.stream.is_closing():
+        if self.transport.is_secure and (
+            self.stream.is_closing() or wsc_peer_ended(self.transport._socket)
+        ):
             # Not every TLS transport tells of the end of the peer's stream.
             self._eof()
             return 0
@@ -671,11 +699,35 @@ cdef class Client(Sink):
             # The server closes TCP first (RFC 6455 section 7.1.1).
             self.stream.close()
         elif self.failing:
-            if self.stream.can_write_eof():
-                self.stream.write_eof()
-            else:
-                self.stream.close()
+            try:
+                if self.stream.can_write_eof():
+                    self.stream.write_eof()
+                else:
+                    self.stream.close()
+            except OSError:
+                self.stream.abort()  # the peer has reset the connection meanwhile
         return 0
+
+    cdef int forget(self) except -1:
+        cdef unsigned int lost = outbox_clear(&self.box)
+        self.engine.counters.dropped_closed += lost
+        self.box.dropped += lost
+        self.state = CLOSED
+        self.fd = -1
+        self.dirty_at = -1
+        self.blocked = False
+        self.close_timer = None
+        self.authenticating = None
+        self.inbox = None
+        self.write = None
+        self.stream = None
+        if self.guard is not None:
+            self.guard.client = None
+            self.guard = None
+        return 0
+
+    def _forget(self):
+        self.forget()
 
     def _abort_for_timeout(self):
         self.close_timer = None
@@ -712,8 +764,8 @@ cdef class Client(Sink):
 
     cpdef on_ws_disconnected(self, WSTransport transport):
         cdef unsigned int lost
-        if self.state == CLOSED:
-            return
+        if self.state == CLOSED or self.stream is None:
+            return  # or it was gone before it was connected
         if self.state < CLOSING:
             self.leave()
         self.state = CLOSED

@@ -7,7 +7,6 @@ is not running there is no loop's thread, and calls work where they are made.
 
 import re
 from functools import partial
-from sys import intern
 
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
@@ -79,10 +78,9 @@ def check_id(str kind, value):
 
 
 cdef str checked_key(object key):
-    # Interned, so that outboxes can tell keys apart by their address.
     if type(key) is not str:
         raise ValidationError(f"a conflation key must be a str, not {type(key).__name__}")
-    return intern(key)
+    return key
 
 
 cdef class Engine(Fanout):
@@ -353,11 +351,11 @@ cdef class Engine(Fanout):
 
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1:
         cdef PyObject* key_ptr = NULL
-        cdef str interned
+        cdef str checked
         cdef int result
         if key is not None:
-            interned = checked_key(key)
-            key_ptr = <PyObject*>interned
+            checked = checked_key(key)
+            key_ptr = <PyObject*>checked
         self.counters.messages_out += 1
         result = outbox_push(
             &sink.box, &self.limits, &self.counters, <PyObject*>frame, key_ptr, run
@@ -379,12 +377,12 @@ cdef class Engine(Fanout):
     cdef Py_ssize_t publish(self, list items, object message, object exclude, object key) except -1:
         cdef bytes frame = encode_message(message)
         cdef PyObject* key_ptr = NULL
-        cdef str interned
+        cdef str checked
         cdef list skipped
         cdef Sink sink
         if key is not None:
-            interned = checked_key(key)
-            key_ptr = <PyObject*>interned
+            checked = checked_key(key)
+            key_ptr = <PyObject*>checked
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
             return push_all(self, items, frame, key_ptr, RUN_NORMAL)
@@ -571,18 +569,20 @@ cdef class Engine(Fanout):
                 self.sweep_at = 0
                 if PyList_GET_SIZE(self.everyone) == 0:
                     return
-            (<Sink>PyList_GET_ITEM(self.everyone, self.sweep_at)).check_alive(now)
             self.sweep_at += 1
+            (<Sink>PyList_GET_ITEM(self.everyone, self.sweep_at - 1)).check_alive(now)
 
     def _open_clients(self):
         return list(self.everyone)
 
     def _forget_connections(self):
         """The loop was closed under the hub: its connections went with it, and nobody was told."""
-        for sink in list(self.everyone):
-            self.expel(<Sink>sink)
-        self.closing.clear()
+        cdef Sink sink
         self.dirty.clear()
+        for sink in [*self.everyone, *self.closing]:
+            self.expel(sink)
+            sink.forget()
+        self.closing.clear()
         self.connections = 0
 
     def _closing_clients(self):

@@ -63,6 +63,10 @@ cdef enum:
     # The clock is read once in this many sends.
     CLOCK_EVERY = 16
 
+cdef extern from "Python.h":
+    bint PyGC_Disable()
+    bint PyGC_Enable()
+
 # No errno has this number.
 cdef Py_ssize_t NOT_TRIED = -(1 << 30)
 
@@ -115,6 +119,7 @@ cdef class Fanout:
     cdef int unmark(self, Sink sink) except -1:
         """The sink takes no part in any flush until it is marked again (rule 4)."""
         if sink.dirty_at >= 0:
+            assert self.dirty[sink.dirty_at] is sink
             self.dirty[sink.dirty_at] = None
             sink.dirty_at = -1
         return 0
@@ -125,10 +130,14 @@ cdef class Fanout:
         cdef Py_ssize_t planned = 0
         cdef Py_ssize_t i
         cdef Job* jobs = self.jobs
+        cdef object failure = None
+        cdef bint collecting
         self.scheduled = False
         if PyList_GET_SIZE(self.dirty) == 0:
             return
         self.counters.flushes += 1
+        # What was planned may not change before it is settled, so no finalizer may run meanwhile.
+        collecting = PyGC_Disable()
         try:
             planned = self.plan(start + self.budget)
             if planned:
@@ -136,8 +145,16 @@ cdef class Fanout:
                     send_all(jobs, planned, start + self.budget)
                 for i in range(planned):
                     if jobs[i].result != NOT_TRIED:
-                        self.settle(&jobs[i])
+                        # All that was sent has to be settled, or it would be sent again.
+                        try:
+                            self.settle(&jobs[i])
+                        except BaseException as error:
+                            failure = error
+            if failure is not None:
+                raise failure
         finally:
+            if collecting:
+                PyGC_Enable()
             self.compact()
             end = wsc_now()
             if end - start > self.longest_flush:
@@ -281,8 +298,11 @@ cdef class Fanout:
         try:
             # pause_writing comes back from here and sets `blocked`, if the transport keeps any.
             sink.write(data)
-        except Exception:
-            return self.give_up(sink, EPIPE)
+        except BaseException as error:
+            self.give_up(sink, EPIPE)
+            if not isinstance(error, Exception):
+                raise
+            return 0
         return self.after_write(sink)
 
     cdef int give_up(self, Sink sink, int error) except -1:

@@ -30,6 +30,10 @@ cdef extern from *:
     """
     void prefetch "wsc_prefetch"(void* address) noexcept nogil
 
+cdef extern from "Python.h":
+    bint PyGC_Disable()
+    bint PyGC_Enable()
+
 # How many clients ahead the walk asks for their memory, which lies all over the heap: first for
 # the struct, and once that has come for the place in the ring that it points to.
 cdef enum:
@@ -86,28 +90,33 @@ cdef Py_ssize_t push_all(
     cdef list slow = None
     cdef Counters* counters = &fanout.counters
     cdef const Limits* limits = &fanout.limits
-    # The size is read anew each time: marking may allocate, and so run finalizers of anybody.
-    while i < PyList_GET_SIZE(items):
-        if i + AHEAD_STRUCT < PyList_GET_SIZE(items):
-            prefetch(&(<Sink>PyList_GET_ITEM(items, i + AHEAD_STRUCT)).box)
-            box = &(<Sink>PyList_GET_ITEM(items, i + AHEAD_RING)).box
-            prefetch(outbox_slot(box, box.count))
-        sink = <Sink>PyList_GET_ITEM(items, i)
-        i += 1
-        if sink.skip:
-            continue
-        result = outbox_push(&sink.box, limits, counters, <PyObject*>frame, key, run)
-        if result == PUSHED:
-            queued += 1
-            if sink.dirty_at < 0:
-                fanout.mark(sink)
-        elif result == NO_MEMORY or limits.policy == DISCONNECT:
-            if slow is None:
-                slow = []
-            slow.append(sink)
-        else:
-            sink.box.dropped += 1
-            counters.dropped_newest += 1
+    # The set may not change meanwhile, so no finalizer of anybody may run (marking allocates).
+    cdef bint collecting = PyGC_Disable()
+    try:
+        while i < PyList_GET_SIZE(items):
+            if i + AHEAD_STRUCT < PyList_GET_SIZE(items):
+                prefetch(&(<Sink>PyList_GET_ITEM(items, i + AHEAD_STRUCT)).box)
+                box = &(<Sink>PyList_GET_ITEM(items, i + AHEAD_RING)).box
+                prefetch(outbox_slot(box, box.count))
+            sink = <Sink>PyList_GET_ITEM(items, i)
+            i += 1
+            if sink.skip:
+                continue
+            result = outbox_push(&sink.box, limits, counters, <PyObject*>frame, key, run)
+            if result == PUSHED:
+                queued += 1
+                if sink.dirty_at < 0:
+                    fanout.mark(sink)
+            elif result == NO_MEMORY or limits.policy == DISCONNECT:
+                if slow is None:
+                    slow = []
+                slow.append(sink)
+            else:
+                sink.box.dropped += 1
+                counters.dropped_newest += 1
+    finally:
+        if collecting:
+            PyGC_Enable()
     counters.deliveries += queued
     if slow is not None:
         for sink in slow:

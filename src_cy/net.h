@@ -10,6 +10,7 @@
 #include <netinet/in.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -75,6 +76,22 @@ static inline int wsc_progress(int fd, double *since_data, unsigned long long *a
     (void)since_data;
     (void)acked;
     return -ENOSYS;
+#endif
+}
+
+/* Whether the peer has ended its stream and all that it sent has been read. */
+static inline int wsc_peer_ended(int fd) {
+#ifdef __linux__
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+    int unread = 0;
+    memset(&info, 0, sizeof info);
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return 0;
+    if (info.tcpi_state == 1 /* TCP_ESTABLISHED */) return 0;
+    return ioctl(fd, FIONREAD, &unread) == 0 && unread == 0;
+#else
+    (void)fd;
+    return 0;
 #endif
 }
 

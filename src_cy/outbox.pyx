@@ -4,8 +4,9 @@ Rules
 1.  The ring holds the frames in the order in which they will be sent: by priority, and within a
     priority in the order of the calls. `runs` counts the entries of each priority, so that where
     a priority begins and ends follows from the counts.
-2.  Bounds count data only in so far as they refuse data: pings, pongs and the close frame always
-    go in. A single message larger than the byte bound is taken when nothing else waits.
+2.  Bounds refuse data only: pings, pongs and the close frame always go in, though the bytes of a
+    waiting pong count against the data. A single message larger than the byte bound is taken when
+    nothing else waits.
 3.  A key names at most one waiting entry. A newer frame under the key removes the older one and
     takes its own place at the end of its priority, so that order stays the order of the calls.
 """
@@ -15,6 +16,12 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
 from libc.string cimport memset
+
+cdef extern from "Python.h":
+    # Of an exact str neither fails.
+    bint PyUnicode_CheckExact(object) noexcept
+    Py_hash_t PyObject_Hash(object) noexcept
+    int PyUnicode_Compare(object, object) noexcept
 
 cdef enum:
     FIRST_CAPACITY = 4
@@ -108,11 +115,24 @@ cdef void remove(Outbox* box, unsigned int index) noexcept:
     release(box, frame, key)
 
 
-cdef unsigned int find_key(const Outbox* box, const PyObject* key) noexcept:
-    # The index of the entry under this key, or `count`. Keys are interned, so that a pointer tells
-    # them apart; the entry's reference keeps it valid.
+cdef bint same_key(PyObject* one, PyObject* other) noexcept:
+    # Keys are str, which carry their hash, or the control frames' own objects. Not interned: that
+    # would keep them for ever in some versions of Python.
+    if one == other:
+        return True
+    if one == NULL or not PyUnicode_CheckExact(<object>one):
+        return False
+    if not PyUnicode_CheckExact(<object>other):
+        return False
+    if PyObject_Hash(<object>one) != PyObject_Hash(<object>other):
+        return False
+    return PyUnicode_Compare(<object>one, <object>other) == 0
+
+
+cdef unsigned int find_key(const Outbox* box, PyObject* key) noexcept:
+    # The index of the entry under this key, or `count`.
     cdef unsigned int index = 0
-    while index < box.count and key_slot(box, index)[0] != key:
+    while index < box.count and not same_key(key_slot(box, index)[0], key):
         index += 1
     return index
 
@@ -146,6 +166,10 @@ cdef bint can_fit(
         victims = run
     elif limits.policy == DROP_NEWEST:
         victims = run - 1
+    if replaced == box.count and end_of_run(box, victims + 1) == box.count:
+        return False  # nothing may go
+    for i in range(end_of_run(box, RUN_CONTROL)):
+        nbytes += PyBytes_GET_SIZE(<object>outbox_at(box, i))
     for i in range(end_of_run(box, RUN_CONTROL), end_of_run(box, victims + 1)):
         if i != replaced:
             kept += 1
@@ -281,4 +305,7 @@ cdef class Sink(WSListener):
         return 0
 
     cdef int check_alive(self, double now) except -1:
+        return 0
+
+    cdef int forget(self) except -1:
         return 0

@@ -296,7 +296,7 @@ class Hub(Engine):
             raise ValidationError(f"path must be ASCII and begin with /, not {path!r}")
         if path in self._routes:
             raise ValidationError(f"the path {path!r} is served as a route already")
-        check_listen_arguments(host, sock)
+        check_listen_arguments(host, port, sock)
         loop = asyncio.get_running_loop()
         self._attach(loop)
         self._path = path
@@ -305,6 +305,7 @@ class Hub(Engine):
             {"sock": sock} if sock is not None else {"host": host or None, "port": port}
         )
         own_accept = ssl is not None or type(loop).__module__.partition(".")[0] != "uvloop"
+        server: asyncio.Server | None = None
         try:
             server = await loop.create_server(
                 lambda: HubProtocol(self),
@@ -312,24 +313,28 @@ class Hub(Engine):
                 start_serving=not own_accept,
                 **where,
             )
-        except OSError as error:
-            self._attach(None)
-            raise _listen_error(error, host, port) from error
-        except BaseException:
-            self._attach(None)
+            if self.loop is not loop or self._stopping is not None:
+                raise HubStoppedError("the hub was stopped while it started")
+            for listening in server.sockets:
+                if self.config.receive_buffer_size:
+                    # Accepted sockets inherit it.
+                    listening.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_RCVBUF, self.config.receive_buffer_size
+                    )
+                if own_accept:
+                    duplicate = socket.socket(fileno=os.dup(listening.fileno()))
+                    self._acceptors.append(Acceptor(self, duplicate, ssl))
+        except BaseException as error:
+            for acceptor in self._acceptors:
+                acceptor.close()
+            self._acceptors.clear()
+            if server is not None:
+                server.close()
+            if self.loop is loop and self._stopping is None:
+                self._attach(None)
+            if isinstance(error, OSError):
+                raise _listen_error(error, host, port) from error
             raise
-        if self.loop is not loop or self._stopping is not None:
-            server.close()
-            raise HubStoppedError("the hub was stopped while it started")
-        for listening in server.sockets:
-            if self.config.receive_buffer_size:
-                # Accepted sockets inherit it.
-                listening.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_RCVBUF, self.config.receive_buffer_size
-                )
-            if own_accept:
-                duplicate = socket.socket(fileno=os.dup(listening.fileno()))
-                self._acceptors.append(Acceptor(self, duplicate, ssl))
         if own_accept:
             server.close()
         else:
@@ -381,6 +386,7 @@ class Hub(Engine):
             try:
                 await self._stop(timeout)
             finally:
+                self.close_timeout = self.config.close_timeout
                 self._stopping.set_result(None)
                 self._stopping = None
         finally:
@@ -416,7 +422,6 @@ class Hub(Engine):
         if self._heartbeat_timer is not None:
             self._heartbeat_timer.cancel()
             self._heartbeat_timer = None
-        self.close_timeout = self.config.close_timeout
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(None)
         self._detach()
@@ -435,8 +440,14 @@ class Hub(Engine):
         self._acceptors.clear()
         self._servers.clear()
         self._handshaking.clear()
+        for task in self._tasks:
+            joining: Client | None = getattr(task, "wsc_client", None)
+            if joining is not None:
+                joining._forget()
         self._tasks.clear()
+        self._stop_callers.clear()
         self._forget_connections()
+        self._heartbeat_timer = self._all_gone = self._stopping = self._stopped = None
         self._detach()
 
     async def _wait_until_gone(self, deadline: float) -> None:

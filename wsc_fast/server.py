@@ -89,13 +89,14 @@ class Response(msgspec.Struct, frozen=True):
         self._sendable_headers()
 
     def _sendable_headers(self) -> CIMultiDict[str]:
-        headers: CIMultiDict[str] = CIMultiDict(self.headers or {})
-        headers["Content-Type"] = self.content_type
-        for name in _OUR_HEADERS:
-            headers.popall(name, None)
-        for name, value in headers.items():
+        headers: CIMultiDict[str] = CIMultiDict()
+        for name, value in {**(self.headers or {}), "Content-Type": self.content_type}.items():
+            if not (isinstance(name, str) and isinstance(value, str)):
+                raise ValidationError(f"header {name!r}: {value!r} must be two str")
             if not _HEADER_NAME(name) or not _HEADER_VALUE(value):
                 raise ValidationError(f"header {name!r}: {value!r} cannot be sent")
+            if name.title() not in _OUR_HEADERS:
+                headers[name] = value
         return headers
 
 
@@ -204,6 +205,9 @@ def accept(
     """
     if not _TARGET(request.path):
         return _reject(hub, HTTPStatus.BAD_REQUEST)
+    if not hub._accepting:
+        hub._count_rejected("full")
+        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
     path = request.path.partition(b"?")[0].decode("ascii")
     route = hub._routes.get(path)
     if route is not None:
@@ -215,7 +219,7 @@ def accept(
     refused = _check_upgrade(hub, headers)
     if refused is not None:
         return refused
-    if not hub._accepting or hub.connections >= hub.config.max_connections:
+    if hub.connections >= hub.config.max_connections:
         hub._count_rejected("full")
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
     refused = _check_origin(hub, headers)
@@ -407,6 +411,9 @@ class HubProtocol(WSProtocol):  # type: ignore[misc]
     def connection_made(self, transport: asyncio.Transport) -> None:
         upgrade = self.upgrade
         assert upgrade is not None
+        if not self._hub._accepting:
+            transport.abort()  # accepted in the turn before the hub stopped
+            return
         try:
             guard = Guard(self._hub, transport, self._hub.config.write_buffer_size)
         except OSError:
@@ -479,7 +486,7 @@ class Acceptor:
                 return
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    raise
+                    continue  # an error of the one connection (accept(2), "Error handling")
                 self._hub._log_out_of_files()
                 if not self._refuse_one():
                     self._pause()
@@ -532,9 +539,18 @@ class Acceptor:
             os.close(self._spare)
 
 
-def check_listen_arguments(host: str | Sequence[str] | None, sock: socket.socket | None) -> None:
-    """Raises ValidationError for a Unix socket: picows sets TCP options on every connection."""
+def check_listen_arguments(
+    host: str | Sequence[str] | None, port: int, sock: socket.socket | None
+) -> None:
+    """Raises ValidationError for what cannot be listened on.
+
+    A Unix socket is among it: picows sets TCP options on every connection.
+    """
+    if type(port) is not int or not 0 <= port <= 65535:
+        raise ValidationError(f"port must be an int from 0 to 65535, not {port!r}")
     hosts = (host,) if isinstance(host, str) else host or ()
+    if not isinstance(hosts, (tuple, list)) or not all(isinstance(name, str) for name in hosts):
+        raise ValidationError(f"host must be a str, a list of str or None, not {host!r}")
     if any(name.startswith(("/", "unix:", "\0")) for name in hosts) or (
         sock is not None and sock.family == getattr(socket, "AF_UNIX", None)
     ):

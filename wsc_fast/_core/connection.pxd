@@ -2,9 +2,9 @@
 
 Way of a connection:
 
-    __init__           the upgrade was accepted (server.py); nothing of the hub is taken yet
+    __cinit__          the upgrade was accepted (server.py); nothing of the hub is taken yet
     on_ws_connected    101 is written; the guard takes the transport over; the identity is settled
-    enter              OPEN: a member of the hub, announced to the application
+    _enter             OPEN: a member of the hub, announced to the application
     on_ws_frame        frames -> messages -> callbacks
     begin_close        CLOSING: out of every set, close frame queued, close timer running
     on_ws_disconnected CLOSED: the transport is gone; announced once
@@ -28,7 +28,7 @@ cdef class Client(Sink):
         dict data                  # user_data; None until first used
         object inbox               # events.Inbox while an async callback of this client is due
         bytearray parts            # payload of a fragmented message so far, or None
-        list held                  # (opcode, fin, rsv, payload) before the identity is known
+        list held                  # (opcode, fin, payload) before the identity is known
         tuple fault                # (code, text): picows found a protocol error
         object authenticating      # asyncio.Task while an async authenticate runs
         readonly str remote_address

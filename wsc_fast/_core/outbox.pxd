@@ -22,7 +22,7 @@ cdef enum:
     RUN_NORMAL = 1
     RUN_HIGH = 2
     RUN_CRITICAL = 3
-    RUN_CONTROL = 4  # pings and pongs: ahead of all data, outside the bounds, never evicted
+    RUN_CONTROL = 4  # pings and pongs: ahead of all data, never refused, never evicted
     RUNS = 5
 
 cdef enum:
@@ -44,7 +44,7 @@ cdef enum:
 
 cdef struct Outbox:
     PyObject** ring            # frames (bytes), owned; NULL until the first push
-    # The conflation keys of the same places (interned str), owned, NULL where there is none. Apart,
+    # The conflation keys of the same places (str), owned, NULL where there is none. Apart,
     # and NULL as a whole until a key is used, so that the walk of a broadcast touches half as much.
     PyObject** keys
     unsigned int capacity      # of both, a power of two
@@ -110,6 +110,8 @@ cdef class Sink(WSListener):
     cdef int broken(self, int error) except -1
     # The outbox was full in a broadcast and the policy is "disconnect".
     cdef int too_slow(self) except -1
+    # The loop is gone, and the transport with it: no call of either.
+    cdef int forget(self) except -1
     # The heartbeat's turn, at `now` on the coarse monotonic clock.
     cdef int check_alive(self, double now) except -1
 
