@@ -16,6 +16,7 @@ import re
 import socket
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, unquote
@@ -493,7 +494,9 @@ class Acceptor:
                     return
             else:
                 connection.setblocking(False)
-                self._shaking[connection] = self._loop.create_task(self._serve(connection))
+                task = self._loop.create_task(self._serve(connection))
+                self._shaking[connection] = task
+                task.add_done_callback(partial(self._served, connection))
 
     def _refuse_one(self) -> bool:
         # False: even the spare descriptor has gone to somebody else.
@@ -517,14 +520,21 @@ class Acceptor:
         )
 
     async def _serve(self, connection: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(
-                lambda: HubProtocol(self._hub), connection, **self._tls
-            )
-        except (OSError, asyncio.CancelledError):
-            connection.close()  # it left during the TLS handshake, or the hub stops
-        finally:
-            del self._shaking[connection]
+        await self._loop.connect_accepted_socket(
+            lambda: HubProtocol(self._hub), connection, **self._tls
+        )
+
+    def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        # Not within the task, which may be cancelled before it begins.
+        del self._shaking[connection]
+        if task.cancelled():
+            connection.close()  # the hub stops
+            return
+        error = task.exception()
+        if error is not None:
+            connection.close()  # it left during the TLS handshake, or could not shake hands
+            if not isinstance(error, OSError):
+                self._hub._report(None, error)
 
     def close(self) -> None:
         """Accepts nothing more, and ends the handshakes under way."""
