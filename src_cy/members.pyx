@@ -86,6 +86,7 @@ cdef Py_ssize_t push_all(
     cdef Py_ssize_t i = 0
     cdef int result
     cdef Outbox* box
+    cdef PyObject* member
     cdef Sink sink
     cdef list slow = None
     cdef Counters* counters = &fanout.counters
@@ -98,21 +99,24 @@ cdef Py_ssize_t push_all(
                 prefetch(&(<Sink>PyList_GET_ITEM(items, i + AHEAD_STRUCT)).box)
                 box = &(<Sink>PyList_GET_ITEM(items, i + AHEAD_RING)).box
                 prefetch(outbox_slot(box, box.count))
-            sink = <Sink>PyList_GET_ITEM(items, i)
+            # Borrowed from the set, which does not change: counting references would write to each.
+            member = PyList_GET_ITEM(items, i)
             i += 1
-            if sink.skip:
+            if (<Sink>member).skip:
                 continue
-            result = outbox_push(&sink.box, limits, counters, <PyObject*>frame, key, run)
+            result = outbox_push(
+                &(<Sink>member).box, limits, counters, <PyObject*>frame, key, run
+            )
             if result == PUSHED:
                 queued += 1
-                if sink.dirty_at < 0:
-                    fanout.mark(sink)
+                if (<Sink>member).dirty_at < 0:
+                    fanout.mark(<Sink>member)
             elif result == NO_MEMORY or limits.policy == DISCONNECT:
                 if slow is None:
                     slow = []
-                slow.append(sink)
+                slow.append(<Sink>member)
             else:
-                sink.box.dropped += 1
+                (<Sink>member).box.dropped += 1
                 counters.dropped_newest += 1
     finally:
         if collecting:
