@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -332,3 +333,21 @@ def only_client(hub: Hub) -> Client:
     client = hub.get_client_by_id(client_id)
     assert client is not None
     return client
+
+
+def run_apart(scenario: Callable[[], Any]) -> None:
+    """Runs a scenario in a thread of its own: where it ends the loop, it must not end pytest."""
+    outcome: list[BaseException | None] = []
+
+    def body() -> None:
+        try:
+            asyncio.run(asyncio.wait_for(scenario(), 20))
+        except BaseException as error:
+            outcome.append(error)
+        else:
+            outcome.append(None)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert outcome == [None]

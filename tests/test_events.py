@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,7 @@ from tests.support import (
     encode,
     eventually,
     only_client,
+    run_apart,
     running,
     uri,
 )
@@ -540,24 +540,6 @@ def test_A28_an_on_error_callback_that_raises_what_ends_a_loop(
                 assert (await raw.recv()).payload == b"unhurt"
 
     run_apart(scenario)
-
-
-def run_apart(scenario: Callable[[], Any]) -> None:
-    """Runs a scenario in a thread of its own: where it ends the loop, it must not end pytest."""
-    outcome: list[BaseException | None] = []
-
-    def body() -> None:
-        try:
-            asyncio.run(asyncio.wait_for(scenario(), 20))
-        except BaseException as error:
-            outcome.append(error)
-        else:
-            outcome.append(None)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert outcome == [None]
 
 
 async def test_a_peers_fault_comes_to_on_error_and_is_no_callback_error() -> None:

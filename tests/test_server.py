@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -22,6 +21,7 @@ from tests.support import (
     eventually,
     exchange,
     only_client,
+    run_apart,
     running,
     uri,
 )
@@ -1060,21 +1060,7 @@ def test_A28_an_authenticate_that_raises_what_ends_a_loop(
                 hub.broadcast("unhurt")
                 assert (await client.recv()).payload == b"unhurt"
 
-    # In a thread of its own: where it ends the loop, it must not end pytest.
-    outcome: list[BaseException | None] = []
-
-    def body() -> None:
-        try:
-            asyncio.run(asyncio.wait_for(scenario(), 20))
-        except BaseException as error:
-            outcome.append(error)
-        else:
-            outcome.append(None)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert outcome == [None]
+    run_apart(scenario)
 
 
 async def test_A10_a_refused_upgrade_does_not_ask_who_it_is() -> None:
