@@ -33,12 +33,12 @@ bench: $(BUILT)
 	-$(BIN)/python -m pip install -q -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-# Bounds checks, assertions, Python's debug allocator and development mode, in a tree of its own.
+# Bounds checks, assertions and Python's debug allocator, in a tree of its own.
 debug: $(VENV)/.made
 	rm -rf $(DEBUG_TREE) && mkdir -p $(DEBUG_TREE)
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(DEBUG_TREE)
 	cd $(DEBUG_TREE) && $(PYTHON) -m venv .venv && WSC_DEBUG=1 .venv/bin/pip install -q -e '.[test,cli]'
-	cd $(DEBUG_TREE) && PYTHONMALLOC=debug PYTHONFAULTHANDLER=1 .venv/bin/python -X dev -m pytest $(ARGS)
+	cd $(DEBUG_TREE) && PYTHONMALLOC=debug PYTHONFAULTHANDLER=1 .venv/bin/python -m pytest $(ARGS)
 
 dist: $(VENV)/.made
 	$(BIN)/pip install -q build
