@@ -294,9 +294,14 @@ def named(request: Request) -> Identity:
 async def join(hub: Hub, name: str, **options: Any) -> tuple[RawClient, Client]:
     """Connects to a hub with `authenticate=named`: the raw end and the hub's."""
     raw = await RawClient.open(hub, f"/ws?id={name}", **options)
+    return raw, known(hub, name)
+
+
+def known(hub: Hub, name: str) -> Client:
+    """The connected client of this id."""
     client = hub.get_client_by_id(name)
     assert client is not None
-    return raw, client
+    return client
 
 
 async def stall(client: Client, size: int = 1 << 20) -> int:
@@ -330,9 +335,7 @@ async def exchange(hub: Hub, data: bytes, timeout: float = 10.0) -> bytes:
 def only_client(hub: Hub) -> Client:
     """The one client that is connected."""
     (client_id,) = hub.get_connected_client_ids()
-    client = hub.get_client_by_id(client_id)
-    assert client is not None
-    return client
+    return known(hub, client_id)
 
 
 def run_apart(scenario: Callable[[], Any]) -> None:

@@ -29,6 +29,7 @@ from tests.support import (
     encode,
     eventually,
     join,
+    known,
     named,
     running,
     stall,
@@ -76,12 +77,6 @@ async def crowd(
         finally:
             for raw in raws.values():
                 raw.close()
-
-
-def known(hub: Hub, name: str) -> Client:
-    client = hub.get_client_by_id(name)
-    assert client is not None
-    return client
 
 
 async def texts(raw: RawClient, end: bytes = b"end") -> list[str]:

@@ -30,6 +30,7 @@ from tests.support import (
     RawClient,
     TLSClient,
     eventually,
+    known,
     named,
     running,
     stall,
@@ -62,12 +63,6 @@ async def crowd(
         finally:
             for raw in raws.values():
                 raw.close()
-
-
-def known(hub: Hub, name: str) -> Client:
-    client = hub.get_client_by_id(name)
-    assert client is not None
-    return client
 
 
 @contextmanager
