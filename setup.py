@@ -11,7 +11,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ("frames", "outbox", "fanout", "members", "engine", "connection")
+MODULES = ("frames", "outbox", "fanout", "members", "engine", "receiver", "connection")
 
 debug = os.environ.get("WSC_DEBUG") == "1"
 sanitize = os.environ.get("WSC_SANITIZE", "")
@@ -28,7 +28,8 @@ extensions = [
         f"wsc_fast._core.{name}",
         [f"src_cy/{name}.pyx"],
         include_dirs=["src_cy"],
-        depends=[str(path) for path in Path("wsc_fast/_core").glob("*.pxd")] + ["src_cy/net.h"],
+        depends=[str(path) for path in Path("wsc_fast/_core").glob("*.pxd")]
+        + ["src_cy/net.h", "src_cy/wire.h"],
         define_macros=[("WSC_PICOWS_VERSION", f'"{version("picows")}"')]
         + ([("WSC_DEBUG", "1")] if debug else []),
         extra_compile_args=compile_args,

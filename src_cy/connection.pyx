@@ -1,7 +1,8 @@
 """One connection, from the accepted upgrade to the end of its transport.
 
 Rules
-1.  No callback here raises into picows: a user's exception is reported, a peer's fault closes.
+1.  No callback here raises into the transport: a user's exception is reported, a peer's fault
+    closes.
 2.  A client leaves every set of the hub before its close frame is queued, and the dirty list
     before its transport is aborted, so that nothing finds it in between.
 3.  The application hears of a client once when it is open, and once when its transport is gone,
@@ -12,8 +13,12 @@ States: CONNECTING -> OPEN -> CLOSING -> CLOSED, or from any state straight to C
 data is neither heard nor sent (RFC 6455 sections 5.5.1 and 7.1); what was queued before the close
 still goes out ahead of the close frame.
 
-What this module does not do yet: inflate (deflate.pyx will), and check UTF-8 before a text message
-is complete.
+What a peer's bytes say is receiver.pyx's business, how frames go out fanout.pyx's.
+
+picows writes nothing after the 101, and reads nothing after the first frame: `Client` is then the
+transport's protocol itself. A hub's own server (server.py) hands connections over at once, a
+picows server of the application's (`handle_websocket`) at the end of the read that brings the
+first frame, since before that picows does not tell what is left in its buffer.
 """
 
 import asyncio
@@ -22,12 +27,10 @@ from datetime import datetime, timezone
 from functools import partial
 from time import time as wall_time
 
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.string cimport memcpy
-from picows.picows cimport WSFrame, WSMsgType, WSTransport
+from libc.stdint cimport uint8_t
+from picows.picows cimport WSFrame, WSTransport
 
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.frames cimport (
@@ -45,12 +48,12 @@ from wsc_fast._core.outbox cimport (
     OPEN,
     RUN_CONTROL,
     RUN_NORMAL,
-    Sink,
     outbox_clear,
     outbox_close,
     outbox_push,
     outbox_trim,
 )
+from wsc_fast._core.receiver cimport CLOSE, PING, Receiver, wsc_head
 
 from picows import WSProtocolError
 
@@ -65,17 +68,11 @@ cdef extern from "net.h" nogil:
     double wsc_coarse_now()
     int wsc_progress(int fd, double* since_data, unsigned long long* acked)
     bint wsc_peer_ended(int fd)
-    int wsc_prepare(int fd, int send_buffer)
     void wsc_peer(int fd, char* out)
-    bint wsc_copy_ascii(char* out, const char* data, Py_ssize_t size)
 
 cdef extern from "<netinet/in.h>" nogil:
     enum:
         INET6_ADDRSTRLEN
-
-cdef extern from "Python.h":
-    object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
-    void* PyUnicode_1BYTE_DATA(object)
 
 cdef bytes PING_FRAME = b"\x89\x00"
 # Conflation keys of control frames, which no application can name: a newer ping or pong replaces
@@ -84,68 +81,34 @@ cdef object PING_KEY = object()
 cdef object PONG_KEY = object()
 
 cdef enum:
-    SHORT_TEXT = 4096
     # What a few pings take on the wire, over TLS too: that the peer's kernel acknowledges them says
     # nothing of the peer, and more than that was read by it.
     PING_BYTES = 256
 
 
 cdef class Guard:
-    """What picows' transport sees in place of its logger and of the asyncio transport.
+    """What a picows transport sees in place of its logger and of the asyncio transport.
 
-    picows means to write in one case after the upgrade: its parser met a protocol error. It then
-    finds `is_close_frame_sent` true and only logs that, which comes here. Closing and aborting
-    come here too, so that they take the client's own way out.
-
-    While there is no client yet it also plays the socket, since picows asks for a dozen socket
-    options and addresses of every connection only to log them.
-
-    Args:
-        engine: the hub.
-        stream: the asyncio transport.
-        send_buffer: bytes of the kernel's send buffer, 0 for its own choice.
-
-    Raises:
-        OSError: the connection is gone already.
+    picows means to write in two cases after the upgrade: the application asks it to, or its parser
+    met a protocol error. It then finds `is_close_frame_sent` true and only logs that, which comes
+    here. Closing and aborting come here too, so that they take the client's own way out.
     """
 
-    def __cinit__(self, Engine engine not None, stream, int send_buffer=0):
-        cdef int error
-        self.engine = engine
+    cdef:
+        Receiver client            # None once the connection is gone
+        object stream              # the asyncio transport
+
+    def __cinit__(self, Receiver client not None, stream):
+        self.client = client
         self.stream = stream
-        self.descriptor = stream.get_extra_info("socket").fileno()
-        error = wsc_prepare(self.descriptor, send_buffer)
-        if error < 0:
-            raise OSError(-error, "the connection is gone")
 
-    @property
-    def remote_address(self):
-        """str: the peer's IP address, "" where there is none."""
-        cdef char[INET6_ADDRSTRLEN] out
-        wsc_peer(self.descriptor, out)
-        return out.decode("ascii")
-
-    def get_extra_info(self, name, default=None):
-        if self.client is None:
-            if name == "socket":
-                return self
-            if name == "peername" or name == "sockname":
-                return None
-        return self.stream.get_extra_info(name, default)
-
-    def fileno(self):
-        return self.descriptor
-
-    def setsockopt(self, *args):
-        pass
-
-    def getsockopt(self, *args):
-        return 0
+    def isEnabledFor(self, level):
+        return False
 
     def debug(self, *args):
         error = sys.exc_info()[1]
         if self.client is not None and isinstance(error, PARSER_ERRORS):
-            self.client.peer_error(error)
+            self.client._picows_failed(error)
             return
         # Where it is picows' automatic pong, picows comes back with this very error, and we close.
         raise HubStateError(
@@ -156,17 +119,10 @@ cdef class Guard:
     def close(self):
         if self.client is not None:
             self.client.disconnect()
-            return
-        self.stream.close()
-        if self.stream.get_write_buffer_size():
-            # An answer that its peer does not read; aborting what has closed meanwhile is nothing.
-            self.engine.loop.call_later(self.engine.close_timeout, self.stream.abort)
 
     def abort(self):
-        if self.client is None:
-            self.stream.abort()
-        else:
-            self.client.abort()
+        if self.client is not None:
+            self.client._abort()
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -175,39 +131,53 @@ cdef class Guard:
 cdef tuple PARSER_ERRORS = (WSProtocolError, MemoryError, HubStateError)
 
 
-class Discard(asyncio.Protocol):
-    """Takes the place of picows' protocol once the peer broke the protocol: reads and forgets.
+def peer_address(int descriptor):
+    """The IP address of a socket's peer (internal).
 
-    The parser cannot go on, but closing with unread input would make the kernel reset the
-    connection, and the peer would never read our close frame (RFC 6455 section 7.1.1).
+    Args:
+        descriptor: of a connected socket.
+
+    Returns:
+        str: the address; "" where there is none, or the peer has gone.
+
+    Thread-safety: any thread.
     """
-
-    __slots__ = ("_inner",)
-
-    def __init__(self, inner):
-        self._inner = inner
-
-    def connection_lost(self, exc):
-        self._inner.connection_lost(exc)
-
-    def pause_writing(self):
-        self._inner.pause_writing()
-
-    def resume_writing(self):
-        self._inner.resume_writing()
+    cdef char[INET6_ADDRSTRLEN] out
+    wsc_peer(descriptor, out)
+    return out.decode("ascii")
 
 
-cdef class Client(Sink):
+cdef class Client(Receiver, asyncio.BufferedProtocol):
     """One live WebSocket connection, as the hub's callbacks get it (go-wsc `Client`).
 
     Stays valid after the connection has gone: `is_connected()` is then False and `send` raises.
     Thread-safety: methods from any thread; attributes are best read in the loop's thread.
     """
 
+    cdef:
+        object stream              # the asyncio transport; None before and after the connection
+        int descriptor             # of its socket, for looking only; Sink.fd is for writing
+        bint secure                # TLS
+        WSTransport transport      # picows', made when `conn` is asked for; or what picows made
+        object picows_protocol     # where picows made the connection, once it is ours
+        object close_timer         # asyncio TimerHandle, while CLOSING
+        dict data                  # user_data; None until first used
+        object inbox               # events.Inbox while an async callback of this client is due
+        list held                  # (message, size) before the identity is known
+        object authenticating      # asyncio.Task while an async authenticate runs
+        readonly str remote_address
+        double connected_wall      # seconds since the epoch
+        double pinged_at
+        unsigned long long acked   # bytes, at the last look (see check_alive)
+        bint announced             # on_client_connected has been called
+        bint peer_closed           # the peer's close frame is in
+        bint failing               # we closed because of the peer's fault
+        bint reading_paused        # by us, for its async callbacks
+        bint close_queued          # our close frame went into the outbox
+        public object _pending     # server.Pending: who it is, or how to find out; then None
+
     def __cinit__(self, Engine engine not None, str remote_address not None):
-        self.engine = engine
         self.remote_address = remote_address
-        self.last_seen = wsc_coarse_now()
 
     # --- what the application sees ---
 
@@ -218,10 +188,15 @@ cdef class Client(Sink):
 
     @property
     def conn(self):
-        """picows.WSTransport | None: the connection; None before the upgrade is done.
+        """picows.WSTransport | None: the connection; None before the upgrade and after the end.
 
-        For looking, not for writing: what it would write itself ends in a RuntimeError.
+        For looking, not for writing: what it would write itself ends in a HubStateError.
         """
+        cdef Guard guard
+        if self.stream is not None and self.transport is None:
+            guard = Guard(self, self.stream)
+            self.transport = WSTransport(False, guard, guard, self.engine.loop)
+            self.silence(guard)
         return self.transport
 
     @property
@@ -341,27 +316,86 @@ cdef class Client(Sink):
 
     # --- connecting ---
 
-    cpdef on_ws_connected(self, WSTransport transport):
-        cdef Guard guard
-        if isinstance(transport.underlying_transport, Guard):
-            guard = transport.underlying_transport
-        else:
-            # Behind handle_websocket the connection was made without us.
-            try:
-                guard = Guard(self.engine, transport.underlying_transport)
-            except OSError:
-                transport.underlying_transport.abort()
-                return
-        self.transport = transport
-        self.stream = guard.stream
-        self.write = self.stream.write
-        self.fd = -1 if transport.is_secure else transport._socket
+    def _begin(self, stream, int descriptor, bint secure):
+        """The connection stands: its 101 is written, and this is its protocol.
+
+        Args:
+            stream: the asyncio transport.
+            descriptor: of its socket.
+            secure: it speaks TLS.
+        """
+        self.stream = stream
+        self.write = stream.write
+        self.descriptor = descriptor
+        self.secure = secure
+        self.fd = -1 if secure else descriptor
         self.connected_wall = wall_time()
         self.engine.connections += 1
         self.engine.counters.connections += 1
-        guard.client = self
-        self.guard = guard
-        # From here on picows cannot write, and needs none of what it would write with.
+        try:
+            # pause_writing now comes with the first byte that the transport keeps. TLS transports
+            # compare with >=, so that 0 would pause them for ever.
+            stream.set_write_buffer_limits(high=1 if secure else 0, low=0)
+            if stream.get_write_buffer_size() > 0:
+                self.blocked = True
+            self.engine._connected(self)
+        except BaseException as error:
+            self.failed(error)
+
+    def _feed(self, bytes data not None):
+        """Takes what came in one segment with the upgrade."""
+        self.feed(data, len(data))
+
+    cpdef on_ws_connected(self, WSTransport transport):
+        """A picows server of the application's has made the connection."""
+        stream = transport.underlying_transport
+        self.transport = transport
+        self.silence(Guard(self, stream))
+        if not self.remote_address:
+            self.remote_address = peer_address(transport._socket)
+        self._begin(stream, transport._socket, transport.is_secure)
+
+    cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
+        """picows has parsed a frame of the read that brought the first one."""
+        cdef wsc_head head
+        self.last_seen = wsc_coarse_now()
+        head.opcode = <uint8_t>frame.msg_type
+        head.fin = frame.fin
+        head.rsv = frame.rsv1 << 2 | frame.rsv2 << 1 | frame.rsv3
+        head.size = frame.payload_size
+        head.key = 0  # picows has unmasked it
+        try:
+            if not self.deaf:
+                self.take_frame(&head, <uint8_t*>frame.payload_ptr)
+            if frame.last_in_buffer and self.picows_protocol is None:
+                self.take_over()
+                self.feed(frame.payload_ptr + frame.payload_size, frame.tail_size)
+        except BaseException as error:
+            self.failed(error)
+
+    cpdef send_user_specific_ping(self, WSTransport transport):
+        """picows' automatic ping, where it is on: through the outbox."""
+        if self.state == OPEN:
+            self.push_control(PING_FRAME, PING_KEY)
+
+    def _picows_failed(self, error):
+        """picows' parser met a fault; called in the middle of its work on a read."""
+        self.take_over()
+        if isinstance(error, WSProtocolError):
+            self.refuse(int(error.args[0]), str(error.args[1]))
+        else:
+            self.refuse(1011, "")
+
+    cdef int take_over(self) except -1:
+        """The transport reads for us from here on, and picows for nobody."""
+        if self.stream is not None and self.picows_protocol is None:
+            self.picows_protocol = self.stream.get_protocol()
+            self.stream.set_protocol(self)
+        return 0
+
+    cdef int silence(self, Guard guard) except -1:
+        """picows can write no more, and needs nothing of what it would write with."""
+        cdef WSTransport transport = self.transport
         transport.is_close_frame_sent = True
         transport._logger = guard
         transport.underlying_transport = guard
@@ -370,18 +404,7 @@ cdef class Client(Sink):
         transport._tr_get_write_buffer_size = None
         transport.request = None
         transport.response = None
-        try:
-            # pause_writing now comes with the first byte that the transport keeps. TLS transports
-            # compare with >=, so that 0 would pause them for ever.
-            self.stream.set_write_buffer_limits(high=1 if transport.is_secure else 0, low=0)
-            if self.stream.get_write_buffer_size() > 0:
-                self.blocked = True
-            if not self.remote_address:
-                self.remote_address = guard.remote_address
-            self.engine._connected(self)
-        except BaseException as error:
-            self.engine._report(self, error)
-            self.begin_close(1011, "")
+        return 0
 
     def _enter(self, str client_id, str user_id, user_data):
         """Makes it an open client of the hub under an identity; the id must be free."""
@@ -394,7 +417,7 @@ cdef class Client(Sink):
         self.announced = True
 
     def _hold_input(self):
-        """Keeps frames until `_release_input`: the identity is not known yet."""
+        """Keeps messages until `_release_input`: the identity is not known yet."""
         self.held = []
 
     def _release_input(self):
@@ -402,13 +425,12 @@ cdef class Client(Sink):
         self.held = None
         self.held_bytes = 0
         try:
-            for opcode, fin, payload in held:
+            for content, size in held:
                 if self.state != OPEN:
                     break
-                self.receive(opcode, fin, payload, len(payload))
+                self.take_message(content, size)
         except BaseException as error:
-            self.engine._report(self, error)
-            self.begin_close(1011, "")
+            self.failed(error)
 
     def _is_connecting(self):
         return self.state == CONNECTING
@@ -429,89 +451,18 @@ cdef class Client(Sink):
 
     def _resume_reading(self):
         self.reading_paused = False
-        if self.stream is not None and self.fault is None:
+        if self.stream is not None:
             self.stream.resume_reading()
 
     # --- receiving ---
 
-    cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
-        cdef int opcode = frame.msg_type
-        self.last_seen = wsc_coarse_now()
-        if self.fault is not None:
-            # picows parses one frame ahead: the one frame before the faulty one is still to come.
-            if self.fault_passed:
-                return
-            self.fault_passed = True
-        try:
-            if self.state == OPEN:
-                if frame.rsv1 or frame.rsv2 or frame.rsv3:
-                    # No extension is agreed on (RFC 6455 section 5.2).
-                    self.fail(1002, "a reserved bit is set")
-                else:
-                    self.receive(opcode, frame.fin, frame.payload_ptr, frame.payload_size)
-            elif self.state == CONNECTING:
-                self.hold(frame)
-            elif self.state == CLOSING and opcode == WSMsgType.CLOSE:
-                self.peer_closed = True
-                if self.may_close():
-                    self.drained()
-        except BaseException as error:
-            self.engine._report(self, error)
-            if self.state <= OPEN:
-                self.begin_close(1011, "")
-
-    cdef int receive(self, int opcode, bint fin, const char* payload, Py_ssize_t size) except -1:
-        if opcode == WSMsgType.TEXT or opcode == WSMsgType.BINARY:
-            if fin and self.parts is None:
-                return self.message(opcode, payload, size)
-            return self.receive_part(opcode, fin, payload, size)
-        if opcode == WSMsgType.CONTINUATION:
-            return self.receive_part(opcode, fin, payload, size)
-        if opcode == WSMsgType.PING:
-            # Answered through the outbox, the latest only (RFC 6455 section 5.5.3).
-            return self.push_control(encode(FIN_PONG, payload, size), PONG_KEY)
-        if opcode == WSMsgType.CLOSE:
-            return self.receive_close(payload, size)
-        return 0  # a pong: that it came is all that counts
-
-    cdef int receive_part(self, int opcode, bint fin, const char* data, Py_ssize_t size) except -1:
-        cdef bytearray parts
-        cdef Py_ssize_t held
-        # RFC 6455 section 5.4: the first frame has the opcode, all others are continuations.
-        if (opcode == WSMsgType.CONTINUATION) != (self.parts is not None):
-            return self.fail(1002, "a fragment out of order")
-        if self.parts is None:
-            self.parts = bytearray()
-            self.part_opcode = <unsigned char>opcode
-            self.fragments = 0
-        self.fragments += 1
-        held = PyByteArray_GET_SIZE(self.parts)
-        if held + size > self.engine.max_message_size:
-            return self.fail(1009, "message too big")
-        if self.fragments > self.engine.max_fragments:
-            return self.fail(1008, "too many fragments")
-        PyByteArray_Resize(self.parts, held + size)
-        memcpy(PyByteArray_AS_STRING(self.parts) + held, data, size)
-        if fin:
-            parts = self.parts
-            self.parts = None
-            return self.message(self.part_opcode, parts, len(parts))
-        return 0
-
-    cdef int message(self, int opcode, const char* payload, Py_ssize_t size) except -1:
-        cdef object content
+    cdef int take_message(self, object content, Py_ssize_t size) except -1:
         cdef object handler
         cdef object result
-        if size > self.engine.max_message_size:
-            # picows has refused longer frames already, but not on a server of the application's.
-            return self.fail(1009, "message too big")
-        if opcode == WSMsgType.BINARY:
-            content = PyBytes_FromStringAndSize(payload, size)
-        else:
-            try:
-                content = decode_text(payload, size)
-            except UnicodeDecodeError:
-                return self.fail(1007, "invalid UTF-8")
+        if self.held is not None:
+            self.held_bytes += size
+            self.held.append((content, size))
+            return 0
         self.engine.counters.messages_in += 1
         self.engine.counters.bytes_in += size
         handler = self.engine.message_handler
@@ -527,33 +478,44 @@ cdef class Client(Sink):
             self.engine._dispatch(self, self.engine.message_handlers, content)
         return 0
 
-    cdef int receive_close(self, const char* payload, Py_ssize_t size) except -1:
-        # picows has checked the length and the UTF-8 of the reason, but not every code.
-        cdef int code = 1000
+    cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1:
+        if opcode == CLOSE:
+            return self.take_close(payload, size)
+        if opcode == PING:
+            # Answered through the outbox, the latest only (RFC 6455 section 5.5.3).
+            if self.state < CLOSING:
+                return self.push_control(encode(FIN_PONG, payload, size), PONG_KEY)
+        elif self.transport is not None:
+            self.transport.auto_ping_expect_pong = False
+        return 0  # of a pong it counts that it came
+
+    cdef int take_close(self, const char* payload, Py_ssize_t size) except -1:
+        cdef int code = 0
+        self.deaf = True
         self.peer_closed = True
+        if self.state >= CLOSING:
+            if self.may_close():
+                return self.drained()
+            return 0
+        if size == 1:
+            return self.refuse(1002, "a close frame of one byte")
         if size >= 2:
             code = (<unsigned char>payload[0] << 8) | <unsigned char>payload[1]
             try:
                 check_close_code(code)
             except ValidationError:
-                return self.fail(1002, "invalid close code")
-            return self.begin_close(code, "")
-        # An empty close is answered with an empty one (RFC 6455 section 5.5.1).
-        return self.begin_close(0, "")
+                return self.refuse(1002, "invalid close code")
+            try:
+                PyUnicode_DecodeUTF8(payload + 2, size - 2, NULL)
+            except UnicodeDecodeError:
+                return self.refuse(1007, "invalid UTF-8 in the close reason")
+        # The peer's own code comes back, and an empty close for an empty one (section 5.5.1).
+        return self.begin_close(code, "")
 
-    cdef int hold(self, WSFrame frame) except -1:
-        """Keeps a frame that came before the identity is known, within a bound."""
-        if frame.msg_type == WSMsgType.CLOSE:
-            self.peer_closed = True
-            return self.begin_close(1000, "")
-        if frame.rsv1 or frame.rsv2 or frame.rsv3:
-            return self.fail(1002, "a reserved bit is set")
-        # What a held frame costs besides its payload is bounded with it.
-        self.held_bytes += frame.payload_size + 128
-        if self.held_bytes > self.engine.auth_input_bytes:
-            return self.fail(1008, "too much input before authentication")
-        if self.held is not None:
-            self.held.append((frame.msg_type, frame.fin, frame.get_payload_as_bytes()))
+    cdef int failed(self, object error) except -1:
+        self.engine._report(self, error)
+        if self.state <= OPEN:
+            self.begin_close(1011, "")
         return 0
 
     # --- sending ---
@@ -599,18 +561,18 @@ cdef class Client(Sink):
         cdef double idle = now - self.last_seen
         if self.may_close():
             outbox_trim(&self.box)
-        if self.transport.is_secure and (
-            self.stream.is_closing() or wsc_peer_ended(self.transport._socket)
+        if self.secure and (
+            self.stream.is_closing() or wsc_peer_ended(self.descriptor)
         ):
             # Not every TLS transport tells of the end of the peer's stream.
-            self._eof()
+            self.end_of_stream()
             return 0
         if self.reading_paused:
             self.last_seen = now  # it is we who do not listen
             return 0
         if idle >= self.engine.heartbeat_timeout:
             # A long frame still arriving, or a long backlog still being read, is no silence.
-            if wsc_progress(self.transport._socket, &since_data, &acked) == 0:
+            if wsc_progress(self.descriptor, &since_data, &acked) == 0:
                 if since_data < self.engine.heartbeat_timeout and since_data < idle:
                     self.last_seen = now - since_data
                     return 0
@@ -623,28 +585,11 @@ cdef class Client(Sink):
         if idle >= self.engine.heartbeat_interval:
             if now - self.pinged_at >= self.engine.heartbeat_interval:
                 self.pinged_at = now
-                wsc_progress(self.transport._socket, &since_data, &self.acked)
+                wsc_progress(self.descriptor, &since_data, &self.acked)
                 return self.push_control(PING_FRAME, PING_KEY)
         return 0
 
     # --- closing ---
-
-    cdef int peer_error(self, object error) except -1:
-        """picows' parser met a fault; called in the middle of its work on a read."""
-        if self.fault is not None or self.state >= CLOSING:
-            return 0
-        if isinstance(error, WSProtocolError):
-            self.fault = (int(error.args[0]), str(error.args[1]))
-        else:
-            self.fault = (1011, "")
-        # A sound frame may precede the faulty one and be delivered right after this.
-        self.stream.pause_reading()
-        self.engine.loop.call_soon(self._close_for_fault)
-        return 0
-
-    def _close_for_fault(self):
-        if self.state <= OPEN:
-            self.fail(self.fault[0], self.fault[1])
 
     cdef int fail(self, int code, str reason) except -1:
         """Fails the connection (RFC 6455 section 7.1.7): the peer broke the protocol or a bound."""
@@ -653,16 +598,8 @@ cdef class Client(Sink):
         self.failing = True
         self.engine.counters.protocol_errors += 1
         self.begin_close(code, reason)
-        # Not from within a read: picows may still be at work on its buffer.
-        self.stream.pause_reading()
-        self.engine.loop.call_soon(self._discard_input)
         self.engine._protocol_error(self, ProtocolError(code, reason))
         return 0
-
-    def _discard_input(self):
-        if self.state == CLOSING and self.stream is not None and not self.stream.is_closing():
-            self.stream.set_protocol(Discard(self.stream.get_protocol()))
-            self.stream.resume_reading()
 
     cdef int begin_close(self, int code, str reason) except -1:
         cdef bytes frame
@@ -721,9 +658,6 @@ cdef class Client(Sink):
         self.inbox = None
         self.write = None
         self.stream = None
-        if self.guard is not None:
-            self.guard.client = None
-            self.guard = None
         return 0
 
     def _forget(self):
@@ -746,7 +680,7 @@ cdef class Client(Sink):
             self.stream.abort()
         return 0
 
-    def _eof(self):
+    cdef bint end_of_stream(self) except -1:
         """The peer half-closed; returns whether the transport is to stay open for writing.
 
         What is queued for it still goes out, within the close timeout: a close frame that it has
@@ -754,21 +688,40 @@ cdef class Client(Sink):
         """
         if self.state < CLOSING:
             self.leave()
+        self.deaf = True
         self.peer_closed = True
         if self.close_timer is None:
             self.close_timer = self.engine.loop.call_later(
                 self.engine.close_timeout, self._abort_for_timeout
             )
         # TLS transports close whatever is returned.
-        return not self.transport.is_secure and not self.may_close()
+        return not self.secure and not self.may_close()
+
+    def connection_lost(self, error):
+        """The transport is gone (asyncio.BaseProtocol)."""
+        picows_protocol = self.picows_protocol
+        if picows_protocol is not None:
+            # It has futures and tasks of its own to end, and calls us back.
+            self.picows_protocol = None
+            picows_protocol.connection_lost(error)
+        self.gone()
+
+    def eof_received(self):
+        """The peer half-closed (asyncio.BufferedProtocol)."""
+        return self.end_of_stream()
 
     cpdef on_ws_disconnected(self, WSTransport transport):
+        self.gone()
+
+    cdef int gone(self) except -1:
         cdef unsigned int lost
         if self.state == CLOSED or self.stream is None:
-            return  # or it was gone before it was connected
+            return 0
         if self.state < CLOSING:
             self.leave()
         self.state = CLOSED
+        self.deaf = True
+        self.tail = None
         self.engine.closing.discard(self)
         self.engine.unmark(self)
         lost = outbox_clear(&self.box)
@@ -783,25 +736,24 @@ cdef class Client(Sink):
         if self.authenticating is not None:
             self.authenticating.cancel()
             self.authenticating = None
-        # What made a cycle is undone by hand, so that nothing waits for the garbage collector.
-        transport.underlying_transport = self.stream
-        self.guard.client = None
-        self.guard = None
-        self.write = None
-        self.stream = None
+        self.let_go()
         self.engine.connections -= 1
         try:
             self.engine._disconnected(self, self.announced)
         except BaseException as error:
             self.engine._report(self, error)
+        return 0
 
-
-cdef object decode_text(const char* payload, Py_ssize_t size):
-    # CPython's decoder goes byte by byte where the input is not aligned, and a payload behind a
-    # header seldom is; for short ASCII, the most common text, this is faster.
-    cdef object text
-    if size <= SHORT_TEXT:
-        text = PyUnicode_New(size, 127)
-        if wsc_copy_ascii(<char*>PyUnicode_1BYTE_DATA(text), payload, size):
-            return text
-    return PyUnicode_DecodeUTF8(payload, size, NULL)
+    cdef int let_go(self) except -1:
+        """Undoes by hand what made a cycle, so that nothing waits for the garbage collector."""
+        cdef WSTransport transport = self.transport
+        if transport is not None:
+            (<Guard>transport._logger).client = None
+            transport.underlying_transport = self.stream
+            transport.is_disconnected = True
+            if not transport.disconnected_future.done():
+                transport.disconnected_future.set_result(None)
+            self.transport = None
+        self.write = None
+        self.stream = None
+        return 0

@@ -8,6 +8,7 @@ is not running there is no loop's thread, and calls work where they are made.
 import re
 from functools import partial
 
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
@@ -110,6 +111,12 @@ cdef class Engine(Fanout):
         self.limits.nbytes = nbytes
         self.limits.policy = POLICIES[policy]
         self.budget = budget
+
+    def _set_read_buffer(self, Py_ssize_t size):
+        """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
+        cdef bytearray memory = bytearray(READ_HEADROOM + size)
+        self.read_view = memoryview(memory)[READ_HEADROOM:]
+        self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM
 
     def _set_message_handlers(self, tuple handlers):
         self.message_handlers = handlers

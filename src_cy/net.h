@@ -1,4 +1,4 @@
-/* The few kernel calls of the send path, two clocks and a text check, behind names for Cython.
+/* The few kernel calls of the send path and two clocks, behind names for Cython.
  *
  * Every function may be called without the GIL. Results are the kernel's; a negative result is
  * -errno, so that no caller has to read errno after something else may have changed it. */
@@ -95,17 +95,6 @@ static inline int wsc_peer_ended(int fd) {
 #endif
 }
 
-/* Options of an accepted connection: no Nagle delay, since the flush coalesces; and the size of the
- * kernel's send buffer, 0 for its own choice. Returns 0, or -errno. */
-static inline int wsc_prepare(int fd, int send_buffer) {
-    int one = 1;
-    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0) return -errno;
-    if (send_buffer > 0 &&
-        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer) < 0)
-        return -errno;
-    return 0;
-}
-
 /* The peer's IP address as text into `out` (INET6_ADDRSTRLEN bytes); "" where there is none. */
 static inline void wsc_peer(int fd, char *out) {
     struct sockaddr_storage address;
@@ -116,24 +105,6 @@ static inline void wsc_peer(int fd, char *out) {
         inet_ntop(AF_INET, &((struct sockaddr_in *)&address)->sin_addr, out, INET6_ADDRSTRLEN);
     else if (address.ss_family == AF_INET6)
         inet_ntop(AF_INET6, &((struct sockaddr_in6 *)&address)->sin6_addr, out, INET6_ADDRSTRLEN);
-}
-
-/* Copies a text and returns whether it is ASCII. In one pass: picows unmasks with stores that bypass
- * the cache, so that whoever first reads a payload waits for memory. */
-static inline int wsc_copy_ascii(char *out, const char *in, ssize_t size) {
-    uint64_t seen = 0;
-    ssize_t i = 0;
-    for (; i + 8 <= size; i += 8) {
-        uint64_t word;
-        memcpy(&word, in + i, 8);
-        memcpy(out + i, &word, 8);
-        seen |= word;
-    }
-    for (; i < size; i++) {
-        seen |= (unsigned char)in[i];
-        out[i] = in[i];
-    }
-    return (seen & 0x8080808080808080u) == 0;
 }
 
 #endif

@@ -1085,10 +1085,8 @@ def live(kinds: tuple[str, ...]) -> Counter[str]:
 KINDS = (
     "Client",
     "Guard",
-    "Discard",
     "Inbox",
-    "HubProtocol",
-    "Upgrade",
+    "Handshake",
     "WSTransport",
     "WSUpgradeRequest",
     "MemberSet",

@@ -509,7 +509,7 @@ async def test_invariant_8_nothing_is_retained_for_who_has_gone(
     hub.on_message_received(lambda client, message: None)
 
     def left() -> Counter[str]:
-        kinds = ("Client", "Guard", "HubProtocol", "WSTransport", "MemberSet", "Inbox")
+        kinds = ("Client", "Guard", "Handshake", "WSTransport", "MemberSet", "Inbox")
         return Counter(
             name for name in (type(value).__name__ for value in gc.get_objects()) if name in kinds
         )

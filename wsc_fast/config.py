@@ -79,13 +79,13 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         max_connections: connections at once; the next upgrade gets 503 with Retry-After.
-        read_buffer_size: what a connection reads into at first, at least 2,048. It grows with the
-            largest frame and the largest read so far, to at most about twice `max_message_size` or
-            four times `receive_buffer_size`, whichever is more, and stays.
+        read_buffer_size: of the one buffer that all connections of the hub read into, at least
+            2,048: what one read can bring.
         receive_buffer_size: asked of the kernel for each connection (SO_RCVBUF, which Linux
-            doubles). It bounds what one read can bring, and what a client sends in one round trip;
-            0 leaves it to the kernel, which goes to several megabytes.
-        write_buffer_size: the kernel's send buffer of a connection; 0 leaves it to the kernel.
+            doubles). It bounds what a client can have us work on in one turn of the loop, and what
+            it sends in one round trip; 0 leaves it to the kernel, which goes to megabytes.
+        write_buffer_size: asked of the kernel for each connection (SO_SNDBUF); 0 leaves it to the
+            kernel.
         handshake_timeout: from accepting a connection to its upgrade, and for TLS likewise.
         enable_compression: permessage-deflate (RFC 7692); not available yet, must be False.
         check_origin: refuse (403) an upgrade whose Origin is neither the Host's own nor allowed.
@@ -119,7 +119,7 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     max_connections: int = 100_000
-    read_buffer_size: int = MIN_READ_BUFFER
+    read_buffer_size: int = 1 << 17
     receive_buffer_size: int = 1 << 17
     write_buffer_size: int = 0
     handshake_timeout: float = 10.0

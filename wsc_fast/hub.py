@@ -41,18 +41,18 @@ from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.server import (
     Acceptor,
     Authenticate,
-    HubProtocol,
+    Handshake,
     Identity,
-    PicowsLog,
     Route,
     accept,
     check_listen_arguments,
+    picows_answer,
     refusal,
 )
 from wsc_fast.stats import HubStats, snapshot
 
 if TYPE_CHECKING:
-    from picows import WSUpgradeRequest, WSUpgradeResponseWithListener
+    from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
 
 log = logging.getLogger("wsc_fast")
 
@@ -92,13 +92,12 @@ class Hub(Engine):
         self._tls = False
         self._routes: dict[str, Route] = {}
         self._new_id = _Ids()
-        self._picows_log = PicowsLog()
         self._servers: list[asyncio.Server] = []
         self._acceptors: list[Acceptor] = []
         self._last_file = sys.maxsize  # the highest descriptor that the process may have
         self._next_files_line = 0.0
         self._allowed_hosts: frozenset[str] = frozenset()
-        self._handshaking: set[HubProtocol] = set()
+        self._handshaking: set[Handshake] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_callers: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
@@ -144,6 +143,8 @@ class Hub(Engine):
                     raise ConfigError(
                         f"HubConfig.{name} cannot change while the hub runs: {old!r} to {new!r}"
                     )
+        else:
+            self._set_read_buffer(config.read_buffer_size)
         self.config = config
         self._set_limits(
             config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
@@ -308,7 +309,7 @@ class Hub(Engine):
         server: asyncio.Server | None = None
         try:
             server = await loop.create_server(
-                lambda: HubProtocol(self),
+                lambda: Handshake(self),
                 backlog=self.config.backlog,
                 start_serving=not own_accept,
                 **where,
@@ -316,11 +317,13 @@ class Hub(Engine):
             if self.loop is not loop or self._stopping is not None:
                 raise HubStoppedError("the hub was stopped while it started")
             for listening in server.sockets:
-                if self.config.receive_buffer_size:
-                    # Accepted sockets inherit it.
-                    listening.setsockopt(
-                        socket.SOL_SOCKET, socket.SO_RCVBUF, self.config.receive_buffer_size
-                    )
+                # Accepted sockets inherit both.
+                for option, size in (
+                    (socket.SO_RCVBUF, self.config.receive_buffer_size),
+                    (socket.SO_SNDBUF, self.config.write_buffer_size),
+                ):
+                    if size:
+                        listening.setsockopt(socket.SOL_SOCKET, option, size)
                 if own_accept:
                     duplicate = socket.socket(fileno=os.dup(listening.fileno()))
                     self._acceptors.append(Acceptor(self, duplicate, ssl))
@@ -402,8 +405,8 @@ class Hub(Engine):
         for server in self._servers:
             server.close()
         self._servers.clear()
-        for protocol in list(self._handshaking):
-            protocol.abort_handshake()
+        for handshake in list(self._handshaking):
+            handshake.abort()
         # What is queued has as long as the caller gives it.
         self.close_timeout = max(self.config.close_timeout, timeout)
         for client in self._open_clients():
@@ -599,9 +602,7 @@ class Hub(Engine):
 
     # --- from the upgrade to the client ---
 
-    def _accept(
-        self, request: WSUpgradeRequest, remote_address: str
-    ) -> WSUpgradeResponseWithListener:
+    def _accept(self, request: WSUpgradeRequest, remote_address: str) -> Client | WSUpgradeResponse:
         try:
             return accept(self, request, remote_address)
         except BaseException as error:
@@ -798,7 +799,7 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
         hub._attach(asyncio.get_running_loop())
         hub._path = None
         hub._begin()
-    return hub._accept(request, "")
+    return picows_answer(request, hub._accept(request, ""))
 
 
 async def _logging_errors(result: Awaitable[Any]) -> None:

@@ -1,8 +1,8 @@
 """Listening and the upgrade: what happens to a connection before it is a client.
 
 The order of the checks is the order of RFC 6455 section 4.2, so that nothing of the hub (an id, a
-slot, a room) is taken before a request is known to be sound. picows reads the request and answers
-400 by itself to what is no HTTP/1.1 GET without a body; everything else is decided here.
+slot, a room) is taken before a request is known to be sound. picows parses the request's head;
+everything else is decided here.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ import os
 import re
 import socket
 from base64 import b64decode
+from binascii import b2a_base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from hashlib import sha1
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 from multidict import CIMultiDict
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
-from picows.picows import WSProtocol  # type: ignore[attr-defined]
+from picows.picows import _parse_http_request  # type: ignore[attr-defined]
 
-from wsc_fast._core.connection import Client, Guard
+from wsc_fast._core.connection import Client, peer_address
 from wsc_fast.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -44,6 +46,13 @@ _WANTED_HOST = re.compile(r"((?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,
 # Headers of an answer that are not the application's to set.
 _OUR_HEADERS = ("Content-Length", "Transfer-Encoding", "Connection")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# What is appended to a key before it is hashed (RFC 6455 section 1.3).
+_ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_FINAL_STATUSES = frozenset(status.value for status in HTTPStatus if status >= 200)
+# The longest head of a request.
+_HEAD_MAX = 16384
+# Methods that get 405; what is none of HTTP's gets 400 (RFC 9110 section 9.1).
+_METHODS = (b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"CONNECT", b"TRACE")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -71,8 +80,9 @@ class Response(msgspec.Struct, frozen=True):
         headers: further headers; those that frame the answer are the server's own and ignored.
 
     Raises:
-        ValidationError: a status that HTTP does not know, a body that is neither bytes nor str, or
-            a header name or value that HTTP cannot carry (line breaks, for one).
+        ValidationError: a status that HTTP does not know or that ends no request (1xx), a body that
+            is neither bytes nor str, or a header name or value that HTTP cannot carry (line breaks,
+            for one).
     """
 
     status: int = 200
@@ -81,10 +91,8 @@ class Response(msgspec.Struct, frozen=True):
     headers: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
-        try:
-            HTTPStatus(self.status)
-        except ValueError:
-            raise ValidationError(f"{self.status!r} is no HTTP status code") from None
+        if self.status not in _FINAL_STATUSES:
+            raise ValidationError(f"{self.status!r} is no final HTTP status code")
         if not isinstance(self.body, (bytes, str)):
             raise ValidationError(f"a body must be bytes or str, not {type(self.body).__name__}")
         self._sendable_headers()
@@ -140,38 +148,29 @@ Authenticate = Callable[[Request], "Identity | Awaitable[Identity | None] | None
 Route = Callable[[Request], "str | bytes | dict[str, Any] | Response"]
 
 
-class SwitchingProtocols(WSUpgradeResponse):
-    """The 101 of an accepted upgrade: fixed but for the one header that picows sets in it."""
+def switching_protocols(key: str) -> bytes:
+    """The 101 that accepts an upgrade (RFC 6455 section 4.2.2).
 
-    __slots__ = ("accept",)
-    status = HTTPStatus.SWITCHING_PROTOCOLS
-
-    @property
-    def headers(self) -> Self:  # type: ignore[override]
-        """Takes the place of a mapping of headers: only ever assigned to."""
-        return self
-
-    def __setitem__(self, name: str, value: str) -> None:
-        self.accept = value
-
-    def to_bytes(self) -> bytearray:
-        return bytearray(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: %b\r\n\r\n" % self.accept.encode()
-        )
+    Args:
+        key: the Sec-WebSocket-Key of the request.
+    """
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n\r\n"
+        % b2a_base64(sha1(key.encode() + _ACCEPT_GUID).digest(), newline=False)
+    )
 
 
 def refusal(
     status: HTTPStatus, text: str = "", headers: dict[str, str] | None = None
-) -> WSUpgradeResponseWithListener:
+) -> WSUpgradeResponse:
     """A refused request; a new object each time, since picows writes into it."""
     body = (text or f"{status.value} {status.phrase}").encode() + b"\n"
-    return WSUpgradeResponseWithListener(
-        WSUpgradeResponse.create_error_response(status, body, headers), None
-    )
+    response: WSUpgradeResponse = WSUpgradeResponse.create_error_response(status, body, headers)
+    return response
 
 
-def answer(result: object) -> WSUpgradeResponseWithListener:
+def answer(result: object) -> WSUpgradeResponse:
     """Turns what a route returned into picows' response."""
     if isinstance(result, str):
         result = Response(body=result)
@@ -191,17 +190,15 @@ def answer(result: object) -> WSUpgradeResponseWithListener:
     response.body = result.body.encode() if isinstance(result.body, str) else result.body
     if not response.body and result.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         response.headers["Content-Length"] = "0"
-    return WSUpgradeResponseWithListener(response, None)
+    return response
 
 
-def accept(
-    hub: Hub, request: WSUpgradeRequest, remote_address: str
-) -> WSUpgradeResponseWithListener:
-    """Decides on a request: the 101 with a Client for the connection, or another answer.
+def accept(hub: Hub, request: WSUpgradeRequest, remote_address: str) -> Client | WSUpgradeResponse:
+    """Decides on a request: a Client for the connection, which is to get its 101, or an answer.
 
     Args:
         hub: whose connection it would be.
-        request: as picows parsed it; two of its headers are normalised for picows' own check.
+        request: as picows parsed it.
         remote_address: of the peer, or "".
     """
     if not _TARGET(request.path):
@@ -237,13 +234,22 @@ def accept(
         if not inspect.isawaitable(identity):
             hub._check_identity(identity)
         client._pending = identity
+    return client
+
+
+def picows_answer(
+    request: WSUpgradeRequest, decided: Client | WSUpgradeResponse
+) -> WSUpgradeResponseWithListener:
+    """What a picows server is told of what `accept` decided."""
+    if not isinstance(decided, Client):
+        return WSUpgradeResponseWithListener(decided, None)
     # picows accepts nothing but exactly this (RFC 6455 section 4.2.1 has lists).
-    headers["Connection"] = "upgrade"
-    headers["Upgrade"] = "websocket"
-    return WSUpgradeResponseWithListener(SwitchingProtocols(), client)
+    request.headers["Connection"] = "upgrade"
+    request.headers["Upgrade"] = "websocket"
+    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(), decided)
 
 
-def _reject(hub: Hub, status: HTTPStatus, text: str = "") -> WSUpgradeResponseWithListener:
+def _reject(hub: Hub, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
     hub._count_rejected("request")
     return refusal(status, text)
 
@@ -257,7 +263,7 @@ def _has_token(headers: CIMultiDict[str], name: str, token: str) -> bool:
     return False
 
 
-def _check_upgrade(hub: Hub, headers: CIMultiDict[str]) -> WSUpgradeResponseWithListener | None:
+def _check_upgrade(hub: Hub, headers: CIMultiDict[str]) -> WSUpgradeResponse | None:
     # RFC 6455 section 4.2.1, in its order; two Host or key headers leave it open which counts.
     if not _has_token(headers, "Upgrade", "websocket") or not _has_token(
         headers, "Connection", "upgrade"
@@ -289,7 +295,7 @@ def _check_upgrade(hub: Hub, headers: CIMultiDict[str]) -> WSUpgradeResponseWith
     return None
 
 
-def _check_origin(hub: Hub, headers: CIMultiDict[str]) -> WSUpgradeResponseWithListener | None:
+def _check_origin(hub: Hub, headers: CIMultiDict[str]) -> WSUpgradeResponse | None:
     if not hub.config.check_origin:
         return None
     origins = headers.getall("Origin", None)
@@ -342,104 +348,109 @@ def origin_allowed(origin: str, host: str, tls: bool, allowed: tuple[str, ...]) 
     return False
 
 
-class PicowsLog:
-    """The logger that picows gets: a `logging.Logger` would be copied for each connection.
+class Handshake(asyncio.BufferedProtocol):
+    """A connection of the hub's own server until its request is answered.
 
-    Drops picows' own lines. What is worth a line (faults of peers, of callbacks, of the listening
-    socket) the hub logs itself; a method here cannot raise, which picows relies on.
+    Reads one request head. An accepted upgrade makes the Client the transport's protocol; anything
+    else is answered and closed, and what was sent behind it is not looked at.
+
+    Args:
+        hub: whose connection it is.
     """
 
-    def isEnabledFor(self, level: int) -> bool:
-        return False
-
-    def _drop(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    log = debug = info = warning = error = exception = critical = _drop
-
-
-class Upgrade:
-    """The listener factory of one connection: knows its peer, which picows does not tell."""
-
-    __slots__ = ("_hub", "protocol", "remote_address")
+    __slots__ = ("_answered", "_deadline", "_descriptor", "_head", "_hub", "_transport")
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self.protocol: HubProtocol | None = None
-        self.remote_address = ""
+        self._head = bytearray()
+        self._answered = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
 
-    def __call__(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
-        response = self._hub._accept(request, self.remote_address)
-        if response.listener is not None:
-            self.forget()
-        return response
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        hub = self._hub
+        assert hub.loop is not None
+        if not hub._accepting:
+            transport.abort()  # type: ignore[attr-defined]  # accepted before the hub stopped
+            return
+        self._transport = cast(asyncio.Transport, transport)
+        self._descriptor: int = transport.get_extra_info("socket").fileno()
+        if self._descriptor >= hub._last_file:
+            hub._log_out_of_files()
+        self._deadline = hub.loop.call_later(hub.config.handshake_timeout, self.abort)
+        hub._handshaking.add(self)
 
-    def forget(self) -> None:
-        """The handshake is over: it is a client now, or gone."""
-        if self.protocol is not None:
-            self._hub._handshaking.discard(self.protocol)
-            self.protocol.upgrade = None
-            self.protocol = None
+    def get_buffer(self, size_hint: int) -> memoryview:
+        return self._hub.read_view
 
+    def buffer_updated(self, size: int) -> None:
+        if self._answered:
+            return
+        searched = max(0, len(self._head) - 3)
+        self._head += self._hub.read_view[:size]
+        end = self._head.find(b"\r\n\r\n", searched)
+        if 0 <= end < _HEAD_MAX:
+            rest = bytes(self._head[end + 4 :])
+            self._decide(bytes(self._head[:end]), rest)
+        elif len(self._head) >= _HEAD_MAX:
+            self._answer(_reject(self._hub, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
 
-class HubProtocol(WSProtocol):  # type: ignore[misc]
-    """picows' protocol for the hub's own server: counts handshakes and hears of a half-close."""
-
-    __slots__ = ("_hub", "upgrade")
-
-    def __init__(self, hub: Hub) -> None:
-        config = hub.config
-        self._hub = hub
-        self.upgrade: Upgrade | None = Upgrade(hub)
-        super().__init__(
-            None,  # host and port: of clients only
-            None,  # path: of clients only
-            False,  # is_client_side
-            self.upgrade,
-            hub._picows_log,
-            True,  # disconnect_on_exception; the Client never raises
-            config.handshake_timeout,
-            False,  # enable_auto_ping: the hub's heartbeat pings
-            1.0,  # auto_ping_idle_timeout, unused
-            1.0,  # auto_ping_reply_timeout, unused
-            1,  # auto_ping_strategy, unused
-            False,  # enable_auto_pong: pongs go through the outbox
-            config.max_message_size,
-            None,  # extra_headers: of clients only
-            config.read_buffer_size,
-        )
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        upgrade = self.upgrade
-        assert upgrade is not None
-        if not self._hub._accepting:
-            transport.abort()  # accepted in the turn before the hub stopped
+    def _decide(self, head: bytes, rest: bytes) -> None:
+        hub, transport = self._hub, self._transport
+        assert transport is not None
+        method = head.partition(b" ")[0]
+        if method == b"HEAD":
+            head = b"GET" + head[4:]
+        elif method != b"GET" and method in _METHODS:
+            hub._count_rejected("request")
+            self._answer(refusal(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"}))
             return
         try:
-            guard = Guard(self._hub, transport, self._hub.config.write_buffer_size)
-        except OSError:
-            # The peer is gone already; picows would fail on socket options.
-            transport.abort()
+            request = _parse_http_request(head)
+        except RuntimeError:
+            self._answer(_reject(hub, HTTPStatus.BAD_REQUEST))
             return
-        if guard.fileno() >= self._hub._last_file:
-            self._hub._log_out_of_files()
-        upgrade.remote_address = guard.remote_address
-        super().connection_made(guard)
-        upgrade.protocol = self
-        self._hub._handshaking.add(self)
+        if method == b"HEAD":
+            request.headers.popall("Upgrade", None)  # only a GET can upgrade
+        decided = hub._accept(request, peer_address(self._descriptor))
+        if not isinstance(decided, Client):
+            self._answer(decided, method == b"HEAD")
+        else:
+            transport.write(switching_protocols(request.headers["Sec-WebSocket-Key"]))
+            self._finish()
+            transport.set_protocol(decided)
+            decided._begin(transport, self._descriptor, hub._tls)
+            if rest:
+                decided._feed(rest)
+
+    def _answer(self, response: WSUpgradeResponse, head_only: bool = False) -> None:
+        hub, transport = self._hub, self._transport
+        assert transport is not None
+        assert hub.loop is not None
+        self._answered = True
+        response.headers["Connection"] = "close"
+        answer = bytes(response.to_bytes())
+        if head_only:
+            answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        transport.write(answer)
+        transport.close()
+        if transport.get_write_buffer_size():
+            # Its peer does not read; aborting what has closed meanwhile is nothing.
+            hub.loop.call_later(hub.config.close_timeout, transport.abort)
+
+    def _finish(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._hub._handshaking.discard(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.upgrade is not None:
-            self.upgrade.forget()
-        if self.transport is not None:
-            super().connection_lost(exc)
+        self._finish()
 
-    def eof_received(self) -> bool:
-        return self.listener is not None and self.listener._eof()
-
-    def abort_handshake(self) -> None:
-        """Ends a connection that has not been upgraded yet."""
-        self.transport.disconnect(False)
+    def abort(self) -> None:
+        """Ends a connection that is not upgraded yet."""
+        if self._transport is not None:
+            self._transport.abort()
 
 
 class Acceptor:
@@ -521,7 +532,7 @@ class Acceptor:
 
     async def _serve(self, connection: socket.socket) -> None:
         await self._loop.connect_accepted_socket(
-            lambda: HubProtocol(self._hub), connection, **self._tls
+            lambda: Handshake(self._hub), connection, **self._tls
         )
 
     def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:

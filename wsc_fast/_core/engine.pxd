@@ -11,8 +11,16 @@ from wsc_fast._core.fanout cimport Fanout
 from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.outbox cimport Sink
 
+cdef enum:
+    # Room before the read buffer for what the last read of a connection left behind: a head or
+    # a control frame.
+    READ_HEADROOM = 256
+
 cdef class Engine(Fanout):
     cdef:
+        # What the transports of all connections read into, one at a time (receiver.pxd).
+        readonly object read_view    # memoryview of what follows the headroom; keeps the memory
+        unsigned char* read_area
         dict clients       # id -> Sink, the open ones
         dict users         # user id -> MemberSet, of clients whose user_id is not their id
         dict rooms         # id -> Room

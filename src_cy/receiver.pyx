@@ -1,0 +1,226 @@
+"""Frames out of bytes (receiver.pxd tells the way): the parser, reassembly, UTF-8, bounds.
+
+Rules
+1.  What a frame claims costs nothing: memory grows with the bytes that have come. A message that
+    would be too long is refused at the head that says so.
+2.  Text is checked as it comes, and refused at the first byte that is wrong (RFC 6455 section 8.1
+    lets us). Where a whole message is in the buffer, decoding checks it.
+3.  After a fault, a close frame of the peer, or the end of the connection nothing is heard
+    (`deaf`): input is read, so that our close frame is not overtaken by a reset, and forgotten.
+4.  While we are closing, data is skipped without being kept, and only a close frame is heard.
+
+The buffer belongs to the engine, and to one connection only from the transport's read to the end
+of `buffer_updated`, which are one step of the loop. So nothing may point into it any longer, and
+what a read leaves behind goes into `tail` (less than a control frame) or `parts`.
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.string cimport memcpy, memset
+
+from wsc_fast._core.engine cimport READ_HEADROOM, Engine
+from wsc_fast._core.outbox cimport CLOSING, CONNECTING, Sink
+
+cdef extern from "net.h" nogil:
+    double wsc_coarse_now()
+
+cdef extern from "Python.h":
+    object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
+    void* PyUnicode_1BYTE_DATA(object)
+
+# What a message or its pieces cost besides the payload while they are held back.
+cdef enum:
+    HELD_COST = 128
+
+cdef dict HEAD_FAULTS = {
+    WSC_BAD_OPCODE: "a reserved opcode",
+    WSC_BAD_CONTROL: "a control frame that is fragmented or too long",
+    WSC_BAD_LENGTH: "a length not in its shortest form, or with its highest bit set",
+    WSC_NOT_MASKED: "a frame without a mask",
+}
+
+
+cdef class Receiver(Sink):
+    """The receiving half of a connection (internal; `Client` is the public class)."""
+
+    def __cinit__(self, Engine engine not None, *args):
+        self.engine = engine
+        self.last_seen = wsc_coarse_now()
+
+    def get_buffer(self, size_hint):
+        """Where the transport is to read to (asyncio.BufferedProtocol)."""
+        return self.engine.read_view
+
+    def buffer_updated(self, Py_ssize_t size):
+        """The transport has read (asyncio.BufferedProtocol)."""
+        cdef uint8_t* data = self.engine.read_area
+        cdef Py_ssize_t before
+        if self.deaf:
+            return
+        self.last_seen = wsc_coarse_now()
+        try:
+            if self.tail is not None:
+                before = PyBytes_GET_SIZE(self.tail)
+                assert before <= READ_HEADROOM
+                data -= before
+                size += before
+                memcpy(data, PyBytes_AS_STRING(self.tail), before)
+                self.tail = None
+            self.consume(data, size)
+        except BaseException as error:
+            self.failed(error)
+
+    cdef int feed(self, const char* data, Py_ssize_t size) except -1:
+        """Takes bytes that were read before this was the transport's protocol."""
+        cdef Py_ssize_t room = len(self.engine.read_view)
+        cdef Py_ssize_t some
+        while size > 0:
+            some = min(size, room)
+            memcpy(self.engine.read_area, data, some)
+            self.buffer_updated(some)
+            data += some
+            size -= some
+        return 0
+
+    cdef int consume(self, uint8_t* data, Py_ssize_t size) except -1:
+        cdef wsc_head head
+        cdef Py_ssize_t at = 0
+        cdef Py_ssize_t left
+        cdef Py_ssize_t some
+        # Each turn may call the application, which may end this connection.
+        while at < size and not self.deaf:
+            left = size - at
+            if self.remaining:
+                some = left if <uint64_t>left < self.remaining else <Py_ssize_t>self.remaining
+                at += some
+                self.take_part(data + at - some, some)
+                continue
+            some = wsc_read_head(data + at, left, &head)
+            if some < 0:
+                return self.refuse(1002, HEAD_FAULTS[some])
+            if some > 0 and head.size <= <uint64_t>(left - some):
+                at += some + <Py_ssize_t>head.size
+                self.take_frame(&head, data + at - head.size)
+            elif some > 0 and head.opcode < CLOSE:
+                at += some
+                if self.may_begin(&head):
+                    self.begin_part(&head)
+                self.remaining = head.size
+            else:
+                self.tail = PyBytes_FromStringAndSize(<const char*>data + at, left)
+                return 0
+        return 0
+
+    cdef int take_frame(self, const wsc_head* head, uint8_t* payload) except -1:
+        cdef object content = None
+        if head.opcode >= CLOSE:
+            if head.rsv:
+                return self.refuse(1002, "a reserved bit is set")
+            wsc_unmask(payload, payload, head.size, head.key)
+            return self.take_control(head.opcode, <const char*>payload, head.size)
+        if not self.may_begin(head):
+            return 0
+        if not head.fin or self.parts is not None:
+            self.begin_part(head)
+            self.remaining = head.size
+            return self.take_part(payload, head.size)
+        if head.opcode == BINARY:
+            content = PyBytes_FromStringAndSize(NULL, head.size)
+            wsc_unmask(<uint8_t*>PyBytes_AS_STRING(content), payload, head.size, head.key)
+        else:
+            content = PyUnicode_New(head.size, 127)
+            if not wsc_unmask_ascii(
+                <uint8_t*>PyUnicode_1BYTE_DATA(content), payload, head.size, head.key
+            ):
+                wsc_unmask(payload, payload, head.size, head.key)
+                try:
+                    content = PyUnicode_DecodeUTF8(<const char*>payload, head.size, NULL)
+                except UnicodeDecodeError:
+                    return self.refuse(1007, "invalid UTF-8")
+        return self.take_message(content, head.size)
+
+    cdef bint may_begin(self, const wsc_head* head) except -1:
+        """Whether a data frame is to be heard; refuses what the rules or the bounds forbid."""
+        cdef Py_ssize_t held = 0
+        cdef Py_ssize_t bound = self.engine.max_message_size
+        if self.state >= CLOSING:
+            return False
+        if head.rsv:
+            # No extension is agreed on (RFC 6455 section 5.2).
+            self.refuse(1002, "a reserved bit is set")
+            return False
+        # RFC 6455 section 5.4: the first frame has the opcode, all others are continuations.
+        if (head.opcode == CONTINUATION) != (self.parts is not None):
+            self.refuse(1002, "a fragment out of order")
+            return False
+        if self.parts is not None:
+            held = PyByteArray_GET_SIZE(self.parts)
+        if <Py_ssize_t>head.size > bound - held:
+            self.refuse(1009, "message too big")
+            return False
+        if self.state == CONNECTING:
+            self.held_bytes += HELD_COST
+            if self.held_bytes + held + <Py_ssize_t>head.size > self.engine.auth_input_bytes:
+                self.refuse(1008, "too much input before authentication")
+                return False
+        return True
+
+    cdef int begin_part(self, const wsc_head* head) except -1:
+        if self.parts is None:
+            self.parts = bytearray()
+            self.part_opcode = head.opcode
+            self.fragments = 0
+            memset(&self.text, 0, sizeof(wsc_utf8))
+        self.part_fin = head.fin
+        self.key = head.key
+        self.fragments += 1
+        if self.fragments > self.engine.max_fragments:
+            return self.refuse(1008, "too many fragments")
+        return 0
+
+    cdef int take_part(self, const uint8_t* data, Py_ssize_t size) except -1:
+        cdef Py_ssize_t held
+        cdef uint8_t* out
+        self.remaining -= size
+        if self.parts is None:
+            return 0  # of a frame that is not heard
+        held = PyByteArray_GET_SIZE(self.parts)
+        PyByteArray_Resize(self.parts, held + size)
+        out = <uint8_t*>PyByteArray_AS_STRING(self.parts) + held
+        wsc_unmask(out, data, size, self.key)
+        self.key = wsc_turn_key(self.key, size)
+        if self.part_opcode == TEXT and not wsc_check_utf8(&self.text, out, size):
+            return self.refuse(1007, "invalid UTF-8")
+        if self.remaining == 0 and self.part_fin:
+            return self.end_part()
+        return 0
+
+    cdef int end_part(self) except -1:
+        cdef bytearray parts = self.parts
+        cdef Py_ssize_t size = PyByteArray_GET_SIZE(parts)
+        self.parts = None
+        if self.part_opcode == BINARY:
+            return self.take_message(bytes(parts), size)
+        if self.text.need:
+            return self.refuse(1007, "a text that ends within a code point")
+        return self.take_message(
+            PyUnicode_DecodeUTF8(PyByteArray_AS_STRING(parts), size, NULL), size
+        )
+
+    cdef int refuse(self, int code, str reason) except -1:
+        self.deaf = True
+        self.parts = None
+        return self.fail(code, reason)
+
+    cdef int take_message(self, object content, Py_ssize_t size) except -1:
+        return 0
+
+    cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1:
+        return 0
+
+    cdef int fail(self, int code, str reason) except -1:
+        return 0
+
+    cdef int failed(self, object error) except -1:
+        raise error

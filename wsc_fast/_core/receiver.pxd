@@ -1,0 +1,85 @@
+"""The receiving half of a client: bytes of its peer -> frames -> messages.
+
+Way of what a peer sends (RFC 6455 section 5):
+
+    get_buffer        the transport reads into the one buffer that all connections of a hub share
+    buffer_updated    -> consume: head by head, in the order of the stream
+    take_frame        a frame that is there as a whole: straight from the buffer to a str or bytes
+    begin_part        a frame that is not, or a fragment: its payload is added to `parts` as it
+    take_part         comes, unmasked and, where it is text, checked at once
+    take_message      one whole message, for the subclass; take_control likewise
+
+So a connection holds no more than the bytes that have come of an unfinished message, and nothing
+at all between messages.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from wsc_fast._core.engine cimport Engine
+from wsc_fast._core.outbox cimport Sink
+
+cdef extern from "wire.h" nogil:
+    enum:
+        WSC_BAD_OPCODE
+        WSC_BAD_CONTROL
+        WSC_BAD_LENGTH
+        WSC_NOT_MASKED
+
+    struct wsc_head:
+        uint64_t size
+        uint32_t key
+        uint8_t opcode
+        uint8_t fin
+        uint8_t rsv
+
+    struct wsc_utf8:
+        uint8_t need
+        uint8_t low
+        uint8_t high
+
+    int wsc_read_head(const uint8_t* data, size_t size, wsc_head* head)
+    uint32_t wsc_turn_key(uint32_t key, uint64_t count)
+    void wsc_unmask(uint8_t* out, const uint8_t* data, size_t size, uint32_t key)
+    bint wsc_unmask_ascii(uint8_t* out, const uint8_t* data, size_t size, uint32_t key)
+    bint wsc_check_utf8(wsc_utf8* state, const uint8_t* data, size_t size)
+
+cdef enum:
+    CONTINUATION = 0
+    TEXT = 1
+    BINARY = 2
+    CLOSE = 8
+    PING = 9
+    PONG = 10
+
+cdef class Receiver(Sink):
+    cdef:
+        Engine engine
+        bytearray parts            # payload of the unfinished message so far, or None
+        bytes tail                 # the beginning of a head or of a control frame, or None
+        uint64_t remaining         # payload of the frame under way that is still to come
+        Py_ssize_t held_bytes      # what messages held back for an authentication take
+        double last_seen           # coarse monotonic seconds
+        uint32_t key               # of the frame under way, turned to its next byte
+        unsigned int fragments
+        wsc_utf8 text
+        uint8_t part_opcode
+        uint8_t part_fin
+        bint deaf                  # nothing of the peer is heard any more
+
+    cdef int consume(self, uint8_t* data, Py_ssize_t size) except -1
+    cdef int take_frame(self, const wsc_head* head, uint8_t* payload) except -1
+    cdef bint may_begin(self, const wsc_head* head) except -1
+    cdef int begin_part(self, const wsc_head* head) except -1
+    cdef int take_part(self, const uint8_t* data, Py_ssize_t size) except -1
+    cdef int end_part(self) except -1
+    cdef int feed(self, const char* data, Py_ssize_t size) except -1
+    cdef int refuse(self, int code, str reason) except -1
+
+    # One whole message, a str or bytes; `size` is that of its payload.
+    cdef int take_message(self, object content, Py_ssize_t size) except -1
+    # One control frame, of at most 125 bytes.
+    cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1
+    # The peer broke the protocol or a bound.
+    cdef int fail(self, int code, str reason) except -1
+    # Something in here went wrong that is no fault of the peer.
+    cdef int failed(self, object error) except -1
