@@ -8,13 +8,11 @@ everything else is decided here.
 from __future__ import annotations
 
 import asyncio
-import binascii
 import errno
 import inspect
 import os
 import re
 import socket
-from base64 import b64decode
 from binascii import b2a_base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -45,6 +43,8 @@ _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
 _WANTED_HOST = re.compile(r"((?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
 # Headers of an answer that are not the application's to set.
 _OUR_HEADERS = ("Content-Length", "Transfer-Encoding", "Connection")
+# 16 bytes in base64.
+_KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z").match
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # What is appended to a key before it is hashed (RFC 6455 section 1.3).
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -286,11 +286,7 @@ def _check_upgrade(hub: Hub, headers: CIMultiDict[str]) -> WSUpgradeResponse | N
             {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"},
         )
     keys = headers.getall("Sec-WebSocket-Key", ())
-    try:
-        sound = len(keys) == 1 and len(b64decode(keys[0], validate=True)) == 16
-    except (ValueError, binascii.Error):
-        sound = False
-    if not sound:
+    if len(keys) != 1 or not _KEY(keys[0]):
         return _reject(hub, HTTPStatus.BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64")
     return None
 
@@ -362,7 +358,7 @@ class Handshake(asyncio.BufferedProtocol):
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._head = bytearray()
+        self._head: bytearray | None = None  # what came of it in earlier reads
         self._answered = False
         self._deadline: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -386,14 +382,19 @@ class Handshake(asyncio.BufferedProtocol):
     def buffer_updated(self, size: int) -> None:
         if self._answered:
             return
-        searched = max(0, len(self._head) - 3)
-        self._head += self._hub.read_view[:size]
-        end = self._head.find(b"\r\n\r\n", searched)
+        data: bytes | bytearray = bytes(self._hub.read_view[:size])
+        searched = 0
+        if self._head is not None:
+            searched = max(0, len(self._head) - 3)
+            self._head += data
+            data = self._head
+        end = data.find(b"\r\n\r\n", searched)
         if 0 <= end < _HEAD_MAX:
-            rest = bytes(self._head[end + 4 :])
-            self._decide(bytes(self._head[:end]), rest)
-        elif len(self._head) >= _HEAD_MAX:
+            self._decide(bytes(data[:end]), bytes(data[end + 4 :]))
+        elif len(data) >= _HEAD_MAX:
             self._answer(_reject(self._hub, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+        elif self._head is None:
+            self._head = bytearray(data)
 
     def _decide(self, head: bytes, rest: bytes) -> None:
         hub, transport = self._hub, self._transport
