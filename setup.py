@@ -11,7 +11,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ("frames", "outbox", "fanout", "members", "engine", "receiver", "connection")
+MODULES = ("frames", "outbox", "fanout", "members", "engine", "receiver", "connection", "handshake")
 
 debug = os.environ.get("WSC_DEBUG") == "1"
 sanitize = os.environ.get("WSC_SANITIZE", "")
@@ -29,7 +29,7 @@ extensions = [
         [f"src_cy/{name}.pyx"],
         include_dirs=["src_cy"],
         depends=[str(path) for path in Path("wsc_fast/_core").glob("*.pxd")]
-        + ["src_cy/net.h", "src_cy/wire.h"],
+        + [str(path) for path in Path("src_cy").glob("*.h")],
         define_macros=[("WSC_PICOWS_VERSION", f'"{version("picows")}"')]
         + ([("WSC_DEBUG", "1")] if debug else []),
         extra_compile_args=compile_args,

@@ -68,11 +68,6 @@ cdef extern from "net.h" nogil:
     double wsc_coarse_now()
     int wsc_progress(int fd, double* since_data, unsigned long long* acked)
     bint wsc_peer_ended(int fd)
-    void wsc_peer(int fd, char* out)
-
-cdef extern from "<netinet/in.h>" nogil:
-    enum:
-        INET6_ADDRSTRLEN
 
 cdef bytes PING_FRAME = b"\x89\x00"
 # Conflation keys of control frames, which no application can name: a newer ping or pong replaces
@@ -131,20 +126,20 @@ cdef class Guard:
 cdef tuple PARSER_ERRORS = (WSProtocolError, MemoryError, HubStateError)
 
 
-def peer_address(int descriptor):
-    """The IP address of a socket's peer (internal).
+def peer_address(stream):
+    """The IP address of a connection's peer (internal).
 
     Args:
-        descriptor: of a connected socket.
+        stream: an asyncio transport.
 
     Returns:
-        str: the address; "" where there is none, or the peer has gone.
+        str: the address; "" where there is none.
 
-    Thread-safety: any thread.
+    Thread-safety: the loop's thread.
     """
-    cdef char[INET6_ADDRSTRLEN] out
-    wsc_peer(descriptor, out)
-    return out.decode("ascii")
+    name = stream.get_extra_info("peername")
+    # A link-local address comes with its interface from some loops.
+    return name[0].partition("%")[0] if name and isinstance(name, tuple) else ""
 
 
 cdef class Client(Receiver, asyncio.BufferedProtocol):
@@ -176,8 +171,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint close_queued          # our close frame went into the outbox
         public object _pending     # server.Pending: who it is, or how to find out; then None
 
-    def __cinit__(self, Engine engine not None, str remote_address not None):
-        self.remote_address = remote_address
+    def __cinit__(self, Engine engine not None):
+        self.remote_address = ""
 
     # --- what the application sees ---
 
@@ -316,14 +311,22 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     # --- connecting ---
 
-    def _begin(self, stream, int descriptor, bint secure):
+    def connection_made(self, stream):
+        """The transport of a connection to the hub's own server (asyncio.BaseProtocol)."""
+        self.handshake = self.engine._handshake(self, stream)
+        self.deaf = self.handshake is None
+
+    def _begin(self, stream, int descriptor, bint secure, str remote_address not None):
         """The connection stands: its 101 is written, and this is its protocol.
 
         Args:
             stream: the asyncio transport.
             descriptor: of its socket.
             secure: it speaks TLS.
+            remote_address: of its peer.
         """
+        self.handshake = None
+        self.remote_address = remote_address
         self.stream = stream
         self.write = stream.write
         self.descriptor = descriptor
@@ -351,9 +354,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         stream = transport.underlying_transport
         self.transport = transport
         self.silence(Guard(self, stream))
-        if not self.remote_address:
-            self.remote_address = peer_address(transport._socket)
-        self._begin(stream, transport._socket, transport.is_secure)
+        self._begin(stream, transport._socket, transport.is_secure, peer_address(stream))
 
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
         """picows has parsed a frame of the read that brought the first one."""
@@ -699,6 +700,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def connection_lost(self, error):
         """The transport is gone (asyncio.BaseProtocol)."""
+        if self.handshake is not None:
+            self.handshake.lost()
+            self.handshake = None
         picows_protocol = self.picows_protocol
         if picows_protocol is not None:
             # It has futures and tasks of its own to end, and calls us back.
@@ -708,7 +712,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def eof_received(self):
         """The peer half-closed (asyncio.BufferedProtocol)."""
-        return self.end_of_stream()
+        return self.stream is not None and self.end_of_stream()
 
     cpdef on_ws_disconnected(self, WSTransport transport):
         self.gone()

@@ -5,7 +5,6 @@
 #ifndef WSC_NET_H
 #define WSC_NET_H
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdint.h>
@@ -93,18 +92,6 @@ static inline int wsc_peer_ended(int fd) {
     (void)fd;
     return 0;
 #endif
-}
-
-/* The peer's IP address as text into `out` (INET6_ADDRSTRLEN bytes); "" where there is none. */
-static inline void wsc_peer(int fd, char *out) {
-    struct sockaddr_storage address;
-    socklen_t size = sizeof address;
-    out[0] = 0;
-    if (getpeername(fd, (struct sockaddr *)&address, &size) < 0) return;
-    if (address.ss_family == AF_INET)
-        inet_ntop(AF_INET, &((struct sockaddr_in *)&address)->sin_addr, out, INET6_ADDRSTRLEN);
-    else if (address.ss_family == AF_INET6)
-        inet_ntop(AF_INET6, &((struct sockaddr_in6 *)&address)->sin6_addr, out, INET6_ADDRSTRLEN);
 }
 
 #endif

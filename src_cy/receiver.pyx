@@ -58,6 +58,9 @@ cdef class Receiver(Sink):
         cdef Py_ssize_t before
         if self.deaf:
             return
+        if self.handshake is not None:
+            self.handshake.received(PyBytes_FromStringAndSize(<const char*>data, size))
+            return
         self.last_seen = wsc_coarse_now()
         try:
             if self.tail is not None:

@@ -35,7 +35,7 @@ from tests.support import (
     running,
 )
 from wsc_fast import ConfigError, Hub, HubConfig, Identity, Request, Response, ValidationError
-from wsc_fast.server import Handshake
+from wsc_fast._core.connection import Client
 
 SECRET = "password=hunter2"
 
@@ -88,7 +88,7 @@ async def test_A7_a_connection_that_is_no_TCP_is_served(any_loop: str) -> None:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(lambda: Handshake(hub), sock=ours)
+        await loop.connect_accepted_socket(lambda: Client(hub), sock=ours)
         with theirs:
             await loop.sock_sendall(theirs, RawClient.request(hub))
             assert (await loop.sock_recv(theirs, 4096)).startswith(b"HTTP/1.1 101 ")

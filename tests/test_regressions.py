@@ -199,10 +199,10 @@ async def test_connections_of_the_turn_before_stop_do_not_outlive_it(
 def test_a_client_cannot_be_made_without_a_hub() -> None:
     # It could, and crashed the process with the first call.
     with pytest.raises(TypeError):
-        Client(None, "")  # type: ignore[arg-type]
+        Client(None)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         Client.__new__(Client)
-    client = Client(Hub(), "")
+    client = Client(Hub())
     client.disconnect()
     with pytest.raises(ClientDisconnectedError):
         client.send("x")

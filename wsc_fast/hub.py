@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine, check_id
+from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import CHANGEABLE, HubConfig
 from wsc_fast.errors import (
     ConfigError,
@@ -46,6 +47,7 @@ from wsc_fast.server import (
     Route,
     accept,
     check_listen_arguments,
+    head_of,
     picows_answer,
     refusal,
 )
@@ -97,7 +99,9 @@ class Hub(Engine):
         self._last_file = sys.maxsize  # the highest descriptor that the process may have
         self._next_files_line = 0.0
         self._allowed_hosts: frozenset[str] = frozenset()
-        self._handshaking: set[Handshake] = set()
+        # Those whose request is not answered yet -> the loop's time when it must be, oldest first.
+        self._handshaking: dict[Handshake, float] = {}
+        self._handshake_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_callers: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
@@ -309,7 +313,7 @@ class Hub(Engine):
         server: asyncio.Server | None = None
         try:
             server = await loop.create_server(
-                lambda: Handshake(self),
+                lambda: Client(self),
                 backlog=self.config.backlog,
                 start_serving=not own_accept,
                 **where,
@@ -422,9 +426,10 @@ class Hub(Engine):
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
         await self._finish_tasks(deadline)
-        if self._heartbeat_timer is not None:
-            self._heartbeat_timer.cancel()
-            self._heartbeat_timer = None
+        for timer in (self._heartbeat_timer, self._handshake_timer):
+            if timer is not None:
+                timer.cancel()
+        self._heartbeat_timer = self._handshake_timer = None
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(None)
         self._detach()
@@ -450,7 +455,8 @@ class Hub(Engine):
         self._tasks.clear()
         self._stop_callers.clear()
         self._forget_connections()
-        self._heartbeat_timer = self._all_gone = self._stopping = self._stopped = None
+        self._heartbeat_timer = self._handshake_timer = None
+        self._all_gone = self._stopping = self._stopped = None
         self._detach()
 
     async def _wait_until_gone(self, deadline: float) -> None:
@@ -602,9 +608,38 @@ class Hub(Engine):
 
     # --- from the upgrade to the client ---
 
-    def _accept(self, request: WSUpgradeRequest, remote_address: str) -> Client | WSUpgradeResponse:
+    def _handshake(self, client: Client, transport: asyncio.Transport) -> Handshake | None:
+        """Called by a Client of our own server when it is connected, before it is upgraded."""
+        loop = self.loop
+        if loop is None or not self._accepting:
+            transport.abort()  # accepted in the turn before the hub stopped
+            return None
+        handshake = Handshake(self, client, transport)
+        self._handshaking[handshake] = loop.time() + self.config.handshake_timeout
+        if self._handshake_timer is None:
+            self._handshake_timer = loop.call_later(
+                self.config.handshake_timeout, self._end_handshakes
+            )
+        return handshake
+
+    def _end_handshakes(self) -> None:
+        # One timer for all: each has the same time, so the oldest is the next.
+        assert self.loop is not None
+        now = self.loop.time()
+        self._handshake_timer = None
+        while self._handshaking:
+            handshake, deadline = next(iter(self._handshaking.items()))
+            if deadline > now:
+                self._handshake_timer = self.loop.call_at(deadline, self._end_handshakes)
+                return
+            del self._handshaking[handshake]
+            handshake.abort()
+
+    def _accept(
+        self, head: RequestHead, client: Client, remote_address: str
+    ) -> WSUpgradeResponse | None:
         try:
-            return accept(self, request, remote_address)
+            return accept(self, head, client, remote_address)
         except BaseException as error:
             # The text of the exception is for us alone; CancelledError and its like end no loop.
             self._report(None, error)
@@ -799,7 +834,13 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
         hub._attach(asyncio.get_running_loop())
         hub._path = None
         hub._begin()
-    return picows_answer(request, hub._accept(request, ""))
+    client = Client(hub)
+    try:
+        head = head_of(request)
+    except ValueError:
+        hub._count_rejected("request")
+        return picows_answer(request, client, refusal(HTTPStatus.BAD_REQUEST))
+    return picows_answer(request, client, hub._accept(head, client, ""))
 
 
 async def _logging_errors(result: Awaitable[Any]) -> None:

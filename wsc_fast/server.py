@@ -1,8 +1,7 @@
 """Listening and the upgrade: what happens to a connection before it is a client.
 
 The order of the checks is the order of RFC 6455 section 4.2, so that nothing of the hub (an id, a
-slot, a room) is taken before a request is known to be sound. picows parses the request's head;
-everything else is decided here.
+slot, a room) is taken before a request is known to be sound. handshake.pyx reads the request.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha1
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 from multidict import CIMultiDict
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
-from picows.picows import _parse_http_request  # type: ignore[attr-defined]
 
 from wsc_fast._core.connection import Client, peer_address
+from wsc_fast._core.handshake import RequestHead
 from wsc_fast.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
     from wsc_fast.hub import Hub
 
-# What a request target may hold (RFC 3986): visible ASCII, beginning with a slash.
-_TARGET = re.compile(rb"/[\x21-\x7e]*\Z").match
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z").match
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z").match
 _ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
@@ -52,7 +49,7 @@ _FINAL_STATUSES = frozenset(status.value for status in HTTPStatus if status >= 2
 # The longest head of a request.
 _HEAD_MAX = 16384
 # Methods that get 405; what is none of HTTP's gets 400 (RFC 9110 section 9.1).
-_METHODS = (b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"CONNECT", b"TRACE")
+_OTHER_METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -121,17 +118,21 @@ class Request:
             tell it before the connection is made.
     """
 
-    __slots__ = ("_target", "headers", "path", "remote_address")
+    __slots__ = ("_head", "path", "remote_address")
 
-    def __init__(self, request: WSUpgradeRequest, remote_address: str) -> None:
-        path, _, self._target = request.path.decode("ascii").partition("?")
-        self.path = unquote(path)
-        self.headers: Mapping[str, str] = request.headers
+    def __init__(self, head: RequestHead, remote_address: str) -> None:
+        self.path = unquote(head.target.partition(b"?")[0].decode("ascii"))
         self.remote_address = remote_address
+        self._head = head
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._head.headers
 
     @property
     def query(self) -> dict[str, str]:
-        pairs = parse_qsl(self._target, keep_blank_values=True)
+        target = self._head.target.partition(b"?")[2].decode("ascii")
+        pairs = parse_qsl(target, keep_blank_values=True)
         return dict(reversed(pairs))
 
     @property
@@ -193,40 +194,39 @@ def answer(result: object) -> WSUpgradeResponse:
     return response
 
 
-def accept(hub: Hub, request: WSUpgradeRequest, remote_address: str) -> Client | WSUpgradeResponse:
-    """Decides on a request: a Client for the connection, which is to get its 101, or an answer.
+def accept(
+    hub: Hub, head: RequestHead, client: Client, remote_address: str
+) -> WSUpgradeResponse | None:
+    """Decides on a request: None where it is to get its 101, or the answer that it gets instead.
 
     Args:
         hub: whose connection it would be.
-        request: as picows parsed it.
+        head: the request, of method GET or HEAD.
+        client: what the connection would be; told who it is.
         remote_address: of the peer, or "".
     """
-    if not _TARGET(request.path):
-        return _reject(hub, HTTPStatus.BAD_REQUEST)
     if not hub._accepting:
         hub._count_rejected("full")
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
-    path = request.path.partition(b"?")[0].decode("ascii")
+    path = head.target.partition(b"?")[0].decode("ascii")
     route = hub._routes.get(path)
     if route is not None:
-        return answer(route(Request(request, remote_address)))
+        return answer(route(Request(head, remote_address)))
     if hub._path is not None and path != hub._path:
         return _reject(hub, HTTPStatus.NOT_FOUND)
 
-    headers = request.headers
-    refused = _check_upgrade(hub, headers)
+    refused = _check_upgrade(hub, head)
     if refused is not None:
         return refused
     if hub.connections >= hub.config.max_connections:
         hub._count_rejected("full")
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
-    refused = _check_origin(hub, headers)
+    refused = _check_origin(hub, head)
     if refused is not None:
         return refused
 
-    client = Client(hub, remote_address)
     if hub._authenticate is not None:
-        identity = hub._authenticate(Request(request, remote_address))
+        identity = hub._authenticate(Request(head, remote_address))
         if identity is None:
             hub._count_rejected("auth")
             # RFC 9110 section 15.5.2 wants a challenge, though only the application knows which.
@@ -234,19 +234,31 @@ def accept(hub: Hub, request: WSUpgradeRequest, remote_address: str) -> Client |
         if not inspect.isawaitable(identity):
             hub._check_identity(identity)
         client._pending = identity
-    return client
+    return None
+
+
+def head_of(request: WSUpgradeRequest) -> RequestHead:
+    """The head of a request that a picows server has parsed.
+
+    Raises:
+        ValueError: picows takes more for a request than we do.
+    """
+    lines = [b"GET %b HTTP/1.1" % request.path]
+    for name, value in request.headers.items():
+        lines.append(f"{name}: {value}".encode("ascii", "surrogateescape"))
+    return RequestHead(b"\r\n".join([*lines, b""]))
 
 
 def picows_answer(
-    request: WSUpgradeRequest, decided: Client | WSUpgradeResponse
+    request: WSUpgradeRequest, client: Client, refused: WSUpgradeResponse | None
 ) -> WSUpgradeResponseWithListener:
     """What a picows server is told of what `accept` decided."""
-    if not isinstance(decided, Client):
-        return WSUpgradeResponseWithListener(decided, None)
+    if refused is not None:
+        return WSUpgradeResponseWithListener(refused, None)
     # picows accepts nothing but exactly this (RFC 6455 section 4.2.1 has lists).
     request.headers["Connection"] = "upgrade"
     request.headers["Upgrade"] = "websocket"
-    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(), decided)
+    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(), client)
 
 
 def _reject(hub: Hub, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
@@ -254,51 +266,36 @@ def _reject(hub: Hub, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
     return refusal(status, text)
 
 
-def _has_token(headers: CIMultiDict[str], name: str, token: str) -> bool:
-    # RFC 9110 section 5.6.1: a list may stretch over several headers of one name.
-    for value in headers.getall(name, ()):
-        lowered = value.lower()
-        if lowered == token or token in (item.strip() for item in lowered.split(",")):
-            return True
-    return False
-
-
-def _check_upgrade(hub: Hub, headers: CIMultiDict[str]) -> WSUpgradeResponse | None:
+def _check_upgrade(hub: Hub, head: RequestHead) -> WSUpgradeResponse | None:
     # RFC 6455 section 4.2.1, in its order; two Host or key headers leave it open which counts.
-    if not _has_token(headers, "Upgrade", "websocket") or not _has_token(
-        headers, "Connection", "upgrade"
-    ):
+    if not head.to_websocket or not head.upgrade or head.method != "GET":
         hub._count_rejected("request")
         return refusal(
             HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket endpoint", {"Upgrade": "websocket"}
         )
-    hosts = headers.getall("Host", ())
-    if len(hosts) != 1 or not _HOST(hosts[0].lower()):
+    if head.host is None or head.hosts != 1 or not _HOST(head.host.lower()):
         return _reject(hub, HTTPStatus.BAD_REQUEST, "exactly one Host header is needed")
-    if hub._allowed_hosts and hosts[0].lower() not in hub._allowed_hosts:
+    if hub._allowed_hosts and head.host.lower() not in hub._allowed_hosts:
         hub._count_rejected("origin")
         return refusal(HTTPStatus.FORBIDDEN)
-    if headers.getall("Sec-WebSocket-Version", ()) != ["13"]:
+    if head.version != "13" or head.versions != 1:
         hub._count_rejected("request")
         return refusal(
             HTTPStatus.UPGRADE_REQUIRED,
             "WebSocket version 13 is needed",
             {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"},
         )
-    keys = headers.getall("Sec-WebSocket-Key", ())
-    if len(keys) != 1 or not _KEY(keys[0]):
+    if head.key is None or head.keys != 1 or not _KEY(head.key):
         return _reject(hub, HTTPStatus.BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64")
     return None
 
 
-def _check_origin(hub: Hub, headers: CIMultiDict[str]) -> WSUpgradeResponse | None:
-    if not hub.config.check_origin:
+def _check_origin(hub: Hub, head: RequestHead) -> WSUpgradeResponse | None:
+    if head.origin is None or not hub.config.check_origin:
         return None
-    origins = headers.getall("Origin", None)
-    if origins is None:
-        return None
-    if len(origins) == 1 and origin_allowed(
-        origins[0], headers["Host"], hub._tls, hub.config.allowed_origins
+    assert head.host is not None
+    if head.origins == 1 and origin_allowed(
+        head.origin, head.host, hub._tls, hub.config.allowed_origins
     ):
         return None
     hub._count_rejected("origin")
@@ -344,45 +341,34 @@ def origin_allowed(origin: str, host: str, tls: bool, allowed: tuple[str, ...]) 
     return False
 
 
-class Handshake(asyncio.BufferedProtocol):
-    """A connection of the hub's own server until its request is answered.
+class Handshake:
+    """The request of one connection of the hub's own server, until it is answered.
 
-    Reads one request head. An accepted upgrade makes the Client the transport's protocol; anything
-    else is answered and closed, and what was sent behind it is not looked at.
+    Reads one request head. Anything but an accepted upgrade is answered and closed, and what was
+    sent behind it is not looked at.
 
     Args:
         hub: whose connection it is.
+        client: what the connection is if its upgrade is accepted; its protocol already.
+        transport: the connection.
     """
 
-    __slots__ = ("_answered", "_deadline", "_descriptor", "_head", "_hub", "_transport")
+    __slots__ = ("_answered", "_client", "_descriptor", "_head", "_hub", "_transport")
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, client: Client, transport: asyncio.Transport) -> None:
         self._hub = hub
+        self._client = client
+        self._transport = transport
         self._head: bytearray | None = None  # what came of it in earlier reads
         self._answered = False
-        self._deadline: asyncio.TimerHandle | None = None
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        hub = self._hub
-        assert hub.loop is not None
-        if not hub._accepting:
-            transport.abort()  # type: ignore[attr-defined]  # accepted before the hub stopped
-            return
-        self._transport = cast(asyncio.Transport, transport)
         self._descriptor: int = transport.get_extra_info("socket").fileno()
         if self._descriptor >= hub._last_file:
             hub._log_out_of_files()
-        self._deadline = hub.loop.call_later(hub.config.handshake_timeout, self.abort)
-        hub._handshaking.add(self)
 
-    def get_buffer(self, size_hint: int) -> memoryview:
-        return self._hub.read_view
-
-    def buffer_updated(self, size: int) -> None:
+    def received(self, data: bytes | bytearray) -> None:
+        """Takes what the transport has read."""
         if self._answered:
             return
-        data: bytes | bytearray = bytes(self._hub.read_view[:size])
         searched = 0
         if self._head is not None:
             searched = max(0, len(self._head) - 3)
@@ -390,43 +376,41 @@ class Handshake(asyncio.BufferedProtocol):
             data = self._head
         end = data.find(b"\r\n\r\n", searched)
         if 0 <= end < _HEAD_MAX:
-            self._decide(bytes(data[:end]), bytes(data[end + 4 :]))
+            self._decide(bytes(data[: end + 2]), bytes(data[end + 4 :]))
         elif len(data) >= _HEAD_MAX:
             self._answer(_reject(self._hub, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
         elif self._head is None:
             self._head = bytearray(data)
 
-    def _decide(self, head: bytes, rest: bytes) -> None:
-        hub, transport = self._hub, self._transport
-        assert transport is not None
-        method = head.partition(b" ")[0]
-        if method == b"HEAD":
-            head = b"GET" + head[4:]
-        elif method != b"GET" and method in _METHODS:
-            hub._count_rejected("request")
-            self._answer(refusal(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"}))
-            return
+    def _decide(self, raw: bytes, rest: bytes) -> None:
+        hub, client, transport = self._hub, self._client, self._transport
         try:
-            request = _parse_http_request(head)
-        except RuntimeError:
+            head = RequestHead(raw)
+        except ValueError:
             self._answer(_reject(hub, HTTPStatus.BAD_REQUEST))
             return
-        if method == b"HEAD":
-            request.headers.popall("Upgrade", None)  # only a GET can upgrade
-        decided = hub._accept(request, peer_address(self._descriptor))
-        if not isinstance(decided, Client):
-            self._answer(decided, method == b"HEAD")
-        else:
-            transport.write(switching_protocols(request.headers["Sec-WebSocket-Key"]))
-            self._finish()
-            transport.set_protocol(decided)
-            decided._begin(transport, self._descriptor, hub._tls)
-            if rest:
-                decided._feed(rest)
+        if head.method not in ("GET", "HEAD"):
+            if head.method in _OTHER_METHODS:
+                hub._count_rejected("request")
+                allow = {"Allow": "GET, HEAD"}
+                self._answer(refusal(HTTPStatus.METHOD_NOT_ALLOWED, headers=allow))
+            else:
+                self._answer(_reject(hub, HTTPStatus.BAD_REQUEST))
+            return
+        remote_address = peer_address(transport)
+        refused = hub._accept(head, client, remote_address)
+        if refused is not None:
+            self._answer(refused, head.method == "HEAD")
+            return
+        assert head.key is not None
+        transport.write(switching_protocols(head.key))
+        hub._handshaking.pop(self, None)
+        client._begin(transport, self._descriptor, hub._tls, remote_address)
+        if rest:
+            client._feed(rest)
 
     def _answer(self, response: WSUpgradeResponse, head_only: bool = False) -> None:
         hub, transport = self._hub, self._transport
-        assert transport is not None
         assert hub.loop is not None
         self._answered = True
         response.headers["Connection"] = "close"
@@ -439,19 +423,13 @@ class Handshake(asyncio.BufferedProtocol):
             # Its peer does not read; aborting what has closed meanwhile is nothing.
             hub.loop.call_later(hub.config.close_timeout, transport.abort)
 
-    def _finish(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        self._hub._handshaking.discard(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._finish()
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._hub._handshaking.pop(self, None)
 
     def abort(self) -> None:
         """Ends a connection that is not upgraded yet."""
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
 
 class Acceptor:
@@ -532,9 +510,7 @@ class Acceptor:
         )
 
     async def _serve(self, connection: socket.socket) -> None:
-        await self._loop.connect_accepted_socket(
-            lambda: Handshake(self._hub), connection, **self._tls
-        )
+        await self._loop.connect_accepted_socket(lambda: Client(self._hub), connection, **self._tls)
 
     def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         # Not within the task, which may be cancelled before it begins.

@@ -54,6 +54,7 @@ cdef enum:
 cdef class Receiver(Sink):
     cdef:
         Engine engine
+        object handshake           # server.Handshake until the upgrade is done, or None
         bytearray parts            # payload of the unfinished message so far, or None
         bytes tail                 # the beginning of a head or of a control frame, or None
         uint64_t remaining         # payload of the frame under way that is still to come
