@@ -5,13 +5,24 @@ C assertions and no optimisation (what `make debug` tests); WSC_SANITIZE=address
 """
 
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ("frames", "outbox", "fanout", "members", "engine", "receiver", "connection", "handshake")
+MODULES = (
+    "frames",
+    "outbox",
+    "fanout",
+    "members",
+    "deflate",
+    "engine",
+    "receiver",
+    "connection",
+    "handshake",
+)
 
 debug = os.environ.get("WSC_DEBUG") == "1"
 sanitize = os.environ.get("WSC_SANITIZE", "")
@@ -34,6 +45,7 @@ extensions = [
         + ([("WSC_DEBUG", "1")] if debug else []),
         extra_compile_args=compile_args,
         extra_link_args=link_args,
+        libraries=["dl"] if name == "deflate" and sys.platform == "linux" else [],
     )
     for name in MODULES
 ]

@@ -32,6 +32,7 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t
 from picows.picows cimport WSFrame, WSTransport
 
+from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.frames cimport (
     FIN_PONG,
@@ -161,6 +162,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         list held                  # (message, size) before the identity is known
         object authenticating      # asyncio.Task while an async authenticate runs
         readonly str remote_address
+        readonly str subprotocol
         double connected_wall      # seconds since the epoch
         double pinged_at
         unsigned long long acked   # bytes, at the last look (see check_alive)
@@ -331,7 +333,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.write = stream.write
         self.descriptor = descriptor
         self.secure = secure
-        self.fd = -1 if secure else descriptor
+        self.fd = -1 if secure or self.packs else descriptor
         self.connected_wall = wall_time()
         self.engine.connections += 1
         self.engine.counters.connections += 1
@@ -344,6 +346,33 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.engine._connected(self)
         except BaseException as error:
             self.failed(error)
+
+    def _agree(self, subprotocol, deflate):
+        """What the upgrade negotiated.
+
+        Args:
+            subprotocol: a str or None.
+            deflate: extensions.Deflate or None.
+        """
+        cdef int server_window
+        cdef int client_window
+        self.subprotocol = subprotocol
+        if deflate is None:
+            return
+        self.inflates = True
+        server_window = deflate.server_max_window_bits
+        client_window = deflate.client_max_window_bits
+        if deflate.server_no_context_takeover:
+            self.window = <unsigned char>server_window
+            server_window = 0
+        if deflate.client_no_context_takeover:
+            client_window = 0
+        if server_window or client_window:
+            self.context = Context(self.engine.codec, server_window, client_window)
+            self.packs = server_window != 0
+
+    cdef bytes pack(self, bytes frame):
+        return self.context.pack(frame)
 
     def _feed(self, bytes data not None):
         """Takes what came in one segment with the upgrade."""
@@ -726,6 +755,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.state = CLOSED
         self.deaf = True
         self.tail = None
+        self.context = None
         self.engine.closing.discard(self)
         self.engine.unmark(self)
         lost = outbox_clear(&self.box)

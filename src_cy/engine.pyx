@@ -15,6 +15,7 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memset
 
+from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.frames cimport encode_message
 from wsc_fast._core.members cimport MemberSet, Room, push_all
 from wsc_fast._core.outbox cimport (
@@ -117,6 +118,13 @@ cdef class Engine(Fanout):
         cdef bytearray memory = bytearray(READ_HEADROOM + size)
         self.read_view = memoryview(memory)[READ_HEADROOM:]
         self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM
+
+    def _set_compression(self, enabled, int level, Py_ssize_t threshold):
+        """Makes the compression contexts anew, or drops them; for a hub that does not run."""
+        self.codec = Codec(level, threshold) if enabled else None
+
+    cdef bytes twin(self, bytes frame, int window):
+        return self.codec.twin(frame, window)
 
     def _set_message_handlers(self, tuple handlers):
         self.message_handlers = handlers
@@ -364,6 +372,8 @@ cdef class Engine(Fanout):
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
         self.counters.messages_out += 1
+        if sink.window:
+            frame = self.codec.twin(frame, sink.window)
         result = outbox_push(
             &sink.box, &self.limits, &self.counters, <PyObject*>frame, key_ptr, run
         )

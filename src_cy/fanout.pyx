@@ -8,7 +8,8 @@ Who may write when
     once. Whole frames stay in the outbox, by reference. When the kernel takes nothing at all, the
     frame at the head is given to the transport, which then waits for room.
 3.  Over TLS there is no descriptor to write to: whole frames, joined once per distinct sequence,
-    go through the transport's write, a bounded number of bytes at a time, under rule 1.
+    go through the transport's write, a bounded number of bytes at a time, under rule 1. So do the
+    frames of a connection with a compression context of its own, compressed on the way.
 4.  A sink leaves the dirty list before its descriptor can be closed (`unmark`), so that no flush
     writes to a number that meanwhile belongs to somebody else.
 
@@ -99,6 +100,9 @@ cdef class Fanout:
         self._flush_callback = self._flush if loop is not None else None
         self.scheduled = False
         return 0
+
+    cdef bytes twin(self, bytes frame, int window):
+        return frame
 
     cdef int mark(self, Sink sink) except -1:
         """The sink's outbox is not empty: it takes part in the next flush, unless blocked."""
@@ -270,14 +274,17 @@ cdef class Fanout:
         return self.hand_over(sink, rest, 1, size - taken)
 
     cdef int write_through(self, Sink sink, dict joined) except -1:
-        """Rule 3: the frames of a TLS sink as one write; equal sequences share the joined bytes."""
+        """Rule 3: its frames as one write; equal sequences share the joined bytes."""
         cdef Outbox* box = &sink.box
         cdef Py_ssize_t total
         cdef unsigned int frames = takable(box, TLS_SEND_MAX, &total)
         cdef unsigned int i
         cdef tuple key
         cdef bytes data
-        if frames == 1:
+        if sink.packs:
+            data = b"".join([sink.pack(<bytes>outbox_at(box, i)) for i in range(frames)])
+            total = PyBytes_GET_SIZE(data)
+        elif frames == 1:
             data = <bytes>outbox_at(box, 0)
         else:
             key = tuple([<object>outbox_at(box, i) for i in range(frames)])

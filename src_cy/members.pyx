@@ -91,6 +91,8 @@ cdef Py_ssize_t push_all(
     cdef list slow = None
     cdef Counters* counters = &fanout.counters
     cdef const Limits* limits = &fanout.limits
+    cdef PyObject* form
+    cdef list twins = None  # by window bits; each is made once, for the first who gets it
     # The set may not change meanwhile, so no finalizer of anybody may run (marking allocates).
     cdef bint collecting = PyGC_Disable()
     try:
@@ -104,9 +106,15 @@ cdef Py_ssize_t push_all(
             i += 1
             if (<Sink>member).skip:
                 continue
-            result = outbox_push(
-                &(<Sink>member).box, limits, counters, <PyObject*>frame, key, run
-            )
+            form = <PyObject*>frame
+            if (<Sink>member).window:
+                if twins is None:
+                    twins = [None] * 16
+                form = PyList_GET_ITEM(twins, (<Sink>member).window)
+                if form == <PyObject*>None:
+                    twins[(<Sink>member).window] = fanout.twin(frame, (<Sink>member).window)
+                    form = PyList_GET_ITEM(twins, (<Sink>member).window)
+            result = outbox_push(&(<Sink>member).box, limits, counters, form, key, run)
             if result == PUSHED:
                 queued += 1
                 if (<Sink>member).dirty_at < 0:

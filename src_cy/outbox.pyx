@@ -298,6 +298,9 @@ cdef class Sink(WSListener):
     cdef int drained(self) except -1:
         return 0
 
+    cdef bytes pack(self, bytes frame):
+        return frame
+
     cdef int broken(self, int error) except -1:
         return 0
 

@@ -19,6 +19,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcpy, memset
 
+from wsc_fast._core.deflate cimport INFLATE_INVALID, INFLATE_TOO_BIG, RSV1, Codec
 from wsc_fast._core.engine cimport READ_HEADROOM, Engine
 from wsc_fast._core.outbox cimport CLOSING, CONNECTING, Sink
 
@@ -32,6 +33,8 @@ cdef extern from "Python.h":
 # What a message or its pieces cost besides the payload while they are held back.
 cdef enum:
     HELD_COST = 128
+    # By how many bytes a message that cannot be compressed may be longer, besides 1 in 256.
+    DEFLATE_GROWTH = 64
 
 cdef dict HEAD_FAULTS = {
     WSC_BAD_OPCODE: "a reserved opcode",
@@ -128,6 +131,9 @@ cdef class Receiver(Sink):
             self.begin_part(head)
             self.remaining = head.size
             return self.take_part(payload, head.size)
+        if head.rsv:
+            wsc_unmask(payload, payload, head.size, head.key)
+            return self.take_deflated(head.opcode, payload, head.size)
         if head.opcode == BINARY:
             content = PyBytes_FromStringAndSize(NULL, head.size)
             wsc_unmask(<uint8_t*>PyBytes_AS_STRING(content), payload, head.size, head.key)
@@ -149,8 +155,8 @@ cdef class Receiver(Sink):
         cdef Py_ssize_t bound = self.engine.max_message_size
         if self.state >= CLOSING:
             return False
-        if head.rsv:
-            # No extension is agreed on (RFC 6455 section 5.2).
+        if head.rsv and (head.rsv != RSV1 or not self.inflates or head.opcode == CONTINUATION):
+            # RFC 6455 section 5.2; RFC 7692 section 6.1: on the first frame of a message only.
             self.refuse(1002, "a reserved bit is set")
             return False
         # RFC 6455 section 5.4: the first frame has the opcode, all others are continuations.
@@ -159,6 +165,9 @@ cdef class Receiver(Sink):
             return False
         if self.parts is not None:
             held = PyByteArray_GET_SIZE(self.parts)
+        if head.rsv or (self.parts is not None and self.part_deflated):
+            # What cannot be compressed may grow a little; the message itself is measured later.
+            bound += (bound >> 8) + DEFLATE_GROWTH
         if <Py_ssize_t>head.size > bound - held:
             self.refuse(1009, "message too big")
             return False
@@ -173,6 +182,7 @@ cdef class Receiver(Sink):
         if self.parts is None:
             self.parts = bytearray()
             self.part_opcode = head.opcode
+            self.part_deflated = head.rsv != 0
             self.fragments = 0
             memset(&self.text, 0, sizeof(wsc_utf8))
         self.part_fin = head.fin
@@ -193,7 +203,10 @@ cdef class Receiver(Sink):
         out = <uint8_t*>PyByteArray_AS_STRING(self.parts) + held
         wsc_unmask(out, data, size, self.key)
         self.key = wsc_turn_key(self.key, size)
-        if self.part_opcode == TEXT and not wsc_check_utf8(&self.text, out, size):
+        if (
+            self.part_opcode == TEXT and not self.part_deflated
+            and not wsc_check_utf8(&self.text, out, size)
+        ):
             return self.refuse(1007, "invalid UTF-8")
         if self.remaining == 0 and self.part_fin:
             return self.end_part()
@@ -203,6 +216,10 @@ cdef class Receiver(Sink):
         cdef bytearray parts = self.parts
         cdef Py_ssize_t size = PyByteArray_GET_SIZE(parts)
         self.parts = None
+        if self.part_deflated:
+            return self.take_deflated(
+                self.part_opcode, <const uint8_t*>PyByteArray_AS_STRING(parts), size
+            )
         if self.part_opcode == BINARY:
             return self.take_message(bytes(parts), size)
         if self.text.need:
@@ -210,6 +227,29 @@ cdef class Receiver(Sink):
         return self.take_message(
             PyUnicode_DecodeUTF8(PyByteArray_AS_STRING(parts), size, NULL), size
         )
+
+    cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1:
+        cdef Codec codec = self.engine.codec
+        cdef Py_ssize_t limit = self.engine.max_message_size
+        cdef object content
+        if self.context is not None and self.context.client_window:
+            size = self.context.inflate(data, size, limit)
+        else:
+            size = codec.inflate(codec.inflater, True, data, size, limit)
+        if size == INFLATE_TOO_BIG:
+            return self.refuse(1009, "message too big")
+        if size == INFLATE_INVALID:
+            return self.refuse(1007, "invalid compressed data")
+        try:
+            if opcode == BINARY:
+                content = PyBytes_FromStringAndSize(<const char*>codec.scratch, size)
+            else:
+                content = PyUnicode_DecodeUTF8(<const char*>codec.scratch, size, NULL)
+        except UnicodeDecodeError:
+            return self.refuse(1007, "invalid UTF-8")
+        finally:
+            codec.shrink()
+        return self.take_message(content, size)
 
     cdef int refuse(self, int code, str reason) except -1:
         self.deaf = True

@@ -103,7 +103,6 @@ def test_an_unknown_setting_is_refused() -> None:
         ("check_origin", 1),
         ("check_origin", None),
         ("enable_compression", "yes"),
-        ("enable_compression", True),
         ("allowed_origins", "https://app.example"),
         ("allowed_origins", ("",)),
         ("allowed_origins", (1,)),

@@ -51,7 +51,9 @@ PROPERTIES = [
     for cls in (Hub, Client)
     for name, value in vars(cls).items()
     # Cython has no place for a docstring on a field that the .pxd declares readonly.
-    if not name.startswith("_") and inspect.isdatadescriptor(value) and name != "remote_address"
+    if not name.startswith("_")
+    and inspect.isdatadescriptor(value)
+    and name not in ("remote_address", "subprotocol")
 ]
 
 

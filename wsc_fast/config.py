@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from ipaddress import ip_network
 from typing import Any, Literal
 
 import msgspec
 
+from wsc_fast._core.deflate import zlib_version
 from wsc_fast.errors import ConfigError
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
@@ -32,6 +34,10 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "max_rooms": (0, 1 << 40),
     "max_rooms_per_client": (0, 1 << 40),
     "backlog": (1, 1 << 16),
+    "compression_level": (1, 9),
+    "compression_threshold": (0, 1 << 30),
+    "server_max_window_bits": (9, 15),
+    "client_max_window_bits": (9, 15),
 }
 _SECONDS = (
     "handshake_timeout",
@@ -42,8 +48,15 @@ _SECONDS = (
     "thread_call_timeout",
     "flush_budget",
 )
-_FLAGS = ("enable_compression", "check_origin")
-_NAMES = ("allowed_origins", "allowed_hosts")
+_FLAGS = (
+    "enable_compression",
+    "server_no_context_takeover",
+    "client_no_context_takeover",
+    "check_origin",
+)
+_NAMES = ("allowed_origins", "allowed_hosts", "subprotocols", "trusted_proxies")
+# A token (RFC 9110 section 5.6.2).
+_SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
 # An origin, or a host of any scheme; a first label * stands for any subdomain.
 _ALLOWED_ORIGIN = re.compile(
@@ -57,6 +70,8 @@ CHANGEABLE = frozenset(
         "check_origin",
         "allowed_origins",
         "allowed_hosts",
+        "subprotocols",
+        "trusted_proxies",
         "outbox_messages",
         "outbox_bytes",
         "overflow",
@@ -87,7 +102,20 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
         write_buffer_size: asked of the kernel for each connection (SO_SNDBUF); 0 leaves it to the
             kernel.
         handshake_timeout: from accepting a connection to its upgrade, and for TLS likewise.
-        enable_compression: permessage-deflate (RFC 7692); not available yet, must be False.
+        enable_compression: permessage-deflate (RFC 7692) with clients that offer it. Needs the zlib
+            library of the system.
+        compression_level: zlib's, from 1 (fastest) to 9 (smallest).
+        compression_threshold: messages shorter than this go out uncompressed.
+        server_no_context_takeover: each message that goes out is compressed by itself, once for all
+            clients, and no connection keeps memory for it. False lets a client that offers no more
+            than that have a context of its own: smaller messages, but each is compressed for each
+            client, and 260 KB per connection.
+        client_no_context_takeover: asks clients to do likewise. False: 40 KB per connection.
+        server_max_window_bits, client_max_window_bits: of the windows, at most; a client can ask
+            for less, and decides its own unless it lets us.
+        subprotocols: in the order of preference; the first that a client offers is agreed on.
+        trusted_proxies: IP addresses and networks ("10.0.0.0/8"). From these, X-Forwarded-For tells
+            `remote_address`: its last address that is none of them.
         check_origin: refuse (403) an upgrade whose Origin is neither the Host's own nor allowed.
             Without an Origin header it comes from no browser, and passes.
         allowed_origins: "https://app.example" (exact scheme, host and port), "*.example.org" (any
@@ -124,6 +152,14 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
     write_buffer_size: int = 0
     handshake_timeout: float = 10.0
     enable_compression: bool = False
+    compression_level: int = 1
+    compression_threshold: int = 128
+    server_no_context_takeover: bool = True
+    client_no_context_takeover: bool = True
+    server_max_window_bits: int = 15
+    client_max_window_bits: int = 15
+    subprotocols: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     check_origin: bool = True
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
@@ -175,8 +211,16 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
                 self.heartbeat_timeout,
                 f"more than heartbeat_interval ({self.heartbeat_interval})",
             )
-        if self.enable_compression:
-            raise _wrong("enable_compression", True, "False: this version does not compress yet")
+        for subprotocol in self.subprotocols:
+            if not _SUBPROTOCOL(subprotocol):
+                raise _wrong("subprotocols", subprotocol, "a token (RFC 9110 section 5.6.2)")
+        for network in self.trusted_proxies:
+            try:
+                ip_network(network)
+            except ValueError:
+                raise _wrong("trusted_proxies", network, "an IP address or network") from None
+        if self.enable_compression and zlib_version() is None:
+            raise _wrong("enable_compression", True, "False, since there is no zlib (libz.so.1)")
 
 
 def _wrong(name: str, value: Any, expected: str) -> ConfigError:

@@ -21,6 +21,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
+from ipaddress import ip_network
 from ssl import SSLContext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -39,6 +40,7 @@ from wsc_fast.errors import (
     ValidationError,
 )
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
+from wsc_fast.extensions import Deflate
 from wsc_fast.server import (
     Acceptor,
     Authenticate,
@@ -149,10 +151,24 @@ class Hub(Engine):
                     )
         else:
             self._set_read_buffer(config.read_buffer_size)
+            self._set_compression(
+                config.enable_compression, config.compression_level, config.compression_threshold
+            )
+            self._deflate = (
+                Deflate(
+                    config.server_no_context_takeover,
+                    config.client_no_context_takeover,
+                    config.server_max_window_bits,
+                    config.client_max_window_bits,
+                )
+                if config.enable_compression
+                else None
+            )
         self.config = config
         self._set_limits(
             config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
         )
+        self._trusted_proxies = tuple(ip_network(name) for name in config.trusted_proxies)
         self._allowed_hosts = frozenset(name.lower() for name in config.allowed_hosts)
         self.max_rooms = config.max_rooms
         self.max_rooms_per_client = config.max_rooms_per_client
@@ -637,7 +653,7 @@ class Hub(Engine):
 
     def _accept(
         self, head: RequestHead, client: Client, remote_address: str
-    ) -> WSUpgradeResponse | None:
+    ) -> WSUpgradeResponse | dict[str, str]:
         try:
             return accept(self, head, client, remote_address)
         except BaseException as error:

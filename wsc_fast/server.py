@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha1
 from http import HTTPStatus
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
@@ -27,6 +28,7 @@ from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithLis
 from wsc_fast._core.connection import Client, peer_address
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.errors import ValidationError
+from wsc_fast.extensions import choose_subprotocol, negotiate_deflate
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -149,16 +151,18 @@ Authenticate = Callable[[Request], "Identity | Awaitable[Identity | None] | None
 Route = Callable[[Request], "str | bytes | dict[str, Any] | Response"]
 
 
-def switching_protocols(key: str) -> bytes:
+def switching_protocols(key: str, headers: dict[str, str]) -> bytes:
     """The 101 that accepts an upgrade (RFC 6455 section 4.2.2).
 
     Args:
         key: the Sec-WebSocket-Key of the request.
+        headers: what was negotiated.
     """
+    accept = b2a_base64(sha1(key.encode() + _ACCEPT_GUID).digest(), newline=False)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: %b\r\n\r\n"
-        % b2a_base64(sha1(key.encode() + _ACCEPT_GUID).digest(), newline=False)
+        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept, lines)
     )
 
 
@@ -196,8 +200,8 @@ def answer(result: object) -> WSUpgradeResponse:
 
 def accept(
     hub: Hub, head: RequestHead, client: Client, remote_address: str
-) -> WSUpgradeResponse | None:
-    """Decides on a request: None where it is to get its 101, or the answer that it gets instead.
+) -> WSUpgradeResponse | dict[str, str]:
+    """Decides on a request: the headers for its 101, or the answer that it gets instead.
 
     Args:
         hub: whose connection it would be.
@@ -234,7 +238,23 @@ def accept(
         if not inspect.isawaitable(identity):
             hub._check_identity(identity)
         client._pending = identity
-    return None
+    return _negotiate(hub, head, client)
+
+
+def _negotiate(hub: Hub, head: RequestHead, client: Client) -> dict[str, str]:
+    deflate = subprotocol = None
+    headers = {}
+    if head.protocols is not None and hub.config.subprotocols:
+        subprotocol = choose_subprotocol(hub.config.subprotocols, head.protocols)
+        if subprotocol is not None:
+            headers["Sec-WebSocket-Protocol"] = subprotocol
+    if head.extensions is not None and hub._deflate is not None:
+        deflate = negotiate_deflate(hub._deflate, ",".join(head.extensions))
+        if deflate is not None:
+            headers["Sec-WebSocket-Extensions"] = deflate.response
+    if headers:
+        client._agree(subprotocol, deflate)
+    return headers
 
 
 def head_of(request: WSUpgradeRequest) -> RequestHead:
@@ -250,15 +270,15 @@ def head_of(request: WSUpgradeRequest) -> RequestHead:
 
 
 def picows_answer(
-    request: WSUpgradeRequest, client: Client, refused: WSUpgradeResponse | None
+    request: WSUpgradeRequest, client: Client, decided: WSUpgradeResponse | dict[str, str]
 ) -> WSUpgradeResponseWithListener:
     """What a picows server is told of what `accept` decided."""
-    if refused is not None:
-        return WSUpgradeResponseWithListener(refused, None)
+    if isinstance(decided, WSUpgradeResponse):
+        return WSUpgradeResponseWithListener(decided, None)
     # picows accepts nothing but exactly this (RFC 6455 section 4.2.1 has lists).
     request.headers["Connection"] = "upgrade"
     request.headers["Upgrade"] = "websocket"
-    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(), client)
+    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(decided), client)
 
 
 def _reject(hub: Hub, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
@@ -341,6 +361,36 @@ def origin_allowed(origin: str, host: str, tls: bool, allowed: tuple[str, ...]) 
     return False
 
 
+def forwarded_address(
+    peer: str, forwarded_for: list[str], trusted: tuple[IPv4Network | IPv6Network, ...]
+) -> str:
+    """Whose request a proxy has passed on.
+
+    Args:
+        peer: the address that the connection comes from.
+        forwarded_for: the X-Forwarded-For headers. Each proxy appends the address it was asked
+            from, so that only what trusted ones have appended can be believed.
+        trusted: the proxies.
+
+    Returns:
+        str: the last address, seen from us, that is no trusted proxy; of what cannot be an
+        address, and what stands before it, nothing is believed.
+    """
+    believed = peer
+    hops = [hop.strip(" \t") for value in forwarded_for for hop in value.split(",")]
+    for hop in reversed(hops):
+        try:
+            address = ip_address(believed)
+            # What a socket of both families tells of an IPv4 peer.
+            address = getattr(address, "ipv4_mapped", None) or address
+            if not any(address in network for network in trusted):
+                break
+            believed = str(ip_address(hop))
+        except ValueError:
+            break
+    return believed
+
+
 class Handshake:
     """The request of one connection of the hub's own server, until it is answered.
 
@@ -398,12 +448,16 @@ class Handshake:
                 self._answer(_reject(hub, HTTPStatus.BAD_REQUEST))
             return
         remote_address = peer_address(transport)
-        refused = hub._accept(head, client, remote_address)
-        if refused is not None:
-            self._answer(refused, head.method == "HEAD")
+        if hub._trusted_proxies and head.forwarded_for is not None:
+            remote_address = forwarded_address(
+                remote_address, head.forwarded_for, hub._trusted_proxies
+            )
+        decided = hub._accept(head, client, remote_address)
+        if isinstance(decided, WSUpgradeResponse):
+            self._answer(decided, head.method == "HEAD")
             return
         assert head.key is not None
-        transport.write(switching_protocols(head.key))
+        transport.write(switching_protocols(head.key, decided))
         hub._handshaking.pop(self, None)
         client._begin(transport, self._descriptor, hub._tls, remote_address)
         if rest:

@@ -7,6 +7,7 @@ the tick.
 
 from cpython.object cimport PyObject
 
+from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout
 from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.outbox cimport Sink
@@ -28,6 +29,7 @@ cdef class Engine(Fanout):
         list everyone      # of Sink, the open ones, dense; Sink.slot is the place in it
         unsigned long thread_id      # of the loop's thread; 0 while not running
         Py_ssize_t sweep_at          # where the heartbeat goes on in `everyone`
+        Codec codec                  # None where compression is off
         # Set by Hub from its configuration.
         public Py_ssize_t max_rooms
         public Py_ssize_t max_rooms_per_client

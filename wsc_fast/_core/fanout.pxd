@@ -47,6 +47,8 @@ cdef class Fanout:
         char* arena                 # copies of short sequences of one plan
         readonly double longest_flush  # seconds
 
+    # The compressed form of a frame, for engine.pyx.
+    cdef bytes twin(self, bytes frame, int window)
     cdef int mark(self, Sink sink) except -1
     cdef int unmark(self, Sink sink) except -1
     cdef int attach(self, object loop) except -1

@@ -11,6 +11,8 @@ cdef enum:
     FIN_CLOSE = 0x88
     FIN_PING = 0x89
     FIN_PONG = 0x8A
+    # Set in the first byte of a compressed message (RFC 7692 section 6).
+    RSV1_BIT = 0x40
     # The longest payload of a control frame (section 5.5).
     CONTROL_MAX = 125
 

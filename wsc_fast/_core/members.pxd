@@ -25,7 +25,7 @@ cdef class Room(MemberSet):
     pass
 
 # Pushes one frame to every sink of the list but those with `skip` set; allocates nothing per
-# recipient. Returns how many took it.
+# recipient. A sink with a `window` gets the twin for it. Returns how many took it.
 cdef Py_ssize_t push_all(
     Fanout fanout, list items, bytes frame, PyObject* key, int run
 ) except -1

@@ -93,6 +93,8 @@ cdef class Sink(WSListener):
     cdef:
         # First what a push touches, so that it meets few cache lines.
         bint skip                  # left out of the broadcast under way
+        unsigned char window       # gets compressed twins, of this many window bits; 0: plain ones
+        bint packs                 # compresses by itself, as it is flushed
         int fd                     # for send(); -1 over TLS and once the connection is gone
         Py_ssize_t dirty_at        # where it stands in the dirty list, or -1
         Outbox box
@@ -106,6 +108,8 @@ cdef class Sink(WSListener):
 
     # The outbox is empty and nothing is blocked; called by the flush in state CLOSING.
     cdef int drained(self) except -1
+    # The frame as it goes out, for one that `packs`: called once for each, in the order of sending.
+    cdef bytes pack(self, bytes frame)
     # The kernel refused to take more (EPIPE and the like).
     cdef int broken(self, int error) except -1
     # The outbox was full in a broadcast and the policy is "disconnect".

@@ -7,6 +7,7 @@ Way of what a peer sends (RFC 6455 section 5):
     take_frame        a frame that is there as a whole: straight from the buffer to a str or bytes
     begin_part        a frame that is not, or a fragment: its payload is added to `parts` as it
     take_part         comes, unmasked and, where it is text, checked at once
+    take_deflated     a whole message that is compressed
     take_message      one whole message, for the subclass; take_control likewise
 
 So a connection holds no more than the bytes that have come of an unfinished message, and nothing
@@ -15,6 +16,7 @@ at all between messages.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.outbox cimport Sink
 
@@ -63,6 +65,9 @@ cdef class Receiver(Sink):
         uint32_t key               # of the frame under way, turned to its next byte
         unsigned int fragments
         wsc_utf8 text
+        Context context            # compression of this connection alone, or None
+        bint inflates              # permessage-deflate is agreed on
+        bint part_deflated
         uint8_t part_opcode
         uint8_t part_fin
         bint deaf                  # nothing of the peer is heard any more
@@ -73,6 +78,7 @@ cdef class Receiver(Sink):
     cdef int begin_part(self, const wsc_head* head) except -1
     cdef int take_part(self, const uint8_t* data, Py_ssize_t size) except -1
     cdef int end_part(self) except -1
+    cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1
     cdef int feed(self, const char* data, Py_ssize_t size) except -1
     cdef int refuse(self, int code, str reason) except -1
 
