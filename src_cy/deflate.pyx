@@ -158,6 +158,7 @@ cdef class Codec:
         size -= head
         if data[0] & 8 or size < self.threshold or size == 0:
             return frame  # a control frame (section 6.1), or not worth it
+        self.compressions += 1
         self.reserve(size + (size >> 8) + SLACK)
         z.next_in = data + head
         z.avail_in = <unsigned int>size

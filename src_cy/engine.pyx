@@ -614,12 +614,15 @@ cdef class Engine(Fanout):
         for sink in self.everyone:
             messages += sink.box.count
             nbytes += sink.box.nbytes
+        counters["compressed"] = 0 if self.codec is None else self.codec.compressions
         counters["queued_messages"] = messages
         counters["queued_bytes"] = nbytes
         return counters
 
     def _reset_counters(self):
         memset(&self.counters, 0, sizeof(Counters))
+        if self.codec is not None:
+            self.codec.compressions = 0
         self.longest_flush = 0.0
 
     def _count_rejected(self, str why):

@@ -16,11 +16,14 @@ import msgspec
 # can end in one way only, so that matching is linear in the length of the header.
 _TOKEN = re.compile(r"[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*")
 _VALUE = re.compile(r"=[ \t]*(?:([!#$%&'*+.^_`|~0-9A-Za-z-]+)|\"((?:[^\"\\]|\\.)*)\")[ \t]*")
-_BLANK = re.compile(r"[ \t]*")
+# Between two offers; empty ones are none (RFC 9110 section 5.6.1.2).
+_BETWEEN = re.compile(r"[ \t,]*")
 _WINDOW_BITS = re.compile(r"[89]|1[0-5]").fullmatch
 # zlib cannot compress with a window of 8 bits.
 _SMALLEST_WINDOW = 9
 _LARGEST_WINDOW = 15
+# No extension has so many, and reading them takes time.
+_MOST_PARAMETERS = 16
 
 Parameters = list[tuple[str, str | None]]
 
@@ -50,19 +53,16 @@ def parse_extensions(text: str) -> Iterator[tuple[str, Parameters]]:
     """
     at = 0
     while at < len(text):
-        empty = _BLANK.match(text, at)
-        assert empty is not None
-        if text[empty.end() : empty.end() + 1] == ",":  # RFC 9110 section 5.6.1.2
-            at = empty.end() + 1
-            continue
-        name = _TOKEN.match(text, at)
+        between = _BETWEEN.match(text, at)
+        assert between is not None
+        name = _TOKEN.match(text, between.end())
         if name is None:
             return
         at = name.end()
         parameters: Parameters = []
         while text[at : at + 1] == ";":
             parameter = _TOKEN.match(text, at + 1)
-            if parameter is None:
+            if parameter is None or len(parameters) == _MOST_PARAMETERS:
                 return
             at = parameter.end()
             value = _VALUE.match(text, at)
@@ -76,7 +76,6 @@ def parse_extensions(text: str) -> Iterator[tuple[str, Parameters]]:
         if at < len(text) and text[at] != ",":
             return
         yield name[1].lower(), parameters
-        at += 1
 
 
 def _agree(wanted: Deflate, offer: Parameters) -> Deflate | None:

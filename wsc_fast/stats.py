@@ -23,6 +23,8 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         frames_sent: frames, pings and closes included, given to the kernel or a transport.
         send_calls, flushes, messages_per_send: how well sends are coalesced.
         partial_sends: sends that the kernel took only in part or not at all.
+        compressed_frames: how often a message was compressed: once for all clients that share the
+            result.
         conflated: messages replaced by a newer one under the same key.
         dropped: messages dropped, by reason: "drop_oldest", "drop_newest", "slow_consumer" (the
             backlog of a client that was disconnected for it) and "conn_closed" (the backlog of a
@@ -53,6 +55,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     flushes: int
     messages_per_send: float
     partial_sends: int
+    compressed_frames: int
     conflated: int
     dropped: dict[str, int]
     refused: int
@@ -102,6 +105,7 @@ def snapshot(
         flushes=counters["flushes"],
         messages_per_send=counters["frames_sent"] / sends if sends else 0.0,
         partial_sends=counters["partial_sends"],
+        compressed_frames=counters["compressed"],
         conflated=counters["conflated"],
         dropped={
             "drop_oldest": counters["dropped_oldest"],

@@ -34,6 +34,7 @@ cdef class Codec:
     cdef:
         readonly int level
         readonly Py_ssize_t threshold
+        unsigned long long compressions
         wsc_zstream* deflaters[16]   # by window bits; made on first use
         wsc_zstream* inflater
         uint8_t* scratch
