@@ -80,6 +80,8 @@ cdef enum:
     # What a few pings take on the wire, over TLS too: that the peer's kernel acknowledges them says
     # nothing of the peer, and more than that was read by it.
     PING_BYTES = 256
+    # Pongs that wait one by one; beyond that a newer one replaces the newest.
+    MOST_PONGS = 32
 
 
 cdef class Guard:
@@ -512,9 +514,12 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if opcode == CLOSE:
             return self.take_close(payload, size)
         if opcode == PING:
-            # Answered through the outbox, the latest only (RFC 6455 section 5.5.3).
+            # Each is answered, through the outbox; of a flood the latest (RFC 6455 section 5.5.3).
             if self.state < CLOSING:
-                return self.push_control(encode(FIN_PONG, payload, size), PONG_KEY)
+                return self.push_control(
+                    encode(FIN_PONG, payload, size),
+                    None if self.box.runs[RUN_CONTROL] < MOST_PONGS else PONG_KEY,
+                )
         elif self.transport is not None:
             self.transport.auto_ping_expect_pong = False
         return 0  # of a pong it counts that it came
@@ -553,7 +558,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int push_control(self, bytes frame, object key) except -1:
         if outbox_push(
             &self.box, &self.engine.limits, &self.engine.counters,
-            <PyObject*>frame, <PyObject*>key, RUN_CONTROL,
+            <PyObject*>frame, NULL if key is None else <PyObject*>key, RUN_CONTROL,
         ) == NO_MEMORY:
             raise MemoryError("no memory for an outbox")
         return self.engine.mark(self)

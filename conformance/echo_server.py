@@ -1,0 +1,50 @@
+"""The server under test: a hub that sends every message back.
+
+    python echo_server.py PORT [uvloop|asyncio] [CERTIFICATE KEY]
+
+Prints "ready" once it listens; serves until it is terminated.
+"""
+
+import asyncio
+import ssl
+import sys
+
+import uvloop
+
+from wsc_fast import Client, Hub, HubConfig
+
+# Cases 9.1.6 and 9.2.6 send messages of 16 MiB.
+LARGEST = 16 << 20
+
+hub = Hub(
+    HubConfig(
+        enable_compression=True,
+        max_message_size=LARGEST,
+        # Some cases send a 4 MiB message in 64-byte fragments.
+        max_fragments=1 << 17,
+        outbox_messages=4096,
+        outbox_bytes=4 * LARGEST,
+    )
+)
+
+
+@hub.on_message_received
+def echo(client: Client, message: str | bytes) -> None:
+    client.send(message)
+
+
+async def serve(port: int, files: list[str]) -> None:
+    context = None
+    if files:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*files)
+    await hub.start("127.0.0.1", port, path="/", ssl=context)
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    loop = sys.argv[2] if len(sys.argv) > 2 else "uvloop"
+    factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve(int(sys.argv[1]), sys.argv[3:]))

@@ -1,0 +1,164 @@
+"""Runs the Autobahn cases (by kosoku) against a server and judges every one of them.
+
+    python conformance/run.py                                      all 517 cases, uvloop
+    python conformance/run.py --loop asyncio --tls --exclude '9.*'
+
+The report goes to build/conformance/ (index.html, and index.json, which is what is judged). The
+exit status is 1 if any case failed in behaviour or close behaviour, or did not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import trustme
+
+HERE = Path(__file__).parent
+CASES = 517
+# Informational cases probe what the RFC leaves open.
+GOOD = {"OK", "INFORMATIONAL"}
+
+
+@contextlib.asynccontextmanager
+async def tunnel(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """A port whose connections are passed on over TLS, since kosoku speaks none itself."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=context, server_hostname="localhost"
+        )
+        await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def run(arguments: argparse.Namespace, report: Path) -> float:
+    """Starts the server, runs the cases; returns how many seconds they took."""
+    port = address = free_port()
+    command = [sys.executable, str(HERE / f"{arguments.server}_server.py"), str(port)]
+    async with contextlib.AsyncExitStack() as stack:
+        if arguments.server == "echo":
+            command.append(arguments.loop)
+        if arguments.tls:
+            authority = trustme.CA()
+            certificate = authority.issue_cert("localhost")
+            files = [report / "certificate.pem", report / "key.pem"]
+            certificate.cert_chain_pems[0].write_to_path(files[0])
+            certificate.private_key_pem.write_to_path(files[1])
+            command += map(str, files)
+            context = ssl.create_default_context()
+            authority.configure_trust(context)
+            address = await stack.enter_async_context(tunnel(port, context))
+        server = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        stack.push_async_callback(server.wait)
+        stack.callback(server.terminate)
+        assert server.stdout is not None
+        if await server.stdout.readline() != b"ready\n":
+            raise SystemExit("the server did not start")
+        options = [f"-p{arguments.parallel}", f"-o{report}"]
+        options += [f"-i{pattern}" for pattern in arguments.cases]
+        options += [f"-x{pattern}" for pattern in arguments.exclude]
+        start = time.monotonic()
+        cases = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(HERE / "cases.py"),
+            *options,
+            f"127.0.0.1:{address}",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        await cases.wait()
+        taken = time.monotonic() - start
+        if server.returncode is not None:
+            raise SystemExit(f"the server ended with {server.returncode}")
+    return taken
+
+
+def judge(results: dict[str, dict[str, Any]], expected: int | None) -> int:
+    """Prints a line per section and per bad case; returns how many are bad or missing."""
+    sections: dict[str, Counter[str]] = {}
+    bad = []
+    for case, result in results.items():
+        verdict = result["behavior"]
+        if verdict in GOOD and result["behaviorClose"] not in GOOD:
+            verdict = f"close {result['behaviorClose']}"
+        sections.setdefault(case.partition(".")[0], Counter())[verdict] += 1
+        if verdict not in GOOD:
+            bad.append(f"  {case}: {verdict}")
+    for section in sorted(sections, key=int):
+        verdicts = ", ".join(f"{count} {name}" for name, count in sections[section].items())
+        print(f"section {section}: {verdicts}")
+    print("\n".join(bad))
+    missing = 0 if expected is None else expected - len(results)
+    if missing:
+        print(f"  {missing} cases did not run")
+    return len(bad) + abs(missing)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--server", choices=["echo", "websockets"], default="echo")
+    parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
+    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--cases", action="append", default=[], metavar="GLOB")
+    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB")
+    parser.add_argument("--parallel", type=int, default=4)
+    parser.add_argument("--output", type=Path, default=HERE.parent / "build" / "conformance")
+    arguments = parser.parse_args()
+
+    name = f"{arguments.server}-{arguments.loop}{'-tls' if arguments.tls else ''}"
+    report = arguments.output.resolve() / name
+    report.mkdir(parents=True, exist_ok=True)
+    index = report / "index.json"
+    index.unlink(missing_ok=True)
+    taken = asyncio.run(run(arguments, report))
+    (results,) = json.loads(index.read_text()).values()
+    selected = [
+        case
+        for case in results
+        if not arguments.cases or any(fnmatchcase(case, glob) for glob in arguments.cases)
+    ]
+    whole = not arguments.cases and not arguments.exclude
+    bad = judge({case: results[case] for case in selected}, CASES if whole else None)
+    print(f"{name}: {len(selected) - bad} of {len(selected)} cases passed in {taken:.0f} s")
+    if bad or not selected:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
