@@ -10,13 +10,22 @@ SOURCES := setup.py pyproject.toml $(wildcard src_cy/*.pyx src_cy/*.h wsc_fast/_
 BUILT := $(VENV)/.built
 DEBUG_TREE := build/debug
 
-.PHONY: run test lint format bench debug dist clean
+.PHONY: run test conformance fuzz lint format bench debug dist clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest
+
+# The Autobahn cases. The performance cases (9) run once, on uvloop.
+conformance: $(BUILT)
+	$(BIN)/pip install -q -e '.[conformance]'
+	$(BIN)/python conformance/run.py $(ARGS)
+ifndef ARGS
+	$(BIN)/python conformance/run.py --loop asyncio --exclude '9.*'
+	$(BIN)/python conformance/run.py --tls --exclude '9.*' --exclude '13.*'
+endif
 
 lint: $(BUILT)
 	$(BIN)/ruff check .

@@ -28,7 +28,11 @@ from functools import partial
 from time import time as wall_time
 
 from cpython.object cimport PyObject
-from cpython.unicode cimport PyUnicode_DecodeUTF8
+from cpython.unicode cimport (
+    PyUnicode_Contains,
+    PyUnicode_DecodeUTF8,
+    PyUnicode_GET_LENGTH,
+)
 from libc.stdint cimport uint8_t
 from picows.picows cimport WSFrame, WSTransport
 
@@ -51,6 +55,7 @@ from wsc_fast._core.outbox cimport (
     RUN_NORMAL,
     outbox_clear,
     outbox_close,
+    outbox_data,
     outbox_push,
     outbox_trim,
 )
@@ -75,6 +80,8 @@ cdef bytes PING_FRAME = b"\x89\x00"
 # one that still waits.
 cdef object PING_KEY = object()
 cdef object PONG_KEY = object()
+# What an acknowledgement holds, and no message needs to be looked at without.
+cdef str ACK_MARK = '"message_id"'
 
 cdef enum:
     # What a few pings take on the wire, over TLS too: that the peer's kernel acknowledges them says
@@ -82,6 +89,8 @@ cdef enum:
     PING_BYTES = 256
     # Pongs that wait one by one; beyond that a newer one replaces the newest.
     MOST_PONGS = 32
+    # The longest text that may be an acknowledgement.
+    ACK_CHARACTERS = 4096
 
 
 cdef class Guard:
@@ -165,6 +174,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         object authenticating      # asyncio.Task while an async authenticate runs
         readonly str remote_address
         readonly str subprotocol
+        object end_code            # int, the close code that ended it; None while it is open
+        str end_reason
+        str end                    # the reason of failure for what was still queued at the end
         double connected_wall      # seconds since the epoch
         double pinged_at
         unsigned long long acked   # bytes, at the last look (see check_alive)
@@ -177,6 +189,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def __cinit__(self, Engine engine not None):
         self.remote_address = ""
+        self.end_reason = ""
 
     # --- what the application sees ---
 
@@ -197,6 +210,20 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.transport = WSTransport(False, guard, guard, self.engine.loop)
             self.silence(guard)
         return self.transport
+
+    @property
+    def close_code(self):
+        """int | None: the close code that ended the connection; None while it is open.
+
+        The client's where it closed first, 1005 for a close frame without one; else the hub's; 1006
+        when the connection ended without a close frame (RFC 6455 section 7.1.5).
+        """
+        return self.end_code
+
+    @property
+    def close_reason(self):
+        """str: the reason that came or went with `close_code`."""
+        return self.end_reason
 
     @property
     def connected_at(self):
@@ -259,7 +286,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.engine._on_loop(partial(self.send, message, key=key))
             return
         if self.state != OPEN:
-            raise ClientDisconnectedError(f"client {self.id!a} is not connected")
+            error = ClientDisconnectedError(f"client {self.id!a} is not connected")
+            if self.engine.limits.witness != NULL:
+                self.engine._refused(message, self.id, "conn_closed", error)
+            raise error
         self.engine.deliver(self, encode_message(message), key, RUN_NORMAL)
 
     def disconnect(self, code=1000, str reason=""):
@@ -497,6 +527,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return 0
         self.engine.counters.messages_in += 1
         self.engine.counters.bytes_in += size
+        if (
+            self.engine.ack_filter is not None
+            and type(content) is str
+            and PyUnicode_GET_LENGTH(content) <= ACK_CHARACTERS
+            and PyUnicode_Contains(content, ACK_MARK)
+            and self.engine.ack_filter(self, content)
+        ):
+            return 0
         handler = self.engine.message_handler
         if handler is not None and self.inbox is None:
             try:
@@ -526,6 +564,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef int take_close(self, const char* payload, Py_ssize_t size) except -1:
         cdef int code = 0
+        cdef str reason = ""
         self.deaf = True
         self.peer_closed = True
         if self.state >= CLOSING:
@@ -541,9 +580,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             except ValidationError:
                 return self.refuse(1002, "invalid close code")
             try:
-                PyUnicode_DecodeUTF8(payload + 2, size - 2, NULL)
+                reason = PyUnicode_DecodeUTF8(payload + 2, size - 2, NULL)
             except UnicodeDecodeError:
                 return self.refuse(1007, "invalid UTF-8 in the close reason")
+        self.end_code = code or 1005
+        self.end_reason = reason
         # The peer's own code comes back, and an empty close for an empty one (section 5.5.1).
         return self.begin_close(code, "")
 
@@ -577,18 +618,26 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.drained()
 
     cdef int broken(self, int error) except -1:
+        self.end = "conn_error"
         return self.abort()
 
-    cdef int too_slow(self) except -1:
+    cdef int too_slow(self, PyObject* frame) except -1:
         cdef unsigned int dropped
+        cdef list frames = None
         if self.state != OPEN:
             return 0
+        if self.engine.limits.witness != NULL:
+            frames = outbox_data(&self.box)
         dropped = outbox_clear(&self.box)
         # The message that found no room is one more.
         self.engine.counters.slow_disconnects += 1
         self.engine.counters.dropped_slow += dropped + 1
         self.box.dropped += dropped + 1
-        return self.begin_close(1013, "slow consumer")
+        self.begin_close(1013, "slow consumer")
+        if frames is not None:
+            self.engine.lose(self, frames, "queue_full", None)
+            self.engine.lose(self, [<bytes>frame], "broadcast_full", None)
+        return 0
 
     cdef int check_alive(self, double now) except -1:
         cdef double since_data = 0
@@ -641,6 +690,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.state >= CLOSING:
             return 0
         frame = b"\x88\x00" if code == 0 else encode_close(code, reason)
+        if self.end_code is None:
+            self.end_code = code
+            self.end_reason = reason
         self.leave()
         self.close_timer = self.engine.loop.call_later(
             self.engine.close_timeout, self._abort_for_timeout
@@ -700,6 +752,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def _abort_for_timeout(self):
         self.close_timer = None
+        self.end = "send_timeout"
         self.abort()
 
     def _abort(self):
@@ -707,7 +760,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.abort()
 
     cdef int abort(self) except -1:
-        """Ends the connection at once; on_ws_disconnected follows in a later turn."""
+        """Ends the connection at once; connection_lost follows in a later turn."""
         if self.state < CLOSING:
             self.leave()
         self.engine.unmark(self)
@@ -734,6 +787,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def connection_lost(self, error):
         """The transport is gone (asyncio.BaseProtocol)."""
+        if error is not None and self.end is None:
+            self.end = "conn_error"
         if self.handshake is not None:
             self.handshake.lost()
             self.handshake = None
@@ -753,6 +808,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef int gone(self) except -1:
         cdef unsigned int lost
+        cdef list frames = None
         if self.state == CLOSED or self.stream is None:
             return 0
         if self.state < CLOSING:
@@ -763,9 +819,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.context = None
         self.engine.closing.discard(self)
         self.engine.unmark(self)
+        if self.end_code is None:
+            self.end_code = 1006
+        if self.engine.limits.witness != NULL and self.box.count:
+            frames = outbox_data(&self.box)
+            if self.close_queued:
+                frames.pop()  # the last one is our close frame
         lost = outbox_clear(&self.box)
         if lost and self.close_queued:
-            lost -= 1  # the last one is our close frame
+            lost -= 1
         self.engine.counters.dropped_closed += lost
         self.box.dropped += lost
         self.fd = -1
@@ -778,6 +840,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.let_go()
         self.engine.connections -= 1
         try:
+            if frames:
+                self.engine.lose(self, frames, self.end or "conn_closed", None)
             self.engine._disconnected(self, self.announced)
         except BaseException as error:
             self.engine._report(self, error)

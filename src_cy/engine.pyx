@@ -9,6 +9,7 @@ import re
 from functools import partial
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
@@ -16,14 +17,17 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memset
 
 from wsc_fast._core.deflate cimport Codec
-from wsc_fast._core.frames cimport encode_message
+from wsc_fast._core.frames cimport FIN_TEXT, encode, encode_message
 from wsc_fast._core.members cimport MemberSet, Room, push_all
 from wsc_fast._core.outbox cimport (
     DISCONNECT,
     DROP_NEWEST,
     DROP_OLDEST,
+    MADE_ROOM,
     NO_MEMORY,
+    OPEN,
     PUSHED,
+    REFUSED,
     RUN_NORMAL,
     Counters,
     Sink,
@@ -121,10 +125,26 @@ cdef class Engine(Fanout):
 
     def _set_compression(self, enabled, int level, Py_ssize_t threshold):
         """Makes the compression contexts anew, or drops them; for a hub that does not run."""
-        self.codec = Codec(level, threshold) if enabled else None
+        cdef Codec codec = Codec(level, threshold) if enabled else None
+        if codec is not None and self.codec is not None:
+            codec.compressions = self.codec.compressions
+        self.codec = codec
 
     cdef bytes twin(self, bytes frame, int window):
         return self.codec.twin(frame, window)
+
+    def _set_ack_filter(self, ack_filter):
+        """Has `ack_filter(client, text) -> bool` take acknowledgements out of what comes in."""
+        self.ack_filter = ack_filter
+
+    def _watch_losses(self, watched):
+        """Whether `_lost` is called for what is dropped or not sent."""
+        self.limits.witness = <PyObject*>self.witness if watched else NULL
+
+    cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
+        if self.limits.witness != NULL and frames:
+            self._lost(sink, frames, reason, error)
+        return 0
 
     def _set_message_handlers(self, tuple handlers):
         self.message_handlers = handlers
@@ -345,10 +365,17 @@ cdef class Engine(Fanout):
 
         Thread-safety: any thread. Source: go-wsc `SendToClient`.
         """
+        cdef Sink sink
         if self.away():
             self._on_loop(partial(self.send_to_client, client_id, message, key=key))
             return
-        self.deliver(self.find_client(client_id), encode_message(message), key, RUN_NORMAL)
+        try:
+            sink = self.find_client(client_id)
+        except ClientNotFoundError as error:
+            if self.limits.witness != NULL:
+                self._refused(message, client_id, "conn_closed", error)
+            raise
+        self.deliver(sink, encode_message(message), key, RUN_NORMAL)
 
     def send_text_to_client(self, client_id, text):
         """Queues a text message for one client.
@@ -368,6 +395,7 @@ cdef class Engine(Fanout):
         cdef PyObject* key_ptr = NULL
         cdef str checked
         cdef int result
+        cdef object error
         if key is not None:
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
@@ -377,19 +405,93 @@ cdef class Engine(Fanout):
         result = outbox_push(
             &sink.box, &self.limits, &self.counters, <PyObject*>frame, key_ptr, run
         )
-        if result == PUSHED:
+        if result == PUSHED or result == MADE_ROOM:
             self.counters.deliveries += 1
             if sink.dirty_at < 0:
                 self.mark(sink)
+            if result == MADE_ROOM:
+                self.lose(sink, self.taken(), "queue_full", None)
             return 0
         if result == NO_MEMORY:
             raise MemoryError(f"no memory for the outbox of client {sink.id!a}")
         self.counters.refused += 1
-        raise QueueFullError(
+        error = self.queue_full(sink)
+        self.lose(sink, [frame], "queue_full", error)
+        raise error
+
+    cdef object queue_full(self, Sink sink):
+        return QueueFullError(
             f"the outbox of client {sink.id!a} is full: {sink.box.count} messages, "
             f"{sink.box.nbytes} bytes wait (bounds: {self.limits.messages} messages, "
             f"{self.limits.nbytes} bytes)"
         )
+
+    def _has_clients(self, str user_id not None):
+        """Whether a user has a connected client (internal)."""
+        cdef Sink sink = self.clients.get(user_id)
+        return user_id in self.users or (sink is not None and sink.user_id == user_id)
+
+    def _send_to_user(self, str user_id not None, bytes data not None, int priority):
+        """Queues a text message, given as UTF-8, for every client of a user (internal).
+
+        Args:
+            user_id: whose clients.
+            data: the text.
+            priority: 1 to 4.
+
+        Returns:
+            int: how many clients it was queued for; 0: the user has none; below 0: the outboxes of
+            that many are full, and there is no other.
+        """
+        cdef bytes frame = encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        cdef MemberSet user = self.users.get(user_id)
+        cdef Sink sink = self.clients.get(user_id)
+        cdef Py_ssize_t queued = 0
+        cdef list refused = []
+        self.counters.messages_out += 1
+        if sink is not None and sink.user_id == user_id:
+            # Its id is the user's too, and it stands in no set of users.
+            if self.offer(sink, frame, priority - 1):
+                queued = 1
+            else:
+                refused.append(sink)
+        if user is not None:
+            for sink in user.items:
+                if self.offer(sink, frame, priority - 1):
+                    queued += 1
+                else:
+                    refused.append(sink)
+        if not queued:
+            return -len(refused)
+        for sink in refused:
+            self.lose(sink, [frame], "queue_full", self.queue_full(sink))
+        return queued
+
+    def _send_to(self, Sink sink not None, bytes data not None, int priority):
+        """Queues a text message, given as UTF-8, for one client; whether it was (internal)."""
+        cdef bytes frame = encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        if sink.state != OPEN:
+            return False
+        self.counters.messages_out += 1
+        return self.offer(sink, frame, priority - 1)
+
+    cdef bint offer(self, Sink sink, bytes frame, int run) except -1:
+        # Whether the frame was queued.
+        cdef int result
+        if sink.window:
+            frame = self.codec.twin(frame, sink.window)
+        result = outbox_push(
+            &sink.box, &self.limits, &self.counters, <PyObject*>frame, NULL, run
+        )
+        if result == REFUSED or result == NO_MEMORY:
+            self.counters.refused += 1
+            return False
+        self.counters.deliveries += 1
+        if sink.dirty_at < 0:
+            self.mark(sink)
+        if result == MADE_ROOM:
+            self.lose(sink, self.taken(), "queue_full", None)
+        return True
 
     cdef Py_ssize_t publish(self, list items, object message, object exclude, object key) except -1:
         cdef bytes frame = encode_message(message)

@@ -77,6 +77,8 @@ cdef class Fanout:
 
     def __cinit__(self):
         memset(&self.counters, 0, sizeof(Counters))
+        memset(&self.limits, 0, sizeof(Limits))
+        self.witness = []
         self.loop = None
         self.dirty = []
         self.budget = 0.005
@@ -103,6 +105,15 @@ cdef class Fanout:
 
     cdef bytes twin(self, bytes frame, int window):
         return frame
+
+    cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
+        return 0
+
+    cdef list taken(self):
+        """What was dropped to make room since the last call."""
+        cdef list frames = list(self.witness)
+        self.witness.clear()
+        return frames
 
     cdef int mark(self, Sink sink) except -1:
         """The sink's outbox is not empty: it takes part in the next flush, unless blocked."""

@@ -10,6 +10,7 @@ from cpython.object cimport PyObject
 from wsc_fast._core.fanout cimport Fanout
 from wsc_fast._core.outbox cimport (
     DISCONNECT,
+    MADE_ROOM,
     NO_MEMORY,
     PUSHED,
     Counters,
@@ -88,7 +89,8 @@ cdef Py_ssize_t push_all(
     cdef Outbox* box
     cdef PyObject* member
     cdef Sink sink
-    cdef list slow = None
+    cdef list slow = None  # (Sink, frame)
+    cdef list lost = None  # (Sink, frames, reason), where the application asked to hear of it
     cdef Counters* counters = &fanout.counters
     cdef const Limits* limits = &fanout.limits
     cdef PyObject* form
@@ -115,22 +117,33 @@ cdef Py_ssize_t push_all(
                     twins[(<Sink>member).window] = fanout.twin(frame, (<Sink>member).window)
                     form = PyList_GET_ITEM(twins, (<Sink>member).window)
             result = outbox_push(&(<Sink>member).box, limits, counters, form, key, run)
-            if result == PUSHED:
+            if result == PUSHED or result == MADE_ROOM:
                 queued += 1
                 if (<Sink>member).dirty_at < 0:
                     fanout.mark(<Sink>member)
+                if result == MADE_ROOM and limits.witness != NULL:
+                    if lost is None:
+                        lost = []
+                    lost.append((<Sink>member, fanout.taken(), "queue_full"))
             elif result == NO_MEMORY or limits.policy == DISCONNECT:
                 if slow is None:
                     slow = []
-                slow.append(<Sink>member)
+                slow.append((<Sink>member, <bytes>form))
             else:
                 (<Sink>member).box.dropped += 1
                 counters.dropped_newest += 1
+                if limits.witness != NULL:
+                    if lost is None:
+                        lost = []
+                    lost.append((<Sink>member, [<bytes>form], "broadcast_full"))
     finally:
         if collecting:
             PyGC_Enable()
     counters.deliveries += queued
     if slow is not None:
-        for sink in slow:
-            sink.too_slow()
+        for sink, refused in slow:
+            sink.too_slow(<PyObject*>refused)
+    if lost is not None:
+        for sink, frames, reason in lost:
+            fanout.lose(sink, frames, reason, None)
     return queued

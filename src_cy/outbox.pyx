@@ -12,6 +12,7 @@ Rules
 """
 
 from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_Clear
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
@@ -21,6 +22,7 @@ cdef extern from "Python.h":
     # Of an exact str neither fails.
     bint PyUnicode_CheckExact(object) noexcept
     Py_hash_t PyObject_Hash(object) noexcept
+    int PyList_Append(PyObject*, PyObject*) noexcept
     int PyUnicode_Compare(object, object) noexcept
 
 cdef enum:
@@ -182,14 +184,18 @@ cdef void make_room(
 ) noexcept:
     # Drops the oldest or newest of the lowest priority; `can_fit` has promised that it will do.
     cdef int victim
+    cdef unsigned int index
     while not fits(box, limits, size):
         victim = lowest_run(box)
         if limits.policy == DROP_OLDEST:
-            remove(box, end_of_run(box, victim + 1))
+            index = end_of_run(box, victim + 1)
             counters.dropped_oldest += 1
         else:
-            remove(box, end_of_run(box, victim) - 1)
+            index = end_of_run(box, victim) - 1
             counters.dropped_newest += 1
+        if limits.witness != NULL and PyList_Append(limits.witness, outbox_at(box, index)) < 0:
+            PyErr_Clear()  # no memory to tell of it: the counters do
+        remove(box, index)
         box.dropped += 1
 
 
@@ -199,6 +205,8 @@ cdef int outbox_push_slow(
 ) noexcept:
     cdef Py_ssize_t size = PyBytes_GET_SIZE(<object>frame)
     cdef unsigned int replaced = box.count
+    cdef unsigned long long dropped = box.dropped
+    cdef int result
     if key != NULL and box.keyed:
         replaced = find_key(box, key)
     if run != RUN_CONTROL and (replaced < box.count or not fits(box, limits, size)):
@@ -209,7 +217,10 @@ cdef int outbox_push_slow(
         counters.conflated += run != RUN_CONTROL
     if run != RUN_CONTROL:
         make_room(box, limits, counters, size)
-    return outbox_append(box, frame, key, run)
+    result = outbox_append(box, frame, key, run)
+    if result == PUSHED and box.dropped != dropped:
+        return MADE_ROOM
+    return result
 
 
 cdef int outbox_append(Outbox* box, PyObject* frame, PyObject* key, int run) noexcept:
@@ -265,6 +276,12 @@ cdef unsigned int outbox_data_count(const Outbox* box) noexcept:
     return box.count - box.runs[RUN_CONTROL]
 
 
+cdef list outbox_data(const Outbox* box):
+    """The frames that wait, but for pings and pongs, in order."""
+    cdef unsigned int i
+    return [<bytes>outbox_at(box, i) for i in range(box.runs[RUN_CONTROL], box.count)]
+
+
 cdef unsigned int outbox_clear(Outbox* box) noexcept:
     """Releases every entry; returns how many of them were not pings or pongs."""
     cdef unsigned int data = outbox_data_count(box)
@@ -304,7 +321,7 @@ cdef class Sink(WSListener):
     cdef int broken(self, int error) except -1:
         return 0
 
-    cdef int too_slow(self) except -1:
+    cdef int too_slow(self, PyObject* frame) except -1:
         return 0
 
     cdef int check_alive(self, double now) except -1:

@@ -231,12 +231,19 @@ cdef class Receiver(Sink):
     cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1:
         cdef Codec codec = self.engine.codec
         cdef Py_ssize_t limit = self.engine.max_message_size
+        cdef Py_ssize_t room = limit
         cdef object content
+        if self.state == CONNECTING:
+            # What is held back counts as it will be held: inflated.
+            room = max(self.engine.auth_input_bytes - self.held_bytes, 0)
+            limit = min(limit, room)
         if self.context is not None and self.context.client_window:
             size = self.context.inflate(data, size, limit)
         else:
             size = codec.inflate(codec.inflater, True, data, size, limit)
         if size == INFLATE_TOO_BIG:
+            if limit == room and self.state == CONNECTING:
+                return self.refuse(1008, "too much input before authentication")
             return self.refuse(1009, "message too big")
         if size == INFLATE_INVALID:
             return self.refuse(1007, "invalid compressed data")

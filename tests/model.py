@@ -138,6 +138,10 @@ class Model:
                 self._utf8.decode(bytes([byte]))
             except UnicodeDecodeError:
                 raise Failed(1007) from None
+            # Python's decoder waits for the third byte of a surrogate.
+            begun = self._utf8.getstate()[0]
+            if len(begun) == 2 and begun[0] == 0xED and begun[1] >= 0xA0:
+                raise Failed(1007)
         if not self._left:
             self._end_of_frame()
 
@@ -158,25 +162,30 @@ class Model:
             raise Failed(1007) from None
 
     def _inflate(self, payload: bytes) -> bytes:
-        # A stored block behind it comes out as it is only if the message ends with a block.
-        probe = b"\x00\x01\x00\xfe\xffX"
         inflater = zlib.decompressobj(-15)
-        rest = b"\x00\x00\xff\xff" + probe
-        try:
-            message = inflater.decompress(payload + rest, self.max_message_size + 2)
-        except zlib.error:
-            raise Failed(1007) from None
-        if inflater.eof:
+        message = bytearray()
+        # The tail that the sender has cut off (RFC 7692 section 7.2.2). Byte by byte, so that it is
+        # known what comes out before a fault.
+        for at, byte in enumerate(payload + b"\x00\x00\xff\xff"):
+            try:
+                message += inflater.decompress(bytes([byte]))
+            except zlib.error:
+                raise Failed(1007) from None
             if len(message) > self.max_message_size:
                 raise Failed(1009)
-            if inflater.unused_data not in (rest, b"\x00" + rest):
+            if inflater.eof:
+                # The last block may be marked so; an empty byte may follow it (section 7.2.3.4).
+                if payload[at + 1 :] not in (b"", b"\x00") or at >= len(payload):
+                    raise Failed(1007)
+                return bytes(message)
+        try:
+            # A stored block behind it comes out as it is only if the message ends with a block. Its
+            # padding is ones: zeros could end a block that is still open.
+            if inflater.decompress(b"\xf8\x04\x00\xfb\xffends") != b"ends":
                 raise Failed(1007)
-            return message
-        if len(message) > self.max_message_size + 1:
-            raise Failed(1009)
-        if not message.endswith(b"X"):
-            raise Failed(1007)
-        return message[:-1]
+        except zlib.error:
+            raise Failed(1007) from None
+        return bytes(message)
 
     def _control(self, opcode: int, payload: bytes) -> None:
         if opcode == 9:

@@ -292,9 +292,12 @@ def named(request: Request) -> Identity:
 
 
 async def join(hub: Hub, name: str, **options: Any) -> tuple[RawClient, Client]:
-    """Connects to a hub with `authenticate=named`: the raw end and the hub's."""
+    """Connects to a hub with `authenticate=named`: the raw end and the hub's.
+
+    The name is the client's id, and may go on as "a&user=ann".
+    """
     raw = await RawClient.open(hub, f"/ws?id={name}", **options)
-    return raw, known(hub, name)
+    return raw, known(hub, name.partition("&")[0])
 
 
 def known(hub: Hub, name: str) -> Client:

@@ -19,6 +19,7 @@ from support import (
     PING,
     TEXT,
     Frame,
+    RawClient,
     encode,
     eventually,
     join,
@@ -28,7 +29,7 @@ from support import (
     stall,
 )
 
-from wsc_fast import Client, ConfigError, Hub, HubConfig
+from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request
 from wsc_fast.extensions import Deflate, choose_subprotocol, negotiate_deflate, parse_extensions
 
 TAIL = b"\x00\x00\xff\xff"
@@ -643,3 +644,27 @@ async def test_websockets_and_the_hub_understand_each_other(any_loop: str, keeps
             with pytest.raises(websockets.ConnectionClosedError):
                 await client.recv()
             assert client.close_code == 4001
+
+
+# --- before authentication ---
+
+
+async def test_B5_what_is_held_before_authentication_is_bounded_once_inflated() -> None:
+    refused: list[Exception] = []
+
+    async def never(request: Request) -> Identity | None:
+        await asyncio.Event().wait()
+        return None
+
+    hub = Hub(
+        HubConfig(enable_compression=True, authentication_input_bytes=10_000), authenticate=never
+    )
+    hub.on_error(lambda client, error: refused.append(error))
+    async with running(hub):
+        bomb = encode(TEXT, deflated(b"x" * 1_000_000), rsv=RSV1)
+        assert len(bomb) < 5_000
+        client = await RawClient.open(hub, headers=offers(), tail=bomb)
+        assert (await client.recv()).code == 1008
+        client.sock.close()
+        await eventually(lambda: hub.connections == 0)
+    assert [str(error) for error in refused] == ["too much input before authentication"]

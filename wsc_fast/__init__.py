@@ -1,8 +1,44 @@
 """wsc_fast: a WebSocket hub for Python servers that carry heavy traffic. The public names."""
 
-from wsc_fast._core.connection import Client
-from wsc_fast.config import HubConfig
+from wsc_fast._core.connection import (
+    Client,
+)
+from wsc_fast.config import (
+    ACKConfig,
+    HubConfig,
+    RetryConfig,
+)
+from wsc_fast.delivery.acks import (
+    AckStatus,
+    PendingACK,
+)
+from wsc_fast.delivery.failures import (
+    ConnectionErrorHandler,
+    QueueFullHandler,
+    SendFailureHandler,
+    TimeoutHandler,
+    UserOfflineHandler,
+)
+from wsc_fast.delivery.offline import (
+    MemoryOfflineStore,
+    OfflineStore,
+    StoredMessage,
+)
+from wsc_fast.delivery.redis import (
+    RedisOfflineStore,
+)
+from wsc_fast.delivery.retry import (
+    SendAttempt,
+    SendResult,
+)
+from wsc_fast.delivery.sqlite import (
+    SQLiteOfflineStore,
+)
 from wsc_fast.errors import (
+    AckDroppedError,
+    AckError,
+    AckFailedError,
+    AckTimeoutError,
     ClientDisconnectedError,
     ClientNotFoundError,
     ConfigError,
@@ -12,26 +48,54 @@ from wsc_fast.errors import (
     ListenError,
     LoopBusyError,
     MessageTypeError,
+    OfflineStoreError,
+    OfflineStoreFullError,
+    PendingFullError,
     ProtocolError,
     QueueFullError,
     RoomExistsError,
     RoomNotFoundError,
     SendError,
     SendFailureReason,
+    SendTimeoutError,
+    UserOfflineError,
     ValidationError,
     WSCError,
 )
-from wsc_fast.hub import Hub, handle_websocket
-from wsc_fast.server import Identity, Request, Response
-from wsc_fast.stats import HubStats
+from wsc_fast.hub import (
+    Hub,
+    handle_websocket,
+)
+from wsc_fast.messages import (
+    ACKMessage,
+    HubMessage,
+    Priority,
+)
+from wsc_fast.server import (
+    Identity,
+    Request,
+    Response,
+)
+from wsc_fast.stats import (
+    HubStats,
+)
 
 __all__ = [
+    "ACKConfig",
+    "ACKMessage",
+    "AckDroppedError",
+    "AckError",
+    "AckFailedError",
+    "AckStatus",
+    "AckTimeoutError",
     "Client",
     "ClientDisconnectedError",
     "ClientNotFoundError",
     "ConfigError",
+    "ConnectionErrorHandler",
     "Hub",
     "HubConfig",
+    "HubMessage",
     "HubStateError",
     "HubStats",
     "HubStoppedError",
@@ -39,15 +103,34 @@ __all__ = [
     "LimitError",
     "ListenError",
     "LoopBusyError",
+    "MemoryOfflineStore",
     "MessageTypeError",
+    "OfflineStore",
+    "OfflineStoreError",
+    "OfflineStoreFullError",
+    "PendingACK",
+    "PendingFullError",
+    "Priority",
     "ProtocolError",
     "QueueFullError",
+    "QueueFullHandler",
+    "RedisOfflineStore",
     "Request",
     "Response",
+    "RetryConfig",
     "RoomExistsError",
     "RoomNotFoundError",
+    "SQLiteOfflineStore",
+    "SendAttempt",
     "SendError",
+    "SendFailureHandler",
     "SendFailureReason",
+    "SendResult",
+    "SendTimeoutError",
+    "StoredMessage",
+    "TimeoutHandler",
+    "UserOfflineError",
+    "UserOfflineHandler",
     "ValidationError",
     "WSCError",
     "handle_websocket",

@@ -1,23 +1,34 @@
-"""HubConfig: every setting of a hub, checked when it is made."""
+"""HubConfig, RetryConfig and ACKConfig: every setting, checked when it is made.
+
+What a setting may be follows from its annotation, and from the tables below: an int has bounds, a
+float is a positive number of seconds, the items of a tuple pass a check.
+"""
 
 from __future__ import annotations
 
-import math
+import json
+import os
+import random
 import re
+import reprlib
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from functools import cache
 from ipaddress import ip_network
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 import msgspec
 
 from wsc_fast._core.deflate import zlib_version
-from wsc_fast.errors import ConfigError
+from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
+OfflineOverflow = Literal["drop_oldest", "refuse"]
 
 # What picows reads into at least; a smaller setting would not be honoured.
 MIN_READ_BUFFER = 2048
-
-_OVERFLOWS = ("disconnect", "drop_oldest", "drop_newest")
 
 # name -> (lowest, highest) that makes sense; inclusive.
 _INTEGERS: dict[str, tuple[int, int]] = {
@@ -38,23 +49,12 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "compression_threshold": (0, 1 << 30),
     "server_max_window_bits": (9, 15),
     "client_max_window_bits": (9, 15),
+    "max_retries": (0, 1_000_000),
+    "max_pending": (1, 1 << 30),
+    "offline_limit": (1, 1 << 30),
 }
-_SECONDS = (
-    "handshake_timeout",
-    "authentication_timeout",
-    "heartbeat_interval",
-    "heartbeat_timeout",
-    "close_timeout",
-    "thread_call_timeout",
-    "flush_budget",
-)
-_FLAGS = (
-    "enable_compression",
-    "server_no_context_takeover",
-    "client_no_context_takeover",
-    "check_origin",
-)
-_NAMES = ("allowed_origins", "allowed_hosts", "subprotocols", "trusted_proxies")
+# name -> lowest; the floats that are no seconds.
+_FACTORS = {"backoff_factor": 1}
 # A token (RFC 9110 section 5.6.2).
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
@@ -62,6 +62,32 @@ _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _ALLOWED_ORIGIN = re.compile(
     r"\*|(https?://)?((\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE
 ).fullmatch
+
+_REASONS = tuple(str(reason) for reason in SendFailureReason)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
+# name -> (does the item pass, what is allowed)
+_REASON = (_REASONS.__contains__, f"one of {', '.join(_REASONS)}")
+_ITEMS: dict[str, tuple[Callable[[str], object], str]] = {
+    "allowed_origins": (_ALLOWED_ORIGIN, "'https://host[:port]', '*.host' or '*'"),
+    "subprotocols": (_SUBPROTOCOL, "a token (RFC 9110 section 5.6.2)"),
+    "trusted_proxies": (_is_network, "an IP address or network"),
+    "retryable_errors": _REASON,
+    "non_retryable_errors": _REASON,
+}
+_BOOLEANS = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
+_TABLES = ("hub", "retry", "ack")
 
 # What a running hub reads at each use, so that `set_config` may change it.
 CHANGEABLE = frozenset(
@@ -89,7 +115,82 @@ CHANGEABLE = frozenset(
 )
 
 
-class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What HubConfig, RetryConfig and ACKConfig have in common: the checks and the loading."""
+
+    _prefix: ClassVar[str] = "WSC_"
+    _table: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, kind in _kinds(type(self)).items():
+            value = _checked(f"{type(self).__name__}.{name}", name, kind, getattr(self, name))
+            # A list is as good as a tuple, an int as a float; kept as what the annotation says.
+            msgspec.structs.force_setattr(self, name, value)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """The settings of the environment, with the defaults for those it lacks.
+
+        A variable is `WSC_` (for ACKConfig `WSC_ACK_`) and the setting in upper case, such as
+        `WSC_MAX_RETRIES`. A bool is true, false, 1, 0, yes, no, on or off in any case; the items of
+        a tuple stand between commas, and a comma alone means none. An empty variable counts as
+        unset. Others that begin with `WSC_` are ignored, since they may be somebody else's: a
+        misspelt name has no effect.
+
+        Args:
+            environ: the variables; None means `os.environ`.
+
+        Raises:
+            ConfigError: a value cannot work; the text names the variable, the value and what is
+                allowed.
+        """
+        given = os.environ if environ is None else environ
+        variables = {name: cls._prefix + name.upper() for name in _kinds(cls)}
+        values = {}
+        for name, kind in _kinds(cls).items():
+            text = given.get(variables[name], "").strip()
+            if text:
+                values[name] = _parsed(variables[name], kind, text)
+        return cls._made(", ".join(variables[name] for name in values), variables, values)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """The settings of a .yaml, .yml, .toml or .json file, with the defaults for others.
+
+        They stand at the top level, or, so that one file serves all, in the tables `hub`, `retry`
+        and `ack`. Either may stand in a table `wsc`; what is beside that is somebody else's.
+        YAML needs `pip install 'wsc_fast[yaml]'`.
+
+        Args:
+            path: of the file, UTF-8; its suffix tells the format.
+
+        Raises:
+            ConfigError: the file cannot be read, or holds an unknown or repeated key or a value
+                that cannot work; the text names the file, the key, the value and what is allowed.
+        """
+        file = os.fspath(path)
+        place, values = _table(file, _read(file), cls._table)
+        names = {name: f"{place}{name}" for name in _kinds(cls)}
+        for key, value in values.items():
+            if key not in names:
+                raise ConfigError(
+                    f"{place}{key} ({_shown(value)}) is no setting of {cls.__name__}, "
+                    f"expected one of {', '.join(names)}"
+                )
+        return cls._made(file, names, values)
+
+    @classmethod
+    def _made(cls, source: str, names: Mapping[str, str], values: dict[str, Any]) -> Self:
+        # Each by itself first: the error tells where the value stands.
+        for name, value in values.items():
+            _checked(names[name], name, _kinds(cls)[name], value)
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+
+class HubConfig(Settings, frozen=True, kw_only=True):
     """Settings of a Hub (go-wsc `HubConfig`). Times are seconds, sizes are bytes.
 
     Attributes:
@@ -146,6 +247,8 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
         ConfigError: a value cannot work; the text names the key, the value and what is allowed.
     """
 
+    _table: ClassVar[str] = "hub"
+
     max_connections: int = 100_000
     read_buffer_size: int = 1 << 17
     receive_buffer_size: int = 1 << 17
@@ -181,47 +284,253 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
     backlog: int = 4_096
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _INTEGERS.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise _wrong(name, value, f"an int from {low} to {high}")
-        for name in _SECONDS:
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise _wrong(name, value, "a positive number of seconds")
-        for name in _FLAGS:
-            if type(getattr(self, name)) is not bool:
-                raise _wrong(name, getattr(self, name), "True or False")
-        for name in _NAMES:
-            value = getattr(self, name)
-            if not isinstance(value, (tuple, list)) or not all(
-                isinstance(item, str) and item for item in value
-            ):
-                raise _wrong(name, value, "a tuple of non-empty str")
-            # A list is as good; kept as a tuple so that the configuration stays immutable.
-            msgspec.structs.force_setattr(self, name, tuple(value))
-        for origin in self.allowed_origins:
-            if not _ALLOWED_ORIGIN(origin):
-                raise _wrong("allowed_origins", origin, "'https://host[:port]', '*.host' or '*'")
-        if self.overflow not in _OVERFLOWS:
-            raise _wrong("overflow", self.overflow, f"one of {', '.join(_OVERFLOWS)}")
+        super().__post_init__()
         if self.heartbeat_timeout <= self.heartbeat_interval:
             raise _wrong(
-                "heartbeat_timeout",
+                "HubConfig.heartbeat_timeout",
                 self.heartbeat_timeout,
                 f"more than heartbeat_interval ({self.heartbeat_interval})",
             )
-        for subprotocol in self.subprotocols:
-            if not _SUBPROTOCOL(subprotocol):
-                raise _wrong("subprotocols", subprotocol, "a token (RFC 9110 section 5.6.2)")
-        for network in self.trusted_proxies:
-            try:
-                ip_network(network)
-            except ValueError:
-                raise _wrong("trusted_proxies", network, "an IP address or network") from None
         if self.enable_compression and zlib_version() is None:
-            raise _wrong("enable_compression", True, "False, since there is no zlib (libz.so.1)")
+            raise _wrong(
+                "HubConfig.enable_compression", True, "False, since there is no zlib (libz.so.1)"
+            )
 
 
-def _wrong(name: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(f"HubConfig.{name} is {value!r}, expected {expected}")
+class RetryConfig(Settings, frozen=True, kw_only=True):
+    """How often and when a failed send is tried again (go-wsc `RetryConfig`). Times are seconds.
+
+    Attributes:
+        max_retries: attempts after the first; 0 means that there is only that one.
+        base_delay: before the first retry.
+        backoff_factor: each further delay is that many times the one before; at least 1.
+        max_delay: of one delay, at most. Not less than `base_delay`.
+        jitter: each delay is random, between 0 and what it would be otherwise, so that those who
+            failed together do not try again together.
+        retryable_errors: the reasons (SendFailureReason) after which a send is tried again.
+        non_retryable_errors: the reasons after which it is not. A reason in neither is not retried
+            either; one in both raises ConfigError.
+
+    Raises:
+        ConfigError: a value cannot work; the text names the key, the value and what is allowed.
+    """
+
+    _table: ClassVar[str] = "retry"
+
+    max_retries: int = 3
+    base_delay: float = 0.1
+    backoff_factor: float = 2.0
+    max_delay: float = 30.0
+    jitter: bool = False
+    retryable_errors: tuple[str, ...] = ("queue_full", "timeout", "conn_error", "channel_closed")
+    non_retryable_errors: tuple[str, ...] = ("user_offline", "permission", "validation")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_delay < self.base_delay:
+            raise _wrong(
+                "RetryConfig.max_delay", self.max_delay, f"at least base_delay ({self.base_delay})"
+            )
+        for reason in self.retryable_errors:
+            if reason in self.non_retryable_errors:
+                raise _wrong("RetryConfig.retryable_errors", reason, "none of non_retryable_errors")
+
+    def delay(self, retry: int) -> float:
+        """How many seconds to wait before a retry.
+
+        Args:
+            retry: which one, from 1.
+
+        Raises:
+            ValidationError: `retry` is less than 1.
+        """
+        if retry < 1:
+            raise ValidationError(f"retry is {retry}, expected 1 or more")
+        try:
+            delay = min(self.base_delay * self.backoff_factor ** (retry - 1), self.max_delay)
+        except OverflowError:
+            delay = self.max_delay
+        return random.uniform(0, delay) if self.jitter else delay
+
+
+class ACKConfig(Settings, frozen=True, kw_only=True):
+    """Settings of acknowledged messages (go-wsc `ACKConfig`). Times are seconds.
+
+    Attributes:
+        timeout: from the first send to AckTimeoutError. What is left of the retransmissions by
+            then is not made.
+        max_retries: retransmissions of a message that is not acknowledged.
+        retry_interval: between them.
+        enable_offline_messages: what a user does not get is kept until the user connects.
+        max_pending: messages that wait for an acknowledgement, in the whole hub; one more raises
+            PendingFullError.
+        offline_limit: messages in the offline store, per user.
+        offline_overflow: what a message does that finds as many in the store. "drop_oldest": the
+            oldest is dropped. "refuse": the message is refused.
+        offline_max_age: a message that has been in the store so long is dropped.
+
+    Raises:
+        ConfigError: a value cannot work; the text names the key, the value and what is allowed.
+    """
+
+    _prefix: ClassVar[str] = "WSC_ACK_"  # `max_retries` is RetryConfig's too
+    _table: ClassVar[str] = "ack"
+
+    timeout: float = 30.0
+    max_retries: int = 3
+    retry_interval: float = 5.0
+    enable_offline_messages: bool = False
+    max_pending: int = 100_000
+    offline_limit: int = 1_000
+    offline_overflow: OfflineOverflow = "drop_oldest"
+    offline_max_age: float = 604_800.0
+
+
+@cache
+def _kinds(cls: type[Settings]) -> dict[str, Any]:
+    """The settings of the class, and the type of each."""
+    return {field.name: field.type for field in msgspec.structs.fields(cls)}
+
+
+def _checked(called: str, name: str, kind: Any, value: Any) -> Any:
+    """The value as the setting keeps it; ConfigError if it cannot work."""
+    if kind is int:
+        low, high = _INTEGERS[name]
+        if type(value) is not int or not low <= value <= high:
+            raise _wrong(called, value, f"an int from {low} to {high}")
+    elif kind is float:
+        number = type(value) in (int, float) and value <= sys.float_info.max
+        if name in _FACTORS:
+            if not number or value < _FACTORS[name]:
+                raise _wrong(called, value, f"a number of at least {_FACTORS[name]}")
+        elif not number or value <= 0:
+            raise _wrong(called, value, "a positive number of seconds")
+        return float(value)
+    elif kind is bool:
+        if type(value) is not bool:
+            raise _wrong(called, value, "True or False")
+    elif get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise _wrong(called, value, f"one of {', '.join(get_args(kind))}")
+    else:
+        if not isinstance(value, (tuple, list)) or not all(
+            isinstance(item, str) and item for item in value
+        ):
+            raise _wrong(called, value, "a tuple or list of non-empty str")
+        passes, allowed = _ITEMS.get(name, (bool, ""))
+        for item in value:
+            if not passes(item):
+                raise _wrong(called, item, allowed)
+        return tuple(map(str, value))
+    return value
+
+
+def _parsed(variable: str, kind: Any, text: str) -> Any:
+    """The value that the text of an environment variable stands for."""
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise _wrong(variable, text, f"one of {', '.join(_BOOLEANS)}")
+        return _BOOLEANS[text.lower()]
+    if get_origin(kind) is tuple:
+        return tuple(item.strip() for item in text.split(",") if item.strip())
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass  # then the check refuses the text
+    return text
+
+
+def _table(file: str, content: Any, own: str) -> tuple[str, dict[str, Any]]:
+    """Where in the file the settings stand (for the errors), and they."""
+    place = f"{file}: "
+    level = _mapping(file, content)
+    if "wsc" in level:
+        for key in _TABLES:
+            if key in level:
+                raise ConfigError(f"{place}{key} stands beside wsc, expected in it")
+        place += "wsc."
+        level = _mapping(f"{file}: wsc", level["wsc"])
+    if not any(key in level for key in _TABLES):
+        return place, level
+    for key, value in level.items():
+        if key not in _TABLES:
+            raise ConfigError(
+                f"{place}{key} ({_shown(value)}) stands beside tables, "
+                f"expected one of {', '.join(_TABLES)}"
+            )
+    return f"{place}{own}.", _mapping(f"{place}{own}", level.get(own))
+
+
+def _mapping(called: str, value: Any) -> dict[str, Any]:
+    if value is None:  # of an empty YAML file, or a table whose lines are all comments
+        return {}
+    if not isinstance(value, dict):
+        raise _wrong(called, value, "a table of settings")
+    return value
+
+
+def _read(file: str) -> Any:
+    reader = _READERS.get(Path(file).suffix.lower())
+    if reader is None:
+        raise ConfigError(f"{file} is no settings file, expected one of {', '.join(_READERS)}")
+    try:
+        return reader(Path(file).read_text("utf-8-sig"))
+    except ImportError:
+        raise ConfigError(f"{file} needs PyYAML: pip install 'wsc_fast[yaml]'") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+
+
+def _json(text: str) -> Any:
+    # Not msgspec.json, which takes the last of repeated keys.
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    seen: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise ValueError(f"the key {_shown(key)} is there twice, expected once")
+        seen[key] = value
+    return seen
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # yaml.safe_load, which takes the last of repeated keys
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            _unique([(key.value, None) for key, _ in node.value if isinstance(key.value, str)])
+            return node
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".toml": tomllib.loads,
+    ".json": _json,
+}
+
+
+def _wrong(called: str, value: Any, expected: str) -> ConfigError:
+    return ConfigError(f"{called} is {_shown(value)}, expected {expected}")
+
+
+def _shown(value: Any) -> str:
+    """Its repr, which a hostile file could make endless."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an int of more than 4,300 digits
+        return f"a huge {type(value).__name__}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+_SHORT.maxtuple = _SHORT.maxlist = _SHORT.maxdict = 20

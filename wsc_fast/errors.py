@@ -14,7 +14,16 @@
     ├── LimitError (RuntimeError)               a bound on rooms or memberships is reached
     ├── SendError                               a message was not taken, and nothing was sent
     │   ├── QueueFullError                      ... the client's outbox is full (a slow consumer)
+    │   ├── PendingFullError                    ... too many wait for an acknowledgement already
+    │   ├── UserOfflineError                    ... the user has no connected client
+    │   ├── SendTimeoutError (TimeoutError)     ... the client did not read it in time
     │   └── ClientDisconnectedError             ... the client is closing or gone
+    ├── AckError                                a message was not acknowledged
+    │   ├── AckTimeoutError (TimeoutError)      ... in time
+    │   ├── AckFailedError                      ... the client reports that it failed
+    │   └── AckDroppedError                     ... given up: a bound, its age, the stop
+    ├── OfflineStoreError                       the offline store has trouble
+    │   └── OfflineStoreFullError               ... it holds as many for this user as it may
     └── ProtocolError                           the peer broke RFC 6455 or one of our bounds
 
 The first group is the caller's mistake, `SendError` the state of the peer, `ProtocolError` the
@@ -85,8 +94,52 @@ class QueueFullError(SendError):
     """The client's outbox has reached its bound, and its policy made no room."""
 
 
+class PendingFullError(SendError):
+    """As many messages wait for an acknowledgement as may."""
+
+
+class UserOfflineError(SendError):
+    """The user has no connected client."""
+
+
+class SendTimeoutError(SendError, TimeoutError):
+    """The client did not read the message before the close timeout; for failure handlers."""
+
+
 class ClientDisconnectedError(SendError):
     """The client is closing or gone."""
+
+
+class AckError(WSCError):
+    """A message was not acknowledged.
+
+    Attributes:
+        message_id: of the HubMessage.
+    """
+
+    def __init__(self, message_id: str, text: str) -> None:
+        super().__init__(text)
+        self.message_id = message_id
+
+
+class AckTimeoutError(AckError, TimeoutError):
+    """No acknowledgement came in time, after the last retransmission."""
+
+
+class AckFailedError(AckError):
+    """The client acknowledged the message as failed; the text is the client's."""
+
+
+class AckDroppedError(AckError):
+    """The hub gave the message up: a bound of the offline store, its age, or the hub's stop."""
+
+
+class OfflineStoreError(WSCError):
+    """The offline store has trouble; the text names the store and the cause."""
+
+
+class OfflineStoreFullError(OfflineStoreError):
+    """The offline store holds as many messages for this user as it may."""
 
 
 class ProtocolError(WSCError):

@@ -17,7 +17,6 @@ import signal
 import socket
 import sys
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -27,9 +26,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wsc_fast._core.connection import Client
-from wsc_fast._core.engine import Engine, check_id
+from wsc_fast._core.engine import check_id
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import CHANGEABLE, HubConfig
+from wsc_fast.delivery.facade import Delivery
 from wsc_fast.errors import (
     ConfigError,
     HubStateError,
@@ -41,6 +41,7 @@ from wsc_fast.errors import (
 )
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.extensions import Deflate
+from wsc_fast.messages import IdFactory
 from wsc_fast.server import (
     Acceptor,
     Authenticate,
@@ -73,7 +74,7 @@ _SWEEPS_PER_INTERVAL = 5
 _LONGEST_TICK = 1.0
 
 
-class Hub(Engine):
+class Hub(Delivery):
     """A WebSocket hub: holds the connections, and moves messages to clients, users and rooms.
 
     Args:
@@ -89,13 +90,14 @@ class Hub(Engine):
     def __init__(
         self, config: HubConfig | None = None, *, authenticate: Authenticate | None = None
     ) -> None:
+        super().__init__()
         self._authenticate = authenticate
         self._accepting = False
         self._ended = False  # stopped; only `start` begins anew
         self._path: str | None = None
         self._tls = False
         self._routes: dict[str, Route] = {}
-        self._new_id = _Ids()
+        self._new_id = IdFactory(9)
         self._servers: list[asyncio.Server] = []
         self._acceptors: list[Acceptor] = []
         self._last_file = sys.maxsize  # the highest descriptor that the process may have
@@ -306,6 +308,7 @@ class Hub(Engine):
             ListenError: the address is in use, not ours, or not permitted.
             HubStateError: the hub runs already.
             ValidationError: a Unix socket or a path that cannot be served.
+            OfflineStoreError: the offline store does not open.
 
         Thread-safety: the thread of the running loop, which the hub then belongs to.
         """
@@ -328,6 +331,9 @@ class Hub(Engine):
         own_accept = ssl is not None or type(loop).__module__.partition(".")[0] != "uvloop"
         server: asyncio.Server | None = None
         try:
+            if self._acks is not None:
+                self._acks.attach(loop)
+                await self._acks.opened()
             server = await loop.create_server(
                 lambda: Client(self),
                 backlog=self.config.backlog,
@@ -354,6 +360,8 @@ class Hub(Engine):
             if server is not None:
                 server.close()
             if self.loop is loop and self._stopping is None:
+                if self._acks is not None:
+                    await self._acks.stop(0.0)
                 self._attach(None)
             if isinstance(error, OSError):
                 raise _listen_error(error, host, port) from error
@@ -427,6 +435,7 @@ class Hub(Engine):
         self._servers.clear()
         for handshake in list(self._handshaking):
             handshake.abort()
+        self._sleepers.wake()
         # What is queued has as long as the caller gives it.
         self.close_timeout = max(self.config.close_timeout, timeout)
         for client in self._open_clients():
@@ -441,7 +450,10 @@ class Hub(Engine):
             client._abort()
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
+        if self._acks is not None:
+            await self._acks.stop(deadline - time.monotonic())
         await self._finish_tasks(deadline)
+        await self._failures.finish(deadline - time.monotonic())
         for timer in (self._heartbeat_timer, self._handshake_timer):
             if timer is not None:
                 timer.cancel()
@@ -470,6 +482,9 @@ class Hub(Engine):
                 joining._forget()
         self._tasks.clear()
         self._stop_callers.clear()
+        self._failures.forget()
+        if self._acks is not None:
+            self._acks.forget()
         self._forget_connections()
         self._heartbeat_timer = self._handshake_timer = None
         self._all_gone = self._stopping = self._stopped = None
@@ -733,6 +748,8 @@ class Hub(Engine):
                 self._count_replaced()
                 older.disconnect(CLOSE_REPLACED, "replaced by a newer connection")
         client._enter(client_id, user_id, data)
+        if self._acks is not None:
+            self._acks.entered(client)
         if self._on_connected:
             dispatch(self, client, self._on_connected, (client,), fatal=True)
 
@@ -741,6 +758,8 @@ class Hub(Engine):
         if client._pending is not None:
             client._pending.close()  # an authenticate that was never begun
             client._pending = None
+        if announced and self._acks is not None:
+            self._acks.left(client)
         if self.connections == 0 and self._all_gone is not None and not self._all_gone.done():
             self._all_gone.set_result(None)
         if announced and self._on_disconnected:
@@ -817,6 +836,7 @@ class Hub(Engine):
             start_time=self._start_time,
             uptime=time.monotonic() - self._started if self.loop is not None else 0.0,
             longest_flush=self.longest_flush,
+            delivery=self._delivery_counters(),
         )
 
     def reset_stats(self) -> None:
@@ -828,6 +848,7 @@ class Hub(Engine):
             self._on_loop(self.reset_stats)
             return
         self._reset_counters()
+        self._reset_delivery_counters()
 
 
 def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
@@ -849,6 +870,8 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
     if hub.loop is None and not hub._ended:
         hub._attach(asyncio.get_running_loop())
         hub._path = None
+        if hub._acks is not None:
+            hub._acks.attach(asyncio.get_running_loop())
         hub._begin()
     client = Client(hub)
     try:
@@ -873,25 +896,6 @@ def _checked_callback(fn: F) -> F:
     if not callable(fn):
         raise ValidationError(f"a callback must be callable, not {type(fn).__name__}")
     return fn
-
-
-class _Ids:
-    """Makes ids of 12 characters from 72 random bits; asks the kernel for many at a time."""
-
-    _BYTES = 9
-    _BATCH = 256
-
-    def __init__(self) -> None:
-        self._pool: list[str] = []
-
-    def __call__(self) -> str:
-        try:
-            return self._pool.pop()
-        except IndexError:
-            text = urlsafe_b64encode(os.urandom(self._BYTES * self._BATCH)).decode()
-            size = len(text) // self._BATCH
-            self._pool = [text[i : i + size] for i in range(0, len(text), size)]
-            return self._pool.pop()
 
 
 def _listen_error(error: OSError, host: Host, port: int) -> ListenError:

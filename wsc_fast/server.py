@@ -596,7 +596,7 @@ def check_listen_arguments(
 ) -> None:
     """Raises ValidationError for what cannot be listened on.
 
-    A Unix socket is among it: picows sets TCP options on every connection.
+    A Unix socket is among it: the hub sets TCP options and looks at TCP's state.
     """
     if type(port) is not int or not 0 <= port <= 65535:
         raise ValidationError(f"port must be an int from 0 to 65535, not {port!r}")
@@ -606,4 +606,4 @@ def check_listen_arguments(
     if any(name.startswith(("/", "unix:", "\0")) for name in hosts) or (
         sock is not None and sock.family == getattr(socket, "AF_UNIX", None)
     ):
-        raise ValidationError("Unix sockets cannot be served: picows sets TCP options on them")
+        raise ValidationError("Unix sockets cannot be served: the hub needs TCP")

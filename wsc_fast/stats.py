@@ -37,6 +37,15 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         rejected: upgrades refused, by reason: "full", "origin", "auth", "request".
         protocol_errors, heartbeat_timeouts, callback_errors: what they say.
         longest_flush: seconds.
+        acks_pending: gauge, messages that wait for an acknowledgement in memory.
+        acks_sent, acks_retransmitted: messages with acknowledgement, and further sends of them.
+        acks_confirmed, acks_failed, acks_timed_out, acks_dropped: how they ended.
+        acks_ignored: acknowledgements of what was not pending for that user.
+        offline_stored, offline_replayed: messages put into the offline store, and sent from it.
+        offline_errors: calls of the offline store that failed.
+        send_failures: messages not delivered, as far as there are failure handlers for it.
+        unreported_failures: those of them that no handler heard of, because too many waited.
+        handler_errors: exceptions of failure handlers.
     """
 
     connected_clients: int
@@ -70,6 +79,20 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_timeouts: int
     callback_errors: int
     longest_flush: float
+    acks_pending: int
+    acks_sent: int
+    acks_retransmitted: int
+    acks_confirmed: int
+    acks_failed: int
+    acks_timed_out: int
+    acks_dropped: int
+    acks_ignored: int
+    offline_stored: int
+    offline_replayed: int
+    offline_errors: int
+    send_failures: int
+    unreported_failures: int
+    handler_errors: int
 
 
 def snapshot(
@@ -81,8 +104,9 @@ def snapshot(
     start_time: datetime | None,
     uptime: float,
     longest_flush: float,
+    delivery: dict[str, int],
 ) -> HubStats:
-    """Builds the HubStats from the engine's raw counters."""
+    """Builds the HubStats from the engine's raw counters and those of the delivery half."""
     sends = counters["sends"]
     return HubStats(
         connected_clients=connected_clients,
@@ -130,4 +154,5 @@ def snapshot(
         heartbeat_timeouts=counters["heartbeat_timeouts"],
         callback_errors=counters["callback_errors"],
         longest_flush=longest_flush,
+        **delivery,
     )

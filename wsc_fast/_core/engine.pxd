@@ -44,11 +44,15 @@ cdef class Engine(Fanout):
         # What on_message_received has set: all of them, and the only one where there is one.
         tuple message_handlers
         object message_handler
+        # `filter(client, text) -> bool` for what may be an acknowledgement; None where none counts.
+        object ack_filter
 
     cdef bint away(self) noexcept
     cdef int admit(self, Sink sink) except -1
     cdef int expel(self, Sink sink) except -1
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
+    cdef bint offer(self, Sink sink, bytes frame, int run) except -1
+    cdef object queue_full(self, Sink sink)
     cdef Py_ssize_t publish(self, list items, object message, object exclude, object key) except -1
     cdef list excluded(self, object exclude)
     cdef Sink find_client(self, object client_id)

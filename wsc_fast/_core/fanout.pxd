@@ -36,6 +36,7 @@ cdef class Fanout:
     cdef:
         Counters counters
         Limits limits
+        list witness                # what limits.witness points to; empty between calls
         double budget               # seconds per flush
         readonly object loop        # the running asyncio loop, or None
         list dirty                  # of Sink, with None where one has left
@@ -49,6 +50,9 @@ cdef class Fanout:
 
     # The compressed form of a frame, for engine.pyx.
     cdef bytes twin(self, bytes frame, int window)
+    # These frames did not reach a client, and the application asked to hear of it; for engine.pyx.
+    cdef int lose(self, Sink sink, list frames, str reason, object error) except -1
+    cdef list taken(self)
     cdef int mark(self, Sink sink) except -1
     cdef int unmark(self, Sink sink) except -1
     cdef int attach(self, object loop) except -1

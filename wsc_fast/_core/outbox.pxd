@@ -34,6 +34,7 @@ cdef enum:
     PUSHED = 0
     REFUSED = 1  # the bound is reached and the policy made no room
     NO_MEMORY = 2
+    MADE_ROOM = 3  # queued, and others were dropped for it: they are in the witness
 
 cdef enum:
     # States of a client, in their only order.
@@ -59,6 +60,8 @@ cdef struct Limits:
     unsigned int messages
     Py_ssize_t nbytes
     int policy
+    # A list that takes what is dropped to make room, owned by the Fanout; NULL where nobody asks.
+    PyObject* witness
 
 cdef struct Counters:
     # Written by the loop's thread only; each is read by get_stats.
@@ -112,8 +115,8 @@ cdef class Sink(WSListener):
     cdef bytes pack(self, bytes frame)
     # The kernel refused to take more (EPIPE and the like).
     cdef int broken(self, int error) except -1
-    # The outbox was full in a broadcast and the policy is "disconnect".
-    cdef int too_slow(self) except -1
+    # The outbox was full in a broadcast and the policy is "disconnect": for this frame.
+    cdef int too_slow(self, PyObject* frame) except -1
     # The loop is gone, and the transport with it: no call of either.
     cdef int forget(self) except -1
     # The heartbeat's turn, at `now` on the coarse monotonic clock.
@@ -129,6 +132,7 @@ cdef void outbox_take(Outbox* box, unsigned int frames) noexcept
 cdef unsigned int outbox_clear(Outbox* box) noexcept
 cdef void outbox_trim(Outbox* box) noexcept
 cdef unsigned int outbox_data_count(const Outbox* box) noexcept
+cdef list outbox_data(const Outbox* box)
 
 
 cdef inline PyObject** outbox_slot(const Outbox* box, unsigned int index) noexcept nogil:

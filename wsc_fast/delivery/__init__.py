@@ -1,0 +1,1 @@
+"""Delivery that can be relied on: retry, acknowledgements, offline messages, failure handlers."""

@@ -1,0 +1,978 @@
+"""Messages that are sent until they are acknowledged, and kept while their user is away.
+
+Per user there is a queue of what is not acknowledged yet, in the order of sending:
+
+    live       a message goes out at once to the user's clients, and again at each retry interval
+    replaying  a client has just connected, or an outbox was full: one task sends, paced by the
+               outbox, first what the offline store holds, then what is pending, then the messages
+               without acknowledgement that were held back meanwhile; new ones queue up behind
+    away       no client is connected: with an offline store the queue moves there, and nothing of
+               it stays in memory but what callers hold; without one it waits for its timeouts
+
+A message is written to the store when somebody waits for `accepted`, when its user is away, and
+when the hub stops; whatever was sent to that user before it is written first, so that the store's
+order is the order of sending. It leaves the store when it was acknowledged. After a crash, what
+was stored and not known to be acknowledged is delivered again under the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Generator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from wsc_fast.delivery.failures import Failure, reason_of
+from wsc_fast.delivery.offline import OfflineStore, StoredMessage
+from wsc_fast.delivery.timers import TICK, Timers
+from wsc_fast.errors import (
+    AckDroppedError,
+    AckFailedError,
+    AckTimeoutError,
+    HubStoppedError,
+    OfflineStoreError,
+    PendingFullError,
+    SendFailureReason,
+    UserOfflineError,
+    ValidationError,
+)
+from wsc_fast.messages import (
+    ACKMessage,
+    HubMessage,
+    decode_acknowledgement,
+    decode_hub_message,
+    encode_hub_message,
+    to_ack_message,
+    to_hub_message,
+)
+
+if TYPE_CHECKING:
+    from wsc_fast._core.connection import Client
+    from wsc_fast.config import ACKConfig
+    from wsc_fast.hub import Hub
+
+log = logging.getLogger("wsc_fast")
+
+# Messages that a replay reads from the store at a time.
+PAGE = 200
+# Messages of one user that a replay has out without an acknowledgement.
+WINDOW = 1_000
+# Messages and bytes in a client's outbox up to which a replay goes on sending.
+REPLAY_MESSAGES = 256
+REPLAY_BYTES = 1 << 18
+# Seconds between a replay's looks at an outbox that has no room.
+POLL = 0.005
+# Seconds between two searches for messages that are too old.
+EXPIRE_EVERY = 60.0
+# A replay reads the store so often in vain, after pauses that double, then goes on without it and
+# comes back to it later.
+READ_ATTEMPTS = 4
+READ_PAUSE = 0.1
+REPLAY_AGAIN = 5.0
+
+
+class AckStatus(StrEnum):
+    """What became of a message with acknowledgement, so far."""
+
+    PENDING = "pending"
+    STORED = "stored"  # its user is away, and it is in the offline store
+    CONFIRMED = "confirmed"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    DROPPED = "dropped"
+
+
+class AckCounters(msgspec.Struct):
+    """Of one hub, under their names in HubStats."""
+
+    acks_sent: int = 0
+    acks_retransmitted: int = 0
+    acks_confirmed: int = 0
+    acks_failed: int = 0
+    acks_timed_out: int = 0
+    acks_dropped: int = 0
+    acks_ignored: int = 0
+    offline_stored: int = 0
+    offline_replayed: int = 0
+    offline_errors: int = 0
+
+
+class PendingACK:
+    """A message on its way to an acknowledgement (go-wsc `PendingACK`).
+
+    `await pending` gives AckStatus.CONFIRMED once it is acknowledged, and raises AckFailedError
+    with the client's text, AckTimeoutError after the last retransmission, AckDroppedError when the
+    hub gave it up, OfflineStoreError where it could not be stored, or HubStoppedError when the hub
+    stops. It may be awaited more than once, and need not be.
+
+    Attributes:
+        message: the ACKMessage.
+        user_id: whose acknowledgement counts.
+        status: AckStatus.
+        attempts: how often it was sent so far.
+
+    Thread-safety: may be awaited on any loop; attributes are best read in the hub's thread.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_acks",
+        "_client_id",
+        "_data",
+        "_deadline",
+        "_due",
+        "_error",
+        "_message",
+        "_priority",
+        "_retries",
+        "_slot",
+        "_stored",
+        "_storing",
+        "_timeout",
+        "_waiters",
+        "_walk",
+        "attempts",
+        "id",
+        "status",
+        "user_id",
+    )
+
+    def __init__(
+        self,
+        acks: Acks,
+        user_id: str,
+        client_id: str | None,
+        message: ACKMessage | None,
+        message_id: str,
+        data: bytes,
+        priority: int,
+        timeout: float,
+    ) -> None:
+        self._acks = acks
+        self.user_id = user_id
+        self._client_id = client_id
+        self._message = message
+        self.id = message_id
+        self._data = data
+        self._priority = priority
+        self._timeout = timeout
+        self.status = AckStatus.PENDING
+        self.attempts = 0
+        self._retries = 0
+        self._deadline = math.inf  # set by the first send
+        self._due = 0.0
+        self._slot = -1
+        self._walk = 0  # the replay that sent it last
+        self._waiters: list[asyncio.Future[None]] | None = None
+        self._error: BaseException | None = None
+        self._stored = False  # it is in the store
+        self._storing: asyncio.Future[list[StoredMessage]] | None = None  # it will be
+
+    @property
+    def message(self) -> ACKMessage:
+        if self._message is None:
+            self._message = to_ack_message(decode_hub_message(self._data))
+        return self._message
+
+    def done(self) -> bool:
+        """Whether the outcome is known. Thread-safety: any thread."""
+        return self._error is not None or self.status is AckStatus.CONFIRMED
+
+    def __await__(self) -> Generator[Any, None, AckStatus]:
+        loop = asyncio.get_running_loop()
+        if loop is not self._acks.loop and self._acks.loop is not None:
+            there = asyncio.run_coroutine_threadsafe(self._outcome(), self._acks.loop)
+            return (yield from asyncio.wrap_future(there).__await__())
+        if not self.done():
+            # One for each who waits, so that cancelling one leaves the others.
+            waiter: asyncio.Future[None] = loop.create_future()
+            if self._waiters is None:
+                self._waiters = []
+            self._waiters.append(waiter)
+            yield from waiter
+        if self._error is not None:
+            # A new traceback for each who awaits it.
+            raise self._error.with_traceback(None)
+        return AckStatus.CONFIRMED
+
+    async def accepted(self) -> None:
+        """Returns once a crash of the server can no longer lose the message.
+
+        That is when it is in the offline store, or acknowledged; without a store, when it is
+        acknowledged.
+
+        Raises:
+            WSCError: what awaiting the message would raise, or why it could not be stored.
+
+        Thread-safety: any loop.
+        """
+        loop = self._acks.loop
+        if loop is None or loop is asyncio.get_running_loop():
+            await self._acks.accepted(self)
+        else:
+            accepted = asyncio.run_coroutine_threadsafe(self._acks.accepted(self), loop)
+            await asyncio.wrap_future(accepted)
+
+    async def _outcome(self) -> AckStatus:
+        return await self
+
+    def __repr__(self) -> str:
+        return (
+            f"<PendingACK {self.id!a} user={self.user_id!a} {self.status} attempts={self.attempts}>"
+        )
+
+
+class _Queue:
+    """What one user has not acknowledged."""
+
+    __slots__ = (
+        "from_store",
+        "held",
+        "lapsed",
+        "out",
+        "pending",
+        "progress",
+        "replay",
+        "settled",
+        "target",
+        "unstored",
+        "walk",
+    )
+
+    def __init__(self) -> None:
+        self.pending: dict[str, PendingACK] = {}  # in the order of sending
+        self.unstored: deque[PendingACK] = deque()  # those of them that are not in the store
+        self.lapsed: dict[str, None] = {}  # in the store, timed out, may still be acknowledged
+        self.replay: asyncio.Task[None] | None = None
+        self.target: Client | None = None  # the client that the replay is for; None: all of them
+        self.from_store = False
+        self.walk = 0  # its number
+        self.out = 0  # sent by it, and not settled
+        self.settled = 0  # of these, those that are
+        self.progress: asyncio.Event | None = None  # set when something was settled
+        self.held: deque[tuple[HubMessage, bytes]] = deque()
+
+
+class Acks:
+    """The pending messages of one hub.
+
+    Thread-safety: the loop's thread.
+    """
+
+    def __init__(self, hub: Hub, config: ACKConfig, store: OfflineStore | None) -> None:
+        self._hub = hub
+        self.config = config
+        self.store = store
+        self.counters = AckCounters()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.count = 0
+        self.replaying: set[str] = set()  # the users whose messages are held back
+        self._users: dict[str, _Queue] = {}
+        self._parked: WeakValueDictionary[tuple[str, str], PendingACK] = WeakValueDictionary()
+        self._timers: Timers[PendingACK] = Timers(self._due)
+        self._walks = 0
+        self._opening: asyncio.Task[None] | None = None
+        self._expiring: asyncio.Task[None] | None = None
+        self._storing: set[asyncio.Future[Any]] = set()
+        self._early = 0  # appends that wait for the store to open
+        self._next_error_line = 0.0
+        self._replay_messages = max(1, min(REPLAY_MESSAGES, hub.config.outbox_messages // 2))
+        self._replay_bytes = max(1, min(REPLAY_BYTES, hub.config.outbox_bytes // 2))
+        self._deletes: dict[str, list[str]] = {}
+        self._stopped = False
+
+    # --- life ---
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The hub runs on this loop from now on."""
+        self._stopped = False
+        self.loop = loop
+        self._timers.attach(loop)
+        if self.store is not None:
+            self._opening = loop.create_task(self.store.open())
+            self._expiring = loop.create_task(self._expire())
+
+    async def opened(self) -> None:
+        """Returns once the store is open; raises what that failed with."""
+        if self._opening is not None:
+            await asyncio.shield(self._opening)
+
+    async def stop(self, timeout: float) -> None:
+        """Stores what is pending, or ends it; the clients have gone already."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        self._stopped = True
+        for task in (
+            self._expiring,
+            *[queue.replay for queue in self._users.values() if queue.replay is not None],
+        ):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        stopped = HubStoppedError("the hub stopped before the message was acknowledged")
+        for user_id, queue in list(self._users.items()):
+            self._drop_held(user_id, queue, stopped)
+            if self.store is not None:
+                self._park(user_id, queue)
+            else:
+                for pending in list(queue.pending.values()):
+                    self._give_up(pending, stopped)
+        while self._storing and loop.time() < deadline:
+            await asyncio.wait(set(self._storing), timeout=max(0.0, deadline - loop.time()))
+            await asyncio.sleep(0)
+        self._timers.clear()
+        for pending in list(self._parked.values()):
+            if not pending.done():
+                self._settle(
+                    pending,
+                    AckStatus.STORED,
+                    HubStoppedError("the hub stopped; the message is in the offline store"),
+                )
+        self._parked.clear()
+        self._users.clear()
+        self.count = 0
+        self.replaying.clear()
+        if self.store is not None:
+            if self._opening is not None and not self._opening.done():
+                self._opening.cancel()
+            try:
+                async with asyncio.timeout(max(1.0, deadline - loop.time())):
+                    await self.store.close()
+            except (OfflineStoreError, TimeoutError):
+                log.exception("the offline store did not close")
+        self.loop = None
+
+    def forget(self) -> None:
+        """The loop was closed under the hub: its tasks and timers went with it."""
+        self.loop = None
+        self._timers = Timers(self._due)
+        self._users.clear()
+        self._parked.clear()
+        self._storing.clear()
+        self._deletes.clear()
+        self.replaying.clear()
+        self._opening = self._expiring = None
+        self._early = self.count = 0
+
+    # --- sending ---
+
+    def send(self, user_id: str, client: Client | None, message: ACKMessage) -> PendingACK:
+        """Sends a message to a user, or to one client of the user, until it is acknowledged."""
+        if self._stopped:
+            raise HubStoppedError("the hub has stopped")
+        if not isinstance(message, ACKMessage):
+            raise ValidationError(f"expected an ACKMessage, not {type(message).__name__}")
+        timeout = message.timeout if message.timeout is not None else self.config.timeout
+        if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
+            raise ValidationError(
+                f"ACKMessage.timeout is {timeout!r}, expected a positive number of seconds or None"
+            )
+        data = encode_hub_message(to_hub_message(message, user_id))
+        queue = self._users.get(user_id)
+        if queue is not None:
+            known = queue.pending.get(message.id)
+            if known is not None:
+                if known._data != data:
+                    raise ValidationError(
+                        f"another message with the id {message.id!a} waits for its acknowledgement"
+                    )
+                return known
+        if self.count >= self.config.max_pending:
+            raise PendingFullError(
+                f"{self.count} messages wait for an acknowledgement already (ACKConfig.max_pending)"
+            )
+        online = client is not None or self._hub._has_clients(user_id)
+        if not online and self.store is None:
+            raise UserOfflineError(f"user {user_id!a} has no connected client")
+        pending = PendingACK(
+            self,
+            user_id,
+            None if client is None else client.id,
+            message,
+            message.id,
+            data,
+            int(message.priority),
+            timeout,
+        )
+        self.counters.acks_sent += 1
+        if queue is None:
+            self._users[user_id] = queue = _Queue()
+        self._enlist(queue, pending)
+        if not online:
+            self._park(user_id, queue)
+        elif queue.replay is None and not self._transmit(pending):
+            # No room: whatever comes now queues up behind it.
+            self._replay(user_id, queue, client, from_store=False)
+        return pending
+
+    def hold(self, user_id: str, message: HubMessage, data: bytes) -> int:
+        """Takes a message without acknowledgement that must not overtake a replay.
+
+        Returns how many clients it is held for.
+        """
+        queue = self._users[user_id]
+        if len(queue.held) >= self._hub.config.outbox_messages:
+            raise PendingFullError(
+                f"{len(queue.held)} messages for user {user_id!a} wait behind its backlog already "
+                f"(HubConfig.outbox_messages)"
+            )
+        queue.held.append((message, data))
+        return len(self._hub.get_clients_by_user(user_id))
+
+    def pending_of(self, user_id: str, client_id: str) -> list[ACKMessage]:
+        queue = self._users.get(user_id)
+        if queue is None:
+            return []
+        return [
+            pending.message
+            for pending in queue.pending.values()
+            if pending._client_id in (None, client_id)
+        ]
+
+    def is_pending(self, user_id: str, message_id: str) -> bool:
+        queue = self._users.get(user_id)
+        return queue is not None and message_id in queue.pending
+
+    def _enlist(self, queue: _Queue, pending: PendingACK) -> None:
+        queue.pending[pending.id] = pending
+        self.count += 1
+        if self.store is not None:
+            queue.unstored.append(pending)
+
+    def _transmit(self, pending: PendingACK) -> bool:
+        # Whether at least one client took it.
+        hub = self._hub
+        taken = False
+        if pending._client_id is not None:
+            client = hub.get_client_by_id(pending._client_id)
+            if client is not None and client.user_id == pending.user_id:
+                taken = hub._send_to(client, pending._data, pending._priority)
+                return self._sent(pending, taken)
+        taken = hub._send_to_user(pending.user_id, pending._data, pending._priority) > 0
+        return self._sent(pending, taken)
+
+    def _sent(self, pending: PendingACK, taken: bool) -> bool:
+        assert self.loop is not None
+        now = self.loop.time()
+        if taken:
+            pending.attempts += 1
+        if pending._deadline == math.inf:
+            pending._deadline = now + pending._timeout
+        self._schedule(pending, now)
+        return taken
+
+    def _schedule(self, pending: PendingACK, now: float) -> None:
+        if pending._slot >= 0:
+            self._timers.cancel(pending, pending._slot)
+        due = pending._deadline
+        if pending._retries < self.config.max_retries and due > now + self.config.retry_interval:
+            due = now + self.config.retry_interval
+        pending._due = due
+        pending._slot = self._timers.set(pending, due)
+
+    def _due(self, pending: PendingACK) -> None:
+        loop = self.loop
+        if loop is None or pending._slot < 0 or loop.time() + TICK < pending._due:
+            return  # taken back or set anew meanwhile
+        pending._slot = -1
+        now = loop.time()
+        if now + TICK / 2 >= pending._deadline:
+            self.counters.acks_timed_out += 1
+            self._give_up(
+                pending,
+                AckTimeoutError(
+                    pending.id,
+                    f"message {pending.id!a} was not acknowledged by user {pending.user_id!a} in "
+                    f"{pending._timeout} s, sent {pending.attempts} times",
+                ),
+            )
+            return
+        pending._retries += 1
+        queue = self._users[pending.user_id]
+        if queue.replay is not None and pending._walk != queue.walk:
+            self._schedule(pending, now)  # its turn comes
+        elif self._transmit(pending):
+            self.counters.acks_retransmitted += 1
+
+    # --- acknowledgements ---
+
+    def take(self, client: Client, text: str) -> bool:
+        """An incoming text that may be an acknowledgement; whether it is one."""
+        answer = decode_acknowledgement(text)
+        if answer is None:
+            return False
+        queue = self._users.get(client.user_id)
+        pending = None if queue is None else queue.pending.get(answer.message_id)
+        if pending is None:
+            self.counters.acks_ignored += 1
+            if queue is not None and answer.message_id in queue.lapsed:
+                del queue.lapsed[answer.message_id]
+                self._delete(client.user_id, answer.message_id)
+                self._release(client.user_id, queue)
+            return True
+        if answer.status == "confirmed":
+            self.counters.acks_confirmed += 1
+            self._settle(pending, AckStatus.CONFIRMED, None)
+        else:
+            self.counters.acks_failed += 1
+            error = AckFailedError(pending.id, answer.error or "the client could not process it")
+            self._settle(pending, AckStatus.FAILED, error)
+            self._report(pending, error)
+        return True
+
+    def _settle(self, pending: PendingACK, status: AckStatus, error: BaseException | None) -> None:
+        """The end of a message: out of the queue, and its waiters told."""
+        pending.status = status
+        pending._error = error
+        if pending._slot >= 0:
+            self._timers.cancel(pending, pending._slot)
+            pending._slot = -1
+        queue = self._users.get(pending.user_id)
+        if queue is not None and queue.pending.get(pending.id) is pending:
+            del queue.pending[pending.id]
+            self.count -= 1
+            if pending._walk == queue.walk:
+                queue.out -= 1
+                queue.settled += 1
+            if queue.progress is not None:
+                queue.progress.set()
+            if pending._stored and status is AckStatus.TIMEOUT:
+                queue.lapsed[pending.id] = None
+                if len(queue.lapsed) > WINDOW:
+                    del queue.lapsed[next(iter(queue.lapsed))]
+            self._release(pending.user_id, queue)
+        # What is still being stored is deleted when that is done.
+        if pending._stored and status in (AckStatus.CONFIRMED, AckStatus.FAILED):
+            self._delete(pending.user_id, pending.id)
+        if pending._waiters is not None:
+            for waiter in pending._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            pending._waiters = None
+
+    def _give_up(self, pending: PendingACK, error: Exception) -> None:
+        status = AckStatus.TIMEOUT if isinstance(error, AckTimeoutError) else AckStatus.DROPPED
+        if status is AckStatus.DROPPED:
+            self.counters.acks_dropped += 1
+        self._settle(pending, status, error)
+        self._report(pending, error)
+
+    def _release(self, user_id: str, queue: _Queue) -> None:
+        # A queue that holds nothing is not kept.
+        if not queue.pending and not queue.held and not queue.lapsed and queue.replay is None:
+            if self._users.get(user_id) is queue:
+                del self._users[user_id]
+        elif len(queue.unstored) > 2 * len(queue.pending) + 16:
+            queue.unstored = deque(item for item in queue.unstored if not item.done())
+
+    def _report(
+        self, pending: PendingACK, error: Exception, reason: SendFailureReason | None = None
+    ) -> None:
+        self._hub._failures.report(
+            Failure(
+                pending.message,
+                pending._client_id or pending.user_id,
+                reason or reason_of(error),
+                error,
+                duration=pending._timeout,
+            )
+        )
+
+    # --- clients come and go ---
+
+    def entered(self, client: Client) -> None:
+        """A client has connected: what its user has not acknowledged goes out again."""
+        user_id = client.user_id
+        queue = self._users.get(user_id)
+        # An anonymous client is a user that nobody has seen before.
+        from_store = self.store is not None and self._hub._authenticate is not None
+        if queue is None and not from_store:
+            return
+        if queue is None:
+            self._users[user_id] = queue = _Queue()
+        if queue.replay is not None:
+            if queue.settled:
+                return  # another client of the user is acknowledging it
+            queue.replay.cancel()
+        self._replay(user_id, queue, client, from_store=from_store)
+
+    def left(self, client: Client) -> None:
+        """A client's connection has gone."""
+        user_id = client.user_id
+        queue = self._users.get(user_id)
+        if queue is None:
+            return
+        others = self._hub.get_clients_by_user(user_id)
+        if others:
+            if queue.replay is not None and queue.target is client:
+                queue.replay.cancel()
+                self._replay(user_id, queue, others[-1], from_store=queue.from_store)
+            return
+        if queue.replay is not None:
+            queue.replay.cancel()
+            queue.replay = None
+            self.replaying.discard(user_id)
+        error = UserOfflineError(f"user {user_id!a} left before the message was sent")
+        self._drop_held(user_id, queue, error)
+        queue.lapsed.clear()
+        if self.store is not None:
+            self._park(user_id, queue)
+        else:
+            self._release(user_id, queue)
+
+    def _drop_held(self, user_id: str, queue: _Queue, error: Exception) -> None:
+        while queue.held:
+            message, _ = queue.held.popleft()
+            self._hub._failures.report(Failure(message, user_id, reason_of(error), error))
+
+    # --- the store ---
+
+    def _park(self, user_id: str, queue: _Queue) -> None:
+        """Moves a queue to the store: its user is away."""
+        self._store(queue, None)
+        for pending in queue.pending.values():
+            if pending._slot >= 0:
+                self._timers.cancel(pending, pending._slot)
+                pending._slot = -1
+            # Its time begins anew when the user is back.
+            pending._deadline = math.inf
+            pending._retries = 0
+            pending.status = AckStatus.STORED
+            self._parked[user_id, pending.id] = pending
+        self.count -= len(queue.pending)
+        queue.pending.clear()
+        queue.unstored.clear()
+        self._release(user_id, queue)
+
+    def _store(self, queue: _Queue, upto: PendingACK | None) -> None:
+        # In the order of sending: whatever was sent before is stored before.
+        while queue.unstored:
+            pending = queue.unstored.popleft()
+            if not pending.done():
+                self._append(pending)
+            if pending is upto:
+                return
+
+    def _append(self, pending: PendingACK) -> None:
+        if self._early or not self._is_open():
+            self._early += 1
+            storing = asyncio.ensure_future(self._append_when_open(pending))
+        else:
+            storing = asyncio.ensure_future(self._append_now(pending))
+        pending._storing = storing
+        self._storing.add(storing)
+
+        def appended(done: asyncio.Future[list[StoredMessage]]) -> None:
+            self._storing.discard(done)
+            pending._storing = None
+            self._appended(pending, done)
+
+        storing.add_done_callback(appended)
+
+    def _append_now(self, pending: PendingACK) -> Awaitable[list[StoredMessage]]:
+        assert self.store is not None
+        return self.store.append(
+            pending.user_id,
+            pending.id,
+            pending._data,
+            limit=self.config.offline_limit,
+            drop_oldest=self.config.offline_overflow == "drop_oldest",
+        )
+
+    async def _append_when_open(self, pending: PendingACK) -> list[StoredMessage]:
+        try:
+            await self.opened()
+        finally:
+            self._early -= 1
+        return await self._append_now(pending)
+
+    def _appended(self, pending: PendingACK, done: asyncio.Future[list[StoredMessage]]) -> None:
+        if self.loop is None:
+            return  # the loop was closed under the hub
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        if error is None:
+            pending._stored = True
+            self.counters.offline_stored += 1
+            for stored in done.result():
+                self._dropped(
+                    pending.user_id,
+                    stored,
+                    SendFailureReason.PENDING_FULL,
+                    f"user {pending.user_id!a} has {self.config.offline_limit} newer messages in "
+                    f"the offline store",
+                )
+            if pending.status in (AckStatus.CONFIRMED, AckStatus.FAILED):
+                self._delete(pending.user_id, pending.id)
+            return
+        self.counters.offline_errors += 1
+        error = _store_error(error)
+        if pending.status is AckStatus.STORED:
+            # Its user is away, and it is nowhere.
+            self._parked.pop((pending.user_id, pending.id), None)
+            self._give_up(pending, error)
+        elif not pending.done():
+            queue = self._users.get(pending.user_id)
+            if queue is not None and pending.id in queue.pending:
+                queue.unstored.appendleft(pending)
+
+    def _dropped(
+        self, user_id: str, stored: StoredMessage, reason: SendFailureReason, why: str
+    ) -> None:
+        """The store let go of a message, for its bound or its age."""
+        error = AckDroppedError(stored.id, f"message {stored.id!a} was dropped: {why}")
+        queue = self._users.get(user_id)
+        pending = self._parked.pop((user_id, stored.id), None)
+        if pending is None and queue is not None:
+            pending = queue.pending.get(stored.id)
+        self.counters.acks_dropped += 1
+        message: HubMessage | ACKMessage | bytes = stored.data
+        if pending is not None:
+            message = pending.message
+            self._settle(pending, AckStatus.DROPPED, error)
+        else:
+            try:
+                message = to_ack_message(decode_hub_message(stored.data))
+            except ValidationError:
+                log.warning("the offline store holds something that is no HubMessage")
+        age = max(0.0, time.time() - stored.stored_at)
+        kind = "offline" if reason is SendFailureReason.TIMEOUT else None
+        self._hub._failures.report(
+            Failure(message, user_id, reason, error, duration=age, kind=kind)
+        )
+
+    def _delete(self, user_id: str, message_id: str) -> None:
+        # One call of the store for what is acknowledged in one turn.
+        if not self._deletes:
+            assert self.loop is not None
+            self.loop.call_soon(self._flush_deletes)
+        self._deletes.setdefault(user_id, []).append(message_id)
+
+    def _flush_deletes(self) -> None:
+        deletes, self._deletes = self._deletes, {}
+        assert self.store is not None
+        for user_id, ids in deletes.items():
+            deleting = asyncio.ensure_future(self.store.delete(user_id, ids))
+            self._storing.add(deleting)
+            deleting.add_done_callback(self._deleted)
+
+    def _deleted(self, done: asyncio.Future[int]) -> None:
+        self._storing.discard(done)
+        if not done.cancelled() and (error := done.exception()) is not None:
+            # It comes again under the same id.
+            self.counters.offline_errors += 1
+            self._log_store_error("acknowledged messages could not be removed", error)
+
+    def _log_store_error(self, what: str, error: BaseException) -> None:
+        now = time.monotonic()
+        if now >= self._next_error_line:
+            self._next_error_line = now + 1.0
+            known = isinstance(error, OfflineStoreError)
+            log.error("offline store: %s: %s", what, error, exc_info=None if known else error)
+
+    def _is_open(self) -> bool:
+        opening = self._opening
+        return opening is not None and opening.done() and not opening.cancelled()
+
+    async def accepted(self, pending: PendingACK) -> None:
+        """Has a message written to the store, unless it is or has been acknowledged."""
+        if pending._stored:
+            return
+        if self.store is None or pending.done():
+            await pending
+            return
+        if pending._storing is None:
+            queue = self._users.get(pending.user_id)
+            assert queue is not None
+            self._store(queue, pending)
+        storing = pending._storing
+        assert storing is not None
+        try:
+            await asyncio.shield(storing)
+        except BaseException as error:
+            if not storing.done() or storing.cancelled():
+                raise  # it is the caller who is cancelled
+            if pending.status is not AckStatus.CONFIRMED:
+                raise _store_error(error) from None
+
+    async def _expire(self) -> None:
+        """Removes what is too old, now and then."""
+        assert self.store is not None
+        await self.opened()
+        while True:
+            try:
+                before = time.time() - self.config.offline_max_age
+                while expired := await self.store.expire(before):
+                    for user_id, stored in expired:
+                        self._too_old(user_id, stored)
+                    await asyncio.sleep(0)
+            except Exception as error:
+                self.counters.offline_errors += 1
+                self._log_store_error("old messages could not be removed", error)
+            await asyncio.sleep(min(EXPIRE_EVERY, max(1.0, self.config.offline_max_age / 10)))
+
+    def _too_old(self, user_id: str, stored: StoredMessage) -> None:
+        self._dropped(
+            user_id,
+            stored,
+            SendFailureReason.TIMEOUT,
+            f"user {user_id!a} did not come for it in {self.config.offline_max_age} s",
+        )
+
+    # --- the replay ---
+
+    def _replay(
+        self, user_id: str, queue: _Queue, client: Client | None, *, from_store: bool
+    ) -> None:
+        assert self.loop is not None
+        self._walks += 1
+        queue.walk = self._walks
+        queue.target = client
+        queue.from_store = from_store
+        queue.out = queue.settled = 0
+        if client is None:
+            # An outbox was full: what is out already is not sent again.
+            for pending in queue.pending.values():
+                if pending.attempts:
+                    pending._walk = queue.walk
+                    queue.out += 1
+        self.replaying.add(user_id)
+        queue.replay = self.loop.create_task(self._run_replay(user_id, queue, from_store))
+
+    async def _run_replay(self, user_id: str, queue: _Queue, from_store: bool) -> None:
+        complete = True
+        try:
+            if from_store:
+                complete = await self._replay_store(user_id, queue)
+            while waiting := [p for p in queue.pending.values() if p._walk != queue.walk]:
+                for pending in waiting:
+                    await self._replay_one(user_id, queue, pending)
+            while queue.held:
+                await self._room(user_id, queue)
+                message, data = queue.held.popleft()
+                queued = self._hub._send_to_user(user_id, data, int(message.priority))
+                if queued <= 0:
+                    error = self._hub._not_queued(user_id, queued)
+                    self._hub._failures.report(Failure(message, user_id, reason_of(error), error))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            complete = False
+            self._hub._report(None, error)
+        finally:
+            # No await between the last look at the queue and here: nothing can slip in.
+            if queue.replay is asyncio.current_task():
+                queue.replay = None
+                queue.target = None
+                self.replaying.discard(user_id)
+                self._release(user_id, queue)
+        if not complete and self.loop is not None:
+            self.loop.call_later(REPLAY_AGAIN, self._replay_again, user_id)
+
+    def _replay_again(self, user_id: str) -> None:
+        clients = self._hub.get_clients_by_user(user_id) if not self._stopped else []
+        if clients:
+            self.entered(clients[-1])
+
+    async def _replay_store(self, user_id: str, queue: _Queue) -> bool:
+        """Sends what the store holds; returns whether all of it could be read."""
+        assert self.store is not None
+        after, failures = 0, 0
+        while True:
+            try:
+                await self.opened()
+                page = await self.store.read(user_id, after=after, limit=PAGE)
+            except Exception as error:
+                failures += 1
+                self.counters.offline_errors += 1
+                self._log_store_error(f"the messages of user {user_id!a} cannot be read", error)
+                if failures == READ_ATTEMPTS:
+                    return False
+                await asyncio.sleep(READ_PAUSE * 2**failures)
+                continue
+            if not page:
+                return True
+            oldest = time.time() - self.config.offline_max_age
+            for stored in page:
+                after = stored.position
+                if stored.stored_at < oldest:
+                    self._delete(user_id, stored.id)
+                    self._too_old(user_id, stored)
+                    continue
+                pending = queue.pending.get(stored.id)
+                if pending is None:
+                    if stored.id in self._deletes.get(user_id, ()):
+                        continue  # acknowledged meanwhile
+                    pending = self._adopt(user_id, queue, stored)
+                if pending._walk != queue.walk:
+                    self.counters.offline_replayed += 1
+                    await self._replay_one(user_id, queue, pending)
+
+    def _adopt(self, user_id: str, queue: _Queue, stored: StoredMessage) -> PendingACK:
+        pending = self._parked.pop((user_id, stored.id), None)
+        if pending is None:
+            pending = PendingACK(
+                self, user_id, None, None, stored.id, stored.data, 2, self.config.timeout
+            )
+            try:
+                pending._priority = int(decode_hub_message(stored.data).priority)
+            except ValidationError:
+                log.warning("the offline store holds something that is no HubMessage")
+        pending._stored = True
+        pending.status = AckStatus.PENDING
+        queue.lapsed.pop(stored.id, None)
+        queue.pending[pending.id] = pending
+        self.count += 1
+        return pending
+
+    async def _replay_one(self, user_id: str, queue: _Queue, pending: PendingACK) -> None:
+        while not pending.done():
+            await self._room(user_id, queue)
+            if pending.done():
+                break
+            client = queue.target
+            if pending._walk != queue.walk:
+                pending._walk = queue.walk
+                queue.out += 1
+            if client is None:
+                taken = self._transmit(pending)
+            else:
+                taken = self._hub._send_to(client, pending._data, pending._priority)
+                self._sent(pending, taken)
+            if taken:
+                break
+            await asyncio.sleep(POLL)
+
+    async def _room(self, user_id: str, queue: _Queue) -> None:
+        """Waits until the client has room for one more, and few enough are unacknowledged."""
+        pause = 0.0  # at first: what was pushed in this turn goes out at its end
+        while True:
+            if queue.target is not None:
+                clients = [queue.target]
+            else:
+                clients = self._hub.get_clients_by_user(user_id)
+            if any(
+                client.queued_messages >= self._replay_messages
+                or client.queued_bytes >= self._replay_bytes
+                for client in clients
+            ):
+                await asyncio.sleep(pause)
+                pause = POLL
+            elif queue.out >= WINDOW:
+                queue.progress = asyncio.Event()
+                await queue.progress.wait()
+            else:
+                return
+
+
+def _store_error(error: BaseException) -> OfflineStoreError:
+    if isinstance(error, OfflineStoreError):
+        return error
+    log.error("the offline store raised", exc_info=error)
+    return OfflineStoreError(f"the offline store raised {type(error).__name__}: {error}")

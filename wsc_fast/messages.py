@@ -1,0 +1,300 @@
+"""HubMessage and ACKMessage, and their form on the wire: JSON text messages (docs/wire.md)."""
+
+from __future__ import annotations
+
+import zlib
+from base64 import urlsafe_b64encode
+from datetime import UTC, datetime
+from enum import IntEnum
+from os import urandom
+from typing import Any, Literal
+
+import msgspec
+
+from wsc_fast.errors import ValidationError
+
+# The longest id of a message, in characters.
+MESSAGE_ID_MAX = 256
+
+_BINARY, _RSV1 = 2, 0x40
+
+
+class Priority(IntEnum):
+    """What goes ahead in a client's outbox under back-pressure, and is dropped last.
+
+    Order holds within a priority. Source: go-wsc `Priority`.
+    """
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+    CRITICAL = 4
+
+
+class IdFactory:
+    """Makes ids from random bits; asks the kernel for many at a time.
+
+    Args:
+        nbytes: of randomness in each, a multiple of 3; an id has 4 characters for 3 of them.
+
+    Thread-safety: any thread.
+    """
+
+    _BATCH = 256
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = nbytes
+        self._pool: list[str] = []
+
+    def __call__(self) -> str:
+        try:
+            return self._pool.pop()
+        except IndexError:
+            text = urlsafe_b64encode(urandom(self._nbytes * self._BATCH)).decode()
+            size = len(text) // self._BATCH
+            pool = [text[i : i + size] for i in range(0, len(text), size)]
+            new = pool.pop()
+            self._pool = pool
+            return new
+
+
+# 144 random bits: unique across restarts and hubs.
+new_message_id = IdFactory(18)
+
+
+def _text() -> str:
+    return "text"
+
+
+def _empty() -> str:
+    return ""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class HubMessage(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A message of the hub's own form, sent as a JSON text message (go-wsc `HubMessage`).
+
+    Attributes:
+        id: 1 to 256 characters; unique unless it is sent again. Made when not given.
+        type: free text, such as "text" or "notice".
+        from_: who sent it; "from" on the wire.
+        to: whom it is for; the hub does not read it.
+        content: the text.
+        data: whatever else, of what JSON can carry.
+        create_at: an aware datetime; UTC on the wire. Now when not given.
+        seq_no: the application's numbering; 0 for none.
+        priority: see Priority.
+        require_ack: the client is asked to acknowledge it; set by `Hub.send_ack_message`.
+
+    Checked when it is sent: a field that cannot be sent ends in a ValidationError there.
+    """
+
+    # Factories, so that these stand on the wire even at their default.
+    id: str = msgspec.field(default_factory=new_message_id)
+    type: str = msgspec.field(default_factory=_text)
+    from_: str = msgspec.field(default="", name="from")
+    to: str = ""
+    content: str = msgspec.field(default_factory=_empty)
+    data: dict[str, Any] | None = None
+    create_at: datetime = msgspec.field(default_factory=_now)
+    seq_no: int = 0
+    priority: Priority = Priority.NORMAL
+    require_ack: bool = False
+
+
+class ACKMessage(msgspec.Struct, kw_only=True):
+    """A message that its receiver has to acknowledge (go-wsc `ACKMessage`).
+
+    Attributes:
+        id: as of a HubMessage; each retransmission carries the same.
+        content: the text.
+        timeout: seconds until it counts as not acknowledged; None for ACKConfig.timeout.
+        type, from_, data, priority: as of the HubMessage that it goes out as.
+        create_at: aware, UTC on the wire.
+    """
+
+    id: str = msgspec.field(default_factory=new_message_id)
+    content: str = ""
+    timeout: float | None = None
+    type: str = "text"
+    from_: str = msgspec.field(default="", name="from")
+    data: dict[str, Any] | None = None
+    priority: Priority = Priority.NORMAL
+    create_at: datetime = msgspec.field(default_factory=_now)
+
+
+class Acknowledgement(msgspec.Struct):
+    """What a client answers to a message that requires it; other JSON does not decode to this."""
+
+    type: Literal["ack"]
+    message_id: str
+    status: Literal["confirmed", "failed"] = "confirmed"
+    error: str = ""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(HubMessage).decode
+_decode_acknowledgement = msgspec.json.Decoder(Acknowledgement).decode
+_PRIORITIES = frozenset(Priority)
+
+
+def encode_hub_message(message: HubMessage) -> bytes:
+    """The message as it goes on the wire.
+
+    Args:
+        message: a HubMessage.
+
+    Returns:
+        bytes: UTF-8 JSON.
+
+    Raises:
+        ValidationError: a field cannot be sent; the text names it and what was expected.
+
+    Thread-safety: any thread.
+    """
+    if not (
+        type(message) is HubMessage
+        and type(message.id) is str
+        and 0 < len(message.id) <= MESSAGE_ID_MAX
+        and type(message.type) is str
+        and type(message.from_) is str
+        and type(message.to) is str
+        and type(message.content) is str
+        and type(message.priority) is Priority
+        and type(message.create_at) is datetime
+        and message.create_at.tzinfo is UTC
+    ):
+        message = _mended(message)
+    if message.data is not None:
+        _check_data(message.data)
+    try:
+        return _encode(message)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValidationError(f"a HubMessage that JSON cannot carry: {error}") from error
+
+
+def _mended(message: HubMessage) -> HubMessage:
+    # What is right though unusual, such as a plain int for a Priority; the rest is an error.
+    if not isinstance(message, HubMessage):
+        raise ValidationError(f"expected a HubMessage, not {type(message).__name__}")
+    created, priority = message.create_at, message.priority
+    if not isinstance(message.id, str) or not 0 < len(message.id) <= MESSAGE_ID_MAX:
+        raise _wrong("id", message.id, f"a str of 1 to {MESSAGE_ID_MAX} characters")
+    if not isinstance(created, datetime) or created.tzinfo is None:
+        raise _wrong("create_at", created, "a datetime with a timezone")
+    if priority not in _PRIORITIES:
+        raise _wrong("priority", priority, "1 (low) to 4 (critical)")
+    for name in ("type", "from_", "to", "content"):
+        if not isinstance(getattr(message, name), str):
+            raise _wrong(name, getattr(message, name), "a str")
+    return msgspec.structs.replace(
+        message, create_at=created.astimezone(UTC), priority=Priority(priority)
+    )
+
+
+def _check_data(data: object) -> None:
+    if not isinstance(data, dict):
+        raise _wrong("data", data, "a dict or None")
+    # JSON has no NaN and no infinity, and msgspec would write null for them.
+    waiting: list[object] = [data]
+    nodes = 0
+    while waiting:
+        value = waiting.pop()
+        nodes += 1
+        if nodes > 1_000_000:
+            raise ValidationError("HubMessage.data is too large, or holds itself")
+        if isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            waiting.extend(value)
+        elif isinstance(value, float) and not -1e400 < value < 1e400:
+            raise ValidationError(f"HubMessage.data holds {value!r}, which JSON cannot carry")
+
+
+def _wrong(name: str, value: object, expected: str) -> ValidationError:
+    shown = repr(value)
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    return ValidationError(f"HubMessage.{name} is {shown}, expected {expected}")
+
+
+def decode_hub_message(data: bytes | str) -> HubMessage:
+    """A HubMessage from the wire.
+
+    Args:
+        data: JSON.
+
+    Returns:
+        HubMessage.
+
+    Raises:
+        ValidationError: it is none.
+
+    Thread-safety: any thread.
+    """
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValidationError(f"this is no HubMessage: {error}") from error
+
+
+def decode_acknowledgement(text: str) -> Acknowledgement | None:
+    """A client's acknowledgement; None where the text is something else."""
+    try:
+        return _decode_acknowledgement(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def to_hub_message(message: ACKMessage, recipient: str) -> HubMessage:
+    """The HubMessage that an ACKMessage goes out as."""
+    return HubMessage(
+        id=message.id,
+        type=message.type,
+        from_=message.from_,
+        to=recipient,
+        content=message.content,
+        data=message.data,
+        create_at=message.create_at,
+        priority=message.priority,
+        require_ack=True,
+    )
+
+
+def to_ack_message(message: HubMessage) -> ACKMessage:
+    """The ACKMessage that a stored HubMessage was sent as."""
+    return ACKMessage(
+        id=message.id,
+        content=message.content,
+        type=message.type,
+        from_=message.from_,
+        data=message.data,
+        priority=message.priority,
+        create_at=message.create_at,
+    )
+
+
+def message_of(frame: bytes) -> HubMessage | str | bytes:
+    """The message that one of our own frames carries, for those who hear of its loss.
+
+    Args:
+        frame: as encoded by the hub; a compressed one without context takeover.
+
+    Returns:
+        HubMessage | str | bytes: a text that reads as a HubMessage is given as one.
+    """
+    start = {126: 4, 127: 10}.get(frame[1], 2)
+    payload = frame[start:]
+    if frame[0] & _RSV1:
+        payload = zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff")
+    if frame[0] & 15 == _BINARY:
+        return payload
+    if payload.startswith(b'{"id":'):
+        try:
+            return _decode(payload)
+        except msgspec.DecodeError:
+            pass
+    return payload.decode()
