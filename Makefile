@@ -10,7 +10,7 @@ SOURCES := setup.py pyproject.toml $(wildcard src_cy/*.pyx src_cy/*.h wsc_fast/_
 BUILT := $(VENV)/.built
 DEBUG_TREE := build/debug
 
-.PHONY: run test conformance fuzz lint format bench debug dist clean
+.PHONY: run test conformance torture fuzz lint format bench debug dist clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
@@ -26,6 +26,11 @@ ifndef ARGS
 	$(BIN)/python conformance/run.py --loop asyncio --exclude '9.*'
 	$(BIN)/python conformance/run.py --tls --exclude '9.*' --exclude '13.*'
 endif
+
+# kill -9 of the server, 50 times for each store.
+torture: $(BUILT)
+	$(BIN)/python torture/run.py --store sqlite $(ARGS)
+	$(BIN)/python torture/run.py --store redis $(ARGS)
 
 lint: $(BUILT)
 	$(BIN)/ruff check .

@@ -1,0 +1,78 @@
+"""The code in docs/delivery.md runs as it is written, and does what the page says."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis_server import RedisServer
+from support import TEXT, RawClient, eventually, join, named, running
+
+from wsc_fast import Hub, HubConfig, HubMessage, QueueFullError, UserOfflineError
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/delivery.md").read_text(), re.S)
+
+
+def block(name: str) -> str:
+    """The block of the page that defines a name."""
+    (found,) = [text for text in BLOCKS if f"class {name}" in text or f"def {name}" in text]
+    return found
+
+
+@pytest.mark.parametrize("text", BLOCKS, ids=range(len(BLOCKS)))
+def test_the_code_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "docs/delivery.md", "exec"), {})
+
+
+async def test_the_first_example_answers() -> None:
+    names: dict[str, Any] = {}
+    exec(block("greet"), names)
+    async with running(names["hub"]) as hub:
+        raw, _ = await join_as(hub, "ann")
+        await raw.send(TEXT, b"hello")
+        assert b'"content":"you said hello"' in (await raw.recv()).payload
+        raw.close()
+
+
+async def join_as(hub: Hub, user: str) -> Any:
+    raw = await RawClient.open(hub, f"/ws?user={user}")
+    return raw, hub.get_clients_by_user(user)[0]
+
+
+async def test_the_offline_table_keeps_what_absent_users_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block("OfflineTable"), names)
+    async with running(names["hub"]) as hub:
+        with pytest.raises(UserOfflineError):
+            hub.send_to_user("ann", HubMessage(id="m", content="hello"))
+        with sqlite3.connect(tmp_path / "offline.db") as db:
+            await eventually(lambda: db.execute("SELECT * FROM offline").fetchall())
+            assert db.execute("SELECT * FROM offline").fetchall() == [("ann", "m", "hello")]
+        db.close()
+
+
+async def test_the_redis_fallback_keeps_what_a_full_queue_refused(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(block("RedisFallback").partition("hub = ")[0], names)
+    with RedisServer(tmp_path) as server:
+        fallback = names["RedisFallback"](server.url)
+        hub = Hub(HubConfig(outbox_messages=1), authenticate=named)
+        hub.add_queue_full_handler(fallback)
+        async with running(hub):
+            raw, client = await join(hub, "ann")
+            hub.send_to_user("ann", HubMessage(content="1"))
+            with pytest.raises(QueueFullError):
+                hub.send_to_user("ann", HubMessage(content="2"))
+            await eventually(lambda: fallback.redis.llen("fallback:ann") == 1)
+            assert fallback.redis.lrange("fallback:ann", 0, -1) == [b"2"]
+            assert client.is_connected()
+            raw.close()
+        fallback.redis.close()
