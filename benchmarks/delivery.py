@@ -2,7 +2,7 @@
 
     python benchmarks/delivery.py [--seconds 2] [--clients 1000] [--store DIRECTORY] [--redis URL]
 
-The hub runs here, on one core, against `acker` on another. Prints Markdown; rates are of this
+The hub runs here, on one core, against `crowd` on another. Prints Markdown; rates are of this
 machine at this moment, ratios are what counts.
 """
 
@@ -112,7 +112,7 @@ async def stored(store: OfflineStore, seconds: float) -> float:
 
 
 async def main(arguments: argparse.Namespace) -> None:
-    acker = BUILD / "acker"
+    crowd = BUILD / "crowd"
     hub = Hub(authenticate=named)
     hub.enable_ack(ACKConfig(max_pending=1_000_000))
     await hub.start(port=0)
@@ -120,7 +120,8 @@ async def main(arguments: argparse.Namespace) -> None:
     os.sched_setaffinity(0, {cores[0]})
     clients = await asyncio.create_subprocess_exec(
         *(["taskset", "-c", str(cores[1])] if len(cores) > 1 else []),
-        str(acker),
+        str(crowd),
+        "ack",
         str(hub.port),
         str(arguments.clients),
         stdin=subprocess.PIPE,
@@ -177,6 +178,6 @@ if __name__ == "__main__":
     parser.add_argument("--store", help="where to put the SQLite file; a real disk, not tmpfs")
     parser.add_argument("--redis", help="URL of a Redis server to measure too")
     BUILD.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cc", "-O2", "-o", BUILD / "acker", HERE / "acker.c"], check=True)
+    subprocess.run(["cc", "-O2", "-o", BUILD / "crowd", HERE / "crowd.c"], check=True)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(parser.parse_args()))
