@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -1198,3 +1199,44 @@ async def test_a_picows_server_serves_two_hubs_by_path() -> None:
         server.close()
         for hub in hubs.values():
             await hub.stop()
+
+
+# --- identities that end ---
+
+
+async def test_an_identity_that_ends_closes_with_4401(any_loop: str) -> None:
+    gone: list[str] = []
+
+    def authenticate(request: Request) -> Identity:
+        ends = float(request.query["in"])
+        return Identity("ann", request.query["id"], expires_at=time.time() + ends)
+
+    hub = Hub(authenticate=authenticate)
+    hub.on_client_disconnected(lambda client: gone.append(client.id))
+    async with running(hub):
+        past = await RawClient.open(hub, "/ws?id=past&in=-5")
+        assert (await past.recv()).code == 4401
+        soon = await RawClient.open(hub, "/ws?id=soon&in=0.2")
+        later = await RawClient.open(hub, "/ws?id=later&in=1000000")
+        frame = await soon.recv()
+        assert (frame.code, frame.payload[2:]) == (4401, b"authentication expired")
+        assert [client.id for client in hub.get_clients_by_user("ann")] == ["later"]
+        assert hub.disconnect_user("ann", 4000, "bye") == 1
+        assert (await later.recv()).code == 4000
+        assert hub.disconnect_user("ann") == 0
+        with pytest.raises(ValidationError):
+            hub.disconnect_user("ann", 1005)
+        for raw in (past, soon, later):
+            raw.close()
+        await eventually(lambda: len(gone) == 3)
+        assert not hub._expiring
+
+
+@pytest.mark.parametrize("ends", ["soon", -1.0, float("nan"), float("inf"), True])
+async def test_an_identity_must_end_at_a_time(ends: Any) -> None:
+    errors: list[Exception] = []
+    hub = Hub(authenticate=lambda request: Identity("ann", expires_at=ends))
+    hub.on_error(lambda client, error: errors.append(error))
+    async with running(hub):
+        assert (await exchange(hub, RawClient.request(hub))).startswith(b"HTTP/1.1 500 ")
+    assert "expires_at" in str(errors[0])

@@ -11,6 +11,7 @@ import concurrent.futures
 import errno
 import inspect
 import logging
+import math
 import os
 import resource
 import signal
@@ -55,6 +56,7 @@ from wsc_fast.server import (
     refusal,
 )
 from wsc_fast.stats import HubStats, snapshot
+from wsc_fast.timers import Timers
 
 if TYPE_CHECKING:
     from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
@@ -72,6 +74,8 @@ CLOSE_REPLACED = 4409
 # How often a client is looked at, as a part of the heartbeat interval, and the heartbeat's tick.
 _SWEEPS_PER_INTERVAL = 5
 _LONGEST_TICK = 1.0
+# How far ahead a timer is set for an identity that ends.
+_LONGEST_WAIT = 86_400.0
 
 
 class Hub(Delivery):
@@ -106,6 +110,9 @@ class Hub(Delivery):
         # Those whose request is not answered yet -> the loop's time when it must be, oldest first.
         self._handshaking: dict[Handshake, float] = {}
         self._handshake_timer: asyncio.TimerHandle | None = None
+        # Clients whose identity ends: when by the wall clock, and their timer.
+        self._expiring: dict[Client, tuple[float, int]] = {}
+        self._expiries: Timers[Client] = Timers(self._expired)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_callers: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
@@ -380,6 +387,7 @@ class Hub(Delivery):
         self._accepting = True
         self._start_time = datetime.now(UTC)
         self._started = time.monotonic()
+        self._expiries.attach(self.loop)
         self._heartbeat()
 
     async def stop(self, timeout: float = 5.0) -> None:
@@ -458,6 +466,7 @@ class Hub(Delivery):
             if timer is not None:
                 timer.cancel()
         self._heartbeat_timer = self._handshake_timer = None
+        self._expiries.clear()
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(None)
         self._detach()
@@ -486,6 +495,8 @@ class Hub(Delivery):
         if self._acks is not None:
             self._acks.forget()
         self._forget_connections()
+        self._expiring.clear()
+        self._expiries = Timers(self._expired)
         self._heartbeat_timer = self._handshake_timer = None
         self._all_gone = self._stopping = self._stopped = None
         self._detach()
@@ -685,6 +696,13 @@ class Hub(Delivery):
             raise ValidationError(
                 f"user_data must be a dict or None, not {type(identity.user_data).__name__}"
             )
+        expires_at = identity.expires_at
+        if expires_at is not None and not (
+            type(expires_at) in (int, float) and 0 <= expires_at < math.inf
+        ):
+            raise ValidationError(
+                f"expires_at must be seconds since the epoch or None, not {expires_at!r}"
+            )
         check_id("user", identity.user_id)
         if identity.client_id is not None:
             check_id("client", identity.client_id)
@@ -743,6 +761,8 @@ class Hub(Delivery):
         else:
             client_id = identity.client_id or self._new_id()
             user_id, data = identity.user_id, identity.user_data
+            if identity.expires_at is not None:
+                self._expire_at(client, identity.expires_at)
             older = self.get_client_by_id(client_id)
             if older is not None:
                 self._count_replaced()
@@ -753,8 +773,49 @@ class Hub(Delivery):
         if self._on_connected:
             dispatch(self, client, self._on_connected, (client,), fatal=True)
 
+    def _expire_at(self, client: Client, when: float) -> None:
+        # By the wall clock, which is looked at again when the time has come: it may be set.
+        assert self.loop is not None
+        due = self.loop.time() + max(0.0, min(when - time.time(), _LONGEST_WAIT))
+        self._expiring[client] = when, self._expiries.set(client, due)
+
+    def _expired(self, client: Client) -> None:
+        expiry = self._expiring.pop(client, None)
+        if expiry is None or self.loop is None:
+            return
+        if expiry[0] > time.time():
+            self._expire_at(client, expiry[0])
+        else:
+            client.disconnect(CLOSE_UNAUTHENTICATED, "authentication expired")
+
+    def disconnect_user(self, user_id: str, code: int = 1000, reason: str = "") -> int:
+        """Closes all connections of a user; see `Client.disconnect`.
+
+        Args:
+            user_id: a str.
+            code: close code.
+            reason: text for the clients.
+
+        Returns:
+            int: how many clients it was.
+
+        Raises:
+            ValidationError: the code may not be sent, or the id is not a str.
+
+        Thread-safety: any thread.
+        """
+        if self._is_away():
+            return self._on_loop(lambda: self.disconnect_user(user_id, code, reason))
+        clients = self.get_clients_by_user(user_id)
+        for client in clients:
+            client.disconnect(code, reason)
+        return len(clients)
+
     def _disconnected(self, client: Client, announced: bool) -> None:
         """Called by a Client once its connection is gone."""
+        expiry = self._expiring.pop(client, None)
+        if expiry is not None:
+            self._expiries.cancel(client, expiry[1])
         if client._pending is not None:
             client._pending.close()  # an authenticate that was never begun
             client._pending = None

@@ -62,11 +62,14 @@ class Identity(msgspec.Struct, frozen=True):
         client_id: id of this client; None lets the hub make one. A connection whose client_id is
             taken replaces the older connection (close code 4409).
         user_data: what `client.user_data` begins with.
+        expires_at: when the identity ends, in seconds since the epoch: the client is then closed
+            with 4401. None: never.
     """
 
     user_id: str
     client_id: str | None = None
     user_data: dict[Any, Any] | None = None
+    expires_at: float | None = None
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -425,7 +428,7 @@ class Handshake:
             self._head += data
             data = self._head
         end = data.find(b"\r\n\r\n", searched)
-        if 0 <= end < _HEAD_MAX:
+        if 0 <= end <= _HEAD_MAX - 4:
             self._decide(bytes(data[: end + 2]), bytes(data[end + 4 :]))
         elif len(data) >= _HEAD_MAX:
             self._answer(_reject(self._hub, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))

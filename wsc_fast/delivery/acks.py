@@ -31,7 +31,6 @@ import msgspec
 
 from wsc_fast.delivery.failures import Failure, reason_of
 from wsc_fast.delivery.offline import OfflineStore, StoredMessage
-from wsc_fast.delivery.timers import TICK, Timers
 from wsc_fast.errors import (
     AckDroppedError,
     AckFailedError,
@@ -52,6 +51,7 @@ from wsc_fast.messages import (
     to_ack_message,
     to_hub_message,
 )
+from wsc_fast.timers import TICK, Timers
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client

@@ -979,9 +979,8 @@ class _Session:
 
     def _cause(self, error: Exception) -> Exception | None:
         # Its own text shows in a traceback.
-        if isinstance(error, OfflineStoreError) or self._text(error) != str(error):
-            return None
-        return error
+        hidden = any(secret in str(error) for secret in self._secrets)
+        return None if hidden or isinstance(error, OfflineStoreError) else error
 
 
 def _passes(error: Exception) -> bool:

@@ -733,6 +733,10 @@ class _Worker:
 
 def _connect(path: str, synchronous: str, busy_timeout: float) -> sqlite3.Connection:
     """Opens the database, with its schema up to date; raises sqlite3.Error, OfflineStoreError."""
+    with suppress(OSError):
+        # To SQLite such a file is empty (an old oddity of its), and would be written over.
+        if os.path.getsize(path) == 1:
+            raise OfflineStoreError("file is not a database")
     deadline = time.monotonic() + busy_timeout
     while True:
         db = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
@@ -749,12 +753,15 @@ def _connect(path: str, synchronous: str, busy_timeout: float) -> sqlite3.Connec
 
 
 def _prepare(db: sqlite3.Connection, synchronous: str) -> None:
-    # Reads only, up to where it is known to be ours.
-    _version(db)
+    # Reads only, up to where it is known to be ours; in a transaction, since another process may
+    # be creating it just now.
+    db.execute("BEGIN")
+    version = _version(db)
+    db.execute("COMMIT")
     (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise OfflineStoreError(f"its file system has no write-ahead log, only {mode!r}")
-    if _version(db) < len(_MIGRATIONS):
+    if version < len(_MIGRATIONS):
         _migrate(db)
     db.execute(f"PRAGMA synchronous = {synchronous}")
     # Four times what is usual, 16 and 32 MB: random users touch pages all over the indexes.

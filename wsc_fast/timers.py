@@ -21,7 +21,8 @@ class Timers(Generic[T]):
     """Calls `fire(item)` when the time of an item has come.
 
     Args:
-        fire: must not raise.
+        fire: must not raise. It may also be called for an item that was taken back while others
+            of the same slot fired.
 
     Thread-safety: the loop's thread.
     """
