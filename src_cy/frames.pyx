@@ -97,8 +97,17 @@ cdef bytes encode_buffer(object message):
         PyBuffer_Release(&view)
 
 
-cdef int check_close_code(object code) except -1:
-    # RFC 6455 section 7.4.2 and the IANA registry; 1005, 1006 and 1015 never go on the wire.
+cpdef int check_close_code(object code) except -1:
+    """Raises ValidationError for a close code that may not be sent (RFC 6455 section 7.4.2).
+
+    Args:
+        code: any object; 1005, 1006 and 1015 never go on the wire.
+
+    Raises:
+        ValidationError: it is not 1000-1003, 1007-1014 or 3000-4999.
+
+    Thread-safety: any thread.
+    """
     if not isinstance(code, int):
         raise ValidationError(f"a close code must be an int, not {type(code).__name__}")
     if 3000 <= code <= 4999 or 1000 <= code <= 1003 or 1007 <= code <= 1014:

@@ -136,7 +136,7 @@ def stub_classes() -> list[tuple[Path, ast.ClassDef]]:
 def compiled_parameters(function: Any) -> list[str] | None:
     """Names of parameters in Cython's signature line, with = where there is a default."""
     first = (getattr(function, "__doc__", None) or "").partition("\n")[0]
-    match = re.match(r"(?:\w+\.)?(\w+)\((.*)\)$", first)
+    match = re.match(r"(?:\w+\.)?(\w+)\((.*)\)(?: -> \w+)?$", first)
     if match is None:
         return None
     names = []

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import check_id
+from wsc_fast._core.frames import check_close_code
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import CHANGEABLE, HubConfig
 from wsc_fast.delivery.facade import Delivery
@@ -806,6 +807,7 @@ class Hub(Delivery):
         """
         if self._is_away():
             return self._on_loop(lambda: self.disconnect_user(user_id, code, reason))
+        check_close_code(code)
         clients = self.get_clients_by_user(user_id)
         for client in clients:
             client.disconnect(code, reason)
