@@ -37,7 +37,7 @@ from libc.stdint cimport uint8_t
 from picows.picows cimport WSFrame, WSTransport
 
 from wsc_fast._core.deflate cimport Context
-from wsc_fast._core.engine cimport Engine
+from wsc_fast._core.engine cimport RATE_CLOSE, RATE_DROP, Engine
 from wsc_fast._core.frames cimport (
     FIN_PONG,
     check_close_code,
@@ -89,6 +89,9 @@ cdef enum:
     PING_BYTES = 256
     # Pongs that wait one by one; beyond that a newer one replaces the newest.
     MOST_PONGS = 32
+    # Why the socket is not read.
+    PAUSED_FOR_CALLBACKS = 1
+    PAUSED_FOR_RATE = 2
     # The longest text that may be an acknowledgement.
     ACK_CHARACTERS = 4096
 
@@ -183,7 +186,12 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint announced             # on_client_connected has been called
         bint peer_closed           # the peer's close frame is in
         bint failing               # we closed because of the peer's fault
-        bint reading_paused        # by us, for its async callbacks
+        unsigned char reading_paused  # by us, bit by bit for what reason
+        # Token buckets of what it may send, negative while it owes: when they were counted.
+        double message_tokens
+        double byte_tokens
+        double counted_at
+        object rate_timer          # while reading is paused for that
         bint close_queued          # our close frame went into the outbox
         public object _pending     # server.Pending: who it is, or how to find out; then None
 
@@ -367,6 +375,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.secure = secure
         self.fd = -1 if secure or self.packs else descriptor
         self.connected_wall = wall_time()
+        # Full buckets: as much at once as comes in one second.
+        self.message_tokens = max(self.engine.message_rate, 1)
+        self.byte_tokens = self.engine.byte_rate
+        self.counted_at = wsc_coarse_now()
         self.engine.connections += 1
         self.engine.counters.connections += 1
         try:
@@ -507,14 +519,76 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         return self.inbox
 
     def _pause_reading(self):
-        if self.stream is not None and self.state == OPEN:
-            self.reading_paused = True
-            self.stream.pause_reading()
+        self.pause_reading(PAUSED_FOR_CALLBACKS)
 
     def _resume_reading(self):
-        self.reading_paused = False
-        if self.stream is not None:
-            self.stream.resume_reading()
+        self.resume_reading(PAUSED_FOR_CALLBACKS)
+
+    cdef int pause_reading(self, int reason) except -1:
+        if self.stream is not None and self.state == OPEN:
+            if not self.reading_paused:
+                self.stream.pause_reading()
+            self.reading_paused |= reason
+        return 0
+
+    cdef int resume_reading(self, int reasons) except -1:
+        if self.reading_paused & reasons:
+            self.reading_paused &= ~reasons
+            if not self.reading_paused and self.stream is not None:
+                self.stream.resume_reading()
+        return 0
+
+    cdef bint within_rate(self, Py_ssize_t size) except -1:
+        """Counts a message against the client's rates; whether the message is to be heard."""
+        cdef double now = wsc_coarse_now()
+        cdef double passed = now - self.counted_at
+        cdef double owed = 0
+        cdef Engine engine = self.engine
+        self.counted_at = now
+        if engine.message_rate > 0:
+            self.message_tokens = min(
+                self.message_tokens + passed * engine.message_rate, max(engine.message_rate, 1)
+            ) - 1
+            owed = -self.message_tokens / engine.message_rate
+        if engine.byte_rate > 0:
+            self.byte_tokens = min(
+                self.byte_tokens + passed * engine.byte_rate, engine.byte_rate
+            ) - size
+            owed = max(owed, -self.byte_tokens / engine.byte_rate)
+        if owed <= 0:
+            return True
+        engine.counters.rate_limited += 1
+        if engine.rate_action == RATE_CLOSE:
+            self.refuse(1008, "too many messages")
+            return False
+        if engine.rate_action == RATE_DROP:
+            # What is not heard is not owed.
+            if engine.message_rate > 0:
+                self.message_tokens += 1
+            if engine.byte_rate > 0:
+                self.byte_tokens += size
+            return False
+        if self.rate_timer is None:
+            self.pause_reading(PAUSED_FOR_RATE)
+            self.rate_timer = engine.loop.call_later(owed, self._rate_passed)
+        return True
+
+    def _rate_passed(self):
+        """What the client owed has been waited for; or is waited for some more."""
+        cdef double owed = 0
+        cdef Engine engine = self.engine
+        self.rate_timer = None
+        if self.state != OPEN:
+            return
+        if engine.message_rate > 0:
+            owed = -self.message_tokens / engine.message_rate
+        if engine.byte_rate > 0:
+            owed = max(owed, -self.byte_tokens / engine.byte_rate)
+        owed -= wsc_coarse_now() - self.counted_at
+        if owed > 0:
+            self.rate_timer = engine.loop.call_later(owed, self._rate_passed)
+        else:
+            self.resume_reading(PAUSED_FOR_RATE)
 
     # --- receiving ---
 
@@ -524,6 +598,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.held is not None:
             self.held_bytes += size
             self.held.append((content, size))
+            return 0
+        if self.engine.rated and not self.within_rate(size):
             return 0
         self.engine.counters.messages_in += 1
         self.engine.counters.bytes_in += size
@@ -700,7 +776,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if outbox_close(&self.box, <PyObject*>frame) == NO_MEMORY:
             return self.abort()
         self.close_queued = True
-        self._resume_reading()
+        self.resume_reading(PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE)
         return self.engine.mark(self)
 
     cdef int leave(self) except -1:
@@ -741,6 +817,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.dirty_at = -1
         self.blocked = False
         self.close_timer = None
+        self.rate_timer = None
         self.authenticating = None
         self.inbox = None
         self.write = None
@@ -834,6 +911,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.close_timer is not None:
             self.close_timer.cancel()
             self.close_timer = None
+        if self.rate_timer is not None:
+            self.rate_timer.cancel()
+            self.rate_timer = None
         if self.authenticating is not None:
             self.authenticating.cancel()
             self.authenticating = None

@@ -52,6 +52,8 @@ cdef dict POLICIES = {
     "drop_newest": DROP_NEWEST,
 }
 
+cdef dict RATE_ACTIONS = {"close": RATE_CLOSE, "drop": RATE_DROP, "pause": RATE_PAUSE}
+
 # The longest id of a client, a user or a room, in characters.
 cdef Py_ssize_t ID_MAX = 256
 cdef object find_forbidden = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
@@ -116,6 +118,13 @@ cdef class Engine(Fanout):
         self.limits.nbytes = nbytes
         self.limits.policy = POLICIES[policy]
         self.budget = budget
+
+    def _set_rates(self, double messages, double nbytes, str action):
+        """Bounds what each client may send a second; 0 is no bound."""
+        self.message_rate = messages
+        self.byte_rate = nbytes
+        self.rate_action = RATE_ACTIONS[action]
+        self.rated = messages > 0 or nbytes > 0
 
     def _set_read_buffer(self, Py_ssize_t size):
         """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
@@ -734,6 +743,12 @@ cdef class Engine(Fanout):
             self.counters.rejected_origin += 1
         elif why == "auth":
             self.counters.rejected_auth += 1
+        elif why == "address":
+            self.counters.rejected_address += 1
+        elif why == "rate":
+            self.counters.rejected_rate += 1
+        elif why == "handshakes":
+            self.counters.rejected_handshakes += 1
         else:
             self.counters.rejected_request += 1
 

@@ -26,6 +26,7 @@ from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
 OfflineOverflow = Literal["drop_oldest", "refuse"]
+RateLimitAction = Literal["close", "drop", "pause"]
 
 # What picows reads into at least; a smaller setting would not be honoured.
 MIN_READ_BUFFER = 2048
@@ -45,6 +46,8 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "max_rooms": (0, 1 << 40),
     "max_rooms_per_client": (0, 1 << 40),
     "backlog": (1, 1 << 16),
+    "max_handshakes": (1, 10_000_000),
+    "max_connections_per_address": (0, 10_000_000),
     "compression_level": (1, 9),
     "compression_threshold": (0, 1 << 30),
     "server_max_window_bits": (9, 15),
@@ -54,7 +57,13 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "offline_limit": (1, 1 << 30),
 }
 # name -> lowest; the floats that are no seconds.
-_FACTORS = {"backoff_factor": 1}
+_FACTORS = {
+    "backoff_factor": 1,
+    "connection_rate": 0,
+    "connection_rate_per_address": 0,
+    "message_rate": 0,
+    "byte_rate": 0,
+}
 # A token (RFC 9110 section 5.6.2).
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
@@ -93,6 +102,13 @@ _TABLES = ("hub", "retry", "ack")
 CHANGEABLE = frozenset(
     {
         "max_connections",
+        "max_connections_per_address",
+        "max_handshakes",
+        "connection_rate",
+        "connection_rate_per_address",
+        "message_rate",
+        "byte_rate",
+        "rate_limit_action",
         "check_origin",
         "allowed_origins",
         "allowed_hosts",
@@ -195,6 +211,17 @@ class HubConfig(Settings, frozen=True, kw_only=True):
 
     Attributes:
         max_connections: connections at once; the next upgrade gets 503 with Retry-After.
+        max_connections_per_address: of one IPv4 address or IPv6 /64, by `remote_address`; the next
+            upgrade gets 429. 0: no bound, since behind a proxy that is not among `trusted_proxies`
+            all clients have one address.
+        max_handshakes: connections whose request is not answered yet; beyond them the oldest goes.
+        connection_rate, connection_rate_per_address: upgrades a second, of all and of each address;
+            as many as come in a second may come at once, the next gets 429. 0: no bound.
+        message_rate, byte_rate: messages, and bytes of messages, that a client may send a second;
+            as many as come in a second may come at once. 0: no bound.
+        rate_limit_action: what happens to a client that sends more: "close" (1008), "drop" (the
+            message is not heard), or "pause" (it is heard, and nothing is read for so long as makes
+            up for it).
         read_buffer_size: of the one buffer that all connections of the hub read into, at least
             2,048: what one read can bring.
         receive_buffer_size: asked of the kernel for each connection (SO_RCVBUF, which Linux
@@ -250,6 +277,13 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     _table: ClassVar[str] = "hub"
 
     max_connections: int = 100_000
+    max_connections_per_address: int = 0
+    max_handshakes: int = 10_000
+    connection_rate: float = 0.0
+    connection_rate_per_address: float = 0.0
+    message_rate: float = 0.0
+    byte_rate: float = 0.0
+    rate_limit_action: RateLimitAction = "close"
     read_buffer_size: int = 1 << 17
     receive_buffer_size: int = 1 << 17
     write_buffer_size: int = 0

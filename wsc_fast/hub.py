@@ -43,6 +43,7 @@ from wsc_fast.errors import (
 )
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.extensions import Deflate
+from wsc_fast.limits import ConnectionLimits
 from wsc_fast.messages import IdFactory
 from wsc_fast.server import (
     Acceptor,
@@ -114,6 +115,7 @@ class Hub(Delivery):
         # Clients whose identity ends: when by the wall clock, and their timer.
         self._expiring: dict[Client, tuple[float, int]] = {}
         self._expiries: Timers[Client] = Timers(self._expired)
+        self._limits = ConnectionLimits()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_callers: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
@@ -188,6 +190,12 @@ class Hub(Delivery):
         self.heartbeat_interval = config.heartbeat_interval
         self.heartbeat_timeout = config.heartbeat_timeout
         self.close_timeout = config.close_timeout
+        self._limits.set(
+            config.max_connections_per_address,
+            config.connection_rate,
+            config.connection_rate_per_address,
+        )
+        self._set_rates(config.message_rate, config.byte_rate, config.rate_limit_action)
 
     # --- callbacks ---
 
@@ -497,6 +505,7 @@ class Hub(Delivery):
             self._acks.forget()
         self._forget_connections()
         self._expiring.clear()
+        self._limits.clear()
         self._expiries = Timers(self._expired)
         self._heartbeat_timer = self._handshake_timer = None
         self._all_gone = self._stopping = self._stopped = None
@@ -657,6 +666,12 @@ class Hub(Delivery):
         if loop is None or not self._accepting:
             transport.abort()  # accepted in the turn before the hub stopped
             return None
+        if len(self._handshaking) >= self.config.max_handshakes:
+            # The oldest has had the longest time; whoever is honest is quicker than that.
+            self._count_rejected("handshakes")
+            oldest = next(iter(self._handshaking))
+            del self._handshaking[oldest]
+            oldest.abort()
         handshake = Handshake(self, client, transport)
         self._handshaking[handshake] = loop.time() + self.config.handshake_timeout
         if self._handshake_timer is None:
@@ -711,6 +726,8 @@ class Hub(Delivery):
 
     def _connected(self, client: Client) -> None:
         """Called by a Client once its connection is made."""
+        if client.remote_address:
+            self._limits.connected(client.remote_address)
         pending = client._pending
         if pending is None or isinstance(pending, Identity):
             client._pending = None
@@ -815,6 +832,8 @@ class Hub(Delivery):
 
     def _disconnected(self, client: Client, announced: bool) -> None:
         """Called by a Client once its connection is gone."""
+        if client.remote_address:
+            self._limits.gone(client.remote_address)
         expiry = self._expiring.pop(client, None)
         if expiry is not None:
             self._expiries.cancel(client, expiry[1])

@@ -228,6 +228,11 @@ def accept(
     if hub.connections >= hub.config.max_connections:
         hub._count_rejected("full")
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
+    if remote_address:
+        over = hub._limits.admit(remote_address)
+        if over is not None:
+            hub._count_rejected(over)
+            return refusal(HTTPStatus.TOO_MANY_REQUESTS, headers={"Retry-After": "1"})
     refused = _check_origin(hub, head)
     if refused is not None:
         return refused

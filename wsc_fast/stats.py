@@ -34,7 +34,9 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         queued_messages, queued_bytes: gauges over all outboxes.
         connections: gauge, closing and authenticating ones too; connections_total: ever made.
         replaced_clients: connections closed with 4409 for a newer one with the same id.
-        rejected: upgrades refused, by reason: "full", "origin", "auth", "request".
+        rejected: upgrades refused, by reason: "full", "origin", "auth", "request", "address",
+            "rate", and "handshakes" (too many unanswered at once).
+        rate_limited: messages beyond a client's rate.
         protocol_errors, heartbeat_timeouts, callback_errors: what they say.
         longest_flush: seconds.
         acks_pending: gauge, messages that wait for an acknowledgement in memory.
@@ -75,6 +77,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     connections_total: int
     replaced_clients: int
     rejected: dict[str, int]
+    rate_limited: int
     protocol_errors: int
     heartbeat_timeouts: int
     callback_errors: int
@@ -149,7 +152,11 @@ def snapshot(
             "origin": counters["rejected_origin"],
             "auth": counters["rejected_auth"],
             "request": counters["rejected_request"],
+            "address": counters["rejected_address"],
+            "rate": counters["rejected_rate"],
+            "handshakes": counters["rejected_handshakes"],
         },
+        rate_limited=counters["rate_limited"],
         protocol_errors=counters["protocol_errors"],
         heartbeat_timeouts=counters["heartbeat_timeouts"],
         callback_errors=counters["callback_errors"],

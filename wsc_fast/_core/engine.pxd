@@ -17,6 +17,12 @@ cdef enum:
     # a control frame.
     READ_HEADROOM = 256
 
+cdef enum:
+    # What happens to a client that sends faster than its rate.
+    RATE_CLOSE = 0
+    RATE_DROP = 1
+    RATE_PAUSE = 2
+
 cdef class Engine(Fanout):
     cdef:
         # What the transports of all connections read into, one at a time (receiver.pxd).
@@ -39,6 +45,11 @@ cdef class Engine(Fanout):
         public double heartbeat_interval
         public double heartbeat_timeout
         public double close_timeout
+        # Messages and bytes that each client may send a second; 0 is no bound.
+        bint rated
+        double message_rate
+        double byte_rate
+        int rate_action
         # Connections from the handshake's end until the transport is gone, closing ones too.
         readonly Py_ssize_t connections
         # What on_message_received has set: all of them, and the only one where there is one.

@@ -90,6 +90,10 @@ cdef struct Counters:
     unsigned long long rejected_origin
     unsigned long long rejected_auth
     unsigned long long rejected_request
+    unsigned long long rejected_address
+    unsigned long long rejected_rate
+    unsigned long long rejected_handshakes
+    unsigned long long rate_limited       # messages beyond a client's rate
 
 # The sending half of a connection: what fanout.pyx and members.pyx need to know of a client.
 cdef class Sink(WSListener):

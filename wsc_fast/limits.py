@@ -1,0 +1,105 @@
+"""Who may connect, and how often: connections per address, and new ones a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address
+from time import monotonic
+
+# Buckets of addresses that are kept; beyond it the full ones go, which are as good as new.
+MAX_BUCKETS = 10_000
+
+
+def address_key(address: str) -> str:
+    """What counts as one address: IPv4 by itself, IPv6 by its /64, which is what one site has.
+
+    Args:
+        address: an IP address; what is none stands for itself.
+    """
+    if ":" not in address:
+        return address
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    assert isinstance(parsed, IPv6Address)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return parsed.packed[:8].hex()
+
+
+class Buckets:
+    """A token bucket per key: `rate` a second, and as many at once as come in one second.
+
+    Args:
+        rate: 0 allows everything.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, rate: float, clock: Callable[[], float] = monotonic) -> None:
+        self._rate = rate
+        self._burst = max(1.0, rate)
+        self._clock = clock
+        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
+
+    def take(self, key: str) -> bool:
+        """Whether there is one more for this key, which is then taken."""
+        if self._rate <= 0:
+            return True
+        now = self._clock()
+        tokens, counted = self._buckets.get(key, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - counted) * self._rate)
+        allowed = tokens >= 1.0
+        self._buckets[key] = (tokens - 1.0 if allowed else tokens, now)
+        if len(self._buckets) > MAX_BUCKETS:
+            self._prune(now)
+        return allowed
+
+    def _prune(self, now: float) -> None:
+        kept = {
+            key: (tokens, counted)
+            for key, (tokens, counted) in self._buckets.items()
+            if tokens + (now - counted) * self._rate < self._burst
+        }
+        # An attack from more addresses than that: whoever came first has waited longest.
+        while len(kept) > MAX_BUCKETS // 2:
+            del kept[next(iter(kept))]
+        self._buckets = kept
+
+
+class ConnectionLimits:
+    """The limits on connections of one hub, and what counts against them. In the loop's thread."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self.set(0, 0.0, 0.0)
+
+    def set(self, per_address: int, rate: float, rate_per_address: float) -> None:
+        self._per_address = per_address
+        self._all = Buckets(rate)
+        self._each = Buckets(rate_per_address)
+
+    def admit(self, address: str) -> str | None:
+        """Whether one more may connect from an address; if not, why: "address" or "rate"."""
+        key = address_key(address)
+        if self._per_address and self._counts.get(key, 0) >= self._per_address:
+            return "address"
+        # One address's flood may not use up what all have together.
+        if not self._each.take(key) or not self._all.take(""):
+            return "rate"
+        return None
+
+    def connected(self, address: str) -> None:
+        key = address_key(address)
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def gone(self, address: str) -> None:
+        key = address_key(address)
+        left = self._counts.get(key, 0) - 1
+        if left > 0:
+            self._counts[key] = left
+        else:
+            self._counts.pop(key, None)
+
+    def clear(self) -> None:
+        self._counts.clear()
