@@ -6,9 +6,17 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8080
 
+# Of `make fuzz`.
+INPUTS ?= 10000000
+STREAMS ?= 200000
+SEED ?= 1
+
 SOURCES := setup.py pyproject.toml $(wildcard src_cy/*.pyx src_cy/*.h wsc_fast/_core/*.pxd)
 BUILT := $(VENV)/.built
 DEBUG_TREE := build/debug
+SANITIZE ?=
+DEBUG_ENV = $(if $(SANITIZE),LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc,PYTHONMALLOC=debug)
 
 .PHONY: run test conformance torture fuzz lint format bench debug dist clean
 
@@ -26,6 +34,16 @@ ifndef ARGS
 	$(BIN)/python conformance/run.py --loop asyncio --exclude '9.*'
 	$(BIN)/python conformance/run.py --tls --exclude '9.*' --exclude '13.*'
 endif
+
+# The parsers and the receiving half of a connection against plain versions, with sanitizers.
+fuzz: $(BUILT)
+	mkdir -p build/fuzz
+	$(CC) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+		-o build/fuzz/wire fuzz/fuzz_wire.c
+	build/fuzz/wire fuzz/corpus/wire
+	build/fuzz/wire $(INPUTS) $(SEED)
+	$(BIN)/python fuzz/fuzz_stream.py fuzz/corpus/stream
+	$(BIN)/python fuzz/fuzz_stream.py --count $(STREAMS) --seed $(SEED)
 
 # kill -9 of the server, 50 times for each store.
 torture: $(BUILT)
@@ -47,12 +65,14 @@ bench: $(BUILT)
 	-$(BIN)/python -m pip install -q -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-# Bounds checks, assertions and Python's debug allocator, in a tree of its own.
+# Bounds checks, assertions and Python's debug allocator, in a tree of its own; with SANITIZE=address
+# the sanitizer in the allocator's place (tests of memory then measure the sanitizer's).
 debug: $(VENV)/.made
 	rm -rf $(DEBUG_TREE) && mkdir -p $(DEBUG_TREE)
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(DEBUG_TREE)
-	cd $(DEBUG_TREE) && $(PYTHON) -m venv .venv && WSC_DEBUG=1 .venv/bin/pip install -q -e '.[test,cli]'
-	cd $(DEBUG_TREE) && PYTHONMALLOC=debug PYTHONFAULTHANDLER=1 .venv/bin/python -m pytest $(ARGS)
+	cd $(DEBUG_TREE) && $(PYTHON) -m venv .venv && WSC_DEBUG=1 WSC_SANITIZE=$(SANITIZE) \
+		.venv/bin/pip install -q -e '.[test,cli]'
+	cd $(DEBUG_TREE) && $(DEBUG_ENV) PYTHONFAULTHANDLER=1 .venv/bin/python -m pytest $(ARGS)
 
 dist: $(VENV)/.made
 	$(BIN)/pip install -q build

@@ -1,11 +1,15 @@
 /* Fuzzes src_cy/wire.h and src_cy/http.h: each fast function against a plain one, byte by byte.
  *
- *     make fuzz                                      random inputs, with AddressSanitizer and UBSan
- *     clang -fsanitize=fuzzer,address -DLIBFUZZER    coverage-guided
+ *     cc -fsanitize=address,undefined fuzz_wire.c              random inputs: COUNT [SEED]; or the
+ *                                                              files and directories that are named
+ *     clang -fsanitize=fuzzer,address,undefined -DLIBFUZZER    coverage-guided
  *
- * Inputs live in heap memory of exactly their size, so that a read beyond the end is seen. */
+ * An input is a mask key (4 bytes), where to split (1 byte), and what is read. It lives in heap
+ * memory of exactly its size, so that a read beyond the end is seen. */
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include "../src_cy/http.h"
 #include "../src_cy/wire.h"
@@ -136,18 +140,73 @@ static void check_utf8(const uint8_t *data, size_t size, size_t split) {
     free(first), free(second);
 }
 
-static void check_fields(const uint8_t *data, size_t size) {
-    struct wsc_field field;
-    uint8_t *exact = copied(data, size);
-    ssize_t length = wsc_read_field(exact, size, &field);
-    if (length >= 0) {
-        CHECK((size_t)length <= size && exact[length - 2] == '\r' && exact[length - 1] == '\n');
-        CHECK(field.name == exact && field.name_size > 0 && exact[field.name_size] == ':');
-        CHECK(field.value + field.value_size <= exact + length - 2);
-        for (size_t i = 0; i < field.value_size; i++) CHECK(field.value[i] != '\r' && field.value[i] != '\n');
-        (void)wsc_list_has(field.value, field.value_size, "upgrade");
+/* One field line, in as many passes as RFC 9112 section 5 has rules. */
+static ssize_t plain_field(const uint8_t *in, size_t size, struct wsc_field *field) {
+    static const char token[] =
+        "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    size_t end = 0, colon = 0, first, last;
+    while (end + 2 <= size && memcmp(in + end, "\r\n", 2) != 0) end++;
+    if (end + 2 > size) return -1;
+    for (size_t i = 0; i < end; i++)
+        if ((in[i] < 32 && in[i] != 9) || in[i] == 127) return -1;
+    while (colon < end && in[colon] != ':') colon++;
+    if (colon == 0 || colon == end) return -1;
+    for (size_t i = 0; i < colon; i++)
+        if (memchr(token, in[i], sizeof token - 1) == NULL) return -1;
+    first = colon + 1, last = end;
+    while (first < last && (in[first] == 32 || in[first] == 9)) first++;
+    while (last > first && (in[last - 1] == 32 || in[last - 1] == 9)) last--;
+    field->name = in, field->name_size = colon;
+    field->value = in + first, field->value_size = last - first;
+    return (ssize_t)end + 2;
+}
+
+static int plain_same(const uint8_t *in, size_t size, const char *lower) {
+    if (size != strlen(lower)) return 0;
+    for (size_t i = 0; i < size; i++) {
+        int byte = in[i];
+        if (byte >= 65 && byte <= 90) byte += 32;
+        if (byte != lower[i]) return 0;
     }
-    (void)wsc_list_has(exact, size, "websocket");
+    return 1;
+}
+
+static int plain_list_has(const uint8_t *in, size_t size, const char *lower) {
+    size_t start = 0;
+    for (size_t at = 0; at <= size; at++) {
+        size_t first = start, last = at;
+        if (at < size && in[at] != ',') continue;
+        start = at + 1;
+        for (; first < last && (in[first] == 32 || in[first] == 9); first++) {}
+        for (; last > first && (in[last - 1] == 32 || in[last - 1] == 9); last--) {}
+        if (plain_same(in + first, last - first, lower)) return 1;
+    }
+    return 0;
+}
+
+static void check_list(const uint8_t *in, size_t size) {
+    static const char *const items[] = {"upgrade", "websocket", "x"};
+    for (int i = 0; i < 3; i++) {
+        CHECK(!wsc_list_has(in, size, items[i]) == !plain_list_has(in, size, items[i]));
+        CHECK(!wsc_same_text(in, size, items[i]) == !plain_same(in, size, items[i]));
+    }
+}
+
+static void check_fields(const uint8_t *data, size_t size) {
+    struct wsc_field fast = {0}, plain = {0};
+    uint8_t *exact = copied(data, size);
+    ssize_t length = wsc_read_field(exact, size, &fast);
+    CHECK(length == plain_field(exact, size, &plain));
+    if (length >= 0) {
+        uint8_t *value = copied(fast.value, fast.value_size);
+        CHECK(fast.name == plain.name && fast.name_size == plain.name_size);
+        CHECK(fast.value_size == plain.value_size);
+        CHECK(fast.value_size == 0 || fast.value == plain.value);
+        CHECK(fast.value >= exact && fast.value + fast.value_size <= exact + size);
+        check_list(value, fast.value_size);
+        free(value);
+    }
+    check_list(exact, size);
     free(exact);
 }
 
@@ -172,31 +231,86 @@ static uint32_t next_random(void) {
     return (uint32_t)(seed >> 16);
 }
 
-/* Pieces that random bytes would hardly ever make. */
-static const char *const PIECES[] = {
-    "\x81\x85", "\x81\xfe\x00\x7e", "\x82\xff\x00\x00\x00\x00\x00\x01\x00\x00", "\x89\x80", "\x88\x82",
-    "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x8e\x88", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xc0\x80",
-    "\xe0\x9f\xbf", "\xef\xbf\xbf", "\xf0\x8f", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-    "Connection: keep-alive, Upgrade\r\n", ": ", "\r\n", ",", " \t", "upgrade", "websocket",
+/* Pieces that random bytes would hardly ever make; some hold zeros. */
+#define PIECE(text) {text, sizeof text - 1}
+static const struct {
+    const char *text;
+    size_t size;
+} PIECES[] = {
+    PIECE("\x81\x85"), PIECE("\x89\x80"), PIECE("\x88\x82"),
+    PIECE("\x82\xfe\x00\x7d"), PIECE("\x81\xfe\x00\x7e"),
+    PIECE("\x82\xff\x00\x00\x00\x00\x00\x00\xff\xff"),
+    PIECE("\x82\xff\x00\x00\x00\x00\x00\x01\x00\x00"),
+    PIECE("\x02\xff\x7f\xff\xff\xff\xff\xff\xff\xff"),
+    PIECE("\x82\xff\x80\x00\x00\x00\x00\x00\x00\x00"),
+    PIECE("\xc3\xa9"), PIECE("\xe2\x82\xac"), PIECE("\xf0\x9f\x8e\x88"), PIECE("\xc0\x80"),
+    PIECE("\xc2\x80"), PIECE("\xdf\xbf"), PIECE("\xe0\x9f\xbf"), PIECE("\xe0\xa0\x80"),
+    PIECE("\xed\x9f\xbf"), PIECE("\xed\xa0\x80"), PIECE("\xee\x80\x80"), PIECE("\xef\xbf\xbf"),
+    PIECE("\xf0\x8f\xbf\xbf"), PIECE("\xf0\x90\x80\x80"), PIECE("\xf4\x8f\xbf\xbf"),
+    PIECE("\xf4\x90\x80\x80"), PIECE("\xf5\x80\x80\x80"), PIECE("\xf0\x8f"),
+    PIECE("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+    PIECE("Connection: keep-alive, Upgrade\r\n"), PIECE("X:y\x7f\r\n"), PIECE("X: \r\n"),
+    PIECE(": "), PIECE("\r\n"), PIECE(","), PIECE(" \t"), PIECE("upgrade"), PIECE("WebSocket"),
 };
 
-int main(int argc, char **argv) {
-    long count = argc > 1 ? atol(argv[1]) : 1000000;
-    if (argc > 2) seed = (uint64_t)atol(argv[2]) * 2654435761u + 1;
-    for (long turn = 0; turn < count; turn++) {
-        uint8_t data[400];
-        size_t size = 0, most = next_random() % 390;
-        while (size < 5 || size < most) {
-            const char *piece = PIECES[next_random() % (sizeof PIECES / sizeof *PIECES)];
-            size_t length = strlen(piece);
-            if (size < 5 || next_random() % 3 == 0 || size + length > sizeof data)
-                data[size++] = (uint8_t)(next_random() % 4 ? next_random() : next_random() % 128);
-            else
-                memcpy(data + size, piece, length), size += length;
-            if (size == sizeof data) break;
+static long replayed;
+
+static void replay(const char *path) {
+    struct stat about;
+    CHECK(stat(path, &about) == 0);
+    if (S_ISDIR(about.st_mode)) {
+        DIR *directory = opendir(path);
+        struct dirent *entry;
+        CHECK(directory != NULL);
+        while ((entry = readdir(directory)) != NULL) {
+            char name[4096];
+            if (entry->d_name[0] == '.') continue;
+            CHECK(snprintf(name, sizeof name, "%s/%s", path, entry->d_name) < (int)sizeof name);
+            replay(name);
         }
+        closedir(directory);
+    } else {
+        size_t size = (size_t)about.st_size;
+        uint8_t *data = malloc(size + 1);
+        FILE *file = fopen(path, "rb");
+        CHECK(data != NULL && file != NULL && fread(data, 1, size, file) == size);
+        fclose(file);
         LLVMFuzzerTestOneInput(data, size);
+        free(data);
+        replayed++;
     }
+}
+
+static void try_random(void) {
+    uint8_t data[400];
+    size_t size = 0, most = next_random() % 390;
+    while (size < 5 || size < most) {
+        size_t which = next_random() % (sizeof PIECES / sizeof *PIECES);
+        size_t length = PIECES[which].size;
+        if (size < 5 || next_random() % 3 == 0 || size + length > sizeof data)
+            data[size++] = (uint8_t)(next_random() % 4 ? next_random() : next_random() % 128);
+        else
+            memcpy(data + size, PIECES[which].text, length), size += length;
+        if (size == sizeof data) break;
+    }
+    LLVMFuzzerTestOneInput(data, size);
+}
+
+int main(int argc, char **argv) {
+    struct stat about;
+    long count = 1000000;
+    if (argc > 1 && stat(argv[1], &about) == 0) {
+        for (int i = 1; i < argc; i++) replay(argv[i]);
+        printf("%ld inputs, no disagreement\n", replayed);
+        return 0;
+    }
+    if (argc > 1) {
+        char *end;
+        count = strtol(argv[1], &end, 10);
+        CHECK(*end == 0); /* neither a number nor something that exists */
+    }
+    if (argc > 2) seed = (uint64_t)atol(argv[2]) * 2654435761u + 1;
+    for (long turn = 0; turn < count; turn++) try_random();
     printf("%ld inputs, no disagreement\n", count);
     return 0;
 }

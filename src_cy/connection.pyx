@@ -611,6 +611,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             and self.engine.ack_filter(self, content)
         ):
             return 0
+        if (
+            self.engine.publish_filter is not None
+            and not self.engine.publish_filter(self, content)
+        ):
+            return 0
         handler = self.engine.message_handler
         if handler is not None and self.inbox is None:
             try:

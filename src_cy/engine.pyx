@@ -37,6 +37,7 @@ from wsc_fast._core.outbox cimport (
 from wsc_fast.errors import (
     ClientNotFoundError,
     LimitError,
+    PermissionDeniedError,
     QueueFullError,
     RoomExistsError,
     RoomNotFoundError,
@@ -145,6 +146,11 @@ cdef class Engine(Fanout):
     def _set_ack_filter(self, ack_filter):
         """Has `ack_filter(client, text) -> bool` take acknowledgements out of what comes in."""
         self.ack_filter = ack_filter
+
+    def _set_filters(self, join_filter, publish_filter):
+        """Has `join_filter(client, room_id)` and `publish_filter(client, message)` decide."""
+        self.join_filter = join_filter
+        self.publish_filter = publish_filter
 
     def _watch_losses(self, watched):
         """Whether `_lost` is called for what is dropped or not sent."""
@@ -600,6 +606,7 @@ cdef class Engine(Fanout):
             ClientNotFoundError: no connected client has the id.
             RoomNotFoundError: there is no such room (see `create_room`).
             LimitError: HubConfig.max_rooms_per_client is reached.
+            PermissionDeniedError: `authorize_join` does not allow it.
 
         Thread-safety: any thread. Source: go-wsc `JoinRoom`.
         """
@@ -610,6 +617,8 @@ cdef class Engine(Fanout):
             return
         sink = self.find_client(client_id)
         room = self.find_room(room_id)
+        if self.join_filter is not None and not self.join_filter(sink, room_id):
+            raise PermissionDeniedError(f"client {client_id!a} may not join room {room_id!a}")
         if sink.memberships is not None and len(sink.memberships) >= self.max_rooms_per_client:
             if room in sink.memberships:
                 return

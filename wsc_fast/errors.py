@@ -12,6 +12,7 @@
     ├── RoomNotFoundError (LookupError)         no room has this id
     ├── RoomExistsError (ValueError)            a room has this id already
     ├── LimitError (RuntimeError)               a bound on rooms or memberships is reached
+    ├── PermissionDeniedError (PermissionError) the application's own rules do not allow it
     ├── SendError                               a message was not taken, and nothing was sent
     │   ├── QueueFullError                      ... the client's outbox is full (a slow consumer)
     │   ├── PendingFullError                    ... too many wait for an acknowledgement already
@@ -84,6 +85,10 @@ class RoomExistsError(WSCError, ValueError):
 
 class LimitError(WSCError, RuntimeError):
     """A bound of the configuration (rooms, rooms per client) is reached."""
+
+
+class PermissionDeniedError(WSCError, PermissionError):
+    """`authorize_join` or `authorize_publish` does not allow it."""
 
 
 class SendError(WSCError):

@@ -32,13 +32,16 @@ from wsc_fast._core.frames import check_close_code
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import CHANGEABLE, HubConfig
 from wsc_fast.delivery.facade import Delivery
+from wsc_fast.delivery.failures import Failure
 from wsc_fast.errors import (
     ConfigError,
     HubStateError,
     HubStoppedError,
     ListenError,
     LoopBusyError,
+    PermissionDeniedError,
     ProtocolError,
+    SendFailureReason,
     ValidationError,
 )
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
@@ -88,16 +91,30 @@ class Hub(Delivery):
         authenticate: `authenticate(request) -> Identity | None`, plain or async; None refuses: with
             401, or with close code 4401 after an async one. Without it every client is anonymous:
             a fresh id, and `user_id` equal to it.
+        authorize_join: `authorize_join(client, room_id) -> bool`, plain: whether `join_room` may
+            make the client a member.
+        authorize_publish: `authorize_publish(client, message) -> bool`, plain: whether a message of
+            the client may go to `on_message_received`. Other messages are counted and dropped, and
+            the failure handlers hear of them (reason `permission`).
 
     Thread-safety: every method may be called from any thread; off the loop's thread it runs on the
     loop, and returns or raises as it would there. Source: go-wsc `NewHub`.
     """
 
     def __init__(
-        self, config: HubConfig | None = None, *, authenticate: Authenticate | None = None
+        self,
+        config: HubConfig | None = None,
+        *,
+        authenticate: Authenticate | None = None,
+        authorize_join: Callable[[Client, str], bool] | None = None,
+        authorize_publish: Callable[[Client, str | bytes], bool] | None = None,
     ) -> None:
         super().__init__()
         self._authenticate = authenticate
+        self._authorize_publish = authorize_publish
+        self._set_filters(
+            authorize_join, self._may_publish if authorize_publish is not None else None
+        )
         self._accepting = False
         self._ended = False  # stopped; only `start` begins anew
         self._path: str | None = None
@@ -116,6 +133,7 @@ class Hub(Delivery):
         self._expiring: dict[Client, tuple[float, int]] = {}
         self._expiries: Timers[Client] = Timers(self._expired)
         self._limits = ConnectionLimits()
+        self._unauthorized = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_callers: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
@@ -852,6 +870,19 @@ class Hub(Delivery):
     def _dispatch(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
         dispatch(self, client, handlers, (client, message))
 
+    def _may_publish(self, client: Client, message: str | bytes) -> bool:
+        """Called by a Client for each message, where there is an `authorize_publish`."""
+        assert self._authorize_publish is not None
+        try:
+            if self._authorize_publish(client, message):
+                return True
+        except Exception as error:
+            self._report(client, error)  # nobody has allowed it
+        self._unauthorized += 1
+        denied = PermissionDeniedError(f"client {client.id!a} may not publish this")
+        self._failures.report(Failure(message, client.id, SendFailureReason.PERMISSION, denied))
+        return False
+
     def _await_result(self, client: Client, result: object) -> None:
         if is_awaitable(result):
             Inbox(self, client).start(result, (), (), False)  # type: ignore[arg-type]
@@ -918,6 +949,7 @@ class Hub(Delivery):
             start_time=self._start_time,
             uptime=time.monotonic() - self._started if self.loop is not None else 0.0,
             longest_flush=self.longest_flush,
+            unauthorized=self._unauthorized,
             delivery=self._delivery_counters(),
         )
 
@@ -931,6 +963,7 @@ class Hub(Delivery):
             return
         self._reset_counters()
         self._reset_delivery_counters()
+        self._unauthorized = 0
 
 
 def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:

@@ -37,6 +37,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         rejected: upgrades refused, by reason: "full", "origin", "auth", "request", "address",
             "rate", and "handshakes" (too many unanswered at once).
         rate_limited: messages beyond a client's rate.
+        unauthorized: messages that `authorize_publish` did not allow.
         protocol_errors, heartbeat_timeouts, callback_errors: what they say.
         longest_flush: seconds.
         acks_pending: gauge, messages that wait for an acknowledgement in memory.
@@ -78,6 +79,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     replaced_clients: int
     rejected: dict[str, int]
     rate_limited: int
+    unauthorized: int
     protocol_errors: int
     heartbeat_timeouts: int
     callback_errors: int
@@ -107,6 +109,7 @@ def snapshot(
     start_time: datetime | None,
     uptime: float,
     longest_flush: float,
+    unauthorized: int,
     delivery: dict[str, int],
 ) -> HubStats:
     """Builds the HubStats from the engine's raw counters and those of the delivery half."""
@@ -157,6 +160,7 @@ def snapshot(
             "handshakes": counters["rejected_handshakes"],
         },
         rate_limited=counters["rate_limited"],
+        unauthorized=unauthorized,
         protocol_errors=counters["protocol_errors"],
         heartbeat_timeouts=counters["heartbeat_timeouts"],
         callback_errors=counters["callback_errors"],

@@ -57,6 +57,10 @@ cdef class Engine(Fanout):
         object message_handler
         # `filter(client, text) -> bool` for what may be an acknowledgement; None where none counts.
         object ack_filter
+        # `filter(client, message) -> bool`: may it publish this; None where everybody may.
+        object publish_filter
+        # `filter(client, room_id) -> bool`: may it join.
+        object join_filter
 
     cdef bint away(self) noexcept
     cdef int admit(self, Sink sink) except -1

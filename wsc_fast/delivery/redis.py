@@ -20,7 +20,8 @@ Keys, below the prefix; an id stands in them as it is, in UTF-8:
     order:USER      sorted set: message id, by position
     oldest          sorted set: user id, by the position of its oldest message; for `expire`
     position        the last position given
-    reply:RANDOM    number and reply of the last batch of one opened store; for a minute or so
+    reply:RANDOM    number and reply of the last batch of one opened store, and of its last
+                    `expire`; for a minute or so
 
 All but the last live for `ttl` seconds after the last append to them.
 """
@@ -247,13 +248,14 @@ return found
 """
 )
 
-# KEYS: reply, oldest.
+# KEYS: reply, oldest, and the reply of an earlier call that has arrived, if there is one.
 # ARGV: number, seconds to keep the reply, the position to stop before, how many, prefixes of the
 # users' keys. Those keys are not in KEYS as they become known here; a cluster has all in one slot.
 # Returns whether to call again, {user, id, position, data, ...}, and users with junk in their keys.
 _EXPIRE = _Script(
     _REPLAY
     + """
+if KEYS[3] then redis.call('DEL', KEYS[3]) end
 local removed, junk, more = {}, {}, 1
 local before, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
 -- Users whose keys have reached their ttl cost a round without a message: those are bounded too.
@@ -676,6 +678,7 @@ class _Session:
         self._wake = asyncio.Event()
         self._batches = 0
         self._reply_key = self.key("reply:", uuid.uuid4().hex.encode())
+        self._arrived: bytes | None = None  # key of the reply to the last `expire`
         self._readers = asyncio.Semaphore(READERS)
         self._reads = 0
         self._quiet = asyncio.Event()  # no read is under way
@@ -879,11 +882,15 @@ class _Session:
             waiting = self._queue or self._batch
             await self._done(waiting[-1] if waiting else None)
             # What was removed is known from the reply alone, so it is kept for a second attempt;
-            # under a key of its own, as two may expire at once.
-            keys = (self.key("reply:", uuid.uuid4().hex.encode()), self.key("oldest"))
+            # under a key of its own, as two may expire at once. The next call removes it.
+            keys = [self.key("reply:", uuid.uuid4().hex.encode()), self.key("oldest")]
+            arrived, self._arrived = self._arrived, None
+            if arrived is not None:
+                keys.append(arrived)
             prefixes = (self.key("messages:"), self.key("order:"))
             arguments = (1, self._reply_ttl, stop, limit, *prefixes)
             more, removed, junk = await self._read(_EXPIRE, keys, arguments)
+            self._arrived = keys[0]
             return more, removed, junk
         finally:
             self._end_read()
