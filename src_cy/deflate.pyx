@@ -147,9 +147,9 @@ cdef class Codec:
         if self.deflaters[window] == NULL:
             self.deflaters[window] = new_deflater(self.level, window)
         wsc_deflate_reset(self.deflaters[window])
-        return self.compress(self.deflaters[window], frame, False)
+        return self.compress(self.deflaters[window], frame)
 
-    cdef bytes compress(self, wsc_zstream* z, bytes frame, bint always):
+    cdef bytes compress(self, wsc_zstream* z, bytes frame):
         cdef uint8_t* data = <uint8_t*>PyBytes_AS_STRING(frame)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
         cdef int head = 2 if data[1] < 126 else (4 if data[1] == 126 else 10)
@@ -171,7 +171,9 @@ cdef class Codec:
                 break
             self.reserve(self.capacity * 2)
         used -= PyBytes_GET_SIZE(TAIL)
-        if used >= size and not always:
+        if used >= size:
+            # The peer never sees what went into the context just now, so that it begins anew.
+            wsc_deflate_reset(z)
             result = frame
         else:
             result = encode(<unsigned char>(data[0] | RSV1_BIT), <char*>self.scratch, used)
@@ -244,7 +246,7 @@ cdef class Context:
     cdef bytes pack(self, bytes frame):
         if self.deflater == NULL:
             self.deflater = new_deflater(self.codec.level, self.server_window)
-        return self.codec.compress(self.deflater, frame, True)
+        return self.codec.compress(self.deflater, frame)
 
     cdef Py_ssize_t inflate(self, const uint8_t* data, Py_ssize_t size, Py_ssize_t limit) except -1:
         if self.inflater == NULL:

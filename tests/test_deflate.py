@@ -668,3 +668,25 @@ async def test_B5_what_is_held_before_authentication_is_bounded_once_inflated() 
         client.sock.close()
         await eventually(lambda: hub.connections == 0)
     assert [str(error) for error in refused] == ["too much input before authentication"]
+
+
+# --- what cannot be compressed ---
+
+
+async def test_what_gets_no_shorter_goes_out_plain_from_a_kept_context_too() -> None:
+    noise = os.urandom(200_000)
+    text = b"hello " * 1000
+    hub = compressing(server_no_context_takeover=False)
+    async with running(hub):
+        raw, client = await join(hub, "a", headers=offers())
+        assert "server_no_context_takeover" not in agreed(raw.response)
+        z = zlib.decompressobj(-15)
+        for message in (text, noise, text, text, noise[:300], text):
+            client.send(message)
+            frame = await raw.recv()
+            if message is text:
+                assert frame.rsv == RSV1
+                assert z.decompress(frame.payload + TAIL) == text
+            else:
+                assert (frame.rsv, frame.payload) == (0, message)
+        raw.close()

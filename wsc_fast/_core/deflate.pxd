@@ -41,7 +41,7 @@ cdef class Codec:
         Py_ssize_t capacity
 
     cdef bytes twin(self, bytes frame, int window)
-    cdef bytes compress(self, wsc_zstream* z, bytes frame, bint always)
+    cdef bytes compress(self, wsc_zstream* z, bytes frame)
     cdef Py_ssize_t inflate(
         self, wsc_zstream* z, bint reset, const uint8_t* data, Py_ssize_t size, Py_ssize_t limit
     ) except -1
