@@ -67,6 +67,7 @@ from wsc_fast.hub import (
     Hub,
     handle_websocket,
 )
+from wsc_fast.listening import inherited_socket
 from wsc_fast.messages import (
     ACKMessage,
     HubMessage,
@@ -136,6 +137,7 @@ __all__ = [
     "ValidationError",
     "WSCError",
     "handle_websocket",
+    "inherited_socket",
 ]
 
 __version__ = "0.1.0"

@@ -185,8 +185,8 @@ class TokenAuthenticator(_TokenReader):
         query: take it from the query parameter of this name. It lands in logs and histories.
 
     Raises:
-        ConfigError: no tokens, one that is too short, too long or not visible ASCII, a user id that
-            cannot be one, no place to take a token from. No text shows a token.
+        ConfigError: no tokens, one that is too short, too long or not visible ASCII, an identity
+            that cannot be one, no place to take a token from. No text shows a token.
 
     Thread-safety: any thread; nothing changes after the construction.
     """
@@ -254,6 +254,11 @@ def _check_static(which: str, token: object, identity: object) -> None:
         raise ConfigError(
             f"{which} must stand for an Identity or a user id, not {type(identity).__name__}"
         )
+    expires_at = identity.expires_at
+    if expires_at is not None and not (
+        type(expires_at) in (int, float) and 0 <= expires_at < math.inf
+    ):
+        raise ConfigError(f"{which}: expires_at must be seconds since the epoch or None")
     try:
         check_id("user", identity.user_id)
         if identity.client_id is not None:
@@ -397,6 +402,8 @@ class JWTAuthenticator(_TokenReader):
             raise _Refused("the token is no JWT")
         if "crit" in header or "b64" in header:
             raise _Refused("an unknown extension")  # RFC 7515 section 4.1.11: must be refused
+        if not isinstance(header.get("kid", ""), str):
+            raise _Refused("a kid that is no str")
         key = self._chosen(header)
         claims: dict[str, Any] = self._decoder.decode(
             token,
@@ -420,8 +427,7 @@ class JWTAuthenticator(_TokenReader):
         else:
             keys = self._keys()
             if "kid" in header:
-                kid = header["kid"]
-                candidates = keys.get(kid, ()) if isinstance(kid, str) else ()
+                candidates = keys.get(header["kid"], ())
             else:
                 candidates = tuple(key for same in keys.values() for key in same)
                 if len(candidates) != 1:

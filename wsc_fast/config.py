@@ -63,6 +63,8 @@ _FACTORS = {
     "connection_rate_per_address": 0,
     "message_rate": 0,
     "byte_rate": 0,
+    "drain_period": 0,
+    "watchdog_timeout": 0,
 }
 # A token (RFC 9110 section 5.6.2).
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
@@ -126,6 +128,7 @@ CHANGEABLE = frozenset(
         "max_rooms",
         "max_rooms_per_client",
         "thread_call_timeout",
+        "drain_period",
         "flush_budget",
     }
 )
@@ -267,6 +270,10 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             brought is taken all the same.
         max_rooms, max_rooms_per_client: bounds; beyond them LimitError.
         flush_budget: how long a flush may hold the loop before it yields.
+        drain_period: how long `run` takes to send clients away (1012) after the first SIGTERM or
+            SIGINT, so that they do not all come back at once; 0 closes them all at once (1001).
+        watchdog_timeout: a callback that blocks the loop for so long is logged, with the stack of
+            the loop's thread. 0: nobody watches.
         thread_call_timeout: how long a call from another thread waits for the loop.
         backlog: connections that the kernel keeps for us to accept.
 
@@ -314,6 +321,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     max_rooms: int = 100_000
     max_rooms_per_client: int = 1_000
     flush_budget: float = 0.005
+    drain_period: float = 0.0
+    watchdog_timeout: float = 5.0
     thread_call_timeout: float = 10.0
     backlog: int = 4_096
 

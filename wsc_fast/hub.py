@@ -47,6 +47,7 @@ from wsc_fast.errors import (
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.extensions import Deflate
 from wsc_fast.limits import ConnectionLimits
+from wsc_fast.listening import tls_context
 from wsc_fast.messages import IdFactory
 from wsc_fast.server import (
     Acceptor,
@@ -62,6 +63,7 @@ from wsc_fast.server import (
 )
 from wsc_fast.stats import HubStats, snapshot
 from wsc_fast.timers import Timers
+from wsc_fast.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
@@ -79,6 +81,8 @@ CLOSE_REPLACED = 4409
 # How often a client is looked at, as a part of the heartbeat interval, and the heartbeat's tick.
 _SWEEPS_PER_INTERVAL = 5
 _LONGEST_TICK = 1.0
+# Seconds between two slices of a drain.
+_DRAIN_SLICE = 0.1
 # How far ahead a timer is set for an identity that ends.
 _LONGEST_WAIT = 86_400.0
 
@@ -116,6 +120,9 @@ class Hub(Delivery):
             authorize_join, self._may_publish if authorize_publish is not None else None
         )
         self._accepting = False
+        self._draining = False
+        self._watchdog: Watchdog | None = None
+        self._certificate: tuple[SSLContext, str, str | None] | None = None
         self._ended = False  # stopped; only `start` begins anew
         self._path: str | None = None
         self._tls = False
@@ -328,6 +335,9 @@ class Hub(Delivery):
         path: str = "/ws",
         ssl: SSLContext | None = None,
         sock: socket.socket | None = None,
+        certfile: str | None = None,
+        keyfile: str | None = None,
+        reuse_port: bool = False,
     ) -> None:
         """Starts serving on the running loop; returns once the address is listened on.
 
@@ -336,12 +346,17 @@ class Hub(Delivery):
             port: 0 chooses a free one, see `port`.
             path: of the WebSocket endpoint, exact.
             ssl: serve wss:// with this context.
-            sock: an already bound TCP socket instead of host and port.
+            sock: an already bound TCP socket instead of host and port, such as one that systemd
+                handed over (`inherited_socket`).
+            certfile, keyfile: PEM files, instead of `ssl`, for TLS 1.2 and newer; see
+                `reload_certificate`.
+            reuse_port: let other processes listen on the same port (SO_REUSEPORT).
 
         Raises:
             ListenError: the address is in use, not ours, or not permitted.
             HubStateError: the hub runs already.
-            ValidationError: a Unix socket or a path that cannot be served.
+            ValidationError: a Unix socket or a path that cannot be served, or both kinds of TLS.
+            ConfigError: the certificate cannot be loaded.
             OfflineStoreError: the offline store does not open.
 
         Thread-safety: the thread of the running loop, which the hub then belongs to.
@@ -355,6 +370,12 @@ class Hub(Delivery):
         if path in self._routes:
             raise ValidationError(f"the path {path!r} is served as a route already")
         check_listen_arguments(host, port, sock)
+        self._certificate = None
+        if certfile is not None:
+            if ssl is not None:
+                raise ValidationError("either ssl or certfile, not both")
+            ssl = tls_context(certfile, keyfile)
+            self._certificate = ssl, certfile, keyfile
         loop = asyncio.get_running_loop()
         self._attach(loop)
         self._path = path
@@ -371,6 +392,7 @@ class Hub(Delivery):
             server = await loop.create_server(
                 lambda: Client(self),
                 backlog=self.config.backlog,
+                reuse_port=reuse_port or None,
                 start_serving=not own_accept,
                 **where,
             )
@@ -410,8 +432,11 @@ class Hub(Delivery):
     def _begin(self) -> None:
         assert self.loop is not None
         self._stopped = self.loop.create_future()
-        self._ended = False
+        self._ended = self._draining = False
         self._accepting = True
+        if self.config.watchdog_timeout:
+            self._watchdog = Watchdog(self.config.watchdog_timeout)
+            self._watchdog.start(self.loop)
         self._start_time = datetime.now(UTC)
         self._started = time.monotonic()
         self._expiries.attach(self.loop)
@@ -494,6 +519,8 @@ class Hub(Delivery):
                 timer.cancel()
         self._heartbeat_timer = self._handshake_timer = None
         self._expiries.clear()
+        self._draining = False
+        self._stop_watching()
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(None)
         self._detach()
@@ -506,7 +533,8 @@ class Hub(Delivery):
 
     def _forget_loop(self) -> None:
         """The loop was closed under the hub: nothing of it can be stopped any more."""
-        self._accepting = False
+        self._accepting = self._draining = False
+        self._stop_watching()
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
@@ -528,6 +556,56 @@ class Hub(Delivery):
         self._heartbeat_timer = self._handshake_timer = None
         self._all_gone = self._stopping = self._stopped = None
         self._detach()
+
+    def _stop_watching(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.stop()
+            self._watchdog = None
+
+    async def drain(self, period: float = 10.0) -> None:
+        """Sends the clients away with 1012, a few at a time, so that not all come back at once.
+
+        New upgrades get 503 from now on, while routes go on being served. `stop` is to follow.
+
+        Args:
+            period: seconds that it takes.
+
+        Raises:
+            ValidationError: the period is no number of seconds.
+
+        Thread-safety: the loop's thread.
+        """
+        if not 0 <= period < math.inf:
+            raise ValidationError(f"period must be a number of seconds, not {period!r}")
+        self._draining = True
+        clients = self._open_clients()
+        slices = max(1, math.ceil(period / _DRAIN_SLICE))
+        for number in range(slices):
+            for client in clients[number::slices]:
+                client.disconnect(1012, "service restart")
+            await asyncio.sleep(period / slices)
+            if not self._draining:
+                return  # the hub was stopped meanwhile
+        # Those that were still authenticating when it began.
+        for client in self._open_clients():
+            client.disconnect(1012, "service restart")
+
+    def reload_certificate(self) -> None:
+        """Loads `certfile` and `keyfile` again, for connections from now on; the others stay.
+
+        `run` does so at SIGHUP.
+
+        Raises:
+            HubStateError: the hub was not started with `certfile`.
+            ConfigError: the files cannot be loaded; the certificate in use stays.
+
+        Thread-safety: any thread.
+        """
+        if self._certificate is None:
+            raise HubStateError("the hub was not started with certfile")
+        context, certfile, keyfile = self._certificate
+        tls_context(certfile, keyfile)  # a bad file raises here, and leaves the context as it is
+        context.load_cert_chain(certfile, keyfile)
 
     async def _wait_until_gone(self, deadline: float) -> None:
         assert self.loop is not None
@@ -556,11 +634,15 @@ class Hub(Delivery):
         path: str = "/ws",
         ssl: SSLContext | None = None,
         sock: socket.socket | None = None,
+        certfile: str | None = None,
+        keyfile: str | None = None,
+        reuse_port: bool = False,
     ) -> None:
         """Serves until SIGINT or SIGTERM, on uvloop; blocks.
 
-        The arguments are those of `start`. The first signal stops gracefully, a second one at
-        once. Raises the soft limit of open files to the hard one, and ignores SIGPIPE.
+        The arguments are those of `start`. The first signal drains (`HubConfig.drain_period`) and
+        stops gracefully, a second one stops at once. SIGHUP loads the certificate again. Raises
+        the soft limit of open files to the hard one, and ignores SIGPIPE.
 
         Raises:
             SystemExit: the address cannot be listened on; its text says why in one line.
@@ -574,14 +656,25 @@ class Hub(Delivery):
         signal_pipe_ignored = _ignore_sigpipe()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(self._serve(host, port, path=path, ssl=ssl, sock=sock))
+                runner.run(
+                    self._serve(
+                        host,
+                        port,
+                        path=path,
+                        ssl=ssl,
+                        sock=sock,
+                        certfile=certfile,
+                        keyfile=keyfile,
+                        reuse_port=reuse_port,
+                    )
+                )
         except ListenError as error:
             raise SystemExit(f"wsc_fast: {error.strerror}") from None
         finally:
             if signal_pipe_ignored is not None:
                 signal.signal(signal.SIGPIPE, signal_pipe_ignored)
 
-    async def _serve(self, host: Host, port: int, **options: Any) -> None:
+    async def _serve(self, host: Host, port: int, *, certfile: str | None, **options: Any) -> None:
         loop = asyncio.get_running_loop()
         stops: list[asyncio.Task[None]] = []
 
@@ -589,12 +682,29 @@ class Hub(Delivery):
             if stops:
                 for client in self._closing_clients():
                     client._abort()
-            stops.append(loop.create_task(self.stop()))
+                stops.append(loop.create_task(self.stop()))
+            else:
+                stops.append(loop.create_task(leave()))
 
-        await self.start(host, port, **options)
+        async def leave() -> None:
+            if self.config.drain_period:
+                await self.drain(self.config.drain_period)
+            await self.stop()
+
+        def reload() -> None:
+            try:
+                self.reload_certificate()
+            except (HubStateError, ConfigError) as error:
+                log.error("SIGHUP: %s", error)
+            else:
+                log.info("SIGHUP: the certificate was loaded again")
+
+        await self.start(host, port, certfile=certfile, **options)
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, ask)
+            if certfile is not None:
+                loop.add_signal_handler(signal.SIGHUP, reload)
         except (ValueError, RuntimeError):
             log.debug("not in the main thread: signals do not stop the hub")
         try:

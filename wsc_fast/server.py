@@ -225,7 +225,7 @@ def accept(
     refused = _check_upgrade(hub, head)
     if refused is not None:
         return refused
-    if hub.connections >= hub.config.max_connections:
+    if hub._draining or hub.connections >= hub.config.max_connections:
         hub._count_rejected("full")
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
     if remote_address:

@@ -764,7 +764,7 @@ def _prepare(db: sqlite3.Connection, synchronous: str) -> None:
     if version < len(_MIGRATIONS):
         _migrate(db)
     db.execute(f"PRAGMA synchronous = {synchronous}")
-    # Four times what is usual, 16 and 32 MB: random users touch pages all over the indexes.
+    # Eight times what is usual, 16 and 32 MB: random users touch pages all over the indexes.
     db.execute("PRAGMA cache_size = -16384")
     db.execute("PRAGMA wal_autocheckpoint = 8192")
     # The log may outgrow that while another process reads; afterwards it is cut to this.
