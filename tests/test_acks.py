@@ -371,3 +371,21 @@ async def test_a_hub_on_another_thread_can_be_awaited() -> None:
         assert await outcome is AckStatus.CONFIRMED
         known(hub, "a")
         raw.close()
+
+
+async def test_the_same_message_again_while_its_user_is_away() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store)
+    async with running(hub):
+        message = ACKMessage(id="m", content="x")
+        pending = hub.send_ack_message_to_user("ann", message)
+        assert hub.send_ack_message_to_user("ann", message) is pending
+        with pytest.raises(ValidationError, match="another message with the id 'm'"):
+            hub.send_ack_message_to_user("ann", ACKMessage(id="m", content="y"))
+        await pending.accepted()
+        assert hub.send_ack_message_to_user("ann", message) is pending
+        raw, _ = await join(hub, "a&user=ann")
+        assert (await received(raw))["content"] == "x"
+        await acknowledge(raw, "m")
+        await pending
+        raw.close()

@@ -22,7 +22,7 @@
     ├── AckError                                a message was not acknowledged
     │   ├── AckTimeoutError (TimeoutError)      ... in time
     │   ├── AckFailedError                      ... the client reports that it failed
-    │   └── AckDroppedError                     ... given up: a bound, its age, the stop
+    │   └── AckDroppedError                     ... given up: a bound, or its age
     ├── OfflineStoreError                       the offline store has trouble
     │   └── OfflineStoreFullError               ... it holds as many for this user as it may
     └── ProtocolError                           the peer broke RFC 6455 or one of our bounds
@@ -136,7 +136,7 @@ class AckFailedError(AckError):
 
 
 class AckDroppedError(AckError):
-    """The hub gave the message up: a bound of the offline store, its age, or the hub's stop."""
+    """The hub gave the message up, for a bound of the offline store or for its age."""
 
 
 class OfflineStoreError(WSCError):

@@ -371,6 +371,8 @@ class Hub(Delivery):
             raise ValidationError(f"the path {path!r} is served as a route already")
         check_listen_arguments(host, port, sock)
         self._certificate = None
+        if keyfile is not None and certfile is None:
+            raise ValidationError("keyfile needs a certfile")
         if certfile is not None:
             if ssl is not None:
                 raise ValidationError("either ssl or certfile, not both")
@@ -573,10 +575,17 @@ class Hub(Delivery):
         Raises:
             ValidationError: the period is no number of seconds.
 
-        Thread-safety: the loop's thread.
+        Thread-safety: any thread, from within any loop.
         """
-        if not 0 <= period < math.inf:
+        if type(period) not in (int, float) or not 0 <= period < math.inf:
             raise ValidationError(f"period must be a number of seconds, not {period!r}")
+        loop = self.loop
+        if loop is None:
+            return
+        if loop is not asyncio.get_running_loop():
+            there = asyncio.run_coroutine_threadsafe(self.drain(period), loop)
+            await asyncio.wrap_future(there)
+            return
         self._draining = True
         clients = self._open_clients()
         slices = max(1, math.ceil(period / _DRAIN_SLICE))

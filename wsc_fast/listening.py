@@ -56,7 +56,10 @@ def inherited_socket(name: str | None = None) -> socket.socket:
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         raise ConfigError("no sockets were handed over to this process (LISTEN_PID)")
-    count = int(os.environ.get("LISTEN_FDS") or 0)
+    given = os.environ.get("LISTEN_FDS") or "0"
+    if not given.isdecimal():
+        raise ConfigError(f"LISTEN_FDS is {given!r}, expected how many sockets were handed over")
+    count = int(given)
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     for number in range(count):
         if name is None or (number < len(names) and names[number] == name):

@@ -164,6 +164,9 @@ def encode_hub_message(message: HubMessage) -> bytes:
         and type(message.to) is str
         and type(message.content) is str
         and type(message.priority) is Priority
+        and type(message.seq_no) is int
+        and -(1 << 63) <= message.seq_no < 1 << 63
+        and type(message.require_ack) is bool
         and type(message.create_at) is datetime
         and message.create_at.tzinfo is UTC
     ):
@@ -187,6 +190,10 @@ def _mended(message: HubMessage) -> HubMessage:
         raise _wrong("create_at", created, "a datetime with a timezone")
     if priority not in _PRIORITIES:
         raise _wrong("priority", priority, "1 (low) to 4 (critical)")
+    if type(message.seq_no) is not int or not -(1 << 63) <= message.seq_no < 1 << 63:
+        raise _wrong("seq_no", message.seq_no, "an int of 64 bits")
+    if type(message.require_ack) is not bool:
+        raise _wrong("require_ack", message.require_ack, "True or False")
     for name in ("type", "from_", "to", "content"):
         if not isinstance(getattr(message, name), str):
             raise _wrong(name, getattr(message, name), "a str")

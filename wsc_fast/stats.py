@@ -46,7 +46,8 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         acks_ignored: acknowledgements of what was not pending for that user.
         offline_stored, offline_replayed: messages put into the offline store, and sent from it.
         offline_errors: calls of the offline store that failed.
-        send_failures: messages not delivered, as far as there are failure handlers for it.
+        send_failures: messages not delivered: calls that failed, and, while there are failure
+            handlers, what was lost from outboxes.
         unreported_failures: those of them that no handler heard of, because too many waited.
         handler_errors: exceptions of failure handlers.
     """

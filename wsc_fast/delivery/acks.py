@@ -113,6 +113,7 @@ class PendingACK:
     stops. It may be awaited more than once, and need not be.
 
     Attributes:
+        id: of the message.
         message: the ACKMessage.
         user_id: whose acknowledgement counts.
         status: AckStatus.
@@ -376,14 +377,15 @@ class Acks:
             )
         data = encode_hub_message(to_hub_message(message, user_id))
         queue = self._users.get(user_id)
-        if queue is not None:
+        known = self._parked.get((user_id, message.id))
+        if known is None and queue is not None:
             known = queue.pending.get(message.id)
-            if known is not None:
-                if known._data != data:
-                    raise ValidationError(
-                        f"another message with the id {message.id!a} waits for its acknowledgement"
-                    )
-                return known
+        if known is not None:
+            if known._data != data:
+                raise ValidationError(
+                    f"another message with the id {message.id!a} waits for its acknowledgement"
+                )
+            return known
         if self.count >= self.config.max_pending:
             raise PendingFullError(
                 f"{self.count} messages wait for an acknowledgement already (ACKConfig.max_pending)"

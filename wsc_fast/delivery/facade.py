@@ -93,6 +93,7 @@ class Delivery(Engine):
         Raises:
             UserOfflineError: the user has no connected client.
             QueueFullError: the outboxes of all of them are full.
+            PendingFullError: too many messages are held back behind a replay for this user.
             ValidationError: the message cannot be sent.
             HubStoppedError: the hub has stopped.
 
@@ -108,6 +109,8 @@ class Delivery(Engine):
             raise
 
     def _send_message(self, user_id: str, message: HubMessage) -> int:
+        if type(user_id) is not str:
+            check_id("user", user_id)
         data = encode_hub_message(message)
         if self._acks is not None and user_id in self._acks.replaying:
             return self._acks.hold(user_id, message, data)
