@@ -43,7 +43,6 @@ from wsc_fast._core.frames cimport (
     check_close_code,
     encode,
     encode_close,
-    encode_message,
 )
 from wsc_fast._core.outbox cimport (
     CLOSED,
@@ -291,14 +290,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         Thread-safety: any thread. Source: go-wsc `Client.Send`.
         """
         if self.engine.away():
-            self.engine._on_loop(partial(self.send, message, key=key))
+            self.engine._send_on_loop(partial(self.send, message, key=key), message, self.id)
             return
         if self.state != OPEN:
             error = ClientDisconnectedError(f"client {self.id!a} is not connected")
             if self.engine.limits.witness != NULL:
                 self.engine._refused(message, self.id, "conn_closed", error)
             raise error
-        self.engine.deliver(self, encode_message(message), key, RUN_NORMAL)
+        self.engine.deliver(self, self.engine.framed(message, self.id), key, RUN_NORMAL)
 
     def disconnect(self, code=1000, str reason=""):
         """Closes the connection: what is queued goes out first, then the close frame.
@@ -924,9 +923,12 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.authenticating = None
         self.let_go()
         self.engine.connections -= 1
-        try:
-            if frames:
+        if frames:
+            try:
                 self.engine.lose(self, frames, self.end or "conn_closed", None)
+            except BaseException as error:
+                self.engine._report(self, error)
+        try:
             self.engine._disconnected(self, self.announced)
         except BaseException as error:
             self.engine._report(self, error)

@@ -325,8 +325,10 @@ cdef class Engine(Fanout):
         Thread-safety: any thread. Source: go-wsc `Broadcast`.
         """
         if self.away():
-            return self._on_loop(partial(self.broadcast, message, exclude=exclude, key=key))
-        return self.publish(self.everyone, message, exclude, key)
+            return self._send_on_loop(
+                partial(self.broadcast, message, exclude=exclude, key=key), message, ""
+            )
+        return self.publish(self.everyone, message, exclude, key, "")
 
     def broadcast_text(self, text):
         """Queues a text message for every connected client.
@@ -361,10 +363,11 @@ cdef class Engine(Fanout):
         Thread-safety: any thread. Source: go-wsc `BroadcastToRoom`.
         """
         if self.away():
-            return self._on_loop(
-                partial(self.broadcast_to_room, room_id, message, exclude=exclude, key=key)
+            return self._send_on_loop(
+                partial(self.broadcast_to_room, room_id, message, exclude=exclude, key=key),
+                message, room_id,
             )
-        return self.publish(self.find_room(room_id).items, message, exclude, key)
+        return self.publish(self.find_room(room_id).items, message, exclude, key, room_id)
 
     def send_to_client(self, client_id, message, *, key=None):
         """Queues a message for one client.
@@ -382,7 +385,9 @@ cdef class Engine(Fanout):
         """
         cdef Sink sink
         if self.away():
-            self._on_loop(partial(self.send_to_client, client_id, message, key=key))
+            self._send_on_loop(
+                partial(self.send_to_client, client_id, message, key=key), message, client_id
+            )
             return
         try:
             sink = self.find_client(client_id)
@@ -390,7 +395,7 @@ cdef class Engine(Fanout):
             if self.limits.witness != NULL:
                 self._refused(message, client_id, "conn_closed", error)
             raise
-        self.deliver(sink, encode_message(message), key, RUN_NORMAL)
+        self.deliver(sink, self.framed(message, client_id), key, RUN_NORMAL)
 
     def send_text_to_client(self, client_id, text):
         """Queues a text message for one client.
@@ -405,6 +410,15 @@ cdef class Engine(Fanout):
         Thread-safety: any thread. Source: go-wsc `SendTextToClient`.
         """
         self.send_to_client(client_id, checked_text(text))
+
+    cdef bytes framed(self, object message, object recipient):
+        # The message's frame; a failure handler hears of one that cannot be sent.
+        try:
+            return encode_message(message)
+        except ValidationError as error:
+            if self.limits.witness != NULL:
+                self._refused(message, recipient, "validation", error)
+            raise
 
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1:
         cdef PyObject* key_ptr = NULL
@@ -508,8 +522,10 @@ cdef class Engine(Fanout):
             self.lose(sink, self.taken(), "queue_full", None)
         return True
 
-    cdef Py_ssize_t publish(self, list items, object message, object exclude, object key) except -1:
-        cdef bytes frame = encode_message(message)
+    cdef Py_ssize_t publish(
+        self, list items, object message, object exclude, object key, object recipient
+    ) except -1:
+        cdef bytes frame = self.framed(message, recipient)
         cdef PyObject* key_ptr = NULL
         cdef str checked
         cdef list skipped

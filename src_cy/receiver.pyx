@@ -241,6 +241,8 @@ cdef class Receiver(Sink):
             size = self.context.inflate(data, size, limit)
         else:
             size = codec.inflate(codec.inflater, True, data, size, limit)
+        if size < 0:
+            codec.shrink()
         if size == INFLATE_TOO_BIG:
             if limit == room and self.state == CONNECTING:
                 return self.refuse(1008, "too much input before authentication")

@@ -1,4 +1,4 @@
-"""A redis-server of the test's own, on a free port, that can be stopped, killed, paused and cut off.
+"""A redis-server of the test's own, on a free port: can be stopped, killed, paused and cut off.
 
 Without the program `redis-server` the tests that need it are skipped, unless WSC_REQUIRE_CLIENTS=1.
 """
@@ -57,11 +57,7 @@ class RedisServer:
         raise AssertionError(self.log())
 
     def _start(self) -> bool:
-        assert PROGRAM is not None
-        password = ["--requirepass", self.password] if self.password else []
-        defaults = "--bind 127.0.0.1 --appendonly yes --logfile redis.log".split()
-        where = ["--port", str(self.port), "--dir", str(self.directory), "--save", ""]
-        self.process = subprocess.Popen([PROGRAM, *where, *defaults, *password, *self.options])
+        self.process = subprocess.Popen(self.command_line())
         deadline = time.monotonic() + 20
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.log()
@@ -71,6 +67,14 @@ class RedisServer:
                     return True
             time.sleep(0.005)
         return False
+
+    def command_line(self) -> list[str]:
+        """The program and its arguments."""
+        assert PROGRAM is not None
+        where = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)]
+        kept = ["--appendonly", "yes", "--save", "", "--logfile", "redis.log"]
+        password = ["--requirepass", self.password] if self.password else []
+        return [PROGRAM, *where, *kept, *password, *self.options]
 
     def _ping(self) -> bool:
         with socket.create_connection(("127.0.0.1", self.port), timeout=1) as sock:
@@ -150,6 +154,7 @@ class Cutter:
         self._server_port = server_port
         self._count = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
@@ -166,16 +171,18 @@ class Cutter:
             asyncio.ensure_future(self._pump(number, reader, back, lambda: self.request)),
             asyncio.ensure_future(self._pump(number, there, writer, lambda: self.reply)),
         }
-        try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            for end in (writer, back):
-                end.close()
-                with suppress(OSError):
-                    await end.wait_closed()
-            self._tasks.discard(task)
+        self._pumps |= pumps
+        # The end of one side is passed on, so that the other ends by itself.
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_EXCEPTION)
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.wait(pumps)
+        for end in (writer, back):
+            end.close()
+            with suppress(OSError):
+                await end.wait_closed()
+        self._pumps -= pumps
+        self._tasks.discard(task)
 
     async def _pump(
         self,
@@ -184,20 +191,20 @@ class Cutter:
         writer: asyncio.StreamWriter,
         judge: Callable[[], Callable[[int, bytes], Any]],
     ) -> None:
-        with suppress(OSError):
-            while data := await reader.read(1 << 16):
-                verdict = judge()(number, data)
-                if isinstance(verdict, Awaitable):
-                    verdict = await verdict
-                if verdict is None:
-                    return
-                writer.write(verdict)
-                await writer.drain()
+        while data := await reader.read(1 << 16):
+            verdict = judge()(number, data)
+            if isinstance(verdict, Awaitable):
+                verdict = await verdict
+            if verdict is None:
+                raise ConnectionAbortedError
+            writer.write(verdict)
+            await writer.drain()
+        writer.write_eof()
 
     async def finish(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        while self._tasks:
+        for pump in self._pumps:
+            pump.cancel()
+        if self._tasks:
             await asyncio.wait(self._tasks)
 
 

@@ -90,7 +90,8 @@ async def test_another_path_is_404(path: str) -> None:
     hub = Hub()
     async with running(hub):
         assert (await ask(hub, path)).status == 404
-        assert hub.get_stats().rejected == {"full": 0, "origin": 0, "auth": 0, "request": 1}
+        rejected = hub.get_stats().rejected
+        assert {why: count for why, count in rejected.items() if count} == {"request": 1}
 
 
 async def test_the_path_is_what_start_was_given_and_its_query_is_free() -> None:

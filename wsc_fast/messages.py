@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from base64 import urlsafe_b64encode
+from collections.abc import Collection
 from datetime import UTC, datetime
 from enum import IntEnum
 from os import urandom
@@ -139,6 +141,9 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(HubMessage).decode
 _decode_acknowledgement = msgspec.json.Decoder(Acknowledgement).decode
 _PRIORITIES = frozenset(Priority)
+_PLAIN = frozenset({str, int, bool, type(None), bytes, datetime})
+# Items of HubMessage.data, of all depths.
+DATA_ITEMS_MAX = 1_000_000
 
 
 def encode_hub_message(message: HubMessage) -> bytes:
@@ -186,9 +191,9 @@ def _mended(message: HubMessage) -> HubMessage:
     created, priority = message.create_at, message.priority
     if not isinstance(message.id, str) or not 0 < len(message.id) <= MESSAGE_ID_MAX:
         raise _wrong("id", message.id, f"a str of 1 to {MESSAGE_ID_MAX} characters")
-    if not isinstance(created, datetime) or created.tzinfo is None:
+    if not isinstance(created, datetime) or created.utcoffset() is None:
         raise _wrong("create_at", created, "a datetime with a timezone")
-    if priority not in _PRIORITIES:
+    if not isinstance(priority, int) or priority not in _PRIORITIES:
         raise _wrong("priority", priority, "1 (low) to 4 (critical)")
     if type(message.seq_no) is not int or not -(1 << 63) <= message.seq_no < 1 << 63:
         raise _wrong("seq_no", message.seq_no, "an int of 64 bits")
@@ -197,28 +202,50 @@ def _mended(message: HubMessage) -> HubMessage:
     for name in ("type", "from_", "to", "content"):
         if not isinstance(getattr(message, name), str):
             raise _wrong(name, getattr(message, name), "a str")
-    return msgspec.structs.replace(
-        message, create_at=created.astimezone(UTC), priority=Priority(priority)
-    )
+    try:
+        created = created.astimezone(UTC)
+    except OverflowError:
+        raise _wrong("create_at", created, "a datetime within the years 1 to 9999, UTC") from None
+    return msgspec.structs.replace(message, create_at=created, priority=Priority(priority))
 
 
 def _check_data(data: object) -> None:
     if not isinstance(data, dict):
         raise _wrong("data", data, "a dict or None")
     # JSON has no NaN and no infinity, and msgspec would write null for them.
-    waiting: list[object] = [data]
-    nodes = 0
+    waiting: list[Any] = [data]
+    seen = 1
     while waiting:
         value = waiting.pop()
-        nodes += 1
-        if nodes > 1_000_000:
-            raise ValidationError("HubMessage.data is too large, or holds itself")
-        if isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, (list, tuple)):
-            waiting.extend(value)
-        elif isinstance(value, float) and not -1e400 < value < 1e400:
-            raise ValidationError(f"HubMessage.data holds {value!r}, which JSON cannot carry")
+        kind = type(value)
+        if kind is float:
+            if not -math.inf < value < math.inf:
+                raise ValidationError(f"HubMessage.data holds {value!r}, which JSON cannot carry")
+            continue
+        if kind in _PLAIN:
+            continue
+        if kind is dict:
+            inner: Collection[Any] = value.values()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            inner = value
+        else:
+            # What msgspec writes as something else: structs, dataclasses, other mappings.
+            inner = (_as_json_would_be(value),)
+            if type(inner[0]) is kind:
+                continue
+        seen += len(inner)
+        if seen > DATA_ITEMS_MAX:
+            raise ValidationError(
+                f"HubMessage.data holds more than {DATA_ITEMS_MAX} items, or itself"
+            )
+        waiting.extend(inner)
+
+
+def _as_json_would_be(value: object) -> Any:
+    try:
+        return msgspec.to_builtins(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValidationError(f"HubMessage.data holds what JSON cannot carry: {error}") from error
 
 
 def _wrong(name: str, value: object, expected: str) -> ValidationError:
@@ -291,7 +318,8 @@ def message_of(frame: bytes) -> HubMessage | str | bytes:
         frame: as encoded by the hub; a compressed one without context takeover.
 
     Returns:
-        HubMessage | str | bytes: a text that reads as a HubMessage is given as one.
+        HubMessage | str | bytes: a text that the hub would have written itself for a HubMessage is
+        given as one.
     """
     start = {126: 4, 127: 10}.get(frame[1], 2)
     payload = frame[start:]
@@ -301,7 +329,9 @@ def message_of(frame: bytes) -> HubMessage | str | bytes:
         return payload
     if payload.startswith(b'{"id":'):
         try:
-            return _decode(payload)
-        except msgspec.DecodeError:
-            pass
+            message = _decode(payload)
+        except (msgspec.DecodeError, RecursionError):
+            return payload.decode()
+        if _encode(message) == payload:  # nothing of the application's own is left out
+            return message
     return payload.decode()

@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import math
 from collections.abc import Callable
+from contextvars import Context
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,18 +22,19 @@ class Timers(Generic[T]):
     """Calls `fire(item)` when the time of an item has come.
 
     Args:
-        fire: must not raise. It may also be called for an item that was taken back while others
-            of the same slot fired.
+        fire: called in a context of its own (contextvars).
 
     Thread-safety: the loop's thread.
     """
 
     def __init__(self, fire: Callable[[T], None]) -> None:
         self._fire = fire
-        self._slots: dict[int, set[T]] = {}
+        self._slots: dict[int, dict[T, None]] = {}  # in the order of setting
         self._order: list[int] = []  # a heap of the keys of `_slots`
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # Not that of whoever happened to set the first timer.
+        self._context = Context()
         self._next = 0  # the slot that `_timer` is set for
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -43,17 +45,17 @@ class Timers(Generic[T]):
         slot = math.ceil(when / TICK)
         items = self._slots.get(slot)
         if items is None:
-            self._slots[slot] = items = set()
+            self._slots[slot] = items = {}
             heapq.heappush(self._order, slot)
             if self._timer is None or slot < self._next:
                 self._schedule()
-        items.add(item)
+        items[item] = None
         return slot
 
     def cancel(self, item: T, slot: int) -> None:
         items = self._slots.get(slot)
         if items is not None:
-            items.discard(item)
+            items.pop(item, None)
 
     def clear(self) -> None:
         if self._timer is not None:
@@ -67,14 +69,21 @@ class Timers(Generic[T]):
         if self._timer is not None:
             self._timer.cancel()
         self._next = self._order[0]
-        self._timer = self._loop.call_at(self._next * TICK, self._run)
+        self._timer = self._loop.call_at(self._next * TICK, self._run, context=self._context)
 
     def _run(self) -> None:
         assert self._loop is not None
         self._timer = None
         now = self._loop.time()
-        while self._order and self._order[0] * TICK <= now + TICK / 2:
-            for item in self._slots.pop(heapq.heappop(self._order)):
-                self._fire(item)
-        if self._order and self._timer is None:
-            self._schedule()
+        try:
+            while self._order and self._order[0] * TICK <= now + TICK / 2:
+                items = self._slots[self._order[0]]
+                while items:
+                    item = next(iter(items))
+                    del items[item]
+                    self._fire(item)
+                del self._slots[heapq.heappop(self._order)]
+        finally:
+            # Whatever one of them did, the others get their turn.
+            if self._order and self._timer is None:
+                self._schedule()

@@ -68,7 +68,10 @@ cdef class Engine(Fanout):
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
     cdef bint offer(self, Sink sink, bytes frame, int run) except -1
     cdef object queue_full(self, Sink sink)
-    cdef Py_ssize_t publish(self, list items, object message, object exclude, object key) except -1
+    cdef bytes framed(self, object message, object recipient)
+    cdef Py_ssize_t publish(
+        self, list items, object message, object exclude, object key, object recipient
+    ) except -1
     cdef list excluded(self, object exclude)
     cdef Sink find_client(self, object client_id)
     cdef MemberSet find_room(self, object room_id)

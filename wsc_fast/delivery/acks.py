@@ -22,14 +22,15 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Generator
+from collections.abc import Generator
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from wsc_fast.delivery.failures import Failure, reason_of
+from wsc_fast.delivery.failures import Failure, Message, outside_handlers, reason_of
 from wsc_fast.delivery.offline import OfflineStore, StoredMessage
 from wsc_fast.errors import (
     AckDroppedError,
@@ -69,6 +70,8 @@ REPLAY_MESSAGES = 256
 REPLAY_BYTES = 1 << 18
 # Seconds between a replay's looks at an outbox that has no room.
 POLL = 0.005
+# Seconds without room after which the replay goes to another client of the user, if there is one.
+STALLED = 1.0
 # Seconds between two searches for messages that are too old.
 EXPIRE_EVERY = 60.0
 # A replay reads the store so often in vain, after pauses that double, then goes on without it and
@@ -76,6 +79,10 @@ EXPIRE_EVERY = 60.0
 READ_ATTEMPTS = 4
 READ_PAUSE = 0.1
 REPLAY_AGAIN = 5.0
+# Seconds; about thirty years, which a loop's clock can carry.
+LONGEST_TIMEOUT = 1e9
+# Seconds that writing what is pending gets at the stop, though its timeout is over.
+STORE_GRACE = 1.0
 
 
 class AckStatus(StrEnum):
@@ -131,6 +138,7 @@ class PendingACK:
         "_due",
         "_error",
         "_message",
+        "_order",
         "_priority",
         "_retries",
         "_slot",
@@ -170,6 +178,7 @@ class PendingACK:
         self._deadline = math.inf  # set by the first send
         self._due = 0.0
         self._slot = -1
+        self._order = 0  # among what was sent to its user
         self._walk = 0  # the replay that sent it last
         self._waiters: list[asyncio.Future[None]] | None = None
         self._error: BaseException | None = None
@@ -188,10 +197,13 @@ class PendingACK:
 
     def __await__(self) -> Generator[Any, None, AckStatus]:
         loop = asyncio.get_running_loop()
-        if loop is not self._acks.loop and self._acks.loop is not None:
-            there = asyncio.run_coroutine_threadsafe(self._outcome(), self._acks.loop)
-            return (yield from asyncio.wrap_future(there).__await__())
+        own = self._acks.loop
         if not self.done():
+            if own is None or own.is_closed():
+                raise HubStoppedError("the hub's loop was closed before the outcome was known")
+            if own is not loop:
+                there = asyncio.run_coroutine_threadsafe(self._outcome(), own)
+                return (yield from asyncio.wrap_future(there).__await__())
             # One for each who waits, so that cancelling one leaves the others.
             waiter: asyncio.Future[None] = loop.create_future()
             if self._waiters is None:
@@ -215,7 +227,7 @@ class PendingACK:
         Thread-safety: any loop.
         """
         loop = self._acks.loop
-        if loop is None or loop is asyncio.get_running_loop():
+        if loop is None or loop.is_closed() or loop is asyncio.get_running_loop():
             await self._acks.accepted(self)
         else:
             accepted = asyncio.run_coroutine_threadsafe(self._acks.accepted(self), loop)
@@ -230,18 +242,27 @@ class PendingACK:
         )
 
 
+class _Held(msgspec.Struct, eq=False):
+    """A message without acknowledgement that waits behind a replay."""
+
+    message: HubMessage
+    data: bytes
+    _order: int
+
+
 class _Queue:
     """What one user has not acknowledged."""
 
     __slots__ = (
+        "acknowledged",
         "from_store",
         "held",
         "lapsed",
+        "line",
         "out",
         "pending",
         "progress",
         "replay",
-        "settled",
         "target",
         "unstored",
         "walk",
@@ -254,11 +275,12 @@ class _Queue:
         self.replay: asyncio.Task[None] | None = None
         self.target: Client | None = None  # the client that the replay is for; None: all of them
         self.from_store = False
+        self.line: deque[PendingACK | _Held] = deque()  # what it sends when the store is done
+        self.held = 0  # how many of these are without acknowledgement
         self.walk = 0  # its number
         self.out = 0  # sent by it, and not settled
-        self.settled = 0  # of these, those that are
+        self.acknowledged: set[str] = set()  # while it reads the store: pages may be older
         self.progress: asyncio.Event | None = None  # set when something was settled
-        self.held: deque[tuple[HubMessage, bytes]] = deque()
 
 
 class Acks:
@@ -282,11 +304,15 @@ class Acks:
         self._opening: asyncio.Task[None] | None = None
         self._expiring: asyncio.Task[None] | None = None
         self._storing: set[asyncio.Future[Any]] = set()
-        self._early = 0  # appends that wait for the store to open
+        # Appends that have to wait, for the store to open or for a deletion, and all behind them.
+        self._appends: deque[tuple[PendingACK, asyncio.Future[list[StoredMessage]]]] = deque()
+        self._appending: asyncio.Task[None] | None = None
+        self._order = 0
         self._next_error_line = 0.0
         self._replay_messages = max(1, min(REPLAY_MESSAGES, hub.config.outbox_messages // 2))
         self._replay_bytes = max(1, min(REPLAY_BYTES, hub.config.outbox_bytes // 2))
         self._deletes: dict[str, list[str]] = {}
+        self._deleting: dict[tuple[str, str], asyncio.Future[int]] = {}
         self._stopped = False
 
     # --- life ---
@@ -297,8 +323,15 @@ class Acks:
         self.loop = loop
         self._timers.attach(loop)
         if self.store is not None:
-            self._opening = loop.create_task(self.store.open())
+            self._opening = loop.create_task(self._open())
             self._expiring = loop.create_task(self._expire())
+
+    async def _open(self) -> None:
+        assert self.store is not None
+        try:
+            await self.store.open()
+        except Exception as error:
+            raise _store_error(error) from error
 
     async def opened(self) -> None:
         """Returns once the store is open; raises what that failed with."""
@@ -325,30 +358,44 @@ class Acks:
             else:
                 for pending in list(queue.pending.values()):
                     self._give_up(pending, stopped)
-        while self._storing and loop.time() < deadline:
+        # What has to be written gets some time even where the clients have used it up.
+        deadline = max(deadline, loop.time() + STORE_GRACE)
+        while (self._storing or self._deletes) and loop.time() < deadline:
+            if self._deletes:
+                self._flush_deletes()
             await asyncio.wait(set(self._storing), timeout=max(0.0, deadline - loop.time()))
             await asyncio.sleep(0)
         self._timers.clear()
         for pending in list(self._parked.values()):
-            if not pending.done():
-                self._settle(
-                    pending,
-                    AckStatus.STORED,
-                    HubStoppedError("the hub stopped; the message is in the offline store"),
-                )
+            if pending.done():
+                continue
+            if pending._stored:
+                error = HubStoppedError("the hub stopped; the message is in the offline store")
+                self._settle(pending, AckStatus.STORED, error)
+            else:
+                late = "the hub stopped before the offline store had taken the message"
+                self._give_up(pending, OfflineStoreError(late))
         self._parked.clear()
         self._users.clear()
         self.count = 0
         self.replaying.clear()
         if self.store is not None:
-            if self._opening is not None and not self._opening.done():
-                self._opening.cancel()
-            try:
-                async with asyncio.timeout(max(1.0, deadline - loop.time())):
-                    await self.store.close()
-            except (OfflineStoreError, TimeoutError):
-                log.exception("the offline store did not close")
+            await self._close(deadline)
         self.loop = None
+
+    async def _close(self, deadline: float) -> None:
+        assert self.store is not None
+        for task in (self._opening, self._appending):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        self._opening = self._appending = None
+        self._appends.clear()
+        try:
+            async with asyncio.timeout_at(deadline + STORE_GRACE):
+                await self.store.close()
+        except Exception:
+            log.exception("the offline store did not close")
 
     def forget(self) -> None:
         """The loop was closed under the hub: its tasks and timers went with it."""
@@ -358,9 +405,11 @@ class Acks:
         self._parked.clear()
         self._storing.clear()
         self._deletes.clear()
+        self._deleting.clear()
+        self._appends.clear()
         self.replaying.clear()
-        self._opening = self._expiring = None
-        self._early = self.count = 0
+        self._opening = self._expiring = self._appending = None
+        self.count = 0
 
     # --- sending ---
 
@@ -371,9 +420,10 @@ class Acks:
         if not isinstance(message, ACKMessage):
             raise ValidationError(f"expected an ACKMessage, not {type(message).__name__}")
         timeout = message.timeout if message.timeout is not None else self.config.timeout
-        if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
+        if type(timeout) not in (int, float) or not 0 < timeout <= LONGEST_TIMEOUT:
             raise ValidationError(
-                f"ACKMessage.timeout is {timeout!r}, expected a positive number of seconds or None"
+                f"ACKMessage.timeout is {timeout!r}, expected a positive number of seconds, at "
+                f"most {LONGEST_TIMEOUT:.0f}, or None"
             )
         data = encode_hub_message(to_hub_message(message, user_id))
         queue = self._users.get(user_id)
@@ -409,9 +459,12 @@ class Acks:
         self._enlist(queue, pending)
         if not online:
             self._park(user_id, queue)
-        elif queue.replay is None and not self._transmit(pending):
+        elif queue.replay is not None:
+            queue.line.append(pending)
+            self._begin(pending)
+        elif not self._transmit(pending):
             # No room: whatever comes now queues up behind it.
-            self._replay(user_id, queue, client, from_store=False)
+            self._replay(user_id, queue, None, from_store=False)
         return pending
 
     def hold(self, user_id: str, message: HubMessage, data: bytes) -> int:
@@ -419,14 +472,19 @@ class Acks:
 
         Returns how many clients it is held for.
         """
+        clients = self._hub.get_clients_by_user(user_id)
+        if not clients:
+            raise UserOfflineError(f"user {user_id!a} has no connected client")
         queue = self._users[user_id]
-        if len(queue.held) >= self._hub.config.outbox_messages:
+        if queue.held >= self._hub.config.outbox_messages:
             raise PendingFullError(
-                f"{len(queue.held)} messages for user {user_id!a} wait behind its backlog already "
+                f"{queue.held} messages for user {user_id!a} wait behind its backlog already "
                 f"(HubConfig.outbox_messages)"
             )
-        queue.held.append((message, data))
-        return len(self._hub.get_clients_by_user(user_id))
+        queue.held += 1
+        self._order += 1
+        queue.line.append(_Held(message, data, self._order))
+        return len(clients)
 
     def pending_of(self, user_id: str, client_id: str) -> list[ACKMessage]:
         queue = self._users.get(user_id)
@@ -438,11 +496,9 @@ class Acks:
             if pending._client_id in (None, client_id)
         ]
 
-    def is_pending(self, user_id: str, message_id: str) -> bool:
-        queue = self._users.get(user_id)
-        return queue is not None and message_id in queue.pending
-
     def _enlist(self, queue: _Queue, pending: PendingACK) -> None:
+        self._order += 1
+        pending._order = self._order
         queue.pending[pending.id] = pending
         self.count += 1
         if self.store is not None:
@@ -461,14 +517,18 @@ class Acks:
         return self._sent(pending, taken)
 
     def _sent(self, pending: PendingACK, taken: bool) -> bool:
-        assert self.loop is not None
-        now = self.loop.time()
         if taken:
             pending.attempts += 1
+        self._begin(pending)
+        return taken
+
+    def _begin(self, pending: PendingACK) -> None:
+        """Its time runs from the first attempt to send it."""
+        assert self.loop is not None
+        now = self.loop.time()
         if pending._deadline == math.inf:
             pending._deadline = now + pending._timeout
         self._schedule(pending, now)
-        return taken
 
     def _schedule(self, pending: PendingACK, now: float) -> None:
         if pending._slot >= 0:
@@ -496,11 +556,14 @@ class Acks:
                 ),
             )
             return
-        pending._retries += 1
-        queue = self._users[pending.user_id]
+        queue = self._users.get(pending.user_id)
+        if queue is None or queue.pending.get(pending.id) is not pending:
+            return
         if queue.replay is not None and pending._walk != queue.walk:
             self._schedule(pending, now)  # its turn comes
-        elif self._transmit(pending):
+            return
+        pending._retries += 1
+        if self._transmit(pending):
             self.counters.acks_retransmitted += 1
 
     # --- acknowledgements ---
@@ -542,7 +605,8 @@ class Acks:
             self.count -= 1
             if pending._walk == queue.walk:
                 queue.out -= 1
-                queue.settled += 1
+            if queue.from_store and status in (AckStatus.CONFIRMED, AckStatus.FAILED):
+                queue.acknowledged.add(pending.id)
             if queue.progress is not None:
                 queue.progress.set()
             if pending._stored and status is AckStatus.TIMEOUT:
@@ -568,7 +632,7 @@ class Acks:
 
     def _release(self, user_id: str, queue: _Queue) -> None:
         # A queue that holds nothing is not kept.
-        if not queue.pending and not queue.held and not queue.lapsed and queue.replay is None:
+        if not queue.pending and not queue.lapsed and queue.replay is None:
             if self._users.get(user_id) is queue:
                 del self._users[user_id]
         elif len(queue.unstored) > 2 * len(queue.pending) + 16:
@@ -577,14 +641,19 @@ class Acks:
     def _report(
         self, pending: PendingACK, error: Exception, reason: SendFailureReason | None = None
     ) -> None:
+        try:
+            message: Message = pending.message
+        except ValidationError:
+            message = pending._data  # the store held something that is no HubMessage
         self._hub._failures.report(
             Failure(
-                pending.message,
+                message,
                 pending._client_id or pending.user_id,
                 reason or reason_of(error),
                 error,
                 duration=pending._timeout,
-            )
+            ),
+            of_call=False,
         )
 
     # --- clients come and go ---
@@ -599,10 +668,7 @@ class Acks:
             return
         if queue is None:
             self._users[user_id] = queue = _Queue()
-        if queue.replay is not None:
-            if queue.settled:
-                return  # another client of the user is acknowledging it
-            queue.replay.cancel()
+        # The newest client gets it: an older one may have gone silent.
         self._replay(user_id, queue, client, from_store=from_store)
 
     def left(self, client: Client) -> None:
@@ -614,30 +680,39 @@ class Acks:
         others = self._hub.get_clients_by_user(user_id)
         if others:
             if queue.replay is not None and queue.target is client:
-                queue.replay.cancel()
                 self._replay(user_id, queue, others[-1], from_store=queue.from_store)
             return
-        if queue.replay is not None:
-            queue.replay.cancel()
-            queue.replay = None
-            self.replaying.discard(user_id)
-        error = UserOfflineError(f"user {user_id!a} left before the message was sent")
-        self._drop_held(user_id, queue, error)
+        self._end_replay(user_id, queue)
         queue.lapsed.clear()
         if self.store is not None:
             self._park(user_id, queue)
         else:
             self._release(user_id, queue)
 
+    def _end_replay(self, user_id: str, queue: _Queue) -> None:
+        # Its user is away.
+        if queue.replay is not None:
+            queue.replay.cancel()
+            queue.replay = None
+            queue.target = None
+            queue.from_store = False
+            self.replaying.discard(user_id)
+        error = UserOfflineError(f"user {user_id!a} left before the message was sent")
+        self._drop_held(user_id, queue, error)
+
     def _drop_held(self, user_id: str, queue: _Queue, error: Exception) -> None:
-        while queue.held:
-            message, _ = queue.held.popleft()
-            self._hub._failures.report(Failure(message, user_id, reason_of(error), error))
+        for item in queue.line:
+            if isinstance(item, _Held):
+                failure = Failure(item.message, user_id, reason_of(error), error)
+                self._hub._failures.report(failure, of_call=False)
+        queue.line.clear()
+        queue.held = 0
 
     # --- the store ---
 
     def _park(self, user_id: str, queue: _Queue) -> None:
         """Moves a queue to the store: its user is away."""
+        self._end_replay(user_id, queue)
         self._store(queue, None)
         for pending in queue.pending.values():
             if pending._slot >= 0:
@@ -663,11 +738,16 @@ class Acks:
                 return
 
     def _append(self, pending: PendingACK) -> None:
-        if self._early or not self._is_open():
-            self._early += 1
-            storing = asyncio.ensure_future(self._append_when_open(pending))
+        assert self.loop is not None
+        storing: asyncio.Future[list[StoredMessage]]
+        deleted = self._deletion_of(pending)
+        if self._appends or deleted or not self._is_open():
+            storing = self.loop.create_future()
+            self._appends.append((pending, storing))
+            if self._appending is None:
+                self._appending = self.loop.create_task(self._append_waiting())
         else:
-            storing = asyncio.ensure_future(self._append_now(pending))
+            storing = self._append_now(pending)
         pending._storing = storing
         self._storing.add(storing)
 
@@ -678,22 +758,50 @@ class Acks:
 
         storing.add_done_callback(appended)
 
-    def _append_now(self, pending: PendingACK) -> Awaitable[list[StoredMessage]]:
+    def _append_now(self, pending: PendingACK) -> asyncio.Future[list[StoredMessage]]:
         assert self.store is not None
-        return self.store.append(
-            pending.user_id,
-            pending.id,
-            pending._data,
-            limit=self.config.offline_limit,
-            drop_oldest=self.config.offline_overflow == "drop_oldest",
+        try:
+            return asyncio.ensure_future(
+                self.store.append(
+                    pending.user_id,
+                    pending.id,
+                    pending._data,
+                    limit=self.config.offline_limit,
+                    drop_oldest=self.config.offline_overflow == "drop_oldest",
+                )
+            )
+        except Exception as error:
+            assert self.loop is not None
+            failed: asyncio.Future[list[StoredMessage]] = self.loop.create_future()
+            failed.set_exception(error)
+            return failed
+
+    def _deletion_of(self, pending: PendingACK) -> bool:
+        # Whether the same id of the user is about to be removed from the store.
+        user_id = pending.user_id
+        return (user_id, pending.id) in self._deleting or (
+            pending.id in self._deletes.get(user_id, ())
         )
 
-    async def _append_when_open(self, pending: PendingACK) -> list[StoredMessage]:
-        try:
-            await self.opened()
-        finally:
-            self._early -= 1
-        return await self._append_now(pending)
+    async def _append_waiting(self) -> None:
+        # One after the other, so that the order stays that of the calls of `_append`.
+        while self._appends:
+            pending, storing = self._appends[0]
+            try:
+                await self.opened()
+                while self._deletion_of(pending):
+                    self._flush_deletes()
+                    deleting = self._deleting.get((pending.user_id, pending.id))
+                    if deleting is not None:
+                        await asyncio.wait([deleting])
+                now = self._append_now(pending)
+            except Exception as error:
+                if not storing.done():
+                    storing.set_exception(error)
+            else:
+                now.add_done_callback(partial(_copy_result, storing))
+            self._appends.popleft()
+        self._appending = None
 
     def _appended(self, pending: PendingACK, done: asyncio.Future[list[StoredMessage]]) -> None:
         if self.loop is None:
@@ -721,8 +829,13 @@ class Acks:
             self._give_up(pending, error)
         elif not pending.done():
             queue = self._users.get(pending.user_id)
-            if queue is not None and pending.id in queue.pending:
-                queue.unstored.appendleft(pending)
+            if queue is not None:
+                # Others may have failed with it: all that are not stored, in their order.
+                queue.unstored = deque(
+                    each
+                    for each in queue.pending.values()
+                    if not each._stored and each._storing is None
+                )
 
     def _dropped(
         self, user_id: str, stored: StoredMessage, reason: SendFailureReason, why: str
@@ -746,7 +859,7 @@ class Acks:
         age = max(0.0, time.time() - stored.stored_at)
         kind = "offline" if reason is SendFailureReason.TIMEOUT else None
         self._hub._failures.report(
-            Failure(message, user_id, reason, error, duration=age, kind=kind)
+            Failure(message, user_id, reason, error, duration=age, kind=kind), of_call=False
         )
 
     def _delete(self, user_id: str, message_id: str) -> None:
@@ -758,14 +871,24 @@ class Acks:
 
     def _flush_deletes(self) -> None:
         deletes, self._deletes = self._deletes, {}
-        assert self.store is not None
+        if self.store is None or self.loop is None:
+            return
         for user_id, ids in deletes.items():
-            deleting = asyncio.ensure_future(self.store.delete(user_id, ids))
+            deleting = asyncio.ensure_future(self._delete_now(user_id, ids))
             self._storing.add(deleting)
-            deleting.add_done_callback(self._deleted)
+            for message_id in ids:
+                self._deleting[user_id, message_id] = deleting
+            deleting.add_done_callback(partial(self._deleted, user_id, ids))
 
-    def _deleted(self, done: asyncio.Future[int]) -> None:
+    async def _delete_now(self, user_id: str, ids: list[str]) -> int:
+        assert self.store is not None
+        return await self.store.delete(user_id, ids)
+
+    def _deleted(self, user_id: str, ids: list[str], done: asyncio.Future[int]) -> None:
         self._storing.discard(done)
+        for message_id in ids:
+            if self._deleting.get((user_id, message_id)) is done:
+                del self._deleting[user_id, message_id]
         if not done.cancelled() and (error := done.exception()) is not None:
             # It comes again under the same id.
             self.counters.offline_errors += 1
@@ -833,11 +956,17 @@ class Acks:
         self, user_id: str, queue: _Queue, client: Client | None, *, from_store: bool
     ) -> None:
         assert self.loop is not None
+        if queue.replay is not None:
+            queue.replay.cancel()
         self._walks += 1
         queue.walk = self._walks
         queue.target = client
         queue.from_store = from_store
-        queue.out = queue.settled = 0
+        queue.acknowledged.clear()
+        queue.out = 0
+        held = [item for item in queue.line if isinstance(item, _Held)]
+        line: list[PendingACK | _Held] = [*queue.pending.values(), *held]
+        queue.line = deque(sorted(line, key=_order_of))
         if client is None:
             # An outbox was full: what is out already is not sent again.
             for pending in queue.pending.values():
@@ -848,30 +977,38 @@ class Acks:
         queue.replay = self.loop.create_task(self._run_replay(user_id, queue, from_store))
 
     async def _run_replay(self, user_id: str, queue: _Queue, from_store: bool) -> None:
+        outside_handlers()  # what fails here is nobody's own failure
         complete = True
         try:
             if from_store:
                 complete = await self._replay_store(user_id, queue)
-            while waiting := [p for p in queue.pending.values() if p._walk != queue.walk]:
-                for pending in waiting:
-                    await self._replay_one(user_id, queue, pending)
-            while queue.held:
-                await self._room(user_id, queue)
-                message, data = queue.held.popleft()
-                queued = self._hub._send_to_user(user_id, data, int(message.priority))
-                if queued <= 0:
-                    error = self._hub._not_queued(user_id, queued)
-                    self._hub._failures.report(Failure(message, user_id, reason_of(error), error))
+                queue.from_store = False
+                queue.acknowledged.clear()
+            while queue.line:
+                item = queue.line[0]
+                if isinstance(item, PendingACK):
+                    if item._walk != queue.walk:
+                        await self._replay_one(user_id, queue, item)
+                else:
+                    await self._room(user_id, queue)
+                    queue.held -= 1
+                    queued = self._hub._send_to_user(user_id, item.data, int(item.message.priority))
+                    if queued <= 0:
+                        error = self._hub._not_queued(user_id, queued)
+                        failure = Failure(item.message, user_id, reason_of(error), error)
+                        self._hub._failures.report(failure, of_call=False)
+                queue.line.popleft()
         except asyncio.CancelledError:
             raise
         except Exception as error:
             complete = False
             self._hub._report(None, error)
         finally:
-            # No await between the last look at the queue and here: nothing can slip in.
+            # No await between the last look at the line and here: nothing can slip in.
             if queue.replay is asyncio.current_task():
                 queue.replay = None
                 queue.target = None
+                queue.from_store = False
                 self.replaying.discard(user_id)
                 self._release(user_id, queue)
         if not complete and self.loop is not None:
@@ -909,8 +1046,10 @@ class Acks:
                     continue
                 pending = queue.pending.get(stored.id)
                 if pending is None:
-                    if stored.id in self._deletes.get(user_id, ()):
-                        continue  # acknowledged meanwhile
+                    if stored.id in queue.acknowledged or stored.id in self._deletes.get(
+                        user_id, ()
+                    ):
+                        continue  # acknowledged since the page was read
                     pending = self._adopt(user_id, queue, stored)
                 if pending._walk != queue.walk:
                     self.counters.offline_replayed += 1
@@ -926,6 +1065,8 @@ class Acks:
                 pending._priority = int(decode_hub_message(stored.data).priority)
             except ValidationError:
                 log.warning("the offline store holds something that is no HubMessage")
+        self._order += 1
+        pending._order = self._order
         pending._stored = True
         pending.status = AckStatus.PENDING
         queue.lapsed.pop(stored.id, None)
@@ -934,11 +1075,10 @@ class Acks:
         return pending
 
     async def _replay_one(self, user_id: str, queue: _Queue, pending: PendingACK) -> None:
-        while not pending.done():
-            await self._room(user_id, queue)
-            if pending.done():
-                break
-            client = queue.target
+        while pending.status is AckStatus.PENDING and not pending.done():
+            client = await self._room(user_id, queue, pending._client_id)
+            if pending.status is not AckStatus.PENDING or pending.done():
+                return
             if pending._walk != queue.walk:
                 pending._walk = queue.walk
                 queue.out += 1
@@ -947,30 +1087,62 @@ class Acks:
             else:
                 taken = self._hub._send_to(client, pending._data, pending._priority)
                 self._sent(pending, taken)
-            if taken:
-                break
+            if taken or pending._client_id is not None:
+                return  # one that is for a full client only is left to its timer
             await asyncio.sleep(POLL)
 
-    async def _room(self, user_id: str, queue: _Queue) -> None:
-        """Waits until the client has room for one more, and few enough are unacknowledged."""
+    async def _room(
+        self, user_id: str, queue: _Queue, client_id: str | None = None
+    ) -> Client | None:
+        """Waits until a client has room for one more, and few enough are unacknowledged.
+
+        Returns whom to send to; None for all of the user's clients.
+        """
+        assert self.loop is not None
         pause = 0.0  # at first: what was pushed in this turn goes out at its end
+        patience = self.loop.time() + STALLED
         while True:
-            if queue.target is not None:
-                clients = [queue.target]
-            else:
-                clients = self._hub.get_clients_by_user(user_id)
-            if any(
-                client.queued_messages >= self._replay_messages
-                or client.queued_bytes >= self._replay_bytes
-                for client in clients
-            ):
-                await asyncio.sleep(pause)
-                pause = POLL
-            elif queue.out >= WINDOW:
+            target = queue.target
+            clients = self._hub.get_clients_by_user(user_id)
+            roomy = [client for client in clients if self._has_room(client)]
+            if queue.out >= WINDOW:
                 queue.progress = asyncio.Event()
                 await queue.progress.wait()
+            elif target is not None and target in roomy:
+                return target
+            elif roomy and target is None:
+                return None
+            elif roomy and (target not in clients or self.loop.time() >= patience):
+                # A client that does not read may not hold up the user's others.
+                queue.target = roomy[-1]
+            elif client_id is not None and len(clients) > 1:
+                return None
             else:
-                return
+                await asyncio.sleep(pause)
+                pause = POLL
+
+    def _has_room(self, client: Client) -> bool:
+        return (
+            client.queued_messages < self._replay_messages
+            and client.queued_bytes < self._replay_bytes
+        )
+
+
+def _order_of(item: PendingACK | _Held) -> int:
+    return item._order
+
+
+def _copy_result(
+    to: asyncio.Future[list[StoredMessage]], done: asyncio.Future[list[StoredMessage]]
+) -> None:
+    if to.done():
+        return
+    if done.cancelled():
+        to.cancel()
+    elif (error := done.exception()) is not None:
+        to.set_exception(error)
+    else:
+        to.set_result(done.result())
 
 
 def _store_error(error: BaseException) -> OfflineStoreError:

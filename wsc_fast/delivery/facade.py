@@ -62,6 +62,13 @@ _LOST: dict[SendFailureReason, tuple[type[WSCError], str]] = {
 }
 
 
+_LOST_IN_CALLS = (SendFailureReason.QUEUE_FULL, SendFailureReason.BROADCAST_FULL)
+
+
+def _loop_closed() -> int:
+    raise HubStoppedError("the loop of the hub is closed")
+
+
 class Delivery(Engine):
     """Base of Hub: messages to users, retries, acknowledgements, failure handlers."""
 
@@ -147,6 +154,8 @@ class Delivery(Engine):
         Thread-safety: any thread with a running loop. Source: go-wsc `SendToUserWithRetry`.
         """
         loop = self.loop
+        if loop is not None and loop.is_closed():
+            return await send_with_retry(_loop_closed, RetryConfig(max_retries=0), self._sleepers)
         if loop is not None and loop is not asyncio.get_running_loop():
             there = asyncio.run_coroutine_threadsafe(
                 self.send_to_user_with_retry(user_id, message), loop
@@ -440,6 +449,14 @@ class Delivery(Engine):
         except RuntimeError:
             self._failures.report(failure)  # the loop has gone: it is only counted
 
+    def _send_on_loop(self, call: Callable[[], T], message: str | bytes, recipient: str) -> T:
+        """A raw send from another thread; called by the engine."""
+        try:
+            return self._on_loop(call)
+        except HubStateError as error:
+            self._send_failed(message, recipient, error)
+            raise
+
     def _refused(self, message: str | bytes, recipient: str, reason: str, error: Exception) -> None:
         """Called by the engine when a send raises, if there are handlers."""
         self._failures.report(Failure(message, recipient, SendFailureReason(reason), error))
@@ -454,13 +471,12 @@ class Delivery(Engine):
         duration = self.close_timeout if why is SendFailureReason.SEND_TIMEOUT else 0.0
         for frame in frames:
             message = message_of(frame)
-            if (
-                self._acks is not None
-                and isinstance(message, HubMessage)
-                and message.require_ack
-                and self._acks.is_pending(client.user_id, message.id)
-            ):
-                continue  # it is not lost yet
+            if self._acks is not None and isinstance(message, HubMessage) and message.require_ack:
+                continue  # of these the acknowledgement tells, or its absence
             kind, text = _LOST[why]
             cause = error or kind(f"a message for client {client.id!a} {text}")
-            self._failures.report(Failure(message, client.id, why, cause, duration=duration))
+            # A flush, or the end of a connection, may have been set off by anybody.
+            self._failures.report(
+                Failure(message, client.id, why, cause, duration=duration),
+                of_call=why in _LOST_IN_CALLS,
+            )

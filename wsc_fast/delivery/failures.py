@@ -49,6 +49,8 @@ Message = HubMessage | ACKMessage | str | bytes
 MAX_WAITING = 10_000
 # Async handlers at once.
 MAX_RUNNING = 64
+# Seconds that the handlers get at the hub's stop, though its timeout is over.
+FINISH_GRACE = 1.0
 
 # Set while a handler runs, in whatever it awaits, starts or calls in its thread.
 _handling: ContextVar[bool] = ContextVar("wsc_fast_handling_failure", default=False)
@@ -148,6 +150,11 @@ def reason_of(error: BaseException) -> SendFailureReason:
     return SendFailureReason.UNKNOWN
 
 
+def outside_handlers() -> None:
+    """The task that calls this was begun by a handler perhaps, but is not the handler's own."""
+    _handling.set(False)
+
+
 class FailureCounters(msgspec.Struct):
     """Of one hub, under their names in HubStats."""
 
@@ -197,13 +204,19 @@ class FailureReporter:
         self.active = any(self._handlers.values())
         self._hub._watch_losses(self.active)
 
-    def report(self, failure: Failure) -> None:
-        """Counts a failure, and queues it for the handlers."""
+    def report(self, failure: Failure, *, of_call: bool = True) -> None:
+        """Counts a failure, and queues it for the handlers.
+
+        Args:
+            failure: what happened.
+            of_call: a call of the application failed, which may be a handler's; not something that
+                came of it later.
+        """
         self.counters.send_failures += 1
         if not self.active:
             return
         loop = self._hub.loop
-        if _handling.get():
+        if of_call and _handling.get():
             self.counters.unreported_failures += 1
             if not self._recursion_logged:
                 self._recursion_logged = True
@@ -237,17 +250,16 @@ class FailureReporter:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, "wsc_fast failure handlers")
             loop = asyncio.get_running_loop()
-            try:
-                result = await loop.run_in_executor(
-                    self._thread, partial(_in_handler, method, arguments)
-                )
-            except Exception as error:
-                self._failed(error)
-                return
-            if not inspect.isawaitable(result):
-                return
+            result, error = await loop.run_in_executor(
+                self._thread, partial(_in_handler, method, arguments)
+            )
         else:
-            result = method(*arguments)
+            result, error = _in_handler(method, arguments)
+        if error is not None:
+            self._failed(error)
+            return
+        if not inspect.isawaitable(result):
+            return
         task = asyncio.ensure_future(self._await(result))
         self._running.add(task)
         task.add_done_callback(self._ended)
@@ -258,7 +270,10 @@ class FailureReporter:
     async def _await(self, result: Any) -> None:
         try:
             await result
-        except Exception as error:
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the hub is stopping; not a CancelledError of the handler's own
             self._failed(error)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -267,14 +282,14 @@ class FailureReporter:
             self._room.set()
             self._room = None
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         self.counters.handler_errors += 1
         log.error("a failure handler raised", exc_info=error)
 
     async def finish(self, timeout: float) -> None:
-        """Lets the handlers hear what waits, for at most `timeout` seconds; then gives up."""
+        """Lets the handlers hear what waits, for `timeout` seconds or a second; then gives up."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = loop.time() + max(timeout, FINISH_GRACE)
         while tasks := [*self._running, *([self._worker] if self._worker else [])]:
             if not (await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time())))[0]:
                 break
@@ -297,9 +312,15 @@ class FailureReporter:
         self._worker = None
 
 
-def _in_handler(method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _in_handler(
+    method: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[Any, BaseException | None]:
+    # What it raises is handed over, since SystemExit and CancelledError would do more on their way.
     _handling.set(True)
-    return method(*arguments)
+    try:
+        return method(*arguments), None
+    except BaseException as error:
+        return None, error
 
 
 def _calls(failure: Failure) -> list[tuple[str, tuple[Any, ...]]]:

@@ -12,14 +12,20 @@ Rules:
     3. Positions are of the server's clock, in microseconds, pushed up to be strictly increasing.
        So they grow on even when the server lost its newest data, and the time at which a message
        was stored is its position.
-    4. Reads wait for the writes of their user that were called before, then run beside the writer.
+    4. A script is not always a whole. A server that was killed while it wrote its log may come
+       back with the first part of a script's writes (Redis 7, and Valkey before its pull request
+       4342, after a second restart), of a batch that nobody was told of. So each script writes in
+       an order in which any first part is harmless: what has data is in the order, and whose
+       messages are in an order is in `oldest`, at no later position than the first of them. An id
+       in the order without data is passed over, and goes as a message would.
+    5. Reads wait for the writes of their user that were called before, then run beside the writer.
 
 Keys, below the prefix; an id stands in them as it is, in UTF-8:
 
     messages:USER   hash: message id -> data
     order:USER      sorted set: message id, by position
     oldest          sorted set: user id, by the position of its oldest message; for `expire`
-    position        the last position given
+    position        a position that none is beyond
     reply:RANDOM    number and reply of the last batch of one opened store, and of its last
                     `expire`; for a minute or so
 
@@ -94,7 +100,7 @@ _WRITE = _Script(
     _REPLAY
     + """
 local operations, strings, at = cmsgpack.unpack(ARGV[5]), ARGV[6], 1
-local reply, states, wrote, appended = {}, {}, false, false
+local reply, states, wrote, begun, refused = {}, {}, false, false, nil
 
 -- Wrong types raise here, before anything is written: a script is not rolled back.
 redis.call('ZCARD', KEYS[3])
@@ -129,27 +135,42 @@ end
 
 local function say(...) reply[#reply + 1] = {...} end
 
+-- The first write of an append: whether there is memory for more. Deletions must go on without.
+local function begin_appends()
+  local most = string.format('%.0f', position + #operations)
+  local set = redis.pcall('SET', KEYS[2], most, 'PX', ARGV[3])
+  if not set.err then
+    wrote = true
+  elseif string.find(set.err, 'OOM', 1, true) then
+    refused = set.err
+  else
+    -- A replica that is read only, say: this is true for the whole batch.
+    return set
+  end
+end
+
 local function append(i, state, id, data, limit, drop_oldest)
+  if redis.call('HEXISTS', state.messages, id) == 1 then return end
   if limit < 1 or (state.count >= limit and not drop_oldest) then
-    if redis.call('HEXISTS', state.messages, id) == 0 then say(i, 'full', state.count) end
+    say(i, 'full', state.count)
     return
   end
-  local new = redis.pcall('HSETNX', state.messages, id, data)
-  if type(new) == 'table' then
-    -- Out of memory: deletions must go on all the same. Anything else (a replica that is read
-    -- only, say) is true for all, and shows at the first write.
-    if not string.find(new.err, 'OOM', 1, true) then return new end
-    say(i, 'trouble', new.err)
+  if not begun then
+    begun = true
+    local failure = begin_appends()
+    if failure then return failure end
+  end
+  if refused then
+    say(i, 'trouble', refused)
     return
   end
-  wrote = true
-  if new == 0 then return end
   local dropped = {}
   -- Bounded, for where the limit was lowered: the next appends drop the rest.
   while state.count >= limit and state.count > 0 and #dropped < 3000 do
-    local oldest = redis.call('ZPOPMIN', state.order)
+    local oldest = redis.call('ZRANGE', state.order, 0, 0, 'WITHSCORES')
     local old = redis.call('HGET', state.messages, oldest[1])
     redis.call('HDEL', state.messages, oldest[1])
+    redis.call('ZREM', state.order, oldest[1])
     if old then
       dropped[#dropped + 1] = oldest[1]
       dropped[#dropped + 1] = oldest[2]
@@ -158,19 +179,20 @@ local function append(i, state, id, data, limit, drop_oldest)
     state.count = state.count - 1
     state.changed = true
   end
-  if state.count == 0 then state.changed = true end
-  local added = redis.call('ZADD', state.order, string.format('%.0f', position), id)
-  state.count = state.count + added
+  local at_position = string.format('%.0f', position)
+  if state.count == 0 then redis.call('ZADD', KEYS[3], at_position, state.name) end
+  state.count = state.count + redis.call('ZADD', state.order, at_position, id)
+  redis.call('HSET', state.messages, id, data)
   position = position + 1
-  state.appended, appended = true, true
+  state.appended = true
   if #dropped > 0 then say(i, 'dropped', dropped) end
 end
 
 local function delete(i, state, ids)
   local count = 0
   for _, id in ipairs(ids) do
-    count = count + redis.call('ZREM', state.order, id)
     redis.call('HDEL', state.messages, id)
+    count = count + redis.call('ZREM', state.order, id)
   end
   state.count = state.count - count
   state.changed, wrote = true, true
@@ -213,10 +235,7 @@ for _, state in pairs(states) do
     redis.call('PEXPIRE', state.order, ARGV[3])
   end
 end
-if appended then
-  redis.call('SET', KEYS[2], string.format('%.0f', position - 1), 'PX', ARGV[3])
-  redis.call('PEXPIRE', KEYS[3], ARGV[3])
-end
+if begun then redis.call('PEXPIRE', KEYS[3], ARGV[3]) end
 if wrote then redis.call('SET', KEYS[1], cmsgpack.pack(number, reply), 'EX', ARGV[2]) end
 return reply
 """

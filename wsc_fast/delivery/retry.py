@@ -71,7 +71,7 @@ class Sleepers:
         """Waits; returns False if it was woken before the time."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(seconds, waiter.set_result, True)
+        timer = loop.call_later(seconds, _end, waiter, True)
         self._waiting.add(waiter)
         try:
             return await waiter
@@ -81,8 +81,12 @@ class Sleepers:
 
     def wake(self) -> None:
         for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(False)
+            _end(waiter, False)
+
+
+def _end(waiter: asyncio.Future[bool], slept: bool) -> None:
+    if not waiter.done():  # it may have been cancelled in this very turn
+        waiter.set_result(slept)
 
 
 async def send_with_retry(

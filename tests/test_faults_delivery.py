@@ -1,0 +1,1082 @@
+"""Faults of acknowledgements, offline messages and retries that other hubs had (faults.md, G).
+
+What test_acks.py does not provoke already; the last part are attempts to break our own code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import RawClient, eventually, join, known, named, run_apart, running, stall
+from test_acks import acking, acknowledge, eventually_count, received
+
+from wsc_fast import (
+    ACKConfig,
+    ACKMessage,
+    AckStatus,
+    AckTimeoutError,
+    Hub,
+    HubConfig,
+    HubMessage,
+    HubStoppedError,
+    MemoryOfflineStore,
+    OfflineStoreError,
+    PendingACK,
+    SQLiteOfflineStore,
+    UserOfflineError,
+)
+from wsc_fast.delivery import acks, sqlite
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _closing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes the sockets of a test that ends half way."""
+    made: list[Any] = []
+    begin = RawClient.__init__
+
+    def noting(self: RawClient, sock: Any) -> None:
+        begin(self, sock)
+        made.append(sock)
+
+    monkeypatch.setattr(RawClient, "__init__", noting)
+    yield
+    for sock in made:
+        sock.close()
+
+
+class Heard:
+    """Hears of every failure."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        hub.add_send_failure_handler(self)
+
+    def handle_send_failure(self, *call: Any) -> None:
+        self.calls.append(call)
+
+    def reasons(self) -> list[str]:
+        return [str(call[2]) for call in self.calls]
+
+
+class SlowStore(MemoryOfflineStore):
+    """Takes its time for what is in `gates`, and fails what is in `failing` so many times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opening = asyncio.Event()
+        self.opening.set()
+        self.appending = asyncio.Event()
+        self.appending.set()
+        self.failing = 0
+
+    async def open(self) -> None:
+        await self.opening.wait()
+        await super().open()
+
+    def append(self, *args: Any, **options: Any) -> Any:
+        if self.failing:
+            self.failing -= 1
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(OfflineStoreError("no disk"))
+            return future
+        if self.appending.is_set():
+            return super().append(*args, **options)
+        return asyncio.ensure_future(self._later(args, options))
+
+    async def _later(self, args: Any, options: Any) -> Any:
+        await self.appending.wait()
+        return await super().append(*args, **options)
+
+
+async def contents(store: Any, user: str = "ann") -> list[str]:
+    return [json.loads(each.data)["content"] for each in await store.read(user, limit=10_000)]
+
+
+async def received_until(raw: RawClient, last: str) -> list[str]:
+    """The contents of all HubMessages up to this one."""
+    found = [""]
+    while found[-1] != last:
+        found.append((await received(raw))["content"])
+    return found[1:]
+
+
+def assert_nothing_left(hub: Hub) -> None:
+    inner: Any = hub._acks
+    assert not inner._users
+    assert not inner._parked
+    assert not inner._storing
+    assert not inner._deletes
+    assert not inner.replaying
+    assert inner.count == 0
+    assert sum(map(len, inner._timers._slots.values())) == 0
+
+
+# --- G4, G7 ---
+
+
+@pytest.mark.parametrize("same_id", [False, True], ids=["another id", "the same id"])
+@pytest.mark.parametrize("store", [False, True], ids=["memory", "store"])
+async def test_G4_a_half_open_old_connection_swallows_nothing(same_id: bool, store: bool) -> None:
+    hub = acking(MemoryOfflineStore() if store else None, retry_interval=60.0, timeout=120.0)
+    async with running(hub):
+        # Nobody reads from the old one any more, and nobody closes it.
+        old, client = await join(hub, "a&user=ann", rcvbuf=4096)
+        await stall(client, 1 << 22)
+        before = [
+            hub.send_ack_message_to_user("ann", ACKMessage(content=f"b{n}")) for n in range(5)
+        ]
+        new, _ = await join(hub, "a&user=ann" if same_id else "b&user=ann")
+        after = [
+            hub.send_ack_message_to_user("ann", ACKMessage(content=f"a{n}")) for n in range(10)
+        ]
+        for expected in [*(f"b{n}" for n in range(5)), *(f"a{n}" for n in range(10))]:
+            message = await received(new)
+            assert message["content"] == expected
+            await acknowledge(new, message["id"])
+        assert {await each for each in before + after} == {AckStatus.CONFIRMED}
+        old.reset()
+        new.close()
+
+
+async def test_G4_an_old_connection_that_goes_silent_in_mid_replay() -> None:
+    hub = acking(MemoryOfflineStore(), offline_limit=5000)
+    async with running(hub):
+        for n in range(acks.WINDOW + 500):
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
+        old, _ = await join(hub, "a&user=ann")
+        for _ in range(10):
+            await acknowledge(old, (await received(old))["id"])
+        await eventually(lambda: hub.get_stats().acks_confirmed == 10)
+        new, _ = await join(hub, "b&user=ann")
+        hub.send_ack_message_to_user("ann", ACKMessage(content="live"))
+        try:
+            assert (await received_within(new, 1.0))["content"] == "10"
+        finally:
+            old.reset()
+            new.close()
+
+
+async def received_within(raw: RawClient, seconds: float) -> dict[str, Any]:
+    return dict(json.loads((await raw.recv(seconds)).payload))
+
+
+@pytest.mark.parametrize("how", ["to the stalled one", "all were full"])
+async def test_a_stalled_client_does_not_hold_up_the_users_other(how: str) -> None:
+    hub = acking(config=HubConfig(outbox_messages=2))
+    async with running(hub):
+        raw, client = await join(hub, "a&user=ann", rcvbuf=4096)
+        other, second = await join(hub, "b&user=ann", rcvbuf=4096)
+        stalled = [client] if how == "to the stalled one" else [client, second]
+        for each in stalled:
+            await stall(each, 1 << 22)
+            each.send("1")
+            each.send("2")
+        if how == "to the stalled one":
+            hub.send_ack_message("a", ACKMessage())
+        else:
+            hub.send_ack_message_to_user("ann", ACKMessage())
+        live = hub.send_ack_message_to_user("ann", ACKMessage(content="live"))
+        async with asyncio.timeout(1.5):
+            while b'"live"' not in (await other.recv()).payload:
+                pass
+            await acknowledge(other, live.id)
+            await live
+        raw.reset()
+        other.close()
+
+
+async def test_G11_a_message_behind_a_replay_times_out_too() -> None:
+    hub = acking(config=HubConfig(outbox_messages=2), timeout=0.1, max_retries=0)
+    async with running(hub):
+        raw, client = await join(hub, "a&user=ann", rcvbuf=4096)
+        await stall(client, 1 << 22)
+        client.send("1")
+        client.send("2")
+        try:
+            for _ in range(3):
+                with pytest.raises(AckTimeoutError):
+                    async with asyncio.timeout(1.0):
+                        await hub.send_ack_message_to_user("ann", ACKMessage())
+        finally:
+            raw.reset()
+
+
+async def test_G7_joining_while_everything_is_published() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store, config=HubConfig(outbox_messages=10_000), offline_limit=10_000)
+    async with running(hub):
+        longest = 0.0
+        sent = 0
+
+        async def publish() -> None:
+            nonlocal longest, sent
+            while sent < 3000:
+                start = time.perf_counter()
+                hub.send_ack_message_to_user("ann", ACKMessage(content=str(sent)))
+                hub.broadcast(f"news {sent}")
+                longest = max(longest, time.perf_counter() - start)
+                sent += 1
+                if sent % 10 == 0:
+                    await asyncio.sleep(0)
+
+        publishing = asyncio.create_task(publish())
+        await eventually(lambda: sent >= 500)
+        raw, _ = await join(hub, "a&user=ann")
+        assert sent < 3000
+        messages: list[int] = []
+        news: list[int] = []
+        while len(messages) < 3000 or news[-1:] != [2999]:
+            text = (await raw.recv()).payload.decode()
+            if text.startswith("news "):
+                news.append(int(text[5:]))
+            else:
+                message = json.loads(text)
+                messages.append(int(message["content"]))
+                await acknowledge(raw, message["id"])
+        await publishing
+        assert messages == list(range(3000))
+        assert news == list(range(news[0], 3000))
+        assert longest < 0.5
+        await eventually_count(store, "ann", 0)
+        raw.close()
+
+
+# --- G9 ---
+
+SERVER = """
+import asyncio, sys
+from wsc_fast import *
+from wsc_fast.server import Identity
+
+async def main(path, count):
+    hub = Hub(authenticate=lambda request: Identity(request.query["user"], request.query["id"]))
+    hub.enable_ack(ACKConfig(enable_offline_messages=True), store=SQLiteOfflineStore(path))
+    await hub.start(port=0)
+    for n in range(count):
+        await hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))).accepted()
+    print(hub.port, flush=True)
+    store = hub._acks.store
+    left = int(await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline))
+    while hub.get_stats().acks_confirmed + left < 20 or await store.count("ann") != left:
+        await asyncio.sleep(0.001)
+    print("gone", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+class Address:
+    """What RawClient.open needs of a hub."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+
+async def test_G9_acknowledged_is_not_delivered_again_after_kill_9(tmp_path: Path) -> None:
+    path = str(tmp_path / "offline.db")
+
+    def start(count: int) -> tuple[subprocess.Popen[str], Any]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, path, str(count)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        return process, Address(int(process.stdout.readline()))
+
+    process, address = await asyncio.to_thread(start, 20)
+    try:
+        with await RawClient.open(address, "/ws?user=ann&id=a") as raw:
+            for n in range(20):
+                message = await received(raw)
+                assert message["content"] == str(n)
+                if n % 2:
+                    await acknowledge(raw, message["id"])
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("10\n")
+            process.stdin.flush()
+            assert await asyncio.to_thread(process.stdout.readline) == "gone\n"
+            process.send_signal(signal.SIGKILL)
+        close(process)
+        process, address = await asyncio.to_thread(start, 1)
+        with await RawClient.open(address, "/ws?user=ann&id=a") as raw:
+            for n in range(0, 20, 2):
+                assert (await received(raw))["content"] == str(n)
+            assert (await received(raw))["content"] == "0"  # the one of this run
+    finally:
+        close(process)
+
+
+def close(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait(10)
+    for stream in (process.stdin, process.stdout):
+        assert stream is not None
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+# --- G11, G12, G13, G17 ---
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "timeout",
+        "disconnect",
+    ],
+)
+async def test_G11_messages_that_nobody_acknowledges_leave_nothing(end: str) -> None:
+    hub = acking(timeout=2.0, max_retries=0)
+    heard = Heard(hub)
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=ann")
+        reading = asyncio.create_task(raw.recv_rest())
+        for n in range(10_000):
+            hub.send_ack_message("a", ACKMessage(content=str(n)))
+            if n % 500 == 499:
+                await asyncio.sleep(0)
+        assert hub.get_stats().acks_pending == 10_000
+        if end == "disconnect":
+            raw.reset()
+            reading.cancel()
+        await eventually(lambda: hub.get_stats().acks_pending == 0)
+        await eventually(lambda: not hub._acks._users)  # type: ignore[union-attr]
+        assert hub.get_stats().acks_timed_out == 10_000
+        assert_nothing_left(hub)
+        await eventually(lambda: len(heard.calls) + hub.get_stats().unreported_failures == 10_000)
+        heard.calls.clear()
+        if end == "timeout":
+            known(hub, "a").disconnect()
+        raw.close()
+        await asyncio.gather(reading, return_exceptions=True)
+    gc.collect()
+    assert sum(type(each) is PendingACK for each in gc.get_objects()) == 0
+
+
+async def test_G12_late_and_old_acknowledgements_complete_nothing() -> None:
+    hub = acking(timeout=0.1, max_retries=0)
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        with pytest.raises(AckTimeoutError):
+            await hub.send_ack_message("a", ACKMessage(id="old"))
+        fresh = hub.send_ack_message("a", ACKMessage(timeout=60.0))
+        await acknowledge(raw, "old")
+        await eventually(lambda: hub.get_stats().acks_ignored == 1)
+        assert not fresh.done()
+        raw.close()
+    with pytest.raises(HubStoppedError):
+        await fresh
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        newer = hub.send_ack_message("a", ACKMessage())
+        assert newer.id not in ("old", fresh.id)
+        for old in ("old", fresh.id):
+            await acknowledge(raw, old)
+        await eventually(lambda: hub.get_stats().acks_ignored == 3)
+        assert not newer.done()
+        await acknowledge(raw, newer.id)
+        await newer
+        raw.close()
+
+
+async def test_G13_a_retry_under_the_same_id_is_seen_again_and_stored_once() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store, timeout=0.2, max_retries=0)
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=ann")
+        message = ACKMessage(id="m", content="x", create_at=ACKMessage().create_at)
+        for _ in range(2):
+            pending = hub.send_ack_message_to_user("ann", message)
+            await pending.accepted()
+            assert await contents(store) == ["x"]
+            assert (await received(raw))["id"] == "m"  # and its acknowledgement is lost
+            with pytest.raises(AckTimeoutError):
+                await pending
+        raw.reset()
+        await eventually(lambda: hub.get_connected_clients() == 0)
+        raw, _ = await join(hub, "b&user=ann")
+        assert (await received(raw))["id"] == "m"
+        await acknowledge(raw, "m")
+        await eventually_count(store, "ann", 0)
+        raw.close()
+
+
+async def test_G13_the_same_message_twice_to_an_absent_user() -> None:
+    hub = acking(MemoryOfflineStore())
+    async with running(hub):
+        message = ACKMessage(id="m")
+        first = hub.send_ack_message_to_user("ann", message)
+        second = hub.send_ack_message_to_user("ann", message)
+        raw, _ = await join(hub, "a&user=ann")
+        assert (await received(raw))["id"] == "m"
+        await acknowledge(raw, "m")
+        async with asyncio.timeout(1.0):
+            assert await second is AckStatus.CONFIRMED
+            assert await first is AckStatus.CONFIRMED
+        raw.close()
+
+
+async def test_G13_another_message_with_the_id_of_a_stored_one_is_refused() -> None:
+    hub = acking(MemoryOfflineStore())
+    async with running(hub):
+        first = hub.send_ack_message_to_user("ann", ACKMessage(id="m", content="1"))
+        assert first.status is AckStatus.STORED
+        with pytest.raises(ValueError, match="another message"):
+            hub.send_ack_message_to_user("ann", ACKMessage(id="m", content="2"))
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_G13_sent_again_right_after_its_confirmation(kind: str, tmp_path: Path) -> None:
+    store: Any = MemoryOfflineStore() if kind == "memory" else SQLiteOfflineStore(tmp_path / "db")
+    hub = acking(store)
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=ann")
+        message = ACKMessage(id="m")
+        first = hub.send_ack_message_to_user("ann", message)
+        await first.accepted()
+
+        async def again() -> PendingACK:
+            await first
+            second = hub.send_ack_message_to_user("ann", message)
+            await second.accepted()
+            return second
+
+        task = asyncio.create_task(again())
+        await received(raw)
+        await acknowledge(raw, "m")
+        second = await task
+        assert second is not first
+        await eventually(lambda: not hub._acks._storing)  # type: ignore[union-attr]
+        assert await store.count("ann") == 1
+        raw.close()
+
+
+async def test_G17_two_clients_of_a_user_at_once() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store)
+    async with running(hub):
+        for n in range(500):
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
+        (one, _), (two, _) = await asyncio.gather(join(hub, "a&user=ann"), join(hub, "b&user=ann"))
+        hub.send_to_user("ann", HubMessage(content="end"))
+        got: dict[RawClient, list[str]] = {one: [], two: []}
+
+        async def read(raw: RawClient) -> None:
+            while got[raw][-1:] != ["end"]:
+                message = await received(raw)
+                got[raw].append(message["content"])
+                if message["content"] != "end":
+                    await acknowledge(raw, message["id"])
+
+        await asyncio.gather(read(one), read(two))
+        # To one of them: the newest, unless an earlier one acknowledges already. None is lost,
+        # and each gets what it gets in order.
+        numbers = [[int(each) for each in got[raw][:-1]] for raw in (one, two)]
+        assert {*numbers[0], *numbers[1]} == set(range(500))
+        assert all(each == sorted(set(each)) for each in numbers)
+        await eventually_count(store, "ann", 0)
+        for raw in (one, two):
+            raw.close()
+
+
+# --- G18 ---
+
+
+async def p99_of_broadcasts(hub: Hub, raw: RawClient, done: Callable[[], object]) -> float:
+    times = []
+    while not done():
+        start = time.perf_counter()
+        hub.broadcast("tick")
+        assert (await raw.recv()).payload == b"tick"
+        times.append(time.perf_counter() - start)
+    assert len(times) > 20
+    return sorted(times)[int(len(times) * 0.99)]
+
+
+async def test_G18_a_locked_database_stalls_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "offline.db"
+    hub = acking(SQLiteOfflineStore(path, busy_timeout=0.5))
+    heard = Heard(hub)
+    async with running(hub):
+        raw, _ = await join(hub, "watcher")
+        kept = hub.send_ack_message_to_user("ann", ACKMessage(content="kept"))
+        await kept.accepted()
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        lost = ACKMessage(id="lost")
+        pending = hub.send_ack_message_to_user("ann", lost)
+        accepted = asyncio.create_task(pending.accepted())
+        assert await p99_of_broadcasts(hub, raw, accepted.done) < 0.2
+        with pytest.raises(OfflineStoreError, match="locked"):
+            await accepted
+        with pytest.raises(OfflineStoreError, match="locked"):
+            await pending
+        await eventually(lambda: heard.calls)
+        assert [(call[0], call[1], call[2]) for call in heard.calls] == [(lost, "ann", "unknown")]
+        other.execute("ROLLBACK")
+        other.close()
+        after = hub.send_ack_message_to_user("ann", ACKMessage(content="after"))
+        await after.accepted()
+        back, _ = await join(hub, "a&user=ann")
+        assert await received_until(back, "after") == ["kept", "after"]
+        assert hub.get_stats().offline_errors == 1
+        raw.close()
+        back.close()
+
+
+async def test_G18_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite._connect
+    pages = [0]
+
+    def small(*arguments: Any) -> Any:
+        db = connect(*arguments)
+        if pages[0]:
+            db.execute(f"PRAGMA max_page_count = {pages[0]}")
+        return db
+
+    pages[0] = 40
+    monkeypatch.setattr(sqlite, "_connect", small)
+    hub = acking(SQLiteOfflineStore(tmp_path / "offline.db"), offline_limit=100_000)
+    heard = Heard(hub)
+    async with running(hub):
+        raw, _ = await join(hub, "watcher")
+        stored: list[str] = []
+        refused = None
+        while refused is None:
+            message = ACKMessage(content="x" * 2000)
+            try:
+                await hub.send_ack_message_to_user("ann", message).accepted()
+                stored.append(message.id)
+            except OfflineStoreError:
+                refused = message
+            assert len(stored) < 1000
+        await eventually(lambda: heard.calls)
+        assert [(call[0], call[2]) for call in heard.calls] == [(refused, "unknown")]
+        assert "full" in str(heard.calls[0][3])
+        hub.broadcast("still")
+        assert (await raw.recv()).payload == b"still"
+        # What is stored is delivered, and makes room.
+        back, _ = await join(hub, "a&user=ann")
+        for message_id in stored:
+            assert (await received(back))["id"] == message_id
+            await acknowledge(back, message_id)
+        assert hub._acks is not None
+        await eventually_count(hub._acks.store, "ann", 0)
+        back.reset()
+        await eventually(lambda: hub.get_connected_clients() == 1)
+        await hub.send_ack_message_to_user("ann", ACKMessage(content="fits")).accepted()
+        raw.close()
+
+
+async def test_G18_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "offline.db"
+    path.write_bytes(b"junk" * 10_000)
+    hub = acking(SQLiteOfflineStore(path))
+    with pytest.raises(OfflineStoreError, match="not a database"):
+        await hub.start(port=0)
+    assert hub.loop is None
+    path.unlink()
+    async with running(hub):
+        await hub.send_ack_message_to_user("ann", ACKMessage()).accepted()
+
+
+@pytest.mark.parametrize("delay", [0.2])
+async def test_G18_a_slow_disk_stalls_nobody(
+    delay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transact = sqlite._Worker._transact
+
+    def slow(self: Any, batch: Any) -> Any:
+        time.sleep(delay)
+        return transact(self, batch)
+
+    monkeypatch.setattr(sqlite._Worker, "_transact", slow)
+    hub = acking(SQLiteOfflineStore(tmp_path / "offline.db"))
+    async with running(hub):
+        raw, _ = await join(hub, "watcher")
+        pending = [
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))) for n in range(100)
+        ]
+        accepted = asyncio.gather(*(each.accepted() for each in pending))
+        assert await p99_of_broadcasts(hub, raw, accepted.done) < delay / 2
+        await accepted
+        # A user comes back while that goes on.
+        back, _ = await join(hub, "a&user=ann")
+        assert await received_until(back, "99") == [str(n) for n in range(100)]
+        raw.close()
+        back.close()
+
+
+async def test_G18_junk_in_the_store_harms_no_other_message() -> None:
+    store = MemoryOfflineStore()
+    await store.open()
+    await store.append("ann", "junk", b"junk", limit=10, drop_oldest=True)
+    hub = acking(store, timeout=0.2, max_retries=0)
+    troubles: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=ann")
+        assert (await raw.recv()).payload == b"junk"
+        for n in range(20):
+            hub.send_ack_message("a", ACKMessage(id=str(n)))
+        await eventually(lambda: hub.get_stats().acks_timed_out >= 20, 2.0)
+        assert hub.get_pending_acks("a") == []
+        assert troubles == []
+        raw.close()
+
+
+# --- clients that misbehave; leaks ---
+
+
+async def test_late_double_and_foreign_acknowledgements_and_a_reconnect_in_the_middle() -> None:
+    hub = acking(timeout=30.0, retry_interval=0.02, max_retries=2)
+    async with running(hub):
+        ann, _ = await join(hub, "a&user=ann")
+        bob, _ = await join(hub, "b&user=bob")
+        late = hub.send_ack_message_to_user("ann", ACKMessage(id="late"))
+        middle = hub.send_ack_message_to_user("ann", ACKMessage(id="middle"))
+        for _ in range(3):
+            assert {(await received(ann))["id"] for _ in range(2)} == {"late", "middle"}
+        await acknowledge(bob, "late")
+        await acknowledge(ann, "late")
+        assert await late is AckStatus.CONFIRMED
+        await acknowledge(ann, "late")
+        await eventually(lambda: hub.get_stats().acks_ignored == 2)
+        assert not middle.done()
+        ann.reset()
+        await eventually(lambda: hub.get_connected_clients() == 1)
+        ann, _ = await join(hub, "a2&user=ann")
+        assert (await received(ann))["id"] == "middle"
+        await acknowledge(ann, "middle")
+        assert await middle is AckStatus.CONFIRMED
+        assert late.attempts == 3
+        assert middle.attempts == 4
+        assert_nothing_left(hub)
+        ann.close()
+        bob.close()
+
+
+@pytest.mark.parametrize("store", [False, True], ids=["memory", "store"])
+async def test_nothing_is_left_after_ten_thousand_rounds(store: bool) -> None:
+    kept = MemoryOfflineStore() if store else None
+    hub = acking(kept, timeout=60.0)
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=ann")
+        for n in range(100):
+            if n % 10 == 9:
+                raw.reset()
+                await eventually(lambda: hub.get_connected_clients() == 0)
+                if store:
+                    for _ in range(5):
+                        hub.send_ack_message_to_user("ann", ACKMessage())
+                raw, _ = await join(hub, "a&user=ann")
+            pending = [hub.send_ack_message_to_user("ann", ACKMessage()) for _ in range(100)]
+            if n % 3 == 0 and store:
+                await pending[50].accepted()
+            expected = 105 if n % 10 == 9 and store else 100
+            answers = []
+            for _ in range(expected):
+                message = await received(raw)
+                answers.append(acknowledge(raw, message["id"]))
+                if n % 7 == 0:
+                    answers.append(acknowledge(raw, message["id"]))
+            for answer in answers:
+                await answer
+            assert {await each for each in pending} == {AckStatus.CONFIRMED}
+        await eventually(lambda: hub.get_stats().acks_pending == 0)
+        if kept is not None:
+            await eventually_count(kept, "ann", 0)
+        del pending
+        await eventually(lambda: not hub._acks._users)  # type: ignore[union-attr]
+        gc.collect()
+        assert_nothing_left(hub)
+        assert sum(type(each) is PendingACK for each in gc.get_objects()) == 0
+        assert hub.get_stats().acks_confirmed >= 10_000
+        raw.close()
+
+
+# --- attempts to break acks.py ---
+
+
+async def test_what_is_sent_again_in_one_tick_keeps_its_order() -> None:
+    hub = acking(timeout=30.0, retry_interval=0.05, max_retries=1)
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        for n in range(100):
+            hub.send_ack_message("a", ACKMessage(id=str(n)))
+        got = [(await received(raw))["id"] for _ in range(200)]
+        assert got[:100] == [str(n) for n in range(100)]
+        assert got[100:] == got[:100]
+        raw.close()
+
+
+async def test_a_message_that_comes_while_the_held_ones_go_out() -> None:
+    hub = acking(config=HubConfig(outbox_messages=8), timeout=30.0)
+    late: list[PendingACK] = []
+    send = hub._send_to_user
+
+    def sending(user_id: str, data: bytes, priority: int) -> int:
+        if not late and b"held 3" in data:
+            late.append(hub.send_ack_message_to_user("ann", ACKMessage(content="last")))
+        return send(user_id, data, priority)
+
+    async with running(hub):
+        raw, client = await join(hub, "a&user=ann", rcvbuf=4096)
+        await stall(client, 1 << 22)
+        for n in range(8):
+            client.send(f"filler {n}")
+        hub.send_ack_message_to_user("ann", ACKMessage(content="first"))
+        for n in range(8):
+            assert hub.send_to_user("ann", HubMessage(content=f"held {n}")) == 1
+        hub._send_to_user = sending  # type: ignore[method-assign]
+        got: list[str] = []
+        while got[-1:] != ["last"]:
+            frame = await raw.recv()
+            if frame.payload.startswith(b"{"):
+                got.append(json.loads(frame.payload)["content"])
+        assert got == ["first", *(f"held {n}" for n in range(8)), "last"]
+        raw.close()
+
+
+async def test_what_waits_for_the_store_to_open_keeps_its_order() -> None:
+    store = SlowStore()
+    hub = Hub(authenticate=named)
+    async with running(hub):
+        store.opening.clear()
+        hub.enable_ack(ACKConfig(enable_offline_messages=True), store=store)
+        await asyncio.sleep(0)
+        pending = [
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))) for n in range(3)
+        ]
+        await asyncio.sleep(0)
+        store.opening.set()
+        inner: Any = hub._acks
+        inner._opening.add_done_callback(
+            lambda _: pending.append(hub.send_ack_message_to_user("ann", ACKMessage(content="3")))
+        )
+        asyncio.get_running_loop().call_soon(
+            lambda: pending.append(hub.send_ack_message_to_user("ann", ACKMessage(content="4")))
+        )
+        await eventually(lambda: len(pending) == 5)
+        await asyncio.gather(*(each.accepted() for each in pending))
+        assert await contents(store) == ["0", "1", "2", "4", "3"]
+
+
+async def test_appends_that_failed_are_stored_in_order_later() -> None:
+    store = SlowStore()
+    hub = acking(store)
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=ann")
+        pending = [
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))) for n in range(4)
+        ]
+        store.failing = 3
+        outcomes = await asyncio.gather(
+            *(each.accepted() for each in pending[:3]), return_exceptions=True
+        )
+        assert [type(each) for each in outcomes] == [OfflineStoreError] * 3
+        raw.reset()
+        await eventually(lambda: hub.get_connected_clients() == 0)
+        await eventually_count(store, "ann", 4)
+        assert await contents(store) == ["0", "1", "2", "3"]
+
+
+async def test_a_store_whose_append_raises_at_once() -> None:
+    class Raises(MemoryOfflineStore):
+        def append(self, *args: Any, **options: Any) -> Any:
+            raise RuntimeError("no disk")
+
+    hub = acking(Raises())
+    async with running(hub):
+        pending = hub.send_ack_message_to_user("ann", ACKMessage())
+        with pytest.raises(OfflineStoreError, match="no disk"):
+            await pending
+        assert_nothing_left(hub)
+
+
+async def test_what_another_client_acknowledges_during_a_replay_is_not_sent_again() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store, config=HubConfig(outbox_messages=20), timeout=30.0)
+    async with running(hub):
+        for n in range(100):
+            hub.send_ack_message_to_user("ann", ACKMessage(id=str(n), content=str(n)))
+        one, _ = await join(hub, "a&user=ann")
+        for n in range(100):
+            assert (await received(one))["id"] == str(n)
+        await eventually(lambda: hub._acks._users["ann"].replay is None)  # type: ignore[union-attr]
+        # So that its replay has to wait.
+        hub.on_client_connected(lambda client: client.send(bytes(1 << 22)))
+        two, client = await join(hub, "b&user=ann", rcvbuf=4096)
+        await eventually(lambda: client.queued_messages >= 10)
+        for n in range(50, 100):
+            await acknowledge(one, str(n))
+        await eventually(lambda: hub.get_stats().acks_confirmed == 50)
+        await eventually_count(store, "ann", 50)
+        hub.send_to_user("ann", HubMessage(content="end"))
+        got: list[str] = []
+        while got[-1:] != ["end"]:
+            frame = await two.recv()
+            if frame.payload.startswith(b"{"):
+                got.append(json.loads(frame.payload)["content"])
+        one.close()
+        two.close()
+        assert got == [*map(str, range(50)), "end"]
+
+
+async def test_a_replay_to_a_closing_client_and_a_new_message() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(
+        store,
+        config=HubConfig(outbox_messages=4, close_timeout=0.1),
+        retry_interval=0.15,
+        timeout=30.0,
+    )
+    troubles: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+    async with running(hub):
+        raw, client = await join(hub, "a&user=ann", rcvbuf=4096)
+        await stall(client, 1 << 22)
+        for n in range(4):
+            client.send(str(n))
+        first = hub.send_ack_message_to_user("ann", ACKMessage(content="first"))
+        for _ in range(5):  # its replay begins, and waits for room
+            await asyncio.sleep(0)
+        client.disconnect()
+        second = hub.send_ack_message_to_user("ann", ACKMessage(content="second"))
+        await eventually(lambda: hub.connections == 0)
+        assert first.status is second.status is AckStatus.STORED
+        assert await contents(store) == ["first", "second"]
+        assert first._slot == second._slot == -1, "a parked message has a timer"
+        assert troubles == []
+        raw.close()
+
+
+async def test_a_user_whose_only_client_is_closing_is_offline() -> None:
+    hub = acking(config=HubConfig(outbox_messages=2, close_timeout=0.3), timeout=30.0)
+    async with running(hub):
+        raw, client = await join(hub, "a&user=ann", rcvbuf=4096)
+        await stall(client, 1 << 22)
+        client.send("1")
+        client.send("2")
+        hub.send_ack_message_to_user("ann", ACKMessage())
+        client.disconnect()
+        try:
+            with pytest.raises(UserOfflineError):
+                hub.send_to_user("ann", HubMessage())
+        finally:
+            raw.reset()
+
+
+async def test_stop_does_not_say_stored_of_what_is_not() -> None:
+    store = SlowStore()
+    hub = acking(store)
+    heard = Heard(hub)
+    async with running(hub):
+        raw, client = await join(hub, "a&user=ann", rcvbuf=4096)
+        await stall(client, 1 << 22)
+        pending = hub.send_ack_message_to_user("ann", ACKMessage())
+        store.appending.clear()
+        await hub.stop(0.2)
+        store.appending.set()
+        raw.close()
+    error = await asyncio.gather(pending, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert await_count(store) or "is in the offline store" not in str(error[0])
+    assert await_count(store) or heard.calls or hub.get_stats().unreported_failures
+
+
+def await_count(store: MemoryOfflineStore) -> int:
+    return sum(map(len, store._messages.values()))
+
+
+async def test_a_store_that_does_not_close() -> None:
+    class Stuck(MemoryOfflineStore):
+        async def close(self) -> None:
+            raise RuntimeError("cannot close")
+
+    hub = acking(Stuck())
+    await hub.start(port=0)
+    try:
+        await hub.stop(0.5)
+    finally:
+        stuck = hub.loop is not None
+        if stuck:
+            hub._acks.store = None  # type: ignore[union-attr]
+            await hub.stop(0.5)
+    assert not stuck
+
+
+async def test_a_store_that_does_not_open() -> None:
+    class Away(MemoryOfflineStore):
+        async def open(self) -> None:
+            raise ConnectionRefusedError(111, "no server")
+
+    hub = acking(Away())
+    with pytest.raises(OfflineStoreError, match="no server"):
+        await hub.start(port=0)
+
+
+async def test_the_failure_of_a_store_to_open_is_not_left_to_the_collector(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    path = tmp_path / "offline.db"
+    path.write_bytes(b"junk" * 10_000)
+    hub = acking(SQLiteOfflineStore(path))
+    with pytest.raises(OfflineStoreError):
+        await hub.start(port=0)
+    hub._acks = None
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+@pytest.mark.parametrize("forgotten", [False, True], ids=["as it is", "stopped since"])
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_the_loop_was_closed_under_a_pending_message(forgotten: bool) -> None:
+    hub = acking(MemoryOfflineStore())
+    kept: list[PendingACK] = []
+
+    async def first() -> None:
+        await hub.start(port=0)
+        kept.append(hub.send_ack_message_to_user("ann", ACKMessage()))
+
+    async def second() -> None:
+        if forgotten:
+            await hub.stop()
+        with pytest.raises(HubStoppedError):
+            await asyncio.wait_for(asyncio.shield(kept[0]), 0.5)
+
+    try:
+        run_apart(first)
+        run_apart(second)
+    finally:
+        run_apart(hub.stop)
+        gc.collect()
+
+
+async def test_a_huge_timeout_is_refused_or_honoured() -> None:
+    hub = acking(max_retries=0)
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        try:
+            hub.send_ack_message("a", ACKMessage(timeout=1e308))
+        except ValueError:
+            assert_nothing_left(hub)
+        raw.close()
+
+
+async def test_a_hub_that_is_started_again_replays_what_it_stored() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store)
+    for n in range(5):
+        async with running(hub):
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=ann")
+        for n in range(5):
+            message = await received(raw)
+            assert message["content"] == str(n)
+            await acknowledge(raw, message["id"])
+        await eventually_count(store, "ann", 0)
+        raw.close()
+    assert_nothing_left(hub)
+
+
+async def test_a_store_that_cannot_be_read_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    class Flaky(MemoryOfflineStore):
+        failures = 2
+
+        async def read(self, *args: Any, **options: Any) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise OfflineStoreError("cannot be read")
+            return await super().read(*args, **options)
+
+    caplog.set_level(logging.ERROR, "wsc_fast")
+    store = Flaky()
+    hub = acking(store)
+    async with running(hub):
+        for n in range(3):
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
+        raw, _ = await join(hub, "a&user=ann")
+        hub.send_to_user("ann", HubMessage(content="plain"))
+        assert await received_until(raw, "plain") == ["0", "1", "2", "plain"]
+        assert hub.get_stats().offline_errors == 2
+        assert "cannot be read" in caplog.text
+        raw.close()
+
+
+@pytest.mark.parametrize("raising", ["connected", "disconnected", "message"])
+async def test_callbacks_that_raise_lose_no_message(raising: str) -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("x")
+
+    async with running(hub):
+        pending = [hub.send_ack_message_to_user("ann", ACKMessage()) for _ in range(20)]
+        if raising == "connected":
+            hub.on_client_connected(fail)
+        elif raising == "disconnected":
+            hub.on_client_disconnected(fail)
+        else:
+            hub.on_message_received(fail)
+        raw = await RawClient.open(hub, "/ws?id=a&user=ann")
+        await raw.send(1, b"hello")
+        raw.close()
+        await eventually(lambda: hub.connections == 0)
+        await eventually_count(store, "ann", 20)
+        assert {each.status for each in pending} == {AckStatus.STORED}
+        hub._on_connected = ()
+        raw, _ = await join(hub, "b&user=ann")
+        for each in pending:
+            message = await received(raw)
+            assert message["id"] == each.id
+            await acknowledge(raw, each.id)
+        await asyncio.gather(*pending)
+        raw.close()
+
+
+async def test_connects_and_disconnects_at_every_point_lose_nothing() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store, config=HubConfig(outbox_messages=16))
+    async with running(hub):
+        pending: list[PendingACK] = []
+        for round_ in range(40):
+            pending.append(hub.send_ack_message_to_user("ann", ACKMessage(content=f"{round_} a")))
+            raw, _ = await join(hub, f"c{round_}&user=ann")
+            pending.append(hub.send_ack_message_to_user("ann", ACKMessage(content=f"{round_} b")))
+            for _ in range(round_ % 12):
+                await asyncio.sleep(0)
+            raw.reset()
+            if round_ % 3:
+                await eventually(lambda: hub.get_connected_clients() == 0)
+        await eventually(lambda: hub.get_connected_clients() == 0)
+        raw, _ = await join(hub, "last&user=ann")
+        for each in pending:
+            message = await received(raw)
+            assert message["id"] == each.id
+            await acknowledge(raw, each.id)
+        await asyncio.gather(*pending)
+        await eventually_count(store, "ann", 0)
+        raw.close()
