@@ -733,7 +733,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return 0
         if self.reading_paused:
             self.last_seen = now  # it is we who do not listen
+            self.part_since = now
             return 0
+        if self.parts is not None and now - self.part_since >= self.engine.message_timeout:
+            return self.refuse(1008, "a message that takes too long")
         if idle >= self.engine.heartbeat_timeout:
             # A long frame still arriving, or a long backlog still being read, is no silence.
             if wsc_progress(self.descriptor, &since_data, &acked) == 0:

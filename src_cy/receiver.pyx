@@ -184,6 +184,7 @@ cdef class Receiver(Sink):
             self.part_opcode = head.opcode
             self.part_deflated = head.rsv != 0
             self.fragments = 0
+            self.part_since = self.last_seen
             memset(&self.text, 0, sizeof(wsc_utf8))
         self.part_fin = head.fin
         self.key = head.key

@@ -22,7 +22,6 @@ import hashlib
 import hmac
 import inspect
 import json
-import logging
 import math
 import os
 import re
@@ -37,12 +36,11 @@ import msgspec
 
 from wsc_fast._core.engine import check_id
 from wsc_fast.errors import ConfigError, ValidationError
+from wsc_fast.log import log
 from wsc_fast.server import Identity, Request
 
 if TYPE_CHECKING:
     import jwt
-
-log = logging.getLogger("wsc_fast")
 
 # Characters of a token; more is refused unread.
 TOKEN_MAX = 8192

@@ -124,6 +124,7 @@ CHANGEABLE = frozenset(
         "heartbeat_interval",
         "heartbeat_timeout",
         "close_timeout",
+        "message_timeout",
         "max_pending_callbacks",
         "max_rooms",
         "max_rooms_per_client",
@@ -254,6 +255,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         allowed_hosts: Host headers that are served, such as "app.example:8080"; empty serves all.
         max_message_size: of an incoming message, over all its fragments; more closes with 1009.
         max_fragments: of an incoming message; more closes with 1008.
+        message_timeout: from a message's first byte to its last; what takes longer closes with
+            1008, at the next look at the client (five in each `heartbeat_interval`).
         outbox_messages, outbox_bytes: bounds of what waits for one client. A single message larger
             than `outbox_bytes` is taken when nothing else waits. Outboxes are emptied between turns
             of the loop, so that more messages than this within one callback are an overflow too.
@@ -309,6 +312,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     allowed_hosts: tuple[str, ...] = ()
     max_message_size: int = 1 << 20
     max_fragments: int = 16_384
+    message_timeout: float = 300.0
     outbox_messages: int = 1_024
     outbox_bytes: int = 1 << 20
     overflow: Overflow = "disconnect"

@@ -10,7 +10,6 @@ import asyncio
 import concurrent.futures
 import errno
 import inspect
-import logging
 import math
 import os
 import resource
@@ -48,6 +47,7 @@ from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.extensions import Deflate
 from wsc_fast.limits import ConnectionLimits
 from wsc_fast.listening import tls_context
+from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
 from wsc_fast.server import (
     Acceptor,
@@ -67,8 +67,6 @@ from wsc_fast.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
-
-log = logging.getLogger("wsc_fast")
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -215,6 +213,7 @@ class Hub(Delivery):
         self.heartbeat_interval = config.heartbeat_interval
         self.heartbeat_timeout = config.heartbeat_timeout
         self.close_timeout = config.close_timeout
+        self.message_timeout = config.message_timeout
         self._limits.set(
             config.max_connections_per_address,
             config.connection_rate,

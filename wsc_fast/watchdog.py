@@ -7,12 +7,11 @@ is logged, once for each time that it is blocked.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import threading
 import traceback
 
-log = logging.getLogger("wsc_fast")
+from wsc_fast.log import log
 
 
 class Watchdog:

@@ -45,6 +45,7 @@ cdef class Engine(Fanout):
         public double heartbeat_interval
         public double heartbeat_timeout
         public double close_timeout
+        public double message_timeout
         # Messages and bytes that each client may send a second; 0 is no bound.
         bint rated
         double message_rate

@@ -18,6 +18,7 @@ class Engine(Fanout):
     heartbeat_interval: float
     heartbeat_timeout: float
     close_timeout: float
+    message_timeout: float
 
     @property
     def read_view(self) -> memoryview: ...

@@ -60,6 +60,7 @@ cdef class Receiver(Sink):
         bytearray parts            # payload of the unfinished message so far, or None
         bytes tail                 # the beginning of a head or of a control frame, or None
         uint64_t remaining         # payload of the frame under way that is still to come
+        double part_since          # when the unfinished message began, on the coarse clock
         Py_ssize_t held_bytes      # what messages held back for an authentication take
         double last_seen           # coarse monotonic seconds
         uint32_t key               # of the frame under way, turned to its next byte

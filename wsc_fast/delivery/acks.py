@@ -18,7 +18,6 @@ was stored and not known to be acknowledged is delivered again under the same id
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections import deque
@@ -43,6 +42,7 @@ from wsc_fast.errors import (
     UserOfflineError,
     ValidationError,
 )
+from wsc_fast.log import log
 from wsc_fast.messages import (
     ACKMessage,
     HubMessage,
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
     from wsc_fast.config import ACKConfig
     from wsc_fast.hub import Hub
-
-log = logging.getLogger("wsc_fast")
 
 # Messages that a replay reads from the store at a time.
 PAGE = 200

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,12 +35,11 @@ from wsc_fast.errors import (
     UserOfflineError,
     ValidationError,
 )
+from wsc_fast.log import log
 from wsc_fast.messages import ACKMessage, HubMessage
 
 if TYPE_CHECKING:
     from wsc_fast.hub import Hub
-
-log = logging.getLogger("wsc_fast")
 
 Message = HubMessage | ACKMessage | str | bytes
 

@@ -37,7 +37,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
-import logging
 import math
 import uuid
 from collections import deque
@@ -48,11 +47,10 @@ import msgspec
 
 from wsc_fast.delivery.offline import StoredMessage
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
+from wsc_fast.log import log
 
 if TYPE_CHECKING:
     import redis.asyncio
-
-log = logging.getLogger("wsc_fast")
 
 # A batch has at most so many operations and so many bytes (but at least one operation): the server
 # serves nobody else while it works on a batch.
