@@ -1150,6 +1150,18 @@ def test_a_broken_file_keeps_the_old_keys_and_says_so_once(
     assert sum(record.levelno == logging.WARNING for record in caplog.records) == 2
 
 
+def test_a_broken_file_of_this_moment_is_said_once_too(
+    key_file: KeyFile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authenticator = JWTAuthenticator(jwks=key_file.path)
+    # Ever too young for its mtime to be relied on: read at each look.
+    monkeypatch.setattr(key_file, "age", lambda path: os.utime(path, (2**33, 2**33)))
+    key_file.write(text="{")
+    for _ in range(3):
+        assert users(authenticator, key_file) == ["old", None]
+    assert sum(record.levelno == logging.WARNING for record in caplog.records) == 1
+
+
 def test_so_does_one_that_is_gone_or_no_file(
     key_file: KeyFile, caplog: pytest.LogCaptureFixture
 ) -> None:

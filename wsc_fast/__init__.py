@@ -3,6 +3,7 @@
 from wsc_fast._core.connection import (
     Client,
 )
+from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
 from wsc_fast.config import (
     ACKConfig,
     HubConfig,
@@ -102,6 +103,7 @@ __all__ = [
     "HubStats",
     "HubStoppedError",
     "Identity",
+    "JWTAuthenticator",
     "LimitError",
     "ListenError",
     "LoopBusyError",
@@ -132,6 +134,7 @@ __all__ = [
     "SendTimeoutError",
     "StoredMessage",
     "TimeoutHandler",
+    "TokenAuthenticator",
     "UserOfflineError",
     "UserOfflineHandler",
     "ValidationError",
