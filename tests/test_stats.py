@@ -26,7 +26,9 @@ def test_a_hub_that_never_ran_has_counted_nothing() -> None:
     assert stats.pop("dropped") == dict.fromkeys(
         ("drop_oldest", "drop_newest", "slow_consumer", "conn_closed"), 0
     )
-    assert stats.pop("rejected") == dict.fromkeys(("full", "origin", "auth", "request"), 0)
+    assert stats.pop("rejected") == dict.fromkeys(
+        ("full", "origin", "auth", "request", "address", "rate", "handshakes"), 0
+    )
     assert set(stats.values()) == {0}
 
 
