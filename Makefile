@@ -18,7 +18,7 @@ SANITIZE ?=
 DEBUG_ENV = $(if $(SANITIZE),LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc,PYTHONMALLOC=debug)
 
-.PHONY: run test conformance torture fuzz lint format bench debug dist clean
+.PHONY: run test conformance torture soak fuzz lint format bench debug dist clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
@@ -52,6 +52,10 @@ fuzz: $(BUILT)
 torture: $(BUILT)
 	$(BIN)/python torture/run.py --store sqlite $(ARGS)
 	$(BIN)/python torture/run.py --store redis $(ARGS)
+
+# Everything at once for half an hour, compared with a model; ARGS="--seconds 180 --clients 1000" is shorter.
+soak: $(BUILT)
+	$(BIN)/python soak/run.py $(ARGS)
 
 lint: $(BUILT)
 	$(BIN)/ruff check .

@@ -1,0 +1,82 @@
+"""A short `make soak`, and the comparison that it relies on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "soak"))
+
+from messages import BYE_NUMBER, body, key_of, number_of, parse, priority_of  # noqa: E402
+
+from soak.run import difference  # noqa: E402
+
+ONE, TWO, THREE, FOUR = (number_of(counter) for counter in range(1, 5))
+K1, K2, K3 = (number_of(counter, key=5) for counter in range(11, 14))
+
+
+def test_ten_seconds_of_everything_at_once() -> None:
+    run = subprocess.run(
+        [sys.executable, ROOT / "soak/run.py", "--seconds", "10", "--clients", "100"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-8_000:] + run.stderr[-8_000:]
+    assert "PASSED" in run.stdout
+
+
+@pytest.mark.parametrize("priority", [1, 2, 3, 4])
+@pytest.mark.parametrize("key", [0, 7])
+def test_a_number_tells_its_message(priority: int, key: int) -> None:
+    number = number_of(123, key=key, priority=priority, text=False)
+    assert (key_of(number), priority_of(number), number & 1) == (key, priority, 0)
+    assert parse(body(number, 500)) == number
+    with pytest.raises(ValueError, match="differs"):
+        parse(body(number, 500)[:-1])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "edge", "optional"),
+    [
+        ([], [], 0, 0),
+        ([ONE, TWO, THREE], [ONE, TWO, THREE], 3, 0),
+        ([ONE, TWO, THREE], [ONE, TWO], 2, 0),  # the third was sent after its goodbye
+        ([ONE, BYE_NUMBER, TWO], [ONE, BYE_NUMBER], 2, 0),
+        ([ONE, K1, TWO, K2], [ONE, TWO, K2], 4, 0),  # conflated
+        ([ONE, TWO, THREE], [TWO, THREE], 3, 1),  # the first was held before it came
+        ([ONE, TWO, THREE, FOUR], [THREE, FOUR], 4, 2),
+        ([ONE, TWO], [], 2, 2),
+    ],
+)
+def test_what_is_right_has_no_difference(
+    wanted: list[int], got: list[int], edge: int, optional: int
+) -> None:
+    assert difference(wanted, got, edge, optional) == ""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "edge", "optional", "text"),
+    [
+        ([ONE, TWO, THREE], [ONE, THREE], 3, 0, "to come 1 later"),  # lost
+        ([ONE, TWO, THREE], [ONE, TWO], 3, 0, "missing at the end"),
+        ([ONE, TWO, THREE], [ONE, TWO, TWO, THREE], 3, 0, "had before"),
+        ([ONE, TWO], [ONE, TWO, TWO], 2, 0, "behind its last"),
+        ([ONE, TWO, THREE], [TWO, ONE, THREE], 3, 0, "to come"),  # out of order
+        ([ONE, TWO], [ONE, FOUR, TWO], 2, 0, "not its own"),
+        ([ONE, K1, TWO, K2], [ONE, TWO], 4, 0, "under the key"),  # the latest is lost
+        ([ONE, K1, TWO], [ONE, TWO], 3, 0, "under the key"),
+        ([ONE, K1, K2, K3, TWO], [ONE, K2, K1, K3, TWO], 5, 0, "not its own|had before"),
+        ([ONE, TWO, THREE], [ONE, THREE], 3, 1, "to come 1 later"),
+        ([ONE, TWO], [], 2, 1, "missing at the end"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    wanted: list[int], got: list[int], edge: int, optional: int, text: str
+) -> None:
+    assert any(part in difference(wanted, got, edge, optional) for part in text.split("|"))
