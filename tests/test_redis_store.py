@@ -765,9 +765,10 @@ async def test_G18_calls_fail_in_time_while_the_server_is_away(
                 results = await asyncio.gather(*calls, return_exceptions=True)
                 assert time.monotonic() - started < 10
             assert {type(result) for result in results} == {OfflineStoreError}
-            assert {f"Redis at 127.0.0.1:{server.port}/0: " in str(each) for each in results[:9]}
+            assert all(f"Redis at 127.0.0.1:{server.port}/0" in str(each) for each in results)
             if how == "stopped":
-                assert re.search(r"refused|Connect call failed|Error 111", str(results[0]))
+                refused = r"refused|Connect call failed|Error 111"
+                assert any(re.search(refused, str(each)) for each in results)
                 assert results[0].__cause__ is not None
             await asyncio.to_thread(server.start if how == "stopped" else server.resume)
             # By itself.

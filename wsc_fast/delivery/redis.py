@@ -970,6 +970,7 @@ class _Session:
         if deadline is None:
             deadline = self.loop.time() + self._timeout
         pause = FIRST_PAUSE
+        known: Exception | None = None
         while True:
             if self._closed:
                 raise OfflineStoreError(f"{self._at} was closed")
@@ -978,8 +979,12 @@ class _Session:
                 async with asyncio.timeout_at(until):
                     return await self._client.execute_command(*command)
             except Exception as error:
+                if known is not None and until == deadline and isinstance(error, TimeoutError):
+                    # The attempt was cut short: what the one before failed with says more.
+                    raise known from None
                 if not _passes(error) or self.loop.time() + pause >= deadline:
                     raise
+                known = error
                 if isinstance(error, ReadOnlyError):
                     # After a failover the name may stand for another server.
                     await self._client.connection_pool.disconnect(inuse_connections=False)
