@@ -541,10 +541,12 @@ async def test_invariant_8_nothing_is_retained_for_who_has_gone(
                 raw.reset()
             await eventually(lambda: hub.connections == 0)
 
+        # What earlier tests left to the collector may go at any time, so the bound is from above.
+        gc.collect()
+        descriptors = len(os.listdir("/proc/self/fd"))
         await come_and_go(0)
         gc.collect()
         await eventually(lambda: not left())
-        descriptors = len(os.listdir("/proc/self/fd"))
         gc.disable()
         try:
             with traced():
@@ -559,7 +561,7 @@ async def test_invariant_8_nothing_is_retained_for_who_has_gone(
             await eventually(lambda: not left())
         finally:
             gc.enable()
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        await eventually(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
         if not tls:
             assert after - before < 1 << 20, f"{after - before:,} bytes"
         assert hub.get_room_clients("room") == []
