@@ -252,12 +252,16 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     @property
     def queued_messages(self):
-        """int: frames in its outbox."""
+        """int: frames that wait to be sent to it."""
+        if self.engine.in_batch(self) and not self.apart:
+            return len(self.engine.batch_frames)
         return self.box.count
 
     @property
     def queued_bytes(self):
-        """int: bytes in its outbox, frame headers included."""
+        """int: bytes of these frames, headers included."""
+        if self.engine.in_batch(self) and not self.apart:
+            return self.engine.batch_bytes
         return self.box.nbytes
 
     @property
@@ -385,7 +389,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             # compare with >=, so that 0 would pause them for ever.
             stream.set_write_buffer_limits(high=1 if secure else 0, low=0)
             if stream.get_write_buffer_size() > 0:
-                self.blocked = True
+                self.engine.set_blocked(self, True)
             self.engine._connected(self)
         except BaseException as error:
             self.failed(error)
@@ -677,6 +681,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     # --- sending ---
 
     cdef int push_control(self, bytes frame, object key) except -1:
+        self.engine.claim(self)
         if outbox_push(
             &self.box, &self.engine.limits, &self.engine.counters,
             <PyObject*>frame, NULL if key is None else <PyObject*>key, RUN_CONTROL,
@@ -685,11 +690,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         return self.engine.mark(self)
 
     cpdef pause_writing(self):
-        self.blocked = True
-        self.engine.unmark(self)
+        self.engine.set_blocked(self, True)
 
     cpdef resume_writing(self):
-        self.blocked = False
+        self.engine.set_blocked(self, False)
         if self.state == CLOSED:
             return
         if self.box.count:
@@ -822,7 +826,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.state = CLOSED
         self.fd = -1
         self.dirty_at = -1
-        self.blocked = False
+        self.engine.set_blocked(self, False)
         self.close_timer = None
         self.rate_timer = None
         self.authenticating = None
@@ -893,6 +897,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int gone(self) except -1:
         cdef unsigned int lost
         cdef list frames = None
+        self.engine.set_blocked(self, False)
         if self.state == CLOSED or self.stream is None:
             return 0
         if self.state < CLOSING:

@@ -115,6 +115,7 @@ cdef class Engine(Fanout):
         return self.away()
 
     def _set_limits(self, unsigned int messages, Py_ssize_t nbytes, str policy, double budget):
+        self.end_batch()
         self.limits.messages = messages
         self.limits.nbytes = nbytes
         self.limits.policy = POLICIES[policy]
@@ -182,6 +183,8 @@ cdef class Engine(Fanout):
         self.clients[sink.id] = sink
         sink.slot = PyList_GET_SIZE(self.everyone)
         self.everyone.append(sink)
+        if self.batch_items is self.everyone:
+            self.enter_batch(sink)
         return 0
 
     cdef int expel(self, Sink sink) except -1:
@@ -190,6 +193,8 @@ cdef class Engine(Fanout):
         cdef MemberSet user
         if sink.slot < 0:
             return 0
+        if self.in_batch(sink):
+            self.leave_batch(sink)
         last = <Sink>self.everyone.pop()
         if last is not sink:
             self.everyone[sink.slot] = last
@@ -328,7 +333,7 @@ cdef class Engine(Fanout):
             return self._send_on_loop(
                 partial(self.broadcast, message, exclude=exclude, key=key), message, ""
             )
-        return self.publish(self.everyone, message, exclude, key, "")
+        return self.publish(self.everyone, None, message, exclude, key, "")
 
     def broadcast_text(self, text):
         """Queues a text message for every connected client.
@@ -362,12 +367,14 @@ cdef class Engine(Fanout):
 
         Thread-safety: any thread. Source: go-wsc `BroadcastToRoom`.
         """
+        cdef MemberSet room
         if self.away():
             return self._send_on_loop(
                 partial(self.broadcast_to_room, room_id, message, exclude=exclude, key=key),
                 message, room_id,
             )
-        return self.publish(self.find_room(room_id).items, message, exclude, key, room_id)
+        room = self.find_room(room_id)
+        return self.publish(room.items, room, message, exclude, key, room_id)
 
     def send_to_client(self, client_id, message, *, key=None):
         """Queues a message for one client.
@@ -429,6 +436,7 @@ cdef class Engine(Fanout):
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
         self.counters.messages_out += 1
+        self.claim(sink)
         if sink.window:
             frame = self.codec.twin(frame, sink.window)
         result = outbox_push(
@@ -507,6 +515,7 @@ cdef class Engine(Fanout):
     cdef bint offer(self, Sink sink, bytes frame, int run) except -1:
         # Whether the frame was queued.
         cdef int result
+        self.claim(sink)
         if sink.window:
             frame = self.codec.twin(frame, sink.window)
         result = outbox_push(
@@ -523,7 +532,8 @@ cdef class Engine(Fanout):
         return True
 
     cdef Py_ssize_t publish(
-        self, list items, object message, object exclude, object key, object recipient
+        self, list items, object members, object message, object exclude, object key,
+        object recipient,
     ) except -1:
         cdef bytes frame = self.framed(message, recipient)
         cdef PyObject* key_ptr = NULL
@@ -535,13 +545,13 @@ cdef class Engine(Fanout):
             key_ptr = <PyObject*>checked
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
-            return push_all(self, items, frame, key_ptr, RUN_NORMAL)
+            return push_all(self, items, members, None, frame, key_ptr)
         skipped = self.excluded(exclude)
         self.counters.messages_out += 1
         try:
             for sink in skipped:
                 sink.skip = True
-            return push_all(self, items, frame, key_ptr, RUN_NORMAL)
+            return push_all(self, items, members, skipped, frame, key_ptr)
         finally:
             for sink in skipped:
                 sink.skip = False
@@ -607,6 +617,8 @@ cdef class Engine(Fanout):
             self._on_loop(partial(self.delete_room, room_id))
             return
         room = self.find_room(room_id)
+        if self.batch_set is room:
+            self.end_batch()
         del self.rooms[room_id]
         for sink in list(room.items):
             room.discard(<Sink>sink)
@@ -643,7 +655,8 @@ cdef class Engine(Fanout):
                     f"client {client_id!a} is in {self.max_rooms_per_client} rooms, as many as "
                     "max_rooms_per_client allows"
                 )
-        room.add(sink)
+        if room.add(sink) and self.batch_set is room:
+            self.enter_batch(sink)
 
     def leave_room(self, client_id, room_id):
         """Ends a client's membership of a room, if it has one.
@@ -658,10 +671,16 @@ cdef class Engine(Fanout):
 
         Thread-safety: any thread. Source: go-wsc `LeaveRoom`.
         """
+        cdef Sink sink
+        cdef MemberSet room
         if self.away():
             self._on_loop(partial(self.leave_room, client_id, room_id))
             return
-        self.find_room(room_id).discard(self.find_client(client_id))
+        room = self.find_room(room_id)
+        sink = self.find_client(client_id)
+        if self.batch_set is room and self.in_batch(sink):
+            self.leave_batch(sink)
+        room.discard(sink)
 
     def get_room_clients(self, room_id):
         """The ids of a room's members.
@@ -731,6 +750,7 @@ cdef class Engine(Fanout):
     def _forget_connections(self):
         """The loop was closed under the hub: its connections went with it, and nobody was told."""
         cdef Sink sink
+        self.end_batch()
         self.dirty.clear()
         for sink in [*self.everyone, *self.closing]:
             self.expel(sink)
@@ -746,10 +766,15 @@ cdef class Engine(Fanout):
         cdef Sink sink
         cdef Py_ssize_t messages = 0
         cdef Py_ssize_t nbytes = 0
+        cdef Py_ssize_t waiting
         cdef dict counters = self.counters
         for sink in self.everyone:
             messages += sink.box.count
             nbytes += sink.box.nbytes
+        if self.batch_items is not None:
+            waiting = PyList_GET_SIZE(self.batch_items) - PyList_GET_SIZE(self.batch_apart)
+            messages += waiting * PyList_GET_SIZE(self.batch_frames)
+            nbytes += waiting * self.batch_bytes
         counters["compressed"] = 0 if self.codec is None else self.codec.compressions
         counters["queued_messages"] = messages
         counters["queued_bytes"] = nbytes

@@ -28,14 +28,17 @@ from cpython.bytes cimport (
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
-from libc.errno cimport EPIPE
+from libc.errno cimport ENOMEM, EPIPE
 from libc.string cimport memcpy, memset
 
 from wsc_fast._core.outbox cimport (
     CLOSING,
+    PUSHED,
+    RUN_NORMAL,
     Outbox,
     Sink,
     outbox_at,
+    outbox_push,
     outbox_take,
 )
 
@@ -63,10 +66,17 @@ cdef enum:
     RECENT = 8
     # The clock is read once in this many sends.
     CLOCK_EVERY = 16
+    # Windows are of at most 15 bits.
+    WINDOWS = 16
+    # How many members ahead a walk asks for their memory, which lies all over the heap.
+    AHEAD = 8
 
 cdef extern from "Python.h":
     bint PyGC_Disable()
     bint PyGC_Enable()
+
+cdef extern from "net.h" nogil:
+    void wsc_prefetch(const void* address)
 
 # No errno has this number.
 cdef Py_ssize_t NOT_TRIED = -(1 << 30)
@@ -81,6 +91,11 @@ cdef class Fanout:
         self.witness = []
         self.loop = None
         self.dirty = []
+        self.stalled = set()
+        self.batch_items = None
+        # Below these a batch costs more than it saves.
+        self.batch_least = 32
+        self.batch_share = 8
         self.budget = 0.005
         self._flush_callback = None
         self.jobs = <Job*>PyMem_Malloc(PLAN_JOBS * sizeof(Job))
@@ -139,32 +154,291 @@ cdef class Fanout:
             sink.dirty_at = -1
         return 0
 
+    cdef int set_blocked(self, Sink sink, bint blocked) except -1:
+        """Whether the transport holds bytes of this sink."""
+        sink.blocked = blocked
+        if not blocked:
+            self.stalled.discard(sink)
+            return 0
+        self.stalled.add(sink)
+        self.unmark(sink)
+        return self.claim(sink)
+
+    # --- the batch ---
+
+    cdef bint in_batch(self, Sink sink) except -1:
+        """Whether it is a member of the set that the batch is for."""
+        if self.batch_items is None:
+            return False
+        if self.batch_set is None:
+            return sink.slot >= 0
+        return sink.memberships is not None and self.batch_set in sink.memberships
+
+    cdef bint begin_batch(self, list items, object members) except -1:
+        cdef Py_ssize_t busy = PyList_GET_SIZE(self.dirty) + len(self.stalled)
+        cdef Py_ssize_t size = PyList_GET_SIZE(items)
+        cdef Sink sink
+        if size < self.batch_least or busy * self.batch_share > size:
+            return False
+        if (<Sink>PyList_GET_ITEM(items, 0)).fd < 0:
+            return False  # mostly that means TLS for all
+        if not self.scheduled:
+            self.schedule()
+        self.batch_set = members
+        self.batch_frames = []
+        self.batch_twins = []
+        self.batch_apart = []
+        self.batch_bytes = 0
+        self.batch_items = items
+        for sink in [*self.dirty, *self.stalled]:
+            if sink is not None and not sink.apart and self.in_batch(sink):
+                self.set_apart(sink)
+        return True
+
+    cdef bint join_batch(self, list items, object members, list skipped, bytes frame) except -1:
+        """A broadcast to a set: whether the frame is in its batch now.
+
+        Those of the set that are `apart` get it from the caller; of `skipped` none is in the batch.
+        """
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
+        cdef Py_ssize_t count
+        cdef Sink sink
+        if self.batch_items is None:
+            if not self.begin_batch(items, members):
+                return False
+        else:
+            count = PyList_GET_SIZE(self.batch_frames)
+            if (
+                self.batch_items is not items
+                or PyList_GET_SIZE(self.batch_apart) * self.batch_share > PyList_GET_SIZE(items)
+                # What an outbox would refuse, or one send would not take.
+                or count and (
+                    count >= min(self.limits.messages, <Py_ssize_t>SEND_IOVS)
+                    or self.batch_bytes + size > min(self.limits.nbytes, <Py_ssize_t>SEND_MAX)
+                )
+            ):
+                return False
+        if skipped is not None:
+            for sink in skipped:
+                self.claim(sink)
+        self.batch_frames.append(frame)
+        self.batch_twins.append(None)
+        self.batch_bytes += size
+        return True
+
+    cdef list batch_cache(self, Py_ssize_t index):
+        """Where the twins of a frame are kept, by window."""
+        if self.batch_twins[index] is None:
+            self.batch_twins[index] = [None] * WINDOWS
+        return self.batch_twins[index]
+
+    cdef PyObject* batch_form(self, Py_ssize_t index, int window) noexcept:
+        # The frame as a member with this window gets it; borrowed from the batch.
+        cdef list cache
+        if window:
+            try:
+                cache = self.batch_cache(index)
+                if cache[window] is None:
+                    cache[window] = self.twin(self.batch_frames[index], window)
+                return PyList_GET_ITEM(cache, window)
+            except MemoryError:
+                pass  # as it is, it will do too
+        return PyList_GET_ITEM(self.batch_frames, index)
+
+    cdef bint owe(self, Sink sink) except -1:
+        """Puts the batch into a member's own outbox, which is empty; False: there is no memory."""
+        cdef Py_ssize_t i
+        for i in range(PyList_GET_SIZE(self.batch_frames)):
+            if outbox_push(
+                &sink.box, &self.limits, &self.counters,
+                self.batch_form(i, sink.window), NULL, RUN_NORMAL,
+            ) != PUSHED:
+                return False
+        if sink.box.count:
+            try:
+                self.mark(sink)
+            except MemoryError:
+                return False
+        return True
+
+    cdef int claim(self, Sink sink) except -1:
+        """To be called before anything is queued for one sink alone."""
+        if sink.apart or not self.in_batch(sink):
+            return 0
+        if not self.set_apart(sink):
+            raise MemoryError(f"no memory for the outbox of client {sink.id!a}")
+        return 0
+
+    cdef bint set_apart(self, Sink sink) except -1:
+        # No finalizer may broadcast meanwhile.
+        cdef bint collecting = PyGC_Disable()
+        cdef bint done = False
+        try:
+            self.enter_batch(sink)
+            done = self.owe(sink)
+        finally:
+            if collecting:
+                PyGC_Enable()
+        if not done:
+            # Some of it may be there, and nothing may be left out in silence.
+            self.give_up(sink, ENOMEM)
+        return done
+
+    cdef int enter_batch(self, Sink sink) except -1:
+        """A member that the batch owes nothing so far."""
+        sink.apart = True
+        self.batch_apart.append(sink)
+        return 0
+
+    cdef int leave_batch(self, Sink sink) except -1:
+        """To be called before a sink leaves the set that the batch is for."""
+        if not sink.apart:
+            self.set_apart(sink)
+        sink.apart = False
+        self.batch_apart.remove(sink)
+        return 0
+
+    cdef int end_batch(self) except -1:
+        """To be called before what the batch cannot carry."""
+        cdef list failing = []
+        cdef Sink sink
+        cdef bint collecting
+        if self.batch_items is None:
+            return 0
+        collecting = PyGC_Disable()
+        try:
+            for sink in self.batch_items:
+                if not sink.apart and not self.owe(sink):
+                    failing.append(sink)
+        finally:
+            self.forget_batch()
+            if collecting:
+                PyGC_Enable()
+        for sink in failing:
+            self.give_up(sink, ENOMEM)
+        return 0
+
+    cdef int forget_batch(self) except -1:
+        cdef Sink sink
+        for sink in self.batch_apart:
+            sink.apart = False
+        self.batch_items = None
+        self.batch_set = None
+        self.batch_frames = None
+        self.batch_twins = None
+        self.batch_apart = None
+        return 0
+
+    cdef Py_ssize_t plan_batch(self, Py_ssize_t planned) except -1:
+        """Adds a job to `planned` for each member that is in the batch; returns the jobs."""
+        cdef Sequence sequences[WINDOWS]
+        cdef bint prepared[WINDOWS]
+        cdef PyObject* ring[SEND_IOVS]
+        cdef Outbox box
+        cdef Py_ssize_t size = PyList_GET_SIZE(self.batch_items)
+        cdef Py_ssize_t i
+        cdef int window
+        cdef Job* job
+        cdef PyObject* sink  # borrowed from the set, which does not change meanwhile
+        memset(prepared, 0, sizeof(prepared))
+        memset(&box, 0, sizeof(Outbox))
+        box.ring = ring
+        box.capacity = SEND_IOVS
+        box.count = <unsigned int>PyList_GET_SIZE(self.batch_frames)
+        self.batch_at = 0
+        while self.batch_at < size and planned < PLAN_JOBS:
+            if self.batch_at + AHEAD < size:
+                wsc_prefetch(&(<Sink>PyList_GET_ITEM(self.batch_items, self.batch_at + AHEAD)).fd)
+            sink = PyList_GET_ITEM(self.batch_items, self.batch_at)
+            if not (<Sink>sink).apart:
+                window = (<Sink>sink).window
+                if not prepared[window]:
+                    for i in range(box.count):
+                        ring[i] = self.batch_form(i, window)
+                    prepared[window] = self.prepare(&box, &sequences[window])
+                    if not prepared[window]:
+                        break
+                job = &self.jobs[planned]
+                job[0] = sequences[window].job
+                job.fd = (<Sink>sink).fd
+                job.position = self.batch_at
+                job.result = NOT_TRIED
+                planned += 1
+            self.batch_at += 1
+        return planned
+
+    cdef Py_ssize_t settle_batch(self, Py_ssize_t first, Py_ssize_t planned) except -1:
+        """Ends the batch: who did not get all of it has an outbox of its own from here on.
+
+        Args:
+            first, planned: the jobs of the batch.
+
+        Returns:
+            the jobs that are left to be settled like others, those before `first` included.
+        """
+        cdef Py_ssize_t kept = first
+        cdef Py_ssize_t i
+        cdef Job* job
+        cdef Sink sink
+        cdef list failing = []
+        for i in range(first, planned):
+            job = &self.jobs[i]
+            if job.result == job.total:
+                self.counters.sends += 1
+                self.counters.bytes_out += job.total
+                self.counters.frames_sent += job.frames
+                continue
+            sink = <Sink>PyList_GET_ITEM(self.batch_items, job.position)
+            if not self.owe(sink):
+                failing.append(sink)
+            elif job.result != NOT_TRIED:
+                self.jobs[kept] = job[0]
+                self.jobs[kept].position = sink.dirty_at
+                kept += 1
+        for i in range(self.batch_at, PyList_GET_SIZE(self.batch_items)):
+            sink = <Sink>PyList_GET_ITEM(self.batch_items, i)
+            if not sink.apart and not self.owe(sink):
+                failing.append(sink)
+        self.forget_batch()
+        for sink in failing:
+            self.give_up(sink, ENOMEM)
+        return kept
+
+    # --- the flush ---
+
     def _flush(self):
         cdef double start = wsc_now()
         cdef double end
         cdef Py_ssize_t planned = 0
+        cdef Py_ssize_t own
         cdef Py_ssize_t i
         cdef Job* jobs = self.jobs
         cdef object failure = None
         cdef bint collecting
         self.scheduled = False
-        if PyList_GET_SIZE(self.dirty) == 0:
+        if PyList_GET_SIZE(self.dirty) == 0 and self.batch_items is None:
             return
         self.counters.flushes += 1
         # What was planned may not change before it is settled, so no finalizer may run meanwhile.
         collecting = PyGC_Disable()
         try:
-            planned = self.plan(start + self.budget)
+            self.iovs_used = self.pool_used = self.arena_used = 0
+            planned = own = self.plan(start + self.budget)
+            if self.batch_items is not None:
+                planned = self.plan_batch(planned)
             if planned:
                 with nogil:
                     send_all(jobs, planned, start + self.budget)
-                for i in range(planned):
-                    if jobs[i].result != NOT_TRIED:
-                        # All that was sent has to be settled, or it would be sent again.
-                        try:
-                            self.settle(&jobs[i])
-                        except BaseException as error:
-                            failure = error
+            if self.batch_items is not None:
+                # Before anything that may call the application.
+                planned = self.settle_batch(own, planned)
+            for i in range(planned):
+                if jobs[i].result != NOT_TRIED:
+                    # All that was sent has to be settled, or it would be sent again.
+                    try:
+                        self.settle(&jobs[i])
+                    except BaseException as error:
+                        failure = error
             if failure is not None:
                 raise failure
         finally:
@@ -174,7 +448,9 @@ cdef class Fanout:
             end = wsc_now()
             if end - start > self.longest_flush:
                 self.longest_flush = end - start
-            if PyList_GET_SIZE(self.dirty) and not self.scheduled:
+            if (
+                PyList_GET_SIZE(self.dirty) or self.batch_items is not None
+            ) and not self.scheduled:
                 self.schedule()
 
     cdef Py_ssize_t plan(self, double deadline) except -1:
@@ -185,16 +461,11 @@ cdef class Fanout:
         cdef Py_ssize_t planned = 0
         cdef Py_ssize_t position = 0
         cdef Py_ssize_t size = PyList_GET_SIZE(self.dirty)
-        cdef Py_ssize_t pool_used = 0
-        cdef Py_ssize_t arena_used = 0
-        cdef Py_ssize_t iovs_used = 0
         cdef Py_ssize_t i
         cdef Sink sink
         cdef Job* job
         cdef Sequence* match
         cdef dict joined = None
-        cdef unsigned int frames
-        cdef Py_ssize_t total
         while position < size and planned < PLAN_JOBS:
             if PyList_GET_ITEM(self.dirty, position) == <PyObject*>None:
                 position += 1
@@ -216,33 +487,14 @@ cdef class Fanout:
                     match = &recent[i]
                     break
             if match == NULL:
-                frames = takable(&sink.box, SEND_MAX, &total)
-                if (
-                    pool_used + frames > PLAN_FRAMES or iovs_used + frames > PLAN_IOVS
-                    or arena_used + COPY_MAX > ARENA_SIZE
-                ):
-                    break
                 if recent_count < RECENT:
                     match = &recent[recent_count]
                     recent_count += 1
                 else:
                     match = &recent[oldest]
                     oldest = (oldest + 1) % RECENT
-                match.frames = self.pool + pool_used
-                match.job.iov = self.iovs + iovs_used
-                match.job.frames = frames
-                match.job.total = total
-                pool_used += frames
-                if 1 < frames and total <= COPY_MAX:
-                    match.job.iov_count = 1
-                    match.job.iov.iov_base = self.arena + arena_used
-                    match.job.iov.iov_len = total
-                    join_frames(&sink.box, match, self.arena + arena_used)
-                    arena_used += total
-                else:
-                    match.job.iov_count = <int>frames
-                    gather_frames(&sink.box, match)
-                iovs_used += match.job.iov_count
+                if not self.prepare(&sink.box, match):
+                    break
             job[0] = match.job
             job.fd = sink.fd
             job.position = position
@@ -250,6 +502,32 @@ cdef class Fanout:
             planned += 1
             position += 1
         return planned
+
+    cdef bint prepare(self, const Outbox* box, Sequence* sequence) noexcept:
+        """Plans what one send takes from the head of an outbox; False: the plan is full."""
+        cdef Py_ssize_t total
+        cdef unsigned int frames = takable(box, SEND_MAX, &total)
+        if (
+            self.pool_used + frames > PLAN_FRAMES or self.iovs_used + frames > PLAN_IOVS
+            or self.arena_used + COPY_MAX > ARENA_SIZE
+        ):
+            return False
+        sequence.frames = self.pool + self.pool_used
+        sequence.job.iov = self.iovs + self.iovs_used
+        sequence.job.frames = frames
+        sequence.job.total = total
+        self.pool_used += frames
+        if 1 < frames and total <= COPY_MAX:
+            sequence.job.iov_count = 1
+            sequence.job.iov.iov_base = self.arena + self.arena_used
+            sequence.job.iov.iov_len = total
+            join_frames(box, sequence, self.arena + self.arena_used)
+            self.arena_used += total
+        else:
+            sequence.job.iov_count = <int>frames
+            gather_frames(box, sequence)
+        self.iovs_used += sequence.job.iov_count
+        return True
 
     cdef int settle(self, Job* job) except -1:
         cdef Sink sink

@@ -1,4 +1,4 @@
-"""Dense sets of clients and the walk over them that a broadcast is.
+"""Dense sets of clients, and how a broadcast reaches them: by the batch, or by a walk.
 
 The walk calls no Python code and changes no set: clients whose outbox overflows under the policy
 "disconnect" are collected and closed after it, so that nobody is skipped or met twice.
@@ -13,6 +13,7 @@ from wsc_fast._core.outbox cimport (
     MADE_ROOM,
     NO_MEMORY,
     PUSHED,
+    RUN_NORMAL,
     Counters,
     Limits,
     Outbox,
@@ -21,15 +22,8 @@ from wsc_fast._core.outbox cimport (
     outbox_slot,
 )
 
-cdef extern from *:
-    """
-    #if defined(__GNUC__)
-    #define wsc_prefetch(address) __builtin_prefetch((address), 1)
-    #else
-    #define wsc_prefetch(address) ((void)(address))
-    #endif
-    """
-    void prefetch "wsc_prefetch"(void* address) noexcept nogil
+cdef extern from "net.h" nogil:
+    void wsc_prefetch(const void* address)
 
 cdef extern from "Python.h":
     bint PyGC_Disable()
@@ -81,7 +75,23 @@ cdef class Room(MemberSet):
 
 
 cdef Py_ssize_t push_all(
-    Fanout fanout, list items, bytes frame, PyObject* key, int run
+    Fanout fanout, list items, object members, list skipped, bytes frame, PyObject* key
+) except -1:
+    cdef Py_ssize_t queued
+    cdef Py_ssize_t last
+    if key != NULL or not fanout.join_batch(items, members, skipped, frame):
+        fanout.end_batch()
+        return push_each(fanout, items, frame, key, None)
+    queued = PyList_GET_SIZE(items) - PyList_GET_SIZE(fanout.batch_apart)
+    fanout.counters.deliveries += queued
+    if PyList_GET_SIZE(fanout.batch_apart):
+        last = PyList_GET_SIZE(fanout.batch_frames) - 1
+        queued += push_each(fanout, fanout.batch_apart, frame, NULL, fanout.batch_cache(last))
+    return queued
+
+
+cdef Py_ssize_t push_each(
+    Fanout fanout, list items, bytes frame, PyObject* key, list twins
 ) except -1:
     cdef Py_ssize_t queued = 0
     cdef Py_ssize_t i = 0
@@ -94,15 +104,14 @@ cdef Py_ssize_t push_all(
     cdef Counters* counters = &fanout.counters
     cdef const Limits* limits = &fanout.limits
     cdef PyObject* form
-    cdef list twins = None  # by window bits; each is made once, for the first who gets it
     # The set may not change meanwhile, so no finalizer of anybody may run (marking allocates).
     cdef bint collecting = PyGC_Disable()
     try:
         while i < PyList_GET_SIZE(items):
             if i + AHEAD_STRUCT < PyList_GET_SIZE(items):
-                prefetch(&(<Sink>PyList_GET_ITEM(items, i + AHEAD_STRUCT)).box)
+                wsc_prefetch(&(<Sink>PyList_GET_ITEM(items, i + AHEAD_STRUCT)).box)
                 box = &(<Sink>PyList_GET_ITEM(items, i + AHEAD_RING)).box
-                prefetch(outbox_slot(box, box.count))
+                wsc_prefetch(outbox_slot(box, box.count))
             # Borrowed from the set, which does not change: counting references would write to each.
             member = PyList_GET_ITEM(items, i)
             i += 1
@@ -116,7 +125,9 @@ cdef Py_ssize_t push_all(
                 if form == <PyObject*>None:
                     twins[(<Sink>member).window] = fanout.twin(frame, (<Sink>member).window)
                     form = PyList_GET_ITEM(twins, (<Sink>member).window)
-            result = outbox_push(&(<Sink>member).box, limits, counters, form, key, run)
+            result = outbox_push(
+                &(<Sink>member).box, limits, counters, form, key, RUN_NORMAL
+            )
             if result == PUSHED or result == MADE_ROOM:
                 queued += 1
                 if (<Sink>member).dirty_at < 0:

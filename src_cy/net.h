@@ -29,6 +29,15 @@
 
 #define WSC_AGAIN (-EAGAIN)
 
+/* Asks for memory that is about to be written to. */
+static inline void wsc_prefetch(const void *address) {
+#ifdef __GNUC__
+    __builtin_prefetch(address, 1);
+#else
+    (void)address;
+#endif
+}
+
 /* One send that never blocks and never raises a signal. ENOBUFS and ENOMEM mean "not now", as
  * EAGAIN does: the connection is sound. */
 static inline ssize_t wsc_send(int fd, const struct iovec *iov, int count) {

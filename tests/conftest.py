@@ -1,14 +1,21 @@
-"""Runs async tests on uvloop, or on each loop where a test asks for `any_loop`; TLS contexts."""
+"""Runs async tests on uvloop, or on each loop where a test asks for `any_loop`; TLS contexts; hubs
+that use batches for sets of any size, or for none.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import ssl
+import sys
+from typing import Any
 
 import pytest
 import trustme
 import uvloop
+
+from wsc_fast import Hub
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
@@ -51,3 +58,22 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+@pytest.fixture(params=["batches", "outboxes"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Has the test run with batches (fanout.pxd), however few the clients, and without any.
+
+    Returns:
+        whether there are batches.
+    """
+    batches = request.param == "batches"
+    make = Hub.__init__
+
+    @functools.wraps(make)
+    def make_and_set(self: Hub, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        self.batch_least, self.batch_share = (1, 1) if batches else (sys.maxsize, 1)
+
+    monkeypatch.setattr(Hub, "__init__", make_and_set)
+    return batches

@@ -49,6 +49,9 @@ from wsc_fast import (
     WSCError,
 )
 
+# Broadcasts through batches, however few the clients, and without.
+pytestmark = pytest.mark.usefixtures("either_way")
+
 TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 BOUNDLESS: dict[str, Any] = {"outbox_messages": 1 << 20, "outbox_bytes": 1 << 30}
 

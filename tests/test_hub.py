@@ -45,6 +45,9 @@ from wsc_fast import (
     WSCError,
 )
 
+# Broadcasts through batches, however few the clients, and without.
+pytestmark = pytest.mark.usefixtures("either_way")
+
 BAD_IDS = ["", "x" * 257, "a\nb", "\x00", "\x7f", "\x85", "\ud800", 1, None, b"room", [], {}]
 
 

@@ -27,6 +27,9 @@ from tests.support import (
 )
 from wsc_fast import Client, ConfigError, Hub, HubConfig, QueueFullError, ValidationError
 
+# Broadcasts through batches, however few the clients, and without.
+pytestmark = pytest.mark.usefixtures("either_way")
+
 # A text of 98 bytes is a frame of 100, so that both bounds are reached at ten messages.
 BOUNDS = {"messages": {"outbox_messages": 10}, "bytes": {"outbox_bytes": 1_000}}
 POLICIES = ("disconnect", "drop_oldest", "drop_newest")

@@ -71,7 +71,8 @@ cdef class Engine(Fanout):
     cdef object queue_full(self, Sink sink)
     cdef bytes framed(self, object message, object recipient)
     cdef Py_ssize_t publish(
-        self, list items, object message, object exclude, object key, object recipient
+        self, list items, object members, object message, object exclude, object key,
+        object recipient,
     ) except -1
     cdef list excluded(self, object exclude)
     cdef Sink find_client(self, object client_id)

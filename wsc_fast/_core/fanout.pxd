@@ -6,11 +6,26 @@ Way of a flush (one turn of the loop; fanout.pyx tells the rules):
     plan      GIL held: per dirty sink a Job; equal pending sequences share one buffer
     send      GIL released once, a plain C loop over the jobs until the time budget is spent
     settle    GIL held: pop what was taken, hand the rest of a half-sent frame to the transport
+
+The batch: what was broadcast to one large set in this tick and is in no outbox yet. Most members
+of a set have nothing else waiting, so that all of them wait for the very same frames; these stand
+here once, and the flush sends them to each member straight from here.
+
+    join_batch   a broadcast: the frame joins the batch of its set, or begins one
+    set_apart    a member gets something else, or is left out: it leaves the batch for its own
+                 outbox, with the frames that are in the batch by then, and gets later ones there
+    leave_batch  a member leaves the set: the same
+    plan_batch, settle_batch
+                 the flush: a job for each member; who was not reached, or in part, is put apart
+    end_batch    something comes that the batch cannot carry: everybody is put apart
+
+So each member has the frames of the batch, or it is `apart`: never both. No batch outlives a flush,
+nor a change of its limits.
 """
 
 from cpython.object cimport PyObject
 
-from wsc_fast._core.outbox cimport Counters, Limits, Sink
+from wsc_fast._core.outbox cimport Counters, Limits, Outbox, Sink
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -40,12 +55,26 @@ cdef class Fanout:
         double budget               # seconds per flush
         readonly object loop        # the running asyncio loop, or None
         list dirty                  # of Sink, with None where one has left
+        set stalled                 # of Sink: those that are blocked
+        list batch_items            # of Sink: the set that the batch is for; None: there is none
+        object batch_set            # the MemberSet of these items; None: all clients of the hub
+        readonly list batch_frames  # bytes, in the order of the calls; None: there is no batch
+        list batch_twins            # for each frame a list of its twins by window, or None
+        list batch_apart            # of Sink: members with `apart`
+        Py_ssize_t batch_bytes      # of the frames
+        Py_ssize_t batch_at         # how far in the items the plan came
+        # Smaller sets have no batch, nor those of which more than one in `batch_share` is apart.
+        public Py_ssize_t batch_least
+        public Py_ssize_t batch_share
         bint scheduled
         object _flush_callback      # bound method, made once
         Job* jobs
         iovec* iovs
         PyObject** pool             # frame pointers of the sequences of one plan
         char* arena                 # copies of short sequences of one plan
+        Py_ssize_t iovs_used
+        Py_ssize_t pool_used
+        Py_ssize_t arena_used
         readonly double longest_flush  # seconds
 
     # The compressed form of a frame, for engine.pyx.
@@ -57,7 +86,23 @@ cdef class Fanout:
     cdef int unmark(self, Sink sink) except -1
     cdef int attach(self, object loop) except -1
     cdef int schedule(self) except -1
+    cdef int set_blocked(self, Sink sink, bint blocked) except -1
+    cdef bint in_batch(self, Sink sink) except -1
+    cdef bint join_batch(self, list items, object members, list skipped, bytes frame) except -1
+    cdef bint begin_batch(self, list items, object members) except -1
+    cdef list batch_cache(self, Py_ssize_t index)
+    cdef PyObject* batch_form(self, Py_ssize_t index, int window) noexcept
+    cdef bint owe(self, Sink sink) except -1
+    cdef int claim(self, Sink sink) except -1
+    cdef bint set_apart(self, Sink sink) except -1
+    cdef int enter_batch(self, Sink sink) except -1
+    cdef int leave_batch(self, Sink sink) except -1
+    cdef int end_batch(self) except -1
+    cdef int forget_batch(self) except -1
+    cdef Py_ssize_t plan_batch(self, Py_ssize_t planned) except -1
+    cdef Py_ssize_t settle_batch(self, Py_ssize_t first, Py_ssize_t planned) except -1
     cdef Py_ssize_t plan(self, double deadline) except -1
+    cdef bint prepare(self, const Outbox* box, Sequence* sequence) noexcept
     cdef int settle(self, Job* job) except -1
     cdef int write_through(self, Sink sink, dict joined) except -1
     cdef int hand_over(

@@ -24,8 +24,16 @@ cdef class MemberSet:
 cdef class Room(MemberSet):
     pass
 
-# Pushes one frame to every sink of the list but those with `skip` set; allocates nothing per
-# recipient. A sink with a `window` gets the twin for it. Returns how many took it.
+# Queues one frame for every sink of a set but those with `skip` set, which `skipped` lists (None:
+# there are none): in the batch of the set (fanout.pxd), or in each outbox. `members` is the set
+# that the items are of, None for all clients. Allocates nothing per recipient. Returns how many
+# took it.
 cdef Py_ssize_t push_all(
-    Fanout fanout, list items, bytes frame, PyObject* key, int run
+    Fanout fanout, list items, object members, list skipped, bytes frame, PyObject* key
+) except -1
+
+# The same, into each outbox of a list. A sink with a `window` gets the twin for it, made once, and
+# kept in `twins` (by window; None: nowhere).
+cdef Py_ssize_t push_each(
+    Fanout fanout, list items, bytes frame, PyObject* key, list twins
 ) except -1

@@ -100,6 +100,7 @@ cdef class Sink(WSListener):
     cdef:
         # First what a push touches, so that it meets few cache lines.
         bint skip                  # left out of the broadcast under way
+        bint apart                 # gets nothing from the batch of its set (fanout.pxd)
         unsigned char window       # gets compressed twins, of this many window bits; 0: plain ones
         bint packs                 # compresses by itself, as it is flushed
         int fd                     # for send(); -1 over TLS and once the connection is gone
