@@ -40,6 +40,7 @@ from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport RATE_CLOSE, RATE_DROP, Engine
 from wsc_fast._core.frames cimport (
     FIN_PONG,
+    check_close,
     check_close_code,
     encode,
     encode_close,
@@ -303,7 +304,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             raise error
         self.engine.deliver(self, self.engine.framed(message, self.id), key, RUN_NORMAL)
 
-    def disconnect(self, code=1000, str reason=""):
+    def disconnect(self, code=1000, reason=""):
         """Closes the connection: what is queued goes out first, then the close frame.
 
         The transport is aborted when the client has not answered within HubConfig.close_timeout.
@@ -314,11 +315,12 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             reason: text for the client, cut to 123 bytes of UTF-8.
 
         Raises:
-            ValidationError: the code may not be sent; the connection is untouched.
+            ValidationError: the code may not be sent, or the reason is not a str; the connection
+                is untouched.
 
         Thread-safety: any thread. Source: go-wsc `Disconnect`.
         """
-        check_close_code(code)
+        check_close(code, reason)
         if self.engine.away():
             self.engine._on_loop(partial(self.disconnect, code, reason))
             return

@@ -97,17 +97,8 @@ cdef bytes encode_buffer(object message):
         PyBuffer_Release(&view)
 
 
-cpdef int check_close_code(object code) except -1:
-    """Raises ValidationError for a close code that may not be sent (RFC 6455 section 7.4.2).
-
-    Args:
-        code: any object; 1005, 1006 and 1015 never go on the wire.
-
-    Raises:
-        ValidationError: it is not 1000-1003, 1007-1014 or 3000-4999.
-
-    Thread-safety: any thread.
-    """
+cdef int check_close_code(object code) except -1:
+    # RFC 6455 section 7.4.2; 1005, 1006 and 1015 never go on the wire.
     if not isinstance(code, int):
         raise ValidationError(f"a close code must be an int, not {type(code).__name__}")
     if 3000 <= code <= 4999 or 1000 <= code <= 1003 or 1007 <= code <= 1014:
@@ -115,6 +106,24 @@ cpdef int check_close_code(object code) except -1:
     raise ValidationError(
         f"close code {code} may not be sent: expected 1000-1003, 1007-1014 or 3000-4999"
     )
+
+
+cpdef int check_close(object code, object reason) except -1:
+    """Raises ValidationError for a close frame that may not be sent (RFC 6455 section 7.4.2).
+
+    Args:
+        code: any object; 1000-1003, 1007-1014 and 3000-4999 pass.
+        reason: any object; a str passes.
+
+    Raises:
+        ValidationError: one of them does not pass.
+
+    Thread-safety: any thread.
+    """
+    check_close_code(code)
+    if not isinstance(reason, str):
+        raise ValidationError(f"a close reason must be a str, not {type(reason).__name__}")
+    return 0
 
 
 cdef bytes encode_close(int code, str reason):

@@ -68,14 +68,20 @@ static inline double wsc_clock(clockid_t id) {
 static inline double wsc_now(void) { return wsc_clock(CLOCK_MONOTONIC); }
 static inline double wsc_coarse_now(void) { return wsc_clock(CLOCK_MONOTONIC_COARSE); }
 
+#ifdef __linux__
+static inline int wsc_tcp_info(int fd, struct tcp_info *info) {
+    socklen_t size = sizeof *info;
+    memset(info, 0, sizeof *info);
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, &size);
+}
+#endif
+
 /* How far a connection has come according to the kernel: seconds since data last arrived, and how
  * many bytes the peer has acknowledged in all. Returns 0, or -errno where it cannot be told. */
 static inline int wsc_progress(int fd, double *since_data, unsigned long long *acked) {
 #ifdef __linux__
     struct tcp_info info;
-    socklen_t size = sizeof info;
-    memset(&info, 0, sizeof info);
-    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return -errno;
+    if (wsc_tcp_info(fd, &info) < 0) return -errno;
     *since_data = (double)info.tcpi_last_data_recv * 1e-3;
     *acked = (unsigned long long)info.tcpi_bytes_acked;
     return 0;
@@ -91,10 +97,8 @@ static inline int wsc_progress(int fd, double *since_data, unsigned long long *a
 static inline int wsc_peer_ended(int fd) {
 #ifdef __linux__
     struct tcp_info info;
-    socklen_t size = sizeof info;
     int unread = 0;
-    memset(&info, 0, sizeof info);
-    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return 0;
+    if (wsc_tcp_info(fd, &info) < 0) return 0;
     if (info.tcpi_state == 1 /* TCP_ESTABLISHED */) return 0;
     return ioctl(fd, FIONREAD, &unread) == 0 && unread == 0;
 #else

@@ -7,15 +7,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
+import socket
 import ssl
 import sys
 from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import trustme
 import uvloop
 
 from wsc_fast import Hub
+from tests.support import RawClient
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
@@ -77,3 +81,27 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Hub, "__init__", make_and_set)
     return batches
+
+
+@pytest.fixture
+def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Asserts that nothing a peer does here is worth a line at WARNING or above."""
+    yield
+    lines = [record for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
+    assert [record.getMessage() for record in lines] == []
+
+
+@pytest.fixture
+def closing_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes the sockets of a test that ends half way."""
+    made: list[RawClient] = []
+    begin = RawClient.__init__
+
+    def noting(self: RawClient, sock: socket.socket) -> None:
+        begin(self, sock)
+        made.append(self)
+
+    monkeypatch.setattr(RawClient, "__init__", noting)
+    yield
+    for raw in made:
+        raw.close()

@@ -10,13 +10,20 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from wsc_fast import Client, Hub, Identity, Request
 
+# Has a test run once over plain TCP and once over TLS.
+TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+# Settings of an outbox that no test fills.
+BOUNDLESS: dict[str, Any] = {"outbox_messages": 1 << 20, "outbox_bytes": 1 << 30}
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 
 
@@ -298,6 +305,62 @@ async def join(hub: Hub, name: str, **options: Any) -> tuple[RawClient, Client]:
     """
     raw = await RawClient.open(hub, f"/ws?id={name}", **options)
     return raw, known(hub, name.partition("&")[0])
+
+
+@asynccontextmanager
+async def crowd(
+    hub: Hub,
+    count: int,
+    tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
+    rcvbuf: int | None = None,
+) -> AsyncIterator[dict[str, RawClient]]:
+    """A running hub with `authenticate=named` and clients c0, c1, ... in that order.
+
+    `tls` are the contexts of server and client.
+    """
+    async with running(hub, ssl=tls[0] if tls else None):
+        raws: dict[str, RawClient] = {}
+        try:
+            for number in range(count):
+                path = f"/ws?id=c{number}"
+                raws[f"c{number}"] = (
+                    await TLSClient.open_tls(hub, tls[1], path, rcvbuf=rcvbuf)
+                    if tls
+                    else await RawClient.open(hub, path, rcvbuf=rcvbuf)
+                )
+            yield raws
+        finally:
+            for raw in raws.values():
+                raw.close()
+
+
+async def serves_others(hub: Hub) -> None:
+    """Asserts that a new client is served."""
+    with await RawClient.open(hub, "/ws?id=other") as other:
+        await other.send(PING, b"alive")
+        assert await other.recv() == Frame(PONG, b"alive")
+
+
+def agreed(raw: RawClient) -> str | None:
+    """The extensions in its 101; None where there are none."""
+    for line in raw.response.decode().split("\r\n"):
+        name, _, value = line.partition(": ")
+        if name == "Sec-WebSocket-Extensions":
+            return value
+    return None
+
+
+@contextmanager
+def traced() -> Iterator[Callable[[], tuple[int, int]]]:
+    """Gives a function that tells how many bytes are held now, and were at most, since it began.
+
+    Allocations as such, so that memory which is taken but never touched counts as well.
+    """
+    tracemalloc.start()
+    try:
+        yield tracemalloc.get_traced_memory
+    finally:
+        tracemalloc.stop()
 
 
 def known(hub: Hub, name: str) -> Client:

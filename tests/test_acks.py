@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 import pytest
-from support import TEXT, RawClient, eventually, join, known, named, running
 
+from tests.support import TEXT, RawClient, eventually, join, known, named, running
 from wsc_fast import (
     ACKConfig,
     AckDroppedError,

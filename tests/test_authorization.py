@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support import TEXT, eventually, join, named, running
 
+from tests.support import TEXT, eventually, join, named, running
 from wsc_fast import Client, Hub, PermissionDeniedError, SendFailureReason
 
 

@@ -124,6 +124,24 @@ def test_a_value_that_cannot_work_is_named(name: str, value: Any) -> None:
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.parametrize(
+    ("name", "items"),
+    [
+        ("allowed_origins", ("https://app.example", "https://app.example/chat")),
+        ("allowed_origins", ("https://*",)),
+        ("allowed_hosts", ("app.example:8080", "https://app.example")),
+        ("allowed_hosts", ("app.example/",)),
+        ("allowed_hosts", ("*.example",)),
+        ("subprotocols", ("chat", "two words")),
+        ("trusted_proxies", ("127.0.0.1", "localhost")),
+    ],
+)
+def test_an_item_that_no_request_can_match_is_named(name: str, items: Any) -> None:
+    with pytest.raises(ConfigError, match="expected") as caught:
+        HubConfig(**{name: items})
+    assert repr(items[-1]) in str(caught.value)
+
+
 @pytest.mark.parametrize("overflow", ["disconnect", "drop_oldest", "drop_newest"])
 def test_every_overflow_policy_is_taken(overflow: Any) -> None:
     assert HubConfig(overflow=overflow).overflow == overflow

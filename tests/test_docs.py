@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from redis_server import RedisServer
-from support import TEXT, RawClient, eventually, join, named, running
 
+from tests.support import TEXT, RawClient, eventually, join, named, running
 from wsc_fast import Hub, HubConfig, HubMessage, QueueFullError, UserOfflineError
 
 ROOT = Path(__file__).parents[1]

@@ -12,11 +12,13 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import (
+from test_acks import acknowledge, received
+
+from tests.support import (
     TEXT,
     RawClient,
     eventually,
@@ -27,8 +29,6 @@ from support import (
     running,
     stall,
 )
-from test_acks import acknowledge, received
-
 from wsc_fast import (
     ACKConfig,
     AckDroppedError,
@@ -54,6 +54,8 @@ from wsc_fast import (
     ValidationError,
 )
 from wsc_fast.delivery import failures
+
+pytestmark = pytest.mark.usefixtures("closing_sockets")
 
 KINDS = ("send_failure", "queue_full", "user_offline", "connection_error", "timeout")
 
@@ -105,22 +107,6 @@ class AsyncHeard:
             note(*arguments)
 
         return call
-
-
-@pytest.fixture(autouse=True)
-def _closing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Closes the sockets of a test that ends half way."""
-    made: list[Any] = []
-    begin = RawClient.__init__
-
-    def noting(self: RawClient, sock: Any) -> None:
-        begin(self, sock)
-        made.append(sock)
-
-    monkeypatch.setattr(RawClient, "__init__", noting)
-    yield
-    for sock in made:
-        sock.close()
 
 
 def listen(hub: Hub, handler: Any) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,7 +18,7 @@ from tests.support import (
     PONG,
     TEXT,
     Frame,
-    RawClient,
+    agreed,
     encode,
     eventually,
     join,
@@ -37,25 +35,8 @@ TAIL = b"\x00\x00\xff\xff"
 pytestmark = pytest.mark.usefixtures("quiet_log")
 
 
-@pytest.fixture
-def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Asserts that nothing a peer does here is worth a line at WARNING or above."""
-    yield
-    lines = [record for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
-    assert [record.getMessage() for record in lines] == []
-
-
 def offer(text: str = "permessage-deflate") -> list[tuple[str, str]]:
     return [("Sec-WebSocket-Extensions", text)]
-
-
-def agreed(raw: RawClient) -> str | None:
-    """The extensions in its 101; None where there are none."""
-    for line in raw.response.decode().split("\r\n"):
-        name, _, value = line.partition(": ")
-        if name == "Sec-WebSocket-Extensions":
-            return value
-    return None
 
 
 class Deflater:

@@ -15,14 +15,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import RawClient, eventually, join, known, named, run_apart, running, stall
 from test_acks import acking, acknowledge, eventually_count, received
 
+from tests.support import RawClient, eventually, join, known, named, run_apart, running, stall
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -40,23 +40,9 @@ from wsc_fast import (
 )
 from wsc_fast.delivery import acks, sqlite
 
+pytestmark = pytest.mark.usefixtures("closing_sockets")
+
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _closing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Closes the sockets of a test that ends half way."""
-    made: list[Any] = []
-    begin = RawClient.__init__
-
-    def noting(self: RawClient, sock: Any) -> None:
-        begin(self, sock)
-        made.append(sock)
-
-    monkeypatch.setattr(RawClient, "__init__", noting)
-    yield
-    for sock in made:
-        sock.close()
 
 
 class Heard:

@@ -11,21 +11,21 @@ import socket
 import ssl
 import threading
 import time
-import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.oracle import Oracle
 from tests.support import (
+    BOUNDLESS,
     CLOSE,
     TEXT,
+    TLS,
     Frame,
     RawClient,
-    TLSClient,
+    crowd,
     encode,
     eventually,
     join,
@@ -33,6 +33,7 @@ from tests.support import (
     named,
     running,
     stall,
+    traced,
 )
 from wsc_fast import (
     Client,
@@ -49,6 +50,7 @@ from wsc_fast import (
     WSCError,
 )
 
+<<<<<<< HEAD
 # Broadcasts through batches, however few the clients, and without.
 pytestmark = pytest.mark.usefixtures("either_way")
 
@@ -81,6 +83,8 @@ async def crowd(
             for raw in raws.values():
                 raw.close()
 
+=======
+>>>>>>> 7b88c5c (What start, run, stop and the hooks cannot take is refused with a word about it; helpers of the tests stand once)
 
 async def texts(raw: RawClient, end: bytes = b"end") -> list[str]:
     """What comes up to a message `end`, or up to the close frame, as text."""
@@ -160,8 +164,8 @@ async def test_F2_nothing_overtakes_what_the_transport_still_holds(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(write_buffer_size=4096, **BOUNDLESS), authenticate=named)
-    options = {"server_tls": server_tls, "client_tls": client_tls} if tls else {}
-    async with crowd(hub, 1, rcvbuf=4096, **options) as raws:
+    contexts = (server_tls, client_tls) if tls else None
+    async with crowd(hub, 1, contexts, rcvbuf=4096) as raws:
         raw, client = raws["c0"], known(hub, "c0")
         sent: list[bytes] = []
         got: list[bytes] = []
@@ -200,7 +204,7 @@ async def test_F4_over_tls_everything_is_encrypted_and_in_order(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(authenticate=named)
-    async with crowd(hub, 3, server_tls=server_tls, client_tls=client_tls) as raws:
+    async with crowd(hub, 3, (server_tls, client_tls)) as raws:
         sent = []
         for number in range(60):
             # A plain byte on the descriptor would end the TLS stream with WRONG_VERSION_NUMBER.
@@ -337,8 +341,8 @@ async def test_F7_a_message_is_not_lost_to_what_follows_in_the_same_tick(
     any_loop: str, tls: bool, then: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(authenticate=named)
-    options = {"server_tls": server_tls, "client_tls": client_tls} if tls else {}
-    async with crowd(hub, 2, **options) as raws:
+    contexts = (server_tls, client_tls) if tls else None
+    async with crowd(hub, 2, contexts) as raws:
         hub.create_room("room")
         hub.join_room("c0", "room")
         client = known(hub, "c0")
@@ -614,9 +618,8 @@ async def test_F12_names_that_can_be_used(name: str) -> None:
 async def test_F12_endless_rooms_are_bounded_and_leave_nothing_behind() -> None:
     hub = Hub(HubConfig(max_rooms=10_000, max_rooms_per_client=1_000), authenticate=named)
     async with crowd(hub, 2):
-        tracemalloc.start()
-        try:
-            before, _ = tracemalloc.get_traced_memory()
+        with traced() as memory:
+            before, _ = memory()
             for turn in range(2):
                 for number in range(10_000):
                     hub.create_room(f"room {turn} {number}")
@@ -633,9 +636,7 @@ async def test_F12_endless_rooms_are_bounded_and_leave_nothing_behind() -> None:
                     hub.delete_room(f"room {turn} {number}")
                 assert hub.get_rooms() == []
                 assert hub.get_client_rooms("c0") == []
-            after, _ = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
+            after, _ = memory()
         # The dict of rooms keeps its table, nothing else stays.
         assert after - before < 2 << 20, f"{after - before:,} bytes"
 
@@ -1068,8 +1069,8 @@ async def test_F19_a_flush_in_slices_meets_sends_and_disconnects_between_them(
 ) -> None:
     # A budget that is spent at once: one slice takes sixteen sends, or one TLS client.
     hub = Hub(HubConfig(flush_budget=1e-9, write_buffer_size=4096, **BOUNDLESS), authenticate=named)
-    options = {"server_tls": server_tls, "client_tls": client_tls} if tls else {}
-    async with crowd(hub, 30 if tls else 120, rcvbuf=4096, **options) as raws:
+    contexts = (server_tls, client_tls) if tls else None
+    async with crowd(hub, 30 if tls else 120, contexts, rcvbuf=4096) as raws:
         await Oracle(hub, raws, ("F19", seed, tls), [20, 300, 9_000], leaving=True).run(
             100 if tls else 150
         )

@@ -7,16 +7,14 @@ section C about compression (C9) are in test_deflate.py. `M(op, "x")` is `encode
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import socket
 import ssl
 import struct
 import time
-import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +27,7 @@ from tests.support import (
     PING,
     PONG,
     TEXT,
+    TLS,
     Frame,
     RawClient,
     TLSClient,
@@ -39,6 +38,7 @@ from tests.support import (
     named,
     running,
     tls_options,
+    traced,
 )
 from wsc_fast import Client, Hub, HubConfig, ProtocolError
 
@@ -47,14 +47,6 @@ NORMAL = struct.pack("!H", 1000)
 WHOLE_OR_SPLIT = pytest.mark.parametrize("split", [False, True], ids=["whole", "byte by byte"])
 
 pytestmark = pytest.mark.usefixtures("quiet_log")
-
-
-@pytest.fixture
-def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Asserts that nothing a peer does here is worth a line at WARNING or above."""
-    yield
-    lines = [record for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
-    assert [record.getMessage() for record in lines] == []
 
 
 @dataclass
@@ -105,19 +97,6 @@ async def stage(
             assert client.is_connected()
     it.gone.remove("witness")
     assert len(it.gone) == len(set(it.gone)), "told twice that a client has gone"
-
-
-@contextmanager
-def traced() -> Iterator[Callable[[], tuple[int, int]]]:
-    """Gives a function that tells how many bytes are held now, and were at most, since it began.
-
-    Allocations as such, so that memory which is taken but never touched counts as well.
-    """
-    tracemalloc.start()
-    try:
-        yield tracemalloc.get_traced_memory
-    finally:
-        tracemalloc.stop()
 
 
 async def send(raw: RawClient, data: bytes, split: bool) -> None:
@@ -830,8 +809,6 @@ async def test_C11_control_frames_without_end_starve_nobody(any_loop: str) -> No
 
 
 # --- C12: simultaneous and repeated closes
-
-TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 
 
 @asynccontextmanager

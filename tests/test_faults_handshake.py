@@ -26,6 +26,7 @@ from tests.support import (
     PING,
     PONG,
     TEXT,
+    TLS,
     Frame,
     RawClient,
     TLSClient,
@@ -55,16 +56,7 @@ from wsc_fast.demo.chat import create_hub
 
 KIB, MIB = 1 << 10, 1 << 20
 QUIET = pytest.mark.usefixtures("quiet_log")
-TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-@pytest.fixture
-def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Asserts that nothing a peer does here is worth a line at WARNING or above."""
-    yield
-    lines = [record for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
-    assert [record.getMessage() for record in lines] == []
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from tests.support import (
     PING,
     PONG,
     TEXT,
+    TLS,
     Frame,
     RawClient,
     TLSClient,
@@ -34,8 +35,6 @@ from tests.support import (
     stall,
 )
 from wsc_fast import Client, Hub, HubConfig, QueueFullError
-
-TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 
 
 def small(**settings: Any) -> HubConfig:

@@ -35,6 +35,7 @@ from tests.support import (
     eventually,
     only_client,
     running,
+    serves_others,
     stall,
     tls_options,
 )
@@ -89,13 +90,6 @@ def only_close(frames: list[Frame]) -> int:
 async def half_send(client: Client) -> list[Frame]:
     """Sends a client that is not reading more than the kernel takes; returns those frames."""
     return [Frame(BINARY, bytes(6 * MIB))] * await stall(client, 6 * MIB)
-
-
-async def serves_others(hub: Hub) -> None:
-    """Asserts that a new client is served."""
-    with await RawClient.open(hub) as other:
-        await other.send(PING, b"alive")
-        assert await other.recv() == Frame(PONG, b"alive")
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -322,6 +316,21 @@ async def test_A14_a_code_that_cannot_be_sent_leaves_the_connection_untouched(co
             client = only_client(hub)
             with pytest.raises(ValidationError):
                 client.disconnect(code)
+            assert client.is_connected()
+            client.send("still here")
+            assert await raw.recv() == Frame(TEXT, b"still here")
+
+
+@pytest.mark.parametrize("reason", [None, 5, b"bytes", ["x"]])
+async def test_A14_a_reason_that_is_no_text_leaves_the_connection_untouched(reason: Any) -> None:
+    hub, _, _ = recording()
+    with pytest.raises(ValidationError, match="reason"):
+        hub.disconnect_user("nobody", reason=reason)
+    async with running(hub):
+        with await connect(hub) as raw:
+            client = only_client(hub)
+            with pytest.raises(ValidationError, match="reason"):
+                client.disconnect(1000, reason)
             assert client.is_connected()
             client.send("still here")
             assert await raw.recv() == Frame(TEXT, b"still here")

@@ -33,6 +33,7 @@ from tests.support import (
     join,
     named,
     running,
+    serves_others,
 )
 from wsc_fast import ConfigError, Hub, HubConfig, Identity, Request, Response, ValidationError
 from wsc_fast._core.connection import Client
@@ -50,13 +51,6 @@ def values(answer: bytes, name: str) -> list[str]:
     """The values of all headers of a name."""
     pairs = (line.partition(":") for line in head(answer)[1])
     return [value.strip() for key, _, value in pairs if key.lower() == name.lower()]
-
-
-async def serves_others(hub: Hub) -> None:
-    """Asserts that a new client is served."""
-    with await RawClient.open(hub, "/ws?id=other") as other:
-        await other.send(PING, b"alive")
-        assert await other.recv() == Frame(PONG, b"alive")
 
 
 # --- A7: connection_made that raises

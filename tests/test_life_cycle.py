@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import signal
 import socket
@@ -30,6 +31,7 @@ from tests.support import (
     eventually,
     only_client,
     running,
+    tls_options,
     uri,
 )
 from wsc_fast import (
@@ -312,12 +314,128 @@ async def test_A7_a_bound_unix_socket_is_refused(tmp_path: Path) -> None:
     assert hub.loop is None
 
 
-@pytest.mark.parametrize("path", ["", "ws", "/größe", None, 1])
+@pytest.mark.parametrize(
+    "path", ["", "ws", "/größe", "/a b", "/ws\n", "/ws?room=1", "/ws#room", "/\x7f", None, 1]
+)
 async def test_a_path_that_cannot_be_served_is_refused(path: Any) -> None:
     hub = Hub()
     with pytest.raises(ValidationError, match="path"):
         await hub.start(port=0, path=path)
     assert hub.loop is None
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ({"host": []}, "host"),
+        ({"host": ()}, "host"),
+        ({"host": ["127.0.0.1", ""]}, "host"),
+        ({"host": {"127.0.0.1"}}, "host"),
+        ({"host": b"127.0.0.1"}, "host"),
+        ({"host": "127.0.0.1\0.example"}, "host"),
+        ({"port": "8080"}, "port"),
+        ({"port": True}, "port"),
+        ({"port": -1}, "port"),
+        ({"port": 65536}, "port"),
+        ({"ssl": True}, "ssl"),
+        ({"ssl": "certificate.pem"}, "ssl"),
+        ({"ssl": ssl.create_default_context()}, "client"),
+        ({"sock": 3}, "sock"),
+        ({"sock": "127.0.0.1"}, "sock"),
+    ],
+)
+async def test_what_cannot_be_listened_on_is_refused(where: dict[str, Any], named: str) -> None:
+    hub = Hub()
+    with pytest.raises(ValidationError, match=named):
+        await hub.start(**{"port": 0, **where})
+    assert hub.loop is None
+
+
+@pytest.mark.parametrize("state", ["unbound", "closed", "connected", "udp"])
+async def test_a_socket_that_cannot_listen_is_refused(state: str) -> None:
+    hub = Hub()
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(
+            socket.socket(type=socket.SOCK_DGRAM if state == "udp" else socket.SOCK_STREAM)
+        )
+        if state == "closed":
+            sock.close()
+        elif state == "connected":
+            other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            sock.connect(other.getsockname())
+        elif state == "udp":
+            sock.bind(("127.0.0.1", 0))
+        with pytest.raises(ValidationError, match=r"^sock is .*\b(bound|closed|connected|TCP)\b"):
+            await hub.start(sock=sock)
+        assert hub.loop is None
+        assert state == "closed" or sock.fileno() >= 0  # still the caller's
+
+
+async def test_an_address_named_twice_is_listened_on_once(any_loop: str) -> None:
+    hub = Hub()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    async with running(hub, host=["127.0.0.1", "127.0.0.1"], port=port):
+        assert await asyncio_can_connect("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_an_address_that_another_socket_begins_to_listen_on_is_in_use(
+    any_loop: str, tls: bool, server_tls: ssl.SSLContext
+) -> None:
+    # Both can be bound, with SO_REUSEADDR, as long as none of them listens.
+    hub = Hub()
+    with socket.socket() as bound, socket.socket() as listening:
+        for sock in (bound, listening):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        listening.bind(bound.getsockname())
+        listening.listen()
+        with pytest.raises(ListenError, match="the socket: the address is in use"):
+            await hub.start(sock=bound, **tls_options(server_tls if tls else None))
+        assert hub.loop is None
+    async with running(hub):
+        pass
+
+
+async def test_a_name_that_no_host_can_have(any_loop: str) -> None:
+    hub = Hub()
+    with pytest.raises(ListenError, match="no host has such a name"):
+        await hub.start("a" * 64 + ".example", 0)
+    assert hub.loop is None
+
+
+async def test_a_route_on_the_path_of_a_running_hub_is_refused(any_loop: str) -> None:
+    hub = Hub()
+    async with running(hub):
+        with pytest.raises(ValidationError, match="endpoint"):
+            hub.route("/ws")
+        async with websockets.connect(uri(hub)):
+            pass
+
+
+@pytest.mark.parametrize("timeout", ["5", None, -1, float("nan"), float("inf")])
+async def test_a_timeout_that_is_none_stops_nothing(timeout: Any) -> None:
+    hub = Hub()
+    async with running(hub):
+        with pytest.raises(ValidationError, match="timeout"):
+            await hub.stop(timeout)
+        async with websockets.connect(uri(hub)):
+            assert hub.get_connected_clients() == 1
+
+
+async def test_run_within_a_running_loop_tells_of_start() -> None:
+    hub = Hub()
+    with pytest.raises(HubStateError, match=r"await hub\.start"):
+        hub.run(port=0)
+    async with running(hub):
+        pass
+
+
+@pytest.mark.parametrize("hook", ["authenticate", "authorize_join", "authorize_publish"])
+def test_a_hook_that_cannot_be_called_is_refused(hook: str) -> None:
+    with pytest.raises(ValidationError, match="callable"):
+        Hub(**{hook: "somebody"})  # type: ignore[arg-type]
 
 
 async def test_H2_after_a_failed_bind_the_hub_can_be_stopped_and_started(any_loop: str) -> None:

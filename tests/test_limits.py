@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from support import TEXT, RawClient, encode, eventually, exchange, running
 
+from tests.support import TEXT, RawClient, encode, eventually, exchange, running
 from wsc_fast import Client, Hub, HubConfig
 from wsc_fast.limits import MAX_BUCKETS, Buckets, address_key
 

@@ -11,8 +11,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from support import TEXT, eventually, join, named, running
 
+from tests.support import TEXT, eventually, join, named, running
 from wsc_fast import (
     ACKConfig,
     ACKMessage,

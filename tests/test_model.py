@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model import Event, Model
-from support import RawClient, eventually, join, named, running
 
+from tests.model import Event, Model
+from tests.support import RawClient, eventually, join, named, running
 from wsc_fast import Client, Hub, HubConfig
 from wsc_fast.extensions import Deflate
 

@@ -23,18 +23,35 @@ from wsc_fast._core import DEBUG_BUILD, PICOWS_BUILT_FOR, check_picows
 ROOT = Path(__file__).parent.parent
 STUBS = sorted(ROOT.glob("wsc_fast/_core/*.pyi"))
 
-# The names of the contract that exist so far.
+# The names of the contract.
 PUBLIC = (
     "Hub",
     "HubConfig",
-    "HubStats",
+    "ACKConfig",
+    "RetryConfig",
     "Identity",
     "Client",
+    "HubMessage",
+    "ACKMessage",
+    "Priority",
+    "SendResult",
+    "SendAttempt",
     "SendFailureReason",
+    "HubStats",
+    "PendingACK",
+    "SQLiteOfflineStore",
+    "RedisOfflineStore",
+    "MemoryOfflineStore",
     "handle_websocket",
-    "Response",
     "Request",
+    "Response",
     "WSCError",
+    "ClientNotFoundError",
+    "ClientDisconnectedError",
+    "QueueFullError",
+    "RoomExistsError",
+    "RoomNotFoundError",
+    "UserOfflineError",
 )
 
 

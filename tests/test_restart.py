@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 import trustme
-from support import RawClient, eventually, exchange, running
 
+from tests.support import RawClient, eventually, exchange, running
 from wsc_fast import ConfigError, Hub, HubConfig, HubStateError, ValidationError, inherited_socket
 
 

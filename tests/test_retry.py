@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from support import RawClient, eventually, join, known, named, run_apart, running, stall
 
+from tests.support import RawClient, eventually, join, known, named, run_apart, running, stall
 from wsc_fast import (
     Client,
     ConfigError,

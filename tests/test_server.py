@@ -759,7 +759,6 @@ async def test_what_a_route_may_return(any_loop: str) -> None:
         "/201": (Response(status=201, body=b"x"), 201, "text/plain; charset=utf-8", b"x"),
         "/teapot": (Response(418), 418, "text/plain; charset=utf-8", b""),
         "/large": (b"x" * 3_000_000, 200, "application/octet-stream", b"x" * 3_000_000),
-        "/with?query": ("query", 404, "text/plain", b"404 Not Found\n"),
     }
     for path, (result, *_) in results.items():
         hub.route(path)(lambda request, result=result: result)
@@ -829,8 +828,8 @@ async def test_what_a_route_is_told() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["", "r", "/grö", 1, None, "/r"],
-    ids=["empty", "no-slash", "non-ascii", "1", "None", "twice"],
+    ["", "r", "/grö", "/with?query", "/with space", "/with#fragment", 1, None, "/r"],
+    ids=["empty", "no-slash", "non-ascii", "query", "space", "fragment", "1", "None", "twice"],
 )
 def test_a_route_that_cannot_be_served(path: Any) -> None:
     hub = Hub()

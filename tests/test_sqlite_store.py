@@ -18,9 +18,9 @@ from typing import Any
 
 import conftest
 import pytest
-from support import eventually
 from test_offline_stores import append, fill, ids
 
+from tests.support import eventually
 from wsc_fast.delivery import sqlite
 from wsc_fast.delivery.offline import StoredMessage
 from wsc_fast.delivery.sqlite import SQLiteOfflineStore

@@ -74,6 +74,9 @@ _ALLOWED_ORIGIN = re.compile(
     r"\*|(https?://)?((\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE
 ).fullmatch
 
+# What a Host header says.
+_ALLOWED_HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE).fullmatch
+
 _REASONS = tuple(str(reason) for reason in SendFailureReason)
 
 
@@ -89,6 +92,7 @@ def _is_network(text: str) -> bool:
 _REASON = (_REASONS.__contains__, f"one of {', '.join(_REASONS)}")
 _ITEMS: dict[str, tuple[Callable[[str], object], str]] = {
     "allowed_origins": (_ALLOWED_ORIGIN, "'https://host[:port]', '*.host' or '*'"),
+    "allowed_hosts": (_ALLOWED_HOST, "'host[:port]'"),
     "subprotocols": (_SUBPROTOCOL, "a token (RFC 9110 section 5.6.2)"),
     "trusted_proxies": (_is_network, "an IP address or network"),
     "retryable_errors": _REASON,

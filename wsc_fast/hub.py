@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import check_id
-from wsc_fast._core.frames import check_close_code
+from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import CHANGEABLE, HubConfig
 from wsc_fast.delivery.facade import Delivery
@@ -57,6 +57,7 @@ from wsc_fast.server import (
     Route,
     accept,
     check_listen_arguments,
+    check_path,
     head_of,
     picows_answer,
     refusal,
@@ -111,6 +112,9 @@ class Hub(Delivery):
         authorize_join: Callable[[Client, str], bool] | None = None,
         authorize_publish: Callable[[Client, str | bytes], bool] | None = None,
     ) -> None:
+        for hook in (authenticate, authorize_join, authorize_publish):
+            if hook is not None:
+                _checked_callback(hook)
         super().__init__()
         self._authenticate = authenticate
         self._authorize_publish = authorize_publish
@@ -297,10 +301,11 @@ class Hub(Delivery):
 
         Thread-safety: any thread. Source: Go `http.HandleFunc`.
         """
-        if not isinstance(path, str) or not path.startswith("/") or not path.isascii():
-            raise ValidationError(f"a route must be an ASCII path beginning with /, not {path!r}")
+        check_path("a route", path)
         if path in self._routes:
             raise ValidationError(f"the route {path!r} is served already")
+        if self.loop is not None and path == self._path:
+            raise ValidationError(f"the path {path!r} is the WebSocket endpoint")
 
         def register(fn: Route) -> Route:
             if inspect.iscoroutinefunction(fn):
@@ -364,11 +369,10 @@ class Hub(Delivery):
             self._forget_loop()
         if self.loop is not None:
             raise HubStateError("the hub runs already")
-        if not isinstance(path, str) or not path.startswith("/") or not path.isascii():
-            raise ValidationError(f"path must be ASCII and begin with /, not {path!r}")
+        check_path("path", path)
         if path in self._routes:
             raise ValidationError(f"the path {path!r} is served as a route already")
-        check_listen_arguments(host, port, sock)
+        check_listen_arguments(host, port, sock, ssl)
         self._certificate = None
         if keyfile is not None and certfile is None:
             raise ValidationError("keyfile needs a certfile")
@@ -382,7 +386,7 @@ class Hub(Delivery):
         self._path = path
         self._tls = ssl is not None
         where: dict[str, Any] = (
-            {"sock": sock} if sock is not None else {"host": host or None, "port": port}
+            {"sock": sock} if sock is not None else {"host": _each_once(host), "port": port}
         )
         own_accept = ssl is not None or type(loop).__module__.partition(".")[0] != "uvloop"
         server: asyncio.Server | None = None
@@ -397,6 +401,9 @@ class Hub(Delivery):
                 start_serving=not own_accept,
                 **where,
             )
+            if None in server.sockets:
+                # uvloop closes a socket that cannot listen, and tells nobody.
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
             if self.loop is not loop or self._stopping is not None:
                 raise HubStoppedError("the hub was stopped while it started")
             for listening in server.sockets:
@@ -420,8 +427,8 @@ class Hub(Delivery):
                 if self._acks is not None:
                     await self._acks.stop(0.0)
                 self._attach(None)
-            if isinstance(error, OSError):
-                raise _listen_error(error, host, port) from error
+            if isinstance(error, (OSError, UnicodeError)):
+                raise _listen_error(error, sock, host, port) from error
             raise
         if own_accept:
             server.close()
@@ -449,9 +456,13 @@ class Hub(Delivery):
         Args:
             timeout: seconds; what is not closed by then is aborted.
 
+        Raises:
+            ValidationError: the timeout is no number of seconds.
+
         Idempotent: a second call waits for the first. The hub can be started again afterwards.
         Thread-safety: any thread, from within any loop. Source: go-wsc `Stop`.
         """
+        _check_seconds("timeout", timeout)
         loop = self.loop
         if loop is None:
             return
@@ -576,8 +587,7 @@ class Hub(Delivery):
 
         Thread-safety: any thread, from within any loop.
         """
-        if type(period) not in (int, float) or not 0 <= period < math.inf:
-            raise ValidationError(f"period must be a number of seconds, not {period!r}")
+        _check_seconds("period", period)
         loop = self.loop
         if loop is None:
             return
@@ -654,12 +664,15 @@ class Hub(Delivery):
 
         Raises:
             SystemExit: the address cannot be listened on; its text says why in one line.
+            HubStateError: a loop runs in this thread already; there it is `await hub.start(...)`.
 
         Thread-safety: signals are handled only when called in the main thread.
         Source: go-wsc `go hub.Run()` with `http.ListenAndServe`.
         """
         import uvloop
 
+        if asyncio._get_running_loop() is not None:
+            raise HubStateError("run blocks the running loop: use `await hub.start(...)` in it")
         _raise_file_limit()
         signal_pipe_ignored = _ignore_sigpipe()
         try:
@@ -954,13 +967,13 @@ class Hub(Delivery):
             int: how many clients it was.
 
         Raises:
-            ValidationError: the code may not be sent, or the id is not a str.
+            ValidationError: the code may not be sent, or the reason or the id is not a str.
 
         Thread-safety: any thread.
         """
         if self._is_away():
             return self._on_loop(lambda: self.disconnect_user(user_id, code, reason))
-        check_close_code(code)
+        check_close(code, reason)
         clients = self.get_clients_by_user(user_id)
         for client in clients:
             client.disconnect(code, reason)
@@ -1125,21 +1138,37 @@ async def _logging_errors(result: Awaitable[Any]) -> None:
         log.exception("an on_error callback raised")
 
 
+def _check_seconds(what: str, value: object) -> None:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
+        raise ValidationError(f"{what} must be a number of seconds, not {value!r}")
+
+
 def _checked_callback(fn: F) -> F:
     if not callable(fn):
         raise ValidationError(f"a callback must be callable, not {type(fn).__name__}")
     return fn
 
 
-def _listen_error(error: OSError, host: Host, port: int) -> ListenError:
+def _each_once(host: Host) -> Host:
+    return (host or None) if isinstance(host, str) or host is None else list(dict.fromkeys(host))
+
+
+def _listen_error(
+    error: OSError | UnicodeError, sock: socket.socket | None, host: Host, port: int
+) -> ListenError:
     reasons = {
         errno.EADDRINUSE: "the address is in use",
         errno.EADDRNOTAVAIL: "the address is not one of this machine",
         errno.EACCES: "permission denied",
     }
-    reason = reasons.get(error.errno or 0, error.strerror or str(error))
+    if isinstance(error, UnicodeError):
+        number, reason = errno.EINVAL, "no host has such a name"
+    else:
+        number = error.errno or 0
+        reason = reasons.get(number, error.strerror or str(error))
     names = host if isinstance(host, str) or host is None else ", ".join(host)
-    return ListenError(error.errno, f"cannot listen on {names or '*'}:{port}: {reason}")
+    where = f"{names or '*'}:{port}" if sock is None else "the socket"
+    return ListenError(number, f"cannot listen on {where}: {reason}")
 
 
 def _raise_file_limit() -> None:

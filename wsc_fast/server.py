@@ -18,6 +18,7 @@ from functools import partial
 from hashlib import sha1
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
@@ -31,8 +32,6 @@ from wsc_fast.errors import ValidationError
 from wsc_fast.extensions import choose_subprotocol, negotiate_deflate
 
 if TYPE_CHECKING:
-    from ssl import SSLContext
-
     from wsc_fast.hub import Hub
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z").match
@@ -42,6 +41,8 @@ _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
 _WANTED_HOST = re.compile(r"((?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
 # Headers of an answer that are not the application's to set.
 _OUR_HEADERS = ("Content-Length", "Transfer-Encoding", "Connection")
+# What can stand before the ? of a request target.
+_PATH = re.compile(r"/[!-\"$->@-~]*\Z").match
 # 16 bytes in base64.
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z").match
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -521,9 +522,13 @@ class Acceptor:
             self._tls = {"ssl": ssl, "ssl_handshake_timeout": hub.config.handshake_timeout}
         self._shaking: dict[socket.socket, asyncio.Task[None]] = {}
         self._resuming: asyncio.TimerHandle | None = None
-        self._spare: int | None = os.open(os.devnull, os.O_RDONLY)
         listening.setblocking(False)
-        listening.listen(hub.config.backlog)
+        try:
+            listening.listen(hub.config.backlog)
+            self._spare: int | None = os.open(os.devnull, os.O_RDONLY)
+        except OSError:
+            listening.close()
+            raise
         self._loop.add_reader(listening, self._accept)
 
     @property
@@ -599,19 +604,62 @@ class Acceptor:
             os.close(self._spare)
 
 
+def check_path(what: str, path: object) -> None:
+    """Raises ValidationError for a path that no request target can be (RFC 9112 section 3.2.1)."""
+    if not isinstance(path, str) or not _PATH(path):
+        raise ValidationError(
+            f"{what} must begin with / and have only visible ASCII characters but ? and #, "
+            f"not {path!r}"
+        )
+
+
 def check_listen_arguments(
-    host: str | Sequence[str] | None, port: int, sock: socket.socket | None
+    host: str | Sequence[str] | None,
+    port: int,
+    sock: socket.socket | None,
+    ssl: SSLContext | None,
 ) -> None:
     """Raises ValidationError for what cannot be listened on.
 
     A Unix socket is among it: the hub sets TCP options and looks at TCP's state.
     """
+    if ssl is not None and not isinstance(ssl, SSLContext):
+        raise ValidationError(f"ssl must be an SSLContext or None, not {ssl!r}")
+    if ssl is not None and ssl.protocol == PROTOCOL_TLS_CLIENT:
+        raise ValidationError("ssl must be a context for a server, this one is for a client")
+    if sock is not None:
+        _check_socket(sock)
+        return
     if type(port) is not int or not 0 <= port <= 65535:
         raise ValidationError(f"port must be an int from 0 to 65535, not {port!r}")
-    hosts = (host,) if isinstance(host, str) else host or ()
-    if not isinstance(hosts, (tuple, list)) or not all(isinstance(name, str) for name in hosts):
+    hosts = (host or None,) if isinstance(host, str) or host is None else host
+    if not isinstance(hosts, (tuple, list)) or not hosts:
         raise ValidationError(f"host must be a str, a list of str or None, not {host!r}")
-    if any(name.startswith(("/", "unix:", "\0")) for name in hosts) or (
-        sock is not None and sock.family == getattr(socket, "AF_UNIX", None)
-    ):
+    for name in hosts:
+        if name is None:
+            continue
+        if not isinstance(name, str) or not name:
+            raise ValidationError(f"host must be a str, a list of str or None, not {host!r}")
+        if name.startswith(("/", "unix:", "\0")):
+            raise ValidationError("Unix sockets cannot be served: the hub needs TCP")
+        if not name.isprintable():
+            raise ValidationError(f"host {name!r} holds characters that no address has")
+
+
+def _check_socket(sock: socket.socket) -> None:
+    if not isinstance(sock, socket.socket):
+        raise ValidationError(f"sock must be a socket, not {sock!r}")
+    if sock.family == getattr(socket, "AF_UNIX", None):
         raise ValidationError("Unix sockets cannot be served: the hub needs TCP")
+    if sock.fileno() < 0:
+        raise ValidationError("sock is closed")
+    if sock.type != socket.SOCK_STREAM:
+        raise ValidationError("sock is no TCP socket")
+    try:
+        sock.getpeername()
+    except OSError:
+        pass
+    else:
+        raise ValidationError("sock is connected: it cannot listen")
+    if not sock.getsockname()[1]:
+        raise ValidationError("sock is not bound to an address")

@@ -26,4 +26,6 @@ cdef bytes encode_message(object message)
 cdef bytes encode_close(int code, str reason)
 
 # ValidationError unless the application may close with this code (section 7.4).
-cpdef int check_close_code(object code) except -1
+cdef int check_close_code(object code) except -1
+# Likewise, with this code and reason.
+cpdef int check_close(object code, object reason) except -1
