@@ -176,6 +176,7 @@ class Bench:
                 client_no_context_takeover=False,
                 server_no_context_takeover=False,
                 subprotocols=("chat", "v2"),
+                watchdog_timeout=0,  # there is no loop whose turns could be watched
             )
         )
         self.hub.on_message_received(self.hear)
