@@ -93,11 +93,11 @@ def pinned(core: int, *command: object) -> list[str]:
 
 
 class Serving:
-    """A server process that listens."""
+    """A process with this program, once it listens on its PORT."""
 
-    def __init__(self, name: str, core: int) -> None:
+    def __init__(self, program: str, core: int) -> None:
         self.port = free_port()
-        program = f"PORT = {self.port}\nMESSAGE = {MESSAGE!r}\n{SERVERS[name]}"
+        program = f"PORT = {self.port}\nMESSAGE = {MESSAGE!r}\n{program}"
         self.process = subprocess.Popen(
             pinned(core, sys.executable, "-c", program), stdout=subprocess.DEVNULL
         )
@@ -122,7 +122,7 @@ class Serving:
 
 def measure(name: str, cores: list[int], arguments: argparse.Namespace) -> dict[str, Any]:
     offer = "" if "plain" in name else OFFER
-    with Serving(name, cores[0]) as server:
+    with Serving(SERVERS[name], cores[0]) as server:
         before = psutil.Process(server.process.pid).cpu_times()
         options = (server.port, arguments.clients, arguments.window, arguments.seconds, offer)
         crowd = subprocess.run(
@@ -142,7 +142,7 @@ def measure(name: str, cores: list[int], arguments: argparse.Namespace) -> dict[
 
 def idle_memory(cores: list[int], clients: int, offer: str) -> float:
     """Bytes of resident memory per idle connection."""
-    with Serving("wsc_fast", cores[0]) as server:
+    with Serving(OURS, cores[0]) as server:
         process = psutil.Process(server.process.pid)
         before = process.memory_info().rss
         sockets = []

@@ -284,13 +284,7 @@ def spread(values: list[float], digits: int = 2) -> str:
 
 
 def throughput(
-    name: str,
-    what: str,
-    mode: str,
-    connections: int,
-    window: int,
-    targets: dict[str, float],
-    payload: int = 128,
+    name: str, what: str, mode: str, connections: int, window: int, targets: dict[str, float]
 ) -> Row:
     def per_cpu_second(result: Result) -> float:
         return float(result["deliveries"] / max(result["server_cpu_seconds"], 0.01))
@@ -315,7 +309,6 @@ def throughput(
     def measure(bench: Bench) -> list[Check]:
         options = ["--connections", str(connections), "--window", str(window)]
         options += ["--seconds", str(bench.seconds), "--warmup", str(bench.warmup)]
-        options += ["--payload", str(payload)]
         names = bench.servers(row.compared)
         row.results = {server: [] for server in names}
         for turn in range(bench.rounds):
@@ -508,17 +501,13 @@ ROWS = {
         throughput(
             "echo-w16", "echo, 100 clients, window 16", "echo", 100, 16, {"c": 0.55, "picows": 6}
         ),
-        # picows hands the payload on as it comes; we check that it is UTF-8 and make a str of it.
-        throughput(
-            "echo-1mb", "echo of 1 MB texts, 4 clients", "echo", 4, 1, {"picows": 1.0}, 1_000_000
-        ),
         Row("idle", measure_idle, ["wsc"]),
         Row("stalled", measure_stalled, ["wsc"]),
         Row("send", measure_send, ["wsc"]),
         Row("loop-stall", measure_loop_stall, ["wsc"]),
     )
 }
-RATE_ROWS = ("fanout-w32", "fanout-w1", "room-w32", "echo-w1", "echo-w16", "echo-1mb")
+RATE_ROWS = ("fanout-w32", "fanout-w1", "room-w32", "echo-w1", "echo-w16")
 
 
 # ---- report ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import signal
 import socket
 import ssl
@@ -233,6 +234,49 @@ def test_run_in_a_thread_ends_with_stop_from_another() -> None:
             ws.recv(timeout=10)
     assert ended.wait(10)
     assert hub.loop is None
+
+
+ECHO = """
+    import threading, time
+    from wsc_fast import Hub, HubConfig, HubStateError
+
+    hub = Hub()
+    hub.on_message_received(lambda client, message: client.send(message))
+
+    def announce():
+        while True:
+            try:
+                print(hub.port, flush=True)
+                return
+            except HubStateError:
+                time.sleep(0.005)
+
+    threading.Thread(target=announce).start()
+    hub.run(port=0)
+"""
+
+
+@pytest.mark.skipif(
+    any(name in os.environ for name in ("LD_PRELOAD", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")),
+    reason="malloc is somebody else's here",
+)
+def test_run_has_the_memory_of_large_messages_used_again() -> None:
+    def faults(process: psutil.Process) -> int:
+        return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+    message = "x" * 1_000_000
+    with Script(ECHO) as script:
+        server = psutil.Process(script.process.pid)
+        with connect(f"ws://127.0.0.1:{script.port()}/ws", compression=None) as ws:
+            for count in (10, 100):
+                before = faults(server)
+                for _ in range(count):
+                    ws.send(message)
+                    assert ws.recv() == message
+            # Memory from the kernel each time would be 250 pages for each copy of the message.
+            assert (faults(server) - before) / 100 < 50
+        script.process.send_signal(signal.SIGTERM)
+        assert script.finish()[0] == 0
 
 
 # --- where it listens ---
