@@ -8,7 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support import CLOSE, PING, TEXT, RawClient, eventually, only_client, running
+from tests.support import (
+    CLOSE,
+    PING,
+    TEXT,
+    RawClient,
+    eventually,
+    exchange,
+    join,
+    named,
+    only_client,
+    running,
+)
 from wsc_fast import Hub, HubConfig, HubStats
 
 GAUGES = {"connected_clients", "active_rooms", "connections", "queued_messages", "queued_bytes"}
@@ -150,3 +161,28 @@ async def test_every_kind_of_error_is_in_the_error_count() -> None:
             assert (await client.recv()).code == 1002
         stats = hub.get_stats()
         assert (stats.callback_errors, stats.protocol_errors, stats.error_count) == (1, 1, 2)
+
+
+async def test_B15_no_name_of_a_peer_or_a_room_becomes_a_name_of_the_stats() -> None:
+    def names(stats: HubStats) -> set[str]:
+        found = set(stats.__struct_fields__)
+        for field in stats.__struct_fields__:
+            value = getattr(stats, field)
+            if isinstance(value, dict):
+                found |= {f"{field}.{key}" for key in value}
+        return found
+
+    hub = Hub(authenticate=named)
+    before = names(hub.get_stats())
+    async with running(hub):
+        for number in range(1_000):
+            hub.create_room(f'a"}} {number}')
+        for number in range(50):
+            request = f"GET /{number} HTTP/1.1\r\nHost: x\r\nX-{number}: 1\r\n\r\n".encode()
+            assert (await exchange(hub, request)).startswith(b"HTTP/1.1 404 ")
+            raw, client = await join(hub, f"{number}&user=u{number}")
+            with raw:
+                hub.join_room(client.id, f'a"}} {number}')
+        stats = hub.get_stats()
+        assert (stats.active_rooms, stats.rejected["request"]) == (1_000, 50)
+        assert names(stats) == before

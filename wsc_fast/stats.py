@@ -114,7 +114,9 @@ def snapshot(
     delivery: dict[str, int],
 ) -> HubStats:
     """Builds the HubStats from the engine's raw counters and those of the delivery half."""
-    sends = counters["sends"]
+    sends = counters.pop("sends")
+    total = counters.pop("connections")
+    same = {name: counters[name] for name in HubStats.__struct_fields__ if name in counters}
     return HubStats(
         connected_clients=connected_clients,
         active_rooms=active_rooms,
@@ -126,45 +128,25 @@ def snapshot(
         ),
         start_time=start_time,
         uptime=uptime,
-        messages_in=counters["messages_in"],
-        bytes_in=counters["bytes_in"],
-        messages_out=counters["messages_out"],
-        bytes_out=counters["bytes_out"],
-        deliveries=counters["deliveries"],
-        frames_sent=counters["frames_sent"],
         send_calls=sends,
-        flushes=counters["flushes"],
         messages_per_send=counters["frames_sent"] / sends if sends else 0.0,
-        partial_sends=counters["partial_sends"],
         compressed_frames=counters["compressed"],
-        conflated=counters["conflated"],
         dropped={
             "drop_oldest": counters["dropped_oldest"],
             "drop_newest": counters["dropped_newest"],
             "slow_consumer": counters["dropped_slow"],
             "conn_closed": counters["dropped_closed"],
         },
-        refused=counters["refused"],
         slow_consumer_disconnects=counters["slow_disconnects"],
-        queued_messages=counters["queued_messages"],
-        queued_bytes=counters["queued_bytes"],
         connections=connections,
-        connections_total=counters["connections"],
-        replaced_clients=counters["replaced_clients"],
+        connections_total=total,
         rejected={
-            "full": counters["rejected_full"],
-            "origin": counters["rejected_origin"],
-            "auth": counters["rejected_auth"],
-            "request": counters["rejected_request"],
-            "address": counters["rejected_address"],
-            "rate": counters["rejected_rate"],
-            "handshakes": counters["rejected_handshakes"],
+            name.removeprefix("rejected_"): count
+            for name, count in counters.items()
+            if name.startswith("rejected_")
         },
-        rate_limited=counters["rate_limited"],
         unauthorized=unauthorized,
-        protocol_errors=counters["protocol_errors"],
-        heartbeat_timeouts=counters["heartbeat_timeouts"],
-        callback_errors=counters["callback_errors"],
         longest_flush=longest_flush,
+        **same,
         **delivery,
     )
