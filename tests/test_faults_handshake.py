@@ -153,6 +153,33 @@ async def test_B1_two_origins_are_403_in_whatever_order(origins: tuple[str, ...]
         assert status(await exchange(hub, request)) == 403
 
 
+@QUIET
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://{host}.evil.example:{port}",
+        "http://evil.{host}:{port}",
+        "http://evil{host}:{port}",
+        "http://{host}@evil.example:{port}",
+        "http://{host}",
+        "http://{host}:{port}0",
+        "http://evil.example:{port}",
+    ],
+)
+async def test_B1_an_origin_that_only_resembles_the_hosts_own_is_403(origin: str) -> None:
+    hub = Hub(authenticate=named)
+    async with watched(hub):
+        for host in ("127.0.0.1", "app.example"):
+            own = f"{host}:{hub.port}"
+            headers = [("Origin", origin.format(host=host, port=hub.port))]
+            request = RawClient.request(hub, "/ws?id=a", headers, Host=own)
+            assert status(await exchange(hub, request)) == 403
+        with await RawClient.open(
+            hub, "/ws?id=b", headers=[("Origin", f"http://127.0.0.1:{hub.port}")]
+        ):
+            pass
+
+
 # --- B3: what is pipelined behind any refusal
 
 
