@@ -146,7 +146,7 @@ async def test_certificates_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.pem"):
         await hub.start(port=0, certfile=str(tmp_path / "none.pem"))
     with pytest.raises(ValidationError, match="not both"):
-        await hub.start(port=0, certfile="x", ssl=ssl.create_default_context())
+        await hub.start(port=0, certfile="x", ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     async with running(hub):
         with pytest.raises(HubStateError, match="certfile"):
             hub.reload_certificate()
