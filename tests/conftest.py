@@ -11,15 +11,15 @@ import logging
 import socket
 import ssl
 import sys
-from typing import Any
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import trustme
 import uvloop
 
-from wsc_fast import Hub
 from tests.support import RawClient
+from wsc_fast import Hub
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
