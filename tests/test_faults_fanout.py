@@ -50,41 +50,9 @@ from wsc_fast import (
     WSCError,
 )
 
-<<<<<<< HEAD
 # Broadcasts through batches, however few the clients, and without.
 pytestmark = pytest.mark.usefixtures("either_way")
 
-TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-BOUNDLESS: dict[str, Any] = {"outbox_messages": 1 << 20, "outbox_bytes": 1 << 30}
-
-
-@asynccontextmanager
-async def crowd(
-    hub: Hub,
-    count: int,
-    *,
-    server_tls: ssl.SSLContext | None = None,
-    client_tls: ssl.SSLContext | None = None,
-    rcvbuf: int | None = None,
-) -> AsyncIterator[dict[str, RawClient]]:
-    """A running hub with clients c0, c1, ... in that order."""
-    async with running(hub, ssl=server_tls):
-        raws: dict[str, RawClient] = {}
-        try:
-            for number in range(count):
-                path = f"/ws?id=c{number}"
-                if server_tls is not None and client_tls is not None:
-                    raw: RawClient = await TLSClient.open_tls(hub, client_tls, path, rcvbuf=rcvbuf)
-                else:
-                    raw = await RawClient.open(hub, path, rcvbuf=rcvbuf)
-                raws[f"c{number}"] = raw
-            yield raws
-        finally:
-            for raw in raws.values():
-                raw.close()
-
-=======
->>>>>>> 7b88c5c (What start, run, stop and the hooks cannot take is refused with a word about it; helpers of the tests stand once)
 
 async def texts(raw: RawClient, end: bytes = b"end") -> list[str]:
     """What comes up to a message `end`, or up to the close frame, as text."""

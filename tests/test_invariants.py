@@ -37,48 +37,9 @@ from tests.support import (
 )
 from wsc_fast import Client, Hub, HubConfig, SendError, WSCError
 
-<<<<<<< HEAD
-TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-BOUNDLESS: dict[str, Any] = {"outbox_messages": 1 << 20, "outbox_bytes": 1 << 30}
 # Broadcasts through batches, however few the clients, and without.
 pytestmark = pytest.mark.usefixtures("either_way")
 
-
-@asynccontextmanager
-async def crowd(
-    hub: Hub,
-    count: int,
-    tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
-    rcvbuf: int | None = None,
-) -> AsyncIterator[dict[str, RawClient]]:
-    """A running hub with clients c0, c1, ...; `tls` are the contexts of server and client."""
-    async with running(hub, ssl=tls[0] if tls else None):
-        raws: dict[str, RawClient] = {}
-        try:
-            for number in range(count):
-                path = f"/ws?id=c{number}"
-                raws[f"c{number}"] = (
-                    await TLSClient.open_tls(hub, tls[1], path, rcvbuf=rcvbuf)
-                    if tls
-                    else await RawClient.open(hub, path, rcvbuf=rcvbuf)
-                )
-            yield raws
-        finally:
-            for raw in raws.values():
-                raw.close()
-
-
-@contextmanager
-def traced() -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        yield
-    finally:
-        tracemalloc.stop()
-
-
-=======
->>>>>>> 7b88c5c (What start, run, stop and the hooks cannot take is refused with a word about it; helpers of the tests stand once)
 # --- 1. A payload is framed once per call, however many receive it ---
 
 
