@@ -255,7 +255,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def queued_messages(self):
         """int: frames that wait to be sent to it."""
         if self.engine.in_batch(self) and not self.apart:
-            return len(self.engine.batch_frames)
+            return len(self.engine._batch_frames)
         return self.box.count
 
     @property

@@ -773,7 +773,7 @@ cdef class Engine(Fanout):
             nbytes += sink.box.nbytes
         if self.batch_items is not None:
             waiting = PyList_GET_SIZE(self.batch_items) - PyList_GET_SIZE(self.batch_apart)
-            messages += waiting * PyList_GET_SIZE(self.batch_frames)
+            messages += waiting * PyList_GET_SIZE(self._batch_frames)
             nbytes += waiting * self.batch_bytes
         counters["compressed"] = 0 if self.codec is None else self.codec.compressions
         counters["queued_messages"] = messages

@@ -94,8 +94,8 @@ cdef class Fanout:
         self.stalled = set()
         self.batch_items = None
         # Below these a batch costs more than it saves.
-        self.batch_least = 32
-        self.batch_share = 8
+        self._batch_least = 32
+        self._batch_share = 8
         self.budget = 0.005
         self._flush_callback = None
         self.jobs = <Job*>PyMem_Malloc(PLAN_JOBS * sizeof(Job))
@@ -178,14 +178,14 @@ cdef class Fanout:
         cdef Py_ssize_t busy = PyList_GET_SIZE(self.dirty) + len(self.stalled)
         cdef Py_ssize_t size = PyList_GET_SIZE(items)
         cdef Sink sink
-        if size < self.batch_least or busy * self.batch_share > size:
+        if size < self._batch_least or busy * self._batch_share > size:
             return False
         if (<Sink>PyList_GET_ITEM(items, 0)).fd < 0:
             return False  # mostly that means TLS for all
         if not self.scheduled:
             self.schedule()
         self.batch_set = members
-        self.batch_frames = []
+        self._batch_frames = []
         self.batch_twins = []
         self.batch_apart = []
         self.batch_bytes = 0
@@ -207,10 +207,10 @@ cdef class Fanout:
             if not self.begin_batch(items, members):
                 return False
         else:
-            count = PyList_GET_SIZE(self.batch_frames)
+            count = PyList_GET_SIZE(self._batch_frames)
             if (
                 self.batch_items is not items
-                or PyList_GET_SIZE(self.batch_apart) * self.batch_share > PyList_GET_SIZE(items)
+                or PyList_GET_SIZE(self.batch_apart) * self._batch_share > PyList_GET_SIZE(items)
                 # What an outbox would refuse, or one send would not take.
                 or count and (
                     count >= min(self.limits.messages, <Py_ssize_t>SEND_IOVS)
@@ -221,7 +221,7 @@ cdef class Fanout:
         if skipped is not None:
             for sink in skipped:
                 self.claim(sink)
-        self.batch_frames.append(frame)
+        self._batch_frames.append(frame)
         self.batch_twins.append(None)
         self.batch_bytes += size
         return True
@@ -239,16 +239,16 @@ cdef class Fanout:
             try:
                 cache = self.batch_cache(index)
                 if cache[window] is None:
-                    cache[window] = self.twin(self.batch_frames[index], window)
+                    cache[window] = self.twin(self._batch_frames[index], window)
                 return PyList_GET_ITEM(cache, window)
             except MemoryError:
                 pass  # as it is, it will do too
-        return PyList_GET_ITEM(self.batch_frames, index)
+        return PyList_GET_ITEM(self._batch_frames, index)
 
     cdef bint owe(self, Sink sink) except -1:
         """Puts the batch into a member's own outbox, which is empty; False: there is no memory."""
         cdef Py_ssize_t i
-        for i in range(PyList_GET_SIZE(self.batch_frames)):
+        for i in range(PyList_GET_SIZE(self._batch_frames)):
             if outbox_push(
                 &sink.box, &self.limits, &self.counters,
                 self.batch_form(i, sink.window), NULL, RUN_NORMAL,
@@ -324,7 +324,7 @@ cdef class Fanout:
             sink.apart = False
         self.batch_items = None
         self.batch_set = None
-        self.batch_frames = None
+        self._batch_frames = None
         self.batch_twins = None
         self.batch_apart = None
         return 0
@@ -344,7 +344,7 @@ cdef class Fanout:
         memset(&box, 0, sizeof(Outbox))
         box.ring = ring
         box.capacity = SEND_IOVS
-        box.count = <unsigned int>PyList_GET_SIZE(self.batch_frames)
+        box.count = <unsigned int>PyList_GET_SIZE(self._batch_frames)
         self.batch_at = 0
         while self.batch_at < size and planned < PLAN_JOBS:
             if self.batch_at + AHEAD < size:

@@ -85,7 +85,7 @@ cdef Py_ssize_t push_all(
     queued = PyList_GET_SIZE(items) - PyList_GET_SIZE(fanout.batch_apart)
     fanout.counters.deliveries += queued
     if PyList_GET_SIZE(fanout.batch_apart):
-        last = PyList_GET_SIZE(fanout.batch_frames) - 1
+        last = PyList_GET_SIZE(fanout._batch_frames) - 1
         queued += push_each(fanout, fanout.batch_apart, frame, NULL, fanout.batch_cache(last))
     return queued
 

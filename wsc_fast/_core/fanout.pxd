@@ -58,14 +58,14 @@ cdef class Fanout:
         set stalled                 # of Sink: those that are blocked
         list batch_items            # of Sink: the set that the batch is for; None: there is none
         object batch_set            # the MemberSet of these items; None: all clients of the hub
-        readonly list batch_frames  # bytes, in the order of the calls; None: there is no batch
+        readonly list _batch_frames  # bytes, in the order of the calls; None: there is no batch
         list batch_twins            # for each frame a list of its twins by window, or None
         list batch_apart            # of Sink: members with `apart`
         Py_ssize_t batch_bytes      # of the frames
         Py_ssize_t batch_at         # how far in the items the plan came
-        # Smaller sets have no batch, nor those of which more than one in `batch_share` is apart.
-        public Py_ssize_t batch_least
-        public Py_ssize_t batch_share
+        # Smaller sets have no batch, nor those of which more than one in `_batch_share` is apart.
+        public Py_ssize_t _batch_least
+        public Py_ssize_t _batch_share
         bint scheduled
         object _flush_callback      # bound method, made once
         Job* jobs
