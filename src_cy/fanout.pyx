@@ -346,11 +346,14 @@ cdef class Fanout:
         box.capacity = SEND_IOVS
         box.count = <unsigned int>PyList_GET_SIZE(self._batch_frames)
         self.batch_at = 0
+        self.batch_leaves = False
         while self.batch_at < size and planned < PLAN_JOBS:
             if self.batch_at + AHEAD < size:
                 wsc_prefetch(&(<Sink>PyList_GET_ITEM(self.batch_items, self.batch_at + AHEAD)).fd)
             sink = PyList_GET_ITEM(self.batch_items, self.batch_at)
-            if not (<Sink>sink).apart:
+            if (<Sink>sink).fd < 0:
+                self.batch_leaves = True  # it writes through its transport, from its own outbox
+            elif not (<Sink>sink).apart:
                 window = (<Sink>sink).window
                 if not prepared[window]:
                     for i in range(box.count):
@@ -395,9 +398,11 @@ cdef class Fanout:
                 self.jobs[kept] = job[0]
                 self.jobs[kept].position = sink.dirty_at
                 kept += 1
-        for i in range(self.batch_at, PyList_GET_SIZE(self.batch_items)):
+        for i in range(
+            0 if self.batch_leaves else self.batch_at, PyList_GET_SIZE(self.batch_items)
+        ):
             sink = <Sink>PyList_GET_ITEM(self.batch_items, i)
-            if not sink.apart and not self.owe(sink):
+            if not sink.apart and (i >= self.batch_at or sink.fd < 0) and not self.owe(sink):
                 failing.append(sink)
         self.forget_batch()
         for sink in failing:

@@ -330,6 +330,25 @@ async def test_compressed_once_for_each_window(either_way: bool, to_room: bool) 
             await client.close()
 
 
+async def test_clients_with_a_context_of_their_own(either_way: bool, to_room: bool) -> None:
+    # They have no descriptor to write to (fanout.pyx, rule 3).
+    settings = {"enable_compression": True, "server_no_context_takeover": False}
+    async with crowd(to_room, compression_threshold=1, **settings) as here:
+        clients = [await websockets.connect(uri(here.hub, f"/ws?id=w{n}")) for n in range(4)]
+        for number in range(4):
+            await eventually(lambda number=number: here.hub.get_client_by_id(f"w{number}"))
+            here.hub.join_room(f"w{number}", "room")
+        texts = [f"compress me {number} " * 50 for number in range(3)]
+        for text in texts:
+            assert here.cast(text) == COUNT + 4
+        here.cast("end")
+        for client in clients:
+            assert [await client.recv() for _ in range(4)] == [*texts, "end"]
+        assert await here.heard(3) == texts
+        for client in clients:
+            await client.close()
+
+
 def test_small_sets_have_none() -> None:
     hub = Hub()
     assert hub._batch_least > 1

@@ -63,6 +63,7 @@ cdef class Fanout:
         list batch_apart            # of Sink: members with `apart`
         Py_ssize_t batch_bytes      # of the frames
         Py_ssize_t batch_at         # how far in the items the plan came
+        bint batch_leaves           # it left out some before that, which have no descriptor
         # Smaller sets have no batch, nor those of which more than one in `_batch_share` is apart.
         public Py_ssize_t _batch_least
         public Py_ssize_t _batch_share
