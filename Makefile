@@ -13,10 +13,15 @@ SEED ?= 1
 
 SOURCES := setup.py pyproject.toml $(wildcard src_cy/*.pyx src_cy/*.h wsc_fast/_core/*.pxd)
 BUILT := $(VENV)/.built
-DEBUG_TREE := build/debug
 SANITIZE ?=
-DEBUG_ENV = $(if $(SANITIZE),LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc,PYTHONMALLOC=debug)
+DEBUG_TREE := build/debug$(SANITIZE:%=-%)
+# A sanitizer looks into nothing smaller than a malloc, so it takes the place of Python's allocator. That
+# of addresses has to be loaded before Python. Leaks are the tests' own business: Python keeps what it
+# has interned until its end.
+DEBUG_ENV = $(if $(SANITIZE),PYTHONMALLOC=malloc,PYTHONMALLOC=debug) \
+	$(if $(findstring address,$(SANITIZE)),LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1) \
+	$(if $(findstring undefined,$(SANITIZE)),UBSAN_OPTIONS=print_stacktrace=1)
 
 .PHONY: run test conformance torture soak fuzz lint format bench debug dist clean
 

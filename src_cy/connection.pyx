@@ -45,6 +45,7 @@ from wsc_fast._core.frames cimport (
     encode,
     encode_close,
 )
+from wsc_fast._core.memory cimport A_GUARD, born, died
 from wsc_fast._core.outbox cimport (
     CLOSED,
     CLOSING,
@@ -109,8 +110,12 @@ cdef class Guard:
         object stream              # the asyncio transport
 
     def __cinit__(self, Receiver client not None, stream):
+        born(A_GUARD)
         self.client = client
         self.stream = stream
+
+    def __dealloc__(self):
+        died(A_GUARD)
 
     def isEnabledFor(self, level):
         return False
@@ -450,6 +455,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 self.take_over()
                 self.feed(frame.payload_ptr + frame.payload_size, frame.tail_size)
         except BaseException as error:
+            self.deaf = True
             self.failed(error)
 
     cpdef send_user_specific_ping(self, WSTransport transport):
@@ -675,9 +681,12 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         return self.begin_close(code, "")
 
     cdef int failed(self, object error) except -1:
-        self.engine._report(self, error)
-        if self.state <= OPEN:
-            self.begin_close(1011, "")
+        self.failing = self.failing or self.deaf
+        try:
+            self.engine._report(self, error)
+        finally:
+            if self.state <= OPEN:
+                self.begin_close(1011, "")
         return 0
 
     # --- sending ---
@@ -729,6 +738,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef double since_data = 0
         cdef unsigned long long acked = 0
         cdef double idle = now - self.last_seen
+        if self.state != OPEN:
+            return self.engine.expel(self)  # there was no memory for it when it left
         if self.may_close():
             outbox_trim(&self.box)
         if self.secure and (
@@ -782,15 +793,19 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.end_code is None:
             self.end_code = code
             self.end_reason = reason
-        self.leave()
-        self.close_timer = self.engine.loop.call_later(
-            self.engine.close_timeout, self._abort_for_timeout
-        )
-        if outbox_close(&self.box, <PyObject*>frame) == NO_MEMORY:
-            return self.abort()
-        self.close_queued = True
-        self.resume_reading(PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE)
-        return self.engine.mark(self)
+        try:
+            self.leave()
+            self.close_timer = self.engine.loop.call_later(
+                self.engine.close_timeout, self._abort_for_timeout
+            )
+            if outbox_close(&self.box, <PyObject*>frame) == NO_MEMORY:
+                return self.abort()
+            self.close_queued = True
+            self.resume_reading(PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE)
+            return self.engine.mark(self)
+        except BaseException:
+            self.abort()
+            raise
 
     cdef int leave(self) except -1:
         """CLOSING: out of every set, with nothing more to hear."""
@@ -902,37 +917,33 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.engine.set_blocked(self, False)
         if self.state == CLOSED or self.stream is None:
             return 0
-        if self.state < CLOSING:
-            self.leave()
         self.state = CLOSED
         self.deaf = True
+        self.fd = -1
+        self.parts = None
+        self.held = None
         self.tail = None
         self.context = None
-        self.engine.closing.discard(self)
-        self.engine.unmark(self)
         if self.end_code is None:
             self.end_code = 1006
-        if self.engine.limits.witness != NULL and self.box.count:
-            frames = outbox_data(&self.box)
-            if self.close_queued:
-                frames.pop()  # the last one is our close frame
+        self.engine.unmark(self)
+        self.engine.closing.discard(self)
+        self.engine.connections -= 1
+        try:
+            if self.engine.limits.witness != NULL and self.box.count:
+                frames = outbox_data(&self.box)
+                if self.close_queued:
+                    frames.pop()  # the last one is our close frame
+            self.engine.expel(self)
+            self.end_timers()
+        except BaseException as error:
+            self.engine._report(self, error)
         lost = outbox_clear(&self.box)
         if lost and self.close_queued:
             lost -= 1
         self.engine.counters.dropped_closed += lost
         self.box.dropped += lost
-        self.fd = -1
-        if self.close_timer is not None:
-            self.close_timer.cancel()
-            self.close_timer = None
-        if self.rate_timer is not None:
-            self.rate_timer.cancel()
-            self.rate_timer = None
-        if self.authenticating is not None:
-            self.authenticating.cancel()
-            self.authenticating = None
         self.let_go()
-        self.engine.connections -= 1
         if frames:
             try:
                 self.engine.lose(self, frames, self.end or "conn_closed", None)
@@ -944,16 +955,29 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.engine._report(self, error)
         return 0
 
+    cdef int end_timers(self) except -1:
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+            self.close_timer = None
+        if self.rate_timer is not None:
+            self.rate_timer.cancel()
+            self.rate_timer = None
+        if self.authenticating is not None:
+            self.authenticating.cancel()
+            self.authenticating = None
+        return 0
+
     cdef int let_go(self) except -1:
         """Undoes by hand what made a cycle, so that nothing waits for the garbage collector."""
         cdef WSTransport transport = self.transport
+        cdef object stream = self.stream
+        self.transport = None
+        self.write = None
+        self.stream = None
         if transport is not None:
             (<Guard>transport._logger).client = None
-            transport.underlying_transport = self.stream
+            transport.underlying_transport = stream
             transport.is_disconnected = True
             if not transport.disconnected_future.done():
                 transport.disconnected_future.set_result(None)
-            self.transport = None
-        self.write = None
-        self.stream = None
         return 0

@@ -9,11 +9,19 @@ message, and so forgets its window.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Free
 from libc.stdint cimport uint8_t
 from libc.string cimport memset
 
 from wsc_fast._core.frames cimport RSV1_BIT, encode
+from wsc_fast._core.memory cimport (
+    A_CODEC,
+    A_CONTEXT,
+    allocate,
+    born,
+    died,
+    reallocate,
+)
 
 cdef extern from "zlib_abi.h" nogil:
     enum:
@@ -38,6 +46,7 @@ cdef extern from "zlib_abi.h" nogil:
 cdef enum:
     MEMORY_LEVEL = 8
     LARGEST_WINDOW = 15
+    LARGEST_PAYLOAD = 1 << 30
     # What scratch memory is kept between messages.
     KEPT_SCRATCH = 65536
     # A flush of a deflater adds an empty block, and stored blocks add five bytes each 16 KiB or so.
@@ -60,14 +69,25 @@ def zlib_version():
     return wsc_z_version().decode("ascii") if found else None
 
 
+cdef void* take_memory(void* opaque, unsigned int items, unsigned int size) noexcept:
+    # Of Python, so that tracemalloc and the debug build know of it.
+    return allocate(<size_t>items * size)
+
+
+cdef void give_memory(void* opaque, void* memory) noexcept:
+    PyMem_Free(memory)
+
+
 cdef wsc_zstream* new_stream() except NULL:
     cdef wsc_zstream* z
     if not found:
         raise RuntimeError("compression needs the zlib library (libz.so.1), and there is none")
-    z = <wsc_zstream*>PyMem_Malloc(sizeof(wsc_zstream))
+    z = <wsc_zstream*>allocate(sizeof(wsc_zstream))
     if z == NULL:
         raise MemoryError("no memory for compression")
     memset(z, 0, sizeof(wsc_zstream))
+    z.zalloc = take_memory
+    z.zfree = give_memory
     return z
 
 
@@ -111,6 +131,7 @@ cdef class Codec:
     """
 
     def __cinit__(self, int level, Py_ssize_t threshold):
+        born(A_CODEC)
         self.level = level
         self.threshold = threshold
         self.inflater = new_inflater(LARGEST_WINDOW)
@@ -122,25 +143,26 @@ cdef class Codec:
             free_deflater(self.deflaters[window])
         free_inflater(self.inflater)
         PyMem_Free(self.scratch)
+        died(A_CODEC)
 
     cdef int reserve(self, Py_ssize_t size) except -1:
         cdef void* memory
         if size > self.capacity:
-            memory = PyMem_Realloc(self.scratch, size)
+            memory = reallocate(self.scratch, size)
             if memory == NULL:
                 raise MemoryError("no memory for compression")
             self.scratch = <uint8_t*>memory
             self.capacity = size
         return 0
 
-    cdef int shrink(self) except -1:
+    cdef void shrink(self) noexcept:
         # After a large message, once its result has been copied out of the scratch memory.
+        cdef void* memory
         if self.capacity > KEPT_SCRATCH:
-            PyMem_Free(self.scratch)
-            self.scratch = NULL
-            self.capacity = 0
-            self.reserve(KEPT_SCRATCH)
-        return 0
+            memory = reallocate(self.scratch, KEPT_SCRATCH)
+            if memory != NULL:
+                self.scratch = <uint8_t*>memory
+                self.capacity = KEPT_SCRATCH
 
     cdef bytes twin(self, bytes frame, int window):
         """The compressed form of a plain frame, or the frame itself where that is no shorter."""
@@ -156,8 +178,9 @@ cdef class Codec:
         cdef Py_ssize_t used = 0
         cdef bytes result
         size -= head
-        if data[0] & 8 or size < self.threshold or size == 0:
-            return frame  # a control frame (section 6.1), or not worth it
+        # A control frame (section 6.1), not worth it, or more than zlib takes at once.
+        if data[0] & 8 or size < self.threshold or size == 0 or size > LARGEST_PAYLOAD:
+            return frame
         self.compressions += 1
         self.reserve(size + (size >> 8) + SLACK)
         z.next_in = data + head
@@ -235,6 +258,7 @@ cdef class Context:
     """
 
     def __cinit__(self, Codec codec not None, int server_window, int client_window):
+        born(A_CONTEXT)
         self.codec = codec
         self.server_window = server_window
         self.client_window = client_window
@@ -242,6 +266,7 @@ cdef class Context:
     def __dealloc__(self):
         free_deflater(self.deflater)
         free_inflater(self.inflater)
+        died(A_CONTEXT)
 
     cdef bytes pack(self, bytes frame):
         if self.deflater == NULL:

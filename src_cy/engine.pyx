@@ -19,6 +19,7 @@ from libc.string cimport memset
 from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.frames cimport FIN_TEXT, encode, encode_message
 from wsc_fast._core.members cimport MemberSet, Room, push_all
+from wsc_fast._core.memory cimport AN_ENGINE, born, died
 from wsc_fast._core.outbox cimport (
     DISCONNECT,
     DROP_NEWEST,
@@ -96,12 +97,16 @@ cdef class Engine(Fanout):
     """Base of Hub: what it does with clients, users, rooms and messages (internal)."""
 
     def __cinit__(self):
+        born(AN_ENGINE)
         self.clients = {}
         self.users = {}
         self.rooms = {}
         self.closing = set()
         self.everyone = []
         self.message_handlers = ()
+
+    def __dealloc__(self):
+        died(AN_ENGINE)
 
     # --- the loop and the configuration (for hub.py) ---
 
@@ -172,8 +177,15 @@ cdef class Engine(Fanout):
     # --- who is here (for connection.pyx) ---
 
     cdef int admit(self, Sink sink) except -1:
-        """Makes a connection one of the hub's clients; its id must be free."""
+        """Makes a connection one of the hub's clients; its id must be free.
+
+        Where memory runs out it is in some of the sets, and `expel` takes it out of them.
+        """
         cdef MemberSet user
+        self.everyone.append(sink)
+        sink.slot = PyList_GET_SIZE(self.everyone) - 1
+        if self.batch_items is self.everyone:
+            self.enter_batch(sink)
         if sink.user_id != sink.id:
             user = self.users.get(sink.user_id)
             if user is None:
@@ -181,10 +193,6 @@ cdef class Engine(Fanout):
                 self.users[sink.user_id] = user
             user.add(sink)
         self.clients[sink.id] = sink
-        sink.slot = PyList_GET_SIZE(self.everyone)
-        self.everyone.append(sink)
-        if self.batch_items is self.everyone:
-            self.enter_batch(sink)
         return 0
 
     cdef int expel(self, Sink sink) except -1:
@@ -195,20 +203,21 @@ cdef class Engine(Fanout):
             return 0
         if self.in_batch(sink):
             self.leave_batch(sink)
+        if sink.memberships is not None:
+            for members in list(sink.memberships):
+                (<MemberSet>members).discard(sink)
+        user = self.users.get(sink.user_id)
+        if user is not None and user.size() == 0:
+            del self.users[sink.user_id]
+        # Compared by identity: the id may belong to the connection that replaced this one.
+        if self.clients.get(sink.id) is sink:
+            del self.clients[sink.id]
+        # Last, so that what did not come to its end, for want of memory, is done the next time.
         last = <Sink>self.everyone.pop()
         if last is not sink:
             self.everyone[sink.slot] = last
             last.slot = sink.slot
         sink.slot = -1
-        # Compared by identity: the id may belong to the connection that replaced this one.
-        if self.clients.get(sink.id) is sink:
-            del self.clients[sink.id]
-        if sink.memberships is not None:
-            for members in list(sink.memberships):
-                (<MemberSet>members).discard(sink)
-            user = self.users.get(sink.user_id)
-            if user is not None and user.size() == 0:
-                del self.users[sink.user_id]
         return 0
 
     cdef Sink find_client(self, object client_id):
@@ -432,6 +441,7 @@ cdef class Engine(Fanout):
         cdef str checked
         cdef int result
         cdef object error
+        cdef list dropped = None
         if key is not None:
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
@@ -444,10 +454,12 @@ cdef class Engine(Fanout):
         )
         if result == PUSHED or result == MADE_ROOM:
             self.counters.deliveries += 1
+            if result == MADE_ROOM:
+                dropped = self.taken()
             if sink.dirty_at < 0:
                 self.mark(sink)
-            if result == MADE_ROOM:
-                self.lose(sink, self.taken(), "queue_full", None)
+            if dropped is not None:
+                self.lose(sink, dropped, "queue_full", None)
             return 0
         if result == NO_MEMORY:
             raise MemoryError(f"no memory for the outbox of client {sink.id!a}")
@@ -515,6 +527,7 @@ cdef class Engine(Fanout):
     cdef bint offer(self, Sink sink, bytes frame, int run) except -1:
         # Whether the frame was queued.
         cdef int result
+        cdef list dropped = None
         self.claim(sink)
         if sink.window:
             frame = self.codec.twin(frame, sink.window)
@@ -525,10 +538,12 @@ cdef class Engine(Fanout):
             self.counters.refused += 1
             return False
         self.counters.deliveries += 1
+        if result == MADE_ROOM:
+            dropped = self.taken()
         if sink.dirty_at < 0:
             self.mark(sink)
-        if result == MADE_ROOM:
-            self.lose(sink, self.taken(), "queue_full", None)
+        if dropped is not None:
+            self.lose(sink, dropped, "queue_full", None)
         return True
 
     cdef Py_ssize_t publish(
@@ -735,14 +750,19 @@ cdef class Engine(Fanout):
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
         cdef double now = wsc_coarse_now()
         cdef Py_ssize_t turns = <Py_ssize_t>(PyList_GET_SIZE(self.everyone) * share) + 1
+        cdef Sink sink
+        if PyList_GET_SIZE(self.dirty) and not self.scheduled:
+            self.schedule()  # there was no memory for it when it was due
         for _ in range(min(turns, PyList_GET_SIZE(self.everyone))):
             # A check may take its client out of the list, so the place is bounded each time.
             if self.sweep_at >= PyList_GET_SIZE(self.everyone):
                 self.sweep_at = 0
                 if PyList_GET_SIZE(self.everyone) == 0:
                     return
+            # Held: the check may call the application, which may do away with the client.
+            sink = <Sink>PyList_GET_ITEM(self.everyone, self.sweep_at)
             self.sweep_at += 1
-            (<Sink>PyList_GET_ITEM(self.everyone, self.sweep_at - 1)).check_alive(now)
+            sink.check_alive(now)
 
     def _open_clients(self):
         return list(self.everyone)

@@ -126,16 +126,17 @@ cdef class Fanout:
 
     cdef list taken(self):
         """What was dropped to make room since the last call."""
-        cdef list frames = list(self.witness)
-        self.witness.clear()
-        return frames
+        try:
+            return list(self.witness)
+        finally:
+            self.witness.clear()
 
     cdef int mark(self, Sink sink) except -1:
         """The sink's outbox is not empty: it takes part in the next flush, unless blocked."""
         if sink.dirty_at >= 0 or sink.blocked:
             return 0
-        sink.dirty_at = PyList_GET_SIZE(self.dirty)
-        self.dirty.append(sink)
+        self.dirty.append(sink)  # first, since it may find no memory
+        sink.dirty_at = PyList_GET_SIZE(self.dirty) - 1
         if not self.scheduled:
             return self.schedule()
         return 0
@@ -564,7 +565,10 @@ cdef class Fanout:
             size = PyBytes_GET_SIZE(<object>outbox_at(box, 0))
         rest = <object>outbox_at(box, 0)
         if taken:
-            rest = memoryview(rest)[taken:]
+            try:
+                rest = memoryview(rest)[taken:]
+            except MemoryError:
+                return self.give_up(sink, ENOMEM)  # only the rest may follow what was sent
         return self.hand_over(sink, rest, 1, size - taken)
 
     cdef int write_through(self, Sink sink, dict joined) except -1:
@@ -575,17 +579,21 @@ cdef class Fanout:
         cdef unsigned int i
         cdef tuple key
         cdef bytes data
-        if sink.packs:
-            data = b"".join([sink.pack(<bytes>outbox_at(box, i)) for i in range(frames)])
-            total = PyBytes_GET_SIZE(data)
-        elif frames == 1:
-            data = <bytes>outbox_at(box, 0)
-        else:
-            key = tuple([<object>outbox_at(box, i) for i in range(frames)])
-            data = joined.get(key)
-            if data is None:
-                data = b"".join(key)
-                joined[key] = data
+        try:
+            if sink.packs:
+                data = b"".join([sink.pack(<bytes>outbox_at(box, i)) for i in range(frames)])
+                total = PyBytes_GET_SIZE(data)
+            elif frames == 1:
+                data = <bytes>outbox_at(box, 0)
+            else:
+                key = tuple([<object>outbox_at(box, i) for i in range(frames)])
+                data = joined.get(key)
+                if data is None:
+                    data = b"".join(key)
+                    joined[key] = data
+        except MemoryError:
+            # What went into the context cannot be taken back, and others wait behind this one.
+            return self.give_up(sink, ENOMEM)
         self.counters.sends += 1
         return self.hand_over(sink, data, frames, total)
 

@@ -7,6 +7,8 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy
 
+from wsc_fast._core.memory cimport WSC_IS_DEBUG
+
 from wsc_fast.errors import MessageTypeError, ValidationError
 
 cdef extern from "Python.h":
@@ -19,14 +21,8 @@ cdef extern from *:
     #ifndef WSC_PICOWS_VERSION
     #error "WSC_PICOWS_VERSION is set by setup.py: the picows that this module is built for"
     #endif
-    #ifdef WSC_DEBUG
-    #define WSC_IS_DEBUG 1
-    #else
-    #define WSC_IS_DEBUG 0
-    #endif
     """
     const char* WSC_PICOWS_VERSION
-    bint WSC_IS_DEBUG
 
 # The picows release whose struct layouts every module here was compiled against.
 PICOWS_BUILT_FOR = WSC_PICOWS_VERSION.decode("ascii")

@@ -9,6 +9,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport uint8_t
 from libc.string cimport memcmp
 
+from wsc_fast._core.memory cimport A_HEAD, born, died
+
 from picows.picows import _parse_http_request
 
 cdef extern from "http.h" nogil:
@@ -63,6 +65,12 @@ cdef class RequestHead:
         readonly list extensions
         readonly list forwarded_for
         object mapping
+
+    def __cinit__(self):
+        born(A_HEAD)
+
+    def __dealloc__(self):
+        died(A_HEAD)
 
     def __init__(self, bytes raw not None):
         cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(raw)

@@ -8,6 +8,7 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 
 from wsc_fast._core.fanout cimport Fanout
+from wsc_fast._core.memory cimport A_MEMBER_SET, born, died
 from wsc_fast._core.outbox cimport (
     DISCONNECT,
     MADE_ROOM,
@@ -40,30 +41,43 @@ cdef class MemberSet:
     """The members of a room, or the clients of a user (internal)."""
 
     def __cinit__(self, str id):
+        born(A_MEMBER_SET)
         self.id = id
         self.items = []
+
+    def __dealloc__(self):
+        died(A_MEMBER_SET)
+
+    # Where memory runs out, both leave the set and its members' slots as they were.
 
     cdef bint add(self, Sink sink) except -1:
         if sink.memberships is None:
             sink.memberships = {}
         elif self in sink.memberships:
             return False
-        sink.memberships[self] = PyList_GET_SIZE(self.items)
         self.items.append(sink)
+        try:
+            sink.memberships[self] = PyList_GET_SIZE(self.items) - 1
+        except BaseException:
+            self.items.pop()
+            raise
         return True
 
     cdef bint discard(self, Sink sink) except -1:
+        cdef object place  # an int, handed on to the one who takes the place
         cdef Py_ssize_t slot
         cdef Sink last
         if sink.memberships is None or self not in sink.memberships:
             return False
-        slot = sink.memberships.pop(self)
+        place = sink.memberships[self]
+        slot = place
+        last = <Sink>self.items.pop()
+        del sink.memberships[self]
         if not sink.memberships:
             sink.memberships = None
-        last = <Sink>self.items.pop()
         if last is not sink:
             self.items[slot] = last
-            last.memberships[self] = slot
+            last.memberships[self] = place
         return True
 
     cdef Py_ssize_t size(self) noexcept:

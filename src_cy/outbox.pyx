@@ -13,10 +13,12 @@ Rules
 
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_Clear
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
 from libc.string cimport memset
+
+from wsc_fast._core.memory cimport A_SINK, allocate_zeros, born, died
 
 cdef extern from "Python.h":
     # Of an exact str neither fails.
@@ -33,7 +35,7 @@ cdef enum:
 
 cdef PyObject** copied(const Outbox* box, PyObject** old, unsigned int capacity) noexcept:
     # A larger ring with the entries of an old one at its beginning; NULL without memory.
-    cdef PyObject** ring = <PyObject**>PyMem_Calloc(capacity, sizeof(PyObject*))
+    cdef PyObject** ring = <PyObject**>allocate_zeros(capacity, sizeof(PyObject*))
     cdef unsigned int i
     if ring != NULL and old != NULL:
         for i in range(box.count):
@@ -59,6 +61,12 @@ cdef bint grow(Outbox* box) noexcept:
     box.capacity = capacity
     box.head = 0
     return True
+
+
+cdef bint make_keys(Outbox* box) noexcept:
+    if box.keys == NULL:
+        box.keys = <PyObject**>allocate_zeros(box.capacity, sizeof(PyObject*))
+    return box.keys != NULL
 
 
 cdef inline PyObject** key_slot(const Outbox* box, unsigned int index) noexcept:
@@ -212,6 +220,9 @@ cdef int outbox_push_slow(
     if run != RUN_CONTROL and (replaced < box.count or not fits(box, limits, size)):
         if not can_fit(box, limits, size, run, replaced):
             return REFUSED
+        # Before anything is dropped: what has dropped something has room in the ring, too.
+        if key != NULL and not make_keys(box):
+            return NO_MEMORY
     if replaced < box.count:
         remove(box, replaced)
         counters.conflated += run != RUN_CONTROL
@@ -228,10 +239,8 @@ cdef int outbox_append(Outbox* box, PyObject* frame, PyObject* key, int run) noe
     cdef unsigned int i
     if box.count == box.capacity and not grow(box):
         return NO_MEMORY
-    if key != NULL and box.keys == NULL:
-        box.keys = <PyObject**>PyMem_Calloc(box.capacity, sizeof(PyObject*))
-        if box.keys == NULL:
-            return NO_MEMORY
+    if key != NULL and not make_keys(box):
+        return NO_MEMORY
     for i in range(box.count, index, -1):
         move(box, i, i - 1)
     outbox_slot(box, index)[0] = frame
@@ -303,6 +312,7 @@ cdef class Sink(WSListener):
     """The sending half of a connection (internal; `Client` is the public class)."""
 
     def __cinit__(self):
+        born(A_SINK)
         memset(&self.box, 0, sizeof(Outbox))
         self.dirty_at = -1
         self.slot = -1
@@ -311,6 +321,7 @@ cdef class Sink(WSListener):
 
     def __dealloc__(self):
         outbox_clear(&self.box)
+        died(A_SINK)
 
     cdef int drained(self) except -1:
         return 0

@@ -75,6 +75,7 @@ cdef class Receiver(Sink):
                 self.tail = None
             self.consume(data, size)
         except BaseException as error:
+            self.deaf = True  # where the next frame begins is not known any more
             self.failed(error)
 
     cdef int feed(self, const char* data, Py_ssize_t size) except -1:

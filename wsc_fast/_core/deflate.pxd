@@ -20,6 +20,8 @@ cdef extern from "zlib_abi.h" nogil:
         unsigned int avail_in
         uint8_t* next_out
         unsigned int avail_out
+        void* (*zalloc)(void* opaque, unsigned int items, unsigned int size) noexcept
+        void (*zfree)(void* opaque, void* memory) noexcept
         int data_type
 
 cdef enum:
@@ -46,7 +48,7 @@ cdef class Codec:
         self, wsc_zstream* z, bint reset, const uint8_t* data, Py_ssize_t size, Py_ssize_t limit
     ) except -1
     cdef int reserve(self, Py_ssize_t size) except -1
-    cdef int shrink(self) except -1
+    cdef void shrink(self) noexcept
 
 cdef class Context:
     cdef:
