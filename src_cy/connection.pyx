@@ -841,6 +841,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.engine.counters.dropped_closed += lost
         self.box.dropped += lost
         self.state = CLOSED
+        self.deaf = True
         self.fd = -1
         self.dirty_at = -1
         self.engine.set_blocked(self, False)
@@ -854,6 +855,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def _forget(self):
         self.forget()
+
+    def _get_descriptor(self):
+        """Of its socket; -1 where there is none, or where it may be closed already."""
+        return -1 if self.stream is None or self.stream.is_closing() else self.descriptor
 
     def _abort_for_timeout(self):
         self.close_timer = None

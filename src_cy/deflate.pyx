@@ -46,7 +46,7 @@ cdef extern from "zlib_abi.h" nogil:
 cdef enum:
     MEMORY_LEVEL = 8
     LARGEST_WINDOW = 15
-    LARGEST_PAYLOAD = 1 << 30
+    LARGEST_PAYLOAD = 1073741824
     # What scratch memory is kept between messages.
     KEPT_SCRATCH = 65536
     # A flush of a deflater adds an empty block, and stored blocks add five bytes each 16 KiB or so.

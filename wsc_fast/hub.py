@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -86,8 +87,10 @@ _DRAIN_SLICE = 0.1
 # Of mallopt(3).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-# How far ahead a timer is set for an identity that ends.
-_LONGEST_WAIT = 86_400.0
+# How far ahead a timer is set for an identity that ends, since the wall clock may be set meanwhile.
+_LONGEST_WAIT = 60.0
+# Those that run, to be told of a fork.
+_running: weakref.WeakSet[Hub] = weakref.WeakSet()
 
 
 class Hub(Delivery):
@@ -452,6 +455,7 @@ class Hub(Delivery):
         self._start_time = datetime.now(UTC)
         self._started = time.monotonic()
         self._expiries.attach(self.loop)
+        _running.add(self)
         self._heartbeat()
 
     async def stop(self, timeout: float = 5.0) -> None:
@@ -542,10 +546,34 @@ class Hub(Delivery):
         self._detach()
 
     def _detach(self) -> None:
+        _running.discard(self)
         self._attach(None)
         for call in list(self._calls):
             if not call.done():
                 call.set_exception(HubStoppedError("the hub stopped before it took the call"))
+
+    def _forked(self) -> None:
+        """This is the child of a fork: the connections and the loop are the parent's.
+
+        The hub is a stopped one here. In place of each of its sockets there is /dev/null, so that
+        nothing that still happens to the parent's transports in this process (they are ended when
+        the interpreter ends, for one) reaches the socket, or the epoll that both processes share,
+        and so that a connection that the parent closes is closed.
+        """
+        clients = [*self._open_clients(), *self._closing_clients()]
+        clients += [task.wsc_client for task in self._tasks if hasattr(task, "wsc_client")]
+        descriptors = {client._get_descriptor() for client in clients}
+        descriptors.update(handshake.descriptor() for handshake in self._handshaking)
+        for acceptor in self._acceptors:
+            descriptors.update(acceptor.descriptors())
+        for server in self._servers:
+            descriptors.update(sock.fileno() for sock in server.sockets)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.dup2(nothing, descriptor, inheritable=False)
+        os.close(nothing)
+        self._forget_loop()
 
     def _forget_loop(self) -> None:
         """The loop was closed under the hub: nothing of it can be stopped any more."""
@@ -1175,6 +1203,14 @@ def _listen_error(
     names = host if isinstance(host, str) or host is None else ", ".join(host)
     where = f"{names or '*'}:{port}" if sock is None else "the socket"
     return ListenError(number, f"cannot listen on {where}: {reason}")
+
+
+def _after_fork() -> None:
+    for hub in list(_running):
+        hub._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _raise_file_limit() -> None:

@@ -486,6 +486,10 @@ class Handshake:
             # Its peer does not read; aborting what has closed meanwhile is nothing.
             hub.loop.call_later(hub.config.close_timeout, transport.abort)
 
+    def descriptor(self) -> int:
+        """Of its socket; -1 where it may be closed already."""
+        return -1 if self._transport.is_closing() else self._descriptor
+
     def lost(self) -> None:
         """The connection is gone."""
         self._hub._handshaking.pop(self, None)
@@ -535,6 +539,10 @@ class Acceptor:
     def port(self) -> int:
         """The port that it listens on."""
         return int(self._socket.getsockname()[1])
+
+    def descriptors(self) -> list[int]:
+        """Of its sockets: the one that it listens on, and those in the TLS handshake."""
+        return [sock.fileno() for sock in (self._socket, *self._shaking)]
 
     def _accept(self) -> None:
         for _ in range(self._AT_ONCE):

@@ -1,14 +1,32 @@
 """The compiled modules, built for one picows series, whose private struct layouts they use.
 
 So the picows that is installed is checked here, before any of them touches it: with another one
-they would read the wrong memory.
+they would read the wrong memory. And so is the interpreter, before any of them is loaded.
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from wsc_fast._core.frames import DEBUG_BUILD, PICOWS_BUILT_FOR
-
 __all__ = ["DEBUG_BUILD", "PICOWS_BUILT_FOR", "check_picows"]
+
+
+def _is_main_interpreter() -> bool:
+    for name in ("_interpreters", "_xxsubinterpreters"):  # from Python 3.13 on; before it
+        try:
+            interpreters = import_module(name)
+        except ImportError:
+            continue
+        return bool(interpreters.get_current() == interpreters.get_main())
+    return True  # a Python without sub-interpreters
+
+
+if not _is_main_interpreter():
+    raise ImportError(
+        "wsc_fast cannot be imported in a sub-interpreter: its compiled modules, like those of "
+        "picows and uvloop, are there once for the whole process"
+    )
+
+from wsc_fast._core.frames import DEBUG_BUILD, PICOWS_BUILT_FOR  # noqa: E402
 
 
 def check_picows(built_for: str, installed: str | None) -> None:
