@@ -379,12 +379,13 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """
         self.handshake = None
         self.remote_address = remote_address
-        self.stream = stream
         self.write = stream.write
+        self.connected_wall = wall_time()
+        # From here to the `try` nothing can fail, so that what `gone` takes back is all there.
+        self.stream = stream
         self.descriptor = descriptor
         self.secure = secure
         self.fd = -1 if secure or self.packs else descriptor
-        self.connected_wall = wall_time()
         # Full buckets: as much at once as comes in one second.
         self.message_tokens = max(self.engine.message_rate, 1)
         self.byte_tokens = self.engine.byte_rate

@@ -1,19 +1,420 @@
-"""When memory runs out: each allocation fails in its turn, and is survived or a clean MemoryError."""
+"""When memory runs out: each allocation fails in its turn, and is survived or a clean MemoryError.
+
+A connection's life is played step by step, as a transport and the application would, on no loop; in
+one of the steps one allocation fails. Whatever that does, the rest is played on, what the peers have
+got has to be whole messages in the order of the calls, and nothing may be left at the end.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import gc
+import logging
+import os
+import socket
 import subprocess
 import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.model import Model
-from tests.support import CLOSE, TEXT, RawClient, encode, eventually, known, named, running
-from wsc_fast import Hub, HubConfig
+from tests.support import CLOSE, CONTINUATION, PING, TEXT, encode
+from wsc_fast import Client, Hub, HubConfig, QueueFullError, WSCError
 from wsc_fast._core import DEBUG_BUILD
 from wsc_fast._core.memory import fail_allocation, live_objects
+from wsc_fast.extensions import Deflate
 
 ROOT = Path(__file__).parent.parent
+KINDS = ("plain", "secure", "shared", "kept")
+Arm = Callable[[int], None]
+
+
+class Timer:
+    def cancel(self) -> None:
+        pass
+
+
+class Loop:
+    """As much of an event loop as a hub needs between two reads."""
+
+    def __init__(self) -> None:
+        self.ready: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
+        self.ready.append((callback, args))
+
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Timer:
+        return Timer()
+
+    def time(self) -> float:
+        return time.monotonic()
+
+    def create_future(self) -> None:
+        return None
+
+    def turn(self) -> None:
+        ready, self.ready = self.ready, []
+        for callback, args in ready:
+            callback(*args)
+
+
+class Peer:
+    """One connection: the hub's transport, and the other end."""
+
+    def __init__(self, hub: Hub, kind: str) -> None:
+        self.kind = kind
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.theirs.setblocking(False)
+        self.kept = bytearray()  # what the transport could not send yet
+        self.wire = bytearray()  # what has come
+        self.over = False
+        self.client = Client(hub)
+        if kind == "shared":
+            self.client._agree(None, Deflate(True, True, 15, 15))
+        elif kind == "kept":
+            self.client._agree(None, Deflate(False, False, 15, 15))
+
+    # The transport.
+
+    def write(self, data: Any) -> None:
+        assert not self.over
+        self.kept += data
+        self.client.pause_writing()
+
+    def abort(self) -> None:
+        self.over = True
+
+    close = abort
+
+    def is_closing(self) -> bool:
+        return self.over
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        pass
+
+    def set_write_buffer_limits(self, high: int, low: int) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.kept)
+
+    def pause_reading(self) -> None:
+        pass
+
+    resume_reading = pause_reading
+
+    # The other end.
+
+    def begin(self) -> None:
+        secure = self.kind == "secure"
+        try:
+            self.client._begin(self, self.ours.fileno(), secure, "")  # type: ignore[arg-type]
+        except BaseException:
+            self.over = True  # what a transport makes of an exception of its protocol
+            raise
+
+    def feed(self, data: bytes) -> None:
+        if self.over:
+            return
+        try:
+            self.client.get_buffer(-1)[: len(data)] = data
+            self.client.buffer_updated(len(data))
+        except BaseException:
+            self.over = True
+            raise
+
+    def read(self) -> None:
+        """Takes all that was sent, and then what the transport still had."""
+        try:
+            while data := self.theirs.recv(1 << 20):
+                self.wire += data
+        except BlockingIOError:
+            pass
+        if self.kept and not self.over:
+            self.wire += self.kept
+            self.kept.clear()
+            self.client.resume_writing()
+
+    def lose(self) -> None:
+        self.over = True
+        self.client.connection_lost(None)
+
+    def messages(self) -> list[bytes]:
+        """The data messages of the wire, whole ones; a torn end is only where it was aborted."""
+        found, at, wire = [], 0, bytes(self.wire)
+        z = zlib.decompressobj(-15)
+        while at < len(wire):
+            size, start = wire[at + 1], at + 2
+            if size == 126:
+                size, start = int.from_bytes(wire[start : start + 2], "big"), start + 2
+            elif size == 127:
+                size, start = int.from_bytes(wire[start : start + 8], "big"), start + 8
+            if start + size > len(wire):
+                assert self.over, "a torn frame"
+                break
+            assert wire[at] in (0x82, 0xC2, 0x88, 0x8A), hex(wire[at])
+            payload = wire[start : start + size]
+            if wire[at] == 0xC2:
+                if self.kind == "shared":
+                    z = zlib.decompressobj(-15)
+                payload = z.decompress(payload + b"\0\0\xff\xff")
+            if wire[at] & 15 == 2:
+                found.append(payload)
+            at = start + size
+        return found
+
+
+def squeezed(data: bytes) -> bytes:
+    z = zlib.compressobj(wbits=-15)
+    return (z.compress(data) + z.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\0\0\xff\xff")
+
+
+class Life:
+    """A hub with a client of each kind, and the steps of their lives."""
+
+    def __init__(self, overflow: Any) -> None:
+        self.attempts: list[bytes] = []
+        self.heard: list[str | bytes] = []
+        self.loop = Loop()
+        self.hub = Hub(
+            HubConfig(
+                enable_compression=True,
+                compression_threshold=16,
+                server_no_context_takeover=False,
+                client_no_context_takeover=False,
+                overflow=overflow,
+                outbox_messages=6,
+                outbox_bytes=1 << 20,
+                watchdog_timeout=0,
+            )
+        )
+        self.hub.on_message_received(lambda client, message: self.heard.append(message))
+        self.hub._attach(self.loop)  # type: ignore[arg-type]
+        self.hub._begin()
+        self.peers = [Peer(self.hub, kind) for kind in KINDS]
+
+    def message(self, size: int) -> bytes:
+        number = len(self.attempts)
+        # Half of it does not compress.
+        message = b"%06d" % number + os.urandom(size // 2) + bytes(size - size // 2)
+        self.attempts.append(message)
+        return message
+
+    def each(self, call: Callable[[Peer], object]) -> None:
+        for peer in self.peers:
+            call(peer)
+
+    def steps(self) -> Iterator[Callable[[], object]]:
+        hub, peers = self.hub, self.peers
+        for peer in peers:
+            yield peer.begin
+        yield lambda: hub.create_room("r")
+        for peer in peers:
+            yield lambda: peer.client.is_connected() and hub.join_room(peer.client.id, "r")
+        message = self.message(10)
+        yield lambda: hub.broadcast(message)
+        yield self.loop.turn
+        for size in (10, 300, 300, 300, 300):  # a ring of five
+            message = self.message(size)
+            yield lambda: hub.broadcast_to_room("r", message)
+        yield self.loop.turn
+        yield lambda: self.each(Peer.read)
+        yield self.loop.turn
+        message = self.message(20)
+        for peer in peers:
+            yield lambda: peer.client.is_connected() and peer.client.send(message)
+        message = self.message(200_000)
+        yield lambda: hub.broadcast(message)
+        yield self.loop.turn
+        # Held up now, so that outboxes fill, get keys, and overflow.
+        for number in range(8):
+            message = self.message(100)
+            key = "k" if number in (3, 5) else None
+            yield lambda: hub.broadcast(message, key=key)
+        for peer in peers:
+            yield lambda: peer.feed(encode(PING, b"ping"))
+        for _ in range(4):
+            yield lambda: self.each(Peer.read)
+            yield self.loop.turn
+        text = "héllo" * 20
+        for peer in peers:
+            whole = encode(TEXT, text.encode()) + encode(TEXT, b"ascii")
+            yield lambda: peer.feed(whole[:70])
+            yield lambda: peer.feed(whole[70:])
+            yield lambda: peer.feed(encode(TEXT, b"one, ", fin=False))
+            yield lambda: peer.feed(encode(CONTINUATION, b"x" * 3000, fin=False))
+            yield lambda: peer.feed(encode(CONTINUATION, b"end"))
+            if peer.kind in ("shared", "kept"):
+                yield lambda: peer.feed(encode(TEXT, squeezed(b"small"), rsv=4))
+                yield lambda: peer.feed(encode(TEXT, squeezed(b"large" * 40_000), rsv=4))
+        yield lambda: hub.leave_room(peers[0].client.id, "r")
+        yield lambda: hub._sweep(1.0)
+        yield lambda: peers[0].client.disconnect(1000, "bye")
+        yield lambda: peers[1].feed(encode(CLOSE, b"\x03\xe8"))
+        yield lambda: peers[3].feed(encode(TEXT, b"\xff"))
+        yield self.loop.turn
+        yield lambda: self.each(Peer.read)
+        yield self.loop.turn
+        for peer in peers:
+            yield peer.lose
+
+    def check(self) -> None:
+        """Nothing is left, and what came is what was sent, in order."""
+        self.loop.turn()
+        hub = self.hub
+        assert hub.connections == 0
+        assert hub.get_connected_clients() == 0
+        assert hub.get_all_connected_users() == []
+        assert hub._closing_clients() == []
+        if hub.get_rooms():
+            assert hub.get_room_clients("r") == []
+        assert hub._counters()["queued_messages"] == 0
+        for peer in self.peers:
+            peer.read()
+            numbers = [int(message[:6]) for message in peer.messages()]
+            assert numbers == sorted(set(numbers)), peer.kind
+            for number, message in zip(numbers, peer.messages(), strict=True):
+                assert message == self.attempts[number]
+        assert {type(message) for message in self.heard} <= {str}
+        assert set(self.heard) <= {
+            "héllo" * 20, "ascii", "one, " + "x" * 3000 + "end", "small", "large" * 40_000
+        }  # fmt: skip
+
+    def close(self) -> None:
+        self.hub._detach()
+        for peer in self.peers:
+            peer.ours.close()
+            peer.theirs.close()
+
+
+def play(overflow: str, failing: int, number: int, arm: Arm, disarm: Callable[[], object]) -> bool:
+    """Plays a life, with an allocation of one step failing; whether there was such a step."""
+    life = Life(overflow)
+    reached = False
+    try:
+        for index, step in enumerate(life.steps()):
+            if index != failing:
+                attempt(step)
+                continue
+            reached = True
+            arm(number)
+            try:
+                attempt(step)
+            finally:
+                disarm()
+        life.check()
+    finally:
+        life.close()
+    return reached
+
+
+def attempt(step: Callable[[], object]) -> None:
+    try:
+        step()
+    except MemoryError:
+        pass
+    except (QueueFullError, WSCError):
+        pass  # a client that went, or a room that was not made
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    log = logging.getLogger("wsc_fast")
+    handlers, log.handlers, log.propagate = log.handlers, [logging.NullHandler()], False
+    try:
+        yield
+    finally:
+        log.handlers, log.propagate = handlers, True
+
+
+@pytest.mark.parametrize("overflow", ["disconnect", "drop_oldest", "drop_newest"])
+def test_a_life_without_failures_is_complete(overflow: str) -> None:
+    # What the other tests play: if nothing fails, everything has to have happened.
+    life = Life(overflow)
+    try:
+        for step in life.steps():
+            attempt(step)
+        life.check()
+        got = {peer.kind: len(peer.messages()) for peer in life.peers}
+        # Those that did not read were sent away where that is the policy, and hear nothing more.
+        away = overflow == "disconnect"
+        assert len(life.heard) == (0 if away else 3 * 4 + 2 * 2)
+        # What waits while a transport is busy is bounded; plain sockets take most of it at once.
+        directly, through = (8, 6) if away else (14, 12)
+        assert got == {"plain": directly, "shared": directly, "secure": through, "kept": through}
+    finally:
+        life.close()
+
+
+@pytest.mark.skipif(not DEBUG_BUILD, reason="the debug build fails allocations")
+@pytest.mark.parametrize("overflow", ["disconnect", "drop_oldest", "drop_newest"])
+def test_each_allocation_of_the_engine_fails_in_its_turn(overflow: str) -> None:
+    before = live_objects()
+    failed = 0
+    with quiet():
+        step, number = 0, 1
+        waiting = False
+
+        def disarm() -> None:
+            nonlocal waiting
+            waiting = fail_allocation(0)
+
+        while play(overflow, step, number, lambda n: void(fail_allocation(n)), disarm):
+            if waiting:  # the step has no more of them
+                step, number = step + 1, 1
+            else:
+                failed, number = failed + 1, number + 1
+    assert failed > 20
+    gc.collect()
+    assert live_objects() == before
+
+
+def void(value: object) -> None:
+    pass
+
+
+@pytest.mark.skipif(not DEBUG_BUILD, reason="the debug build fails allocations")
+def test_a_hub_for_which_there_is_no_memory_is_a_memory_error() -> None:
+    before = live_objects()
+    number = 0
+    while True:
+        number += 1
+        fail_allocation(number)
+        try:
+            hub = Hub(HubConfig(enable_compression=True))
+        except MemoryError:
+            assert fail_allocation(0) is False
+            continue
+        assert fail_allocation(0) is True
+        break
+    assert number > 3
+    del hub
+    gc.collect()
+    assert live_objects() == before
+
+
+SWEEP = """
+import sys
+import _testcapi
+from tests.test_memory import play, quiet
+
+overflow, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with quiet():
+    for step in range(first, last):
+        for number in range(int(sys.argv[4])):
+            arm = lambda n: _testcapi.set_nomemory(n, n + 1)
+            print(step, number, file=sys.stderr, flush=True)
+            if not play(overflow, step, number, arm, _testcapi.remove_mem_hooks):
+                assert step > 70
+                print("survived")
+                sys.exit()
+print("survived")
+"""
