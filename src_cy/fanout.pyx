@@ -578,10 +578,16 @@ cdef class Fanout:
         cdef unsigned int frames = takable(box, TLS_SEND_MAX, &total)
         cdef unsigned int i
         cdef tuple key
+        cdef list packed
         cdef bytes data
         try:
             if sink.packs:
-                data = b"".join([sink.pack(<bytes>outbox_at(box, i)) for i in range(frames)])
+                # Not a comprehension: without memory Cython 3.3 gives a temporary in one back twice.
+                packed = []
+                for i in range(frames):
+                    data = sink.pack(<bytes>outbox_at(box, i))
+                    packed.append(data)
+                data = b"".join(packed)
                 total = PyBytes_GET_SIZE(data)
             elif frames == 1:
                 data = <bytes>outbox_at(box, 0)
