@@ -23,7 +23,7 @@ DEBUG_ENV = $(if $(SANITIZE),PYTHONMALLOC=malloc,PYTHONMALLOC=debug) \
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1) \
 	$(if $(findstring undefined,$(SANITIZE)),UBSAN_OPTIONS=print_stacktrace=1)
 
-.PHONY: run test conformance torture soak fuzz lint format bench debug dist clean
+.PHONY: run test conformance torture soak fuzz lint format bench debug valgrind dist clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
@@ -77,14 +77,19 @@ bench: $(BUILT)
 	-$(BIN)/python -m pip install -q -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-# Bounds checks, assertions and Python's debug allocator, in a tree of its own; with SANITIZE=address
-# the sanitizer in the allocator's place (tests of memory then measure the sanitizer's).
+# Bounds checks, assertions, Python's debug allocator and the count of the engine's objects, in a tree
+# of its own; with SANITIZE=address or undefined that sanitizer in the allocator's place.
 debug: $(VENV)/.made
 	rm -rf $(DEBUG_TREE) && mkdir -p $(DEBUG_TREE)
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(DEBUG_TREE)
 	cd $(DEBUG_TREE) && $(PYTHON) -m venv .venv && WSC_DEBUG=1 WSC_SANITIZE=$(SANITIZE) \
 		.venv/bin/pip install -q -e '.[test,cli]'
 	cd $(DEBUG_TREE) && $(DEBUG_ENV) PYTHONFAULTHANDLER=1 .venv/bin/python -m pytest $(ARGS)
+
+# What the engine does with memory, under valgrind: some thirty times slower, so no real clients and
+# no test that measures. Only a report with our modules in it counts, see tests/valgrind.py.
+valgrind: $(BUILT)
+	$(BIN)/python tests/valgrind.py $(ARGS)
 
 dist: $(VENV)/.made
 	$(BIN)/pip install -q build

@@ -1,7 +1,8 @@
 """Builds the compiled modules: src_cy/NAME.pyx becomes wsc_fast._core.NAME.
 
 Everything else about the package stands in pyproject.toml. WSC_DEBUG=1 builds with bounds checks,
-C assertions and no optimisation (what `make debug` tests); WSC_SANITIZE=address or undefined adds a sanitizer.
+C assertions and no optimisation (what `make debug` tests); WSC_SANITIZE=address or undefined adds a
+sanitizer.
 """
 
 import os

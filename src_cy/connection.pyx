@@ -630,11 +630,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return 0
         handler = self.engine.message_handler
         if handler is not None and self.inbox is None:
+            result = None
             try:
                 result = handler(self, content)
             except BaseException as error:
                 self.engine._callback_failed(self, error)
-                return 0
             if result is not None:
                 self.engine._await_result(self, result)
         elif self.engine.message_handlers:
@@ -658,6 +658,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int take_close(self, const char* payload, Py_ssize_t size) except -1:
         cdef int code = 0
         cdef str reason = ""
+        cdef bint sound = True
         self.deaf = True
         self.peer_closed = True
         if self.state >= CLOSING:
@@ -671,10 +672,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             try:
                 check_close_code(code)
             except ValidationError:
+                sound = False
+            if not sound:
                 return self.refuse(1002, "invalid close code")
             try:
                 reason = PyUnicode_DecodeUTF8(payload + 2, size - 2, NULL)
             except UnicodeDecodeError:
+                sound = False
+            if not sound:
                 return self.refuse(1007, "invalid UTF-8 in the close reason")
         self.end_code = code or 1005
         self.end_reason = reason

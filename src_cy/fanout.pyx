@@ -568,6 +568,8 @@ cdef class Fanout:
             try:
                 rest = memoryview(rest)[taken:]
             except MemoryError:
+                rest = None
+            if rest is None:
                 return self.give_up(sink, ENOMEM)  # only the rest may follow what was sent
         return self.hand_over(sink, rest, 1, size - taken)
 
@@ -598,6 +600,8 @@ cdef class Fanout:
                     data = b"".join(key)
                     joined[key] = data
         except MemoryError:
+            data = None
+        if data is None:
             # What went into the context cannot be taken back, and others wait behind this one.
             return self.give_up(sink, ENOMEM)
         self.counters.sends += 1
@@ -607,6 +611,7 @@ cdef class Fanout:
         self, Sink sink, object data, unsigned int frames, Py_ssize_t size
     ) except -1:
         """Gives `data`, which is or ends the first `frames` frames, to the transport."""
+        cdef bint broken = False
         outbox_take(&sink.box, frames)
         self.counters.frames_sent += frames
         self.counters.bytes_out += size
@@ -614,11 +619,11 @@ cdef class Fanout:
             # pause_writing comes back from here and sets `blocked`, if the transport keeps any.
             sink.write(data)
         except BaseException as error:
+            broken = True
             self.give_up(sink, EPIPE)
             if not isinstance(error, Exception):
                 raise
-            return 0
-        return self.after_write(sink)
+        return 0 if broken else self.after_write(sink)
 
     cdef int give_up(self, Sink sink, int error) except -1:
         self.unmark(sink)

@@ -8,6 +8,8 @@ Rules
 3.  After a fault, a close frame of the peer, or the end of the connection nothing is heard
     (`deaf`): input is read, so that our close frame is not overtaken by a reset, and forgotten.
 4.  While we are closing, data is skipped without being kept, and only a close frame is heard.
+5.  No `return` within an `except` (here and in the other modules): without memory for the traceback
+    Cython 3.3 would release one that it does not have.
 
 The buffer belongs to the engine, and to one connection only from the transport's read to the end
 of `buffer_updated`, which are one step of the loop. So nothing may point into it any longer, and
@@ -147,6 +149,8 @@ cdef class Receiver(Sink):
                 try:
                     content = PyUnicode_DecodeUTF8(<const char*>payload, head.size, NULL)
                 except UnicodeDecodeError:
+                    content = None
+                if content is None:
                     return self.refuse(1007, "invalid UTF-8")
         return self.take_message(content, head.size)
 
@@ -234,7 +238,7 @@ cdef class Receiver(Sink):
         cdef Codec codec = self.engine.codec
         cdef Py_ssize_t limit = self.engine.max_message_size
         cdef Py_ssize_t room = limit
-        cdef object content
+        cdef object content = None
         if self.state == CONNECTING:
             # What is held back counts as it will be held: inflated.
             room = max(self.engine.auth_input_bytes - self.held_bytes, 0)
@@ -257,9 +261,11 @@ cdef class Receiver(Sink):
             else:
                 content = PyUnicode_DecodeUTF8(<const char*>codec.scratch, size, NULL)
         except UnicodeDecodeError:
-            return self.refuse(1007, "invalid UTF-8")
+            pass
         finally:
             codec.shrink()
+        if content is None:
+            return self.refuse(1007, "invalid UTF-8")
         return self.take_message(content, size)
 
     cdef int refuse(self, int code, str reason) except -1:

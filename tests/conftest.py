@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import logging
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,10 @@ import uvloop
 
 from tests.support import RawClient
 from wsc_fast import Hub
+from wsc_fast._core.memory import live_objects
+
+# What of the engine lived before a test that passed (nothing is counted but in the debug build).
+LIVE = pytest.StashKey[dict[str, int]]()
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
@@ -40,6 +45,30 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
         runner.run(pyfuncitem.obj(**arguments))
     return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    before = live_objects()
+    result = yield
+    item.stash[LIVE] = before
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Asserts that a test that passed leaves no object of the engine behind."""
+    result = yield  # tryfirst: by now the log's records, which hold clients, are gone too
+    before = item.stash.get(LIVE, None)
+    if before is not None and grown(before):
+        gc.collect()
+        assert not grown(before), "left behind"
+    return result
+
+
+def grown(before: dict[str, int]) -> dict[str, int]:
+    """Of which kinds more objects live than did before."""
+    return {kind: n for kind, n in live_objects().items() if n > before.get(kind, 0)}
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
 """When memory runs out: each allocation fails in its turn, and is survived or a clean MemoryError.
 
-A connection's life is played step by step, as a transport and the application would, on no loop; in
-one of the steps one allocation fails. Whatever that does, the rest is played on, what the peers have
-got has to be whole messages in the order of the calls, and nothing may be left at the end.
+A connection's life is played step by step, as a transport and the application would, on no loop;
+in one of the steps one allocation fails. Whatever that does, the rest is played on, what the peers
+have got has to be whole messages in the order of the calls, and nothing may be left at the end.
 """
+
+# Each step is called before the next one is made.
+# ruff: noqa: B023
 
 from __future__ import annotations
 
@@ -16,21 +19,21 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import CLOSE, CONTINUATION, PING, TEXT, encode
-from wsc_fast import Client, Hub, HubConfig, QueueFullError, WSCError
+from wsc_fast import Client, Hub, HubConfig, WSCError
 from wsc_fast._core import DEBUG_BUILD
 from wsc_fast._core.memory import fail_allocation, live_objects
 from wsc_fast.extensions import Deflate
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("plain", "secure", "shared", "kept")
-Arm = Callable[[int], None]
+Arm = Callable[[int], object]
 
 
 class Timer:
@@ -138,9 +141,12 @@ class Peer:
                 self.wire += data
         except BlockingIOError:
             pass
-        if self.kept and not self.over:
+        if not self.over:
             self.wire += self.kept
             self.kept.clear()
+
+    def resume(self) -> None:
+        if not self.over and not self.kept:
             self.client.resume_writing()
 
     def lose(self) -> None:
@@ -208,10 +214,6 @@ class Life:
         self.attempts.append(message)
         return message
 
-    def each(self, call: Callable[[Peer], object]) -> None:
-        for peer in self.peers:
-            call(peer)
-
     def steps(self) -> Iterator[Callable[[], object]]:
         hub, peers = self.hub, self.peers
         for peer in peers:
@@ -226,7 +228,9 @@ class Life:
             message = self.message(size)
             yield lambda: hub.broadcast_to_room("r", message)
         yield self.loop.turn
-        yield lambda: self.each(Peer.read)
+        for peer in peers:
+            peer.read()
+            yield peer.resume
         yield self.loop.turn
         message = self.message(20)
         for peer in peers:
@@ -239,37 +243,49 @@ class Life:
             message = self.message(100)
             key = "k" if number in (3, 5) else None
             yield lambda: hub.broadcast(message, key=key)
+        ping, close, fault = (
+            encode(PING, b"ping"), encode(CLOSE, b"\x03\xe8"), encode(TEXT, b"\xff")
+        )  # fmt: skip
         for peer in peers:
-            yield lambda: peer.feed(encode(PING, b"ping"))
+            yield lambda: peer.feed(ping)
         for _ in range(4):
-            yield lambda: self.each(Peer.read)
+            for peer in peers:
+                peer.read()
+                yield peer.resume
             yield self.loop.turn
         text = "héllo" * 20
         for peer in peers:
             whole = encode(TEXT, text.encode()) + encode(TEXT, b"ascii")
-            yield lambda: peer.feed(whole[:70])
-            yield lambda: peer.feed(whole[70:])
-            yield lambda: peer.feed(encode(TEXT, b"one, ", fin=False))
-            yield lambda: peer.feed(encode(CONTINUATION, b"x" * 3000, fin=False))
-            yield lambda: peer.feed(encode(CONTINUATION, b"end"))
+            pieces = [
+                whole[:70],
+                whole[70:],
+                encode(TEXT, b"one, ", fin=False),
+                encode(CONTINUATION, b"x" * 3000, fin=False),
+                encode(CONTINUATION, b"end"),
+            ]
             if peer.kind in ("shared", "kept"):
-                yield lambda: peer.feed(encode(TEXT, squeezed(b"small"), rsv=4))
-                yield lambda: peer.feed(encode(TEXT, squeezed(b"large" * 40_000), rsv=4))
+                pieces.append(encode(TEXT, squeezed(b"small"), rsv=4))
+                pieces.append(encode(TEXT, squeezed(b"large" * 40_000), rsv=4))
+            for piece in pieces:
+                yield lambda: peer.feed(piece)
         yield lambda: hub.leave_room(peers[0].client.id, "r")
         yield lambda: hub._sweep(1.0)
         yield lambda: peers[0].client.disconnect(1000, "bye")
-        yield lambda: peers[1].feed(encode(CLOSE, b"\x03\xe8"))
-        yield lambda: peers[3].feed(encode(TEXT, b"\xff"))
+        yield lambda: peers[1].feed(close)
+        yield lambda: peers[3].feed(fault)
         yield self.loop.turn
-        yield lambda: self.each(Peer.read)
+        for peer in peers:
+            peer.read()
+            yield peer.resume
         yield self.loop.turn
         for peer in peers:
             yield peer.lose
 
     def check(self) -> None:
         """Nothing is left, and what came is what was sent, in order."""
-        self.loop.turn()
         hub = self.hub
+        self.loop.turn()
+        hub._sweep(1.0)  # the heartbeat takes out what could not be taken out before
         assert hub.connections == 0
         assert hub.get_connected_clients() == 0
         assert hub.get_all_connected_users() == []
@@ -317,12 +333,9 @@ def play(overflow: str, failing: int, number: int, arm: Arm, disarm: Callable[[]
 
 
 def attempt(step: Callable[[], object]) -> None:
-    try:
+    # The error may also be that a client went, or that a room was not made.
+    with suppress(MemoryError, WSCError):
         step()
-    except MemoryError:
-        pass
-    except (QueueFullError, WSCError):
-        pass  # a client that went, or a room that was not made
 
 
 @contextmanager
@@ -367,7 +380,7 @@ def test_each_allocation_of_the_engine_fails_in_its_turn(overflow: str) -> None:
             nonlocal waiting
             waiting = fail_allocation(0)
 
-        while play(overflow, step, number, lambda n: void(fail_allocation(n)), disarm):
+        while play(overflow, step, number, fail_allocation, disarm):
             if waiting:  # the step has no more of them
                 step, number = step + 1, 1
             else:
@@ -375,10 +388,6 @@ def test_each_allocation_of_the_engine_fails_in_its_turn(overflow: str) -> None:
     assert failed > 20
     gc.collect()
     assert live_objects() == before
-
-
-def void(value: object) -> None:
-    pass
 
 
 @pytest.mark.skipif(not DEBUG_BUILD, reason="the debug build fails allocations")
@@ -401,20 +410,39 @@ def test_a_hub_for_which_there_is_no_memory_is_a_memory_error() -> None:
     assert live_objects() == before
 
 
+# In a process of its own, since it may crash; each step is printed before, to tell which it was.
 SWEEP = """
 import sys
 import _testcapi
 from tests.test_memory import play, quiet
 
-overflow, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+first, last, numbers = (int(argument) for argument in sys.argv[1:])
+
+def arm(number):
+    _testcapi.set_nomemory(number, number + 1)
+
 with quiet():
     for step in range(first, last):
-        for number in range(int(sys.argv[4])):
-            arm = lambda n: _testcapi.set_nomemory(n, n + 1)
+        for number in range(numbers):
             print(step, number, file=sys.stderr, flush=True)
-            if not play(overflow, step, number, arm, _testcapi.remove_mem_hooks):
-                assert step > 70
-                print("survived")
+            if not play("drop_oldest", step, number, arm, _testcapi.remove_mem_hooks):
+                print("played", step)
                 sys.exit()
-print("survived")
 """
+
+
+@pytest.mark.timeout(300)
+def test_each_allocation_of_python_fails_in_its_turn() -> None:
+    # It found bytes released twice in the flush of a kept context, and a crash where invalid UTF-8
+    # was refused: neither is handled by the code that Cython makes.
+    pytest.importorskip("_testcapi")
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", SWEEP, "0", "1000", "18"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.removeprefix("played ")) > 70

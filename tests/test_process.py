@@ -1,4 +1,4 @@
-"""What happens to the process around a hub: the kernel's refusals, clocks, forks, interpreters, the end."""
+"""The process around a hub: what the kernel refuses, clocks, forks, interpreters, the end."""
 
 from __future__ import annotations
 
