@@ -1,9 +1,9 @@
 """Runs tests under valgrind, and fails where a report has one of our modules in its stack.
 
-Python is not built for valgrind here, and neither are uvloop and OpenSSL: they make reports of their
-own, of reads that their authors know of. So none of them is suppressed by a pattern that might hide
-ours too; a report counts where a frame of it, or of where its memory came from, is in wsc_fast.
-PYTHONMALLOC=malloc: valgrind sees no smaller piece of memory than what is malloc'ed.
+Python, uvloop and OpenSSL are not built for valgrind and make reports of their own, of reads that
+their authors know of. No pattern suppresses them, since it might hide ours too; a report counts
+where a frame of it, or of where its memory came from, is in wsc_fast. PYTHONMALLOC=malloc, since
+valgrind sees no smaller piece of memory than what is malloc'ed.
 """
 
 from __future__ import annotations
