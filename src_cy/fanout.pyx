@@ -249,6 +249,7 @@ cdef class Fanout:
     cdef bint owe(self, Sink sink) except -1:
         """Puts the batch into a member's own outbox, which is empty; False: there is no memory."""
         cdef Py_ssize_t i
+        cdef bint marked = True
         for i in range(PyList_GET_SIZE(self._batch_frames)):
             if outbox_push(
                 &sink.box, &self.limits, &self.counters,
@@ -259,8 +260,8 @@ cdef class Fanout:
             try:
                 self.mark(sink)
             except MemoryError:
-                return False
-        return True
+                marked = False
+        return marked
 
     cdef int claim(self, Sink sink) except -1:
         """To be called before anything is queued for one sink alone."""
