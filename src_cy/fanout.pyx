@@ -191,9 +191,13 @@ cdef class Fanout:
         self.batch_apart = []
         self.batch_bytes = 0
         self.batch_items = items
-        for sink in [*self.dirty, *self.stalled]:
-            if sink is not None and not sink.apart and self.in_batch(sink):
-                self.set_apart(sink)
+        try:
+            for sink in [*self.dirty, *self.stalled]:
+                if sink is not None and not sink.apart and self.in_batch(sink):
+                    self.set_apart(sink)
+        except BaseException:
+            self.forget_batch()
+            raise
         return True
 
     cdef bint join_batch(self, list items, object members, list skipped, bytes frame) except -1:
@@ -222,8 +226,8 @@ cdef class Fanout:
         if skipped is not None:
             for sink in skipped:
                 self.claim(sink)
+        self.batch_twins.append(None)  # one too many, where there is no memory for the frame
         self._batch_frames.append(frame)
-        self.batch_twins.append(None)
         self.batch_bytes += size
         return True
 
@@ -347,8 +351,8 @@ cdef class Fanout:
         box.ring = ring
         box.capacity = SEND_IOVS
         box.count = <unsigned int>PyList_GET_SIZE(self._batch_frames)
-        self.batch_at = 0
         self.batch_leaves = False
+        self.batch_at = 0 if box.count else size  # no frame: there was no memory for the first
         while self.batch_at < size and planned < PLAN_JOBS:
             if self.batch_at + AHEAD < size:
                 wsc_prefetch(&(<Sink>PyList_GET_ITEM(self.batch_items, self.batch_at + AHEAD)).fd)
@@ -585,7 +589,7 @@ cdef class Fanout:
         cdef bytes data
         try:
             if sink.packs:
-                # Not a comprehension: without memory Cython 3.3 gives a temporary in one back twice.
+                # No comprehension: without memory Cython 3.3 gives a temporary in one back twice.
                 packed = []
                 for i in range(frames):
                     data = sink.pack(<bytes>outbox_at(box, i))

@@ -1,8 +1,8 @@
 """The engine's own memory, and what the debug build knows of it.
 
-The debug build counts the objects that live, so that a test can tell that nothing is left, and fails
-an allocation on request, so that a test can tell that nothing breaks. In other builds neither is
-compiled, and these are Python's own functions.
+The debug build counts the objects that live, so that a test can tell that nothing is left, and
+fails an allocation on request, so that a test can tell that nothing breaks. In other builds neither
+is compiled, and these are Python's own functions.
 """
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Malloc, PyMem_Realloc
