@@ -1,8 +1,8 @@
 """The hub of the soak, in a process of its own: random calls, and a log of who should get what.
 
-Started by run.py. Commands come by line on stdin (`stat`, `stop`, `quit`); the log goes out on
-stdout, one JSON array a line, in the order of the hub calls. Each line is written in the turn of
-the call that it tells of, with no other call in between:
+Started by run.py. Commands come by line on stdin (`play`, `rest`, `stat`, `stop`, `quit`); the log
+goes out on stdout, one JSON array a line, in the order of the hub calls. Each line is written in
+the turn of the call that it tells of, with no other call in between:
 
     ["listening", port]
     ["E", serial, user]              a client has entered: it counts as connected from here on
@@ -16,6 +16,7 @@ the call that it tells of, with no other call in between:
     ["I", serial, count]             its message of this count was heard
     ["F", number, recipient, reason] reported to the failure handler
     ["X", text]                      a violation that this half saw
+    ["L", seconds]                   this process stood still for so long
     ["stat", {...}], ["end", {...}]  internals; what was done
 """
 
@@ -37,7 +38,19 @@ from collections.abc import Coroutine
 from typing import Any
 
 import uvloop
-from messages import BYE, body, number_of, parse
+from messages import (
+    BYE,
+    CLOSE_TIMEOUT,
+    HANDSHAKE_TIMEOUT,
+    HEARTBEAT_INTERVAL,
+    HEARTBEAT_TIMEOUT,
+    LATE,
+    STOOD_STILL,
+    body,
+    number_of,
+    parse,
+    watch_lateness,
+)
 
 from wsc_fast import (
     ACKConfig,
@@ -47,6 +60,7 @@ from wsc_fast import (
     HubConfig,
     HubMessage,
     Identity,
+    LoopBusyError,
     QueueFullError,
     Request,
     RoomNotFoundError,
@@ -112,6 +126,7 @@ class Soak:
         self.acking = [f"a{i}" for i in range(options.singles)]
         self.acking += [f"s{i}" for i in range(options.shared)]
         self.playing = True
+        self.resting = 0.0  # until when; one of the two processes cannot keep up
         self.stopping = threading.Event()
         self.out: asyncio.WriteTransport | None = None
         self.hub = hub = SoakHub(
@@ -119,9 +134,10 @@ class Soak:
                 enable_compression=True,
                 server_no_context_takeover=False,
                 client_no_context_takeover=False,
-                heartbeat_interval=4.0,
-                heartbeat_timeout=12.0,
-                handshake_timeout=3.0,
+                heartbeat_interval=HEARTBEAT_INTERVAL,
+                heartbeat_timeout=HEARTBEAT_TIMEOUT,
+                handshake_timeout=HANDSHAKE_TIMEOUT,
+                close_timeout=CLOSE_TIMEOUT,
                 write_buffer_size=1 << 15,
                 outbox_messages=512,
                 max_message_size=1 << 17,
@@ -513,6 +529,10 @@ class Soak:
         while self.playing:
             await asyncio.sleep(TICK)
             now = loop.time()
+            if now < self.resting:
+                last = now
+                self.done["ticks rested, as this machine is slow"] += 1
+                continue
             credit = min(credit + (now - last) * self.options.rate, 20.0 * len(self.here) + 1)
             last = now
             for _ in range(self.draw.randrange(9)):
@@ -523,29 +543,43 @@ class Soak:
                     self.broadcast()
                 burst = self.draw.choice((1, 1, 2, 4, 10))
 
+    def rest(self) -> None:
+        self.resting = asyncio.get_running_loop().time() + 0.5
+
+    def late(self, seconds: float) -> None:
+        if seconds > LATE:
+            self.rest()
+        if seconds > STOOD_STILL:
+            self.log("L", seconds)
+
     def play_in_thread(self) -> None:
         """Broadcasts from a thread of its own, few."""
         counter = 1 << 40  # so that the numbers are nobody else's
         while not self.stopping.wait(0.3):
             counter += 1
             number = number_of(counter)
-            self.hub.broadcast(body(number, 50).decode())
-            self.done["broadcasts from a thread"] += 1
+            try:
+                self.hub.broadcast(body(number, 50).decode())
+            except LoopBusyError:
+                self.done["broadcasts from a thread, given up"] += 1
+            else:
+                self.done["broadcasts from a thread"] += 1
 
     # --- what is left ---
 
     async def stat(self) -> dict[str, Any]:
         hub, acks = self.hub, self.hub._acks
         assert acks is not None
-        objects = sum(isinstance(item, Client) for item in gc.get_objects())
-        gc.collect()
         stored = 0
         if acks.store is not None and acks.loop is not None:
             for user in self.acking:
                 stored += await acks.store.count(user)
+        gc.collect()
+        objects = [type(item) for item in gc.get_objects()]
         return {
-            "client objects before a collection": objects,
-            "client objects": sum(isinstance(item, Client) for item in gc.get_objects()),
+            "client objects": objects.count(Client),
+            "hub objects": sum(str(kind.__module__).startswith("wsc_fast") for kind in objects),
+            "allocated blocks": sys.getallocatedblocks(),
             "connections": hub.connections,
             "connected clients": hub.get_connected_clients(),
             "closing clients": len(hub._closing_clients()),
@@ -573,6 +607,7 @@ class Soak:
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         writer = asyncio.create_task(self.write())
+        watching = asyncio.create_task(watch_lateness(self.late))
         await self.hub.start(port=0)
         self.log("listening", self.hub.port)
         player = thread = None
@@ -581,6 +616,8 @@ class Soak:
                 player = asyncio.create_task(self.play())
                 thread = threading.Thread(target=self.play_in_thread)
                 thread.start()
+            elif command == "rest":
+                self.rest()
             elif command == "stop":
                 self.playing = False
                 self.stopping.set()
@@ -623,6 +660,7 @@ class Soak:
         }
         self.log("end", {"done": dict(self.done), "stats": counters, "left": left})
         writer.cancel()
+        watching.cancel()
         self.out.write(b"".join(self.lines))
         self.out.close()
         await asyncio.sleep(0.1)
