@@ -25,8 +25,9 @@ hub gets less to do and fewer clients come; and the connections that live while 
 still (2 s late) count as misbehaving, since a peer may rightly have been given up.
 
 Memory: the median of the RSS in the last quarter of the warm-up (a minute, or half of a shorter
-run) against that of the last quarter of the run: at most 2 % more, 10 % in runs under three
-minutes, which are not long enough for more.
+run) against that of the last quarter of the run: at most 2 % more. In runs under a quarter of an
+hour also 3 MB, which an allocator keeps more or less of, and under three minutes 10 %. What they
+miss shows in the blocks of memory that are left when everybody has gone.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 SLOW = 1013
 # How long a client that behaves waits for the end that it asked for, or for its upgrade.
 PATIENCE = 30.0
+# What the memory may grow by in a short run, in bytes.
+SLACK = 3e6
 # A filter of a socket (BPF) that drops every packet: `return 0`.
 _DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
 SO_ATTACH_FILTER = 26
@@ -940,16 +943,18 @@ class Soak:
     def check_memory(self) -> str:
         seconds = self.options.seconds
         warm = min(60.0, seconds / 2)
-        allowed = 2.0 if seconds >= 180 else 10.0
         early = [size for at, size in self.memory if warm * 0.75 <= at <= warm]
         late = [size for at, size in self.memory if at >= seconds - (seconds - warm) / 4]
         if not early or not late or seconds < 20:
             return "not judged: too short"
         before, after = statistics.median(early), statistics.median(late)
         growth = (after / before - 1) * 100
+        allowed = 2.0 if seconds >= 180 else 10.0
+        if seconds < 900:
+            allowed = max(allowed, SLACK / before * 100)
         text = (
             f"{before / 1e6:.1f} MB at {warm * 0.75:.0f}-{warm:.0f} s, {after / 1e6:.1f} MB at the "
-            f"end: {growth:+.1f} % (allowed: {allowed:g} %)"
+            f"end: {growth:+.1f} % (allowed: {allowed:.1f} %)"
         )
         if growth > allowed:
             self.model.violation(f"memory grew: {text}")

@@ -379,11 +379,16 @@ class Soak:
         return number, HubMessage(id=str(number), content=content, priority=priority)
 
     def to_user(self) -> None:
-        away = not self.here or self.draw.random() < 0.1
-        user = self.draw.choice(self.acking) if away else self.draw.choice(self.here).user_id
-        number, message = self.user_message()
         acks = self.hub._acks
         assert acks is not None
+        kind = self.draw.random()
+        if kind < 0.1 and acks.replaying:
+            user = self.draw.choice(sorted(acks.replaying))
+        elif kind < 0.2 or not self.here:
+            user = self.draw.choice(self.acking)
+        else:
+            user = self.draw.choice(self.here).user_id
+        number, message = self.user_message()
         held = user in acks.replaying
         try:
             self.hub.send_to_user(user, message)

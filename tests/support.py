@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ctypes
 import os
 import socket
 import ssl
@@ -25,6 +26,9 @@ TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 # Settings of an outbox that no test fills.
 BOUNDLESS: dict[str, Any] = {"outbox_messages": 1 << 20, "outbox_bytes": 1 << 30}
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
+# A filter of a socket (BPF) that drops every packet: `return 0`.
+_DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+_SO_ATTACH_FILTER = 26
 
 
 @asynccontextmanager
@@ -212,6 +216,11 @@ class RawClient:
             pass
         assert not self.buffer, f"the stream ends in a torn frame: {bytes(self.buffer[:40])!r}"
         return frames
+
+    def vanish(self) -> None:
+        """Its network goes: from here on no packet reaches it, and its kernel answers nothing."""
+        drop_all = struct.pack("HL", 1, ctypes.addressof(_DROP_ALL))
+        self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, drop_all)
 
     def close(self) -> None:
         self.sock.close()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,11 +48,13 @@ from wsc_fast import (
     OfflineStoreError,
     OfflineStoreFullError,
     PendingFullError,
+    PermissionDeniedError,
     QueueFullError,
     SendFailureReason,
     SendTimeoutError,
     UserOfflineError,
     ValidationError,
+    WSCError,
 )
 from wsc_fast.delivery import failures
 
@@ -700,11 +703,47 @@ async def test_a_raw_message_cannot_be_sent(send: str) -> None:
     assert [call[2] for call in heard.of("send_failure")] == ["validation"]
 
 
-def test_every_reason_has_a_row() -> None:
-    # permission: the hub asks nobody whether it may send, so it cannot happen yet.
-    rows = {*failures._SPECIAL, SendFailureReason.VALIDATION, SendFailureReason.UNKNOWN}
-    assert {*SendFailureReason} - rows == {SendFailureReason.PERMISSION}
-    assert SendFailureReason.PERMISSION not in {reason for _, reason in failures._REASONS}
+async def test_a_clients_message_is_not_allowed() -> None:
+    hub = Hub(authenticate=named, authorize_publish=lambda client, message: message != "secret")
+    heard = listen(hub, Heard())
+    seen: list[Any] = []
+    hub.on_message_received(lambda client, message: seen.append(message))
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        await raw.send(TEXT, b"secret")
+        await raw.send(TEXT, b"open")
+        reason = SendFailureReason.PERMISSION
+        await expect(heard, reason, None, None, PermissionDeniedError, "secret", "a")
+        await eventually(lambda: seen == ["open"])
+        raw.close()
+
+
+def test_the_table_of_the_page_is_what_the_code_does() -> None:
+    page = (Path(__file__).parents[1] / "docs/delivery.md").read_text()
+    table = page.partition("| what happened |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = {}
+    for line in table:
+        _, _, reason, method, kind, _ = (cell.strip(" `") for cell in line.split("|"))
+        rows[reason, kind] = None if method == "none" else (method, kind or None)
+    # Every reason of the contract can happen.
+    assert {reason for reason, _ in rows} == set(SendFailureReason)
+    for (reason, kind), special in rows.items():
+        failure = failures.Failure(
+            "m", "a", SendFailureReason(reason), WSCError(), kind=kind or None
+        )
+        general, *more = failures._calls(failure)
+        assert general[0] == "handle_send_failure"
+        if special is None:
+            assert more == []
+            continue
+        ((method, arguments),) = more
+        assert method == special[0]
+        if special[1] is not None:
+            assert arguments[2] == special[1]
+    # The type of a row is that of its reason, but where a reason has two.
+    for reason, (method, kind) in failures._SPECIAL.items():
+        assert rows[reason, kind or ""] == (method, kind)
+    assert len(rows) == len(SendFailureReason) + 1
 
 
 # --- a backlog is lost with its client: each message exactly once ---

@@ -738,7 +738,7 @@ class Acks:
     def _append(self, pending: PendingACK) -> None:
         assert self.loop is not None
         storing: asyncio.Future[list[StoredMessage]]
-        deleted = self._deletion_of(pending)
+        deleted = self._is_deleted(pending.user_id, pending.id)
         if self._appends or deleted or not self._is_open():
             storing = self.loop.create_future()
             self._appends.append((pending, storing))
@@ -774,11 +774,10 @@ class Acks:
             failed.set_exception(error)
             return failed
 
-    def _deletion_of(self, pending: PendingACK) -> bool:
-        # Whether the same id of the user is about to be removed from the store.
-        user_id = pending.user_id
-        return (user_id, pending.id) in self._deleting or (
-            pending.id in self._deletes.get(user_id, ())
+    def _is_deleted(self, user_id: str, message_id: str) -> bool:
+        # Whether it is about to be removed from the store.
+        return (user_id, message_id) in self._deleting or (
+            message_id in self._deletes.get(user_id, ())
         )
 
     async def _append_waiting(self) -> None:
@@ -787,7 +786,7 @@ class Acks:
             pending, storing = self._appends[0]
             try:
                 await self.opened()
-                while self._deletion_of(pending):
+                while self._is_deleted(pending.user_id, pending.id):
                     self._flush_deletes()
                     deleting = self._deleting.get((pending.user_id, pending.id))
                     if deleting is not None:
@@ -928,7 +927,7 @@ class Acks:
         """Removes what is too old, now and then."""
         assert self.store is not None
         await self.opened()
-        while True:
+        while not self._stopped:
             try:
                 before = time.time() - self.config.offline_max_age
                 while expired := await self.store.expire(before):
@@ -938,7 +937,8 @@ class Acks:
             except Exception as error:
                 self.counters.offline_errors += 1
                 self._log_store_error("old messages could not be removed", error)
-            await asyncio.sleep(min(EXPIRE_EVERY, max(1.0, self.config.offline_max_age / 10)))
+            if not self._stopped:  # the store may have swallowed the cancellation
+                await asyncio.sleep(min(EXPIRE_EVERY, max(1.0, self.config.offline_max_age / 10)))
 
     def _too_old(self, user_id: str, stored: StoredMessage) -> None:
         self._dropped(
@@ -1024,7 +1024,7 @@ class Acks:
         while True:
             try:
                 await self.opened()
-                page = await self.store.read(user_id, after=after, limit=PAGE)
+                page = await self._page(user_id, queue, after)
             except Exception as error:
                 failures += 1
                 self.counters.offline_errors += 1
@@ -1044,14 +1044,23 @@ class Acks:
                     continue
                 pending = queue.pending.get(stored.id)
                 if pending is None:
-                    if stored.id in queue.acknowledged or stored.id in self._deletes.get(
-                        user_id, ()
-                    ):
+                    if stored.id in queue.acknowledged or self._is_deleted(user_id, stored.id):
                         continue  # acknowledged since the page was read
                     pending = self._adopt(user_id, queue, stored)
                 if pending._walk != queue.walk:
                     self.counters.offline_replayed += 1
                     await self._replay_one(user_id, queue, pending)
+
+    async def _page(self, user_id: str, queue: _Queue, after: int) -> list[StoredMessage]:
+        """What the store holds next, for the replay that calls; CancelledError once it is over."""
+        assert self.store is not None
+        try:
+            return await self.store.read(user_id, after=after, limit=PAGE)
+        finally:
+            # A store may swallow a cancellation: asyncio.wait_for does on Python 3.11, and redis-py
+            # uses it. A replay that went on would overtake the next one.
+            if self._stopped or queue.replay is not asyncio.current_task():
+                raise asyncio.CancelledError
 
     def _adopt(self, user_id: str, queue: _Queue, stored: StoredMessage) -> PendingACK:
         pending = self._parked.pop((user_id, stored.id), None)
