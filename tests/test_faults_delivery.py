@@ -203,6 +203,7 @@ async def test_a_client_whose_packets_are_dropped(store: bool, back: str) -> Non
         assert {await each for each in pending} == {AckStatus.CONFIRMED}
         await eventually(lambda: hub.get_stats().heartbeat_timeouts == 1)
         await eventually(lambda: hub.connections == 1)
+        await eventually(lambda: not hub._acks._storing)  # type: ignore[union-attr]
         assert_nothing_left(hub)
         # The copies that went to the first one are no losses.
         assert [call[0].content for call in heard.calls] in ([], ["last"])
@@ -223,6 +224,29 @@ async def answer(raw: RawClient, contents: list[str]) -> None:
 
 async def received_within(raw: RawClient, seconds: float) -> dict[str, Any]:
     return dict(json.loads((await raw.recv(seconds)).payload))
+
+
+@pytest.mark.parametrize("why", ["stalls", "closes"])
+async def test_the_other_client_gets_all_that_the_target_did_not_acknowledge(why: str) -> None:
+    hub = acking(MemoryOfflineStore(), retry_interval=60.0, timeout=120.0)
+    hub.on_client_connected(lambda client: client.send(bytes(1 << 22)))  # its replay has to wait
+    async with running(hub):
+        one, _ = await join(hub, "a&user=ann")
+        for n in range(400):
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
+        assert len((await one.recv()).payload) == 1 << 22
+        for n in range(400):
+            assert (await received(one))["content"] == str(n)
+        # It has seen them all, acknowledged none, and would acknowledge what comes now.
+        two, client = await join(hub, "b&user=ann", rcvbuf=4096)
+        await eventually(lambda: client.queued_messages >= 100)
+        last = hub.send_ack_message_to_user("ann", ACKMessage(content="last"))
+        if why == "closes":
+            client.disconnect()
+        await answer(one, [*map(str, range(400)), "last"])
+        assert await last is AckStatus.CONFIRMED
+        one.close()
+        two.reset()
 
 
 @pytest.mark.parametrize("how", ["to the stalled one", "all were full"])
@@ -388,10 +412,10 @@ def close(process: subprocess.Popen[str]) -> None:
 # --- G11, G12, G13, G17 ---
 
 
-@pytest.mark.parametrize("end", ["timeout", "disconnect"])
-async def test_G11_messages_that_nobody_acknowledges_leave_nothing(end: str) -> None:
-    count = 100_000
-    hub = acking(timeout=10.0, max_retries=0)
+@pytest.mark.parametrize(("end", "count"), [("timeout", 100_000), ("disconnect", 10_000)])
+async def test_G11_messages_that_nobody_acknowledges_leave_nothing(end: str, count: int) -> None:
+    timeout = count / 20_000
+    hub = acking(timeout=timeout, max_retries=0)
     heard = Heard(hub)
     async with running(hub):
         raw, _ = await join(hub, "a&user=ann")
@@ -402,7 +426,7 @@ async def test_G11_messages_that_nobody_acknowledges_leave_nothing(end: str) -> 
             if n % 500 == 499:
                 await asyncio.sleep(0)
         # Where the machine is so slow, the first are over already.
-        if time.monotonic() < started + 10.0:
+        if time.monotonic() < started + timeout / 2:
             assert hub.get_stats().acks_pending == count
         # None has a task of its own, nor a timer: those are shared by all of a hundredth second.
         assert len(asyncio.all_tasks()) <= tasks + 1
@@ -524,37 +548,41 @@ async def test_G13_sent_again_right_after_its_confirmation(kind: str, tmp_path: 
 
 
 async def test_G15_ten_thousand_pending_to_a_dead_client() -> None:
+    count = 10_000
     config = HubConfig(outbox_messages=100)
     hub = acking(config=config, timeout=3.0, retry_interval=0.05, max_retries=2000)
+    inner: Any = hub._acks
+    timers = 0
+
+    def counting(pending: PendingACK, when: float) -> int:
+        nonlocal timers
+        timers += 1
+        return int(set_timer(pending, when))
+
+    set_timer, inner._timers.set = inner._timers.set, counting
     async with running(hub):
         dead, client = await join(hub, "a&user=ann", rcvbuf=4096)
         await stall(client, 1 << 22)
         watcher, _ = await join(hub, "watcher")
         pending = [
-            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))) for n in range(10_000)
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))) for n in range(count)
         ]
         done = asyncio.gather(*pending, return_exceptions=True)
-        # A storm of retries would fill its outbox anew each time, and hold up the others.
-        assert await p99_of_sends(hub, watcher, done.done) < 0.1
+        while not done.done():
+            hub.send_to_client("watcher", "tick")
+            assert (await watcher.recv()).payload == b"tick"
         assert {type(outcome) for outcome in await done} == {AckTimeoutError}
+        # No storm: a client without room is sent nothing again, and what waits for its turn
+        # behind that has no retries.
         assert hub.get_stats().acks_retransmitted == 0
+        assert max(each.attempts for each in pending) == 1
+        assert timers < 4 * count
         assert client.queued_messages <= 100
         assert client.is_connected()
-        assert max(each.attempts for each in pending) == 1
+        await eventually(lambda: not inner._users)
         assert_nothing_left(hub)
         dead.reset()
         watcher.close()
-
-
-async def p99_of_sends(hub: Hub, raw: RawClient, done: Callable[[], object]) -> float:
-    times = []
-    while not done():
-        start = time.perf_counter()
-        hub.send_to_client("watcher", "tick")
-        assert (await raw.recv()).payload == b"tick"
-        times.append(time.perf_counter() - start)
-    assert len(times) > 20
-    return sorted(times)[int(len(times) * 0.99)]
 
 
 async def test_G17_two_clients_of_a_user_at_once() -> None:
@@ -1264,3 +1292,36 @@ async def test_the_stop_does_not_wait_for_a_store_that_swallows_cancellations() 
         async with asyncio.timeout(8.0):
             await hub.stop(0.5)
         raw.close()
+
+
+async def test_an_error_within_a_replay_loses_nothing_in_silence() -> None:
+    hub = acking(config=HubConfig(outbox_messages=2))
+    heard = Heard(hub)
+    errors: list[BaseException] = []
+    hub.on_error(lambda client, error: errors.append(error))
+    async with running(hub):
+        raw, client = await join(hub, "a&user=ann", rcvbuf=4096)
+        await stall(client, 1 << 22)
+        client.send("1")
+        client.send("2")
+        pending = hub.send_ack_message_to_user("ann", ACKMessage(content="first"))
+        held = [HubMessage(content="held"), HubMessage(content="held too")]
+        for each in held:
+            assert hub.send_to_user("ann", each) == 1
+        broken = RuntimeError("broken")
+
+        def send(*arguments: Any) -> int:
+            raise broken
+
+        hub._send_to_user = send  # type: ignore[method-assign]
+        await raw.recv()
+        await eventually(lambda: len(heard.calls) == 2)
+        assert errors == [broken]
+        assert [(call[0], call[3]) for call in heard.calls] == [(each, broken) for each in held]
+        del hub._send_to_user
+        # The one with acknowledgement is sent again when its time has come, or to the next client.
+        other, _ = await join(hub, "b&user=ann")
+        await answer(other, ["first"])
+        assert await pending is AckStatus.CONFIRMED
+        raw.reset()
+        other.close()

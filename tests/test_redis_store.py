@@ -776,6 +776,35 @@ async def test_G18_calls_fail_in_time_while_the_server_is_away(
             assert (await ids(store, "ann"))[-1] == "2"
 
 
+async def test_an_attempt_that_is_cut_short_tells_what_the_one_before_failed_with(
+    server: RedisServer,
+) -> None:
+    from redis.exceptions import ConnectionError as RedisConnectionError
+
+    async with opened(server.url, timeout=0.4) as store:
+        session = store._session
+        assert session is not None
+        real, began = session._client, session.loop.time()
+
+        class Client:
+            """Refuses until less than an attempt's time is left, then hangs."""
+
+            async def execute_command(self, *command: Any) -> Any:
+                if session.loop.time() < began + 0.25:
+                    raise RedisConnectionError("refused")
+                await asyncio.Event().wait()
+
+        session._client = Client()
+        try:
+            with pytest.raises(OfflineStoreError, match="refused"):
+                await append(store, "ann", "1")
+            # Where nothing else is known, that it takes too long is the news.
+            with pytest.raises(OfflineStoreError, match=r"no answer within 0\.2 s"):
+                await append(store, "ann", "2")
+        finally:
+            session._client = real
+
+
 async def test_what_waits_while_the_server_is_away_is_bounded(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server:
         async with opened(server.url, timeout=20.0, max_waiting_bytes=100_000) as store:

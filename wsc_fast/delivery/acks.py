@@ -193,6 +193,10 @@ class PendingACK:
         """Whether the outcome is known. Thread-safety: any thread."""
         return self._error is not None or self.status is AckStatus.CONFIRMED
 
+    def _is_open(self) -> bool:
+        # Whether it is to be sent.
+        return self.status is AckStatus.PENDING and self._error is None
+
     def __await__(self) -> Generator[Any, None, AckStatus]:
         loop = asyncio.get_running_loop()
         own = self._acks.loop
@@ -558,7 +562,9 @@ class Acks:
         if queue is None or queue.pending.get(pending.id) is not pending:
             return
         if queue.replay is not None and pending._walk != queue.walk:
-            self._schedule(pending, now)  # its turn comes
+            # Its turn comes, and sets its timer anew; until then only its end is waited for.
+            pending._due = pending._deadline
+            pending._slot = self._timers.set(pending, pending._due)
             return
         pending._retries += 1
         if self._transmit(pending):
@@ -1001,6 +1007,7 @@ class Acks:
         except Exception as error:
             complete = False
             self._hub._report(None, error)
+            self._drop_held(user_id, queue, error)
         finally:
             # No await between the last look at the line and here: nothing can slip in.
             if queue.replay is asyncio.current_task():
@@ -1082,9 +1089,9 @@ class Acks:
         return pending
 
     async def _replay_one(self, user_id: str, queue: _Queue, pending: PendingACK) -> None:
-        while pending.status is AckStatus.PENDING and not pending.done():
-            client = await self._room(user_id, queue, pending._client_id)
-            if pending.status is not AckStatus.PENDING or pending.done():
+        while pending._is_open():
+            client = await self._room(user_id, queue, pending)
+            if not pending._is_open():
                 return
             if pending._walk != queue.walk:
                 pending._walk = queue.walk
@@ -1099,11 +1106,11 @@ class Acks:
             await asyncio.sleep(POLL)
 
     async def _room(
-        self, user_id: str, queue: _Queue, client_id: str | None = None
+        self, user_id: str, queue: _Queue, pending: PendingACK | None = None
     ) -> Client | None:
         """Waits until a client has room for one more, and few enough are unacknowledged.
 
-        Returns whom to send to; None for all of the user's clients.
+        Returns whom to send to; None for all of the clients, or if it is over with `pending`.
         """
         assert self.loop is not None
         pause = 0.0  # at first: what was pushed in this turn goes out at its end
@@ -1120,9 +1127,13 @@ class Acks:
             elif roomy and target is None:
                 return None
             elif roomy and (target not in clients or self.loop.time() >= patience):
-                # A client that does not read may not hold up the user's others.
-                queue.target = roomy[-1]
-            elif client_id is not None and len(clients) > 1:
+                # A client that does not read may not hold up the user's others: one of these gets
+                # all that is not acknowledged, in order, from a replay of its own.
+                self._replay(user_id, queue, roomy[-1], from_store=queue.from_store)
+                raise asyncio.CancelledError
+            elif pending is not None and not pending._is_open():
+                return None  # nobody reads, and it has timed out meanwhile
+            elif pending is not None and pending._client_id is not None and len(clients) > 1:
                 return None
             else:
                 await asyncio.sleep(pause)
