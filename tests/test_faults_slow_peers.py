@@ -492,6 +492,37 @@ async def test_E8_silence_is_closed_and_any_frame_is_life(any_loop: str) -> None
         assert hub.get_stats().heartbeat_timeouts == 1
 
 
+async def test_E8_a_loop_that_stood_still_gives_its_clients_time_to_answer(any_loop: str) -> None:
+    gone: list[str] = []
+    hub = Hub(HubConfig(**HEARTBEAT, close_timeout=0.1), authenticate=named)
+    hub.on_client_disconnected(lambda client: gone.append(client.id))
+
+    async def answer(raw: RawClient) -> None:
+        while (frame := await raw.recv()).opcode == PING:
+            await raw.send(PONG, frame.payload)
+
+    async with running(hub):
+        living, client = await join(hub, "living")
+        silent, _ = await join(hub, "silent")
+        with living, silent:
+            answering = asyncio.ensure_future(answer(living))
+            await raw_turns()
+            # A callback that blocks, or a process that is stopped for a while: nobody was asked.
+            time.sleep(2 * HEARTBEAT["heartbeat_timeout"])  # noqa: ASYNC251
+            # Who does not answer goes all the same, and the timeout is as before.
+            await eventually(lambda: gone == ["silent"])
+            assert client.is_connected()
+            await eventually(lambda: hub.heartbeat_timeout == HEARTBEAT["heartbeat_timeout"])
+            answering.cancel()
+        assert hub.get_stats().heartbeat_timeouts == 1
+
+
+async def raw_turns() -> None:
+    """A few turns of the loop: whatever was just begun waits for something by then."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 async def test_E8_a_stalled_outbox_does_not_keep_a_dead_peer() -> None:
     hub = Hub(small(**HEARTBEAT, close_timeout=0.1), authenticate=named)
     async with running(hub):

@@ -154,6 +154,8 @@ class Hub(Delivery):
         self._stop_callers: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
         self._heartbeat_timer: asyncio.TimerHandle | None = None
+        self._heartbeat_due = math.inf
+        self._patient_until = 0.0  # with clients that are silent; the loop stood still
         self._all_gone: asyncio.Future[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
@@ -456,6 +458,7 @@ class Hub(Delivery):
         self._started = time.monotonic()
         self._expiries.attach(self.loop)
         _running.add(self)
+        self._heartbeat_due = math.inf
         self._heartbeat()
 
     async def stop(self, timeout: float = 5.0) -> None:
@@ -790,6 +793,15 @@ class Hub(Delivery):
         sweep = self.config.heartbeat_interval / _SWEEPS_PER_INTERVAL
         tick = min(_LONGEST_TICK, sweep / 10)
         assert self.loop is not None
+        now = time.monotonic()
+        late = now - self._heartbeat_due
+        if late > sweep:
+            # The loop stood still, and nobody was asked or heard meanwhile.
+            self.heartbeat_timeout = self.config.heartbeat_timeout + late
+            self._patient_until = now + self.config.heartbeat_timeout
+        elif now > self._patient_until:
+            self.heartbeat_timeout = self.config.heartbeat_timeout
+        self._heartbeat_due = now + tick
         self._heartbeat_timer = self.loop.call_later(tick, self._heartbeat)
         self._sweep(tick / sweep)
 
