@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -124,6 +126,7 @@ def check_sound(path: Path) -> None:
         ("x", {"busy_timeout": 0}),
         ("x", {"busy_timeout": float("nan")}),
         ("x", {"max_waiting_bytes": 0}),
+        ("x", {"max_bytes": (1 << 20) - 1}),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused(path: str, options: dict[str, Any]) -> None:
@@ -355,12 +358,9 @@ async def test_open_tries_again_when_the_timeout_was_not_heeded(
 # A disk that is full, or fails.
 
 
-async def test_G18_a_full_disk_fails_what_does_not_fit(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on_connect(monkeypatch, lambda db: db.execute("PRAGMA max_page_count = 100"))
+async def test_G18_a_full_disk_fails_what_does_not_fit(path: Path) -> None:
     stored: list[str] = []
-    async with opened(path) as store:
+    async with opened(path, max_bytes=1 << 20) as store:
         for wave in range(100):
             names = [f"m{wave}.{n}" for n in range(10)]
             results = await outcomes([append(store, name, data=bytes(2000)) for name in names])
@@ -379,6 +379,83 @@ async def test_G18_a_full_disk_fails_what_does_not_fit(
         await fill(store, ["again"], data=bytes(2000))
         assert await ids(store) == [*stored[20:], "again"]
     check_sound(path)
+
+
+async def test_G16_a_million_users_take_max_bytes_and_no_more(path: Path) -> None:
+    stored, refused = 0, []
+    async with opened(path, max_bytes=1 << 20) as store:
+        while not refused:
+            calls = [append(store, "m", user=f"{stored + n}", data=bytes(500)) for n in range(100)]
+            results = await outcomes(calls)
+            refused = [result for result in results if result != []]
+            stored += len(results) - len(refused)
+        assert stored > 1000
+        assert {str(error).partition(": ")[2] for error in refused} == {
+            "database or disk is full (max_bytes is 1048576)"
+        }
+        assert os.path.getsize(path) <= 1 << 20  # noqa: ASYNC240
+        # What goes makes room; and it is as full after the next start.
+        assert len(await store.expire(1e12, 500)) == 500
+        assert await append(store, "m", user="again") == []
+    check_sound(path)
+    async with opened(path, max_bytes=1 << 20) as store:
+        with pytest.raises(OfflineStoreError, match="full"):
+            await asyncio.gather(
+                *(append(store, "m", user=f"more {n}", data=bytes(500)) for n in range(1000))
+            )
+    # A lower bound takes nothing away.
+    async with opened(path, max_bytes=2 << 20) as store:
+        assert await append(store, "m", user="larger", data=bytes(500)) == []
+
+
+# On a file system of its own, of 4 MB, that is full (ENOSPC) until something else on it goes.
+ON_A_SMALL_DISK = """
+import asyncio, os, sys
+from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.errors import OfflineStoreError
+
+async def main(disk):
+    with open(disk + "/other", "wb") as other:
+        other.write(bytes(300_000))
+    store = SQLiteOfflineStore(disk + "/offline.db")
+    await store.open()
+    stored, failed = [], []
+    while len(failed) < 3:
+        name = f"m{len(stored)}"
+        try:
+            await store.append("ann", name, bytes(5000), limit=10**6, drop_oldest=False)
+            stored.append(name)
+        except OfflineStoreError as error:
+            failed.append(str(error))
+        assert len(stored) < 1000
+    assert "full" in failed[0], failed
+    assert len(stored) > 20, stored
+    assert [m.id for m in await store.read("ann", limit=10**6)] == stored
+    os.remove(disk + "/other")
+    assert await store.append("ann", "again", b"", limit=10**6, drop_oldest=False) == []
+    assert [m.id for m in await store.read("ann", limit=10**6)] == [*stored, "again"]
+    await store.close()
+    print("done")
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_G18_a_file_system_that_is_full(tmp_path: Path) -> None:
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    mount = f"mount -t tmpfs -o size=4m none {tmp_path}"
+    if shutil.which("unshare") is None or subprocess.run([*apart, *mount.split()]).returncode:
+        pytest.skip("no file system can be mounted here")
+    script = f'{mount} && exec "$0" -c "$1" {tmp_path}'
+    done = subprocess.run(
+        [*apart, "sh", "-c", script, sys.executable, ON_A_SMALL_DISK],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 # Its files cannot grow beyond a bound (EFBIG: an I/O error to SQLite), until that is lifted.

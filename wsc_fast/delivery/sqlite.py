@@ -46,6 +46,9 @@ _ENTRY_BYTES = 512
 # A batch whose entries have spent their time waiting for the lock still tries this long, seconds.
 _LAST_TRY = 0.05
 
+# The least of `max_bytes`: the empty tables take some, and SQLite's most pages of a file.
+_SMALLEST, _MOST_PAGES = 1 << 20, 0xFFFFFFFE
+
 # The largest integer that SQLite has.
 _LARGEST = (1 << 63) - 1
 
@@ -214,7 +217,8 @@ class SQLiteOfflineStore:
 
     Back-pressure: on a disk that is too slow no memory grows. Once calls of `max_waiting_bytes`
     wait, appends fail with OfflineStoreError ("... too slow ..."); acknowledgements and reads have
-    as much again for themselves.
+    as much again for themselves. A database of `max_bytes` is full, whoever the messages are
+    for: appends fail until some go.
 
     Trouble: a locked database (another process writes) is waited for, `busy_timeout` at most; then
     and on a full disk, an I/O error or a damaged file, the calls of the transaction fail with
@@ -237,6 +241,7 @@ class SQLiteOfflineStore:
         synchronous: Synchronous = "FULL",
         busy_timeout: float = 5.0,
         max_waiting_bytes: int = 64 << 20,
+        max_bytes: int = 1 << 30,
     ) -> None:
         """Notes where the database is; `open` opens it.
 
@@ -246,6 +251,7 @@ class SQLiteOfflineStore:
             busy_timeout: how long a call waits for another process's lock, seconds.
             max_waiting_bytes: what may wait for the disk, with about 512 bytes per message beside
                 its data.
+            max_bytes: what the file may grow to; the log beside it is not counted.
 
         Raises:
             ConfigError: a value that cannot be used.
@@ -261,11 +267,14 @@ class SQLiteOfflineStore:
             raise ConfigError(f"busy_timeout must be above 0 and up to 3600, not {busy_timeout!r}")
         if max_waiting_bytes < 1:
             raise ConfigError(f"max_waiting_bytes must be 1 or more, not {max_waiting_bytes!r}")
+        if max_bytes < _SMALLEST:
+            raise ConfigError(f"max_bytes must be {_SMALLEST} or more, not {max_bytes!r}")
         # Absolute: a later chdir (as of a daemon) must not move it.
         self._path = os.path.abspath(name)
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._max_waiting_bytes = max_waiting_bytes
+        self._max_bytes = max_bytes
         # From the begin of `open` to the end of `close`, and while it takes calls.
         self._worker: _Worker | None = None
         self._ready: _Worker | None = None
@@ -289,7 +298,11 @@ class SQLiteOfflineStore:
                 await asyncio.shield(worker.opened)
                 return
         worker = _Worker(
-            asyncio.get_running_loop(), self._path, self._synchronous, self._busy_timeout
+            asyncio.get_running_loop(),
+            self._path,
+            self._synchronous,
+            self._busy_timeout,
+            self._max_bytes,
         )
         self._worker = worker
         # The first callback of the future, so before anyone who awaits it goes on.
@@ -519,7 +532,12 @@ class _Worker:
     """The thread of an open store, and what it shares with the loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, path: str, synchronous: str, busy_timeout: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        path: str,
+        synchronous: str,
+        busy_timeout: float,
+        max_bytes: int,
     ) -> None:
         self.loop = loop
         # Entries, and None to end after those before it.
@@ -534,6 +552,7 @@ class _Worker:
         self._path = path
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
+        self._max_bytes = max_bytes
         self._db: sqlite3.Connection | None = None
         self._db_waits = busy_timeout
 
@@ -714,13 +733,15 @@ class _Worker:
         text = str(cause) or type(cause).__name__
         if _code(cause) == sqlite3.SQLITE_BUSY:
             text += f", by another process, for longer than {self._busy_timeout:g} s"
+        elif _code(cause) == sqlite3.SQLITE_FULL:
+            text += f" (max_bytes is {self._max_bytes})"
         error = OfflineStoreError(f"offline store {self._path}: {text}")
         error.__cause__ = cause
         return error
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
-            self._db = _connect(self._path, self._synchronous, self._busy_timeout)
+            self._db = _connect(self._path, self._synchronous, self._busy_timeout, self._max_bytes)
             self._db_waits = self._busy_timeout
         return self._db
 
@@ -731,7 +752,9 @@ class _Worker:
                 db.close()  # takes back what is not committed
 
 
-def _connect(path: str, synchronous: str, busy_timeout: float) -> sqlite3.Connection:
+def _connect(
+    path: str, synchronous: str, busy_timeout: float, max_bytes: int
+) -> sqlite3.Connection:
     """Opens the database, with its schema up to date; raises sqlite3.Error, OfflineStoreError."""
     with suppress(OSError):
         # To SQLite such a file is empty (an old oddity of its), and would be written over.
@@ -741,7 +764,7 @@ def _connect(path: str, synchronous: str, busy_timeout: float) -> sqlite3.Connec
     while True:
         db = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
         try:
-            _prepare(db, synchronous)
+            _prepare(db, synchronous, max_bytes)
         except BaseException as error:
             db.close()
             # The change to WAL does not heed the timeout when others open the file just now.
@@ -752,7 +775,7 @@ def _connect(path: str, synchronous: str, busy_timeout: float) -> sqlite3.Connec
             return db
 
 
-def _prepare(db: sqlite3.Connection, synchronous: str) -> None:
+def _prepare(db: sqlite3.Connection, synchronous: str, max_bytes: int) -> None:
     # Reads only, up to where it is known to be ours; in a transaction, since another process may
     # be creating it just now.
     db.execute("BEGIN")
@@ -767,6 +790,9 @@ def _prepare(db: sqlite3.Connection, synchronous: str) -> None:
     # Eight times what is usual, 16 and 32 MB: random users touch pages all over the indexes.
     db.execute("PRAGMA cache_size = -16384")
     db.execute("PRAGMA wal_autocheckpoint = 8192")
+    # Of a file that is larger already, what it has.
+    (page_size,) = db.execute("PRAGMA page_size").fetchone()
+    db.execute(f"PRAGMA max_page_count = {min(max_bytes // page_size, _MOST_PAGES)}")
     # The log may outgrow that while another process reads; afterwards it is cut to this.
     db.execute("PRAGMA journal_size_limit = 67108864")
     db.executescript(_TEMPORARY)
