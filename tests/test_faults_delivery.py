@@ -330,6 +330,35 @@ async def test_G7_joining_while_everything_is_published() -> None:
         raw.close()
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_G6_live_messages_during_the_replay_of_a_thousand(kind: str, tmp_path: Path) -> None:
+    store: Any = MemoryOfflineStore() if kind == "memory" else SQLiteOfflineStore(tmp_path / "db")
+    hub = acking(store, config=HubConfig(outbox_messages=64), offline_limit=10_000)
+    async with running(hub):
+        now = ACKMessage().create_at
+        for n in range(1000):
+            # Of one moment, and with ids that sort otherwise than they were sent.
+            message = ACKMessage(id=str(n), content=str(n), create_at=now)
+            hub.send_ack_message_to_user("ann", message)
+        raw, _ = await join(hub, "a&user=ann")
+        live: list[str] = []
+        got: list[str] = []
+        while len(got) < 1000 + len(live) or len(live) < 90:
+            message_ = await received(raw)
+            got.append(message_["content"])
+            if message_.get("require_ack"):
+                await acknowledge(raw, message_["id"])
+            if len(got) % 10 == 0 and len(live) < 90:
+                live.append(f"live {len(live)}")
+                if len(live) % 3:
+                    hub.send_to_user("ann", HubMessage(content=live[-1]))
+                else:
+                    hub.send_ack_message_to_user("ann", ACKMessage(content=live[-1]))
+        assert got == [*map(str, range(1000)), *live]
+        await eventually_count(store, "ann", 0)
+        raw.close()
+
+
 # --- G9 ---
 
 SERVER = """
