@@ -13,7 +13,7 @@ sys.path.append(str(ROOT / "soak"))
 
 from messages import BYE_NUMBER, body, key_of, number_of, parse, priority_of  # noqa: E402
 
-from soak.run import difference  # noqa: E402
+from soak.run import SLOW, Model, Record, difference  # noqa: E402
 
 ONE, TWO, THREE, FOUR = (number_of(counter) for counter in range(1, 5))
 K1, K2, K3 = (number_of(counter, key=5) for counter in range(11, 14))
@@ -80,3 +80,49 @@ def test_what_is_wrong_is_told(
     wanted: list[int], got: list[int], edge: int, optional: int, text: str
 ) -> None:
     assert any(part in difference(wanted, got, edge, optional) for part in text.split("|"))
+
+
+@pytest.mark.parametrize("code", [SLOW, None, 1001])
+@pytest.mark.parametrize("excuse", ["", "late", "stood still"])
+def test_what_a_slow_machine_excuses(code: int | None, excuse: str) -> None:
+    model = Model()
+    record = model.records[1] = Record(1, "good", "u1", good=True)
+    model.take(["E", 1, "u1"])
+    model.take(["B", ONE, []])
+    model.take(["B", TWO, []])
+    record.got.append(ONE)
+    if excuse == "late":
+        record.lagged = True
+    elif excuse:
+        model.take(["L", 3.0])
+    record.code = code
+    model.finished(record)
+    assert not model.violations
+    model.take(["G", 1])
+    # It was closed by nobody, or read too slowly: neither where the machine stood still.
+    excused = excuse == "stood still" or (excuse == "late" and code == SLOW)
+    assert bool(model.violations) is not excused
+
+
+def test_nothing_excuses_a_gap() -> None:
+    model = Model()
+    record = model.records[1] = Record(1, "good", "u1", good=True)
+    for line in (["E", 1, "u1"], ["B", ONE, []], ["B", TWO, []], ["L", 3.0], ["Y", 1], ["G", 1]):
+        model.take(line)
+    record.got.append(TWO)
+    model.finished(record)
+    assert "to come 1 later" in model.violations[0]
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_held_message_that_vanishes(good: bool) -> None:
+    model = Model()
+    record = model.records[1] = Record(1, "good" if good else "reset", "u1", good=good)
+    for line in (["E", 1, "u1"], ["U", ONE, True, "u1", [1]], ["Y", 1], ["G", 1]):
+        model.take(line)
+    record.said_bye = True
+    model.finished(record)
+    assert not model.violations
+    model.end(unreported=0)
+    # The kernel may have had it, for a client that then was reset.
+    assert bool(model.violations) is good

@@ -136,8 +136,9 @@ class User:
     def lost(self) -> set[int]:
         return self.accepted - set(self.seen)
 
-    def disorder(self) -> int:
-        return sum(a >= b for a, b in zip(self.seen, self.seen[1:], strict=False))
+    def disorder(self) -> list[str]:
+        steps = zip(self.seen, self.seen[1:], strict=False)
+        return [f"{self.name} saw {b} after {a}" for a, b in steps if a >= b]
 
 
 # --- the harness ---
@@ -227,14 +228,16 @@ async def torture(arguments: argparse.Namespace) -> bool:
             await asyncio.wait(living)
     lost = sum(len(user.lost()) for user in users.values())
     doubled = sum(len(user.seen) - len(set(user.seen)) for user in users.values())
-    disorder = sum(user.disorder() for user in users.values())
+    disorder = [step for user in users.values() for step in user.disorder()]
     print(
         f"{arguments.store}: {sum(len(user.accepted) for user in users.values())} messages "
         f"reported, {sum(len(user.seen) for user in users.values())} seen, {arguments.rounds} "
         f"kills, {sum(user.copies for user in users.values())} copies dropped by id; lost {lost}, "
-        f"doubled {doubled}, out of order {disorder}"
+        f"doubled {doubled}, out of order {len(disorder)}"
     )
-    return lost == doubled == disorder == 0
+    for step in disorder[:10]:
+        print(f"  {step}")
+    return lost == doubled == len(disorder) == 0
 
 
 def main() -> None:
