@@ -546,7 +546,8 @@ class Soak:
         self.listening = asyncio.Event()
         self.stopped = asyncio.Event()
         self.final: dict[str, Any] = {}
-        self.memory: list[tuple[float, int]] = []
+        self.memory: list[tuple[float, int]] = []  # seconds, bytes
+        self.late_at: list[float] = []  # seconds, as above
         self.blocks = 0  # of memory, more than before the first client
         self.lateness = 0.0
         self.singles = max(2, options.clients // 25)
@@ -859,6 +860,8 @@ class Soak:
             with contextlib.suppress(OSError):
                 size = resident(self.server.pid) * page
                 self.memory.append((time.monotonic() - begin, size))
+            if self.lateness > LATE:
+                self.late_at.append(time.monotonic() - begin)
             await asyncio.sleep(0.5)
 
     async def until(
@@ -947,6 +950,8 @@ class Soak:
         late = [size for at, size in self.memory if at >= seconds - (seconds - warm) / 4]
         if not early or not late or seconds < 20:
             return "not judged: too short"
+        if sum(at <= warm for at in self.late_at) > warm / 10:
+            return "not judged: this machine was too slow for all clients to be there by then"
         before, after = statistics.median(early), statistics.median(late)
         growth = (after / before - 1) * 100
         allowed = 2.0 if seconds >= 180 else 10.0
