@@ -75,6 +75,8 @@ TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 SLOW = 1013
 # How long a client that behaves waits for the end that it asked for, or for its upgrade.
 PATIENCE = 30.0
+# How long a process may stand still, until it can say so.
+LONGEST_STILL = 120.0
 # What the memory may grow by in a short run, in bytes.
 SLACK = 3e6
 # A filter of a socket (BPF) that drops every packet: `return 0`.
@@ -166,6 +168,7 @@ class Model:
         self.seen: dict[str, set[int]] = {}
         self.last_seen: dict[str, int] = {}
         self.violations: list[str] = []
+        self.overdue: list[tuple[float, str]] = []  # when it was noticed
         self.done: Counter[str] = Counter()
         self.checked: Counter[str] = Counter()
 
@@ -229,11 +232,14 @@ class Model:
         for record in self.records.values():
             self.done["connections not judged, as the machine stood still"] += record.judged
             record.judged = False
+        # A process that stands still says so afterwards.
+        now = time.monotonic()
+        self.overdue = [entry for entry in self.overdue if entry[0] < now - LONGEST_STILL]
 
-    def in_time(self, record: Record, text: str) -> None:
+    def late(self, record: Record, text: str) -> None:
         """Something did not come in time: a violation, unless a process stood still."""
         if record.judged:
-            self.violation(f"{record} {text}")
+            self.overdue.append((time.monotonic(), f"{record} {text}"))
 
     def finished(self, record: Record) -> None:
         """The client's side of a connection is over."""
@@ -309,6 +315,8 @@ class Model:
 
     def end(self, unreported: int) -> None:
         """Everybody has gone."""
+        for _, text in self.overdue:
+            self.violation(text)
         for record in list(self.records.values()):
             if record.good or record.entered or record.got:
                 state = f"entered {record.entered}, gone {record.gone}, over {record.finished}"
@@ -618,7 +626,7 @@ class Soak:
         peer = await self.connect(kind, user=user, good=True, headers=headers, id=name)
         record = peer.record
         if not peer.open.done() or not peer.open.result():
-            self.model.in_time(record, f"was not let in, within {PATIENCE} s")
+            self.model.late(record, f"was not let in, within {PATIENCE} s")
             peer.transport.abort()
             return
         if user:
@@ -673,7 +681,7 @@ class Soak:
                 self.model.done["leaves, by half-closing"] += 1
         await asyncio.wait([peer.over], timeout=PATIENCE)
         if not peer.over.done():
-            self.model.in_time(record, f"asked for its end, which did not come in {PATIENCE} s")
+            self.model.late(record, f"asked for its end, which did not come in {PATIENCE} s")
             peer.transport.abort()
 
     # --- those who misbehave ---
@@ -704,7 +712,7 @@ class Soak:
             while not record.gone and not self.leaving.is_set():
                 await asyncio.sleep(0.2)
                 if asyncio.get_running_loop().time() > waiting:
-                    self.model.in_time(record, f"had vanished, and is there after {longest} s")
+                    self.model.late(record, f"had vanished, and is there after {longest} s")
                     break
             self.model.done["vanished clients found out"] += record.gone
         peer.reset()
@@ -721,7 +729,7 @@ class Soak:
             if code not in (*codes, SLOW, None) and not peer.record.kicked:
                 self.model.violation(f"{peer.record}: {wrong[:14]!r} closed with {code}")
             if not peer.over.done():
-                self.model.in_time(peer.record, f"is open after {wrong[:14]!r}")
+                self.model.late(peer.record, f"is open after {wrong[:14]!r}")
         peer.transport.abort()
 
     async def torn(self) -> None:
@@ -752,7 +760,7 @@ class Soak:
             peer.write(bytes([byte]))
             await asyncio.wait([peer.over], timeout=0.2)
             if time.monotonic() > begin + 4 * HANDSHAKE_TIMEOUT:
-                self.model.in_time(peer.record, f"was suffered for {4 * HANDSHAKE_TIMEOUT} s")
+                self.model.late(peer.record, f"was suffered for {4 * HANDSHAKE_TIMEOUT} s")
                 break
         peer.transport.abort()
 

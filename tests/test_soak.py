@@ -126,3 +126,16 @@ def test_a_held_message_that_vanishes(good: bool) -> None:
     model.end(unreported=0)
     # The kernel may have had it, for a client that then was reset.
     assert bool(model.violations) is good
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_what_is_overdue(still: bool) -> None:
+    model = Model()
+    record = model.records[1] = Record(1, "malformed", "u1", good=False)
+    model.late(record, "is open after that")
+    if still:
+        model.take(["L", 24.0])  # it could not say so before
+        model.late(record, "is open after that")
+    assert not model.violations
+    model.end(unreported=0)
+    assert bool(model.violations) is not still
