@@ -24,6 +24,7 @@ MODULES = (
     "receiver",
     "connection",
     "handshake",
+    "messages",
 )
 
 debug = os.environ.get("WSC_DEBUG") == "1"

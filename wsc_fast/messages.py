@@ -12,7 +12,9 @@ from os import urandom
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import astuple
 
+from wsc_fast._core.messages import is_plain
 from wsc_fast.errors import ValidationError
 
 # The longest id of a message, in characters.
@@ -160,20 +162,8 @@ def encode_hub_message(message: HubMessage) -> bytes:
 
     Thread-safety: any thread.
     """
-    if not (
-        type(message) is HubMessage
-        and type(message.id) is str
-        and 0 < len(message.id) <= MESSAGE_ID_MAX
-        and type(message.type) is str
-        and type(message.from_) is str
-        and type(message.to) is str
-        and type(message.content) is str
-        and type(message.priority) is Priority
-        and type(message.seq_no) is int
-        and -(1 << 63) <= message.seq_no < 1 << 63
-        and type(message.require_ack) is bool
-        and type(message.create_at) is datetime
-        and message.create_at.tzinfo is UTC
+    if type(message) is not HubMessage or not is_plain(
+        astuple(message), MESSAGE_ID_MAX, Priority, datetime, UTC
     ):
         message = _mended(message)
     if message.data is not None:
