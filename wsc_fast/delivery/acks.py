@@ -429,7 +429,7 @@ class Acks:
             )
         data = encode_hub_message(to_hub_message(message, user_id))
         queue = self._users.get(user_id)
-        known = self._parked.get((user_id, message.id))
+        known = None if self.store is None else self._parked.get((user_id, message.id))
         if known is None and queue is not None:
             known = queue.pending.get(message.id)
         if known is not None:
