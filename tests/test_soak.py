@@ -139,3 +139,18 @@ def test_what_is_overdue(still: bool) -> None:
     assert not model.violations
     model.end(unreported=0)
     assert bool(model.violations) is not still
+
+
+@pytest.mark.parametrize("still", [False, True])
+@pytest.mark.parametrize("entered", [False, True])
+def test_one_that_never_ended(entered: bool, still: bool) -> None:
+    model = Model()
+    record = model.records[1] = Record(1, "good", "u1", good=True)
+    if entered:
+        model.take(["E", 1, "u1"])
+    if still:
+        model.stood_still()
+    model.finished(record)
+    model.end(unreported=0)
+    # Where the machine stood still it may not have been let in; if it was, its end has to come.
+    assert bool(model.violations) is (entered or not still)
