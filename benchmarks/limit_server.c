@@ -5,12 +5,11 @@
  * keeps it alive. It does not cheat: the upgrade, the unmasking and the framing are real, every client gets
  * every byte in order.
  *
- *     gcc -O3 -o limit_server limit_server.c && ./limit_server fanout|room|echo PORT
+ *     gcc -O3 -o limit_server limit_server.c && ./limit_server fanout|room|direct|echo|mixed PORT [CERT KEY]
  *
- * One turn of the loop
- *   fanout, room  read every readable client; unmask and frame each message into one shared buffer; then one
- *                 send() of that buffer per client.
- *   echo          read a client; unmask and frame its messages into the shared buffer; one send() to it.
+ * One turn of the loop: read every readable client; unmask and frame each message into the buffer of the room it
+ * goes to (everybody is a room, and so is each receiver of direct messages); then, for each room with something in
+ * its buffer, one send() per member. An echo goes back as soon as its client has been read.
  *
  * Sockets are edge-triggered, with EPOLLOUT always on: it comes only after a send that did not fit.
  */
@@ -30,6 +29,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "channel.h"
+
 enum {
     READ_SIZE = 256 << 10,
     MAX_FRAME = 32 << 20,
@@ -37,6 +38,7 @@ enum {
     MAX_UNSENT = 64 << 20, /* a client further behind is dropped, or stalled clients would eat the machine */
     MAX_EVENTS = 4096,
     BACKLOG = 4096,
+    NAME_SIZE = 6,         /* a letter for the kind of stream, five hex digits */
     OP_TEXT = 1, OP_BINARY = 2, OP_CLOSE = 8, OP_PING = 9, OP_PONG = 10,
 };
 
@@ -47,20 +49,28 @@ struct buffer {
 
 struct client {
     int fd;
-    uint32_t place;          /* in clients[]; only upgraded ones are there */
-    bool upgraded, dead;
+    SSL *ssl;
+    bool secured, upgraded, dead;
     struct buffer partial;   /* the beginning of a request or frame whose rest has not come yet */
     struct buffer unsent;    /* what a send() did not take */
 };
 
-static bool is_echo, is_room;
-static struct client **clients; /* dense: a broadcast walks it from end to end */
-static uint32_t client_count, client_capacity;
-static struct client **graveyard; /* freed after the turn, for events of this turn may still name them */
-static uint32_t grave_count, grave_capacity;
+struct room {
+    struct client **members; /* dense: a broadcast walks it from end to end */
+    uint32_t count, capacity;
+    struct buffer out;       /* frames of this turn */
+};
+
+static char mode;              /* the letter of the only kind of message there is, or m */
+static struct room everybody, *rooms, *receivers; /* the latter two by number */
+static struct room **waiting;  /* those with something in out */
+static uint32_t waiting_count, waiting_capacity;
 static int epoll_fd;
 static uint8_t read_buffer[READ_SIZE];
-static struct buffer out;       /* frames of this turn (fanout, room) or of this read (echo) */
+static struct buffer echoes;    /* frames of this read */
+#ifdef WITH_TLS
+static SSL_CTX *tls;            /* NULL: plain */
+#endif
 
 static uint8_t *reserve(struct buffer *b, size_t more)
 {
@@ -151,28 +161,43 @@ static void accept_key(const char *key, char answer[29])
 
 /* ---- clients ---- */
 
+/* A client that is gone leaves its rooms when one of them is next walked. What it was stays, since events of this
+ * turn may still name it: a few bytes, and a benchmark's server lives for one run. */
 static void drop(struct client *c)
 {
     if (c->dead)
         return;
     c->dead = true;
+    channel_free(c->ssl);
+    c->ssl = NULL;
     close(c->fd);
-    if (c->upgraded) {
-        clients[c->place] = clients[--client_count];
-        clients[c->place]->place = c->place;
-    }
-    graveyard = grown(graveyard, grave_count, &grave_capacity);
-    graveyard[grave_count++] = c;
+    free(c->unsent.data);
+    c->unsent = (struct buffer){0};
 }
 
-static void bury_the_dead(void)
+static void enter(struct room *room, struct client *c)
 {
-    while (grave_count > 0) {
-        struct client *c = graveyard[--grave_count];
-        free(c->partial.data);
-        free(c->unsent.data);
-        free(c);
+    room->members = grown(room->members, room->count, &room->capacity);
+    room->members[room->count++] = c;
+}
+
+/* The room of a name such as r0002a, made if need be. */
+static struct room *room_of(const char name[NAME_SIZE])
+{
+    struct room **table = name[0] == 'd' ? &receivers : &rooms;
+    uint32_t number = 0;
+    if (name[0] == 'a')
+        return &everybody;
+    for (int i = 1; i < NAME_SIZE; i++)
+        number = number << 4 | (uint32_t)(name[i] <= '9' ? name[i] - '0' : name[i] - 'a' + 10);
+    if (number >> 20)
+        return NULL;
+    if (*table == NULL) { /* as many as there are names, so that none ever moves; untouched pages cost nothing */
+        *table = calloc(1 << 20, sizeof **table);
+        if (*table == NULL)
+            abort();
     }
+    return &(*table)[number];
 }
 
 /* One send(); what the kernel does not take waits for EPOLLOUT. */
@@ -180,7 +205,7 @@ static void send_to(struct client *c, const uint8_t *data, size_t size)
 {
     ssize_t n = 0;
     if (c->unsent.size == 0) {
-        n = send(c->fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+        n = channel_send(c->fd, c->ssl, data, size);
         if (n == (ssize_t)size)
             return;
         if (n < 0 && errno != EAGAIN && errno != EINTR) {
@@ -198,7 +223,7 @@ static void send_to(struct client *c, const uint8_t *data, size_t size)
 static void send_unsent(struct client *c)
 {
     while (c->unsent.size > 0) {
-        ssize_t n = send(c->fd, c->unsent.data, c->unsent.size, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t n = channel_send(c->fd, c->ssl, c->unsent.data, c->unsent.size);
         if (n < 0) {
             if (errno == EINTR)
                 continue;
@@ -252,30 +277,74 @@ static void put_frame(struct buffer *b, uint8_t opcode, const uint8_t *payload, 
     b->size += at + size;
 }
 
-static void on_frame(struct client *c, uint8_t opcode, const uint8_t *payload, size_t size, const uint8_t mask[4])
+static void unmask(char *to, const uint8_t *payload, size_t from, size_t size, const uint8_t mask[4])
 {
-    static const uint8_t no_mask[4];
-    static const char join[] = "join bench";
+    for (size_t i = 0; i < size; i++)
+        to[i] = (char)(payload[from + i] ^ mask[(from + i) & 3]);
+}
+
+static void on_message(struct client *c, uint8_t opcode, const uint8_t *payload, size_t size, const uint8_t mask[4])
+{
+    static const char join[] = "join ";
+    char start[sizeof join - 1 + NAME_SIZE];
     struct buffer reply = {0};
 
-    if (opcode == OP_CLOSE || opcode == OP_PING) {
+    if (mode == 'e') {
+        put_frame(&echoes, opcode, payload, size, mask);
+        return;
+    }
+    if (size < sizeof start) {
+        drop(c);
+        return;
+    }
+    unmask(start, payload, 0, mode == 'a' ? 0 : sizeof start, mask);
+    bool is_join = mode != 'a' && memcmp(start, join, sizeof join - 1) == 0;
+    struct room *room = mode == 'a' ? &everybody : room_of(is_join ? start + sizeof join - 1 : start);
+    if (room == NULL) {
+        drop(c);
+    } else if (is_join) {
+        enter(room, c);
+        put_frame(&reply, OP_TEXT, (const uint8_t *)"joined", 6, (const uint8_t[4]){0});
+        send_and_arm(c, reply.data, reply.size);
+        free(reply.data);
+    } else {
+        if (room->out.size == 0) {
+            waiting = grown(waiting, waiting_count, &waiting_capacity);
+            waiting[waiting_count++] = room;
+        }
+        put_frame(&room->out, opcode, payload, size, mask);
+    }
+}
+
+static void send_waiting(void)
+{
+    while (waiting_count > 0) {
+        struct room *room = waiting[--waiting_count];
+        for (uint32_t i = room->count; i-- > 0;) { /* backwards: one who is gone is replaced by the last */
+            if (room->members[i]->dead)
+                room->members[i] = room->members[--room->count];
+            else
+                send_and_arm(room->members[i], room->out.data, room->out.size);
+        }
+        room->out.size = 0;
+    }
+}
+
+static void on_frame(struct client *c, uint8_t opcode, const uint8_t *payload, size_t size, const uint8_t mask[4])
+{
+    struct buffer reply = {0};
+
+    if (opcode == OP_TEXT || opcode == OP_BINARY) {
+        on_message(c, opcode, payload, size, mask);
+    } else if (opcode == OP_CLOSE || opcode == OP_PING) {
         put_frame(&reply, opcode == OP_PING ? OP_PONG : OP_CLOSE, payload, size, mask);
-    } else if (opcode == OP_TEXT || opcode == OP_BINARY) {
-        bool is_join = is_room && size == sizeof join - 1;
-        for (size_t i = 0; is_join && i < size; i++)
-            is_join = (payload[i] ^ mask[i & 3]) == join[i];
-        if (is_join)
-            put_frame(&reply, OP_TEXT, (const uint8_t *)"joined", 6, no_mask);
-        else
-            put_frame(&out, opcode, payload, size, mask);
+        send_and_arm(c, reply.data, reply.size);
+        free(reply.data);
+        if (opcode == OP_CLOSE)
+            drop(c);
     } else if (opcode != OP_PONG) {
         drop(c); /* nobody here sends fragments */
     }
-    if (reply.size > 0)
-        send_and_arm(c, reply.data, reply.size);
-    free(reply.data);
-    if (opcode == OP_CLOSE)
-        drop(c);
 }
 
 /* Takes one frame; returns its size, 0 if it is not complete, and then sets *needed to what it takes. */
@@ -346,9 +415,7 @@ static size_t take_request(struct client *c, const uint8_t *data, size_t size, s
     send_and_arm(c, (uint8_t *)response, (size_t)n);
     if (!c->dead) {
         c->upgraded = true;
-        clients = grown(clients, client_count, &client_capacity);
-        c->place = client_count;
-        clients[client_count++] = c;
+        enter(&everybody, c);
     }
     return used;
 }
@@ -368,16 +435,26 @@ static size_t take(struct client *c, const uint8_t *data, size_t size, size_t *n
     return done;
 }
 
+static bool secure(struct client *c)
+{
+    if (!c->secured && !c->dead) {
+        c->secured = channel_handshake(c->ssl) == 1;
+        if (!c->secured && errno != EAGAIN)
+            drop(c);
+    }
+    return c->secured;
+}
+
 static void read_client(struct client *c)
 {
     struct buffer *p = &c->partial;
     size_t needed, done;
 
-    while (!c->dead) {
+    while (secure(c) && !c->dead) {
         /* with a partial frame, read behind it; else into the buffer that all share */
         uint8_t *to = p->size > 0 ? p->data + p->size : read_buffer;
         size_t room = p->size > 0 ? p->capacity - p->size : READ_SIZE;
-        ssize_t n = recv(c->fd, to, room, MSG_DONTWAIT);
+        ssize_t n = channel_recv(c->fd, c->ssl, to, room);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN)
@@ -398,11 +475,10 @@ static void read_client(struct client *c)
         }
         if (p->size > 0 && needed > p->size)
             reserve(p, needed - p->size);
-        if (is_echo && out.size > 0 && !c->dead)
-            send_and_arm(c, out.data, out.size);
-        if (is_echo)
-            out.size = 0;
-        if ((size_t)n < room)
+        if (echoes.size > 0 && !c->dead)
+            send_and_arm(c, echoes.data, echoes.size);
+        echoes.size = 0;
+        if ((size_t)n < room && c->ssl == NULL) /* over TLS a read ends with its record */
             return;
     }
 }
@@ -415,6 +491,13 @@ static void accept_clients(int listener)
         if (c == NULL)
             abort();
         c->fd = fd;
+#ifdef WITH_TLS
+        if (tls != NULL) {
+            c->ssl = SSL_new(tls);
+            SSL_set_fd(c->ssl, fd);
+            SSL_set_accept_state(c->ssl);
+        }
+#endif
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         struct epoll_event e = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = c};
         epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &e);
@@ -439,12 +522,29 @@ int main(int argc, char **argv)
     static struct epoll_event events[MAX_EVENTS];
     struct rlimit limit;
 
-    if (argc != 3) {
-        fprintf(stderr, "usage: limit_server fanout|room|echo PORT\n");
+    static const char *const modes[] = {"fanout", "room", "direct", "echo", "mixed"};
+    for (size_t i = 0; i < sizeof modes / sizeof *modes && argc > 1; i++)
+        if (strcmp(argv[1], modes[i]) == 0)
+            mode = "ardem"[i];
+    if (mode == 0 || (argc != 3 && argc != 5)) {
+        fprintf(stderr, "usage: limit_server fanout|room|direct|echo|mixed PORT [CERT KEY]\n");
         return 2;
     }
-    is_echo = strcmp(argv[1], "echo") == 0;
-    is_room = strcmp(argv[1], "room") == 0;
+#ifdef WITH_TLS
+    if (argc == 5) {
+        tls = tls_context(TLS_server_method());
+        if (SSL_CTX_use_certificate_chain_file(tls, argv[3]) != 1 ||
+            SSL_CTX_use_PrivateKey_file(tls, argv[4], SSL_FILETYPE_PEM) != 1) {
+            fprintf(stderr, "limit_server: %s, %s: no certificate and key\n", argv[3], argv[4]);
+            return 2;
+        }
+    }
+#else
+    if (argc == 5) {
+        fprintf(stderr, "limit_server: built without OpenSSL\n");
+        return 2;
+    }
+#endif
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
@@ -466,11 +566,6 @@ int main(int argc, char **argv)
             if (!c->dead && (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
                 read_client(c);
         }
-        if (out.size > 0) {
-            for (uint32_t i = client_count; i-- > 0;) /* backwards: a client that drops out is replaced by the last */
-                send_and_arm(clients[i], out.data, out.size);
-            out.size = 0;
-        }
-        bury_the_dead();
+        send_waiting();
     }
 }
