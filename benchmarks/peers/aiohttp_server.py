@@ -1,42 +1,57 @@
 """aiohttp, where a broadcast is a loop of awaited sends.
 
-uvloop, no compression, no access log.
+uvloop, no access log, and no compression unless asked for.
 """
 
 import asyncio
+import ssl
 
 import uvloop
-from _limits import arguments
+from _common import Audience, answer, arguments
 from aiohttp import WSMsgType, web
 
-MODE, PORT = arguments()
-members: set[web.WebSocketResponse] = set()
+options = arguments()
+audience = Audience(options.mode)
 
 
 async def handle(request: web.Request) -> web.WebSocketResponse:
-    ws = web.WebSocketResponse(compress=False)
+    ws = web.WebSocketResponse(compress=options.deflate, max_msg_size=16 << 20)
     await ws.prepare(request)
-    if MODE == "fanout":
-        members.add(ws)
+    audience.everybody.add(ws)
     try:
         async for message in ws:
             if message.type is not WSMsgType.TEXT:
                 break
-            if MODE == "echo":
+            if options.mode == "echo":
                 await ws.send_str(message.data)
-            elif MODE == "room" and message.data == "join bench":
-                members.add(ws)
+            elif options.mode == "json":
+                await ws.send_str(answer(message.data))
+            elif message.data.startswith("join "):
+                audience.join(message.data[5:], ws)
                 await ws.send_str("joined")
             else:
-                for member in list(members):
-                    await member.send_str(message.data)
+                for member in list(audience.of(message.data)):
+                    if not member.closed:
+                        await member.send_str(message.data)
     finally:
-        members.discard(ws)
+        audience.leave(ws)
     return ws
 
 
-uvloop.install()
+context = None
+if options.tls:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*options.tls)
+asyncio.set_event_loop(loop := uvloop.new_event_loop())
 app = web.Application()
 app.router.add_get("/ws", handle)
-loop = asyncio.new_event_loop()
-web.run_app(app, host="127.0.0.1", port=PORT, backlog=4096, access_log=None, print=None, loop=loop)
+web.run_app(
+    app,
+    host="127.0.0.1",
+    port=options.port,
+    ssl_context=context,
+    backlog=4096,
+    access_log=None,
+    print=None,
+    loop=loop,
+)

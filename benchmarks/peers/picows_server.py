@@ -1,12 +1,14 @@
 """picows as its documentation shows it: a listener per client, and a loop of sends to broadcast.
 
-uvloop, and picows' defaults (its own transport, aiofastnet, where that is installed).
+uvloop, and picows' defaults (its own transport, aiofastnet, where that is installed). It has no
+compression.
 """
 
 import asyncio
+import ssl
 
 import uvloop
-from _limits import arguments
+from _common import Audience, answer, arguments
 from picows import (
     WSCloseCode,
     WSFrame,
@@ -17,17 +19,16 @@ from picows import (
     ws_create_server,
 )
 
-MODE, PORT = arguments()
-members: set[WSTransport] = set()
+options = arguments()
+audience = Audience(options.mode)
 
 
 class Peer(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
-        if MODE == "fanout":
-            members.add(transport)
+        audience.everybody.add(transport)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        members.discard(transport)
+        audience.leave(transport)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if frame.msg_type == WSMsgType.CLOSE:
@@ -35,13 +36,15 @@ class Peer(WSListener):
             transport.disconnect()
             return
         message = frame.get_payload_as_bytes()
-        if MODE == "echo":
+        if options.mode == "echo":
             transport.send(frame.msg_type, message)
-        elif MODE == "room" and message == b"join bench":
-            members.add(transport)
+        elif options.mode == "json":
+            transport.send(WSMsgType.TEXT, answer(message).encode())
+        elif message.startswith(b"join "):
+            audience.join(message[5:], transport)
             transport.send(WSMsgType.TEXT, b"joined")
         else:
-            for member in members:
+            for member in audience.of(message):
                 member.send(frame.msg_type, message)
 
 
@@ -50,9 +53,14 @@ def accept(request: WSUpgradeRequest) -> Peer:
 
 
 async def main() -> None:
-    server = await ws_create_server(accept, "127.0.0.1", PORT, backlog=4096)
+    context = None
+    if options.tls:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*options.tls)
+    server = await ws_create_server(
+        accept, "127.0.0.1", options.port, ssl=context, backlog=4096, max_frame_size=16 << 20
+    )
     await server.serve_forever()
 
 
-uvloop.install()
-asyncio.run(main())
+uvloop.run(main())

@@ -1,34 +1,57 @@
-"""This project, as an application would write it: a hub with a Python callback for each message."""
+"""This project, as an application would write it: a hub with a Python callback for each message.
 
-from _limits import arguments
+Its settings may be changed by the environment (WSC_OUTBOX_MESSAGES, ...); no row that is compared
+with another server does so.
+"""
 
-from wsc_fast import Client, Hub
+import os
 
-MODE, PORT = arguments()
-hub = Hub()
+from _common import answer, arguments
 
-if MODE == "fanout":
+from wsc_fast import Client, Hub, HubConfig
 
-    @hub.on_message_received
-    def broadcast(client: Client, message: str | bytes) -> None:
-        hub.broadcast(message)
-
-elif MODE == "room":
-    hub.create_room("bench")
-
-    @hub.on_message_received
-    def broadcast_to_room(client: Client, message: str | bytes) -> None:
-        if message == "join bench":
-            hub.join_room(client.id, "bench")
-            client.send("joined")
-        else:
-            hub.broadcast_to_room("bench", message)
-
-else:
-
-    @hub.on_message_received
-    def echo(client: Client, message: str | bytes) -> None:
-        client.send(message)
+options = arguments()
+hub = Hub(HubConfig.from_env(os.environ | {"WSC_ENABLE_COMPRESSION": str(options.deflate)}))
+receivers: dict[str, str] = {}
+rooms: set[str] = set()
 
 
-hub.run("127.0.0.1", PORT)
+def broadcast(client: Client, message: str) -> None:
+    hub.broadcast(message)
+
+
+def echo(client: Client, message: str) -> None:
+    client.send(message)
+
+
+def reply(client: Client, message: str) -> None:
+    client.send(answer(message))
+
+
+def route(client: Client, message: str) -> None:
+    match message[0]:
+        case "r":
+            hub.broadcast_to_room(message[:6], message)
+        case "d":
+            hub.send_to_client(receivers[message[:6]], message)
+        case "a":
+            hub.broadcast(message)
+        case _:
+            join(client, message.removeprefix("join "))
+
+
+def join(client: Client, name: str) -> None:
+    if name[0] == "d":
+        receivers[name] = client.id
+    else:
+        if name not in rooms:
+            rooms.add(name)
+            hub.create_room(name)
+        hub.join_room(client.id, name)
+    client.send("joined")
+
+
+handlers = {"fanout": broadcast, "echo": echo, "json": reply}
+hub.on_message_received(handlers.get(options.mode, route))
+cert, key = options.tls or (None, None)
+hub.run("127.0.0.1", options.port, certfile=cert, keyfile=key)

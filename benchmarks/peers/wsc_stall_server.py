@@ -12,11 +12,11 @@ import signal
 from time import perf_counter
 
 import uvloop
-from _limits import arguments
+from _common import arguments
 
 from wsc_fast import Client, Hub
 
-_, PORT = arguments()
+PORT = arguments().port
 hub = Hub()
 
 
