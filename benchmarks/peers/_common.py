@@ -8,7 +8,7 @@ direct      to the client, whose name is its first six characters
 mixed       the first character tells: a everybody, r a room, d a client
 echo, json  back to where it came from, as it is or as `answer` has it
 
-"join NAME" makes a client a member of a room, or known as a receiver, and is answered with "joined".
+"join NAME" makes a client a member of a room, or known as a receiver; the answer is "joined".
 """
 
 import argparse

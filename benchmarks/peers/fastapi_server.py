@@ -1,5 +1,5 @@
-"""FastAPI (its WebSocket is Starlette's) on uvicorn, with the connection manager of its documentation:
-a broadcast is a loop of awaited sends.
+"""FastAPI (its WebSocket is Starlette's) on uvicorn, with the connection manager of its
+documentation: a broadcast is a loop of awaited sends.
 
 uvloop and httptools (the extra uvicorn[standard]), no access log, no keepalive pings, and no
 compression unless asked for.

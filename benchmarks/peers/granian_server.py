@@ -1,5 +1,5 @@
-"""granian with its own interface, RSGI, which its documentation calls faster than ASGI; a broadcast is
-a loop of awaited sends.
+"""granian with its own interface, RSGI, which its documentation calls faster than ASGI; a broadcast
+is a loop of awaited sends.
 
 uvloop, one worker with one runtime thread, as for the other servers here. It has no compression.
 """

@@ -4,7 +4,6 @@ uvloop, and picows' defaults (its own transport, aiofastnet, where that is insta
 compression.
 """
 
-import asyncio
 import ssl
 
 import uvloop

@@ -1,8 +1,8 @@
 """python-socketio on uvicorn, set up as fastapi_server.py is.
 
-Socket.IO has a protocol of its own above WebSocket: a message is an event, 42["m","..."], which both
-sides encode and decode as JSON. The load generator speaks it (transport websocket from the start, no
-polling), so what is measured holds that work; it is what a user of Socket.IO has to pay.
+Socket.IO has a protocol of its own above WebSocket: a message is an event, 42["m","..."], which
+both sides encode and decode as JSON. The load generator speaks it (transport websocket from the
+start, no polling), so what is measured holds that work; a user of Socket.IO has to pay for it.
 """
 
 import socketio

@@ -1,7 +1,7 @@
 """websockets with its own broadcast(), which its documentation recommends over a loop of sends.
 
-uvloop, no keepalive pings, and no compression unless asked for, as its guide to memory and speed has
-it.
+uvloop, no keepalive pings, and no compression unless asked for, as its guide to memory and speed
+has it.
 """
 
 import asyncio
