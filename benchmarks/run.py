@@ -43,8 +43,8 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         default=[],
         metavar="FILE",
-        help="measures nothing, unless --only says so: reads the runs of these files, where a later "
-        "file's rows replace an earlier one's",
+        help="reads the runs of these files, where a later file's rows replace an earlier one's; "
+        "measures nothing itself, unless --only says so",
     )
     parser.add_argument(
         "--docs",
@@ -69,7 +69,8 @@ def chosen_rows(arguments: argparse.Namespace) -> list[Row]:
     return [row for row in ROWS.values() if arguments.full or row.group == "main"]
 
 
-def measure(arguments: argparse.Namespace) -> Results:
+def measure(arguments: argparse.Namespace, results: Results) -> None:
+    """Puts what it measures in the place of those rows; written after each row."""
     chosen, rows = chosen_servers(arguments.servers), chosen_rows(arguments)
     features = build()
     wanted = {name for row in rows for name in row.servers + row.once}
@@ -94,13 +95,16 @@ def measure(arguments: argparse.Namespace) -> Results:
         "versions": versions(names, environment),
         "skipped": skipped,
     }
-    runs, run = [], Measure(machine, timing).run
+    results.sessions.append(session)
+    one = Measure(machine, timing)
     for row in rows:
         servers = [name for name in row.servers + row.once if name in names]
+        runs = []
         for turn, case, name in rounds_of(row, servers, timing, features):
             print(f"{row.name} {case.label} {name} ...", file=sys.stderr, flush=True)
-            runs.append(run(row, case, name, turn))
-    return Results([session], runs)
+            runs.append(one.run(row, case, name, turn))
+        results.replace(runs)
+        results.write(arguments.out)
 
 
 def show(results: Results) -> None:
@@ -129,8 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.merge:
         results.merge(Results.read(path))
     if arguments.only or not arguments.merge:
-        results.merge(measure(arguments))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        measure(arguments, results)
     results.write(arguments.out)
     show(results)
     if arguments.docs:

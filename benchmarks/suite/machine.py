@@ -192,7 +192,7 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 
 def wait_for_listener(process: subprocess.Popen[str], port: int, log_path: Path) -> None:
-    """Until the server answers, or at least hangs up: one that starts workers listens before that."""
+    """Until it answers, or at least hangs up: one that starts workers listens before that."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if process.poll() is not None:

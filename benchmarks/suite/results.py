@@ -33,10 +33,13 @@ class Results:
     sessions: list[dict[str, Any]]
     runs: list[Run]
 
+    def replace(self, runs: list[Run]) -> None:
+        """Takes these rows in place of those that are here under the same names."""
+        replaced = {run.row for run in runs}
+        self.runs = [run for run in self.runs if run.row not in replaced] + runs
+
     def merge(self, newer: Results) -> None:
-        """Takes its rows in place of those that are here under the same names."""
-        replaced = {run.row for run in newer.runs}
-        self.runs = [run for run in self.runs if run.row not in replaced] + newer.runs
+        self.replace(newer.runs)
         self.sessions += newer.sessions
 
     def write(self, path: Path) -> None:

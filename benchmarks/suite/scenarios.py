@@ -1,8 +1,8 @@
 """What is measured: rows, each of one or several cases, as data.
 
-A row compares servers in one respect. `make bench` runs the main rows, in the rounds asked for those
-servers that are near each other, once for the rest (`once`); `make bench-full` runs all rows for all
-their servers in each round.
+A row compares servers in one respect. `make bench` runs the main rows: in all rounds for those
+servers that are near each other, once for the rest (`once`). `make bench-full` runs all rows, for
+all their servers in each round.
 """
 
 from __future__ import annotations
