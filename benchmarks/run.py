@@ -8,6 +8,7 @@ each row. Every single run is in the JSON. What is where: suite/__init__.py.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -145,6 +146,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main() -> None:
+    # So that a server in hand is stopped too, whoever ends this.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(run(parse_arguments()))
     except BenchmarkError as error:

@@ -130,7 +130,7 @@ ROWS = rows(
             Case("fanout", 200, "stalled", rate=1000, payload=1024, messages=10_000, stalled=100),
         ),
         ("wsc",),
-        ("c", "socketify", "picows", "websockets", "aiohttp", "fastapi", "granian"),
+        ("socketify", "picows", "websockets", "aiohttp", "fastapi", "granian"),
         group="main",
         rounds=1,
     ),

@@ -1,0 +1,79 @@
+"""The benchmark suite runs: each row for a moment, with few clients, and nothing is lost or changed.
+
+The figures mean nothing here. What is asked is that the load generator, the C limit and our server
+understand each other in each row, and that results survive being written, read and merged.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+pytestmark = pytest.mark.skipif(
+    shutil.which("gcc") is None or shutil.which("taskset") is None, reason="needs gcc and taskset"
+)
+# Those that start other programs, or whose point is their size.
+ROWS = (
+    *("fanout-w32", "room-w32", "direct", "echo-w16", "mixed", "idle", "rooms-1000x10"),
+    *("latency-fanout", "latency-echo", "latency-mixed", "publishers", "json", "tls", "deflate"),
+)
+
+
+@pytest.fixture(scope="module")
+def suite() -> Iterator[None]:
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_runs_without_faults(suite: None, name: str) -> None:
+    from suite.machine import Machine, build
+    from suite.measure import Measure, Timing
+    from suite.results import faults
+    from suite.scenarios import ROWS
+    from suite.servers import SERVERS, available
+
+    features = build()
+    environment, skipped = available({"wsc"})
+    assert not skipped
+    measure = Measure(Machine(environment), Timing(1, seconds=0.1, warmup=0.05, full=False))
+    row = ROWS[name]
+    case = replace(row.cases[0], connections=min(row.cases[0].connections, 40))
+    if "--rooms" in case.options:
+        case = replace(case, options=("--rooms", "20", "--room-size", "10"))
+    if case.needs in {"tls", "deflate"} - features:
+        pytest.skip(f"the load generator was built without {case.needs}")
+    for server in ("c", "wsc"):
+        if case.needs not in SERVERS[server].lacks:
+            result = measure.run(row, case, server, 0).result
+            assert not faults(result), result
+            assert result["opened"] == case.connections
+            assert row.kind == "idle" or result["latency_us"]["samples"] > 0
+
+
+def test_a_later_row_replaces_an_earlier_one(suite: None, tmp_path: Path) -> None:
+    from suite.results import Results, Run, power_law
+
+    def runs(row: str, *rates: float) -> list[Run]:
+        return [
+            Run(row, "", 0, "wsc", turn, {"failure": None, "rate": rate})
+            for turn, rate in enumerate(rates)
+        ]
+
+    first = Results([{"date": "then"}], runs("echo-w1", 1, 2) + runs("direct", 3))
+    first.write(tmp_path / "results.json")
+    results = Results.read(tmp_path / "results.json")
+    assert results == first
+    results.merge(Results([{"date": "now"}], runs("echo-w1", 5)))
+    assert results.values(lambda result: result["rate"], "echo-w1", "wsc") == [5]
+    assert results.values(lambda result: result["rate"], "direct", "wsc") == [3]
+    assert [session["date"] for session in results.sessions] == ["then", "now"]
+    exponent, factor = power_law([(x, 3 * x**1.5) for x in (1, 10, 100)])
+    assert (round(exponent, 6), round(factor, 6)) == (1.5, 3)
