@@ -136,6 +136,8 @@ class Machine:
                 yield process
             finally:
                 stop(process)
+                if process.stdout is not None:
+                    process.stdout.close()
 
     def load_command(self, port: int, pid: int, mode: str, options: list[str]) -> list[str]:
         command = [str(BUILD / "loadgen"), mode, "--port", str(port), "--server-pid", str(pid)]
