@@ -16,8 +16,8 @@ from .scenarios import EVERY, ROWS
 from .servers import SERVERS
 from .tables import MAIN, cost, points, rounded
 
-matplotlib.use("svg")
-from matplotlib import pyplot  # noqa: E402: the backend first
+matplotlib.use("svg")  # before pyplot
+from matplotlib import pyplot  # noqa: E402
 
 OURS, LIMIT, OTHERS = "#c8442f", "#6f7780", "#a9bdd1"
 # Lines need telling apart; the same colour for a server in every plot.
