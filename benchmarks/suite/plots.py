@@ -17,7 +17,7 @@ from .servers import SERVERS
 from .tables import MAIN, cost, points, rounded
 
 matplotlib.use("svg")  # before pyplot
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 OURS, LIMIT, OTHERS = "#c8442f", "#6f7780", "#a9bdd1"
 # Lines need telling apart; the same colour for a server in every plot.
