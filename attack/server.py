@@ -1,0 +1,99 @@
+"""The hub under attack, in a process of its own: `server.py CPU SETTINGS`, SETTINGS as JSON.
+
+It answers each message with itself, as a hub does that has a user's command to answer. A message
+"join ROOM" makes its sender a member of that room, which is made if it is not there: the mistake of
+an application that lets clients name rooms. Prints its port, then for each line of standard input
+a line of JSON: "stats" the counters of the hub, "every SECONDS" starts a broadcast of 1 KB that
+often and answers {}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import resource
+import sys
+from typing import Any
+
+import msgspec
+import uvloop
+
+from wsc_fast import ACKConfig, Client, Hub, HubConfig, LimitError, RoomExistsError
+
+# What docs/security.md recommends to a hub that the internet can reach.
+INTERNET: dict[str, Any] = {
+    "max_connections": 15_000,
+    "max_connections_per_address": 50,
+    "connection_rate": 1_000.0,
+    "connection_rate_per_address": 20.0,
+    "message_rate": 50.0,
+    "byte_rate": 65_536.0,
+    "max_message_size": 65_536,
+    "max_fragments": 64,
+    "message_timeout": 30.0,
+    "max_rooms": 10_000,
+    "max_rooms_per_client": 50,
+    "enable_compression": True,
+}
+
+
+def make_hub(settings: dict[str, Any]) -> Hub:
+    hub = Hub(HubConfig(**INTERNET | settings))
+    hub.enable_ack(ACKConfig())
+
+    @hub.on_message_received
+    def answer(client: Client, message: str | bytes) -> None:
+        if isinstance(message, str) and message.startswith("join "):
+            room = message[5:]
+            try:
+                with contextlib.suppress(RoomExistsError):
+                    hub.create_room(room)
+                hub.join_room(client.id, room)
+            except LimitError:
+                client.send("too many rooms")
+            return
+        client.send(message)
+
+    return hub
+
+
+async def main(settings: dict[str, Any]) -> None:
+    hub = make_hub(settings)
+    await hub.start(port=0)
+    print(hub.port, flush=True)
+    loop = asyncio.get_running_loop()
+    commands = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    broadcaster: asyncio.Task[None] | None = None
+
+    async def broadcast(seconds: float) -> None:
+        # In an outbox of 1 MiB, a thousand of them are an overflow.
+        while True:
+            await asyncio.sleep(seconds)
+            hub.broadcast(bytes(1024))
+
+    while command := (await commands.readline()).split():
+        answer: Any = {}
+        if command[0] == b"stats":
+            answer = msgspec.to_builtins(hub.get_stats())
+        else:
+            broadcaster = asyncio.create_task(broadcast(float(command[1])))
+        print(json.dumps(answer), flush=True)
+    if broadcaster is not None:
+        broadcaster.cancel()
+    await hub.stop()
+
+
+if __name__ == "__main__":
+    # A full collection walks all that the clients hold; the hub leaves it no cycles to find.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1_000)
+    with contextlib.suppress(PermissionError):
+        os.nice(-20)  # the core is its own
+    os.sched_setaffinity(0, {int(sys.argv[1])})
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    uvloop.run(main(json.loads(sys.argv[2])))
