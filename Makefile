@@ -23,7 +23,7 @@ DEBUG_ENV = $(if $(SANITIZE),PYTHONMALLOC=malloc,PYTHONMALLOC=debug) \
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1) \
 	$(if $(findstring undefined,$(SANITIZE)),UBSAN_OPTIONS=print_stacktrace=1)
 
-.PHONY: run test conformance torture soak fuzz lint format bench debug valgrind bench-full dist clean
+.PHONY: run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack dist clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
@@ -61,6 +61,10 @@ torture: $(BUILT)
 # Everything at once for half an hour, compared with a model; with QUICK=1, as in CI, for 3 minutes.
 soak: $(BUILT)
 	$(BIN)/python soak/run.py $(if $(QUICK),--quick) $(ARGS)
+
+# What attackers can do to a hub and its honest clients, as a table; QUICK=1 takes two minutes.
+attack: $(BUILT)
+	$(BIN)/python attack/run.py $(if $(QUICK),--quick) $(ARGS)
 
 lint: $(BUILT)
 	$(BIN)/ruff check .

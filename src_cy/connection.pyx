@@ -93,6 +93,7 @@ cdef enum:
     # Why the socket is not read.
     PAUSED_FOR_CALLBACKS = 1
     PAUSED_FOR_RATE = 2
+    PAUSED_FOR_TURN = 4
     # The longest text that may be an acknowledgement.
     ACK_CHARACTERS = 4096
 
@@ -570,6 +571,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if owed <= 0:
             return True
         engine.counters.rate_limited += 1
+        engine.over(
+            "message_rate" if engine.message_rate > 0 and self.message_tokens < 0 else "byte_rate"
+        )
         if engine.rate_action == RATE_CLOSE:
             self.refuse(1008, "too many messages")
             return False
@@ -584,6 +588,17 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.pause_reading(PAUSED_FOR_RATE)
             self.rate_timer = engine.loop.call_later(owed, self._rate_passed)
         return True
+
+    cdef bint wait_for_turn(self) except -1:
+        if self.stream is None or self.reading_paused & PAUSED_FOR_TURN:
+            return False
+        if not self.reading_paused:
+            self.stream.pause_reading()
+        self.reading_paused |= PAUSED_FOR_TURN
+        return True
+
+    cdef int take_turn(self) except -1:
+        return self.resume_reading(PAUSED_FOR_TURN)
 
     def _rate_passed(self):
         """What the client owed has been waited for; or is waited for some more."""
@@ -644,6 +659,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1:
         if opcode == CLOSE:
             return self.take_close(payload, size)
+        if self.engine.rated and self.state == OPEN and not self.within_rate(size):
+            return 0
         if opcode == PING:
             # Each is answered, through the outbox; of a flood the latest (RFC 6455 section 5.5.3).
             if self.state < CLOSING:
@@ -759,7 +776,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.part_since = now
             return 0
         if self.parts is not None and now - self.part_since >= self.engine.message_timeout:
-            return self.refuse(1008, "a message that takes too long")
+            return self.refuse_over("message_timeout", 1008, "a message that takes too long")
         if idle >= self.engine.heartbeat_timeout:
             # A long frame still arriving, or a long backlog still being read, is no silence.
             if wsc_progress(self.descriptor, &since_data, &acked) == 0:
@@ -868,6 +885,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def _abort_for_timeout(self):
         self.close_timer = None
+        self.engine.over("close_timeout")
         self.end = "send_timeout"
         self.abort()
 

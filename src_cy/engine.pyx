@@ -6,6 +6,7 @@ is not running there is no loop's thread, and calls work where they are made.
 """
 
 import re
+from collections import deque
 from functools import partial
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
@@ -56,6 +57,34 @@ cdef dict POLICIES = {
 
 cdef dict RATE_ACTIONS = {"close": RATE_CLOSE, "drop": RATE_DROP, "pause": RATE_PAUSE}
 
+# The settings whose meeting is counted in `limited`; others have a counter of their own.
+cdef tuple LIMITS = (
+    "max_connections",
+    "max_connections_per_address",
+    "connection_rate",
+    "connection_rate_per_address",
+    "max_handshakes",
+    "handshake_timeout",
+    "max_header_bytes",
+    "max_headers",
+    "authentication_timeout",
+    "authentication_input_bytes",
+    "max_message_size",
+    "max_fragments",
+    "message_timeout",
+    "message_rate",
+    "byte_rate",
+    "max_pending_callbacks",
+    "max_rooms",
+    "max_rooms_per_client",
+    "close_timeout",
+)
+
+cdef enum:
+    MOST_READERS_AT_ONCE = 64
+# Seconds that large reads may take of one turn of the loop before the others wait for the next.
+cdef double READ_BUDGET = 0.0003
+
 # The longest id of a client, a user or a room, in characters.
 cdef Py_ssize_t ID_MAX = 256
 cdef object find_forbidden = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
@@ -104,6 +133,9 @@ cdef class Engine(Fanout):
         self.closing = set()
         self.everyone = []
         self.message_handlers = ()
+        self.limited = dict.fromkeys(LIMITS, 0)
+        self.waiting_readers = deque()
+        self.readers_at_once = 1
 
     def __dealloc__(self):
         died(AN_ENGINE)
@@ -113,6 +145,8 @@ cdef class Engine(Fanout):
     def _attach(self, loop):
         """Binds to the running loop of this thread, or to none."""
         self.attach(loop)
+        self.waiting_readers.clear()
+        self.crowded = self.read_turn_due = False
         self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
 
     def _is_away(self):
@@ -137,6 +171,7 @@ cdef class Engine(Fanout):
         """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
         cdef bytearray memory = bytearray(READ_HEADROOM + size)
         self.read_view = memoryview(memory)[READ_HEADROOM:]
+        self.small_view = self.read_view[:READ_SMALL]
         self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM
 
     def _set_compression(self, enabled, int level, Py_ssize_t threshold):
@@ -161,6 +196,43 @@ cdef class Engine(Fanout):
     def _watch_losses(self, watched):
         """Whether `_lost` is called for what is dropped or not sent."""
         self.limits.witness = <PyObject*>self.witness if watched else NULL
+
+    cdef int over(self, str limit) except -1:
+        """A limit was met: counts it under the name of its setting."""
+        self.limited[limit] += 1
+        return 0
+
+    def _count_limit(self, str limit):
+        self.over(limit)
+
+    # --- turns of those who send much ---
+
+    cdef int read_much(self, Sink receiver, double spent) except -1:
+        """A large read took so long; beyond the budget of this turn its connection has to wait."""
+        self.read_spent += spent
+        if not self.read_turn_due and self.loop is not None:
+            self.loop.call_soon(self._read_turn)
+            self.read_turn_due = True
+        if self.crowded or self.read_spent > READ_BUDGET:
+            self.crowded = True
+            if receiver.wait_for_turn():
+                self.waiting_readers.append(receiver)
+        return 0
+
+    def _read_turn(self):
+        """Once in a turn of the loop, before it reads: the next few may."""
+        self.read_turn_due = False
+        if self.read_spent > READ_BUDGET:
+            self.readers_at_once = max(1, self.readers_at_once // 2)
+        elif self.readers_at_once < MOST_READERS_AT_ONCE:
+            self.readers_at_once += 1
+        self.read_spent = 0
+        for _ in range(min(self.readers_at_once, len(self.waiting_readers))):
+            (<Sink>self.waiting_readers.popleft()).take_turn()
+        self.crowded = len(self.waiting_readers) > 0
+        if self.crowded and self.loop is not None:
+            self.loop.call_soon(self._read_turn)
+            self.read_turn_due = True
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
         if self.limits.witness != NULL and frames:
@@ -613,6 +685,7 @@ cdef class Engine(Fanout):
         if room_id in self.rooms:
             raise RoomExistsError(f"there is a room with the id {room_id!a} already")
         if len(self.rooms) >= self.max_rooms:
+            self.over("max_rooms")
             raise LimitError(f"the hub has {len(self.rooms)} rooms, as many as max_rooms allows")
         self.rooms[room_id] = Room.__new__(Room, room_id)
 
@@ -666,6 +739,7 @@ cdef class Engine(Fanout):
             if room in sink.memberships:
                 return
             if len(rooms_of(sink)) >= self.max_rooms_per_client:
+                self.over("max_rooms_per_client")
                 raise LimitError(
                     f"client {client_id!a} is in {self.max_rooms_per_client} rooms, as many as "
                     "max_rooms_per_client allows"
@@ -798,12 +872,14 @@ cdef class Engine(Fanout):
         counters["compressed"] = 0 if self.codec is None else self.codec.compressions
         counters["queued_messages"] = messages
         counters["queued_bytes"] = nbytes
+        counters["limited"] = dict(self.limited)
         return counters
 
     def _reset_counters(self):
         memset(&self.counters, 0, sizeof(Counters))
         if self.codec is not None:
             self.codec.compressions = 0
+        self.limited = dict.fromkeys(LIMITS, 0)
         self.longest_flush = 0.0
 
     def _count_rejected(self, str why):
@@ -819,6 +895,8 @@ cdef class Engine(Fanout):
             self.counters.rejected_rate += 1
         elif why == "handshakes":
             self.counters.rejected_handshakes += 1
+        elif why == "gone":
+            self.counters.rejected_gone += 1
         else:
             self.counters.rejected_request += 1
 

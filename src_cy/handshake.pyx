@@ -28,10 +28,11 @@ cdef extern from "http.h" nogil:
 cdef extern from "Python.h":
     str PyUnicode_DecodeLatin1(const char* data, Py_ssize_t size, const char* errors)
 
-cdef enum:
-    FIELDS_MAX = 128
-
 cdef bytes VERSION = b" HTTP/1.1\r\n"
+
+
+class TooManyHeaders(ValueError):
+    """A request head with more headers than are allowed (internal)."""
 
 
 cdef class RequestHead:
@@ -39,8 +40,10 @@ cdef class RequestHead:
 
     Args:
         raw: the head with the CR LF of its last line, without the empty line.
+        most: headers that it may have.
 
     Raises:
+        TooManyHeaders: it has more.
         ValueError: it is none that can be answered; the text says why.
     """
 
@@ -72,7 +75,7 @@ cdef class RequestHead:
     def __dealloc__(self):
         died(A_HEAD)
 
-    def __init__(self, bytes raw not None):
+    def __init__(self, bytes raw not None, int most=128):
         cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(raw)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(raw)
         cdef Py_ssize_t at
@@ -88,8 +91,8 @@ cdef class RequestHead:
                 raise ValueError("a malformed header")
             at += length
             fields += 1
-            if fields > FIELDS_MAX:
-                raise ValueError("too many headers")
+            if fields > most:
+                raise TooManyHeaders(f"more than {most} headers")
             if wsc_same_text(field.name, field.name_size, b"content-length"):
                 lengths += 1
                 if lengths > 1 or not is_zero(&field):

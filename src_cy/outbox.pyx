@@ -338,5 +338,11 @@ cdef class Sink(WSListener):
     cdef int check_alive(self, double now) except -1:
         return 0
 
+    cdef bint wait_for_turn(self) except -1:
+        return False
+
+    cdef int take_turn(self) except -1:
+        return 0
+
     cdef int forget(self) except -1:
         return 0

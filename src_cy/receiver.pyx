@@ -22,11 +22,12 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcpy, memset
 
 from wsc_fast._core.deflate cimport INFLATE_INVALID, INFLATE_TOO_BIG, RSV1, Codec
-from wsc_fast._core.engine cimport READ_HEADROOM, Engine
+from wsc_fast._core.engine cimport READ_HEADROOM, READ_SMALL, Engine
 from wsc_fast._core.outbox cimport CLOSING, CONNECTING, Sink
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
+    double wsc_now()
 
 cdef extern from "Python.h":
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
@@ -55,17 +56,28 @@ cdef class Receiver(Sink):
 
     def get_buffer(self, size_hint):
         """Where the transport is to read to (asyncio.BufferedProtocol)."""
+        if self.handshake is not None or self.engine.crowded:
+            return self.engine.small_view
         return self.engine.read_view
 
     def buffer_updated(self, Py_ssize_t size):
         """The transport has read (asyncio.BufferedProtocol)."""
+        cdef double began
+        if size < READ_SMALL:
+            self.take_read(size)
+        else:
+            began = wsc_now()
+            self.take_read(size)
+            self.engine.read_much(self, wsc_now() - began)
+
+    cdef int take_read(self, Py_ssize_t size) except -1:
         cdef uint8_t* data = self.engine.read_area
         cdef Py_ssize_t before
         if self.deaf:
-            return
+            return 0
         if self.handshake is not None:
             self.handshake.received(PyBytes_FromStringAndSize(<const char*>data, size))
-            return
+            return 0
         self.last_seen = wsc_coarse_now()
         try:
             if self.tail is not None:
@@ -79,6 +91,7 @@ cdef class Receiver(Sink):
         except BaseException as error:
             self.deaf = True  # where the next frame begins is not known any more
             self.failed(error)
+        return 0
 
     cdef int feed(self, const char* data, Py_ssize_t size) except -1:
         """Takes bytes that were read before this was the transport's protocol."""
@@ -87,7 +100,7 @@ cdef class Receiver(Sink):
         while size > 0:
             some = min(size, room)
             memcpy(self.engine.read_area, data, some)
-            self.buffer_updated(some)
+            self.take_read(some)
             data += some
             size -= some
         return 0
@@ -174,12 +187,14 @@ cdef class Receiver(Sink):
             # What cannot be compressed may grow a little; the message itself is measured later.
             bound += (bound >> 8) + DEFLATE_GROWTH
         if <Py_ssize_t>head.size > bound - held:
-            self.refuse(1009, "message too big")
+            self.refuse_over("max_message_size", 1009, "message too big")
             return False
         if self.state == CONNECTING:
             self.held_bytes += HELD_COST
             if self.held_bytes + held + <Py_ssize_t>head.size > self.engine.auth_input_bytes:
-                self.refuse(1008, "too much input before authentication")
+                self.refuse_over(
+                    "authentication_input_bytes", 1008, "too much input before authentication"
+                )
                 return False
         return True
 
@@ -195,7 +210,7 @@ cdef class Receiver(Sink):
         self.key = head.key
         self.fragments += 1
         if self.fragments > self.engine.max_fragments:
-            return self.refuse(1008, "too many fragments")
+            return self.refuse_over("max_fragments", 1008, "too many fragments")
         return 0
 
     cdef int take_part(self, const uint8_t* data, Py_ssize_t size) except -1:
@@ -251,8 +266,10 @@ cdef class Receiver(Sink):
             codec.shrink()
         if size == INFLATE_TOO_BIG:
             if limit == room and self.state == CONNECTING:
-                return self.refuse(1008, "too much input before authentication")
-            return self.refuse(1009, "message too big")
+                return self.refuse_over(
+                    "authentication_input_bytes", 1008, "too much input before authentication"
+                )
+            return self.refuse_over("max_message_size", 1009, "message too big")
         if size == INFLATE_INVALID:
             return self.refuse(1007, "invalid compressed data")
         try:
@@ -272,6 +289,10 @@ cdef class Receiver(Sink):
         self.deaf = True
         self.parts = None
         return self.fail(code, reason)
+
+    cdef int refuse_over(self, str limit, int code, str reason) except -1:
+        self.engine.over(limit)
+        return self.refuse(code, reason)
 
     cdef int take_message(self, object content, Py_ssize_t size) except -1:
         return 0

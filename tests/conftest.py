@@ -25,6 +25,7 @@ from wsc_fast._core.memory import live_objects
 
 # What of the engine lived before a test that passed (nothing is counted but in the debug build).
 LIVE = pytest.StashKey[dict[str, int]]()
+from wsc_fast.log import log
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
@@ -69,6 +70,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 def grown(before: dict[str, int]) -> dict[str, int]:
     """Of which kinds more objects live than did before."""
     return {kind: n for kind, n in live_objects().items() if n > before.get(kind, 0)}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log() -> None:
+    """No test goes without a line because those before it had as many as a second may have."""
+    log._kinds.clear()
 
 
 @pytest.fixture(scope="session")

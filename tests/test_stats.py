@@ -38,8 +38,9 @@ def test_a_hub_that_never_ran_has_counted_nothing() -> None:
         ("drop_oldest", "drop_newest", "slow_consumer", "conn_closed"), 0
     )
     assert stats.pop("rejected") == dict.fromkeys(
-        ("full", "origin", "auth", "request", "address", "rate", "handshakes"), 0
+        ("full", "origin", "auth", "request", "address", "rate", "handshakes", "gone"), 0
     )
+    assert not any(stats.pop("limited").values())
     assert set(stats.values()) == {0}
 
 

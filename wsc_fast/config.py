@@ -47,6 +47,8 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "max_rooms_per_client": (0, 1 << 40),
     "backlog": (1, 1 << 16),
     "max_handshakes": (1, 10_000_000),
+    "max_header_bytes": (512, 1 << 20),
+    "max_headers": (8, 128),  # picows reads no more
     "max_connections_per_address": (0, 10_000_000),
     "compression_level": (1, 9),
     "compression_threshold": (0, 1 << 30),
@@ -110,6 +112,8 @@ CHANGEABLE = frozenset(
         "max_connections",
         "max_connections_per_address",
         "max_handshakes",
+        "max_header_bytes",
+        "max_headers",
         "connection_rate",
         "connection_rate_per_address",
         "message_rate",
@@ -225,8 +229,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         max_handshakes: connections whose request is not answered yet; beyond them the oldest goes.
         connection_rate, connection_rate_per_address: upgrades a second, of all and of each address;
             as many as come in a second may come at once, the next gets 429. 0: no bound.
-        message_rate, byte_rate: messages, and bytes of messages, that a client may send a second;
-            as many as come in a second may come at once. 0: no bound.
+        message_rate, byte_rate: messages, and bytes of messages, that a client may send a second,
+            pings and pongs among them; as many as come in a second may come at once. 0: no bound.
         rate_limit_action: what happens to a client that sends more: "close" (1008), "drop" (the
             message is not heard), or "pause" (it is heard, and nothing is read for so long as makes
             up for it).
@@ -237,6 +241,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             it sends in one round trip; 0 leaves it to the kernel, which goes to megabytes.
         write_buffer_size: asked of the kernel for each connection (SO_SNDBUF); 0 leaves it to the
             kernel.
+        max_header_bytes, max_headers: of a request; more gets 431 or 400.
         handshake_timeout: from accepting a connection to its upgrade, and for TLS likewise.
         enable_compression: permessage-deflate (RFC 7692) with clients that offer it. Needs the zlib
             library of the system.
@@ -301,6 +306,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     read_buffer_size: int = 1 << 17
     receive_buffer_size: int = 1 << 17
     write_buffer_size: int = 0
+    max_header_bytes: int = 16_384
+    max_headers: int = 128
     handshake_timeout: float = 10.0
     enable_compression: bool = False
     compression_level: int = 1

@@ -81,6 +81,7 @@ class Inbox:
         self._waiting.append((handlers, args, fatal))
         if not self._paused and len(self._waiting) > self._hub.config.max_pending_callbacks:
             self._paused = True
+            self._hub._count_limit("max_pending_callbacks")
             self._client._pause_reading()
 
     async def _run(

@@ -864,6 +864,7 @@ class Hub(Delivery):
         if len(self._handshaking) >= self.config.max_handshakes:
             # The oldest has had the longest time; whoever is honest is quicker than that.
             self._count_rejected("handshakes")
+            self._count_limit("max_handshakes")
             oldest = next(iter(self._handshaking))
             del self._handshaking[oldest]
             oldest.abort()
@@ -886,13 +887,18 @@ class Hub(Delivery):
                 self._handshake_timer = self.loop.call_at(deadline, self._end_handshakes)
                 return
             del self._handshaking[handshake]
+            self._count_limit("handshake_timeout")
             handshake.abort()
 
     def _accept(
-        self, head: RequestHead, client: Client, remote_address: str
+        self,
+        head: RequestHead,
+        client: Client,
+        remote_address: str,
+        transport: asyncio.Transport | None,
     ) -> WSUpgradeResponse | dict[str, str]:
         try:
-            return accept(self, head, client, remote_address)
+            return accept(self, head, client, remote_address, transport)
         except BaseException as error:
             # The text of the exception is for us alone; CancelledError and its like end no loop.
             self._report(None, error)
@@ -943,6 +949,7 @@ class Hub(Delivery):
             except TimeoutError:
                 if not limit.expired():
                     raise  # its own, not ours
+                self._count_limit("authentication_timeout")
             if identity is not None:
                 self._check_identity(identity)
         except BaseException as error:
@@ -1171,7 +1178,7 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
     except ValueError:
         hub._count_rejected("request")
         return picows_answer(request, client, refusal(HTTPStatus.BAD_REQUEST))
-    return picows_answer(request, client, hub._accept(head, client, ""))
+    return picows_answer(request, client, hub._accept(head, client, "", None))
 
 
 async def _logging_errors(result: Awaitable[Any]) -> None:

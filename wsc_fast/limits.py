@@ -80,13 +80,15 @@ class ConnectionLimits:
         self._each = Buckets(rate_per_address)
 
     def admit(self, address: str) -> str | None:
-        """Whether one more may connect from an address; if not, why: "address" or "rate"."""
+        """Whether one more may connect from an address; if not, which setting forbids it."""
         key = address_key(address)
         if self._per_address and self._counts.get(key, 0) >= self._per_address:
-            return "address"
+            return "max_connections_per_address"
         # One address's flood may not use up what all have together.
-        if not self._each.take(key) or not self._all.take(""):
-            return "rate"
+        if not self._each.take(key):
+            return "connection_rate_per_address"
+        if not self._all.take(""):
+            return "connection_rate"
         return None
 
     def connected(self, address: str) -> None:

@@ -1,11 +1,18 @@
-"""The package's logger, which cannot raise: what a handler or a filter of the application raises
-would otherwise end a connection, or a callback would not be told of."""
+"""The package's logger, which cannot raise, and cannot flood.
+
+What a handler or a filter of the application raises would otherwise end a connection, or a callback
+would not be told of. And what a peer does a thousand times a second, such as sending what a callback
+raises for, is a few lines a second: of each kind of line, LINES_A_SECOND.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from time import monotonic
 from typing import Any
+
+LINES_A_SECOND = 10
 
 
 class SafeLogger:
@@ -13,6 +20,9 @@ class SafeLogger:
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
+        # Kind of line (its text before the arguments) -> the second that is counted, the lines that
+        # came in it, and those left out since one was written.
+        self._kinds: dict[str, tuple[int, int, int]] = {}
 
     def debug(self, text: str, *arguments: Any) -> None:
         self._log(logging.DEBUG, text, arguments, None)
@@ -33,6 +43,19 @@ class SafeLogger:
         self, level: int, text: str, arguments: tuple[Any, ...], error: BaseException | None
     ) -> None:
         try:
+            if not self._logger.isEnabledFor(level):
+                return
+            now = int(monotonic())
+            second, lines, left_out = self._kinds.get(text, (now, 0, 0))
+            if second != now:
+                lines = 0
+            elif lines >= LINES_A_SECOND:
+                self._kinds[text] = now, lines, left_out + 1
+                return
+            self._kinds[text] = now, lines + 1, 0
+            if left_out:
+                text += " (%d more of these lines were left out)"
+                arguments += (left_out,)
             self._logger.log(level, text, *arguments, exc_info=error, stacklevel=3)
         except Exception as failure:
             if logging.raiseExceptions and sys.stderr is not None:

@@ -27,11 +27,13 @@ from multidict import CIMultiDict
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
 
 from wsc_fast._core.connection import Client, peer_address
-from wsc_fast._core.handshake import RequestHead
+from wsc_fast._core.handshake import RequestHead, TooManyHeaders
 from wsc_fast.errors import ValidationError
 from wsc_fast.extensions import choose_subprotocol, negotiate_deflate
 
 if TYPE_CHECKING:
+    from ssl import SSLObject
+
     from wsc_fast.hub import Hub
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z").match
@@ -49,8 +51,6 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 # What is appended to a key before it is hashed (RFC 6455 section 1.3).
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _FINAL_STATUSES = frozenset(status.value for status in HTTPStatus if status >= 200)
-# The longest head of a request.
-_HEAD_MAX = 16384
 # Methods that get 405; what is none of HTTP's gets 400 (RFC 9110 section 9.1).
 _OTHER_METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE")
 
@@ -122,14 +122,35 @@ class Request:
         cookies: str -> str; of repeated names the first counts.
         remote_address: the peer's IP address; "" behind `handle_websocket`, where picows does not
             tell it before the connection is made.
+        tls: whether it came over TLS to this very server; False behind `handle_websocket`.
+        peer_certificate: the certificate that the peer has shown and the TLS context has verified,
+            as `ssl.SSLSocket.getpeercert` tells it; None where there is none, or `tls` is False.
     """
 
-    __slots__ = ("_head", "path", "remote_address")
+    __slots__ = ("_head", "_transport", "path", "remote_address")
 
-    def __init__(self, head: RequestHead, remote_address: str) -> None:
+    def __init__(
+        self, head: RequestHead, remote_address: str, transport: asyncio.Transport | None = None
+    ) -> None:
         self.path = unquote(head.target.partition(b"?")[0].decode("ascii"))
         self.remote_address = remote_address
         self._head = head
+        self._transport = transport
+
+    @property
+    def tls(self) -> bool:
+        return self._tls_object() is not None
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        tls = self._tls_object()
+        return None if tls is None else tls.getpeercert() or None
+
+    def _tls_object(self) -> SSLObject | None:
+        if self._transport is None:
+            return None
+        found: SSLObject | None = self._transport.get_extra_info("ssl_object")
+        return found
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -203,7 +224,11 @@ def answer(result: object) -> WSUpgradeResponse:
 
 
 def accept(
-    hub: Hub, head: RequestHead, client: Client, remote_address: str
+    hub: Hub,
+    head: RequestHead,
+    client: Client,
+    remote_address: str,
+    transport: asyncio.Transport | None,
 ) -> WSUpgradeResponse | dict[str, str]:
     """Decides on a request: the headers for its 101, or the answer that it gets instead.
 
@@ -212,6 +237,7 @@ def accept(
         head: the request, of method GET or HEAD.
         client: what the connection would be; told who it is.
         remote_address: of the peer, or "".
+        transport: the connection, where it is known already.
     """
     if not hub._accepting:
         hub._count_rejected("full")
@@ -219,27 +245,31 @@ def accept(
     path = head.target.partition(b"?")[0].decode("ascii")
     route = hub._routes.get(path)
     if route is not None:
-        return answer(route(Request(head, remote_address)))
+        return answer(route(Request(head, remote_address, transport)))
     if hub._path is not None and path != hub._path:
         return _reject(hub, HTTPStatus.NOT_FOUND)
 
     refused = _check_upgrade(hub, head)
     if refused is not None:
         return refused
-    if hub._draining or hub.connections >= hub.config.max_connections:
+    full = hub.connections >= hub.config.max_connections
+    if full or hub._draining:
         hub._count_rejected("full")
+        if full:
+            hub._count_limit("max_connections")
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
     if remote_address:
         over = hub._limits.admit(remote_address)
         if over is not None:
-            hub._count_rejected(over)
+            hub._count_limit(over)
+            hub._count_rejected("address" if over == "max_connections_per_address" else "rate")
             return refusal(HTTPStatus.TOO_MANY_REQUESTS, headers={"Retry-After": "1"})
     refused = _check_origin(hub, head)
     if refused is not None:
         return refused
 
     if hub._authenticate is not None:
-        identity = hub._authenticate(Request(head, remote_address))
+        identity = hub._authenticate(Request(head, remote_address, transport))
         if identity is None:
             hub._count_rejected("auth")
             # RFC 9110 section 15.5.2 wants a challenge, though only the application knows which.
@@ -434,9 +464,11 @@ class Handshake:
             self._head += data
             data = self._head
         end = data.find(b"\r\n\r\n", searched)
-        if 0 <= end <= _HEAD_MAX - 4:
+        most = self._hub.config.max_header_bytes
+        if 0 <= end <= most - 4:
             self._decide(bytes(data[: end + 2]), bytes(data[end + 4 :]))
-        elif len(data) >= _HEAD_MAX:
+        elif len(data) >= most:
+            self._hub._count_limit("max_header_bytes")
             self._answer(_reject(self._hub, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
         elif self._head is None:
             self._head = bytearray(data)
@@ -444,8 +476,10 @@ class Handshake:
     def _decide(self, raw: bytes, rest: bytes) -> None:
         hub, client, transport = self._hub, self._client, self._transport
         try:
-            head = RequestHead(raw)
-        except ValueError:
+            head = RequestHead(raw, hub.config.max_headers)
+        except ValueError as error:
+            if isinstance(error, TooManyHeaders):
+                hub._count_limit("max_headers")
             self._answer(_reject(hub, HTTPStatus.BAD_REQUEST))
             return
         if head.method not in ("GET", "HEAD"):
@@ -461,7 +495,7 @@ class Handshake:
             remote_address = forwarded_address(
                 remote_address, head.forwarded_for, hub._trusted_proxies
             )
-        decided = hub._accept(head, client, remote_address)
+        decided = hub._accept(head, client, remote_address, transport)
         if isinstance(decided, WSUpgradeResponse):
             self._answer(decided, head.method == "HEAD")
             return
@@ -492,7 +526,9 @@ class Handshake:
 
     def lost(self) -> None:
         """The connection is gone."""
-        self._hub._handshaking.pop(self, None)
+        waited = self._hub._handshaking.pop(self, None) is not None
+        if waited and not self._answered and self._hub._accepting:
+            self._hub._count_rejected("gone")
 
     def abort(self) -> None:
         """Ends a connection that is not upgraded yet."""

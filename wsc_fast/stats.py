@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -35,7 +36,9 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         connections: gauge, closing and authenticating ones too; connections_total: ever made.
         replaced_clients: connections closed with 4409 for a newer one with the same id.
         rejected: upgrades refused, by reason: "full", "origin", "auth", "request", "address",
-            "rate", and "handshakes" (too many unanswered at once).
+            "rate", "handshakes" (too many unanswered at once), and "gone" (left before its request
+            was whole).
+        limited: how often each limit was met, by the name of its setting.
         rate_limited: messages beyond a client's rate.
         unauthorized: messages that `authorize_publish` did not allow.
         protocol_errors, heartbeat_timeouts, callback_errors: what they say.
@@ -79,6 +82,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     connections_total: int
     replaced_clients: int
     rejected: dict[str, int]
+    limited: dict[str, int]
     rate_limited: int
     unauthorized: int
     protocol_errors: int
@@ -102,7 +106,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def snapshot(
-    counters: dict[str, int],
+    counters: dict[str, Any],
     *,
     connected_clients: int,
     active_rooms: int,

@@ -16,6 +16,9 @@ cdef enum:
     # Room before the read buffer for what the last read of a connection left behind: a head or
     # a control frame.
     READ_HEADROOM = 256
+    # A read of this many bytes is a large one; and what a connection may read while there are others
+    # who wait for their turn, or before its upgrade.
+    READ_SMALL = 8192
 
 cdef enum:
     # What happens to a client that sends faster than its rate.
@@ -46,6 +49,15 @@ cdef class Engine(Fanout):
         public double heartbeat_timeout
         public double close_timeout
         public double message_timeout
+        # How often each limit was met: setting -> int; counted where something is refused.
+        readonly dict limited
+        # Turns of those who send much (receiver.pxd).
+        object small_view            # memoryview: the first READ_SMALL bytes of `read_view`
+        readonly object waiting_readers  # deque of Sink: not read until their turn comes
+        Py_ssize_t readers_at_once
+        double read_spent            # seconds, of this turn of the loop
+        bint crowded
+        bint read_turn_due
         # Messages and bytes that each client may send a second; 0 is no bound.
         bint rated
         double message_rate
@@ -63,6 +75,8 @@ cdef class Engine(Fanout):
         # `filter(client, room_id) -> bool`: may it join.
         object join_filter
 
+    cdef int over(self, str limit) except -1
+    cdef int read_much(self, Sink receiver, double spent) except -1
     cdef bint away(self) noexcept
     cdef int admit(self, Sink sink) except -1
     cdef int expel(self, Sink sink) except -1

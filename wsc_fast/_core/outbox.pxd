@@ -93,6 +93,7 @@ cdef struct Counters:
     unsigned long long rejected_address
     unsigned long long rejected_rate
     unsigned long long rejected_handshakes
+    unsigned long long rejected_gone      # left before its request was whole
     unsigned long long rate_limited       # messages beyond a client's rate
 
 # The sending half of a connection: what fanout.pyx and members.pyx need to know of a client.
@@ -124,6 +125,9 @@ cdef class Sink(WSListener):
     cdef int too_slow(self, PyObject* frame) except -1
     # The loop is gone, and the transport with it: no call of either.
     cdef int forget(self) except -1
+    # It sends much: stops reading until `take_turn`; returns whether it did.
+    cdef bint wait_for_turn(self) except -1
+    cdef int take_turn(self) except -1
     # The heartbeat's turn, at `now` on the coarse monotonic clock.
     cdef int check_alive(self, double now) except -1
 

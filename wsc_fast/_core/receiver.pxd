@@ -10,6 +10,10 @@ Way of what a peer sends (RFC 6455 section 5):
     take_deflated     a whole message that is compressed
     take_message      one whole message, for the subclass; take_control likewise
 
+Turns. A connection that sends much may not hold up the others: once large reads have taken their
+budget of one turn of the loop, who reads as much as it was given is not read until its turn comes,
+first come, first served, in small pieces. Whoever sends little never waits.
+
 So a connection holds no more than the bytes that have come of an unfinished message, and nothing
 at all between messages.
 """
@@ -73,6 +77,7 @@ cdef class Receiver(Sink):
         uint8_t part_fin
         bint deaf                  # nothing of the peer is heard any more
 
+    cdef int take_read(self, Py_ssize_t size) except -1
     cdef int consume(self, uint8_t* data, Py_ssize_t size) except -1
     cdef int take_frame(self, const wsc_head* head, uint8_t* payload) except -1
     cdef bint may_begin(self, const wsc_head* head) except -1
@@ -82,6 +87,8 @@ cdef class Receiver(Sink):
     cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1
     cdef int feed(self, const char* data, Py_ssize_t size) except -1
     cdef int refuse(self, int code, str reason) except -1
+    # The same for one who met the limit of this name, which is counted.
+    cdef int refuse_over(self, str limit, int code, str reason) except -1
 
     # One whole message, a str or bytes; `size` is that of its payload.
     cdef int take_message(self, object content, Py_ssize_t size) except -1
