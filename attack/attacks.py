@@ -124,7 +124,11 @@ ATTACKS = [
         "pings",
         "1,000 pinging non-readers",
         lambda: Script(
-            1_000, request(), frame(PING, bytes(125)) * 500, reads=False, receive_buffer=4096,
+            1_000,
+            request(),
+            frame(PING, bytes(125)) * 500,
+            reads=False,
+            receive_buffer=4096,
             again=True,
         ),
         "limited.message_rate",
@@ -211,7 +215,7 @@ ATTACKS = [
     ),
     Attack(
         "flood-pause",
-        "the same, with rate_limit_action=\"pause\"",
+        'the same, with rate_limit_action="pause"',
         lambda: Script(1_000, request(), TINY, again=True),
         "limited.message_rate",
         48,

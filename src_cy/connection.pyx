@@ -659,7 +659,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1:
         if opcode == CLOSE:
             return self.take_close(payload, size)
-        if self.engine.rated and self.state == OPEN and not self.within_rate(size):
+        if (
+            self.engine.rated and self.engine.rate_action != RATE_DROP  # a ping is to be answered
+            and self.state == OPEN and not self.within_rate(size)
+        ):
             return 0
         if opcode == PING:
             # Each is answered, through the outbox; of a flood the latest (RFC 6455 section 5.5.3).

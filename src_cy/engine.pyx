@@ -207,6 +207,10 @@ cdef class Engine(Fanout):
 
     # --- turns of those who send much ---
 
+    def _count_waiting(self):
+        """How many connections wait for their turn to be read."""
+        return len(self.waiting_readers)
+
     cdef int read_much(self, Sink receiver, double spent) except -1:
         """A large read took so long; beyond the budget of this turn its connection has to wait."""
         self.read_spent += spent

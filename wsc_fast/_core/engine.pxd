@@ -16,8 +16,8 @@ cdef enum:
     # Room before the read buffer for what the last read of a connection left behind: a head or
     # a control frame.
     READ_HEADROOM = 256
-    # A read of this many bytes is a large one; and what a connection may read while there are others
-    # who wait for their turn, or before its upgrade.
+    # A read of this many bytes is a large one; and what a connection may read while there are
+    # others who wait for their turn, or before its upgrade.
     READ_SMALL = 8192
 
 cdef enum:
@@ -50,10 +50,10 @@ cdef class Engine(Fanout):
         public double close_timeout
         public double message_timeout
         # How often each limit was met: setting -> int; counted where something is refused.
-        readonly dict limited
+        dict limited
         # Turns of those who send much (receiver.pxd).
         object small_view            # memoryview: the first READ_SMALL bytes of `read_view`
-        readonly object waiting_readers  # deque of Sink: not read until their turn comes
+        object waiting_readers       # deque of Sink: not read until their turn comes
         Py_ssize_t readers_at_once
         double read_spent            # seconds, of this turn of the loop
         bint crowded
