@@ -5,9 +5,9 @@
 For each attack: a server process on one core; on another one 100 honest clients (honest.py), and
 the attackers (swarm.py), who get what is left of that core. In each of three rounds the honest
 clients' p99 is measured before the attack, and during it from its first connection on; the row has
-the median of the three ratios. With --quick there is one round, and two more only where that
-one breaks the bound. Memory is the peak of the server's resident memory (VmHWM) beyond what it had when its
-honest clients were connected.
+the median of the three ratios. With --quick there is one round, and two more only where that one
+breaks the bound. Memory is the peak of the server's resident memory (VmHWM) beyond what it had when
+its honest clients were connected.
 
 Prints a Markdown table. Exit status 1 if a bound is broken: of memory, of p99 (twice), of a counter
 that did not move, or if an honest client was cut off.

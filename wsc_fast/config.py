@@ -230,7 +230,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         connection_rate, connection_rate_per_address: upgrades a second, of all and of each address;
             as many as come in a second may come at once, the next gets 429. 0: no bound.
         message_rate, byte_rate: messages, and bytes of messages, that a client may send a second,
-            pings and pongs among them (but not under "drop"); as many as come in a second may come at once. 0: no bound.
+            pings and pongs among them (but not under "drop"); as many as come in a second may come
+            at once. 0: no bound.
         rate_limit_action: what happens to a client that sends more: "close" (1008), "drop" (the
             message is not heard), or "pause" (it is heard, and nothing is read for so long as makes
             up for it).
