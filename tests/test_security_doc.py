@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,8 @@ from wsc_fast import Hub, HubConfig
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "attack"))
 
-from attack.attacks import ATTACKS  # noqa: E402
-from attack.server import INTERNET  # noqa: E402
+from attack.attacks import ATTACKS, Attack  # noqa: E402
+from attack.server import INTERNET, make_hub  # noqa: E402
 
 TEXT = (ROOT / "docs/security.md").read_text()
 # Those known so far, by section; a few numbers were never given.
@@ -80,6 +81,15 @@ def test_the_configuration_is_what_is_attacked() -> None:
     assert names["config"] == attacked
 
 
-def test_every_attack_has_a_row_in_the_table_of_a_run() -> None:
+def test_every_attack_has_a_row() -> None:
     for attack in ATTACKS:
-        assert f"\n| {attack.title} | " in TEXT
+        counter = f"`{attack.counter}`" if attack.counter else "none"
+        assert f"\n| {attack.title} | {attack.memory:g} | {counter} |\n" in TEXT
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
+def test_what_an_attack_moves_is_a_counter_and_its_settings_work(attack: Attack) -> None:
+    make_hub(attack.settings)
+    stats: Any = Hub().get_stats()
+    for part in attack.counter.split(".") if attack.counter else ():
+        stats = stats[part] if isinstance(stats, dict) else getattr(stats, part)
