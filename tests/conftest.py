@@ -22,10 +22,10 @@ import uvloop
 from tests.support import RawClient
 from wsc_fast import Hub
 from wsc_fast._core.memory import live_objects
+from wsc_fast.log import log
 
 # What of the engine lived before a test that passed (nothing is counted but in the debug build).
 LIVE = pytest.StashKey[dict[str, int]]()
-from wsc_fast.log import log
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
