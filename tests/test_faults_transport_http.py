@@ -441,7 +441,7 @@ def start_script(code: str, *arguments: str, stderr: Any = subprocess.PIPE) -> A
 
 
 OUT_OF_FILES = """
-import asyncio, logging, resource, sys, time
+import asyncio, logging, resource, sys
 from tests.conftest import LOOPS
 from wsc_fast import Hub
 
@@ -459,7 +459,6 @@ async def main() -> None:
     await over.wait()
     loop.remove_reader(sys.stdin)
     await hub.stop()
-    print(time.process_time(), flush=True)
 
 with asyncio.Runner(loop_factory=LOOPS[sys.argv[1]]) as runner:
     runner.run(main())
@@ -505,6 +504,11 @@ async def test_A29_running_out_of_files_refuses_that_connection_alone(
                 probe = served[refused % len(served)]
                 await probe.send(TEXT, b"echo")
                 assert await probe.recv() == Frame(TEXT, b"echo")
+            # And with nobody at the door it rests: 300,892 calls in some seconds were seen.
+            server = psutil.Process(process.pid)
+            before = sum(server.cpu_times()[:2])
+            await asyncio.sleep(0.5)
+            busy = sum(server.cpu_times()[:2]) - before
             for raw in served:
                 raw.close()
 
@@ -521,15 +525,14 @@ async def test_A29_running_out_of_files_refuses_that_connection_alone(
             elapsed = time.monotonic() - started
             for raw in served:
                 raw.close()
-            output, _ = process.communicate("\n", timeout=30)
+            process.communicate("\n", timeout=30)
             log.seek(0)
             lines = log.read().count("LINE ")
-        # Not in silence, but at most one line a second; and no busy loop: 300,892 calls in some
-        # seconds were seen.
+        # Not in silence, but at most one line a second.
         assert 1 <= lines <= elapsed + 2
         assert 30 <= len(served) <= 64
         assert len([result for result in results if result is None]) == 150 - len(served)
-        assert float(output) < 0.5 + 0.7 * elapsed
+        assert busy < 0.25
 
 
 # The peer closes one direction and then resets: the server's end is in CLOSE_WAIT when the reset
