@@ -23,7 +23,7 @@ DEBUG_ENV = $(if $(SANITIZE),PYTHONMALLOC=malloc,PYTHONMALLOC=debug) \
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1) \
 	$(if $(findstring undefined,$(SANITIZE)),UBSAN_OPTIONS=print_stacktrace=1)
 
-.PHONY: run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack dist clean
+.PHONY: run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
@@ -82,6 +82,22 @@ bench bench-full: $(BUILT)
 	-while read -r peer; do case "$$peer" in [a-z]*) $(BIN)/pip install -q "$$peer";; esac; done \
 		< benchmarks/requirements.txt
 	$(BIN)/python benchmarks/run.py $(if $(filter bench-full,$@),--full --docs docs/benchmarks) $(ARGS)
+
+# Single calls, in nanoseconds; ARGS="-k outbox" for some of them.
+bench-micro: $(BUILT)
+	$(BIN)/pip install -q wsproto
+	mkdir -p build/bench
+	$(BIN)/python -m pytest benchmarks/micro --benchmark-enable --benchmark-only -q \
+		--benchmark-json=build/bench/micro.json $(ARGS)
+	$(BIN)/python benchmarks/micro/table.py build/bench/micro.json
+
+# Instructions per message, compared with benchmarks/gate.json, and that a slower flush would be seen;
+# RECORD=1 records them anew.
+bench-gate: $(BUILT)
+	$(BIN)/python benchmarks/gate/run.py $(if $(RECORD),--record)
+ifndef RECORD
+	$(BIN)/python -m pytest -q benchmarks/gate
+endif
 
 # Bounds checks, assertions, Python's debug allocator and the count of the engine's objects, in a tree
 # of its own; with SANITIZE=address or undefined that sanitizer in the allocator's place.
