@@ -87,7 +87,7 @@ bench bench-full: $(BUILT)
 bench-micro: $(BUILT)
 	$(BIN)/pip install -q wsproto
 	mkdir -p build/bench
-	$(BIN)/python -m pytest benchmarks/micro --benchmark-enable --benchmark-only -q \
+	$(BIN)/python -m pytest benchmarks/micro --benchmark-enable --benchmark-only --benchmark-quiet -q \
 		--benchmark-json=build/bench/micro.json $(ARGS)
 	$(BIN)/python benchmarks/micro/table.py build/bench/micro.json
 

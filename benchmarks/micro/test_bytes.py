@@ -283,7 +283,7 @@ HEADS: dict[str, tuple[Callable[[], Any], Callable[[Any], str]]] = {
     "wsc_fast": (lambda: RequestHead(HEAD), lambda head: head.key),
     "Python": (lambda: plain.head(HEAD), lambda head: head[2]["sec-websocket-key"]),
     "picows": (
-        lambda: _parse_http_request(HEAD + b"\r\n"),
+        lambda: _parse_http_request(HEAD[:-2]),
         lambda head: head.headers["Sec-WebSocket-Key"],
     ),
     "websockets": (websockets_head, lambda head: head.headers["Sec-WebSocket-Key"]),
