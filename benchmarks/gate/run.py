@@ -116,8 +116,8 @@ def count(names: Iterable[str] = (), *, root: Path = ROOT, padding: int = 0) -> 
             assert named is not None, part
             assert total is not None, part
             spent[named[1]].append(int(total[1]))
-    # The median, since a timer of the hub may be due in one of the rounds.
-    return {name: median(spent[name]) / messages[name] for name in messages}
+    # The least of equal rounds: whatever else there is, such as a timer in one of them, is on top.
+    return {name: min(spent[name]) / messages[name] for name in messages}
 
 
 def environment(root: Path, padding: int) -> dict[str, str]:
@@ -205,10 +205,16 @@ def recorded_of(runs: Collection[Figures]) -> dict[str, Any]:
 
 
 def compare(recorded: dict[str, Any], now: Figures, same_toolchain: bool) -> list[Comparison]:
-    """Ours and the ratios; a peer's own figure is no business of the gate."""
+    """Ours, and the ratios; a peer's own figure is no business of the gate.
+
+    Another toolchain moves peers too, so that ratios then say nothing of us.
+    """
     tolerance = recorded["tolerance"]
+    groups = {"instructions": now}
+    if same_toolchain:
+        groups["ratios"] = ratios(now)
     found = []
-    for group, figures in (("instructions", now), ("ratios", ratios(now))):
+    for group, figures in groups.items():
         for name, value in figures.items():
             if name in PEERS:
                 continue
@@ -234,15 +240,24 @@ def table(comparisons: Iterable[Comparison]) -> str:
     return "\n".join(lines)
 
 
+def differing(recorded: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
+    """What of the toolchain is another one than recorded: now, and then."""
+    before = recorded["toolchain"]
+    return {
+        name: (tool, before.get(name))
+        for name, tool in toolchain().items()
+        if tool != before.get(name)
+    }
+
+
 def check(recorded: dict[str, Any], now: Figures) -> bool:
     """Prints the comparison; whether the gate is open."""
-    tools = toolchain()
-    differing = [name for name in tools if tools[name] != recorded["toolchain"].get(name)]
-    comparisons = compare(recorded, now, not differing)
+    others = differing(recorded)
+    comparisons = compare(recorded, now, not others)
     print(table(comparisons))
-    for name in differing:
-        print(f"{name}: {tools[name]}, but {recorded['toolchain'].get(name)} when recorded")
-    if differing:
+    for name, (tool, before) in others.items():
+        print(f"{name}: {tool}, but {before} when recorded")
+    if others:
         print("So more is allowed than usual: record anew with `make bench-gate RECORD=1`.")
     worse = [each.name for each in comparisons if each.worse]
     if worse:
@@ -250,6 +265,16 @@ def check(recorded: dict[str, Any], now: Figures) -> bool:
     elif any(each.better for each in comparisons):
         print("Faster than recorded: `make bench-gate RECORD=1` keeps it so.")
     return not worse
+
+
+def counted(recorded: dict[str, Any]) -> Figures:
+    """One run; another one where something is worse, and the lower figures: code costs the same
+    each time, what disturbs a run does not."""
+    now = count()
+    if any(each.worse for each in compare(recorded, now, not differing(recorded))):
+        again = count()
+        now = {name: min(figure, again[name]) for name, figure in now.items()}
+    return now
 
 
 def main() -> int:
@@ -261,7 +286,8 @@ def main() -> int:
     if shutil.which("valgrind") is None:
         raise SystemExit("the gate needs valgrind (Debian's package has its headers too)")
     if not arguments.record:
-        return 0 if check(json.loads(arguments.figures.read_text()), count()) else 1
+        figures = json.loads(arguments.figures.read_text())
+        return 0 if check(figures, counted(figures)) else 1
     paddings = random.Random(1)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting = [

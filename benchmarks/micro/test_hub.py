@@ -117,7 +117,7 @@ def refused(hub: Hub) -> None:
 # What is pushed, the bound, the policy, the key of the last that waits, the call.
 OUTBOX: dict[str, tuple[int, str, str | None, Callable[[Hub], object]]] = {
     "behind others": (10_000, "disconnect", None, lambda hub: hub.send_to_client("client0", TEXT)),
-    "of a priority above theirs": (
+    "a HubMessage of a priority above theirs": (
         10_000,
         "disconnect",
         None,
@@ -160,14 +160,17 @@ def named(case: str, waiting: int) -> str:
 def plain_pushes(case: str, waiting: int) -> tuple[Callable[[], object], Callable[[], object]]:
     """A push as plain Python has it, and what makes the queue ready before each round."""
     data = plain.frame(TEXT)
-    if case == "of a priority above theirs":
+    if case == "a HubMessage of a priority above theirs":
         heap: list[tuple[int, int, bytes]] = []
         numbers = itertools.count()
 
         def refill() -> None:
             heap[:] = [(-2, next(numbers), data) for _ in range(waiting)]
 
-        return lambda: heapq.heappush(heap, (-3, next(numbers), plain.frame(TEXT))), refill
+        def push_urgent() -> None:
+            heapq.heappush(heap, (-3, next(numbers), plain.frame(PLAIN_MESSAGE.encode())))
+
+        return push_urgent, refill
     if case == "under the key of the last":
         client = plain.Client("client0", "user", "127.0.0.1")
         hub = plain.Hub()
@@ -183,6 +186,7 @@ def plain_pushes(case: str, waiting: int) -> tuple[Callable[[], object], Callabl
     if case == "full, QueueFullError":
 
         def push() -> None:
+            plain.frame(TEXT)
             try:
                 if len(queue) >= waiting:
                     raise OverflowError(f"{len(queue)} messages wait")
