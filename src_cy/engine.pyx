@@ -522,7 +522,8 @@ cdef class Engine(Fanout):
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
         self.counters.messages_out += 1
-        self.claim(sink)
+        if self.batch_items is not None:
+            self.claim(sink)
         if sink.window:
             frame = self.codec.twin(frame, sink.window)
         result = outbox_push(
@@ -604,7 +605,8 @@ cdef class Engine(Fanout):
         # Whether the frame was queued.
         cdef int result
         cdef list dropped = None
-        self.claim(sink)
+        if self.batch_items is not None:
+            self.claim(sink)
         if sink.window:
             frame = self.codec.twin(frame, sink.window)
         result = outbox_push(

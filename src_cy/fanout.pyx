@@ -179,7 +179,7 @@ cdef class Fanout:
         cdef Py_ssize_t busy = PyList_GET_SIZE(self.dirty) + len(self.stalled)
         cdef Py_ssize_t size = PyList_GET_SIZE(items)
         cdef Sink sink
-        if size < self._batch_least or busy * self._batch_share > size:
+        if busy * self._batch_share > size:
             return False
         if (<Sink>PyList_GET_ITEM(items, 0)).fd < 0:
             return False  # mostly that means TLS for all

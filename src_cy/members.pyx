@@ -93,6 +93,8 @@ cdef Py_ssize_t push_all(
 ) except -1:
     cdef Py_ssize_t queued
     cdef Py_ssize_t last
+    if fanout.batch_items is None and PyList_GET_SIZE(items) < fanout._batch_least:
+        return push_each(fanout, items, frame, key, None)
     if key != NULL or not fanout.join_batch(items, members, skipped, frame):
         fanout.end_batch()
         return push_each(fanout, items, frame, key, None)

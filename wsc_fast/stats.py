@@ -120,6 +120,7 @@ def snapshot(
     """Builds the HubStats from the engine's raw counters and those of the delivery half."""
     sends = counters.pop("sends")
     total = counters.pop("connections")
+    limited = counters.pop("limited")
     same = {name: counters[name] for name in HubStats.__struct_fields__ if name in counters}
     return HubStats(
         connected_clients=connected_clients,
@@ -149,6 +150,7 @@ def snapshot(
             for name, count in counters.items()
             if name.startswith("rejected_")
         },
+        limited=limited,
         unauthorized=unauthorized,
         longest_flush=longest_flush,
         **same,
