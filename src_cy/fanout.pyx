@@ -251,7 +251,7 @@ cdef class Fanout:
         return PyList_GET_ITEM(self._batch_frames, index)
 
     cdef bint owe(self, Sink sink) except -1:
-        """Puts the batch into a member's own outbox, which is empty; False: there is no memory."""
+        """Puts the batch into a member's own outbox; False: there is no memory."""
         cdef Py_ssize_t i
         cdef bint marked = True
         for i in range(PyList_GET_SIZE(self._batch_frames)):
@@ -306,22 +306,36 @@ cdef class Fanout:
 
     cdef int end_batch(self) except -1:
         """To be called before what the batch cannot carry."""
-        cdef list failing = []
+        cdef list items = self.batch_items
+        cdef Py_ssize_t failed = 0
         cdef Sink sink
         cdef bint collecting
-        if self.batch_items is None:
+        if items is None:
             return 0
         collecting = PyGC_Disable()
         try:
-            for sink in self.batch_items:
+            for sink in items:
                 if not sink.apart and not self.owe(sink):
-                    failing.append(sink)
+                    sink.apart = True
+                    failed += 1
         finally:
             self.forget_batch()
             if collecting:
                 PyGC_Enable()
-        for sink in failing:
-            self.give_up(sink, ENOMEM)
+        return self.give_up_failed(items, failed)
+
+    cdef int give_up_failed(self, list items, Py_ssize_t failed) except -1:
+        """Gives up so many members, who are still `apart`: a list of them might find no memory."""
+        cdef Py_ssize_t i = PyList_GET_SIZE(items)
+        cdef Sink sink
+        # Backwards: who leaves is replaced by the last one.
+        while failed and i > 0:
+            i -= 1
+            if i < PyList_GET_SIZE(items) and (<Sink>PyList_GET_ITEM(items, i)).apart:
+                sink = <Sink>PyList_GET_ITEM(items, i)
+                sink.apart = False
+                failed -= 1
+                self.give_up(sink, ENOMEM)
         return 0
 
     cdef int forget_batch(self) except -1:
@@ -357,8 +371,10 @@ cdef class Fanout:
             if self.batch_at + AHEAD < size:
                 wsc_prefetch(&(<Sink>PyList_GET_ITEM(self.batch_items, self.batch_at + AHEAD)).fd)
             sink = PyList_GET_ITEM(self.batch_items, self.batch_at)
-            if (<Sink>sink).fd < 0:
-                self.batch_leaves = True  # it writes through its transport, from its own outbox
+            if (<Sink>sink).fd < 0 or (<Sink>sink).box.count:
+                # It writes through its transport, from its own outbox; or something waits there and
+                # there was no memory to say so.
+                self.batch_leaves = True
             elif not (<Sink>sink).apart:
                 window = (<Sink>sink).window
                 if not prepared[window]:
@@ -385,11 +401,21 @@ cdef class Fanout:
         Returns:
             the jobs that are left to be settled like others, those before `first` included.
         """
+        cdef list items = self.batch_items
         cdef Py_ssize_t kept = first
+        cdef Py_ssize_t failed = 0
         cdef Py_ssize_t i
         cdef Job* job
         cdef Sink sink
-        cdef list failing = []
+        # First those without a job: the outboxes of the others are empty still.
+        for i in range(0 if self.batch_leaves else self.batch_at, PyList_GET_SIZE(items)):
+            sink = <Sink>PyList_GET_ITEM(items, i)
+            if (
+                not sink.apart and (i >= self.batch_at or sink.fd < 0 or sink.box.count)
+                and not self.owe(sink)
+            ):
+                sink.apart = True
+                failed += 1
         for i in range(first, planned):
             job = &self.jobs[i]
             if job.result == job.total:
@@ -397,22 +423,16 @@ cdef class Fanout:
                 self.counters.bytes_out += job.total
                 self.counters.frames_sent += job.frames
                 continue
-            sink = <Sink>PyList_GET_ITEM(self.batch_items, job.position)
+            sink = <Sink>PyList_GET_ITEM(items, job.position)
             if not self.owe(sink):
-                failing.append(sink)
+                sink.apart = True
+                failed += 1
             elif job.result != NOT_TRIED:
                 self.jobs[kept] = job[0]
                 self.jobs[kept].position = sink.dirty_at
                 kept += 1
-        for i in range(
-            0 if self.batch_leaves else self.batch_at, PyList_GET_SIZE(self.batch_items)
-        ):
-            sink = <Sink>PyList_GET_ITEM(self.batch_items, i)
-            if not sink.apart and (i >= self.batch_at or sink.fd < 0) and not self.owe(sink):
-                failing.append(sink)
         self.forget_batch()
-        for sink in failing:
-            self.give_up(sink, ENOMEM)
+        self.give_up_failed(items, failed)
         return kept
 
     # --- the flush ---

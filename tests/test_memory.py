@@ -202,6 +202,8 @@ class Life:
                 watchdog_timeout=0,
             )
         )
+        if overflow == "drop_oldest":  # broadcasts in batches, or not
+            self.hub._batch_least = self.hub._batch_share = 1
         self.hub.on_message_received(lambda client, message: self.heard.append(message))
         self.hub._attach(self.loop)  # type: ignore[arg-type]
         self.hub._begin()

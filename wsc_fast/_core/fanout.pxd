@@ -63,7 +63,7 @@ cdef class Fanout:
         list batch_apart            # of Sink: members with `apart`
         Py_ssize_t batch_bytes      # of the frames
         Py_ssize_t batch_at         # how far in the items the plan came
-        bint batch_leaves           # it left out some before that, which have no descriptor
+        bint batch_leaves           # it left out some before that
         # Smaller sets have no batch, nor those of which more than one in `_batch_share` is apart.
         public Py_ssize_t _batch_least
         public Py_ssize_t _batch_share
@@ -100,6 +100,7 @@ cdef class Fanout:
     cdef int leave_batch(self, Sink sink) except -1
     cdef int end_batch(self) except -1
     cdef int forget_batch(self) except -1
+    cdef int give_up_failed(self, list items, Py_ssize_t failed) except -1
     cdef Py_ssize_t plan_batch(self, Py_ssize_t planned) except -1
     cdef Py_ssize_t settle_batch(self, Py_ssize_t first, Py_ssize_t planned) except -1
     cdef Py_ssize_t plan(self, double deadline) except -1
