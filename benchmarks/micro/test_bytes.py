@@ -87,12 +87,20 @@ def test_frame(measure: Measure, kind: str, size: str, who: str) -> None:
 # --- in: a client's frame -> its message, unmasked, checked, and heard by a callback ---
 
 
+def feed(client: Client, data: bytes) -> None:
+    """Reads as a transport does: into the memory that the client names, and tells it how much."""
+    at = 0
+    while at < len(data):
+        view = client.get_buffer(-1)
+        size = min(len(view), len(data) - at)
+        view[:size] = data[at : at + size]
+        client.buffer_updated(size)
+        at += size
+
+
 def reader_of(client: Client, heard: list[Message]) -> Callable[[bytes], Message]:
     def read(data: bytes) -> Message:
-        # As a transport does: into the hub's buffer, which is then told of it.
-        size = len(data)
-        client.get_buffer(-1)[:size] = data
-        client.buffer_updated(size)
+        feed(client, data)
         return heard.pop()
 
     return read
@@ -188,8 +196,7 @@ async def test_utf8_in_pieces(measure: Measure, who: str) -> None:
 
         def ours() -> Message:
             for piece in pieces:
-                client.get_buffer(-1)[: len(piece)] = piece
-                client.buffer_updated(len(piece))
+                feed(client, piece)
             return heard.pop()
 
         call = ours if who == "wsc_fast" else python
