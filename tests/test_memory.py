@@ -202,8 +202,6 @@ class Life:
                 watchdog_timeout=0,
             )
         )
-        if overflow == "drop_oldest":  # broadcasts in batches, or not
-            self.hub._batch_least = self.hub._batch_share = 1
         self.hub.on_message_received(lambda client, message: self.heard.append(message))
         self.hub._attach(self.loop)  # type: ignore[arg-type]
         self.hub._begin()
@@ -316,6 +314,8 @@ class Life:
 def play(overflow: str, failing: int, number: int, arm: Arm, disarm: Callable[[], object]) -> bool:
     """Plays a life, with an allocation of one step failing; whether there was such a step."""
     life = Life(overflow)
+    if overflow == "drop_oldest":  # broadcasts in batches, and otherwise not
+        life.hub._batch_least = life.hub._batch_share = 1
     reached = False
     try:
         for index, step in enumerate(life.steps()):
