@@ -179,7 +179,7 @@ ATTACKS = [
     ),
     Attack(
         "lengths",
-        "1,000 frames of 2^63-1 and 2^64-1 bytes, again and again",
+        "1,000 frames of 2^63-1 bytes, again and again",
         lambda: Script(
             1_000,
             request() + head(BINARY, (1 << 63) - 1),
