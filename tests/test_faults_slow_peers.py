@@ -467,20 +467,22 @@ async def test_E8_a_stopped_process_is_gone_within_interval_and_timeout() -> Non
             process._transport.close()  # type: ignore[attr-defined]
 
 
+async def answer_pings(raw: RawClient) -> None:
+    """What a living client does, until something else comes."""
+    while (frame := await raw.recv()).opcode == PING:
+        await raw.send(PONG, frame.payload)
+
+
 async def test_E8_silence_is_closed_and_any_frame_is_life(any_loop: str) -> None:
     gone: list[str] = []
     hub = Hub(HubConfig(**HEARTBEAT, close_timeout=0.1), authenticate=named)
     hub.on_client_disconnected(lambda client: gone.append(client.id))
 
-    async def answer(raw: RawClient) -> None:
-        while (frame := await raw.recv()).opcode == PING:
-            await raw.send(PONG, frame.payload)
-
     async with running(hub):
         silent, _ = await join(hub, "silent")
         living, client = await join(hub, "living")
         with silent, living:
-            answering = asyncio.ensure_future(answer(living))
+            answering = asyncio.ensure_future(answer_pings(living))
             await eventually(lambda: gone == ["silent"])
             frames = await silent.recv_rest()
             assert frames[0].opcode == PING
@@ -497,15 +499,11 @@ async def test_E8_a_loop_that_stood_still_gives_its_clients_time_to_answer(any_l
     hub = Hub(HubConfig(**HEARTBEAT, close_timeout=0.1), authenticate=named)
     hub.on_client_disconnected(lambda client: gone.append(client.id))
 
-    async def answer(raw: RawClient) -> None:
-        while (frame := await raw.recv()).opcode == PING:
-            await raw.send(PONG, frame.payload)
-
     async with running(hub):
         living, client = await join(hub, "living")
         silent, _ = await join(hub, "silent")
         with living, silent:
-            answering = asyncio.ensure_future(answer(living))
+            answering = asyncio.ensure_future(answer_pings(living))
             await raw_turns()
             # A callback that blocks, or a process that is stopped for a while: nobody was asked.
             time.sleep(2 * HEARTBEAT["heartbeat_timeout"])  # noqa: ASYNC251
