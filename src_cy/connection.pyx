@@ -718,8 +718,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     # --- sending ---
 
     cdef int push_control(self, bytes frame, object key) except -1:
-        if self.engine.batch_items is not None:
-            self.engine.claim(self)
+        self.engine.claim(self)
         if outbox_push(
             &self.box, &self.engine.limits, &self.engine.counters,
             <PyObject*>frame, NULL if key is None else <PyObject*>key, RUN_CONTROL,

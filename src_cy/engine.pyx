@@ -522,8 +522,7 @@ cdef class Engine(Fanout):
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
         self.counters.messages_out += 1
-        if self.batch_items is not None:
-            self.claim(sink)
+        self.claim(sink)
         if sink.window:
             frame = self.codec.twin(frame, sink.window)
         result = outbox_push(
@@ -605,8 +604,7 @@ cdef class Engine(Fanout):
         # Whether the frame was queued.
         cdef int result
         cdef list dropped = None
-        if self.batch_items is not None:
-            self.claim(sink)
+        self.claim(sink)
         if sink.window:
             frame = self.codec.twin(frame, sink.window)
         result = outbox_push(

@@ -267,8 +267,7 @@ cdef class Fanout:
                 marked = False
         return marked
 
-    cdef int claim(self, Sink sink) except -1:
-        """To be called before anything is queued for one sink alone."""
+    cdef int take_apart(self, Sink sink) except -1:
         if sink.apart or not self.in_batch(sink):
             return 0
         if not self.set_apart(sink):

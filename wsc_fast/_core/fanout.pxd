@@ -94,7 +94,10 @@ cdef class Fanout:
     cdef list batch_cache(self, Py_ssize_t index)
     cdef PyObject* batch_form(self, Py_ssize_t index, int window) noexcept
     cdef bint owe(self, Sink sink) except -1
-    cdef int claim(self, Sink sink) except -1
+    cdef int take_apart(self, Sink sink) except -1
+    cdef inline int claim(self, Sink sink) except -1:
+        # To be called before anything is queued for one sink alone. Mostly there is no batch.
+        return 0 if self.batch_items is None else self.take_apart(sink)
     cdef bint set_apart(self, Sink sink) except -1
     cdef int enter_batch(self, Sink sink) except -1
     cdef int leave_batch(self, Sink sink) except -1
