@@ -25,6 +25,8 @@ MODULES = (
     "connection",
     "handshake",
     "messages",
+    "timers",
+    "pending",
 )
 
 debug = os.environ.get("WSC_DEBUG") == "1"
@@ -56,11 +58,23 @@ extensions = [
     for name in MODULES
 ]
 
+build_dir = Path("build/cython-debug" if debug else "build/cython")
+
+
+def is_stale(name: str) -> bool:
+    """Whether a module's own .pxd is newer than its C: Cython looks for it beside the .pyx."""
+    declared, made = Path(f"wsc_fast/_core/{name}.pxd"), build_dir / f"src_cy/{name}.c"
+    return (
+        declared.exists() and made.exists() and declared.stat().st_mtime > made.stat().st_mtime
+    )
+
+
 setup(
     ext_modules=cythonize(
         extensions,
+        force=any(is_stale(name) for name in MODULES),
         include_path=["."],
-        build_dir="build/cython-debug" if debug else "build/cython",
+        build_dir=str(build_dir),
         compiler_directives={
             "language_level": 3,
             "binding": False,

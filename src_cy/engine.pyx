@@ -21,6 +21,7 @@ from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.frames cimport FIN_TEXT, encode, encode_message
 from wsc_fast._core.members cimport MemberSet, Room, push_all
 from wsc_fast._core.memory cimport AN_ENGINE, born, died
+from wsc_fast._core.messages cimport HubMessageEncoder
 from wsc_fast._core.outbox cimport (
     DISCONNECT,
     DROP_NEWEST,
@@ -45,9 +46,12 @@ from wsc_fast.errors import (
     RoomNotFoundError,
     ValidationError,
 )
+from wsc_fast.messages import encoder
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
+
+cdef HubMessageEncoder ENCODER = encoder
 
 cdef dict POLICIES = {
     "disconnect": DISCONNECT,
@@ -184,9 +188,12 @@ cdef class Engine(Fanout):
     cdef bytes twin(self, bytes frame, int window):
         return self.codec.twin(frame, window)
 
-    def _set_ack_filter(self, ack_filter):
-        """Has `ack_filter(client, text) -> bool` take acknowledgements out of what comes in."""
-        self.ack_filter = ack_filter
+    def _set_acks(self, take, replaying, hold):
+        """Has `take(client, text) -> bool` take acknowledgements out of what comes in, and
+        `hold(user_id, message, data) -> int` what is sent to a user in the set `replaying`."""
+        self.ack_filter = take
+        self.replaying = replaying
+        self.hold = hold
 
     def _set_filters(self, join_filter, publish_filter):
         """Has `join_filter(client, room_id)` and `publish_filter(client, message)` decide."""
@@ -551,12 +558,54 @@ cdef class Engine(Fanout):
             f"{self.limits.nbytes} bytes)"
         )
 
-    def _has_clients(self, str user_id not None):
+    def send_to_user(self, user_id, message):
+        """Queues a message for every client of a user; it is encoded once.
+
+        Args:
+            user_id: a str.
+            message: a HubMessage.
+
+        Returns:
+            int: how many clients it was queued for.
+
+        Raises:
+            UserOfflineError: the user has no connected client.
+            QueueFullError: the outboxes of all of them are full.
+            PendingFullError: too many messages are held back behind a replay for this user.
+            ValidationError: the message cannot be sent.
+            HubStoppedError: the hub has stopped.
+
+        A failure also goes to the failure handlers. Thread-safety: any thread. Source: go-wsc
+        `SendToUser`.
+        """
+        try:
+            if self.away():
+                return self._on_loop(partial(self._send_message, user_id, message))
+            return self._send_message(user_id, message)
+        except Exception as error:
+            self._send_failed(message, user_id, error)
+            raise
+
+    cpdef Py_ssize_t _send_message(self, user_id, message) except -1:
+        """`send_to_user` without the failure handlers, on the loop's thread."""
+        cdef bytes data
+        cdef Py_ssize_t queued
+        if type(user_id) is not str:
+            check_id("user", user_id)
+        data = ENCODER.encode(message)
+        if self.replaying is not None and user_id in self.replaying:
+            return self.hold(user_id, message, data)
+        queued = self._send_to_user(user_id, data, message.priority)
+        if queued <= 0:
+            raise self._not_queued(user_id, queued)
+        return queued
+
+    cpdef bint _has_clients(self, str user_id) except -1:
         """Whether a user has a connected client (internal)."""
         cdef Sink sink = self.clients.get(user_id)
         return user_id in self.users or (sink is not None and sink.user_id == user_id)
 
-    def _send_to_user(self, str user_id not None, bytes data not None, int priority):
+    cpdef Py_ssize_t _send_to_user(self, str user_id, bytes data, int priority) except? 0:
         """Queues a text message, given as UTF-8, for every client of a user (internal).
 
         Args:
@@ -572,27 +621,31 @@ cdef class Engine(Fanout):
         cdef MemberSet user = self.users.get(user_id)
         cdef Sink sink = self.clients.get(user_id)
         cdef Py_ssize_t queued = 0
-        cdef list refused = []
+        cdef list refused = None
         self.counters.messages_out += 1
         if sink is not None and sink.user_id == user_id:
             # Its id is the user's too, and it stands in no set of users.
             if self.offer(sink, frame, priority - 1):
                 queued = 1
             else:
-                refused.append(sink)
+                refused = [sink]
         if user is not None:
             for sink in user.items:
                 if self.offer(sink, frame, priority - 1):
                     queued += 1
+                elif refused is None:
+                    refused = [sink]
                 else:
                     refused.append(sink)
+        if refused is None:
+            return queued
         if not queued:
             return -len(refused)
         for sink in refused:
             self.lose(sink, [frame], "queue_full", self.queue_full(sink))
         return queued
 
-    def _send_to(self, Sink sink not None, bytes data not None, int priority):
+    cpdef bint _send_to(self, Sink sink, bytes data, int priority) except -1:
         """Queues a text message, given as UTF-8, for one client; whether it was (internal)."""
         cdef bytes frame = encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         if sink.state != OPEN:

@@ -203,6 +203,7 @@ cdef class Receiver(Sink):
             self.parts = bytearray()
             self.part_opcode = head.opcode
             self.part_deflated = head.rsv != 0
+            self.part_ascii = True
             self.fragments = 0
             self.part_since = self.last_seen
             memset(&self.text, 0, sizeof(wsc_utf8))
@@ -222,18 +223,24 @@ cdef class Receiver(Sink):
         held = PyByteArray_GET_SIZE(self.parts)
         PyByteArray_Resize(self.parts, held + size)
         out = <uint8_t*>PyByteArray_AS_STRING(self.parts) + held
-        wsc_unmask(out, data, size, self.key)
-        self.key = wsc_turn_key(self.key, size)
         if (
-            self.part_opcode == TEXT and not self.part_deflated
-            and not wsc_check_utf8(&self.text, out, size)
+            self.part_opcode != TEXT or self.part_deflated or self.text.need
+            or not wsc_unmask_ascii(out, data, size, self.key)
         ):
-            return self.refuse(1007, "invalid UTF-8")
+            self.part_ascii = False
+            wsc_unmask(out, data, size, self.key)
+            if (
+                self.part_opcode == TEXT and not self.part_deflated
+                and not wsc_check_utf8(&self.text, out, size)
+            ):
+                return self.refuse(1007, "invalid UTF-8")
+        self.key = wsc_turn_key(self.key, size)
         if self.remaining == 0 and self.part_fin:
             return self.end_part()
         return 0
 
     cdef int end_part(self) except -1:
+        cdef object content
         cdef bytearray parts = self.parts
         cdef Py_ssize_t size = PyByteArray_GET_SIZE(parts)
         self.parts = None
@@ -245,9 +252,13 @@ cdef class Receiver(Sink):
             return self.take_message(bytes(parts), size)
         if self.text.need:
             return self.refuse(1007, "a text that ends within a code point")
-        return self.take_message(
-            PyUnicode_DecodeUTF8(PyByteArray_AS_STRING(parts), size, NULL), size
-        )
+        if not self.part_ascii:
+            return self.take_message(
+                PyUnicode_DecodeUTF8(PyByteArray_AS_STRING(parts), size, NULL), size
+            )
+        content = PyUnicode_New(size, 127)
+        memcpy(PyUnicode_1BYTE_DATA(content), PyByteArray_AS_STRING(parts), size)
+        return self.take_message(content, size)
 
     cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1:
         cdef Codec codec = self.engine.codec

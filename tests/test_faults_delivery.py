@@ -51,8 +51,8 @@ from wsc_fast import (
     SQLiteOfflineStore,
     UserOfflineError,
 )
+from wsc_fast._core.timers import TICK
 from wsc_fast.delivery import acks, sqlite
-from wsc_fast.timers import TICK
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 

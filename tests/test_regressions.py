@@ -160,7 +160,7 @@ async def test_a_start_that_fails_late_leaves_nothing_behind(
     any_loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What failed behind create_server left a hub that said it ran, and could not be started again.
-    hub = Hub()
+    hub = Hub(HubConfig(receive_buffer_size=4096))
     with monkeypatch.context() as patch:
         # As with a kernel that refuses the option; a full table of descriptors is the same to us.
         patch.setattr(hub_module.socket, "SO_RCVBUF", 9999)

@@ -3,15 +3,14 @@
 from wsc_fast._core.connection import (
     Client,
 )
+from wsc_fast._core.pending import (
+    PendingACK,
+)
 from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
 from wsc_fast.config import (
     ACKConfig,
     HubConfig,
     RetryConfig,
-)
-from wsc_fast.delivery.acks import (
-    AckStatus,
-    PendingACK,
 )
 from wsc_fast.delivery.failures import (
     ConnectionErrorHandler,
@@ -71,6 +70,7 @@ from wsc_fast.hub import (
 from wsc_fast.listening import inherited_socket
 from wsc_fast.messages import (
     ACKMessage,
+    AckStatus,
     HubMessage,
     Priority,
 )

@@ -238,8 +238,9 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         read_buffer_size: of the one buffer that all connections of the hub read into, at least
             2,048: what one read can bring.
         receive_buffer_size: asked of the kernel for each connection (SO_RCVBUF, which Linux
-            doubles). It bounds what a client can have us work on in one turn of the loop, and what
-            it sends in one round trip; 0 leaves it to the kernel, which goes to megabytes.
+            doubles). It bounds what a client sends in one round trip, and what the kernel holds of
+            a client that we do not read; 0 leaves it to the kernel, which begins at 128 KiB and
+            grows it for those that we read fast.
         write_buffer_size: asked of the kernel for each connection (SO_SNDBUF); 0 leaves it to the
             kernel.
         max_header_bytes, max_headers: of a request; more gets 431 or 400.
@@ -305,7 +306,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     byte_rate: float = 0.0
     rate_limit_action: RateLimitAction = "close"
     read_buffer_size: int = 1 << 17
-    receive_buffer_size: int = 1 << 17
+    receive_buffer_size: int = 0
     write_buffer_size: int = 0
     max_header_bytes: int = 16_384
     max_headers: int = 128

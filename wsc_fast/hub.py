@@ -31,6 +31,7 @@ from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import check_id
 from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
+from wsc_fast._core.timers import Timers
 from wsc_fast.config import CHANGEABLE, HubConfig
 from wsc_fast.delivery.facade import Delivery
 from wsc_fast.delivery.failures import Failure
@@ -65,7 +66,6 @@ from wsc_fast.server import (
     refusal,
 )
 from wsc_fast.stats import HubStats, snapshot
-from wsc_fast.timers import Timers
 from wsc_fast.watchdog import Watchdog
 
 if TYPE_CHECKING:

@@ -7,14 +7,13 @@ import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Collection
 from datetime import UTC, datetime
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from os import urandom
 from typing import Any, Literal
 
 import msgspec
-from msgspec.structs import astuple
 
-from wsc_fast._core.messages import is_plain
+from wsc_fast._core.messages import HubMessageEncoder
 from wsc_fast.errors import ValidationError
 
 # The longest id of a message, in characters.
@@ -130,6 +129,17 @@ class ACKMessage(msgspec.Struct, kw_only=True):
     create_at: datetime = msgspec.field(default_factory=_now)
 
 
+class AckStatus(StrEnum):
+    """What became of a message with acknowledgement, so far."""
+
+    PENDING = "pending"
+    STORED = "stored"  # its user is away, and it is in the offline store
+    CONFIRMED = "confirmed"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    DROPPED = "dropped"
+
+
 class Acknowledgement(msgspec.Struct):
     """What a client answers to a message that requires it; other JSON does not decode to this."""
 
@@ -146,32 +156,6 @@ _PRIORITIES = frozenset(Priority)
 _PLAIN = frozenset({str, int, bool, type(None), bytes, datetime})
 # Items of HubMessage.data, of all depths.
 DATA_ITEMS_MAX = 1_000_000
-
-
-def encode_hub_message(message: HubMessage) -> bytes:
-    """The message as it goes on the wire.
-
-    Args:
-        message: a HubMessage.
-
-    Returns:
-        bytes: UTF-8 JSON.
-
-    Raises:
-        ValidationError: a field cannot be sent; the text names it and what was expected.
-
-    Thread-safety: any thread.
-    """
-    if type(message) is not HubMessage or not is_plain(
-        astuple(message), MESSAGE_ID_MAX, Priority, datetime, UTC
-    ):
-        message = _mended(message)
-    if message.data is not None:
-        _check_data(message.data)
-    try:
-        return _encode(message)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValidationError(f"a HubMessage that JSON cannot carry: {error}") from error
 
 
 def _mended(message: HubMessage) -> HubMessage:
@@ -243,6 +227,12 @@ def _wrong(name: str, value: object, expected: str) -> ValidationError:
     if len(shown) > 80:
         shown = shown[:77] + "..."
     return ValidationError(f"HubMessage.{name} is {shown}, expected {expected}")
+
+
+encoder = HubMessageEncoder(
+    HubMessage, Priority, datetime, UTC, MESSAGE_ID_MAX, _encode, _mended, _check_data
+)
+encode_hub_message = encoder.encode
 
 
 def decode_hub_message(data: bytes | str) -> HubMessage:

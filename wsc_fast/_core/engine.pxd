@@ -70,6 +70,10 @@ cdef class Engine(Fanout):
         object message_handler
         # `filter(client, text) -> bool` for what may be an acknowledgement; None where none counts.
         object ack_filter
+        # The users whose messages wait behind what is replayed to them, and `hold(user_id, message,
+        # data) -> int` that has them wait; None where nothing is replayed.
+        object replaying
+        object hold
         # `filter(client, message) -> bool`: may it publish this; None where everybody may.
         object publish_filter
         # `filter(client, room_id) -> bool`: may it join.
@@ -81,6 +85,10 @@ cdef class Engine(Fanout):
     cdef int admit(self, Sink sink) except -1
     cdef int expel(self, Sink sink) except -1
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
+    cpdef Py_ssize_t _send_message(self, user_id, message) except -1
+    cpdef bint _has_clients(self, str user_id) except -1
+    cpdef bint _send_to(self, Sink sink, bytes data, int priority) except -1
+    cpdef Py_ssize_t _send_to_user(self, str user_id, bytes data, int priority) except? 0
     cdef bint offer(self, Sink sink, bytes frame, int run) except -1
     cdef object queue_full(self, Sink sink)
     cdef bytes framed(self, object message, object recipient)

@@ -1,11 +1,20 @@
+from collections.abc import Callable
 from datetime import datetime, tzinfo
 from enum import IntEnum
-from typing import Any
+from typing import TypeVar
 
-def is_plain(
-    fields: tuple[Any, ...],
-    longest_id: int,
-    Priority: type[IntEnum],
-    datetime: type[datetime],
-    utc: tzinfo,
-) -> bool: ...
+T = TypeVar("T")
+
+class HubMessageEncoder:
+    def __init__(
+        self,
+        HubMessage: type[T],
+        Priority: type[IntEnum],
+        datetime: type[datetime],
+        utc: tzinfo,
+        longest_id: int,
+        encode: Callable[[T], bytes],
+        mended: Callable[[T], T],
+        check_data: Callable[[object], None],
+    ) -> None: ...
+    def encode(self, message: object) -> bytes: ...

@@ -73,6 +73,7 @@ cdef class Receiver(Sink):
         Context context            # compression of this connection alone, or None
         bint inflates              # permessage-deflate is agreed on
         bint part_deflated
+        bint part_ascii            # all of `parts` is, as far as it is a text
         uint8_t part_opcode
         uint8_t part_fin
         bint deaf                  # nothing of the peer is heard any more

@@ -18,23 +18,18 @@ was stored and not known to be acknowledged is delivered again under the same id
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
-from collections.abc import Generator
-from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import msgspec
 
+from wsc_fast._core.pending import AckTable, PendingACK, UserQueue
 from wsc_fast.delivery.failures import Failure, Message, outside_handlers, reason_of
 from wsc_fast.delivery.offline import OfflineStore, StoredMessage
 from wsc_fast.errors import (
     AckDroppedError,
-    AckFailedError,
-    AckTimeoutError,
     HubStoppedError,
     OfflineStoreError,
     PendingFullError,
@@ -45,14 +40,11 @@ from wsc_fast.errors import (
 from wsc_fast.log import log
 from wsc_fast.messages import (
     ACKMessage,
+    AckStatus,
     HubMessage,
-    decode_acknowledgement,
     decode_hub_message,
-    encode_hub_message,
     to_ack_message,
-    to_hub_message,
 )
-from wsc_fast.timers import TICK, Timers
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
@@ -77,21 +69,8 @@ EXPIRE_EVERY = 60.0
 READ_ATTEMPTS = 4
 READ_PAUSE = 0.1
 REPLAY_AGAIN = 5.0
-# Seconds; about thirty years, which a loop's clock can carry.
-LONGEST_TIMEOUT = 1e9
 # Seconds that writing what is pending gets at the stop, though its timeout is over.
 STORE_GRACE = 1.0
-
-
-class AckStatus(StrEnum):
-    """What became of a message with acknowledgement, so far."""
-
-    PENDING = "pending"
-    STORED = "stored"  # its user is away, and it is in the offline store
-    CONFIRMED = "confirmed"
-    FAILED = "failed"
-    TIMEOUT = "timeout"
-    DROPPED = "dropped"
 
 
 class AckCounters(msgspec.Struct):
@@ -109,141 +88,6 @@ class AckCounters(msgspec.Struct):
     offline_errors: int = 0
 
 
-class PendingACK:
-    """A message on its way to an acknowledgement (go-wsc `PendingACK`).
-
-    `await pending` gives AckStatus.CONFIRMED once it is acknowledged, and raises AckFailedError
-    with the client's text, AckTimeoutError after the last retransmission, AckDroppedError when the
-    hub gave it up, OfflineStoreError where it could not be stored, or HubStoppedError when the hub
-    stops. It may be awaited more than once, and need not be.
-
-    Attributes:
-        id: of the message.
-        message: the ACKMessage.
-        user_id: whose acknowledgement counts.
-        status: AckStatus.
-        attempts: how often it was sent so far.
-
-    Thread-safety: may be awaited on any loop; attributes are best read in the hub's thread.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_acks",
-        "_client_id",
-        "_data",
-        "_deadline",
-        "_due",
-        "_error",
-        "_message",
-        "_order",
-        "_priority",
-        "_retries",
-        "_slot",
-        "_stored",
-        "_storing",
-        "_timeout",
-        "_waiters",
-        "_walk",
-        "attempts",
-        "id",
-        "status",
-        "user_id",
-    )
-
-    def __init__(
-        self,
-        acks: Acks,
-        user_id: str,
-        client_id: str | None,
-        message: ACKMessage | None,
-        message_id: str,
-        data: bytes,
-        priority: int,
-        timeout: float,
-    ) -> None:
-        self._acks = acks
-        self.user_id = user_id
-        self._client_id = client_id
-        self._message = message
-        self.id = message_id
-        self._data = data
-        self._priority = priority
-        self._timeout = timeout
-        self.status = AckStatus.PENDING
-        self.attempts = 0
-        self._retries = 0
-        self._deadline = math.inf  # set by the first send
-        self._due = 0.0
-        self._slot = -1
-        self._order = 0  # among what was sent to its user
-        self._walk = 0  # the replay that sent it last
-        self._waiters: list[asyncio.Future[None]] | None = None
-        self._error: BaseException | None = None
-        self._stored = False  # it is in the store
-        self._storing: asyncio.Future[list[StoredMessage]] | None = None  # it will be
-
-    @property
-    def message(self) -> ACKMessage:
-        if self._message is None:
-            self._message = to_ack_message(decode_hub_message(self._data))
-        return self._message
-
-    def done(self) -> bool:
-        """Whether the outcome is known. Thread-safety: any thread."""
-        return self._error is not None or self.status is AckStatus.CONFIRMED
-
-    def _is_open(self) -> bool:
-        # Whether it is to be sent.
-        return self.status is AckStatus.PENDING and self._error is None
-
-    def __await__(self) -> Generator[Any, None, AckStatus]:
-        loop = asyncio.get_running_loop()
-        own = self._acks.loop
-        if not self.done():
-            if own is None or own.is_closed():
-                raise HubStoppedError("the hub's loop was closed before the outcome was known")
-            if own is not loop:
-                there = asyncio.run_coroutine_threadsafe(self._outcome(), own)
-                return (yield from asyncio.wrap_future(there).__await__())
-            # One for each who waits, so that cancelling one leaves the others.
-            waiter: asyncio.Future[None] = loop.create_future()
-            if self._waiters is None:
-                self._waiters = []
-            self._waiters.append(waiter)
-            yield from waiter
-        if self._error is not None:
-            # A new traceback for each who awaits it.
-            raise self._error.with_traceback(None)
-        return AckStatus.CONFIRMED
-
-    async def accepted(self) -> None:
-        """Returns once a crash of the server can no longer lose the message.
-
-        That is when it is in the offline store, or acknowledged; without a store, when it is
-        acknowledged.
-
-        Raises:
-            WSCError: what awaiting the message would raise, or why it could not be stored.
-
-        Thread-safety: any loop.
-        """
-        loop = self._acks.loop
-        if loop is None or loop.is_closed() or loop is asyncio.get_running_loop():
-            await self._acks.accepted(self)
-        else:
-            accepted = asyncio.run_coroutine_threadsafe(self._acks.accepted(self), loop)
-            await asyncio.wrap_future(accepted)
-
-    async def _outcome(self) -> AckStatus:
-        return await self
-
-    def __repr__(self) -> str:
-        return (
-            f"<PendingACK {self.id!a} user={self.user_id!a} {self.status} attempts={self.attempts}>"
-        )
-
-
 class _Held(msgspec.Struct, eq=False):
     """A message without acknowledgement that waits behind a replay."""
 
@@ -252,56 +96,14 @@ class _Held(msgspec.Struct, eq=False):
     _order: int
 
 
-class _Queue:
-    """What one user has not acknowledged."""
-
-    __slots__ = (
-        "acknowledged",
-        "from_store",
-        "held",
-        "lapsed",
-        "line",
-        "out",
-        "pending",
-        "progress",
-        "replay",
-        "target",
-        "unstored",
-        "walk",
-    )
-
-    def __init__(self) -> None:
-        self.pending: dict[str, PendingACK] = {}  # in the order of sending
-        self.unstored: deque[PendingACK] = deque()  # those of them that are not in the store
-        self.lapsed: dict[str, None] = {}  # in the store, timed out, may still be acknowledged
-        self.replay: asyncio.Task[None] | None = None
-        self.target: Client | None = None  # the client that the replay is for; None: all of them
-        self.from_store = False
-        self.line: deque[PendingACK | _Held] = deque()  # what it sends when the store is done
-        self.held = 0  # how many of these are without acknowledgement
-        self.walk = 0  # its number
-        self.out = 0  # sent by it, and not settled
-        self.acknowledged: set[str] = set()  # while it reads the store: pages may be older
-        self.progress: asyncio.Event | None = None  # set when something was settled
-
-
-class Acks:
+class Acks(AckTable):
     """The pending messages of one hub.
 
     Thread-safety: the loop's thread.
     """
 
     def __init__(self, hub: Hub, config: ACKConfig, store: OfflineStore | None) -> None:
-        self._hub = hub
-        self.config = config
-        self.store = store
-        self.counters = AckCounters()
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.count = 0
-        self.replaying: set[str] = set()  # the users whose messages are held back
-        self._users: dict[str, _Queue] = {}
-        self._parked: WeakValueDictionary[tuple[str, str], PendingACK] = WeakValueDictionary()
-        self._timers: Timers[PendingACK] = Timers(self._due)
+        super().__init__(hub, config, store, AckCounters())
         self._walks = 0
         self._opening: asyncio.Task[None] | None = None
         self._expiring: asyncio.Task[None] | None = None
@@ -309,13 +111,11 @@ class Acks:
         # Appends that have to wait, for the store to open or for a deletion, and all behind them.
         self._appends: deque[tuple[PendingACK, asyncio.Future[list[StoredMessage]]]] = deque()
         self._appending: asyncio.Task[None] | None = None
-        self._order = 0
         self._next_error_line = 0.0
         self._replay_messages = max(1, min(REPLAY_MESSAGES, hub.config.outbox_messages // 2))
         self._replay_bytes = max(1, min(REPLAY_BYTES, hub.config.outbox_bytes // 2))
         self._deletes: dict[str, list[str]] = {}
         self._deleting: dict[tuple[str, str], asyncio.Future[int]] = {}
-        self._stopped = False
 
     # --- life ---
 
@@ -323,7 +123,7 @@ class Acks:
         """The hub runs on this loop from now on."""
         self._stopped = False
         self.loop = loop
-        self._timers.attach(loop)
+        self._attach_timers(loop)
         if self.store is not None:
             self._opening = loop.create_task(self._open())
             self._expiring = loop.create_task(self._expire())
@@ -367,7 +167,7 @@ class Acks:
                 self._flush_deletes()
             await asyncio.wait(set(self._storing), timeout=max(0.0, deadline - loop.time()))
             await asyncio.sleep(0)
-        self._timers.clear()
+        self._clear_timers()
         for pending in list(self._parked.values()):
             if pending.done():
                 continue
@@ -402,7 +202,7 @@ class Acks:
     def forget(self) -> None:
         """The loop was closed under the hub: its tasks and timers went with it."""
         self.loop = None
-        self._timers = Timers(self._due)
+        self._attach_timers(None)
         self._users.clear()
         self._parked.clear()
         self._storing.clear()
@@ -414,60 +214,6 @@ class Acks:
         self.count = 0
 
     # --- sending ---
-
-    def send(self, user_id: str, client: Client | None, message: ACKMessage) -> PendingACK:
-        """Sends a message to a user, or to one client of the user, until it is acknowledged."""
-        if self._stopped:
-            raise HubStoppedError("the hub has stopped")
-        if not isinstance(message, ACKMessage):
-            raise ValidationError(f"expected an ACKMessage, not {type(message).__name__}")
-        timeout = message.timeout if message.timeout is not None else self.config.timeout
-        if type(timeout) not in (int, float) or not 0 < timeout <= LONGEST_TIMEOUT:
-            raise ValidationError(
-                f"ACKMessage.timeout is {timeout!r}, expected a positive number of seconds, at "
-                f"most {LONGEST_TIMEOUT:.0f}, or None"
-            )
-        data = encode_hub_message(to_hub_message(message, user_id))
-        queue = self._users.get(user_id)
-        known = None if self.store is None else self._parked.get((user_id, message.id))
-        if known is None and queue is not None:
-            known = queue.pending.get(message.id)
-        if known is not None:
-            if known._data != data:
-                raise ValidationError(
-                    f"another message with the id {message.id!a} waits for its acknowledgement"
-                )
-            return known
-        if self.count >= self.config.max_pending:
-            raise PendingFullError(
-                f"{self.count} messages wait for an acknowledgement already (ACKConfig.max_pending)"
-            )
-        online = client is not None or self._hub._has_clients(user_id)
-        if not online and self.store is None:
-            raise UserOfflineError(f"user {user_id!a} has no connected client")
-        pending = PendingACK(
-            self,
-            user_id,
-            None if client is None else client.id,
-            message,
-            message.id,
-            data,
-            int(message.priority),
-            timeout,
-        )
-        self.counters.acks_sent += 1
-        if queue is None:
-            self._users[user_id] = queue = _Queue()
-        self._enlist(queue, pending)
-        if not online:
-            self._park(user_id, queue)
-        elif queue.replay is not None:
-            queue.line.append(pending)
-            self._begin(pending)
-        elif not self._transmit(pending):
-            # No room: whatever comes now queues up behind it.
-            self._replay(user_id, queue, None, from_store=False)
-        return pending
 
     def hold(self, user_id: str, message: HubMessage, data: bytes) -> int:
         """Takes a message without acknowledgement that must not overtake a replay.
@@ -498,150 +244,6 @@ class Acks:
             if pending._client_id in (None, client_id)
         ]
 
-    def _enlist(self, queue: _Queue, pending: PendingACK) -> None:
-        self._order += 1
-        pending._order = self._order
-        queue.pending[pending.id] = pending
-        self.count += 1
-        if self.store is not None:
-            queue.unstored.append(pending)
-
-    def _transmit(self, pending: PendingACK) -> bool:
-        # Whether at least one client took it.
-        hub = self._hub
-        taken = False
-        if pending._client_id is not None:
-            client = hub.get_client_by_id(pending._client_id)
-            if client is not None and client.user_id == pending.user_id:
-                taken = hub._send_to(client, pending._data, pending._priority)
-                return self._sent(pending, taken)
-        taken = hub._send_to_user(pending.user_id, pending._data, pending._priority) > 0
-        return self._sent(pending, taken)
-
-    def _sent(self, pending: PendingACK, taken: bool) -> bool:
-        if taken:
-            pending.attempts += 1
-        self._begin(pending)
-        return taken
-
-    def _begin(self, pending: PendingACK) -> None:
-        """Its time runs from the first attempt to send it."""
-        assert self.loop is not None
-        now = self.loop.time()
-        if pending._deadline == math.inf:
-            pending._deadline = now + pending._timeout
-        self._schedule(pending, now)
-
-    def _schedule(self, pending: PendingACK, now: float) -> None:
-        if pending._slot >= 0:
-            self._timers.cancel(pending, pending._slot)
-        due = pending._deadline
-        if pending._retries < self.config.max_retries and due > now + self.config.retry_interval:
-            due = now + self.config.retry_interval
-        pending._due = due
-        pending._slot = self._timers.set(pending, due)
-
-    def _due(self, pending: PendingACK) -> None:
-        loop = self.loop
-        if loop is None or pending._slot < 0 or loop.time() + TICK < pending._due:
-            return  # taken back or set anew meanwhile
-        pending._slot = -1
-        now = loop.time()
-        if now + TICK / 2 >= pending._deadline:
-            self.counters.acks_timed_out += 1
-            self._give_up(
-                pending,
-                AckTimeoutError(
-                    pending.id,
-                    f"message {pending.id!a} was not acknowledged by user {pending.user_id!a} in "
-                    f"{pending._timeout} s, sent {pending.attempts} times",
-                ),
-            )
-            return
-        queue = self._users.get(pending.user_id)
-        if queue is None or queue.pending.get(pending.id) is not pending:
-            return
-        if queue.replay is not None and pending._walk != queue.walk:
-            # Its turn comes, and sets its timer anew; until then only its end is waited for.
-            pending._due = pending._deadline
-            pending._slot = self._timers.set(pending, pending._due)
-            return
-        pending._retries += 1
-        if self._transmit(pending):
-            self.counters.acks_retransmitted += 1
-
-    # --- acknowledgements ---
-
-    def take(self, client: Client, text: str) -> bool:
-        """An incoming text that may be an acknowledgement; whether it is one."""
-        answer = decode_acknowledgement(text)
-        if answer is None:
-            return False
-        queue = self._users.get(client.user_id)
-        pending = None if queue is None else queue.pending.get(answer.message_id)
-        if pending is None:
-            self.counters.acks_ignored += 1
-            if queue is not None and answer.message_id in queue.lapsed:
-                del queue.lapsed[answer.message_id]
-                self._delete(client.user_id, answer.message_id)
-                self._release(client.user_id, queue)
-            return True
-        if answer.status == "confirmed":
-            self.counters.acks_confirmed += 1
-            self._settle(pending, AckStatus.CONFIRMED, None)
-        else:
-            self.counters.acks_failed += 1
-            error = AckFailedError(pending.id, answer.error or "the client could not process it")
-            self._settle(pending, AckStatus.FAILED, error)
-            self._report(pending, error)
-        return True
-
-    def _settle(self, pending: PendingACK, status: AckStatus, error: BaseException | None) -> None:
-        """The end of a message: out of the queue, and its waiters told."""
-        pending.status = status
-        pending._error = error
-        if pending._slot >= 0:
-            self._timers.cancel(pending, pending._slot)
-            pending._slot = -1
-        queue = self._users.get(pending.user_id)
-        if queue is not None and queue.pending.get(pending.id) is pending:
-            del queue.pending[pending.id]
-            self.count -= 1
-            if pending._walk == queue.walk:
-                queue.out -= 1
-            if queue.from_store and status in (AckStatus.CONFIRMED, AckStatus.FAILED):
-                queue.acknowledged.add(pending.id)
-            if queue.progress is not None:
-                queue.progress.set()
-            if pending._stored and status is AckStatus.TIMEOUT:
-                queue.lapsed[pending.id] = None
-                if len(queue.lapsed) > WINDOW:
-                    del queue.lapsed[next(iter(queue.lapsed))]
-            self._release(pending.user_id, queue)
-        # What is still being stored is deleted when that is done.
-        if pending._stored and status in (AckStatus.CONFIRMED, AckStatus.FAILED):
-            self._delete(pending.user_id, pending.id)
-        if pending._waiters is not None:
-            for waiter in pending._waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-            pending._waiters = None
-
-    def _give_up(self, pending: PendingACK, error: Exception) -> None:
-        status = AckStatus.TIMEOUT if isinstance(error, AckTimeoutError) else AckStatus.DROPPED
-        if status is AckStatus.DROPPED:
-            self.counters.acks_dropped += 1
-        self._settle(pending, status, error)
-        self._report(pending, error)
-
-    def _release(self, user_id: str, queue: _Queue) -> None:
-        # A queue that holds nothing is not kept.
-        if not queue.pending and not queue.lapsed and queue.replay is None:
-            if self._users.get(user_id) is queue:
-                del self._users[user_id]
-        elif len(queue.unstored) > 2 * len(queue.pending) + 16:
-            queue.unstored = deque(item for item in queue.unstored if not item.done())
-
     def _report(
         self, pending: PendingACK, error: Exception, reason: SendFailureReason | None = None
     ) -> None:
@@ -671,7 +273,7 @@ class Acks:
         if queue is None and not from_store:
             return
         if queue is None:
-            self._users[user_id] = queue = _Queue()
+            self._users[user_id] = queue = UserQueue()
         # The newest client gets it: an older one may have gone silent.
         self._replay(user_id, queue, client, from_store=from_store)
 
@@ -693,7 +295,7 @@ class Acks:
         else:
             self._release(user_id, queue)
 
-    def _end_replay(self, user_id: str, queue: _Queue) -> None:
+    def _end_replay(self, user_id: str, queue: UserQueue) -> None:
         # Its user is away.
         if queue.replay is not None:
             queue.replay.cancel()
@@ -704,7 +306,7 @@ class Acks:
         error = UserOfflineError(f"user {user_id!a} left before the message was sent")
         self._drop_held(user_id, queue, error)
 
-    def _drop_held(self, user_id: str, queue: _Queue, error: Exception) -> None:
+    def _drop_held(self, user_id: str, queue: UserQueue, error: Exception) -> None:
         for item in queue.line:
             if isinstance(item, _Held):
                 failure = Failure(item.message, user_id, reason_of(error), error)
@@ -714,25 +316,20 @@ class Acks:
 
     # --- the store ---
 
-    def _park(self, user_id: str, queue: _Queue) -> None:
+    def _park(self, user_id: str, queue: UserQueue) -> None:
         """Moves a queue to the store: its user is away."""
         self._end_replay(user_id, queue)
         self._store(queue, None)
         for pending in queue.pending.values():
-            if pending._slot >= 0:
-                self._timers.cancel(pending, pending._slot)
-                pending._slot = -1
-            # Its time begins anew when the user is back.
-            pending._deadline = math.inf
-            pending._retries = 0
+            self._anew(pending)  # when the user is back
             pending.status = AckStatus.STORED
             self._parked[user_id, pending.id] = pending
         self.count -= len(queue.pending)
         queue.pending.clear()
-        queue.unstored.clear()
+        queue.unstored = None
         self._release(user_id, queue)
 
-    def _store(self, queue: _Queue, upto: PendingACK | None) -> None:
+    def _store(self, queue: UserQueue, upto: PendingACK | None) -> None:
         # In the order of sending: whatever was sent before is stored before.
         while queue.unstored:
             pending = queue.unstored.popleft()
@@ -957,7 +554,7 @@ class Acks:
     # --- the replay ---
 
     def _replay(
-        self, user_id: str, queue: _Queue, client: Client | None, *, from_store: bool
+        self, user_id: str, queue: UserQueue, client: Client | None, *, from_store: bool
     ) -> None:
         assert self.loop is not None
         if queue.replay is not None:
@@ -980,7 +577,7 @@ class Acks:
         self.replaying.add(user_id)
         queue.replay = self.loop.create_task(self._run_replay(user_id, queue, from_store))
 
-    async def _run_replay(self, user_id: str, queue: _Queue, from_store: bool) -> None:
+    async def _run_replay(self, user_id: str, queue: UserQueue, from_store: bool) -> None:
         outside_handlers()  # what fails here is nobody's own failure
         complete = True
         try:
@@ -1024,7 +621,7 @@ class Acks:
         if clients:
             self.entered(clients[-1])
 
-    async def _replay_store(self, user_id: str, queue: _Queue) -> bool:
+    async def _replay_store(self, user_id: str, queue: UserQueue) -> bool:
         """Sends what the store holds; returns whether all of it could be read."""
         assert self.store is not None
         after, failures = 0, 0
@@ -1058,7 +655,7 @@ class Acks:
                     self.counters.offline_replayed += 1
                     await self._replay_one(user_id, queue, pending)
 
-    async def _page(self, user_id: str, queue: _Queue, after: int) -> list[StoredMessage]:
+    async def _page(self, user_id: str, queue: UserQueue, after: int) -> list[StoredMessage]:
         """What the store holds next, for the replay that calls; CancelledError once it is over."""
         assert self.store is not None
         try:
@@ -1069,12 +666,10 @@ class Acks:
             if self._stopped or queue.replay is not asyncio.current_task():
                 raise asyncio.CancelledError
 
-    def _adopt(self, user_id: str, queue: _Queue, stored: StoredMessage) -> PendingACK:
+    def _adopt(self, user_id: str, queue: UserQueue, stored: StoredMessage) -> PendingACK:
         pending = self._parked.pop((user_id, stored.id), None)
         if pending is None:
-            pending = PendingACK(
-                self, user_id, None, None, stored.id, stored.data, 2, self.config.timeout
-            )
+            pending = self._found(user_id, stored.id, stored.data)
             try:
                 pending._priority = int(decode_hub_message(stored.data).priority)
             except ValidationError:
@@ -1088,7 +683,7 @@ class Acks:
         self.count += 1
         return pending
 
-    async def _replay_one(self, user_id: str, queue: _Queue, pending: PendingACK) -> None:
+    async def _replay_one(self, user_id: str, queue: UserQueue, pending: PendingACK) -> None:
         while pending._is_open():
             client = await self._room(user_id, queue, pending)
             if not pending._is_open():
@@ -1106,7 +701,7 @@ class Acks:
             await asyncio.sleep(POLL)
 
     async def _room(
-        self, user_id: str, queue: _Queue, pending: PendingACK | None = None
+        self, user_id: str, queue: UserQueue, pending: PendingACK | None = None
     ) -> Client | None:
         """Waits until a client has room for one more, and few enough are unacknowledged.
 

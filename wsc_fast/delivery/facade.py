@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import msgspec
 
 from wsc_fast._core.engine import Engine, check_id
+from wsc_fast._core.pending import PendingACK
 from wsc_fast.config import ACKConfig, HubConfig, RetryConfig
-from wsc_fast.delivery.acks import AckCounters, Acks, PendingACK
+from wsc_fast.delivery.acks import AckCounters, Acks
 from wsc_fast.delivery.failures import (
     ConnectionErrorHandler,
     Failure,
@@ -40,7 +41,7 @@ from wsc_fast.errors import (
     UserOfflineError,
     WSCError,
 )
-from wsc_fast.messages import ACKMessage, HubMessage, encode_hub_message, message_of
+from wsc_fast.messages import ACKMessage, HubMessage, message_of
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
@@ -86,45 +87,6 @@ class Delivery(Engine):
         self._acks: Acks | None = None
 
     # --- messages to users ---
-
-    def send_to_user(self, user_id: str, message: HubMessage) -> int:
-        """Queues a message for every client of a user; it is encoded once.
-
-        Args:
-            user_id: a str.
-            message: a HubMessage.
-
-        Returns:
-            int: how many clients it was queued for.
-
-        Raises:
-            UserOfflineError: the user has no connected client.
-            QueueFullError: the outboxes of all of them are full.
-            PendingFullError: too many messages are held back behind a replay for this user.
-            ValidationError: the message cannot be sent.
-            HubStoppedError: the hub has stopped.
-
-        A failure also goes to the failure handlers. Thread-safety: any thread. Source: go-wsc
-        `SendToUser`.
-        """
-        try:
-            if self._is_away():
-                return self._on_loop(partial(self._send_message, user_id, message))
-            return self._send_message(user_id, message)
-        except Exception as error:
-            self._send_failed(message, user_id, error)
-            raise
-
-    def _send_message(self, user_id: str, message: HubMessage) -> int:
-        if type(user_id) is not str:
-            check_id("user", user_id)
-        data = encode_hub_message(message)
-        if self._acks is not None and user_id in self._acks.replaying:
-            return self._acks.hold(user_id, message, data)
-        queued = self._send_to_user(user_id, data, message.priority)
-        if queued > 0:
-            return queued
-        raise self._not_queued(user_id, queued)
 
     def _not_queued(self, user_id: str, queued: int) -> WSCError:
         if queued < 0:
@@ -216,7 +178,7 @@ class Delivery(Engine):
         if store is None and config.enable_offline_messages:
             store = SQLiteOfflineStore(DEFAULT_STORE)
         self._acks = Acks(cast("Hub", self), config, store)
-        self._set_ack_filter(self._acks.take)
+        self._set_acks(self._acks.take, self._acks.replaying, self._acks.hold)
         if self.loop is not None:
             self._acks.attach(self.loop)
 

@@ -1,0 +1,17 @@
+"""HubMessages on their way out, checked and encoded in one call: made once, by messages.py."""
+
+cdef class HubMessageEncoder:
+    cdef:
+        object HubMessage
+        object Priority
+        object datetime
+        object utc
+        object json                # msgspec's encoder
+        object mended              # makes a message that is right, though unusual, a plain one
+        object check_data
+        Py_ssize_t longest_id      # characters
+        Py_ssize_t[10] offsets     # of the fields in a HubMessage, in the order of FIELDS
+
+    cdef object slot(self, object message, int field)
+    cdef bint is_plain(self, object message) except -1
+    cpdef bytes encode(self, object message)
