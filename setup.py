@@ -64,9 +64,7 @@ build_dir = Path("build/cython-debug" if debug else "build/cython")
 def is_stale(name: str) -> bool:
     """Whether a module's own .pxd is newer than its C: Cython looks for it beside the .pyx."""
     declared, made = Path(f"wsc_fast/_core/{name}.pxd"), build_dir / f"src_cy/{name}.c"
-    return (
-        declared.exists() and made.exists() and declared.stat().st_mtime > made.stat().st_mtime
-    )
+    return declared.exists() and made.exists() and declared.stat().st_mtime > made.stat().st_mtime
 
 
 setup(

@@ -588,14 +588,14 @@ cdef class Engine(Fanout):
 
     cpdef Py_ssize_t _send_message(self, user_id, message) except -1:
         """`send_to_user` without the failure handlers, on the loop's thread."""
-        cdef bytes data
+        cdef bytes frame
         cdef Py_ssize_t queued
         if type(user_id) is not str:
             check_id("user", user_id)
-        data = ENCODER.encode(message)
         if self.replaying is not None and user_id in self.replaying:
-            return self.hold(user_id, message, data)
-        queued = self._send_to_user(user_id, data, message.priority)
+            return self.hold(user_id, message, ENCODER.encode(message))
+        frame = ENCODER.encode_frame(message)
+        queued = self.offer_to_user(user_id, frame, message.priority - 1)
         if queued <= 0:
             raise self._not_queued(user_id, queued)
         return queued
@@ -606,18 +606,25 @@ cdef class Engine(Fanout):
         return user_id in self.users or (sink is not None and sink.user_id == user_id)
 
     cpdef Py_ssize_t _send_to_user(self, str user_id, bytes data, int priority) except? 0:
-        """Queues a text message, given as UTF-8, for every client of a user (internal).
+        """Queues a text message for every client of a user (internal).
 
         Args:
             user_id: whose clients.
-            data: the text.
+            data: the text, as UTF-8.
             priority: 1 to 4.
 
         Returns:
-            int: how many clients it was queued for; 0: the user has none; below 0: the outboxes of
-            that many are full, and there is no other.
+            int: as `offer_to_user`.
         """
-        cdef bytes frame = encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        return self.offer_to_user(
+            user_id,
+            encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)),
+            priority - 1,
+        )
+
+    cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0:
+        # How many clients it was queued for; 0: the user has none; below 0: the outboxes of that
+        # many are full, and there is no other.
         cdef MemberSet user = self.users.get(user_id)
         cdef Sink sink = self.clients.get(user_id)
         cdef Py_ssize_t queued = 0
@@ -625,13 +632,13 @@ cdef class Engine(Fanout):
         self.counters.messages_out += 1
         if sink is not None and sink.user_id == user_id:
             # Its id is the user's too, and it stands in no set of users.
-            if self.offer(sink, frame, priority - 1):
+            if self.offer(sink, frame, run):
                 queued = 1
             else:
                 refused = [sink]
         if user is not None:
             for sink in user.items:
-                if self.offer(sink, frame, priority - 1):
+                if self.offer(sink, frame, run):
                     queued += 1
                 elif refused is None:
                     refused = [sink]

@@ -5,22 +5,27 @@ from asyncio import get_running_loop
 from collections import deque
 from weakref import WeakValueDictionary
 
+cimport cython
 from libc.math cimport INFINITY
 
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.messages cimport HubMessageEncoder
-from wsc_fast._core.outbox cimport OPEN, Sink
+from wsc_fast._core.outbox cimport Sink
 from wsc_fast._core.timers cimport Timers
 
+from wsc_fast._core.engine import check_id
+from wsc_fast._core.timers import TICK
 from wsc_fast.errors import (
     AckFailedError,
     AckTimeoutError,
+    ClientNotFoundError,
     HubStoppedError,
     PendingFullError,
     UserOfflineError,
     ValidationError,
 )
 from wsc_fast.messages import (
+    NO_ACKNOWLEDGEMENT,
     ACKMessage,
     AckStatus,
     decode_acknowledgement,
@@ -29,7 +34,6 @@ from wsc_fast.messages import (
     to_ack_message,
     to_hub_message,
 )
-from wsc_fast._core.timers import TICK
 
 cdef HubMessageEncoder ENCODER = encoder
 cdef double CLOCK_TICK = TICK
@@ -45,6 +49,9 @@ cdef double LONGEST_TIMEOUT = 1e9
 cdef Py_ssize_t MOST_LAPSED = 1_000
 
 
+# Freed ones are kept for the next ones: so many come and go in a turn of the loop that Python would
+# look for garbage among them all the time.
+@cython.freelist(1024)
 cdef class PendingACK:
     """A message on its way to an acknowledgement (go-wsc `PendingACK`).
 
@@ -80,23 +87,35 @@ cdef class PendingACK:
     def __await__(self):
         loop = get_running_loop()
         own = self._acks.loop
-        if not self.done():
-            if own is None or own.is_closed():
-                raise HubStoppedError("the hub's loop was closed before the outcome was known")
-            if own is not loop:
-                there = asyncio.run_coroutine_threadsafe(self._outcome(), own)
-                return (yield from asyncio.wrap_future(there).__await__())
-            # One for each who waits, so that cancelling one leaves the others.
+        # A Future for each who waits, so that cancelling one leaves the others.
+        if self.done():
             waiter = loop.create_future()
-            if self.waiters is None:
-                self.waiters = [waiter]
+            self.tell(waiter)
+        elif own is None or own.is_closed():
+            raise HubStoppedError("the hub's loop was closed before the outcome was known")
+        elif own is loop:
+            waiter = loop.create_future()
+            if self.waiter is None:
+                self.waiter = waiter
+            elif self.more_waiters is None:
+                self.more_waiters = [waiter]
             else:
-                self.waiters.append(waiter)
-            yield from waiter
-        if self.error is not None:
+                self.more_waiters.append(waiter)
+        else:
+            waiter = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._outcome(), own))
+        return waiter.__await__()
+
+    cdef int tell(self, waiter) except -1:
+        """Gives the outcome to one who waits."""
+        if waiter.done():
+            return 0  # cancelled
+        if self.error is None:
+            waiter.set_result(CONFIRMED)
+        else:
             # A new traceback for each who awaits it.
-            raise self.error.with_traceback(None)
-        return CONFIRMED
+            waiter.set_exception(self.error.with_traceback(None))
+            waiter.exception()  # who does not wait any longer has no need of a line in the log
+        return 0
 
     async def accepted(self):
         """Returns once a crash of the server can no longer lose the message.
@@ -125,6 +144,7 @@ cdef class PendingACK:
         )
 
 
+@cython.freelist(1024)
 cdef class UserQueue:
     """What one user has not acknowledged (internal)."""
 
@@ -199,15 +219,29 @@ cdef class AckTable:
         pending._timeout = timeout
         pending.status = PENDING
         pending.deadline = INFINITY
-        pending.slot = -1
+        pending._slot = -1
         return pending
 
     def _found(self, user_id, message_id, bytes data not None):
         """A message that was read from the store, of which nobody knew."""
         return self.new(user_id, None, None, message_id, data, 2, self.config.timeout)
 
-    cpdef PendingACK send(self, str user_id, Sink client, message):
-        """Sends a message to a user, or to one client of the user, until it is acknowledged."""
+    cpdef PendingACK start(self, recipient, message, bint to_client):
+        """Sends a message to a client or a user until it is acknowledged."""
+        cdef Sink client
+        if self.loop is None:
+            raise HubStoppedError("the hub does not run")
+        if type(recipient) is not str or not recipient:
+            check_id("client" if to_client else "user", recipient)
+        if not to_client:
+            return self.send(recipient, None, message)
+        client = self._hub.clients.get(recipient)
+        if client is None:
+            check_id("client", recipient)
+            raise ClientNotFoundError(f"no connected client has the id {recipient!a}")
+        return self.send(client.user_id, client, message)
+
+    cdef PendingACK send(self, str user_id, Sink client, message):
         cdef PendingACK pending = None
         cdef UserQueue queue
         cdef bytes data
@@ -301,13 +335,13 @@ cdef class AckTable:
         pending.due = pending.deadline
         if pending.retries < self.max_retries:
             pending.due = min(pending.due, now + self.retry_interval)
-        pending.slot = self._timers.set(pending, pending.due)
+        pending._slot = self._timers.set(pending, pending.due)
         return 0
 
     cpdef int _unschedule(self, PendingACK pending) except -1:
-        if pending.slot >= 0:
-            self._timers.cancel(pending, pending.slot)
-            pending.slot = -1
+        if pending._slot >= 0:
+            self._timers.cancel(pending, pending._slot)
+            pending._slot = -1
         return 0
 
     def _anew(self, PendingACK pending not None):
@@ -319,12 +353,12 @@ cdef class AckTable:
     def _due(self, PendingACK pending not None):
         cdef UserQueue queue
         cdef double now
-        if self.loop is None or pending.slot < 0:
+        if self.loop is None or pending._slot < 0:
             return
         now = self.loop.time()
         if now + CLOCK_TICK < pending.due:
             return  # set anew meanwhile
-        pending.slot = -1
+        pending._slot = -1
         if now + CLOCK_TICK / 2 >= pending.deadline:
             self.counters.acks_timed_out += 1
             self._give_up(
@@ -342,7 +376,7 @@ cdef class AckTable:
         if queue.replay is not None and pending._walk != queue.walk:
             # Its turn comes, and sets its timer anew; until then only its end is waited for.
             pending.due = pending.deadline
-            pending.slot = self._timers.set(pending, pending.due)
+            pending._slot = self._timers.set(pending, pending.due)
             return
         pending.retries += 1
         if self._transmit(pending):
@@ -354,7 +388,10 @@ cdef class AckTable:
         """An incoming text that may be an acknowledgement; whether it is one."""
         cdef PendingACK pending = None
         cdef UserQueue queue
-        answer = decode_acknowledgement(text)
+        try:
+            answer = decode_acknowledgement(text)
+        except NO_ACKNOWLEDGEMENT:
+            answer = None
         if answer is None:
             return False
         message_id = answer.message_id
@@ -403,12 +440,13 @@ cdef class AckTable:
         # What is still being stored is deleted when that is done.
         if pending._stored and answered:
             self._delete(pending.user_id, pending.id)
-        waiters = pending.waiters
-        if waiters is not None:
-            pending.waiters = None
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+        if pending.waiter is not None:
+            waiter, pending.waiter = pending.waiter, None
+            waiters, pending.more_waiters = pending.more_waiters, None
+            pending.tell(waiter)
+            if waiters is not None:
+                for waiter in waiters:
+                    pending.tell(waiter)
         return 0
 
     cpdef int _give_up(self, PendingACK pending, error) except -1:

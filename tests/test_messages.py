@@ -24,6 +24,7 @@ from wsc_fast import (
 )
 from wsc_fast.messages import (
     MESSAGE_ID_MAX,
+    NO_ACKNOWLEDGEMENT,
     decode_acknowledgement,
     decode_hub_message,
     encode_hub_message,
@@ -125,7 +126,6 @@ def test_unknown_fields_are_ignored() -> None:
     wire = {**on_wire(FULL), "shard": 3, "trace": {"id": "x"}}
     assert decode_hub_message(json.dumps(wire)) == FULL
     answer = decode_acknowledgement('{"type":"ack","message_id":"m","timestamp":"x","extra":[1]}')
-    assert answer is not None
     assert (answer.message_id, answer.status, answer.error) == ("m", "confirmed", "")
 
 
@@ -147,7 +147,8 @@ def test_unknown_fields_are_ignored() -> None:
     ids=lambda text: ascii(text[:40]),
 )
 def test_what_is_no_acknowledgement(text: str) -> None:
-    assert decode_acknowledgement(text) is None
+    with pytest.raises(NO_ACKNOWLEDGEMENT):
+        decode_acknowledgement(text)
 
 
 @pytest.mark.parametrize(

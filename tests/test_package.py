@@ -153,7 +153,7 @@ def stub_classes() -> list[tuple[Path, ast.ClassDef]]:
 def compiled_parameters(function: Any) -> list[str] | None:
     """Names of parameters in Cython's signature line, with = where there is a default."""
     first = (getattr(function, "__doc__", None) or "").partition("\n")[0]
-    match = re.match(r"(?:\w+\.)?(\w+)\((.*)\)(?: -> \w+)?$", first)
+    match = re.match(r"(?:\w+\.)?(\w+)\((.*)\)(?: -> [\w ]+)?$", first)
     if match is None:
         return None
     names = []
@@ -164,7 +164,7 @@ def compiled_parameters(function: Any) -> list[str] | None:
     return names
 
 
-def stub_parameters(node: ast.FunctionDef) -> list[str]:
+def stub_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     arguments = node.args
     plain = [*arguments.posonlyargs, *arguments.args]
     with_default = len(plain) - len(arguments.defaults)
@@ -200,11 +200,11 @@ def test_the_stub_of_a_class_agrees_with_it(stub: Path, node: ast.ClassDef) -> N
     for name, member in stubbed.items():
         assert hasattr(cls, name), name
         value = inspect.getattr_static(cls, name)
-        if not isinstance(member, ast.FunctionDef) or any(
+        if not isinstance(member, (ast.FunctionDef, ast.AsyncFunctionDef)) or any(
             isinstance(d, ast.Name) and d.id == "property" for d in member.decorator_list
         ):
             assert inspect.isdatadescriptor(value), name
-        elif name != "__init__":
+        elif not name.startswith("__"):
             assert callable(value), name
             parameters = compiled_parameters(value)
             # Methods without a docstring of their own still get the signature line.

@@ -82,9 +82,9 @@ def test_a_header_begins_with_a_comment(path: Path) -> None:
 
 def test_each_extension_has_a_declaration_and_a_stub() -> None:
     names = {path.stem for path in ROOT.glob("src_cy/*.pyx")}
-    # Nothing compiled imports these three.
+    # Nothing compiled imports these two.
     declared = {path.stem for path in ROOT.glob("wsc_fast/_core/*.pxd")}
-    assert declared == names - {"connection", "handshake", "messages"}
+    assert declared == names - {"connection", "handshake"}
     assert {path.stem for path in ROOT.glob("wsc_fast/_core/*.pyi")} == names
 
 

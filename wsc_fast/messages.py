@@ -149,9 +149,11 @@ class Acknowledgement(msgspec.Struct):
     error: str = ""
 
 
-_encode = msgspec.json.Encoder().encode
+_json = msgspec.json.Encoder()
 _decode = msgspec.json.Decoder(HubMessage).decode
-_decode_acknowledgement = msgspec.json.Decoder(Acknowledgement).decode
+# A client's acknowledgement; what else a client may have sent raises one of these.
+decode_acknowledgement = msgspec.json.Decoder(Acknowledgement).decode
+NO_ACKNOWLEDGEMENT = (msgspec.DecodeError, UnicodeError, RecursionError)
 _PRIORITIES = frozenset(Priority)
 _PLAIN = frozenset({str, int, bool, type(None), bytes, datetime})
 # Items of HubMessage.data, of all depths.
@@ -230,7 +232,7 @@ def _wrong(name: str, value: object, expected: str) -> ValidationError:
 
 
 encoder = HubMessageEncoder(
-    HubMessage, Priority, datetime, UTC, MESSAGE_ID_MAX, _encode, _mended, _check_data
+    HubMessage, Priority, datetime, UTC, MESSAGE_ID_MAX, _json.encode_into, _mended, _check_data
 )
 encode_hub_message = encoder.encode
 
@@ -253,14 +255,6 @@ def decode_hub_message(data: bytes | str) -> HubMessage:
         return _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValidationError(f"this is no HubMessage: {error}") from error
-
-
-def decode_acknowledgement(text: str) -> Acknowledgement | None:
-    """A client's acknowledgement; None where the text is something else."""
-    try:
-        return _decode_acknowledgement(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
 
 
 def to_hub_message(message: ACKMessage, recipient: str) -> HubMessage:
@@ -312,6 +306,6 @@ def message_of(frame: bytes) -> HubMessage | str | bytes:
             message = _decode(payload)
         except (msgspec.DecodeError, RecursionError):
             return payload.decode()
-        if _encode(message) == payload:  # nothing of the application's own is left out
+        if _json.encode(message) == payload:  # nothing of the application's own is left out
             return message
     return payload.decode()

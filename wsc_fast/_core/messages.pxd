@@ -6,12 +6,16 @@ cdef class HubMessageEncoder:
         object Priority
         object datetime
         object utc
-        object json                # msgspec's encoder
+        object encode_into         # msgspec's
         object mended              # makes a message that is right, though unusual, a plain one
         object check_data
+        bytearray buffer           # of the last message; None while it is in use
         Py_ssize_t longest_id      # characters
         Py_ssize_t[10] offsets     # of the fields in a HubMessage, in the order of FIELDS
 
     cdef object slot(self, object message, int field)
     cdef bint is_plain(self, object message) except -1
+    cdef bytearray fill(self, object message)
+    cdef int give_back(self, bytearray buffer) except -1
+    cdef bytes encode_frame(self, object message)
     cpdef bytes encode(self, object message)

@@ -13,7 +13,7 @@ class HubMessageEncoder:
         datetime: type[datetime],
         utc: tzinfo,
         longest_id: int,
-        encode: Callable[[T], bytes],
+        encode_into: Callable[[T, bytearray], None],
         mended: Callable[[T], T],
         check_data: Callable[[object], None],
     ) -> None: ...

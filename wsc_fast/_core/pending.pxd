@@ -1,6 +1,6 @@
 """Messages that are sent until they are acknowledged: the part of it that every message takes.
 
-    send       checks and encodes a message, enlists it with its user and sends it
+    start      checks and encodes a message, enlists it with its user and sends it
     take       an acknowledgement has come
     settle     the end of a message, whatever it was: its waiters are told
 
@@ -23,13 +23,14 @@ cdef class PendingACK:
         readonly int attempts
         AckTable _acks
         object _message            # ACKMessage; None for one that was read from the store
-        list waiters               # of Future: one for each who waits, or None
+        object waiter              # a Future, of who waits; None where nobody does
+        list more_waiters          # of those who came later, or None
         double deadline            # of the loop's clock; set by the first send
         double due                 # when its timer is to do something
-        long long slot             # of the timer, or -1
+        readonly long long _slot   # of the timer, or -1
         int retries
         # Of delivery/acks.py too:
-        readonly object _client_id # None: for all clients of the user
+        readonly object _client_id  # None: for all clients of the user
         readonly bytes _data       # as it goes on the wire
         readonly object _timeout   # seconds, as it was given
         public int _priority
@@ -39,6 +40,7 @@ cdef class PendingACK:
         public object _storing     # a Future: it will be
         object error               # what awaiting it raises
 
+    cdef int tell(self, waiter) except -1
     cpdef bint done(self) noexcept
     cpdef bint _is_open(self) noexcept
 
@@ -79,7 +81,8 @@ cdef class AckTable:
     cdef PendingACK new(
         self, user_id, client_id, message, message_id, bytes data, int priority, timeout
     )
-    cpdef PendingACK send(self, str user_id, Sink client, message)
+    cpdef PendingACK start(self, recipient, message, bint to_client)
+    cdef PendingACK send(self, str user_id, Sink client, message)
     cpdef bint _transmit(self, PendingACK pending) except -1
     cpdef bint _sent(self, PendingACK pending, bint taken) except -1
     cpdef int _begin(self, PendingACK pending) except -1

@@ -9,7 +9,7 @@ cdef class Timers:
         object loop                # what `attach` was given
         object timer               # the loop's, or None
         object context
-        dict slots                 # slot -> dict of items, in the order of setting
+        readonly dict slots        # slot -> dict of items, in the order of setting
         list order                 # a heap of the keys of `slots`
         long long next             # the slot that `timer` is set for
 

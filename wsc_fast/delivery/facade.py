@@ -30,7 +30,6 @@ from wsc_fast.delivery.retry import SendResult, Sleepers, send_with_retry
 from wsc_fast.delivery.sqlite import SQLiteOfflineStore
 from wsc_fast.errors import (
     ClientDisconnectedError,
-    ClientNotFoundError,
     ConfigError,
     HubStateError,
     HubStoppedError,
@@ -226,27 +225,14 @@ class Delivery(Engine):
 
     def _send_with_ack(self, recipient: str, message: ACKMessage, *, to_client: bool) -> PendingACK:
         try:
+            if self._acks is None:
+                raise HubStateError("acknowledgements are not enabled: call enable_ack first")
             if self._is_away():
-                return self._on_loop(partial(self._start_ack, recipient, message, to_client))
-            return self._start_ack(recipient, message, to_client)
+                return self._on_loop(partial(self._acks.start, recipient, message, to_client))
+            return self._acks.start(recipient, message, to_client)
         except Exception as error:
             self._send_failed(message, recipient, error)
             raise
-
-    def _start_ack(self, recipient: str, message: ACKMessage, to_client: bool) -> PendingACK:
-        if self._acks is None:
-            raise HubStateError("acknowledgements are not enabled: call enable_ack first")
-        if self.loop is None:
-            raise HubStoppedError("the hub does not run")
-        if not to_client:
-            if type(recipient) is not str or not recipient:
-                check_id("user", recipient)
-            return self._acks.send(recipient, None, message)
-        client = self.get_client_by_id(recipient)
-        if client is None:
-            check_id("client", recipient)
-            raise ClientNotFoundError(f"no connected client has the id {recipient!a}")
-        return self._acks.send(client.user_id, client, message)
 
     def get_pending_acks(self, client_id: str) -> list[ACKMessage]:
         """The messages that an acknowledgement of this client would settle.
