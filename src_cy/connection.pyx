@@ -546,9 +546,17 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef int resume_reading(self, int reasons) except -1:
         if self.reading_paused & reasons:
+            if reasons & PAUSED_FOR_RATE:
+                self.halted = False
             self.reading_paused &= ~reasons
-            if not self.reading_paused and self.stream is not None:
-                self.stream.resume_reading()
+            if not self.reading_paused:
+                if self.stash is not None:
+                    # First what was read already, at its turn.
+                    self.reading_paused = PAUSED_FOR_TURN
+                    self.engine.waiting_readers.append(self)
+                    self.engine.call_read_turn()
+                elif self.stream is not None:
+                    self.stream.resume_reading()
         return 0
 
     cdef bint within_rate(self, Py_ssize_t size) except -1:
@@ -586,19 +594,36 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return False
         if self.rate_timer is None:
             self.pause_reading(PAUSED_FOR_RATE)
+            self.halted = self.reading_paused & PAUSED_FOR_RATE != 0
             self.rate_timer = engine.loop.call_later(owed, self._rate_passed)
         return True
 
     cdef bint wait_for_turn(self) except -1:
-        if self.stream is None or self.reading_paused & PAUSED_FOR_TURN:
+        cdef object stream = self.transport_now()
+        if stream is None or self.reading_paused & PAUSED_FOR_TURN:
             return False
         if not self.reading_paused:
-            self.stream.pause_reading()
+            stream.pause_reading()
         self.reading_paused |= PAUSED_FOR_TURN
         return True
 
     cdef int take_turn(self) except -1:
-        return self.resume_reading(PAUSED_FOR_TURN)
+        cdef object stream
+        self.turn = self.engine.read_turn
+        self.reading_paused &= ~PAUSED_FOR_TURN
+        if not self.reading_paused:
+            self.take_stash()
+        stream = self.transport_now()
+        if stream is not None and not self.reading_paused:
+            stream.resume_reading()
+        return 0
+
+    cdef object transport_now(self):
+        """The asyncio transport, of a request too; None if it is closing or gone."""
+        cdef object stream = self.stream
+        if stream is None and self.handshake is not None:
+            stream = self.handshake._transport
+        return None if stream is None or stream.is_closing() else stream
 
     def _rate_passed(self):
         """What the client owed has been waited for; or is waited for some more."""
@@ -926,6 +951,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """The transport is gone (asyncio.BaseProtocol)."""
         if error is not None and self.end is None:
             self.end = "conn_error"
+        self.stash = None
         if self.handshake is not None:
             self.handshake.lost()
             self.handshake = None
@@ -938,6 +964,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def eof_received(self):
         """The peer half-closed (asyncio.BufferedProtocol)."""
+        self.take_stash()
         return self.stream is not None and self.end_of_stream()
 
     cpdef on_ws_disconnected(self, WSTransport transport):

@@ -50,6 +50,7 @@ from wsc_fast.messages import encoder
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
+    double wsc_now()
 
 cdef HubMessageEncoder ENCODER = encoder
 
@@ -86,8 +87,10 @@ cdef tuple LIMITS = (
 
 cdef enum:
     MOST_READERS_AT_ONCE = 64
-# Seconds that large reads may take of one turn of the loop before the others wait for the next.
-cdef double READ_BUDGET = 0.0003
+# Seconds that heavy reads may take of one turn of the loop before the others wait for the next: as
+# much as everything else took of the last one, within these bounds.
+cdef double READ_BUDGET = 0.00015
+cdef double READ_BUDGET_MOST = 0.005
 
 # The longest id of a client, a user or a room, in characters.
 cdef Py_ssize_t ID_MAX = 256
@@ -140,6 +143,8 @@ cdef class Engine(Fanout):
         self.limited = dict.fromkeys(LIMITS, 0)
         self.waiting_readers = deque()
         self.readers_at_once = 1
+        self.read_budget = READ_BUDGET
+        self.read_turn = 1
 
     def __dealloc__(self):
         died(AN_ENGINE)
@@ -170,12 +175,14 @@ cdef class Engine(Fanout):
         self.byte_rate = nbytes
         self.rate_action = RATE_ACTIONS[action]
         self.rated = messages > 0 or nbytes > 0
+        self.pausing = self.rated and self.rate_action == RATE_PAUSE
 
     def _set_read_buffer(self, Py_ssize_t size):
         """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
         cdef bytearray memory = bytearray(READ_HEADROOM + size)
         self.read_view = memoryview(memory)[READ_HEADROOM:]
         self.small_view = self.read_view[:READ_SMALL]
+        self.least_view = self.read_view[:READ_LEAST]
         self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM
 
     def _set_compression(self, enabled, int level, Py_ssize_t threshold):
@@ -218,32 +225,55 @@ cdef class Engine(Fanout):
         """How many connections wait for their turn to be read."""
         return len(self.waiting_readers)
 
-    cdef int read_much(self, Sink receiver, double spent) except -1:
-        """A large read took so long; beyond the budget of this turn its connection has to wait."""
+    cdef int read_much(self, Sink receiver, double spent, bint more) except -1:
+        """A heavy read took so long, and there may be more to read; beyond the budget of this turn
+        its connection has to wait."""
         self.read_spent += spent
+        self.call_read_turn()
+        if self.crowded or self.read_spent > self.read_budget:
+            self.crowded = True
+            if more:
+                self.wait_for_turn(receiver)
+        return 0
+
+    cdef int wait_for_turn(self, Sink receiver) except -1:
+        if receiver.wait_for_turn():
+            self.waiting_readers.append(receiver)
+            self.call_read_turn()
+        return 0
+
+    cdef int call_read_turn(self) except -1:
         if not self.read_turn_due and self.loop is not None:
             self.loop.call_soon(self._read_turn)
             self.read_turn_due = True
-        if self.crowded or self.read_spent > READ_BUDGET:
-            self.crowded = True
-            if receiver.wait_for_turn():
-                self.waiting_readers.append(receiver)
         return 0
 
     def _read_turn(self):
         """Once in a turn of the loop, before it reads: the next few may."""
+        cdef double now = wsc_now()
+        cdef double others = now - self.turn_began - self.read_spent
+        cdef double began
+        cdef Py_ssize_t most
         self.read_turn_due = False
-        if self.read_spent > READ_BUDGET:
+        if self.read_spent > self.read_budget:
             self.readers_at_once = max(1, self.readers_at_once // 2)
         elif self.readers_at_once < MOST_READERS_AT_ONCE:
             self.readers_at_once += 1
+        # Without anybody waiting the loop may have slept since, and so it says nothing.
+        self.read_budget = min(max(others, READ_BUDGET), READ_BUDGET_MOST) if self.crowded \
+            else READ_BUDGET
+        self.turn_began = now
+        self.read_turn += 1
         self.read_spent = 0
-        for _ in range(min(self.readers_at_once, len(self.waiting_readers))):
+        most = min(self.readers_at_once, len(self.waiting_readers))
+        while most > 0 and self.read_spent <= self.read_budget:
+            most -= 1
+            began = wsc_now()
             (<Sink>self.waiting_readers.popleft()).take_turn()
+            self.read_spent += wsc_now() - began
         self.crowded = len(self.waiting_readers) > 0
-        if self.crowded and self.loop is not None:
-            self.loop.call_soon(self._read_turn)
-            self.read_turn_due = True
+        if self.crowded:
+            self.call_read_turn()
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
         if self.limits.witness != NULL and frames:

@@ -22,7 +22,7 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcpy, memset
 
 from wsc_fast._core.deflate cimport INFLATE_INVALID, INFLATE_TOO_BIG, RSV1, Codec
-from wsc_fast._core.engine cimport READ_HEADROOM, READ_SMALL, Engine
+from wsc_fast._core.engine cimport READ_HEADROOM, READ_LEAST, Engine
 from wsc_fast._core.outbox cimport CLOSING, CONNECTING, Sink
 
 cdef extern from "net.h" nogil:
@@ -56,19 +56,48 @@ cdef class Receiver(Sink):
 
     def get_buffer(self, size_hint):
         """Where the transport is to read to (asyncio.BufferedProtocol)."""
-        if self.handshake is not None or self.engine.crowded:
+        if self.engine.crowded and self.turn != self.engine.read_turn:
+            return self.engine.least_view
+        if self.handshake is not None or self.engine.pausing:
             return self.engine.small_view
         return self.engine.read_view
 
     def buffer_updated(self, Py_ssize_t size):
         """The transport has read (asyncio.BufferedProtocol)."""
-        cdef double began
-        if size < READ_SMALL:
-            self.take_read(size)
+        if size >= READ_LEAST or self.handshake is not None or self.stash is not None:
+            self.take_heavy_read(size)
         else:
-            began = wsc_now()
             self.take_read(size)
-            self.engine.read_much(self, wsc_now() - began)
+
+    cdef int take_heavy_read(self, Py_ssize_t size) except -1:
+        """One that takes its time: a large one, or that of a request."""
+        cdef double began
+        cdef bint waits = self.engine.crowded and self.turn != self.engine.read_turn
+        if waits or self.stash is not None:
+            self.put_aside(self.engine.read_area, size)
+            if waits:
+                self.engine.wait_for_turn(self)
+            return 0
+        began = wsc_now()
+        self.take_read(size)
+        self.engine.read_much(self, wsc_now() - began, size >= READ_LEAST)
+        return 0
+
+    cdef int put_aside(self, const uint8_t* data, Py_ssize_t size) except -1:
+        """Keeps what was read until its time comes."""
+        cdef bytes more
+        if self.deaf:
+            return 0
+        more = PyBytes_FromStringAndSize(<const char*>data, size)
+        self.stash = more if self.stash is None else self.stash + more
+        return 0
+
+    cdef int take_stash(self) except -1:
+        cdef bytes stash = self.stash
+        self.stash = None
+        if stash is not None:
+            self.feed(PyBytes_AS_STRING(stash), PyBytes_GET_SIZE(stash))
+        return 0
 
     cdef int take_read(self, Py_ssize_t size) except -1:
         cdef uint8_t* data = self.engine.read_area
@@ -99,6 +128,8 @@ cdef class Receiver(Sink):
         cdef Py_ssize_t some
         while size > 0:
             some = min(size, room)
+            if self.stash is not None:
+                return self.put_aside(<const uint8_t*>data, size)
             memcpy(self.engine.read_area, data, some)
             self.take_read(some)
             data += some
@@ -113,6 +144,8 @@ cdef class Receiver(Sink):
         # Each turn may call the application, which may end this connection.
         while at < size and not self.deaf:
             left = size - at
+            if self.halted:
+                return self.put_aside(data + at, left)
             if self.remaining:
                 some = left if <uint64_t>left < self.remaining else <Py_ssize_t>self.remaining
                 at += some

@@ -169,7 +169,7 @@ async def test_a_paused_client_can_be_closed(counting: Make) -> None:
     async with running(hub):
         with await RawClient.open(hub) as raw:
             await raw.send_raw(encode(TEXT, b"x") * 100)
-            await eventually(lambda: len(seen) == 100)  # one read had them all
+            await eventually(lambda: len(seen) == 2)  # the others came in the same read, and wait
             hub.broadcast("bye")
             for client in hub.get_clients_by_user(hub.get_all_connected_users()[0]):
                 client.disconnect(4000)

@@ -16,9 +16,11 @@ cdef enum:
     # Room before the read buffer for what the last read of a connection left behind: a head or
     # a control frame.
     READ_HEADROOM = 256
-    # A read of this many bytes is a large one; and what a connection may read while there are
-    # others who wait for their turn, or before its upgrade.
+    # What a connection may read at once before its upgrade, and where its rate can pause it.
     READ_SMALL = 8192
+    # A read of this many bytes is a heavy one; and what a connection may read while there are
+    # others who wait for their turn.
+    READ_LEAST = 1024
 
 cdef enum:
     # What happens to a client that sends faster than its rate.
@@ -53,8 +55,12 @@ cdef class Engine(Fanout):
         dict limited
         # Turns of those who send much (receiver.pxd).
         object small_view            # memoryview: the first READ_SMALL bytes of `read_view`
+        object least_view            # memoryview: the first READ_LEAST bytes of it
         object waiting_readers       # deque of Sink: not read until their turn comes
         Py_ssize_t readers_at_once
+        unsigned long long read_turn  # its number; who has its turn carries it
+        double turn_began
+        double read_budget           # seconds, of this turn
         double read_spent            # seconds, of this turn of the loop
         bint crowded
         bint read_turn_due
@@ -63,6 +69,7 @@ cdef class Engine(Fanout):
         double message_rate
         double byte_rate
         int rate_action
+        bint pausing                 # its being met pauses, and the rest of the read waits
         # Connections from the handshake's end until the transport is gone, closing ones too.
         readonly Py_ssize_t connections
         # What on_message_received has set: all of them, and the only one where there is one.
@@ -80,7 +87,9 @@ cdef class Engine(Fanout):
         object join_filter
 
     cdef int over(self, str limit) except -1
-    cdef int read_much(self, Sink receiver, double spent) except -1
+    cdef int read_much(self, Sink receiver, double spent, bint more) except -1
+    cdef int wait_for_turn(self, Sink receiver) except -1
+    cdef int call_read_turn(self) except -1
     cdef bint away(self) noexcept
     cdef int admit(self, Sink sink) except -1
     cdef int expel(self, Sink sink) except -1

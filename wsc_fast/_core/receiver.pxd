@@ -10,9 +10,10 @@ Way of what a peer sends (RFC 6455 section 5):
     take_deflated     a whole message that is compressed
     take_message      one whole message, for the subclass; take_control likewise
 
-Turns. A connection that sends much may not hold up the others: once large reads have taken their
-budget of one turn of the loop, who reads as much as it was given is not read until its turn comes,
-first come, first served, in small pieces. Whoever sends little never waits.
+Turns. A connection that sends much may not hold up the others, nor may those that are not upgraded
+yet: once heavy reads have taken their budget of one turn of the loop, what comes of them is put
+aside (`stash`) and not looked at, nor more read, until their turn comes, first come, first served.
+Whoever is a client and sends little never waits.
 
 So a connection holds no more than the bytes that have come of an unfinished message, and nothing
 at all between messages.
@@ -63,6 +64,9 @@ cdef class Receiver(Sink):
         object handshake           # server.Handshake until the upgrade is done, or None
         bytearray parts            # payload of the unfinished message so far, or None
         bytes tail                 # the beginning of a head or of a control frame, or None
+        bytes stash                # what was read and has to wait for its turn, or None
+        unsigned long long turn    # the last one that it had (Engine.read_turn)
+        bint halted                # what is left of this read has to wait
         uint64_t remaining         # payload of the frame under way that is still to come
         double part_since          # when the unfinished message began, on the coarse clock
         Py_ssize_t held_bytes      # what messages held back for an authentication take
@@ -79,6 +83,9 @@ cdef class Receiver(Sink):
         bint deaf                  # nothing of the peer is heard any more
 
     cdef int take_read(self, Py_ssize_t size) except -1
+    cdef int take_heavy_read(self, Py_ssize_t size) except -1
+    cdef int put_aside(self, const uint8_t* data, Py_ssize_t size) except -1
+    cdef int take_stash(self) except -1
     cdef int consume(self, uint8_t* data, Py_ssize_t size) except -1
     cdef int take_frame(self, const wsc_head* head, uint8_t* payload) except -1
     cdef bint may_begin(self, const wsc_head* head) except -1
