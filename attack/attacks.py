@@ -140,17 +140,18 @@ ATTACKS = [
         lambda: Script(
             1_000, request(), frame(PING, bytes(125)) * 500, reads=False, receive_buffer=4096
         ),
-        "conflated",
+        "control_replaced",
         48,
-        UNLIMITED,
+        {**UNLIMITED, "write_buffer_size": 4096},
     ),
     Attack(
         "bombs",
-        "1,000 compressed bombs (200 MiB in 204 KB), again and again",
-        lambda: Script(1_000, request(DEFLATE), bomb(200 * MIB), again=True),
+        "1,000 compressed bombs (60 MiB in 61 KB), again and again",
+        lambda: Script(1_000, request(DEFLATE), bomb(60 * MIB), again=True),
         "limited.max_message_size",
+        # What comes of each is kept until it is whole.
         80,
-        {"max_message_size": MIB, "byte_rate": 1e9},
+        {"byte_rate": 1e9},
     ),
     Attack(
         "fragments",

@@ -9,8 +9,9 @@ the median of the three ratios. With --quick there is one round, and two more on
 breaks the bound. Memory is the peak of the server's resident memory (VmHWM) beyond what it had when
 its honest clients were connected.
 
-Prints a Markdown table. Exit status 1 if a bound is broken: of memory, of p99 (twice), of a counter
-that did not move, or if an honest client was cut off.
+Prints a Markdown table. Exit status 1 if a bound is broken: of memory, of p99 (twice what it was,
+or 3 ms where that is more: on an idle machine it is 0.3), of a counter that did not move, or if an
+honest client was cut off.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from attacks import ATTACKS, Attack
 
 HERE = Path(__file__).parent
 MOST_RATIO = 2.0
+# Seconds of p99 that no client over a network notices, however little it was before.
+UNNOTICED = 0.003
 ROUNDS = 3
 # Seconds: before the attack, and during it.
 BEFORE, DURING = 2.0, 4.0
@@ -114,7 +117,8 @@ class Row:
         found = []
         if self.growth > self.attack.memory:
             found.append(f"memory over {self.attack.memory:g} MiB")
-        if self.attack.bounded and self.ratio > MOST_RATIO:
+        noticed = statistics.median(self.during) > UNNOTICED
+        if self.attack.bounded and noticed and self.ratio > MOST_RATIO:
             found.append(f"p99 over {MOST_RATIO:g} times")
         if self.attack.counter and not self.counted:
             found.append("not counted")

@@ -553,8 +553,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 if self.stash is not None:
                     # First what was read already, at its turn.
                     self.reading_paused = PAUSED_FOR_TURN
-                    self.engine.waiting_readers.append(self)
-                    self.engine.call_read_turn()
+                    self.engine.queue_reader(self)
                 elif self.stream is not None:
                     self.stream.resume_reading()
         return 0

@@ -15,6 +15,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
+from libc.math cimport INFINITY
 from libc.string cimport memset
 
 from wsc_fast._core.deflate cimport Codec
@@ -23,6 +24,7 @@ from wsc_fast._core.members cimport MemberSet, Room, push_all
 from wsc_fast._core.memory cimport AN_ENGINE, born, died
 from wsc_fast._core.messages cimport HubMessageEncoder
 from wsc_fast._core.outbox cimport (
+    CONNECTING,
     DISCONNECT,
     DROP_NEWEST,
     DROP_OLDEST,
@@ -89,8 +91,10 @@ cdef enum:
     MOST_READERS_AT_ONCE = 64
 # Seconds that heavy reads may take of one turn of the loop before the others wait for the next: as
 # much as everything else took of the last one, within these bounds.
-cdef double READ_BUDGET = 0.00015
-cdef double READ_BUDGET_MOST = 0.005
+cdef double READ_BUDGET = 0.0003
+cdef double READ_BUDGET_MOST = 0.001
+# The least of a hub that bounds what its clients may send, and so expects no more of any of them.
+cdef double READ_BUDGET_RATED = 0.00015
 
 # The longest id of a client, a user or a room, in characters.
 cdef Py_ssize_t ID_MAX = 256
@@ -141,9 +145,12 @@ cdef class Engine(Fanout):
         self.everyone = []
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
+        self.waiting_requests = deque()
         self.waiting_readers = deque()
         self.readers_at_once = 1
-        self.read_budget = READ_BUDGET
+        self.read_budget = self.least_budget = READ_BUDGET
+        self.heavy_read = READ_SMALL
+        self.read_deadline = INFINITY
         self.read_turn = 1
 
     def __dealloc__(self):
@@ -154,6 +161,7 @@ cdef class Engine(Fanout):
     def _attach(self, loop):
         """Binds to the running loop of this thread, or to none."""
         self.attach(loop)
+        self.waiting_requests.clear()
         self.waiting_readers.clear()
         self.crowded = self.read_turn_due = False
         self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
@@ -176,13 +184,17 @@ cdef class Engine(Fanout):
         self.rate_action = RATE_ACTIONS[action]
         self.rated = messages > 0 or nbytes > 0
         self.pausing = self.rated and self.rate_action == RATE_PAUSE
+        self.heavy_read = READ_LEAST if self.rated else READ_SMALL
+        self.least_budget = READ_BUDGET_RATED if self.rated else READ_BUDGET
+        if self.read_view is not None:
+            self.least_view = self.read_view[:self.heavy_read]
 
     def _set_read_buffer(self, Py_ssize_t size):
         """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
         cdef bytearray memory = bytearray(READ_HEADROOM + size)
         self.read_view = memoryview(memory)[READ_HEADROOM:]
         self.small_view = self.read_view[:READ_SMALL]
-        self.least_view = self.read_view[:READ_LEAST]
+        self.least_view = self.read_view[:self.heavy_read]
         self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM
 
     def _set_compression(self, enabled, int level, Py_ssize_t threshold):
@@ -223,7 +235,10 @@ cdef class Engine(Fanout):
 
     def _count_waiting(self):
         """How many connections wait for their turn to be read."""
-        return len(self.waiting_readers)
+        return self.count_waiting()
+
+    cdef Py_ssize_t count_waiting(self) except -1:
+        return len(self.waiting_requests) + len(self.waiting_readers)
 
     cdef int read_much(self, Sink receiver, double spent, bint more) except -1:
         """A heavy read took so long, and there may be more to read; beyond the budget of this turn
@@ -236,11 +251,23 @@ cdef class Engine(Fanout):
                 self.wait_for_turn(receiver)
         return 0
 
+    cdef bint has_turn(self, unsigned long long turn) noexcept:
+        """Whether the one whose last turn this was may be heard now."""
+        return not self.crowded or (
+            turn == self.read_turn and self.read_spent <= self.read_budget
+        )
+
     cdef int wait_for_turn(self, Sink receiver) except -1:
         if receiver.wait_for_turn():
-            self.waiting_readers.append(receiver)
-            self.call_read_turn()
+            self.queue_reader(receiver)
         return 0
+
+    cdef int queue_reader(self, Sink receiver) except -1:
+        if receiver.state == CONNECTING:
+            self.waiting_requests.append(receiver)
+        else:
+            self.waiting_readers.append(receiver)
+        return self.call_read_turn()
 
     cdef int call_read_turn(self) except -1:
         if not self.read_turn_due and self.loop is not None:
@@ -254,24 +281,34 @@ cdef class Engine(Fanout):
         cdef double others = now - self.turn_began - self.read_spent
         cdef double began
         cdef Py_ssize_t most
+        cdef object queue
         self.read_turn_due = False
         if self.read_spent > self.read_budget:
             self.readers_at_once = max(1, self.readers_at_once // 2)
         elif self.readers_at_once < MOST_READERS_AT_ONCE:
             self.readers_at_once += 1
         # Without anybody waiting the loop may have slept since, and so it says nothing.
-        self.read_budget = min(max(others, READ_BUDGET), READ_BUDGET_MOST) if self.crowded \
-            else READ_BUDGET
+        self.read_budget = self.least_budget
+        if self.crowded:
+            self.read_budget = min(max(others, self.least_budget), READ_BUDGET_MOST)
         self.turn_began = now
         self.read_turn += 1
         self.read_spent = 0
-        most = min(self.readers_at_once, len(self.waiting_readers))
+        most = min(self.readers_at_once, self.count_waiting())
         while most > 0 and self.read_spent <= self.read_budget:
+            # One of those who want to come in, one of those who are here: neither crowd holds up
+            # the other.
+            self.requests_next = not self.requests_next
+            queue = self.waiting_requests if self.requests_next else self.waiting_readers
+            if not queue:
+                queue = self.waiting_readers if self.requests_next else self.waiting_requests
             most -= 1
             began = wsc_now()
-            (<Sink>self.waiting_readers.popleft()).take_turn()
+            self.read_deadline = began + self.read_budget
+            (<Sink>queue.popleft()).take_turn()
+            self.read_deadline = INFINITY
             self.read_spent += wsc_now() - began
-        self.crowded = len(self.waiting_readers) > 0
+        self.crowded = self.count_waiting() > 0
         if self.crowded:
             self.call_read_turn()
 

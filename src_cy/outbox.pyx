@@ -225,7 +225,10 @@ cdef int outbox_push_slow(
             return NO_MEMORY
     if replaced < box.count:
         remove(box, replaced)
-        counters.conflated += run != RUN_CONTROL
+        if run == RUN_CONTROL:
+            counters.control_replaced += 1
+        else:
+            counters.conflated += 1
     if run != RUN_CONTROL:
         make_room(box, limits, counters, size)
     result = outbox_append(box, frame, key, run)

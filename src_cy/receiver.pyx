@@ -19,10 +19,11 @@ what a read leaves behind goes into `tail` (less than a control frame) or `parts
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
 from wsc_fast._core.deflate cimport INFLATE_INVALID, INFLATE_TOO_BIG, RSV1, Codec
-from wsc_fast._core.engine cimport READ_HEADROOM, READ_LEAST, Engine
+from wsc_fast._core.engine cimport READ_HEADROOM, Engine
 from wsc_fast._core.outbox cimport CLOSING, CONNECTING, Sink
 
 cdef extern from "net.h" nogil:
@@ -36,6 +37,8 @@ cdef extern from "Python.h":
 # What a message or its pieces cost besides the payload while they are held back.
 cdef enum:
     HELD_COST = 128
+    # How many frames of a heavy read are taken before the next look at the clock.
+    FRAMES_AT_ONCE = 8
     # By how many bytes a message that cannot be compressed may be longer, besides 1 in 256.
     DEFLATE_GROWTH = 64
 
@@ -56,15 +59,15 @@ cdef class Receiver(Sink):
 
     def get_buffer(self, size_hint):
         """Where the transport is to read to (asyncio.BufferedProtocol)."""
-        if self.engine.crowded and self.turn != self.engine.read_turn:
+        if not self.engine.has_turn(self.turn):
             return self.engine.least_view
-        if self.handshake is not None or self.engine.pausing:
+        if self.handshake is not None or self.engine.pausing or self.engine.crowded:
             return self.engine.small_view
         return self.engine.read_view
 
     def buffer_updated(self, Py_ssize_t size):
         """The transport has read (asyncio.BufferedProtocol)."""
-        if size >= READ_LEAST or self.handshake is not None or self.stash is not None:
+        if size >= self.engine.heavy_read or self.handshake is not None or self.stash is not None:
             self.take_heavy_read(size)
         else:
             self.take_read(size)
@@ -72,16 +75,16 @@ cdef class Receiver(Sink):
     cdef int take_heavy_read(self, Py_ssize_t size) except -1:
         """One that takes its time: a large one, or that of a request."""
         cdef double began
-        cdef bint waits = self.engine.crowded and self.turn != self.engine.read_turn
-        if waits or self.stash is not None:
+        if self.stash is not None or not self.engine.has_turn(self.turn):
             self.put_aside(self.engine.read_area, size)
-            if waits:
-                self.engine.wait_for_turn(self)
-            return 0
+            return self.engine.wait_for_turn(self)
         began = wsc_now()
+        self.engine.read_deadline = began + self.engine.read_budget
         self.take_read(size)
-        self.engine.read_much(self, wsc_now() - began, size >= READ_LEAST)
-        return 0
+        self.engine.read_deadline = INFINITY
+        return self.engine.read_much(
+            self, wsc_now() - began, size >= self.engine.heavy_read or self.stash is not None
+        )
 
     cdef int put_aside(self, const uint8_t* data, Py_ssize_t size) except -1:
         """Keeps what was read until its time comes."""
@@ -141,11 +144,19 @@ cdef class Receiver(Sink):
         cdef Py_ssize_t at = 0
         cdef Py_ssize_t left
         cdef Py_ssize_t some
+        cdef unsigned int frames = 0
         # Each turn may call the application, which may end this connection.
         while at < size and not self.deaf:
             left = size - at
             if self.halted:
                 return self.put_aside(data + at, left)
+            frames += 1
+            if (
+                frames % FRAMES_AT_ONCE == 0 and self.engine.read_deadline != INFINITY
+                and wsc_now() > self.engine.read_deadline
+            ):
+                self.put_aside(data + at, left)
+                return self.engine.wait_for_turn(self)
             if self.remaining:
                 some = left if <uint64_t>left < self.remaining else <Py_ssize_t>self.remaining
                 at += some

@@ -416,6 +416,7 @@ async def test_replaced_pongs_are_no_conflated_messages() -> None:
         await eventually(lambda: at.hub.get_stats().messages_in == 1)
         assert at.client.queued_messages == 33
         assert at.hub.get_stats().conflated == 0
+        assert at.hub.get_stats().control_replaced == 17
 
 
 # --- exclude ---

@@ -172,33 +172,6 @@ async def test_back_pressure_of_callbacks_counts_itself() -> None:
         assert hub.get_stats().limited["max_pending_callbacks"] >= 1
 
 
-async def test_those_who_send_much_take_turns_and_lose_nothing(any_loop: str) -> None:
-    hub = Hub()
-    got: dict[str, list[str | bytes]] = {}
-    waited = 0
-
-    @hub.on_message_received
-    def note(client: Client, message: str | bytes) -> None:
-        nonlocal waited
-        got.setdefault(client.id, []).append(message)
-        waited = max(waited, hub._count_waiting())
-
-    sent = [b"%06d" % number for number in range(20_000)]
-    flood = b"".join(encode(BINARY, body) for body in sent)
-    async with running(hub):
-        raws = [await RawClient.open(hub) for _ in range(20)]
-        await asyncio.gather(*(raw.send_raw(flood) for raw in raws))
-        await eventually(
-            lambda: len(got) == 20 and all(len(bodies) == len(sent) for bodies in got.values()), 60
-        )
-        assert all(bodies == sent for bodies in got.values())
-        assert waited > 0
-        for raw in raws:
-            raw.close()
-        await eventually(lambda: hub.connections == 0)
-        await eventually(lambda: hub._count_waiting() == 0)
-
-
 async def test_the_certificate_of_a_tls_peer_is_on_the_request(
     authority: trustme.CA, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, any_loop: str
 ) -> None:

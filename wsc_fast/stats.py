@@ -27,6 +27,8 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         compressed_frames: how often a message was compressed: once for all clients that share the
             result.
         conflated: messages replaced by a newer one under the same key.
+        control_replaced: pongs, and pings of the heartbeat, that waited and were replaced by a
+            newer one: of clients that ping and do not read.
         dropped: messages dropped, by reason: "drop_oldest", "drop_newest", "slow_consumer" (the
             backlog of a client that was disconnected for it) and "conn_closed" (the backlog of a
             connection that went away).
@@ -73,6 +75,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     partial_sends: int
     compressed_frames: int
     conflated: int
+    control_replaced: int
     dropped: dict[str, int]
     refused: int
     slow_consumer_disconnects: int

@@ -16,10 +16,9 @@ cdef enum:
     # Room before the read buffer for what the last read of a connection left behind: a head or
     # a control frame.
     READ_HEADROOM = 256
-    # What a connection may read at once before its upgrade, and where its rate can pause it.
+    # What a connection may read at once before its upgrade, and where its rate can pause it. A read
+    # of this many bytes is a heavy one, and so is one of READ_LEAST where rates are bounded.
     READ_SMALL = 8192
-    # A read of this many bytes is a heavy one; and what a connection may read while there are
-    # others who wait for their turn.
     READ_LEAST = 1024
 
 cdef enum:
@@ -55,12 +54,18 @@ cdef class Engine(Fanout):
         dict limited
         # Turns of those who send much (receiver.pxd).
         object small_view            # memoryview: the first READ_SMALL bytes of `read_view`
-        object least_view            # memoryview: the first READ_LEAST bytes of it
-        object waiting_readers       # deque of Sink: not read until their turn comes
+        object least_view            # memoryview: the first `heavy_read` bytes of it
+        Py_ssize_t heavy_read        # a read of this many bytes is one
+        # Deques of Sink, not read until their turn comes: who is no client yet, and the others.
+        object waiting_requests
+        object waiting_readers
+        bint requests_next
         Py_ssize_t readers_at_once
         unsigned long long read_turn  # its number; who has its turn carries it
         double turn_began
         double read_budget           # seconds, of this turn
+        double least_budget
+        double read_deadline         # when the heavy read under way is to stop
         double read_spent            # seconds, of this turn of the loop
         bint crowded
         bint read_turn_due
@@ -88,7 +93,10 @@ cdef class Engine(Fanout):
 
     cdef int over(self, str limit) except -1
     cdef int read_much(self, Sink receiver, double spent, bint more) except -1
+    cdef bint has_turn(self, unsigned long long turn) noexcept
     cdef int wait_for_turn(self, Sink receiver) except -1
+    cdef int queue_reader(self, Sink receiver) except -1
+    cdef Py_ssize_t count_waiting(self) except -1
     cdef int call_read_turn(self) except -1
     cdef bint away(self) noexcept
     cdef int admit(self, Sink sink) except -1

@@ -75,6 +75,7 @@ cdef struct Counters:
     unsigned long long sends
     unsigned long long partial_sends
     unsigned long long conflated
+    unsigned long long control_replaced   # pings and pongs
     unsigned long long dropped_oldest
     unsigned long long dropped_newest
     unsigned long long dropped_slow       # backlog of a client that was disconnected for being slow

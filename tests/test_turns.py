@@ -1,0 +1,202 @@
+"""Turns: who sends much, or is no client yet, waits for others; and nothing is lost by it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import struct
+import time
+
+import pytest
+
+from tests.support import (
+    BINARY,
+    BOUNDLESS,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    TEXT,
+    TLS,
+    Frame,
+    RawClient,
+    TLSClient,
+    encode,
+    eventually,
+    running,
+)
+from wsc_fast import Client, Hub, HubConfig, Identity, Request
+
+
+def busy(seconds: float) -> None:
+    """What an application does for so long without giving the loop its turn."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+async def test_what_one_read_brought_is_heard_over_several_turns(any_loop: str) -> None:
+    count = 5_000
+    hub = Hub()
+    turn = 0
+    heard: dict[int, int] = {}
+
+    @hub.on_message_received
+    def note(client: Client, message: str | bytes) -> None:
+        heard[turn] = heard.get(turn, 0) + 1
+        busy(0.0001)
+
+    async with running(hub):
+        with await RawClient.open(hub) as raw:
+            await raw.send_raw(encode(TEXT) * count)
+            while sum(heard.values()) < count:
+                turn += 1
+                await asyncio.sleep(0)
+    # The budget, a millisecond at most, and as many as pass between two looks at the clock;
+    # in one turn as many again are read as were put aside. All of them came in one or two reads.
+    assert max(heard.values()) <= 64
+
+
+@TLS
+async def test_whoever_waits_is_heard_in_order_and_to_the_end(
+    any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    source = random.Random(7)
+    hub = Hub(HubConfig(read_buffer_size=16_384))
+    got: dict[str, list[str | bytes]] = {}
+    gone: list[str] = []
+    waited = 0
+
+    @hub.on_message_received
+    def note(client: Client, message: str | bytes) -> None:
+        nonlocal waited
+        got.setdefault(client.id, []).append(message)
+        waited = max(waited, hub._count_waiting())
+
+    @hub.on_client_disconnected
+    def left(client: Client) -> None:
+        gone.append(client.id)
+
+    sent: list[str | bytes] = []
+    flood = b""
+    for number in range(5_000):
+        body = b"%06d" % number + bytes(source.choice([0, 0, 0, 100, 20_000]) * (number % 50 == 0))
+        if number % 3 == 0:
+            sent.append(body.decode())
+            half = len(body) // 2
+            flood += encode(TEXT, body[:half], fin=False) + encode(PING, b"in between")
+            flood += encode(CONTINUATION, body[half:])
+        else:
+            sent.append(body)
+            flood += encode(BINARY, body)
+    flood += encode(CLOSE, struct.pack("!H", 4000))
+    async with running(hub, ssl=server_tls if tls else None):
+        raws = [
+            await (TLSClient.open_tls(hub, client_tls) if tls else RawClient.open(hub))
+            for _ in range(12)
+        ]
+        await asyncio.gather(*(raw.send_raw(flood) for raw in raws))
+        for raw in raws:
+            assert (await raw.recv_rest())[-1] == Frame(CLOSE, struct.pack("!H", 4000))
+            raw.close()
+        await eventually(lambda: len(gone) == 12)
+        assert all(bodies == sent for bodies in got.values())
+        assert len(got) == 12
+        assert waited > 0
+        assert hub._count_waiting() == 0
+
+
+async def test_requests_wait_for_their_turn_and_clients_do_not_wait_for_them(any_loop: str) -> None:
+    def authenticate(request: Request) -> Identity:
+        busy(0.002)
+        return Identity(request.query["id"])
+
+    hub = Hub(authenticate=authenticate)
+    hub.on_message_received(lambda client, message: client.send(message))
+    async with running(hub):
+        honest = await RawClient.open(hub, "/ws?id=honest")
+        crowd = [await RawClient.open(hub, upgrade=False) for _ in range(300)]
+        for raw in crowd:
+            await raw.send_raw(RawClient.request(hub, "/ws?id=crowd") + encode(TEXT, b"behind it"))
+        answered = 0
+        while hub.get_connected_clients() < 301:
+            await honest.send(TEXT, b"x")
+            assert (await honest.recv()).payload == b"x"
+            answered += 1
+        # All at once they would take 0.6 s, and it would be answered once; one or two in a turn.
+        assert answered > 50
+        for raw in crowd:
+            assert (await raw.read_response()).startswith(b"HTTP/1.1 101 ")
+            assert (await raw.recv()).payload == b"behind it"
+            raw.close()
+        honest.close()
+
+
+async def test_who_leaves_while_it_waits_is_forgotten(any_loop: str) -> None:
+    hub = Hub()
+    hub.on_message_received(lambda client, message: busy(0.001))
+    async with running(hub):
+        crowd = [await RawClient.open(hub) for _ in range(30)]
+        for raw in crowd:
+            await raw.send_raw(encode(BINARY, bytes(100)) * 100)
+        await eventually(hub._count_waiting)
+        for raw in crowd[::2]:
+            raw.reset()
+        for client_id in hub.get_connected_client_ids()[1::4]:
+            found = hub.get_client_by_id(client_id)
+            assert found is not None
+            found.disconnect()
+        await eventually(lambda: hub._count_waiting() == 0)
+        for raw in crowd[1::2]:
+            raw.close()
+        await eventually(lambda: hub.connections == 0)
+
+
+@pytest.mark.parametrize("end", ["heard", "closed", "closed by the client", "stopped"])
+async def test_a_client_beyond_its_rate_is_heard_no_further(any_loop: str, end: str) -> None:
+    heard: list[str | bytes] = []
+    hub = Hub(HubConfig(message_rate=20.0, rate_limit_action="pause", close_timeout=5.0))
+    hub.on_message_received(lambda client, message: heard.append(message))
+    async with running(hub):
+        with await RawClient.open(hub) as raw:
+            count = 45 if end == "heard" else 500
+            rest = encode(CLOSE, struct.pack("!H", 4000)) if end == "closed by the client" else b""
+            frames = [encode(TEXT, b"%d" % number) for number in range(count)]
+            await raw.send_raw(b"".join(frames[:60]) + rest)
+            # 20 at once, and the one that is too much; the others came in the same read.
+            await eventually(lambda: len(heard) == 21)
+            (client,) = (hub.get_client_by_id(each) for each in hub.get_connected_client_ids())
+            assert client is not None
+            began = time.monotonic()
+            if end == "heard":
+                await eventually(lambda: len(heard) == count)
+                assert time.monotonic() - began > 0.5
+            elif end == "closed by the client":
+                assert await raw.recv_rest(timeout=10.0) == [Frame(CLOSE, struct.pack("!H", 4000))]
+                assert len(heard) == 60
+            elif end == "closed":
+                client.disconnect(4001)
+                assert (await raw.recv()).code == 4001
+                await raw.send(CLOSE, struct.pack("!H", 4001))
+                await eventually(lambda: hub.connections == 0)
+                assert time.monotonic() - began < 5.0
+                assert len(heard) == 21
+            else:
+                await hub.stop(timeout=1.0)
+            assert heard == [str(number) for number in range(len(heard))]
+
+
+async def test_a_broadcast_does_not_wait_for_those_who_send_much(any_loop: str) -> None:
+    hub = Hub(HubConfig(**BOUNDLESS))
+    hub.on_message_received(lambda client, message: busy(0.0005))
+    async with running(hub):
+        crowd = [await RawClient.open(hub) for _ in range(10)]
+        listener = await RawClient.open(hub)
+        for raw in crowd:
+            await raw.send_raw(encode(BINARY, bytes(16)) * 1_000)
+        await eventually(hub._count_waiting)
+        hub.broadcast("now")
+        assert (await listener.recv()).payload == b"now"
+        assert hub._count_waiting() > 0
+        for raw in [*crowd, listener]:
+            raw.reset()
