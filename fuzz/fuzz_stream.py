@@ -5,9 +5,10 @@
     python fuzz/fuzz_stream.py --guided DIR -runs=100000      atheris: libFuzzer's arguments
 
 An input is a byte of options (below), a byte that seeds how it is split, and the stream. Each is
-fed whole, byte by byte and in random pieces, without a loop and without a socket of its own: to
-get_buffer and buffer_updated as a transport does. Heard messages, answers, and what is left of the
-connection have to be what tests/model.py (frames) and heads.py (the request) say.
+fed whole, byte by byte and in random pieces, these also with turns to wait for, without a loop and
+without a socket of its own: to get_buffer and buffer_updated as a transport does. Heard messages,
+answers, and what is left of the connection have to be what tests/model.py (frames) and heads.py
+(the request) say.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Transport:
         self.descriptor = descriptor
         self.written = bytearray()
         self.closed = False
+        self.paused = False
 
     def fileno(self) -> int:
         return self.descriptor
@@ -122,9 +124,10 @@ class Transport:
         return 0
 
     def pause_reading(self) -> None:
-        pass
+        self.paused = True
 
-    resume_reading = pause_reading
+    def resume_reading(self) -> None:
+        self.paused = False
 
 
 class TakeoverModel(Model):
@@ -198,6 +201,20 @@ class Bench:
         if self.echo:
             client.send(message)
 
+    def read(self, client: Client, transport: Transport, data: bytes) -> None:
+        """What a transport does with what has come, as soon as it may."""
+        while data and not transport.closed:
+            if transport.paused:
+                self.loop.turn()
+            if transport.paused and not transport.closed:
+                raise Disagreement("reading is paused and nobody's turn comes")
+            if transport.closed:
+                return
+            buffer = client.get_buffer(-1)
+            some, data = data[: len(buffer)], data[len(buffer) :]
+            buffer[: len(some)] = some
+            client.buffer_updated(len(some))
+
     def run(self, options: int, pieces: Iterator[bytes], turns: random.Random | None) -> bytes:
         """Feeds a new client; all that it wrote. With `turns` the loop now and then turns too."""
         hub, loop = self.hub, self.loop
@@ -223,11 +240,9 @@ class Bench:
             for at in range(0, len(piece), len(view)):
                 if transport.closed:
                     break
-                some = piece[at : at + len(view)]
-                client.get_buffer(-1)[: len(some)] = some
-                client.buffer_updated(len(some))
+                self.read(client, transport, piece[at : at + len(view)])
                 # Nothing may point into the buffer any more.
-                view[: len(some)] = b"\xaa" * len(some)
+                view[:] = b"\xaa" * len(view)
             if turns is not None and turns.random() < 0.3:
                 loop.turn()
         loop.turn()
@@ -389,6 +404,10 @@ def check(data: bytes, on: Benches) -> None:
     wanted.compare(bench, bench.run(options, iter([stream]), None), False)
     rng = random.Random(seed)
     wanted.compare(bench, bench.run(options, pieces_of(stream, rng), rng), True)
+    # Every read is heavy, and each takes more of a turn than there is for all.
+    bench.hub._set_turns(64, 0.0)
+    wanted.compare(bench, bench.run(options, pieces_of(stream, rng), rng), True)
+    bench.hub._set_turns(8192, 1.0)
     if len(stream) < 4000:
         one_by_one = (stream[at : at + 1] for at in range(len(stream)))
         wanted.compare(bench, bench.run(options, one_by_one, None), False)

@@ -184,10 +184,17 @@ cdef class Engine(Fanout):
         self.rate_action = RATE_ACTIONS[action]
         self.rated = messages > 0 or nbytes > 0
         self.pausing = self.rated and self.rate_action == RATE_PAUSE
-        self.heavy_read = READ_LEAST if self.rated else READ_SMALL
-        self.least_budget = READ_BUDGET_RATED if self.rated else READ_BUDGET
+        if self.rated:
+            self._set_turns(READ_LEAST, READ_BUDGET_RATED)
+        else:
+            self._set_turns(READ_SMALL, READ_BUDGET)
+
+    def _set_turns(self, Py_ssize_t heavy_read, double budget):
+        """Which reads are heavy, in bytes, and what these may take of a turn at least, in seconds."""
+        self.heavy_read = heavy_read
+        self.least_budget = self.read_budget = budget
         if self.read_view is not None:
-            self.least_view = self.read_view[:self.heavy_read]
+            self.least_view = self.read_view[:heavy_read]
 
     def _set_read_buffer(self, Py_ssize_t size):
         """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
