@@ -190,7 +190,7 @@ cdef class Engine(Fanout):
             self._set_turns(READ_SMALL, READ_BUDGET)
 
     def _set_turns(self, Py_ssize_t heavy_read, double budget):
-        """Which reads are heavy, in bytes, and what these may take of a turn at least, in seconds."""
+        """Which reads are heavy, in bytes, and what they may take of a turn at least, seconds."""
         self.heavy_read = heavy_read
         self.least_budget = self.read_budget = budget
         if self.read_view is not None:
@@ -302,22 +302,25 @@ cdef class Engine(Fanout):
         self.read_turn += 1
         self.read_spent = 0
         most = min(self.readers_at_once, self.count_waiting())
-        while most > 0 and self.read_spent <= self.read_budget:
-            # One of those who want to come in, one of those who are here: neither crowd holds up
-            # the other.
-            self.requests_next = not self.requests_next
-            queue = self.waiting_requests if self.requests_next else self.waiting_readers
-            if not queue:
-                queue = self.waiting_readers if self.requests_next else self.waiting_requests
-            most -= 1
-            began = wsc_now()
-            self.read_deadline = began + self.read_budget
-            (<Sink>queue.popleft()).take_turn()
+        try:
+            while most > 0 and self.read_spent <= self.read_budget:
+                # One of those who want to come in, one of those who are here: neither crowd holds
+                # up the other.
+                self.requests_next = not self.requests_next
+                queue = self.waiting_requests if self.requests_next else self.waiting_readers
+                if not queue:
+                    queue = self.waiting_readers if self.requests_next else self.waiting_requests
+                most -= 1
+                began = wsc_now()
+                self.read_deadline = began + self.read_budget
+                (<Sink>queue.popleft()).take_turn()
+                self.read_spent += wsc_now() - began
+        finally:
+            # Whatever becomes of one, the others get their turn.
             self.read_deadline = INFINITY
-            self.read_spent += wsc_now() - began
-        self.crowded = self.count_waiting() > 0
-        if self.crowded:
-            self.call_read_turn()
+            self.crowded = self.count_waiting() > 0
+            if self.crowded:
+                self.call_read_turn()
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
         if self.limits.witness != NULL and frames:

@@ -80,8 +80,10 @@ cdef class Receiver(Sink):
             return self.engine.wait_for_turn(self)
         began = wsc_now()
         self.engine.read_deadline = began + self.engine.read_budget
-        self.take_read(size)
-        self.engine.read_deadline = INFINITY
+        try:
+            self.take_read(size)
+        finally:
+            self.engine.read_deadline = INFINITY
         return self.engine.read_much(
             self, wsc_now() - began, size >= self.engine.heavy_read or self.stash is not None
         )
