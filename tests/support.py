@@ -23,6 +23,8 @@ from wsc_fast import Client, Hub, Identity, Request
 
 # Has a test run once over plain TCP and once over TLS.
 TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+# Of a test that measures memory or time, of which a sanitizer takes a lot for itself.
+MEASURES = pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="measures, under a sanitizer")
 # Settings of an outbox that no test fills.
 BOUNDLESS: dict[str, Any] = {"outbox_messages": 1 << 20, "outbox_bytes": 1 << 30}
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10

@@ -17,6 +17,7 @@ from tests.support import (
     BINARY,
     CLOSE,
     CONTINUATION,
+    MEASURES,
     PING,
     TEXT,
     Frame,
@@ -191,6 +192,7 @@ async def test_without_compression_no_offer_is_answered() -> None:
             assert agreed(raw) is None
 
 
+@MEASURES
 @pytest.mark.parametrize(
     "header",
     [
@@ -569,6 +571,7 @@ async def test_D8_a_connection_without_a_context_keeps_no_memory_for_one() -> No
     assert compressed - plain < 300 * 2048
 
 
+@MEASURES
 async def test_D8_kept_contexts_go_with_their_connections() -> None:
     hub = compressing(server_no_context_takeover=False, client_no_context_takeover=False)
     process = psutil.Process()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -946,14 +947,14 @@ async def test_plain_methods_run_in_a_thread_and_async_ones_on_the_loop(
 
 def raises(error: BaseException) -> Callable[..., Any]:
     def handle(*_: Any) -> None:
-        raise error
+        raise copy(error)  # one that is kept would keep the hub with its traceback
 
     return handle
 
 
 def raises_async(error: BaseException) -> Callable[..., Any]:
     async def handle(*_: Any) -> None:
-        raise error
+        raise copy(error)
 
     return handle
 

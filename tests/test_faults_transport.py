@@ -25,6 +25,7 @@ from tests.support import (
     BINARY,
     CLOSE,
     CONTINUATION,
+    MEASURES,
     PING,
     PONG,
     TEXT,
@@ -366,6 +367,7 @@ async def test_A15_a_reserved_bit_is_a_protocol_error(opcode: int, rsv: int) -> 
     assert messages == []
 
 
+@MEASURES
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_A16_pings_of_a_peer_that_does_not_read_take_no_memory(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
@@ -432,6 +434,7 @@ with asyncio.Runner(loop_factory=LOOPS[sys.argv[1]]) as runner:
 """
 
 
+@MEASURES
 @pytest.mark.parametrize(
     ("clients", "largest", "size", "count"),
     [(24, MIB, MIB, 1), (16, 4096, 100, 20_000)],

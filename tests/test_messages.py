@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.support import TEXT, eventually, join, named, running
+from tests.support import MEASURES, TEXT, eventually, join, named, running
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -288,6 +288,7 @@ def test_what_is_no_hub_message_at_all(message: Any) -> None:
         encode_hub_message(message)
 
 
+@MEASURES
 def test_data_that_holds_itself_many_times_costs_no_memory() -> None:
     script = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
