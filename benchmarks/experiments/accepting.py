@@ -1,0 +1,111 @@
+"""Whether accepting many connections in one turn of uvloop pays: docs/performance.md.
+
+    python benchmarks/experiments/accepting.py LOADGEN --rounds 9
+
+uvloop (libuv) accepts one connection in a turn of the loop and makes its transport at once. The
+other way here is `wsc_fast.server.Acceptor`, which the hub uses on asyncio and for TLS: up to 64
+connections in a turn, each handed to `loop.connect_accepted_socket`. LOADGEN is the compiled
+benchmarks/loadgen.c. Each round starts a hub for each way, once for connections made 64 at a time
+and once for all at the same moment. Prints connections a second and how long one waits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from statistics import median
+
+import uvloop
+
+WAYS = ("libuv", "Acceptor")
+
+
+class OtherLoop(uvloop.Loop):
+    """A uvloop which the hub takes for something else, so that it accepts by itself."""
+
+
+def serve(way: str, port: int) -> None:
+    from wsc_fast import Hub
+
+    async def main() -> None:
+        hub = Hub()
+        await hub.start("127.0.0.1", port)
+        assert bool(hub._acceptors) is (way == "Acceptor")
+        await asyncio.Event().wait()
+
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    loop = OtherLoop if way == "Acceptor" else uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+def measure(loadgen: str, way: str, connections: int, at_once: int) -> dict[str, float]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    server = subprocess.Popen([sys.executable, __file__, loadgen, "--serve", way, str(port)])
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        core = max(os.sched_getaffinity(0))
+        command = ["taskset", "-c", str(core), loadgen, "idle", "--port", str(port)]
+        command += ["--connections", str(connections), "--connect-concurrency", str(at_once)]
+        ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        result = json.loads(ran.stdout.partition(b"\n")[2])
+        assert result["ok"], result
+        with open(f"/proc/{server.pid}/stat") as stat:
+            ticks = sum(int(field) for field in stat.read().rpartition(") ")[2].split()[11:13])
+        return {
+            "rate": result["connections_per_second"],
+            "p50": result["connect_us"]["p50"] / 1000,
+            "p99": result["connect_us"]["p99"] / 1000,
+            "cpu": ticks / os.sysconf("SC_CLK_TCK"),
+        }
+    finally:
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("loadgen")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--connections", type=int, default=5000)
+    parser.add_argument("--serve", nargs=2, help="be the server; what a round starts")
+    options = parser.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if options.serve:
+        serve(options.serve[0], int(options.serve[1]))
+    print("| at once | way | a second | of libuv | lowest to highest | p50, ms | p99, ms | CPU, s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for at_once in (64, options.connections):
+        runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        for number in range(options.rounds):
+            for way in WAYS[:: 1 if number % 2 else -1]:
+                runs[way].append(measure(options.loadgen, way, options.connections, at_once))
+        for way in WAYS:
+            pairs = zip(runs[way], runs["libuv"], strict=True)
+            ratios = sorted(run["rate"] / other["rate"] for run, other in pairs)
+            middle = {key: median(run[key] for run in runs[way]) for key in runs[way][0]}
+            print(
+                f"| {at_once:,} | {way} | {middle['rate']:,.0f} | {median(ratios):.2f} "
+                f"| {ratios[0]:.2f} to {ratios[-1]:.2f} | {middle['p50']:,.1f} "
+                f"| {middle['p99']:,.1f} | {middle['cpu']:.2f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
