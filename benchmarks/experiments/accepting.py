@@ -89,7 +89,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if options.serve:
         serve(options.serve[0], int(options.serve[1]))
-    print("| at once | way | a second | of libuv | lowest to highest | p50, ms | p99, ms | CPU, s |")
+    print("| at once | way | a second | of libuv | lowest to highest | p50, ms | p99 | CPU, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for at_once in (64, options.connections):
         runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}

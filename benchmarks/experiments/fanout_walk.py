@@ -4,9 +4,9 @@
 
 Each TREE is a checkout with its modules built in place, the first one what the others are compared
 with. Every round starts a process for each, with all clients in it, over loopback; it times the
-call of `hub.broadcast` and the turn of the flush, and says its fastest of many. `--apart` gives each
-client an outbox of its own first, so that the walk and the plan go over all of them, as they do
-where no batch can be. Prints the medians of the rounds, and ratios within a round.
+call of `hub.broadcast` and the turn of the flush, and says its fastest of many. `--apart` gives
+each client an outbox of its own first, so that the walk and the plan go over all of them, as they
+do where no batch can be. Prints the medians of the rounds, and ratios within a round.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def measure(clients: int, apart: bool) -> dict[str, float]:
         sock = socket.create_connection(("127.0.0.1", hub.port))
         sock.sendall(REQUEST)
         sockets.append(sock)
-        while hub.get_connected_clients() <= number:
+        while hub.get_connected_clients() <= number:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0)
     for sock in sockets:
         sock.recv(4096)
