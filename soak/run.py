@@ -139,6 +139,7 @@ class Record:
     kicked: int = 0  # the code
     entered: bool = False
     gone: bool = False
+    hub_code: int | None = None  # with which the hub says that it ended
     heard: int = 0
     got: list[int] = field(default_factory=list)
     got_hub: list[int] = field(default_factory=list)  # without messages with acknowledgement
@@ -209,6 +210,7 @@ class Model:
             record = self.records[line[1]]
             self.everyone.pop(line[1], None)
             record.gone = True
+            record.hub_code = line[2]
             self.compare(record)
         elif kind in "YK":
             record = self.records[line[1]]
@@ -240,6 +242,7 @@ class Model:
         """Something did not come in time: a violation, unless a process stood still."""
         if record.judged:
             self.overdue.append((time.monotonic(), f"{record} {text}"))
+            record.judged = False  # its client gives up: what follows is no violation of its own
 
     def finished(self, record: Record) -> None:
         """The client's side of a connection is over."""
@@ -253,7 +256,11 @@ class Model:
         good = record.good and record.judged and record.code != SLOW
         edge = max(record.edge, 0) if good else 0
         if record.edge < 0 and good:
-            self.violation(f"{record} was closed by nobody: code {record.code}")
+            self.violation(
+                f"{record} was closed by nobody: code {record.code}, of the hub {record.hub_code}, "
+                f"{'said goodbye' if record.said_bye else 'without a goodbye'}, "
+                f"sent {record.sent}, heard {record.heard}, {len(record.wanted)} for it"
+            )
         if good and record.kicked and not record.said_bye and record.code != record.kicked:
             self.violation(f"{record}: closed with {record.code}, not {record.kicked}")
         if record.code == SLOW and record.good and record.judged:

@@ -6,7 +6,7 @@ the turn of the call that it tells of, with no other call in between:
 
     ["listening", port]
     ["E", serial, user]              a client has entered: it counts as connected from here on
-    ["G", serial]                    its connection has gone
+    ["G", serial, code]              its connection has gone, with the hub's close code
     ["B", number, [serial...]]       broadcast, but for these
     ["S", number, [serial...]]       sent to these: a room, or one client
     ["U", number, held, user, [serial...]]   a HubMessage; held behind a replay
@@ -240,7 +240,7 @@ class Soak:
 
     def disconnected(self, client: Client) -> None:
         self.forget(client)
-        self.log("G", client.user_data["serial"])
+        self.log("G", client.user_data["serial"], client.close_code)
         if self.playing and self.draw.random() < 0.05:
             self.room_broadcast()
         if self.draw.random() < 0.02:

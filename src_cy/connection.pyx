@@ -610,6 +610,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef object stream
         self.turn = self.engine.read_turn
         self.reading_paused &= ~PAUSED_FOR_TURN
+        if self.transport_now() is None:
+            self.stash = None  # it was ended while it waited
         if not self.reading_paused:
             self.take_stash()
         stream = self.transport_now()

@@ -98,7 +98,7 @@ def test_what_a_slow_machine_excuses(code: int | None, excuse: str) -> None:
     record.code = code
     model.finished(record)
     assert not model.violations
-    model.take(["G", 1])
+    model.take(["G", 1, 1000])
     # It was closed by nobody, or read too slowly: neither where the machine stood still.
     excused = excuse == "stood still" or (excuse == "late" and code == SLOW)
     assert bool(model.violations) is not excused
@@ -107,7 +107,14 @@ def test_what_a_slow_machine_excuses(code: int | None, excuse: str) -> None:
 def test_nothing_excuses_a_gap() -> None:
     model = Model()
     record = model.records[1] = Record(1, "good", "u1", good=True)
-    for line in (["E", 1, "u1"], ["B", ONE, []], ["B", TWO, []], ["L", 3.0], ["Y", 1], ["G", 1]):
+    for line in (
+        ["E", 1, "u1"],
+        ["B", ONE, []],
+        ["B", TWO, []],
+        ["L", 3.0],
+        ["Y", 1],
+        ["G", 1, 1000],
+    ):
         model.take(line)
     record.got.append(TWO)
     model.finished(record)
@@ -118,7 +125,7 @@ def test_nothing_excuses_a_gap() -> None:
 def test_a_held_message_that_vanishes(good: bool) -> None:
     model = Model()
     record = model.records[1] = Record(1, "good" if good else "reset", "u1", good=good)
-    for line in (["E", 1, "u1"], ["U", ONE, True, "u1", [1]], ["Y", 1], ["G", 1]):
+    for line in (["E", 1, "u1"], ["U", ONE, True, "u1", [1]], ["Y", 1], ["G", 1, 1000]):
         model.take(line)
     record.said_bye = True
     model.finished(record)

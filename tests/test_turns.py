@@ -132,6 +132,40 @@ async def test_requests_wait_for_their_turn_and_clients_do_not_wait_for_them(any
         honest.close()
 
 
+async def answer(raw: RawClient) -> bytes:
+    """The head that a request gets, or nothing."""
+    try:
+        return await raw.read_response()
+    except ConnectionError:
+        return b""
+
+
+async def test_a_request_that_waited_too_long_is_not_let_in(any_loop: str) -> None:
+    def authenticate(request: Request) -> Identity:
+        busy(0.01)
+        return Identity("somebody")
+
+    hub = Hub(HubConfig(handshake_timeout=0.3), authenticate=authenticate)
+    entered = 0
+
+    @hub.on_client_connected
+    def count(client: Client) -> None:
+        nonlocal entered
+        entered += 1
+
+    async with running(hub):
+        crowd = [await RawClient.open(hub, upgrade=False) for _ in range(150)]
+        for raw in crowd:
+            await raw.send_raw(RawClient.request(hub))
+        answers = [await answer(raw) for raw in crowd]
+        let_in = sum(answer.startswith(b"HTTP/1.1 101 ") for answer in answers)
+        # Of the others the connection was ended, and the hub has not taken them for clients.
+        assert 0 < let_in < 150
+        assert entered == let_in
+        for raw in crowd:
+            raw.close()
+
+
 async def test_who_leaves_while_it_waits_is_forgotten(any_loop: str) -> None:
     hub = Hub()
     hub.on_message_received(lambda client, message: busy(0.001))
