@@ -75,6 +75,8 @@ TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 SLOW = 1013
 # How long a client that behaves waits for the end that it asked for, or for its upgrade.
 PATIENCE = 30.0
+# What touching the socket of a connection raises that has gone already.
+GONE = (OSError, AttributeError, ValueError)
 # How long a process may stand still, until it can say so.
 LONGEST_STILL = 120.0
 # What the memory may grow by in a short run, in bytes.
@@ -517,11 +519,12 @@ class Peer(asyncio.Protocol):
     def vanish(self) -> None:
         """From here on no packet reaches it, and so none leaves: its kernel answers nothing."""
         drop_all = struct.pack("HL", 1, ctypes.addressof(_DROP_ALL))
-        sock = self.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, drop_all)
+        with contextlib.suppress(*GONE):
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, drop_all)
 
     def reset(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # gone already
+        with contextlib.suppress(*GONE):
             sock = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
