@@ -203,13 +203,13 @@ class Bench:
 
     def read(self, client: Client, transport: Transport, data: bytes) -> None:
         """What a transport does with what has come, as soon as it may."""
-        while data and not transport.closed:
+        while data:
             if transport.paused:
                 self.loop.turn()
-            if transport.paused and not transport.closed:
-                raise Disagreement("reading is paused and nobody's turn comes")
             if transport.closed:
                 return
+            if transport.paused:
+                raise Disagreement("reading is paused and nobody's turn comes")
             buffer = client.get_buffer(-1)
             some, data = data[: len(buffer)], data[len(buffer) :]
             buffer[: len(some)] = some

@@ -148,8 +148,7 @@ cdef class Engine(Fanout):
         self.waiting_requests = deque()
         self.waiting_readers = deque()
         self.readers_at_once = 1
-        self.read_budget = self.least_budget = READ_BUDGET
-        self.heavy_read = READ_SMALL
+        self._set_turns(READ_SMALL, READ_BUDGET)
         self.read_deadline = INFINITY
         self.read_turn = 1
 

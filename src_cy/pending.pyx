@@ -193,7 +193,7 @@ cdef class AckTable:
         self._users = {}
         self.replaying = set()
         self._parked = WeakValueDictionary()
-        self._timers = Timers(self._due)
+        self._attach_timers(None)
 
     def _attach_timers(self, loop):
         """New timers, on this loop or on none yet: those of a loop that was closed went with it."""

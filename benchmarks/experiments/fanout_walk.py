@@ -17,10 +17,10 @@ import json
 import os
 import resource
 import socket
-import subprocess
-import sys
 import time
 from statistics import median
+
+from trees import measured
 
 PASSES = 60
 TEXT = "x" * 128
@@ -86,15 +86,8 @@ def main() -> None:
         import uvloop
 
         uvloop.run(measure(options.clients, options.apart))
-    command = [sys.executable, "-P", __file__, "--one", "--clients", str(options.clients)]
-    command += ["--apart"] * options.apart
-    figures: dict[str, list[list[float]]] = {tree: [] for tree in options.trees}
-    for number in range(options.rounds):
-        for tree in options.trees[:: 1 if number % 2 else -1]:
-            ran = subprocess.run(
-                command, env=os.environ | {"PYTHONPATH": tree}, capture_output=True, check=True
-            )
-            figures[tree].append(json.loads(ran.stdout))
+    arguments = ["--one", "--clients", str(options.clients), *["--apart"] * options.apart]
+    figures = measured(__file__, arguments, options.trees, options.rounds)
     first = figures[options.trees[0]]
     print("| tree | part | ns a client | of the first | lowest to highest |")
     print("| --- | --- | --- | --- | --- |")

@@ -17,10 +17,11 @@ import gc
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import median
+
+from trees import measured
 
 HERE = Path(__file__).resolve().parent
 CROWD = HERE.parent.parent / "build" / "bench" / "crowd"
@@ -82,14 +83,8 @@ def main() -> None:
 
         uvloop.run(measure(options.seconds))
         return
-    command = [sys.executable, "-P", __file__, "--one", "--seconds", str(options.seconds)]
-    figures: dict[str, list[list[float]]] = {tree: [] for tree in options.trees}
-    for number in range(options.rounds):
-        for tree in options.trees[:: 1 if number % 2 else -1]:
-            ran = subprocess.run(
-                command, env=os.environ | {"PYTHONPATH": tree}, capture_output=True, check=True
-            )
-            figures[tree].append(json.loads(ran.stdout))
+    arguments = ["--one", "--seconds", str(options.seconds)]
+    figures = measured(__file__, arguments, options.trees, options.rounds)
     first = figures[options.trees[0]]
     print("| tree | a second | per CPU second | of the first | lowest to highest | collections |")
     print("| --- | --- | --- | --- | --- | --- |")
