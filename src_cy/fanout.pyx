@@ -26,11 +26,12 @@ from cpython.bytes cimport (
     PyBytes_GET_SIZE,
 )
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
 from libc.errno cimport ENOMEM, EPIPE
 from libc.string cimport memcpy, memset
 
+from wsc_fast._core.memory cimport allocate
 from wsc_fast._core.outbox cimport (
     CLOSING,
     PUSHED,
@@ -98,10 +99,10 @@ cdef class Fanout:
         self._batch_share = 8
         self.budget = 0.005
         self._flush_callback = None
-        self.jobs = <Job*>PyMem_Malloc(PLAN_JOBS * sizeof(Job))
-        self.iovs = <iovec*>PyMem_Malloc(PLAN_IOVS * sizeof(iovec))
-        self.pool = <PyObject**>PyMem_Malloc(PLAN_FRAMES * sizeof(PyObject*))
-        self.arena = <char*>PyMem_Malloc(ARENA_SIZE)
+        self.jobs = <Job*>allocate(PLAN_JOBS * sizeof(Job))
+        self.iovs = <iovec*>allocate(PLAN_IOVS * sizeof(iovec))
+        self.pool = <PyObject**>allocate(PLAN_FRAMES * sizeof(PyObject*))
+        self.arena = <char*>allocate(ARENA_SIZE)
         if not self.jobs or not self.iovs or not self.pool or not self.arena:
             raise MemoryError("no memory for the send plan of a hub")
 

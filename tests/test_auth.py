@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import jwt
 import pytest
@@ -1441,3 +1442,11 @@ async def test_the_recipes_run_and_do_what_the_page_says(
     good = {"scope": "a chat", "tenant": "t"}
     assert await user(jwt.encode(claims(**good), key, "ES256", headers=headers)) == "t/ann"
     assert await user(jwt.encode(claims(), key, "ES256", headers=headers)) is None
+
+
+@given(st.text("ab=&+%2f;F0", max_size=14))
+@example("user=ann&token=a%20b+c&user=bob")
+@example("&&=a&b&b=%ff&c=%E2%82")
+def test_a_query_is_read_as_urllib_reads_it(query: str) -> None:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    assert request(path=f"/ws?{query}").query == dict(reversed(pairs))

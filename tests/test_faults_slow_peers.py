@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
+import picows
 import pytest
 
 from tests.support import (
@@ -34,7 +36,7 @@ from tests.support import (
     running,
     stall,
 )
-from wsc_fast import Client, Hub, HubConfig, QueueFullError
+from wsc_fast import Client, Hub, HubConfig, QueueFullError, handle_websocket
 
 
 def small(**settings: Any) -> HubConfig:
@@ -225,6 +227,31 @@ async def test_E4_a_slow_upload_survives_the_heartbeat(any_loop: str) -> None:
             assert received == [bytes(range(256)) * 400]
             assert client.is_connected()
             assert hub.get_stats().heartbeat_timeouts == 0
+
+
+async def test_E4_a_slow_first_frame_to_a_picows_server_survives_the_heartbeat() -> None:
+    # Until it is whole picows reads, and the hub hears of nothing.
+    received: list[str | bytes] = []
+    hub = Hub(HubConfig(**HEARTBEAT), authenticate=named)
+    hub.on_message_received(lambda client, message: received.append(message))
+    server = await picows.ws_create_server(
+        lambda request: handle_websocket(hub, request), "127.0.0.1", 0, enable_auto_pong=False
+    )
+    try:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/?id=slow"
+        async with aiohttp.ClientSession() as session, session.ws_connect(url) as ws:
+            frame = encode(BINARY, bytes(range(256)) * 400)
+            sent = 0
+            async for _ in pace(0.02, 1.8):
+                ws._writer.transport.write(frame[sent : sent + 1000])
+                sent += 1000
+            ws._writer.transport.write(frame[sent:])
+            await eventually(lambda: received)
+            assert received == [bytes(range(256)) * 400]
+            assert hub.get_stats().heartbeat_timeouts == 0
+    finally:
+        server.close()
+        await hub.stop()
 
 
 async def test_E4_a_slow_upload_in_fragments_survives_the_heartbeat() -> None:

@@ -408,7 +408,7 @@ def test_a_hub_for_which_there_is_no_memory_is_a_memory_error() -> None:
             continue
         assert fail_allocation(0) is True
         break
-    assert number > 3
+    assert number > 7  # four of them the send plan's
     del hub
     gc.collect()
     assert live_objects() == before
