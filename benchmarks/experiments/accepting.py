@@ -1,12 +1,14 @@
-"""Whether accepting many connections in one turn of uvloop pays: docs/performance.md.
+"""What connecting costs, and whether accepting many in a turn of uvloop pays: docs/performance.md.
 
     python benchmarks/experiments/accepting.py LOADGEN --rounds 9
 
 uvloop (libuv) accepts one connection in a turn of the loop and makes its transport at once. The
 other way here is `wsc_fast.server.Acceptor`, which the hub uses on asyncio and for TLS: up to 64
-connections in a turn, each handed to `loop.connect_accepted_socket`. LOADGEN is the compiled
-benchmarks/loadgen.c. Each round starts a hub for each way, once for connections made 64 at a time
-and once for all at the same moment. Prints connections a second and how long one waits.
+connections in a turn, each handed to `loop.connect_accepted_socket`. `bare` is no hub but what
+uvloop itself needs: its transports, and a protocol that answers whatever comes with a 101. LOADGEN
+is the compiled benchmarks/loadgen.c. Each round starts a server for each way, once for connections
+made 64 at a time and once for all at the same moment. Prints connections a second and how long one
+waits.
 """
 
 from __future__ import annotations
@@ -22,20 +24,48 @@ import subprocess
 import sys
 import time
 from statistics import median
+from typing import Any, ClassVar
 
 import uvloop
 
-WAYS = ("libuv", "Acceptor")
+from wsc_fast import Hub
+from wsc_fast.server import switching_protocols
+
+WAYS = ("libuv", "Acceptor", "bare")
 
 
 class OtherLoop(uvloop.Loop):
     """A uvloop which the hub takes for something else, so that it accepts by itself."""
 
 
-def serve(way: str, port: int) -> None:
-    from wsc_fast import Hub
+class Bare(asyncio.BufferedProtocol):
+    """Of a request it looks at the key alone."""
 
+    open: ClassVar[set[Bare]] = set()
+    room = memoryview(bytearray(65536))
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.open.add(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        _, found, rest = bytes(self.room[:nbytes]).partition(b"Sec-WebSocket-Key: ")
+        if found:
+            self.transport.write(switching_protocols(rest[:24].decode(), {}))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open.discard(self)
+
+
+def serve(way: str, port: int) -> None:
     async def main() -> None:
+        if way == "bare":
+            loop = asyncio.get_running_loop()
+            server = await loop.create_server(Bare, "127.0.0.1", port, backlog=4096)
+            await server.serve_forever()
         hub = Hub()
         await hub.start("127.0.0.1", port)
         assert bool(hub._acceptors) is (way == "Acceptor")
