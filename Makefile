@@ -23,6 +23,10 @@ DEBUG_ENV = $(if $(SANITIZE),PYTHONMALLOC=malloc,PYTHONMALLOC=debug) \
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1) \
 	$(if $(findstring undefined,$(SANITIZE)),UBSAN_OPTIONS=print_stacktrace=1)
 
+# Programs of others do not run with what is loaded before Python.
+DEBUG_LESS = $(if $(findstring address,$(SANITIZE)),$(addprefix --ignore=tests/, \
+	clients browsers proxies test_demo_browser.py))
+
 .PHONY: run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist clean
 
 run: $(BUILT)
@@ -106,7 +110,7 @@ debug: $(VENV)/.made
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(DEBUG_TREE)
 	cd $(DEBUG_TREE) && $(PYTHON) -m venv .venv && WSC_DEBUG=1 WSC_SANITIZE=$(SANITIZE) \
 		.venv/bin/pip install -q -e '.[test,cli]'
-	cd $(DEBUG_TREE) && $(DEBUG_ENV) PYTHONFAULTHANDLER=1 .venv/bin/python -m pytest $(ARGS)
+	cd $(DEBUG_TREE) && $(DEBUG_ENV) PYTHONFAULTHANDLER=1 .venv/bin/python -m pytest $(DEBUG_LESS) $(ARGS)
 
 # What the engine does with memory, under valgrind: some thirty times slower, so no real clients and
 # no test that measures. Only a report with our modules in it counts, see tests/valgrind.py.

@@ -14,6 +14,7 @@ from tests.support import (
     BINARY,
     CLOSE,
     CONTINUATION,
+    MEASURES,
     PING,
     PONG,
     TEXT,
@@ -158,6 +159,7 @@ def explode(loop: str, count: int, keeps: bool, limit: int, clients: int) -> tup
     return grown, left
 
 
+@MEASURES
 @pytest.mark.parametrize("count", [1, 7], ids=["whole", "fragmented"])
 @pytest.mark.parametrize("keeps", [False, True], ids=["shared context", "kept context"])
 def test_D1_the_peak_of_a_bomb_is_the_limit_and_a_little(
@@ -168,6 +170,7 @@ def test_D1_the_peak_of_a_bomb_is_the_limit_and_a_little(
     assert grown < 4 * MIB, f"{grown:,} bytes"
 
 
+@MEASURES
 @pytest.mark.parametrize("keeps", [False, True], ids=["shared context", "kept context"])
 def test_D1_many_bombs_at_once_take_no_more_than_what_came_and_one_limit(keeps: bool) -> None:
     clients = 20
@@ -176,6 +179,7 @@ def test_D1_many_bombs_at_once_take_no_more_than_what_came_and_one_limit(keeps: 
     assert grown < 8 * MIB, f"{grown:,} bytes"
 
 
+@MEASURES
 def test_D1_nothing_of_a_bomb_is_left_behind() -> None:
     grown, left = explode("uvloop", 1, False, 64 * MIB, 1)
     assert grown < 70 * MIB

@@ -61,7 +61,7 @@ class Stalled:
 @asynccontextmanager
 async def stalled(**settings: Any) -> AsyncIterator[Stalled]:
     """A hub with one client whose transport is blocked and whose outbox is empty."""
-    settings.setdefault("close_timeout", 1.0)
+    settings.setdefault("close_timeout", 30.0)  # a close waits for what is read below
     hub = Hub(HubConfig(write_buffer_size=4096, **settings), authenticate=named)
     async with running(hub):
         raw, client = await join(hub, "slow", rcvbuf=4096)
