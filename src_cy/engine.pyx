@@ -21,7 +21,6 @@ from libc.string cimport memset
 from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.frames cimport FIN_TEXT, encode, encode_message
 from wsc_fast._core.members cimport MemberSet, Room, push_all
-from wsc_fast._core.memory cimport AN_ENGINE, born, died
 from wsc_fast._core.messages cimport HubMessageEncoder
 from wsc_fast._core.outbox cimport (
     CONNECTING,
@@ -137,7 +136,6 @@ cdef class Engine(Fanout):
     """Base of Hub: what it does with clients, users, rooms and messages (internal)."""
 
     def __cinit__(self):
-        born(AN_ENGINE)
         self.clients = {}
         self.users = {}
         self.rooms = {}
@@ -151,9 +149,6 @@ cdef class Engine(Fanout):
         self._set_turns(READ_SMALL, READ_BUDGET)
         self.read_deadline = INFINITY
         self.read_turn = 1
-
-    def __dealloc__(self):
-        died(AN_ENGINE)
 
     # --- the loop and the configuration (for hub.py) ---
 

@@ -31,7 +31,7 @@ from cpython.object cimport PyObject
 from libc.errno cimport ENOMEM, EPIPE
 from libc.string cimport memcpy, memset
 
-from wsc_fast._core.memory cimport allocate
+from wsc_fast._core.memory cimport AN_ENGINE, allocate, born, died
 from wsc_fast._core.outbox cimport (
     CLOSING,
     PUSHED,
@@ -87,6 +87,7 @@ cdef class Fanout:
     """Base of Hub: the dirty list of one event loop and the flush (internal)."""
 
     def __cinit__(self):
+        born(AN_ENGINE)  # the base's part is made first, and may be all that is
         memset(&self.counters, 0, sizeof(Counters))
         memset(&self.limits, 0, sizeof(Limits))
         self.witness = []
@@ -107,6 +108,7 @@ cdef class Fanout:
             raise MemoryError("no memory for the send plan of a hub")
 
     def __dealloc__(self):
+        died(AN_ENGINE)
         PyMem_Free(self.jobs)
         PyMem_Free(self.iovs)
         PyMem_Free(self.pool)
