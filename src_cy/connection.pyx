@@ -807,8 +807,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.parts is not None and now - self.part_since >= self.engine.message_timeout:
             return self.refuse_over("message_timeout", 1008, "a message that takes too long")
         if idle >= self.engine.heartbeat_timeout:
-            # A long first frame still arriving, which picows reads on a server of the application's,
-            # or a long backlog still being read, is no silence.
+            # A long first frame that still arrives, which on a picows server of the application's
+            # picows reads, or a long backlog still being read, is no silence.
             if wsc_progress(self.descriptor, &since_data, &acked) == 0:
                 if since_data < self.engine.heartbeat_timeout and since_data < idle:
                     self.last_seen = now - since_data
