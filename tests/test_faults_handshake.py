@@ -471,7 +471,7 @@ async def test_B11_two_thousand_silent_sockets_keep_no_honest_client_waiting(
                 assert time.monotonic() - asked < 1.0
                 # All of them go at their deadline, and the honest one stays.
                 await eventually(lambda: files() == before + 2_000 + 2)
-                assert time.monotonic() - started < deadline + 1.5
+                assert time.monotonic() - started < 2 * deadline
                 await honest.send(PING, b"q")
                 assert await honest.recv() == Frame(PONG, b"q")
     assert hub.get_stats().connections_total == 1

@@ -229,11 +229,14 @@ def test_run_in_a_thread_ends_with_stop_from_another() -> None:
     with connect(f"ws://127.0.0.1:{port}/ws") as ws:
         assert hub.broadcast("from the main thread") == 1
         assert ws.recv() == "from the main thread"
-        threading.Thread(target=lambda: asyncio.run(hub.stop())).start()
+        stopping = threading.Thread(target=lambda: asyncio.run(hub.stop()))
+        stopping.start()
         with pytest.raises(websockets.ConnectionClosedOK):
             ws.recv(timeout=10)
     assert ended.wait(10)
     assert hub.loop is None
+    for each in (stopping, thread):  # until then they hold the hub
+        each.join(10)
 
 
 ECHO = """
