@@ -11,7 +11,7 @@ its honest clients were connected.
 
 Prints a Markdown table. Exit status 1 if a bound is broken: of memory, of p99 (twice what it was,
 or 3 ms where that is more: on an idle machine it is 0.3), of a counter that did not move, or if an
-honest client was cut off.
+honest client was cut off, or a new one refused.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class Row:
     growth: float = 0.0  # MiB
     made: int = 0
     lost: int = 0
+    refused: int = 0  # new honest clients
     counted: int = 0
 
     @property
@@ -124,6 +125,8 @@ class Row:
             found.append("not counted")
         if self.lost:
             found.append(f"{self.lost} honest clients were cut off")
+        if self.refused:
+            found.append(f"{self.refused} new honest clients were refused")
         return found
 
     def cells(self) -> list[str]:
@@ -220,6 +223,7 @@ def one_round(
     row.worst = max(row.worst, measured["worst"])
     row.entering = max(row.entering, measured["entering"])
     row.lost += measured["lost"]
+    row.refused += measured["refused"]
     row.counted = value(server.ask("stats"), attack.counter)
     row.growth = 0.0
 

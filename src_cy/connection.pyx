@@ -469,7 +469,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """picows' parser met a fault; called in the middle of its work on a read."""
         self.take_over()
         if isinstance(error, WSProtocolError):
-            self.refuse(int(error.args[0]), str(error.args[1]))
+            self.refuse(int(error.args[0]), "protocol error")
         else:
             self.refuse(1011, "")
 

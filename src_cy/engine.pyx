@@ -868,8 +868,13 @@ cdef class Engine(Fanout):
             return
         sink = self.find_client(client_id)
         room = self.find_room(room_id)
-        if self.join_filter is not None and not self.join_filter(sink, room_id):
-            raise PermissionDeniedError(f"client {client_id!a} may not join room {room_id!a}")
+        if self.join_filter is not None:
+            if not self.join_filter(sink, room_id):
+                raise PermissionDeniedError(f"client {client_id!a} may not join room {room_id!a}")
+            # The hook is the application's, and may have ended either.
+            if sink.state != OPEN:
+                raise ClientNotFoundError(f"no connected client has the id {client_id!a}")
+            room = self.find_room(room_id)
         if sink.memberships is not None and len(sink.memberships) >= self.max_rooms_per_client:
             if room in sink.memberships:
                 return

@@ -89,6 +89,19 @@ async def test_a_client_reports_that_it_failed() -> None:
         raw.close()
 
 
+async def test_B14_what_a_client_says_of_its_failure_cannot_draw_on_a_terminal() -> None:
+    hub = acking()
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        for text, told in (("größe", "größe"), ("\x1b[2J\nroot: é", r"\x1b[2J\nroot: \xe9")):
+            pending = hub.send_ack_message_to_user("a", ACKMessage(content="x"))
+            await acknowledge(raw, (await received(raw))["id"], status="failed", error=text)
+            with pytest.raises(AckFailedError) as failure:
+                await pending
+            assert str(failure.value) == told
+        raw.close()
+
+
 async def test_it_is_sent_again_with_the_same_id_and_times_out() -> None:
     hub = acking(timeout=0.5, retry_interval=0.1, max_retries=2)
     async with running(hub):

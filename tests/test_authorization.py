@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from tests.support import TEXT, eventually, join, named, running
-from wsc_fast import Client, Hub, PermissionDeniedError, SendFailureReason
+from wsc_fast import (
+    Client,
+    ClientNotFoundError,
+    Hub,
+    PermissionDeniedError,
+    RoomNotFoundError,
+    SendFailureReason,
+    ValidationError,
+)
 
 
 async def test_only_who_may_join_joins() -> None:
@@ -23,6 +31,61 @@ async def test_only_who_may_join_joins() -> None:
         with pytest.raises(PermissionDeniedError, match="'a' may not join room 'bob'"):
             hub.join_room("a", "bob")
         assert hub.get_client_rooms("a") == ["ann"]
+        raw.close()
+
+
+async def test_F11_who_goes_while_the_hook_decides_joins_nothing() -> None:
+    def allow(client: Client, room_id: str) -> bool:
+        if room_id == "leaving":
+            hub.disconnect_user(client.user_id)
+        else:
+            hub.delete_room(room_id)
+        return True
+
+    hub = Hub(authenticate=named, authorize_join=allow)
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        hub.create_room("leaving")
+        hub.create_room("deleted")
+        with pytest.raises(RoomNotFoundError):
+            hub.join_room("a", "deleted")
+        with pytest.raises(ClientNotFoundError):
+            hub.join_room("a", "leaving")
+        assert hub.get_room_clients("leaving") == []
+        assert hub.broadcast_to_room("leaving", "x") == 0
+        raw.close()
+
+
+async def decide(client: Client, subject: object) -> bool:
+    return False
+
+
+def test_a_hook_must_be_plain() -> None:
+    for hook in ("authorize_join", "authorize_publish"):
+        with pytest.raises(ValidationError, match="decide must be a plain function, not async"):
+            Hub(**{hook: decide})  # type: ignore[arg-type]
+
+
+async def test_nor_does_an_awaitable_allow_anything() -> None:
+    seen: list[str | bytes] = []
+    errors: list[Exception] = []
+
+    def later(client: Client, subject: object) -> Any:
+        return decide(client, subject)
+
+    hub = Hub(authenticate=named, authorize_join=later, authorize_publish=later)
+    hub.on_message_received(lambda client, message: seen.append(message))
+    hub.on_error(lambda client, error: errors.append(error))
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        hub.create_room("r")
+        with pytest.raises(TypeError, match="must return a bool"):
+            hub.join_room("a", "r")
+        assert hub.get_room_clients("r") == []
+        await raw.send(TEXT, b"x")
+        await eventually(lambda: hub.get_stats().unauthorized == 1)
+        assert [type(error) for error in errors] == [TypeError]
+        assert seen == []
         raw.close()
 
 

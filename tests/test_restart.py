@@ -12,12 +12,15 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trustme
 
+import wsc_fast.listening as listening_module
 from tests.support import RawClient, eventually, exchange, running
 from wsc_fast import ConfigError, Hub, HubConfig, HubStateError, ValidationError, inherited_socket
 
@@ -136,9 +139,12 @@ async def test_tls_before_1_2_is_refused(authority: trustme.CA, tmp_path: Path) 
     hub = Hub()
     async with running(hub, certfile=certfile, keyfile=keyfile):
         await serial(hub, authority, maximum_version=ssl.TLSVersion.TLSv1_2)
-        context = hub._certificate[0] if hub._certificate else None
-        assert context is not None
-        assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+        (acceptor,) = hub._acceptors
+        assert acceptor._tls["ssl"].minimum_version is ssl.TLSVersion.TLSv1_2
+    older = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    older.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    with pytest.raises(ValidationError, match="minimum_version must be TLSv1_2"):
+        await hub.start(port=0, ssl=older)
 
 
 async def test_certificates_that_cannot_be(tmp_path: Path) -> None:
@@ -157,40 +163,157 @@ async def test_certificates_that_cannot_be(tmp_path: Path) -> None:
 ACTIVATED = """
 import os
 os.environ["LISTEN_PID"] = str(os.getpid())
-from wsc_fast import Hub, inherited_socket
-hub = Hub()
+from wsc_fast import Hub, HubConfig, inherited_socket
+hub = Hub(HubConfig(drain_period=PERIOD))
 hub.route("/pid")(lambda request: str(os.getpid()))
-hub.run(sock=inherited_socket(NAME))
+hub.on_message_received(lambda client, message: client.send(message))
+hub.run(sock=inherited_socket(NAME), **FILES)
 """
+
+
+@contextmanager
+def inherited() -> Iterator[socket.socket]:
+    """A socket that listens; who connects waits in its backlog until a process serves it."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        yield listening
+
+
+@contextmanager
+def serving(
+    listening: socket.socket,
+    name: str | None = None,
+    drain_period: float = 0.0,
+    files: dict[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is given the socket as systemd does it; killed if it lives in the end."""
+    script = ACTIVATED.replace("NAME", repr(name)).replace("PERIOD", str(drain_period))
+    server = subprocess.Popen(
+        [sys.executable, "-c", script.replace("FILES", repr(files or {}))],
+        env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"},
+        pass_fds=[3],
+        preexec_fn=partial(os.dup2, listening.fileno(), 3, True),
+    )
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.wait()
+
+
+def answer(address: tuple[str, int], target: str = "/pid") -> bytes:
+    """What a request for a target is answered, upgrade or not; the connection is closed."""
+    with socket.create_connection(address, timeout=20) as client:
+        client.sendall(UPGRADE % target.encode())
+        got = b""
+        while part := client.recv(4096):
+            got += part
+            if got.startswith(b"HTTP/1.1 101 ") and got.endswith(b"\r\n\r\n"):
+                break
+        return got
+
+
+UPGRADE = (
+    b"GET %b HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def upgraded(address: tuple[str, int]) -> socket.socket:
+    client = socket.create_connection(address, timeout=20)
+    client.sendall(UPGRADE % b"/ws")
+    assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+    return client
 
 
 @pytest.mark.parametrize("name", [None, "web"])
 def test_a_new_process_takes_over_an_inherited_socket(name: str | None) -> None:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(128)
-        address = listening.getsockname()
-        seen = set()
+    with inherited() as listening:
         for _ in range(2):
-            environment = {**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
-            number = listening.fileno()
-            server = subprocess.Popen(
-                [sys.executable, "-c", ACTIVATED.replace("NAME", repr(name))],
-                env=environment,
-                pass_fds=[3],
-                preexec_fn=partial(os.dup2, number, 3, True),
-            )
-            # It waits in the backlog until the process has come up: no connection is refused.
-            with socket.create_connection(address, timeout=20) as client:
-                client.sendall(b"GET /pid HTTP/1.1\r\nHost: x\r\n\r\n")
-                answer = b""
-                while part := client.recv(4096):
-                    answer += part
-            assert int(answer.rpartition(b"\r\n")[2]) == server.pid
-            seen.add(server.pid)
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(timeout=20) == 0
-        assert len(seen) == 2
+            with serving(listening, name) as server:
+                # It waits in the backlog until the process has come up: no connection is refused.
+                got = answer(listening.getsockname())
+                assert int(got.rpartition(b"\r\n")[2]) == server.pid
+                server.send_signal(signal.SIGTERM)
+                assert server.wait(timeout=20) == 0
+
+
+def test_a_process_that_drains_leaves_the_socket_to_the_next() -> None:
+    with inherited() as listening:
+        address = listening.getsockname()
+        with serving(listening, drain_period=0.5) as old:
+            staying = upgraded(address)
+            with serving(listening) as new:
+                while int(answer(address).rpartition(b"\r\n")[2]) != new.pid:
+                    pass  # both accept
+                old.send_signal(signal.SIGTERM)
+                # From before the drain to after the old one's end nobody is refused.
+                served = 0
+                while old.poll() is None or served < 50:
+                    assert answer(address, "/ws").startswith(b"HTTP/1.1 101 ")
+                    served += 1
+                assert old.returncode == 0
+                assert staying.recv(100)[:4] == b"\x88\x11" + (1012).to_bytes(2, "big")
+                staying.close()
+
+
+def test_the_first_signal_drains_and_the_second_ends_at_once() -> None:
+    with inherited() as listening, serving(listening, drain_period=60.0) as server:
+        clients = [upgraded(listening.getsockname()) for _ in range(40)]
+        server.send_signal(signal.SIGTERM)
+        # The first slice is on its way, and its clients do not answer; most are open still.
+        clients[0].settimeout(10.0)
+        assert clients[0].recv(100)[2:4] == (1012).to_bytes(2, "big")
+        began = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=20) == 0
+        assert time.monotonic() - began < 4.0  # a stop that waits for them takes 5 s
+        for client in clients:
+            client.close()
+
+
+def test_SIGHUP_loads_the_certificate_again(authority: trustme.CA, tmp_path: Path) -> None:
+    certfile, keyfile = write(authority, tmp_path)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+
+    def connected() -> ssl.SSLSocket:
+        plain = socket.create_connection(listening.getsockname(), timeout=20)
+        return context.wrap_socket(plain, server_hostname="localhost")
+
+    def shown() -> str:
+        with connected() as client:
+            certificate = client.getpeercert()
+        assert certificate is not None
+        return str(certificate["serialNumber"])
+
+    files = {"certfile": certfile, "keyfile": keyfile}
+    with inherited() as listening, serving(listening, files=files) as server:
+        with connected() as staying:
+            staying.sendall(UPGRADE % b"/ws")
+            assert staying.recv(4096).startswith(b"HTTP/1.1 101 ")
+            first = shown()
+            write(authority, tmp_path)
+            server.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + 10
+            while shown() == first:
+                assert time.monotonic() < deadline
+            staying.sendall(b"\x81\x82\0\0\0\0hi")
+            assert staying.recv(100) == b"\x81\x02hi"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=20) == 0
+
+
+def test_what_is_handed_over_must_be_a_socket(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    with (tmp_path / "file").open("w") as file:
+        monkeypatch.setattr(listening_module, "_FIRST_INHERITED", file.fileno())
+        with pytest.raises(ConfigError, match="is no socket"):
+            inherited_socket()
 
 
 def test_sockets_that_nobody_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,11 +348,11 @@ def block_the_loop(seconds: float) -> None:
 async def test_a_callback_that_blocks_the_loop_is_named(
     any_loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hub = Hub(HubConfig(watchdog_timeout=0.1))
+    hub = Hub(HubConfig(watchdog_timeout=0.2))
 
     @hub.on_client_connected
     def connected(client: object) -> None:
-        block_the_loop(0.5)
+        block_the_loop(0.3)
 
     with caplog.at_level(logging.WARNING, "wsc_fast"):
         async with running(hub):
@@ -237,7 +360,7 @@ async def test_a_callback_that_blocks_the_loop_is_named(
             await eventually(lambda: hub.connections == 0)
     (record,) = [record for record in caplog.records if "no turn" in record.message]
     assert "block_the_loop" in record.message
-    assert "0.1 s" in record.message
+    assert "0.2 s" in record.message
 
 
 async def test_a_loop_that_turns_is_left_in_peace(caplog: pytest.LogCaptureFixture) -> None:

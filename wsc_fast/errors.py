@@ -132,7 +132,14 @@ class AckTimeoutError(AckError, TimeoutError):
 
 
 class AckFailedError(AckError):
-    """The client acknowledged the message as failed; the text is the client's."""
+    """The client acknowledged the message as failed.
+
+    The text is the client's. It may end in a log: where a character in it cannot be printed, all
+    but ASCII is escaped.
+    """
+
+    def __init__(self, message_id: str, text: str) -> None:
+        super().__init__(message_id, text if text.isprintable() else ascii(text)[1:-1])
 
 
 class AckDroppedError(AckError):

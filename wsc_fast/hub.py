@@ -122,16 +122,24 @@ class Hub(Delivery):
         for hook in (authenticate, authorize_join, authorize_publish):
             if hook is not None:
                 _checked_callback(hook)
+        for hook in (authorize_join, authorize_publish):
+            if inspect.iscoroutinefunction(hook):
+                raise ValidationError(
+                    f"{hook.__name__} must be a plain function, not async: it decides at once"
+                )
         super().__init__()
         self._authenticate = authenticate
+        self._authorize_join = authorize_join
         self._authorize_publish = authorize_publish
         self._set_filters(
-            authorize_join, self._may_publish if authorize_publish is not None else None
+            self._may_join if authorize_join is not None else None,
+            self._may_publish if authorize_publish is not None else None,
         )
         self._accepting = False
         self._draining = False
         self._watchdog: Watchdog | None = None
-        self._certificate: tuple[SSLContext, str, str | None] | None = None
+        self._certificate: tuple[str, str | None] | None = None
+        self._shares_port = False  # with another process, which may go on accepting
         self._ended = False  # stopped; only `start` begins anew
         self._path: str | None = None
         self._tls = False
@@ -389,11 +397,12 @@ class Hub(Delivery):
             if ssl is not None:
                 raise ValidationError("either ssl or certfile, not both")
             ssl = tls_context(certfile, keyfile)
-            self._certificate = ssl, certfile, keyfile
+            self._certificate = certfile, keyfile
         loop = asyncio.get_running_loop()
         self._attach(loop)
         self._path = path
         self._tls = ssl is not None
+        self._shares_port = reuse_port or sock is not None
         where: dict[str, Any] = (
             {"sock": sock} if sock is not None else {"host": _each_once(host), "port": port}
         )
@@ -427,9 +436,7 @@ class Hub(Delivery):
                     duplicate = socket.socket(fileno=os.dup(listening.fileno()))
                     self._acceptors.append(Acceptor(self, duplicate, ssl))
         except BaseException as error:
-            for acceptor in self._acceptors:
-                acceptor.close()
-            self._acceptors.clear()
+            self._stop_listening()
             if server is not None:
                 server.close()
             if self.loop is loop and self._stopping is None:
@@ -510,12 +517,7 @@ class Hub(Delivery):
         deadline = time.monotonic() + timeout
         self._accepting = False
         self._ended = True
-        for acceptor in self._acceptors:
-            acceptor.close()
-        self._acceptors.clear()
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        self._stop_listening()
         for handshake in list(self._handshaking):
             handshake.abort()
         self._sleepers.wake()
@@ -547,6 +549,14 @@ class Hub(Delivery):
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(None)
         self._detach()
+
+    def _stop_listening(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
 
     def _detach(self) -> None:
         _running.discard(self)
@@ -612,7 +622,9 @@ class Hub(Delivery):
     async def drain(self, period: float = 10.0) -> None:
         """Sends the clients away with 1012, a few at a time, so that not all come back at once.
 
-        New upgrades get 503 from now on, while routes go on being served. `stop` is to follow.
+        Where another process may serve the port (`sock`, `reuse_port`), the hub accepts nothing
+        more: whoever connects from now on is that process's. Else new upgrades get 503 from now on,
+        while routes go on being served. `stop` is to follow.
 
         Args:
             period: seconds that it takes.
@@ -631,6 +643,8 @@ class Hub(Delivery):
             await asyncio.wrap_future(there)
             return
         self._draining = True
+        if self._shares_port:
+            self._stop_listening()
         clients = self._open_clients()
         slices = max(1, math.ceil(period / _DRAIN_SLICE))
         for number in range(slices):
@@ -656,9 +670,9 @@ class Hub(Delivery):
         """
         if self._certificate is None:
             raise HubStateError("the hub was not started with certfile")
-        context, certfile, keyfile = self._certificate
-        tls_context(certfile, keyfile)  # a bad file raises here, and leaves the context as it is
-        context.load_cert_chain(certfile, keyfile)
+        context = tls_context(*self._certificate)
+        for acceptor in self._acceptors:
+            acceptor.use(context)
 
     async def _wait_until_gone(self, deadline: float) -> None:
         assert self.loop is not None
@@ -738,7 +752,7 @@ class Hub(Delivery):
 
         def ask() -> None:
             if stops:
-                for client in self._closing_clients():
+                for client in (*self._open_clients(), *self._closing_clients()):
                     client._abort()
                 stops.append(loop.create_task(self.stop()))
             else:
@@ -863,8 +877,7 @@ class Hub(Delivery):
             return None
         if len(self._handshaking) >= self.config.max_handshakes:
             # The oldest has had the longest time; whoever is honest is quicker than that.
-            self._count_rejected("handshakes")
-            self._count_limit("max_handshakes")
+            self._count_too_many_handshakes()
             oldest = next(iter(self._handshaking))
             del self._handshaking[oldest]
             oldest.abort()
@@ -875,6 +888,10 @@ class Hub(Delivery):
                 self.config.handshake_timeout, self._end_handshakes
             )
         return handshake
+
+    def _count_too_many_handshakes(self) -> None:
+        self._count_rejected("handshakes")
+        self._count_limit("max_handshakes")
 
     def _end_handshakes(self) -> None:
         # One timer for all: each has the same time, so the oldest is the next.
@@ -1054,11 +1071,16 @@ class Hub(Delivery):
     def _dispatch(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
         dispatch(self, client, handlers, (client, message))
 
+    def _may_join(self, client: Client, room_id: str) -> bool:
+        """Called for each `join_room`, where there is an `authorize_join`."""
+        assert self._authorize_join is not None
+        return _decided(self._authorize_join(client, room_id))
+
     def _may_publish(self, client: Client, message: str | bytes) -> bool:
         """Called by a Client for each message, where there is an `authorize_publish`."""
         assert self._authorize_publish is not None
         try:
-            if self._authorize_publish(client, message):
+            if _decided(self._authorize_publish(client, message)):
                 return True
         except Exception as error:
             self._report(client, error)  # nobody has allowed it
@@ -1200,6 +1222,15 @@ def _checked_callback(fn: F) -> F:
     if not callable(fn):
         raise ValidationError(f"a callback must be callable, not {type(fn).__name__}")
     return fn
+
+
+def _decided(answer: object) -> bool:
+    """What an authorization hook has answered; an awaitable, which is true, decides nothing."""
+    if is_awaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError("authorize_join and authorize_publish must return a bool, not an awaitable")
+    return bool(answer)
 
 
 def _each_once(host: Host) -> Host:

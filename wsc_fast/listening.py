@@ -50,7 +50,7 @@ def inherited_socket(name: str | None = None) -> socket.socket:
         socket.socket: for `Hub.run(sock=...)` or `Hub.start(sock=...)`.
 
     Raises:
-        ConfigError: there is none, or none of this name.
+        ConfigError: there is none, or none of this name, or it is no socket.
 
     Thread-safety: any thread. Source: sd_listen_fds(3).
     """
@@ -63,7 +63,12 @@ def inherited_socket(name: str | None = None) -> socket.socket:
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     for number in range(count):
         if name is None or (number < len(names) and names[number] == name):
-            sock = socket.socket(fileno=_FIRST_INHERITED + number)
+            try:
+                sock = socket.socket(fileno=_FIRST_INHERITED + number)
+            except OSError as error:
+                raise ConfigError(
+                    f"descriptor {_FIRST_INHERITED + number}, handed over, is no socket: {error}"
+                ) from error
             sock.set_inheritable(False)
             return sock
     raise ConfigError(f"none of the {count} sockets handed over has the name {name!r}")

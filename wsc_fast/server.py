@@ -18,7 +18,7 @@ from functools import partial
 from hashlib import sha1
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from ssl import PROTOCOL_TLS_CLIENT, SSLContext
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext, TLSVersion
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_plus
 
@@ -257,7 +257,8 @@ def accept(
     if refused is not None:
         return refused
     full = hub.connections >= hub.config.max_connections
-    if full or hub._draining:
+    # Whoever had connected before a hub that shares its port began to drain has nobody else.
+    if full or (hub._draining and not hub._shares_port):
         hub._count_rejected("full")
         if full:
             hub._count_limit("max_connections")
@@ -580,6 +581,10 @@ class Acceptor:
         """The port that it listens on."""
         return int(self._socket.getsockname()[1])
 
+    def use(self, ssl: SSLContext) -> None:
+        """Serves TLS with another context from now on."""
+        self._tls = {**self._tls, "ssl": ssl}
+
     def descriptors(self) -> list[int]:
         """Of its sockets: the one that it listens on, and those in the TLS handshake."""
         return [sock.fileno() for sock in (self._socket, *self._shaking)]
@@ -599,6 +604,9 @@ class Acceptor:
                     return
             else:
                 connection.setblocking(False)
+                if len(self._shaking) >= self._hub.config.max_handshakes:
+                    self._hub._count_too_many_handshakes()
+                    self._shaking.pop(next(iter(self._shaking))).cancel()  # the oldest, as below
                 task = self._loop.create_task(self._serve(connection))
                 self._shaking[connection] = task
                 task.add_done_callback(partial(self._served, connection))
@@ -629,15 +637,20 @@ class Acceptor:
 
     def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         # Not within the task, which may be cancelled before it begins.
-        del self._shaking[connection]
+        self._shaking.pop(connection, None)
         if task.cancelled():
-            connection.close()  # the hub stops
+            connection.close()  # the hub stops, or there were too many
             return
         error = task.exception()
-        if error is not None:
-            connection.close()  # it left during the TLS handshake, or could not shake hands
-            if not isinstance(error, OSError):
-                self._hub._report(None, error)
+        if error is None:
+            return
+        connection.close()
+        if isinstance(error, ConnectionAbortedError):
+            self._hub._count_limit("handshake_timeout")  # both loops say so of TLS
+        elif isinstance(error, OSError):
+            self._hub._count_rejected("gone")  # it left, or could not shake hands
+        else:
+            self._hub._report(None, error)
 
     def close(self) -> None:
         """Accepts nothing more, and ends the handshakes under way."""
@@ -675,6 +688,10 @@ def check_listen_arguments(
         raise ValidationError(f"ssl must be an SSLContext or None, not {ssl!r}")
     if ssl is not None and ssl.protocol == PROTOCOL_TLS_CLIENT:
         raise ValidationError("ssl must be a context for a server, this one is for a client")
+    if ssl is not None and ssl.minimum_version < TLSVersion.TLSv1_2:
+        raise ValidationError(
+            f"ssl allows {ssl.minimum_version.name}: its minimum_version must be TLSv1_2 or TLSv1_3"
+        )
     if sock is not None:
         _check_socket(sock)
         return

@@ -1,7 +1,8 @@
 """A thread that notices when a callback blocks the loop, and says which one.
 
-The loop marks the time now and then; if it has not for `timeout` seconds, the stack of its thread
-is logged, once for each time that it is blocked.
+The loop counts its turns, four times in `timeout` seconds; where the count has stood still for so
+long, the stack of its thread is logged, once for each time that it is blocked. Whatever blocks it
+for one and a half times as long is seen.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import threading
 import traceback
 
 from wsc_fast.log import log
+
+_LOOKS = 4  # in `timeout` seconds
 
 
 class Watchdog:
@@ -29,7 +32,6 @@ class Watchdog:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._over = threading.Event()
-        self.blocked = 0  # how often
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -51,16 +53,16 @@ class Watchdog:
     def _turn(self) -> None:
         assert self._loop is not None
         self._turns += 1
-        self._timer = self._loop.call_later(self._timeout / 4, self._turn)
+        self._timer = self._loop.call_later(self._timeout / _LOOKS, self._turn)
 
     def _watch(self, thread: int, over: threading.Event) -> None:
-        seen, told = 0, False
-        while not over.wait(self._timeout):
+        seen = still = 0
+        while not over.wait(self._timeout / _LOOKS):
             if self._turns != seen:
-                seen, told = self._turns, False
-            elif not told:
-                told = True
-                self.blocked += 1
+                seen, still = self._turns, 0
+                continue
+            still += 1
+            if still == _LOOKS:
                 frame = sys._current_frames().get(thread)
                 stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
                 del frame
