@@ -34,10 +34,11 @@ class Peer(WSListener):
             transport.send_close(WSCloseCode.OK)
             transport.disconnect()
             return
-        message = frame.get_payload_as_bytes()
         if options.mode == "echo":
-            transport.send(frame.msg_type, message)
-        elif options.mode == "json":
+            transport.send(frame.msg_type, frame.get_payload_as_memoryview())
+            return
+        message = frame.get_payload_as_bytes()
+        if options.mode == "json":
             transport.send(WSMsgType.TEXT, answer(message).encode())
         elif message.startswith(b"join "):
             audience.join(message[5:], transport)

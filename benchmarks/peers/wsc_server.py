@@ -1,7 +1,6 @@
 """This project, as an application would write it: a hub with a Python callback for each message.
 
-Its settings may be changed by the environment (WSC_OUTBOX_MESSAGES, ...); no row that is compared
-with another server does so.
+Its settings may be changed by the environment (WSC_OUTBOX_MESSAGES, ...), as `grow-queue` does.
 """
 
 import os

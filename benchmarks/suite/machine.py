@@ -164,6 +164,8 @@ class Machine:
         congestion = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
         return {
             "date": time.strftime("%Y-%m-%d %H:%M"),
+            "commit": first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
+            "compiler": first_line(os.environ.get("CC", "cc"), "--version"),
             "cpu": model,
             "cpus": os.cpu_count(),
             "kernel": platform.release(),
@@ -172,6 +174,15 @@ class Machine:
             "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
             "load_average_before": os.getloadavg()[0],
         }
+
+
+def first_line(*command: str) -> str:
+    """What a program says of itself; "unknown" where there is none."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.partition("\n")[0]
 
 
 def log_of(label: str) -> Path:

@@ -11,7 +11,7 @@ import matplotlib
 
 from .claims import bytes_per_connection, connections_per_second
 from .machine import Result
-from .results import Results, power_law, rate
+from .results import Results, first_fault, percentile, power_law, rate
 from .scenarios import EVERY, ROWS
 from .servers import SERVERS
 from .tables import MAIN, cost, points, rounded
@@ -70,14 +70,17 @@ def save(figure: Any, folder: Path, name: str) -> str:
     return f"{name}.svg"
 
 
-def bars(axes: Any, title: str, values: dict[str, float]) -> None:
+def bars(axes: Any, title: str, values: dict[str, float], marks: dict[str, str]) -> None:
+    """One bar for each server; `marks` stand behind the names of some."""
     names = list(values)
     colours = [{"wsc": OURS, "c": LIMIT}.get(name, OTHERS) for name in names]
     axes.barh(range(len(names)), list(values.values()), color=colours, height=0.72)
     longest = max(values.values())
     for place, value in enumerate(values.values()):
         axes.text(value + longest * 0.015, place, rounded(value), va="center", fontsize=8)
-    axes.set_yticks(range(len(names)), [SERVERS[name].title for name in names])
+    axes.set_yticks(
+        range(len(names)), [SERVERS[name].title + marks.get(name, "") for name in names]
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, longest * 1.22)
     axes.set_xticks([])
@@ -92,6 +95,11 @@ def medians(results: Results, row: str, figure: Callable[[Result], float]) -> di
     return {name: median(values) for name, values in found.items() if values}
 
 
+def marks(results: Results, row: str) -> dict[str, str]:
+    """An asterisk for each server that lost a message, or with which something else went wrong."""
+    return {name: " *" for name in EVERY if first_fault(results.of(row, name))}
+
+
 def throughput(results: Results) -> Any:
     rows = [row for row in MAIN if medians(results, row, rate)]
     columns = 2
@@ -101,7 +109,7 @@ def throughput(results: Results) -> Any:
     for axes in panels.flat[len(rows) :]:
         axes.set_visible(False)
     for axes, row in zip(panels.flat, rows, strict=False):
-        bars(axes, ROWS[row].title, medians(results, row, rate))
+        bars(axes, ROWS[row].title, medians(results, row, rate), marks(results, row))
     figure.tight_layout()
     return figure
 
@@ -109,8 +117,11 @@ def throughput(results: Results) -> Any:
 def idle(results: Results) -> Any:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.2, 2.5))
     count = f"{ROWS['idle'].cases[0].connections:,}"
-    bars(left, f"KB an idle connection, of {count}", medians(results, "idle", bytes_per_connection))
-    bars(right, "New connections a second", medians(results, "idle", connections_per_second))
+    for axes, title, figure_of in (
+        (left, f"KB an idle connection, of {count}", bytes_per_connection),
+        (right, "New connections a second", connections_per_second),
+    ):
+        bars(axes, title, medians(results, "idle", figure_of), marks(results, "idle"))
     figure.tight_layout()
     return figure
 
@@ -125,10 +136,10 @@ def latency(results: Results, row: str) -> Any:
         for name in EVERY:
             done = [r for run in results.of(row, name, case) if not (r := run.result)["failure"]]
             if done:
-                values = [median(r["latency_us"][p] for r in done) / 1000 for p in PERCENTILES]
+                known = {p: v for p in PERCENTILES if (v := percentile(done, p)) is not None}
                 axes.plot(
-                    PERCENTILES,
-                    values,
+                    list(known),
+                    [value / 1000 for value in known.values()],
                     color=LINES[name],
                     marker="o",
                     markersize=2.5,

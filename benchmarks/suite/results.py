@@ -114,6 +114,15 @@ def p99(result: Result) -> float:
     return float(result["latency_us"]["p99"])
 
 
+def percentile(results: list[Result], key: str) -> float | None:
+    """Median of a percentile of the latency ("p99.9"), in microseconds; None where a run had fewer
+    than ten samples beyond it, so that it would be little but the longest."""
+    beyond = 1 - float(key[1:]) / 100
+    if any(r["latency_us"]["samples"] * beyond < 10 for r in results):
+        return None
+    return median(r["latency_us"][key] for r in results)
+
+
 def is_disturbed(result: Result) -> bool:
     """Whether somebody else had the cores: with messages in flight, one of the two is busy."""
     return bool(max(result["server_cpu_share"], result["cpu_share"]) < BUSY_SHARE)

@@ -99,14 +99,18 @@ def available(wanted: set[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def versions(names: set[str], environment: dict[str, str]) -> dict[str, str]:
-    packages = sorted({package for name in names for package in SERVERS[name].packages})
+    """Of what these servers import, and of what they use where it is installed."""
+    imported = {package for name in names for package in SERVERS[name].packages}
+    packages = sorted(imported | {"aiofastnet", "python-engineio"})
     code = (
-        "import sys; from importlib.metadata import version\n"
-        "for name in sys.argv[1:]: print(version(name))"
+        "import sys; from importlib.metadata import distributions\n"
+        "found = {each.name.lower(): each.version for each in distributions()}\n"
+        "for name in sys.argv[1:]: print(found.get(name.lower(), 'none'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *packages], env=environment, capture_output=True, text=True
     )
     if done.returncode != 0:
         raise RuntimeError(done.stderr)
-    return dict(zip(packages, done.stdout.split(), strict=True))
+    found = dict(zip(packages, done.stdout.split(), strict=True))
+    return {name: version for name, version in found.items() if version != "none"}

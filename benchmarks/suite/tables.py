@@ -12,6 +12,7 @@ from .results import (
     first_fault,
     is_disturbed,
     per_cpu_second,
+    percentile,
     power_law,
     rate,
     spread,
@@ -73,7 +74,7 @@ def cell(results: Results, row: str, server: str, figure: Callable[[Result], flo
 
 def row_table(results: Results, row: str) -> str:
     """Every server and case of a row, with what its kind has to say."""
-    header, describe = _KINDS[ROWS[row].kind]
+    header, describe = _KINDS.get(row) or _KINDS[ROWS[row].kind]
     several = len(ROWS[row].cases) > 1
     lines = []
     for case in results.cases(row):
@@ -93,16 +94,18 @@ def row_table(results: Results, row: str) -> str:
 
 
 def _load(results: list[Result]) -> list[str]:
-    tail = [
-        median(r["latency_us"][key] for r in results) for key in ("p50", "p99", "p99.9", "p99.99")
-    ]
+    tail = [percentile(results, key) for key in ("p50", "p99", "p99.9", "p99.99")]
     shares = [median(r[key] for r in results) for key in ("server_cpu_share", "cpu_share")]
     return [
         spread([rate(r) for r in results], 0),
-        *(f"{value:,.0f}" for value in tail),
+        *("" if value is None else f"{value:,.0f}" for value in tail),
         rounded(median(map(per_cpu_second, results))),
         *(f"{share:.0%}" for share in shares),
     ]
+
+
+def _stalled(results: list[Result]) -> list[str]:
+    return [*_load(results), spread([r["server_growth"] / 1e6 for r in results], 1)]
 
 
 def _idle(results: list[Result]) -> list[str]:
@@ -116,14 +119,14 @@ def _idle(results: list[Result]) -> list[str]:
     ]
 
 
+_LOAD = [
+    *("received a second", "p50 us", "p99", "p99.9", "p99.99"),
+    *("per CPU second", "server's core", "load's core"),
+]
+# By kind of row, or for the row of that name.
 _KINDS: dict[str, tuple[list[str], Callable[[list[Result]], list[str]]]] = {
-    "load": (
-        [
-            *("received a second", "p50 us", "p99", "p99.9", "p99.99"),
-            *("per CPU second", "server's core", "load's core"),
-        ],
-        _load,
-    ),
+    "load": (_LOAD, _load),
+    "stalled": ([*_LOAD, "growth of the server, MB"], _stalled),
     "idle": (
         ["KB a connection", "connections a second", "ms to connect: p50", "p99", "longest"],
         _idle,
@@ -182,8 +185,10 @@ def sessions_text(results: Results) -> str:
     for session in results.sessions:
         versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
         lines.append(
-            f"- {session['date']}, `{session['command']}`: {session['cpu']}, "
+            f"- {session['date']}, `{session['command']}`, commit "
+            f"{session.get('commit', 'unknown')}: {session['cpu']}, "
             f"{session['cpus']} CPUs, Linux {session['kernel']}, Python {session['python']}, "
+            f"{session.get('compiler', 'compiler unknown')}, "
             f"{session['tcp_congestion_control']}; {versions}. "
             f"Load average before: {session['load_average_before']:.1f}."
         )
