@@ -33,6 +33,7 @@ MASK = b"\x12\x9a\x3c\xe5"
 SIZES = {"0 B": 0, "128 B": 128, "1 KiB": 1024, "64 KiB": 65536, "1 MiB": 1 << 20}
 KINDS = ("text", "not ASCII", "binary")
 LEVEL = 1  # of zlib
+RATED = "wsc_fast with message_rate and byte_rate"
 
 
 def message_of(kind: str, size: int) -> Message:
@@ -138,12 +139,13 @@ async def read_by(
     measure: Measure, what: str, who: str, data: bytes, message: Message, others: Readers
 ) -> None:
     """Measures ours, on a hub that compresses, or what `others` has."""
-    async with hub_with(1, DEFLATE, enable_compression=True) as (hub, _):
+    rates = {"message_rate": 1e9, "byte_rate": 1e12} if who == RATED else {}
+    async with hub_with(1, DEFLATE, enable_compression=True, **rates) as (hub, _):
         heard: list[Message] = []
         hub.on_message_received(lambda client, message: heard.append(message))
         client = hub.get_client_by_id("client0")
         assert client is not None
-        read = reader_of(client, heard) if who == "wsc_fast" else others[who]
+        read = reader_of(client, heard) if who in ("wsc_fast", RATED) else others[who]
         assert read(data) == message
         measure(what, who, lambda: read(data))
 
@@ -157,6 +159,7 @@ MASKERS = {
 @pytest.mark.parametrize(
     ("kind", "who"),
     [(kind, who) for kind in KINDS for who in ("wsc_fast", "Python", "websockets", "wsproto")]
+    + [("text", RATED)]
     + [("binary", who) for who in MASKERS],
 )
 @pytest.mark.parametrize("size", ["128 B", "1 KiB", "64 KiB"])
