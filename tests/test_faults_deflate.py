@@ -482,6 +482,7 @@ def waves(loop: str, **environment: str) -> list[int]:
     return [int(number) for number in done.stdout.split()]
 
 
+@MEASURES
 def test_D8_a_context_takes_what_is_documented_and_gives_it_back(any_loop: str) -> None:
     # A fixed threshold: what is freed goes back to the system at once.
     shared, client, server, both, left, _ = waves(
@@ -497,6 +498,7 @@ def test_D8_a_context_takes_what_is_documented_and_gives_it_back(any_loop: str) 
     assert left < 9 * MIB
 
 
+@MEASURES
 def test_D8_clients_that_come_and_go_leave_nothing_behind(any_loop: str) -> None:
     *_, more = waves(any_loop)
     # Three more waves, of 18 MB each.
