@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import TEXT, RawClient, TLSClient, encode, eventually, exchange, running
 from wsc_fast import Client, Hub, HubConfig
-from wsc_fast.limits import MAX_BUCKETS, Buckets, address_key
+from wsc_fast.limits import MAX_BUCKETS, Buckets, ConnectionLimits, address_key
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,44 @@ async def test_connections_per_address(any_loop: str) -> None:
             raw.close()
         await eventually(lambda: hub.connections == 0)
         assert hub._limits._counts == {}
+
+
+def test_floods_of_many_addresses_leave_some_of_the_rate_to_others() -> None:
+    now = 100.0
+    limits = ConnectionLimits()
+    limits.set(0, 100.0, 10.0, lambda: now)
+    flood = [f"198.51.100.{number}" for number in range(100)]
+    refused, in_time = [], 0
+    for number in range(2_000):  # 1,000 a second, each address ten of them
+        now += 0.001
+        limits.admit(flood[number % 100])
+        if number % 100 == 99:
+            over = limits.admit(f"203.0.113.{number // 100}")
+            in_time += over is None
+            refused.append(over)
+    assert in_time == 20, refused
+    # Those of the flood still get what is beyond it, and nobody gets more than there is.
+    admitted = 0
+    for number in range(1_000):
+        now += 0.001
+        admitted += limits.admit(flood[number % 100]) is None
+    assert 90 <= admitted <= 101
+
+
+def test_a_rate_of_one_a_second_is_one_a_second() -> None:
+    now = 100.0
+    limits = ConnectionLimits()
+    limits.set(0, 1.0, 5.0, lambda: now)
+    for _ in range(3):
+        assert limits.admit("192.0.2.1") is None
+        assert limits.admit("192.0.2.1") == "connection_rate"
+        now += 1.0
+
+
+def test_without_a_rate_of_each_address_nothing_is_kept() -> None:
+    limits = ConnectionLimits()
+    limits.set(0, 5.0, 0.0, lambda: 100.0)
+    assert [limits.admit("192.0.2.1") for _ in range(6)] == [None] * 5 + ["connection_rate"]
 
 
 @pytest.mark.parametrize("name", ["connection_rate", "connection_rate_per_address"])

@@ -8,6 +8,9 @@ from time import monotonic
 
 # Buckets of addresses that are kept; beyond it the full ones go, which are as good as new.
 MAX_BUCKETS = 10_000
+# The share of `connection_rate` that is kept for addresses which have not asked for so long.
+RESERVE = 0.2
+LATELY = 10.0
 
 
 def address_key(address: str) -> str:
@@ -42,18 +45,27 @@ class Buckets:
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
 
-    def take(self, key: str) -> bool:
-        """Whether there is one more for this key, which is then taken."""
+    def take(self, key: str, *, keep: float = 0.0) -> bool:
+        """Whether there is one more for this key, which is then taken.
+
+        Args:
+            keep: a share of what there can be at most, which has to be left.
+        """
         if self._rate <= 0:
             return True
         now = self._clock()
         tokens, counted = self._buckets.get(key, (self._burst, now))
         tokens = min(self._burst, tokens + (now - counted) * self._rate)
-        allowed = tokens >= 1.0
+        allowed = tokens >= min(1.0 + keep * self._burst, self._burst)
         self._buckets[key] = (tokens - 1.0 if allowed else tokens, now)
         if len(self._buckets) > MAX_BUCKETS:
             self._prune(now)
         return allowed
+
+    def asked_within(self, key: str, seconds: float) -> bool:
+        """Whether this key has asked for one so lately; never where everything is allowed."""
+        found = self._buckets.get(key)
+        return found is not None and self._clock() - found[1] < seconds
 
     def _prune(self, now: float) -> None:
         kept = {
@@ -74,20 +86,28 @@ class ConnectionLimits:
         self._counts: dict[str, int] = {}
         self.set(0, 0.0, 0.0)
 
-    def set(self, per_address: int, rate: float, rate_per_address: float) -> None:
+    def set(
+        self,
+        per_address: int,
+        rate: float,
+        rate_per_address: float,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._per_address = per_address
-        self._all = Buckets(rate)
-        self._each = Buckets(rate_per_address)
+        self._all = Buckets(rate, clock)
+        self._each = Buckets(rate_per_address, clock)
 
     def admit(self, address: str) -> str | None:
         """Whether one more may connect from an address; if not, which setting forbids it."""
         key = address_key(address)
         if self._per_address and self._counts.get(key, 0) >= self._per_address:
             return "max_connections_per_address"
-        # One address's flood may not use up what all have together.
+        # One address's flood may not use up what all have together, and those of many addresses not
+        # what is kept for addresses that have not come lately.
+        again = self._each.asked_within(key, LATELY)
         if not self._each.take(key):
             return "connection_rate_per_address"
-        if not self._all.take(""):
+        if not self._all.take("", keep=RESERVE if again else 0.0):
             return "connection_rate"
         return None
 
