@@ -27,6 +27,7 @@ from datetime import datetime, timezone
 from functools import partial
 from time import time as wall_time
 
+from aiofastnet import Transport as AiofastnetTransport
 from cpython.object cimport PyObject
 from cpython.unicode cimport (
     PyUnicode_Contains,
@@ -161,6 +162,14 @@ def peer_address(stream):
     name = stream.get_extra_info("peername")
     # A link-local address comes with its interface from some loops.
     return name[0].partition("%")[0] if name and isinstance(name, tuple) else ""
+
+
+cdef bint keeps_input(stream):
+    # Whether it decrypts, and may be paused with more at hand than it has handed over.
+    return (
+        isinstance(stream, AiofastnetTransport)
+        and stream.get_extra_info("ssl_object") is not None
+    )
 
 
 cdef class Client(Receiver, asyncio.BufferedProtocol):
@@ -366,6 +375,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def connection_made(self, stream):
         """The transport of a connection to the hub's own server (asyncio.BaseProtocol)."""
+        self.drains = keeps_input(stream)
         self.handshake = self.engine._handshake(self, stream)
         self.deaf = self.handshake is None
 
@@ -394,9 +404,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.engine.connections += 1
         self.engine.counters.connections += 1
         try:
-            # pause_writing now comes with the first byte that the transport keeps. TLS transports
-            # compare with >=, so that 0 would pause them for ever.
-            stream.set_write_buffer_limits(high=1 if secure else 0, low=0)
+            # pause_writing now comes with the first byte that the transport keeps. The loops' TLS
+            # transports compare with >=, so that 0 would pause them for ever.
+            stream.set_write_buffer_limits(high=1 if secure and not self.drains else 0, low=0)
             if stream.get_write_buffer_size() > 0:
                 self.engine.set_blocked(self, True)
             self.engine._connected(self)
@@ -438,6 +448,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """A picows server of the application's has made the connection."""
         stream = transport.underlying_transport
         self.transport = transport
+        self.drains = keeps_input(stream)
         self.silence(Guard(self, stream))
         self._begin(stream, transport._socket, transport.is_secure, peer_address(stream))
 

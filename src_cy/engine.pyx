@@ -192,8 +192,9 @@ cdef class Engine(Fanout):
 
     def _set_read_buffer(self, Py_ssize_t size):
         """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
-        cdef bytearray memory = bytearray(READ_HEADROOM + size)
-        self.read_view = memoryview(memory)[READ_HEADROOM:]
+        cdef bytearray memory = bytearray(READ_HEADROOM + max(size, <Py_ssize_t>READ_WHOLE))
+        self.read_view = memoryview(memory)[READ_HEADROOM:READ_HEADROOM + size]
+        self.whole_view = memoryview(memory)[READ_HEADROOM:READ_HEADROOM + READ_WHOLE]
         self.small_view = self.read_view[:READ_SMALL]
         self.least_view = self.read_view[:self.heavy_read]
         self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM

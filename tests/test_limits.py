@@ -9,7 +9,17 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support import TEXT, RawClient, TLSClient, encode, eventually, exchange, running
+from tests.support import (
+    TEXT,
+    TLS,
+    RawClient,
+    TLSClient,
+    encode,
+    eventually,
+    exchange,
+    running,
+    tls_options,
+)
 from wsc_fast import Client, Hub, HubConfig
 from wsc_fast.limits import MAX_BUCKETS, Buckets, ConnectionLimits, address_key
 
@@ -227,10 +237,18 @@ async def test_messages_beyond_the_rate_are_dropped(counting: Make) -> None:
             assert (await raw.recv()).payload == b"still here"
 
 
-async def test_reading_is_paused_and_nothing_is_lost(any_loop: str, counting: Make) -> None:
+@TLS
+async def test_reading_is_paused_and_nothing_is_lost(
+    any_loop: str,
+    tls: bool,
+    counting: Make,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+) -> None:
     hub, seen = counting(HubConfig(message_rate=2000.0, rate_limit_action="pause"))
-    async with running(hub):
-        with await RawClient.open(hub) as raw:
+    async with running(hub, **tls_options(server_tls if tls else None)):
+        opening = TLSClient.open_tls(hub, client_tls) if tls else RawClient.open(hub)
+        with await opening as raw:
             began = asyncio.get_running_loop().time()
             for number in range(3000):
                 await raw.send(TEXT, b"%1024d" % number)

@@ -140,7 +140,8 @@ async def test_tls_before_1_2_is_refused(authority: trustme.CA, tmp_path: Path) 
     async with running(hub, certfile=certfile, keyfile=keyfile):
         await serial(hub, authority, maximum_version=ssl.TLSVersion.TLSv1_2)
         (acceptor,) = hub._acceptors
-        assert acceptor._tls["ssl"].minimum_version is ssl.TLSVersion.TLSv1_2
+        assert acceptor._ssl is not None
+        assert acceptor._ssl.minimum_version is ssl.TLSVersion.TLSv1_2
     older = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     older.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     with pytest.raises(ValidationError, match="minimum_version must be TLSv1_2"):

@@ -22,6 +22,7 @@ from ssl import PROTOCOL_TLS_CLIENT, SSLContext, TLSVersion
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_plus
 
+import aiofastnet
 import msgspec
 from multidict import CIMultiDict
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
@@ -48,6 +49,10 @@ _PATH = re.compile(r"/[!-\"$->@-~]*\Z").match
 # 16 bytes in base64.
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z").match
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# What a TLS connection may have received, and what it may have encrypted and not sent: one and two
+# records of the largest size. aiofastnet would take 257 KiB for each.
+_TLS_RECEIVED = 16 * 1024 + 64
+_TLS_SENT = 2 * _TLS_RECEIVED
 # What is appended to a key before it is hashed (RFC 6455 section 1.3).
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _FINAL_STATUSES = frozenset(status.value for status in HTTPStatus if status >= 200)
@@ -562,9 +567,7 @@ class Acceptor:
         self._hub = hub
         self._loop = hub.loop
         self._socket = listening
-        self._tls: dict[str, Any] = {}
-        if ssl is not None:
-            self._tls = {"ssl": ssl, "ssl_handshake_timeout": hub.config.handshake_timeout}
+        self._ssl = ssl
         self._shaking: dict[socket.socket, asyncio.Task[None]] = {}
         self._resuming: asyncio.TimerHandle | None = None
         listening.setblocking(False)
@@ -583,7 +586,7 @@ class Acceptor:
 
     def use(self, ssl: SSLContext) -> None:
         """Serves TLS with another context from now on."""
-        self._tls = {**self._tls, "ssl": ssl}
+        self._ssl = ssl
 
     def descriptors(self) -> list[int]:
         """Of its sockets: the one that it listens on, and those in the TLS handshake."""
@@ -633,7 +636,20 @@ class Acceptor:
         )
 
     async def _serve(self, connection: socket.socket) -> None:
-        await self._loop.connect_accepted_socket(lambda: Client(self._hub), connection, **self._tls)
+        hub = self._hub
+        if self._ssl is None:
+            await self._loop.connect_accepted_socket(lambda: Client(hub), connection)
+        else:
+            await aiofastnet.connect_accepted_socket(
+                self._loop,
+                lambda: Client(hub),
+                connection,
+                ssl=self._ssl,
+                ssl_handshake_timeout=hub.config.handshake_timeout,
+                ssl_shutdown_timeout=hub.config.close_timeout,
+                ssl_incoming_bio_size=_TLS_RECEIVED,
+                ssl_outgoing_bio_size=_TLS_SENT,
+            )
 
     def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         # Not within the task, which may be cancelled before it begins.

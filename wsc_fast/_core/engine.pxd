@@ -20,6 +20,9 @@ cdef enum:
     # of this many bytes is a heavy one, and so is one of READ_LEAST where rates are bounded.
     READ_SMALL = 8192
     READ_LEAST = 1024
+    # More than an aiofastnet transport can have received and not handed over: its buffer of
+    # 16 records and their heads, and one record that is decrypted.
+    READ_WHOLE = 294912
 
 cdef enum:
     # What happens to a client that sends faster than its rate.
@@ -55,6 +58,7 @@ cdef class Engine(Fanout):
         # Turns of those who send much (receiver.pxd).
         object small_view            # memoryview: the first READ_SMALL bytes of `read_view`
         object least_view            # memoryview: the first `heavy_read` bytes of it
+        object whole_view            # memoryview of READ_WHOLE bytes from where `read_view` begins
         Py_ssize_t heavy_read        # a read of this many bytes is one
         # Deques of Sink, not read until their turn comes: who is no client yet, and the others.
         object waiting_requests

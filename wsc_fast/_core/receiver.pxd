@@ -81,6 +81,7 @@ cdef class Receiver(Sink):
         uint8_t part_opcode
         uint8_t part_fin
         bint deaf                  # nothing of the peer is heard any more
+        bint drains                # each read has to take all that the transport has (`get_buffer`)
 
     cdef int take_read(self, Py_ssize_t size) except -1
     cdef int take_heavy_read(self, Py_ssize_t size) except -1
