@@ -175,6 +175,9 @@ async def test_B11_handshakes_of_tls_that_fail_are_counted(
     any_loop: str, server_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(handshake_timeout=0.5))
+    told: list[object] = []
+    hub.on_error(lambda client, error: told.append(error))
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
     async with running(hub, ssl=server_tls):
         leaving, confused, silent = await silent_sockets(hub, 3)
         await eventually(lambda: len(hub._acceptors[0]._shaking) == 3)
@@ -186,6 +189,21 @@ async def test_B11_handshakes_of_tls_that_fail_are_counted(
         assert not hub._acceptors[0]._shaking
         silent.close()
         confused.close()
+    assert told == []
+
+
+async def test_A31_a_broken_record_is_no_line(
+    any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    hub = Hub()
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    async with running(hub, ssl=server_tls):
+        with await TLSClient.open_tls(hub, client_tls) as raw:
+            await eventually(hub.get_connected_clients)
+            raw.sock.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+            await eventually(lambda: hub.connections == 0)
+    assert told == []
 
 
 @pytest.fixture
