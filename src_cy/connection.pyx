@@ -530,6 +530,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         except BaseException as error:
             self.failed(error)
 
+    def _awaits_request(self):
+        """Whether the connection stands, and is not upgraded yet."""
+        return self.handshake is not None
+
     def _is_connecting(self):
         return self.state == CONNECTING
 

@@ -660,10 +660,12 @@ class Acceptor:
         hub = self._hub
         if self._ssl is None:
             await self._loop.connect_accepted_socket(lambda: Client(hub), connection)
-        else:
+            return
+        client = Client(hub)
+        try:
             await aiofastnet.connect_accepted_socket(
                 cast(asyncio.AbstractEventLoop, self._tls_loop),
-                lambda: Client(hub),
+                lambda: client,
                 connection,
                 ssl=self._ssl,
                 ssl_handshake_timeout=hub.config.handshake_timeout,
@@ -671,6 +673,11 @@ class Acceptor:
                 ssl_incoming_bio_size=_TLS_RECEIVED,
                 ssl_outgoing_bio_size=_TLS_SENT,
             )
+        except asyncio.CancelledError:
+            # Given up in the very turn in which the handshake ended: aiofastnet closes it politely,
+            # and has a reader on the descriptor until the peer has answered.
+            if not client._awaits_request():
+                raise
 
     def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         # Not within the task, which may be cancelled before it begins.
