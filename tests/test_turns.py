@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
+import aiofastnet
 import picows
 import pytest
 import websockets
@@ -241,15 +242,18 @@ async def test_a_broadcast_does_not_wait_for_those_who_send_much(any_loop: str) 
             raw.reset()
 
 
-@pytest.mark.parametrize("own_server", [True, False], ids=["own", "picows"])
+@pytest.mark.parametrize("server", ["own", "own, OpenSSL in Python", "picows"])
 @pytest.mark.parametrize("pausing", ["turn", "rate", "callbacks"])
 async def test_what_tls_had_received_before_a_pause_is_heard_after_it(
     any_loop: str,
-    own_server: bool,
+    server: str,
     pausing: str,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if server == "own, OpenSSL in Python":
+        monkeypatch.setattr(aiofastnet, "OPENSSL_DYN_LIBS", None)
     # Several pauses within one record, and more records behind it.
     count = 2_000
     heard: list[str | bytes] = []
@@ -268,11 +272,11 @@ async def test_what_tls_had_received_before_a_pause_is_heard_after_it(
         later if pausing == "callbacks" else lambda client, message: heard.append(message)
     )
     async with AsyncExitStack() as stack:
-        if own_server:
+        if server != "picows":
             await stack.enter_async_context(running(hub, ssl=server_tls))
             port = hub.port
         else:
-            server = await picows.ws_create_server(
+            listening = await picows.ws_create_server(
                 partial(handle_websocket, hub),
                 "127.0.0.1",
                 0,
@@ -281,8 +285,8 @@ async def test_what_tls_had_received_before_a_pause_is_heard_after_it(
                 ssl=server_tls,
             )
             stack.push_async_callback(hub.stop)
-            stack.callback(server.close)
-            port = server.sockets[0].getsockname()[1]
+            stack.callback(listening.close)
+            port = listening.sockets[0].getsockname()[1]
         ws = await stack.enter_async_context(
             websockets.connect(
                 f"wss://127.0.0.1:{port}/ws", ssl=client_tls, compression=None, max_size=None

@@ -661,6 +661,15 @@ class Acceptor:
         if self._ssl is None:
             await self._loop.connect_accepted_socket(lambda: Client(hub), connection)
             return
+        if aiofastnet.OPENSSL_DYN_LIBS is None:
+            # OpenSSL is linked into Python, and aiofastnet's way without it fails after a pause.
+            await self._loop.connect_accepted_socket(
+                lambda: Client(hub),
+                connection,
+                ssl=self._ssl,
+                ssl_handshake_timeout=hub.config.handshake_timeout,
+            )
+            return
         client = Client(hub)
         try:
             await aiofastnet.connect_accepted_socket(
