@@ -530,9 +530,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         except BaseException as error:
             self.failed(error)
 
-    def _awaits_request(self):
-        """Whether the connection stands, and is not upgraded yet."""
-        return self.handshake is not None
+    def _was_connected(self):
+        """Whether an aiofastnet transport over TLS has been made for it (`connection_made`)."""
+        return self.drains
 
     def _is_connecting(self):
         return self.state == CONNECTING

@@ -18,7 +18,7 @@ from functools import partial
 from hashlib import sha1
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from ssl import PROTOCOL_TLS_CLIENT, SSLContext, TLSVersion
+from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext, TLSVersion
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, unquote_plus
 
@@ -49,6 +49,7 @@ _PATH = re.compile(r"/[!-\"$->@-~]*\Z").match
 # 16 bytes in base64.
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z").match
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_OP_ENABLE_KTLS = 8  # openssl/ssl.h
 # What a TLS connection may have received, and what it may have encrypted and not sent: one and two
 # records of the largest size. aiofastnet would take 257 KiB for each.
 _TLS_RECEIVED = 16 * 1024 + 64
@@ -545,6 +546,22 @@ class Handshake:
         self._transport.abort()
 
 
+def _needs_the_loops_tls(context: SSLContext) -> bool:
+    """Whether aiofastnet 1.2 cannot serve this context; asked anew for each connection."""
+    return (
+        # OpenSSL is linked into Python: its way without the symbols fails after a pause.
+        aiofastnet.OPENSSL_DYN_LIBS is None
+        # CPython's callbacks look for an object of its `ssl` module, and crash without one.
+        or context.sni_callback is not None
+        or context.keylog_filename is not None
+        or getattr(context, "_msg_callback", None) is not None
+        # It decodes each client's certificate through a temporary file, and hangs without one.
+        or context.verify_mode != CERT_NONE
+        # With kTLS it may keep the rest of a record (OP_ENABLE_KTLS, from Python 3.12 on by name).
+        or bool(context.options & _OP_ENABLE_KTLS)
+    )
+
+
 class _TLSLoop:
     """The loop as aiofastnet's transports see it: what they complain of is the hub's business.
 
@@ -661,8 +678,7 @@ class Acceptor:
         if self._ssl is None:
             await self._loop.connect_accepted_socket(lambda: Client(hub), connection)
             return
-        if aiofastnet.OPENSSL_DYN_LIBS is None:
-            # OpenSSL is linked into Python, and aiofastnet's way without it fails after a pause.
+        if _needs_the_loops_tls(self._ssl):
             await self._loop.connect_accepted_socket(
                 lambda: Client(hub),
                 connection,
@@ -685,7 +701,7 @@ class Acceptor:
         except asyncio.CancelledError:
             # Given up in the very turn in which the handshake ended: aiofastnet closes it politely,
             # and has a reader on the descriptor until the peer has answered.
-            if not client._awaits_request():
+            if not client._was_connected():
                 raise
 
     def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
