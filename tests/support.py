@@ -304,6 +304,15 @@ class TLSClient(RawClient):
                 return bool(data)
 
 
+async def open_client(
+    hub: Hub, tls: ssl.SSLContext | None, path: str = "/ws", *, rcvbuf: int | None = None
+) -> RawClient:
+    """A RawClient, over TLS where `tls` is a client's context."""
+    if tls is None:
+        return await RawClient.open(hub, path, rcvbuf=rcvbuf)
+    return await TLSClient.open_tls(hub, tls, path, rcvbuf=rcvbuf)
+
+
 def named(request: Request) -> Identity:
     """An `authenticate` for tests: `/ws?id=CLIENT&user=USER`, the user being the id if left out."""
     return Identity(request.query.get("user", request.query["id"]), request.query["id"])
@@ -333,11 +342,8 @@ async def crowd(
         raws: dict[str, RawClient] = {}
         try:
             for number in range(count):
-                path = f"/ws?id=c{number}"
-                raws[f"c{number}"] = (
-                    await TLSClient.open_tls(hub, tls[1], path, rcvbuf=rcvbuf)
-                    if tls
-                    else await RawClient.open(hub, path, rcvbuf=rcvbuf)
+                raws[f"c{number}"] = await open_client(
+                    hub, tls[1] if tls else None, f"/ws?id=c{number}", rcvbuf=rcvbuf
                 )
             yield raws
         finally:

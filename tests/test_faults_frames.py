@@ -30,12 +30,12 @@ from tests.support import (
     TLS,
     Frame,
     RawClient,
-    TLSClient,
     encode,
     eventually,
     join,
     known,
     named,
+    open_client,
     running,
     tls_options,
     traced,
@@ -573,10 +573,7 @@ async def test_C10_a_reset_anywhere_ends_that_connection_alone(
                     await raw.send_raw(request)
                 raw.reset()
                 continue
-            if tls:
-                raw = await TLSClient.open_tls(hub, client_tls, f"/ws?id={name}")
-            else:
-                raw = await RawClient.open(hub, f"/ws?id={name}")
+            raw = await open_client(hub, client_tls if tls else None, f"/ws?id={name}")
             await eventually(lambda name=name: hub.get_client_by_id(name) is not None)
             await raw.send_raw(begun[where])
             if where == "our close":
@@ -814,10 +811,7 @@ async def test_C11_control_frames_without_end_starve_nobody(any_loop: str) -> No
 @asynccontextmanager
 async def closing(it: Stage, tls: ssl.SSLContext | None) -> AsyncIterator[tuple[RawClient, Client]]:
     """A client that is about to close; at the end it is gone, told of once, and nobody's fault."""
-    if tls is None:
-        raw = await RawClient.open(it.hub, "/ws?id=a")
-    else:
-        raw = await TLSClient.open_tls(it.hub, tls, "/ws?id=a")
+    raw = await open_client(it.hub, tls, "/ws?id=a")
     await eventually(lambda: it.hub.get_client_by_id("a") is not None)
     with raw:
         yield raw, known(it.hub, "a")

@@ -17,6 +17,7 @@ from tests.support import (
     encode,
     eventually,
     exchange,
+    open_client,
     running,
     tls_options,
 )
@@ -294,8 +295,7 @@ async def test_reading_is_paused_and_nothing_is_lost(
 ) -> None:
     hub, seen = counting(HubConfig(message_rate=2000.0, rate_limit_action="pause"))
     async with running(hub, **tls_options(server_tls if tls else None)):
-        opening = TLSClient.open_tls(hub, client_tls) if tls else RawClient.open(hub)
-        with await opening as raw:
+        with await open_client(hub, client_tls if tls else None) as raw:
             began = asyncio.get_running_loop().time()
             for number in range(3000):
                 await raw.send(TEXT, b"%1024d" % number)

@@ -674,25 +674,22 @@ class Acceptor:
         )
 
     async def _serve(self, connection: socket.socket) -> None:
-        hub = self._hub
-        if self._ssl is None:
-            await self._loop.connect_accepted_socket(lambda: Client(hub), connection)
-            return
-        if _needs_the_loops_tls(self._ssl):
+        hub, context = self._hub, self._ssl
+        client = Client(hub)
+        if context is None or _needs_the_loops_tls(context):
             await self._loop.connect_accepted_socket(
-                lambda: Client(hub),
+                lambda: client,
                 connection,
-                ssl=self._ssl,
-                ssl_handshake_timeout=hub.config.handshake_timeout,
+                ssl=context,
+                ssl_handshake_timeout=hub.config.handshake_timeout if context else None,
             )
             return
-        client = Client(hub)
         try:
             await aiofastnet.connect_accepted_socket(
                 cast(asyncio.AbstractEventLoop, self._tls_loop),
                 lambda: client,
                 connection,
-                ssl=self._ssl,
+                ssl=context,
                 ssl_handshake_timeout=hub.config.handshake_timeout,
                 ssl_shutdown_timeout=hub.config.close_timeout,
                 ssl_incoming_bio_size=_TLS_RECEIVED,
