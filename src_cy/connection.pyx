@@ -375,9 +375,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def connection_made(self, stream):
         """The transport of a connection to the hub's own server (asyncio.BaseProtocol)."""
-        self.drains = keeps_input(stream)
-        self.handshake = self.engine._handshake(self, stream)
-        self.deaf = self.handshake is None
+        self.deaf = True  # what comes is no frame before it is known to be one
+        try:
+            self.drains = keeps_input(stream)
+            self.handshake = self.engine._handshake(self, stream)
+            self.deaf = self.handshake is None
+        except BaseException as error:
+            stream.abort()
+            self.engine._report(None, error)
 
     def _begin(self, stream, int descriptor, bint secure, str remote_address not None):
         """The connection stands: its 101 is written, and this is its protocol.
@@ -530,9 +535,13 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         except BaseException as error:
             self.failed(error)
 
-    def _was_connected(self):
-        """Whether an aiofastnet transport over TLS has been made for it (`connection_made`)."""
-        return self.drains
+    def _transport(self):
+        """The asyncio transport, of a request too; None where there is none yet, or no more."""
+        return self.handshake._transport if self.stream is None and self.handshake else self.stream
+
+    def _close_transport(self):
+        """Closes it once what was written is sent; without a close frame."""
+        self.close_transport()
 
     def _is_connecting(self):
         return self.state == CONNECTING
@@ -636,9 +645,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef object transport_now(self):
         """The asyncio transport, of a request too; None if it is closing or gone."""
-        cdef object stream = self.stream
-        if stream is None and self.handshake is not None:
-            stream = self.handshake._transport
+        cdef object stream = self._transport()
         return None if stream is None or stream.is_closing() else stream
 
     def _rate_passed(self):
@@ -809,15 +816,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return self.engine.expel(self)  # there was no memory for it when it left
         if self.may_close():
             outbox_trim(&self.box)
+        if self.reading_paused:
+            self.last_seen = now  # it is we who do not listen
+            self.part_since = now
+            return 0
         if self.secure and (
             self.stream.is_closing() or wsc_peer_ended(self.descriptor)
         ):
             # Not every TLS transport tells of the end of the peer's stream.
             self.end_of_stream()
-            return 0
-        if self.reading_paused:
-            self.last_seen = now  # it is we who do not listen
-            self.part_since = now
             return 0
         if self.parts is not None and now - self.part_since >= self.engine.message_timeout:
             return self.refuse_over("message_timeout", 1008, "a message that takes too long")
@@ -893,15 +900,29 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return 0
         if self.peer_closed:
             # The server closes TCP first (RFC 6455 section 7.1.1).
-            self.stream.close()
+            self.close_transport()
         elif self.failing:
             try:
                 if self.stream.can_write_eof():
                     self.stream.write_eof()
                 else:
-                    self.stream.close()
+                    self.close_transport()
             except OSError:
                 self.stream.abort()  # the peer has reset the connection meanwhile
+        return 0
+
+    cdef int close_transport(self) except -1:
+        cdef object stream = self._transport()
+        self.let_end(stream)
+        stream.close()
+        return 0
+
+    cdef int let_end(self, object stream) except -1:
+        """To be called before a transport closes, or is closed."""
+        if self.drains:
+            # aiofastnet 1.2 hears no answer, nor its end, of a peer whose transport closes while it
+            # is paused, and does not resume one that closes.
+            stream.resume_reading()
         return 0
 
     cdef int forget(self) except -1:
@@ -981,7 +1002,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def eof_received(self):
         """The peer half-closed (asyncio.BufferedProtocol)."""
+        cdef object stream = self._transport()
         self.take_stash()
+        if stream is not None:
+            self.let_end(stream)
         return self.stream is not None and self.end_of_stream()
 
     cpdef on_ws_disconnected(self, WSTransport transport):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import ctypes
 import os
 import socket
@@ -253,9 +254,19 @@ class TLSClient(RawClient):
 
     @classmethod
     async def open_tls(
-        cls, hub: Hub, context: ssl.SSLContext, path: str = "/ws", *, rcvbuf: int | None = None
+        cls,
+        hub: Hub,
+        context: ssl.SSLContext,
+        path: str = "/ws",
+        *,
+        rcvbuf: int | None = None,
+        upgrade: bool = True,
+        flush: bool = True,
     ) -> TLSClient:
-        """Connects and shakes hands, TLS first."""
+        """Connects and shakes hands, TLS first; with `upgrade` also those of WebSocket.
+
+        Without `flush` the end of the TLS handshake waits for what is sent next.
+        """
         client = await cls.open(hub, upgrade=False, rcvbuf=rcvbuf)
         assert isinstance(client, TLSClient)
         client._incoming, client._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -270,10 +281,20 @@ class TLSClient(RawClient):
                 assert await client._read_in(10.0)
             else:
                 break
-        await client.send_raw(client.request(hub, path))
-        await client.read_response()
-        assert client.response.startswith(b"HTTP/1.1 101 "), client.response
+        if upgrade:
+            await client.send_raw(client.request(hub, path))
+            await client.read_response()
+            assert client.response.startswith(b"HTTP/1.1 101 "), client.response
+        elif flush:
+            await client._write_out()
         return client
+
+    def say_goodbye(self, behind: bytes = b"") -> None:
+        """Sends its close_notify, with which its half of TLS ends, and what is to follow it."""
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLSyscallError):
+            self._tls.unwrap()
+        with contextlib.suppress(OSError):
+            self.sock.sendall(self._outgoing.read() + behind)
 
     async def _write_out(self) -> None:
         await super().send_raw(self._outgoing.read())
@@ -311,6 +332,13 @@ async def open_client(
     if tls is None:
         return await RawClient.open(hub, path, rcvbuf=rcvbuf)
     return await TLSClient.open_tls(hub, tls, path, rcvbuf=rcvbuf)
+
+
+def busy(seconds: float) -> None:
+    """What an application does for so long without giving the loop its turn."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
 
 
 def named(request: Request) -> Identity:

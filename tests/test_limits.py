@@ -172,35 +172,6 @@ async def test_B11_so_are_handshakes_of_tls(
             sock.close()
 
 
-async def test_F1_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socket_to_its_owner(
-    any_loop: str,
-    server_tls: ssl.SSLContext,
-    client_tls: ssl.SSLContext,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    hub = Hub(HubConfig(close_timeout=30.0))
-    shook_hands = hub._handshake
-
-    def give_up(client: Client, transport: asyncio.Transport) -> object:
-        # Between the end of the handshake and the next step of the task that waits for it.
-        (task,) = hub._acceptors[0]._shaking.values()
-        task.cancel()
-        return shook_hands(client, transport)
-
-    async with running(hub, ssl=server_tls):
-        monkeypatch.setattr(hub, "_handshake", give_up)
-        reader, writer = await asyncio.open_connection("127.0.0.1", hub.port, ssl=client_tls)
-        assert await reader.read() == b""
-        writer.close()
-        # Its transport has ended it, and saw the peer go; a closed descriptor tells of nothing.
-        await eventually(lambda: not hub._handshaking, timeout=5.0)
-        monkeypatch.undo()
-        with await TLSClient.open_tls(hub, client_tls) as raw:
-            await eventually(hub.get_connected_clients)
-            hub.broadcast("served")
-            assert (await raw.recv()).payload == b"served"
-
-
 async def test_B11_handshakes_of_tls_that_fail_are_counted(
     any_loop: str, server_tls: ssl.SSLContext
 ) -> None:
@@ -219,20 +190,6 @@ async def test_B11_handshakes_of_tls_that_fail_are_counted(
         assert not hub._acceptors[0]._shaking
         silent.close()
         confused.close()
-    assert told == []
-
-
-async def test_A31_a_broken_record_is_no_line(
-    any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    hub = Hub()
-    told: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
-    async with running(hub, ssl=server_tls):
-        with await TLSClient.open_tls(hub, client_tls) as raw:
-            await eventually(hub.get_connected_clients)
-            raw.sock.send(b"\x17\x03\x03\x00\x20" + bytes(32))
-            await eventually(lambda: hub.connections == 0)
     assert told == []
 
 

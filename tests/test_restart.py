@@ -148,36 +148,6 @@ async def test_tls_before_1_2_is_refused(authority: trustme.CA, tmp_path: Path) 
         await hub.start(port=0, ssl=older)
 
 
-@pytest.mark.parametrize("asked", ["server name", "key log", "client certificate"])
-async def test_contexts_that_call_python_or_ask_for_certificates_are_served(
-    any_loop: str, asked: str, authority: trustme.CA, tmp_path: Path
-) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
-    names: list[str | None] = []
-    if asked == "server name":
-        context.sni_callback = lambda connection, name, _: names.append(name)
-    elif asked == "key log":
-        context.keylog_filename = str(tmp_path / "keys")
-    else:
-        context.verify_mode = ssl.CERT_OPTIONAL
-        authority.configure_trust(context)
-    hub = Hub()
-    async with running(hub, ssl=context):
-        trusting = ssl.create_default_context()
-        authority.configure_trust(trusting)
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", hub.port, ssl=trusting, server_hostname="localhost"
-        )
-        writer.write(b"GET /none HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
-        writer.close()
-    if asked == "server name":
-        assert names == ["localhost"]
-    elif asked == "key log":
-        assert (tmp_path / "keys").stat().st_size > 0
-
-
 async def test_certificates_that_cannot_be(tmp_path: Path) -> None:
     hub = Hub()
     with pytest.raises(ConfigError, match=r"none\.pem"):

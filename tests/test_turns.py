@@ -7,14 +7,8 @@ import random
 import ssl
 import struct
 import time
-from contextlib import AsyncExitStack
-from functools import partial
-from typing import Any
 
-import aiofastnet
-import picows
 import pytest
-import websockets
 
 from tests.support import (
     BINARY,
@@ -27,18 +21,12 @@ from tests.support import (
     Frame,
     RawClient,
     TLSClient,
+    busy,
     encode,
     eventually,
     running,
 )
-from wsc_fast import Client, Hub, HubConfig, Identity, Request, handle_websocket
-
-
-def busy(seconds: float) -> None:
-    """What an application does for so long without giving the loop its turn."""
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
+from wsc_fast import Client, Hub, HubConfig, Identity, Request
 
 
 async def test_what_one_read_brought_is_heard_over_several_turns(any_loop: str) -> None:
@@ -240,66 +228,3 @@ async def test_a_broadcast_does_not_wait_for_those_who_send_much(any_loop: str) 
         assert hub._count_waiting() > 0
         for raw in [*crowd, listener]:
             raw.reset()
-
-
-@pytest.mark.parametrize("server", ["own", "own, OpenSSL in Python", "picows"])
-@pytest.mark.parametrize("pausing", ["turn", "rate", "callbacks"])
-async def test_what_tls_had_received_before_a_pause_is_heard_after_it(
-    any_loop: str,
-    server: str,
-    pausing: str,
-    server_tls: ssl.SSLContext,
-    client_tls: ssl.SSLContext,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if server == "own, OpenSSL in Python":
-        monkeypatch.setattr(aiofastnet, "OPENSSL_DYN_LIBS", None)
-    # Several pauses within one record, and more records behind it.
-    count = 2_000
-    heard: list[str | bytes] = []
-    settings: dict[str, Any] = {
-        "turn": BOUNDLESS,
-        "rate": {"message_rate": 4_000.0, "rate_limit_action": "pause"},
-        "callbacks": {"max_pending_callbacks": 4},
-    }[pausing]
-    hub = Hub(HubConfig(**settings))
-
-    async def later(client: Client, message: str | bytes) -> None:
-        await asyncio.sleep(0)
-        heard.append(message)
-
-    hub.on_message_received(
-        later if pausing == "callbacks" else lambda client, message: heard.append(message)
-    )
-    async with AsyncExitStack() as stack:
-        if server != "picows":
-            await stack.enter_async_context(running(hub, ssl=server_tls))
-            port = hub.port
-        else:
-            listening = await picows.ws_create_server(
-                partial(handle_websocket, hub),
-                "127.0.0.1",
-                0,
-                enable_auto_pong=False,
-                use_aiofastnet=True,
-                ssl=server_tls,
-            )
-            stack.push_async_callback(hub.stop)
-            stack.callback(listening.close)
-            port = listening.sockets[0].getsockname()[1]
-        ws = await stack.enter_async_context(
-            websockets.connect(
-                f"wss://127.0.0.1:{port}/ws", ssl=client_tls, compression=None, max_size=None
-            )
-        )
-        sent = [f"{number} " + "x" * random.randrange(3_000) for number in range(count)]
-        for message in sent:
-            await ws.send(message)
-        await eventually(lambda: len(heard) == count, timeout=20.0)
-        assert heard == sent
-        if pausing == "turn":
-            large = random.randbytes(1 << 20)
-            for _ in range(3):
-                await ws.send(large)
-            await eventually(lambda: len(heard) == count + 3, timeout=20.0)
-            assert set(heard[count:]) == {large}

@@ -526,7 +526,7 @@ class Handshake:
         if head_only:
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
         transport.write(answer)
-        transport.close()
+        self._client._close_transport()
         if transport.get_write_buffer_size():
             # Its peer does not read; aborting what has closed meanwhile is nothing.
             hub.loop.call_later(hub.config.close_timeout, transport.abort)
@@ -563,10 +563,10 @@ def _needs_the_loops_tls(context: SSLContext) -> bool:
 
 
 class _TLSLoop:
-    """The loop as aiofastnet's transports see it: what they complain of is the hub's business.
+    """The loop as aiofastnet's transports see it: of their complaints the hub takes its own part.
 
-    To a loop's own handler aiofastnet 1.2 reports each peer that leaves in its handshake, with a
-    class in the place of an exception.
+    To a loop's own handler aiofastnet 1.2 reports what peers do, too: each that leaves in its
+    handshake, or sends more behind the end of its stream. Those the hub counts by other ways.
     """
 
     def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
@@ -577,9 +577,9 @@ class _TLSLoop:
         return getattr(self._loop, name)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        if isinstance(error, BaseException):
-            self._hub._report(None, error)
+        # So it calls what a method of the protocol raised.
+        if "protocol." in context["message"] or context["message"].startswith("user "):
+            self._hub._report(None, context["exception"])
 
 
 class Acceptor:
@@ -696,10 +696,11 @@ class Acceptor:
                 ssl_outgoing_bio_size=_TLS_SENT,
             )
         except asyncio.CancelledError:
-            # Given up in the very turn in which the handshake ended: aiofastnet closes it politely,
-            # and has a reader on the descriptor until the peer has answered.
-            if not client._was_connected():
+            # Given up in the very turn in which the handshake ended: the socket is the transport's.
+            transport = client._transport()
+            if transport is None:
                 raise
+            transport.abort()
 
     def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         # Not within the task, which may be cancelled before it begins.
