@@ -989,6 +989,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """The transport is gone (asyncio.BaseProtocol)."""
         if error is not None and self.end is None:
             self.end = "conn_error"
+        if error is None and self.secure:
+            try:
+                self.take_rest()  # uvloop's TLS closes though we have paused it
+            except BaseException as failure:
+                self.engine._report(self, failure)
         self.stash = None
         if self.handshake is not None:
             self.handshake.lost()
@@ -1003,7 +1008,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def eof_received(self):
         """The peer half-closed (asyncio.BufferedProtocol)."""
         cdef object stream = self._transport()
-        self.take_stash()
+        self.take_rest()
         if stream is not None:
             self.let_end(stream)
         return self.stream is not None and self.end_of_stream()

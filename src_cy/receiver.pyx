@@ -108,6 +108,13 @@ cdef class Receiver(Sink):
             self.feed(PyBytes_AS_STRING(stash), PyBytes_GET_SIZE(stash))
         return 0
 
+    cdef int take_rest(self) except -1:
+        """What was put aside, though it be beyond the rate: the peer's stream has ended."""
+        while self.stash is not None:
+            self.halted = False
+            self.take_stash()
+        return 0
+
     cdef int take_read(self, Py_ssize_t size) except -1:
         cdef uint8_t* data = self.engine.read_area
         cdef Py_ssize_t before

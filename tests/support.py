@@ -289,8 +289,13 @@ class TLSClient(RawClient):
             await client._write_out()
         return client
 
-    def say_goodbye(self, behind: bytes = b"") -> None:
-        """Sends its close_notify, with which its half of TLS ends, and what is to follow it."""
+    def say_goodbye(self, last: bytes = b"", *, behind: bytes = b"") -> None:
+        """Sends its close_notify, with which its half of TLS ends, in one segment with `last`.
+
+        What is `behind` it is no TLS any more.
+        """
+        if last:
+            self._tls.write(last)
         with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLSyscallError):
             self._tls.unwrap()
         with contextlib.suppress(OSError):

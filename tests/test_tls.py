@@ -28,7 +28,6 @@ from tests.support import (
     busy,
     encode,
     eventually,
-    open_client,
     running,
 )
 from wsc_fast import Client, Hub, HubConfig, Identity, Request, handle_websocket
@@ -114,12 +113,12 @@ async def test_who_waited_for_a_turn_ends_like_any_other(
     hub.route("/slow")(lambda request: str(authenticate(request)))
 
     async def visit(raw: TLSClient) -> None:
-        await raw.send_raw(
-            RawClient.request(hub, "/slow" if end == "answered" else "/ws")
-            + (encode(CLOSE, struct.pack("!H", 4000)) if end == "closed" else b"")
-        )
+        request = RawClient.request(hub, "/slow" if end == "answered" else "/ws")
         if end == "left":
-            raw.say_goodbye()
+            raw.say_goodbye(request)
+        else:
+            closing = encode(CLOSE, struct.pack("!H", 4000)) if end == "closed" else b""
+            await raw.send_raw(request + closing)
         await raw.read_all()
         raw.say_goodbye()
         # The end of the stream, and no reset: nothing that the peer has sent was left unread.
@@ -134,18 +133,34 @@ async def test_who_waited_for_a_turn_ends_like_any_other(
             raw.close()
 
 
-@TLS
-async def test_a_client_that_sent_and_left_while_it_was_paused_is_heard_to_the_end(
-    any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+@pytest.mark.parametrize("end", ["of TCP", "of TLS", "of TLS at once"])
+@pytest.mark.parametrize("server", ["own", "own, OpenSSL in Python"])
+async def test_who_sent_and_left_while_it_was_paused_is_heard_to_the_end(
+    any_loop: str,
+    server: str,
+    end: str,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if server == "own, OpenSSL in Python":
+        monkeypatch.setattr(aiofastnet, "OPENSSL_DYN_LIBS", None)
     hub = Hub(HubConfig(heartbeat_interval=0.2, message_rate=20.0, rate_limit_action="pause"))
     heard: list[str | bytes] = []
     hub.on_message_received(lambda client, message: heard.append(message))
-    async with running(hub, ssl=server_tls if tls else None):
-        with await open_client(hub, client_tls if tls else None) as raw:
-            await raw.send_raw(b"".join(encode(TEXT, b"%d" % number) for number in range(45)))
-            await eventually(lambda: len(heard) == 21)
-        # It is looked after some five times in the second that this takes.
+    async with running(hub, ssl=server_tls):
+        with await TLSClient.open_tls(hub, client_tls) as raw:
+            sent = b"".join(encode(TEXT, b"%d" % number) for number in range(45))
+            if end == "of TLS at once":
+                raw.say_goodbye(sent)
+            else:
+                await raw.send_raw(sent)
+                await eventually(lambda: len(heard) == 21)
+            if end == "of TLS":
+                raw.say_goodbye()
+            if end != "of TCP":
+                await raw.read_all()
+        # At its rate this takes a second, in which it is looked after some five times.
         await eventually(lambda: len(heard) == 45)
         assert heard == [str(number) for number in range(45)]
         await eventually(lambda: hub.connections == 0)
@@ -235,7 +250,7 @@ async def test_A31_broken_tls_is_no_line(
             if broken == "a record":
                 raw.sock.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
             else:
-                raw.say_goodbye(b"\x17\x03\x03\x40\x00" + bytes(200_000))
+                raw.say_goodbye(behind=b"\x17\x03\x03\x40\x00" + bytes(200_000))
             await eventually(lambda: hub.connections == 0)
     assert told == []
 

@@ -87,6 +87,7 @@ cdef class Receiver(Sink):
     cdef int take_heavy_read(self, Py_ssize_t size) except -1
     cdef int put_aside(self, const uint8_t* data, Py_ssize_t size) except -1
     cdef int take_stash(self) except -1
+    cdef int take_rest(self) except -1
     cdef int consume(self, uint8_t* data, Py_ssize_t size) except -1
     cdef int take_frame(self, const wsc_head* head, uint8_t* payload) except -1
     cdef bint may_begin(self, const wsc_head* head) except -1
