@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm import Script, Swarm, be_cheap
-from wire import BINARY, CONTINUATION, DEFLATE, PING, TEXT, bomb, frame, head, request
+from wire import BINARY, CONTINUATION, DEFLATE, PING, TEXT, bomb, client_hello, frame, head, request
 
 MIB = 1 << 20
 
@@ -32,6 +32,7 @@ class Attack:
         settings: of the hub, beside those that docs/security.md recommends.
         tame: what the same clients do before the attack, where their mere number costs something.
         broadcast: seconds between two broadcasts, before and during the attack; 0 for none.
+        tls: the server speaks TLS, and so do the honest clients.
         bounded: whether the honest clients' p99 may be at most doubled; not where the row shows
             what a limit is for, by going without.
     """
@@ -44,6 +45,7 @@ class Attack:
     settings: dict[str, Any] = field(default_factory=dict)
     tame: Callable[[], Script] | None = None
     broadcast: float = 0.0
+    tls: bool = False
     bounded: bool = True
 
 
@@ -244,6 +246,39 @@ ATTACKS = [
         lambda: Script(1_000, request(), joins(), every=1.0, step=40 * JOIN_SIZE),
         "limited.max_rooms",
         48,
+    ),
+    Attack(
+        "tls-control",
+        "over TLS, none: the attackers' core is busy with itself",
+        None,
+        "",
+        8,
+        tls=True,
+    ),
+    Attack(
+        "tls-half-open",
+        "10,000 TLS handshakes of which all but a byte of the ClientHello comes",
+        lambda: Script(10_000, client_hello()[:-1], again=True, most=12_000),
+        "limited.max_handshakes",
+        48,
+        {"max_handshakes": 9_000},
+        tls=True,
+    ),
+    Attack(
+        "tls-hello",
+        "a storm of ClientHellos, each of which costs a signature",
+        lambda: Script(1_000, client_hello(), leave="answered"),
+        "rejected.gone",
+        64,
+        tls=True,
+    ),
+    Attack(
+        "tls-garbage",
+        "a storm of what is no TLS",
+        lambda: Script(1_000, request(), leave="answered"),
+        "rejected.gone",
+        64,
+        tls=True,
     ),
 ]
 

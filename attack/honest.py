@@ -1,4 +1,4 @@
-"""100 honest clients and, now and then, a new one: `honest.py CPU PORT`.
+"""100 honest clients and, now and then, a new one: `honest.py CPU PORT [tls]`.
 
 Each client sends 20 messages a second, each of which comes back; its latency is from right before
 the send to right after the read, whatever else this process was late with. For each line "SECONDS"
@@ -17,6 +17,7 @@ import os
 import random
 import select
 import socket
+import ssl
 import sys
 import time
 
@@ -51,12 +52,23 @@ class Newcomer:
         code = self.sock.connect_ex(("127.0.0.1", port))
         assert code in (0, errno.EINPROGRESS), os.strerror(code)
 
+    def shake_hands(self, context: ssl.SSLContext) -> bool:
+        """A step of the handshake of TLS; whether it was the last one."""
+        if not isinstance(self.sock, ssl.SSLSocket):
+            self.sock = context.wrap_socket(self.sock, do_handshake_on_connect=False)
+        try:
+            self.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
 
 class Crowd:
     """The honest clients of one server."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None) -> None:
         self.port = port
+        self.tls = tls
         self.random = random.Random(1)
         self.clients: dict[int, Client] = {}
         self.newcomers: dict[int, Newcomer] = {}
@@ -70,6 +82,8 @@ class Crowd:
             sock.bind((f"127.2.0.{number + 1}", 0))
             sock.connect(("127.0.0.1", port))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:
+                sock = tls.wrap_socket(sock)
             sock.sendall(request())
             assert sock.recv(4096).startswith(b"HTTP/1.1 101 ")
             sock.setblocking(False)
@@ -128,7 +142,9 @@ class Crowd:
                 self.go_on(number, self.newcomers[number])
                 continue
             try:
-                data = client.sock.recv(65536)
+                data = receive(client.sock)
+            except BlockingIOError:
+                continue
             except OSError:
                 data = b""
             now = time.perf_counter()
@@ -159,11 +175,14 @@ class Crowd:
     def go_on(self, number: int, newcomer: Newcomer) -> None:
         try:
             if not newcomer.asked:
-                newcomer.asked = True
-                newcomer.sock.send(request())
                 self.poll.modify(number, select.EPOLLIN)
+                if self.tls is None or newcomer.shake_hands(self.tls):
+                    newcomer.asked = True
+                    newcomer.sock.send(request())
                 return
-            status = newcomer.sock.recv(4096)[9:12]
+            status = receive(newcomer.sock)[9:12]
+        except BlockingIOError:
+            return
         except OSError:
             status = b""
         if status == b"101":
@@ -176,6 +195,24 @@ class Crowd:
         del self.newcomers[number]
 
 
+def receive(sock: socket.socket) -> bytes:
+    """All that is there, or b"" at the end of the stream; raises BlockingIOError for nothing."""
+    try:
+        data = sock.recv(65536)
+        while data and isinstance(sock, ssl.SSLSocket) and sock.pending():
+            data += sock.recv(65536)
+    except ssl.SSLWantReadError:
+        raise BlockingIOError from None
+    return data
+
+
+def trusting() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 def go_ahead() -> None:
     """Ahead of the others, where this is allowed; attackers are behind in any case."""
     with contextlib.suppress(PermissionError):
@@ -184,7 +221,7 @@ def go_ahead() -> None:
 
 if __name__ == "__main__":
     os.sched_setaffinity(0, {int(sys.argv[1])})
-    crowd = Crowd(int(sys.argv[2]))
+    crowd = Crowd(int(sys.argv[2]), trusting() if sys.argv[3:] == ["tls"] else None)
     go_ahead()
     print("ready", flush=True)
     for line in sys.stdin:

@@ -184,9 +184,10 @@ def run(attack: Attack, quick: bool) -> Row:
     server_cpu, client_cpu = cpus()
     before, during = (QUICK_BEFORE, QUICK_DURING) if quick else (BEFORE, DURING)
     settings = json.dumps(attack.settings)
-    with worker(str(HERE / "server.py"), str(server_cpu), settings) as server:
+    tls = ["tls"] if attack.tls else []
+    with worker(str(HERE / "server.py"), str(server_cpu), settings, *tls) as server:
         port = server.hear().strip()
-        with worker(str(HERE / "honest.py"), str(client_cpu), port) as honest:
+        with worker(str(HERE / "honest.py"), str(client_cpu), port, *tls) as honest:
             honest.hear()
             honest.ask("1.0")  # what is made at first use is made by now
             if attack.broadcast:

@@ -1,4 +1,4 @@
-"""The hub under attack, in a process of its own: `server.py CPU SETTINGS`, SETTINGS as JSON.
+"""The hub under attack, in a process of its own: `server.py CPU SETTINGS [tls]`, SETTINGS as JSON.
 
 It answers each message with itself, as a hub does that has a user's command to answer. A message
 "join ROOM" makes its sender a member of that room, which is made if it is not there: the mistake of
@@ -15,10 +15,12 @@ import gc
 import json
 import os
 import resource
+import ssl
 import sys
 from typing import Any
 
 import msgspec
+import trustme
 import uvloop
 
 from wsc_fast import ACKConfig, Client, Hub, HubConfig, LimitError, RoomExistsError
@@ -60,9 +62,15 @@ def make_hub(settings: dict[str, Any]) -> Hub:
     return hub
 
 
-async def main(settings: dict[str, Any]) -> None:
+def certificate() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+async def main(settings: dict[str, Any], tls: bool) -> None:
     hub = make_hub(settings)
-    await hub.start(port=0)
+    await hub.start(port=0, ssl=certificate() if tls else None)
     print(hub.port, flush=True)
     loop = asyncio.get_running_loop()
     commands = asyncio.StreamReader()
@@ -96,4 +104,4 @@ if __name__ == "__main__":
     os.sched_setaffinity(0, {int(sys.argv[1])})
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    uvloop.run(main(json.loads(sys.argv[2])))
+    uvloop.run(main(json.loads(sys.argv[2]), sys.argv[3:] == ["tls"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ssl
 import struct
 import zlib
 
@@ -40,6 +42,17 @@ def head(opcode: int, size: int, *, fin: bool = True, rsv1: bool = False) -> byt
     else:
         start = struct.pack("!BBQ", first, 0xFF, size)
     return start + bytes(4)
+
+
+def client_hello() -> bytes:
+    """What a TLS client sends first; to be sent again and again, at no cost for the sender."""
+    outgoing = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    return outgoing.read()
 
 
 def bomb(inflated: int) -> bytes:

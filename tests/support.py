@@ -339,6 +339,17 @@ async def open_client(
     return await TLSClient.open_tls(hub, tls, path, rcvbuf=rcvbuf)
 
 
+async def silent_sockets(hub: Hub, count: int) -> list[socket.socket]:
+    """Sockets that are connected to the hub, and have sent nothing."""
+    silent = []
+    for _ in range(count):
+        sock = socket.socket()
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", hub.port))
+        silent.append(sock)
+    return silent
+
+
 def busy(seconds: float) -> None:
     """What an application does for so long without giving the loop its turn."""
     end = time.perf_counter() + seconds

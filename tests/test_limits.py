@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Callable
 
@@ -13,12 +12,12 @@ from tests.support import (
     TEXT,
     TLS,
     RawClient,
-    TLSClient,
     encode,
     eventually,
     exchange,
     open_client,
     running,
+    silent_sockets,
     tls_options,
 )
 from wsc_fast import Client, Hub, HubConfig
@@ -144,53 +143,6 @@ async def test_B11_half_open_handshakes_are_bounded_and_an_honest_client_gets_in
         raw.close()
         for sock in silent:
             sock.close()
-
-
-async def silent_sockets(hub: Hub, count: int) -> list[socket.socket]:
-    silent = []
-    for _ in range(count):
-        sock = socket.socket()
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", hub.port))
-        silent.append(sock)
-    return silent
-
-
-async def test_B11_so_are_handshakes_of_tls(
-    any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
-    hub = Hub(HubConfig(max_handshakes=50))
-    async with running(hub, ssl=server_tls):
-        silent = await silent_sockets(hub, 200)
-        await eventually(lambda: hub.get_stats().rejected["handshakes"] >= 150)
-        assert hub.get_stats().limited["max_handshakes"] >= 150
-        assert len(hub._acceptors[0]._shaking) == 50
-        async with asyncio.timeout(2):
-            raw = await TLSClient.open_tls(hub, client_tls)
-        raw.close()
-        for sock in silent:
-            sock.close()
-
-
-async def test_B11_handshakes_of_tls_that_fail_are_counted(
-    any_loop: str, server_tls: ssl.SSLContext
-) -> None:
-    hub = Hub(HubConfig(handshake_timeout=0.5))
-    told: list[object] = []
-    hub.on_error(lambda client, error: told.append(error))
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
-    async with running(hub, ssl=server_tls):
-        leaving, confused, silent = await silent_sockets(hub, 3)
-        await eventually(lambda: len(hub._acceptors[0]._shaking) == 3)
-        leaving.close()
-        confused.send(b"GET / HTTP/1.1\r\n\r\n")
-        await eventually(lambda: hub.get_stats().rejected["gone"] == 2)
-        await eventually(lambda: hub.get_stats().limited["handshake_timeout"] == 1)
-        assert await asyncio.get_running_loop().sock_recv(silent, 1) == b""
-        assert not hub._acceptors[0]._shaking
-        silent.close()
-        confused.close()
-    assert told == []
 
 
 @pytest.fixture

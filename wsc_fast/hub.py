@@ -32,6 +32,7 @@ from wsc_fast._core.engine import check_id
 from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast._core.timers import Timers
+from wsc_fast.acceptor import Acceptor
 from wsc_fast.config import CHANGEABLE, HubConfig
 from wsc_fast.delivery.facade import Delivery
 from wsc_fast.delivery.failures import Failure
@@ -53,7 +54,6 @@ from wsc_fast.listening import tls_context
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
 from wsc_fast.server import (
-    Acceptor,
     Authenticate,
     Handshake,
     Identity,
@@ -342,7 +342,8 @@ class Hub(Delivery):
             HubStateError: the hub does not listen.
         """
         for acceptor in self._acceptors:
-            return acceptor.port
+            if acceptor.port is not None:
+                return acceptor.port
         for server in self._servers:
             for sock in server.sockets:
                 return int(sock.getsockname()[1])
@@ -554,6 +555,11 @@ class Hub(Delivery):
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
+        self._stop_accepting()
+
+    def _stop_accepting(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.stop_accepting()
         for server in self._servers:
             server.close()
         self._servers.clear()
@@ -644,7 +650,7 @@ class Hub(Delivery):
             return
         self._draining = True
         if self._shares_port:
-            self._stop_listening()
+            self._stop_accepting()
         clients = self._open_clients()
         slices = max(1, math.ceil(period / _DRAIN_SLICE))
         for number in range(slices):

@@ -7,22 +7,18 @@ slot, a room) is taken before a request is known to be sound. handshake.pyx read
 from __future__ import annotations
 
 import asyncio
-import errno
 import inspect
-import os
 import re
 import socket
 from binascii import b2a_base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from hashlib import sha1
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext, TLSVersion
-from typing import TYPE_CHECKING, Any, cast
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext, TLSVersion
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_plus
 
-import aiofastnet
 import msgspec
 from multidict import CIMultiDict
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
@@ -49,11 +45,6 @@ _PATH = re.compile(r"/[!-\"$->@-~]*\Z").match
 # 16 bytes in base64.
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z").match
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_OP_ENABLE_KTLS = 8  # openssl/ssl.h
-# What a TLS connection may have received, and what it may have encrypted and not sent: one and two
-# records of the largest size. aiofastnet would take 257 KiB for each.
-_TLS_RECEIVED = 16 * 1024 + 64
-_TLS_SENT = 2 * _TLS_RECEIVED
 # What is appended to a key before it is hashed (RFC 6455 section 1.3).
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _FINAL_STATUSES = frozenset(status.value for status in HTTPStatus if status >= 200)
@@ -544,192 +535,6 @@ class Handshake:
     def abort(self) -> None:
         """Ends a connection that is not upgraded yet."""
         self._transport.abort()
-
-
-def _needs_the_loops_tls(context: SSLContext) -> bool:
-    """Whether aiofastnet 1.2 cannot serve this context; asked anew for each connection."""
-    return (
-        # OpenSSL is linked into Python: its way without the symbols fails after a pause.
-        aiofastnet.OPENSSL_DYN_LIBS is None
-        # CPython's callbacks look for an object of its `ssl` module, and crash without one.
-        or context.sni_callback is not None
-        or context.keylog_filename is not None
-        or getattr(context, "_msg_callback", None) is not None
-        # It decodes each client's certificate through a temporary file, and hangs without one.
-        or context.verify_mode != CERT_NONE
-        # With kTLS it may keep the rest of a record (OP_ENABLE_KTLS, from Python 3.12 on by name).
-        or bool(context.options & _OP_ENABLE_KTLS)
-    )
-
-
-class _TLSLoop:
-    """The loop as aiofastnet's transports see it: of their complaints the hub takes its own part.
-
-    To a loop's own handler aiofastnet 1.2 reports what peers do, too: each that leaves in its
-    handshake, or sends more behind the end of its stream. Those the hub counts by other ways.
-    """
-
-    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
-        self._hub = hub
-        self._loop = loop
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
-        # So it calls what a method of the protocol raised.
-        if "protocol." in context["message"] or context["message"].startswith("user "):
-            self._hub._report(None, context["exception"])
-
-
-class Acceptor:
-    """Accepts the connections of one listening socket, where the loop's own way will not do.
-
-    Without TLS uvloop (libuv) does it well: it keeps a spare descriptor, with which it accepts and
-    closes what it cannot serve. asyncio would stop accepting for a second, and log and schedule
-    that once for each place in the backlog; and with TLS neither loop lets us end the handshakes
-    that are under way when the hub stops.
-
-    Args:
-        hub: whose connections they are.
-        listening: bound, owned from here on.
-        ssl: serve TLS with this context.
-    """
-
-    _AT_ONCE = 64
-    _PAUSE = 1.0
-
-    def __init__(self, hub: Hub, listening: socket.socket, ssl: SSLContext | None) -> None:
-        assert hub.loop is not None
-        self._hub = hub
-        self._loop = hub.loop
-        self._socket = listening
-        self._ssl = ssl
-        self._tls_loop = _TLSLoop(hub, self._loop)
-        self._shaking: dict[socket.socket, asyncio.Task[None]] = {}
-        self._resuming: asyncio.TimerHandle | None = None
-        listening.setblocking(False)
-        try:
-            listening.listen(hub.config.backlog)
-            self._spare: int | None = os.open(os.devnull, os.O_RDONLY)
-        except OSError:
-            listening.close()
-            raise
-        self._loop.add_reader(listening, self._accept)
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        return int(self._socket.getsockname()[1])
-
-    def use(self, ssl: SSLContext) -> None:
-        """Serves TLS with another context from now on."""
-        self._ssl = ssl
-
-    def descriptors(self) -> list[int]:
-        """Of its sockets: the one that it listens on, and those in the TLS handshake."""
-        return [sock.fileno() for sock in (self._socket, *self._shaking)]
-
-    def _accept(self) -> None:
-        for _ in range(self._AT_ONCE):
-            try:
-                connection, _ = self._socket.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    continue  # an error of the one connection (accept(2), "Error handling")
-                self._hub._log_out_of_files()
-                if not self._refuse_one():
-                    self._pause()
-                    return
-            else:
-                connection.setblocking(False)
-                if len(self._shaking) >= self._hub.config.max_handshakes:
-                    self._hub._count_too_many_handshakes()
-                    self._shaking.pop(next(iter(self._shaking))).cancel()  # the oldest, as below
-                task = self._loop.create_task(self._serve(connection))
-                self._shaking[connection] = task
-                task.add_done_callback(partial(self._served, connection))
-
-    def _refuse_one(self) -> bool:
-        # False: even the spare descriptor has gone to somebody else.
-        if self._spare is not None:
-            os.close(self._spare)
-            self._spare = None
-        try:
-            self._socket.accept()[0].close()
-            self._spare = os.open(os.devnull, os.O_RDONLY)
-        except BlockingIOError:
-            self._spare = os.open(os.devnull, os.O_RDONLY)
-        except OSError:
-            return False
-        return True
-
-    def _pause(self) -> None:
-        # The socket stays readable: without a pause the loop would do nothing else.
-        self._loop.remove_reader(self._socket)
-        self._resuming = self._loop.call_later(
-            self._PAUSE, self._loop.add_reader, self._socket, self._accept
-        )
-
-    async def _serve(self, connection: socket.socket) -> None:
-        hub, context = self._hub, self._ssl
-        client = Client(hub)
-        if context is None or _needs_the_loops_tls(context):
-            await self._loop.connect_accepted_socket(
-                lambda: client,
-                connection,
-                ssl=context,
-                ssl_handshake_timeout=hub.config.handshake_timeout if context else None,
-            )
-            return
-        try:
-            await aiofastnet.connect_accepted_socket(
-                cast(asyncio.AbstractEventLoop, self._tls_loop),
-                lambda: client,
-                connection,
-                ssl=context,
-                ssl_handshake_timeout=hub.config.handshake_timeout,
-                ssl_shutdown_timeout=hub.config.close_timeout,
-                ssl_incoming_bio_size=_TLS_RECEIVED,
-                ssl_outgoing_bio_size=_TLS_SENT,
-            )
-        except asyncio.CancelledError:
-            # Given up in the very turn in which the handshake ended: the socket is the transport's.
-            transport = client._transport()
-            if transport is None:
-                raise
-            transport.abort()
-
-    def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
-        # Not within the task, which may be cancelled before it begins.
-        self._shaking.pop(connection, None)
-        if task.cancelled():
-            connection.close()  # the hub stops, or there were too many
-            return
-        error = task.exception()
-        if error is None:
-            return
-        connection.close()
-        if isinstance(error, ConnectionAbortedError):
-            self._hub._count_limit("handshake_timeout")  # both loops say so of TLS
-        elif isinstance(error, OSError):
-            self._hub._count_rejected("gone")  # it left, or could not shake hands
-        else:
-            self._hub._report(None, error)
-
-    def close(self) -> None:
-        """Accepts nothing more, and ends the handshakes under way."""
-        if not self._loop.is_closed():
-            if self._resuming is not None:
-                self._resuming.cancel()
-            self._loop.remove_reader(self._socket)
-            for task in list(self._shaking.values()):
-                task.cancel()
-        self._socket.close()
-        if self._spare is not None:
-            os.close(self._spare)
 
 
 def check_path(what: str, path: object) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/experiments/accepting.py LOADGEN --rounds 9
 
 uvloop (libuv) accepts one connection in a turn of the loop and makes its transport at once. The
-other way here is `wsc_fast.server.Acceptor`, which the hub uses on asyncio and for TLS: up to 64
+other way here is `wsc_fast.acceptor.Acceptor`, which the hub uses on asyncio and for TLS: up to 16
 connections in a turn, each handed to `loop.connect_accepted_socket`. `bare` is no hub but what
 uvloop itself needs: its transports, and a protocol that answers whatever comes with a 101. LOADGEN
 is the compiled benchmarks/loadgen.c. Each round starts a server for each way, once for connections
