@@ -42,6 +42,7 @@ import os
 import random
 import resource
 import socket
+import ssl
 import statistics
 import struct
 import sys
@@ -552,6 +553,7 @@ class Soak:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
+        self.tls = trusting() if options.tls else None
         self.draw = random.Random(options.seed)
         self.model = Model()
         self.serial = 0
@@ -583,6 +585,7 @@ class Soak:
         self.model.done[f"connections, {kind}"] += 1
         rcvbuf = options.pop("rcvbuf", None)
         name = options.pop("id", None)
+        tls = self.tls if options.pop("tls", True) else None
         if name is not None:
             self.ids[record.serial] = name
         sock = socket.socket()
@@ -592,7 +595,10 @@ class Soak:
         loop = asyncio.get_running_loop()
         peer = Peer(self, record, **options)
         await loop.sock_connect(sock, ("127.0.0.1", self.port))
-        await loop.create_connection(lambda: peer, sock=sock)
+        if tls is None:
+            await loop.create_connection(lambda: peer, sock=sock)
+        else:
+            await loop.create_connection(lambda: peer, sock=sock, ssl=tls, server_hostname="")
         if peer.upgrade:
             await asyncio.wait([peer.open], timeout=PATIENCE)
         self.ids.pop(record.serial, None)
@@ -678,7 +684,7 @@ class Soak:
                 farewell = b""
             else:
                 farewell = peer.say("b")
-            if how < 0.8:
+            if how < 0.8 or self.tls is not None:  # TLS has no half-closing
                 if not peer.ending:
                     peer.ending = True
                     farewell += encode(CLOSE, struct.pack("!H", 1000))
@@ -776,7 +782,8 @@ class Soak:
         peer.transport.abort()
 
     async def garbage(self) -> None:
-        peer = await self.connect("garbage", upgrade=False)
+        # Of a hub that speaks TLS, half of it comes without.
+        peer = await self.connect("garbage", upgrade=False, tls=self.draw.random() < 0.5)
         peer.write(self.draw.choice(GARBAGE))
         await asyncio.wait([peer.over], timeout=4)
         peer.transport.abort()
@@ -833,6 +840,7 @@ class Soak:
             *(sys.executable, str(HERE / "server.py"), "--seed", str(options.seed)),
             *("--rate", str(options.rate), "--store", f"{directory}/offline.db"),
             *("--singles", str(self.singles), "--shared", str(self.shared)),
+            *(["--tls"] if options.tls else []),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -997,7 +1005,8 @@ class Soak:
             if left.get(name, 1):
                 self.model.violation(f"after the stop there are {left.get(name)} {name}")
         options = self.options
-        print(f"soak: {options.seconds:g} s, {options.clients} clients, seed {options.seed}")
+        way = "over TLS, " if options.tls else ""
+        print(f"soak: {options.seconds:g} s, {way}{options.clients} clients, seed {options.seed}")
         for title, counts in (
             ("clients", self.model.done),
             ("hub calls", self.final.get("done", {})),
@@ -1014,6 +1023,14 @@ class Soak:
             print(f"    {text}")
         print("PASSED" if not self.model.violations else "FAILED")
         return not self.model.violations
+
+
+def trusting() -> ssl.SSLContext:
+    """Of a client that takes any certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def resident(pid: int) -> int:
@@ -1043,6 +1060,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=20_000.0, help="broadcast deliveries/second")
     parser.add_argument("--quick", action="store_true", help="3 minutes, 1,000 clients: as in CI")
+    parser.add_argument("--tls", action="store_true", help="all of it over TLS")
     options = parser.parse_args()
     if options.quick:
         options.seconds, options.clients = 180.0, 1_000

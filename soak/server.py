@@ -30,6 +30,7 @@ import json
 import logging
 import os
 import random
+import ssl
 import sys
 import threading
 import traceback
@@ -37,6 +38,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
+import trustme
 import uvloop
 from messages import (
     BYE,
@@ -141,6 +143,10 @@ class Soak:
                 write_buffer_size=1 << 15,
                 outbox_messages=512,
                 max_message_size=1 << 17,
+                # More than anybody who behaves sends: whoever floods is read no further.
+                message_rate=500.0,
+                byte_rate=1 << 20,
+                rate_limit_action="pause",
                 max_connections=options.limit,
             ),
             authenticate=self.authenticate,
@@ -613,7 +619,7 @@ class Soak:
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         writer = asyncio.create_task(self.write())
         watching = asyncio.create_task(watch_lateness(self.late))
-        await self.hub.start(port=0)
+        await self.hub.start(port=0, ssl=certificate() if self.options.tls else None)
         self.log("listening", self.hub.port)
         player = thread = None
         while command := (await reader.readline()).decode().strip():
@@ -662,6 +668,7 @@ class Soak:
             "offline replayed": stats.offline_replayed,
             "offline errors": stats.offline_errors,
             "replaced clients": stats.replaced_clients,
+            "pauses for a rate": stats.rate_limited,
         }
         self.log("end", {"done": dict(self.done), "stats": counters, "left": left})
         writer.cancel()
@@ -669,6 +676,12 @@ class Soak:
         self.out.write(b"".join(self.lines))
         self.out.close()
         await asyncio.sleep(0.1)
+
+
+def certificate() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
 
 
 def main() -> None:
@@ -679,6 +692,7 @@ def main() -> None:
     parser.add_argument("--singles", type=int, default=4)
     parser.add_argument("--shared", type=int, default=4)
     parser.add_argument("--limit", type=int, default=100_000)
+    parser.add_argument("--tls", action="store_true")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(Soak(options).run())
