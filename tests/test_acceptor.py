@@ -166,9 +166,9 @@ async def test_B11_one_handshake_begins_in_a_turn(
     begun: list[int] = []
     begin = Acceptor._begin
 
-    def note(self: Acceptor, connection: socket.socket, deadline: float) -> None:
+    def note(self: Acceptor, connection: socket.socket) -> None:
         begun.append(turn)
-        begin(self, connection, deadline)
+        begin(self, connection)
 
     monkeypatch.setattr(Acceptor, "_begin", note)
     async with running(hub, ssl=server_tls):

@@ -3,8 +3,8 @@
 What a peer can have of a TLS handshake for nothing is little. Until its ClientHello is there to the
 end, a connection is a socket and a deadline (`Hellos`); what is no ClientHello ends there. Then it
 waits for its turn: a handshake costs the server a signature, with all that belongs to it 0.5 to
-3 ms that nobody can interrupt. One begins in each turn of the loop, so that a storm of handshakes
-holds up nothing but handshakes.
+3 ms that nobody can interrupt. One begins in each turn of the loop, a few where turns are long, so
+that a storm of handshakes holds up little but handshakes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import socket
 from collections import deque
@@ -38,8 +39,11 @@ _HELLO_RECORDS = 16
 _HELLO_MOST = 16 * 1024
 _RECORD_HEAD = 5
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
-# Seconds that a handshake has which waited long for its turn.
-_LEAST_TIMEOUT = 0.01
+_TCP_ESTABLISHED = 1  # tcpi_state of tcp(7)
+# In each turn of the loop one handshake begins, or where turns are long as many as make so many a
+# second, which is a quarter of a core; but no more than so many at once.
+_A_SECOND = 333
+_MOST_AT_ONCE = 16
 
 
 def _needs_the_loops_tls(context: SSLContext) -> bool:
@@ -108,10 +112,12 @@ def hello_size(data: bytes) -> int | None:
     return None
 
 
-def _is_established(connection: socket.socket) -> bool:
-    # tcpi_state, TCP_ESTABLISHED (tcp(7)): neither side has ended its stream.
-    option = getattr(socket, "TCP_INFO", None)
-    return option is not None and connection.getsockopt(socket.IPPROTO_TCP, option, 1)[0] == 1
+def has_left(connection: socket.socket) -> bool:
+    """Whether the peer is known to have ended its stream, read or not."""
+    option = getattr(socket, "TCP_INFO", None)  # Linux
+    if option is None:
+        return False
+    return connection.getsockopt(socket.IPPROTO_TCP, option, 1)[0] != _TCP_ESTABLISHED
 
 
 class Hellos:
@@ -119,10 +125,10 @@ class Hellos:
 
     Args:
         hub: whose connections they are.
-        begin: takes a socket whose turn it is, and until when its handshake has to be done.
+        begin: takes a socket whose turn it is.
     """
 
-    def __init__(self, hub: Hub, begin: Callable[[socket.socket, float], None]) -> None:
+    def __init__(self, hub: Hub, begin: Callable[[socket.socket], None]) -> None:
         assert hub.loop is not None
         self._hub = hub
         self._loop = hub.loop
@@ -132,6 +138,7 @@ class Hellos:
         self._ready: deque[socket.socket] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._turn_due = False
+        self._turned_at = math.inf  # the last turn, if there was anybody left then
 
     def __len__(self) -> int:
         return len(self._deadlines)
@@ -171,7 +178,7 @@ class Hellos:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
                     self._wanted[connection] = size
                     return
-                if not _is_established(connection):
+                if has_left(connection):
                     size = None
                 # Else the kernel is short of memory: OpenSSL is to keep what there is.
             if size is not None and wanted:
@@ -181,8 +188,7 @@ class Hellos:
         except OSError:
             size = None
         if size is None:
-            self._hub._count_rejected("gone")
-            self._drop(connection)
+            self._gone(connection)
             return
         self._stop_waiting(connection)
         self._ready.append(connection)
@@ -194,13 +200,22 @@ class Hellos:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
+        """Once in a turn of the loop, while there is anybody whose ClientHello is there."""
         self._turn_due = False
-        while self._ready:
+        now = self._loop.time()
+        took = max(0.0, now - self._turned_at)
+        left = max(1, min(_MOST_AT_ONCE, int(took * _A_SECOND)))
+        while self._ready and left:
             connection = self._ready.popleft()
-            deadline = self._deadlines.pop(connection, None)
-            if deadline is not None:  # it was not ended while it waited
-                self._begin(connection, deadline)
-                break
+            if connection not in self._deadlines:
+                continue  # ended while it waited
+            if has_left(connection):
+                self._gone(connection)
+                continue
+            del self._deadlines[connection]
+            self._begin(connection)
+            left -= 1
+        self._turned_at = now if self._ready else math.inf
         if self._ready:
             self._call_turn()
 
@@ -218,6 +233,10 @@ class Hellos:
     def _stop_waiting(self, connection: socket.socket) -> None:
         if self._wanted.pop(connection, None) is not None and not self._loop.is_closed():
             self._loop.remove_reader(connection)
+
+    def _gone(self, connection: socket.socket) -> None:
+        self._hub._count_rejected("gone")
+        self._drop(connection)
 
     def _drop(self, connection: socket.socket) -> None:
         self._stop_waiting(connection)
@@ -294,7 +313,7 @@ class Acceptor:
                 if len(self._shaking) + len(self._hellos) >= self._hub.config.max_handshakes:
                     self._end_oldest()
                 if self._ssl is None:
-                    self._begin(connection, 0.0)
+                    self._begin(connection)
                 else:
                     self._hellos.add(connection)
 
@@ -311,8 +330,8 @@ class Acceptor:
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
 
-    def _begin(self, connection: socket.socket, deadline: float) -> None:
-        task = self._loop.create_task(self._serve(connection, deadline))
+    def _begin(self, connection: socket.socket) -> None:
+        task = self._loop.create_task(self._serve(connection))
         self._shaking[connection] = task
         task.add_done_callback(partial(self._served, connection))
 
@@ -337,10 +356,10 @@ class Acceptor:
             self._PAUSE, self._loop.add_reader, self._socket, self._accept
         )
 
-    async def _serve(self, connection: socket.socket, deadline: float) -> None:
+    async def _serve(self, connection: socket.socket) -> None:
         client = Client(self._hub)
         try:
-            await self._connect(client, connection, deadline)
+            await self._connect(client, connection)
         except asyncio.CancelledError:
             # Not raised again: its frames hold the transport with its buffers, and are held by it.
             transport = client._transport()
@@ -350,15 +369,15 @@ class Acceptor:
                 # In the very turn in which the handshake ended: the socket is the transport's.
                 transport.abort()
 
-    async def _connect(self, client: Client, connection: socket.socket, deadline: float) -> None:
+    async def _connect(self, client: Client, connection: socket.socket) -> None:
         context = self._ssl
-        timeout = max(_LEAST_TIMEOUT, deadline - self._loop.time()) if context else None
+        timeout = self._hub.config.handshake_timeout
         if context is None or _needs_the_loops_tls(context):
             await self._loop.connect_accepted_socket(
                 lambda: client,
                 connection,
                 ssl=context,
-                ssl_handshake_timeout=timeout,
+                ssl_handshake_timeout=timeout if context else None,
             )
         else:
             await aiofastnet.connect_accepted_socket(
