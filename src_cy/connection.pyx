@@ -76,6 +76,7 @@ cdef extern from "net.h" nogil:
     double wsc_coarse_now()
     int wsc_progress(int fd, double* since_data, unsigned long long* acked)
     bint wsc_peer_ended(int fd)
+    bint wsc_was_reset(int fd)
 
 cdef bytes PING_FRAME = b"\x89\x00"
 # Conflation keys of control frames, which no application can name: a newer ping or pong replaces
@@ -375,6 +376,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def connection_made(self, stream):
         """The transport of a connection to the hub's own server (asyncio.BaseProtocol)."""
+        if self.deaf:
+            stream.abort()  # `_give_up`
+            return
         self.deaf = True  # what comes is no frame before it is known to be one
         try:
             self.drains = keeps_input(stream)
@@ -535,9 +539,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         except BaseException as error:
             self.failed(error)
 
+    def _give_up(self):
+        """What is not connected yet ends as it is."""
+        self.deaf = True
+
     def _transport(self):
         """The asyncio transport, of a request too; None where there is none yet, or no more."""
-        return self.handshake._transport if self.stream is None and self.handshake else self.stream
+        if self.stream is None and self.handshake is not None:
+            return self.handshake._transport
+        return self.stream
 
     def _close_transport(self):
         """Closes it once what was written is sent; without a close frame."""
@@ -819,6 +829,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.reading_paused:
             self.last_seen = now  # it is we who do not listen
             self.part_since = now
+            if wsc_was_reset(self.descriptor):  # which no read tells of
+                self.end = "conn_error"
+                return self.abort()
             return 0
         if self.secure and (
             self.stream.is_closing() or wsc_peer_ended(self.descriptor)
@@ -913,11 +926,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef int close_transport(self) except -1:
         cdef object stream = self._transport()
-        self.let_end(stream)
+        self.resume_to_close(stream)
         stream.close()
         return 0
 
-    cdef int let_end(self, object stream) except -1:
+    cdef int resume_to_close(self, object stream) except -1:
         """To be called before a transport closes, or is closed."""
         if self.drains:
             # aiofastnet 1.2 hears no answer, nor its end, of a peer whose transport closes while it
@@ -1010,7 +1023,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef object stream = self._transport()
         self.take_rest()
         if stream is not None:
-            self.let_end(stream)
+            self.resume_to_close(stream)
         return self.stream is not None and self.end_of_stream()
 
     cpdef on_ws_disconnected(self, WSTransport transport):

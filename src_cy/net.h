@@ -93,6 +93,17 @@ static inline int wsc_progress(int fd, double *since_data, unsigned long long *a
 #endif
 }
 
+/* Whether the connection is over: the peer has reset it. */
+static inline int wsc_was_reset(int fd) {
+#ifdef __linux__
+    struct tcp_info info;
+    return wsc_tcp_info(fd, &info) == 0 && info.tcpi_state == 7 /* TCP_CLOSE */;
+#else
+    (void)fd;
+    return 0;
+#endif
+}
+
 /* Whether the peer has ended its stream and all that it sent has been read. */
 static inline int wsc_peer_ended(int fd) {
 #ifdef __linux__

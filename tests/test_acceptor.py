@@ -9,13 +9,15 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import aiofastnet
 import pytest
 
-from tests.support import TLSClient, eventually, running, silent_sockets
+import wsc_fast.acceptor as acceptor_module
+from tests.support import TEXT, TLSClient, eventually, running, silent_sockets
 from wsc_fast import Hub, HubConfig
-from wsc_fast.acceptor import Acceptor, hello_size
+from wsc_fast.acceptor import Acceptor, Turns, hello_size, is_costly
 
 
 def hello(context: ssl.SSLContext) -> bytes:
@@ -155,7 +157,7 @@ async def test_B11_without_a_hello_a_handshake_costs_a_socket(
         assert hub.get_stats().rejected["gone"] >= 300
 
 
-async def test_B11_one_handshake_begins_in_a_turn(
+async def test_B11_a_storm_of_handshakes_is_spread_over_turns(
     any_loop: str,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
@@ -166,9 +168,9 @@ async def test_B11_one_handshake_begins_in_a_turn(
     begun: list[int] = []
     begin = Acceptor._begin
 
-    def note(self: Acceptor, connection: socket.socket) -> None:
+    def note(self: Acceptor, connection: socket.socket, seconds: float) -> None:
         begun.append(turn)
-        begin(self, connection)
+        begin(self, connection, seconds)
 
     monkeypatch.setattr(Acceptor, "_begin", note)
     async with running(hub, ssl=server_tls):
@@ -179,9 +181,206 @@ async def test_B11_one_handshake_begins_in_a_turn(
         while len(begun) < 40:
             turn += 1
             await asyncio.sleep(0)
-        assert len(set(begun)) == 40
+        assert len(set(begun)) >= 40 / 4
         for sock in crowd:
+            assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"\x16"
             sock.close()
+
+
+class Clock:
+    """Of which the test decides what time it is."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Shaking:
+    """A handshake under way that never has enough."""
+
+    def __init__(self, turns: Turns, step: Callable[[], None]) -> None:
+        self.turns = turns
+        self.step = step
+        self.waits = 0
+
+    def wait(self) -> None:
+        self.waits += 1
+
+
+@pytest.mark.parametrize(
+    ("others", "step", "steps"),
+    [(0.0, 0.0004, 3), (0.0, 0.005, 1), (0.0075, 0.001, 3), (1.0, 0.0009, 5)],
+)
+async def test_handshakes_have_so_much_of_a_turn(
+    any_loop: str, others: float, step: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(acceptor_module, "time", clock)
+    turns = Turns(asyncio.get_running_loop(), lambda most: False)
+    taken: list[int] = [0]
+
+    def take() -> None:
+        taken[-1] += 1
+        clock.now += step
+
+    crowd: list[Any] = [Shaking(turns, take) for _ in range(40)]
+    for one in crowd:
+        turns.read(one)
+    while sum(taken) < 40:
+        taken.append(0)
+        clock.now += others
+        await asyncio.sleep(0)
+    # Of the turn in which it began not all was seen; each is told to wait once at most.
+    assert set(taken[2:-1]) == {steps}
+    assert all(one.waits <= 1 for one in crowd)
+    # Once nobody asks any more, it leaves the loop alone.
+    await eventually(lambda: not turns._called)
+
+
+async def test_every_step_of_a_handshake_needs_a_turn_and_nothing_after_it(
+    any_loop: str,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server_tls.set_ecdh_curve("secp384r1")  # the client is asked for another hello
+    steps = 0
+    read = Turns.read
+
+    def note(self: Turns, handshake: Any) -> None:
+        nonlocal steps
+        steps += 1
+        read(self, handshake)
+
+    monkeypatch.setattr(Turns, "read", note)
+    hub = Hub()
+    hub.on_message_received(lambda client, message: client.send(message))
+    async with running(hub, ssl=server_tls):
+        with await TLSClient.open_tls(hub, client_tls) as raw:
+            await raw.send(TEXT, b"x")
+            assert (await raw.recv()).payload == b"x"
+            assert 3 <= steps <= 4
+            before = steps
+            for _ in range(5):
+                await raw.send(TEXT, b"x")
+                assert (await raw.recv()).payload == b"x"
+            assert steps == before
+
+
+def extension(kind: int, body: bytes) -> bytes:
+    return struct.pack("!HHH", kind, len(body) + 2, len(body)) + body
+
+
+def asking(supported: list[int], shared: list[int]) -> bytes:
+    """A ClientHello for these groups, with key shares for those."""
+    groups = b"".join(struct.pack("!H", group) for group in supported)
+    shares = b"".join(struct.pack("!HH", group, 32) + bytes(32) for group in shared)
+    extensions = extension(10, groups) + extension(51, shares)
+    body = b"\x03\x03" + bytes(32) + b"\x00" + b"\x00\x02\x13\x01" + b"\x01\x00"
+    body += struct.pack("!H", len(extensions)) + extensions
+    message = b"\x01" + struct.pack("!I", len(body))[1:] + body
+    return b"\x16\x03\x01" + struct.pack("!H", len(message)) + message
+
+
+X25519, P256, FFDHE2048, FFDHE8192 = 0x1D, 0x17, 0x100, 0x104
+
+
+@pytest.mark.parametrize(
+    ("supported", "shared", "costly"),
+    [
+        ([X25519, P256, FFDHE2048], [X25519], False),
+        ([P256, FFDHE8192], [], False),  # it is asked for a share on P-256
+        ([], [], False),
+        ([X25519, FFDHE8192], [FFDHE8192], True),
+        ([X25519, FFDHE8192], [X25519, FFDHE8192], True),
+        ([FFDHE2048], [], True),
+        ([0x1A, FFDHE2048], [0x1A], True),  # on a curve that OpenSSL does not offer
+    ],
+)
+async def test_a_key_exchange_that_takes_long_is_refused(
+    any_loop: str,
+    supported: list[int],
+    shared: list[int],
+    costly: bool,
+    server_tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = False
+
+    async def note(self: Acceptor, *args: Any) -> None:
+        nonlocal begun
+        begun = True
+        await connect(self, *args)
+
+    connect = Acceptor._connect
+    monkeypatch.setattr(Acceptor, "_connect", note)
+    data = asking(supported, shared)
+    assert hello_size(data) == len(data)
+    assert is_costly(data) is costly
+    assert is_costly(records(data, 30)) is costly
+    hub = Hub()
+    async with running(hub, ssl=server_tls):
+        (sock,) = await silent_sockets(hub, 1)
+        sock.send(data)
+        # OpenSSL refuses the others too, for what they lack besides.
+        await eventually(lambda: hub.get_stats().rejected["gone"] == 1)
+        assert begun is not costly
+        sock.close()
+
+
+def test_hellos_of_python_are_not_costly(client_tls: ssl.SSLContext) -> None:
+    assert not is_costly(hello(client_tls))
+
+
+@pytest.mark.parametrize("way", ["plain", "TLS"])
+async def test_whoever_gives_way_is_counted_once(
+    any_loop: str, way: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    hub = Hub(HubConfig(max_handshakes=5))
+    async with running(hub, ssl=server_tls if way == "TLS" else None):
+        crowd: list[socket.socket] = []
+        clients: list[TLSClient] = []
+        for _ in range(20):
+            if way == "plain":
+                crowd += await silent_sockets(hub, 1)
+            else:
+                # Its last flight is with the kernel when it has to give way.
+                clients.append(
+                    await TLSClient.open_tls(hub, client_tls, upgrade=False, flush=False)
+                )
+        if way == "TLS":
+            for client in clients:
+                with contextlib.suppress(OSError):
+                    await client._write_out()
+        await eventually(lambda: hub.get_stats().rejected["handshakes"] >= 15)
+        for one in (*crowd, *clients):
+            one.close()
+        await eventually(lambda: sum(hub.get_stats().rejected.values()) == 20)
+        await eventually(lambda: not hub._handshaking and not hub.connections)
+        rejected = hub.get_stats().rejected
+        assert (rejected["handshakes"], rejected["gone"]) == (15, 5)
+
+
+async def test_the_time_for_a_handshake_of_tls_is_one(
+    any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    hub = Hub(HubConfig(handshake_timeout=1.0))
+    loop = asyncio.get_running_loop()
+    async with running(hub, ssl=server_tls):
+        (sock,) = await silent_sockets(hub, 1)
+        began = loop.time()
+        data = hello(client_tls)
+        sock.send(data[:-1])
+        await asyncio.sleep(0.7)  # it is slow
+        sock.send(data[-1:])
+        with contextlib.suppress(ConnectionResetError):
+            while await loop.sock_recv(sock, 65536):
+                pass
+        assert 0.9 < loop.time() - began < 1.5
+        assert hub.get_stats().limited["handshake_timeout"] == 1
+        sock.close()
 
 
 async def test_B11_handshakes_of_tls_that_fail_are_counted(

@@ -21,7 +21,7 @@ import pytest
 import trustme
 
 import wsc_fast.listening as listening_module
-from tests.support import RawClient, eventually, exchange, running
+from tests.support import TLS, RawClient, eventually, exchange, running
 from wsc_fast import ConfigError, Hub, HubConfig, HubStateError, ValidationError, inherited_socket
 
 
@@ -325,6 +325,32 @@ def test_sockets_that_nobody_handed_over(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LISTEN_FDS", "0")
     with pytest.raises(ConfigError, match="none of the 0 sockets"):
         inherited_socket()
+
+
+@TLS
+async def test_whoever_has_connected_is_served_by_the_hub_that_drains(
+    any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    # The kernel resets who is in the queue of a socket with SO_REUSEPORT that is closed.
+    hub = Hub()
+    async with running(hub, reuse_port=True, ssl=server_tls if tls else None):
+        request, port = RawClient.request(hub), hub.port
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+        draining = asyncio.create_task(hub.drain(30.0))
+        await asyncio.sleep(0)
+        with pytest.raises(HubStateError, match="does not listen"):
+            _ = hub.port
+        for sock in crowd:
+            if tls:
+                reader, writer = await asyncio.open_connection(
+                    sock=sock, ssl=client_tls, server_hostname="127.0.0.1"
+                )
+            else:
+                reader, writer = await asyncio.open_connection(sock=sock)
+            writer.write(request)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            writer.transport.abort()
+        draining.cancel()
 
 
 async def test_two_hubs_share_a_port(any_loop: str) -> None:

@@ -28,6 +28,7 @@ from tests.support import (
     busy,
     encode,
     eventually,
+    open_client,
     running,
 )
 from wsc_fast import Client, Hub, HubConfig, Identity, Request, handle_websocket
@@ -167,6 +168,23 @@ async def test_who_sent_and_left_while_it_was_paused_is_heard_to_the_end(
 
 
 @TLS
+async def test_a_reset_is_seen_though_reading_is_paused(
+    any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    hub = Hub(HubConfig(heartbeat_interval=0.2, heartbeat_timeout=60.0, max_pending_callbacks=1))
+    free = asyncio.Event()
+    hub.on_message_received(lambda client, message: free.wait())
+    async with running(hub, ssl=server_tls if tls else None):
+        raw = await open_client(hub, client_tls if tls else None)
+        for _ in range(5):
+            await raw.send(TEXT, b"x")
+        await eventually(lambda: hub.get_stats().limited["max_pending_callbacks"])
+        raw.reset()
+        await eventually(lambda: hub.connections == 0)
+        free.set()
+
+
+@TLS
 async def test_a_connection_that_could_not_begin_is_ended(
     any_loop: str,
     tls: bool,
@@ -214,7 +232,7 @@ async def test_F1_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socke
     def give_up(*args: Any) -> object:
         # Between the end of the handshake and the next step of the task that waits for it.
         nonlocal given_up
-        for task in hub._acceptors[0]._shaking.values():
+        for task, _ in hub._acceptors[0]._shaking.values():
             given_up += task.cancel()
         return done(*args)
 

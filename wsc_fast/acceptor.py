@@ -1,10 +1,11 @@
 """Accepting connections where the loop's own way will not do: on asyncio, and those over TLS.
 
-What a peer can have of a TLS handshake for nothing is little. Until its ClientHello is there to the
-end, a connection is a socket and a deadline (`Hellos`); what is no ClientHello ends there. Then it
-waits for its turn: a handshake costs the server a signature, with all that belongs to it 0.5 to
-3 ms that nobody can interrupt. One begins in each turn of the loop, a few where turns are long, so
-that a storm of handshakes holds up little but handshakes.
+A TLS handshake costs its peer a few bytes, which it may have prepared, and us 100 KB and 0.5 to
+6 ms that nobody can interrupt, most of it for a signature. So what a peer can have is bounded:
+
+- Until its ClientHello is there to the end, a connection is a socket and a deadline (`Hellos`).
+  What is no ClientHello, or asks for a key exchange that takes 10 to 180 ms, ends there.
+- How many begin in a turn of the loop, and how long those under way may read, is up to `Turns`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import math
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 import aiofastnet
 
 from wsc_fast._core.connection import Client
+from wsc_fast.log import log
 
 if TYPE_CHECKING:
     from wsc_fast.hub import Hub
@@ -33,17 +35,20 @@ _OP_ENABLE_KTLS = 8  # openssl/ssl.h
 # records of the largest size. aiofastnet would take 257 KiB for each.
 _TLS_RECEIVED = 16 * 1024 + 64
 _TLS_SENT = 2 * _TLS_RECEIVED
-# A ClientHello (RFC 8446 sections 4.1.2 and 5.1): in how many records it may come, and its size.
-# OpenSSL sends one of 300 to 2,000 bytes; some clients cut it up, to pass filters.
+# A ClientHello (RFC 8446 sections 4.1.2 and 5.1): in how many records it may come, and its size
+# with their heads. OpenSSL's has 300 to 2,000 bytes; some clients cut theirs up, to pass filters.
 _HELLO_RECORDS = 16
-_HELLO_MOST = 16 * 1024
 _RECORD_HEAD = 5
+_HELLO_MOST = 16 * 1024 + _HELLO_RECORDS * _RECORD_HEAD
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
-_TCP_ESTABLISHED = 1  # tcpi_state of tcp(7)
-# In each turn of the loop one handshake begins, or where turns are long as many as make so many a
-# second, which is a quarter of a core; but no more than so many at once.
-_A_SECOND = 333
-_MOST_AT_ONCE = 16
+_SUPPORTED_GROUPS, _KEY_SHARE = 10, 51
+# Groups (RFC 8446 section 4.2.7): the curves that OpenSSL prefers, and those over finite fields.
+_CURVES = frozenset((0x17, 0x18, 0x19, 0x1D, 0x1E))
+_FINITE_FIELDS = range(0x100, 0x105)
+_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # tcpi_state (tcp(7))
+# Seconds that handshakes may have of each turn of the loop, if its other work takes no three times
+# as long; beyond, what is read is left for the next turn. One step of one may exceed it.
+_LEAST_BUDGET, _MOST_BUDGET = 0.001, 0.004
 
 
 def _needs_the_loops_tls(context: SSLContext) -> bool:
@@ -62,24 +67,116 @@ def _needs_the_loops_tls(context: SSLContext) -> bool:
     )
 
 
-class _TLSLoop:
-    """The loop as aiofastnet's transports see it: of their complaints the hub takes its own part.
+class Turns:
+    """How much of each turn of the loop TLS handshakes may take.
 
-    To a loop's own handler aiofastnet 1.2 reports what peers do, too: each that leaves in its
-    handshake, or sends more behind the end of its stream. Those the hub counts by other ways.
+    Args:
+        loop: which turns.
+        begin: has at most so many handshakes begin, and says whether more wait for it.
     """
 
-    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
-        self._hub = hub
+    def __init__(self, loop: asyncio.AbstractEventLoop, begin: Callable[[int], bool]) -> None:
         self._loop = loop
+        self._begin = begin
+        self._waiting: deque[_HandshakeLoop] = deque()
+        self._called = False  # the next turn is taken
+        self._used = False  # this one is
+        self._began = 0.0
+        self._spent = 0.0
+        self._budget = _LEAST_BUDGET
+
+    def call(self) -> None:
+        """Somebody waits for a turn."""
+        self._used = True
+        if not self._called:
+            self._called = True
+            self._began = time.perf_counter()
+            self._loop.call_soon(self._turn)
+
+    def read(self, handshake: _HandshakeLoop) -> None:
+        """A handshake under way has something to read, now or in a later turn."""
+        self.call()
+        if self._spent < self._budget:
+            self._step(handshake)
+        else:
+            handshake.wait()
+            self._waiting.append(handshake)
+
+    def _step(self, handshake: _HandshakeLoop) -> None:
+        began = time.perf_counter()
+        try:
+            handshake.step()
+        finally:
+            self._spent += time.perf_counter() - began
+
+    def _turn(self) -> None:
+        now = time.perf_counter()
+        others = now - self._began - self._spent
+        self._budget = min(_MOST_BUDGET, max(_LEAST_BUDGET, others / 3))
+        self._began, self._spent = now, 0.0
+        # One more turn than is used: only of those that follow on each other the time is known.
+        self._called = self._used
+        if not self._called:
+            self._budget = _LEAST_BUDGET
+            return
+        self._loop.call_soon(self._turn)
+        while self._waiting and self._spent < self._budget:
+            self._step(self._waiting.popleft())
+        most = 0 if self._waiting else int(self._budget / _LEAST_BUDGET)
+        self._used = self._begin(most) or bool(self._waiting)
+
+
+class _HandshakeLoop:
+    """The loop as the aiofastnet transport of one connection sees it.
+
+    Until it has shaken hands, what it reads is up to `Turns`.
+    """
+
+    __slots__ = ("_acceptor", "_client", "_descriptor", "_loop", "_reader")
+
+    def __init__(self, acceptor: Acceptor, client: Client) -> None:
+        self._acceptor = acceptor
+        self._client = client
+        self._loop = acceptor.loop
+        self._descriptor = -1
+        self._reader: Callable[[], object] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
+    def add_reader(self, descriptor: int, callback: Callable[[], object]) -> None:
+        if self._client._transport() is None:
+            self._descriptor, self._reader = descriptor, callback
+            self._loop.add_reader(descriptor, self._acceptor.turns.read, self)
+        else:
+            self._loop.add_reader(descriptor, callback)
+
+    def remove_reader(self, descriptor: int) -> bool:
+        self._reader = None
+        return self._loop.remove_reader(descriptor)
+
+    def wait(self) -> None:
+        """The loop need not tell of what there is to read."""
+        self._loop.remove_reader(self._descriptor)
+
+    def step(self) -> None:
+        """Reads, if the transport still wants to, and has the loop tell of what comes next."""
+        if self._reader is None:
+            return
+        self._reader()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            # By itself from now on, once it has shaken hands.
+            self.add_reader(self._descriptor, reader)
+
     def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """aiofastnet 1.2 reports what peers do too: each that leaves in its handshake, or sends
+        more behind the end of its stream. Those the hub counts by other ways."""
         # So it calls what a method of the protocol raised.
         if "protocol." in context["message"] or context["message"].startswith("user "):
-            self._hub._report(None, context["exception"])
+            self._acceptor.report(context["exception"])
+        else:
+            log.debug("TLS: %s: %r", context["message"], context.get("exception"))
 
 
 def hello_size(data: bytes) -> int | None:
@@ -112,12 +209,53 @@ def hello_size(data: bytes) -> int | None:
     return None
 
 
+def is_costly(hello: bytes) -> bool:
+    """Whether a ClientHello asks for Diffie-Hellman over a finite field.
+
+    OpenSSL would do it, 100 times as long as on a curve; no browser and no library asks for it of
+    itself (RFC 8446 sections 4.2.7 and 4.2.8).
+
+    Args:
+        hello: a whole one, in as many records as it likes.
+    """
+    body, at = b"", 0
+    while len(hello) >= at + _RECORD_HEAD:
+        start = at + _RECORD_HEAD
+        at = start + int.from_bytes(hello[at + 3 : start])
+        body += hello[start:at]
+    at = 4 + 2 + 32  # its head, version, random
+    at += 1 + int.from_bytes(body[at : at + 1])  # session id
+    at += 2 + int.from_bytes(body[at : at + 2])  # cipher suites
+    at += 1 + int.from_bytes(body[at : at + 1])  # compression
+    at += 2
+    shared: set[int] = set()
+    supported: set[int] = set()
+    while len(body) >= at + 4:
+        kind, size = int.from_bytes(body[at : at + 2]), int.from_bytes(body[at + 2 : at + 4])
+        content = body[at + 6 : at + 4 + size]  # behind the length of its list
+        at += 4 + size
+        if kind == _SUPPORTED_GROUPS:
+            supported = {
+                int.from_bytes(content[each : each + 2]) for each in range(0, len(content), 2)
+            }
+        elif kind == _KEY_SHARE:
+            share = 0
+            while len(content) >= share + 4:
+                shared.add(int.from_bytes(content[share : share + 2]))
+                share += 4 + int.from_bytes(content[share + 2 : share + 4])
+    over_fields = any(group in _FINITE_FIELDS for group in supported)
+    return any(group in _FINITE_FIELDS for group in shared) or (
+        over_fields and _CURVES.isdisjoint(supported)
+    )
+
+
 def has_left(connection: socket.socket) -> bool:
     """Whether the peer is known to have ended its stream, read or not."""
     option = getattr(socket, "TCP_INFO", None)  # Linux
     if option is None:
         return False
-    return connection.getsockopt(socket.IPPROTO_TCP, option, 1)[0] != _TCP_ESTABLISHED
+    state = connection.getsockopt(socket.IPPROTO_TCP, option, 1)[0]
+    return state in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
 
 
 class Hellos:
@@ -125,20 +263,19 @@ class Hellos:
 
     Args:
         hub: whose connections they are.
-        begin: takes a socket whose turn it is.
+        begin: takes a socket whose turn it is, and the seconds that its handshake may take.
     """
 
-    def __init__(self, hub: Hub, begin: Callable[[socket.socket], None]) -> None:
+    def __init__(self, hub: Hub, begin: Callable[[socket.socket, float], None]) -> None:
         assert hub.loop is not None
         self._hub = hub
         self._loop = hub.loop
         self._begin = begin
+        self.turns = Turns(hub.loop, self._begin_some)
         self._deadlines: dict[socket.socket, float] = {}  # oldest first
         self._wanted: dict[socket.socket, int] = {}  # bytes of those that are waited for
-        self._ready: deque[socket.socket] = deque()
+        self._ready: deque[tuple[socket.socket, float]] = deque()  # with what is left of its time
         self._timer: asyncio.TimerHandle | None = None
-        self._turn_due = False
-        self._turned_at = math.inf  # the last turn, if there was anybody left then
 
     def __len__(self) -> int:
         return len(self._deadlines)
@@ -149,10 +286,10 @@ class Hellos:
 
     def add(self, connection: socket.socket) -> None:
         """Takes a connection that was just accepted; the socket is owned from here on."""
+        self._loop.add_reader(connection, self._arrived, connection)
         timeout = self._hub.config.handshake_timeout
         self._deadlines[connection] = self._loop.time() + timeout
         self._wanted[connection] = 0
-        self._loop.add_reader(connection, self._arrived, connection)
         if self._timer is None:
             self._timer = self._loop.call_later(timeout, self._end_late)
 
@@ -180,7 +317,9 @@ class Hellos:
                     return
                 if has_left(connection):
                     size = None
-                # Else the kernel is short of memory: OpenSSL is to keep what there is.
+                # Else the kernel has no room for it: OpenSSL is to keep what there is.
+            elif size is not None and is_costly(data[:size]):
+                size = None
             if size is not None and wanted:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         except (BlockingIOError, InterruptedError):
@@ -191,39 +330,29 @@ class Hellos:
             self._gone(connection)
             return
         self._stop_waiting(connection)
-        self._ready.append(connection)
-        self._call_turn()
+        left = max(_LEAST_BUDGET, self._deadlines[connection] - self._loop.time())
+        self._ready.append((connection, left))
+        self.turns.call()
 
-    def _call_turn(self) -> None:
-        if not self._turn_due:
-            self._turn_due = True
-            self._loop.call_soon(self._turn)
-
-    def _turn(self) -> None:
-        """Once in a turn of the loop, while there is anybody whose ClientHello is there."""
-        self._turn_due = False
-        now = self._loop.time()
-        took = max(0.0, now - self._turned_at)
-        left = max(1, min(_MOST_AT_ONCE, int(took * _A_SECOND)))
-        while self._ready and left:
-            connection = self._ready.popleft()
+    def _begin_some(self, most: int) -> bool:
+        while self._ready and most:
+            connection, left = self._ready.popleft()
             if connection not in self._deadlines:
                 continue  # ended while it waited
             if has_left(connection):
                 self._gone(connection)
                 continue
             del self._deadlines[connection]
-            self._begin(connection)
-            left -= 1
-        self._turned_at = now if self._ready else math.inf
-        if self._ready:
-            self._call_turn()
+            self._begin(connection, left)
+            most -= 1
+        return bool(self._ready)
 
     def _end_late(self) -> None:
         # One timer for all: each has the same time, so the oldest is the next.
         now = self._loop.time()
         self._timer = None
-        for connection, deadline in list(self._deadlines.items()):
+        while self._deadlines:
+            connection, deadline = next(iter(self._deadlines.items()))
             if deadline > now:
                 self._timer = self._loop.call_at(deadline, self._end_late)
                 return
@@ -264,13 +393,13 @@ class Acceptor:
     def __init__(self, hub: Hub, listening: socket.socket, ssl: SSLContext | None) -> None:
         assert hub.loop is not None
         self._hub = hub
-        self._loop = hub.loop
+        self.loop = hub.loop
         self._socket = listening
         self._ssl = ssl
-        self._tls_loop = _TLSLoop(hub, self._loop)
         self._hellos = Hellos(hub, self._begin)
-        self._shaking: dict[socket.socket, asyncio.Task[None]] = {}
-        self._given_up: dict[socket.socket, asyncio.Task[None]] = {}  # they end within a turn
+        self.turns = self._hellos.turns
+        self._shaking: dict[socket.socket, tuple[asyncio.Task[None], Client]] = {}
+        self._given_up: dict[socket.socket, asyncio.Task[None]] = {}  # until they have ended
         self._resuming: asyncio.TimerHandle | None = None
         listening.setblocking(False)
         try:
@@ -279,7 +408,7 @@ class Acceptor:
         except OSError:
             listening.close()
             raise
-        self._loop.add_reader(listening, self._accept)
+        self.loop.add_reader(listening, self._accept)
 
     @property
     def port(self) -> int | None:
@@ -295,27 +424,34 @@ class Acceptor:
         shaking = (*self._shaking, *self._given_up)
         return [sock.fileno() for sock in (self._socket, *shaking)] + self._hellos.descriptors()
 
-    def _accept(self) -> None:
+    def take_queue(self) -> None:
+        """Accepts all who have connected by now."""
+        while self._accept():
+            pass
+
+    def _accept(self) -> bool:
+        """A callback of the loop's; whether there may be more to accept."""
         for _ in range(self._AT_ONCE):
             try:
                 connection, _ = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     continue  # an error of the one connection (accept(2), "Error handling")
                 self._hub._log_out_of_files()
                 if not self._refuse_one():
                     self._pause()
-                    return
+                    return False
             else:
                 connection.setblocking(False)
                 if len(self._shaking) + len(self._hellos) >= self._hub.config.max_handshakes:
                     self._end_oldest()
                 if self._ssl is None:
-                    self._begin(connection)
+                    self._begin(connection, 0.0)
                 else:
                     self._hellos.add(connection)
+        return True
 
     def _end_oldest(self) -> None:
         # Of the larger group: whoever makes a crowd is in it.
@@ -323,16 +459,21 @@ class Acceptor:
         if len(self._hellos) >= len(self._shaking):
             self._hellos.drop_oldest()
             return
-        connection, task = next(iter(self._shaking.items()))
+        connection, (task, client) = next(iter(self._shaking.items()))
         del self._shaking[connection]
         self._given_up[connection] = task
+        if self._ssl is None:
+            task.cancel()
+            return
         # aiofastnet 1.2 keeps one that is cancelled, with its buffers, until its timeout.
+        client._give_up()
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
 
-    def _begin(self, connection: socket.socket) -> None:
-        task = self._loop.create_task(self._serve(connection))
-        self._shaking[connection] = task
+    def _begin(self, connection: socket.socket, seconds: float) -> None:
+        client = Client(self._hub)
+        task = self.loop.create_task(self._serve(client, connection, seconds))
+        self._shaking[connection] = task, client
         task.add_done_callback(partial(self._served, connection))
 
     def _refuse_one(self) -> bool:
@@ -351,15 +492,14 @@ class Acceptor:
 
     def _pause(self) -> None:
         # The socket stays readable: without a pause the loop would do nothing else.
-        self._loop.remove_reader(self._socket)
-        self._resuming = self._loop.call_later(
-            self._PAUSE, self._loop.add_reader, self._socket, self._accept
+        self.loop.remove_reader(self._socket)
+        self._resuming = self.loop.call_later(
+            self._PAUSE, self.loop.add_reader, self._socket, self._accept
         )
 
-    async def _serve(self, connection: socket.socket) -> None:
-        client = Client(self._hub)
+    async def _serve(self, client: Client, connection: socket.socket, seconds: float) -> None:
         try:
-            await self._connect(client, connection)
+            await self._connect(client, connection, seconds)
         except asyncio.CancelledError:
             # Not raised again: its frames hold the transport with its buffers, and are held by it.
             transport = client._transport()
@@ -369,23 +509,22 @@ class Acceptor:
                 # In the very turn in which the handshake ended: the socket is the transport's.
                 transport.abort()
 
-    async def _connect(self, client: Client, connection: socket.socket) -> None:
+    async def _connect(self, client: Client, connection: socket.socket, seconds: float) -> None:
         context = self._ssl
-        timeout = self._hub.config.handshake_timeout
         if context is None or _needs_the_loops_tls(context):
-            await self._loop.connect_accepted_socket(
+            await self.loop.connect_accepted_socket(
                 lambda: client,
                 connection,
                 ssl=context,
-                ssl_handshake_timeout=timeout if context else None,
+                ssl_handshake_timeout=seconds if context else None,
             )
         else:
             await aiofastnet.connect_accepted_socket(
-                cast(asyncio.AbstractEventLoop, self._tls_loop),
+                cast(asyncio.AbstractEventLoop, _HandshakeLoop(self, client)),
                 lambda: client,
                 connection,
                 ssl=context,
-                ssl_handshake_timeout=timeout,
+                ssl_handshake_timeout=seconds,
                 ssl_shutdown_timeout=self._hub.config.close_timeout,
                 ssl_incoming_bio_size=_TLS_RECEIVED,
                 ssl_outgoing_bio_size=_TLS_SENT,
@@ -409,15 +548,19 @@ class Acceptor:
             if given_up is None:
                 self._hub._count_rejected("gone")  # it left, or could not shake hands
         else:
-            self._hub._report(None, error)
+            self.report(error)
+
+    def report(self, error: BaseException) -> None:
+        """Tells of what went wrong in here."""
+        self._hub._report(None, error)
 
     def stop_accepting(self) -> None:
         """Leaves the port to others; whoever has connected goes on."""
-        if not self._loop.is_closed():
+        if not self.loop.is_closed():
             if self._resuming is not None:
                 self._resuming.cancel()
             if self._socket.fileno() >= 0:
-                self._loop.remove_reader(self._socket)
+                self.loop.remove_reader(self._socket)
         self._socket.close()
         if self._spare is not None:
             os.close(self._spare)
@@ -427,6 +570,6 @@ class Acceptor:
         """Accepts nothing more, and ends the handshakes under way."""
         self.stop_accepting()
         self._hellos.close()
-        if not self._loop.is_closed():
-            for task in (*self._shaking.values(), *self._given_up.values()):
+        if not self.loop.is_closed():
+            for task in [task for task, _ in self._shaking.values()] + [*self._given_up.values()]:
                 task.cancel()

@@ -140,6 +140,7 @@ class Hub(Delivery):
         self._watchdog: Watchdog | None = None
         self._certificate: tuple[str, str | None] | None = None
         self._shares_port = False  # with another process, which may go on accepting
+        self._own_queue = False  # but those who have connected are in a queue of our own
         self._ended = False  # stopped; only `start` begins anew
         self._path: str | None = None
         self._tls = False
@@ -347,7 +348,7 @@ class Hub(Delivery):
         for server in self._servers:
             for sock in server.sockets:
                 return int(sock.getsockname()[1])
-        raise HubStateError("the hub does not listen: start it first")
+        raise HubStateError("the hub does not listen")
 
     async def start(
         self,
@@ -404,6 +405,7 @@ class Hub(Delivery):
         self._path = path
         self._tls = ssl is not None
         self._shares_port = reuse_port or sock is not None
+        self._own_queue = reuse_port and sock is None
         where: dict[str, Any] = (
             {"sock": sock} if sock is not None else {"host": _each_once(host), "port": port}
         )
@@ -434,8 +436,7 @@ class Hub(Delivery):
                     if size:
                         listening.setsockopt(socket.SOL_SOCKET, option, size)
                 if own_accept:
-                    duplicate = socket.socket(fileno=os.dup(listening.fileno()))
-                    self._acceptors.append(Acceptor(self, duplicate, ssl))
+                    self._acceptors.append(Acceptor(self, _copy(listening), ssl))
         except BaseException as error:
             self._stop_listening()
             if server is not None:
@@ -552,10 +553,18 @@ class Hub(Delivery):
         self._detach()
 
     def _stop_listening(self) -> None:
+        self._stop_accepting()
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
-        self._stop_accepting()
+
+    def _take_queue(self) -> None:
+        # With SO_REUSEPORT the kernel resets who is in the queue of a socket that is closed.
+        if not self._acceptors:
+            for server in self._servers:
+                self._acceptors += [Acceptor(self, _copy(sock), None) for sock in server.sockets]
+        for acceptor in self._acceptors:
+            acceptor.take_queue()
 
     def _stop_accepting(self) -> None:
         for acceptor in self._acceptors:
@@ -650,6 +659,8 @@ class Hub(Delivery):
             return
         self._draining = True
         if self._shares_port:
+            if self._own_queue:
+                self._take_queue()
             self._stop_accepting()
         clients = self._open_clients()
         slices = max(1, math.ceil(period / _DRAIN_SLICE))
@@ -1241,6 +1252,11 @@ def _decided(answer: object) -> bool:
 
 def _each_once(host: Host) -> Host:
     return (host or None) if isinstance(host, str) or host is None else list(dict.fromkeys(host))
+
+
+def _copy(listening: Any) -> socket.socket:
+    """A listening socket of a server's, to be accepted from and closed on its own."""
+    return socket.socket(fileno=os.dup(listening.fileno()))
 
 
 def _listen_error(
