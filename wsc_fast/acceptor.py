@@ -216,10 +216,10 @@ def is_costly(hello: bytes) -> bool:
     itself (RFC 8446 sections 4.2.7 and 4.2.8).
 
     Args:
-        hello: a whole one, in as many records as it likes.
+        hello: how the stream begins, with a whole one, in as many records as it likes.
     """
     body, at = b"", 0
-    while len(hello) >= at + _RECORD_HEAD:
+    while len(hello) >= at + _RECORD_HEAD and hello[at] == _HANDSHAKE:
         start = at + _RECORD_HEAD
         at = start + int.from_bytes(hello[at + 3 : start])
         body += hello[start:at]
@@ -318,8 +318,6 @@ class Hellos:
                 if has_left(connection):
                     size = None
                 # Else the kernel has no room for it: OpenSSL is to keep what there is.
-            elif size is not None and is_costly(data[:size]):
-                size = None
             if size is not None and wanted:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         except (BlockingIOError, InterruptedError):
@@ -339,13 +337,19 @@ class Hellos:
             connection, left = self._ready.popleft()
             if connection not in self._deadlines:
                 continue  # ended while it waited
-            if has_left(connection):
+            if has_left(connection) or self._asks_for_much(connection):
                 self._gone(connection)
                 continue
             del self._deadlines[connection]
             self._begin(connection, left)
             most -= 1
         return bool(self._ready)
+
+    def _asks_for_much(self, connection: socket.socket) -> bool:
+        try:
+            return is_costly(connection.recv(_HELLO_MOST, socket.MSG_PEEK))
+        except OSError:
+            return True
 
     def _end_late(self) -> None:
         # One timer for all: each has the same time, so the oldest is the next.
