@@ -211,7 +211,7 @@ class Shaking:
 
 @pytest.mark.parametrize(
     ("others", "step", "steps"),
-    [(0.0, 0.0004, 3), (0.0, 0.005, 1), (0.0075, 0.001, 3), (1.0, 0.0009, 5)],
+    [(0.0, 0.0004, 3), (0.0, 0.005, 1), (0.008, 0.001, 3), (1.0, 0.0009, 5)],
 )
 async def test_handshakes_have_so_much_of_a_turn(
     any_loop: str, others: float, step: float, steps: int, monkeypatch: pytest.MonkeyPatch
