@@ -81,34 +81,27 @@ def test_what_is_no_hello(data: bytes) -> None:
     assert hello_size(data) is None
 
 
-class Piecemeal(TLSClient):
-    """Sends its hello byte by byte, and each only once the one before it was looked at."""
-
-    waiting: Callable[[], bool]
-    in_records: bool
-
-    async def _write_out(self) -> None:
-        data = self._outgoing.read()
-        if data[:1] == b"\x16" and data[5:6] == b"\x01":
-            data = records(data, 50) if self.in_records else data
-            for at in range(len(data)):
-                await asyncio.get_running_loop().sock_sendall(self.sock, data[at : at + 1])
-                if at + 1 < len(data):
-                    await eventually(self.waiting)
-        else:
-            await asyncio.get_running_loop().sock_sendall(self.sock, data)
-
-
 @pytest.mark.parametrize("in_records", [False, True])
 async def test_a_hello_may_come_in_pieces(
     any_loop: str, in_records: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub()
+
+    class Piecemeal(TLSClient):
+        """Sends its hello byte by byte, and each only while the hub waits for it."""
+
+        async def _write_out(self) -> None:
+            data = self._outgoing.read()
+            if data[:1] == b"\x16" and data[5:6] == b"\x01":
+                data = records(data, 50) if in_records else data
+                for byte in data[:-1]:
+                    self.sock.send(bytes([byte]))
+                    await eventually(lambda: len(acceptor(hub)._hellos) == 1)
+                    assert not acceptor(hub)._shaking
+                data = data[-1:]
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
     async with running(hub, ssl=server_tls):
-        Piecemeal.waiting = staticmethod(
-            lambda: len(acceptor(hub)._hellos) == 1 and not acceptor(hub)._shaking
-        )
-        Piecemeal.in_records = in_records
         with await Piecemeal.open_tls(hub, client_tls) as raw:
             await eventually(hub.get_connected_clients)
             hub.broadcast("served")
