@@ -17,7 +17,7 @@ import pytest
 import wsc_fast.acceptor as acceptor_module
 from tests.support import TEXT, TLSClient, eventually, running, silent_sockets
 from wsc_fast import Hub, HubConfig
-from wsc_fast.acceptor import Acceptor, Turns, hello_size, is_costly
+from wsc_fast.acceptor import Acceptor, Hellos, Turns, hello_size, is_costly
 
 
 def hello(context: ssl.SSLContext) -> bytes:
@@ -287,9 +287,12 @@ X25519, P256, FFDHE2048, FFDHE8192 = 0x1D, 0x17, 0x100, 0x104
         ([P256, FFDHE8192], [], False),  # it is asked for a share on P-256
         ([], [], False),
         ([X25519, FFDHE8192], [FFDHE8192], True),
-        ([X25519, FFDHE8192], [X25519, FFDHE8192], True),
+        ([X25519, FFDHE8192], [X25519, FFDHE8192], False),
         ([FFDHE2048], [], True),
         ([0x1A, FFDHE2048], [0x1A], True),  # on a curve that OpenSSL does not offer
+        ([P256, FFDHE2048], [P256, FFDHE2048], False),  # as GnuTLS may: the first one is taken
+        ([X25519, FFDHE2048], [0x1A, FFDHE2048], True),
+        ([0x1A] * 101 + [X25519], [], True),
     ],
 )
 async def test_a_key_exchange_that_takes_long_is_refused(
@@ -312,7 +315,9 @@ async def test_a_key_exchange_that_takes_long_is_refused(
     data = asking(supported, shared)
     assert hello_size(data) == len(data)
     assert is_costly(data) is costly
-    assert is_costly(records(data, 30)) is costly
+    assert is_costly(records(data, (len(data) - 5) // 15)) is costly
+    # Nothing behind it changes that.
+    assert is_costly(data + b"\x16\x03\x03\x00\x08\x00\x0a\x00\x04\x00\x02\x00\x1d") is costly
     hub = Hub()
     async with running(hub, ssl=server_tls):
         (sock,) = await silent_sockets(hub, 1)
@@ -321,6 +326,31 @@ async def test_a_key_exchange_that_takes_long_is_refused(
         await eventually(lambda: hub.get_stats().rejected["gone"] == 1)
         assert begun is not costly
         sock.close()
+
+
+async def test_hellos_that_are_refused_take_turns_too(
+    any_loop: str, server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub()
+    turn = 0
+    seen: list[int] = []
+    look = Hellos._asks_for_much
+
+    def note(self: Hellos, connection: socket.socket) -> bool:
+        seen.append(turn)
+        return look(self, connection)
+
+    monkeypatch.setattr(Hellos, "_asks_for_much", note)
+    async with running(hub, ssl=server_tls):
+        crowd = await silent_sockets(hub, 40)
+        for sock in crowd:
+            sock.send(asking([FFDHE8192], []))
+        while len(seen) < 40:
+            turn += 1
+            await asyncio.sleep(0)
+        assert len(set(seen)) >= 40 / 4
+        for sock in crowd:
+            sock.close()
 
 
 def test_hellos_of_python_are_not_costly(client_tls: ssl.SSLContext) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -351,6 +352,55 @@ async def test_whoever_has_connected_is_served_by_the_hub_that_drains(
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
             writer.transport.abort()
         draining.cancel()
+
+
+@TLS
+async def test_who_waits_in_the_queue_of_a_hub_that_drains_evicts_nobody(
+    any_loop: str, tls: bool, server_tls: ssl.SSLContext
+) -> None:
+    hub = Hub(HubConfig(max_handshakes=5))
+    async with running(hub, reuse_port=True, ssl=server_tls if tls else None):
+        port = hub.port
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        hub._take_queue()
+        (acceptor,) = hub._acceptors
+        assert len(acceptor._shaking) + len(acceptor._hellos) == 40
+        assert hub.get_stats().rejected["handshakes"] == 0
+        for sock in crowd:
+            sock.close()
+
+
+async def test_a_second_drain_finds_the_socket_closed(
+    any_loop: str, server_tls: ssl.SSLContext
+) -> None:
+    for context in (None, server_tls):
+        hub = Hub()
+        async with running(hub, reuse_port=True, ssl=context):
+            await hub.drain(0.01)
+            await hub.drain(0.01)
+
+
+@TLS
+async def test_a_drain_without_a_descriptor_left_ends(
+    any_loop: str, tls: bool, server_tls: ssl.SSLContext
+) -> None:
+    hub = Hub()
+    async with running(hub, reuse_port=True, ssl=server_tls if tls else None):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        taken: list[int] = []
+        try:
+            highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, hard))
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            await hub.drain(0.01)
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with pytest.raises(HubStateError):
+            _ = hub.port
 
 
 async def test_two_hubs_share_a_port(any_loop: str) -> None:

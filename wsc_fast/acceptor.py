@@ -45,6 +45,7 @@ _SUPPORTED_GROUPS, _KEY_SHARE = 10, 51
 # Groups (RFC 8446 section 4.2.7): the curves that OpenSSL prefers, and those over finite fields.
 _CURVES = frozenset((0x17, 0x18, 0x19, 0x1D, 0x1E))
 _FINITE_FIELDS = range(0x100, 0x105)
+_MOST_GROUPS = 100
 _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # tcpi_state (tcp(7))
 # Seconds that handshakes may have of each turn of the loop, if its other work takes no three times
 # as long; beyond, what is read is left for the next turn. One step of one may exceed it.
@@ -74,7 +75,7 @@ class Turns:
 
     Args:
         loop: which turns.
-        begin: has at most so many handshakes begin, and says whether more wait for it.
+        begin: looks at so many that would begin theirs, and says whether more wait for it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, begin: Callable[[int], bool]) -> None:
@@ -124,8 +125,10 @@ class Turns:
         self._loop.call_soon(self._turn)
         while self._waiting and self._spent < self._budget:
             self._step(self._waiting.popleft())
-        most = 0 if self._waiting else int(self._budget / _LEAST_BUDGET)
+        most = 1 if self._waiting else int(self._budget / _LEAST_BUDGET)
+        began = time.perf_counter()
         self._used = self._begin(most) or bool(self._waiting)
+        self._spent += time.perf_counter() - began
 
 
 class _HandshakeLoop:
@@ -159,7 +162,8 @@ class _HandshakeLoop:
 
     def wait(self) -> None:
         """The loop need not tell of what there is to read."""
-        self._loop.remove_reader(self._descriptor)
+        if self._reader is not None:
+            self._loop.remove_reader(self._descriptor)
 
     def step(self) -> None:
         """Reads, if the transport still wants to, and has the loop tell of what comes next."""
@@ -212,43 +216,50 @@ def hello_size(data: bytes) -> int | None:
 
 
 def is_costly(hello: bytes) -> bool:
-    """Whether a ClientHello asks for Diffie-Hellman over a finite field.
+    """Whether OpenSSL would do Diffie-Hellman over a finite field for a ClientHello.
 
-    OpenSSL would do it, 100 times as long as on a curve; no browser and no library asks for it of
-    itself (RFC 8446 sections 4.2.7 and 4.2.8).
+    It takes 100 times as long as on a curve, and is the peer's choice: OpenSSL takes the first key
+    share of a group that it knows, or asks for one (RFC 8446 sections 4.2.7 and 4.2.8). No client
+    has so many groups that they would take long to look at.
 
     Args:
         hello: how the stream begins, with a whole one, in as many records as it likes.
     """
     body, at = b"", 0
-    while len(hello) >= at + _RECORD_HEAD and hello[at] == _HANDSHAKE:
+    while len(hello) >= at + _RECORD_HEAD:
         start = at + _RECORD_HEAD
         at = start + int.from_bytes(hello[at + 3 : start])
         body += hello[start:at]
+        if len(body) >= 4 + int.from_bytes(body[1:4]):
+            break  # what follows is another message
+    body = body[: 4 + int.from_bytes(body[1:4])]
     at = 4 + 2 + 32  # its head, version, random
     at += 1 + int.from_bytes(body[at : at + 1])  # session id
     at += 2 + int.from_bytes(body[at : at + 2])  # cipher suites
     at += 1 + int.from_bytes(body[at : at + 1])  # compression
     at += 2
-    shared: set[int] = set()
-    supported: set[int] = set()
+    supported = b""
     while len(body) >= at + 4:
         kind, size = int.from_bytes(body[at : at + 2]), int.from_bytes(body[at + 2 : at + 4])
         content = body[at + 6 : at + 4 + size]  # behind the length of its list
         at += 4 + size
         if kind == _SUPPORTED_GROUPS:
-            supported = {
-                int.from_bytes(content[each : each + 2]) for each in range(0, len(content), 2)
-            }
+            supported = content
         elif kind == _KEY_SHARE:
             share = 0
-            while len(content) >= share + 4:
-                shared.add(int.from_bytes(content[share : share + 2]))
+            for _ in range(_MOST_GROUPS):
+                if len(content) < share + 4:
+                    break
+                group = int.from_bytes(content[share : share + 2])
+                if group in _CURVES or group in _FINITE_FIELDS:
+                    return group in _FINITE_FIELDS
                 share += 4 + int.from_bytes(content[share + 2 : share + 4])
-    over_fields = any(group in _FINITE_FIELDS for group in supported)
-    return any(group in _FINITE_FIELDS for group in shared) or (
-        over_fields and _CURVES.isdisjoint(supported)
-    )
+            else:
+                return True
+    if len(supported) > 2 * _MOST_GROUPS:
+        return True
+    groups = {int.from_bytes(supported[each : each + 2]) for each in range(0, len(supported), 2)}
+    return _CURVES.isdisjoint(groups) and any(group in _FINITE_FIELDS for group in groups)
 
 
 def has_left(connection: socket.socket) -> bool:
@@ -339,12 +350,15 @@ class Hellos:
             connection, left = self._ready.popleft()
             if connection not in self._deadlines:
                 continue  # ended while it waited
-            if has_left(connection) or self._asks_for_much(connection):
+            if has_left(connection):
                 self._gone(connection)
                 continue
-            del self._deadlines[connection]
-            self._begin(connection, left)
             most -= 1
+            if self._asks_for_much(connection):
+                self._gone(connection)
+                continue
+            self._begin(connection, left)
+            del self._deadlines[connection]
         return bool(self._ready)
 
     def _asks_for_much(self, connection: socket.socket) -> bool:
@@ -432,11 +446,16 @@ class Acceptor:
 
     def take_queue(self) -> None:
         """Accepts all who have connected by now."""
-        while self._accept():
-            pass
+        if self._socket.fileno() >= 0:
+            for _ in range(self._hub.config.backlog // self._AT_ONCE + 1):
+                if not self._accept_some(evict=False):
+                    return
 
-    def _accept(self) -> bool:
-        """A callback of the loop's; whether there may be more to accept."""
+    def _accept(self) -> None:
+        self._accept_some(evict=True)
+
+    def _accept_some(self, evict: bool) -> bool:
+        """Returns whether there may be more to accept."""
         for _ in range(self._AT_ONCE):
             try:
                 connection, _ = self._socket.accept()
@@ -451,7 +470,8 @@ class Acceptor:
                     return False
             else:
                 connection.setblocking(False)
-                if len(self._shaking) + len(self._hellos) >= self._hub.config.max_handshakes:
+                under_way = len(self._shaking) + len(self._hellos)
+                if evict and under_way >= self._hub.config.max_handshakes:
                     self._end_oldest()
                 if self._ssl is None:
                     self._begin(connection, 0.0)
@@ -499,6 +519,8 @@ class Acceptor:
     def _pause(self) -> None:
         # The socket stays readable: without a pause the loop would do nothing else.
         self.loop.remove_reader(self._socket)
+        if self._resuming is not None:
+            self._resuming.cancel()
         self._resuming = self.loop.call_later(
             self._PAUSE, self.loop.add_reader, self._socket, self._accept
         )

@@ -561,8 +561,11 @@ class Hub(Delivery):
     def _take_queue(self) -> None:
         # With SO_REUSEPORT the kernel resets who is in the queue of a socket that is closed.
         if not self._acceptors:
-            for server in self._servers:
-                self._acceptors += [Acceptor(self, _copy(sock), None) for sock in server.sockets]
+            for listening in [sock for server in self._servers for sock in server.sockets]:
+                try:
+                    self._acceptors.append(Acceptor(self, _copy(listening), None))
+                except OSError:
+                    self._log_out_of_files()
         for acceptor in self._acceptors:
             acceptor.take_queue()
 
@@ -776,9 +779,11 @@ class Hub(Delivery):
                 stops.append(loop.create_task(leave()))
 
         async def leave() -> None:
-            if self.config.drain_period:
-                await self.drain(self.config.drain_period)
-            await self.stop()
+            try:
+                if self.config.drain_period:
+                    await self.drain(self.config.drain_period)
+            finally:
+                await self.stop()
 
         def reload() -> None:
             try:
