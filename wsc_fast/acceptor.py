@@ -341,7 +341,7 @@ class Hellos:
             self._gone(connection)
             return
         self._stop_waiting(connection)
-        left = max(_LEAST_BUDGET, self._deadlines[connection] - self._loop.time())
+        left = max(0.001, self._deadlines[connection] - self._loop.time())  # 0 is no timeout
         self._ready.append((connection, left))
         self.turns.call()
 
