@@ -21,7 +21,7 @@ import ssl
 import sys
 import time
 
-from wire import BINARY, frame, request
+from wire import BINARY, frame, request, trusting
 
 CLIENTS = 100
 TICK = 0.002
@@ -204,13 +204,6 @@ def receive(sock: socket.socket) -> bytes:
     except ssl.SSLWantReadError:
         raise BlockingIOError from None
     return data
-
-
-def trusting() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def go_ahead() -> None:

@@ -44,14 +44,19 @@ def head(opcode: int, size: int, *, fin: bool = True, rsv1: bool = False) -> byt
     return start + bytes(4)
 
 
-def client_hello() -> bytes:
-    """What a TLS client sends first; to be sent again and again, at no cost for the sender."""
-    outgoing = ssl.MemoryBIO()
+def trusting() -> ssl.SSLContext:
+    """Of a client that takes any certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def client_hello() -> bytes:
+    """What a TLS client sends first; to be sent again and again, at no cost for the sender."""
+    outgoing = ssl.MemoryBIO()
     with contextlib.suppress(ssl.SSLWantReadError):
-        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+        trusting().wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
     return outgoing.read()
 
 

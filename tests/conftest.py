@@ -15,6 +15,7 @@ import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
+import aiofastnet
 import pytest
 import trustme
 import uvloop
@@ -98,6 +99,15 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+@pytest.fixture(params=["OpenSSL", "OpenSSL in Python"])
+def openssl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Has the test run with TLS by aiofastnet, and with the loop's own, as where aiofastnet finds
+    no OpenSSL to call."""
+    if request.param == "OpenSSL in Python":
+        monkeypatch.setattr(aiofastnet, "OPENSSL_DYN_LIBS", None)
+    return str(request.param)
 
 
 @pytest.fixture(params=["batches", "outboxes"])

@@ -11,8 +11,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import aiofastnet
 import pytest
+import trustme
 
 import wsc_fast.acceptor as acceptor_module
 from tests.support import TEXT, TLSClient, eventually, running, silent_sockets
@@ -193,8 +193,7 @@ class Clock:
 class Shaking:
     """A handshake under way that never has enough."""
 
-    def __init__(self, turns: Turns, step: Callable[[], None]) -> None:
-        self.turns = turns
+    def __init__(self, step: Callable[[], None]) -> None:
         self.step = step
         self.waits = 0
 
@@ -218,7 +217,7 @@ async def test_handshakes_have_so_much_of_a_turn(
         taken[-1] += 1
         clock.now += step
 
-    crowd: list[Any] = [Shaking(turns, take) for _ in range(40)]
+    crowd: list[Any] = [Shaking(take) for _ in range(40)]
     for one in crowd:
         turns.read(one)
     while sum(taken) < 40:
@@ -234,11 +233,13 @@ async def test_handshakes_have_so_much_of_a_turn(
 
 async def test_every_step_of_a_handshake_needs_a_turn_and_nothing_after_it(
     any_loop: str,
-    server_tls: ssl.SSLContext,
+    authority: trustme.CA,
     client_tls: ssl.SSLContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server_tls.set_ecdh_curve("secp384r1")  # the client is asked for another hello
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context.set_ecdh_curve("secp384r1")  # the client is asked for another hello
     steps = 0
     read = Turns.read
 
@@ -250,7 +251,7 @@ async def test_every_step_of_a_handshake_needs_a_turn_and_nothing_after_it(
     monkeypatch.setattr(Turns, "read", note)
     hub = Hub()
     hub.on_message_received(lambda client, message: client.send(message))
-    async with running(hub, ssl=server_tls):
+    async with running(hub, ssl=context):
         with await TLSClient.open_tls(hub, client_tls) as raw:
             await raw.send(TEXT, b"x")
             assert (await raw.recv()).payload == b"x"
@@ -431,18 +432,14 @@ async def test_B11_handshakes_of_tls_that_fail_are_counted(
     assert told == []
 
 
-@pytest.mark.parametrize("library", ["OpenSSL", "OpenSSL in Python"])
 @pytest.mark.parametrize("end", ["leaves", "resets", "sends what is no TLS", "is given up"])
 async def test_a_handshake_that_failed_leaves_nothing_to_the_garbage_collector(
     any_loop: str,
-    library: str,
+    openssl: str,
     end: str,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if library == "OpenSSL in Python":
-        monkeypatch.setattr(aiofastnet, "OPENSSL_DYN_LIBS", None)
     hub = Hub()
     loop = asyncio.get_running_loop()
     async with running(hub, ssl=server_tls):

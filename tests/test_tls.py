@@ -135,17 +135,13 @@ async def test_who_waited_for_a_turn_ends_like_any_other(
 
 
 @pytest.mark.parametrize("end", ["of TCP", "of TLS", "of TLS at once"])
-@pytest.mark.parametrize("server", ["own", "own, OpenSSL in Python"])
 async def test_who_sent_and_left_while_it_was_paused_is_heard_to_the_end(
     any_loop: str,
-    server: str,
+    openssl: str,
     end: str,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if server == "own, OpenSSL in Python":
-        monkeypatch.setattr(aiofastnet, "OPENSSL_DYN_LIBS", None)
     hub = Hub(HubConfig(heartbeat_interval=0.2, message_rate=20.0, rate_limit_action="pause"))
     heard: list[str | bytes] = []
     hub.on_message_received(lambda client, message: heard.append(message))

@@ -185,6 +185,29 @@ class _HandshakeLoop:
             log.debug("TLS: %s: %r", context["message"], context.get("exception"))
 
 
+def _take_hello(data: bytes) -> tuple[int | None, bytes]:
+    """What `hello_size` says of how a stream begins, and its message out of the records so far."""
+    end = 0
+    hello = b""
+    for _ in range(_HELLO_RECORDS):
+        start = end + _RECORD_HEAD
+        if len(data) < start:
+            return start, hello
+        if data[end] != _HANDSHAKE:
+            return None, hello
+        end = start + int.from_bytes(data[end + 3 : start])
+        if end == start or end > _HELLO_MOST:
+            return None, hello
+        hello += data[start:end]
+        if len(data) < end:
+            return end, hello
+        if hello[0] != _CLIENT_HELLO:
+            return None, hello
+        if len(hello) >= 4 and len(hello) - 4 >= int.from_bytes(hello[1:4]):
+            return end, hello
+    return None, hello
+
+
 def hello_size(data: bytes) -> int | None:
     """How many bytes of a stream have to be there for its ClientHello to be whole, or to tell more.
 
@@ -194,28 +217,10 @@ def hello_size(data: bytes) -> int | None:
     Returns:
         At most `len(data)` once it is whole; None for what is no ClientHello.
     """
-    end = 0
-    hello = b""
-    for _ in range(_HELLO_RECORDS):
-        start = end + _RECORD_HEAD
-        if len(data) < start:
-            return start
-        if data[end] != _HANDSHAKE:
-            return None
-        end = start + int.from_bytes(data[end + 3 : start])
-        if end == start or end > _HELLO_MOST:
-            return None
-        if len(data) < end:
-            return end
-        hello += data[start:end]
-        if hello[0] != _CLIENT_HELLO:
-            return None
-        if len(hello) >= 4 and len(hello) - 4 >= int.from_bytes(hello[1:4]):
-            return end
-    return None
+    return _take_hello(data)[0]
 
 
-def is_costly(hello: bytes) -> bool:
+def is_costly(data: bytes) -> bool:
     """Whether OpenSSL would do Diffie-Hellman over a finite field for a ClientHello.
 
     It takes 100 times as long as on a curve, and is the peer's choice: OpenSSL takes the first key
@@ -223,15 +228,9 @@ def is_costly(hello: bytes) -> bool:
     has so many groups that they would take long to look at.
 
     Args:
-        hello: how the stream begins, with a whole one, in as many records as it likes.
+        data: how the stream begins; what follows the ClientHello does not count.
     """
-    body, at = b"", 0
-    while len(hello) >= at + _RECORD_HEAD:
-        start = at + _RECORD_HEAD
-        at = start + int.from_bytes(hello[at + 3 : start])
-        body += hello[start:at]
-        if len(body) >= 4 + int.from_bytes(body[1:4]):
-            break  # what follows is another message
+    body = _take_hello(data)[1]
     body = body[: 4 + int.from_bytes(body[1:4])]
     at = 4 + 2 + 32  # its head, version, random
     at += 1 + int.from_bytes(body[at : at + 1])  # session id
