@@ -22,6 +22,7 @@ from wsc_fast.delivery.failures import (
 from wsc_fast.delivery.offline import (
     MemoryOfflineStore,
     OfflineStore,
+    SharedOfflineStore,
     StoredMessage,
 )
 from wsc_fast.delivery.redis import (
@@ -47,6 +48,7 @@ from wsc_fast.errors import (
     LimitError,
     ListenError,
     LoopBusyError,
+    MessageExistsError,
     MessageTypeError,
     OfflineStoreError,
     OfflineStoreFullError,
@@ -108,6 +110,7 @@ __all__ = [
     "ListenError",
     "LoopBusyError",
     "MemoryOfflineStore",
+    "MessageExistsError",
     "MessageTypeError",
     "OfflineStore",
     "OfflineStoreError",
@@ -132,6 +135,7 @@ __all__ = [
     "SendFailureReason",
     "SendResult",
     "SendTimeoutError",
+    "SharedOfflineStore",
     "StoredMessage",
     "TimeoutHandler",
     "TokenAuthenticator",

@@ -24,7 +24,8 @@
     │   ├── AckFailedError                      ... the client reports that it failed
     │   └── AckDroppedError                     ... given up: a bound, or its age
     ├── OfflineStoreError                       the offline store has trouble
-    │   └── OfflineStoreFullError               ... it holds as many for this user as it may
+    │   ├── OfflineStoreFullError               ... it holds as many for this user as it may
+    │   └── MessageExistsError                  ... it holds another message under this id
     └── ProtocolError                           the peer broke RFC 6455 or one of our bounds
 
 The first group is the caller's mistake, `SendError` the state of the peer, `ProtocolError` the
@@ -152,6 +153,18 @@ class OfflineStoreError(WSCError):
 
 class OfflineStoreFullError(OfflineStoreError):
     """The offline store holds as many messages for this user as it may."""
+
+
+class MessageExistsError(OfflineStoreError):
+    """The offline store holds another message of this user under the same id.
+
+    Attributes:
+        data: the message that it holds, as JSON.
+    """
+
+    def __init__(self, text: str, data: bytes) -> None:
+        super().__init__(text)
+        self.data = data
 
 
 class ProtocolError(WSCError):

@@ -1,19 +1,25 @@
 """What an offline store is, and the one in memory.
 
 A message with acknowledgement for a user who is away is kept in a store until it is acknowledged,
-dropped by a bound, or too old.
+dropped by a bound, or too old. `OfflineStore` is what every store has; `SharedOfflineStore` is what
+a store has besides that several hubs may use at the same time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Collection, Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from wsc_fast.errors import OfflineStoreError, OfflineStoreFullError
+from wsc_fast.errors import MessageExistsError, OfflineStoreError, OfflineStoreFullError
+
+# Messages that one `append` drops at most, where the limit was lowered.
+MOST_DROPPED = 1_000
+# Bytes of messages that one `read` or `expire` returns, unless it is told otherwise.
+READ_BYTES = 1 << 20
 
 
 class StoredMessage(msgspec.Struct, frozen=True):
@@ -53,10 +59,11 @@ class OfflineStore(Protocol):
 
         Args:
             user_id: whose message it is.
-            message_id: kept once: the same id of the same user again changes nothing.
+            message_id: kept once: the same id and data of the same user again change nothing.
             data: the message as JSON.
             limit: of messages per user.
-            drop_oldest: what to do at the limit: drop the oldest, or refuse this one.
+            drop_oldest: what to do at the limit: drop the oldest, or refuse this one. One call may
+                drop a bounded number only; the next ones drop the rest.
 
         Returns:
             an awaitable of what was dropped for it, done when the message is durable. The place in
@@ -64,20 +71,26 @@ class OfflineStore(Protocol):
 
         Raises:
             OfflineStoreFullError: (awaited) at the limit, without `drop_oldest`.
+            MessageExistsError: (awaited) the user has a message with this id and other data, which
+                stays; the error carries it.
             OfflineStoreError: (awaited) the message is not stored.
         """
         ...
 
-    async def read(self, user_id: str, *, after: int = 0, limit: int = 100) -> list[StoredMessage]:
+    async def read(
+        self, user_id: str, *, after: int = 0, limit: int = 100, max_bytes: int = READ_BYTES
+    ) -> list[StoredMessage]:
         """The next messages of a user, in order.
 
         Args:
             user_id: whose messages.
             after: the position behind which to begin.
-            limit: how many at most.
+            limit: how many messages at most.
+            max_bytes: how many bytes of data at most; a first message that is larger comes alone.
 
         Returns:
-            list[StoredMessage]: also those whose `append` has been called and is not done.
+            list[StoredMessage]: also those whose `append` has been called and is not done. It is
+                empty only where nothing follows `after`.
         """
         ...
 
@@ -89,17 +102,77 @@ class OfflineStore(Protocol):
         """How many messages are kept for a user."""
         ...
 
-    async def expire(self, before: float, limit: int = 1000) -> list[tuple[str, StoredMessage]]:
+    async def expire(
+        self, before: float, limit: int = 1000, *, max_bytes: int = READ_BYTES
+    ) -> list[tuple[str, StoredMessage]]:
         """Removes what was stored before a time.
 
         Args:
             before: seconds since the epoch.
-            limit: how many to remove at most, the oldest first.
+            limit: how many messages to remove at most, the oldest first.
+            max_bytes: how many bytes of data to remove at most; a first message that is larger
+                goes alone.
 
         Returns:
             list[tuple[str, StoredMessage]]: user id and message of each.
         """
         ...
+
+
+@runtime_checkable
+class SharedOfflineStore(OfflineStore, Protocol):
+    """An OfflineStore that other processes may change at the same time.
+
+    The hub asks it now and then what they have done: so a message that another process has stored
+    reaches a user who is connected here, and who waits here for a message that another process has
+    delivered or dropped is told.
+    """
+
+    async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
+        """For whom others have stored messages.
+
+        Args:
+            after: the position behind which to look, as the last call returned it; -1 asks for the
+                newest position only.
+            limit: how many users at most.
+
+        Returns:
+            tuple[int, list[str]]: the position to look behind next, and the ids of the users for
+                whom a message was stored behind `after`, each once; not those whose messages were
+                stored through this object alone.
+        """
+        ...
+
+    async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
+        """Which of these messages are not in the store.
+
+        Args:
+            user_id: whose messages.
+            message_ids: which; their number is the caller's to bound.
+
+        Returns:
+            list[str]: ids; one whose `append` has been called and is not done counts as there.
+        """
+        ...
+
+
+def within(
+    messages: Iterable[StoredMessage], limit: int, max_bytes: int
+) -> Iterator[StoredMessage]:
+    """The first messages that stay within a number and a size; the first one whatever its size.
+
+    Args:
+        messages: in order.
+        limit: how many at most.
+        max_bytes: how many bytes of data at most, but for a first message.
+    """
+    count = size = 0
+    for message in messages:
+        count += 1
+        size += len(message.data)
+        if count > limit or (count > 1 and size > max_bytes):
+            return
+        yield message
 
 
 class MemoryOfflineStore:
@@ -141,6 +214,7 @@ class MemoryOfflineStore:
 
         Raises:
             OfflineStoreFullError: (awaited) at the limit, without `drop_oldest`.
+            MessageExistsError: (awaited) the id is taken by other data.
             OfflineStoreError: (awaited) the store is not open.
         """
         future: asyncio.Future[list[StoredMessage]] = asyncio.get_running_loop().create_future()
@@ -155,25 +229,36 @@ class MemoryOfflineStore:
     ) -> list[StoredMessage]:
         self._check_open()
         held = self._messages.get(user_id, {})
-        if message_id in held:
+        stored = held.get(message_id)
+        if stored is not None:
+            if stored.data != data:
+                raise MessageExistsError(
+                    f"offline store in memory: user {user_id!a} has another message with the id "
+                    f"{message_id!a}",
+                    stored.data,
+                )
             return []
         if limit < 1 or (len(held) >= limit and not drop_oldest):
             raise OfflineStoreFullError(
                 f"offline store in memory: it may keep {limit} messages for user {user_id!r}"
             )
-        dropped = [held.pop(next(iter(held))) for _ in range(len(held) - limit + 1)]
+        excess = min(len(held) - limit + 1, MOST_DROPPED)
+        dropped = [held.pop(next(iter(held))) for _ in range(excess)]
         self._position += 1
         held[message_id] = StoredMessage(self._position, message_id, data, time.time())
         self._messages[user_id] = held
         return dropped
 
-    async def read(self, user_id: str, *, after: int = 0, limit: int = 100) -> list[StoredMessage]:
+    async def read(
+        self, user_id: str, *, after: int = 0, limit: int = 100, max_bytes: int = READ_BYTES
+    ) -> list[StoredMessage]:
         """The next messages of a user, in order; see `OfflineStore.read`.
 
         Args:
             user_id: whose messages.
             after: the position behind which to begin.
-            limit: how many at most.
+            limit: how many messages at most.
+            max_bytes: how many bytes of data at most, but for a first message.
 
         Returns:
             list[StoredMessage]: empty for a user without messages.
@@ -183,7 +268,8 @@ class MemoryOfflineStore:
         """
         self._check_open()
         held = self._messages.get(user_id, {}).values()
-        return [message for message in held if message.position > after][: max(limit, 0)]
+        following = (message for message in held if message.position > after)
+        return list(within(following, limit, max_bytes))
 
     async def delete(self, user_id: str, message_ids: Collection[str]) -> int:
         """Removes messages of a user; see `OfflineStore.delete`.
@@ -223,14 +309,17 @@ class MemoryOfflineStore:
         self._check_open()
         return len(self._messages.get(user_id, {}))
 
-    async def expire(self, before: float, limit: int = 1000) -> list[tuple[str, StoredMessage]]:
+    async def expire(
+        self, before: float, limit: int = 1000, *, max_bytes: int = READ_BYTES
+    ) -> list[tuple[str, StoredMessage]]:
         """Removes what was stored before a time; see `OfflineStore.expire`.
 
         Looks at every message there is.
 
         Args:
             before: seconds since the epoch.
-            limit: how many to remove at most, the oldest first.
+            limit: how many messages to remove at most, the oldest first.
+            max_bytes: how many bytes of data to remove at most, but for a first message.
 
         Returns:
             list[tuple[str, StoredMessage]]: user id and message of each.
@@ -246,7 +335,7 @@ class MemoryOfflineStore:
             if message.stored_at < before
         ]
         old.sort(key=lambda each: (each[1].stored_at, each[1].position))
-        del old[max(limit, 0) :]
+        del old[sum(1 for _ in within((message for _, message in old), limit, max_bytes)) :]
         for user_id, message in old:
             self._remove(user_id, message.id)
         return old
