@@ -105,8 +105,8 @@ class Acks(AckTable):
     def __init__(self, hub: Hub, config: ACKConfig, store: OfflineStore | None) -> None:
         if store is not None and hub._authenticate is None:
             log.warning(
-                "offline messages need `authenticate`: without it each client is a user whom nobody "
-                "knows again, and nothing is kept"
+                "offline messages need `authenticate`: without it each client is a user whom "
+                "nobody knows again, and nothing is kept"
             )
             store = None
         if store is not None:

@@ -121,6 +121,7 @@ class Journal:
         self._undeleted_count = 0
         self._delete_timer: asyncio.TimerHandle | None = None
         self._told: deque[tuple[str, StoredMessage, float | None]] = deque()
+        self._told_all = asyncio.Event()
         # Readings that are under way, when the store was last heard of, and who waits for its end.
         self._reading = 0
         self._heard_at = 0.0
@@ -315,13 +316,16 @@ class Journal:
         if not dropped:
             return
         if not self._told:
+            self._told_all.clear()
             self._running().call_soon(self._tell)
         self._told.extend((key, stored, age) for stored in dropped)
 
     def _tell(self) -> None:
         for _ in range(min(TOLD_AT_ONCE, len(self._told))):
             self._owner.dropped(*self._told.popleft())
-        if self._told and self._loop is not None:
+        if not self._told:
+            self._told_all.set()
+        elif self._loop is not None:
             self._loop.call_soon(self._tell)
 
     # --- removing ---
@@ -464,9 +468,9 @@ class Journal:
                 await self.opened()
                 while expired := await self.store.expire(time.time() - most):
                     for key, stored in expired:
-                        self._tell_dropped(key, [stored], max(0.0, time.time() - stored.stored_at))
-                    while self._told:
-                        await asyncio.sleep(0)
+                        age = max(0.0, time.time() - stored.stored_at)
+                        self._tell_dropped(key, [stored], age)
+                    await self._told_all.wait()
             except Exception as error:
                 self.failed("old messages could not be removed", error)
             if not self._ended:
