@@ -223,12 +223,25 @@ def _items(value: object) -> Collection[Any]:
     if kind in _PLAIN:
         return ()
     if kind is dict:
+        _check_keys(value)  # type: ignore[arg-type]
         return value.values()  # type: ignore[attr-defined, no-any-return]
     if isinstance(value, (list, tuple, set, frozenset)):
         return value
     # What msgspec writes as something else: structs, dataclasses, other mappings.
     plain = _as_json_would_be(value)
     return () if type(plain) is kind else (plain,)
+
+
+def _check_keys(value: dict[Any, Any]) -> None:
+    # Keys that are no str become texts, of which two may be the same: {1: "a", "1": "b"}.
+    if {str}.issuperset(map(type, value)):
+        return
+    try:
+        texts = {_json.encode({key: None}) for key in value}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValidationError(f"HubMessage.data holds what JSON cannot carry: {error}") from error
+    if len(texts) < len(value):
+        raise ValidationError("HubMessage.data holds two keys that are the same text in JSON")
 
 
 def _as_json_would_be(value: object) -> Any:
