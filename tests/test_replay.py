@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from test_acks import acking, acknowledge, eventually_count, received
 
-from tests.support import RawClient, eventually, join, running, stall
+from tests.support import RawClient, eventually, join, stall
+from tests.support import running as starting
 from wsc_fast import (
     ACKMessage,
     AckStatus,
     AckTimeoutError,
+    Hub,
     HubConfig,
     HubMessage,
     MemoryOfflineStore,
@@ -27,6 +31,17 @@ pytestmark = pytest.mark.usefixtures("closing_sockets")
 async def contents(raw: RawClient, count: int) -> list[str]:
     """The contents of the next HubMessages of a client."""
     return [(await received(raw))["content"] for _ in range(count)]
+
+
+@asynccontextmanager
+async def running(hub: Hub) -> AsyncIterator[None]:
+    """Ends the clients by itself, so that the stop waits for none of them."""
+    async with starting(hub):
+        try:
+            yield
+        finally:
+            for client in hub._open_clients():
+                client._abort()
 
 
 def number(content: str) -> int:
