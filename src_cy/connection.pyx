@@ -193,6 +193,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         object authenticating      # asyncio.Task while an async authenticate runs
         readonly str remote_address
         readonly str subprotocol
+        readonly str device_id     # of its Identity, or None
         object end_code            # int, the close code that ended it; None while it is open
         str end_reason
         str end                    # the reason of failure for what was still queued at the end
@@ -523,6 +524,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.state = OPEN
         self.engine.admit(self)
         self.announced = True
+
+    def _set_device(self, str device_id):
+        """Which device it runs on, as its Identity says; None: not known."""
+        self.device_id = device_id
 
     def _hold_input(self):
         """Keeps messages until `_release_input`: the identity is not known yet."""

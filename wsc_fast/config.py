@@ -27,6 +27,7 @@ from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
 OfflineOverflow = Literal["drop_oldest", "refuse"]
 RateLimitAction = Literal["close", "drop", "pause"]
+Per = Literal["user", "device"]
 
 # What picows reads into at least; a smaller setting would not be honoured.
 MIN_READ_BUFFER = 2048
@@ -58,6 +59,7 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "max_pending": (1, 1 << 30),
     "max_pending_bytes": (1, 1 << 40),
     "max_pending_per_user": (0, 1 << 30),
+    "max_devices": (1, 10_000),
     "max_pending_callback_bytes": (1, 1 << 40),
     "offline_limit": (1, 1 << 30),
 }
@@ -436,7 +438,12 @@ class ACKConfig(Settings, frozen=True, kw_only=True):
             one more raises PendingFullError. One user may take a quarter of it.
         max_pending_per_user: messages that wait for one user to acknowledge them; one more raises
             PendingFullError. 0: a quarter of `max_pending`, but at least 16.
-        offline_limit: messages in the offline store, per user.
+        per: who acknowledges. "user": the first of a user's clients does so for all. "device": each
+            device of the user for itself (Identity.device_id), also one that is away: what is for
+            a user is kept for each of them. Needs `enable_offline_messages`.
+        max_devices: devices of one user that are known; beyond that the one is forgotten that was
+            noted longest ago. So is one that has not come for `offline_max_age`.
+        offline_limit: messages in the offline store, per user; with per="device" for each device.
         offline_overflow: what a message does that finds as many in the store. "drop_oldest": the
             oldest is dropped. "refuse": the message is refused.
         offline_max_age: a message that has been in the store so long is dropped.
@@ -455,9 +462,18 @@ class ACKConfig(Settings, frozen=True, kw_only=True):
     max_pending: int = 100_000
     max_pending_bytes: int = 1 << 26
     max_pending_per_user: int = 0
+    per: Per = "user"
+    max_devices: int = 16
     offline_limit: int = 1_000
     offline_overflow: OfflineOverflow = "drop_oldest"
     offline_max_age: float = 604_800.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per == "device" and not self.enable_offline_messages:
+            raise _wrong(
+                "ACKConfig.per", self.per, '"user", or enable_offline_messages=True with "device"'
+            )
 
 
 @cache

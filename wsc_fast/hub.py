@@ -962,6 +962,8 @@ class Hub(Delivery):
         check_id("user", identity.user_id)
         if identity.client_id is not None:
             check_id("client", identity.client_id)
+        if identity.device_id is not None:
+            check_id("device", identity.device_id)
         return identity
 
     def _connected(self, client: Client) -> None:
@@ -1020,6 +1022,7 @@ class Hub(Delivery):
         else:
             client_id = identity.client_id or self._new_id()
             user_id, data = identity.user_id, identity.user_data
+            client._set_device(identity.device_id)
             if identity.expires_at is not None:
                 self._expire_at(client, identity.expires_at)
             older = self.get_client_by_id(client_id)

@@ -62,12 +62,15 @@ class Identity(msgspec.Struct, frozen=True):
         user_data: what `client.user_data` begins with.
         expires_at: when the identity ends, in seconds since the epoch: the client is then closed
             with 4401. None: never.
+        device_id: the device that the client runs on, the same at each of its connections; see
+            ACKConfig(per="device"). None: it is not known.
     """
 
     user_id: str
     client_id: str | None = None
     user_data: dict[Any, Any] | None = None
     expires_at: float | None = None
+    device_id: str | None = None
 
 
 class Response(msgspec.Struct, frozen=True):

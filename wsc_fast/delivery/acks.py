@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
+from wsc_fast.delivery.devices import Devices, is_of_devices, key_of_device, user_of_key
 from wsc_fast.delivery.failures import Failure, Message, reason_of
 from wsc_fast.delivery.journal import Journal, store_error
 from wsc_fast.delivery.offline import OfflineStore, StoredMessage
@@ -113,10 +114,15 @@ class Acks(AckTable):
             _claim(store, self)
         super().__init__(hub, config, store, AckCounters(), Parked())
         self._journal = None if store is None else Journal(store, config, self)
+        self._devices: Devices | None = None
+        if config.per == "device" and self._journal is not None:
+            self._devices = Devices(self, self._journal)
         self._ended = False  # it has been stopped, and not started since
         # Mailboxes whose last client has gone, and whose messages are not parked yet.
         self._leaving: dict[str, Mailbox] = {}
         self._parking = False
+        # User -> how many of the user's clients catch up.
+        self._replays_of: dict[str, int] = {}
         # Clients that have caught up with what is in memory, but not with the store.
         self._behind: dict[Client, None] = {}
         self._behind_timer: asyncio.TimerHandle | None = None
@@ -174,6 +180,8 @@ class Acks(AckTable):
             await self._journal.write_out(deadline)
         self._clear_timers()
         await self._end_parked()
+        if self._devices is not None:
+            await self._devices.end(stopped)
         self._forget()
         if self._journal is not None:
             await self._journal.close(deadline + STORE_GRACE)
@@ -206,6 +214,9 @@ class Acks(AckTable):
                 await asyncio.sleep(0)
 
     def _forget(self) -> None:
+        if self._devices is not None:
+            self._devices.clear()
+        self._replays_of.clear()
         self._parked.clear()
         self._leaving.clear()
         self._behind.clear()
@@ -269,7 +280,7 @@ class Acks(AckTable):
 
     def pending_of(self, client: Client) -> list[ACKMessage]:
         """The messages that an acknowledgement of this client would settle."""
-        mailbox = self._mailboxes.get(client.user_id)
+        mailbox = self._mailboxes.get(self._key_of(client))
         if mailbox is None:
             return []
         return [
@@ -280,12 +291,30 @@ class Acks(AckTable):
 
     def awaits(self, client: Client) -> bool:
         """Whether an acknowledgement of this client's user is awaited."""
-        mailbox = self._mailboxes.get(client.user_id)
+        mailbox = self._mailboxes.get(self._key_of(client))
         return mailbox is not None and bool(mailbox.pending)
 
     def has_memory(self) -> bool:
         """Whether what is pending leaves room for more."""
         return self.nbytes < self.config.max_pending_bytes
+
+    def _key_of(self, client: Client) -> str:
+        """The key of the mailbox that a client gets its messages from."""
+        if self._devices is None:
+            return client.user_id
+        return key_of_device(client.user_id, client.device_id)
+
+    def _send_to_devices(self, user_id: str, message: ACKMessage) -> PendingACK:
+        """`send_ack_message_to_user` where each device has a mailbox of its own."""
+        data = self._encoded(user_id, message)
+        if self._devices is None:
+            return self._send_to_mailbox(user_id, user_id, None, message, data)
+        return self._devices.send(user_id, message, data)
+
+    def _device_ended(self, pending: PendingACK) -> None:
+        """A delivery to one device has come to its end."""
+        assert self._devices is not None
+        self._devices.ended(pending)
 
     def _wake_starved(self) -> None:
         for _ in range(min(CLIENTS_AT_ONCE, len(self.starved))):
@@ -294,6 +323,8 @@ class Acks(AckTable):
     # --- failures ---
 
     def _report(self, pending: PendingACK, error: Exception) -> None:
+        if not self._is_told(pending):
+            return
         try:
             message: Message = pending.message
         except ValidationError:
@@ -309,6 +340,11 @@ class Acks(AckTable):
             of_call=False,
         )
 
+    def _is_told(self, pending: PendingACK) -> bool:
+        """Whether its failure is one: not where another device has confirmed it, or may still."""
+        alone = self._devices is None or pending._group is None
+        return alone or self._devices.is_told(pending)  # type: ignore[union-attr]
+
     def _report_held(self, item: Held, user_id: str, error: Exception) -> None:
         message = decode_hub_message(item.data)
         self._hub._failures.report(
@@ -319,11 +355,13 @@ class Acks(AckTable):
 
     def entered(self, client: Client) -> None:
         """A client has connected: what its user has not acknowledged goes out again."""
-        mailbox = self._mailboxes.get(client.user_id)
+        if self._devices is not None:
+            self._devices.joined(client)
+        mailbox = self._mailboxes.get(self._key_of(client))
         if mailbox is None:
             if self.store is None:
                 return
-            mailbox = self._mailbox(client.user_id, client.user_id)
+            mailbox = self._mailbox(self._key_of(client), client.user_id)
         self._leaving.pop(mailbox.key, None)
         self._catch_up(mailbox, client, self._for(mailbox, client), from_store=True, again=True)
         self._release(mailbox)
@@ -331,10 +369,12 @@ class Acks(AckTable):
     def left(self, client: Client) -> None:
         """A client's connection has gone."""
         self._behind.pop(client, None)
-        mailbox = self._mailboxes.get(client.user_id)
+        if self._devices is not None:
+            self._devices.left(client)
+        mailbox = self._mailboxes.get(self._key_of(client))
         if mailbox is None:
             return
-        others = self._hub.get_clients_by_user(client.user_id)
+        others = self._clients_of(mailbox)
         replay = mailbox.replays.get(client)
         if replay is not None:
             self._end_replay(replay, self._left_error(client, others))
@@ -374,7 +414,7 @@ class Acks(AckTable):
     # --- replays ---
 
     def _replay_of(self, client: Client) -> Replay | None:
-        mailbox = self._mailboxes.get(client.user_id)
+        mailbox = self._mailboxes.get(self._key_of(client))
         return None if mailbox is None else mailbox.replays.get(client)
 
     def _catch_up(
@@ -400,8 +440,15 @@ class Acks(AckTable):
                 self, mailbox, client, line, sent=sent or [], from_store=from_store, again=again
             )
             mailbox.replays[client] = replay
-            self.replaying.add(mailbox.user_id)
+            user_id = mailbox.user_id
+            self._replays_of[user_id] = self._replays_of.get(user_id, 0) + 1
+            self.replaying.add(user_id)
             replay.start()
+
+    async def prepare(self, client: Client) -> None:
+        """To be awaited before the store is read for a client."""
+        if self._devices is not None:
+            await self._devices.known(client.user_id)
 
     def await_empty(self, client: Client) -> None:
         """Has the replay of a client go on once the client's outbox has run empty."""
@@ -430,7 +477,9 @@ class Acks(AckTable):
     def _end_replay(self, replay: Replay, error: Exception) -> None:
         mailbox = replay.mailbox
         del mailbox.replays[replay.client]
-        if not mailbox.replays:
+        self._replays_of[mailbox.user_id] -= 1
+        if not self._replays_of[mailbox.user_id]:
+            del self._replays_of[mailbox.user_id]
             self.replaying.discard(mailbox.user_id)
         for item in replay.end():
             self._report_held(item, mailbox.user_id, error)
@@ -450,7 +499,7 @@ class Acks(AckTable):
             self._behind_timer = self.loop.call_later(0, self._catch_up_again)
 
     def _look_again(self, client: Client, *, again: bool) -> None:
-        mailbox = self._mailbox(client.user_id, client.user_id)
+        mailbox = self._mailbox(self._key_of(client), client.user_id)
         sent = self._for(mailbox, client)
         self._catch_up(mailbox, client, [], sent=sent, from_store=True, again=again)
 
@@ -569,6 +618,9 @@ class Acks(AckTable):
         if self.store is None or pending.done():
             await pending
             return
+        if self._devices is not None and self._devices.is_of_user(pending):
+            await self._devices.accepted(pending)
+            return
         await self._store_up_to(pending)
         storing = pending._storing
         if storing is None or pending.done():
@@ -649,16 +701,20 @@ class Acks(AckTable):
         return (
             not self._stopped
             and self._parked.get(pending._mailbox, pending.id) is pending
-            and self._hub._has_clients(pending.user_id)
+            and self._has_clients(pending._mailbox, pending.user_id)
         )
 
     def dropped(self, key: str, stored: StoredMessage, age: float | None) -> None:
         """The store has let go of a message: for its age in seconds, or, None, for its bound."""
+        user_id = user_of_key(key)
+        if is_of_devices(key):
+            if self._devices is not None:
+                self._devices.forgotten(user_id, stored.id)
+            return
         mailbox = self._mailboxes.get(key)
         pending = self._parked.pop(key, stored.id)
         if pending is None and mailbox is not None:
             pending = mailbox.pending.get(stored.id)
-        user_id = key if pending is None else pending.user_id
         if age is not None:
             reason, kind = SendFailureReason.TIMEOUT, "offline"
             why = f"user {user_id!a} did not come for it in {self.config.offline_max_age} s"
@@ -674,6 +730,8 @@ class Acks(AckTable):
         if pending is not None:
             message = pending.message
             self._settle(pending, AckStatus.DROPPED, error)
+            if not self._is_told(pending):
+                return
         else:
             try:
                 message = to_ack_message(decode_hub_message(stored.data))
@@ -684,8 +742,15 @@ class Acks(AckTable):
 
     def stored_elsewhere(self, key: str) -> None:
         """Another process has stored messages for a user: who is connected here gets them."""
-        if not self._stopped:
-            for client in self._hub.get_clients_by_user(key):
+        if self._stopped:
+            return
+        user_id = user_of_key(key)
+        if is_of_devices(key):
+            if self._devices is not None:
+                self._devices.changed(user_id)
+            return
+        for client in self._hub.get_clients_by_user(user_id):
+            if self._key_of(client) == key:
                 self._look_again(client, again=False)
 
     def parked_ids(self) -> dict[str, list[str]]:
