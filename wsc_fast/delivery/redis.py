@@ -534,10 +534,10 @@ class RedisOfflineStore:
 
     While the server is away, calls wait for it up to `timeout` seconds, then fail with
     OfflineStoreError; those waiting behind them fail in twice, reads in four times that time. The
-    next call connects again by itself. A call that waits for its turn while the server answers
-    others does not fail for it. An append that fails may have been stored nevertheless, if the
-    connection was lost at that moment: to append it again is harmless, as the id is the same. If
-    such an append dropped messages, a later `expire` returns them.
+    next call connects again by itself. Nothing fails for waiting its turn at a server that answers.
+    An append that fails may have been stored nevertheless, if the connection was lost at that
+    moment: to append it again is harmless, as the id is the same. If such an append dropped
+    messages, a later `expire` returns them.
 
     Over a slow line fewer bytes are asked for at a time. A single message has to come within half
     of `timeout`: it is not split.
@@ -1020,6 +1020,9 @@ class _Lane:
 
     def drop(self) -> list[_Operation]:
         """Ends the task, with nothing done about what is left, which it returns."""
+        # The task may swallow the cancellation, in redis-py on Python 3.11: then it ends by this.
+        self._ending = True
+        self._wake.set()
         self._task.cancel()
         left = [*self.batch, *self.queue]
         self.batch, self.queue = [], deque()
