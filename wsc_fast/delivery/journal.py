@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from wsc_fast.delivery.offline import OfflineStore, SharedOfflineStore, StoredMessage
+from wsc_fast.delivery.offline import (
+    OfflineStore,
+    PartialPage,
+    SharedOfflineStore,
+    StoredMessage,
+)
 from wsc_fast.errors import OfflineStoreError
 from wsc_fast.log import log
 
@@ -409,10 +414,8 @@ class Journal:
         if self.is_away():
             raise OfflineStoreError("the offline store does not answer")
         messages = await self._ask(self._read(key, after))
-        return Page(
-            messages,
-            len(messages) < PAGE and sum(len(each.data) for each in messages) < PAGE_BYTES,
-        )
+        is_full = len(messages) >= PAGE or sum(len(each.data) for each in messages) >= PAGE_BYTES
+        return Page(messages, not is_full and not isinstance(messages, PartialPage))
 
     async def _read(self, key: str, after: int) -> list[StoredMessage]:
         await self.opened()

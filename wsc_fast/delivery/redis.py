@@ -56,7 +56,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from wsc_fast.delivery.offline import MOST_DROPPED, READ_BYTES, StoredMessage
+from wsc_fast.delivery.offline import MOST_DROPPED, READ_BYTES, PartialPage, StoredMessage
 from wsc_fast.errors import (
     ConfigError,
     MessageExistsError,
@@ -728,12 +728,11 @@ class RedisOfflineStore:
             user_id: whose messages.
             after: the position behind which to begin.
             limit: how many at most.
-            max_bytes: how many bytes of data at most, but for a first message. Over a slow line
-                fewer come.
+            max_bytes: how many bytes of data at most, but for a first message.
 
         Returns:
-            list[StoredMessage]: also those whose `append` has been called and is not done. It is
-                empty only where nothing follows `after`.
+            list[StoredMessage]: also those whose `append` has been called and is not done; a
+                PartialPage where more follow, as over a slow line.
 
         Raises:
             OfflineStoreError: they cannot be read.
@@ -1328,7 +1327,7 @@ class _Session:
             after = int(behind)
             page += [_stored(*each) for each in _groups(found, 3)]
             size += sum(map(len, found[2::3]))
-        return page
+        return PartialPage(page) if more and len(page) < limit else page
 
     async def appended(self, after: int, limit: int) -> tuple[int, list[str]]:
         read = _Read("appended", b"", (self._origin,), (_bounded(after), _bounded(limit)))
