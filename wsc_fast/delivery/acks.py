@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from wsc_fast._core.pending import AckTable, PendingACK, UserQueue
-from wsc_fast.delivery.failures import Failure, Message, outside_handlers, reason_of
+from wsc_fast.delivery.failures import Failure, outside_handlers, reason_of
 from wsc_fast.delivery.offline import OfflineStore, StoredMessage
 from wsc_fast.errors import (
     AckDroppedError,
@@ -247,16 +247,13 @@ class Acks(AckTable):
     def _report(
         self, pending: PendingACK, error: Exception, reason: SendFailureReason | None = None
     ) -> None:
-        try:
-            message: Message = pending.message
-        except ValidationError:
-            message = pending._data  # the store held something that is no HubMessage
         self._hub._failures.report(
-            Failure(
-                message,
-                pending._client_id or pending.user_id,
+            Failure.of_data(
+                pending._data,
+                pending.user_id,
                 reason or reason_of(error),
                 error,
+                client_id=pending._client_id,
                 duration=pending._timeout,
             ),
             of_call=False,
