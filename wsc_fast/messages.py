@@ -320,6 +320,8 @@ def requires_ack(frame: bytes) -> bool:
     Returns:
         bool: by how the message begins and ends, since it is asked about whole outboxes.
     """
+    if frame[0] & 15 == _BINARY:
+        return False
     if not frame[0] & _RSV1:
         return frame.endswith(_REQUIRES_ACK) and frame.startswith(_BEGINNING, _start(frame))
     payload = _payload(frame)

@@ -152,6 +152,11 @@ def _kept(message: object, to: str) -> Message:
             return _kept_struct(message, to)
         except AttributeError:
             pass  # a field was deleted
+    if isinstance(message, (bytearray, memoryview)):
+        try:
+            return bytes(message)
+        except ValueError:
+            pass  # a view that was released
     return f"<{type(message).__name__}>"
 
 

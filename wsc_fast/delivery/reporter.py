@@ -248,13 +248,16 @@ class _Queue:
         self._reporter = reporter
         # With the messages of each batch, the last one first, and how many they were.
         self._waiting: deque[tuple[_Batch, list[Message], int]] = deque()
-        self._room = _Room(MAX_WAITING, MAX_WAITING_BYTES)
-        self._refused = _Room(MAX_WAITING_REFUSED, MAX_WAITING_REFUSED_BYTES)
+        self._make_room()
         self._overflowed = False
         self._worker: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[Any]] = set()
         self._vacancy: asyncio.Event | None = None  # set while fewer than MAX_RUNNING run
         self._thread: _Thread | None = None
+
+    def _make_room(self) -> None:
+        self._room = _Room(MAX_WAITING, MAX_WAITING_BYTES)
+        self._refused = _Room(MAX_WAITING_REFUSED, MAX_WAITING_REFUSED_BYTES)
 
     def hears_of(self, reason: SendFailureReason) -> bool:
         return GENERAL in self.methods or SPECIAL.get(reason, ("",))[0] in self.methods
@@ -364,8 +367,8 @@ class _Queue:
     def clear(self) -> int:
         """Forgets what waits and ends the thread; returns how many failures these were."""
         count = sum(len(items) for _, items, _ in self._waiting)
-        while self._waiting:
-            self._next()
+        self._waiting.clear()
+        self._make_room()
         if self._thread is not None:
             self._thread.end()
             self._thread = None
