@@ -291,8 +291,10 @@ class _Queue:
 
     async def _work(self) -> None:
         handling.set(True)
-        pause = time.monotonic() + SLICE
         try:
+            # A loop whose tasks are eager would begin within the call that failed.
+            await asyncio.sleep(0)
+            pause = time.monotonic() + SLICE
             while self._waiting and self.methods:
                 await self._tell(*self._next())
                 if time.monotonic() > pause:
