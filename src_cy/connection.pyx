@@ -313,12 +313,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         Thread-safety: any thread. Source: go-wsc `Client.Send`.
         """
         if self.engine.away():
-            self.engine._send_on_loop(partial(self.send, message, key=key), message, self.id)
+            self.engine._send_on_loop(
+                partial(self.send, message, key=key), message, self.id, self.user_id
+            )
             return
         if self.state != OPEN:
             error = ClientDisconnectedError(f"client {self.id!a} is not connected")
             if self.engine.limits.witness != NULL:
-                self.engine._refused(message, self.id, "conn_closed", error)
+                self.engine._refused(message, self.id, "conn_closed", error, self.user_id)
             raise error
         self.engine.deliver(self, self.engine.framed(message, self.id), key, RUN_NORMAL)
 

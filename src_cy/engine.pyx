@@ -554,7 +554,7 @@ cdef class Engine(Fanout):
         if self.away():
             return self._send_on_loop(
                 partial(self.broadcast_to_room, room_id, message, exclude=exclude, key=key),
-                message, room_id,
+                message, room_id, "",
             )
         room = self.find_room(room_id)
         return self.publish(room.items, room, message, exclude, key, room_id)

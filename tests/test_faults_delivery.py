@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from test_acks import acking, acknowledge, eventually_count, received
 
@@ -54,6 +55,7 @@ from wsc_fast import (
 )
 from wsc_fast._core.timers import TICK
 from wsc_fast.delivery import replay, sqlite
+from wsc_fast.messages import to_hub_message
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 
@@ -680,7 +682,8 @@ async def test_G18_a_locked_database_stalls_nobody(tmp_path: Path) -> None:
         with pytest.raises(OfflineStoreError, match="locked"):
             await pending
         await eventually(lambda: heard.calls)
-        assert [(call[0], call[1], call[2]) for call in heard.calls] == [(lost, "ann", "unknown")]
+        told = to_hub_message(lost, "ann")
+        assert [(call[0], call[1], call[2]) for call in heard.calls] == [(told, "ann", "unknown")]
         other.execute("ROLLBACK")
         other.close()
         after = hub.send_ack_message_to_user("ann", ACKMessage(content="after"))
@@ -719,7 +722,8 @@ async def test_G18_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 refused = message
             assert len(stored) < 1000
         await eventually(lambda: heard.calls)
-        assert [(call[0], call[2]) for call in heard.calls] == [(refused, "unknown")]
+        told = to_hub_message(refused, "ann")
+        assert [(call[0], call[2]) for call in heard.calls] == [(told, "unknown")]
         assert "full" in str(heard.calls[0][3])
         hub.broadcast("still")
         assert (await raw.recv()).payload == b"still"
@@ -766,7 +770,7 @@ async def test_G18_G20_redis_is_stopped_and_started_again(tmp_path: Path) -> Non
                     await trouble
             await eventually(lambda: heard.calls)
             assert [(call[0], call[1], call[2]) for call in heard.calls] == [
-                (lost, "ann", "unknown")
+                (to_hub_message(lost, "ann"), "ann", "unknown")
             ]
             # A user who is here does not notice; nor does one who comes back meanwhile, but for
             # what is in the store. That follows by itself.
@@ -1351,7 +1355,8 @@ async def test_an_error_within_a_replay_loses_nothing_in_silence() -> None:
         await raw.recv()
         await eventually(lambda: len(heard.calls) == 2)
         assert errors == [broken]
-        assert [(call[0], call[3]) for call in heard.calls] == [(each, broken) for each in held]
+        told = [msgspec.structs.replace(each, to="ann") for each in held]
+        assert [(call[0], call[3]) for call in heard.calls] == [(each, broken) for each in told]
         del hub._send_to
         # The one with acknowledgement is sent again when its time has come, or to the next client.
         other, _ = await join(hub, "b&user=ann")

@@ -35,7 +35,7 @@ from wsc_fast._core.timers import Timers
 from wsc_fast.acceptor import Acceptor
 from wsc_fast.config import CHANGEABLE, HubConfig
 from wsc_fast.delivery.facade import Delivery
-from wsc_fast.delivery.failures import Failure
+from wsc_fast.delivery.failures import REFUSED_EXCERPT, Failure
 from wsc_fast.errors import (
     ConfigError,
     HubStateError,
@@ -1111,7 +1111,16 @@ class Hub(Delivery):
             self._report(client, error)  # nobody has allowed it
         self._unauthorized += 1
         denied = PermissionDeniedError(f"client {client.id!a} may not publish this")
-        self._failures.report(Failure(message, client.id, SendFailureReason.PERMISSION, denied))
+        # An excerpt: it is the client that decides how much there is of it.
+        self._failures.report(
+            Failure(
+                message[:REFUSED_EXCERPT],
+                client.id,
+                SendFailureReason.PERMISSION,
+                denied,
+                to=client.user_id,
+            )
+        )
         return False
 
     def _await_result(self, client: Client, result: object) -> None:

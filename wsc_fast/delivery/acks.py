@@ -28,7 +28,7 @@ import msgspec
 
 from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
 from wsc_fast.delivery.devices import Devices, is_of_devices, key_of_device, user_of_key
-from wsc_fast.delivery.failures import Failure, Message, reason_of
+from wsc_fast.delivery.failures import Failure, reason_of
 from wsc_fast.delivery.journal import Journal, store_error
 from wsc_fast.delivery.offline import OfflineStore, StoredMessage
 from wsc_fast.delivery.parked import Parked
@@ -53,7 +53,6 @@ from wsc_fast.messages import (
     HubMessage,
     decode_hub_message,
     is_same_message,
-    to_ack_message,
 )
 
 if TYPE_CHECKING:
@@ -325,16 +324,13 @@ class Acks(AckTable):
     def _report(self, pending: PendingACK, error: Exception) -> None:
         if not self._is_told(pending):
             return
-        try:
-            message: Message = pending.message
-        except ValidationError:
-            message = pending._data  # the store held something that is no HubMessage
         self._hub._failures.report(
-            Failure(
-                message,
-                pending._client_id or pending.user_id,
+            Failure.of_data(
+                pending._data,
+                pending.user_id,
                 reason_of(error),
                 error,
+                client_id=pending._client_id,
                 duration=pending._timeout,
             ),
             of_call=False,
@@ -346,10 +342,8 @@ class Acks(AckTable):
         return alone or self._devices.is_told(pending)  # type: ignore[union-attr]
 
     def _report_held(self, item: Held, user_id: str, error: Exception) -> None:
-        message = decode_hub_message(item.data)
-        self._hub._failures.report(
-            Failure(message, user_id, reason_of(error), error), of_call=False
-        )
+        failure = Failure.of_data(item.data, user_id, reason_of(error), error)
+        self._hub._failures.report(failure, of_call=False)
 
     # --- clients come and go ---
 
@@ -726,18 +720,13 @@ class Acks(AckTable):
             )
         error = AckDroppedError(stored.id, f"message {stored.id!a} was dropped: {why}")
         self.counters.acks_dropped += 1
-        message: Message = stored.data
         if pending is not None:
-            message = pending.message
             self._settle(pending, AckStatus.DROPPED, error)
             if not self._is_told(pending):
                 return
-        else:
-            try:
-                message = to_ack_message(decode_hub_message(stored.data))
-            except ValidationError:
-                log.warning("the offline store holds something that is no HubMessage")
-        failure = Failure(message, user_id, reason, error, duration=age or 0.0, kind=kind)
+        failure = Failure.of_data(
+            stored.data, user_id, reason, error, duration=age or 0.0, kind=kind
+        )
         self._hub._failures.report(failure, of_call=False)
 
     def stored_elsewhere(self, key: str) -> None:
@@ -752,6 +741,12 @@ class Acks(AckTable):
         for client in self._hub.get_clients_by_user(user_id):
             if self._key_of(client) == key:
                 self._look_again(client, again=False)
+
+    def anything_stored_elsewhere(self) -> None:
+        """Other processes may have stored messages for anybody: all clients look at the store."""
+        self._behind.update(dict.fromkeys(self._hub._open_clients()))
+        if self._behind_timer is None and self.loop is not None:
+            self._behind_timer = self.loop.call_later(0, self._catch_up_again)
 
     def parked_ids(self) -> dict[str, list[str]]:
         """The messages that somebody waits for and the store should hold, by mailbox."""

@@ -51,6 +51,8 @@ USERS_AT_ONCE = 100
 # Seconds between two looks at what other processes have stored, at what they have removed, and at
 # what is too old.
 LOOK_EVERY = 1.0
+# Seconds for which a store surely remembers what others have stored.
+REMEMBERED = 600.0
 CHECK_EVERY = 30.0
 EXPIRE_EVERY = 60.0
 # Messages of one user that are looked for at once.
@@ -79,6 +81,9 @@ class Owner(Protocol):
 
     def stored_elsewhere(self, key: str) -> None:
         """Another process has stored messages for a mailbox."""
+
+    def anything_stored_elsewhere(self) -> None:
+        """Other processes may have stored messages for anybody."""
 
     def parked_ids(self) -> dict[str, list[str]]:
         """The messages that somebody waits for and the store should hold, by mailbox."""
@@ -469,9 +474,12 @@ class Journal:
         while not self._ended:
             try:
                 await self.opened()
-                while expired := await self.store.expire(time.time() - most):
+                before = time.time() - most
+                while expired := await self.store.expire(before):
                     for key, stored in expired:
-                        age = max(0.0, time.time() - stored.stored_at)
+                        # A store may tell here of what an append has dropped for its bound.
+                        is_old = stored.stored_at < before
+                        age = max(0.0, time.time() - stored.stored_at) if is_old else None
                         self._tell_dropped(key, [stored], age)
                     await self._told_all.wait()
             except Exception as error:
@@ -482,13 +490,19 @@ class Journal:
     async def _watch(self, store: SharedOfflineStore) -> None:
         """Looks for what other processes have stored."""
         after = -1
+        asked_at = self._running().time()
         while not self._ended:
+            keys: list[str] = []
             try:
                 await self.opened()
                 after, keys = await store.appended(after)
             except Exception as error:
                 self.failed("other processes' messages cannot be looked for", error)
-                keys = []
+            else:
+                now = self._running().time()
+                if now - asked_at > REMEMBERED:
+                    self._owner.anything_stored_elsewhere()
+                asked_at = now
             for number, key in enumerate(keys):
                 self._owner.stored_elsewhere(key)
                 if number % USERS_AT_ONCE == USERS_AT_ONCE - 1:
