@@ -22,6 +22,8 @@ from users import Crowd, Door, Mood
 
 # Numbers that one life of a sender has for itself, so that none is used twice.
 STRIDE = 1_000_000
+# Rounds after which `full-disk` begins with an empty one: files there do not shrink.
+DISK_ROUNDS = 5
 
 
 @dataclass
@@ -80,10 +82,10 @@ class Trial:
         """
         await self.stay()
         await self.pause(*servers)
-        if not await self._progress(self._unseen):
+        if not await self._progress(self.unseen):
             await self._report_missing("late", "did not see", servers)
             await self.reconnect()
-            await self._progress(self._unseen)
+            await self._progress(self.unseen)
         if not online:
             await self.reconnect()
         await self._cleared(servers)
@@ -117,7 +119,8 @@ class Trial:
             for user in absent:
                 self.violate("broken", f"{user.name} cannot connect: {_history(user.history)}")
 
-    def _unseen(self) -> int:
+    def unseen(self) -> int:
+        """How many messages were accepted, and have not been seen."""
         return self.ledger.total(self.ledger.missing)
 
     async def _progress(self, left: Callable[[], int], patience: float = 0.0) -> bool:
@@ -232,7 +235,7 @@ class Trial:
     async def finish(self, *servers: Server) -> None:
         """The last look: what has not been seen now is lost."""
         self.crowd.be(Mood.CALM)
-        await self._progress(self._unseen)
+        await self._progress(self.unseen)
         await self._report_missing("lost", "never saw", servers)
         for server in servers:
             await server.terminate()
@@ -274,15 +277,17 @@ async def full_disk(trial: Trial) -> None:
         await trial.leave()
         if server is not None:
             await random.choice([server.kill, server.terminate])()
-        # Another program has a part of the disk.
-        await trial.place.fill(random.choice([0, 0, 1_000_000, 3_000_000]))
-        size = random.choice([0, 200, 2_000, 20_000, 100_000])
+        if number % DISK_ROUNDS == 1 and not trial.unseen():
+            await trial.place.renew(random.choice([0, 1_000_000, 2_000_000]))
+        # Of the largest, so many at once that there is room for some of each user.
+        size, wave = random.choice([(0, 8), (200, 8), (2_000, 8), (10_000, 8), (100_000, 1)])
         first = 2 * number * STRIDE
-        server = await trial.start("A", door, first=first, size=size, pause=0.005)
+        options = {"size": size, "wave": wave, "pause": 0.005, "retry": 2.0}
+        server = await trial.start("A", door, first=first, **options)
         await trial.fill(server)
         if random.random() < 0.5:
             await server.kill()
-            server = await trial.start("A", door, first=first + STRIDE, size=size)
+            server = await trial.start("A", door, first=first + STRIDE, **options)
         trial.crowd.be(Mood.BUSY)
         await asyncio.sleep(random.uniform(0.0, 0.3))
         await trial.settle(server, online=False)

@@ -48,8 +48,6 @@ from wsc_fast import (
 )
 from wsc_fast.errors import HubStoppedError, WSCError
 
-# Messages that are sent to a user before the first of them is awaited.
-WAVE = 8
 # Seconds that senders have, after the hub has stopped, to hear of it.
 AFTERWARDS = 3.0
 
@@ -105,7 +103,7 @@ class Application:
     async def _wave(self, user: str) -> None:
         """Sends some messages, and waits for `accepted` of most of them."""
         wave = []
-        for _ in range(random.randint(1, WAVE)):
+        for _ in range(random.randint(1, self._arguments.wave)):
             number = self._next.get(user, self._arguments.first)
             content = f"{self._arguments.sender} {number}"
             message = ACKMessage(id=f"{user} {content}", content=content, data=self._padding())
@@ -252,7 +250,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     config = ACKConfig(
         enable_offline_messages=True,
         offline_limit=1_000_000,
-        retry_interval=0.3,
+        retry_interval=arguments.retry,
         max_retries=100,
         timeout=60.0,
     )
@@ -303,7 +301,9 @@ def main() -> None:
     parser.add_argument("--users", type=int, required=True)
     parser.add_argument("--first", type=int, default=0, help="the first number to each user")
     parser.add_argument("--size", type=int, default=0, help="bytes of padding in each message")
+    parser.add_argument("--wave", type=int, default=8, help="most messages to a user at once")
     parser.add_argument("--pause", type=float, default=0.02, help="most seconds between waves")
+    parser.add_argument("--retry", type=float, default=0.3, help="seconds, of ACKConfig")
     parser.add_argument("--patience", type=float, default=5.0, help="seconds, of the store")
     parser.add_argument("--attach", choices=["before", "after"], default="before")
     parser.add_argument("--drain", type=float, default=0.0, help="seconds")

@@ -193,12 +193,14 @@ class SmallDisk(Place):
         self._keeper.kill()
         await self._keeper.wait()
 
-    async def fill(self, size: int) -> None:
-        """Another program takes so many bytes, instead of those that it had."""
+    async def renew(self, taken: int) -> None:
+        """An empty disk, of which another program has taken so many bytes; no server runs."""
+        disk = f"'{self._mount}'"
         process = await asyncio.create_subprocess_exec(
-            *self.within, "sh", "-c", f"head -c {size} /dev/zero > '{self._mount}/other'"
+            *self.within,
+            *("sh", "-c", f"rm -f {disk}/* && head -c {taken} /dev/zero > {disk}/other"),
         )
-        await process.wait()
+        assert await process.wait() == 0
 
 
 async def has_small_disks() -> bool:
