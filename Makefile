@@ -58,7 +58,7 @@ fuzz: $(BUILT)
 	$(BIN)/python fuzz/fuzz_stream.py --count $(STREAMS) --seed $(SEED)
 
 # Servers and stores that are killed, full, late and shared: 50 rounds of each scenario over SQLite and
-# Redis, in about 20 minutes; with QUICK=1, as in the tests, a few rounds of each.
+# Redis, in 15 to 30 minutes; with QUICK=1, as in the tests, a few rounds of each.
 torture: $(BUILT)
 	$(BIN)/python torture/run.py $(if $(QUICK),--quick) $(ARGS)
 

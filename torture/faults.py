@@ -16,7 +16,7 @@ from typing import Any
 
 FAULTS = ("lose", "double", "swap", "keep", "hide")
 # One message in so many.
-HOW_MANY = 20
+HOW_MANY = 5
 # Seconds by which a message is late.
 LATE = 0.02
 

@@ -22,6 +22,8 @@ from users import Crowd, Door, Mood
 
 # Numbers that one life of a sender has for itself, so that none is used twice.
 STRIDE = 1_000_000
+# Messages after which a server is killed, at most.
+MOST_ACCEPTED = 1000
 # Rounds after which `full-disk` begins with an empty one: files there do not shrink.
 DISK_ROUNDS = 5
 
@@ -210,6 +212,11 @@ class Trial:
         await self.place.back()
         self.event("the store is back")
 
+    async def accepts(self, server: Server, count: int) -> None:
+        """Waits for so many more messages to be accepted: a slow machine takes longer."""
+        count += sum(server.accepted_since.values())
+        await self._progress(lambda: count - sum(server.accepted_since.values()))
+
     async def fill(self, server: Server) -> None:
         """Nobody is there, and messages are sent until the store refuses some for everybody."""
         server.publish()
@@ -261,7 +268,7 @@ async def killed(trial: Trial) -> None:
     for number in trial.each_round():
         server = await trial.start("A", door, first=number * STRIDE)
         server.publish()
-        await asyncio.sleep(random.uniform(0.05, 1.0))
+        await trial.accepts(server, random.randint(1, MOST_ACCEPTED))
         await server.kill()
     server = await trial.start("A", door)
     await trial.settle(server)
@@ -312,7 +319,7 @@ async def late_store(trial: Trial) -> None:
         server.publish()
         trial.crowd.be(Mood.BUSY)
         await coming
-        await asyncio.sleep(random.uniform(0.2, 0.6))
+        await trial.accepts(server, random.randint(50, 500))
         trial.event(await trial.place.away())
         await trial.back_after(random.uniform(0.2, 1.5))
         await asyncio.sleep(random.uniform(0.0, 0.3))
@@ -336,10 +343,10 @@ async def two_processes(trial: Trial) -> None:
         trial.crowd.be(Mood.BUSY)
         for server in servers:
             server.publish()
-        await asyncio.sleep(random.uniform(0.3, 1.0))
+        await trial.accepts(servers[0], random.randint(100, 400))
         # Half of what is sent now goes to users who stay with the other server.
         await trial.stay()
-        await asyncio.sleep(random.uniform(0.1, 0.5))
+        await trial.accepts(servers[1], random.randint(50, 150))
         await trial.settle(*servers)
     await trial.finish(*servers)
 
@@ -352,7 +359,7 @@ async def rolling_restart(trial: Trial) -> None:
     old.publish()
     for number in trial.each_round():
         trial.crowd.be(Mood.BUSY)
-        await asyncio.sleep(random.uniform(0.2, 1.0))
+        await trial.accepts(old, random.randint(100, 500))
         new = await trial.start(f"A{number}", door, drain=random.choice([0.0, 0.1, 0.5]))
         new.publish()
         await asyncio.sleep(random.uniform(0.0, 0.5))
