@@ -37,6 +37,7 @@ from wsc_fast._core.outbox cimport (
     Sink,
     outbox_push,
 )
+from wsc_fast._core.timers cimport Timers
 
 from wsc_fast.errors import (
     ClientNotFoundError,
@@ -140,6 +141,7 @@ cdef class Engine(Fanout):
         self.users = {}
         self.rooms = {}
         self.closing = set()
+        self._deadlines = Timers()
         self.everyone = []
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
@@ -155,6 +157,7 @@ cdef class Engine(Fanout):
     def _attach(self, loop):
         """Binds to the running loop of this thread, or to none."""
         self.attach(loop)
+        self._deadlines.attach(loop)
         self.waiting_requests.clear()
         self.waiting_readers.clear()
         self.crowded = self.read_turn_due = False

@@ -2,6 +2,7 @@
 
 from contextvars import Context
 from heapq import heapify, heappop, heappush
+from operator import call
 
 from libc.math cimport ceil, floor
 
@@ -35,14 +36,15 @@ cdef class Timers:
     """Calls `fire(item)` when the time of an item has come.
 
     Args:
-        fire: called in a context of its own (contextvars). What it raises goes to the loop's
-            exception handler, and the other items fire all the same.
+        fire: called in a context of its own (contextvars); without it items are callables, which
+            are called. What is raised goes to the loop's exception handler, and the other items
+            fire all the same.
         budget: seconds of a turn of the loop that firing may take; one item may exceed it.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, fire, double budget=BUDGET):
+    def __init__(self, fire=call, double budget=BUDGET):
         self.fire = fire
         self.budget = budget
         # Not that of whoever happened to set the first timer.
@@ -77,7 +79,7 @@ cdef class Timers:
             self.slots[slot] = items = {}
             heappush(self.order, slot)
             if not self.called or slot < self.next:
-                self.call()
+                self.schedule()
         items[item] = None
         return slot
 
@@ -114,7 +116,7 @@ cdef class Timers:
 
     # --- what the loop calls ---
 
-    cdef int call(self) except -1:
+    cdef int schedule(self) except -1:
         """Has the loop call us when the next item is due; at once where one was left over."""
         if self.timer is not None:
             self.timer.cancel()
@@ -141,7 +143,7 @@ cdef class Timers:
         # Half a slot too early may be the loop's rounding.
         self.passed = <long long>floor(now / SLOT + 0.5)
         if not self.take_next():
-            self.call()
+            self.schedule()
         elif now > self.slot * SLOT + LATENESS:
             self.next = self.passed
             self.called = True
@@ -190,4 +192,4 @@ cdef class Timers:
                     more = self.take_next()
         finally:
             # Whatever one of them did, the others get their turn.
-            self.call()
+            self.schedule()

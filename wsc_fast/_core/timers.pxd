@@ -21,7 +21,7 @@ the call alone.
 cdef class Timers:
     cdef:
         object fire                # of one item
-        object loop                # what `attach` was given
+        readonly object loop       # what `attach` was given
         object timer               # the loop's handle, a TimerHandle or a Handle; None without one
         object context             # that `fire` is called in
         readonly dict slots        # slot -> dict of items, in the order of setting
@@ -38,6 +38,6 @@ cdef class Timers:
     # A slot is how many hundredths of a second of the loop's clock have passed, rounded up.
     cpdef long long set(self, item, double when) except -1
     cpdef int cancel(self, item, long long slot) except -1
-    cdef int call(self) except -1
+    cdef int schedule(self) except -1
     cdef int forget_gone(self) except -1
     cdef bint take_next(self) except -1

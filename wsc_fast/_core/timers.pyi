@@ -1,8 +1,9 @@
 import asyncio
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, overload
 
 T = TypeVar("T")
+Callback = Callable[[], object]
 
 TICK: float
 LATE: float
@@ -10,7 +11,12 @@ TURNS: int
 
 class Timers(Generic[T]):
     @property
+    def loop(self) -> asyncio.AbstractEventLoop | None: ...
+    @property
     def slots(self) -> dict[int, dict[T, None]]: ...
+    @overload
+    def __init__(self: Timers[Callback], *, budget: float = ...) -> None: ...
+    @overload
     def __init__(self, fire: Callable[[T], None], budget: float = ...) -> None: ...
     def attach(self, loop: asyncio.AbstractEventLoop | None) -> None: ...
     def set(self, item: T, when: float) -> int: ...
