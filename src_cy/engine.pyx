@@ -49,6 +49,7 @@ from wsc_fast.errors import (
     ValidationError,
 )
 from wsc_fast.messages import encoder
+from wsc_fast.turns import MOST_ENDS
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
@@ -141,7 +142,7 @@ cdef class Engine(Fanout):
         self.users = {}
         self.rooms = {}
         self.closing = set()
-        self._deadlines = Timers()
+        self._deadlines = Timers(most=MOST_ENDS)
         self.everyone = []
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
@@ -829,7 +830,7 @@ cdef class Engine(Fanout):
         self.rooms[room_id] = Room.__new__(Room, room_id)
 
     def delete_room(self, room_id):
-        """Removes a room; its members stay connected.
+        """Removes a room, in this call; its members stay connected.
 
         Args:
             room_id: a str.

@@ -8,6 +8,9 @@ from libc.math cimport ceil, floor
 
 from wsc_fast.errors import ValidationError
 
+cdef extern from *:
+    Py_ssize_t PY_SSIZE_T_MAX
+
 cdef extern from "net.h" nogil:
     double wsc_now()
 
@@ -40,13 +43,15 @@ cdef class Timers:
             are called. What is raised goes to the loop's exception handler, and the other items
             fire all the same.
         budget: seconds of a turn of the loop that firing may take; one item may exceed it.
+        most: items of a turn, for those that leave the loop more to do than `fire` takes.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, fire=call, double budget=BUDGET):
+    def __init__(self, fire=call, double budget=BUDGET, Py_ssize_t most=PY_SSIZE_T_MAX):
         self.fire = fire
         self.budget = budget
+        self.most = most
         # Not that of whoever happened to set the first timer.
         self.context = Context()
         self.attach(None)
@@ -175,6 +180,7 @@ cdef class Timers:
 
     def _fire_some(self):
         cdef double until = wsc_now() + self.budget
+        cdef Py_ssize_t fired = 0
         cdef bint more = True
         self.timer = None
         self.called = True
@@ -184,8 +190,9 @@ cdef class Timers:
                 for item in self.line:
                     if item in self.firing:
                         del self.firing[item]
+                        fired += 1
                         self.fire(item)
-                        if wsc_now() >= until:
+                        if fired >= self.most or wsc_now() >= until:
                             more = False
                             break
                 else:

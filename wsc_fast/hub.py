@@ -67,6 +67,7 @@ from wsc_fast.server import (
     refusal,
 )
 from wsc_fast.stats import HubStats, snapshot
+from wsc_fast.turns import MOST_ENDS, in_turns
 from wsc_fast.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -165,9 +166,9 @@ class Hub(Delivery):
         self._stop_callers: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
         self._heartbeat_due = math.inf
-        # Seconds that clients get besides their timeouts, and until when: the loop stood still.
-        self._patience = 0.0
-        self._patient_until = 0.0
+        # How long the loop did no work when it last stood still, and until when.
+        self._stood_still = 0.0
+        self._stood_still_until = -math.inf
         self._all_gone: asyncio.Future[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
@@ -523,21 +524,18 @@ class Hub(Delivery):
         self._accepting = False
         self._ended = True
         self._stop_listening()
-        for handshake in list(self._handshaking):
-            handshake.abort()
+        await in_turns(list(self._handshaking), Handshake.abort, MOST_ENDS)
         self._sleepers.wake()
         # What is queued has as long as the caller gives it.
         self.close_timeout = max(self.config.close_timeout, timeout)
-        for client in self._open_clients():
-            client.disconnect(1001, "server shutdown")
+        await in_turns(self._open_clients(), _shut_down)
         # Those that still authenticate are no clients yet, only tasks.
         for task in list(self._tasks):
             joining: Client | None = getattr(task, "wsc_client", None)
             if joining is not None:
-                joining.disconnect(1001, "server shutdown")
+                _shut_down(joining)
         await self._wait_until_gone(deadline)
-        for client in self._closing_clients():
-            client._abort()
+        await in_turns(self._closing_clients(), Client._abort, MOST_ENDS)
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
         if self._acks is not None:
@@ -667,14 +665,12 @@ class Hub(Delivery):
         clients = self._open_clients()
         slices = max(1, math.ceil(period / _DRAIN_SLICE))
         for number in range(slices):
-            for client in clients[number::slices]:
-                client.disconnect(1012, "service restart")
+            await in_turns(clients[number::slices], _restart)
             await asyncio.sleep(period / slices)
             if not self._draining:
                 return  # the hub was stopped meanwhile
         # Those that were still authenticating when it began.
-        for client in self._open_clients():
-            client.disconnect(1012, "service restart")
+        await in_turns(self._open_clients(), _restart)
 
     def reload_certificate(self) -> None:
         """Loads `certfile` and `keyfile` again, for connections from now on; the others stay.
@@ -830,18 +826,19 @@ class Hub(Delivery):
         assert self.loop is not None
         now = time.monotonic()
         late = now - self._heartbeat_due
-        if now > self._patient_until:
-            self._patience = 0.0
-        if late > max(self._patience, _STOOD_STILL):
+        if late > max(_STOOD_STILL, self._patience(now, self.config.heartbeat_timeout)):
             # The loop stood still, and nobody was asked or heard meanwhile.
-            self._patience = late
-            longest = max(self.config.heartbeat_timeout, self.config.message_timeout)
-            self._patient_until = now + longest
-        self.heartbeat_timeout = self.config.heartbeat_timeout + self._patience
-        self.message_timeout = self.config.message_timeout + self._patience
+            self._stood_still, self._stood_still_until = late, now
+        for name in ("heartbeat_timeout", "message_timeout"):
+            timeout = getattr(self.config, name)
+            setattr(self, name, timeout + self._patience(now, timeout))
         self._heartbeat_due = now + tick
         self._deadlines.set(self._heartbeat, self.loop.time() + tick)
         self._sweep(min(1.0, tick / sweep))
+
+    def _patience(self, now: float, timeout: float) -> float:
+        """What clients get besides a timeout: it has passed once since the loop stood still."""
+        return self._stood_still if now - self._stood_still_until <= timeout else 0.0
 
     # --- calls from other threads ---
 
@@ -1034,7 +1031,9 @@ class Hub(Delivery):
             client.disconnect(CLOSE_UNAUTHENTICATED, "authentication expired")
 
     def disconnect_user(self, user_id: str, code: int = 1000, reason: str = "") -> int:
-        """Closes all connections of a user; see `Client.disconnect`.
+        """Closes all connections of a user, in this call; see `Client.disconnect`.
+
+        None of them is heard afterwards. It takes about 2 microseconds for each.
 
         Args:
             user_id: a str.
@@ -1209,6 +1208,14 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
         hub._count_rejected("request")
         return picows_answer(request, client, refusal(HTTPStatus.BAD_REQUEST))
     return picows_answer(request, client, hub._accept(head, client, "", None))
+
+
+def _shut_down(client: Client) -> None:
+    client.disconnect(1001, "server shutdown")
+
+
+def _restart(client: Client) -> None:
+    client.disconnect(1012, "service restart")
 
 
 async def _logging_errors(result: Awaitable[Any]) -> None:

@@ -5,8 +5,8 @@ Rules
     first slot. A slot without items is not kept; its key in the heap may stay, but no more than
     half of the keys are such ones.
 2.  Items of one slot fire in the order of setting, each slot after the ones before it.
-3.  Firing takes `budget` seconds of a turn of the loop. The rest waits for the next turn, so that
-    the loop reads its sockets in between.
+3.  In a turn of the loop firing takes `budget` seconds, and fires `most` items. The rest waits for
+    the next turn, so that the loop reads its sockets in between.
 4.  Where the loop comes late it stood still: what the timers wait for may lie in a socket. uvloop
     runs timers before it looks. So the loop takes TURNS turns first, and only then does fire what
     was due when the lateness showed.
@@ -30,7 +30,8 @@ cdef class Timers:
         long long next             # no slot before this one needs another call
         long long passed           # the last slot whose time had come when we last looked
         int turns                  # of the loop that are still to pass before we fire
-        double budget              # seconds
+        double budget              # seconds of a turn
+        Py_ssize_t most            # items of a turn
         dict firing                # the items of a slot that is due which have not fired
         object line                # an iterator over what `firing` held at first
         long long slot             # of `firing`
