@@ -186,7 +186,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint secure                # TLS
         WSTransport transport      # picows', made when `conn` is asked for; or what picows made
         object picows_protocol     # where picows made the connection, once it is ours
-        object close_timer         # asyncio TimerHandle, while CLOSING
+        long long close_slot       # of `Engine._deadlines`, while CLOSING; else -1
         dict data                  # user_data; None until first used
         object inbox               # events.Inbox while an async callback of this client is due
         list held                  # (message, size) before the identity is known
@@ -214,6 +214,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         public object _pending     # server.Pending: who it is, or how to find out; then None
 
     def __cinit__(self, Engine engine not None):
+        self.close_slot = -1
         self.remote_address = ""
         self.end_reason = ""
 
@@ -897,9 +898,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.end_reason = reason
         try:
             self.leave()
-            self.close_timer = self.engine.loop.call_later(
-                self.engine.close_timeout, self._abort_for_timeout
-            )
+            self.limit_close()
             if outbox_close(&self.box, <PyObject*>frame) == NO_MEMORY:
                 return self.abort()
             self.close_queued = True
@@ -908,6 +907,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         except BaseException:
             self.abort()
             raise
+
+    cdef int limit_close(self) except -1:
+        """Begins the time that closing may take, unless it runs already."""
+        if self.close_slot < 0:
+            self.close_slot = self.engine._deadlines.set(
+                self._abort_for_timeout, self.engine.loop.time() + self.engine.close_timeout
+            )
+        return 0
 
     cdef int leave(self) except -1:
         """CLOSING: out of every set, with nothing more to hear."""
@@ -961,7 +968,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.fd = -1
         self.dirty_at = -1
         self.engine.set_blocked(self, False)
-        self.close_timer = None
+        self.close_slot = -1
         self.rate_timer = None
         self.authenticating = None
         self.inbox = None
@@ -977,7 +984,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         return -1 if self.stream is None or self.stream.is_closing() else self.descriptor
 
     def _abort_for_timeout(self):
-        self.close_timer = None
+        self.close_slot = -1
         self.engine.over("close_timeout")
         self.end = "send_timeout"
         self.abort()
@@ -1005,10 +1012,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.leave()
         self.deaf = True
         self.peer_closed = True
-        if self.close_timer is None:
-            self.close_timer = self.engine.loop.call_later(
-                self.engine.close_timeout, self._abort_for_timeout
-            )
+        self.limit_close()
         # TLS transports close whatever is returned.
         return not self.secure and not self.may_close()
 
@@ -1088,9 +1092,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         return 0
 
     cdef int end_timers(self) except -1:
-        if self.close_timer is not None:
-            self.close_timer.cancel()
-            self.close_timer = None
+        if self.close_slot >= 0:
+            self.engine._deadlines.cancel(self._abort_for_timeout, self.close_slot)
+            self.close_slot = -1
         if self.rate_timer is not None:
             self.rate_timer.cancel()
             self.rate_timer = None

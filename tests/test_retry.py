@@ -30,6 +30,7 @@ from wsc_fast import (
     UserOfflineError,
     ValidationError,
 )
+from wsc_fast._core.timers import Timers
 from wsc_fast.delivery.retry import Sleepers, send_with_retry
 
 OUTBOX = 64
@@ -180,7 +181,7 @@ def test_durations_do_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch)
             raise error
         return 1
 
-    result = asyncio.run(send_with_retry(send, AT_ONCE, Sleepers()))
+    result = asyncio.run(send_with_retry(send, AT_ONCE, Sleepers(Timers())))
     assert [each.start_time.year for each in result.attempts] == [2025, 2024, 2023]
     assert all(0 <= each.duration < 1 for each in result.attempts)
     assert 0.002 <= result.total_time < 5
@@ -236,7 +237,7 @@ async def test_the_lists_decide(
         retryable_errors=config.retryable_errors,
         non_retryable_errors=config.non_retryable_errors,
     )
-    result = await send_with_retry(send, config, Sleepers())
+    result = await send_with_retry(send, config, Sleepers(Timers()))
     assert len(calls) == len(result.attempts) == attempts
     assert result.final_error is error
     assert_consistent(result)
@@ -310,7 +311,7 @@ async def test_G14_a_timeout_in_the_turn_in_which_the_wait_ends(any_loop: str) -
 
     async def limited() -> None:
         async with asyncio.timeout(0.01):
-            await send_with_retry(send, config, Sleepers())
+            await send_with_retry(send, config, Sleepers(Timers()))
 
     task = asyncio.create_task(limited())
     loop.call_later(0.005, time.sleep, 0.05)  # both are due when the loop is back
@@ -384,7 +385,7 @@ async def test_G15_a_huge_delay_can_be_waited_for_and_cancelled(
     def send() -> int:
         raise QueueFullError("x")
 
-    task = asyncio.create_task(send_with_retry(send, config, Sleepers()))
+    task = asyncio.create_task(send_with_retry(send, config, Sleepers(Timers())))
     done, _ = await asyncio.wait([task], timeout=0.05)
     assert not done, task
     task.cancel()

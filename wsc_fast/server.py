@@ -506,7 +506,7 @@ class Handshake:
             return
         assert head.key is not None
         transport.write(switching_protocols(head.key, decided))
-        hub._handshaking.pop(self, None)
+        self.settle()
         client._begin(transport, self._descriptor, hub._tls, remote_address)
         if rest:
             client._feed(rest)
@@ -523,7 +523,7 @@ class Handshake:
         self._client._close_transport()
         if transport.get_write_buffer_size():
             # Its peer does not read; aborting what has closed meanwhile is nothing.
-            hub.loop.call_later(hub.config.close_timeout, transport.abort)
+            hub._deadlines.set(transport.abort, hub.loop.time() + hub.config.close_timeout)
 
     def descriptor(self) -> int:
         """Of its socket; -1 where it may be closed already."""
@@ -531,9 +531,22 @@ class Handshake:
 
     def lost(self) -> None:
         """The connection is gone."""
-        waited = self._hub._handshaking.pop(self, None) is not None
-        if waited and not self._answered and self._hub._accepting:
+        if self.settle() and not self._answered and self._hub._accepting:
             self._hub._count_rejected("gone")
+
+    def settle(self) -> bool:
+        """It is no handshake under way any more; returns whether it was one."""
+        slot = self._hub._handshaking.pop(self, None)
+        if slot is None:
+            return False
+        self._hub._deadlines.cancel(self.time_out, slot)
+        return True
+
+    def time_out(self) -> None:
+        """Its time is over."""
+        del self._hub._handshaking[self]
+        self._hub._count_limit("handshake_timeout")
+        self.abort()
 
     def abort(self) -> None:
         """Ends a connection that is not upgraded yet."""

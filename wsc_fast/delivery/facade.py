@@ -86,7 +86,7 @@ class Delivery(Engine):
     def __init__(self) -> None:
         self._failures = FailureReporter(cast("Hub", self))
         self._retry = RetryConfig()
-        self._sleepers = Sleepers()
+        self._sleepers = Sleepers(self._deadlines)
         self._acks: Acks | None = None
 
     # --- messages to users ---
