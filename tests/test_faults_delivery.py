@@ -895,6 +895,7 @@ async def test_nothing_is_left_after_ten_thousand_rounds(store: bool) -> None:
             await eventually_count(kept, "ann", 0)
         del pending
         await eventually(lambda: not hub._acks._mailboxes)  # type: ignore[union-attr]
+        await eventually(lambda: not is_writing(hub))
         gc.collect()
         assert_nothing_left(hub)
         assert sum(type(each) is PendingACK for each in gc.get_objects()) == 0

@@ -51,6 +51,8 @@ USERS_AT_ONCE = 100
 # Seconds between two looks at what other processes have stored, at what they have removed, and at
 # what is too old.
 LOOK_EVERY = 1.0
+# Users with new messages of whom one look tells.
+NEWS_AT_ONCE = 1_000
 # Seconds for which a store surely remembers what others have stored.
 REMEMBERED = 600.0
 CHECK_EVERY = 30.0
@@ -495,7 +497,7 @@ class Journal:
             keys: list[str] = []
             try:
                 await self.opened()
-                after, keys = await store.appended(after)
+                after, keys = await store.appended(after, NEWS_AT_ONCE)
             except Exception as error:
                 self.failed("other processes' messages cannot be looked for", error)
             else:
@@ -507,7 +509,7 @@ class Journal:
                 self._owner.stored_elsewhere(key)
                 if number % USERS_AT_ONCE == USERS_AT_ONCE - 1:
                     await asyncio.sleep(0)
-            if not self._ended:
+            if not self._ended and len(keys) < NEWS_AT_ONCE:
                 await asyncio.sleep(LOOK_EVERY)
 
     async def _check(self, store: SharedOfflineStore) -> None:
