@@ -55,7 +55,7 @@ LOOK_EVERY = 1.0
 NEWS_AT_ONCE = 1_000
 # Seconds for which a store surely remembers what others have stored.
 REMEMBERED = 600.0
-CHECK_EVERY = 30.0
+CHECK_EVERY = 5.0
 EXPIRE_EVERY = 60.0
 # Messages of one user that are looked for at once.
 IDS_AT_ONCE = 1_000
