@@ -314,9 +314,9 @@ return reply
 # number of messages in the reply, whether the first one comes whatever its size, operations in
 # MessagePack, all their strings in one.
 # An operation is {kind, user, {lengths of strings}, ...}, the user a number from 1:
-#   read      ..., position to begin behind, limit, bytes, whether the first comes whatever its size
+#   read      ..., position to begin behind, limit, bytes
 #             -> more, position to go on behind, {position, id, data, ...}
-#   old       ..., position to stop before, limit, bytes, whether the first comes whatever its size
+#   old       ..., position to stop before, limit, bytes
 #             -> more, {user, id, position, data or nil, ...}, users whose `oldest` is wrong
 #   count     -> number
 #   missing   -> numbers of the strings, which are message ids
@@ -338,9 +338,9 @@ local function take(length)
 end
 
 -- A page of an operation: its own bounds, and its share of what the reply has room for.
-local function page_of(limit, bytes, first, others)
+local function page_of(limit, bytes, others)
   return {
-    limit = limit, bytes = bytes, first = first, count = 0, size = 0, items = {},
+    limit = limit, bytes = bytes, count = 0, size = 0, items = {},
     most = math.max(1, math.floor(messages_left / others)), share = bytes_left / others
   }
 end
@@ -348,9 +348,7 @@ end
 -- Whether the next message belongs to a page; otherwise why not.
 local function fits(page, size)
   if page.count >= page.limit then return false, 'own' end
-  if not (page.first and page.count == 0) and page.size + size > page.bytes then
-    return false, 'own'
-  end
+  if page.size >= page.bytes then return false, 'own' end
   if page.count == 0 then
     if size > all_bytes then
       if not oversize then return false, 'alone' end
@@ -502,11 +500,11 @@ end
 
 local kinds = {read = read, old = old, count = count, missing = missing, appended = appended}
 for i, operation in ipairs(operations) do
-  local kind, index, lengths, _, limit, bytes, first = unpack(operation)
+  local kind, index, lengths, _, limit, bytes = unpack(operation)
   local keys = {messages = KEYS[2 + 2 * index], order = KEYS[3 + 2 * index]}
   local own = {}
   for n, length in ipairs(lengths) do own[n] = take(length) end
-  local page = bytes and page_of(limit, bytes, first, #operations - i + 1)
+  local page = bytes and page_of(limit, bytes, #operations - i + 1)
   reply[i] = kinds[kind](page, keys, operation, own)
 end
 return {all_bytes - bytes_left, reply}
@@ -728,7 +726,7 @@ class RedisOfflineStore:
             user_id: whose messages.
             after: the position behind which to begin.
             limit: how many at most.
-            max_bytes: how many bytes of data at most, but for a first message.
+            max_bytes: the message with which the data reach so many bytes is the last one.
 
         Returns:
             list[StoredMessage]: also those whose `append` has been called and is not done; a
@@ -1320,14 +1318,14 @@ class _Session:
         page: list[StoredMessage] = []
         size, more = 0, limit > 0
         until = self.loop.time() + self._read_pace.slow
-        while more and (not page or self.loop.time() < until):
-            bounds = (_bounded(limit - len(page)), _bounded(max_bytes - size), not page)
+        while more and size < max_bytes and (not page or self.loop.time() < until):
+            bounds = (_bounded(limit - len(page)), _bounded(max_bytes - size))
             read = _Read("read", user, (), (_bounded(after), *bounds))
             more, behind, found = await self.ask(read)
             after = int(behind)
             page += [_stored(*each) for each in _groups(found, 3)]
             size += sum(map(len, found[2::3]))
-        return PartialPage(page) if more and len(page) < limit else page
+        return PartialPage(page) if more and size < max_bytes else page
 
     async def appended(self, after: int, limit: int) -> tuple[int, list[str]]:
         read = _Read("appended", b"", (self._origin,), (_bounded(after), _bounded(limit)))
@@ -1346,9 +1344,14 @@ class _Session:
         removed: list[tuple[bytes, StoredMessage]] = []
         size, more = 0, 1
         until = self.loop.time() + self._read_pace.slow
-        while more and len(removed) < limit and (not removed or self.loop.time() < until):
+        while (
+            more
+            and len(removed) < limit
+            and size < max_bytes
+            and (not removed or self.loop.time() < until)
+        ):
             waiting = self._writes.queue or self._writes.batch
-            bounds = (_bounded(limit - len(removed)), _bounded(max_bytes - size), not removed)
+            bounds = (_bounded(limit - len(removed)), _bounded(max_bytes - size))
             read = _Read("old", b"", (), (stop, *bounds))
             try:
                 more, rows, wrong = await self.ask(read, waiting[-1] if waiting else None)
@@ -1388,11 +1391,9 @@ class _Session:
     def _take_untold(self, limit: int, max_bytes: int) -> list[tuple[bytes, StoredMessage]]:
         told: list[tuple[bytes, StoredMessage]] = []
         size = 0
-        while self._untold and len(told) < limit:
-            size += len(self._untold[0][1].data)
-            if told and size > max_bytes:
-                break
+        while self._untold and len(told) < limit and size < max_bytes:
             told.append(self._untold.popleft())
+            size += len(told[-1][1].data)
         return told
 
     async def _send_reads(self, batch: list[_Read], *, oversize: bool = False) -> list[Any]:
