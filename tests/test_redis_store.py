@@ -714,7 +714,7 @@ async def test_pages_keep_to_the_bytes_that_were_asked_for(server: RedisServer) 
     async with opened(server.url, timeout=120.0) as store:
         for number in range(30):
             await append(store, "ann", str(number), bytes(200_000))
-        for most, count in ((1, 1), (399_999, 1), (400_000, 2), (5_000_000, 25), (9_000_000, 30)):
+        for most, count in ((1, 1), (200_001, 2), (400_000, 2), (5_000_000, 25), (9_000_000, 30)):
             page = await store.read("ann", max_bytes=most)
             assert [message.id for message in page] == [str(number) for number in range(count)]
         assert len(await store.read("ann", after=page[9].position, max_bytes=1_000_000)) == 5
@@ -723,7 +723,7 @@ async def test_pages_keep_to_the_bytes_that_were_asked_for(server: RedisServer) 
             *(append(store, "bob", str(n), b"") for n in range(2 * BATCH_MESSAGES))
         )
         assert len(await store.read("bob", limit=10_000)) == 2 * BATCH_MESSAGES
-        expired = await store.expire(time.time() + 60, max_bytes=399_999)
+        expired = await store.expire(time.time() + 60, max_bytes=200_000)
         assert [message.id for _, message in expired] == ["0"]
         expired = await store.expire(time.time() + 60, max_bytes=3_000_000)
         assert [message.id for _, message in expired] == [str(n) for n in range(1, 16)]

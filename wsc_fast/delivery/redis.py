@@ -1318,8 +1318,8 @@ class _Session:
         page: list[StoredMessage] = []
         size, more = 0, limit > 0
         until = self.loop.time() + self._read_pace.slow
-        while more and size < max_bytes and (not page or self.loop.time() < until):
-            bounds = (_bounded(limit - len(page)), _bounded(max_bytes - size))
+        while more and (not page or (size < max_bytes and self.loop.time() < until)):
+            bounds = (_bounded(limit - len(page)), _bounded(max(1, max_bytes - size)))
             read = _Read("read", user, (), (_bounded(after), *bounds))
             more, behind, found = await self.ask(read)
             after = int(behind)
@@ -1347,11 +1347,10 @@ class _Session:
         while (
             more
             and len(removed) < limit
-            and size < max_bytes
-            and (not removed or self.loop.time() < until)
+            and (not removed or (size < max_bytes and self.loop.time() < until))
         ):
             waiting = self._writes.queue or self._writes.batch
-            bounds = (_bounded(limit - len(removed)), _bounded(max_bytes - size))
+            bounds = (_bounded(limit - len(removed)), _bounded(max(1, max_bytes - size)))
             read = _Read("old", b"", (), (stop, *bounds))
             try:
                 more, rows, wrong = await self.ask(read, waiting[-1] if waiting else None)
@@ -1391,7 +1390,7 @@ class _Session:
     def _take_untold(self, limit: int, max_bytes: int) -> list[tuple[bytes, StoredMessage]]:
         told: list[tuple[bytes, StoredMessage]] = []
         size = 0
-        while self._untold and len(told) < limit and size < max_bytes:
+        while self._untold and len(told) < limit and (not told or size < max_bytes):
             told.append(self._untold.popleft())
             size += len(told[-1][1].data)
         return told
