@@ -224,7 +224,7 @@ cdef class AckTable:
         )
         self.mailbox_most_bytes = self.most_bytes // 4
         self.per_device = config.per == "device"
-        self._mailboxes = {}
+        self._users = {}
         self.replaying = set()
         self.starved = set()
         self._parked = parked
@@ -240,15 +240,15 @@ cdef class AckTable:
 
     def _forget_all(self):
         """Nothing is pending any more; nobody is told."""
-        self._mailboxes.clear()
+        self._users.clear()
         self.replaying.clear()
         self.count = self.nbytes = 0
 
     def _mailbox(self, str key not None, str user_id not None):
         """The mailbox of this key, made where there is none."""
-        cdef Mailbox mailbox = self._mailboxes.get(key)
+        cdef Mailbox mailbox = self._users.get(key)
         if mailbox is None:
-            self._mailboxes[key] = mailbox = Mailbox.__new__(Mailbox, key, user_id)
+            self._users[key] = mailbox = Mailbox.__new__(Mailbox, key, user_id)
         return mailbox
 
     # --- sending ---
@@ -330,7 +330,7 @@ cdef class AckTable:
     ):
         """Sends an encoded message to all clients of a mailbox, or to one of them."""
         cdef PendingACK pending = None
-        cdef Mailbox mailbox = self._mailboxes.get(key)
+        cdef Mailbox mailbox = self._users.get(key)
         cdef str message_id = message.id if type(message.id) is str else str(message.id)
         cdef bint online
         if self.store is not None:
@@ -603,7 +603,7 @@ cdef class AckTable:
                 ),
             )
             return
-        mailbox = self._mailboxes.get(pending._mailbox)
+        mailbox = self._users.get(pending._mailbox)
         if mailbox is None or mailbox.pending.get(pending.key()) is not pending:
             return
         if self.retransmit(mailbox, pending, now):
@@ -621,7 +621,7 @@ cdef class AckTable:
         except NO_ACKNOWLEDGEMENT:
             return NO_ACK
         message_id = answer.message_id
-        mailbox = self._mailboxes.get(self.key_of(client))
+        mailbox = self._users.get(self.key_of(client))
         found = [] if mailbox is None else self.waiting_for(mailbox, client, message_id)
         if not found:
             self.counters.acks_ignored += 1
@@ -663,7 +663,7 @@ cdef class AckTable:
         pending.status = status
         pending._error = error
         self._unschedule(pending)
-        mailbox = self._mailboxes.get(pending._mailbox)
+        mailbox = self._users.get(pending._mailbox)
         if mailbox is not None and mailbox.pending.get(pending.key()) is pending:
             self.delist(mailbox, pending)
             if mailbox.replays:
@@ -713,8 +713,8 @@ cdef class AckTable:
     cpdef int _release(self, Mailbox mailbox) except -1:
         """A mailbox that holds nothing is not kept."""
         if not mailbox.pending and not mailbox._lapsed and not mailbox.replays:
-            if self._mailboxes.get(mailbox.key) is mailbox:
-                del self._mailboxes[mailbox.key]
+            if self._users.get(mailbox.key) is mailbox:
+                del self._users[mailbox.key]
         elif (
             mailbox.unstored is not None
             and len(mailbox.unstored) > 2 * len(mailbox.pending) + 16

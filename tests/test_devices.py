@@ -356,7 +356,7 @@ async def test_nothing_is_left_of_devices_that_have_gone() -> None:
         devices: Any = acks._devices
         await eventually(lambda: not acks.journal.busy)
         del pending
-        assert not acks._mailboxes
+        assert not acks._users
         assert not devices._known
         assert not devices._waiting
         assert not devices._loading

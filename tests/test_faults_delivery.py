@@ -126,7 +126,7 @@ def is_writing(hub: Hub) -> bool:
 
 def assert_nothing_left(hub: Hub) -> None:
     inner: Any = hub._acks
-    assert not inner._mailboxes
+    assert not inner._users
     assert not inner._parked
     assert not is_writing(hub)
     assert not inner.replaying
@@ -480,7 +480,7 @@ async def test_G11_messages_that_nobody_acknowledges_leave_nothing(end: str, cou
             raw.reset()
             reading.cancel()
         await eventually(lambda: hub.get_stats().acks_pending == 0, 60)
-        await eventually(lambda: not inner._mailboxes)
+        await eventually(lambda: not inner._users)
         assert hub.get_stats().acks_timed_out == count
         assert_nothing_left(hub)
         await eventually(lambda: len(heard.calls) + hub.get_stats().unreported_failures == count)
@@ -615,7 +615,7 @@ async def test_G15_ten_thousand_pending_to_a_dead_client() -> None:
         assert max(each.attempts for each in pending) == 1
         assert client.queued_messages <= 100
         assert client.is_connected()
-        await eventually(lambda: not inner._mailboxes)
+        await eventually(lambda: not inner._users)
         assert_nothing_left(hub)
         dead.reset()
         watcher.close()
@@ -894,7 +894,7 @@ async def test_nothing_is_left_after_ten_thousand_rounds(store: bool) -> None:
         if kept is not None:
             await eventually_count(kept, "ann", 0)
         del pending
-        await eventually(lambda: not hub._acks._mailboxes)  # type: ignore[union-attr]
+        await eventually(lambda: not hub._acks._users)  # type: ignore[union-attr]
         await eventually(lambda: not is_writing(hub))
         gc.collect()
         assert_nothing_left(hub)
@@ -1011,7 +1011,7 @@ async def test_what_another_client_acknowledges_during_a_replay_is_not_sent_agai
         one, _ = await join(hub, "a&user=ann")
         for n in range(100):
             assert (await received(one))["id"] == str(n)
-        await eventually(lambda: hub._acks._mailboxes["ann"].replays == {})  # type: ignore[union-attr]
+        await eventually(lambda: hub._acks._users["ann"].replays == {})  # type: ignore[union-attr]
         # So that its replay has to wait.
         hub.on_client_connected(lambda client: client.send(bytes(1 << 22)))
         two, client = await join(hub, "b&user=ann", rcvbuf=4096)

@@ -69,4 +69,4 @@ async def test_a_newer_message_of_the_same_id_outlives_the_older_one() -> None:
         del older
         gc.collect()
         assert parked.get("ann", "m") is newer
-        hub._acks._mailboxes.clear()  # type: ignore[union-attr]
+        hub._acks._users.clear()  # type: ignore[union-attr]

@@ -314,7 +314,7 @@ async def test_what_timed_out_is_not_kept_for_a_client_that_does_not_read() -> N
         client.send("1")
         client.send("2")
         first = hub.send_ack_message_to_user("ann", ACKMessage())
-        line = hub._acks._mailboxes["ann"].replays[client]._line  # type: ignore[union-attr]
+        line = hub._acks._users["ann"].replays[client]._line  # type: ignore[union-attr]
         ended = []
         for _ in range(5):
             wave = [hub.send_ack_message_to_user("ann", ACKMessage()) for _ in range(100)]

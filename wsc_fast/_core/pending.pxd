@@ -74,7 +74,7 @@ cdef class AckTable:
         public object store        # OfflineStore, or None
         public object counters     # AckCounters
         public object loop
-        readonly dict _mailboxes   # key -> Mailbox
+        readonly dict _users       # key of a mailbox, mostly a user id -> Mailbox
         readonly set replaying     # the users of whose clients one is catching up
         readonly set starved       # Replays that read on once fewer bytes are pending
         readonly bint per_device   # each device has a mailbox of its own

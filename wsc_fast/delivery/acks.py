@@ -170,7 +170,7 @@ class Acks(AckTable):
         if self._journal is not None:
             await self._journal.stop_looking()
         stopped = HubStoppedError("the hub stopped before the message was acknowledged")
-        for mailbox in list(self._mailboxes.values()):
+        for mailbox in list(self._users.values()):
             self._end_replays(mailbox, stopped)
         await self._empty_mailboxes(stopped)
         # What has to be written gets some time even where the clients have used it up.
@@ -188,8 +188,8 @@ class Acks(AckTable):
         self.loop = None
 
     async def _empty_mailboxes(self, error: Exception) -> None:
-        while self._mailboxes:
-            mailbox = next(iter(self._mailboxes.values()))
+        while self._users:
+            mailbox = next(iter(self._users.values()))
             mailbox.lapsed.clear()
             if self.store is not None:
                 self._park_some(mailbox, AT_ONCE)
@@ -279,7 +279,7 @@ class Acks(AckTable):
 
     def pending_of(self, client: Client) -> list[ACKMessage]:
         """The messages that an acknowledgement of this client would settle."""
-        mailbox = self._mailboxes.get(self._key_of(client))
+        mailbox = self._users.get(self._key_of(client))
         if mailbox is None:
             return []
         return [
@@ -290,7 +290,7 @@ class Acks(AckTable):
 
     def awaits(self, client: Client) -> bool:
         """Whether an acknowledgement of this client's user is awaited."""
-        mailbox = self._mailboxes.get(self._key_of(client))
+        mailbox = self._users.get(self._key_of(client))
         return mailbox is not None and bool(mailbox.pending)
 
     def has_memory(self) -> bool:
@@ -351,7 +351,7 @@ class Acks(AckTable):
         """A client has connected: what its user has not acknowledged goes out again."""
         if self._devices is not None:
             self._devices.joined(client)
-        mailbox = self._mailboxes.get(self._key_of(client))
+        mailbox = self._users.get(self._key_of(client))
         if mailbox is None:
             if self.store is None:
                 return
@@ -365,7 +365,7 @@ class Acks(AckTable):
         self._behind.pop(client, None)
         if self._devices is not None:
             self._devices.left(client)
-        mailbox = self._mailboxes.get(self._key_of(client))
+        mailbox = self._users.get(self._key_of(client))
         if mailbox is None:
             return
         others = self._clients_of(mailbox)
@@ -408,7 +408,7 @@ class Acks(AckTable):
     # --- replays ---
 
     def _replay_of(self, client: Client) -> Replay | None:
-        mailbox = self._mailboxes.get(self._key_of(client))
+        mailbox = self._users.get(self._key_of(client))
         return None if mailbox is None else mailbox.replays.get(client)
 
     def _catch_up(
@@ -645,7 +645,7 @@ class Acks(AckTable):
     async def _store_up_to(self, pending: PendingACK) -> None:
         """Stores a message, and first whatever was sent to its user before it."""
         while not (pending._storing or pending._stored or pending.done()):
-            mailbox = self._mailboxes[pending._mailbox]
+            mailbox = self._users[pending._mailbox]
             unstored = mailbox.unstored
             if mailbox.unstored_stale or not unstored:
                 unstored = self._list_unstored(mailbox)
@@ -676,7 +676,7 @@ class Acks(AckTable):
             if pending.status in (AckStatus.CONFIRMED, AckStatus.FAILED):
                 self._delete(pending._mailbox, pending.id)
                 return
-        mailbox = self._mailboxes.get(pending._mailbox)
+        mailbox = self._users.get(pending._mailbox)
         if pending.status is AckStatus.STORED:
             if error is not None and not _is_tried_again(error):
                 self._parked.pop(pending._mailbox, pending.id)
@@ -705,7 +705,7 @@ class Acks(AckTable):
             if self._devices is not None:
                 self._devices.forgotten(user_id, stored.id)
             return
-        mailbox = self._mailboxes.get(key)
+        mailbox = self._users.get(key)
         pending = self._parked.pop(key, stored.id)
         if pending is None and mailbox is not None:
             pending = mailbox.pending.get(stored.id)
