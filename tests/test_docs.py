@@ -39,6 +39,18 @@ def test_the_code_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(text, "docs/delivery.md", "exec"), {})
 
 
+def test_each_promise_names_a_test_that_there_is() -> None:
+    page = (ROOT / "docs/delivery.md").read_text()
+    named = re.findall(r"^\| .+ \| `(test_\w+)` \|$", page, re.M)
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 30
+    assert set(named) <= there
+
+
 async def test_the_first_example_answers() -> None:
     names: dict[str, Any] = {}
     exec(block("greet"), names)
