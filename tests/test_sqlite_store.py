@@ -1022,7 +1022,7 @@ async def first():
     await store.open()
     stored, refused = await fill(store, 0)
     assert len(stored) > 3, stored
-    assert all("nearly full: " in text and "bytes are free" in text for text in refused), refused
+    assert all("nearly full: " in text and " bytes are free" in text for text in refused), refused
     print(len(stored), flush=True)
     if end == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

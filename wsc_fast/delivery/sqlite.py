@@ -715,9 +715,9 @@ class _Worker:
             if type(entry) is not _Append:
                 room.take_removal(entry)
             elif not room.take(entry):
-                if any(each.writes for each in part):
+                if room.is_used:
                     return part, entries[index:]
-                entry.outcome = self._error(room.refusal)
+                entry.outcome = self._error(room.refusal(entry))
                 continue
             part.append(entry)
         return part, []
@@ -743,7 +743,7 @@ class _Worker:
             if not self._files.complete() and self._reopen():
                 self._transact(part)
         except BaseException as error:
-            self._roll_back(error)
+            self._roll_back(part, error)
             if _code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 self._fail(part, error)
                 return
@@ -761,12 +761,11 @@ class _Worker:
             try:
                 self._transact(entries[:size])
             except BaseException as own:
-                self._roll_back(own)
+                self._roll_back(entries, own)
                 error = own
                 first = entries[0]
                 if size > 1:
-                    size //= 4
-                    size = max(size, 1)
+                    size = max(size // 4, 1)
                 elif type(first) is _Expire and first.limit > 1:
                     first.limit = max(first.limit // 4, 1)
                 else:
@@ -876,7 +875,10 @@ class _Worker:
             except BaseException as own:
                 entry.outcome = self._trouble(own)
 
-    def _roll_back(self, error: BaseException) -> None:
+    def _roll_back(self, entries: list[_Entry], error: BaseException) -> None:
+        """Takes back a transaction that failed, and the outcomes that it gave."""
+        for entry in entries:
+            entry.outcome = msgspec.UNSET
         # After another error than these two the connection may be unusable; a new one is cheap.
         keep = _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
         try:
@@ -946,7 +948,8 @@ class _Worker:
         if self._db is None:
             self._db = _connect(self._path, self._synchronous, self._busy_timeout, self._max_bytes)
             self._db_waits = self._busy_timeout
-            self._files.note()
+            if self._files.note():
+                self.others.forget()
         return self._db
 
     def _disconnect(self) -> None:
@@ -957,11 +960,7 @@ class _Worker:
 
 
 class _Room:
-    """The room that a disk and a database have for the appends of one transaction.
-
-    Attributes:
-        refusal: what is said to an append for which there is none.
-    """
+    """The room that a disk and a database have for the appends of one transaction."""
 
     def __init__(self, free: int, kept: int, *, log_bytes: int, unused_bytes: int) -> None:
         """Takes what was measured over a log that is empty, or could not be emptied.
@@ -972,14 +971,24 @@ class _Room:
             log_bytes: of the log, which may all have to go into the database.
             unused_bytes: of pages in the database that hold nothing.
         """
-        self.refusal = (
-            f"the disk is nearly full: {free} bytes are free, and {kept} of them are kept for "
-            "removing messages"
-        )
-        self._left = free - kept - log_bytes
+        self._free = free
+        self._kept = kept + log_bytes
         self._unused = 0 if log_bytes else unused_bytes
         self._log = 0
         self._growth = 0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the transaction writes anything yet."""
+        return self._log > 0
+
+    def refusal(self, entry: _Append) -> str:
+        """What is said to an append for which there is no room."""
+        return (
+            f"the disk is nearly full: {self._free} bytes are free, of which {self._kept} are kept "
+            f"for removing messages, and this message of {len(entry.data)} bytes may take "
+            f"{2 * entry.size + _ROW_LOG_BYTES + _ROW_GROWTH_BYTES}"
+        )
 
     def take(self, entry: _Append) -> bool:
         """Takes room for this; returns whether there was enough."""
@@ -987,7 +996,7 @@ class _Room:
         growth = self._growth + entry.size + _ROW_GROWTH_BYTES
         more = max(0, growth - self._unused)
         # Into unused pages it may always be tried: if the log has no room, that is taken back.
-        if more and log_used + more > self._left:
+        if more and self._kept + log_used + more > self._free:
             return False
         self._log, self._growth = log_used, growth
         return True
@@ -1009,6 +1018,11 @@ class _Others:
         # From behind the first to the second, in order.
         self._spans: list[tuple[int, int]] = []
 
+    def forget(self) -> None:
+        """It is another database now."""
+        self._known = 0
+        self._spans.clear()
+
     def committed(self, last: int, own: int) -> None:
         """A transaction of this store has filled so many positions, the newest of all."""
         self._add(last - own)
@@ -1017,9 +1031,8 @@ class _Others:
     def _add(self, upto: int) -> None:
         """All behind the known positions, up to this one, are others'."""
         if upto < self._known:
-            # It is the database of a backup.
-            self._known = 0
-            self._spans.clear()
+            # A backup was copied into the file.
+            self.forget()
         if upto > self._known:
             self._spans.append((self._known, upto))
             self._known = upto

@@ -168,12 +168,12 @@ _COLUMNS = 7
 _NEXT = _within(
     """
     SELECT position, length(data) AS size FROM messages
-    WHERE user_key = (SELECT user_key FROM users WHERE user_id = ?1) AND position > ?2
+    WHERE user_key = (SELECT user_key FROM users WHERE user_id = ?) AND position > ?
     ORDER BY position
-    LIMIT ?3
+    LIMIT ?
     """,
     "position",
-    "?4",
+    "?",
 )
 
 _READ = f"""
@@ -185,12 +185,12 @@ _COUNT = "SELECT held FROM users WHERE user_id = ?"
 _OLD = _within(
     """
     SELECT position, stored_at, length(data) AS size FROM messages
-    WHERE stored_at < ?1
+    WHERE stored_at < ?
     ORDER BY stored_at, position
-    LIMIT ?2
+    LIMIT ?
     """,
     "stored_at, position",
-    "?3",
+    "?",
 )
 
 # All of it in one step. The sequence is the newest position there ever was.

@@ -37,9 +37,15 @@ class DatabaseFiles:
         self._next_look_at_log = 0.0
         self._next_look_at_disk = 0.0
 
-    def note(self) -> None:
-        """The database has been opened: from now on its files are those that are there now."""
+    def note(self) -> bool:
+        """The database has been opened: from now on its files are those that are there now.
+
+        Returns:
+            bool: whether it is another database than the last one.
+        """
+        former = self._opened.get(self._path)
         self._opened = {path: _identity(path) for path in (self._path, self._log, self._index)}
+        return self._opened[self._path] != former
 
     def replaced(self) -> bool:
         """Whether the path leads to another database by now, or to none."""
