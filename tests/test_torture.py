@@ -62,7 +62,7 @@ def test_what_was_accepted_is_seen_once_and_in_order(scenario: str, store: str) 
 )
 def test_a_store_that_breaks_its_word_is_noticed(fault: str, noticed: str) -> None:
     status, row, said = torture(
-        *("--scenario", "kill", "--store", "sqlite", "--rounds", "1", "--users", "8"),
+        *("--scenario", "kill", "--store", "sqlite", "--rounds", "3", "--users", "8"),
         *("--fault", fault, "--patience", "1"),
     )
     assert status == 1, said

@@ -22,8 +22,8 @@ from users import Crowd, Door, Mood
 
 # Numbers that one life of a sender has for itself, so that none is used twice.
 STRIDE = 1_000_000
-# Messages after which a server is killed, at most.
-MOST_ACCEPTED = 1000
+# A server is killed once it has accepted so many messages.
+LEAST_ACCEPTED, MOST_ACCEPTED = 50, 1000
 # Rounds after which `full-disk` begins with an empty one: files there do not shrink.
 DISK_ROUNDS = 5
 
@@ -268,7 +268,7 @@ async def killed(trial: Trial) -> None:
     for number in trial.each_round():
         server = await trial.start("A", door, first=number * STRIDE)
         server.publish()
-        await trial.accepts(server, random.randint(1, MOST_ACCEPTED))
+        await trial.accepts(server, random.randint(LEAST_ACCEPTED, MOST_ACCEPTED))
         await server.kill()
     server = await trial.start("A", door)
     await trial.settle(server)

@@ -178,7 +178,7 @@ class SmallDisk(Place):
         if await self._keeper.stdout.readline() != b"mounted\n":
             raise SystemExit("no mount namespace: is unshare allowed to make user namespaces?")
         self.within = [
-            *("nsenter", "--preserve-credentials", "--user", "--mount"),
+            *("nsenter", "--preserve-credentials", "--user", "--mount", "--wd"),
             *("--target", str(self._keeper.pid)),
         ]
         return self
