@@ -80,11 +80,11 @@ async def asyncio_can_connect(host: str, port: int) -> bool:
 class Script:
     """A Python program in a process of its own; its first line of output is a port."""
 
-    def __init__(self, code: str, *args: str) -> None:
+    def __init__(self, code: str, *args: str, stdin: bool = False) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code), *args],
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -98,7 +98,12 @@ class Script:
 
     def finish(self) -> tuple[int, str, str]:
         """Exit code, what is left of stdout, and stderr."""
-        out, err = self.process.communicate(timeout=20)
+        assert self.process.stdout is not None
+        ending = threading.Timer(20, self.process.kill)
+        ending.start()
+        out = self.process.stdout.read()  # not communicate's, which misses what `port` has buffered
+        _, err = self.process.communicate()
+        ending.cancel()
         return self.process.returncode, out, err
 
     def __enter__(self) -> Script:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import ctypes
 import errno
 import inspect
 import math
 import os
-import resource
 import signal
 import socket
 import sys
@@ -53,6 +51,7 @@ from wsc_fast.limits import ConnectionLimits
 from wsc_fast.listening import tls_context
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
+from wsc_fast.process import OpenFiles, SignalHandlers, keep_freed_memory, last_file
 from wsc_fast.server import (
     Authenticate,
     Handshake,
@@ -84,9 +83,8 @@ _SWEEPS_PER_INTERVAL = 5
 _LONGEST_TICK = 1.0
 # Seconds between two slices of a drain.
 _DRAIN_SLICE = 0.1
-# Of mallopt(3).
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
+# Descriptors that a process needs besides its connections: the application's, the stores'.
+_OTHER_FILES = 1_024
 # How far ahead a timer is set for an identity that ends, since the wall clock may be set meanwhile.
 _LONGEST_WAIT = 60.0
 # Those that run, to be told of a fork.
@@ -150,6 +148,8 @@ class Hub(Delivery):
         self._acceptors: list[Acceptor] = []
         self._last_file = sys.maxsize  # the highest descriptor that the process may have
         self._next_files_line = 0.0
+        self._open_files: OpenFiles | None = None  # while `run` holds it
+        self._signals: SignalHandlers | None = None  # likewise
         self._allowed_hosts: frozenset[str] = frozenset()
         # Those whose request is not answered yet -> the loop's time when it must be, oldest first.
         self._handshaking: dict[Handshake, float] = {}
@@ -222,6 +222,7 @@ class Hub(Delivery):
                 else None
             )
         self.config = config
+        self._raise_file_limit()
         self._set_limits(
             config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
         )
@@ -452,7 +453,7 @@ class Hub(Delivery):
             server.close()
         else:
             self._servers.append(server)
-        self._last_file = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1
+        self._last_file = last_file()
         self._begin()
 
     def _begin(self) -> None:
@@ -604,6 +605,8 @@ class Hub(Delivery):
             if descriptor >= 0:
                 os.dup2(nothing, descriptor, inheritable=False)
         os.close(nothing)
+        if self._signals is not None:
+            self._signals.give_back()  # what is for this process is not for the hub
         self._forget_loop()
 
     def _forget_loop(self) -> None:
@@ -728,9 +731,12 @@ class Hub(Delivery):
         """Serves until SIGINT or SIGTERM, on uvloop; blocks.
 
         The arguments are those of `start`. The first signal drains (`HubConfig.drain_period`) and
-        stops gracefully, a second one stops at once. SIGHUP loads the certificate again. Raises
-        the soft limit of open files to the hard one, ignores SIGPIPE, and has glibc keep up to
-        16 MiB of freed memory.
+        stops gracefully, a second one stops at once; one that comes before the hub serves ends the
+        start. SIGHUP loads the certificate again, where there is a certfile.
+
+        Until it returns, the handlers of these signals are the hub's, SIGPIPE is ignored, and the
+        soft limit of open files is what `max_connections` needs (children inherit it); then all of
+        it is as it was before. glibc keeps up to 16 MiB of freed memory from then on.
 
         Raises:
             SystemExit: the address cannot be listened on; its text says why in one line.
@@ -743,11 +749,14 @@ class Hub(Delivery):
 
         if asyncio._get_running_loop() is not None:
             raise HubStateError("run blocks the running loop: use `await hub.start(...)` in it")
-        _raise_file_limit()
-        _keep_freed_memory()
-        signal_pipe_ignored = _ignore_sigpipe()
+        keep_freed_memory()
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            with (
+                OpenFiles() as self._open_files,
+                SignalHandlers({signal.SIGPIPE: signal.SIG_IGN}),
+                asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+            ):
+                self._raise_file_limit()
                 runner.run(
                     self._serve(
                         host,
@@ -763,15 +772,25 @@ class Hub(Delivery):
         except ListenError as error:
             raise SystemExit(f"wsc_fast: {error.strerror}") from None
         finally:
-            if signal_pipe_ignored is not None:
-                signal.signal(signal.SIGPIPE, signal_pipe_ignored)
+            self._open_files = None
+
+    def _raise_file_limit(self) -> None:
+        if self._open_files is not None:
+            config = self.config
+            self._open_files.raise_to(config.max_connections + config.max_handshakes + _OTHER_FILES)
+            self._last_file = last_file()
 
     async def _serve(self, host: Host, port: int, *, certfile: str | None, **options: Any) -> None:
         loop = asyncio.get_running_loop()
+        # A task of its own, so that a signal can end it: the offline store may take its time.
+        starting = loop.create_task(self.start(host, port, certfile=certfile, **options))
         stops: list[asyncio.Task[None]] = []
 
         def ask() -> None:
-            if stops:
+            if not starting.done():
+                if not starting.cancelling():  # what it closes is closed once
+                    starting.cancel()
+            elif stops:
                 for client in (*self._open_clients(), *self._closing_clients()):
                     client._abort()
                 stops.append(loop.create_task(self.stop()))
@@ -793,22 +812,29 @@ class Hub(Delivery):
             else:
                 log.info("SIGHUP: the certificate was loaded again")
 
-        await self.start(host, port, certfile=certfile, **options)
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, ask)
-            if certfile is not None:
-                loop.add_signal_handler(signal.SIGHUP, reload)
-        except (ValueError, RuntimeError):
-            log.debug("not in the main thread: signals do not stop the hub")
-        try:
-            # stop() may be called from anywhere, and ends the serving too.
-            assert self._stopped is not None
-            await self._stopped
-        finally:
-            await self.stop()
-            if stops:
-                await asyncio.wait(stops)
+        calls = {signal.SIGINT: ask, signal.SIGTERM: ask}
+        if certfile is not None:
+            calls[signal.SIGHUP] = reload
+
+        def handle(number: int, _: object) -> None:
+            loop.call_soon_threadsafe(calls[signal.Signals(number)])
+
+        with SignalHandlers(dict.fromkeys(calls, handle)) as self._signals:
+            try:
+                await starting
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                return  # `ask` has cancelled it
+            try:
+                # stop() may be called from anywhere, and ends the serving too.
+                assert self._stopped is not None
+                await self._stopped
+            finally:
+                await self.stop()
+                if stops:
+                    await asyncio.wait(stops)
 
     async def __aenter__(self) -> Self:
         """Starts the hub with the default arguments, unless it runs already."""
@@ -1288,33 +1314,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _raise_file_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (ValueError, OSError):
-            log.debug("the limit of open files stays at %d", soft)
-
-
-def _keep_freed_memory() -> None:
-    # glibc gives freed memory back as soon as two large messages' worth is together, and the kernel
-    # then clears each page anew: for an echo of 1 MB four times the CPU time of all the rest.
-    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        return  # somebody has decided
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc
-    mallopt(_M_MMAP_THRESHOLD, 4 << 20)
-    mallopt(_M_TRIM_THRESHOLD, 16 << 20)
-
-
-def _ignore_sigpipe() -> Any:
-    # Returns the former handler, or None when this is not the main thread.
-    try:
-        return signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    except ValueError:
-        return None
