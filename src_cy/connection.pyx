@@ -68,6 +68,7 @@ from picows import WSProtocolError
 from wsc_fast.errors import (
     ClientDisconnectedError,
     HubStateError,
+    HubStoppedError,
     ProtocolError,
     ValidationError,
 )
@@ -892,6 +893,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.resume_reading(PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE)
             return self.engine.mark(self)
         except BaseException:
+            if self.engine.loop.is_closed():
+                raise HubStoppedError("the loop of the hub is closed") from None
             self.abort()
             raise
 

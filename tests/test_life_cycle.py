@@ -804,6 +804,97 @@ def test_a_hub_whose_loop_was_closed_under_it_can_be_stopped_and_started() -> No
     asyncio.run(again())
 
 
+# In a process of its own, since a loop that is closed leaves sockets open, and warns of them.
+CLOSED_LOOP = """
+    import asyncio, sys, threading, uvloop
+    from tests.support import RawClient
+    from wsc_fast import ACKMessage, Hub, HubConfig, HubMessage, HubStoppedError
+
+    kind, count, elsewhere = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
+    factory = uvloop.new_event_loop if kind == "uvloop" else asyncio.new_event_loop
+
+    # What cannot be done any more; twice where the first call does not end the client.
+    SENDS = {
+        "broadcast": lambda hub, client: hub.broadcast("x"),
+        "broadcast_to_room": lambda hub, client: hub.broadcast_to_room("room", "x"),
+        "send_to_client": lambda hub, client: hub.send_to_client(client.id, "x"),
+        "send": lambda hub, client: client.send("x"),
+        "to_user": lambda hub, client: hub.send_to_user(client.user_id, HubMessage(content="x")),
+        "acked": lambda hub, client: hub.send_ack_message(client.id, ACKMessage(content="x")),
+    }
+    ENDS = {
+        "disconnect": lambda hub, client: client.disconnect(),
+        "disconnect_user": lambda hub, client: hub.disconnect_user(client.user_id),
+    }
+    BEGINS = {
+        "set_config": lambda hub: hub.set_config(HubConfig(backlog=7)),
+        "drain": lambda hub: asyncio.run(hub.drain(5.0)),
+        "stop": lambda hub: asyncio.run(hub.stop()),
+        "enter": lambda hub: asyncio.run(enter(hub)),
+    }
+
+    async def enter(hub):
+        async with hub:
+            assert repr(hub) == "<Hub running, 0 clients>"
+
+    async def begin(hub, raws):
+        await hub.start(port=0)
+        raws += [await RawClient.open(hub) for _ in range(count)]
+        for client_id in hub.get_connected_client_ids():
+            hub.join_room(client_id, "room")
+
+    def closed(hub):
+        raws = []
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(begin(hub, raws))
+        for raw in raws:
+            raw.close()
+        assert repr(hub) == f"<Hub stopped, {count} clients>", hub
+        return [hub.get_client_by_id(name) for name in hub.get_connected_client_ids()]
+
+    def outcome(call):
+        found = []
+        def run():
+            try:
+                found.append(call())
+            except HubStoppedError:
+                found.append("stopped")
+        if elsewhere:
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join(10)
+        else:
+            run()
+        return found[0]
+
+    hub = Hub()
+    hub.enable_ack()
+    hub.create_room("room")
+    for name, call in {**SENDS, **ENDS}.items():
+        clients = closed(hub)
+        for _ in range(2 if name in SENDS else 1):
+            assert outcome(lambda: call(hub, clients[0])) == "stopped", name
+        asyncio.run(hub.stop())
+        assert repr(hub) == "<Hub stopped, 0 clients>"
+        assert not any(client.is_connected() for client in clients)
+    for name, call in BEGINS.items():
+        closed(hub)
+        call(hub)
+        assert hub.loop is None, name
+        assert not hub.get_connected_clients(), name
+    print("end")
+"""
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("count", [1, 40])
+def test_calls_of_a_hub_whose_loop_was_closed_say_that_it_has_stopped(
+    any_loop: str, count: int, elsewhere: bool
+) -> None:
+    with Script(CLOSED_LOOP, any_loop, str(count), str(elsewhere)) as script:
+        assert script.finish() == (0, "end\n", "")
+
+
 async def test_stop_under_load_loses_nothing_queued_to_readers_who_read(any_loop: str) -> None:
     hub = Hub(HubConfig(outbox_messages=10_000, outbox_bytes=1 << 26))
     await hub.start(port=0)

@@ -178,7 +178,7 @@ class Hub(Delivery):
         self.set_config(config if config is not None else self.config)
 
     def __repr__(self) -> str:
-        state = "running" if self.loop is not None else "stopped"
+        state = "stopped" if self.loop is None or self.loop.is_closed() else "running"
         return f"<Hub {state}, {self.get_connected_clients()} clients>"
 
     # --- configuration ---
@@ -199,6 +199,7 @@ class Hub(Delivery):
             return
         if not isinstance(config, HubConfig):
             raise ConfigError(f"config must be a HubConfig, not {type(config).__name__}")
+        self._forget_closed_loop()
         if self.loop is not None:
             for name in HubConfig.__struct_fields__:
                 old, new = getattr(self.config, name), getattr(config, name)
@@ -385,8 +386,7 @@ class Hub(Delivery):
 
         Thread-safety: the thread of the running loop, which the hub then belongs to.
         """
-        if self.loop is not None and self.loop.is_closed():
-            self._forget_loop()
+        self._forget_closed_loop()
         if self.loop is not None:
             raise HubStateError("the hub runs already")
         check_path("path", path)
@@ -484,11 +484,9 @@ class Hub(Delivery):
         Thread-safety: any thread, from within any loop. Source: go-wsc `Stop`.
         """
         _check_seconds("timeout", timeout)
+        self._forget_closed_loop()
         loop = self.loop
         if loop is None:
-            return
-        if loop.is_closed():
-            self._forget_loop()
             return
         if asyncio.get_running_loop() is not loop:
             stop = self.stop(timeout)
@@ -609,6 +607,10 @@ class Hub(Delivery):
             self._signals.give_back()  # what is for this process is not for the hub
         self._forget_loop()
 
+    def _forget_closed_loop(self) -> None:
+        if self.loop is not None and self.loop.is_closed():
+            self._forget_loop()
+
     def _forget_loop(self) -> None:
         """The loop was closed under the hub: nothing of it can be stopped any more."""
         self._accepting = self._draining = False
@@ -656,6 +658,7 @@ class Hub(Delivery):
         Thread-safety: any thread, from within any loop.
         """
         _check_seconds("period", period)
+        self._forget_closed_loop()
         loop = self.loop
         if loop is None:
             return
@@ -838,6 +841,7 @@ class Hub(Delivery):
 
     async def __aenter__(self) -> Self:
         """Starts the hub with the default arguments, unless it runs already."""
+        self._forget_closed_loop()
         if self.loop is None:
             await self.start()
         return self
@@ -1236,6 +1240,7 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
     routes. `await hub.stop()` closes the
     clients; the server is its owner's to close. Source: go-wsc `HandleWebSocket`.
     """
+    hub._forget_closed_loop()
     if hub.loop is None and not hub._ended:
         hub._attach(asyncio.get_running_loop())
         hub._path = None
