@@ -529,7 +529,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.held = []
 
     def _release_input(self):
-        cdef list held = self.held
+        cdef list held = self.held or []  # none: it was not let in
         self.held = None
         self.held_bytes = 0
         try:

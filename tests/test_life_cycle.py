@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import uvloop
@@ -36,13 +37,18 @@ from tests.support import (
     uri,
 )
 from wsc_fast import (
+    ACKConfig,
+    ACKMessage,
     Client,
     Hub,
     HubConfig,
+    HubMessage,
     HubStateError,
     Identity,
     ListenError,
+    MemoryOfflineStore,
     Request,
+    RetryConfig,
     ValidationError,
 )
 
@@ -775,6 +781,57 @@ async def test_it_can_be_started_again_on_the_same_loop(any_loop: str) -> None:
     assert hub.get_rooms() == ["kept"]
 
 
+@pytest.mark.parametrize("seconds", [sys.float_info.max, 1e300, 1e11, 1e10])
+async def test_seconds_that_never_pass(
+    any_loop: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each setting that is a time, all at once: nothing of them may fail when it is used.
+    died: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    troubles: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+    no_times = ("connection_rate", "connection_rate_per_address", "message_rate", "byte_rate")
+    times = {
+        field.name: seconds
+        for field in msgspec.structs.fields(HubConfig)
+        if field.type is float and field.name not in no_times
+    }
+    times["heartbeat_interval"] = seconds / 2
+    errors: list[BaseException] = []
+
+    async def authenticate(request: Request) -> Identity:
+        return Identity("ann")
+
+    hub = Hub(HubConfig(**times), authenticate=authenticate)
+    hub.on_error(lambda client, error: errors.append(error))
+    hub.enable_ack(
+        ACKConfig(
+            timeout=seconds,
+            retry_interval=seconds,
+            offline_max_age=seconds,
+            enable_offline_messages=True,
+        ),
+        store=MemoryOfflineStore(),
+    )
+    hub.set_retry_config(RetryConfig(base_delay=seconds, max_delay=seconds))
+    await hub.start(port=0)
+    raw = await RawClient.open(hub)
+    await eventually(lambda: hub.get_connected_clients() == 1)
+    assert await asyncio.to_thread(hub.broadcast, "x") == 1
+    assert (await raw.recv()).payload == b"x"
+    hub.send_ack_message_to_user("ann", ACKMessage(content="x"))
+    sending = asyncio.create_task(hub.send_to_user_with_retry("nobody", HubMessage()))
+    draining = asyncio.create_task(hub.drain(seconds))
+    while (frame := await raw.recv()).opcode != CLOSE:
+        pass
+    assert frame.code == 1012
+    raw.close()
+    await draining
+    await sending
+    await hub.stop(seconds)
+    assert (errors, died, troubles) == ([], [], [])
+
+
 def test_it_can_be_started_again_on_another_loop() -> None:
     hub = Hub()
 
@@ -1022,6 +1079,57 @@ async def test_H1_a_silent_client_on_the_tls_port_goes_with_the_handshake_timeou
         assert time.monotonic() - begin < 1.0
         assert await client.read_all(timeout=5) == b""
     await eventually(lambda: descriptors() == before)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a callback"])
+async def test_who_is_told_of_a_disconnect_at_the_end_of_a_stop_has_a_second(
+    any_loop: str, busy: bool
+) -> None:
+    hub = Hub(HubConfig(close_timeout=60.0))
+    began: list[Client] = []
+    ended: list[Client] = []
+    cancelled: list[Client] = []
+
+    @hub.on_message_received
+    async def received(client: Client, message: str | bytes) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(client)
+            raise
+
+    @hub.on_client_disconnected
+    async def disconnected(client: Client) -> None:
+        began.append(client)
+        await asyncio.sleep(0.05)  # a database
+        ended.append(client)
+
+    async with running(hub):
+        silent = [await RawClient.open(hub) for _ in range(10)]
+        if busy:
+            for raw in silent:
+                await raw.send(TEXT, b"x")
+            await eventually(lambda: hub.get_stats().messages_in == 10)
+        await hub.stop(timeout=0.1)
+        assert len(began) == len(ended) == 10
+        assert len(cancelled) == (10 if busy else 0)
+        for raw in silent:
+            raw.close()
+
+
+async def test_a_disconnect_callback_that_never_ends_holds_a_stop_up_for_a_second() -> None:
+    hub = Hub()
+
+    @hub.on_client_disconnected
+    async def disconnected(client: Client) -> None:
+        await asyncio.Event().wait()
+
+    async with running(hub):
+        raw = await RawClient.open(hub)
+        begin = time.monotonic()
+        await hub.stop(timeout=0.1)
+        assert 1.0 < time.monotonic() - begin < 4.0
+        raw.close()
 
 
 async def test_H1_a_client_that_arrives_while_the_hub_stops_is_not_served() -> None:

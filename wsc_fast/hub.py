@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -31,7 +32,7 @@ from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast._core.timers import Timers
 from wsc_fast.acceptor import Acceptor
-from wsc_fast.config import CHANGEABLE, HubConfig
+from wsc_fast.config import CHANGEABLE, FOREVER, HubConfig
 from wsc_fast.delivery.facade import Delivery
 from wsc_fast.delivery.failures import Failure
 from wsc_fast.errors import (
@@ -77,10 +78,17 @@ Host = str | Sequence[str] | None
 # Close codes of our own (RFC 6455 section 7.4.2 leaves 4000-4999 to applications).
 CLOSE_UNAUTHENTICATED = 4401
 CLOSE_REPLACED = 4409
+CLOSE_TRY_AGAIN = 1013
+# How many connections a full hub takes besides while an async `authenticate` finds out whose they
+# are: one of a hundred, within these bounds.
+_LEAST_RETURNING = 10
+_MOST_RETURNING = 1_000
 
 # How often a client is looked at, as a part of the heartbeat interval, and the heartbeat's tick.
 _SWEEPS_PER_INTERVAL = 5
 _LONGEST_TICK = 1.0
+# Seconds that a callback may take that begins when the timeout of a stop is over.
+_LAST_WORDS = 1.0
 # Seconds between two slices of a drain.
 _DRAIN_SLICE = 0.1
 # Descriptors that a process needs besides its connections: the application's, the stores'.
@@ -154,6 +162,10 @@ class Hub(Delivery):
         # Those whose request is not answered yet -> the loop's time when it must be, oldest first.
         self._handshaking: dict[Handshake, float] = {}
         self._handshake_timer: asyncio.TimerHandle | None = None
+        # Whether any client has had an id of the application's; and those who are let into a full
+        # hub to find out whose connection they replace.
+        self._names_clients = False
+        self._returning: set[Client] = set()
         # Clients whose identity ends: when by the wall clock, and their timer.
         self._expiring: dict[Client, tuple[float, int]] = {}
         self._expiries: Timers[Client] = Timers(self._expired)
@@ -170,6 +182,8 @@ class Hub(Delivery):
         self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
         self._start_time: datetime | None = None
         self._started = 0.0
+        # Held while a callback or a route is added, which is no single step for Python.
+        self._registering = threading.Lock()
         self._on_connected: Handlers = ()
         self._on_disconnected: Handlers = ()
         self._on_message: Handlers = ()
@@ -258,7 +272,8 @@ class Hub(Delivery):
 
         Thread-safety: any thread. Source: go-wsc `OnClientConnected`.
         """
-        self._on_connected += (_checked_callback(fn),)
+        with self._registering:
+            self._on_connected += (_checked_callback(fn),)
         return fn
 
     def on_client_disconnected(self, fn: F) -> F:
@@ -272,7 +287,8 @@ class Hub(Delivery):
 
         Thread-safety: any thread. Source: go-wsc `OnClientDisconnected`.
         """
-        self._on_disconnected += (_checked_callback(fn),)
+        with self._registering:
+            self._on_disconnected += (_checked_callback(fn),)
         return fn
 
     def on_message_received(self, fn: F) -> F:
@@ -287,8 +303,9 @@ class Hub(Delivery):
 
         Thread-safety: any thread. Source: go-wsc `OnMessageReceived`.
         """
-        self._on_message += (_checked_callback(fn),)
-        self._set_message_handlers(self._on_message)
+        with self._registering:
+            self._on_message += (_checked_callback(fn),)
+            self._set_message_handlers(self._on_message)
         return fn
 
     def on_error(self, fn: F) -> F:
@@ -303,7 +320,8 @@ class Hub(Delivery):
 
         Thread-safety: any thread. Source: go-wsc `OnError`.
         """
-        self._on_error += (_checked_callback(fn),)
+        with self._registering:
+            self._on_error += (_checked_callback(fn),)
         return fn
 
     def route(self, path: str) -> Callable[[Route], Route]:
@@ -330,7 +348,10 @@ class Hub(Delivery):
         def register(fn: Route) -> Route:
             if inspect.iscoroutinefunction(fn):
                 raise ValidationError(f"the route {path!r} must be a plain function, not async")
-            self._routes[path] = _checked_callback(fn)
+            with self._registering:
+                if path in self._routes:
+                    raise ValidationError(f"the route {path!r} is served already")
+                self._routes[path] = _checked_callback(fn)
             return fn
 
         return register
@@ -460,6 +481,7 @@ class Hub(Delivery):
         assert self.loop is not None
         self._stopped = self.loop.create_future()
         self._ended = self._draining = False
+        self._sleepers.begin()
         self._accepting = True
         if self.config.watchdog_timeout:
             self._watchdog = Watchdog(self.config.watchdog_timeout)
@@ -475,7 +497,8 @@ class Hub(Delivery):
         """Stops gracefully: accepts nothing more, flushes outboxes, closes all with 1001.
 
         Args:
-            timeout: seconds; what is not closed by then is aborted.
+            timeout: seconds; what is not closed by then is aborted, and async callbacks that are
+                under way then are cancelled. Those that are told of a disconnect have a second.
 
         Raises:
             ValidationError: the timeout is no number of seconds.
@@ -483,7 +506,7 @@ class Hub(Delivery):
         Idempotent: a second call waits for the first. The hub can be started again afterwards.
         Thread-safety: any thread, from within any loop. Source: go-wsc `Stop`.
         """
-        _check_seconds("timeout", timeout)
+        timeout = _checked_seconds("timeout", timeout)
         self._forget_closed_loop()
         loop = self.loop
         if loop is None:
@@ -521,7 +544,7 @@ class Hub(Delivery):
         self._stop_listening()
         for handshake in list(self._handshaking):
             handshake.abort()
-        self._sleepers.wake()
+        self._sleepers.end()
         # What is queued has as long as the caller gives it.
         self.close_timeout = max(self.config.close_timeout, timeout)
         for client in self._open_clients():
@@ -532,13 +555,14 @@ class Hub(Delivery):
             if joining is not None:
                 joining.disconnect(1001, "server shutdown")
         await self._wait_until_gone(deadline)
+        begun = set(self._tasks)
         for client in self._closing_clients():
             client._abort()
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
         if self._acks is not None:
             await self._acks.stop(deadline - time.monotonic())
-        await self._finish_tasks(deadline)
+        await self._finish_tasks(begun, deadline)
         await self._failures.finish(deadline - time.monotonic())
         for timer in (self._heartbeat_timer, self._handshake_timer):
             if timer is not None:
@@ -620,6 +644,7 @@ class Hub(Delivery):
         self._acceptors.clear()
         self._servers.clear()
         self._handshaking.clear()
+        self._returning.clear()
         for task in self._tasks:
             joining: Client | None = getattr(task, "wsc_client", None)
             if joining is not None:
@@ -650,14 +675,14 @@ class Hub(Delivery):
         while routes go on being served. `stop` is to follow.
 
         Args:
-            period: seconds that it takes.
+            period: seconds that it takes at most; it ends once nobody is connected.
 
         Raises:
             ValidationError: the period is no number of seconds.
 
         Thread-safety: any thread, from within any loop.
         """
-        _check_seconds("period", period)
+        period = _checked_seconds("period", period)
         self._forget_closed_loop()
         loop = self.loop
         if loop is None:
@@ -676,12 +701,19 @@ class Hub(Delivery):
         for number in range(slices):
             for client in clients[number::slices]:
                 client.disconnect(1012, "service restart")
+            # Whoever the loop has accepted in this turn is known in the next.
             await asyncio.sleep(period / slices)
-            if not self._draining:
-                return  # the hub was stopped meanwhile
+            if not self._draining or self._has_nobody():
+                return  # the hub was stopped meanwhile, or all have left
         # Those that were still authenticating when it began.
         for client in self._open_clients():
             client.disconnect(1012, "service restart")
+
+    def _has_nobody(self) -> bool:
+        """Neither clients nor, where a drain lets them in, connections that may become some."""
+        if self.connections or not self._shares_port:
+            return not self.connections
+        return not self._handshaking and not any(each.is_busy() for each in self._acceptors)
 
     def reload_certificate(self) -> None:
         """Loads `certfile` and `keyfile` again, for connections from now on; the others stay.
@@ -707,14 +739,22 @@ class Hub(Delivery):
             await asyncio.wait([self._all_gone], timeout=left)
         self._all_gone = None
 
-    async def _finish_tasks(self, deadline: float) -> None:
-        # Callbacks under way may finish, but for those that wait for this very stop. What is
-        # cancelled may still have a disconnect to tell of, hence the second time.
-        for until in (deadline, time.monotonic() + 0.5):
-            tasks = self._tasks - self._stop_callers
-            if not tasks:
-                return
-            await asyncio.wait(tasks, timeout=max(0.0, until - time.monotonic()))
+    async def _finish_tasks(self, begun: set[asyncio.Task[Any]], deadline: float) -> None:
+        """Callbacks under way may finish, but for those that wait for this very stop.
+
+        Args:
+            begun: those that may take until the deadline. The others tell of a disconnect at the
+                end, or of one that waited for a callback which was cancelled: they may take a
+                second in any case.
+            deadline: by the monotonic clock.
+        """
+        await self._finish(begun & self._tasks, deadline)
+        await self._finish(set(self._tasks), max(deadline, time.monotonic() + _LAST_WORDS))
+
+    async def _finish(self, tasks: set[asyncio.Task[Any]], deadline: float) -> None:
+        tasks -= self._stop_callers
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, deadline - time.monotonic()))
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=1.0)
@@ -994,6 +1034,44 @@ class Hub(Delivery):
             check_id("client", identity.client_id)
         return identity
 
+    def _reason_against(self, identity: Identity) -> str | None:
+        """Why a client may not have an identity that `authenticate` gave, if it may not."""
+        if identity.expires_at is not None and identity.expires_at <= time.time():
+            return "authentication expired"
+        older = self._client_of(identity)
+        if older is not None and older.user_id != identity.user_id:
+            log.warning(
+                "client id %r of user %r is refused to user %r: authenticate has to make ids that "
+                "no two users share",
+                older.id,
+                older.user_id,
+                identity.user_id,
+            )
+            return "authentication failed"
+        return None
+
+    def _client_of(self, identity: Identity | None) -> Client | None:
+        """The connected client that one of this identity would replace."""
+        if identity is None or identity.client_id is None:
+            return None
+        found: Client | None = self.get_client_by_id(identity.client_id)
+        return found
+
+    # A connection that went without a word holds its place until the heartbeat misses it. So where
+    # clients have ids of the application's, a full hub lets in who replaces its own connection.
+
+    def _is_full(self) -> bool:
+        return self.connections >= self.config.max_connections
+
+    def _may_return(self) -> bool:
+        """Whether a full hub finds out who it is: somebody may be replaced, and few are asked."""
+        most = min(_MOST_RETURNING, max(_LEAST_RETURNING, self.config.max_connections // 100))
+        return self._names_clients and len(self._returning) < most
+
+    def _refuse_full(self) -> None:
+        self._count_rejected("full")
+        self._count_limit("max_connections")
+
     def _connected(self, client: Client) -> None:
         """Called by a Client once its connection is made."""
         if client.remote_address:
@@ -1044,23 +1122,41 @@ class Hub(Delivery):
         if not self._accepting:
             client.disconnect(1001, "server shutdown")
             return
+        older = self._client_of(identity)
+        returning = client in self._returning
+        self._returning.discard(client)
         if identity is None:
             client_id = user_id = self._new_id()
             data = None
         else:
+            reason = self._reason_against(identity)
+            if reason is not None:
+                self._count_rejected("auth")
+                client.disconnect(CLOSE_UNAUTHENTICATED, reason)
+                return
+            if returning and older is None:
+                self._refuse_full()
+                client.disconnect(CLOSE_TRY_AGAIN, "too many connections")
+                return
             client_id = identity.client_id or self._new_id()
             user_id, data = identity.user_id, identity.user_data
+            self._names_clients = self._names_clients or identity.client_id is not None
             if identity.expires_at is not None:
                 self._expire_at(client, identity.expires_at)
-            older = self.get_client_by_id(client_id)
             if older is not None:
-                self._count_replaced()
-                older.disconnect(CLOSE_REPLACED, "replaced by a newer connection")
+                self._replace(older)
         client._enter(client_id, user_id, data)
         if self._acks is not None:
             self._acks.entered(client)
         if self._on_connected:
             dispatch(self, client, self._on_connected, (client,), fatal=True)
+
+    def _replace(self, older: Client) -> None:
+        self._count_replaced()
+        older.disconnect(CLOSE_REPLACED, "replaced by a newer connection")
+        if self.connections > self.config.max_connections and self.loop is not None:
+            # It has the turn in which its close frame is sent, and no time to answer.
+            self.loop.call_soon(older._abort)
 
     def _expire_at(self, client: Client, when: float) -> None:
         # By the wall clock, which is looked at again when the time has come: it may be set.
@@ -1108,6 +1204,7 @@ class Hub(Delivery):
         expiry = self._expiring.pop(client, None)
         if expiry is not None:
             self._expiries.cancel(client, expiry[1])
+        self._returning.discard(client)
         if client._pending is not None:
             client._pending.close()  # an authenticate that was never begun
             client._pending = None
@@ -1266,9 +1363,10 @@ async def _logging_errors(result: Awaitable[Any]) -> None:
         log.exception("an on_error callback raised")
 
 
-def _check_seconds(what: str, value: object) -> None:
+def _checked_seconds(what: str, value: object) -> float:
     if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
         raise ValidationError(f"{what} must be a number of seconds, not {value!r}")
+    return float(min(value, FOREVER))  # type: ignore[call-overload]
 
 
 def _checked_callback(fn: F) -> F:

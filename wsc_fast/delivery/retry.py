@@ -62,13 +62,16 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sleepers:
-    """Waits between attempts that the hub's stop ends at once. In the loop's thread."""
+    """Waits between attempts, but for a hub that ends or has ended. In the loop's thread."""
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[bool]] = set()
+        self._ended = False
 
     async def sleep(self, seconds: float) -> bool:
-        """Waits; returns False if it was woken before the time."""
+        """Waits; returns False if the hub ends before the time, or has ended."""
+        if self._ended:
+            return False
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         timer = loop.call_later(seconds, _end, waiter, True)
@@ -79,7 +82,11 @@ class Sleepers:
             timer.cancel()
             self._waiting.discard(waiter)
 
-    def wake(self) -> None:
+    def begin(self) -> None:
+        self._ended = False
+
+    def end(self) -> None:
+        self._ended = True
         for waiter in self._waiting:
             _end(waiter, False)
 
