@@ -68,6 +68,7 @@ from picows import WSProtocolError
 from wsc_fast.errors import (
     ClientDisconnectedError,
     HubStateError,
+    HubStoppedError,
     ProtocolError,
     ValidationError,
 )
@@ -537,7 +538,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.held = []
 
     def _release_input(self):
-        cdef list held = self.held
+        cdef list held = self.held or []  # none: it was not let in
         self.held = None
         self.held_bytes = 0
         try:
@@ -905,6 +906,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.resume_reading(PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE)
             return self.engine.mark(self)
         except BaseException:
+            if self.engine.loop.is_closed():
+                raise HubStoppedError("the loop of the hub is closed") from None
             self.abort()
             raise
 

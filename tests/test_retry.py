@@ -16,7 +16,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support import RawClient, eventually, join, known, named, run_apart, running, stall
+from tests.support import (
+    CLOSE,
+    RawClient,
+    eventually,
+    join,
+    known,
+    named,
+    run_apart,
+    running,
+    stall,
+)
 from wsc_fast import (
     Client,
     ConfigError,
@@ -298,6 +308,52 @@ async def test_G14_no_attempt_after_cancel_timeout_or_stop(how: str) -> None:
         if how != "stop":
             assert attempts_seen(hub) == before + 1
             assert not hub._sleepers._waiting
+
+
+async def test_there_is_no_wait_while_the_hub_ends_or_has_ended(any_loop: str) -> None:
+    hub = Hub(authenticate=named)
+    every = ("queue_full", "timeout", "conn_error", "channel_closed", "user_offline")
+    hub.set_retry_config(
+        RetryConfig(
+            max_retries=20,
+            base_delay=60.0,
+            max_delay=60.0,
+            retryable_errors=every,
+            non_retryable_errors=(),
+        )
+    )
+    results: list[SendResult] = []
+
+    async def send() -> None:
+        results.append(await hub.send_to_user_with_retry("bob", HubMessage()))
+
+    @hub.on_client_disconnected
+    async def disconnected(client: Client) -> None:
+        await asyncio.sleep(0)
+        await send()
+
+    async with asyncio.timeout(20):
+        async with running(hub):
+            raws = [(await join(hub, name))[0] for name in ("ann", "bob")]
+            stopping = asyncio.create_task(hub.stop(timeout=15.0))
+            for raw in raws:
+                frame = await raw.recv()
+                await raw.send(CLOSE, frame.payload)
+                assert await raw.recv_rest() == []
+                raw.close()
+            await stopping
+            await send()  # stopped
+        assert len(results) == 3
+        for result in results:
+            assert isinstance(result.final_error, HubStoppedError)
+            assert len(result.attempts) == 1
+        # Started again, it waits again.
+        async with running(hub):
+            sending = asyncio.create_task(send())
+            await eventually(lambda: hub._sleepers._waiting)
+            await hub.stop()
+            await sending
+            assert isinstance(results[-1].final_error, HubStoppedError)
 
 
 async def test_G14_a_timeout_in_the_turn_in_which_the_wait_ends(any_loop: str) -> None:

@@ -458,6 +458,10 @@ class Acceptor:
         shaking = (*self._shaking, *self._given_up)
         return [sock.fileno() for sock in (self._socket, *shaking)] + self._hellos.descriptors()
 
+    def is_busy(self) -> bool:
+        """Whether it has connections that have not shaken hands yet."""
+        return bool(self._shaking) or len(self._hellos) > 0
+
     def take_queue(self) -> None:
         """Accepts all who have connected by now."""
         if self._socket.fileno() >= 0:

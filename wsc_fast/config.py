@@ -12,6 +12,7 @@ import random
 import re
 import reprlib
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -70,9 +71,11 @@ _FACTORS = {
     "connection_rate_per_address": 0,
     "message_rate": 0,
     "byte_rate": 0,
-    "drain_period": 0,
-    "watchdog_timeout": 0,
 }
+# The seconds that may be 0.
+_FROM_ZERO = ("drain_period", "watchdog_timeout")
+# The longest time that a thread can wait, 292 years on Linux: a longer one is cut to it.
+FOREVER = threading.TIMEOUT_MAX
 # A token (RFC 9110 section 5.6.2).
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
@@ -228,7 +231,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     """Settings of a Hub (go-wsc `HubConfig`). Times are seconds, sizes are bytes.
 
     Attributes:
-        max_connections: connections at once; the next upgrade gets 503 with Retry-After.
+        max_connections: connections at once; the next upgrade gets 503 with Retry-After, unless it
+            replaces a connection of its own (Identity.client_id).
         max_connections_per_address: of one IPv4 address or IPv6 /64, by `remote_address`; the next
             upgrade gets 429. 0: no bound, since behind a proxy that is not among `trusted_proxies`
             all clients have one address.
@@ -355,7 +359,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heartbeat_timeout <= self.heartbeat_interval:
+        if self.heartbeat_timeout <= self.heartbeat_interval < FOREVER:
             raise _wrong(
                 "HubConfig.heartbeat_timeout",
                 self.heartbeat_timeout,
@@ -493,9 +497,13 @@ def _checked(called: str, name: str, kind: Any, value: Any) -> Any:
         if name in _FACTORS:
             if not number or value < _FACTORS[name]:
                 raise _wrong(called, value, f"a number of at least {_FACTORS[name]}")
-        elif not number or value <= 0:
-            raise _wrong(called, value, "a positive number of seconds")
-        return float(value)
+            return float(value)
+        if not number or value < 0 or (value == 0 and name not in _FROM_ZERO):
+            expected = (
+                "seconds, 0 or more" if name in _FROM_ZERO else "a positive number of seconds"
+            )
+            raise _wrong(called, value, expected)
+        return float(min(value, FOREVER))
     elif kind is bool:
         if type(value) is not bool:
             raise _wrong(called, value, "True or False")

@@ -66,7 +66,7 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sleepers:
-    """Waits between attempts that the hub's stop ends at once. In the loop's thread.
+    """Waits between attempts, but for a hub that ends or has ended. In the loop's thread.
 
     Args:
         timers: of the hub.
@@ -75,9 +75,12 @@ class Sleepers:
     def __init__(self, timers: Timers[Callback]) -> None:
         self._timers = timers
         self._waiting: set[asyncio.Future[bool]] = set()
+        self._ended = False
 
     async def sleep(self, seconds: float) -> bool:
-        """Waits; returns False if it was woken before the time."""
+        """Waits; returns False if the hub ends before the time, or has ended."""
+        if self._ended:
+            return False
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         timers = self._timers
@@ -93,7 +96,11 @@ class Sleepers:
             deadline.cancel()
             self._waiting.discard(waiter)
 
-    def wake(self) -> None:
+    def begin(self) -> None:
+        self._ended = False
+
+    def end(self) -> None:
+        self._ended = True
         for waiter in self._waiting:
             _end(waiter, False)
 
