@@ -245,8 +245,9 @@ async def test_a_client_that_was_heard_too_late_is_not_silent(any_loop: str, wai
             opcode = PONG if wait == "its answer" else TEXT
             await stand_still(lambda: raw.sock.send(encode(opcode, b"")), 2 * TOO_LONG)
             await raw.send(PING, b"alive")
-            assert Frame(PONG, b"alive") in [await raw.recv(), await raw.recv(), await raw.recv()]
-        assert hub.get_stats().heartbeat_timeouts == 0
+            while await raw.recv() != Frame(PONG, b"alive"):
+                pass  # a ping, or none, that it was sent before
+            assert hub.get_stats().heartbeat_timeouts == 0
 
 
 async def test_a_close_frame_that_waits_in_the_socket_ends_the_closing(any_loop: str) -> None:

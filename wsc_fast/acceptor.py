@@ -51,7 +51,7 @@ _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # tcpi_state (tcp(7))
 # Seconds that handshakes may have of each turn of the loop, if its other work takes no three times
 # as long; beyond, what is read is left for the next turn. One step of one may exceed it.
 _LEAST_BUDGET, _MOST_BUDGET = 0.001, 0.004
-# Seconds that a handshake gets whose hello came at the last moment: its own, or a late loop's.
+# Seconds that a handshake gets whose hello was heard after its time: the loop stood still.
 _LAST_MOMENT = 1.0
 # Seconds after which a handshake has long been ended by us.
 _NEVER = 3600.0
@@ -362,7 +362,8 @@ class Hellos:
             return
         self._stop_waiting(connection)
         left = self._deadlines[connection][0] - self._loop.time()
-        left = max(left, min(_LAST_MOMENT, self._hub.config.handshake_timeout))
+        if left <= 0:
+            left = min(_LAST_MOMENT, self._hub.config.handshake_timeout)
         self._ready.append((connection, left))
         self.turns.call()
 
