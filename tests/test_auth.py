@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from tests.support import CLOSE, RawClient, eventually, exchange, only_client, running, uri
 from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request, ValidationError
@@ -1286,9 +1287,17 @@ class Garbage:
     remote_address = "192.0.2.1"
 
     def __init__(self, headers: Mapping[str, str], query: str) -> None:
-        self.headers = headers
+        self.headers = CIMultiDict(headers)
         self._head = self
-        self.target = b"/ws?" + query.encode("ascii", "replace")
+        self._query = query
+        self.protocols = [headers["Sec-WebSocket-Protocol"]] if len(headers) > 1 else None
+
+    def query_pairs(self) -> list[tuple[str, str]]:
+        return [("t", self._query)]
+
+    def cookie_pairs(self) -> list[tuple[str, str]]:
+        pairs = (part.partition("=") for part in self.headers.get("Cookie", "").split(";"))
+        return [(name.strip(), value) for name, _, value in pairs]
 
 
 @given(TEXT | ASCII, TEXT | ASCII, TEXT | ASCII, ASCII)

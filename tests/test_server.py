@@ -62,7 +62,7 @@ async def ask(
 ) -> Answer:
     """What an upgrade request is refused with."""
     answer = Answer(await exchange(hub, RawClient.request(hub, path, headers or (), **replaced)))
-    assert answer["Connection"] == "close"
+    assert answer["Connection"] == ("close, Upgrade" if answer.status == 426 else "close")
     if answer.status not in (204, 304):
         assert int(answer["Content-Length"]) == len(answer.body)
     return answer
@@ -165,7 +165,18 @@ async def test_A21_a_malformed_upgrade_is_400(
 
 @pytest.mark.parametrize(
     "target",
-    ["foo", "http://evil/x", "*", "/a\nb", "/\x1b[31m", "/\x00", "/\xff", "/ws\x7f", "/a b"],
+    [
+        "foo",
+        "ftp://x/ws",
+        "http:/ws",
+        "*",
+        "/a\nb",
+        "/\x1b[31m",
+        "/\x00",
+        "/\xff",
+        "/ws\x7f",
+        "/a b",
+    ],
     ids=ascii,
 )
 async def test_A20_a_target_that_is_no_path_is_400(target: str) -> None:
@@ -488,7 +499,7 @@ async def test_B3_what_is_pipelined_behind_a_refused_upgrade_is_not_served(refus
         # `exchange` has seen the end of the stream; Answer asserts that there is only one.
         answer = Answer(data)
         assert answer.status in (200, 404, 426)
-        assert answer["Connection"] == "close"
+        assert answer["Connection"].startswith("close")
         assert b"secret" not in data
         assert served == []
 
@@ -710,15 +721,21 @@ async def test_B16_HEAD_gets_what_GET_gets_but_for_the_body() -> None:
                 await exchange(hub, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
                 for method in ("GET", "HEAD")
             ]
-            assert Answer(answers[1]).status == status
-            assert answers[1] == answers[0][: answers[0].index(b"\r\n\r\n") + 4]
+            got, head = map(Answer, answers)
+            assert (got.status, head.status, head.body) == (status, status, b"")
+            # A second may have passed between them.
+            fields = [[field for field in it.fields if field[0] != "Date"] for it in (got, head)]
+            assert fields[0] == fields[1]
         # And it does not upgrade (RFC 6455 section 4.1).
         upgrade = RawClient.request(hub).replace(b"GET", b"HEAD", 1)
         assert Answer(await exchange(hub, upgrade)).status == 426
         assert hub.connections == 0
 
 
-@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/2.0", "HTTP/0.9", "http/1.1", ""])
+@pytest.mark.parametrize(
+    "version",
+    ["HTTP/2.0", "HTTP/0.9", "http/1.1", "", "HTTP/1.", "HTTP/1.10", "HTTP/1.x", " HTTP/1.1"],
+)
 async def test_B16_another_http_version_is_400(version: str) -> None:
     hub = Hub()
     async with running(hub):

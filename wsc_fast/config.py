@@ -15,13 +15,13 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 import msgspec
 
 from wsc_fast._core.deflate import zlib_version
+from wsc_fast.addresses import is_origin_entry, parse_host, parse_network
 from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
@@ -71,32 +71,20 @@ _FACTORS = {
 # A token (RFC 9110 section 5.6.2).
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
-# An origin, or a host of any scheme; a first label * stands for any subdomain.
-_ALLOWED_ORIGIN = re.compile(
-    r"\*|(https?://)?((\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE
-).fullmatch
-
-# What a Host header says.
-_ALLOWED_HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE).fullmatch
-
 _REASONS = tuple(str(reason) for reason in SendFailureReason)
-
-
-def _is_network(text: str) -> bool:
-    try:
-        ip_network(text)
-    except ValueError:
-        return False
-    return True
 
 
 # name -> (does the item pass, what is allowed)
 _REASON = (_REASONS.__contains__, f"one of {', '.join(_REASONS)}")
 _ITEMS: dict[str, tuple[Callable[[str], object], str]] = {
-    "allowed_origins": (_ALLOWED_ORIGIN, "'https://host[:port]', '*.host' or '*'"),
-    "allowed_hosts": (_ALLOWED_HOST, "'host[:port]'"),
+    "allowed_origins": (
+        is_origin_entry,
+        "'https://host[:port]', 'host[:port]', '*.host', 'null', '*', or the origin of an app, "
+        "such as 'capacitor://localhost'",
+    ),
+    "allowed_hosts": (parse_host, "'host[:port]'"),
     "subprotocols": (_SUBPROTOCOL, "a token (RFC 9110 section 5.6.2)"),
-    "trusted_proxies": (_is_network, "an IP address or network"),
+    "trusted_proxies": (parse_network, "an IP address or network"),
     "retryable_errors": _REASON,
     "non_retryable_errors": _REASON,
 }

@@ -22,7 +22,6 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
-from ipaddress import ip_network
 from ssl import SSLContext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -33,6 +32,8 @@ from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast._core.timers import Timers
 from wsc_fast.acceptor import Acceptor
+from wsc_fast.addresses import Host as RequestHost
+from wsc_fast.addresses import parse_host, parse_network
 from wsc_fast.config import CHANGEABLE, HubConfig
 from wsc_fast.delivery.facade import Delivery
 from wsc_fast.delivery.failures import Failure
@@ -150,10 +151,12 @@ class Hub(Delivery):
         self._acceptors: list[Acceptor] = []
         self._last_file = sys.maxsize  # the highest descriptor that the process may have
         self._next_files_line = 0.0
-        self._allowed_hosts: frozenset[str] = frozenset()
+        self._allowed_hosts: frozenset[RequestHost | None] = frozenset()
         # Those whose request is not answered yet -> the loop's time when it must be, oldest first.
         self._handshaking: dict[Handshake, float] = {}
         self._handshake_timer: asyncio.TimerHandle | None = None
+        # Those that were answered and not upgraded, while their peers read; oldest first.
+        self._answered: dict[Handshake, None] = {}
         # Clients whose identity ends: when by the wall clock, and their timer.
         self._expiring: dict[Client, tuple[float, int]] = {}
         self._expiries: Timers[Client] = Timers(self._expired)
@@ -225,8 +228,9 @@ class Hub(Delivery):
         self._set_limits(
             config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
         )
-        self._trusted_proxies = tuple(ip_network(name) for name in config.trusted_proxies)
-        self._allowed_hosts = frozenset(name.lower() for name in config.allowed_hosts)
+        networks = map(parse_network, config.trusted_proxies)
+        self._trusted_proxies = tuple(network for network in networks if network is not None)
+        self._allowed_hosts = frozenset(map(parse_host, config.allowed_hosts))
         self.max_rooms = config.max_rooms
         self.max_rooms_per_client = config.max_rooms_per_client
         self.max_message_size = config.max_message_size
@@ -520,7 +524,7 @@ class Hub(Delivery):
         self._accepting = False
         self._ended = True
         self._stop_listening()
-        for handshake in list(self._handshaking):
+        for handshake in [*self._handshaking, *self._answered]:
             handshake.abort()
         self._sleepers.wake()
         # What is queued has as long as the caller gives it.
@@ -594,7 +598,8 @@ class Hub(Delivery):
         clients = [*self._open_clients(), *self._closing_clients()]
         clients += [task.wsc_client for task in self._tasks if hasattr(task, "wsc_client")]
         descriptors = {client._get_descriptor() for client in clients}
-        descriptors.update(handshake.descriptor() for handshake in self._handshaking)
+        answered = [*self._handshaking, *self._answered]
+        descriptors.update(handshake.descriptor() for handshake in answered)
         for acceptor in self._acceptors:
             descriptors.update(acceptor.descriptors())
         for server in self._servers:
@@ -615,6 +620,7 @@ class Hub(Delivery):
         self._acceptors.clear()
         self._servers.clear()
         self._handshaking.clear()
+        self._answered.clear()
         for task in self._tasks:
             joining: Client | None = getattr(task, "wsc_client", None)
             if joining is not None:
@@ -897,11 +903,13 @@ class Hub(Delivery):
         if loop is None or not self._accepting:
             transport.abort()  # accepted in the turn before the hub stopped
             return None
-        if len(self._handshaking) >= self.config.max_handshakes:
-            # The oldest has had the longest time; whoever is honest is quicker than that.
+        if len(self._handshaking) + len(self._answered) >= self.config.max_handshakes:
+            # The oldest has had the longest time; whoever is honest is quicker than that. And
+            # whoever makes a crowd is in the larger group.
             self._count_too_many_handshakes()
-            oldest = next(iter(self._handshaking))
-            del self._handshaking[oldest]
+            crowd: dict[Handshake, Any] = max(self._answered, self._handshaking, key=len)
+            oldest = next(iter(crowd))
+            del crowd[oldest]
             oldest.abort()
         handshake = Handshake(self, client, transport)
         self._handshaking[handshake] = loop.time() + self.config.handshake_timeout
