@@ -51,7 +51,7 @@ from wsc_fast.errors import (
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.extensions import Deflate
 from wsc_fast.limits import ConnectionLimits
-from wsc_fast.listening import tls_context
+from wsc_fast.listening import bound_sockets, tls_context
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
 from wsc_fast.server import (
@@ -341,7 +341,7 @@ class Hub(Delivery):
 
     @property
     def port(self) -> int:
-        """The port listened on; with several addresses the first one's.
+        """The port listened on, the same at each address.
 
         Raises:
             HubStateError: the hub does not listen.
@@ -369,8 +369,10 @@ class Hub(Delivery):
         """Starts serving on the running loop; returns once the address is listened on.
 
         Args:
-            host: an address, a list of them, or None or "" for all interfaces.
-            port: 0 chooses a free one, see `port`.
+            host: an address or a name, a list of them, or None or "" for all interfaces. What is
+                written as an address has to be one of this machine; of those that a name stands for
+                one has to be. "::" takes IPv4 as well, if the list has no IPv4 address.
+            port: 0 chooses one that is free at each address, see `port`.
             path: of the WebSocket endpoint, exact.
             ssl: serve wss:// with this context.
             sock: an already bound TCP socket instead of host and port, such as one that systemd
@@ -410,41 +412,22 @@ class Hub(Delivery):
         self._tls = ssl is not None
         self._shares_port = reuse_port or sock is not None
         self._own_queue = reuse_port and sock is None
-        where: dict[str, Any] = (
-            {"sock": sock} if sock is not None else {"host": _each_once(host), "port": port}
-        )
         own_accept = ssl is not None or type(loop).__module__.partition(".")[0] != "uvloop"
-        server: asyncio.Server | None = None
+        sockets = [] if sock is None else [sock]
         try:
             if self._acks is not None:
                 self._acks.attach(loop)
                 await self._acks.opened()
-            server = await loop.create_server(
-                lambda: Client(self),
-                backlog=self.config.backlog,
-                reuse_port=reuse_port or None,
-                start_serving=not own_accept,
-                **where,
-            )
-            if None in server.sockets:
-                # uvloop closes a socket that cannot listen, and tells nobody.
-                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            if sock is None:
+                sockets = await bound_sockets(host, port, reuse_port)
             if self.loop is not loop or self._stopping is not None:
                 raise HubStoppedError("the hub was stopped while it started")
-            for listening in server.sockets:
-                # Accepted sockets inherit both.
-                for option, size in (
-                    (socket.SO_RCVBUF, self.config.receive_buffer_size),
-                    (socket.SO_SNDBUF, self.config.write_buffer_size),
-                ):
-                    if size:
-                        listening.setsockopt(socket.SOL_SOCKET, option, size)
-                if own_accept:
-                    self._acceptors.append(Acceptor(self, _copy(listening), ssl))
+            for listening in sockets:
+                await self._listen(listening, ssl, own_accept)
         except BaseException as error:
             self._stop_listening()
-            if server is not None:
-                server.close()
+            for listening in sockets:
+                listening.close()
             if self.loop is loop and self._stopping is None:
                 if self._acks is not None:
                     await self._acks.stop(0.0)
@@ -452,12 +435,32 @@ class Hub(Delivery):
             if isinstance(error, (OSError, UnicodeError)):
                 raise _listen_error(error, sock, host, port) from error
             raise
-        if own_accept:
-            server.close()
-        else:
-            self._servers.append(server)
         self._last_file = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1
         self._begin()
+
+    async def _listen(
+        self, listening: socket.socket, ssl: SSLContext | None, own_accept: bool
+    ) -> None:
+        """Listens on a bound socket, which is owned from here on. Does not wait for anything."""
+        assert self.loop is not None
+        # Accepted sockets inherit both.
+        for option, size in (
+            (socket.SO_RCVBUF, self.config.receive_buffer_size),
+            (socket.SO_SNDBUF, self.config.write_buffer_size),
+        ):
+            if size:
+                listening.setsockopt(socket.SOL_SOCKET, option, size)
+        if own_accept:
+            self._acceptors.append(Acceptor(self, _copy(listening), ssl))
+            listening.close()
+            return
+        server = await self.loop.create_server(
+            lambda: Client(self), sock=listening, backlog=self.config.backlog
+        )
+        self._servers.append(server)
+        if None in server.sockets:
+            # uvloop closes a socket that cannot listen, and tells nobody.
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
     def _begin(self) -> None:
         assert self.loop is not None
@@ -1180,7 +1183,7 @@ class Hub(Delivery):
         return snapshot(
             self._counters(),
             connected_clients=self.get_connected_clients(),
-            active_rooms=len(self.get_rooms()),
+            active_rooms=self._count_rooms(),
             connections=self.connections,
             start_time=self._start_time,
             uptime=time.monotonic() - self._started if self.loop is not None else 0.0,
@@ -1261,10 +1264,6 @@ def _decided(answer: object) -> bool:
             answer.close()
         raise TypeError("authorize_join and authorize_publish must return a bool, not an awaitable")
     return bool(answer)
-
-
-def _each_once(host: Host) -> Host:
-    return (host or None) if isinstance(host, str) or host is None else list(dict.fromkeys(host))
 
 
 def _copy(listening: Any) -> socket.socket:
