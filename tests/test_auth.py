@@ -1316,6 +1316,29 @@ def test_no_text_raises(header: str, cookie: str, protocol: str, query: str) -> 
             assert authenticator(garbage) is None
 
 
+@pytest.mark.parametrize("first", [0, 254, 255, 256, 900])
+def test_a_token_among_more_than_is_looked_at_is_refused(first: int) -> None:
+    token = "a" * 20
+    authenticator = TokenAuthenticator({token: "ann"}, cookie="session", query="t")
+
+    def user_of(target: str, header: str) -> str | None:
+        lines = [f"GET {target} HTTP/1.1", "Host: x", header, ""]
+        found = authenticator(Request(RequestHead("\r\n".join(lines).encode()), "192.0.2.1"))
+        return None if found is None else found.user_id
+
+    # Another token could stand behind those that were looked at.
+    expected = "ann" if first < 255 else None
+    cookies = [f"n{number}=1" for number in range(first)]
+    pairs = "&".join([*cookies, f"t={token}"])
+    assert user_of(f"/ws?{pairs}", "X: y") == expected
+    assert user_of("/ws", "Cookie: " + "; ".join([*cookies, f"session={token}"])) == expected
+    some = first // 4
+    offers = ", ".join([*(f"n{number}" for number in range(some)), f"bearer.{token}"])
+    assert user_of("/ws", f"Sec-WebSocket-Protocol: {offers}") == ("ann" if some < 63 else None)
+    # Empty items are none, however many.
+    assert user_of("/ws?" + "&" * first + f"t={token}", "X: y") == "ann"
+
+
 @given(ASCII, ASCII, ASCII)
 @settings(max_examples=300, deadline=None)
 def test_no_three_parts_raise(header: str, payload: str, signature: str) -> None:

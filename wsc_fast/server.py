@@ -192,7 +192,10 @@ class Request:
 
 
 def _first_of_each(pairs: list[tuple[str, str]]) -> dict[str, str]:
-    return dict(reversed(pairs))
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        found.setdefault(name, value)
+    return found
 
 
 Authenticate = Callable[[Request], "Identity | Awaitable[Identity | None] | None"]
