@@ -223,6 +223,40 @@ async def test_B10_magic_names_are_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "x,",
+        "permessage-deflate;x,",
+        'a;b="\\"",',
+        "permessage-deflate" + ";a=b" * 15 + ",",
+        "permessage-deflate" + "".join(f";a{number}=b" for number in range(16)) + ",",
+        "permessage-deflate;server_max_window_bits=8,",
+        'a;b="' + "\\\\" * 2_000 + '",',
+    ],
+    ids=lambda text: ascii(text)[:24],
+)
+@pytest.mark.parametrize("size", [4_000, 16_000])
+def test_offers_take_no_long_time_to_read(text: str, size: int) -> None:
+    took = []
+    for turn in range(5):
+        # Never the same twice, since an offer that has been seen is remembered.
+        offers = f"x{turn}," + text * (size // len(text))
+        began = time.thread_time()
+        assert negotiate_deflate(Deflate(True, True, 15, 15), offers) is None
+        took.append(time.thread_time() - began)
+    assert min(took) < 0.001
+
+
+def test_more_offers_than_anybody_has_are_declined() -> None:
+    wanted = Deflate(True, True, 15, 15)
+    assert negotiate_deflate(wanted, "x," * 15 + "permessage-deflate") is not None
+    assert negotiate_deflate(wanted, "x," * 16 + "permessage-deflate") is None
+    assert negotiate_deflate(wanted, "permessage-deflate," + "x" * 4_077) is not None
+    # A part of an offer could mean something else than the whole.
+    assert negotiate_deflate(wanted, "permessage-deflate," + "x" * 4_078) is None
+
+
+@pytest.mark.parametrize(
     ("supported", "offered", "chosen"),
     [
         (("b", "a"), ["a, b"], "b"),
