@@ -214,7 +214,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         max_connections_per_address: of one IPv4 address or IPv6 /64, by `remote_address`; the next
             upgrade gets 429. 0: no bound, since behind a proxy that is not among `trusted_proxies`
             all clients have one address.
-        max_handshakes: connections whose request is not answered yet; beyond them the oldest goes.
+        max_handshakes: connections that have not asked yet, or whose answer, which is no upgrade,
+            is still being read; beyond them the oldest of the larger group goes.
         connection_rate, connection_rate_per_address: upgrades a second, of all and of each address;
             as many as come in a second may come at once, the next gets 429. 0: no bound.
         message_rate, byte_rate: messages, and bytes of messages, that a client may send a second,
@@ -246,11 +247,13 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             for less, and decides its own unless it lets us.
         subprotocols: in the order of preference; the first that a client offers is agreed on.
         trusted_proxies: IP addresses and networks ("10.0.0.0/8"). From these, X-Forwarded-For tells
-            `remote_address`: its last address that is none of them.
+            `remote_address`: its last address that is none of them; and X-Forwarded-Proto that a
+            request came by TLS.
         check_origin: refuse (403) an upgrade whose Origin is neither the Host's own nor allowed.
             Without an Origin header it comes from no browser, and passes.
         allowed_origins: "https://app.example" (exact scheme, host and port), "*.example.org" (any
-            subdomain over http or https, default port), "https://*.example.org", or "*".
+            subdomain over http or https, default port), "https://*.example.org", the origin of an
+            app, such as "capacitor://localhost" or "file://" (exact), "null", or "*".
         allowed_hosts: Host headers that are served, such as "app.example:8080"; empty serves all.
         max_message_size: of an incoming message, over all its fragments; more closes with 1009.
         max_fragments: of an incoming message; more closes with 1008.
@@ -264,7 +267,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             one of a higher priority. A direct send that finds no room raises QueueFullError.
         heartbeat_interval: a client that has been silent so long is pinged.
         heartbeat_timeout: a client that has been silent so long is closed.
-        close_timeout: for the closing handshake; then the connection is aborted.
+        close_timeout: for the closing handshake; then the connection is aborted. Who reads an
+            answer that is no upgrade has so long to take some more of it.
         authentication_timeout: for an async `authenticate`; then the connection closes with 4401.
         authentication_input_bytes: what a client may send while that runs; more closes with 1008.
         max_pending_callbacks: messages of one client that wait for an async `on_message_received`;
