@@ -547,6 +547,7 @@ class Handshake:
         answer = bytes(response.to_bytes())
         if head_only:
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        self._head = self._line = None  # it may be a while until the connection is gone
         self._hub._handshaking.pop(self, None)
         self._hub._answered[self] = None
         self._lingering = Lingering(
