@@ -155,7 +155,7 @@ cdef class RequestHead:
             <const char*>data + line.method + 1, line.target - line.method - 1
         )
         self.http10 = line.minor == c"0"
-        if not self.target.startswith(b"/"):
+        if data[line.method + 1] != c"/":
             self.split_target()
         return line.at
 

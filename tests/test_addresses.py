@@ -235,7 +235,7 @@ def test_whether_a_page_without_tls_is_the_hosts_own(
     assert origin_allowed(origin, "app.example", tls, allowed) is expected
 
 
-@pytest.mark.parametrize("proto", ["https", "HTTPS", "https, http", "http, https"])
+@pytest.mark.parametrize("proto", ["https", "HTTPS", "https, http", "http, https", "wss"])
 async def test_a_proxy_tells_that_a_request_came_by_tls(proto: str) -> None:
     hub = Hub(HubConfig(trusted_proxies=("127.0.0.1",)))
     async with running(hub):

@@ -81,6 +81,19 @@ async def test_all_of_ipv6_takes_ipv4_too_unless_an_ipv4_address_is_named(
 
 
 @pytest.mark.parametrize(
+    "host",
+    [["127.0.0.1"] * 2, ["localhost", "127.0.0.1"], ["127.0.0.1", "localhost", "127.0.0.2"]],
+    ids=repr,
+)
+async def test_an_address_that_is_named_in_two_ways_is_bound_once(
+    any_loop: str, host: list[str]
+) -> None:
+    hub = Hub()
+    async with running(hub, host=host):
+        assert await addresses_served(hub, "127.0.0.1") == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(
     "host", [NOWHERE, [NOWHERE], ["127.0.0.1", NOWHERE], [NOWHERE, "127.0.0.1"]], ids=repr
 )
 async def test_an_address_of_another_machine_is_an_error_also_beside_one_of_ours(

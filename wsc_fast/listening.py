@@ -52,10 +52,12 @@ async def bound_sockets(
         OSError: an address cannot be had.
         UnicodeError: a host has a name that none can have.
     """
-    places: list[_Place] = []
+    found: list[_Place] = []
     for each in [host or None] if isinstance(host, str) or host is None else host:
-        places += await _places(each)
-    places = list(dict.fromkeys(places))
+        found += await _places(each)
+    # Each address once, and as an address if it is written as one somewhere.
+    found.sort(key=lambda place: place.literal)
+    places = list({(place.family, place.address): place for place in found}.values())
     for choice in range(_MOST_CHOICES):
         try:
             return _bind(places, port, reuse_port)

@@ -108,7 +108,9 @@ class Response(msgspec.Struct, frozen=True):
         if not isinstance(self.body, (bytes, str)):
             raise ValidationError(f"a body must be bytes or str, not {type(self.body).__name__}")
         if self.body and self.status in _BODILESS:
-            raise ValidationError(f"an answer of status {self.status} has no body: {self.body!r}")
+            raise ValidationError(
+                f"an answer of status {self.status} has no body, and not one of {len(self.body)}"
+            )
         self._sendable_headers()
 
     def _sendable_headers(self) -> CIMultiDict[str]:
@@ -442,7 +444,8 @@ def _proxy_has_tls(hub: Hub, head: RequestHead, transport: asyncio.Transport | N
     return (
         peer is not None
         and is_trusted(peer, hub._trusted_proxies)
-        and "https" in map(str.lower, list_items(head.forwarded_proto))
+        # Some say "wss" of an upgrade.
+        and not {"https", "wss"}.isdisjoint(map(str.lower, list_items(head.forwarded_proto)))
     )
 
 
