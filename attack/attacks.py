@@ -123,6 +123,21 @@ ATTACKS = [
         16,
     ),
     Attack(
+        "queries",
+        "a storm of upgrades with 16 KB of query, cookies and subprotocols",
+        lambda: Script(
+            200,
+            request(
+                "Cookie: " + "%41=%41; " * 500,
+                "Sec-WebSocket-Protocol: " + "bearer.a," * 550,
+                path="/ws?token=x&" + "%41=%ff&" * 700,
+            ),
+            leave="answered",
+        ),
+        "rejected.auth",
+        24,
+    ),
+    Attack(
         "pings",
         "1,000 pinging non-readers",
         lambda: Script(

@@ -522,21 +522,57 @@ def fault(rng: random.Random) -> bytes:
     return masked(rng, rng.choice([0, 0x80, 1, 2]), text(rng))
 
 
-PATHS = ("/ws", "/ws", "/ws", "/ws?a=%41&b", "/health", "/", "/wsx", "*", "http://a/ws", "/\xe9")
+PATHS = (
+    *(
+        "/ws",
+        "/ws",
+        "/ws",
+        "/ws?a=%41&b",
+        "/health",
+        "/",
+        "/wsx",
+        "*",
+        "/\xe9",
+        "?x",
+        "x",
+        "http://",
+    ),
+    *(
+        "http://a.b/ws",
+        "HTTPS://A.b:80/ws?x",
+        "ws://[::1]/ws",
+        "wss://a.b",
+        "http://a.b?x",
+        "ftp://a/ws",
+    ),
+    *("http://a b/ws", "http://a@b/ws", "http:///ws"),
+)
 METHODS = ("GET", "GET", "GET", "GET", "HEAD", "POST", "BREW", "get", "G ET", "", "TRACE")
-VERSIONS = ("HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "http/1.1", "HTTP/1.1 ")
+VERSIONS = (
+    *(
+        "HTTP/1.1",
+        "HTTP/1.1",
+        "HTTP/1.1",
+        "HTTP/1.0",
+        "HTTP/1.0",
+        "HTTP/1.2",
+        "HTTP/2.0",
+        "http/1.1",
+    ),
+    *("HTTP/1.1 ", "", "HTTP/1.", "HTTP/1.1\n"),
+)
 KEY = base64.b64encode(bytes(range(16))).decode()
 FIELDS = (
     ("Upgrade", ("websocket", "WebSocket", "h2c, websocket", "web\tsocket", "websocket,", "")),
     ("Connection", ("Upgrade", "keep-alive, Upgrade", "UPGRADE\t", "close", ",upgrade")),
-    ("Host", ("a.b:80", "A.b", "[::1]:8080", "", "a b", "a:b", "a:123456", "a@b")),
+    ("Host", ("a.b:80", "A.b", "[::1]:8080", "", "a b", "a:b", "a:123456", "a@b", "a_b~c")),
     ("Sec-WebSocket-Version", ("13", "13", "13", "8", "13, 8", "\xb9")),
     ("Sec-WebSocket-Key", (KEY, KEY, KEY[:-1], KEY[:22] + "=", KEY + " ", "\xff" * 24)),
 )
 MORE = (
     (
         "Origin",
-        ("http://a.b", "https://a.b", "http://a.b:80", "null", "http://evil", "http://[::1]"),
+        ("http://a.b", "https://a.b", "http://a.b:80", "null", "http://evil", "http://[0::1]"),
     ),
     ("Sec-WebSocket-Protocol", ("chat", "x, v2", "v2 ,chat", "", "Chat")),
     (
@@ -582,7 +618,8 @@ def head(rng: random.Random) -> bytes:
         size = len("\r\n".join([*lines, "Pad: ", "", ""]))
         wanted = rng.choice([5000, 16_383, 16_384, 16_385, 16_387, 16_388, 17_000])
         lines.append("Pad: " + "p" * (wanted - size))
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+    before = rng.choice(["\r\n", "\r", "\n", "\r\n\r\n"]) if rng.randrange(30) == 0 else ""
+    return before.encode() + "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def random_input(rng: random.Random) -> bytes:

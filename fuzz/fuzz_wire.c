@@ -210,6 +210,50 @@ static void check_fields(const uint8_t *data, size_t size) {
     free(exact);
 }
 
+/* A request line, in whole lines and by the grammar: its size with the line's end, or -1. */
+static ssize_t plain_line(const uint8_t *in, size_t size, struct wsc_line *line) {
+    static const char token[] =
+        "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    size_t start = size >= 2 && memcmp(in, "\r\n", 2) == 0 ? 2 : 0;
+    size_t end = start, method = start, target;
+    while (end + 2 <= size && memcmp(in + end, "\r\n", 2) != 0) end++;
+    if (end + 2 > size || end < start + 12) return -1;
+    while (method < end && in[method] != ' ') method++;
+    target = end - 9;
+    if (method == start || target <= method + 1 || in[target] != ' ') return -1;
+    for (size_t i = start; i < method; i++)
+        if (memchr(token, in[i], sizeof token - 1) == NULL) return -1;
+    for (size_t i = method + 1; i < target; i++)
+        if (in[i] <= 32 || in[i] >= 127) return -1;
+    if (memcmp(in + target + 1, "HTTP/1.", 7) != 0) return -1;
+    if (in[end - 1] < '0' || in[end - 1] > '9') return -1;
+    line->start = start, line->method = method, line->target = target, line->minor = in[end - 1];
+    return (ssize_t)end + 2;
+}
+
+static void check_line(const uint8_t *data, size_t size) {
+    struct wsc_line fast, plain, bytewise;
+    uint8_t *exact = copied(data, size);
+    ssize_t length;
+    int result, slow = 0;
+    memset(&fast, 0, sizeof fast), memset(&plain, 0, sizeof plain);
+    memset(&bytewise, 0, sizeof bytewise);
+    result = wsc_read_line(&fast, exact, size);
+    length = plain_line(exact, size, &plain);
+    CHECK((result == 1) == (length >= 0));
+    if (length >= 0) {
+        CHECK(fast.at == (size_t)length && fast.start == plain.start);
+        CHECK(fast.method == plain.method && fast.target == plain.target);
+        CHECK(fast.minor == plain.minor);
+    }
+    for (size_t some = 0; some <= size && slow == 0; some++) {
+        slow = wsc_read_line(&bytewise, exact, some);
+        CHECK(slow != 1 || (ssize_t)some == length);
+    }
+    CHECK(slow == result);
+    free(exact);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint32_t key = 0;
     size_t split;
@@ -220,6 +264,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     check_masks(data + 5, size - 5, key, split);
     check_utf8(data + 5, size - 5, split);
     check_fields(data + 5, size - 5);
+    check_line(data + 5, size - 5);
     return 0;
 }
 
@@ -251,6 +296,7 @@ static const struct {
     PIECE("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
     PIECE("Connection: keep-alive, Upgrade\r\n"), PIECE("X:y\x7f\r\n"), PIECE("X: \r\n"),
     PIECE(": "), PIECE("\r\n"), PIECE(","), PIECE(" \t"), PIECE("upgrade"), PIECE("WebSocket"),
+    PIECE("GET / HTTP/1.1\r\n"), PIECE("GET "), PIECE("/ws?a"), PIECE(" HTTP/1."), PIECE("0\r\n"),
 };
 
 static long replayed;

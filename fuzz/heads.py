@@ -11,15 +11,19 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 
 HEAD_MAX = 16_384  # bytes, with the empty line
 FIELDS_MAX = 128
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-REQUEST_LINE = re.compile(rf"({TOKEN}) (/[\x21-\x7e]*) HTTP/1\.1").fullmatch
+REQUEST_LINE = re.compile(rf"({TOKEN}) ([\x21-\x7e]+) HTTP/1\.([0-9])").fullmatch
+TARGET = re.compile(r"(?:(?:https?|wss?)://([^/?]*))?([/?].*)?", re.IGNORECASE).fullmatch
 FIELD = re.compile(rf"({TOKEN}):([\t\x20-\x7e\x80-\xff]*)").fullmatch
-NAME = r"[a-z0-9._-]+|\[[0-9a-f:.]+\]"
-HOST = re.compile(rf"({NAME})(?::([0-9]{{1,5}}))?").fullmatch
-ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?").fullmatch
+HOST = re.compile(r"([a-z0-9._~-]{1,255}|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?").fullmatch
+ORIGIN = re.compile(r"(https?)://(.*)").fullmatch
+ORIGIN_MAX = 1024
+# Subprotocols, offers of extensions, and characters of these that are looked at.
+ITEMS_MAX, OFFERS_MAX, OFFERS_SIZE = 64, 16, 4096
 PORTS = {"http": 80, "https": 443}
 KNOWN_METHODS = {"POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE"}
 
@@ -67,7 +71,8 @@ class Answer:
             raise Unexpected(f"{written[:200]!r}, not {self.status}")
         if self.status != 101:
             size = int(fields["Content-Length"])
-            if fields["Connection"] != "close" or len(rest) != (0 if self.head_only else size):
+            close = "close, Upgrade" if self.status == 426 else "close"
+            if fields["Connection"] != close or len(rest) != (0 if self.head_only else size):
                 raise Unexpected(f"an answer framed wrongly: {written[:300]!r}")
             return b""
         wanted = {
@@ -140,7 +145,8 @@ def offered(text: str) -> list[tuple[str, list[tuple[str, str | None]]]]:
 
 def deflate_of(values: list[str]) -> Agreed | None:
     """RFC 7692 section 7.1, for a hub that would keep both contexts."""
-    for name, parameters in offered(",".join(values)):
+    text = ",".join(values)
+    for name, parameters in offered(text)[:OFFERS_MAX] if len(text) <= OFFERS_SIZE else []:
         if name != "permessage-deflate" or len(dict(parameters)) != len(parameters):
             continue
         agreed: Agreed | None = Agreed(True, True, 15)
@@ -166,11 +172,11 @@ def deflate_of(values: list[str]) -> Agreed | None:
 def answer_to(stream: bytes, tls: bool) -> Answer:
     """What a hub with the path /ws and a route /health answers to the first request of a stream."""
     end = stream.find(b"\r\n\r\n")
-    if len(stream) >= HEAD_MAX and not 0 <= end <= HEAD_MAX - 4:
-        return Answer(431)
-    if end < 0:
-        return Answer(0)
-    first, *lines = stream[:end].decode("latin-1").split("\r\n")
+    if not 0 <= end <= HEAD_MAX - 4:
+        if not begins_a_request(stream.decode("latin-1")):
+            return Answer(400)
+        return Answer(431 if len(stream) >= HEAD_MAX else 0)
+    first, *lines = stream[:end].decode("latin-1").removeprefix("\r\n").split("\r\n")
     request = REQUEST_LINE(first)
     fields = [FIELD(line) for line in lines]
     if request is None or None in fields or len(fields) > FIELDS_MAX:
@@ -182,16 +188,29 @@ def answer_to(stream: bytes, tls: bool) -> Answer:
     lengths = found.get("content-length", ["0"])
     if "transfer-encoding" in found or len(lengths) > 1 or not re.fullmatch("0+", lengths[0]):
         return Answer(400)
-    method, target = request.groups()
+    method, target, minor = request.groups()
+    parts = TARGET(target)
+    if parts is None or target.startswith("?"):
+        return Answer(400)
+    hosts = [parsed_host(value) for value in found.get("host", [])]
+    sound = len(hosts) == 1 or (hosts == [] and minor == "0")
+    if parts[1] is not None:
+        hosts.append(parsed_host(parts[1]))
+    if not sound or None in hosts:
+        return Answer(400, head_only=method == "HEAD")
     if method not in ("GET", "HEAD"):
         return Answer(405 if method in KNOWN_METHODS else 400)
-    answer = Answer(upgrade_status(method, target.partition("?")[0], found, tls), stream[end + 4 :])
+    path = (parts[2] or "").partition("?")[0] or "/"
+    if minor == "0":
+        found.pop("upgrade", None)
+    host = hosts[-1] if hosts else None
+    answer = Answer(upgrade_status(method, path, found, host, tls), stream[end + 4 :])
     answer.head_only = method == "HEAD"
     if answer.status == 101:
         guid = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
         digest = hashlib.sha1((found["sec-websocket-key"][0] + guid).encode()).digest()
         answer.accept = base64.b64encode(digest).decode()
-        protocols = items(found, "sec-websocket-protocol")
+        protocols = items(found, "sec-websocket-protocol")[:ITEMS_MAX]
         answer.subprotocol = next((name for name in ("chat", "v2") if name in protocols), None)
         answer.deflate = deflate_of(found.get("sec-websocket-extensions", []))
     return answer
@@ -201,7 +220,41 @@ def items(found: dict[str, list[str]], name: str) -> list[str]:
     return [item.strip(" \t") for value in found.get(name, []) for item in value.split(",")]
 
 
-def upgrade_status(method: str, path: str, found: dict[str, list[str]], tls: bool) -> int:
+def begins_a_request(text: str) -> bool:
+    """Whether a request line, after an empty line or none, can go on from here."""
+    if text == "\r":
+        return True
+    method, *rest = text.removeprefix("\r\n").split(" ", 2)
+    if not re.fullmatch(rf"({TOKEN})?", method) or (rest and not method):
+        return False
+    if rest and not re.fullmatch(r"[\x21-\x7e]*", rest[0]):
+        return False
+    if len(rest) < 2:
+        return True
+    version = re.sub(r"^(HTTP/1\.)[0-9]", r"\g<1>0", rest[1])[:10]
+    return rest[0] != "" and "HTTP/1.0\r\n".startswith(version)
+
+
+def parsed_host(text: str) -> tuple[str, int | None] | None:
+    match = HOST(text.lower())
+    if match is None or (match[2] and not 0 < int(match[2]) < 65536):
+        return None
+    name = match[1]
+    if name.startswith("["):
+        try:
+            name = str(IPv6Address(name[1:-1]))
+        except ValueError:
+            return None
+    return name, int(match[2]) if match[2] else None
+
+
+def upgrade_status(
+    method: str,
+    path: str,
+    found: dict[str, list[str]],
+    host: tuple[str, int | None] | None,
+    tls: bool,
+) -> int:
     if path == "/health":
         return 200
     if path != "/ws":
@@ -210,9 +263,7 @@ def upgrade_status(method: str, path: str, found: dict[str, list[str]], tls: boo
     connections = [item.lower() for item in items(found, "connection")]
     if method != "GET" or "websocket" not in upgrades or "upgrade" not in connections:
         return 426
-    hosts = [HOST(value.lower()) for value in found.get("host", [])]
-    if len(hosts) != 1 or hosts[0] is None:
-        return 400
+    assert host is not None
     if found.get("sec-websocket-version") != ["13"]:
         return 426
     try:
@@ -223,10 +274,11 @@ def upgrade_status(method: str, path: str, found: dict[str, list[str]], tls: boo
         return 400
     if "origin" in found:
         origins = [ORIGIN(value.lower()) for value in found["origin"]]
-        if len(origins) != 1 or origins[0] is None:
+        if len(origins) != 1 or origins[0] is None or len(origins[0][0]) > ORIGIN_MAX:
             return 403
-        scheme, name, port = origins[0].groups()
-        own = (hosts[0][1], int(hosts[0][2] or PORTS[scheme]))
-        if (name, int(port or PORTS[scheme])) != own or (tls and scheme == "http"):
+        scheme, page = origins[0][1], parsed_host(origins[0][2])
+        if page is None or (tls and scheme == "http"):
+            return 403
+        if (page[0], page[1] or PORTS[scheme]) != (host[0], host[1] or PORTS[scheme]):
             return 403
     return 101

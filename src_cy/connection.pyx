@@ -162,8 +162,29 @@ def peer_address(stream):
     Thread-safety: the loop's thread.
     """
     name = stream.get_extra_info("peername")
+    if not name or not isinstance(name, tuple):
+        return ""
+    address = name[0]
+    if address.startswith("::ffff:") and "." in address:
+        return address[7:]  # IPv4, as a socket of both families tells it
     # A link-local address comes with its interface from some loops.
-    return name[0].partition("%")[0] if name and isinstance(name, tuple) else ""
+    return address.partition("%")[0]
+
+
+def acknowledged(int descriptor):
+    """How many bytes a connection's peer has acknowledged in all (internal).
+
+    Args:
+        descriptor: of its socket.
+
+    Returns:
+        int: 0 where the kernel does not tell.
+
+    Thread-safety: any thread.
+    """
+    cdef double since_data = 0
+    cdef unsigned long long acked = 0
+    return acked if wsc_progress(descriptor, &since_data, &acked) == 0 else 0
 
 
 cdef bint keeps_input(stream):
@@ -805,6 +826,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cpdef resume_writing(self):
         self.engine.set_blocked(self, False)
         if self.state == CLOSED:
+            return
+        if self.handshake is not None:
+            self.handshake.drained()
             return
         if self.box.count:
             self.engine.mark(self)

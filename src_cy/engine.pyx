@@ -964,6 +964,9 @@ cdef class Engine(Fanout):
         """
         return list(self.rooms)
 
+    def _count_rooms(self):
+        return len(self.rooms)
+
     def get_client_rooms(self, client_id):
         """The ids of the rooms that a client is in.
 

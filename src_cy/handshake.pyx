@@ -1,13 +1,16 @@
 """The head of an HTTP request, read in one pass: what the upgrade needs of it, and no more.
 
-What is no HTTP/1.1 head of a request without a body is refused here (RFC 9112), whatever the
-request is about; what it asks for is decided in server.py. Mappings are made only for an
-application that asks for `headers`, by picows' own parser.
+A head that is none of HTTP/1.1 or 1.0, or of a request with a body, is refused here (RFC 9112),
+whatever the request is about; what it asks for is decided in server.py. An application that asks
+for `headers` gets them from picows' own parser.
+
+The query and the cookies are parsed only if somebody asks for them, and no more than MOST_PAIRS of
+each, in one pass over their bytes: anybody may send them before it is known who they are.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t
-from libc.string cimport memcmp
+from libc.string cimport memchr, memset
 
 from wsc_fast._core.memory cimport A_HEAD, born, died
 
@@ -20,15 +23,48 @@ cdef extern from "http.h" nogil:
         const uint8_t* value
         size_t value_size
 
-    bint wsc_is_token(uint8_t byte)
+    struct wsc_line:
+        size_t at
+        size_t start
+        size_t method
+        size_t target
+        uint8_t minor
+
+    int wsc_read_line(wsc_line* line, const uint8_t* data, size_t size)
     bint wsc_same_text(const uint8_t* data, size_t size, const char* lower)
     Py_ssize_t wsc_read_field(const uint8_t* data, size_t size, wsc_field* field)
     bint wsc_list_has(const uint8_t* data, size_t size, const char* lower)
 
 cdef extern from "Python.h":
+    str PyUnicode_DecodeASCII(const char* data, Py_ssize_t size, const char* errors)
     str PyUnicode_DecodeLatin1(const char* data, Py_ssize_t size, const char* errors)
+    str PyUnicode_DecodeUTF8(const char* data, Py_ssize_t size, const char* errors)
 
-cdef bytes VERSION = b" HTTP/1.1\r\n"
+# Pairs of a query, and cookies, that are looked at; browsers keep 180 cookies of a site.
+MOST_PAIRS = 256
+# What a target in absolute form begins with (RFC 9112 section 3.2.2, RFC 6455 section 4.2.1).
+cdef tuple SCHEMES = (b"http://", b"https://", b"ws://", b"wss://")
+
+
+cdef class RequestLine:
+    """A request line that has not come to its end (internal)."""
+
+    cdef:
+        wsc_line line
+        bint whole
+
+    def fits(self, const uint8_t[::1] head not None):
+        """Whether a request line can begin so.
+
+        Args:
+            head: what has come of the head; at each call as much as at the last, or more.
+        """
+        cdef int done
+        if self.whole or head.shape[0] == 0:
+            return True
+        done = wsc_read_line(&self.line, &head[0], head.shape[0])
+        self.whole = done > 0
+        return done >= 0
 
 
 class TooManyHeaders(ValueError):
@@ -51,6 +87,9 @@ cdef class RequestHead:
         readonly bytes raw
         readonly str method
         readonly bytes target      # path and query, visible ASCII
+        # The host of a target in absolute form, which counts instead of the header; else None.
+        readonly str authority
+        readonly bint http10       # the version is HTTP/1.0
         # Whether Upgrade lists websocket, and Connection lists upgrade.
         readonly bint to_websocket
         readonly bint upgrade
@@ -67,6 +106,8 @@ cdef class RequestHead:
         readonly list protocols
         readonly list extensions
         readonly list forwarded_for
+        readonly list forwarded_proto
+        Py_ssize_t line_size       # of the request line, with its end and what is before it
         object mapping
 
     def __cinit__(self):
@@ -84,7 +125,7 @@ cdef class RequestHead:
         cdef int fields = 0
         cdef int lengths = 0
         self.raw = raw
-        at = self.read_request_line(data, size)
+        at = self.line_size = self.read_request_line(data, size)
         while at < size:
             length = wsc_read_field(data + at, size - at, &field)
             if length < 0:
@@ -103,26 +144,36 @@ cdef class RequestHead:
                 self.take(&field)
 
     cdef Py_ssize_t read_request_line(self, const uint8_t* data, Py_ssize_t size) except -1:
-        cdef Py_ssize_t at = 0
-        cdef Py_ssize_t start
-        while at < size and wsc_is_token(data[at]):
-            at += 1
-        if at == 0 or at == size or data[at] != c" ":
+        cdef wsc_line line
+        memset(&line, 0, sizeof(line))
+        if wsc_read_line(&line, data, size) <= 0:
             raise ValueError("a malformed request line")
-        self.method = PyUnicode_DecodeLatin1(<const char*>data, at, NULL)
-        start = at + 1
-        at = start
-        while at < size and 0x21 <= data[at] <= 0x7E:
-            at += 1
-        if at == start or data[start] != c"/":
-            raise ValueError("a request target that is no path")
-        self.target = PyBytes_FromStringAndSize(<const char*>data + start, at - start)
-        if (
-            size - at < PyBytes_GET_SIZE(VERSION)
-            or memcmp(data + at, PyBytes_AS_STRING(VERSION), PyBytes_GET_SIZE(VERSION))
-        ):
-            raise ValueError("a request line that does not end in HTTP/1.1")
-        return at + PyBytes_GET_SIZE(VERSION)
+        self.method = PyUnicode_DecodeLatin1(
+            <const char*>data + line.start, line.method - line.start, NULL
+        )
+        self.target = PyBytes_FromStringAndSize(
+            <const char*>data + line.method + 1, line.target - line.method - 1
+        )
+        self.http10 = line.minor == c"0"
+        if data[line.method + 1] != c"/":
+            self.split_target()
+        return line.at
+
+    cdef int split_target(self) except -1:
+        cdef bytes target = self.target
+        cdef bytes scheme
+        cdef Py_ssize_t end
+        for scheme in SCHEMES:
+            if target[:len(scheme)].lower() == scheme:
+                target = target[len(scheme):]
+                end = min([at for at in (target.find(b"/"), target.find(b"?")) if at >= 0],
+                          default=len(target))
+                self.authority = target[:end].decode("ascii")
+                self.target = target[end:]
+                if not self.target.startswith(b"/"):
+                    self.target = b"/" + self.target
+                return 0
+        raise ValueError("a request target that is no path")
 
     cdef int take(self, const wsc_field* field) except -1:
         if wsc_same_text(field.name, field.name_size, b"upgrade"):
@@ -149,14 +200,46 @@ cdef class RequestHead:
             self.extensions = appended(self.extensions, field)
         elif wsc_same_text(field.name, field.name_size, b"x-forwarded-for"):
             self.forwarded_for = appended(self.forwarded_for, field)
+        elif wsc_same_text(field.name, field.name_size, b"x-forwarded-proto"):
+            self.forwarded_proto = appended(self.forwarded_proto, field)
         return 0
+
+    def path(self):
+        """str: the path of the target, decoded."""
+        cdef bytes path = self.target.partition(b"?")[0]
+        return decoded(PyBytes_AS_STRING(path), PyBytes_GET_SIZE(path), False)
+
+    def query_pairs(self):
+        """list[tuple[str, str]]: name and value, decoded; MOST_PAIRS at most."""
+        cdef bytes query = self.target.partition(b"?")[2]
+        cdef const char* data = PyBytes_AS_STRING(query)
+        cdef list pairs = []
+        split_pairs(pairs, data, PyBytes_GET_SIZE(query), c"&")
+        return pairs
+
+    def cookie_pairs(self):
+        """list[tuple[str, str]]: name and value, of all lines; MOST_PAIRS at most."""
+        cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(self.raw)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(self.raw)
+        cdef Py_ssize_t at = self.line_size
+        cdef wsc_field field
+        cdef Py_ssize_t length
+        cdef list pairs = []
+        while at < size:
+            length = wsc_read_field(data + at, size - at, &field)
+            if length <= 0:
+                break  # __init__ has read them all
+            at += length
+            if wsc_same_text(field.name, field.name_size, b"cookie"):
+                split_pairs(pairs, <const char*>field.value, field.value_size, c";")
+        return pairs
 
     @property
     def headers(self):
         """CIMultiDict: all headers, as picows parses them."""
         cdef bytes lines
         if self.mapping is None:
-            lines = self.raw[self.raw.index(b"\r\n"):len(self.raw) - 2]
+            lines = self.raw[self.line_size - 2:len(self.raw) - 2]
             self.mapping = _parse_http_request(b"GET / HTTP/1.1" + lines).headers
         return self.mapping
 
@@ -179,3 +262,74 @@ cdef bint is_zero(const wsc_field* field) noexcept:
         if field.value[i] != c"0":
             return False
     return field.value_size > 0
+
+
+cdef int split_pairs(list pairs, const char* data, Py_ssize_t size, char separator) except -1:
+    """Appends the pairs of a query, or the cookies of a line, up to MOST_PAIRS in all."""
+    cdef const char* found
+    cdef Py_ssize_t length
+    while size > 0 and len(pairs) < MOST_PAIRS:
+        found = <const char*>memchr(data, separator, size)
+        length = size if found == NULL else found - data
+        if length > 0:
+            append_pair(pairs, data, length, separator == c"&")
+        data += length + 1
+        size -= length + 1
+    return 0
+
+
+cdef int append_pair(list pairs, const char* data, Py_ssize_t size, bint of_query) except -1:
+    cdef const char* equals = <const char*>memchr(data, c"=", size)
+    cdef Py_ssize_t name = size if equals == NULL else equals - data
+    cdef str value
+    if of_query:
+        value = "" if equals == NULL else decoded(equals + 1, size - name - 1, True)
+        pairs.append((decoded(data, name, True), value))
+    elif equals != NULL:
+        value = trimmed(equals + 1, size - name - 1).strip('"')
+        pairs.append((trimmed(data, name), value))
+    return 0
+
+
+cdef str trimmed(const char* data, Py_ssize_t size):
+    """Without the blanks around it, decoded as `headers` are."""
+    while size > 0 and data[0] in (c" ", c"\t"):
+        data += 1
+        size -= 1
+    while size > 0 and data[size - 1] in (c" ", c"\t"):
+        size -= 1
+    return PyUnicode_DecodeASCII(data, size, "surrogateescape")
+
+
+cdef str decoded(const char* data, Py_ssize_t size, bint plus):
+    """What urllib.parse.unquote gives, or unquote_plus; in time that grows with the size only."""
+    cdef bytes out
+    cdef char* to
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t length = 0
+    cdef int high
+    cdef int low
+    if memchr(data, c"%", size) == NULL and not (plus and memchr(data, c"+", size) != NULL):
+        return PyUnicode_DecodeASCII(data, size, NULL)
+    out = PyBytes_FromStringAndSize(NULL, size)
+    to = PyBytes_AS_STRING(out)
+    while at < size:
+        to[length] = c" " if plus and data[at] == c"+" else data[at]
+        if data[at] == c"%" and at + 2 < size:
+            high = hex_digit(data[at + 1])
+            low = hex_digit(data[at + 2])
+            if high >= 0 and low >= 0:
+                to[length] = <char>(high << 4 | low)
+                at += 2
+        at += 1
+        length += 1
+    return PyUnicode_DecodeUTF8(to, length, "replace")
+
+
+cdef int hex_digit(char letter) noexcept:
+    if c"0" <= letter <= c"9":
+        return letter - c"0"
+    letter |= 32
+    if c"a" <= letter <= c"f":
+        return letter - c"a" + 10
+    return -1

@@ -39,7 +39,9 @@ cdef enum:
     HELD_COST = 128
     # How many frames of a heavy read are taken before the next look at the clock.
     FRAMES_AT_ONCE = 8
-    # By how many bytes a message that cannot be compressed may be longer, besides 1 in 256.
+    # By how many bytes a compressed message may be longer than what it holds, besides 1 in 8: a
+    # fixed Huffman code takes up to 9 bits a byte (RFC 1951 section 3.2.6), and a compressor with
+    # little memory adds the heads of its blocks.
     DEFLATE_GROWTH = 64
 
 cdef dict HEAD_FAULTS = {
@@ -241,8 +243,8 @@ cdef class Receiver(Sink):
         if self.parts is not None:
             held = PyByteArray_GET_SIZE(self.parts)
         if head.rsv or (self.parts is not None and self.part_deflated):
-            # What cannot be compressed may grow a little; the message itself is measured later.
-            bound += (bound >> 8) + DEFLATE_GROWTH
+            # The limit is of the message, which is measured once it is inflated.
+            bound += (bound >> 3) + DEFLATE_GROWTH
         if <Py_ssize_t>head.size > bound - held:
             self.refuse_over("max_message_size", 1009, "message too big")
             return False

@@ -121,7 +121,7 @@ class Model:
             self._compressed = compressed
             self._utf8.reset()
         # A compressed message that could not be made smaller may be a little larger.
-        slack = self.max_message_size // 256 + 64 if self._compressed else 0
+        slack = self.max_message_size // 8 + 64 if self._compressed else 0
         if len(self._payload) + size > self.max_message_size + slack:
             raise Failed(1009)
         self._frames += 1

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from tests.support import CLOSE, RawClient, eventually, exchange, only_client, running, uri
 from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request, ValidationError
@@ -1286,9 +1287,17 @@ class Garbage:
     remote_address = "192.0.2.1"
 
     def __init__(self, headers: Mapping[str, str], query: str) -> None:
-        self.headers = headers
+        self.headers = CIMultiDict(headers)
         self._head = self
-        self.target = b"/ws?" + query.encode("ascii", "replace")
+        self._query = query
+        self.protocols = [headers["Sec-WebSocket-Protocol"]] if len(headers) > 1 else None
+
+    def query_pairs(self) -> list[tuple[str, str]]:
+        return [("t", self._query)]
+
+    def cookie_pairs(self) -> list[tuple[str, str]]:
+        pairs = (part.partition("=") for part in self.headers.get("Cookie", "").split(";"))
+        return [(name.strip(), value) for name, _, value in pairs]
 
 
 @given(TEXT | ASCII, TEXT | ASCII, TEXT | ASCII, ASCII)
@@ -1305,6 +1314,29 @@ def test_no_text_raises(header: str, cookie: str, protocol: str, query: str) -> 
         for sent in (headers, {"Authorization": f"Bearer {header}"}, {"Cookie": f"t={cookie}"}):
             garbage: Any = Garbage(sent, query)
             assert authenticator(garbage) is None
+
+
+@pytest.mark.parametrize("first", [0, 254, 255, 256, 900])
+def test_a_token_among_more_than_is_looked_at_is_refused(first: int) -> None:
+    token = "a" * 20
+    authenticator = TokenAuthenticator({token: "ann"}, cookie="session", query="t")
+
+    def user_of(target: str, header: str) -> str | None:
+        lines = [f"GET {target} HTTP/1.1", "Host: x", header, ""]
+        found = authenticator(Request(RequestHead("\r\n".join(lines).encode()), "192.0.2.1"))
+        return None if found is None else found.user_id
+
+    # Another token could stand behind those that were looked at.
+    expected = "ann" if first < 255 else None
+    cookies = [f"n{number}=1" for number in range(first)]
+    pairs = "&".join([*cookies, f"t={token}"])
+    assert user_of(f"/ws?{pairs}", "X: y") == expected
+    assert user_of("/ws", "Cookie: " + "; ".join([*cookies, f"session={token}"])) == expected
+    some = first // 4
+    offers = ", ".join([*(f"n{number}" for number in range(some)), f"bearer.{token}"])
+    assert user_of("/ws", f"Sec-WebSocket-Protocol: {offers}") == ("ann" if some < 63 else None)
+    # Empty items are none, however many.
+    assert user_of("/ws?" + "&" * first + f"t={token}", "X: y") == "ann"
 
 
 @given(ASCII, ASCII, ASCII)

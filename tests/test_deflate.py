@@ -223,6 +223,40 @@ async def test_B10_magic_names_are_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "x,",
+        "permessage-deflate;x,",
+        'a;b="\\"",',
+        "permessage-deflate" + ";a=b" * 15 + ",",
+        "permessage-deflate" + "".join(f";a{number}=b" for number in range(16)) + ",",
+        "permessage-deflate;server_max_window_bits=8,",
+        'a;b="' + "\\\\" * 2_000 + '",',
+    ],
+    ids=lambda text: ascii(text)[:24],
+)
+@pytest.mark.parametrize("size", [4_000, 16_000])
+def test_offers_take_no_long_time_to_read(text: str, size: int) -> None:
+    took = []
+    for turn in range(5):
+        # Never the same twice, since an offer that has been seen is remembered.
+        offers = f"x{turn}," + text * (size // len(text))
+        began = time.thread_time()
+        assert negotiate_deflate(Deflate(True, True, 15, 15), offers) is None
+        took.append(time.thread_time() - began)
+    assert min(took) < 0.001
+
+
+def test_more_offers_than_anybody_has_are_declined() -> None:
+    wanted = Deflate(True, True, 15, 15)
+    assert negotiate_deflate(wanted, "x," * 15 + "permessage-deflate") is not None
+    assert negotiate_deflate(wanted, "x," * 16 + "permessage-deflate") is None
+    assert negotiate_deflate(wanted, "permessage-deflate," + "x" * 4_077) is not None
+    # A part of an offer could mean something else than the whole.
+    assert negotiate_deflate(wanted, "permessage-deflate," + "x" * 4_078) is None
+
+
+@pytest.mark.parametrize(
     ("supported", "offered", "chosen"),
     [
         (("b", "a"), ["a, b"], "b"),
@@ -232,7 +266,10 @@ async def test_B10_magic_names_are_nothing(name: str) -> None:
         ((), ["a"], None),
         (("a",), ["A"], None),
         (("a",), ["b" + " " * 14000 + "x"], None),
-        (("n999",), [",".join(f"n{number}" for number in range(1000))], "n999"),
+        # So many are looked at.
+        (("n63",), [",".join(f"n{number}" for number in range(1000))], "n63"),
+        (("n63",), [f"n{number}" for number in range(1000)], "n63"),
+        (("n64", "n999"), [",".join(f"n{number}" for number in range(1000))], None),
         (("a",), [""], None),
     ],
 )
@@ -338,6 +375,39 @@ async def test_D2_the_limit_is_of_the_inflated_message_and_exact(
                 else:
                     await eventually(lambda: len(heard) == 1)
                     assert heard == [message]
+            await eventually(lambda: hub.connections == 0)
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+@pytest.mark.parametrize(
+    ("memory", "strategy"),
+    [
+        *((memory, zlib.Z_DEFAULT_STRATEGY) for memory in (1, 2, 3, 4, 5, 9)),
+        # Nine bits for each byte of noise that is above 143.
+        *((memory, zlib.Z_FIXED) for memory in (1, 9)),
+        *((memory, zlib.Z_HUFFMAN_ONLY) for memory in (1, 9)),
+    ],
+)
+async def test_a_message_of_the_limit_is_taken_however_badly_it_is_compressed(
+    memory: int, strategy: int, fragments: int
+) -> None:
+    limit = 70_000
+    hub = compressing(max_message_size=limit)
+    heard: list[bytes] = []
+    hub.on_message_received(lambda client, message: heard.append(bytes(message)))  # type: ignore[arg-type]
+    noise = bytes(random.Random(1).choices(range(144, 256), k=limit + 1))
+    async with running(hub):
+        for message in (noise[:limit], noise):
+            deflater = zlib.compressobj(9, zlib.DEFLATED, -15, memory, strategy)
+            data = deflater.compress(message) + deflater.flush(zlib.Z_SYNC_FLUSH)
+            raw, _ = await join(hub, "a", headers=offers())
+            with raw:
+                await raw.send_raw(b"".join(pieces(data[:-4], fragments)))
+                if len(message) > limit:
+                    assert (await raw.recv()).code == 1009
+                else:
+                    await eventually(lambda: heard == [noise[:limit]])
             await eventually(lambda: hub.connections == 0)
     assert len(heard) == 1
 

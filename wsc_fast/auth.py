@@ -30,12 +30,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 import msgspec
 
 from wsc_fast._core.engine import check_id
+from wsc_fast._core.handshake import MOST_PAIRS
 from wsc_fast.errors import ConfigError, ValidationError
+from wsc_fast.extensions import MOST_ITEMS, list_items
 from wsc_fast.log import log
 from wsc_fast.server import Identity, Request
 
@@ -124,27 +125,23 @@ class _TokenReader:
 
     def _sent(self, request: Request) -> Iterator[str]:
         # All lines of a name and all cookies: `request.cookies` and `.query` tell the first only.
-        for field, value in request.headers.items():
-            name = field.lower()
-            if self._header and name == "authorization":
+        head = request._head
+        if self._header:
+            for value in head.headers.getall("Authorization", []):
                 scheme, _, rest = value.partition(" ")
                 if scheme.lower() == "bearer":  # RFC 9110 section 11.1: in any case
                     yield rest.strip(" \t")
-            elif self._cookie is not None and name == "cookie":
-                for part in value.split(";"):
-                    cookie, _, rest = part.partition("=")
-                    if cookie.strip() == self._cookie:
-                        yield rest.strip().strip('"')
-            elif self._subprotocol and name == "sec-websocket-protocol":
-                for entry in value.split(","):
-                    offer = entry.strip(" \t")
-                    if offer.startswith(BEARER_ENTRY):
-                        yield offer[len(BEARER_ENTRY) :]
+        if self._cookie is not None:
+            yield from _values(head.cookie_pairs(), self._cookie, "cookies")
+        if self._subprotocol and head.protocols is not None:
+            offers = list_items(head.protocols)
+            if len(offers) >= MOST_ITEMS:
+                raise _Refused("too many subprotocols")
+            for offer in offers:
+                if offer.startswith(BEARER_ENTRY):
+                    yield offer[len(BEARER_ENTRY) :]
         if self._query is not None:
-            target = request._head.target.partition(b"?")[2].decode("ascii")
-            for name, value in parse_qsl(target, keep_blank_values=True):
-                if name == self._query:
-                    yield value
+            yield from _values(head.query_pairs(), self._query, "pairs in the query")
 
     def _token_of(self, request: Request) -> str:
         found: set[str] = set()
@@ -159,6 +156,12 @@ class _TokenReader:
         if not _VISIBLE(token):
             raise _Refused("the token is malformed")
         return token
+
+
+def _values(pairs: list[tuple[str, str]], name: str, kind: str) -> Iterator[str]:
+    if len(pairs) >= MOST_PAIRS:
+        raise _Refused(f"too many {kind}")  # another token may be behind those that were read
+    return (value for key, value in pairs if key == name)
 
 
 def _log_refusal(error: Exception) -> None:

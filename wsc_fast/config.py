@@ -16,13 +16,13 @@ import threading
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 import msgspec
 
 from wsc_fast._core.deflate import zlib_version
+from wsc_fast.addresses import is_origin_entry, parse_host, parse_network
 from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
@@ -79,32 +79,20 @@ FOREVER = threading.TIMEOUT_MAX
 # A token (RFC 9110 section 5.6.2).
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
-# An origin, or a host of any scheme; a first label * stands for any subdomain.
-_ALLOWED_ORIGIN = re.compile(
-    r"\*|(https?://)?((\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE
-).fullmatch
-
-# What a Host header says.
-_ALLOWED_HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE).fullmatch
-
 _REASONS = tuple(str(reason) for reason in SendFailureReason)
-
-
-def _is_network(text: str) -> bool:
-    try:
-        ip_network(text)
-    except ValueError:
-        return False
-    return True
 
 
 # name -> (does the item pass, what is allowed)
 _REASON = (_REASONS.__contains__, f"one of {', '.join(_REASONS)}")
 _ITEMS: dict[str, tuple[Callable[[str], object], str]] = {
-    "allowed_origins": (_ALLOWED_ORIGIN, "'https://host[:port]', '*.host' or '*'"),
-    "allowed_hosts": (_ALLOWED_HOST, "'host[:port]'"),
+    "allowed_origins": (
+        is_origin_entry,
+        "'https://host[:port]', 'host[:port]', '*.host', 'null', '*', or the origin of an app, "
+        "such as 'capacitor://localhost'",
+    ),
+    "allowed_hosts": (parse_host, "'host[:port]'"),
     "subprotocols": (_SUBPROTOCOL, "a token (RFC 9110 section 5.6.2)"),
-    "trusted_proxies": (_is_network, "an IP address or network"),
+    "trusted_proxies": (parse_network, "an IP address or network"),
     "retryable_errors": _REASON,
     "non_retryable_errors": _REASON,
 }
@@ -236,7 +224,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         max_connections_per_address: of one IPv4 address or IPv6 /64, by `remote_address`; the next
             upgrade gets 429. 0: no bound, since behind a proxy that is not among `trusted_proxies`
             all clients have one address.
-        max_handshakes: connections whose request is not answered yet; beyond them the oldest goes.
+        max_handshakes: connections that have not asked yet, or whose answer, which is no upgrade,
+            is still being read; beyond them the oldest of the larger group goes.
         connection_rate, connection_rate_per_address: upgrades a second, of all and of each address;
             as many as come in a second may come at once, the next gets 429. 0: no bound.
         message_rate, byte_rate: messages, and bytes of messages, that a client may send a second,
@@ -268,11 +257,13 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             for less, and decides its own unless it lets us.
         subprotocols: in the order of preference; the first that a client offers is agreed on.
         trusted_proxies: IP addresses and networks ("10.0.0.0/8"). From these, X-Forwarded-For tells
-            `remote_address`: its last address that is none of them.
+            `remote_address`: its last address that is none of them; and X-Forwarded-Proto that a
+            request came by TLS.
         check_origin: refuse (403) an upgrade whose Origin is neither the Host's own nor allowed.
             Without an Origin header it comes from no browser, and passes.
         allowed_origins: "https://app.example" (exact scheme, host and port), "*.example.org" (any
-            subdomain over http or https, default port), "https://*.example.org", or "*".
+            subdomain over http or https, default port), "https://*.example.org", the origin of an
+            app, such as "capacitor://localhost" or "file://" (exact), "null", or "*".
         allowed_hosts: Host headers that are served, such as "app.example:8080"; empty serves all.
         max_message_size: of an incoming message, over all its fragments; more closes with 1009.
         max_fragments: of an incoming message; more closes with 1008.
@@ -286,7 +277,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             one of a higher priority. A direct send that finds no room raises QueueFullError.
         heartbeat_interval: a client that has been silent so long is pinged.
         heartbeat_timeout: a client that has been silent so long is closed.
-        close_timeout: for the closing handshake; then the connection is aborted.
+        close_timeout: for the closing handshake; then the connection is aborted. Who reads an
+            answer that is no upgrade has so long to take some more of it.
         authentication_timeout: for an async `authenticate`; then the connection closes with 4401.
         authentication_input_bytes: what a client may send while that runs; more closes with 1008.
         max_pending_callbacks: messages of one client that wait for an async `on_message_received`;

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 
 import msgspec
 
@@ -22,8 +23,13 @@ _WINDOW_BITS = re.compile(r"[89]|1[0-5]").fullmatch
 # zlib cannot compress with a window of 8 bits.
 _SMALLEST_WINDOW = 9
 _LARGEST_WINDOW = 15
-# No extension has so many, and reading them takes time.
+# Reading takes time, and these come from anybody: offers and parameters of each that are looked at,
+# and characters of them all. Browsers send one offer of some 50.
+_MOST_OFFERS = 16
 _MOST_PARAMETERS = 16
+_LONGEST_OFFERS = 4_096
+# Items of another list, such as subprotocols.
+MOST_ITEMS = 64
 
 Parameters = list[tuple[str, str | None]]
 
@@ -126,12 +132,27 @@ def negotiate_deflate(wanted: Deflate, offers: str) -> Deflate | None:
     Returns:
         Deflate | None: what was agreed on.
     """
-    for name, parameters in parse_extensions(offers):
+    if len(offers) > _LONGEST_OFFERS:
+        return None
+    for name, parameters in islice(parse_extensions(offers), _MOST_OFFERS):
         if name == "permessage-deflate":
             agreed = _agree(wanted, parameters)
             if agreed is not None:
                 return agreed
     return None
+
+
+def list_items(values: list[str]) -> list[str]:
+    """The items of a list of which there may be several headers, MOST_ITEMS at most.
+
+    Args:
+        values: of the headers.
+    """
+    items: list[str] = []
+    for value in values:
+        left = MOST_ITEMS - len(items)
+        items += [item.strip(" \t") for item in value.split(",", left)[:left]]
+    return items
 
 
 def choose_subprotocol(supported: tuple[str, ...], offers: list[str]) -> str | None:
@@ -141,5 +162,5 @@ def choose_subprotocol(supported: tuple[str, ...], offers: list[str]) -> str | N
         supported: HubConfig.subprotocols, in the server's order of preference.
         offers: the Sec-WebSocket-Protocol headers of a request.
     """
-    offered = {name.strip(" \t") for value in offers for name in value.split(",")}
+    offered = list_items(offers)
     return next((name for name in supported if name in offered), None)

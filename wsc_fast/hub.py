@@ -21,7 +21,6 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
-from ipaddress import ip_network
 from ssl import SSLContext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -32,6 +31,8 @@ from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast._core.timers import TICK, Timers
 from wsc_fast.acceptor import Acceptor
+from wsc_fast.addresses import Host as RequestHost
+from wsc_fast.addresses import parse_host, parse_network
 from wsc_fast.config import CHANGEABLE, FOREVER, HubConfig
 from wsc_fast.deadlines import time_limit
 from wsc_fast.delivery.facade import Delivery
@@ -50,7 +51,7 @@ from wsc_fast.errors import (
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.extensions import Deflate
 from wsc_fast.limits import ConnectionLimits
-from wsc_fast.listening import tls_context
+from wsc_fast.listening import bound_sockets, tls_context
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
 from wsc_fast.process import OpenFiles, SignalHandlers, keep_freed_memory, last_file
@@ -162,9 +163,11 @@ class Hub(Delivery):
         self._next_files_line = 0.0
         self._open_files: OpenFiles | None = None  # while `run` holds it
         self._signals: SignalHandlers | None = None  # likewise
-        self._allowed_hosts: frozenset[str] = frozenset()
+        self._allowed_hosts: frozenset[RequestHost | None] = frozenset()
         # Those whose request is not answered yet, oldest first -> their slot of `_deadlines`.
         self._handshaking: dict[Handshake, int] = {}
+        # Those that were answered and not upgraded, while their peers read; oldest first.
+        self._answered: dict[Handshake, None] = {}
         # Whether any client has had an id of the application's; and those who are let into a full
         # hub to find out whose connection they replace.
         self._names_clients = False
@@ -245,8 +248,9 @@ class Hub(Delivery):
         self._set_limits(
             config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
         )
-        self._trusted_proxies = tuple(ip_network(name) for name in config.trusted_proxies)
-        self._allowed_hosts = frozenset(name.lower() for name in config.allowed_hosts)
+        networks = map(parse_network, config.trusted_proxies)
+        self._trusted_proxies = tuple(network for network in networks if network is not None)
+        self._allowed_hosts = frozenset(map(parse_host, config.allowed_hosts))
         self.max_rooms = config.max_rooms
         self.max_rooms_per_client = config.max_rooms_per_client
         self.max_message_size = config.max_message_size
@@ -364,7 +368,7 @@ class Hub(Delivery):
 
     @property
     def port(self) -> int:
-        """The port listened on; with several addresses the first one's.
+        """The port listened on, the same at each address.
 
         Raises:
             HubStateError: the hub does not listen.
@@ -392,8 +396,10 @@ class Hub(Delivery):
         """Starts serving on the running loop; returns once the address is listened on.
 
         Args:
-            host: an address, a list of them, or None or "" for all interfaces.
-            port: 0 chooses a free one, see `port`.
+            host: an address or a name, a list of them, or None or "" for all interfaces. What is
+                written as an address has to be one of this machine; of those that a name stands for
+                one has to be. "::" takes IPv4 as well, if the list has no IPv4 address.
+            port: 0 chooses one that is free at each address, see `port`.
             path: of the WebSocket endpoint, exact.
             ssl: serve wss:// with this context.
             sock: an already bound TCP socket instead of host and port, such as one that systemd
@@ -432,41 +438,22 @@ class Hub(Delivery):
         self._tls = ssl is not None
         self._shares_port = reuse_port or sock is not None
         self._own_queue = reuse_port and sock is None
-        where: dict[str, Any] = (
-            {"sock": sock} if sock is not None else {"host": _each_once(host), "port": port}
-        )
         own_accept = ssl is not None or type(loop).__module__.partition(".")[0] != "uvloop"
-        server: asyncio.Server | None = None
+        sockets = [] if sock is None else [sock]
         try:
             if self._acks is not None:
                 self._acks.attach(loop)
                 await self._acks.opened()
-            server = await loop.create_server(
-                lambda: Client(self),
-                backlog=self.config.backlog,
-                reuse_port=reuse_port or None,
-                start_serving=not own_accept,
-                **where,
-            )
-            if None in server.sockets:
-                # uvloop closes a socket that cannot listen, and tells nobody.
-                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            if sock is None:
+                sockets = await bound_sockets(host, port, reuse_port)
             if self.loop is not loop or self._stopping is not None:
                 raise HubStoppedError("the hub was stopped while it started")
-            for listening in server.sockets:
-                # Accepted sockets inherit both.
-                for option, size in (
-                    (socket.SO_RCVBUF, self.config.receive_buffer_size),
-                    (socket.SO_SNDBUF, self.config.write_buffer_size),
-                ):
-                    if size:
-                        listening.setsockopt(socket.SOL_SOCKET, option, size)
-                if own_accept:
-                    self._acceptors.append(Acceptor(self, _copy(listening), ssl))
+            for listening in sockets:
+                await self._listen(listening, ssl, own_accept)
         except BaseException as error:
             self._stop_listening()
-            if server is not None:
-                server.close()
+            for listening in sockets:
+                listening.close()
             if self.loop is loop and self._stopping is None:
                 if self._acks is not None:
                     await self._acks.stop(0.0)
@@ -474,12 +461,32 @@ class Hub(Delivery):
             if isinstance(error, (OSError, UnicodeError)):
                 raise _listen_error(error, sock, host, port) from error
             raise
-        if own_accept:
-            server.close()
-        else:
-            self._servers.append(server)
         self._last_file = last_file()
         self._begin()
+
+    async def _listen(
+        self, listening: socket.socket, ssl: SSLContext | None, own_accept: bool
+    ) -> None:
+        """Listens on a bound socket, which is owned from here on. Does not wait for anything."""
+        assert self.loop is not None
+        # Accepted sockets inherit both.
+        for option, size in (
+            (socket.SO_RCVBUF, self.config.receive_buffer_size),
+            (socket.SO_SNDBUF, self.config.write_buffer_size),
+        ):
+            if size:
+                listening.setsockopt(socket.SOL_SOCKET, option, size)
+        if own_accept:
+            self._acceptors.append(Acceptor(self, _copy(listening), ssl))
+            listening.close()
+            return
+        server = await self.loop.create_server(
+            lambda: Client(self), sock=listening, backlog=self.config.backlog
+        )
+        self._servers.append(server)
+        if None in server.sockets:
+            # uvloop closes a socket that cannot listen, and tells nobody.
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
     def _begin(self) -> None:
         assert self.loop is not None
@@ -546,7 +553,7 @@ class Hub(Delivery):
         self._accepting = False
         self._ended = True
         self._stop_listening()
-        await in_turns(list(self._handshaking), Handshake.abort, MOST_ENDS)
+        await in_turns([*self._handshaking, *self._answered], Handshake.abort, MOST_ENDS)
         self._sleepers.end()
         # What is queued has as long as the caller gives it.
         self.close_timeout = max(self.config.close_timeout, timeout)
@@ -615,7 +622,8 @@ class Hub(Delivery):
         clients = [*self._open_clients(), *self._closing_clients()]
         clients += [task.wsc_client for task in self._tasks if hasattr(task, "wsc_client")]
         descriptors = {client._get_descriptor() for client in clients}
-        descriptors.update(handshake.descriptor() for handshake in self._handshaking)
+        answered = [*self._handshaking, *self._answered]
+        descriptors.update(handshake.descriptor() for handshake in answered)
         for acceptor in self._acceptors:
             descriptors.update(acceptor.descriptors())
         for server in self._servers:
@@ -643,6 +651,7 @@ class Hub(Delivery):
         self._servers.clear()
         self._handshaking.clear()
         self._returning.clear()
+        self._answered.clear()
         for task in self._tasks:
             joining: Client | None = getattr(task, "wsc_client", None)
             if joining is not None:
@@ -966,10 +975,12 @@ class Hub(Delivery):
         if loop is None or not self._accepting:
             transport.abort()  # accepted in the turn before the hub stopped
             return None
-        if len(self._handshaking) >= self.config.max_handshakes:
-            # The oldest has had the longest time; whoever is honest is quicker than that.
+        if len(self._handshaking) + len(self._answered) >= self.config.max_handshakes:
+            # The oldest has had the longest time; whoever is honest is quicker than that. And
+            # whoever makes a crowd is in the larger group.
             self._count_too_many_handshakes()
-            oldest = next(iter(self._handshaking))
+            crowd: dict[Handshake, Any] = max(self._answered, self._handshaking, key=len)
+            oldest = next(iter(crowd))
             oldest.settle()
             oldest.abort()
         handshake = Handshake(self, client, transport)
@@ -1296,7 +1307,7 @@ class Hub(Delivery):
         return snapshot(
             self._counters(),
             connected_clients=self.get_connected_clients(),
-            active_rooms=len(self.get_rooms()),
+            active_rooms=self._count_rooms(),
             connections=self.connections,
             start_time=self._start_time,
             uptime=time.monotonic() - self._started if self.loop is not None else 0.0,
@@ -1387,10 +1398,6 @@ def _decided(answer: object) -> bool:
             answer.close()
         raise TypeError("authorize_join and authorize_publish must return a bool, not an awaitable")
     return bool(answer)
-
-
-def _each_once(host: Host) -> Host:
-    return (host or None) if isinstance(host, str) or host is None else list(dict.fromkeys(host))
 
 
 def _copy(listening: Any) -> socket.socket:

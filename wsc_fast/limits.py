@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
 from time import monotonic
+
+from wsc_fast.addresses import address_key
 
 # Buckets of addresses that are kept; beyond it the full ones go, which are as good as new.
 MAX_BUCKETS = 10_000
 # The share of `connection_rate` that is kept for addresses which have not asked for so long.
 RESERVE = 0.2
 LATELY = 10.0
-
-
-def address_key(address: str) -> str:
-    """What counts as one address: IPv4 by itself, IPv6 by its /64, which is what one site has.
-
-    Args:
-        address: an IP address; what is none stands for itself.
-    """
-    if ":" not in address:
-        return address
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address
-    assert isinstance(parsed, IPv6Address)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return parsed.packed[:8].hex()
 
 
 class Buckets:

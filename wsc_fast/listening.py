@@ -1,15 +1,138 @@
-"""What a hub listens with: TLS contexts from files, and sockets of the service manager."""
+"""What a hub listens with: bound sockets, TLS contexts from files, sockets of the service manager.
+
+Which sockets a hub binds is decided here and not by the loop: asyncio and uvloop, and the versions
+of Python, differ in what they do where one of several addresses cannot be had.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import socket
 import ssl
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from wsc_fast.errors import ConfigError
+from wsc_fast.log import log
 
 # The first descriptor that a service manager hands over (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
+# Of an address that is none of this machine, or whose family the machine has not got.
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+# How often a port is chosen that has to be free for each of several addresses.
+_MOST_CHOICES = 20
+
+
+class _Place(NamedTuple):
+    """One address to listen on."""
+
+    host: str | None  # as the caller has written it
+    literal: bool  # it is an address, and not a name that may stand for several
+    family: int
+    address: tuple[Any, ...]  # as getaddrinfo tells it, without the port
+
+
+async def bound_sockets(
+    host: str | Sequence[str] | None, port: int, reuse_port: bool
+) -> list[socket.socket]:
+    """Sockets that are bound, for all addresses of the hosts and with one port.
+
+    What is written as an address has to be one of this machine. Of the addresses that a name stands
+    for, one has to be: where `localhost` is ::1 too, a container may have no IPv6. "::" takes IPv4
+    as well, if no host is an IPv4 address.
+
+    Args:
+        host: an address, a name, a list of these, or None or "" for all interfaces.
+        port: 0 chooses one that is free for all.
+        reuse_port: other processes may listen on it as well.
+
+    Raises:
+        OSError: an address cannot be had.
+        UnicodeError: a host has a name that none can have.
+    """
+    found: list[_Place] = []
+    for each in [host or None] if isinstance(host, str) or host is None else host:
+        found += await _places(each)
+    # Each address once, and as an address if it is written as one somewhere.
+    found.sort(key=lambda place: place.literal)
+    places = list({(place.family, place.address): place for place in found}.values())
+    for choice in range(_MOST_CHOICES):
+        try:
+            return _bind(places, port, reuse_port)
+        except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            if port or len(places) < 2 or not in_use or choice == _MOST_CHOICES - 1:
+                raise
+    raise AssertionError
+
+
+async def _places(host: str | None) -> list[_Place]:
+    flags = socket.AI_PASSIVE
+    try:
+        found = socket.getaddrinfo(
+            host, 0, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICHOST
+        )
+        literal = host is not None
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=flags)
+        literal = False
+    return [
+        _Place(host, literal, family, (address[0], *address[2:]))
+        for family, _, _, _, address in found
+        if family in (socket.AF_INET, socket.AF_INET6)
+    ]
+
+
+def _bind(places: list[_Place], port: int, reuse_port: bool) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    has_ipv4 = any(place.family == socket.AF_INET for place in places)
+    served: set[str | None] = set()
+    missing: list[tuple[_Place, OSError]] = []
+    try:
+        for place in places:
+            try:
+                sock = _bound(place, port, reuse_port, has_ipv4)
+            except OSError as error:
+                if place.literal or error.errno not in _NOT_HERE:
+                    raise
+                missing.append((place, error))
+            else:
+                sockets.append(sock)
+                served.add(place.host)
+                port = port or sock.getsockname()[1]
+        for place, reason in missing:
+            if place.host not in served:
+                raise reason
+            log.info(
+                "%s, an address of %s, is not listened on: %s",
+                place.address[0],
+                place.host or "this machine",
+                reason.strerror,
+            )
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _bound(place: _Place, port: int, reuse_port: bool, has_ipv4: bool) -> socket.socket:
+    sock = socket.socket(place.family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if place.family == socket.AF_INET6:
+            both = place.address[0] == "::" and not has_ipv4
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
+        sock.bind((place.address[0], port, *place.address[1:]))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:

@@ -12,21 +12,31 @@ import re
 import socket
 from binascii import b2a_base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from email.utils import formatdate
+from functools import lru_cache
 from hashlib import sha1
 from http import HTTPStatus
-from ipaddress import IPv4Network, IPv6Network, ip_address
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext, TLSVersion
+from time import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, unquote_plus
 
 import msgspec
 from multidict import CIMultiDict
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
 
 from wsc_fast._core.connection import Client, peer_address
-from wsc_fast._core.handshake import RequestHead, TooManyHeaders
+from wsc_fast._core.handshake import RequestHead, RequestLine, TooManyHeaders
+from wsc_fast.addresses import (
+    forwarded_address,
+    is_trusted,
+    origin_allowed,
+    parse_address,
+    parse_host,
+)
 from wsc_fast.errors import ValidationError
-from wsc_fast.extensions import choose_subprotocol, negotiate_deflate
+from wsc_fast.extensions import choose_subprotocol, list_items, negotiate_deflate
+from wsc_fast.lingering import Lingering
+from wsc_fast.log import log
 
 if TYPE_CHECKING:
     from ssl import SSLObject
@@ -35,19 +45,21 @@ if TYPE_CHECKING:
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z").match
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z").match
-_ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
-_HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
-_WANTED_HOST = re.compile(r"((?:\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z").match
 # Headers of an answer that are not the application's to set.
 _OUR_HEADERS = ("Content-Length", "Transfer-Encoding", "Connection")
 # What can stand before the ? of a request target.
 _PATH = re.compile(r"/[!-\"$->@-~]*\Z").match
 # 16 bytes in base64.
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z").match
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 # What is appended to a key before it is hashed (RFC 6455 section 1.3).
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _FINAL_STATUSES = frozenset(status.value for status in HTTPStatus if status >= 200)
+# Those of answers that have no body (RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5).
+_BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT, HTTPStatus.NOT_MODIFIED)
+# How the first record of a TLS stream begins (RFC 8446 section 5.1): a handshake.
+_TLS_RECORD = b"\x16\x03"
+# Characters of what a peer has sent that go into a line of the log.
+_MOST_SHOWN = 200
 # Methods that get 405; what is none of HTTP's gets 400 (RFC 9110 section 9.1).
 _OTHER_METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE")
 
@@ -80,14 +92,14 @@ class Response(msgspec.Struct, frozen=True):
 
     Attributes:
         status: HTTP status code.
-        body: str is sent as UTF-8.
+        body: str is sent as UTF-8. Answers of status 204, 205 and 304 have none.
         content_type: the header of that name.
         headers: further headers; those that frame the answer are the server's own and ignored.
 
     Raises:
         ValidationError: a status that HTTP does not know or that ends no request (1xx), a body that
-            is neither bytes nor str, or a header name or value that HTTP cannot carry (line breaks,
-            for one).
+            is neither bytes nor str, a body where the status has none, or a header name or value
+            that HTTP cannot carry (line breaks, for one).
     """
 
     status: int = 200
@@ -100,11 +112,16 @@ class Response(msgspec.Struct, frozen=True):
             raise ValidationError(f"{self.status!r} is no final HTTP status code")
         if not isinstance(self.body, (bytes, str)):
             raise ValidationError(f"a body must be bytes or str, not {type(self.body).__name__}")
+        if self.body and self.status in _BODILESS:
+            raise ValidationError(
+                f"an answer of status {self.status} has no body, and not one of {len(self.body)}"
+            )
         self._sendable_headers()
 
     def _sendable_headers(self) -> CIMultiDict[str]:
         headers: CIMultiDict[str] = CIMultiDict()
-        for name, value in {**(self.headers or {}), "Content-Type": self.content_type}.items():
+        typed = {} if self.status in _BODILESS else {"Content-Type": self.content_type}
+        for name, value in {**(self.headers or {}), **typed}.items():
             if not (isinstance(name, str) and isinstance(value, str)):
                 raise ValidationError(f"header {name!r}: {value!r} must be two str")
             if not _HEADER_NAME(name) or not _HEADER_VALUE(value):
@@ -119,9 +136,10 @@ class Request:
 
     Attributes:
         path: decoded path without the query.
-        query: str -> str; of repeated names the first counts.
+        query: str -> str; of repeated names the first counts. The first 256 pairs are looked at.
         headers: case-insensitive mapping.
-        cookies: str -> str; of repeated names the first counts.
+        cookies: str -> str, of all Cookie lines; of repeated names the first counts. The first 256
+            are looked at.
         remote_address: the peer's IP address; "" behind `handle_websocket`, where picows does not
             tell it before the connection is made.
         tls: whether it came over TLS to this very server; False behind `handle_websocket`.
@@ -129,15 +147,18 @@ class Request:
             as `ssl.SSLSocket.getpeercert` tells it; None where there is none, or `tls` is False.
     """
 
-    __slots__ = ("_head", "_transport", "path", "remote_address")
+    __slots__ = ("_cookies", "_head", "_path", "_query", "_transport", "remote_address")
 
     def __init__(
         self, head: RequestHead, remote_address: str, transport: asyncio.Transport | None = None
     ) -> None:
-        self.path = unquote(head.target.partition(b"?")[0].decode("ascii"))
         self.remote_address = remote_address
         self._head = head
         self._transport = transport
+        # Parsed at the first access.
+        self._path: str | None = None
+        self._query: dict[str, str] | None = None
+        self._cookies: dict[str, str] | None = None
 
     @property
     def tls(self) -> bool:
@@ -155,27 +176,33 @@ class Request:
         return found
 
     @property
+    def path(self) -> str:
+        if self._path is None:
+            self._path = self._head.path()
+        return self._path
+
+    @property
     def headers(self) -> Mapping[str, str]:
         return self._head.headers
 
     @property
     def query(self) -> dict[str, str]:
-        # What parse_qsl of urllib gives, at half its cost.
-        found: dict[str, str] = {}
-        for pair in self._head.target.partition(b"?")[2].decode("ascii").split("&"):
-            if pair:
-                name, _, value = pair.partition("=")
-                found.setdefault(unquote_plus(name), unquote_plus(value))
-        return found
+        if self._query is None:
+            self._query = _first_of_each(self._head.query_pairs())
+        return self._query
 
     @property
     def cookies(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for part in self.headers.get("Cookie", "").split(";"):
-            name, equals, value = part.partition("=")
-            if equals:
-                found.setdefault(name.strip(), value.strip().strip('"'))
-        return found
+        if self._cookies is None:
+            self._cookies = _first_of_each(self._head.cookie_pairs())
+        return self._cookies
+
+
+def _first_of_each(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        found.setdefault(name, value)
+    return found
 
 
 Authenticate = Callable[[Request], "Identity | Awaitable[Identity | None] | None"]
@@ -202,8 +229,15 @@ def refusal(
 ) -> WSUpgradeResponse:
     """A refused request; a new object each time, since picows writes into it."""
     body = (text or f"{status.value} {status.phrase}").encode() + b"\n"
-    response: WSUpgradeResponse = WSUpgradeResponse.create_error_response(status, body, headers)
+    fields = {"Date": _date_of(int(time())), **(headers or {})}
+    response: WSUpgradeResponse = WSUpgradeResponse.create_error_response(status, body, fields)
     return response
+
+
+@lru_cache(maxsize=1)
+def _date_of(seconds: int) -> str:
+    # RFC 9110 section 6.6.1: who has a clock tells it.
+    return formatdate(seconds, usegmt=True)
 
 
 def answer(result: object) -> WSUpgradeResponse:
@@ -223,6 +257,7 @@ def answer(result: object) -> WSUpgradeResponse:
     response.status = HTTPStatus(result.status)
     # Checked again: the dict may have changed since the response was made.
     response.headers = result._sendable_headers()
+    response.headers.setdefault("Date", _date_of(int(time())))
     response.body = result.body.encode() if isinstance(result.body, str) else result.body
     if not response.body and result.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         response.headers["Content-Length"] = "0"
@@ -240,11 +275,14 @@ def accept(
 
     Args:
         hub: whose connection it would be.
-        head: the request, of method GET or HEAD.
+        head: the request.
         client: what the connection would be; told who it is.
         remote_address: of the peer, or "".
         transport: the connection, where it is known already.
     """
+    refused = _check_request(hub, head)
+    if refused is not None:
+        return refused
     if not hub._accepting:
         hub._count_rejected("full")
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
@@ -255,7 +293,7 @@ def accept(
     if hub._path is not None and path != hub._path:
         return _reject(hub, HTTPStatus.NOT_FOUND)
 
-    refused = _check_upgrade(hub, head)
+    refused = _check_upgrade(hub, head, remote_address)
     if refused is not None:
         return refused
     # Whoever had connected before a hub that shares its port began to drain has nobody else.
@@ -271,7 +309,7 @@ def accept(
             hub._count_limit(over)
             hub._count_rejected("address" if over == "max_connections_per_address" else "rate")
             return refusal(HTTPStatus.TOO_MANY_REQUESTS, headers={"Retry-After": "1"})
-    refused = _check_origin(hub, head)
+    refused = _check_origin(hub, head, remote_address, transport)
     if refused is not None:
         return refused
 
@@ -344,112 +382,96 @@ def picows_answer(
 
 def _reject(hub: Hub, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
     hub._count_rejected("request")
-    return refusal(status, text)
+    return refusal(status, f"{status.value} {status.phrase}: {text}" if text else "")
 
 
-def _check_upgrade(hub: Hub, head: RequestHead) -> WSUpgradeResponse | None:
-    # RFC 6455 section 4.2.1, in its order; two Host or key headers leave it open which counts.
-    if not head.to_websocket or not head.upgrade or head.method != "GET":
+def _upgrade_required(hub: Hub, text: str, version: dict[str, str]) -> WSUpgradeResponse:
+    hub._count_rejected("request")
+    # Who sends Upgrade lists it in Connection too (RFC 9110 section 7.8).
+    headers = {"Upgrade": "websocket", "Connection": "close, Upgrade", **version}
+    return refusal(HTTPStatus.UPGRADE_REQUIRED, text, headers)
+
+
+def _check_request(hub: Hub, head: RequestHead) -> WSUpgradeResponse | None:
+    """What holds for every request, whatever it is for (RFC 9112 section 3.2)."""
+    if not (head.hosts == 0 and head.http10) and (
+        head.hosts != 1 or parse_host(head.host or "") is None
+    ):
+        return _reject(hub, HTTPStatus.BAD_REQUEST, "exactly one sound Host header is needed")
+    if head.authority is not None and parse_host(head.authority) is None:
+        return _reject(hub, HTTPStatus.BAD_REQUEST, "the target names no sound host")
+    if head.method in ("GET", "HEAD"):
+        return None
+    if head.method in _OTHER_METHODS:
         hub._count_rejected("request")
-        return refusal(
-            HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket endpoint", {"Upgrade": "websocket"}
-        )
-    if head.host is None or head.hosts != 1 or not _HOST(head.host.lower()):
-        return _reject(hub, HTTPStatus.BAD_REQUEST, "exactly one Host header is needed")
-    if hub._allowed_hosts and head.host.lower() not in hub._allowed_hosts:
+        return refusal(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"})
+    return _reject(hub, HTTPStatus.BAD_REQUEST, "an unknown method")
+
+
+def _host_of(head: RequestHead) -> str:
+    # RFC 9112 section 3.2.2: a target in absolute form counts instead of the header.
+    return (head.authority if head.authority is not None else head.host) or ""
+
+
+def _check_upgrade(hub: Hub, head: RequestHead, remote_address: str) -> WSUpgradeResponse | None:
+    # RFC 6455 section 4.2.1, in its order; two key headers leave it open which counts. HTTP/1.0 has
+    # no upgrade (RFC 9110 section 7.8).
+    if not head.to_websocket or not head.upgrade or head.method != "GET" or head.http10:
+        return _upgrade_required(hub, "this is a WebSocket endpoint", {})
+    host = _host_of(head)
+    if hub._allowed_hosts and parse_host(host) not in hub._allowed_hosts:
         hub._count_rejected("origin")
-        return refusal(HTTPStatus.FORBIDDEN)
-    if head.version != "13" or head.versions != 1:
-        hub._count_rejected("request")
-        return refusal(
-            HTTPStatus.UPGRADE_REQUIRED,
-            "WebSocket version 13 is needed",
-            {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"},
+        log.info(
+            "an upgrade from %s is refused: the host %s is none of allowed_hosts",
+            remote_address or "an unknown address",
+            _shown(host),
         )
+        return refusal(HTTPStatus.FORBIDDEN, "403 Forbidden: this host is not served")
+    if head.version != "13" or head.versions != 1:
+        version = {"Sec-WebSocket-Version": "13"}
+        return _upgrade_required(hub, "WebSocket version 13 is needed", version)
     if head.key is None or head.keys != 1 or not _KEY(head.key):
         return _reject(hub, HTTPStatus.BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64")
     return None
 
 
-def _check_origin(hub: Hub, head: RequestHead) -> WSUpgradeResponse | None:
+def _check_origin(
+    hub: Hub, head: RequestHead, remote_address: str, transport: asyncio.Transport | None
+) -> WSUpgradeResponse | None:
     if head.origin is None or not hub.config.check_origin:
         return None
-    assert head.host is not None
+    tls = hub._tls or _proxy_has_tls(hub, head, transport)
     if head.origins == 1 and origin_allowed(
-        head.origin, head.host, hub._tls, hub.config.allowed_origins
+        head.origin, _host_of(head), tls, hub.config.allowed_origins
     ):
         return None
     hub._count_rejected("origin")
-    return refusal(HTTPStatus.FORBIDDEN)
+    log.info(
+        "an upgrade from %s is refused: the origin %s is not that of the host %s, nor in "
+        "allowed_origins",
+        remote_address or "an unknown address",
+        _shown(head.origin) if head.origins == 1 else "is there twice and",
+        _shown(_host_of(head)),
+    )
+    return refusal(HTTPStatus.FORBIDDEN, "403 Forbidden: this origin is not allowed")
 
 
-def origin_allowed(origin: str, host: str, tls: bool, allowed: tuple[str, ...]) -> bool:
-    """Whether a browser page of this origin may connect (RFC 6455 section 10.2).
-
-    Args:
-        origin: the Origin header.
-        host: the Host header; an origin of the same host and port is the host's own. A scheme of
-            https is its own too where we do not serve TLS ourselves: a proxy may do that.
-        tls: whether this server speaks TLS.
-        allowed: HubConfig.allowed_origins.
-    """
-    if "*" in allowed:
-        return True
-    match = _ORIGIN(origin.lower())
-    if match is None:
+def _proxy_has_tls(hub: Hub, head: RequestHead, transport: asyncio.Transport | None) -> bool:
+    """Whether a trusted proxy says that the request came to it by TLS."""
+    if head.forwarded_proto is None or transport is None:
         return False
-    scheme, name, port_text = match.groups()
-    port = int(port_text) if port_text else _DEFAULT_PORTS[scheme]
-    own = _HOST(host.lower())
-    if own is not None and own[1] == name and (scheme == "https" or not tls):
-        own_port = int(own[2]) if own[2] else _DEFAULT_PORTS[scheme]
-        if own_port == port:
-            return True
-    for pattern in allowed:
-        wanted = pattern.lower()
-        wanted_scheme, separator, rest = wanted.rpartition("://")
-        if separator and wanted_scheme != scheme:
-            continue
-        wanted_host = _WANTED_HOST(rest)
-        if wanted_host is None:
-            continue
-        if int(wanted_host[2] or _DEFAULT_PORTS[scheme]) != port:
-            continue
-        if wanted_host[1] == name:
-            return True
-        if wanted_host[1].startswith("*.") and name.endswith(wanted_host[1][1:]):
-            return True
-    return False
+    peer = parse_address(peer_address(transport))
+    return (
+        peer is not None
+        and is_trusted(peer, hub._trusted_proxies)
+        # Some say "wss" of an upgrade.
+        and not {"https", "wss"}.isdisjoint(map(str.lower, list_items(head.forwarded_proto)))
+    )
 
 
-def forwarded_address(
-    peer: str, forwarded_for: list[str], trusted: tuple[IPv4Network | IPv6Network, ...]
-) -> str:
-    """Whose request a proxy has passed on.
-
-    Args:
-        peer: the address that the connection comes from.
-        forwarded_for: the X-Forwarded-For headers. Each proxy appends the address it was asked
-            from, so that only what trusted ones have appended can be believed.
-        trusted: the proxies.
-
-    Returns:
-        str: the last address, seen from us, that is no trusted proxy; of what cannot be an
-        address, and what stands before it, nothing is believed.
-    """
-    believed = peer
-    hops = [hop.strip(" \t") for value in forwarded_for for hop in value.split(",")]
-    for hop in reversed(hops):
-        try:
-            address = ip_address(believed)
-            # What a socket of both families tells of an IPv4 peer.
-            address = getattr(address, "ipv4_mapped", None) or address
-            if not any(address in network for network in trusted):
-                break
-            believed = str(ip_address(hop))
-        except ValueError:
-            break
-    return believed
+def _shown(text: str) -> str:
+    """What a peer has sent, for a line of the log."""
+    return ascii(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")
 
 
 class Handshake:
@@ -464,21 +486,30 @@ class Handshake:
         transport: the connection.
     """
 
-    __slots__ = ("_answered", "_client", "_descriptor", "_head", "_hub", "_transport")
+    __slots__ = (
+        "_client",
+        "_descriptor",
+        "_head",
+        "_hub",
+        "_line",
+        "_lingering",
+        "_transport",
+    )
 
     def __init__(self, hub: Hub, client: Client, transport: asyncio.Transport) -> None:
         self._hub = hub
         self._client = client
         self._transport = transport
         self._head: bytearray | None = None  # what came of it in earlier reads
-        self._answered = False
+        self._line: RequestLine | None = None  # of that
+        self._lingering: Lingering | None = None  # once it is answered
         self._descriptor: int = transport.get_extra_info("socket").fileno()
         if self._descriptor >= hub._last_file:
             hub._log_out_of_files()
 
     def received(self, data: bytes | bytearray) -> None:
         """Takes what the transport has read."""
-        if self._answered:
+        if self._lingering is not None:
             return
         searched = 0
         if self._head is not None:
@@ -489,11 +520,25 @@ class Handshake:
         most = self._hub.config.max_header_bytes
         if 0 <= end <= most - 4:
             self._decide(bytes(data[: end + 2]), bytes(data[end + 4 :]))
+        else:
+            self._wait_for_more(data, most)
+
+    def _wait_for_more(self, data: bytes | bytearray, most: int) -> None:
+        if self._line is None:
+            self._head = bytearray(data)
+            self._line = RequestLine()
+        if not self._line.fits(data):
+            # What is no HTTP may never have what looks like the end of a head.
+            self._refuse_malformed(data, "a malformed request line")
         elif len(data) >= most:
             self._hub._count_limit("max_header_bytes")
             self._answer(_reject(self._hub, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
-        elif self._head is None:
-            self._head = bytearray(data)
+
+    def _refuse_malformed(self, data: bytes | bytearray, reason: str) -> None:
+        if data.startswith(_TLS_RECORD):
+            reason = "a TLS handshake, on a port without TLS"
+        log.info("a bad request from %s: %s", peer_address(self._transport), reason)
+        self._answer(_reject(self._hub, HTTPStatus.BAD_REQUEST, reason))
 
     def _decide(self, raw: bytes, rest: bytes) -> None:
         hub, client, transport = self._hub, self._client, self._transport
@@ -502,15 +547,7 @@ class Handshake:
         except ValueError as error:
             if isinstance(error, TooManyHeaders):
                 hub._count_limit("max_headers")
-            self._answer(_reject(hub, HTTPStatus.BAD_REQUEST))
-            return
-        if head.method not in ("GET", "HEAD"):
-            if head.method in _OTHER_METHODS:
-                hub._count_rejected("request")
-                allow = {"Allow": "GET, HEAD"}
-                self._answer(refusal(HTTPStatus.METHOD_NOT_ALLOWED, headers=allow))
-            else:
-                self._answer(_reject(hub, HTTPStatus.BAD_REQUEST))
+            self._refuse_malformed(raw, str(error))
             return
         remote_address = peer_address(transport)
         if hub._trusted_proxies and head.forwarded_for is not None:
@@ -529,30 +566,37 @@ class Handshake:
             client._feed(rest)
 
     def _answer(self, response: WSUpgradeResponse, head_only: bool = False) -> None:
-        hub, transport = self._hub, self._transport
-        assert hub.loop is not None
-        self._answered = True
-        response.headers["Connection"] = "close"
+        response.headers.setdefault("Connection", "close")
         answer = bytes(response.to_bytes())
         if head_only:
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
-        transport.write(answer)
-        self._client._close_transport()
-        if transport.get_write_buffer_size():
-            # Its peer does not read; aborting what has closed meanwhile is nothing.
-            hub._deadlines.set(transport.abort, hub.loop.time() + hub.config.close_timeout)
+        self._head = self._line = None  # it may be a while until the connection is gone
+        self.settle()
+        self._hub._answered[self] = None
+        self._lingering = Lingering(
+            self._hub, self._client, self._transport, self._descriptor, answer
+        )
 
     def descriptor(self) -> int:
         """Of its socket; -1 where it may be closed already."""
         return -1 if self._transport.is_closing() else self._descriptor
 
+    def drained(self) -> None:
+        """The transport has written all that it was given."""
+        if self._lingering is not None:
+            self._lingering.drained()
+
     def lost(self) -> None:
         """The connection is gone."""
-        if self.settle() and not self._answered and self._hub._accepting:
+        waited = self.settle()
+        if self._lingering is not None:
+            self._lingering.lost()
+        elif waited and self._hub._accepting:
             self._hub._count_rejected("gone")
 
     def settle(self) -> bool:
         """It is no handshake under way any more; returns whether it was one."""
+        self._hub._answered.pop(self, None)
         slot = self._hub._handshaking.pop(self, None)
         if slot is None:
             return False
@@ -566,7 +610,7 @@ class Handshake:
         self.abort()
 
     def abort(self) -> None:
-        """Ends a connection that is not upgraded yet."""
+        """Ends a connection that is not upgraded."""
         self._transport.abort()
 
 

@@ -86,6 +86,7 @@ def proxying(
     *,
     timeout: float = 60,
     certificate: trustme.LeafCert | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> Iterator[Proxy]:
     """Runs a proxy, and kills it in the end; skips if it is not installed.
 
@@ -95,6 +96,7 @@ def proxying(
         port: of the hub, on 127.0.0.1.
         timeout: seconds without traffic after which it ends a connection.
         certificate: it serves TLS with this one.
+        more: further changes of the configuration, made first.
     """
     executable = needed(name)
     folder = folder / name
@@ -103,7 +105,11 @@ def proxying(
     if certificate is not None:
         pem = folder / "certificate.pem"
         certificate.private_key_and_cert_chain_pem.write_to_path(str(pem))
-    changes = {"127.0.0.1:8080": f"127.0.0.1:{port}", "60s": f"{timeout * 1000:.0f}ms"}
+    changes = {
+        **(more or {}),
+        "127.0.0.1:8080": f"127.0.0.1:{port}",
+        "60s": f"{timeout * 1000:.0f}ms",
+    }
     configuration = folder / "configuration"
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         descriptor = listening.fileno()

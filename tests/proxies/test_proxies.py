@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection
 
 from tests.proxies.proxy import NAMES, Proxy, proxying
 from tests.support import RawClient, eventually, only_client, running
-from wsc_fast import Client, Hub, HubConfig, Identity, Request
+from wsc_fast import Client, Hub, HubConfig, Identity, Request, Response
 
 CLIENT = "127.0.0.2"
 PROXY = "127.0.0.1"
@@ -341,3 +341,37 @@ async def test_a_route_is_served_through_the_proxy(name: str, tmp_path: Path) ->
                     assert await client._more(10.0)
                 assert client.buffer == b"you are 127.0.0.1"
                 client.buffer.clear()
+
+
+async def test_the_health_check_of_haproxy_is_answered(tmp_path: Path) -> None:
+    """HTTP/1.0 without a host, as its `option httpchk` sends it unless told otherwise."""
+    hub = Echo()
+    status = [200]
+    asked: list[str] = []
+
+    @hub.route("/health")
+    def health(request: Request) -> Response:
+        asked.append(request.headers.get("Host", ""))
+        return Response(status[0])
+
+    server = "server hub 127.0.0.1:8080"
+    check = "check inter 50ms fall 1 rise 1"
+    async with running(hub):
+        with proxying(
+            "haproxy",
+            tmp_path,
+            hub.port,
+            more={server: f"option httpchk GET /health\n    {server} {check}"},
+        ) as proxy:
+
+            async def answer() -> bytes:
+                with await RawClient.open(proxy, upgrade=False) as client:
+                    await client.send_raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                    return (await client.read_response())[9:12]
+
+            await eventually(lambda: asked.count("") >= 3)
+            assert await answer() == b"200"
+            status[0] = 500
+            async with asyncio.timeout(10.0):
+                while await answer() != b"503":  # as long as it has not checked again
+                    pass

@@ -1,0 +1,136 @@
+"""The end of a connection whose request is answered: the peer gets the answer, and no reset.
+
+Rules
+1.  A socket that is closed with unread input, or that gets some later, resets the connection, and
+    the peer may lose the answer over it (RFC 9112 section 9.6). So the stream ends in stages: the
+    answer, the end of our half, then input is read and forgotten until the peer ends its half.
+2.  Who takes the answer slowly gets all of it, however long that takes, as long as it takes some
+    in every `close_timeout`, and LEAST_RATE bytes a second on the whole.
+3.  Once the answer is taken, the peer has `close_timeout` to end its half.
+
+TLS has no half-closed streams: its transports send what is written, say goodbye and close.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import fcntl
+import termios
+from typing import TYPE_CHECKING
+
+from wsc_fast._core.connection import acknowledged
+
+if TYPE_CHECKING:
+    from wsc_fast._core.connection import Client
+    from wsc_fast.hub import Hub
+
+# Bytes a second (Kestrel's MinResponseDataRate has the same).
+LEAST_RATE = 240
+# How often a connection is looked at in one `close_timeout`.
+_LOOKS = 4
+
+
+def untaken(descriptor: int) -> int:
+    """Bytes that the kernel has of a socket's stream, and the peer has not acknowledged."""
+    size = array.array("i", [0])
+    try:
+        fcntl.ioctl(descriptor, termios.TIOCOUTQ, size)
+    except OSError:
+        return 0  # not a kernel that tells
+    return size[0]
+
+
+class Lingering:
+    """One connection, from its answer to its end.
+
+    Args:
+        hub: whose connection it is.
+        client: its protocol.
+        transport: of the connection.
+        descriptor: of its socket.
+        answer: written at once.
+    """
+
+    __slots__ = (
+        "_before",
+        "_began",
+        "_client",
+        "_descriptor",
+        "_hub",
+        "_loop",
+        "_progress",
+        "_taken",
+        "_timer",
+        "_transport",
+    )
+
+    def __init__(
+        self, hub: Hub, client: Client, transport: asyncio.Transport, descriptor: int, answer: bytes
+    ) -> None:
+        assert hub.loop is not None
+        self._hub = hub
+        self._loop = hub.loop  # also once the hub has left it
+        self._client = client
+        self._transport = transport
+        self._descriptor = descriptor
+        self._began = self._progress = self._loop.time()
+        # Bytes that the peer has acknowledged: before the answer, and until the last look.
+        self._before = self._taken = acknowledged(descriptor)
+        client._give_up()
+        # `resume_writing` then says that all is with the kernel. 0 would pause the loops' own TLS.
+        transport.set_write_buffer_limits(high=1, low=0)
+        transport.write(answer)
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait()
+        self._end_half()
+
+    def _end_half(self) -> None:
+        try:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            elif not self._transport.get_write_buffer_size():
+                self._close()
+        except OSError:
+            self._transport.abort()  # the peer has reset the connection meanwhile
+
+    def drained(self) -> None:
+        """The transport has handed the whole answer to the kernel."""
+        if not self._transport.can_write_eof():
+            self._close()
+
+    def _wait(self) -> None:
+        seconds = self._hub.config.close_timeout / _LOOKS
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        hub, transport = self._hub, self._transport
+        now = self._loop.time()
+        # What the loops' own TLS holds is not told. But then the kernel has some, too.
+        left = transport.get_write_buffer_size() + untaken(self._descriptor)
+        taken = acknowledged(self._descriptor)
+        if taken > self._taken:
+            self._progress, self._taken = now, taken
+        wanted = LEAST_RATE * (now - self._began - hub.config.close_timeout)
+        if now - self._progress < hub.config.close_timeout and (
+            not left or taken - self._before >= wanted
+        ):
+            self._wait()
+        elif left:
+            hub._count_limit("close_timeout")
+            transport.abort()
+        else:
+            self._close()
+            # Over TLS that may wait for the peer's goodbye.
+            self._timer = self._loop.call_later(hub.config.close_timeout, transport.abort)
+
+    def _close(self) -> None:
+        # A TLS transport of asyncio that is closed twice cannot be aborted any more.
+        if not self._transport.is_closing():
+            self._client._close_transport()
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
