@@ -46,7 +46,7 @@ def torture(*arguments: str) -> tuple[int, dict[str, str], str]:
 
 
 @pytest.mark.parametrize(("scenario", "store"), SCENARIOS)
-def test_what_was_accepted_is_seen_once_and_in_order(scenario: str, store: str) -> None:
+def test_G8_what_was_accepted_is_seen_once_and_in_order(scenario: str, store: str) -> None:
     if store == "redis" and PROGRAM is None:
         pytest.skip("redis-server is not installed")
     status, row, said = torture("--quick", "--scenario", scenario, "--store", store)
