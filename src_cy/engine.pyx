@@ -11,6 +11,7 @@ from functools import partial
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.contextvars cimport PyContext_Copy
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
@@ -160,6 +161,10 @@ cdef class Engine(Fanout):
         self.crowded = self.read_turn_due = False
         self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
 
+    def _new_context(self):
+        """A contextvars.Context for what is no client's."""
+        return PyContext_Copy(self.variables)
+
     def _is_away(self):
         """Whether the hub runs, and in another thread."""
         return self.away()
@@ -273,7 +278,7 @@ cdef class Engine(Fanout):
 
     cdef int call_read_turn(self) except -1:
         if not self.read_turn_due and self.loop is not None:
-            self.loop.call_soon(self._read_turn)
+            self.call_soon(self._read_turn)
             self.read_turn_due = True
         return 0
 

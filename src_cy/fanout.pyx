@@ -25,6 +25,7 @@ from cpython.bytes cimport (
     PyBytes_AS_STRING,
     PyBytes_GET_SIZE,
 )
+from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_New
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
@@ -92,6 +93,7 @@ cdef class Fanout:
         memset(&self.limits, 0, sizeof(Limits))
         self.witness = []
         self.loop = None
+        self.variables = PyContext_New()
         self.dirty = []
         self.stalled = set()
         self.batch_items = None
@@ -117,6 +119,7 @@ cdef class Fanout:
     cdef int attach(self, object loop) except -1:
         # Binds to a running loop, or to none. The bound method is a cycle only while attached.
         self.loop = loop
+        self.variables = PyContext_CopyCurrent() if loop is not None else PyContext_New()
         self._flush_callback = self._flush if loop is not None else None
         self.scheduled = False
         return 0
@@ -146,9 +149,17 @@ cdef class Fanout:
 
     cdef int schedule(self) except -1:
         if self.loop is not None:
-            self.loop.call_soon(self._flush_callback)
+            self.call_soon(self._flush_callback)
             self.scheduled = True
         return 0
+
+    # A copy for each call: a loop that runs inside a callback could not enter a context twice.
+
+    cdef object call_soon(self, object callback):
+        return self.loop.call_soon(callback, context=PyContext_Copy(self.variables))
+
+    cdef object call_later(self, double seconds, object callback):
+        return self.loop.call_later(seconds, callback, context=PyContext_Copy(self.variables))
 
     cdef int unmark(self, Sink sink) except -1:
         """The sink takes no part in any flush until it is marked again (rule 4)."""

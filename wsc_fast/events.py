@@ -44,7 +44,7 @@ def dispatch(
         return
     for index, handler in enumerate(handlers):
         try:
-            result = handler(*args)
+            result = client._call(handler, *args)
         except BaseException as error:
             hub._callback_failed(client, error, fatal)
             if fatal:
@@ -74,8 +74,9 @@ class Inbox:
         self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
     ) -> None:
         """Begins with an awaitable that a handler has returned, and the handlers after it."""
+        context = self._client._lend_context()
         self._client._set_inbox(self)
-        self._hub._spawn(self._run(first, rest, args, fatal))
+        self._hub._spawn(self._run(first, rest, args, fatal), context)
 
     def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
         self._waiting.append((handlers, args, fatal))

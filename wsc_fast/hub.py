@@ -20,6 +20,7 @@ import sys
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import Context
 from datetime import UTC, datetime
 from http import HTTPStatus
 from ipaddress import ip_network
@@ -838,7 +839,9 @@ class Hub(Delivery):
         elif now > self._patient_until:
             self.heartbeat_timeout = self.config.heartbeat_timeout
         self._heartbeat_due = now + tick
-        self._heartbeat_timer = self.loop.call_later(tick, self._heartbeat)
+        self._heartbeat_timer = self.loop.call_later(
+            tick, self._heartbeat, context=self._new_context()
+        )
         self._sweep(tick / sweep)
 
     # --- calls from other threads ---
@@ -907,7 +910,7 @@ class Hub(Delivery):
         self._handshaking[handshake] = loop.time() + self.config.handshake_timeout
         if self._handshake_timer is None:
             self._handshake_timer = loop.call_later(
-                self.config.handshake_timeout, self._end_handshakes
+                self.config.handshake_timeout, self._end_handshakes, context=self._new_context()
             )
         return handshake
 
@@ -974,7 +977,7 @@ class Hub(Delivery):
             self._enter(client, pending)
             return
         client._hold_input()
-        task = self._spawn(self._finish_authentication(client, pending))
+        task = self._spawn(self._finish_authentication(client, pending), client._copy_context())
         task.wsc_client = client  # type: ignore[attr-defined]
         client._set_authenticating(task)
 
@@ -1001,6 +1004,7 @@ class Hub(Delivery):
             client.disconnect(1011)
             return
         client._set_authenticating(None)
+        client._keep_context()
         if not client._is_connecting():
             return  # it left, or the hub is stopping
         if identity is None:
@@ -1096,13 +1100,13 @@ class Hub(Delivery):
     def _may_join(self, client: Client, room_id: str) -> bool:
         """Called for each `join_room`, where there is an `authorize_join`."""
         assert self._authorize_join is not None
-        return _decided(self._authorize_join(client, room_id))
+        return _decided(client._call(self._authorize_join, client, room_id))
 
     def _may_publish(self, client: Client, message: str | bytes) -> bool:
         """Called by a Client for each message, where there is an `authorize_publish`."""
         assert self._authorize_publish is not None
         try:
-            if _decided(self._authorize_publish(client, message)):
+            if _decided(client._call(self._authorize_publish, client, message)):
                 return True
         except Exception as error:
             self._report(client, error)  # nobody has allowed it
@@ -1132,18 +1136,20 @@ class Hub(Delivery):
         self._tell_error_handlers(client, error)
 
     def _tell_error_handlers(self, client: Client | None, error: BaseException) -> None:
+        call = self._new_context().run if client is None else client._call
         for handler in self._on_error:
             try:
-                result = handler(client, error)
+                result = call(handler, client, error)
                 if is_awaitable(result):
-                    self._spawn(_logging_errors(result))
+                    context = self._new_context() if client is None else client._copy_context()
+                    self._spawn(_logging_errors(result), context)
             except BaseException:
                 log.exception("an on_error callback raised")
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[Any]:
         # The set keeps the task alive: the loop itself holds it only weakly.
         assert self.loop is not None
-        task: asyncio.Task[Any] = self.loop.create_task(coroutine)
+        task: asyncio.Task[Any] = self.loop.create_task(coroutine, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -246,7 +246,7 @@ def accept(
     path = head.target.partition(b"?")[0].decode("ascii")
     route = hub._routes.get(path)
     if route is not None:
-        return answer(route(Request(head, remote_address, transport)))
+        return answer(client._call(route, Request(head, remote_address, transport)))
     if hub._path is not None and path != hub._path:
         return _reject(hub, HTTPStatus.NOT_FOUND)
 
@@ -271,7 +271,7 @@ def accept(
         return refused
 
     if hub._authenticate is not None:
-        identity = hub._authenticate(Request(head, remote_address, transport))
+        identity = client._call(hub._authenticate, Request(head, remote_address, transport))
         if identity is None:
             hub._count_rejected("auth")
             # RFC 9110 section 15.5.2 wants a challenge, though only the application knows which.

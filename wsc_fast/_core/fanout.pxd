@@ -54,6 +54,9 @@ cdef class Fanout:
         list witness                # what limits.witness points to; empty between calls
         double budget               # seconds per flush
         readonly object loop        # the running asyncio loop, or None
+        # contextvars.Context, as it was where the hub was started: what the engine itself does runs
+        # in a copy of it, and each client's callbacks begin with one.
+        object variables
         list dirty                  # of Sink, with None where one has left
         set stalled                 # of Sink: those that are blocked
         list batch_items            # of Sink: the set that the batch is for; None: there is none
@@ -87,6 +90,9 @@ cdef class Fanout:
     cdef int unmark(self, Sink sink) except -1
     cdef int attach(self, object loop) except -1
     cdef int schedule(self) except -1
+    # As the loop's own, but in a context that is no client's.
+    cdef object call_soon(self, object callback)
+    cdef object call_later(self, double seconds, object callback)
     cdef int set_blocked(self, Sink sink, bint blocked) except -1
     cdef bint in_batch(self, Sink sink) except -1
     cdef bint join_batch(self, list items, object members, list skipped, bytes frame) except -1
