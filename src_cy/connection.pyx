@@ -45,7 +45,7 @@ from libc.stdint cimport uint8_t
 from picows.picows cimport WSFrame, WSTransport
 
 from wsc_fast._core.deflate cimport Context
-from wsc_fast._core.engine cimport RATE_CLOSE, RATE_DROP, Engine
+from wsc_fast._core.engine cimport NO_ACK, RATE_CLOSE, RATE_DROP, SETTLED, Engine
 from wsc_fast._core.frames cimport (
     FIN_PONG,
     check_close,
@@ -68,7 +68,7 @@ from wsc_fast._core.outbox cimport (
     outbox_push,
     outbox_trim,
 )
-from wsc_fast._core.receiver cimport CLOSE, PING, Receiver, wsc_head
+from wsc_fast._core.receiver cimport CLOSE, PING, PONG, Receiver, wsc_head
 
 from picows import WSProtocolError
 
@@ -210,6 +210,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         str end                    # the reason of failure for what was still queued at the end
         double connected_wall      # seconds since the epoch
         double pinged_at
+        bint pong_due              # the answer to a ping of ours
         unsigned long long acked   # bytes, at the last look (see check_alive)
         bint announced             # on_client_connected has been called
         bint peer_closed           # the peer's close frame is in
@@ -741,21 +742,24 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef object handler
         cdef object result
         cdef object context
+        cdef int answer = NO_ACK
         if self.held is not None:
             self.held_bytes += size
             self.held.append((content, size))
             return 0
-        if self.engine.rated and not self.within_rate(size):
-            return 0
-        self.engine.counters.messages_in += 1
-        self.engine.counters.bytes_in += size
         if (
             self.engine.ack_filter is not None
             and type(content) is str
             and PyUnicode_GET_LENGTH(content) <= ACK_CHARACTERS
             and PyUnicode_Contains(content, ACK_MARK)
-            and self.engine.ack_filter(self, content)
         ):
+            answer = self.engine.ack_filter(self, content)
+        # The hub has asked for an acknowledgement that settles something: no rate bounds it.
+        if self.engine.rated and answer != SETTLED and not self.within_rate(size):
+            return 0
+        self.engine.counters.messages_in += 1
+        self.engine.counters.bytes_in += size
+        if answer != NO_ACK:
             return 0
         if (
             self.engine.publish_filter is not None
@@ -782,7 +786,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1:
         if opcode == CLOSE:
             return self.take_close(payload, size)
-        if (
+        if opcode == PONG and self.pong_due:
+            self.pong_due = False  # the hub has asked for it: no rate bounds it
+        elif (
             self.engine.rated and self.engine.rate_action != RATE_DROP  # a ping is to be answered
             and self.state == OPEN and not self.within_rate(size)
         ):
@@ -922,6 +928,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if idle >= self.engine.heartbeat_interval:
             if now - self.pinged_at >= self.engine.heartbeat_interval:
                 self.pinged_at = now
+                self.pong_due = True
                 wsc_progress(self.descriptor, &since_data, &self.acked)
                 return self.push_control(PING_FRAME, PING_KEY)
         return 0

@@ -82,6 +82,7 @@ cdef tuple LIMITS = (
     "message_rate",
     "byte_rate",
     "max_pending_callbacks",
+    "max_pending_callback_bytes",
     "max_rooms",
     "max_rooms_per_client",
     "close_timeout",
@@ -214,12 +215,30 @@ cdef class Engine(Fanout):
     cdef bytes twin(self, bytes frame, int window):
         return self.codec.twin(frame, window)
 
-    def _set_acks(self, take, replaying, hold):
-        """Has `take(client, text) -> bool` take acknowledgements out of what comes in, and
-        `hold(user_id, message, data) -> int` what is sent to a user in the set `replaying`."""
+    def _set_acks(self, take, replaying, hold, ran_empty):
+        """Joins the acknowledgements to the engine.
+
+        Args:
+            take: `take(client, text) -> int` takes acknowledgements out of what comes in:
+                NO_ACK, SETTLED or IGNORED.
+            replaying: the set of users whose plain messages go through `hold`.
+            hold: `hold(user_id, message, data) -> int`.
+            ran_empty: `ran_empty(client)`, once for each `_await_empty`.
+        """
         self.ack_filter = take
         self.replaying = replaying
         self.hold = hold
+        self.room_heard = ran_empty
+
+    cdef int ran_empty(self, Sink sink) except -1:
+        sink.awaited = False
+        if self.room_heard is not None:
+            self.room_heard(sink)
+        return 0
+
+    def _await_empty(self, Sink sink not None):
+        """Has the acknowledgements hear, once, that the outbox of a client has run empty."""
+        sink.awaited = True
 
     def _set_filters(self, join_filter, publish_filter):
         """Has `join_filter(client, room_id)` and `publish_filter(client, message)` decide."""

@@ -127,6 +127,9 @@ cdef class Fanout:
     cdef bytes twin(self, bytes frame, int window):
         return frame
 
+    cdef int ran_empty(self, Sink sink) except -1:
+        return 0
+
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
         return 0
 
@@ -463,6 +466,7 @@ cdef class Fanout:
         if PyList_GET_SIZE(self.dirty) == 0 and self.batch_items is None:
             return
         self.counters.flushes += 1
+        self.flush_number += 1
         # What was planned may not change before it is settled, so no finalizer may run meanwhile.
         collecting = PyGC_Disable()
         try:
@@ -670,7 +674,11 @@ cdef class Fanout:
     cdef int after_write(self, Sink sink) except -1:
         # A further chunk waits behind everybody else's turn.
         self.unmark(sink)
-        if sink.box.count and not sink.blocked:
+        if not sink.box.count:
+            sink.emptied = self.flush_number
+            if sink.awaited:
+                self.ran_empty(sink)
+        elif not sink.blocked:
             return self.mark(sink)
         if sink.state == CLOSING and not sink.box.count and not sink.blocked:
             return sink.drained()

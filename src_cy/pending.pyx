@@ -1,16 +1,26 @@
-"""Messages that wait for their acknowledgement; see pending.pxd."""
+"""Messages that wait for their acknowledgement; see pending.pxd.
+
+Rules
+1.  The call decides whom a message is for: all clients that its mailbox has by then, or one client,
+    and after that one has gone the others of the mailbox. An acknowledgement counts from a client
+    that the message is for.
+2.  Each client gets the messages of its mailbox in the order of sending, whatever the others do.
+3.  A message is in `pending` from the send to its end, or until its user is away and it is parked.
+4.  No copy is queued for a client while the last one may still wait in that client's outbox.
+"""
 
 import asyncio
 from asyncio import get_running_loop
 from collections import deque
-from weakref import WeakValueDictionary
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.math cimport INFINITY
 
-from wsc_fast._core.engine cimport Engine
+from wsc_fast._core.engine cimport IGNORED, NO_ACK, SETTLED, Engine
+from wsc_fast._core.frames cimport FIN_TEXT, encode
 from wsc_fast._core.messages cimport HubMessageEncoder
-from wsc_fast._core.outbox cimport Sink
+from wsc_fast._core.outbox cimport OPEN, Sink
 from wsc_fast._core.timers cimport Timers
 
 from wsc_fast._core.engine import check_id
@@ -31,6 +41,7 @@ from wsc_fast.messages import (
     decode_acknowledgement,
     decode_hub_message,
     encoder,
+    is_same_message,
     to_ack_message,
     to_hub_message,
 )
@@ -45,8 +56,10 @@ cdef object DROPPED = AckStatus.DROPPED
 
 # Seconds; about thirty years, which a loop's clock can carry.
 cdef double LONGEST_TIMEOUT = 1e9
-# Messages of one user that are in the store, have timed out, and may still be acknowledged.
+# Messages of one mailbox that are in the store, have timed out, and may still be acknowledged.
 cdef Py_ssize_t MOST_LAPSED = 1_000
+# The least of what one mailbox may have pending unless ACKConfig.max_pending_per_user says more.
+cdef Py_ssize_t LEAST_SHARE = 16
 
 
 # Freed ones are kept for the next ones: so many come and go in a turn of the loop that Python would
@@ -57,12 +70,13 @@ cdef class PendingACK:
 
     `await pending` gives AckStatus.CONFIRMED once it is acknowledged, and raises AckFailedError
     with the client's text, AckTimeoutError after the last retransmission, AckDroppedError when the
-    hub gave it up, OfflineStoreError where it could not be stored, or HubStoppedError when the hub
-    stops. It may be awaited more than once, and need not be.
+    hub gave it up, OfflineStoreError where it could not be stored, ValidationError where the
+    offline store holds another message under its id, or HubStoppedError when the hub stops. It may
+    be awaited more than once, and need not be.
 
     Attributes:
         id: of the message.
-        message: the ACKMessage.
+        message: the ACKMessage, as it was when it was sent.
         user_id: whose acknowledgement counts.
         status: AckStatus.
         attempts: how often it was sent so far.
@@ -72,9 +86,13 @@ cdef class PendingACK:
 
     @property
     def message(self):
-        if self._message is None:
-            self._message = to_ack_message(decode_hub_message(self._data))
-        return self._message
+        message = to_ack_message(decode_hub_message(self._data))
+        message.timeout = self._given_timeout
+        return message
+
+    @property
+    def _timeout(self):
+        return self.timeout()
 
     cpdef bint done(self) noexcept:
         """Whether the outcome is known. Thread-safety: any thread."""
@@ -83,6 +101,16 @@ cdef class PendingACK:
     cpdef bint _is_open(self) noexcept:
         # Whether it is to be sent.
         return self.status is PENDING and self.error is None
+
+    cdef object key(self):
+        # What it stands under in its mailbox: one message may go to several clients, each by itself.
+        return self.id if self._client_id is None else (self.id, self._client_id)
+
+    cdef double timeout(self) noexcept:
+        # Seconds.
+        if self._given_timeout is None:
+            return self._acks.default_timeout
+        return <double>self._given_timeout
 
     def __await__(self):
         loop = get_running_loop()
@@ -95,15 +123,21 @@ cdef class PendingACK:
             raise HubStoppedError("the hub's loop was closed before the outcome was known")
         elif own is loop:
             waiter = loop.create_future()
-            if self.waiter is None:
-                self.waiter = waiter
-            elif self.more_waiters is None:
-                self.more_waiters = [waiter]
-            else:
-                self.more_waiters.append(waiter)
+            self._tell_later(waiter)
         else:
             waiter = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._outcome(), own))
         return waiter.__await__()
+
+    def _tell_later(self, waiter):
+        """Gives the outcome to a future of the hub's loop once it is known, unless it is done."""
+        if self.done():
+            self.tell(waiter)
+        elif self.waiter is None:
+            self.waiter = waiter
+        elif self.more_waiters is None:
+            self.more_waiters = [waiter]
+        else:
+            self.more_waiters.append(waiter)
 
     cdef int tell(self, waiter) except -1:
         """Gives the outcome to one who waits."""
@@ -145,22 +179,14 @@ cdef class PendingACK:
 
 
 @cython.freelist(1024)
-cdef class UserQueue:
-    """What one user has not acknowledged (internal)."""
+cdef class Mailbox:
+    """What one user, or one device, has not acknowledged (internal)."""
 
-    def __cinit__(self):
+    def __cinit__(self, str key not None, str user_id not None):
+        self.key = key
+        self.user_id = user_id
         self.pending = {}
-
-    @property
-    def line(self):
-        """A deque of what the replay sends when the store is done."""
-        if self._line is None:
-            self._line = deque()
-        return self._line
-
-    @line.setter
-    def line(self, line):
-        self._line = line
+        self.replays = {}
 
     @property
     def lapsed(self):
@@ -169,13 +195,6 @@ cdef class UserQueue:
             self._lapsed = {}
         return self._lapsed
 
-    @property
-    def acknowledged(self):
-        """Ids, while the replay reads the store: pages may be older."""
-        if self._acknowledged is None:
-            self._acknowledged = set()
-        return self._acknowledged
-
 
 cdef class AckTable:
     """The pending messages of one hub (internal); Acks is its Python half.
@@ -183,16 +202,24 @@ cdef class AckTable:
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, Engine hub not None, config, store, counters):
+    def __init__(self, Engine hub not None, config, store, counters, parked):
         self._hub = hub
         self.config = config
         self.store = store
         self.counters = counters
+        self.default_timeout = config.timeout
         self.retry_interval = config.retry_interval
         self.max_retries = config.max_retries
-        self._users = {}
+        self.most = config.max_pending
+        self.most_bytes = config.max_pending_bytes
+        self.mailbox_most = min(
+            self.most, config.max_pending_per_user or max(self.most // 4, LEAST_SHARE)
+        )
+        self.mailbox_most_bytes = self.most_bytes // 4
+        self._mailboxes = {}
         self.replaying = set()
-        self._parked = WeakValueDictionary()
+        self.starved = set()
+        self._parked = parked
         self._attach_timers(None)
 
     def _attach_timers(self, loop):
@@ -203,28 +230,42 @@ cdef class AckTable:
     def _clear_timers(self):
         self._timers.clear()
 
+    def _forget_all(self):
+        """Nothing is pending any more; nobody is told."""
+        self._mailboxes.clear()
+        self.replaying.clear()
+        self.count = self.nbytes = 0
+
+    def _mailbox(self, str key not None, str user_id not None):
+        """The mailbox of this key, made where there is none."""
+        cdef Mailbox mailbox = self._mailboxes.get(key)
+        if mailbox is None:
+            self._mailboxes[key] = mailbox = Mailbox.__new__(Mailbox, key, user_id)
+        return mailbox
+
     # --- sending ---
 
     cdef PendingACK new(
-        self, user_id, client_id, message, message_id, bytes data, int priority, timeout
+        self, str mailbox, str user_id, str client_id, str message_id, bytes data, int priority,
+        timeout,
     ):
         cdef PendingACK pending = PendingACK.__new__(PendingACK)
         pending._acks = self
+        pending._mailbox = mailbox
         pending.user_id = user_id
         pending._client_id = client_id
-        pending._message = message
         pending.id = message_id
         pending._data = data
         pending._priority = priority
-        pending._timeout = timeout
+        pending._given_timeout = timeout
         pending.status = PENDING
         pending.deadline = INFINITY
         pending._slot = -1
         return pending
 
-    def _found(self, user_id, message_id, bytes data not None):
+    def _found(self, Mailbox mailbox not None, str message_id, bytes data not None):
         """A message that was read from the store, of which nobody knew."""
-        return self.new(user_id, None, None, message_id, data, 2, self.config.timeout)
+        return self.new(mailbox.key, mailbox.user_id, None, message_id, data, 2, None)
 
     cpdef PendingACK start(self, recipient, message, bint to_client):
         """Sends a message to a client or a user until it is acknowledged."""
@@ -243,91 +284,236 @@ cdef class AckTable:
 
     cdef PendingACK send(self, str user_id, Sink client, message):
         cdef PendingACK pending = None
-        cdef UserQueue queue
+        cdef Mailbox mailbox
         cdef bytes data
+        cdef str message_id
         cdef bint online
         if self._stopped:
             raise HubStoppedError("the hub has stopped")
         if not isinstance(message, ACKMessage):
             raise ValidationError(f"expected an ACKMessage, not {type(message).__name__}")
         timeout = message.timeout
-        if timeout is None:
-            timeout = self.config.timeout
-        elif type(timeout) not in (int, float) or not 0 < timeout <= LONGEST_TIMEOUT:
+        if timeout is not None and (
+            type(timeout) not in (int, float) or not 0 < timeout <= LONGEST_TIMEOUT
+        ):
             raise ValidationError(
                 f"ACKMessage.timeout is {timeout!r}, expected a positive number of seconds, at "
                 f"most {LONGEST_TIMEOUT:.0f}, or None"
             )
         data = ENCODER.encode(to_hub_message(message, user_id))
-        message_id = message.id
-        queue = self._users.get(user_id)
+        message_id = message.id if type(message.id) is str else str(message.id)
+        mailbox = self._mailboxes.get(user_id)
         if self.store is not None:
-            pending = self._parked.get((user_id, message_id))
-        if pending is None and queue is not None:
-            pending = queue.pending.get(message_id)
-        if pending is not None:
-            if pending._data != data:
-                raise ValidationError(
-                    f"another message with the id {message_id!a} waits for its acknowledgement"
-                )
-            return pending
-        if self.count >= self.config.max_pending:
-            raise PendingFullError(
-                f"{self.count} messages wait for an acknowledgement already (ACKConfig.max_pending)"
-            )
+            pending = self._parked.get(user_id, message_id)
+            if pending is not None:
+                self.same(pending, data)
+                return pending
+        if mailbox is not None:
+            pending = self.known(mailbox, message_id, client, data)
+            if pending is not None:
+                return pending
+        self.check_bounds(mailbox, user_id)
         online = client is not None or self._hub._has_clients(user_id)
         if not online and self.store is None:
             raise UserOfflineError(f"user {user_id!a} has no connected client")
         pending = self.new(
-            user_id, None if client is None else client.id, message, message_id, data,
+            user_id, user_id, None if client is None else client.id, message_id, data,
             message.priority, timeout,
         )
         self.counters.acks_sent += 1
-        if queue is None:
-            self._users[user_id] = queue = UserQueue()
-        self._order += 1
-        pending._order = self._order
-        queue.pending[message_id] = pending
-        self.count += 1
-        if self.store is not None:
-            if queue.unstored is None:
-                queue.unstored = deque()
-            queue.unstored.append(pending)
-        if not online:
-            self._park(user_id, queue)
-        elif queue.replay is not None:
-            queue.line.append(pending)
-            self._begin(pending)
-        elif not self._transmit(pending):
-            # No room: whatever comes now queues up behind it.
-            self._replay(user_id, queue, None, from_store=False)
+        if mailbox is None:
+            mailbox = self._mailbox(user_id, user_id)
+        self._enlist(mailbox, pending)
+        if online:
+            self._send_live(mailbox, pending)
+        else:
+            self._park(mailbox)
         return pending
 
-    cpdef bint _transmit(self, PendingACK pending) except -1:
-        """Sends it; returns whether at least one client took it."""
+    cdef PendingACK known(self, Mailbox mailbox, str message_id, Sink client, bytes data):
+        """The same delivery, if it is under way; ValidationError for other content under its id."""
+        cdef PendingACK pending = mailbox.pending.get(message_id)
+        cdef PendingACK found = None
+        if pending is not None:
+            self.same(pending, data)
+            if client is None:
+                found = pending
+        if mailbox.directed is not None:
+            for pending in mailbox.directed.get(message_id, ()):
+                self.same(pending, data)
+                if client is not None and pending._client_id == client.id:
+                    found = pending
+        return found
+
+    cdef int same(self, PendingACK pending, bytes data) except -1:
+        if pending._data != data and not is_same_message(pending._data, data):
+            raise ValidationError(
+                f"another message with the id {pending.id!a} waits for its acknowledgement"
+            )
+        return 0
+
+    cdef int check_bounds(self, Mailbox mailbox, str user_id) except -1:
+        if self.count >= self.most:
+            raise PendingFullError(
+                f"{self.count} messages wait for an acknowledgement already (ACKConfig.max_pending)"
+            )
+        if self.nbytes >= self.most_bytes:
+            raise PendingFullError(
+                f"{self.nbytes} bytes of messages wait for an acknowledgement already "
+                "(ACKConfig.max_pending_bytes)"
+            )
+        if mailbox is None:
+            return 0
+        if len(mailbox.pending) >= self.mailbox_most:
+            raise PendingFullError(
+                f"{len(mailbox.pending)} messages wait for user {user_id!a} to acknowledge them "
+                "already (ACKConfig.max_pending_per_user)"
+            )
+        if mailbox.nbytes >= self.mailbox_most_bytes:
+            raise PendingFullError(
+                f"{mailbox.nbytes} bytes of messages wait for user {user_id!a} to acknowledge them "
+                "already (a quarter of ACKConfig.max_pending_bytes)"
+            )
+        return 0
+
+    cpdef int _enlist(self, Mailbox mailbox, PendingACK pending) except -1:
+        """Makes a message pending, behind all others of its mailbox."""
+        cdef Py_ssize_t size = weight(pending)
+        mailbox.pending[pending.key()] = pending
+        mailbox.nbytes += size
+        self.nbytes += size
+        self.count += 1
+        if pending._client_id is not None:
+            if mailbox.directed is None:
+                mailbox.directed = {}
+            mailbox.directed.setdefault(pending.id, []).append(pending)
+        if self.store is not None and not pending._stored and pending._storing is None:
+            if mailbox.unstored is None:
+                mailbox.unstored = deque()
+            mailbox.unstored.append(pending)
+        return 0
+
+    cdef int delist(self, Mailbox mailbox, PendingACK pending) except -1:
+        cdef Py_ssize_t size = weight(pending)
+        cdef list others
+        del mailbox.pending[pending.key()]
+        mailbox.nbytes -= size
+        self.nbytes -= size
+        self.count -= 1
+        if pending._client_id is not None:
+            others = mailbox.directed[pending.id]
+            others.remove(pending)
+            if not others:
+                del mailbox.directed[pending.id]
+                if not mailbox.directed:
+                    mailbox.directed = None
+        return 0
+
+    def _delist(self, Mailbox mailbox not None, PendingACK pending not None):
+        """Takes a message out of its mailbox, which is not its end; see `_park`."""
+        self.delist(mailbox, pending)
+
+    cdef list audience(self, PendingACK pending):
+        """The clients that a message is for by now."""
         cdef Sink client
         if pending._client_id is not None:
             client = self._hub.clients.get(pending._client_id)
             if client is not None and client.user_id == pending.user_id:
-                return self._sent(
-                    pending, self._hub._send_to(client, pending._data, pending._priority)
-                )
-        return self._sent(
-            pending,
-            self._hub._send_to_user(pending.user_id, pending._data, pending._priority) > 0,
-        )
+                return [client]
+        return self._hub.get_clients_by_user(pending.user_id)
 
-    cpdef bint _sent(self, PendingACK pending, bint taken) except -1:
+    cpdef bint _counts_from(self, PendingACK pending, Sink client) except -1:
+        """Whether a message is for this client, and an acknowledgement of this client counts."""
+        cdef Sink other
+        if pending._client_id is None or pending._client_id == client.id:
+            return True
+        other = self._hub.clients.get(pending._client_id)
+        return other is None or other.user_id != pending.user_id
+
+    cpdef int _send_live(self, Mailbox mailbox, PendingACK pending) except -1:
+        """Sends a message to all that it is for; to who is catching up when its turn comes."""
+        cdef list full = None
+        cdef bint taken = False
+        cdef bytes frame = encode(
+            FIN_TEXT, PyBytes_AS_STRING(pending._data), PyBytes_GET_SIZE(pending._data)
+        )
+        cdef Sink client
+        self._hub.counters.messages_out += 1
+        for client in self.audience(pending):
+            replay = mailbox.replays.get(client) if mailbox.replays else None
+            if replay is not None:
+                replay.put(pending)
+            elif self._hub.offer(client, frame, pending._priority - 1):
+                taken = True
+            elif full is None:
+                full = [client]
+            else:
+                full.append(client)
         if taken:
             pending.attempts += 1
+            pending.sent_at = self._hub.flush_number
         self._begin(pending)
+        if full is not None:
+            for client in full:
+                # What comes now queues up behind it.
+                self._catch_up(mailbox, client, [pending])
+        return 0
+
+    cpdef bint _send_now(self, PendingACK pending, Sink client) except -1:
+        """Sends a message to one client; whether its outbox took it."""
+        cdef bint taken
+        if client.state != OPEN:
+            return False
+        self._hub.counters.messages_out += 1
+        taken = self._hub.offer(
+            client,
+            encode(FIN_TEXT, PyBytes_AS_STRING(pending._data), PyBytes_GET_SIZE(pending._data)),
+            pending._priority - 1,
+        )
+        if taken:
+            pending.attempts += 1
+            pending.sent_at = self._hub.flush_number
+        self._begin(pending)
+        return taken
+
+    cdef bint retransmit(self, Mailbox mailbox, PendingACK pending, double now) except -1:
+        """Sends it again to those that have got it once; whether an outbox took it."""
+        cdef unsigned long long before = pending.sent_at
+        cdef bytes frame = None
+        cdef Sink client
+        cdef bint taken = False
+        cdef bint sent_once = False
+        for client in self.audience(pending):
+            replay = mailbox.replays.get(client) if mailbox.replays else None
+            if replay is not None and not replay.has_sent(pending):
+                continue  # its turn comes
+            sent_once = True
+            if self._hub.may_wait(client, before):
+                continue  # rule 4
+            if frame is None:
+                frame = encode(
+                    FIN_TEXT, PyBytes_AS_STRING(pending._data), PyBytes_GET_SIZE(pending._data)
+                )
+                self._hub.counters.messages_out += 1
+            if self._hub.offer(client, frame, pending._priority - 1):
+                taken = True
+        if taken:
+            pending.attempts += 1
+            pending.retries += 1
+            pending.sent_at = self._hub.flush_number
+        if sent_once:
+            self.schedule(pending, now)
+        else:
+            # Its turn sets its timer anew; until then only its end is waited for.
+            pending.due = pending.deadline
+            pending._slot = self._timers.set(pending, pending.due)
         return taken
 
     cpdef int _begin(self, PendingACK pending) except -1:
         """Its time runs from the first attempt to send it."""
         cdef double now = self.loop.time()
         if pending.deadline == INFINITY:
-            pending.deadline = now + <double>pending._timeout
+            pending.deadline = now + pending.timeout()
         return self.schedule(pending, now)
 
     cdef int schedule(self, PendingACK pending, double now) except -1:
@@ -351,7 +537,7 @@ cdef class AckTable:
         pending.retries = 0
 
     def _due(self, PendingACK pending not None):
-        cdef UserQueue queue
+        cdef Mailbox mailbox
         cdef double now
         if self.loop is None or pending._slot < 0:
             return
@@ -366,80 +552,86 @@ cdef class AckTable:
                 AckTimeoutError(
                     pending.id,
                     f"message {pending.id!a} was not acknowledged by user {pending.user_id!a} in "
-                    f"{pending._timeout} s, sent {pending.attempts} times",
+                    f"{pending.timeout()} s, sent {pending.attempts} times",
                 ),
             )
             return
-        queue = self._users.get(pending.user_id)
-        if queue is None or queue.pending.get(pending.id) is not pending:
+        mailbox = self._mailboxes.get(pending._mailbox)
+        if mailbox is None or mailbox.pending.get(pending.key()) is not pending:
             return
-        if queue.replay is not None and pending._walk != queue.walk:
-            # Its turn comes, and sets its timer anew; until then only its end is waited for.
-            pending.due = pending.deadline
-            pending._slot = self._timers.set(pending, pending.due)
-            return
-        pending.retries += 1
-        if self._transmit(pending):
+        if self.retransmit(mailbox, pending, now):
             self.counters.acks_retransmitted += 1
 
     # --- acknowledgements ---
 
     def take(self, Sink client not None, str text not None):
-        """An incoming text that may be an acknowledgement; whether it is one."""
-        cdef PendingACK pending = None
-        cdef UserQueue queue
+        """An incoming text that may be an acknowledgement: SETTLED, IGNORED, or NO_ACK."""
+        cdef PendingACK pending
+        cdef Mailbox mailbox
+        cdef list found
         try:
             answer = decode_acknowledgement(text)
         except NO_ACKNOWLEDGEMENT:
-            answer = None
-        if answer is None:
-            return False
+            return NO_ACK
         message_id = answer.message_id
-        queue = self._users.get(client.user_id)
-        if queue is not None:
-            pending = queue.pending.get(message_id)
-        if pending is None:
+        mailbox = self._mailboxes.get(client.user_id)
+        found = [] if mailbox is None else self.waiting_for(mailbox, client, message_id)
+        if not found:
             self.counters.acks_ignored += 1
-            if queue is not None and queue._lapsed is not None and message_id in queue._lapsed:
-                del queue._lapsed[message_id]
-                self._delete(client.user_id, message_id)
-                self._release(client.user_id, queue)
-        elif answer.status == "confirmed":
-            self.counters.acks_confirmed += 1
-            self._settle(pending, CONFIRMED, None)
-        else:
-            self.counters.acks_failed += 1
-            error = AckFailedError(pending.id, answer.error or "the client could not process it")
-            self._settle(pending, FAILED, error)
-            self._report(pending, error)
-        return True
+            if (
+                mailbox is None or mailbox._lapsed is None or message_id not in mailbox._lapsed
+            ):
+                return IGNORED
+            del mailbox._lapsed[message_id]
+            self._delete(mailbox.key, message_id)
+            self._release(mailbox)
+            return SETTLED
+        for pending in found:
+            if answer.status == "confirmed":
+                self.counters.acks_confirmed += 1
+                self._settle(pending, CONFIRMED, None)
+            else:
+                self.counters.acks_failed += 1
+                error = AckFailedError(pending.id, answer.error or "the client could not process it")
+                self._settle(pending, FAILED, error)
+                self._report(pending, error)
+        return SETTLED
+
+    cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id):
+        """What an acknowledgement of this client settles: one message may have gone out twice."""
+        cdef PendingACK pending = mailbox.pending.get(message_id)
+        cdef list found = [] if pending is None else [pending]
+        if mailbox.directed is not None:
+            for pending in mailbox.directed.get(message_id, ()):
+                if self._counts_from(pending, client):
+                    found.append(pending)
+        return found
 
     cpdef int _settle(self, PendingACK pending, status, error) except -1:
-        """The end of a message: out of the queue, and its waiters told."""
+        """The end of a message: out of its mailbox, and its waiters told."""
         cdef bint answered = status is CONFIRMED or status is FAILED
-        cdef UserQueue queue
+        cdef Mailbox mailbox
+        cdef PendingACK follower
         cdef list waiters
         pending.status = status
         pending.error = error
         self._unschedule(pending)
-        queue = self._users.get(pending.user_id)
-        if queue is not None and queue.pending.get(pending.id) is pending:
-            del queue.pending[pending.id]
-            self.count -= 1
-            if pending._walk == queue.walk:
-                queue.out -= 1
-            if queue.from_store and answered:
-                queue.acknowledged.add(pending.id)
-            if queue.progress is not None:
-                queue.progress.set()
+        mailbox = self._mailboxes.get(pending._mailbox)
+        if mailbox is not None and mailbox.pending.get(pending.key()) is pending:
+            self.delist(mailbox, pending)
+            if mailbox.replays:
+                for replay in mailbox.replays.values():
+                    replay.settled(pending, answered)
             if pending._stored and status is TIMEOUT:
-                queue.lapsed[pending.id] = None
-                if len(queue._lapsed) > MOST_LAPSED:
-                    del queue._lapsed[next(iter(queue._lapsed))]
-            self._release(pending.user_id, queue)
+                mailbox.lapsed[pending.id] = None
+                if len(mailbox._lapsed) > MOST_LAPSED:
+                    del mailbox._lapsed[next(iter(mailbox._lapsed))]
+            self._release(mailbox)
+        if self.starved and self.nbytes < self.most_bytes:
+            self._wake_starved()
         # What is still being stored is deleted when that is done.
         if pending._stored and answered:
-            self._delete(pending.user_id, pending.id)
+            self._delete(pending._mailbox, pending.id)
         if pending.waiter is not None:
             waiter, pending.waiter = pending.waiter, None
             waiters, pending.more_waiters = pending.more_waiters, None
@@ -447,7 +639,18 @@ cdef class AckTable:
             if waiters is not None:
                 for waiter in waiters:
                     pending.tell(waiter)
+        if pending.followers is not None:
+            waiters, pending.followers = pending.followers, None
+            for follower in waiters:
+                if not follower.done():
+                    self._settle(follower, status, error)
         return 0
+
+    def _follow(self, PendingACK pending not None, PendingACK follower not None):
+        """Has a message end as another one of the same id does."""
+        if pending.followers is None:
+            pending.followers = []
+        pending.followers.append(follower)
 
     cpdef int _give_up(self, PendingACK pending, error) except -1:
         if isinstance(error, AckTimeoutError):
@@ -458,11 +661,14 @@ cdef class AckTable:
         self._report(pending, error)
         return 0
 
-    cpdef int _release(self, str user_id, UserQueue queue) except -1:
-        """A queue that holds nothing is not kept."""
-        if not queue.pending and not queue._lapsed and queue.replay is None:
-            if self._users.get(user_id) is queue:
-                del self._users[user_id]
-        elif queue.unstored is not None and len(queue.unstored) > 2 * len(queue.pending) + 16:
-            queue.unstored = deque([item for item in queue.unstored if not item.done()])
+    cpdef int _release(self, Mailbox mailbox) except -1:
+        """A mailbox that holds nothing is not kept."""
+        if not mailbox.pending and not mailbox._lapsed and not mailbox.replays:
+            if self._mailboxes.get(mailbox.key) is mailbox:
+                del self._mailboxes[mailbox.key]
+        elif (
+            mailbox.unstored is not None
+            and len(mailbox.unstored) > 2 * len(mailbox.pending) + 16
+        ):
+            mailbox.unstored = deque([item for item in mailbox.unstored if not item.done()])
         return 0

@@ -337,7 +337,7 @@ async def test_nothing_is_kept_in_memory_for_users_who_are_away() -> None:
         for n in range(1000):
             await hub.send_ack_message_to_user(f"user {n}", ACKMessage(content="x")).accepted()
         acks: Any = hub._acks
-        assert not acks._users
+        assert not acks._mailboxes
         await eventually(lambda: not acks._parked)
         assert acks.count == 0
 

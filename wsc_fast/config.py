@@ -56,6 +56,9 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "client_max_window_bits": (9, 15),
     "max_retries": (0, 1_000_000),
     "max_pending": (1, 1 << 30),
+    "max_pending_bytes": (1, 1 << 40),
+    "max_pending_per_user": (0, 1 << 30),
+    "max_pending_callback_bytes": (1, 1 << 40),
     "offline_limit": (1, 1 << 30),
 }
 # name -> lowest; the floats that are no seconds.
@@ -134,6 +137,7 @@ CHANGEABLE = frozenset(
         "close_timeout",
         "message_timeout",
         "max_pending_callbacks",
+        "max_pending_callback_bytes",
         "max_rooms",
         "max_rooms_per_client",
         "thread_call_timeout",
@@ -281,7 +285,10 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         authentication_input_bytes: what a client may send while that runs; more closes with 1008.
         max_pending_callbacks: messages of one client that wait for an async `on_message_received`;
             beyond it nothing is read from that client until they drain. What a read under way has
-            brought is taken all the same.
+            brought is taken all the same. While acknowledgements of the client's user are awaited
+            reading goes on, since a callback may wait for them, up to the next bound.
+        max_pending_callback_bytes: what these messages may take in memory, with 256 bytes for each
+            beside itself; beyond it nothing is read from that client until they drain.
         max_rooms, max_rooms_per_client: bounds; beyond them LimitError.
         flush_budget: how long a flush may hold the loop before it yields.
         drain_period: how long `run` takes to send clients away (1012) after the first SIGTERM or
@@ -335,6 +342,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     authentication_timeout: float = 10.0
     authentication_input_bytes: int = 1 << 16
     max_pending_callbacks: int = 64
+    max_pending_callback_bytes: int = 1 << 20
     max_rooms: int = 100_000
     max_rooms_per_client: int = 1_000
     flush_budget: float = 0.005
@@ -424,6 +432,10 @@ class ACKConfig(Settings, frozen=True, kw_only=True):
         enable_offline_messages: what a user does not get is kept until the user connects.
         max_pending: messages that wait for an acknowledgement, in the whole hub; one more raises
             PendingFullError.
+        max_pending_bytes: what these messages may take, with 512 bytes for each beside its JSON;
+            one more raises PendingFullError. One user may take a quarter of it.
+        max_pending_per_user: messages that wait for one user to acknowledge them; one more raises
+            PendingFullError. 0: a quarter of `max_pending`, but at least 16.
         offline_limit: messages in the offline store, per user.
         offline_overflow: what a message does that finds as many in the store. "drop_oldest": the
             oldest is dropped. "refuse": the message is refused.
@@ -441,6 +453,8 @@ class ACKConfig(Settings, frozen=True, kw_only=True):
     retry_interval: float = 5.0
     enable_offline_messages: bool = False
     max_pending: int = 100_000
+    max_pending_bytes: int = 1 << 26
+    max_pending_per_user: int = 0
     offline_limit: int = 1_000
     offline_overflow: OfflineOverflow = "drop_oldest"
     offline_max_age: float = 604_800.0

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
+
+from wsc_fast.log import log
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
     from wsc_fast.hub import Hub
 
 Handlers = tuple[Callable[..., Any], ...]
+
+# Bytes that an event takes beside its message, about.
+_EVENT_BYTES = 256
 
 
 def is_awaitable(value: object) -> bool:
@@ -55,19 +61,27 @@ def dispatch(
             return
 
 
+def _size_of(args: tuple[Any, ...]) -> int:
+    """Bytes that an event takes in memory: its arguments are a client and mostly a message."""
+    return _EVENT_BYTES + (sys.getsizeof(args[1]) if len(args) > 1 else 0)
+
+
 class Inbox:
     """The events of one client that wait for an async callback, and the task that works them off.
 
-    Bounded by backpressure: with more than `HubConfig.max_pending_callbacks` waiting the client's
-    socket is not read until half of them are done. What one read brought is taken all the same.
+    Bounded by backpressure: with more than `HubConfig.max_pending_callbacks` waiting, or more than
+    `HubConfig.max_pending_callback_bytes`, the client's socket is not read until half of them are
+    done. What one read brought is taken all the same. A callback may wait for an acknowledgement of
+    its own client: while some are awaited, only the bytes are bounded.
     """
 
-    __slots__ = ("_client", "_hub", "_paused", "_waiting")
+    __slots__ = ("_client", "_hub", "_nbytes", "_paused", "_waiting")
 
     def __init__(self, hub: Hub, client: Client) -> None:
         self._hub = hub
         self._client = client
         self._waiting: deque[tuple[Handlers, tuple[Any, ...], bool]] = deque()
+        self._nbytes = 0  # of what waits, as it is in memory
         self._paused = False
 
     def start(
@@ -80,10 +94,40 @@ class Inbox:
 
     def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
         self._waiting.append((handlers, args, fatal))
-        if not self._paused and len(self._waiting) > self._hub.config.max_pending_callbacks:
+        self._nbytes += _size_of(args)
+        if not self._paused and (limit := self._limit_met(1)) is not None:
             self._paused = True
-            self._hub._count_limit("max_pending_callbacks")
+            self._hub._count_limit(limit)
             self._client._pause_reading()
+            if self._hub._awaits_acknowledgement(self._client):
+                log.warning(
+                    "%r: %d bytes of its messages wait for on_message_received (%s): its "
+                    "acknowledgements are not heard until they are handled",
+                    self._client,
+                    self._nbytes,
+                    limit,
+                )
+
+    def _limit_met(self, share: float) -> str | None:
+        """The setting of which more than a share is used; None if there is none."""
+        config = self._hub.config
+        if self._nbytes > config.max_pending_callback_bytes * share:
+            return "max_pending_callback_bytes"
+        if len(
+            self._waiting
+        ) > config.max_pending_callbacks * share and not self._hub._awaits_acknowledgement(
+            self._client
+        ):
+            return "max_pending_callbacks"
+        return None
+
+    def _next(self) -> tuple[Handlers, tuple[Any, ...], bool]:
+        event = self._waiting.popleft()
+        self._nbytes -= _size_of(event[1])
+        if self._paused and self._limit_met(0.5) is None:
+            self._paused = False
+            self._client._resume_reading()
+        return event
 
     async def _run(
         self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
@@ -94,14 +138,7 @@ class Inbox:
             elif fatal:
                 self._drop_messages()
             while self._waiting:
-                handlers, args, fatal = self._waiting.popleft()
-                if (
-                    self._paused
-                    and len(self._waiting) <= self._hub.config.max_pending_callbacks // 2
-                ):
-                    self._paused = False
-                    self._client._resume_reading()
-                await self._call(handlers, args, fatal)
+                await self._call(*self._next())
         finally:
             # No await between the last look at `_waiting` and here: nothing can slip in.
             self._client._set_inbox(None)
@@ -120,6 +157,7 @@ class Inbox:
         # Only that the client has gone is still to be told: the one event that waits here with
         # nothing but the client as its argument, since connecting comes before any Inbox.
         self._waiting = deque(event for event in self._waiting if len(event[1]) == 1)
+        self._nbytes = sum(_size_of(event[1]) for event in self._waiting)
 
     async def _call(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
         for handler in handlers:

@@ -158,6 +158,9 @@ _PRIORITIES = frozenset(Priority)
 _PLAIN = frozenset({str, int, bool, type(None), bytes, datetime})
 # Items of HubMessage.data, of all depths.
 DATA_ITEMS_MAX = 1_000_000
+# Dicts and lists within each other in HubMessage.data, itself included: every decoder of JSON takes
+# as many, also one that is called from deep within a program.
+DATA_DEPTH_MAX = 100
 
 
 def _mended(message: HubMessage) -> HubMessage:
@@ -188,33 +191,44 @@ def _mended(message: HubMessage) -> HubMessage:
 def _check_data(data: object) -> None:
     if not isinstance(data, dict):
         raise _wrong("data", data, "a dict or None")
-    # JSON has no NaN and no infinity, and msgspec would write null for them.
-    waiting: list[Any] = [data]
+    # JSON has no NaN and no infinity, and msgspec would write null for them. Level by level, as the
+    # depth has a bound.
+    level: list[Any] = [data]
     seen = 1
-    while waiting:
-        value = waiting.pop()
-        kind = type(value)
-        if kind is float:
-            if not -math.inf < value < math.inf:
-                raise ValidationError(f"HubMessage.data holds {value!r}, which JSON cannot carry")
-            continue
-        if kind in _PLAIN:
-            continue
-        if kind is dict:
-            inner: Collection[Any] = value.values()
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            inner = value
-        else:
-            # What msgspec writes as something else: structs, dataclasses, other mappings.
-            inner = (_as_json_would_be(value),)
-            if type(inner[0]) is kind:
-                continue
-        seen += len(inner)
-        if seen > DATA_ITEMS_MAX:
-            raise ValidationError(
-                f"HubMessage.data holds more than {DATA_ITEMS_MAX} items, or itself"
-            )
-        waiting.extend(inner)
+    for _ in range(DATA_DEPTH_MAX + 1):
+        below: list[Any] = []
+        for value in level:
+            below += _items(value)
+            if seen + len(below) > DATA_ITEMS_MAX:
+                raise ValidationError(
+                    f"HubMessage.data holds more than {DATA_ITEMS_MAX} items, or itself"
+                )
+        if not below:
+            return
+        seen += len(below)
+        level = below
+    raise ValidationError(
+        f"HubMessage.data holds dicts or lists within each other more than {DATA_DEPTH_MAX} deep, "
+        "or itself"
+    )
+
+
+def _items(value: object) -> Collection[Any]:
+    """What stands directly in a value of `data`; ValidationError if JSON cannot carry it."""
+    kind = type(value)
+    if kind is float:
+        if not -math.inf < value < math.inf:  # type: ignore[operator]
+            raise ValidationError(f"HubMessage.data holds {value!r}, which JSON cannot carry")
+        return ()
+    if kind in _PLAIN:
+        return ()
+    if kind is dict:
+        return value.values()  # type: ignore[attr-defined, no-any-return]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return value
+    # What msgspec writes as something else: structs, dataclasses, other mappings.
+    plain = _as_json_would_be(value)
+    return () if type(plain) is kind else (plain,)
 
 
 def _as_json_would_be(value: object) -> Any:
@@ -253,7 +267,7 @@ def decode_hub_message(data: bytes | str) -> HubMessage:
     """
     try:
         return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, TypeError, RecursionError) as error:
         raise ValidationError(f"this is no HubMessage: {error}") from error
 
 
@@ -283,6 +297,24 @@ def to_ack_message(message: HubMessage) -> ACKMessage:
         priority=message.priority,
         create_at=message.create_at,
     )
+
+
+def is_same_message(one: bytes, other: bytes) -> bool:
+    """Whether two messages differ in nothing but the time at which they were made.
+
+    So an application that sends a message again after a crash need not know when it was made.
+
+    Args:
+        one, other: JSON, as the hub encodes a HubMessage.
+    """
+    if one == other:
+        return True
+    try:
+        first, second = _decode(one), _decode(other)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    second.create_at = first.create_at
+    return first == second
 
 
 def message_of(frame: bytes) -> HubMessage | str | bytes:

@@ -30,6 +30,12 @@ cdef enum:
     RATE_DROP = 1
     RATE_PAUSE = 2
 
+cdef enum:
+    # What an incoming text was.
+    NO_ACK = 0
+    SETTLED = 1  # an acknowledgement of what was pending
+    IGNORED = 2  # an acknowledgement of nothing
+
 cdef class Engine(Fanout):
     cdef:
         # What the transports of all connections read into, one at a time (receiver.pxd).
@@ -84,12 +90,14 @@ cdef class Engine(Fanout):
         # What on_message_received has set: all of them, and the only one where there is one.
         tuple message_handlers
         object message_handler
-        # `filter(client, text) -> bool` for what may be an acknowledgement; None where none counts.
+        # `filter(client, text) -> int` for what may be an acknowledgement; None where none counts.
         object ack_filter
         # The users whose messages wait behind what is replayed to them, and `hold(user_id, message,
         # data) -> int` that has them wait; None where nothing is replayed.
         object replaying
         object hold
+        # `ran_empty(client)`, for who waits for room in a client's outbox.
+        object room_heard
         # `filter(client, message) -> bool`: may it publish this; None where everybody may.
         object publish_filter
         # `filter(client, room_id) -> bool`: may it join.

@@ -65,10 +65,12 @@ class Engine(Fanout):
     def _set_compression(self, enabled: bool, level: int, threshold: int) -> None: ...
     def _set_acks(
         self,
-        take: Callable[[Client, str], bool],
+        take: Callable[[Client, str], int],
         replaying: set[str],
         hold: Callable[[str, HubMessage, bytes], int],
+        ran_empty: Callable[[Client], None],
     ) -> None: ...
+    def _await_empty(self, sink: Client) -> None: ...
     def _set_filters(
         self,
         join_filter: Callable[[Client, str], bool] | None,

@@ -71,6 +71,7 @@ cdef class Fanout:
         public Py_ssize_t _batch_least
         public Py_ssize_t _batch_share
         bint scheduled
+        unsigned long long flush_number  # of the flush under way, or of the last one
         object _flush_callback      # bound method, made once
         Job* jobs
         iovec* iovs
@@ -85,6 +86,11 @@ cdef class Fanout:
     cdef bytes twin(self, bytes frame, int window)
     # These frames did not reach a client, and the application asked to hear of it; for engine.pyx.
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1
+    # An outbox has run empty for whose end somebody waits; for engine.pyx.
+    cdef int ran_empty(self, Sink sink) except -1
+    # Whether what was queued for a sink before this flush had begun may still wait here.
+    cdef inline bint may_wait(self, Sink sink, unsigned long long flush_number) noexcept:
+        return sink.blocked or (sink.box.count != 0 and sink.emptied <= flush_number)
     cdef list taken(self)
     cdef int mark(self, Sink sink) except -1
     cdef int unmark(self, Sink sink) except -1

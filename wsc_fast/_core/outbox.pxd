@@ -111,6 +111,8 @@ cdef class Sink(WSListener):
         Py_ssize_t slot            # where it stands in the set of all clients, or -1
         unsigned char state
         bint blocked               # the transport holds bytes: only the transport may write
+        bint awaited               # `Fanout.ran_empty` is called when its outbox has run empty
+        unsigned long long emptied  # number of the flush in which its outbox last ran empty
         object write               # bound method: the asyncio transport's write
         dict memberships           # MemberSet -> int, the slot there; None until the first
         readonly str id

@@ -1,11 +1,16 @@
 """Messages that are sent until they are acknowledged: the part of it that every message takes.
 
-    start      checks and encodes a message, enlists it with its user and sends it
+    start      checks and encodes a message, enlists it in its mailbox and sends it
     take       an acknowledgement has come
     settle     the end of a message, whatever it was: its waiters are told
 
-What else becomes of one, while its user is away or has a backlog, is in delivery/acks.py, whose
-class `Acks` is the Python half of AckTable.
+A mailbox is what is not acknowledged yet of one user; with ACKConfig(per="device") of one device.
+A client is live in its mailbox, and then gets what is sent at once, or it is catching up: then it
+has a `Replay` (delivery/acks.py), whose line holds what it gets next, in order. So the state of one
+client changes nothing for the others.
+
+What else becomes of a message, while its user is away, is in delivery/acks.py, whose class `Acks`
+is the Python half of AckTable.
 """
 
 from wsc_fast._core.engine cimport Engine
@@ -17,25 +22,25 @@ cdef class AckTable
 cdef class PendingACK:
     cdef:
         object __weakref__
-        readonly object id
-        readonly object user_id
+        readonly str id
+        readonly str user_id
         public object status       # AckStatus
         readonly int attempts
         AckTable _acks
-        object _message            # ACKMessage; None for one that was read from the store
         object waiter              # a Future, of who waits; None where nobody does
         list more_waiters          # of those who came later, or None
         double deadline            # of the loop's clock; set by the first send
         double due                 # when its timer is to do something
         readonly long long _slot   # of the timer, or -1
         int retries
+        unsigned long long sent_at  # Fanout.flush_number when it was last queued
+        list followers             # of PendingACK that end as this one does; None: there are none
         # Of delivery/acks.py too:
-        readonly object _client_id  # None: for all clients of the user
+        readonly str _mailbox      # key of its mailbox
+        readonly str _client_id    # None: for all clients of the mailbox
         readonly bytes _data       # as it goes on the wire
-        readonly object _timeout   # seconds, as it was given
+        object _given_timeout      # seconds, as it was given; None: ACKConfig.timeout
         public int _priority
-        public long long _order    # among what was sent to its user
-        public long long _walk     # the replay that sent it last
         public bint _stored        # it is in the store
         public object _storing     # a Future: it will be
         object error               # what awaiting it raises
@@ -43,23 +48,22 @@ cdef class PendingACK:
     cdef int tell(self, waiter) except -1
     cpdef bint done(self) noexcept
     cpdef bint _is_open(self) noexcept
+    cdef object key(self)
+    cdef double timeout(self) noexcept
 
-cdef class UserQueue:
-    # What one user has not acknowledged.
+cdef class Mailbox:
+    # What one user, or one device, has not acknowledged.
     cdef:
-        readonly dict pending      # id -> PendingACK, in the order of sending
-        public object unstored     # a deque of those of them that are not in the store, or None
-        public object replay       # a Task, or None
-        public object target       # the client that the replay is for; None: all of them
-        public bint from_store
-        public Py_ssize_t held     # how many of `line` are without acknowledgement
-        public long long walk      # number of the replay
-        public Py_ssize_t out      # sent by it, and not settled
-        public object progress     # an Event, set when something was settled, or None
-        # Made when they are first asked for.
-        object _line
+        readonly str key
+        readonly str user_id
+        readonly dict pending      # PendingACK.key() -> PendingACK, in the order of sending
+        readonly dict directed     # message id -> list of those for one client; None: there are none
+        readonly Py_ssize_t nbytes  # of `pending`, as `weight` counts
+        readonly dict replays      # Client -> Replay, of who is catching up
+        public object unstored     # a deque of those of `pending` that are not in the store, or None
+        public bint unstored_stale  # an append has failed: `unstored` is to be made anew
+        # Made when it is first asked for.
         dict _lapsed
-        set _acknowledged
 
 cdef class AckTable:
     cdef:
@@ -68,26 +72,51 @@ cdef class AckTable:
         public object store        # OfflineStore, or None
         public object counters     # AckCounters
         public object loop
-        readonly dict _users       # user id -> UserQueue
-        readonly set replaying     # the users whose messages are held back
-        readonly object _parked    # (user id, id) -> PendingACK of who is away; weak
+        readonly dict _mailboxes   # key -> Mailbox
+        readonly set replaying     # the users of whose clients one is catching up
+        readonly set starved       # Replays that read on once fewer bytes are pending
+        readonly object _parked    # Parked: messages of who is away
         readonly Timers _timers
-        public Py_ssize_t count    # of what is pending
+        readonly Py_ssize_t count  # of what is pending
+        readonly Py_ssize_t nbytes
         public bint _stopped
-        public long long _order
         double retry_interval
+        double default_timeout
         int max_retries
+        # Bounds, in messages and in bytes: of the hub, and of one mailbox.
+        Py_ssize_t most
+        Py_ssize_t most_bytes
+        Py_ssize_t mailbox_most
+        Py_ssize_t mailbox_most_bytes
 
     cdef PendingACK new(
-        self, user_id, client_id, message, message_id, bytes data, int priority, timeout
+        self, str mailbox, str user_id, str client_id, str message_id, bytes data, int priority,
+        timeout,
     )
     cpdef PendingACK start(self, recipient, message, bint to_client)
     cdef PendingACK send(self, str user_id, Sink client, message)
-    cpdef bint _transmit(self, PendingACK pending) except -1
-    cpdef bint _sent(self, PendingACK pending, bint taken) except -1
+    cdef int check_bounds(self, Mailbox mailbox, str user_id) except -1
+    cdef PendingACK known(self, Mailbox mailbox, str message_id, Sink client, bytes data)
+    cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id)
+    cdef int same(self, PendingACK pending, bytes data) except -1
+    cpdef int _enlist(self, Mailbox mailbox, PendingACK pending) except -1
+    cdef int delist(self, Mailbox mailbox, PendingACK pending) except -1
+    cdef list audience(self, PendingACK pending)
+    cpdef bint _counts_from(self, PendingACK pending, Sink client) except -1
+    cpdef int _send_live(self, Mailbox mailbox, PendingACK pending) except -1
+    cpdef bint _send_now(self, PendingACK pending, Sink client) except -1
+    cdef bint retransmit(self, Mailbox mailbox, PendingACK pending, double now) except -1
     cpdef int _begin(self, PendingACK pending) except -1
     cdef int schedule(self, PendingACK pending, double now) except -1
     cpdef int _unschedule(self, PendingACK pending) except -1
     cpdef int _settle(self, PendingACK pending, status, error) except -1
     cpdef int _give_up(self, PendingACK pending, error) except -1
-    cpdef int _release(self, str user_id, UserQueue queue) except -1
+    cpdef int _release(self, Mailbox mailbox) except -1
+
+
+cdef inline Py_ssize_t weight(PendingACK pending) noexcept:
+    # Bytes that a pending message takes, about: its data, and what there is beside it.
+    return len(pending._data) + PENDING_OVERHEAD
+
+cdef enum:
+    PENDING_OVERHEAD = 512

@@ -1,38 +1,46 @@
 """Messages that are sent until they are acknowledged, and kept while their user is away.
 
-Per user there is a queue of what is not acknowledged yet, in the order of sending:
-
-    live       a message goes out at once to the user's clients, and again at each retry interval
-    replaying  a client has just connected, or an outbox was full: one task sends, paced by the
-               outbox, first what the offline store holds, then what is pending, then the messages
-               without acknowledgement that were held back meanwhile; new ones queue up behind
-    away       no client is connected: with an offline store the queue moves there, and nothing of
-               it stays in memory but what callers hold; without one it waits for its timeouts
+A mailbox holds what one user has not acknowledged, in the order of sending. While a client of the
+user is connected a message goes out at once, and again at each retry interval. A client that has
+just connected, or whose outbox was full, catches up first (replay.py); the others take no notice.
+When the last client has gone the mailbox is parked: with an offline store its messages move there,
+and nothing of them stays in memory but what callers hold; without one they wait for their timeouts.
 
 A message is written to the store when somebody waits for `accepted`, when its user is away, and
 when the hub stops; whatever was sent to that user before it is written first, so that the store's
 order is the order of sending. It leaves the store when it was acknowledged. After a crash, what
 was stored and not known to be acknowledged is delivered again under the same id.
+
+Nothing here takes more than a bounded number of steps in one turn of the loop, however many
+messages or users are concerned.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+import weakref
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from wsc_fast._core.pending import AckTable, PendingACK, UserQueue
-from wsc_fast.delivery.failures import Failure, Message, outside_handlers, reason_of
+from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
+from wsc_fast.delivery.failures import Failure, Message, reason_of
+from wsc_fast.delivery.journal import Journal, store_error
 from wsc_fast.delivery.offline import OfflineStore, StoredMessage
+from wsc_fast.delivery.parked import Parked
+from wsc_fast.delivery.replay import Held, Replay
 from wsc_fast.errors import (
     AckDroppedError,
+    ClientDisconnectedError,
+    ConfigError,
     HubStoppedError,
+    MessageExistsError,
     OfflineStoreError,
     PendingFullError,
+    QueueFullError,
     SendFailureReason,
     UserOfflineError,
     ValidationError,
@@ -43,34 +51,26 @@ from wsc_fast.messages import (
     AckStatus,
     HubMessage,
     decode_hub_message,
+    is_same_message,
     to_ack_message,
 )
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
-    from wsc_fast.config import ACKConfig
+    from wsc_fast.config import ACKConfig, HubConfig
     from wsc_fast.hub import Hub
 
-# Messages that a replay reads from the store at a time.
-PAGE = 200
-# Messages of one user that a replay has out without an acknowledgement.
-WINDOW = 1_000
-# Messages and bytes in a client's outbox up to which a replay goes on sending.
-REPLAY_MESSAGES = 256
-REPLAY_BYTES = 1 << 18
-# Seconds between a replay's looks at an outbox that has no room.
-POLL = 0.005
-# Seconds without room after which the replay goes to another client of the user, if there is one.
-STALLED = 1.0
-# Seconds between two searches for messages that are too old.
-EXPIRE_EVERY = 60.0
-# A replay reads the store so often in vain, after pauses that double, then goes on without it and
-# comes back to it later.
-READ_ATTEMPTS = 4
-READ_PAUSE = 0.1
+# Messages that are parked, stored or ended in one turn of the loop.
+AT_ONCE = 100
+# Clients that catch up once more in one turn of the loop.
+CLIENTS_AT_ONCE = 20
+# Seconds after which a client catches up once more, where the store could not be read.
 REPLAY_AGAIN = 5.0
 # Seconds that writing what is pending gets at the stop, though its timeout is over.
 STORE_GRACE = 1.0
+
+# Who uses which store: a store that one hub closes is closed for all.
+_owners: weakref.WeakKeyDictionary[OfflineStore, weakref.ref[Acks]] = weakref.WeakKeyDictionary()
 
 
 class AckCounters(msgspec.Struct):
@@ -88,87 +88,112 @@ class AckCounters(msgspec.Struct):
     offline_errors: int = 0
 
 
-class _Held(msgspec.Struct, eq=False):
-    """A message without acknowledgement that waits behind a replay."""
-
-    message: HubMessage
-    data: bytes
-    _order: int
-
-
 class Acks(AckTable):
     """The pending messages of one hub.
+
+    Args:
+        hub: whose messages they are.
+        config: ACKConfig.
+        store: where messages are kept; None keeps none.
+
+    Raises:
+        ConfigError: another hub uses the store.
 
     Thread-safety: the loop's thread.
     """
 
     def __init__(self, hub: Hub, config: ACKConfig, store: OfflineStore | None) -> None:
-        super().__init__(hub, config, store, AckCounters())
-        self._walks = 0
-        self._opening: asyncio.Task[None] | None = None
-        self._expiring: asyncio.Task[None] | None = None
-        self._storing: set[asyncio.Future[Any]] = set()
-        # Appends that have to wait, for the store to open or for a deletion, and all behind them.
-        self._appends: deque[tuple[PendingACK, asyncio.Future[list[StoredMessage]]]] = deque()
-        self._appending: asyncio.Task[None] | None = None
-        self._next_error_line = 0.0
-        self._replay_messages = max(1, min(REPLAY_MESSAGES, hub.config.outbox_messages // 2))
-        self._replay_bytes = max(1, min(REPLAY_BYTES, hub.config.outbox_bytes // 2))
-        self._deletes: dict[str, list[str]] = {}
-        self._deleting: dict[tuple[str, str], asyncio.Future[int]] = {}
+        if store is not None and hub._authenticate is None:
+            log.warning(
+                "offline messages need `authenticate`: without it each client is a user whom nobody "
+                "knows again, and nothing is kept"
+            )
+            store = None
+        if store is not None:
+            _claim(store, self)
+        super().__init__(hub, config, store, AckCounters(), Parked())
+        self._journal = None if store is None else Journal(store, config, self)
+        self._ended = False  # it has been stopped, and not started since
+        # Mailboxes whose last client has gone, and whose messages are not parked yet.
+        self._leaving: dict[str, Mailbox] = {}
+        self._parking = False
+        # Clients that have caught up with what is in memory, but not with the store.
+        self._behind: dict[Client, None] = {}
+        self._behind_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def journal(self) -> Journal:
+        """The offline store, where there is one."""
+        assert self._journal is not None
+        return self._journal
+
+    @property
+    def running_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that the hub runs on."""
+        assert self.loop is not None
+        return self.loop
+
+    @property
+    def hub_config(self) -> HubConfig:
+        """The hub's settings of this moment."""
+        return self._hub.config
 
     # --- life ---
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """The hub runs on this loop from now on."""
-        self._stopped = False
+        self._stopped = self._ended = False
         self.loop = loop
         self._attach_timers(loop)
-        if self.store is not None:
-            self._opening = loop.create_task(self._open())
-            self._expiring = loop.create_task(self._expire())
+        if self._journal is not None:
+            self._journal.attach(loop)
 
-    async def _open(self) -> None:
-        assert self.store is not None
-        try:
-            await self.store.open()
-        except Exception as error:
-            raise _store_error(error) from error
+    def is_in_use(self) -> bool:
+        """Whether its hub runs, or has not run yet."""
+        return not self._ended and not (self.loop is not None and self.loop.is_closed())
 
     async def opened(self) -> None:
         """Returns once the store is open; raises what that failed with."""
-        if self._opening is not None:
-            await asyncio.shield(self._opening)
+        if self._journal is not None:
+            await self._journal.opened()
 
     async def stop(self, timeout: float) -> None:
         """Stores what is pending, or ends it; the clients have gone already."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         self._stopped = True
-        for task in (
-            self._expiring,
-            *[queue.replay for queue in self._users.values() if queue.replay is not None],
-        ):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
+        if self._journal is not None:
+            await self._journal.stop_looking()
         stopped = HubStoppedError("the hub stopped before the message was acknowledged")
-        for user_id, queue in list(self._users.items()):
-            self._drop_held(user_id, queue, stopped)
-            if self.store is not None:
-                self._park(user_id, queue)
-            else:
-                for pending in list(queue.pending.values()):
-                    self._give_up(pending, stopped)
+        for mailbox in list(self._mailboxes.values()):
+            self._end_replays(mailbox, stopped)
+        await self._empty_mailboxes(stopped)
         # What has to be written gets some time even where the clients have used it up.
         deadline = max(deadline, loop.time() + STORE_GRACE)
-        while (self._storing or self._deletes) and loop.time() < deadline:
-            if self._deletes:
-                self._flush_deletes()
-            await asyncio.wait(set(self._storing), timeout=max(0.0, deadline - loop.time()))
-            await asyncio.sleep(0)
+        if self._journal is not None:
+            await self._journal.write_out(deadline)
         self._clear_timers()
-        for pending in list(self._parked.values()):
+        await self._end_parked()
+        self._forget()
+        if self._journal is not None:
+            await self._journal.close(deadline + STORE_GRACE)
+        self._ended = True
+        self.loop = None
+
+    async def _empty_mailboxes(self, error: Exception) -> None:
+        while self._mailboxes:
+            mailbox = next(iter(self._mailboxes.values()))
+            mailbox.lapsed.clear()
+            if self.store is not None:
+                self._park_some(mailbox, AT_ONCE)
+            else:
+                for pending in list(islice(mailbox.pending.values(), AT_ONCE)):
+                    self._give_up(pending, error)
+            self._release(mailbox)
+            await asyncio.sleep(0)
+
+    async def _end_parked(self) -> None:
+        for number, pending in enumerate(self._parked):
             if pending.done():
                 continue
             if pending._stored:
@@ -177,76 +202,98 @@ class Acks(AckTable):
             else:
                 late = "the hub stopped before the offline store had taken the message"
                 self._give_up(pending, OfflineStoreError(late))
-        self._parked.clear()
-        self._users.clear()
-        self.count = 0
-        self.replaying.clear()
-        if self.store is not None:
-            await self._close(deadline)
-        self.loop = None
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
 
-    async def _close(self, deadline: float) -> None:
-        assert self.store is not None
-        for task in (self._opening, self._appending):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
-        self._opening = self._appending = None
-        self._appends.clear()
-        try:
-            async with asyncio.timeout_at(deadline + STORE_GRACE):
-                await self.store.close()
-        except Exception:
-            log.exception("the offline store did not close")
+    def _forget(self) -> None:
+        self._parked.clear()
+        self._leaving.clear()
+        self._behind.clear()
+        self.starved.clear()
+        self._forget_all()
+        if self._behind_timer is not None:
+            self._behind_timer.cancel()
+            self._behind_timer = None
 
     def forget(self) -> None:
         """The loop was closed under the hub: its tasks and timers went with it."""
         self.loop = None
+        self._ended = True
+        self._behind_timer = None
+        self._parking = False
         self._attach_timers(None)
-        self._users.clear()
-        self._parked.clear()
-        self._storing.clear()
-        self._deletes.clear()
-        self._deleting.clear()
-        self._appends.clear()
-        self.replaying.clear()
-        self._opening = self._expiring = self._appending = None
-        self.count = 0
+        self._forget()
+        if self._journal is not None:
+            self._journal.forget()
 
     # --- sending ---
 
     def hold(self, user_id: str, message: HubMessage, data: bytes) -> int:
-        """Takes a message without acknowledgement that must not overtake a replay.
+        """Sends a message without acknowledgement to a user of whose clients some catch up.
 
-        Returns how many clients it is held for.
+        Returns how many clients it was queued or held for.
         """
         clients = self._hub.get_clients_by_user(user_id)
         if not clients:
             raise UserOfflineError(f"user {user_id!a} has no connected client")
-        queue = self._users[user_id]
-        if queue.held >= self._hub.config.outbox_messages:
-            raise PendingFullError(
-                f"{queue.held} messages for user {user_id!a} wait behind its backlog already "
-                f"(HubConfig.outbox_messages)"
-            )
-        queue.held += 1
-        self._order += 1
-        queue.line.append(_Held(message, data, self._order))
-        return len(clients)
+        item = Held(data, int(message.priority))
+        refused: list[tuple[Client, Exception]] = []
+        for client in clients:
+            error = self._hold_for(client, item)
+            if error is not None:
+                refused.append((client, error))
+        if len(refused) == len(clients):
+            raise refused[0][1]
+        for _, error in refused:
+            self._report_held(item, user_id, error)
+        return len(clients) - len(refused)
 
-    def pending_of(self, user_id: str, client_id: str) -> list[ACKMessage]:
-        queue = self._users.get(user_id)
-        if queue is None:
+    def _hold_for(self, client: Client, item: Held) -> Exception | None:
+        replay = self._replay_of(client)
+        if replay is None:
+            if self._hub._send_to(client, item.data, item.priority):
+                return None
+            return QueueFullError(f"the outbox of client {client.id!a} is full")
+        if replay.hold(item):
+            return None
+        return PendingFullError(
+            f"{replay.held} messages for user {client.user_id!a} wait behind its backlog already "
+            f"(HubConfig.outbox_messages, outbox_bytes)"
+        )
+
+    def send_held(self, replay: Replay, item: Held) -> None:
+        """The turn of a message that a replay held has come."""
+        if not self._hub._send_to(replay.client, item.data, item.priority):
+            error = QueueFullError(f"the outbox of client {replay.client.id!a} is full")
+            self._report_held(item, replay.mailbox.user_id, error)
+
+    def pending_of(self, client: Client) -> list[ACKMessage]:
+        """The messages that an acknowledgement of this client would settle."""
+        mailbox = self._mailboxes.get(client.user_id)
+        if mailbox is None:
             return []
         return [
             pending.message
-            for pending in queue.pending.values()
-            if pending._client_id in (None, client_id)
+            for pending in mailbox.pending.values()
+            if self._counts_from(pending, client)
         ]
 
-    def _report(
-        self, pending: PendingACK, error: Exception, reason: SendFailureReason | None = None
-    ) -> None:
+    def awaits(self, client: Client) -> bool:
+        """Whether an acknowledgement of this client's user is awaited."""
+        mailbox = self._mailboxes.get(client.user_id)
+        return mailbox is not None and bool(mailbox.pending)
+
+    def has_memory(self) -> bool:
+        """Whether what is pending leaves room for more."""
+        return self.nbytes < self.config.max_pending_bytes
+
+    def _wake_starved(self) -> None:
+        for _ in range(min(CLIENTS_AT_ONCE, len(self.starved))):
+            self.starved.pop().wake()
+
+    # --- failures ---
+
+    def _report(self, pending: PendingACK, error: Exception) -> None:
         try:
             message: Message = pending.message
         except ValidationError:
@@ -255,255 +302,265 @@ class Acks(AckTable):
             Failure(
                 message,
                 pending._client_id or pending.user_id,
-                reason or reason_of(error),
+                reason_of(error),
                 error,
                 duration=pending._timeout,
             ),
             of_call=False,
         )
 
+    def _report_held(self, item: Held, user_id: str, error: Exception) -> None:
+        message = decode_hub_message(item.data)
+        self._hub._failures.report(
+            Failure(message, user_id, reason_of(error), error), of_call=False
+        )
+
     # --- clients come and go ---
 
     def entered(self, client: Client) -> None:
         """A client has connected: what its user has not acknowledged goes out again."""
-        user_id = client.user_id
-        queue = self._users.get(user_id)
-        # An anonymous client is a user that nobody has seen before.
-        from_store = self.store is not None and self._hub._authenticate is not None
-        if queue is None and not from_store:
-            return
-        if queue is None:
-            self._users[user_id] = queue = UserQueue()
-        # The newest client gets it: an older one may have gone silent.
-        self._replay(user_id, queue, client, from_store=from_store)
+        mailbox = self._mailboxes.get(client.user_id)
+        if mailbox is None:
+            if self.store is None:
+                return
+            mailbox = self._mailbox(client.user_id, client.user_id)
+        self._leaving.pop(mailbox.key, None)
+        self._catch_up(mailbox, client, self._for(mailbox, client), from_store=True, again=True)
+        self._release(mailbox)
 
     def left(self, client: Client) -> None:
         """A client's connection has gone."""
-        user_id = client.user_id
-        queue = self._users.get(user_id)
-        if queue is None:
+        self._behind.pop(client, None)
+        mailbox = self._mailboxes.get(client.user_id)
+        if mailbox is None:
             return
-        others = self._hub.get_clients_by_user(user_id)
+        others = self._hub.get_clients_by_user(client.user_id)
+        replay = mailbox.replays.get(client)
+        if replay is not None:
+            self._end_replay(replay, self._left_error(client, others))
         if others:
-            if queue.replay is not None and queue.target is client:
-                self._replay(user_id, queue, others[-1], from_store=queue.from_store)
+            self._redirect(mailbox, client, others)
             return
-        self._end_replay(user_id, queue)
-        queue.lapsed.clear()
+        mailbox.lapsed.clear()
         if self.store is not None:
-            self._park(user_id, queue)
-        else:
-            self._release(user_id, queue)
+            self._park(mailbox)
+        self._release(mailbox)
 
-    def _end_replay(self, user_id: str, queue: UserQueue) -> None:
-        # Its user is away.
-        if queue.replay is not None:
-            queue.replay.cancel()
-            queue.replay = None
-            queue.target = None
-            queue.from_store = False
-            self.replaying.discard(user_id)
-        error = UserOfflineError(f"user {user_id!a} left before the message was sent")
-        self._drop_held(user_id, queue, error)
+    def _left_error(self, client: Client, others: list[Client]) -> Exception:
+        if others:
+            return ClientDisconnectedError(
+                f"client {client.id!a} left before the message was sent to it"
+            )
+        return UserOfflineError(f"user {client.user_id!a} left before the message was sent")
 
-    def _drop_held(self, user_id: str, queue: UserQueue, error: Exception) -> None:
-        for item in queue.line:
-            if isinstance(item, _Held):
-                failure = Failure(item.message, user_id, reason_of(error), error)
-                self._hub._failures.report(failure, of_call=False)
-        queue.line.clear()
-        queue.held = 0
+    def _for(self, mailbox: Mailbox, client: Client) -> list[PendingACK]:
+        if mailbox.directed is None:
+            return list(mailbox.pending.values())
+        return [each for each in mailbox.pending.values() if self._counts_from(each, client)]
+
+    def _redirect(self, mailbox: Mailbox, left: Client, others: list[Client]) -> None:
+        """What was for one client alone goes to the others of the user."""
+        if mailbox.directed is None:
+            return
+        line = [
+            pending
+            for pending in mailbox.pending.values()
+            if pending._client_id == left.id and self._counts_from(pending, others[0])
+        ]
+        if line:
+            for client in others:
+                self._catch_up(mailbox, client, line)
+
+    # --- replays ---
+
+    def _replay_of(self, client: Client) -> Replay | None:
+        mailbox = self._mailboxes.get(client.user_id)
+        return None if mailbox is None else mailbox.replays.get(client)
+
+    def _catch_up(
+        self,
+        mailbox: Mailbox,
+        client: Client,
+        line: list[PendingACK],
+        *,
+        sent: list[PendingACK] | None = None,
+        from_store: bool = False,
+        again: bool = False,
+    ) -> None:
+        """Has a client catch up, with these messages besides what it is catching up with."""
+        from_store = from_store and self.store is not None
+        replay = mailbox.replays.get(client)
+        if replay is not None:
+            for pending in line:
+                replay.put(pending)
+            if from_store:
+                replay.read_again()
+        elif line or from_store:
+            replay = Replay(
+                self, mailbox, client, line, sent=sent or [], from_store=from_store, again=again
+            )
+            mailbox.replays[client] = replay
+            self.replaying.add(mailbox.user_id)
+            replay.start()
+
+    def await_empty(self, client: Client) -> None:
+        """Has the replay of a client go on once the client's outbox has run empty."""
+        self._hub._await_empty(client)
+
+    def ran_empty(self, client: Client) -> None:
+        """The outbox of a client has run empty."""
+        replay = self._replay_of(client)
+        if replay is not None:
+            replay.wake()
+
+    def caught_up(self, replay: Replay, complete: bool, error: Exception | None) -> None:
+        """A replay has come to its end, or was ended."""
+        mailbox, client = replay.mailbox, replay.client
+        if mailbox.replays.get(client) is not replay:
+            return  # it was ended, and this is only its task
+        if error is not None:
+            self._hub._report(None, error)
+        self._end_replay(replay, error or self._left_error(client, [client]))
+        if not complete and self.store is not None and client.is_connected():
+            self._behind[client] = None
+            if self._behind_timer is None and self.loop is not None:
+                self._behind_timer = self.loop.call_later(REPLAY_AGAIN, self._catch_up_again)
+        self._release(mailbox)
+
+    def _end_replay(self, replay: Replay, error: Exception) -> None:
+        mailbox = replay.mailbox
+        del mailbox.replays[replay.client]
+        if not mailbox.replays:
+            self.replaying.discard(mailbox.user_id)
+        for item in replay.end():
+            self._report_held(item, mailbox.user_id, error)
+
+    def _end_replays(self, mailbox: Mailbox, error: Exception) -> None:
+        for replay in list(mailbox.replays.values()):
+            self._end_replay(replay, error)
+
+    def _catch_up_again(self) -> None:
+        """The store could not be read a while ago."""
+        self._behind_timer = None
+        for client in list(islice(self._behind, CLIENTS_AT_ONCE)):
+            del self._behind[client]
+            if client.is_connected() and not self._stopped:
+                self._look_again(client, again=True)
+        if self._behind and self.loop is not None:
+            self._behind_timer = self.loop.call_later(0, self._catch_up_again)
+
+    def _look_again(self, client: Client, *, again: bool) -> None:
+        mailbox = self._mailbox(client.user_id, client.user_id)
+        sent = self._for(mailbox, client)
+        self._catch_up(mailbox, client, [], sent=sent, from_store=True, again=again)
+
+    def adopt(
+        self, mailbox: Mailbox, stored: StoredMessage, acknowledged: set[str], *, again: bool
+    ) -> PendingACK | None:
+        """Makes a message of the store pending, unless it is or has been acknowledged.
+
+        Args:
+            mailbox: whose message it is.
+            stored: as the store has it.
+            acknowledged: ids that were acknowledged since the store was asked.
+            again: whether one that has timed out is pending anew.
+
+        Returns:
+            PendingACK | None: None for one that needs not be sent.
+        """
+        known: PendingACK | None = mailbox.pending.get(stored.id)
+        if known is not None:
+            return known
+        if stored.id in acknowledged or self.journal.is_deleted(mailbox.key, stored.id):
+            return None
+        if not again and stored.id in mailbox.lapsed:
+            return None
+        pending = self._parked.pop(mailbox.key, stored.id)
+        if pending is None:
+            pending = self._found(mailbox, stored.id, stored.data)
+            try:
+                pending._priority = int(decode_hub_message(stored.data).priority)
+            except ValidationError:
+                log.warning("the offline store holds something that is no HubMessage")
+        mailbox.lapsed.pop(stored.id, None)
+        pending._stored = True
+        pending.status = AckStatus.PENDING
+        self._enlist(mailbox, pending)
+        return pending
+
+    def all_read(self, mailbox: Mailbox) -> None:
+        """A replay has read all that the store holds for a mailbox.
+
+        What is parked still has gone from the store, by somebody else's doing or a loss: it is sent
+        from memory.
+        """
+        for pending in self._parked.of(mailbox.key):
+            if pending._storing is None and pending.status is AckStatus.STORED:
+                pending._stored = False
+                self._unpark(mailbox, pending)
+
+    def _unpark(self, mailbox: Mailbox, pending: PendingACK) -> None:
+        """Its user is back: a parked message is sent from memory."""
+        self._parked.pop(mailbox.key, pending.id)
+        pending.status = AckStatus.PENDING
+        self._enlist(mailbox, pending)
+        self._send_live(mailbox, pending)
+
+    # --- parking ---
+
+    def _park(self, mailbox: Mailbox) -> None:
+        """Moves a mailbox to the store: its user is away."""
+        error = UserOfflineError(f"user {mailbox.user_id!a} left before the message was sent")
+        self._end_replays(mailbox, error)
+        if mailbox.key in self._leaving:
+            return  # its turn comes
+        self._park_some(mailbox, AT_ONCE)
+        self._release(mailbox)
+        if mailbox.pending:
+            self._leaving[mailbox.key] = mailbox
+            if not self._parking:
+                self._parking = True
+                self.running_loop.call_soon(self._park_on)
+
+    def _park_on(self) -> None:
+        """Parks the next few messages of who has left."""
+        self._parking = False
+        left = AT_ONCE
+        while self._leaving and left > 0:
+            mailbox = next(iter(self._leaving.values()))
+            left -= self._park_some(mailbox, left) + 1
+            if not mailbox.pending:
+                self._leaving.pop(mailbox.key, None)
+                self._release(mailbox)
+        if self._leaving and self.loop is not None:
+            self._parking = True
+            self.loop.call_soon(self._park_on)
+
+    def _park_some(self, mailbox: Mailbox, most: int) -> int:
+        some = list(islice(mailbox.pending.values(), most))
+        for pending in some:
+            if not pending._stored and pending._storing is None:
+                self._append(pending)
+            self._anew(pending)  # when the user is back
+            self._delist(mailbox, pending)
+            pending.status = AckStatus.STORED
+            known = self._parked.get(mailbox.key, pending.id)
+            if known is not None and not known.done():
+                self._follow(known, pending)
+            else:
+                self._parked.add(pending)
+        if not mailbox.pending:
+            mailbox.unstored = None
+            mailbox.unstored_stale = False
+        return len(some)
 
     # --- the store ---
 
-    def _park(self, user_id: str, queue: UserQueue) -> None:
-        """Moves a queue to the store: its user is away."""
-        self._end_replay(user_id, queue)
-        self._store(queue, None)
-        for pending in queue.pending.values():
-            self._anew(pending)  # when the user is back
-            pending.status = AckStatus.STORED
-            self._parked[user_id, pending.id] = pending
-        self.count -= len(queue.pending)
-        queue.pending.clear()
-        queue.unstored = None
-        self._release(user_id, queue)
-
-    def _store(self, queue: UserQueue, upto: PendingACK | None) -> None:
-        # In the order of sending: whatever was sent before is stored before.
-        while queue.unstored:
-            pending = queue.unstored.popleft()
-            if not pending.done():
-                self._append(pending)
-            if pending is upto:
-                return
-
     def _append(self, pending: PendingACK) -> None:
-        assert self.loop is not None
-        storing: asyncio.Future[list[StoredMessage]]
-        deleted = self._is_deleted(pending.user_id, pending.id)
-        if self._appends or deleted or not self._is_open():
-            storing = self.loop.create_future()
-            self._appends.append((pending, storing))
-            if self._appending is None:
-                self._appending = self.loop.create_task(self._append_waiting())
-        else:
-            storing = self._append_now(pending)
-        pending._storing = storing
-        self._storing.add(storing)
+        pending._storing = self.journal.append(pending)
 
-        def appended(done: asyncio.Future[list[StoredMessage]]) -> None:
-            self._storing.discard(done)
-            pending._storing = None
-            self._appended(pending, done)
-
-        storing.add_done_callback(appended)
-
-    def _append_now(self, pending: PendingACK) -> asyncio.Future[list[StoredMessage]]:
-        assert self.store is not None
-        try:
-            return asyncio.ensure_future(
-                self.store.append(
-                    pending.user_id,
-                    pending.id,
-                    pending._data,
-                    limit=self.config.offline_limit,
-                    drop_oldest=self.config.offline_overflow == "drop_oldest",
-                )
-            )
-        except Exception as error:
-            assert self.loop is not None
-            failed: asyncio.Future[list[StoredMessage]] = self.loop.create_future()
-            failed.set_exception(error)
-            return failed
-
-    def _is_deleted(self, user_id: str, message_id: str) -> bool:
-        # Whether it is about to be removed from the store.
-        return (user_id, message_id) in self._deleting or (
-            message_id in self._deletes.get(user_id, ())
-        )
-
-    async def _append_waiting(self) -> None:
-        # One after the other, so that the order stays that of the calls of `_append`.
-        while self._appends:
-            pending, storing = self._appends[0]
-            try:
-                await self.opened()
-                while self._is_deleted(pending.user_id, pending.id):
-                    self._flush_deletes()
-                    deleting = self._deleting.get((pending.user_id, pending.id))
-                    if deleting is not None:
-                        await asyncio.wait([deleting])
-                now = self._append_now(pending)
-            except Exception as error:
-                if not storing.done():
-                    storing.set_exception(error)
-            else:
-                now.add_done_callback(partial(_copy_result, storing))
-            self._appends.popleft()
-        self._appending = None
-
-    def _appended(self, pending: PendingACK, done: asyncio.Future[list[StoredMessage]]) -> None:
-        if self.loop is None:
-            return  # the loop was closed under the hub
-        error = asyncio.CancelledError() if done.cancelled() else done.exception()
-        if error is None:
-            pending._stored = True
-            self.counters.offline_stored += 1
-            for stored in done.result():
-                self._dropped(
-                    pending.user_id,
-                    stored,
-                    SendFailureReason.PENDING_FULL,
-                    f"user {pending.user_id!a} has {self.config.offline_limit} newer messages in "
-                    f"the offline store",
-                )
-            if pending.status in (AckStatus.CONFIRMED, AckStatus.FAILED):
-                self._delete(pending.user_id, pending.id)
-            return
-        self.counters.offline_errors += 1
-        error = _store_error(error)
-        if pending.status is AckStatus.STORED:
-            # Its user is away, and it is nowhere.
-            self._parked.pop((pending.user_id, pending.id), None)
-            self._give_up(pending, error)
-        elif not pending.done():
-            queue = self._users.get(pending.user_id)
-            if queue is not None:
-                # Others may have failed with it: all that are not stored, in their order.
-                queue.unstored = deque(
-                    each
-                    for each in queue.pending.values()
-                    if not each._stored and each._storing is None
-                )
-
-    def _dropped(
-        self, user_id: str, stored: StoredMessage, reason: SendFailureReason, why: str
-    ) -> None:
-        """The store let go of a message, for its bound or its age."""
-        error = AckDroppedError(stored.id, f"message {stored.id!a} was dropped: {why}")
-        queue = self._users.get(user_id)
-        pending = self._parked.pop((user_id, stored.id), None)
-        if pending is None and queue is not None:
-            pending = queue.pending.get(stored.id)
-        self.counters.acks_dropped += 1
-        message: HubMessage | ACKMessage | bytes = stored.data
-        if pending is not None:
-            message = pending.message
-            self._settle(pending, AckStatus.DROPPED, error)
-        else:
-            try:
-                message = to_ack_message(decode_hub_message(stored.data))
-            except ValidationError:
-                log.warning("the offline store holds something that is no HubMessage")
-        age = max(0.0, time.time() - stored.stored_at)
-        kind = "offline" if reason is SendFailureReason.TIMEOUT else None
-        self._hub._failures.report(
-            Failure(message, user_id, reason, error, duration=age, kind=kind), of_call=False
-        )
-
-    def _delete(self, user_id: str, message_id: str) -> None:
-        # One call of the store for what is acknowledged in one turn.
-        if not self._deletes:
-            assert self.loop is not None
-            self.loop.call_soon(self._flush_deletes)
-        self._deletes.setdefault(user_id, []).append(message_id)
-
-    def _flush_deletes(self) -> None:
-        deletes, self._deletes = self._deletes, {}
-        if self.store is None or self.loop is None:
-            return
-        for user_id, ids in deletes.items():
-            deleting = asyncio.ensure_future(self._delete_now(user_id, ids))
-            self._storing.add(deleting)
-            for message_id in ids:
-                self._deleting[user_id, message_id] = deleting
-            deleting.add_done_callback(partial(self._deleted, user_id, ids))
-
-    async def _delete_now(self, user_id: str, ids: list[str]) -> int:
-        assert self.store is not None
-        return await self.store.delete(user_id, ids)
-
-    def _deleted(self, user_id: str, ids: list[str], done: asyncio.Future[int]) -> None:
-        self._storing.discard(done)
-        for message_id in ids:
-            if self._deleting.get((user_id, message_id)) is done:
-                del self._deleting[user_id, message_id]
-        if not done.cancelled() and (error := done.exception()) is not None:
-            # It comes again under the same id.
-            self.counters.offline_errors += 1
-            self._log_store_error("acknowledged messages could not be removed", error)
-
-    def _log_store_error(self, what: str, error: BaseException) -> None:
-        now = time.monotonic()
-        if now >= self._next_error_line:
-            self._next_error_line = now + 1.0
-            known = isinstance(error, OfflineStoreError)
-            log.error("offline store: %s: %s", what, error, exc_info=None if known else error)
-
-    def _is_open(self) -> bool:
-        opening = self._opening
-        return opening is not None and opening.done() and not opening.cancelled()
+    def _delete(self, key: str, message_id: str) -> None:
+        self.journal.delete(key, message_id)
 
     async def accepted(self, pending: PendingACK) -> None:
         """Has a message written to the store, unless it is or has been acknowledged."""
@@ -512,254 +569,176 @@ class Acks(AckTable):
         if self.store is None or pending.done():
             await pending
             return
-        if pending._storing is None:
-            queue = self._users.get(pending.user_id)
-            assert queue is not None
-            self._store(queue, pending)
+        await self._store_up_to(pending)
         storing = pending._storing
-        assert storing is not None
-        try:
-            await asyncio.shield(storing)
-        except BaseException as error:
-            if not storing.done() or storing.cancelled():
-                raise  # it is the caller who is cancelled
-            if pending.status is not AckStatus.CONFIRMED:
-                raise _store_error(error) from None
+        if storing is None or pending.done():
+            await self.accepted(pending)
+            return
+        # The end of the message ends the waiting, too: the store may take longer than the hub.
+        accepted = self.running_loop.create_future()
+        pending._tell_later(accepted)
+        storing.add_done_callback(partial(self._pass_on, pending, accepted))
+        await accepted
 
-    async def _expire(self) -> None:
-        """Removes what is too old, now and then."""
-        assert self.store is not None
-        await self.opened()
-        while not self._stopped:
-            try:
-                before = time.time() - self.config.offline_max_age
-                while expired := await self.store.expire(before):
-                    for user_id, stored in expired:
-                        self._too_old(user_id, stored)
-                    await asyncio.sleep(0)
-            except Exception as error:
-                self.counters.offline_errors += 1
-                self._log_store_error("old messages could not be removed", error)
-            if not self._stopped:  # the store may have swallowed the cancellation
-                await asyncio.sleep(min(EXPIRE_EVERY, max(1.0, self.config.offline_max_age / 10)))
+    def _pass_on(
+        self,
+        pending: PendingACK,
+        accepted: asyncio.Future[object],
+        storing: asyncio.Future[list[StoredMessage]],
+    ) -> None:
+        """Tells who waits for `accepted` what became of the storing."""
+        if accepted.done():
+            return
+        error = asyncio.CancelledError() if storing.cancelled() else storing.exception()
+        trouble = _trouble(pending, error)
+        if trouble is None:
+            accepted.set_result(None)
+        else:
+            accepted.set_exception(trouble)
 
-    def _too_old(self, user_id: str, stored: StoredMessage) -> None:
-        self._dropped(
-            user_id,
-            stored,
-            SendFailureReason.TIMEOUT,
-            f"user {user_id!a} did not come for it in {self.config.offline_max_age} s",
+    async def _store_up_to(self, pending: PendingACK) -> None:
+        """Stores a message, and first whatever was sent to its user before it."""
+        while not (pending._storing or pending._stored or pending.done()):
+            mailbox = self._mailboxes[pending._mailbox]
+            unstored = mailbox.unstored
+            if mailbox.unstored_stale or not unstored:
+                unstored = self._list_unstored(mailbox)
+            for _ in range(min(AT_ONCE, len(unstored))):
+                each = unstored.popleft()
+                if not each.done() and not each._stored and each._storing is None:
+                    self._append(each)
+                if each is pending:
+                    return
+            await asyncio.sleep(0)
+
+    def _list_unstored(self, mailbox: Mailbox) -> deque[PendingACK]:
+        # Appends have failed: all that are not stored, in their order.
+        mailbox.unstored_stale = False
+        mailbox.unstored = unstored = deque(
+            each for each in mailbox.pending.values() if not each._stored and each._storing is None
+        )
+        return unstored
+
+    # --- what the journal tells ---
+
+    def appended(self, pending: PendingACK, error: BaseException | None) -> None:
+        """A message is in the store, or is not."""
+        error = _trouble(pending, error)
+        if error is None:
+            self.counters.offline_stored += 1
+            pending._stored = True
+            if pending.status in (AckStatus.CONFIRMED, AckStatus.FAILED):
+                self._delete(pending._mailbox, pending.id)
+                return
+        mailbox = self._mailboxes.get(pending._mailbox)
+        if pending.status is AckStatus.STORED:
+            if error is not None and not _is_tried_again(error):
+                self._parked.pop(pending._mailbox, pending.id)
+                self._give_up(pending, error)
+            elif self._is_back(pending):
+                # Its user came back while it was being stored.
+                self._unpark(self._mailbox(pending._mailbox, pending.user_id), pending)
+            elif error is not None:
+                # Its user is away, and it is nowhere.
+                self._parked.pop(pending._mailbox, pending.id)
+                self._give_up(pending, error)
+        elif error is not None and mailbox is not None and not pending.done():
+            mailbox.unstored_stale = True
+
+    def _is_back(self, pending: PendingACK) -> bool:
+        return (
+            not self._stopped
+            and self._parked.get(pending._mailbox, pending.id) is pending
+            and self._hub._has_clients(pending.user_id)
         )
 
-    # --- the replay ---
-
-    def _replay(
-        self, user_id: str, queue: UserQueue, client: Client | None, *, from_store: bool
-    ) -> None:
-        assert self.loop is not None
-        if queue.replay is not None:
-            queue.replay.cancel()
-        self._walks += 1
-        queue.walk = self._walks
-        queue.target = client
-        queue.from_store = from_store
-        queue.acknowledged.clear()
-        queue.out = 0
-        held = [item for item in queue.line if isinstance(item, _Held)]
-        line: list[PendingACK | _Held] = [*queue.pending.values(), *held]
-        queue.line = deque(sorted(line, key=_order_of))
-        if client is None:
-            # An outbox was full: what is out already is not sent again.
-            for pending in queue.pending.values():
-                if pending.attempts:
-                    pending._walk = queue.walk
-                    queue.out += 1
-        self.replaying.add(user_id)
-        queue.replay = self.loop.create_task(self._run_replay(user_id, queue, from_store))
-
-    async def _run_replay(self, user_id: str, queue: UserQueue, from_store: bool) -> None:
-        outside_handlers()  # what fails here is nobody's own failure
-        complete = True
-        try:
-            if from_store:
-                complete = await self._replay_store(user_id, queue)
-                queue.from_store = False
-                queue.acknowledged.clear()
-            while queue.line:
-                item = queue.line[0]
-                if isinstance(item, PendingACK):
-                    if item._walk != queue.walk:
-                        await self._replay_one(user_id, queue, item)
-                else:
-                    await self._room(user_id, queue)
-                    queue.held -= 1
-                    queued = self._hub._send_to_user(user_id, item.data, int(item.message.priority))
-                    if queued <= 0:
-                        error = self._hub._not_queued(user_id, queued)
-                        failure = Failure(item.message, user_id, reason_of(error), error)
-                        self._hub._failures.report(failure, of_call=False)
-                queue.line.popleft()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            complete = False
-            self._hub._report(None, error)
-            self._drop_held(user_id, queue, error)
-        finally:
-            # No await between the last look at the line and here: nothing can slip in.
-            if queue.replay is asyncio.current_task():
-                queue.replay = None
-                queue.target = None
-                queue.from_store = False
-                self.replaying.discard(user_id)
-                self._release(user_id, queue)
-        if not complete and self.loop is not None:
-            self.loop.call_later(REPLAY_AGAIN, self._replay_again, user_id)
-
-    def _replay_again(self, user_id: str) -> None:
-        clients = self._hub.get_clients_by_user(user_id) if not self._stopped else []
-        if clients:
-            self.entered(clients[-1])
-
-    async def _replay_store(self, user_id: str, queue: UserQueue) -> bool:
-        """Sends what the store holds; returns whether all of it could be read."""
-        assert self.store is not None
-        after, failures = 0, 0
-        while True:
+    def dropped(self, key: str, stored: StoredMessage, age: float | None) -> None:
+        """The store has let go of a message: for its age in seconds, or, None, for its bound."""
+        mailbox = self._mailboxes.get(key)
+        pending = self._parked.pop(key, stored.id)
+        if pending is None and mailbox is not None:
+            pending = mailbox.pending.get(stored.id)
+        user_id = key if pending is None else pending.user_id
+        if age is not None:
+            reason, kind = SendFailureReason.TIMEOUT, "offline"
+            why = f"user {user_id!a} did not come for it in {self.config.offline_max_age} s"
+        else:
+            reason, kind = SendFailureReason.PENDING_FULL, None
+            why = (
+                f"user {user_id!a} has {self.config.offline_limit} newer messages in the offline "
+                "store"
+            )
+        error = AckDroppedError(stored.id, f"message {stored.id!a} was dropped: {why}")
+        self.counters.acks_dropped += 1
+        message: Message = stored.data
+        if pending is not None:
+            message = pending.message
+            self._settle(pending, AckStatus.DROPPED, error)
+        else:
             try:
-                await self.opened()
-                page = await self._page(user_id, queue, after)
-            except Exception as error:
-                failures += 1
-                self.counters.offline_errors += 1
-                self._log_store_error(f"the messages of user {user_id!a} cannot be read", error)
-                if failures == READ_ATTEMPTS:
-                    return False
-                await asyncio.sleep(READ_PAUSE * 2**failures)
-                continue
-            if not page:
-                return True
-            oldest = time.time() - self.config.offline_max_age
-            for stored in page:
-                after = stored.position
-                if stored.stored_at < oldest:
-                    self._delete(user_id, stored.id)
-                    self._too_old(user_id, stored)
-                    continue
-                pending = queue.pending.get(stored.id)
-                if pending is None:
-                    if stored.id in queue.acknowledged or self._is_deleted(user_id, stored.id):
-                        continue  # acknowledged since the page was read
-                    pending = self._adopt(user_id, queue, stored)
-                if pending._walk != queue.walk:
-                    self.counters.offline_replayed += 1
-                    await self._replay_one(user_id, queue, pending)
-
-    async def _page(self, user_id: str, queue: UserQueue, after: int) -> list[StoredMessage]:
-        """What the store holds next, for the replay that calls; CancelledError once it is over."""
-        assert self.store is not None
-        try:
-            return await self.store.read(user_id, after=after, limit=PAGE)
-        finally:
-            # A store may swallow a cancellation: asyncio.wait_for does on Python 3.11, and redis-py
-            # uses it. A replay that went on would overtake the next one.
-            if self._stopped or queue.replay is not asyncio.current_task():
-                raise asyncio.CancelledError
-
-    def _adopt(self, user_id: str, queue: UserQueue, stored: StoredMessage) -> PendingACK:
-        pending = self._parked.pop((user_id, stored.id), None)
-        if pending is None:
-            pending = self._found(user_id, stored.id, stored.data)
-            try:
-                pending._priority = int(decode_hub_message(stored.data).priority)
+                message = to_ack_message(decode_hub_message(stored.data))
             except ValidationError:
                 log.warning("the offline store holds something that is no HubMessage")
-        self._order += 1
-        pending._order = self._order
-        pending._stored = True
-        pending.status = AckStatus.PENDING
-        queue.lapsed.pop(stored.id, None)
-        queue.pending[pending.id] = pending
-        self.count += 1
-        return pending
+        failure = Failure(message, user_id, reason, error, duration=age or 0.0, kind=kind)
+        self._hub._failures.report(failure, of_call=False)
 
-    async def _replay_one(self, user_id: str, queue: UserQueue, pending: PendingACK) -> None:
-        while pending._is_open():
-            client = await self._room(user_id, queue, pending)
-            if not pending._is_open():
-                return
-            if pending._walk != queue.walk:
-                pending._walk = queue.walk
-                queue.out += 1
-            if client is None:
-                taken = self._transmit(pending)
-            else:
-                taken = self._hub._send_to(client, pending._data, pending._priority)
-                self._sent(pending, taken)
-            if taken or pending._client_id is not None:
-                return  # one that is for a full client only is left to its timer
-            await asyncio.sleep(POLL)
+    def stored_elsewhere(self, key: str) -> None:
+        """Another process has stored messages for a user: who is connected here gets them."""
+        if not self._stopped:
+            for client in self._hub.get_clients_by_user(key):
+                self._look_again(client, again=False)
 
-    async def _room(
-        self, user_id: str, queue: UserQueue, pending: PendingACK | None = None
-    ) -> Client | None:
-        """Waits until a client has room for one more, and few enough are unacknowledged.
+    def parked_ids(self) -> dict[str, list[str]]:
+        """The messages that somebody waits for and the store should hold, by mailbox."""
+        return self._parked.ids()
 
-        Returns whom to send to; None for all of the clients, or if it is over with `pending`.
-        """
-        assert self.loop is not None
-        pause = 0.0  # at first: what was pushed in this turn goes out at its end
-        patience = self.loop.time() + STALLED
-        while True:
-            target = queue.target
-            clients = self._hub.get_clients_by_user(user_id)
-            roomy = [client for client in clients if self._has_room(client)]
-            if queue.out >= WINDOW:
-                queue.progress = asyncio.Event()
-                await queue.progress.wait()
-            elif target is not None and target in roomy:
-                return target
-            elif roomy and target is None:
-                return None
-            elif roomy and (target not in clients or self.loop.time() >= patience):
-                # A client that does not read may not hold up the user's others: one of these gets
-                # all that is not acknowledged, in order, from a replay of its own.
-                self._replay(user_id, queue, roomy[-1], from_store=queue.from_store)
-                raise asyncio.CancelledError
-            elif pending is not None and not pending._is_open():
-                return None  # nobody reads, and it has timed out meanwhile
-            elif pending is not None and pending._client_id is not None and len(clients) > 1:
-                return None
-            else:
-                await asyncio.sleep(pause)
-                pause = POLL
-
-    def _has_room(self, client: Client) -> bool:
-        return (
-            client.queued_messages < self._replay_messages
-            and client.queued_bytes < self._replay_bytes
+    def gone(self, key: str, message_id: str) -> None:
+        """The store does not hold a message any more, and not by our doing."""
+        pending = self._parked.get(key, message_id)
+        if pending is None or pending.done() or not pending._stored:
+            return
+        self._parked.pop(key, message_id)
+        text = (
+            f"message {message_id!a} for user {pending.user_id!a} is not in the offline store any "
+            "more: another process has delivered or dropped it, or the store has lost it"
         )
+        self._give_up(pending, AckDroppedError(message_id, text))
+
+    def count_error(self) -> None:
+        """The store has failed."""
+        self.counters.offline_errors += 1
 
 
-def _order_of(item: PendingACK | _Held) -> int:
-    return item._order
+def _is_tried_again(error: Exception) -> bool:
+    """Whether the same message may be stored later."""
+    return not isinstance(error, ValidationError)
 
 
-def _copy_result(
-    to: asyncio.Future[list[StoredMessage]], done: asyncio.Future[list[StoredMessage]]
-) -> None:
-    if to.done():
-        return
-    if done.cancelled():
-        to.cancel()
-    elif (error := done.exception()) is not None:
-        to.set_exception(error)
-    else:
-        to.set_result(done.result())
+def _trouble(pending: PendingACK, error: BaseException | None) -> Exception | None:
+    """Why a message is not stored; None where the store holds the very message."""
+    if error is None:
+        return None
+    if not isinstance(error, MessageExistsError):
+        return store_error(error)
+    if is_same_message(error.data, pending._data):
+        return None
+    return ValidationError(
+        f"the offline store holds another message with the id {pending.id!a} for user "
+        f"{pending.user_id!a}"
+    )
 
 
-def _store_error(error: BaseException) -> OfflineStoreError:
-    if isinstance(error, OfflineStoreError):
-        return error
-    log.error("the offline store raised", exc_info=error)
-    return OfflineStoreError(f"the offline store raised {type(error).__name__}: {error}")
+def _claim(store: OfflineStore, acks: Acks) -> None:
+    """Notes who uses a store; ConfigError if another hub does."""
+    try:
+        reference = _owners.get(store)
+        _owners[store] = weakref.ref(acks)
+    except TypeError:
+        return  # it cannot be a key
+    owner = None if reference is None else reference()
+    if owner is not None and owner.is_in_use():
+        _owners[store] = weakref.ref(owner)
+        raise ConfigError(
+            f"store {store!r} belongs to another hub, expected one of its own: two store objects "
+            "may share a file or a server"
+        )

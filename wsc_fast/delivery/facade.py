@@ -158,7 +158,8 @@ class Delivery(Engine):
 
         Raises:
             HubStateError: enabled already.
-            ConfigError: a store without `enable_offline_messages`, or none of the types.
+            ConfigError: a store without `enable_offline_messages`, one that another hub uses, or
+                none of the types.
 
         Thread-safety: any thread. Source: go-wsc `EnableACK`.
         """
@@ -177,7 +178,8 @@ class Delivery(Engine):
         if store is None and config.enable_offline_messages:
             store = SQLiteOfflineStore(DEFAULT_STORE)
         self._acks = Acks(cast("Hub", self), config, store)
-        self._set_acks(self._acks.take, self._acks.replaying, self._acks.hold)
+        acks = self._acks
+        self._set_acks(acks.take, acks.replaying, acks.hold, acks.ran_empty)
         if self.loop is not None:
             self._acks.attach(self.loop)
 
@@ -194,7 +196,8 @@ class Delivery(Engine):
 
         Raises:
             ClientNotFoundError: no connected client has the id.
-            PendingFullError: ACKConfig.max_pending messages are pending.
+            PendingFullError: as much is pending as ACKConfig.max_pending, max_pending_bytes or
+                max_pending_per_user allows.
             ValidationError: the message cannot be sent, or another one with its id is pending.
             HubStateError: acknowledgements are not enabled, or the hub does not run.
 
@@ -250,7 +253,11 @@ class Delivery(Engine):
         client = self.get_client_by_id(client_id)
         if client is None or self._acks is None:
             return []
-        return self._acks.pending_of(client.user_id, client_id)
+        return self._acks.pending_of(client)
+
+    def _awaits_acknowledgement(self, client: Client) -> bool:
+        """Whether something is pending that this client may acknowledge; called by Inbox."""
+        return self._acks is not None and self._acks.awaits(client)
 
     # --- failure handlers ---
 

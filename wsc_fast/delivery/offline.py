@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Collection, Iterable, Iterator
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -86,11 +87,11 @@ class OfflineStore(Protocol):
             user_id: whose messages.
             after: the position behind which to begin.
             limit: how many messages at most.
-            max_bytes: how many bytes of data at most; a first message that is larger comes alone.
+            max_bytes: the message with which the data reach so many bytes is the last one.
 
         Returns:
-            list[StoredMessage]: also those whose `append` has been called and is not done. It is
-                empty only where nothing follows `after`.
+            list[StoredMessage]: also those whose `append` has been called and is not done. Fewer
+                than `limit` messages of fewer than `max_bytes` bytes are all that there are.
         """
         ...
 
@@ -110,8 +111,7 @@ class OfflineStore(Protocol):
         Args:
             before: seconds since the epoch.
             limit: how many messages to remove at most, the oldest first.
-            max_bytes: how many bytes of data to remove at most; a first message that is larger
-                goes alone.
+            max_bytes: the message with which the data reach so many bytes is the last one.
 
         Returns:
             list[tuple[str, StoredMessage]]: user id and message of each.
@@ -159,20 +159,19 @@ class SharedOfflineStore(OfflineStore, Protocol):
 def within(
     messages: Iterable[StoredMessage], limit: int, max_bytes: int
 ) -> Iterator[StoredMessage]:
-    """The first messages that stay within a number and a size; the first one whatever its size.
+    """The first messages, up to a number, or to the one with which their data reach a size.
 
     Args:
         messages: in order.
         limit: how many at most.
-        max_bytes: how many bytes of data at most, but for a first message.
+        max_bytes: bytes of data.
     """
-    count = size = 0
-    for message in messages:
-        count += 1
-        size += len(message.data)
-        if count > limit or (count > 1 and size > max_bytes):
-            return
+    size = 0
+    for message in islice(messages, max(limit, 0)):
         yield message
+        size += len(message.data)
+        if size >= max_bytes:
+            return
 
 
 class MemoryOfflineStore:
@@ -258,7 +257,7 @@ class MemoryOfflineStore:
             user_id: whose messages.
             after: the position behind which to begin.
             limit: how many messages at most.
-            max_bytes: how many bytes of data at most, but for a first message.
+            max_bytes: the message with which the data reach so many bytes is the last one.
 
         Returns:
             list[StoredMessage]: empty for a user without messages.
@@ -319,7 +318,7 @@ class MemoryOfflineStore:
         Args:
             before: seconds since the epoch.
             limit: how many messages to remove at most, the oldest first.
-            max_bytes: how many bytes of data to remove at most, but for a first message.
+            max_bytes: the message with which the data reach so many bytes is the last one.
 
         Returns:
             list[tuple[str, StoredMessage]]: user id and message of each.

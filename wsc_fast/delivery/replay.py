@@ -1,0 +1,276 @@
+"""How one client catches up with its mailbox: what it gets before it is live, in order.
+
+    the store   what the offline store holds, page by page, where the client has just connected
+    the line    what was pending, and what is sent meanwhile, with acknowledgement or without
+
+One task sends, paced by the client's outbox and by how much the client has not acknowledged. It
+ends in a turn of the loop in which nothing is left, so that nothing can slip in; from then on the
+client gets everything at once. The other clients of the mailbox take no notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from wsc_fast.delivery.failures import outside_handlers
+
+if TYPE_CHECKING:
+    from wsc_fast._core.connection import Client
+    from wsc_fast._core.pending import Mailbox, PendingACK
+    from wsc_fast.delivery.acks import Acks
+
+# What a replay has out without an acknowledgement, in messages and in bytes.
+WINDOW = 1_000
+WINDOW_BYTES = 4 << 20
+# Messages and bytes in a client's outbox up to which a replay goes on sending; at most half of what
+# the outbox may hold.
+REPLAY_MESSAGES = 256
+REPLAY_BYTES = 1 << 18
+# A replay reads the store so often in vain, after pauses that double, then goes on without it.
+READ_ATTEMPTS = 4
+READ_PAUSE = 0.1
+
+
+class Held(msgspec.Struct, frozen=True, eq=False):
+    """A message without acknowledgement that must not overtake a replay."""
+
+    data: bytes  # as it goes on the wire
+    priority: int
+
+
+class ClientLeftError(Exception):
+    """The client of a replay is closing or gone."""
+
+
+class Replay:
+    """Brings one client up to date.
+
+    Args:
+        acks: whose mailbox it is.
+        mailbox: of the client's user, or device.
+        client: who is behind.
+        line: what is pending for it.
+        sent: what it has got already, of what the store may hold.
+        from_store: whether to read the store first.
+        again: whether what has timed out is sent again, too.
+
+    Thread-safety: the loop's thread.
+    """
+
+    def __init__(
+        self,
+        acks: Acks,
+        mailbox: Mailbox,
+        client: Client,
+        line: list[PendingACK],
+        *,
+        sent: list[PendingACK],
+        from_store: bool,
+        again: bool,
+    ) -> None:
+        self.client = client
+        self.mailbox = mailbox
+        self._acks = acks
+        self._line: deque[PendingACK | Held] = deque(line)
+        # What it has sent and nobody has settled.
+        self._sent = set(sent)
+        self._sent_bytes = sum(len(pending._data) for pending in sent)
+        self._from_store = from_store
+        self._again = again
+        self._reading = False
+        self._acknowledged: set[str] = set()  # since the page under way was asked for
+        self._held = 0
+        self._held_bytes = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins; to be called once the mailbox knows it."""
+        self._task = self._acks.running_loop.create_task(self._run())
+
+    # --- what the mailbox tells ---
+
+    def put(self, pending: PendingACK) -> None:
+        """A message was sent: it goes out when its turn comes."""
+        self._line.append(pending)
+        # What has ended meanwhile is not kept until its turn.
+        if len(self._line) > 2 * (len(self.mailbox.pending) + self._held) + 16:
+            first = self._line[0]
+            self._line = deque(
+                item
+                for item in self._line
+                if item is first or isinstance(item, Held) or not item.done()
+            )
+
+    def hold(self, item: Held) -> bool:
+        """Takes a message without acknowledgement; whether there was room for it."""
+        config = self._acks.hub_config
+        if self._held and (
+            self._held >= config.outbox_messages
+            or self._held_bytes + len(item.data) > config.outbox_bytes
+        ):
+            return False
+        self._held += 1
+        self._held_bytes += len(item.data)
+        self._line.append(item)
+        return True
+
+    @property
+    def held(self) -> int:
+        """Messages without acknowledgement that wait."""
+        return self._held
+
+    def has_sent(self, pending: PendingACK) -> bool:
+        """Whether the client has got a message that is pending still."""
+        return pending in self._sent
+
+    def settled(self, pending: PendingACK, answered: bool) -> None:
+        """A message of the mailbox has come to its end."""
+        if answered and self._reading:
+            self._acknowledged.add(pending.id)
+        if pending in self._sent:
+            self._sent.discard(pending)
+            self._sent_bytes -= len(pending._data)
+            self.wake()
+        elif self._line and self._line[0] is pending:
+            self.wake()  # what it waits to send is over
+
+    def read_again(self) -> None:
+        """The store holds more than when this began."""
+        self._from_store = True
+
+    def wake(self) -> None:
+        """There may be room."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def end(self) -> list[Held]:
+        """Ends it before its time; returns what it held."""
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+        held = [item for item in self._line if isinstance(item, Held)]
+        self._line.clear()
+        self._held = self._held_bytes = 0
+        return held
+
+    # --- the task ---
+
+    async def _run(self) -> None:
+        outside_handlers()  # what fails here is nobody's own failure
+        complete = True
+        error: Exception | None = None
+        try:
+            while self._from_store or self._line:
+                if self._from_store:
+                    self._from_store = False
+                    complete = await self._read_store()
+                else:
+                    await self._send_next()
+        except ClientLeftError:
+            pass
+        except Exception as failure:
+            complete, error = False, failure
+        finally:
+            # No await between the last look at the line and here: nothing can slip in.
+            self._acks.caught_up(self, complete, error)
+
+    async def _send_next(self) -> None:
+        item = self._line[0]
+        if isinstance(item, Held):
+            await self._room()
+            self._held -= 1
+            self._held_bytes -= len(item.data)
+            self._acks.send_held(self, item)
+        else:
+            await self._send(item)
+        if self._line and self._line[0] is item:
+            self._line.popleft()
+
+    async def _send(self, pending: PendingACK) -> None:
+        while pending._is_open() and pending not in self._sent:
+            await self._room(pending)
+            if not pending._is_open() or not self._acks._counts_from(pending, self.client):
+                return
+            if self._acks._send_now(pending, self.client):
+                self._sent.add(pending)
+                self._sent_bytes += len(pending._data)
+            elif self.client.queued_messages:
+                # It is larger than what is left of the outbox.
+                self._acks.await_empty(self.client)
+                await self._wait()
+            else:
+                return  # there is no memory for it: its timer tries again
+
+    async def _read_store(self) -> bool:
+        """Sends what the store holds; returns whether all of it could be read."""
+        self._reading = True
+        try:
+            return await self._read_pages()
+        finally:
+            self._reading = False
+
+    async def _read_pages(self) -> bool:
+        acks, mailbox = self._acks, self.mailbox
+        after, failures = 0, 0
+        while True:
+            await self._fewer_bytes()
+            self._acknowledged.clear()
+            try:
+                page = await acks.journal.page(mailbox.key, after)
+            except Exception as error:
+                failures += 1
+                user = ascii(mailbox.user_id)
+                acks.journal.failed(f"the messages of user {user} cannot be read", error)
+                if failures == READ_ATTEMPTS or acks.journal.is_away():
+                    return False
+                await asyncio.sleep(READ_PAUSE * 2**failures)
+                continue
+            for stored in page.messages:
+                after = stored.position
+                pending = acks.adopt(mailbox, stored, self._acknowledged, again=self._again)
+                if pending is not None and pending not in self._sent:
+                    acks.counters.offline_replayed += 1
+                    await self._send(pending)
+            if page.is_last:
+                acks.all_read(mailbox)
+                return True
+
+    async def _fewer_bytes(self) -> None:
+        """Waits until there is memory for one more page, or this has sent nothing at all."""
+        while self._sent and not self._acks.has_memory():
+            self._acks.starved.add(self)
+            try:
+                await self._wait()
+            finally:
+                self._acks.starved.discard(self)
+
+    async def _room(self, pending: PendingACK | None = None) -> None:
+        """Waits until the client has room for one more, and few enough are unacknowledged.
+
+        Returns at once when the message that is to be sent has come to its end.
+        """
+        while pending is None or pending._is_open():
+            if not self.client.is_connected():
+                raise ClientLeftError
+            if not self._has_room():
+                self._acks.await_empty(self.client)
+            elif len(self._sent) < WINDOW and self._sent_bytes < WINDOW_BYTES:
+                return
+            await self._wait()
+
+    async def _wait(self) -> None:
+        self._waiter = self._acks.running_loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _has_room(self) -> bool:
+        config, client = self._acks.hub_config, self.client
+        return client.queued_messages < max(
+            1, min(REPLAY_MESSAGES, config.outbox_messages // 2)
+        ) and client.queued_bytes < max(1, min(REPLAY_BYTES, config.outbox_bytes // 2))
