@@ -725,7 +725,9 @@ cdef class Engine(Fanout):
         cdef Sink sink = self.clients.get(user_id)
         cdef Py_ssize_t queued = 0
         cdef list refused = None
+        cdef list items
         self.counters.messages_out += 1
+        self.schedule_before_walk()
         if sink is not None and sink.user_id == user_id:
             # Its id is the user's too, and it stands in no set of users.
             if self.offer(sink, frame, run):
@@ -733,7 +735,11 @@ cdef class Engine(Fanout):
             else:
                 refused = [sink]
         if user is not None:
-            for sink in user.items:
+            # Where the application is told of losses on the way, clients may leave meanwhile.
+            items = user.items if self.limits.witness == NULL else list(user.items)
+            for sink in items:
+                if sink.state != OPEN:
+                    continue
                 if self.offer(sink, frame, run):
                     queued += 1
                 elif refused is None:
@@ -792,9 +798,11 @@ cdef class Engine(Fanout):
             key_ptr = <PyObject*>checked
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
+            self.schedule_before_walk()
             return push_all(self, items, members, None, frame, key_ptr)
         skipped = self.excluded(exclude)
         self.counters.messages_out += 1
+        self.schedule_before_walk()
         try:
             for sink in skipped:
                 sink.skip = True
