@@ -544,6 +544,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef list held = self.held
         self.held = None
         self.held_bytes = 0
+        self.listening = True
         try:
             for content, size in held:
                 if self.state != OPEN:
@@ -551,6 +552,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 self.take_message(content, size)
         except BaseException as error:
             self.failed(error)
+        finally:
+            self.listened()
 
     def _give_up(self):
         """What is not connected yet ends as it is."""
@@ -703,6 +706,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef int take_turn(self) except -1:
         cdef object stream
+        if self.listening:
+            self.interrupted = True  # a loop inside its callback: it has to wait for the end of that
+            return 0
         self.turn = self.engine.read_turn
         self.reading_paused &= ~PAUSED_FOR_TURN
         if self.transport_now() is None:

@@ -204,6 +204,11 @@ cdef class Engine(Fanout):
         self.small_view = self.read_view[:READ_SMALL]
         self.least_view = self.read_view[:self.heavy_read]
         self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM
+        self.reading = False
+
+    cdef int change_buffer(self) except -1:
+        self._set_read_buffer(len(self.read_view))
+        return 0
 
     def _set_compression(self, enabled, int level, Py_ssize_t threshold):
         """Makes the compression contexts anew, or drops them; for a hub that does not run."""
@@ -322,7 +327,8 @@ cdef class Engine(Fanout):
         self.read_spent = 0
         most = min(self.readers_at_once, self.count_waiting())
         try:
-            while most > 0 and self.read_spent <= self.read_budget:
+            # Whoever waited may have had a turn in a loop inside a callback.
+            while most > 0 and self.count_waiting() and self.read_spent <= self.read_budget:
                 # One of those who want to come in, one of those who are here: neither crowd holds
                 # up the other.
                 self.requests_next = not self.requests_next

@@ -498,6 +498,12 @@ class Handshake:
                 remote_address, head.forwarded_for, hub._trusted_proxies
             )
         decided = hub._accept(head, client, remote_address, transport)
+        if transport.is_closing():
+            # A loop ran inside `authenticate` or a route, and the connection ended in it.
+            if inspect.iscoroutine(client._pending):
+                client._pending.close()
+            client._pending = None
+            return
         if isinstance(decided, WSUpgradeResponse):
             self._answer(decided, head.method == "HEAD")
             return
