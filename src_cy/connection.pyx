@@ -707,7 +707,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int take_turn(self) except -1:
         cdef object stream
         if self.listening:
-            self.interrupted = True  # a loop inside its callback: it has to wait for the end of that
+            self.interrupted = True  # a loop inside its callback: the end of that comes first
             return 0
         self.turn = self.engine.read_turn
         self.reading_paused &= ~PAUSED_FOR_TURN

@@ -121,7 +121,7 @@ cdef class Receiver(Sink):
         return 0
 
     cdef int listened(self) except -1:
-        """What it has sent is taken; what a loop inside a callback has read has a turn of its own."""
+        """What it has sent is taken; what was read inside a callback has a turn of its own."""
         self.listening = False
         if self.interrupted:
             self.interrupted = False
@@ -144,7 +144,7 @@ cdef class Receiver(Sink):
 
     cdef int take_read(self, Py_ssize_t size) except -1:
         cdef uint8_t* data = self.engine.read_area
-        cdef object buffer = self.engine.read_view  # kept, though another takes its place
+        cdef object _buffer = self.engine.read_view  # kept, though another takes its place
         cdef Py_ssize_t before
         if self.deaf:
             return 0

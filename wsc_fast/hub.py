@@ -410,7 +410,7 @@ class Hub(Delivery):
         where: dict[str, Any] = (
             {"sock": sock} if sock is not None else {"host": _each_once(host), "port": port}
         )
-        own_accept = ssl is not None or type(loop).__module__.partition(".")[0] != "uvloop"
+        own_accept = ssl is not None or isinstance(loop, asyncio.BaseEventLoop)
         server: asyncio.Server | None = None
         try:
             if self._acks is not None:
