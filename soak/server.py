@@ -300,17 +300,18 @@ class Soak:
             raise ProvokedError("on_error")
 
     async def handle_send_failure(
-        self, message: Any, recipient: str, reason: Any, error: Exception
+        self, message: HubMessage, recipient: str, reason: Any, error: Exception
     ) -> None:
         self.done[f"failures: {reason}"] += 1
-        content = message.content if isinstance(message, HubMessage | ACKMessage) else message
+        raw = message.type == "raw"
+        content = message.data["bytes"] if raw and message.data else message.content
         if not isinstance(content, bytes | str):
             if not isinstance(error, ValidationError):  # of `misuse`
                 self.violation(f"a failure of {message!r} for {recipient}: {reason}, {error!r}")
             return
         with contextlib.suppress(ValueError):
             number = parse(content if isinstance(content, bytes) else content.encode())
-            if isinstance(message, HubMessage | ACKMessage):
+            if not raw:
                 self.log("F", number, recipient, str(reason))
         if self.draw.random() < 0.01:
             raise ProvokedError("failure handler")

@@ -75,6 +75,7 @@ from picows import WSProtocolError
 from wsc_fast.errors import (
     ClientDisconnectedError,
     HubStateError,
+    HubStoppedError,
     ProtocolError,
     ValidationError,
 )
@@ -197,7 +198,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint secure                # TLS
         WSTransport transport      # picows', made when `conn` is asked for; or what picows made
         object picows_protocol     # where picows made the connection, once it is ours
-        object close_timer         # asyncio TimerHandle, while CLOSING
+        long long close_slot       # of `Engine._deadlines`, while CLOSING; else -1
         dict data                  # user_data; None until first used
         object variables           # contextvars.Context of its callbacks; None before the first
         object inbox               # events.Inbox while an async callback of this client is due
@@ -205,6 +206,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         object authenticating      # asyncio.Task while an async authenticate runs
         readonly str remote_address
         readonly str subprotocol
+        readonly str device_id     # of its Identity, or None
         object end_code            # int, the close code that ended it; None while it is open
         str end_reason
         str end                    # the reason of failure for what was still queued at the end
@@ -225,6 +227,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         public object _pending     # server.Pending: who it is, or how to find out; then None
 
     def __cinit__(self, Engine engine not None):
+        self.close_slot = -1
         self.remote_address = ""
         self.end_reason = ""
 
@@ -324,12 +327,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         Thread-safety: any thread. Source: go-wsc `Client.Send`.
         """
         if self.engine.away():
-            self.engine._send_on_loop(partial(self.send, message, key=key), message, self.id)
+            self.engine._send_on_loop(
+                partial(self.send, message, key=key), message, self.id, self.user_id
+            )
             return
         if self.state != OPEN:
             error = ClientDisconnectedError(f"client {self.id!a} is not connected")
             if self.engine.limits.witness != NULL:
-                self.engine._refused(message, self.id, "conn_closed", error)
+                self.engine._refused(message, self.id, "conn_closed", error, self.user_id)
             raise error
         self.engine.deliver(self, self.engine.framed(message, self.id), key, RUN_NORMAL)
 
@@ -536,12 +541,16 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.engine.admit(self)
         self.announced = True
 
+    def _set_device(self, str device_id):
+        """Which device it runs on, as its Identity says; None: not known."""
+        self.device_id = device_id
+
     def _hold_input(self):
         """Keeps messages until `_release_input`: the identity is not known yet."""
         self.held = []
 
     def _release_input(self):
-        cdef list held = self.held
+        cdef list held = self.held or []  # none: it was not let in
         self.held = None
         self.held_bytes = 0
         self.listening = True
@@ -961,17 +970,25 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.end_reason = reason
         try:
             self.leave()
-            self.close_timer = self.engine.call_later(
-                self.engine.close_timeout, self._abort_for_timeout
-            )
+            self.limit_close()
             if outbox_close(&self.box, <PyObject*>frame) == NO_MEMORY:
                 return self.abort()
             self.close_queued = True
             self.resume_reading(PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE)
             return self.engine.mark(self)
         except BaseException:
+            if self.engine.loop.is_closed():
+                raise HubStoppedError("the loop of the hub is closed") from None
             self.abort()
             raise
+
+    cdef int limit_close(self) except -1:
+        """Begins the time that closing may take, unless it runs already."""
+        if self.close_slot < 0:
+            self.close_slot = self.engine._deadlines.set(
+                self._abort_for_timeout, self.engine.loop.time() + self.engine.close_timeout
+            )
+        return 0
 
     cdef int leave(self) except -1:
         """CLOSING: out of every set, with nothing more to hear."""
@@ -1025,7 +1042,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.fd = -1
         self.dirty_at = -1
         self.engine.set_blocked(self, False)
-        self.close_timer = None
+        self.close_slot = -1
         self.rate_timer = None
         self.authenticating = None
         self.inbox = None
@@ -1042,7 +1059,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         return -1 if self.stream is None or self.stream.is_closing() else self.descriptor
 
     def _abort_for_timeout(self):
-        self.close_timer = None
+        self.close_slot = -1
         self.engine.over("close_timeout")
         self.end = "send_timeout"
         self.abort()
@@ -1070,10 +1087,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.leave()
         self.deaf = True
         self.peer_closed = True
-        if self.close_timer is None:
-            self.close_timer = self.engine.call_later(
-                self.engine.close_timeout, self._abort_for_timeout
-            )
+        self.limit_close()
         # TLS transports close whatever is returned.
         return not self.secure and not self.may_close()
 
@@ -1153,9 +1167,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         return self.drop_context()
 
     cdef int end_timers(self) except -1:
-        if self.close_timer is not None:
-            self.close_timer.cancel()
-            self.close_timer = None
+        if self.close_slot >= 0:
+            self.engine._deadlines.cancel(self._abort_for_timeout, self.close_slot)
+            self.close_slot = -1
         if self.rate_timer is not None:
             self.rate_timer.cancel()
             self.rate_timer = None

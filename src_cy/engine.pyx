@@ -38,6 +38,7 @@ from wsc_fast._core.outbox cimport (
     Sink,
     outbox_push,
 )
+from wsc_fast._core.timers cimport Timers
 
 from wsc_fast.errors import (
     ClientNotFoundError,
@@ -49,6 +50,7 @@ from wsc_fast.errors import (
     ValidationError,
 )
 from wsc_fast.messages import encoder
+from wsc_fast.turns import MOST_ENDS
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
@@ -142,6 +144,7 @@ cdef class Engine(Fanout):
         self.users = {}
         self.rooms = {}
         self.closing = set()
+        self._deadlines = Timers(most=MOST_ENDS)
         self.everyone = []
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
@@ -157,6 +160,7 @@ cdef class Engine(Fanout):
     def _attach(self, loop):
         """Binds to the running loop of this thread, or to none."""
         self.attach(loop)
+        self._deadlines.attach(loop)
         self.waiting_requests.clear()
         self.waiting_readers.clear()
         self.crowded = self.read_turn_due = False
@@ -565,7 +569,7 @@ cdef class Engine(Fanout):
         if self.away():
             return self._send_on_loop(
                 partial(self.broadcast_to_room, room_id, message, exclude=exclude, key=key),
-                message, room_id,
+                message, room_id, "",
             )
         room = self.find_room(room_id)
         return self.publish(room.items, room, message, exclude, key, room_id)
@@ -864,7 +868,7 @@ cdef class Engine(Fanout):
         self.rooms[room_id] = Room.__new__(Room, room_id)
 
     def delete_room(self, room_id):
-        """Removes a room; its members stay connected.
+        """Removes a room, in this call; its members stay connected.
 
         Args:
             room_id: a str.

@@ -44,6 +44,8 @@ from wsc_fast._core.outbox cimport (
     outbox_take,
 )
 
+from wsc_fast.errors import HubStoppedError
+
 cdef extern from "net.h" nogil:
     Py_ssize_t wsc_send(int fd, const iovec* iov, int count)
     double wsc_now()
@@ -155,13 +157,20 @@ cdef class Fanout:
         return 0
 
     cdef int schedule(self) except -1:
+        cdef object sink
         if self.loop is not None:
             self.scheduled = True  # first: Python runs in the loop, and may come back here
             try:
                 self.call_soon(self._flush_callback)
             except BaseException:
                 self.scheduled = False
-                raise
+                if not self.loop.is_closed():
+                    raise
+                while PyList_GET_SIZE(self.dirty):  # so that the next send comes here too
+                    sink = self.dirty.pop()
+                    if sink is not None:
+                        (<Sink>sink).dirty_at = -1
+                raise HubStoppedError("the loop of the hub is closed") from None
         return 0
 
     # A copy for each call: a loop that runs inside a callback could not enter a context twice.

@@ -79,7 +79,8 @@ cdef class PendingACK:
         message: the ACKMessage, as it was when it was sent.
         user_id: whose acknowledgement counts.
         status: AckStatus.
-        attempts: how often it was sent so far.
+        attempts: how often it was sent so far; with ACKConfig(per="device") to the device to which
+            it was sent most often.
 
     Thread-safety: may be awaited on any loop; attributes are best read in the hub's thread.
     """
@@ -91,16 +92,22 @@ cdef class PendingACK:
         return message
 
     @property
+    def attempts(self):
+        if self._children:
+            return max([child.attempts for child in self._children])
+        return self.sent_count
+
+    @property
     def _timeout(self):
         return self.timeout()
 
     cpdef bint done(self) noexcept:
         """Whether the outcome is known. Thread-safety: any thread."""
-        return self.error is not None or self.status is CONFIRMED
+        return self._error is not None or self.status is CONFIRMED
 
     cpdef bint _is_open(self) noexcept:
         # Whether it is to be sent.
-        return self.status is PENDING and self.error is None
+        return self.status is PENDING and self._error is None
 
     cdef object key(self):
         # What it stands under in its mailbox: one message may go to several clients, each by itself.
@@ -143,11 +150,11 @@ cdef class PendingACK:
         """Gives the outcome to one who waits."""
         if waiter.done():
             return 0  # cancelled
-        if self.error is None:
+        if self._error is None:
             waiter.set_result(CONFIRMED)
         else:
             # A new traceback for each who awaits it.
-            waiter.set_exception(self.error.with_traceback(None))
+            waiter.set_exception(self._error.with_traceback(None))
             waiter.exception()  # who does not wait any longer has no need of a line in the log
         return 0
 
@@ -216,7 +223,8 @@ cdef class AckTable:
             self.most, config.max_pending_per_user or max(self.most // 4, LEAST_SHARE)
         )
         self.mailbox_most_bytes = self.most_bytes // 4
-        self._mailboxes = {}
+        self.per_device = config.per == "device"
+        self._users = {}
         self.replaying = set()
         self.starved = set()
         self._parked = parked
@@ -232,15 +240,15 @@ cdef class AckTable:
 
     def _forget_all(self):
         """Nothing is pending any more; nobody is told."""
-        self._mailboxes.clear()
+        self._users.clear()
         self.replaying.clear()
         self.count = self.nbytes = 0
 
     def _mailbox(self, str key not None, str user_id not None):
         """The mailbox of this key, made where there is none."""
-        cdef Mailbox mailbox = self._mailboxes.get(key)
+        cdef Mailbox mailbox = self._users.get(key)
         if mailbox is None:
-            self._mailboxes[key] = mailbox = Mailbox.__new__(Mailbox, key, user_id)
+            self._users[key] = mailbox = Mailbox.__new__(Mailbox, key, user_id)
         return mailbox
 
     # --- sending ---
@@ -275,6 +283,8 @@ cdef class AckTable:
         if type(recipient) is not str or not recipient:
             check_id("client" if to_client else "user", recipient)
         if not to_client:
+            if self.per_device:
+                return self._send_to_devices(recipient, message)
             return self.send(recipient, None, message)
         client = self._hub.clients.get(recipient)
         if client is None:
@@ -282,12 +292,19 @@ cdef class AckTable:
             raise ClientNotFoundError(f"no connected client has the id {recipient!a}")
         return self.send(client.user_id, client, message)
 
-    cdef PendingACK send(self, str user_id, Sink client, message):
-        cdef PendingACK pending = None
-        cdef Mailbox mailbox
-        cdef bytes data
-        cdef str message_id
-        cdef bint online
+    cdef str key_of(self, Sink client):
+        """The key of the mailbox that a client gets its messages from."""
+        return self._key_of(client) if self.per_device else client.user_id
+
+    cdef list clients_of(self, str mailbox, str user_id):
+        """The connected clients of a mailbox."""
+        cdef list clients = self._hub.get_clients_by_user(user_id)
+        if self.per_device:
+            clients = [client for client in clients if self._key_of(client) == mailbox]
+        return clients
+
+    cpdef bytes _encoded(self, str user_id, message):
+        """The HubMessage that an ACKMessage goes out as, as JSON; checks what is given."""
         if self._stopped:
             raise HubStoppedError("the hub has stopped")
         if not isinstance(message, ACKMessage):
@@ -300,29 +317,42 @@ cdef class AckTable:
                 f"ACKMessage.timeout is {timeout!r}, expected a positive number of seconds, at "
                 f"most {LONGEST_TIMEOUT:.0f}, or None"
             )
-        data = ENCODER.encode(to_hub_message(message, user_id))
-        message_id = message.id if type(message.id) is str else str(message.id)
-        mailbox = self._mailboxes.get(user_id)
+        return ENCODER.encode(to_hub_message(message, user_id))
+
+    cdef PendingACK send(self, str user_id, Sink client, message):
+        cdef bytes data = self._encoded(user_id, message)
+        return self._send_to_mailbox(
+            user_id if client is None else self.key_of(client), user_id, client, message, data
+        )
+
+    cpdef PendingACK _send_to_mailbox(
+        self, str key, str user_id, Sink client, message, bytes data
+    ):
+        """Sends an encoded message to all clients of a mailbox, or to one of them."""
+        cdef PendingACK pending = None
+        cdef Mailbox mailbox = self._users.get(key)
+        cdef str message_id = message.id if type(message.id) is str else str(message.id)
+        cdef bint online
         if self.store is not None:
-            pending = self._parked.get(user_id, message_id)
+            pending = self._parked.get(key, message_id)
             if pending is not None:
-                self.same(pending, data)
+                self._check_same(pending, data)
                 return pending
         if mailbox is not None:
             pending = self.known(mailbox, message_id, client, data)
             if pending is not None:
                 return pending
         self.check_bounds(mailbox, user_id)
-        online = client is not None or self._hub._has_clients(user_id)
+        online = client is not None or self._has_clients(key, user_id)
         if not online and self.store is None:
             raise UserOfflineError(f"user {user_id!a} has no connected client")
         pending = self.new(
-            user_id, user_id, None if client is None else client.id, message_id, data,
-            message.priority, timeout,
+            key, user_id, None if client is None else client.id, message_id, data,
+            message.priority, message.timeout,
         )
         self.counters.acks_sent += 1
         if mailbox is None:
-            mailbox = self._mailbox(user_id, user_id)
+            mailbox = self._mailbox(key, user_id)
         self._enlist(mailbox, pending)
         if online:
             self._send_live(mailbox, pending)
@@ -330,22 +360,39 @@ cdef class AckTable:
             self._park(mailbox)
         return pending
 
+    cpdef bint _has_clients(self, str mailbox, str user_id) except -1:
+        """Whether a mailbox has a connected client."""
+        if self.per_device:
+            return len(self.clients_of(mailbox, user_id)) > 0
+        return self._hub._has_clients(user_id)
+
+    def _clients_of(self, Mailbox mailbox not None):
+        """The connected clients of a mailbox."""
+        return self.clients_of(mailbox.key, mailbox.user_id)
+
+    def _new(self, str key, str user_id, message, bytes data not None):
+        """A message that is in no mailbox (internal)."""
+        return self.new(
+            key, user_id, None, str(message.id), data, message.priority, message.timeout
+        )
+
     cdef PendingACK known(self, Mailbox mailbox, str message_id, Sink client, bytes data):
         """The same delivery, if it is under way; ValidationError for other content under its id."""
         cdef PendingACK pending = mailbox.pending.get(message_id)
         cdef PendingACK found = None
         if pending is not None:
-            self.same(pending, data)
+            self._check_same(pending, data)
             if client is None:
                 found = pending
         if mailbox.directed is not None:
             for pending in mailbox.directed.get(message_id, ()):
-                self.same(pending, data)
+                self._check_same(pending, data)
                 if client is not None and pending._client_id == client.id:
                     found = pending
         return found
 
-    cdef int same(self, PendingACK pending, bytes data) except -1:
+    cpdef int _check_same(self, PendingACK pending, bytes data) except -1:
+        """ValidationError for other content under the id of a message."""
         if pending._data != data and not is_same_message(pending._data, data):
             raise ValidationError(
                 f"another message with the id {pending.id!a} waits for its acknowledgement"
@@ -420,7 +467,7 @@ cdef class AckTable:
             client = self._hub.clients.get(pending._client_id)
             if client is not None and client.user_id == pending.user_id:
                 return [client]
-        return self._hub.get_clients_by_user(pending.user_id)
+        return self.clients_of(pending._mailbox, pending.user_id)
 
     cpdef bint _counts_from(self, PendingACK pending, Sink client) except -1:
         """Whether a message is for this client, and an acknowledgement of this client counts."""
@@ -450,7 +497,7 @@ cdef class AckTable:
             else:
                 full.append(client)
         if taken:
-            pending.attempts += 1
+            pending.sent_count += 1
             pending.sent_at = self._hub.flush_number
         self._begin(pending)
         if full is not None:
@@ -471,7 +518,7 @@ cdef class AckTable:
             pending._priority - 1,
         )
         if taken:
-            pending.attempts += 1
+            pending.sent_count += 1
             pending.sent_at = self._hub.flush_number
         self._begin(pending)
         return taken
@@ -498,7 +545,7 @@ cdef class AckTable:
             if self._hub.offer(client, frame, pending._priority - 1):
                 taken = True
         if taken:
-            pending.attempts += 1
+            pending.sent_count += 1
             pending.retries += 1
             pending.sent_at = self._hub.flush_number
         if sent_once:
@@ -552,11 +599,11 @@ cdef class AckTable:
                 AckTimeoutError(
                     pending.id,
                     f"message {pending.id!a} was not acknowledged by user {pending.user_id!a} in "
-                    f"{pending.timeout()} s, sent {pending.attempts} times",
+                    f"{pending.timeout()} s, sent {pending.sent_count} times",
                 ),
             )
             return
-        mailbox = self._mailboxes.get(pending._mailbox)
+        mailbox = self._users.get(pending._mailbox)
         if mailbox is None or mailbox.pending.get(pending.key()) is not pending:
             return
         if self.retransmit(mailbox, pending, now):
@@ -574,7 +621,7 @@ cdef class AckTable:
         except NO_ACKNOWLEDGEMENT:
             return NO_ACK
         message_id = answer.message_id
-        mailbox = self._mailboxes.get(client.user_id)
+        mailbox = self._users.get(self.key_of(client))
         found = [] if mailbox is None else self.waiting_for(mailbox, client, message_id)
         if not found:
             self.counters.acks_ignored += 1
@@ -614,9 +661,9 @@ cdef class AckTable:
         cdef PendingACK follower
         cdef list waiters
         pending.status = status
-        pending.error = error
+        pending._error = error
         self._unschedule(pending)
-        mailbox = self._mailboxes.get(pending._mailbox)
+        mailbox = self._users.get(pending._mailbox)
         if mailbox is not None and mailbox.pending.get(pending.key()) is pending:
             self.delist(mailbox, pending)
             if mailbox.replays:
@@ -639,6 +686,8 @@ cdef class AckTable:
             if waiters is not None:
                 for waiter in waiters:
                     pending.tell(waiter)
+        if pending._group is not None:
+            self._device_ended(pending)
         if pending.followers is not None:
             waiters, pending.followers = pending.followers, None
             for follower in waiters:
@@ -664,8 +713,8 @@ cdef class AckTable:
     cpdef int _release(self, Mailbox mailbox) except -1:
         """A mailbox that holds nothing is not kept."""
         if not mailbox.pending and not mailbox._lapsed and not mailbox.replays:
-            if self._mailboxes.get(mailbox.key) is mailbox:
-                del self._mailboxes[mailbox.key]
+            if self._users.get(mailbox.key) is mailbox:
+                del self._users[mailbox.key]
         elif (
             mailbox.unstored is not None
             and len(mailbox.unstored) > 2 * len(mailbox.pending) + 16

@@ -145,6 +145,7 @@ class Cutter:
         request: called with a connection's number and what the client sent; returns what to pass
             on, b"" for nothing, or None to cut the connection. May be async.
         reply: the same for what the server sent.
+        connections: how many there were.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -152,7 +153,7 @@ class Cutter:
         self.request: Callable[[int, bytes], Any] = lambda number, data: data
         self.reply: Callable[[int, bytes], Any] = lambda number, data: data
         self._server_port = server_port
-        self._count = 0
+        self.connections = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._pumps: set[asyncio.Task[None]] = set()
 
@@ -164,8 +165,8 @@ class Cutter:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        self._count += 1
-        number = self._count
+        self.connections += 1
+        number = self.connections
         there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
         pumps = {
             asyncio.ensure_future(self._pump(number, reader, back, lambda: self.request)),

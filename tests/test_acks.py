@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import Any
 
 import pytest
 
-from tests.support import TEXT, RawClient, eventually, join, known, named, running
+from tests.support import PING, PONG, TEXT, RawClient, eventually, join, known, named, running
 from wsc_fast import (
     ACKConfig,
     AckDroppedError,
@@ -17,6 +18,7 @@ from wsc_fast import (
     AckStatus,
     AckTimeoutError,
     ClientNotFoundError,
+    ConfigError,
     Hub,
     HubConfig,
     HubMessage,
@@ -28,6 +30,7 @@ from wsc_fast import (
     UserOfflineError,
     ValidationError,
 )
+from wsc_fast.delivery.acks import AT_ONCE
 
 
 def acking(store: Any = None, *, config: HubConfig | None = None, **settings: Any) -> Hub:
@@ -337,7 +340,7 @@ async def test_nothing_is_kept_in_memory_for_users_who_are_away() -> None:
         for n in range(1000):
             await hub.send_ack_message_to_user(f"user {n}", ACKMessage(content="x")).accepted()
         acks: Any = hub._acks
-        assert not acks._mailboxes
+        assert not acks._users
         await eventually(lambda: not acks._parked)
         assert acks.count == 0
 
@@ -402,3 +405,366 @@ async def test_the_same_message_again_while_its_user_is_away() -> None:
         await acknowledge(raw, "m")
         await pending
         raw.close()
+
+
+# --- identity of messages ---
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["held", "not held"])
+async def test_another_message_under_a_stored_id_is_refused(held: bool) -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store)
+    async with running(hub):
+        first = hub.send_ack_message_to_user("ann", ACKMessage(id="order-1", content="shipped"))
+        await first.accepted()
+        if not held:
+            del first
+            gc.collect()
+            other = hub.send_ack_message_to_user("ann", ACKMessage(id="order-1", content="lost"))
+            for waiting in (other.accepted(), other):
+                with pytest.raises(ValidationError, match="another message with the id 'order-1'"):
+                    await waiting
+            assert other.status is AckStatus.DROPPED
+        else:
+            with pytest.raises(ValidationError, match="another message with the id 'order-1'"):
+                hub.send_ack_message_to_user("ann", ACKMessage(id="order-1", content="lost"))
+        assert [json.loads(each.data)["content"] for each in await store.read("ann")] == ["shipped"]
+
+
+async def test_the_same_message_made_anew_after_a_restart_is_accepted_and_stored_once() -> None:
+    store = MemoryOfflineStore()
+    for _ in range(2):
+        hub = acking(store)
+        async with running(hub):
+            message = ACKMessage(id="order-1", content="shipped", data={"n": [1, 2]})
+            await hub.send_ack_message_to_user("ann", message).accepted()
+            assert await store.count("ann") == 1
+
+
+async def test_what_the_caller_changes_after_the_call_changes_nothing() -> None:
+    hub = acking()
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        message = ACKMessage(id="m", content="x", data={"n": 1}, timeout=30.0)
+        pending = hub.send_ack_message("a", message)
+        message.content, message.id = "changed", "other"
+        message.data["n"] = 2  # type: ignore[index]
+        assert (await received(raw))["data"] == {"n": 1}
+        assert pending.message.content == "x"
+        assert pending.message.data == {"n": 1}
+        assert pending.message.timeout == 30.0
+        assert pending.id == "m"
+        raw.close()
+
+
+@pytest.mark.parametrize("depth", [99, 100])
+async def test_data_is_nested_up_to_a_bound(depth: int) -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store)
+    async with running(hub):
+        data: dict[str, Any] = {"a": 1}
+        for _ in range(depth):
+            data = {"a": data}
+        if depth == 100:
+            with pytest.raises(ValidationError, match="100 deep"):
+                hub.send_ack_message_to_user("ann", ACKMessage(data=data))
+            return
+        hub.send_ack_message_to_user("ann", ACKMessage(data=data))
+        hub.send_ack_message_to_user("ann", ACKMessage(content="behind"))
+        raw, _ = await join(hub, "a&user=ann")
+        assert (await received(raw))["data"] == data
+        assert (await received(raw))["content"] == "behind"
+        raw.close()
+
+
+async def test_what_no_decoder_takes_does_not_end_a_replay() -> None:
+    store = MemoryOfflineStore()
+    await store.open()
+    deep = b'{"id":"deep","data":' + b'{"a":' * 5_000 + b"1" + b"}" * 5_001
+    await store.append("ann", "deep", deep, limit=10, drop_oldest=True)
+    hub = acking(store)
+    async with running(hub):
+        hub.send_ack_message_to_user("ann", ACKMessage(content="behind"))
+        raw, _ = await join(hub, "a&user=ann")
+        assert (await raw.recv()).payload == deep
+        assert (await received(raw))["content"] == "behind"
+        assert hub.get_stats().callback_errors == 0
+        raw.close()
+
+
+# --- limits ---
+
+
+async def test_one_user_cannot_take_what_all_may_have_pending() -> None:
+    hub = acking(max_pending=100)
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=eve")
+        for _ in range(25):
+            hub.send_ack_message("a", ACKMessage())
+        with pytest.raises(PendingFullError, match="max_pending_per_user"):
+            hub.send_ack_message("a", ACKMessage())
+        other, _ = await join(hub, "b&user=bob")
+        hub.send_ack_message("b", ACKMessage(content="important"))
+        assert (await received(other))["content"] == "important"
+        raw.close()
+        other.close()
+
+
+async def test_what_is_pending_is_bounded_in_bytes() -> None:
+    hub = acking(max_pending_bytes=50_000)
+    message = {"content": "x" * 10_000}
+    async with running(hub):
+        clients = [(await join(hub, f"{name}/a&user={name}"))[0] for name in "abcdef"]
+        for name in "abc":
+            hub.send_ack_message_to_user(name, ACKMessage(**message))
+        hub.send_ack_message_to_user("a", ACKMessage(**message))
+        with pytest.raises(PendingFullError, match=r"a quarter of ACKConfig\.max_pending_bytes"):
+            hub.send_ack_message_to_user("a", ACKMessage())
+        hub.send_ack_message_to_user("d", ACKMessage(**message))
+        with pytest.raises(PendingFullError, match=r"already \(ACKConfig\.max_pending_bytes\)"):
+            hub.send_ack_message_to_user("e", ACKMessage())
+        await acknowledge(clients[1], (await received(clients[1]))["id"])
+        await eventually(lambda: hub.get_stats().acks_confirmed == 1)
+        hub.send_ack_message_to_user("e", ACKMessage(content="fits"))
+        assert (await received(clients[4]))["content"] == "fits"
+        for raw in clients:
+            raw.reset()
+
+
+@pytest.mark.parametrize("action", ["close", "drop", "pause"])
+async def test_acknowledgements_that_settle_something_are_under_no_rate(action: Any) -> None:
+    config = HubConfig(message_rate=5.0, byte_rate=500.0, rate_limit_action=action)
+    hub = acking(config=config)
+    async with running(hub):
+        raw, client = await join(hub, "a")
+        pending = [hub.send_ack_message("a", ACKMessage()) for _ in range(100)]
+        for _ in pending:
+            await acknowledge(raw, (await received(raw))["id"])
+        async with asyncio.timeout(5.0):
+            await asyncio.gather(*pending)
+        assert client.is_connected()
+        assert hub.get_stats().rate_limited == 0
+        # Others are counted as any message is.
+        for _ in range(100):
+            await acknowledge(raw, "unknown")
+        await eventually(lambda: hub.get_stats().rate_limited > 0)
+        raw.reset()
+
+
+async def test_pongs_that_the_hub_has_asked_for_are_under_no_rate() -> None:
+    config = HubConfig(message_rate=1.0, heartbeat_interval=0.05, heartbeat_timeout=5.0)
+    hub = acking(config=config)
+    async with running(hub):
+        raw, client = await join(hub, "a")
+        for _ in range(8):
+            frame = await raw.recv()
+            assert frame.opcode == PING
+            await raw.send(PONG, frame.payload)
+        assert client.is_connected()
+        assert hub.get_stats().rate_limited == 0
+        for _ in range(5):
+            await raw.send(PONG, b"unasked")
+        await eventually(lambda: hub.get_stats().rate_limited > 0)
+        raw.reset()
+
+
+# --- what a callback may wait for ---
+
+
+async def test_an_async_callback_may_wait_for_acknowledgements_of_its_own_client() -> None:
+    hub = acking(timeout=10.0, retry_interval=5.0)
+    outcomes: list[AckStatus] = []
+
+    @hub.on_message_received
+    async def received_from(client: Any, message: str) -> None:
+        outcomes.append(await hub.send_ack_message(client.id, ACKMessage(content=message)))
+
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        for n in range(300):
+            await raw.send(TEXT, f"message {n}".encode())
+        for n in range(300):
+            message = await received(raw)
+            assert message["content"] == f"message {n}"
+            await acknowledge(raw, message["id"])
+        await eventually(lambda: outcomes == [AckStatus.CONFIRMED] * 300)
+        raw.reset()
+
+
+async def test_what_waits_for_an_async_callback_is_bounded_in_bytes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = HubConfig(max_pending_callback_bytes=100_000, max_pending_callbacks=1_000_000)
+    hub = acking(config=config)
+    gate = asyncio.Event()
+    handled = 0
+
+    @hub.on_message_received
+    async def received_from(client: Any, message: str) -> None:
+        nonlocal handled
+        await gate.wait()
+        handled += 1
+
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        hub.send_ack_message("a", ACKMessage())
+        sending = asyncio.create_task(send_many(raw, 200, 10_000))
+        await eventually(lambda: hub.get_stats().limited["max_pending_callback_bytes"] == 1)
+        assert "acknowledgements are not heard" in caplog.text
+        gate.set()
+        await eventually(lambda: handled == 200)
+        await sending
+        raw.reset()
+
+
+async def send_many(raw: RawClient, count: int, size: int) -> None:
+    for _ in range(count):
+        await raw.send(TEXT, b"x" * size)
+
+
+# --- who is nobody ---
+
+
+async def test_nothing_is_stored_for_clients_without_an_identity(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = MemoryOfflineStore()
+    hub = Hub()
+    hub.enable_ack(ACKConfig(enable_offline_messages=True, timeout=0.2), store=store)
+    assert "authenticate" in caplog.text
+    async with running(hub):
+        raw = await RawClient.open(hub, "/ws")
+        await eventually(lambda: hub.get_connected_clients() == 1)
+        (client_id,) = hub.get_connected_client_ids()
+        pending = hub.send_ack_message(client_id, ACKMessage())
+        raw.reset()
+        with pytest.raises(AckTimeoutError):
+            await pending
+        with pytest.raises(UserOfflineError):
+            hub.send_ack_message_to_user("ann", ACKMessage())
+    assert not store._messages
+
+
+# --- two hubs ---
+
+
+async def test_a_store_object_belongs_to_one_hub() -> None:
+    store = MemoryOfflineStore()
+    first = acking(store)
+    with pytest.raises(ConfigError, match="another hub"):
+        acking(store)
+    async with running(first):
+        with pytest.raises(ConfigError, match="another hub"):
+            acking(store)
+        await first.send_ack_message_to_user("ann", ACKMessage()).accepted()
+    second = acking(store)
+    async with running(second):
+        assert await store.count("ann") == 1
+
+
+# --- much at once ---
+
+
+async def test_a_user_with_many_pending_is_parked_over_several_turns_in_order() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store, retry_interval=60.0, timeout=120.0, offline_limit=10_000)
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=ann")
+        pending = [
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))) for n in range(1_000)
+        ]
+        raw.reset()
+        await eventually(lambda: hub.connections == 0)
+        # The turn in which a client has gone parks some of them, and so does each that follows.
+        stored = [each for each in pending if each.status is AckStatus.STORED]
+        assert len(stored) <= 3 * AT_ONCE
+        last = hub.send_ack_message_to_user("ann", ACKMessage(content="last"))
+        await last.accepted()
+        await eventually_count(store, "ann", 1_001)
+        kept = await store.read("ann", limit=2_000)
+        assert [json.loads(each.data)["content"] for each in kept] == [
+            *map(str, range(1_000)),
+            "last",
+        ]
+
+
+async def test_a_user_who_comes_back_while_being_parked_misses_nothing() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store, retry_interval=60.0, timeout=120.0, offline_limit=10_000)
+    async with running(hub):
+        raw, client = await join(hub, "a&user=ann")
+        pending = [
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))) for n in range(2_000)
+        ]
+        again = asyncio.create_task(RawClient.open(hub, "/ws?id=b&user=ann"))
+        client._abort()
+        second = await again
+        for n in range(2_000):
+            message = await received(second)
+            assert message["content"] == str(n)
+            await acknowledge(second, message["id"])
+        assert {await each for each in pending} == {AckStatus.CONFIRMED}
+        await eventually_count(store, "ann", 0)
+        raw.close()
+        second.close()
+
+
+async def test_a_store_that_fails_for_many_is_looked_at_once_for_all() -> None:
+    class Fails(MemoryOfflineStore):
+        def append(self, *args: Any, **options: Any) -> Any:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(OfflineStoreError("no disk"))
+            return future
+
+    hub = acking(Fails(), retry_interval=60.0, timeout=120.0)
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=ann")
+        pending = [hub.send_ack_message_to_user("ann", ACKMessage()) for _ in range(5_000)]
+        acks: Any = hub._acks
+        listed = 0
+        list_unstored = acks._list_unstored
+
+        def listing(mailbox: Any) -> Any:
+            nonlocal listed
+            listed += 1
+            return list_unstored(mailbox)
+
+        acks._list_unstored = listing
+        outcomes = await asyncio.gather(
+            *(each.accepted() for each in pending), return_exceptions=True
+        )
+        assert {type(each) for each in outcomes} == {OfflineStoreError}
+        # Not once for each of the 5,000 failures.
+        assert listed <= 1
+        acks._give_up = lambda *_: None
+        raw.reset()
+
+
+# --- the end ---
+
+
+async def test_accepted_ends_with_the_hub_though_the_store_takes_longer() -> None:
+    class Stuck(MemoryOfflineStore):
+        def append(self, *args: Any, **options: Any) -> Any:
+            return asyncio.get_running_loop().create_future()
+
+    hub = acking(Stuck())
+    async with running(hub):
+        pending = hub.send_ack_message_to_user("ann", ACKMessage())
+        accepted = asyncio.create_task(pending.accepted())
+        elsewhere = asyncio.get_running_loop().run_in_executor(
+            None, lambda: asyncio.run(outcome_of(pending))
+        )
+        await eventually(lambda: pending._storing is not None)
+        await hub.stop(0.1)
+        with pytest.raises(OfflineStoreError, match="before the offline store had taken"):
+            await accepted
+        assert await elsewhere == "OfflineStoreError"
+
+
+async def outcome_of(pending: Any) -> str:
+    try:
+        await pending.accepted()
+    except BaseException as error:
+        return type(error).__name__
+    return "accepted"

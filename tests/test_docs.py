@@ -7,11 +7,21 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from redis_server import RedisServer
 
 from tests.support import TEXT, RawClient, eventually, join, named, running
-from wsc_fast import Hub, HubConfig, HubMessage, QueueFullError, UserOfflineError
+from wsc_fast import (
+    ACKConfig,
+    ACKMessage,
+    Hub,
+    HubConfig,
+    HubMessage,
+    PendingFullError,
+    QueueFullError,
+    UserOfflineError,
+)
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/delivery.md").read_text(), re.S)
@@ -27,6 +37,18 @@ def block(name: str) -> str:
 def test_the_code_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(text, "docs/delivery.md", "exec"), {})
+
+
+def test_each_promise_names_a_test_that_there_is() -> None:
+    page = (ROOT / "docs/delivery.md").read_text()
+    named = re.findall(r"^\| .+ \| `(test_\w+)` \|$", page, re.M)
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 30
+    assert set(named) <= there
 
 
 async def test_the_first_example_answers() -> None:
@@ -51,12 +73,19 @@ async def test_the_offline_table_keeps_what_absent_users_miss(
     names: dict[str, Any] = {}
     exec(block("OfflineTable"), names)
     async with running(names["hub"]) as hub:
+        hub.enable_ack()
         with pytest.raises(UserOfflineError):
-            hub.send_to_user("ann", HubMessage(id="m", content="hello"))
+            hub.send_to_user("ann", HubMessage(id="m", content="hello", data={"n": 1}))
+        with pytest.raises(UserOfflineError):
+            hub.send_ack_message_to_user("ann", ACKMessage(id="a", content="acknowledge"))
         with sqlite3.connect(tmp_path / "offline.db") as db:
-            await eventually(lambda: db.execute("SELECT * FROM offline").fetchall())
-            assert db.execute("SELECT * FROM offline").fetchall() == [("ann", "m", "hello")]
+            await eventually(lambda: len(db.execute("SELECT * FROM offline").fetchall()) == 2)
+            rows = db.execute("SELECT * FROM offline").fetchall()
         db.close()
+        assert [row[:2] for row in rows] == [("ann", "m"), ("ann", "a")]
+        plain, with_ack = (msgspec.json.decode(row[2], type=HubMessage) for row in rows)
+        assert (plain.content, plain.to, plain.data) == ("hello", "ann", {"n": 1})
+        assert (with_ack.content, with_ack.require_ack) == ("acknowledge", True)
 
 
 async def test_the_redis_fallback_keeps_what_a_full_queue_refused(tmp_path: Path) -> None:
@@ -65,14 +94,27 @@ async def test_the_redis_fallback_keeps_what_a_full_queue_refused(tmp_path: Path
     with RedisServer(tmp_path) as server:
         fallback = names["RedisFallback"](server.url)
         hub = Hub(HubConfig(outbox_messages=1), authenticate=named)
+        hub.enable_ack(ACKConfig(max_pending=1))
         hub.add_queue_full_handler(fallback)
         async with running(hub):
-            raw, client = await join(hub, "ann")
-            hub.send_to_user("ann", HubMessage(content="1"))
+            raw, client = await join(hub, "phone&user=ann")
+            hub.send_ack_message_to_user("ann", ACKMessage(content="pending"))
+            with pytest.raises(PendingFullError):
+                hub.send_ack_message_to_user("ann", ACKMessage(content="1"))
             with pytest.raises(QueueFullError):
-                hub.send_to_user("ann", HubMessage(content="2"))
-            await eventually(lambda: fallback.redis.llen("fallback:ann") == 1)
-            assert fallback.redis.lrange("fallback:ann", 0, -1) == [b"2"]
+                hub.send_to_user("ann", HubMessage(content="2", data={"n": 2}))
+            with pytest.raises(QueueFullError):
+                client.send("3")
+            with pytest.raises(QueueFullError):
+                client.send(b"4")
+            await eventually(lambda: fallback.redis.llen("fallback:ann") == 4)
+            kept = [
+                msgspec.json.decode(each, type=HubMessage)
+                for each in fallback.redis.lrange("fallback:ann", 0, -1)
+            ]
+            assert [each.content for each in kept] == ["1", "2", "3", ""]
+            assert [each.data for each in kept] == [None, {"n": 2}, None, {"bytes": "NA=="}]
+            assert {each.to for each in kept} == {"ann"}
             assert client.is_connected()
             raw.close()
         fallback.redis.close()

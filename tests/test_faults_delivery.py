@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from test_acks import acking, acknowledge, eventually_count, received
 
@@ -54,6 +55,7 @@ from wsc_fast import (
 )
 from wsc_fast._core.timers import TICK
 from wsc_fast.delivery import replay, sqlite
+from wsc_fast.messages import to_hub_message
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 
@@ -124,7 +126,7 @@ def is_writing(hub: Hub) -> bool:
 
 def assert_nothing_left(hub: Hub) -> None:
     inner: Any = hub._acks
-    assert not inner._mailboxes
+    assert not inner._users
     assert not inner._parked
     assert not is_writing(hub)
     assert not inner.replaying
@@ -478,7 +480,7 @@ async def test_G11_messages_that_nobody_acknowledges_leave_nothing(end: str, cou
             raw.reset()
             reading.cancel()
         await eventually(lambda: hub.get_stats().acks_pending == 0, 60)
-        await eventually(lambda: not inner._mailboxes)
+        await eventually(lambda: not inner._users)
         assert hub.get_stats().acks_timed_out == count
         assert_nothing_left(hub)
         await eventually(lambda: len(heard.calls) + hub.get_stats().unreported_failures == count)
@@ -613,7 +615,7 @@ async def test_G15_ten_thousand_pending_to_a_dead_client() -> None:
         assert max(each.attempts for each in pending) == 1
         assert client.queued_messages <= 100
         assert client.is_connected()
-        await eventually(lambda: not inner._mailboxes)
+        await eventually(lambda: not inner._users)
         assert_nothing_left(hub)
         dead.reset()
         watcher.close()
@@ -680,7 +682,8 @@ async def test_G18_a_locked_database_stalls_nobody(tmp_path: Path) -> None:
         with pytest.raises(OfflineStoreError, match="locked"):
             await pending
         await eventually(lambda: heard.calls)
-        assert [(call[0], call[1], call[2]) for call in heard.calls] == [(lost, "ann", "unknown")]
+        told = to_hub_message(lost, "ann")
+        assert [(call[0], call[1], call[2]) for call in heard.calls] == [(told, "ann", "unknown")]
         other.execute("ROLLBACK")
         other.close()
         after = hub.send_ack_message_to_user("ann", ACKMessage(content="after"))
@@ -719,7 +722,8 @@ async def test_G18_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 refused = message
             assert len(stored) < 1000
         await eventually(lambda: heard.calls)
-        assert [(call[0], call[2]) for call in heard.calls] == [(refused, "unknown")]
+        told = to_hub_message(refused, "ann")
+        assert [(call[0], call[2]) for call in heard.calls] == [(told, "unknown")]
         assert "full" in str(heard.calls[0][3])
         hub.broadcast("still")
         assert (await raw.recv()).payload == b"still"
@@ -766,7 +770,7 @@ async def test_G18_G20_redis_is_stopped_and_started_again(tmp_path: Path) -> Non
                     await trouble
             await eventually(lambda: heard.calls)
             assert [(call[0], call[1], call[2]) for call in heard.calls] == [
-                (lost, "ann", "unknown")
+                (to_hub_message(lost, "ann"), "ann", "unknown")
             ]
             # A user who is here does not notice; nor does one who comes back meanwhile, but for
             # what is in the store. That follows by itself.
@@ -890,7 +894,8 @@ async def test_nothing_is_left_after_ten_thousand_rounds(store: bool) -> None:
         if kept is not None:
             await eventually_count(kept, "ann", 0)
         del pending
-        await eventually(lambda: not hub._acks._mailboxes)  # type: ignore[union-attr]
+        await eventually(lambda: not hub._acks._users)  # type: ignore[union-attr]
+        await eventually(lambda: not is_writing(hub))
         gc.collect()
         assert_nothing_left(hub)
         assert sum(type(each) is PendingACK for each in gc.get_objects()) == 0
@@ -1006,7 +1011,7 @@ async def test_what_another_client_acknowledges_during_a_replay_is_not_sent_agai
         one, _ = await join(hub, "a&user=ann")
         for n in range(100):
             assert (await received(one))["id"] == str(n)
-        await eventually(lambda: hub._acks._mailboxes["ann"].replays == {})  # type: ignore[union-attr]
+        await eventually(lambda: hub._acks._users["ann"].replays == {})  # type: ignore[union-attr]
         # So that its replay has to wait.
         hub.on_client_connected(lambda client: client.send(bytes(1 << 22)))
         two, client = await join(hub, "b&user=ann", rcvbuf=4096)
@@ -1351,7 +1356,8 @@ async def test_an_error_within_a_replay_loses_nothing_in_silence() -> None:
         await raw.recv()
         await eventually(lambda: len(heard.calls) == 2)
         assert errors == [broken]
-        assert [(call[0], call[3]) for call in heard.calls] == [(each, broken) for each in held]
+        told = [msgspec.structs.replace(each, to="ann") for each in held]
+        assert [(call[0], call[3]) for call in heard.calls] == [(each, broken) for each in told]
         del hub._send_to
         # The one with acknowledgement is sent again when its time has come, or to the next client.
         other, _ = await join(hub, "b&user=ann")

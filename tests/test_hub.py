@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -1075,3 +1077,63 @@ async def test_a_timeout_that_a_call_itself_raises_is_not_taken_for_a_busy_loop(
     async with running(hub):
         with pytest.raises(TimeoutError, match="mine"):
             await asyncio.to_thread(hub.broadcast, "x", exclude=items())
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda hub, fn: hub.on_client_connected(fn),
+        lambda hub, fn: hub.on_client_disconnected(fn),
+        lambda hub, fn: hub.on_message_received(fn),
+        lambda hub, fn: hub.on_error(fn),
+    ],
+    ids=["connected", "disconnected", "message", "error"],
+)
+def test_no_callback_is_lost_that_threads_register_at_once(
+    register: Callable[[Hub, Callable[..., None]], object], quick_switches: None
+) -> None:
+    for _ in range(10):
+        hub = Hub()
+        in_threads(lambda number, hub=hub: register(hub, lambda *_, number=number: None))  # type: ignore[misc]
+        lists = (hub._on_connected, hub._on_disconnected, hub._on_message, hub._on_error)
+        assert sorted(len(handlers) for handlers in lists) == [0, 0, 0, THREADS * EACH]
+
+
+def test_a_route_that_threads_register_at_once_is_one_thread_s(quick_switches: None) -> None:
+    for _ in range(10):
+        hub = Hub()
+        made: list[int] = []
+
+        def register(number: int, hub: Hub = hub, made: list[int] = made) -> None:
+            with suppress(ValidationError):
+                hub.route(f"/{number % EACH}")(lambda request: str(number))
+                made.append(number)
+
+        in_threads(register)
+        assert len(made) == len(hub._routes) == EACH
+
+
+THREADS, EACH = 8, 50
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Has threads take turns after every few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def in_threads(call: Callable[[int], object]) -> None:
+    """Calls it with different numbers, in several threads that begin at once."""
+    start = threading.Barrier(THREADS)
+
+    def work(first: int) -> None:
+        start.wait()
+        for number in range(first, first + EACH):
+            call(number)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        for done in [threads.submit(work, number * EACH) for number in range(THREADS)]:
+            done.result(30)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import uvloop
@@ -36,13 +37,18 @@ from tests.support import (
     uri,
 )
 from wsc_fast import (
+    ACKConfig,
+    ACKMessage,
     Client,
     Hub,
     HubConfig,
+    HubMessage,
     HubStateError,
     Identity,
     ListenError,
+    MemoryOfflineStore,
     Request,
+    RetryConfig,
     ValidationError,
 )
 
@@ -80,11 +86,11 @@ async def asyncio_can_connect(host: str, port: int) -> bool:
 class Script:
     """A Python program in a process of its own; its first line of output is a port."""
 
-    def __init__(self, code: str, *args: str) -> None:
+    def __init__(self, code: str, *args: str, stdin: bool = False) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code), *args],
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -98,7 +104,12 @@ class Script:
 
     def finish(self) -> tuple[int, str, str]:
         """Exit code, what is left of stdout, and stderr."""
-        out, err = self.process.communicate(timeout=20)
+        assert self.process.stdout is not None
+        ending = threading.Timer(20, self.process.kill)
+        ending.start()
+        out = self.process.stdout.read()  # not communicate's, which misses what `port` has buffered
+        _, err = self.process.communicate()
+        ending.cancel()
         return self.process.returncode, out, err
 
     def __enter__(self) -> Script:
@@ -770,6 +781,57 @@ async def test_it_can_be_started_again_on_the_same_loop(any_loop: str) -> None:
     assert hub.get_rooms() == ["kept"]
 
 
+@pytest.mark.parametrize("seconds", [sys.float_info.max, 1e300, 1e11, 1e10])
+async def test_seconds_that_never_pass(
+    any_loop: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each setting that is a time, all at once: nothing of them may fail when it is used.
+    died: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    troubles: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+    no_times = ("connection_rate", "connection_rate_per_address", "message_rate", "byte_rate")
+    times = {
+        field.name: seconds
+        for field in msgspec.structs.fields(HubConfig)
+        if field.type is float and field.name not in no_times
+    }
+    times["heartbeat_interval"] = seconds / 2
+    errors: list[BaseException] = []
+
+    async def authenticate(request: Request) -> Identity:
+        return Identity("ann")
+
+    hub = Hub(HubConfig(**times), authenticate=authenticate)
+    hub.on_error(lambda client, error: errors.append(error))
+    hub.enable_ack(
+        ACKConfig(
+            timeout=seconds,
+            retry_interval=seconds,
+            offline_max_age=seconds,
+            enable_offline_messages=True,
+        ),
+        store=MemoryOfflineStore(),
+    )
+    hub.set_retry_config(RetryConfig(base_delay=seconds, max_delay=seconds))
+    await hub.start(port=0)
+    raw = await RawClient.open(hub)
+    await eventually(lambda: hub.get_connected_clients() == 1)
+    assert await asyncio.to_thread(hub.broadcast, "x") == 1
+    assert (await raw.recv()).payload == b"x"
+    hub.send_ack_message_to_user("ann", ACKMessage(content="x"))
+    sending = asyncio.create_task(hub.send_to_user_with_retry("nobody", HubMessage()))
+    draining = asyncio.create_task(hub.drain(seconds))
+    while (frame := await raw.recv()).opcode != CLOSE:
+        pass
+    assert frame.code == 1012
+    raw.close()
+    await draining
+    await sending
+    await hub.stop(seconds)
+    assert (errors, died, troubles) == ([], [], [])
+
+
 def test_it_can_be_started_again_on_another_loop() -> None:
     hub = Hub()
 
@@ -797,6 +859,97 @@ def test_a_hub_whose_loop_was_closed_under_it_can_be_stopped_and_started() -> No
 
     asyncio.run(begin())
     asyncio.run(again())
+
+
+# In a process of its own, since a loop that is closed leaves sockets open, and warns of them.
+CLOSED_LOOP = """
+    import asyncio, sys, threading, uvloop
+    from tests.support import RawClient
+    from wsc_fast import ACKMessage, Hub, HubConfig, HubMessage, HubStoppedError
+
+    kind, count, elsewhere = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
+    factory = uvloop.new_event_loop if kind == "uvloop" else asyncio.new_event_loop
+
+    # What cannot be done any more; twice where the first call does not end the client.
+    SENDS = {
+        "broadcast": lambda hub, client: hub.broadcast("x"),
+        "broadcast_to_room": lambda hub, client: hub.broadcast_to_room("room", "x"),
+        "send_to_client": lambda hub, client: hub.send_to_client(client.id, "x"),
+        "send": lambda hub, client: client.send("x"),
+        "to_user": lambda hub, client: hub.send_to_user(client.user_id, HubMessage(content="x")),
+        "acked": lambda hub, client: hub.send_ack_message(client.id, ACKMessage(content="x")),
+    }
+    ENDS = {
+        "disconnect": lambda hub, client: client.disconnect(),
+        "disconnect_user": lambda hub, client: hub.disconnect_user(client.user_id),
+    }
+    BEGINS = {
+        "set_config": lambda hub: hub.set_config(HubConfig(backlog=7)),
+        "drain": lambda hub: asyncio.run(hub.drain(5.0)),
+        "stop": lambda hub: asyncio.run(hub.stop()),
+        "enter": lambda hub: asyncio.run(enter(hub)),
+    }
+
+    async def enter(hub):
+        async with hub:
+            assert repr(hub) == "<Hub running, 0 clients>"
+
+    async def begin(hub, raws):
+        await hub.start(port=0)
+        raws += [await RawClient.open(hub) for _ in range(count)]
+        for client_id in hub.get_connected_client_ids():
+            hub.join_room(client_id, "room")
+
+    def closed(hub):
+        raws = []
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(begin(hub, raws))
+        for raw in raws:
+            raw.close()
+        assert repr(hub) == f"<Hub stopped, {count} clients>", hub
+        return [hub.get_client_by_id(name) for name in hub.get_connected_client_ids()]
+
+    def outcome(call):
+        found = []
+        def run():
+            try:
+                found.append(call())
+            except HubStoppedError:
+                found.append("stopped")
+        if elsewhere:
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join(10)
+        else:
+            run()
+        return found[0]
+
+    hub = Hub()
+    hub.enable_ack()
+    hub.create_room("room")
+    for name, call in {**SENDS, **ENDS}.items():
+        clients = closed(hub)
+        for _ in range(2 if name in SENDS else 1):
+            assert outcome(lambda: call(hub, clients[0])) == "stopped", name
+        asyncio.run(hub.stop())
+        assert repr(hub) == "<Hub stopped, 0 clients>"
+        assert not any(client.is_connected() for client in clients)
+    for name, call in BEGINS.items():
+        closed(hub)
+        call(hub)
+        assert hub.loop is None, name
+        assert not hub.get_connected_clients(), name
+    print("end")
+"""
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("count", [1, 40])
+def test_calls_of_a_hub_whose_loop_was_closed_say_that_it_has_stopped(
+    any_loop: str, count: int, elsewhere: bool
+) -> None:
+    with Script(CLOSED_LOOP, any_loop, str(count), str(elsewhere)) as script:
+        assert script.finish() == (0, "end\n", "")
 
 
 async def test_stop_under_load_loses_nothing_queued_to_readers_who_read(any_loop: str) -> None:
@@ -926,6 +1079,57 @@ async def test_H1_a_silent_client_on_the_tls_port_goes_with_the_handshake_timeou
         assert time.monotonic() - begin < 1.0
         assert await client.read_all(timeout=5) == b""
     await eventually(lambda: descriptors() == before)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a callback"])
+async def test_who_is_told_of_a_disconnect_at_the_end_of_a_stop_has_a_second(
+    any_loop: str, busy: bool
+) -> None:
+    hub = Hub(HubConfig(close_timeout=60.0))
+    began: list[Client] = []
+    ended: list[Client] = []
+    cancelled: list[Client] = []
+
+    @hub.on_message_received
+    async def received(client: Client, message: str | bytes) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(client)
+            raise
+
+    @hub.on_client_disconnected
+    async def disconnected(client: Client) -> None:
+        began.append(client)
+        await asyncio.sleep(0.05)  # a database
+        ended.append(client)
+
+    async with running(hub):
+        silent = [await RawClient.open(hub) for _ in range(10)]
+        if busy:
+            for raw in silent:
+                await raw.send(TEXT, b"x")
+            await eventually(lambda: hub.get_stats().messages_in == 10)
+        await hub.stop(timeout=0.1)
+        assert len(began) == len(ended) == 10
+        assert len(cancelled) == (10 if busy else 0)
+        for raw in silent:
+            raw.close()
+
+
+async def test_a_disconnect_callback_that_never_ends_holds_a_stop_up_for_a_second() -> None:
+    hub = Hub()
+
+    @hub.on_client_disconnected
+    async def disconnected(client: Client) -> None:
+        await asyncio.Event().wait()
+
+    async with running(hub):
+        raw = await RawClient.open(hub)
+        begin = time.monotonic()
+        await hub.stop(timeout=0.1)
+        assert 1.0 < time.monotonic() - begin < 4.0
+        raw.close()
 
 
 async def test_H1_a_client_that_arrives_while_the_hub_stops_is_not_served() -> None:

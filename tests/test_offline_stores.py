@@ -18,10 +18,17 @@ from typing import Any
 import pytest
 
 from tests.redis_server import RedisServer
-from wsc_fast.delivery.offline import MemoryOfflineStore, OfflineStore, StoredMessage
+from wsc_fast.delivery.offline import (
+    MOST_DROPPED,
+    READ_BYTES,
+    MemoryOfflineStore,
+    OfflineStore,
+    SharedOfflineStore,
+    StoredMessage,
+)
 from wsc_fast.delivery.redis import RedisOfflineStore
 from wsc_fast.delivery.sqlite import SQLiteOfflineStore
-from wsc_fast.errors import OfflineStoreError, OfflineStoreFullError
+from wsc_fast.errors import MessageExistsError, OfflineStoreError, OfflineStoreFullError
 
 
 @asynccontextmanager
@@ -61,6 +68,42 @@ STORES: dict[str, Callable[[Path], AbstractAsyncContextManager[OfflineStore]]] =
 }
 
 Opener = Callable[[], AbstractAsyncContextManager[OfflineStore]]
+
+
+@asynccontextmanager
+async def two_sqlite(path: Path) -> AsyncIterator[tuple[SharedOfflineStore, SharedOfflineStore]]:
+    first, second = (SQLiteOfflineStore(path / "offline.db") for _ in range(2))
+    await asyncio.gather(first.open(), second.open())
+    try:
+        yield first, second
+    finally:
+        await asyncio.gather(first.close(), second.close())
+
+
+@asynccontextmanager
+async def two_redis(path: Path) -> AsyncIterator[tuple[SharedOfflineStore, SharedOfflineStore]]:
+    with RedisServer(path) as server:
+        first, second = (RedisOfflineStore(server.url) for _ in range(2))
+        await asyncio.gather(first.open(), second.open())
+        try:
+            yield first, second  # type: ignore[misc]
+        finally:
+            await asyncio.gather(first.close(), second.close())
+
+
+Pair = Callable[[], AbstractAsyncContextManager[tuple[SharedOfflineStore, SharedOfflineStore]]]
+
+# By name, what opens two stores over one database, as two processes would.
+PAIRS: dict[str, Callable[[Path], AbstractAsyncContextManager[Any]]] = {
+    "sqlite": two_sqlite,
+    "redis": two_redis,
+}
+
+
+@pytest.fixture(params=list(PAIRS))
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
+    """To be used as `async with pair() as (first, second):`."""
+    return partial(PAIRS[request.param], tmp_path)
 
 
 @pytest.fixture(params=list(STORES))
@@ -172,16 +215,53 @@ async def test_G13_the_same_id_again_is_stored_once_at_its_first_place(store: Op
     async with store() as opened:
         await append(opened, "m1", data=b"1")
         await append(opened, "m2", data=b"2")
-        assert await append(opened, "m1", data=b"other") == []
+        assert await append(opened, "m1", data=b"1") == []
         assert [(m.id, m.data) for m in await opened.read("ann")] == [("m1", b"1"), ("m2", b"2")]
         assert await opened.count("ann") == 2
 
 
+async def test_the_same_id_with_other_data_is_refused_and_shown(store: Opener) -> None:
+    async with store() as opened:
+        await append(opened, "m1", data=b"1")
+        await append(opened, "m2", data=b"2")
+        for data in (b"other", b"", b"1 ", b"0"):
+            with pytest.raises(MessageExistsError, match=r"ann.*m1") as caught:
+                await append(opened, "m1", data=data)
+            assert caught.value.data == b"1"
+        assert [(m.id, m.data) for m in await opened.read("ann")] == [("m1", b"1"), ("m2", b"2")]
+        assert await opened.count("ann") == 2
+        # It is another message for another user, and once the first one is gone.
+        assert await append(opened, "m1", user="bob", data=b"other") == []
+        await opened.delete("ann", ["m1"])
+        assert await append(opened, "m1", data=b"other") == []
+
+
+async def test_the_same_id_with_other_data_at_the_limit_drops_nothing(store: Opener) -> None:
+    async with store() as opened:
+        await fill(opened, ["m1", "m2"], limit=2)
+        for drop_oldest in (True, False):
+            with pytest.raises(MessageExistsError):
+                await append(opened, "m1", data=b"x", limit=2, drop_oldest=drop_oldest)
+        assert await ids(opened) == ["m1", "m2"]
+
+
 async def test_G13_the_same_id_twice_at_once(store: Opener) -> None:
     async with store() as opened:
-        calls = [append(opened, name, data=b"%d" % n) for n, name in enumerate(["a", "b", "a"])]
+        calls = [append(opened, name, data=name.encode()) for name in ["a", "b", "a"]]
         assert await asyncio.gather(*calls) == [[], [], []]
-        assert [(m.id, m.data) for m in await opened.read("ann")] == [("a", b"0"), ("b", b"1")]
+        assert [(m.id, m.data) for m in await opened.read("ann")] == [("a", b"a"), ("b", b"b")]
+
+
+async def test_the_same_id_with_other_data_at_once_fails_alone(store: Opener) -> None:
+    async with store() as opened:
+        names = ["a", "b", "a", "c"]
+        calls = [append(opened, name, data=b"%d" % n) for n, name in enumerate(names)]
+        first, second, error, last = await asyncio.gather(*calls, return_exceptions=True)
+        assert first == second == last == []
+        assert isinstance(error, MessageExistsError)
+        assert error.data == b"0"
+        found = [(m.id, m.data) for m in await opened.read("ann")]
+        assert found == [("a", b"0"), ("b", b"1"), ("c", b"3")]
 
 
 async def test_G13_the_same_id_again_at_the_limit(store: Opener) -> None:
@@ -249,6 +329,22 @@ async def test_G16_a_lower_limit_drops_as_many_as_it_takes(store: Opener) -> Non
         dropped = await append(opened, "m5", limit=3, drop_oldest=True)
         assert [message.id for message in dropped] == ["m0", "m1", "m2"]
         assert await ids(opened) == ["m3", "m4", "m5"]
+
+
+async def test_a_much_lower_limit_is_reached_over_several_appends(store: Opener) -> None:
+    names = [f"m{n}" for n in range(2500)]
+    async with store() as opened:
+        await fill(opened, names, limit=3000)
+        told: list[str] = []
+        for number in range(10):
+            dropped = await append(opened, f"n{number}", limit=10, drop_oldest=True)
+            assert 1 <= len(dropped) <= MOST_DROPPED
+            told += [message.id for message in dropped]
+            if await opened.count("ann") == 10:
+                break
+        rest = [f"n{n}" for n in range(number + 1)]
+        assert told == [*names, *rest][:-10]
+        assert await ids(opened) == [*names, *rest][-10:]
 
 
 async def test_G16_more_than_the_limit_at_once_drops_each_in_turn(store: Opener) -> None:
@@ -328,6 +424,37 @@ async def test_read_sees_what_was_dropped_before_it(store: Opener) -> None:
         await asyncio.gather(*pending)
 
 
+async def test_a_page_is_bounded_in_bytes(store: Opener) -> None:
+    sizes = [100, 200, 5000, 10, 10, 3000, 1000, 1000]
+    async with store() as opened:
+        await asyncio.gather(
+            *[append(opened, f"m{n}", data=bytes(size)) for n, size in enumerate(sizes)]
+        )
+
+        async def pages(**bounds: int) -> list[list[int]]:
+            found, after = [], 0
+            while page := await opened.read("ann", after=after, **bounds):
+                found.append([len(message.data) for message in page])
+                after = page[-1].position
+            return found
+
+        # The message that reaches the bound is the last one.
+        assert await pages(max_bytes=3000) == [[100, 200, 5000], [10, 10, 3000], [1000, 1000]]
+        assert await pages(max_bytes=3000, limit=1) == [[size] for size in sizes]
+        assert await pages(max_bytes=5300) == [[100, 200, 5000], [10, 10, 3000, 1000, 1000]]
+        assert await pages(max_bytes=5301) == [[100, 200, 5000, 10], [10, 3000, 1000, 1000]]
+        for bound in (1, 0):
+            assert await pages(max_bytes=bound) == [[size] for size in sizes]
+        assert await opened.read("ann", limit=0, max_bytes=10**6) == []
+
+
+async def test_a_page_has_no_more_bytes_than_the_default(store: Opener) -> None:
+    async with store() as opened:
+        await fill(opened, [f"m{n}" for n in range(20)], data=bytes(READ_BYTES // 4))
+        assert len(await opened.read("ann", limit=1000)) == 4
+        assert await ids(opened) == [f"m{n}" for n in range(20)]
+
+
 # delete and count
 
 
@@ -401,6 +528,31 @@ async def test_expire_takes_a_thousand_unless_told(store: Opener) -> None:
             await fill(opened, [f"m{n}" for n in range(600)], user=user)
         assert len(await opened.expire(later())) == 1000
         assert len(await opened.expire(later())) == 200
+
+
+async def test_expire_is_bounded_in_bytes(store: Opener) -> None:
+    sizes = [100, 5000, 10, 10, 3000, 1000]
+    async with store() as opened:
+        for number, size in enumerate(sizes):
+            await append(opened, f"m{number}", user=f"user{number % 2}", data=bytes(size))
+            later()
+        now = later()
+        told = []
+        while expired := await opened.expire(now, max_bytes=3000):
+            told.append([len(message.data) for _, message in expired])
+            left = sum([await opened.count(f"user{n}") for n in range(2)])
+            assert left == len(sizes) - sum(map(len, told))
+        assert told == [[100, 5000], [10, 10, 3000], [1000]]
+
+
+async def test_expire_has_no_more_bytes_than_the_default(store: Opener) -> None:
+    async with store() as opened:
+        await fill(opened, [f"m{n}" for n in range(10)], data=bytes(READ_BYTES // 4))
+        now = later()
+        counts = []
+        while expired := await opened.expire(now):
+            counts.append(len(expired))
+        assert counts == [4, 4, 2]
 
 
 async def test_expire_keeps_what_is_not_older(store: Opener) -> None:
@@ -520,7 +672,8 @@ async def test_ids_are_any_text(store: Opener) -> None:
 async def test_data_are_any_bytes(store: Opener, data: bytes) -> None:
     async with store() as opened:
         await fill(opened, ["m1", "m2"], data=data)
-        assert [message.data for message in await opened.read("ann")] == [data, data]
+        found = await opened.read("ann", max_bytes=4 << 20)
+        assert [message.data for message in found] == [data, data]
         (dropped,) = await append(opened, "m3", limit=2, drop_oldest=True)
         assert dropped.data == data
         ((_, expired),) = await opened.expire(later(), limit=1)
@@ -530,7 +683,148 @@ async def test_data_are_any_bytes(store: Opener, data: bytes) -> None:
 async def test_large_messages_at_once(store: Opener) -> None:
     async with store() as opened:
         await fill(opened, [f"m{n}" for n in range(20)], data=bytes(1 << 20))
-        assert [len(m.data) for m in await opened.read("ann")] == [1 << 20] * 20
+        found = await opened.read("ann", max_bytes=20 << 20)
+        assert [len(message.data) for message in found] == [1 << 20] * 20
+
+
+# Two processes over one database.
+
+
+async def told(store: SharedOfflineStore, after: int, limit: int = 1000) -> tuple[int, list[str]]:
+    """All users that `appended` tells of, in as many calls as it takes."""
+    users: list[str] = []
+    while True:
+        position, more = await store.appended(after, limit)
+        assert position >= after
+        assert len(more) <= limit
+        assert len(set(more)) == len(more)
+        if position == after:
+            assert more == []
+            return position, users
+        after = position
+        users += more
+
+
+async def test_it_is_a_shared_store(pair: Pair) -> None:
+    async with pair() as (first, _):
+        assert isinstance(first, SharedOfflineStore)
+
+
+async def test_appended_tells_of_others_and_not_of_its_own(pair: Pair) -> None:
+    async with pair() as (first, second):
+        position, users = await first.appended(-1)
+        assert users == []
+        await fill(first, ["m1"], user="ann")
+        await fill(second, ["m1", "m2"], user="bob")
+        await fill(first, ["m1"], user="cyd")
+        await fill(second, ["m1"], user="dan")
+        position, users = await told(first, position)
+        assert sorted(users) == ["bob", "dan"]
+        # Once.
+        assert await told(first, position) == (position, [])
+        await fill(first, ["m3"], user="bob")
+        _, users = await told(first, position)
+        assert users == []
+        # Another message for the same user.
+        await fill(second, ["m4"], user="bob")
+        _, users = await told(first, position)
+        assert users == ["bob"]
+
+
+async def test_appended_begins_at_the_newest_position(pair: Pair) -> None:
+    async with pair() as (first, second):
+        await fill(second, ["m1"], user="ann")
+        position, users = await first.appended(-1)
+        assert users == []
+        assert await told(first, position) == (position, [])
+        await fill(second, ["m1"], user="bob")
+        assert (await told(first, position))[1] == ["bob"]
+        # From the beginning, where nothing was stored by this one.
+        assert sorted((await told(first, 0))[1]) == ["ann", "bob"]
+
+
+async def test_appended_comes_to_all_users_however_few_at_a_time(pair: Pair) -> None:
+    async with pair() as (first, second):
+        position, _ = await first.appended(-1)
+        users = [f"user{n}" for n in range(50)]
+        for name in ("m1", "m2"):
+            await asyncio.gather(*[append(second, name, user=user) for user in users])
+        for limit in (1, 7, 50, 1000):
+            assert set((await told(first, position, limit))[1]) == set(users)
+
+
+async def test_appended_misses_nothing_while_both_store(pair: Pair) -> None:
+    chance = random.Random(1)
+    async with pair() as (first, second):
+        positions = [(await each.appended(-1))[0] for each in (first, second)]
+        seen: list[set[str]] = [set(), set()]
+        names: list[set[str]] = [set(), set()]
+        for turn in range(60):
+            calls = []
+            for index, store in enumerate((first, second)):
+                for n in range(chance.randrange(5)):
+                    user = f"user{index}.{turn}.{n}"
+                    names[index].add(user)
+                    calls.append(append(store, "m", user=user, limit=2))
+            await asyncio.gather(*calls)
+            for index, store in enumerate((first, second)):
+                if chance.random() < 0.5:
+                    positions[index], users = await told(store, positions[index])
+                    seen[index].update(users)
+        for index, store in enumerate((first, second)):
+            seen[index].update((await told(store, positions[index]))[1])
+        assert seen[0] == names[1]
+        assert seen[1] == names[0]
+
+
+async def test_missing_is_what_nobody_has_any_more(pair: Pair) -> None:
+    async with pair() as (first, second):
+        await fill(first, [f"m{n}" for n in range(6)])
+        await second.delete("ann", ["m1"])
+        (dropped,) = await append(second, "m6", limit=5, drop_oldest=True)
+        assert dropped.id == "m0"
+        wanted = [f"m{n}" for n in range(8)]
+        assert sorted(await first.missing("ann", wanted)) == ["m0", "m1", "m7"]
+        assert sorted(await first.missing("ann", {"m1", "m2"})) == ["m1"]
+        assert await first.missing("ann", ["m2"]) == []
+        assert await first.missing("ann", []) == []
+        assert sorted(await first.missing("bob", ["m2", "m3"])) == ["m2", "m3"]
+        await second.expire(later())
+        assert sorted(await first.missing("ann", wanted)) == wanted
+
+
+async def test_what_is_about_to_be_stored_is_not_missing(pair: Pair) -> None:
+    async with pair() as (first, _):
+        pending = [append(first, f"m{n}") for n in range(100)]
+        assert await first.missing("ann", ["m0", "m99", "m100"]) == ["m100"]
+        await asyncio.gather(*pending)
+
+
+async def test_missing_of_thousands(pair: Pair) -> None:
+    names = [f"m{n}" for n in range(3000)]
+    async with pair() as (first, second):
+        await fill(first, names, limit=10_000)
+        assert await second.missing("ann", names) == []
+        await first.delete("ann", names[::3])
+        assert sorted(await second.missing("ann", names)) == sorted(names[::3])
+
+
+@pytest.mark.parametrize("text", ["e\u0301 \U0001f98a", "nul\0inside", "'x'; --", ""])
+async def test_shared_calls_take_any_text(pair: Pair, text: str) -> None:
+    async with pair() as (first, second):
+        position, _ = await first.appended(-1)
+        await fill(second, [text], user=text)
+        assert (await told(first, position))[1] == [text]
+        assert await first.missing(text, [text, "other"]) == ["other"]
+
+
+async def test_shared_calls_of_a_closed_store(pair: Pair) -> None:
+    async with pair() as (first, _):
+        await first.close()
+        with pytest.raises(OfflineStoreError):
+            await first.appended(0)
+        with pytest.raises(OfflineStoreError):
+            await first.missing("ann", ["m1"])
 
 
 # All together, against the store in memory.
@@ -558,7 +852,7 @@ async def test_a_random_walk_agrees_with_the_store_in_memory(store: Opener, seed
             for _ in range(chance.randrange(12)):
                 user, name = chance.choice(users), chance.choice(names)
                 options = {"limit": chance.randrange(1, 8), "drop_oldest": chance.random() < 0.6}
-                data = b"%d" % chance.randrange(1000)
+                data = b"%d" % chance.randrange(2)
                 for calls, each in zip(pending, both, strict=True):
                     calls.append(append(each, name, user=user, data=data, **options))
             # Before the appends are awaited, so that they share a batch where there are batches.
@@ -568,11 +862,11 @@ async def test_a_random_walk_agrees_with_the_store_in_memory(store: Opener, seed
                 chosen = chance.sample(names, 5)
                 results: list[Any] = [await each.delete(user, chosen) for each in both]
             elif kind == 1:
-                limit = chance.randrange(1, 5)
-                results = [await each.read(user, limit=limit) for each in both]
+                bounds = {"limit": chance.randrange(1, 5), "max_bytes": chance.randrange(5)}
+                results = [await each.read(user, **bounds) for each in both]
             elif kind == 2 and chance.random() < 0.3:
-                limit = chance.randrange(1, 5)
-                results = [await each.expire(time.time() + 60, limit) for each in both]
+                bounds = {"limit": chance.randrange(1, 5), "max_bytes": chance.randrange(5)}
+                results = [await each.expire(time.time() + 60, **bounds) for each in both]
             else:
                 results = [await each.count(user) for each in both]
             assert seen(results[0]) == seen(results[1]), (seed, step, kind)

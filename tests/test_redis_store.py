@@ -23,11 +23,29 @@ from typing import Any
 
 import pytest
 
-from tests.redis_server import PROGRAM, RedisServer, cutter, free_port
+from tests.redis_server import PROGRAM, Cutter, RedisServer, cutter, free_port
 from tests.support import eventually
-from wsc_fast.delivery.offline import MemoryOfflineStore, OfflineStore, StoredMessage
-from wsc_fast.delivery.redis import BATCH_OPERATIONS, RedisOfflineStore
-from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
+from wsc_fast.delivery.offline import (
+    MemoryOfflineStore,
+    OfflineStore,
+    SharedOfflineStore,
+    StoredMessage,
+)
+from wsc_fast.delivery.redis import (
+    BATCH_MESSAGES,
+    BATCH_OPERATIONS,
+    LEAST_BYTES,
+    MOST_BYTES,
+    MOST_TIMEOUT,
+    MOST_TTL,
+    RedisOfflineStore,
+)
+from wsc_fast.errors import (
+    ConfigError,
+    MessageExistsError,
+    OfflineStoreError,
+    OfflineStoreFullError,
+)
 
 PREFIX = "wsc:offline:"
 
@@ -82,9 +100,9 @@ async def ids(store: OfflineStore, user: str) -> list[str]:
 
 
 def keys(server: RedisServer) -> set[str]:
-    """What is in the database, but the replies that are kept for a minute."""
+    """What is in the database, but the replies and the users that are kept for an hour."""
     found = {key.decode() for key in server.command("KEYS", "*")}
-    return {key for key in found if not key.startswith(f"{PREFIX}reply:")}
+    return {key for key in found if not key.startswith((f"{PREFIX}reply:", f"{PREFIX}recent"))}
 
 
 def check_consistent(server: RedisServer, *, whole: bool = True) -> None:
@@ -184,7 +202,8 @@ async def test_big_messages_and_odd_ids_come_back_as_they_were(server: RedisServ
             assert [each.data.decode("utf-8", "surrogatepass") for each in found] == odd
         assert [message.data for message in await everything(store, "big")] == [big, b""]
         assert await store.delete("\ud800", odd) == len(odd)
-        expired = await store.expire(time.time() + 60, 100_000)
+        expired = await store.expire(time.time() + 60, 100_000, max_bytes=8 << 20)
+        expired += await store.expire(time.time() + 60, 100_000, max_bytes=8 << 20)
         assert {user for user, _ in expired} == {*odd, "big"} - {"\ud800"}
         assert keys(server) == {f"{PREFIX}position"}
 
@@ -309,7 +328,8 @@ async def test_keys_go_with_their_messages_or_by_themselves(server: RedisServer)
             assert 990 < server.command("TTL", f"other:{key}") <= 1000
         replies = server.command("KEYS", "other:reply:*")
         assert len(replies) == 1
-        assert 0 < server.command("TTL", replies[0]) <= 60
+        for key in (replies[0], "other:recent"):
+            assert 3590 < server.command("TTL", key) <= 3600
         assert await store.delete("ann", ["1", "2", "3", "1"]) == 2
         assert await store.delete("ann", []) == 0
         assert server.command("EXISTS", "other:messages:ann", "other:order:ann") == 0
@@ -325,7 +345,7 @@ async def test_a_short_ttl_takes_the_messages_away(server: RedisServer) -> None:
 
 
 async def test_expire_takes_the_oldest_of_all_users(server: RedisServer) -> None:
-    async with opened(server.url) as store:
+    async with opened(server.url, timeout=120.0) as store:
         order = [(f"u{number % 7}", f"m{number}") for number in range(2100)]
         await asyncio.gather(*(append(store, *each) for each in order))
         found = [message for user in range(7) for message in await everything(store, f"u{user}")]
@@ -345,8 +365,7 @@ async def test_expire_takes_the_oldest_of_all_users(server: RedisServer) -> None
         expired = await store.expire(float("inf"), 10_000)
         assert [(user, message.id) for user, message in expired] == [*order[1510:], ("late", "x")]
         assert keys(server) == {f"{PREFIX}position"}
-        # What was removed is kept for a second attempt, but not of one call after the other.
-        assert len(server.command("KEYS", f"{PREFIX}reply:*")) <= 2
+        assert len(server.command("KEYS", f"{PREFIX}reply:*")) == 1
 
 
 async def test_G16_users_whose_keys_are_gone_do_not_hold_up_the_others(
@@ -438,7 +457,7 @@ async def test_G20_junk_in_the_keys_of_one_user_does_not_touch_others(
         assert await ids(store, "junk") == ["1"]
 
 
-@pytest.mark.parametrize("key", ["oldest", "position"])
+@pytest.mark.parametrize("key", ["oldest", "position", "recent"])
 async def test_junk_in_a_key_of_all_writes_nothing(server: RedisServer, key: str) -> None:
     async with opened(server.url) as store:
         server.command("LPUSH", f"{PREFIX}{key}", "x")
@@ -449,7 +468,10 @@ async def test_junk_in_a_key_of_all_writes_nothing(server: RedisServer, key: str
         if key == "oldest":
             with pytest.raises(OfflineStoreError, match="WRONGTYPE"):
                 await store.expire(time.time())
-        assert keys(server) == {f"{PREFIX}{key}"}
+        else:
+            with pytest.raises(OfflineStoreError, match="WRONGTYPE"):
+                await store.appended(-1 if key == "position" else 0)
+        assert keys(server) == {f"{PREFIX}{key}"} - {f"{PREFIX}recent"}
         server.command("DEL", f"{PREFIX}{key}")
         await append(store, "ann", "1")
         check_consistent(server)
@@ -508,6 +530,551 @@ async def test_a_replica_is_left_alone(server: RedisServer, tmp_path: Path) -> N
             replica.command("REPLICAOF", "NO", "ONE")
             assert await asyncio.gather(waiting, other) == [[], []]
             assert await ids(store, "ann") == ["2"]
+
+
+# --- what other stores have done ---
+
+
+async def test_other_content_under_a_stored_id_is_refused(server: RedisServer) -> None:
+    async with opened(server.url) as store:
+        first = [random.Random(number).randbytes(400_000) for number in range(12)]
+        await asyncio.gather(*(append(store, "ann", str(n), each) for n, each in enumerate(first)))
+        # In one batch, and with more bytes than one reply carries; between others.
+        calls = []
+        for number in range(12):
+            calls.append(append(store, "ann", str(number), b"other", limit=1))
+            calls.append(append(store, "ann", str(number), first[number], limit=1))
+            calls.append(append(store, "bob", str(number)))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for number, trouble in enumerate(results[::3]):
+            assert type(trouble) is MessageExistsError
+            assert trouble.data == first[number]
+            assert f"user 'ann' has another message with the id '{number}'" in str(trouble)
+        assert results[1::3] == results[2::3] == [[]] * 12
+        assert [message.data for message in await everything(store, "ann")] == first
+        assert await ids(store, "bob") == [str(number) for number in range(12)]
+
+
+async def test_a_store_hears_for_whom_others_have_stored(
+    server: RedisServer, any_loop: str
+) -> None:
+    async with (
+        opened(server.url) as one,
+        opened(server.url) as two,
+        opened(server.url) as three,
+    ):
+        assert isinstance(one, SharedOfflineStore)
+        assert await one.appended(-1) == (0, [])
+        await append(one, "before", "m")
+        position, users = await one.appended(-1)
+        assert users == []
+        # Neither its own nor what was there before.
+        await append(one, "ann", "1")
+        assert (await one.appended(position))[1] == []
+        both = await two.appended(position)
+        assert both[1] == ["ann"]
+        assert await two.appended(both[0]) == (both[0], [])
+        # Its own for the same user hide nothing, and each user comes once.
+        for store, name in ((one, "2"), (two, "3"), (three, "4"), (two, "5"), (one, "6")):
+            await append(store, "ann", name)
+        await append(three, "\ud800:\0", "m")
+        for store in (one, two, three):
+            following, users = await store.appended(position)
+            assert users[0] == "ann"
+            assert (users == ["ann"]) is (store is three)
+            assert set(users) <= {"ann", "\ud800:\0"}
+            assert await store.appended(following) == (following, [])
+            assert (await store.appended(-1))[0] >= following
+        # What is there already, or is refused, is no news.
+        position, _ = await two.appended(-1)
+        await append(one, "ann", "1")
+        with pytest.raises(OfflineStoreFullError):
+            await append(one, "ann", "new", limit=1)
+        assert await two.appended(position) == (position, [])
+
+
+async def test_users_that_others_stored_for_come_in_portions(server: RedisServer) -> None:
+    async with opened(server.url) as one, opened(server.url) as two:
+        names = [f"u{number}" for number in range(3500)]
+        await asyncio.gather(
+            *(append(store, name, f"m{store is one}") for name in names for store in (one, two)),
+        )
+        found, position = [], 0
+        while True:
+            position, users = await one.appended(position, 999)
+            if not users:
+                break
+            found.append(users)
+        assert [len(each) for each in found] == [999, 999, 999, 503]
+        assert [user for each in found for user in each] == names
+        assert await one.appended(0, 0) == ((await one.appended(0, 0))[0], [])
+
+
+async def test_the_server_forgets_old_news(server: RedisServer) -> None:
+    async with opened(server.url) as one, opened(server.url) as two:
+        await asyncio.gather(*(append(one, f"u{number}", "m") for number in range(10_100)))
+        await append(one, "last", "m")
+        assert server.command("ZCARD", f"{PREFIX}recent") == 10_000
+        found = (await two.appended(0, 100_000))[1]
+        assert found == [*(f"u{number}" for number in range(101, 10_100)), "last"]
+        # By their age.
+        server.command("DEL", f"{PREFIX}recent")
+        now = float(time.time() * 1e6)
+        server.command("ZADD", f"{PREFIX}recent", now - 3601e6, b"12345678old")
+        server.command("ZADD", f"{PREFIX}recent", now - 3500e6, b"12345678young")
+        await append(one, "new", "m")
+        assert server.command("ZSCORE", f"{PREFIX}recent", b"12345678old") is None
+        assert server.command("ZSCORE", f"{PREFIX}recent", b"12345678young") is not None
+
+
+async def test_which_messages_are_missing(server: RedisServer) -> None:
+    async with opened(server.url) as store, opened(server.url) as other:
+        names = [f"m{number}" for number in range(2500)]
+        await asyncio.gather(*(append(store, "ann", name) for name in names))
+        assert await store.missing("ann", names) == []
+        assert await store.missing("ann", []) == []
+        assert await store.missing("bob", {"m1"}) == ["m1"]
+        await other.delete("ann", names[::2])
+        assert await store.missing("ann", names) == names[::2]
+        server.command("FLUSHALL")
+        waiting = append(store, "ann", "m7")
+        assert await store.missing("ann", ["m6", "m7", "m8"]) == ["m6", "m8"]
+        await waiting
+        server.command("LPUSH", f"{PREFIX}messages:junk", "x")
+        with pytest.raises(OfflineStoreError, match="WRONGTYPE"):
+            await store.missing("junk", ["m1"])
+
+
+# --- bounds in bytes, slow lines, and replies that are lost ---
+
+
+class Line:
+    """Makes a relay's replies slow: so many bytes a second, of all connections together.
+
+    Attributes:
+        longest: bytes of the longest reply that has passed.
+    """
+
+    def __init__(self, relay: Cutter, rate: float) -> None:
+        self.longest = 0
+        self._rate = rate
+        self._lock = asyncio.Lock()
+        self._sizes: dict[int, int] = {}
+        relay.request = self._request
+        relay.reply = self._reply
+
+    def _request(self, number: int, data: bytes) -> bytes:
+        self._sizes[number] = 0
+        return data
+
+    async def _reply(self, number: int, data: bytes) -> bytes:
+        self._sizes[number] = self._sizes.get(number, 0) + len(data)
+        self.longest = max(self.longest, self._sizes[number])
+        async with self._lock:
+            await asyncio.sleep(len(data) / self._rate)
+        return data
+
+
+async def test_no_reply_is_larger_than_its_bound(server: RedisServer) -> None:
+    size, count = 100_000, 60
+    async with cutter(server) as relay, opened(relay.url, timeout=120.0) as store:
+        line = Line(relay, 1e9)
+        for name in range(count):
+            for user in ("ann", "bob"):
+                await append(store, user, f"m{name}", bytes(size))
+        calls = [
+            append(store, user, f"new{name}", b"", limit=count, drop_oldest=True)
+            for name in range(count // 2)
+            for user in ("ann", "bob")
+        ]
+        dropped = await asyncio.gather(*calls)
+        assert [[each.id for each in dropped[n]] for n in range(count)] == [
+            [f"m{n // 2}"] for n in range(count)
+        ]
+        pages = await asyncio.gather(
+            *(store.read(user, limit=count, max_bytes=64 << 20) for user in ("ann", "bob") * 5)
+        )
+        for page in pages:
+            expected = [*range(count // 2, count), *range(count // 2)]
+            assert [message.id for message in page] == [
+                f"new{n}" if n < count // 2 else f"m{n}" for n in expected
+            ]
+        # A limit that was lowered by far.
+        (dropped,) = await asyncio.gather(append(store, "ann", "x", limit=1, drop_oldest=True))
+        assert 1 < len(dropped) < count // 2
+        expired = await store.expire(time.time() + 60, max_bytes=64 << 20)
+        assert len(expired) == 2 * count + 1 - len(dropped)
+        assert await store.count("ann") == await store.count("bob") == 0
+        assert line.longest < MOST_BYTES + size + 100_000
+        check_consistent(server)
+
+
+async def test_pages_keep_to_the_bytes_that_were_asked_for(server: RedisServer) -> None:
+    # On a busy machine pages may take long, and then they would be short.
+    async with opened(server.url, timeout=120.0) as store:
+        for number in range(30):
+            await append(store, "ann", str(number), bytes(200_000))
+        for most, count in ((1, 1), (200_001, 2), (400_000, 2), (5_000_000, 25), (9_000_000, 30)):
+            page = await store.read("ann", max_bytes=most)
+            assert [message.id for message in page] == [str(number) for number in range(count)]
+        assert len(await store.read("ann", after=page[9].position, max_bytes=1_000_000)) == 5
+        # Many small ones are more than one reply holds, too.
+        await asyncio.gather(
+            *(append(store, "bob", str(n), b"") for n in range(2 * BATCH_MESSAGES))
+        )
+        assert len(await store.read("bob", limit=10_000)) == 2 * BATCH_MESSAGES
+        expired = await store.expire(time.time() + 60, max_bytes=200_000)
+        assert [message.id for _, message in expired] == ["0"]
+        expired = await store.expire(time.time() + 60, max_bytes=3_000_000)
+        assert [message.id for _, message in expired] == [str(n) for n in range(1, 16)]
+
+
+async def test_ids_without_data_are_passed_over_in_any_number(server: RedisServer) -> None:
+    async with opened(server.url) as store:
+        await asyncio.gather(*(append(store, "ann", f"m{n}", b"x") for n in range(12_000)))
+        server.command("HDEL", f"{PREFIX}messages:ann", *(f"m{n}" for n in range(11_999)))
+        assert [message.id for message in await store.read("ann", limit=2)] == ["m11999"]
+        expired = await store.expire(time.time() + 60, 5)
+        assert [(user, message.id) for user, message in expired] == [("ann", "m11999")]
+        assert keys(server) == {f"{PREFIX}position"}
+
+
+async def test_many_messages_come_over_a_thin_line(server: RedisServer) -> None:
+    # A page of all of them takes four times as long as a command is tried.
+    async with cutter(server) as relay, opened(relay.url, timeout=1.0) as store:
+        for number in range(80):
+            await append(store, "ann", f"m{number}", bytes(50_000))
+        Line(relay, 1e6)
+        assert await ids(store, "ann") == [f"m{number}" for number in range(80)]
+
+
+async def test_many_users_are_read_over_a_thin_line(server: RedisServer) -> None:
+    async with cutter(server) as relay, opened(relay.url, timeout=1.0) as store:
+        for user in range(40):
+            await append(store, f"u{user}", f"m{user}", bytes(100_000))
+        Line(relay, 1e6)
+        pages = await asyncio.gather(*(store.read(f"u{user}") for user in range(40)))
+        assert [[message.id for message in page] for page in pages] == [
+            [f"m{user}"] for user in range(40)
+        ]
+
+
+async def test_old_messages_go_over_a_thin_line(server: RedisServer) -> None:
+    async with cutter(server) as relay, opened(relay.url, timeout=1.0) as store:
+        for number in range(40):
+            await append(store, f"u{number % 3}", f"m{number}", bytes(50_000))
+        Line(relay, 1e6)
+        told = []
+        while expired := await store.expire(time.time() + 60, max_bytes=64 << 20):
+            told += [message.id for _, message in expired]
+        assert told == [f"m{number}" for number in range(40)]
+
+
+async def test_a_message_that_no_line_carries_holds_up_nobody_else(server: RedisServer) -> None:
+    async with cutter(server) as relay, opened(relay.url, timeout=1.0) as store:
+        async with opened(server.url) as near:
+            await append(near, "big", "m", bytes(3 << 20))
+            await asyncio.gather(*(append(near, f"u{n}", "m", bytes(500)) for n in range(50)))
+        Line(relay, 1e6)
+        huge = asyncio.ensure_future(store.read("big"))
+        for _ in range(5):
+            pages = await asyncio.gather(*(store.read(f"u{user}") for user in range(50)))
+            assert [len(page) for page in pages] == [1] * 50
+        with pytest.raises(OfflineStoreError):
+            await huge
+
+
+async def test_after_a_slow_hour_pages_are_large_again(server: RedisServer) -> None:
+    async with cutter(server) as relay, opened(relay.url, timeout=0.8) as store:
+        for number in range(30):
+            await append(store, "ann", f"m{number}", bytes(20_000))
+        session = store._session
+        assert session is not None
+        Line(relay, 4e5)
+        await ids(store, "ann")
+        assert session._read_pace.bytes < MOST_BYTES
+        relay.reply = lambda number, data: data
+        for _ in range(10):
+            await ids(store, "ann")
+        assert session._read_pace.bytes == MOST_BYTES
+        assert LEAST_BYTES < MOST_BYTES
+
+
+class Lost:
+    """A relay's replies to batches of writes are lost, once `now` is set.
+
+    Attributes:
+        count: of the connections that were cut.
+    """
+
+    def __init__(self, relay: Cutter, word: bytes) -> None:
+        self.now = False
+        self.count = 0
+        self._word = word
+        self._numbers: set[int] = set()
+        relay.request = self._request
+        relay.reply = self._reply
+
+    def _request(self, number: int, data: bytes) -> bytes:
+        if self._word in data:
+            self._numbers.add(number)
+        return data
+
+    def _reply(self, number: int, data: bytes) -> bytes | None:
+        if self.now and number in self._numbers:
+            self.count += 1
+            return None
+        return data
+
+
+async def test_old_messages_are_told_though_the_replies_are_lost(
+    server: RedisServer, any_loop: str
+) -> None:
+    async with cutter(server) as relay, opened(relay.url, timeout=0.5) as store:
+        names = [f"m{number}" for number in range(1000)]
+        await asyncio.gather(*(append(store, f"u{n % 50}", each) for n, each in enumerate(names)))
+        lost = Lost(relay, b"m999")
+        lost.now = True
+        # It takes several attempts, and all are in vain.
+        with pytest.raises(OfflineStoreError):
+            await store.expire(time.time() + 60)
+        assert lost.count > 1
+        assert await store.count("u0") == 0
+        lost.now = False
+        # Also when it had to do with something else meanwhile.
+        await append(store, "u0", "new")
+        found = []
+        while expired := await store.expire(time.time() - 60):
+            found += expired
+        assert sorted(message.id for _, message in found) == sorted(names)
+        assert all(int(message.id[1:]) % 50 == int(user[1:]) for user, message in found)
+        assert await ids(store, "u0") == ["new"]
+
+
+async def test_old_messages_that_were_not_removed_are_not_told(server: RedisServer) -> None:
+    # The batch does not reach the server, and somebody else delivers the messages.
+    async with (
+        cutter(server) as relay,
+        opened(relay.url, timeout=0.5) as store,
+        opened(server.url) as other,
+    ):
+        for name in ("m1", "m2", "m3"):
+            await append(store, "ann", name)
+        relay.request = lambda number, data: None if b"m2" in data else data
+        with pytest.raises(OfflineStoreError):
+            await store.expire(time.time() + 60)
+        relay.request = lambda number, data: data
+        assert await other.delete("ann", ["m1"]) == 1
+        expired = await store.expire(time.time() + 60)
+        assert [message.id for _, message in expired] == ["m2", "m3"]
+        assert await store.expire(time.time() + 60) == []
+
+
+async def test_a_message_that_was_stored_again_is_not_expired(server: RedisServer) -> None:
+    # Between the reading of what is too old and its removal.
+    async with (
+        cutter(server) as relay,
+        opened(relay.url) as store,
+        opened(server.url) as other,
+    ):
+        for name in ("m1", "m2"):
+            await append(store, "ann", name)
+
+        async def again(number: int, data: bytes) -> bytes:
+            if b"m1m2" in data:
+                await other.delete("ann", ["m1"])
+                await append(other, "ann", "m1", b"again")
+            return data
+
+        relay.request = again
+        stop = time.time() + 60
+        assert [message.id for _, message in await store.expire(stop, 2)] == ["m2"]
+        relay.request = lambda number, data: data
+        assert [message.data for message in await store.read("ann")] == [b"again"]
+        check_consistent(server)
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_dropped_messages_are_told_though_the_reply_is_lost(
+    server: RedisServer, late: bool
+) -> None:
+    async with cutter(server) as relay, opened(relay.url, timeout=0.5) as store:
+        for number in range(3):
+            await append(store, "ann", f"m{number}", b"%d" % number)
+        first = await everything(store, "ann")
+        lost = Lost(relay, b"unheard")
+        lost.now = True
+        with pytest.raises(OfflineStoreError):
+            await append(store, "ann", "unheard", limit=2, drop_oldest=True)
+        lost.now = False
+        if late:
+            # As an application does that was told of a failure.
+            assert await append(store, "ann", "unheard", limit=2, drop_oldest=True) == []
+        assert await store.expire(0.0) == [("ann", first[0]), ("ann", first[1])]
+        assert await store.expire(0.0) == []
+        assert await ids(store, "ann") == ["m2", "unheard"]
+
+
+async def test_what_a_cancelled_call_removed_is_told(server: RedisServer) -> None:
+    async with cutter(server) as relay, opened(relay.url) as store:
+        for number in range(4):
+            await append(store, f"u{number % 2}", f"m{number}")
+        before = time.time() + 60
+        under_way, release = asyncio.Event(), asyncio.Event()
+
+        async def hold(number: int, data: bytes) -> bytes:
+            if b"EVAL" in data and b"m0m2" in data:
+                under_way.set()
+                await release.wait()
+            return data
+
+        relay.request = hold
+        expiring = asyncio.create_task(store.expire(before))
+        await under_way.wait()
+        expiring.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await expiring
+        release.set()
+        expired = await store.expire(0.0)
+        assert [message.id for _, message in expired] == ["m0", "m2", "m1", "m3"]
+        await append(store, "ann", "1")
+        cancelled = append(store, "ann", "2", limit=1, drop_oldest=True)
+        cancelled.cancel()
+        assert [(user, each.id) for user, each in await store.expire(0.0)] == [("ann", "1")]
+
+
+async def test_what_nobody_was_told_is_in_the_log_at_the_end(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(server.url) as store:
+        await append(store, "ann", "old")
+        append(store, "ann", "new", limit=1, drop_oldest=True).cancel()
+    assert "1 messages were removed and nobody was told; the first is 'old' of user 'ann'" in (
+        caplog.text
+    )
+
+
+async def test_two_stores_expire_at_once(server: RedisServer) -> None:
+    async with opened(server.url) as one, opened(server.url) as two:
+        names = {f"m{number}" for number in range(3000)}
+        await asyncio.gather(*(append(one, f"u{hash(name) % 90}", name) for name in names))
+        before = time.time() + 60
+        calls = [store.expire(before, 3000) for store in (one, two) for _ in range(2)]
+        found = [message.id for call in await asyncio.gather(*calls) for _, message in call]
+        assert len(found) == len(set(found))
+        while expired := await one.expire(before):
+            found += [message.id for _, message in expired]
+        assert sorted(found) == sorted(names)
+        assert keys(server) == {f"{PREFIX}position"}
+
+
+# --- a server that is far, and callers that go ---
+
+
+async def test_a_read_that_waits_for_its_turn_at_a_far_server_does_not_fail(
+    server: RedisServer, any_loop: str
+) -> None:
+    async with cutter(server) as relay, opened(relay.url, timeout=2.0) as store:
+        await asyncio.gather(*(append(store, f"u{n}", f"m{n}") for n in range(4000)))
+
+        async def far(number: int, data: bytes) -> bytes:
+            await asyncio.sleep(0.05)
+            return data
+
+        relay.reply = far
+        began = time.monotonic()
+        pages = await asyncio.gather(*(store.read(f"u{n}") for n in range(4000)))
+        assert [page[0].id for page in pages] == [f"m{n}" for n in range(4000)]
+        # One after the other, or eight at a time, would be 200 or 25 seconds.
+        assert time.monotonic() - began < 15
+
+
+async def test_reads_that_are_cancelled_leave_at_once_and_leave_nothing(
+    server: RedisServer, any_loop: str
+) -> None:
+    async with cutter(server) as relay, opened(relay.url) as store:
+        await asyncio.gather(*(append(store, f"u{n}", f"m{n}") for n in range(100)))
+        assert await ids(store, "u7") == ["m7"]
+        for turn in range(20):
+            held, release = asyncio.Event(), asyncio.Event()
+
+            async def hold(
+                number: int, data: bytes, held: asyncio.Event, release: asyncio.Event
+            ) -> bytes:
+                held.set()
+                await release.wait()
+                return data
+
+            relay.reply = lambda number, data, h=held, r=release: hold(number, data, h, r)
+            calls = [
+                asyncio.ensure_future(call)
+                for n in range(100)
+                for call in (
+                    store.read(f"u{n}"),
+                    store.count(f"u{n}"),
+                    store.missing(f"u{n}", ["m"]),
+                    store.appended(0),
+                )
+            ]
+            writing = append(store, "late", f"m{turn}")
+            # One that waits for a write.
+            calls.append(asyncio.ensure_future(store.read("late")))
+            # By wait_for, which takes a cancellation for an answer now and then (Python 3.11).
+            calls += [
+                asyncio.ensure_future(asyncio.wait_for(store.read("u1"), number / 1000))
+                for number in range(1, 5)
+            ]
+            await held.wait()
+            for number, call in enumerate(calls):
+                if number % 2:
+                    call.cancel()
+            if turn % 2:
+                release.set()
+                await asyncio.sleep(0)
+            for call in calls:
+                call.cancel()
+            async with asyncio.timeout(5):
+                await asyncio.wait(calls)
+                for call in calls:
+                    if not call.cancelled():
+                        call.exception()
+            release.set()
+            await writing
+            # Everybody gets what is his own.
+            pages = await asyncio.gather(*(store.read(f"u{n}") for n in range(100)))
+            assert [[each.id for each in page] for page in pages] == [[f"m{n}"] for n in range(100)]
+        # One for writes and one for reads: none was closed for a caller that went.
+        assert relay.connections == 2
+        session = store._session
+        assert session is not None
+        assert not session._reads.queue
+        assert not session._last
+
+
+async def test_a_read_of_a_server_that_hangs_is_cancelled_at_once(
+    tmp_path: Path, any_loop: str
+) -> None:
+    with RedisServer(tmp_path) as server:
+        store = RedisOfflineStore(server.url, timeout=60.0)
+        await store.open()
+        server.pause()
+        append(store, "bob", "m")
+        began = time.monotonic()
+        for call in (
+            lambda: store.read("ann"),
+            lambda: store.count("bob"),
+            lambda: store.missing("ann", ["m"]),
+            lambda: store.appended(-1),
+            lambda: store.expire(time.time()),
+        ):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(call(), 0.05)
+        assert time.monotonic() - began < 5
+        server.resume()
+        assert await ids(store, "bob") == ["m"]
+        await store.close()
+        gc.collect()
 
 
 # --- connections lost, and servers that come back ---
@@ -705,6 +1272,7 @@ async def test_a_log_that_ends_within_a_batch_does_no_harm(tmp_path: Path) -> No
         async with opened(server.url) as store:
             for user in ("ann", "bob", "carl"):
                 await asyncio.gather(*(append(store, user, f"m{number}") for number in range(3)))
+            news = await store.appended(-1)
             before = log.stat().st_size
             appends = [append(store, user, "new", b"new", 4) for user in ("ann", "new")]
             appends.append(append(store, "bob", "new", b"new", 2, drop_oldest=True))
@@ -733,6 +1301,10 @@ async def test_a_log_that_ends_within_a_batch_does_no_harm(tmp_path: Path) -> No
                 assert await ids(store, "dave") == ["m"]
                 torn += (await ids(store, "carl")) != ["m0", "m1", "m2"]
                 check_consistent(server, whole=False)
+                # Nobody has a message that other hubs do not hear of.
+                _, users = await store.appended(news[0])
+                for user in ("ann", "bob", "new"):
+                    assert user in users or "new" not in await ids(store, user)
                 for user in ("ann", "bob", "new"):
                     await append(store, user, "new", b"new")
                     last = (await everything(store, user))[-1]
@@ -1047,14 +1619,46 @@ async def failures(*calls: Any) -> list[str]:
         {"ttl": 0.0},
         {"ttl": float("nan")},
         {"ttl": float("inf")},
+        # More milliseconds than the server can add to its clock.
+        {"ttl": 1e300},
+        {"ttl": 9.3e15},
+        {"ttl": MOST_TTL + 1},
         {"timeout": 0.0},
         {"timeout": -1.0},
+        {"timeout": float("nan")},
+        {"timeout": 1e300},
+        {"timeout": MOST_TIMEOUT + 1},
         {"max_waiting_bytes": 0},
     ],
 )
 def test_a_bad_configuration_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         RedisOfflineStore("redis://localhost", **options)
+
+
+async def test_the_server_takes_the_largest_settings(server: RedisServer) -> None:
+    async with opened(server.url, ttl=MOST_TTL, timeout=MOST_TIMEOUT) as store:
+        assert await append(store, "ann", "1") == []
+        await store.delete("ann", ["1"])
+    async with opened(server.url, ttl=5e-324) as store:
+        assert await append(store, "ann", "1") == []
+
+
+async def test_numbers_beyond_what_the_server_counts_with(server: RedisServer) -> None:
+    huge = 1 << 200
+    async with opened(server.url) as store:
+        assert await append(store, "ann", "1", limit=huge) == []
+        with pytest.raises(OfflineStoreFullError):
+            await append(store, "ann", "2", limit=-huge, drop_oldest=True)
+        for after in (-1, -huge):
+            assert len(await store.read("ann", after=after, limit=huge, max_bytes=huge)) == 1
+        assert await store.read("ann", after=huge) == []
+        assert await store.read("ann", limit=-huge) == []
+        assert len(await store.read("ann", max_bytes=-huge)) == 1
+        assert await store.appended(huge, huge) == (1 << 53, [])
+        for before in (float("-inf"), float("nan"), -1e300):
+            assert await store.expire(before) == []
+        assert len(await store.expire(1e300, huge, max_bytes=huge)) == 1
 
 
 def test_redis_py_is_needed_only_here() -> None:

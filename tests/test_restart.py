@@ -57,6 +57,47 @@ async def test_a_drain_sends_clients_away_in_slices() -> None:
                 await hub.drain(bad)
 
 
+@pytest.mark.parametrize("reuse_port", [False, True])
+async def test_a_drain_ends_once_nobody_is_connected(any_loop: str, reuse_port: bool) -> None:
+    hub = Hub()
+    async with asyncio.timeout(30):
+        async with running(hub, reuse_port=reuse_port):
+            await hub.drain(300.0)
+        async with running(hub, reuse_port=reuse_port):
+            raws = [await RawClient.open(hub) for _ in range(10)]
+            draining = asyncio.create_task(hub.drain(300.0))
+            await eventually(lambda: hub._draining)
+            for raw in raws:
+                assert not draining.done()
+                raw.close()
+            await draining
+            assert hub.connections == 0
+
+
+@TLS
+async def test_a_drain_waits_for_those_who_have_not_asked_yet(
+    any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    hub = Hub()
+    async with running(hub, reuse_port=True, ssl=server_tls if tls else None):
+        with socket.create_connection(("127.0.0.1", hub.port)) as sock:
+            draining = asyncio.create_task(hub.drain(30.0))
+            await eventually(lambda: not hub._servers)
+            reader, writer = await asyncio.open_connection(
+                sock=sock, **({"ssl": client_tls, "server_hostname": "127.0.0.1"} if tls else {})
+            )
+            assert not draining.done()
+            writer.write(
+                b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            assert not draining.done()
+            writer.transport.abort()
+            async with asyncio.timeout(10):
+                await draining
+
+
 async def test_a_stop_ends_a_drain() -> None:
     hub = Hub()
     async with running(hub):

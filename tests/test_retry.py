@@ -13,9 +13,20 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
-from tests.support import RawClient, eventually, join, known, named, run_apart, running, stall
+from tests.support import (
+    CLOSE,
+    RawClient,
+    eventually,
+    join,
+    known,
+    named,
+    run_apart,
+    running,
+    stall,
+)
 from wsc_fast import (
     Client,
     ConfigError,
@@ -29,6 +40,7 @@ from wsc_fast import (
     UserOfflineError,
     ValidationError,
 )
+from wsc_fast._core.timers import Timers
 from wsc_fast.delivery.retry import Sleepers, send_with_retry
 
 OUTBOX = 64
@@ -153,7 +165,11 @@ async def test_the_delays_are_those_of_the_configuration() -> None:
         assert 0.21 <= result.total_time <= elapsed
         # The handlers hear of the last one only.
         await eventually(lambda: heard.calls)
-        assert heard.calls == [(message, "ann", "queue_full", result.final_error)]
+        ((told, *rest, error),) = heard.calls
+        assert told == msgspec.structs.replace(message, to="ann")
+        assert rest == ["ann", "queue_full"]
+        assert repr(error) == repr(result.final_error)
+        assert error.__traceback__ is None  # it would keep the variables of the caller
         assert hub.get_stats().send_failures == 1
 
 
@@ -175,7 +191,7 @@ def test_durations_do_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch)
             raise error
         return 1
 
-    result = asyncio.run(send_with_retry(send, AT_ONCE, Sleepers()))
+    result = asyncio.run(send_with_retry(send, AT_ONCE, Sleepers(Timers())))
     assert [each.start_time.year for each in result.attempts] == [2025, 2024, 2023]
     assert all(0 <= each.duration < 1 for each in result.attempts)
     assert 0.002 <= result.total_time < 5
@@ -231,7 +247,7 @@ async def test_the_lists_decide(
         retryable_errors=config.retryable_errors,
         non_retryable_errors=config.non_retryable_errors,
     )
-    result = await send_with_retry(send, config, Sleepers())
+    result = await send_with_retry(send, config, Sleepers(Timers()))
     assert len(calls) == len(result.attempts) == attempts
     assert result.final_error is error
     assert_consistent(result)
@@ -294,6 +310,52 @@ async def test_G14_no_attempt_after_cancel_timeout_or_stop(how: str) -> None:
             assert not hub._sleepers._waiting
 
 
+async def test_there_is_no_wait_while_the_hub_ends_or_has_ended(any_loop: str) -> None:
+    hub = Hub(authenticate=named)
+    every = ("queue_full", "timeout", "conn_error", "channel_closed", "user_offline")
+    hub.set_retry_config(
+        RetryConfig(
+            max_retries=20,
+            base_delay=60.0,
+            max_delay=60.0,
+            retryable_errors=every,
+            non_retryable_errors=(),
+        )
+    )
+    results: list[SendResult] = []
+
+    async def send() -> None:
+        results.append(await hub.send_to_user_with_retry("bob", HubMessage()))
+
+    @hub.on_client_disconnected
+    async def disconnected(client: Client) -> None:
+        await asyncio.sleep(0)
+        await send()
+
+    async with asyncio.timeout(20):
+        async with running(hub):
+            raws = [(await join(hub, name))[0] for name in ("ann", "bob")]
+            stopping = asyncio.create_task(hub.stop(timeout=15.0))
+            for raw in raws:
+                frame = await raw.recv()
+                await raw.send(CLOSE, frame.payload)
+                assert await raw.recv_rest() == []
+                raw.close()
+            await stopping
+            await send()  # stopped
+        assert len(results) == 3
+        for result in results:
+            assert isinstance(result.final_error, HubStoppedError)
+            assert len(result.attempts) == 1
+        # Started again, it waits again.
+        async with running(hub):
+            sending = asyncio.create_task(send())
+            await eventually(lambda: hub._sleepers._waiting)
+            await hub.stop()
+            await sending
+            assert isinstance(results[-1].final_error, HubStoppedError)
+
+
 async def test_G14_a_timeout_in_the_turn_in_which_the_wait_ends(any_loop: str) -> None:
     loop = asyncio.get_running_loop()
     troubles: list[dict[str, Any]] = []
@@ -305,7 +367,7 @@ async def test_G14_a_timeout_in_the_turn_in_which_the_wait_ends(any_loop: str) -
 
     async def limited() -> None:
         async with asyncio.timeout(0.01):
-            await send_with_retry(send, config, Sleepers())
+            await send_with_retry(send, config, Sleepers(Timers()))
 
     task = asyncio.create_task(limited())
     loop.call_later(0.005, time.sleep, 0.05)  # both are due when the loop is back
@@ -379,7 +441,7 @@ async def test_G15_a_huge_delay_can_be_waited_for_and_cancelled(
     def send() -> int:
         raise QueueFullError("x")
 
-    task = asyncio.create_task(send_with_retry(send, config, Sleepers()))
+    task = asyncio.create_task(send_with_retry(send, config, Sleepers(Timers())))
     done, _ = await asyncio.wait([task], timeout=0.05)
     assert not done, task
     task.cancel()

@@ -14,7 +14,14 @@ import msgspec
 import pytest
 import yaml
 
-from wsc_fast.config import ACKConfig, HubConfig, OfflineOverflow, RetryConfig, Settings
+from wsc_fast.config import (
+    FOREVER,
+    ACKConfig,
+    HubConfig,
+    OfflineOverflow,
+    RetryConfig,
+    Settings,
+)
 from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError
 
 CLASSES: tuple[type[Settings], ...] = (HubConfig, RetryConfig, ACKConfig)
@@ -197,7 +204,7 @@ def test_a_value_that_cannot_work_is_named(
         (RetryConfig, "max_retries", (0, 1, 1_000_000)),
         (RetryConfig, "base_delay", (5e-324, 0.001, 1, 30)),
         (RetryConfig, "backoff_factor", (1, 1.0, 1.5, 10, sys.float_info.max)),
-        (RetryConfig, "max_delay", (0.1, 1, sys.float_info.max)),
+        (RetryConfig, "max_delay", (0.1, 1, FOREVER)),
         (RetryConfig, "jitter", (True, False)),
         (RetryConfig, "retryable_errors", ((), ("timeout",), ("ack_timeout", "unknown"))),
         (ACKConfig, "max_retries", (0, 1_000_000)),
@@ -212,6 +219,25 @@ def test_the_bounds_themselves_are_taken(
 ) -> None:
     for value in values:
         assert getattr(cls(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (HubConfig, "thread_call_timeout"),
+        (HubConfig, "watchdog_timeout"),
+        (HubConfig, "drain_period"),
+        (HubConfig, "heartbeat_timeout"),
+        (RetryConfig, "max_delay"),
+        (ACKConfig, "offline_max_age"),
+    ],
+)
+def test_seconds_are_cut_to_what_a_thread_can_wait(cls: type[Settings], name: str) -> None:
+    for value in (1e10, 10**10, 1e300, sys.float_info.max):
+        assert getattr(cls(**{name: value}), name) == FOREVER
+    never = HubConfig(heartbeat_interval=1e300, heartbeat_timeout=2e300)
+    assert never.heartbeat_interval == never.heartbeat_timeout == FOREVER
+    assert RetryConfig(backoff_factor=1e300).backoff_factor == 1e300  # which is no time
 
 
 def test_a_value_is_kept_as_its_annotation_says() -> None:

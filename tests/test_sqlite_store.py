@@ -8,10 +8,12 @@ import random
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -23,8 +25,8 @@ import pytest
 from test_offline_stores import append, fill, ids
 
 from tests.support import eventually
-from wsc_fast.delivery import sqlite
-from wsc_fast.delivery.offline import StoredMessage
+from wsc_fast.delivery import sqlite, sqlite_database, sqlite_files
+from wsc_fast.delivery.offline import MOST_DROPPED, READ_BYTES, StoredMessage
 from wsc_fast.delivery.sqlite import SQLiteOfflineStore
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
 
@@ -95,6 +97,15 @@ def put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def remove(*paths: str | Path) -> None:
+    for path in paths:
+        os.unlink(path)
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
 def siblings(path: Path) -> list[str]:
     """Names of all files in the directory of this one."""
     return sorted(each.name for each in path.parent.iterdir())
@@ -143,7 +154,9 @@ async def test_the_database_is_set_up(
         assert f"PRAGMA synchronous = {synchronous}" in seen
         with closing(sqlite3.connect(path)) as db:
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            assert db.execute("PRAGMA application_id").fetchone() == (sqlite._APPLICATION_ID,)
+            assert db.execute("PRAGMA application_id").fetchone() == (
+                sqlite_database.APPLICATION_ID,
+            )
 
 
 async def test_full_is_the_default(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +294,7 @@ async def test_G18_a_lock_that_stays_fails_what_waits_and_nothing_else(path: Pat
 async def test_G18_batches_behind_a_lock_share_the_timeout(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_BATCH_ENTRIES", 5)
+    monkeypatch.setattr(sqlite, "_BATCH_ROWS", 5)
     async with opened(path, busy_timeout=1.0) as store:
         with locked(path):
             start = time.monotonic()
@@ -339,7 +352,7 @@ async def test_open_tries_again_when_the_timeout_was_not_heeded(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As SQLite does, once in a thousand times, when processes change a new file to WAL at once.
-    prepare = sqlite._prepare
+    prepare = sqlite_database._prepare
     error = sqlite3.OperationalError("database is locked")
     error.sqlite_errorcode = sqlite3.SQLITE_BUSY
     errors = [error]
@@ -349,7 +362,7 @@ async def test_open_tries_again_when_the_timeout_was_not_heeded(
             raise errors.pop()
         prepare(*args)
 
-    monkeypatch.setattr(sqlite, "_prepare", busy_at_first)
+    monkeypatch.setattr(sqlite_database, "_prepare", busy_at_first)
     async with opened(path) as store:
         await fill(store, ["m1"])
     assert not errors
@@ -430,10 +443,11 @@ async def main(disk):
         assert len(stored) < 1000
     assert "full" in failed[0], failed
     assert len(stored) > 20, stored
-    assert [m.id for m in await store.read("ann", limit=10**6)] == stored
+    whole = dict(limit=10**6, max_bytes=10**9)
+    assert [m.id for m in await store.read("ann", **whole)] == stored
     os.remove(disk + "/other")
     assert await store.append("ann", "again", b"", limit=10**6, drop_oldest=False) == []
-    assert [m.id for m in await store.read("ann", limit=10**6)] == [*stored, "again"]
+    assert [m.id for m in await store.read("ann", **whole)] == [*stored, "again"]
     await store.close()
     print("done")
 
@@ -607,13 +621,13 @@ async def test_an_older_schema_is_brought_up_to_date(
     async with opened(path) as store:
         await fill(store, ["m1"])
     further = ("CREATE TABLE further (x)", "INSERT INTO further SELECT count(*) FROM messages")
-    monkeypatch.setattr(sqlite, "_MIGRATIONS", (*sqlite._MIGRATIONS, further))
+    monkeypatch.setattr(sqlite_database, "MIGRATIONS", (*sqlite_database.MIGRATIONS, further))
     for _ in range(2):
         async with opened(path) as store:
             assert await ids(store) == ["m1"]
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT x FROM further").fetchall() == [(1,)]
-        assert db.execute("PRAGMA user_version").fetchone() == (len(sqlite._MIGRATIONS),)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(sqlite_database.MIGRATIONS),)
 
 
 async def test_a_migration_that_fails_leaves_the_old_schema(
@@ -623,7 +637,7 @@ async def test_a_migration_that_fails_leaves_the_old_schema(
         await fill(store, ["m1"])
     with monkeypatch.context() as patch:
         wrong = ("CREATE TABLE further (x)", "INSERT INTO nowhere VALUES (1)")
-        patch.setattr(sqlite, "_MIGRATIONS", (*sqlite._MIGRATIONS, wrong))
+        patch.setattr(sqlite_database, "MIGRATIONS", (*sqlite_database.MIGRATIONS, wrong))
         with pytest.raises(OfflineStoreError, match="nowhere"):
             async with opened(path):
                 pass
@@ -958,3 +972,549 @@ async def test_a_program_that_forgets_to_close_ends(path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     async with opened(path) as store:
         assert await ids(store) == ["m1"]
+
+
+# A disk that is full, whatever is on it; with nothing to free but the messages.
+
+# Fills the file system with messages (argv: directory, bytes of a message, messages at once, bytes
+# of another file), is killed or closes, removes all messages, and stores again.
+FILL = """
+import asyncio, os, signal, sys
+from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.errors import OfflineStoreError
+
+disk, size, at_once, other, end = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+path = disk + "/offline.db"
+
+def append(store, name):
+    # Users in turn, so that the messages of one lie all over the file.
+    user = f"user{int(name[1:]) % 7}"
+    return store.append(user, name, name.encode() * (size // len(name)), limit=10**6,
+        drop_oldest=False)
+
+async def kept(store):
+    found = []
+    for n in range(7):
+        after = 0
+        while page := await store.read(f"user{n}", after=after):
+            found += [(f"user{n}", m.id) for m in page]
+            after = page[-1].position
+    return found
+
+async def fill(store, start):
+    stored, refused, number = [], [], start
+    while len(refused) < 20:
+        names = [f"m{n}" for n in range(number, number + at_once)]
+        number += at_once
+        results = await asyncio.gather(*[append(store, m) for m in names], return_exceptions=True)
+        for name, result in zip(names, results):
+            if result == []:
+                stored.append(name)
+            else:
+                assert type(result) is OfflineStoreError, result
+                refused.append(str(result))
+    return stored, refused
+
+async def first():
+    with open(disk + "/other", "wb") as file:
+        file.write(bytes(other))
+    store = SQLiteOfflineStore(path)
+    await store.open()
+    stored, refused = await fill(store, 0)
+    assert len(stored) > 3, stored
+    assert all("nearly full: " in text and " bytes are free" in text for text in refused), refused
+    print(len(stored), flush=True)
+    if end == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if end == "go on":
+        await recover(store, len(stored))
+    await store.close()
+
+async def recover(store, count):
+    found = await kept(store)
+    assert len(found) == count, (len(found), count)
+    for at in range(0, len(found), 150):
+        calls = [store.delete(user, [name]) for user, name in found[at : at + 150]]
+        assert await asyncio.gather(*calls) == [1] * len(calls)
+    assert await kept(store) == []
+    # As much as before, or nearly.
+    stored, _ = await fill(store, 10**6)
+    assert len(stored) >= count * 0.8, (len(stored), count)
+
+async def again(count):
+    store = SQLiteOfflineStore(path)
+    await store.open()
+    await recover(store, count)
+    await store.close()
+    print("done")
+
+asyncio.run(again(int(end)) if end.isdigit() else first())
+"""
+
+
+@contextmanager
+def own_disk(
+    tmp_path: Path, size: str
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs scripts on a file system of its own, at `tmp_path`, which outlasts each of them."""
+    # A process that keeps the mount: the others enter its namespaces.
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    script = f"mount -t tmpfs -o size={size} none {tmp_path} && echo mounted && exec cat"
+    if shutil.which("unshare") is None:
+        pytest.skip("no file system can be mounted here: there is no unshare")
+    with subprocess.Popen(
+        [*apart, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as keeper:
+        assert keeper.stdin is not None
+        assert keeper.stdout is not None
+        try:
+            if keeper.stdout.readline() != "mounted\n":
+                pytest.skip("no file system can be mounted here: unshare or mount is refused")
+            enter = ["nsenter", "--preserve-credentials", "--user", "--mount"]
+            enter += [f"--wd={ROOT}", "--target", str(keeper.pid)]
+
+            def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+                return subprocess.run(
+                    [*enter, sys.executable, "-c", script, str(tmp_path), *map(str, args)],
+                    capture_output=True,
+                    text=True,
+                    timeout=100,
+                    check=False,
+                )
+
+            yield run
+        finally:
+            keeper.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "message", "at_once", "other", "end"),
+    [
+        ("2m", 300, 20, 0, "kill"),
+        ("6m", 5_000, 1, 0, "go on"),
+        ("6m", 200_000, 1, 0, "close"),
+        ("6m", 2_000, 10, 3_000_000, "kill"),
+        ("80m", 1_000_000, 3, 0, "go on"),
+        ("200m", 100_000, 100, 100_000_000, "close"),
+    ],
+)
+def test_a_full_disk_recovers_once_messages_are_removed(
+    tmp_path: Path, size: str, message: int, at_once: int, other: int, end: str
+) -> None:
+    with own_disk(tmp_path, size) as run:
+        done = run(FILL, message, at_once, other, end)
+        assert done.returncode == (-signal.SIGKILL if end == "kill" else 0), done.stderr
+        if end != "go on":
+            done = run(FILL, message, at_once, other, done.stdout.strip())
+            assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+# Another program takes all that the disk has while the store is quiet.
+TAKEN = """
+import asyncio, os, sys
+from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.errors import OfflineStoreError
+
+def take_all(path):
+    with open(path, "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    disk = os.statvfs(os.path.dirname(path))
+    assert disk.f_bavail == 0, disk
+
+async def main(disk):
+    path = disk + "/offline.db"
+    store = SQLiteOfflineStore(path)
+    await store.open()
+    names = [f"m{n}" for n in range(300)]
+    await asyncio.gather(
+        *[store.append("ann", m, bytes(2000), limit=10**6, drop_oldest=False) for m in names])
+    # The quiet second, after which the messages are in the database.
+    while os.path.getsize(path) < 300 * 2000:
+        await asyncio.sleep(0.01)
+    take_all(disk + "/other")
+    for at in range(0, 300, 10):
+        assert await store.delete("ann", names[at : at + 10]) == 10
+    try:
+        await store.append("ann", "large", bytes(5_000_000), limit=10**6, drop_oldest=False)
+    except OfflineStoreError as error:
+        assert "nearly full" in str(error), error
+    else:
+        raise AssertionError("stored")
+    os.unlink(disk + "/other")
+    assert await store.append("ann", "again", bytes(5_000_000), limit=9, drop_oldest=False) == []
+    await store.close()
+    print("done")
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_messages_can_be_removed_when_another_program_takes_the_whole_disk(tmp_path: Path) -> None:
+    with own_disk(tmp_path, "64m") as run:
+        done = run(TAKEN)
+        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+async def test_messages_are_in_the_database_after_a_quiet_second(path: Path) -> None:
+    async with opened(path) as store:
+        empty = size_of(path)
+        await fill(store, [f"m{n}" for n in range(100)], data=bytes(1000))
+        await eventually(lambda: size_of(path) >= empty + 100_000)
+
+
+async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transact = sqlite._Worker._transact
+    tried: list[int] = []
+
+    def cramped(self: Any, part: list[Any]) -> None:
+        rows = sum(entry.rows for entry in part if entry.writes)
+        tried.append(rows)
+        if rows > 20:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        transact(self, part)
+
+    async with opened(path) as store:
+        await fill(store, [f"m{n}" for n in range(200)])
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite._Worker, "_transact", cramped)
+            with locked(path) as other:
+                calls: list[Awaitable[Any]] = [
+                    asyncio.ensure_future(store.delete("ann", [f"m{n}"])) for n in range(100)
+                ]
+                calls.append(asyncio.ensure_future(store.read("ann")))
+                await asyncio.sleep(0)
+                calls.append(append(store, "new"))
+                calls.append(asyncio.ensure_future(store.expire(1e12, 90)))
+                await asyncio.sleep(0)
+                other.execute("ROLLBACK")
+            *deleted, found, new, expired = await outcomes(calls)
+        assert deleted == [1] * 100
+        assert [message.id for message in found] == [f"m{n}" for n in range(100, 200)]
+        assert isinstance(new, OfflineStoreError)
+        # Fewer than asked for, and not none.
+        assert [message.id for _, message in expired] == [
+            f"m{100 + n}" for n in range(len(expired))
+        ]
+        assert 1 <= len(expired) <= 20
+        assert max(tried) > 20
+        assert await ids(store) == [f"m{n}" for n in range(100 + len(expired), 200)]
+    check_sound(path)
+
+
+async def test_removing_fails_where_not_even_one_fits(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transact = sqlite._Worker._transact
+    tries = 0
+
+    def full(self: Any, part: list[Any]) -> None:
+        nonlocal tries
+        if any(entry.writes for entry in part):
+            tries += 1
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        transact(self, part)
+
+    names = [f"m{n}" for n in range(500)]
+    async with opened(path) as store:
+        await fill(store, names)
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite._Worker, "_transact", full)
+            with locked(path) as other:
+                calls = [asyncio.ensure_future(store.delete("ann", [name])) for name in names]
+                await asyncio.sleep(0)
+                other.execute("ROLLBACK")
+            errors = await outcomes(calls)
+            assert all(type(error) is OfflineStoreError for error in errors)
+        # It gives up soon, and not for ever.
+        assert tries < 50
+        assert await asyncio.gather(*[store.delete("ann", [name]) for name in names]) == [1] * 500
+
+
+# A file that is removed or replaced under the open store.
+
+
+async def test_a_file_that_is_removed_is_noticed_before_anything_is_promised(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(path) as store:
+        await fill(store, ["before"])
+        for turn in range(3):
+            remove(path, f"{path}-wal", f"{path}-shm")
+            # The first append already.
+            assert await append(store, f"m{turn}", limit=1) == []
+            assert await ids(store) == [f"m{turn}"]
+            assert siblings(path) == [path.name, f"{path.name}-shm", f"{path.name}-wal"]
+            assert mode(path) == 0o600
+            (line,) = [r.getMessage() for r in caplog.records if "removed or replaced" in r.message]
+            assert str(path) in line
+            assert "messages are gone" in line
+            caplog.clear()
+    async with opened(path) as store:
+        assert await ids(store) == ["m2"]
+    check_sound(path)
+
+
+@pytest.mark.parametrize("kept", [[""], ["-wal"], ["-shm"], ["-wal", "-shm"], []])
+async def test_a_backup_that_is_put_in_place_is_served(path: Path, kept: list[str]) -> None:
+    backup = path.with_name("backup")
+    async with opened(backup) as other:
+        await fill(other, ["old1", "old2"], user="bob")
+    async with opened(path) as store:
+        await fill(store, [f"m{n}" for n in range(100)], data=bytes(1000))
+        for suffix in ("", "-wal", "-shm"):
+            if suffix not in kept:
+                remove(f"{path}{suffix}")
+        os.replace(backup, path)
+        # A log that is left of the old database does not get into the new one.
+        assert await append(store, "new", user="bob") == []
+        assert await ids(store, "bob") == ["old1", "old2", "new"]
+        assert await ids(store) == []
+    check_sound(path)
+    async with opened(path) as store:
+        assert await ids(store, "bob") == ["old1", "old2", "new"]
+
+
+async def test_a_file_that_is_moved_away_has_all_its_messages(path: Path) -> None:
+    away = path.with_name("away.db")
+    async with opened(path) as store:
+        await fill(store, [f"m{n}" for n in range(100)])
+        os.rename(path, away)
+        await fill(store, ["new"])
+        assert await ids(store) == ["new"]
+    async with opened(away) as store:
+        # Up to the one that was stored when it had gone, which is in the new file.
+        assert (await ids(store))[:100] == [f"m{n}" for n in range(100)]
+    check_sound(away)
+    check_sound(path)
+
+
+async def test_two_stores_both_follow_to_the_new_file(path: Path) -> None:
+    async with opened(path) as first, opened(path) as second:
+        await fill(first, ["before"])
+        remove(path, f"{path}-wal", f"{path}-shm")
+        for turn in range(3):
+            for name, store in (("first", first), ("second", second)):
+                await fill(store, [f"{name}{turn}"])
+        expected = [f"{name}{turn}" for turn in range(3) for name in ("first", "second")]
+        assert await ids(first) == await ids(second) == expected
+    check_sound(path)
+
+
+async def test_a_log_that_is_removed_costs_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite_files, "_LOOK_EVERY", 0.0)
+    async with opened(path) as store:
+        await fill(store, ["m1"])
+        remove(f"{path}-wal")
+        await fill(store, ["m2"])
+        assert [r for r in caplog.records if "log was removed" in r.message]
+        # As after kill -9: all is in the files.
+        copy = path.with_name("copy.db")
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+        async with opened(copy) as other:
+            assert await ids(other) == ["m1", "m2"]
+        await fill(store, ["m3"])
+        assert await ids(store) == ["m1", "m2", "m3"]
+    check_sound(path)
+
+
+async def test_a_directory_that_is_gone_fails_until_it_is_back(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "offline.db"
+    async with opened(path) as store:
+        await fill(store, ["m1"])
+        folder.rename(tmp_path / "elsewhere")
+        for _ in range(2):
+            with pytest.raises(OfflineStoreError, match="unable to open"):
+                await append(store, "m2")
+            with pytest.raises(OfflineStoreError, match="unable to open"):
+                await store.read("ann")
+        (tmp_path / "elsewhere").rename(folder)
+        # The first m2 was written while the directory moved, and then nobody could say so.
+        assert await ids(store) == ["m1", "m2"]
+        await fill(store, ["m3"])
+        assert await ids(store) == ["m1", "m2", "m3"]
+    check_sound(path)
+
+
+# Who may read the file.
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+async def test_a_new_file_is_its_owners_only(path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        async with opened(path) as store:
+            await fill(store, ["m1"])
+            names = [path.name, f"{path.name}-shm", f"{path.name}-wal"]
+            assert siblings(path) == names
+            assert [mode(path.parent / name) for name in names] == [0o600] * 3
+    finally:
+        os.umask(before)
+
+
+async def test_a_file_that_is_there_keeps_its_mode(path: Path) -> None:
+    put(path, b"")
+    os.chmod(path, 0o640)
+    async with opened(path) as store:
+        await fill(store, ["m1"])
+        assert mode(path) == mode(Path(f"{path}-wal")) == 0o640
+
+
+# The turns of the loop.
+
+
+async def test_calls_of_a_batch_end_over_several_turns(path: Path, any_loop: str) -> None:
+    turn = 0
+    ended: dict[int, int] = {}
+
+    def note(done: asyncio.Future[Any]) -> None:
+        assert done.result() == []
+        ended[turn] = ended.get(turn, 0) + 1
+
+    async with opened(path) as store:
+        with locked(path) as other:
+            for n in range(1000):
+                append(store, f"m{n}").add_done_callback(note)
+            other.execute("ROLLBACK")
+        while sum(ended.values()) < 1000:
+            await asyncio.sleep(0)
+            turn += 1
+        # A turn of this count may see two of the store's.
+        assert max(ended.values()) <= 2 * sqlite._TURN_ENTRIES
+    assert len(ended) >= 3
+
+
+async def test_close_comes_after_the_last_call_of_a_batch(path: Path, any_loop: str) -> None:
+    order: list[str] = []
+    store = SQLiteOfflineStore(path)
+    await store.open()
+    calls = [append(store, f"m{n}") for n in range(1000)]
+    calls[-1].add_done_callback(lambda _: order.append("last"))  # type: ignore[attr-defined]
+    await store.close()
+    order.append("closed")
+    assert order == ["last", "closed"]
+    assert await asyncio.gather(*calls) == [[]] * 1000
+
+
+async def test_a_thousand_appends_at_once_drop_no_more_than_two_thousand_messages(
+    path: Path,
+) -> None:
+    async with opened(path) as store:
+        await fill(store, [f"m{n}" for n in range(5000)], limit=5000)
+        with locked(path) as other:
+            calls = [append(store, f"n{n}", limit=10, drop_oldest=True) for n in range(500)]
+            other.execute("ROLLBACK")
+        dropped = [message.id for each in await asyncio.gather(*calls) for message in each]
+        # One each at least, so that the user does not get more.
+        assert 500 <= len(dropped) <= 3 * (MOST_DROPPED + 500)
+        assert dropped == [f"m{n}" for n in range(len(dropped))]
+        assert await store.count("ann") == 5500 - len(dropped)
+
+
+async def test_a_much_lower_limit_drops_no_more_bytes_than_a_read_returns(path: Path) -> None:
+    async with opened(path) as store:
+        await fill(store, [f"m{n}" for n in range(20)], data=bytes(READ_BYTES // 4))
+        sizes = []
+        for number in range(20):
+            dropped = await append(store, f"n{number}", limit=2, drop_oldest=True)
+            sizes.append(sum(len(message.data) for message in dropped))
+            if await store.count("ann") == 2:
+                break
+        assert max(sizes) == READ_BYTES
+        assert len(sizes) >= 5
+
+
+async def test_more_ids_than_an_entry_takes_are_removed(path: Path) -> None:
+    names = [f"m{n}" for n in range(3000)]
+    async with opened(path) as store:
+        await fill(store, names, limit=3000)
+        assert await store.delete("ann", [*names[:2500], "none"]) == 2500
+        assert await ids(store) == names[2500:]
+
+
+async def test_a_page_loads_no_more_than_it_returns(path: Path) -> None:
+    async with opened(path) as store:
+        await fill(store, [f"m{n}" for n in range(50)], data=bytes(1 << 20))
+        tracemalloc.start()
+        try:
+            assert len(await store.read("ann", limit=1000)) == 1
+            assert len(await store.expire(1e12)) == 1
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 6 << 20
+
+
+# Two processes over one file.
+
+
+async def test_appended_of_many_spans_and_positions(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_MOST_SPANS", 5)
+    monkeypatch.setattr(sqlite, "_MOST_POSITIONS", 7)
+    async with opened(path) as first, opened(path) as second:
+        after, _ = await first.appended(-1)
+        for n in range(30):
+            await fill(first, [f"m{n}"], user=f"ours{n}")
+            await fill(second, ["m1", "m2"], user=f"theirs{n}")
+        told: list[str] = []
+        while True:
+            position, users = await first.appended(after)
+            if position == after:
+                break
+            assert len(users) <= 7
+            told += users
+            after = position
+        # The list of spans was too short to tell all of ours apart, and none of theirs is missing.
+        assert {f"theirs{n}" for n in range(30)} <= set(told)
+        assert "ours29" not in told
+
+
+async def test_appended_goes_on_in_a_database_that_was_replaced(path: Path) -> None:
+    backup = path.with_name("backup")
+    async with opened(backup) as other:
+        await fill(other, ["m1"], user="bob")
+    async with opened(path) as store:
+        await fill(store, [f"m{n}" for n in range(100)])
+        after, _ = await store.appended(-1)
+        assert after == 100
+        os.replace(backup, path)
+        # Its own appends are in the new file, behind those of others.
+        await fill(store, ["m2"], user="cyd")
+        position, users = await store.appended(after)
+        assert users == ["bob"]
+        assert await store.appended(position) == (position, [])
+
+
+async def test_appended_beside_appends_of_the_same_batch(path: Path) -> None:
+    async with opened(path) as first, opened(path) as second:
+        after, _ = await first.appended(-1)
+        await fill(second, ["m1"], user="theirs")
+        with locked(path) as other:
+            calls: list[Awaitable[Any]] = [append(first, "m1", user="ours")]
+            calls.append(asyncio.ensure_future(first.appended(after)))
+            await asyncio.sleep(0)
+            calls.append(append(first, "m2", user="ours"))
+            other.execute("ROLLBACK")
+        _, (position, users), _ = await asyncio.gather(*calls)
+        position, more = await first.appended(position)
+        assert {*users, *more} == {"theirs"}

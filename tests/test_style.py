@@ -53,7 +53,7 @@ PROPERTIES = [
     # Cython has no place for a docstring on a field that the .pxd declares readonly.
     if not name.startswith("_")
     and inspect.isdatadescriptor(value)
-    and name not in ("remote_address", "subprotocol")
+    and name not in ("remote_address", "subprotocol", "device_id")
 ]
 
 

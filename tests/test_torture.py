@@ -1,8 +1,7 @@
-"""A short `make torture`: SIGKILL at random moments loses, doubles and reorders nothing."""
+"""A short `make torture`, and stores that break their word, which it has to notice."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,20 +10,119 @@ import pytest
 from redis_server import PROGRAM
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "torture"))
+
+from ledger import Ledger, ranges  # noqa: E402
+
+# What the hub does not keep yet, and what would take long to fail.
+UNMET = {"full-disk", "late-store", "two-processes", "rolling-restart"}
+SCENARIOS = [
+    pytest.param(
+        scenario,
+        store,
+        marks=[pytest.mark.xfail(run=False, reason="not kept yet")] if scenario in UNMET else [],
+    )
+    for scenario in ("kill", "full-disk", "late-store", "two-processes", "rolling-restart")
+    for store in ("sqlite", "redis")
+    if (scenario, store) != ("full-disk", "redis")
+]
 
 
-@pytest.mark.parametrize("store", ["sqlite", "redis"])
-def test_G8_what_was_accepted_survives_kill_9(store: str) -> None:
-    if store == "redis" and PROGRAM is None:
-        pytest.skip("redis-server is not installed")
+def torture(*arguments: str) -> tuple[int, dict[str, str], str]:
+    """Runs it; returns the exit status, the last row of the table by column, and all that it said.
+
+    The row is empty where nothing was played.
+    """
     run = subprocess.run(
-        [sys.executable, ROOT / "torture/run.py", "--store", store, "--rounds", "5"],
+        [sys.executable, ROOT / "torture/run.py", *arguments],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=110,
         check=False,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    reported = re.match(rf"{store}: (\d+) messages reported, .* lost 0, doubled 0, ", run.stdout)
-    assert reported is not None, run.stdout
-    assert int(reported[1]) > 100
+    rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines() if line[:1] == "|"]
+    row = dict(zip(rows[0], rows[-1], strict=True)) if len(rows) > 2 else {}
+    return run.returncode, row, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(("scenario", "store"), SCENARIOS)
+def test_what_was_accepted_is_seen_once_and_in_order(scenario: str, store: str) -> None:
+    if store == "redis" and PROGRAM is None:
+        pytest.skip("redis-server is not installed")
+    status, row, said = torture("--quick", "--scenario", scenario, "--store", store)
+    if not row and "no mount namespaces" in said:
+        pytest.skip("mount namespaces are not allowed")
+    assert status == 0, said
+    assert int(row["accepted"].replace(",", "")) > 100, said
+
+
+@pytest.mark.parametrize(
+    ("fault", "noticed"),
+    [("lose", "lost"), ("double", "doubled"), ("swap", "disordered"), ("keep", "left")],
+)
+def test_a_store_that_breaks_its_word_is_noticed(fault: str, noticed: str) -> None:
+    status, row, said = torture(
+        *("--scenario", "kill", "--store", "sqlite", "--rounds", "3", "--users", "8"),
+        *("--fault", fault, "--patience", "1"),
+    )
+    assert status == 1, said
+    assert row[noticed] != "0", said
+
+
+def record(*numbers: int, order_of_accepted: bool = False) -> Ledger:
+    """A ledger of ann, who saw these numbers of the sender A; all but 3 were accepted."""
+    ledger = Ledger(["ann"], order_of_accepted=order_of_accepted)
+    for number in {*numbers} - {3}:
+        ledger.accept("ann", ("A", number))
+    for number in numbers:
+        ledger.see("ann", ("A", number), "now")
+    return ledger
+
+
+def test_what_is_seen_in_order_is_right() -> None:
+    ledger = record(1, 2, 3, 4)
+    ledger.see("ann", ("B", 1), "now")  # each sender has an order of its own
+    ledger.judge()
+    assert not ledger.counts
+    assert not ledger.missing["ann"]
+
+
+def test_a_late_one_is_out_of_order_and_the_next_ones_are_not() -> None:
+    ledger = record(1, 4, 2, 5)
+    ledger.judge()
+    assert ledger.counts == {"disordered": 1}
+
+
+def test_a_refused_one_has_no_order() -> None:
+    ledger = record(1, 4, 3, 5)
+    ledger.refuse("ann", ("A", 3))
+    ledger.judge()
+    assert not ledger.counts
+
+
+def test_one_that_nobody_awaited_has_an_order_unless_the_store_fails() -> None:
+    ledger = record(1, 4, 3, 5)
+    ledger.judge()
+    assert ledger.counts == {"disordered": 1}
+    ledger = record(1, 4, 3, 5, order_of_accepted=True)
+    ledger.judge()
+    assert not ledger.counts
+
+
+def test_one_that_is_seen_twice_is_doubled() -> None:
+    ledger = record(1, 2, 2, 4)
+    ledger.judge()
+    assert ledger.counts == {"doubled": 1}
+
+
+def test_one_that_was_accepted_is_missing_until_it_is_seen() -> None:
+    ledger = record(1)
+    ledger.accept("ann", ("A", 2))
+    assert ledger.missing["ann"] == {("A", 2)}
+    ledger.see("ann", ("A", 2), "now")
+    assert not ledger.missing["ann"]
+
+
+def test_a_report_names_messages_in_few_words() -> None:
+    assert ranges([]) == "nothing"
+    assert ranges([("B", 12), ("A", 9), ("A", 3), ("A", 4), ("A", 5)]) == "A 3-5 9, B 12"

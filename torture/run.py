@@ -1,274 +1,156 @@
-"""Kills a hub again and again, and counts what its users' applications saw.
+"""Breaks servers and stores again and again, and counts what the users of the servers saw.
 
-    python torture/run.py [--store sqlite|redis] [--rounds 50] [--users 20] [--seed 1]
+    python torture/run.py [--scenario NAME ...] [--store sqlite|redis] [--rounds 50] [--quick]
 
-Each round starts a server process whose publisher sends messages with acknowledgement to all
-users and reports each whose `accepted` has returned; then it is killed with SIGKILL at a random
-moment. The users are clients that reconnect, acknowledge (now and then late, or not before they
-drop the connection), and drop ids that they know. After the last round the server is left alone
-until everything has arrived. The exit status is 1 if a reported message was lost, or any message
-doubled or out of order.
+The scenarios (scenarios.py):
+
+    kill               a server is killed with SIGKILL at random moments
+    full-disk          messages fill a small disk, users acknowledge, the server is killed (SQLite)
+    late-store         the store comes after the server, goes away and comes back
+    two-processes      two servers share a store, and users go from one to the other
+    rolling-restart    a new server takes over from an old one, which sends until its end
+
+In each, real servers (server.py) send messages with acknowledgement to all users, and report each
+whose `accepted` has returned or raised. The users (users.py) are clients that come and go,
+acknowledge (now and then late, or not before they leave), and drop ids that they know. In quiet
+moments everything has to arrive without anybody connecting anew.
+
+Prints a table. The exit status is 1 if a message that was accepted was lost, doubled, out of order
+or late, stayed in the store, or left its sender waiting, or if a server failed; each such case is
+printed with what is known of it. Which faults are drawn follows from the seed; how the processes
+interleave does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import json
 import random
-import shutil
-import signal
-import socket
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
-import aiohttp
+from faults import FAULTS
+from ledger import KINDS, Ledger
+from process import ServerFailed
+from scenarios import SCENARIOS, Trial
+from stores import REDIS, Place, Redis, SmallDisk, SQLiteFile, has_small_disks
+from users import Crowd
 
-ROOT = Path(__file__).parents[1]
-# What a round's message numbers begin with, so that none is used twice.
-STRIDE = 1_000_000
-WINDOW = 8
-
-
-# --- the server ---
-
-
-async def serve(store_url: str, port: int, users: int, first: int, publish: bool) -> None:
-    """A hub that publishes to all users, and prints each message that is accepted."""
-    from wsc_fast import (
-        ACKConfig,
-        ACKMessage,
-        Hub,
-        Identity,
-        RedisOfflineStore,
-        Request,
-        SQLiteOfflineStore,
-    )
-
-    def authenticate(request: Request) -> Identity:
-        return Identity(request.query["user"])
-
-    store = (
-        RedisOfflineStore(store_url)
-        if store_url.startswith("redis:")
-        else SQLiteOfflineStore(store_url)
-    )
-    hub = Hub(authenticate=authenticate)
-    hub.enable_ack(
-        ACKConfig(
-            enable_offline_messages=True,
-            offline_limit=1_000_000,
-            retry_interval=0.3,
-            max_retries=100,
-            timeout=60.0,
-        ),
-        store=store,
-    )
-    await hub.start("127.0.0.1", port)
-    print("ready", flush=True)
-
-    async def publisher(user: str) -> None:
-        number = first
-        while True:
-            wave = []
-            for _ in range(random.randint(1, WINDOW)):
-                message = ACKMessage(id=f"{user}-{number}", content=str(number))
-                wave.append(hub.send_ack_message_to_user(user, message))
-                number += 1
-            for pending in wave:
-                await pending.accepted()
-                print(f"{user} {pending.message.content}", flush=True)
-            await asyncio.sleep(random.random() * 0.02)
-
-    if publish:
-        await asyncio.gather(*(publisher(f"user{n}") for n in range(users)))
-    await asyncio.Event().wait()
+ROUNDS = 50
+DISK = 6  # megabytes
+# A few seconds for the hub, and as many for a machine that is busy.
+PATIENCE = 10.0
 
 
-# --- the users ---
+def place_of(scenario: str, store: str, directory: Path) -> Place:
+    if store == "redis":
+        return Redis(directory)
+    return SmallDisk(directory, DISK) if scenario == "full-disk" else SQLiteFile(directory)
 
 
-@dataclass
-class User:
-    """An application's user: what it has seen, and what it must have seen."""
-
-    name: str
-    seen: list[int] = field(default_factory=list)
-    known: set[str] = field(default_factory=set)
-    copies: int = 0
-    accepted: set[int] = field(default_factory=set)
-
-    async def live(self, session: aiohttp.ClientSession, port: int) -> None:
-        while True:
-            with contextlib.suppress(aiohttp.ClientError, OSError):
-                await self.connect(session, port)
-            await asyncio.sleep(random.random() * 0.1)
-
-    async def connect(self, session: aiohttp.ClientSession, port: int) -> None:
-        url = f"ws://127.0.0.1:{port}/ws?user={self.name}"
-        leave_after = random.randint(5, 200)  # messages
-        async with session.ws_connect(url) as connection:
-            unanswered: list[str] = []
-            async for frame in connection:
-                if frame.type is not aiohttp.WSMsgType.TEXT:
-                    return
-                message = json.loads(frame.data)
-                if message["id"] in self.known:
-                    self.copies += 1
-                else:
-                    self.known.add(message["id"])
-                    self.seen.append(int(message["content"]))
-                unanswered.append(message["id"])
-                leave_after -= 1
-                if leave_after == 0:
-                    return  # with what is not acknowledged yet
-                if random.random() < 0.7:
-                    for message_id in unanswered:
-                        answer = {"type": "ack", "message_id": message_id}
-                        await connection.send_str(json.dumps(answer))
-                    unanswered.clear()
-
-    def lost(self) -> set[int]:
-        return self.accepted - set(self.seen)
-
-    def disorder(self) -> list[str]:
-        steps = zip(self.seen, self.seen[1:], strict=False)
-        return [f"{self.name} saw {b} after {a}" for a, b in steps if a >= b]
-
-
-# --- the harness ---
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-@contextlib.asynccontextmanager
-async def storage(kind: str, directory: str) -> AsyncIterator[str]:
-    """What the server keeps its messages in: a file, or a Redis server of our own."""
-    if kind == "sqlite":
-        yield f"{directory}/offline.db"
-        return
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        raise SystemExit("redis-server is not installed")
-    port = free_port()
-    server = await asyncio.create_subprocess_exec(
-        program,
-        *("--port", str(port), "--dir", directory, "--appendonly", "yes", "--save", ""),
-        stdout=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        while True:
+async def play(name: str, store: str, arguments: argparse.Namespace) -> tuple[Ledger, int, float]:
+    """Plays one scenario over one store; returns what is known, its rounds and its seconds."""
+    scenario = SCENARIOS[name]
+    names = [f"user{number}" for number in range(arguments.users or scenario.users)]
+    ledger = Ledger(names, order_of_accepted=scenario.store_fails)
+    rounds = arguments.rounds or (scenario.quick if arguments.quick else ROUNDS)
+    seed = f"{arguments.seed} {name} {store}"
+    random.seed(seed)
+    with directory_of(name, store, arguments) as directory:
+        async with place_of(name, store, Path(directory)) as place, Crowd(names, ledger) as crowd:
+            trial = Trial(
+                rounds,
+                place,
+                crowd,
+                ledger,
+                Path(directory),
+                seed,
+                arguments.patience,
+                fault=arguments.fault,
+                first_only=arguments.first,
+            )
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
-                break
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        server.terminate()
-        await server.wait()
+                await scenario.play(trial)
+            except ServerFailed as error:
+                trial.violate("broken", str(error))
+    return ledger, trial.round, time.monotonic() - ledger.started
 
 
-async def round_of(
-    users: dict[str, User], store: str, port: int, number: int, *, last: bool, seconds: float
-) -> None:
-    """One life of the server."""
-    server = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, "--serve", store, "--port", str(port)),
-        *("--users", str(len(users)), "--first", str(number * STRIDE)),
-        *(["--quiet"] if last else []),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert server.stdout is not None
+def directory_of(
+    name: str, store: str, arguments: argparse.Namespace
+) -> AbstractContextManager[str]:
+    """Where the store and the logs of the servers are."""
+    if arguments.directory is None:
+        return tempfile.TemporaryDirectory()
+    directory = arguments.directory.absolute() / f"{name}-{store}"
+    directory.mkdir(parents=True)
+    return nullcontext(str(directory))
 
-    async def read() -> None:
-        assert server.stdout is not None
-        async for line in server.stdout:
-            name, content = line.decode().split()
-            users[name].accepted.add(int(content))
 
-    if await server.stdout.readline() != b"ready\n":
-        raise SystemExit("the server did not start")
-    reading = asyncio.create_task(read())
-    if last:
-        deadline = time.monotonic() + 60
-        while any(user.lost() for user in users.values()) and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    else:
-        await asyncio.sleep(seconds)
-    server.send_signal(signal.SIGKILL)
-    await server.wait()
-    await reading  # what it had printed before
+async def why_not(name: str, store: str) -> str:
+    """What a scenario over this store needs and is not there; "" if nothing."""
+    if store == "redis" and REDIS is None:
+        return "redis-server is not installed"
+    if name == "full-disk" and not await has_small_disks():
+        return "no mount namespaces here"
+    return ""
+
+
+COLUMNS = ["scenario", "store", "rounds", "accepted", "refused", "seen", "copies", *KINDS, "s"]
 
 
 async def torture(arguments: argparse.Namespace) -> bool:
-    """Runs all rounds; whether nothing was lost, doubled or out of order."""
-    users = {f"user{n}": User(f"user{n}") for n in range(arguments.users)}
-    port = free_port()
-    with tempfile.TemporaryDirectory() as directory:
-        async with storage(arguments.store, directory) as store, aiohttp.ClientSession() as session:
-            living = [asyncio.create_task(user.live(session, port)) for user in users.values()]
-            for number in range(1, arguments.rounds + 1):
-                seconds = random.uniform(0.05, arguments.longest)
-                await round_of(users, store, port, number, last=False, seconds=seconds)
-            await round_of(users, store, port, arguments.rounds + 1, last=True, seconds=0)
-            for task in living:
-                task.cancel()
-            await asyncio.wait(living)
-    lost = sum(len(user.lost()) for user in users.values())
-    doubled = sum(len(user.seen) - len(set(user.seen)) for user in users.values())
-    disorder = [step for user in users.values() for step in user.disorder()]
-    print(
-        f"{arguments.store}: {sum(len(user.accepted) for user in users.values())} messages "
-        f"reported, {sum(len(user.seen) for user in users.values())} seen, {arguments.rounds} "
-        f"kills, {sum(user.copies for user in users.values())} copies dropped by id; lost {lost}, "
-        f"doubled {doubled}, out of order {len(disorder)}"
-    )
-    for step in disorder[:10]:
-        print(f"  {step}")
-    return lost == doubled == len(disorder) == 0
+    """Plays all that is asked for; whether nothing was wrong."""
+    rows: list[list[object]] = []
+    right = True
+    for name in arguments.scenario or SCENARIOS:
+        for store in SCENARIOS[name].stores:
+            if arguments.store not in (None, store):
+                continue
+            missing = await why_not(name, store)
+            print(f"{name} over {store}{missing and f': not played, {missing}'}", flush=True)
+            if missing:
+                continue
+            ledger, rounds, seconds = await play(name, store, arguments)
+            right = right and not ledger.counts
+            sums = [ledger.total(ledger.accepted), ledger.total(ledger.refused)]
+            seen = sum(map(len, ledger.seen.values()))
+            wrong = [ledger.counts[kind] for kind in KINDS]
+            rows.append([name, store, rounds, *sums, seen, ledger.copies, *wrong, f"{seconds:.0f}"])
+    print_table([COLUMNS, ["---"] * len(COLUMNS), *rows])
+    return right
+
+
+def print_table(rows: list[list[Any]]) -> None:
+    print()
+    for row in rows:
+        print("| " + " | ".join(f"{each:,}" if type(each) is int else each for each in row) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--store", choices=["sqlite", "redis"], default="sqlite")
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--users", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=1.0, help="seconds of a server's life")
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="may be repeated")
+    parser.add_argument("--store", choices=["sqlite", "redis"])
+    parser.add_argument("--rounds", type=int, help=f"by default {ROUNDS}")
+    parser.add_argument("--quick", action="store_true", help="a few rounds of each")
+    parser.add_argument("--users", type=int)
+    parser.add_argument(
+        "--patience", type=float, default=PATIENCE, help="seconds without progress that are late"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--first", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        import uvloop
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(
-                serve(
-                    arguments.serve,
-                    arguments.port,
-                    arguments.users,
-                    arguments.first,
-                    not arguments.quiet,
-                )
-            )
-    random.seed(arguments.seed)
-    if not asyncio.run(torture(arguments)):
+    parser.add_argument(
+        "--first", action="store_true", help="end a scenario with its first round that goes wrong"
+    )
+    parser.add_argument(
+        "--directory", type=Path, help="for the stores and the servers' logs, which stay there"
+    )
+    parser.add_argument("--fault", choices=FAULTS, help="a store that breaks its word (faults.py)")
+    if not asyncio.run(torture(parser.parse_args())):
         raise SystemExit(1)
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 import aiofastnet
 
 from wsc_fast._core.connection import Client
+from wsc_fast.deadlines import Deadline
 from wsc_fast.log import log
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # tcpi_state (tcp(7))
 # Seconds that handshakes may have of each turn of the loop, if its other work takes no three times
 # as long; beyond, what is read is left for the next turn. One step of one may exceed it.
 _LEAST_BUDGET, _MOST_BUDGET = 0.001, 0.004
+# Seconds that a handshake gets whose hello was heard after its time: the loop stood still.
+_LAST_MOMENT = 1.0
+# Seconds after which a handshake has long been ended by us.
+_NEVER = 3600.0
 # Seconds that a step costs besides, where it is the last one: the end of a task, an exception.
 _AFTERMATH = 0.00007
 
@@ -137,12 +142,13 @@ class _HandshakeLoop:
     Until it has shaken hands, what it reads is up to `Turns`.
     """
 
-    __slots__ = ("_acceptor", "_client", "_descriptor", "_loop", "_reader")
+    __slots__ = ("_acceptor", "_client", "_deadline", "_descriptor", "_loop", "_reader")
 
     def __init__(self, acceptor: Acceptor, client: Client) -> None:
         self._acceptor = acceptor
         self._client = client
         self._loop = acceptor.loop
+        self._deadline: Deadline | None = None
         self._descriptor = -1
         self._reader: Callable[[], object] | None = None
 
@@ -159,6 +165,24 @@ class _HandshakeLoop:
     def remove_reader(self, descriptor: int) -> bool:
         self._reader = None
         return self._loop.remove_reader(descriptor)
+
+    def call_later(
+        self, seconds: float, call: Callable[[], object]
+    ) -> Deadline | asyncio.TimerHandle:
+        """The first one is the handshake's deadline, for which a late loop gets its turns."""
+        if self._deadline is not None or self._acceptor.deadlines.loop is None:
+            return self._loop.call_later(seconds, call)
+        self._deadline = Deadline(self._acceptor.deadlines, seconds, call)
+        return self._deadline
+
+    def end(self) -> None:
+        """Ends a handshake that was cancelled, as its deadline would.
+
+        aiofastnet 1.2 knows no other end of it, and keeps it with its buffers until then.
+        """
+        if self._deadline is not None:
+            self._deadline()
+            self._deadline.cancel()
 
     def wait(self) -> None:
         """The loop need not tell of what there is to read."""
@@ -284,10 +308,10 @@ class Hellos:
         self._loop = hub.loop
         self._begin = begin
         self.turns = Turns(hub.loop, self._begin_some)
-        self._deadlines: dict[socket.socket, float] = {}  # oldest first
+        # Oldest first: when its time is over, and what ends it then.
+        self._deadlines: dict[socket.socket, tuple[float, Deadline]] = {}
         self._wanted: dict[socket.socket, int] = {}  # bytes of those that are waited for
         self._ready: deque[tuple[socket.socket, float]] = deque()  # with what is left of its time
-        self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._deadlines)
@@ -300,10 +324,9 @@ class Hellos:
         """Takes a connection that was just accepted; the socket is owned from here on."""
         self._loop.add_reader(connection.fileno(), self._arrived, connection)
         timeout = self._hub.config.handshake_timeout
-        self._deadlines[connection] = self._loop.time() + timeout
+        end = Deadline(self._hub._deadlines, timeout, partial(self._end_late, connection))
+        self._deadlines[connection] = self._loop.time() + timeout, end
         self._wanted[connection] = 0
-        if self._timer is None:
-            self._timer = self._loop.call_later(timeout, self._end_late)
 
     def drop_oldest(self) -> None:
         """Ends the one that has had the longest time."""
@@ -313,8 +336,6 @@ class Hellos:
         """Ends all of them."""
         for connection in list(self._deadlines):
             self._drop(connection)
-        if self._timer is not None:
-            self._timer.cancel()
 
     def _arrived(self, connection: socket.socket) -> None:
         wanted = self._wanted[connection]
@@ -340,7 +361,9 @@ class Hellos:
             self._gone(connection)
             return
         self._stop_waiting(connection)
-        left = max(0.001, self._deadlines[connection] - self._loop.time())  # 0 is no timeout
+        left = self._deadlines[connection][0] - self._loop.time()
+        if left <= 0:
+            left = min(_LAST_MOMENT, self._hub.config.handshake_timeout)
         self._ready.append((connection, left))
         self.turns.call()
 
@@ -357,7 +380,7 @@ class Hellos:
                 self._gone(connection)
                 continue
             self._begin(connection, left)
-            del self._deadlines[connection]
+            self._deadlines.pop(connection)[1].cancel()
         return bool(self._ready)
 
     def _asks_for_much(self, connection: socket.socket) -> bool:
@@ -366,17 +389,9 @@ class Hellos:
         except OSError:
             return True
 
-    def _end_late(self) -> None:
-        # One timer for all: each has the same time, so the oldest is the next.
-        now = self._loop.time()
-        self._timer = None
-        while self._deadlines:
-            connection, deadline = next(iter(self._deadlines.items()))
-            if deadline > now:
-                self._timer = self._loop.call_at(deadline, self._end_late)
-                return
-            self._hub._count_limit("handshake_timeout")
-            self._drop(connection)
+    def _end_late(self, connection: socket.socket) -> None:
+        self._hub._count_limit("handshake_timeout")
+        self._drop(connection)
 
     def _stop_waiting(self, connection: socket.socket) -> None:
         if self._wanted.pop(connection, None) is not None and not self._loop.is_closed():
@@ -388,7 +403,7 @@ class Hellos:
 
     def _drop(self, connection: socket.socket) -> None:
         self._stop_waiting(connection)
-        del self._deadlines[connection]
+        self._deadlines.pop(connection)[1].cancel()
         connection.close()
 
 
@@ -413,6 +428,7 @@ class Acceptor:
         assert hub.loop is not None
         self._hub = hub
         self.loop = hub.loop
+        self.deadlines = hub._deadlines
         self._socket = listening
         self._ssl = ssl
         self._hellos = Hellos(hub, self._begin)
@@ -442,6 +458,10 @@ class Acceptor:
         """Of its sockets: the one that it listens on, and those in the TLS handshake."""
         shaking = (*self._shaking, *self._given_up)
         return [sock.fileno() for sock in (self._socket, *shaking)] + self._hellos.descriptors()
+
+    def is_busy(self) -> bool:
+        """Whether it has connections that have not shaken hands yet."""
+        return bool(self._shaking) or len(self._hellos) > 0
 
     def take_queue(self) -> None:
         """Accepts all who have connected by now."""
@@ -484,12 +504,18 @@ class Acceptor:
         if len(self._hellos) >= len(self._shaking):
             self._hellos.drop_oldest()
             return
-        connection, (task, client) = next(iter(self._shaking.items()))
-        del self._shaking[connection]
-        self._given_up[connection] = task
+        connection, (task, _) = next(iter(self._shaking.items()))
         if self._ssl is None:
+            del self._shaking[connection]
+            self._given_up[connection] = task
             task.cancel()
-            return
+        else:
+            self._give_up(connection)
+
+    def _give_up(self, connection: socket.socket) -> None:
+        """Ends a TLS handshake that is under way."""
+        task, client = self._shaking.pop(connection)
+        self._given_up[connection] = task
         # aiofastnet 1.2 keeps one that is cancelled, with its buffers, until its timeout.
         client._give_up()
         with contextlib.suppress(OSError):
@@ -525,29 +551,40 @@ class Acceptor:
         )
 
     async def _serve(self, client: Client, connection: socket.socket, seconds: float) -> None:
+        handshake = _HandshakeLoop(self, client)
         try:
-            await self._connect(client, connection, seconds)
+            await self._connect(handshake, client, connection, seconds)
         except asyncio.CancelledError:
             # Not raised again: its frames hold the transport with its buffers, and are held by it.
             transport = client._transport()
             if transport is None:
+                handshake.end()
                 connection.close()
             else:
                 # In the very turn in which the handshake ended: the socket is the transport's.
                 transport.abort()
 
-    async def _connect(self, client: Client, connection: socket.socket, seconds: float) -> None:
+    async def _connect(
+        self, handshake: _HandshakeLoop, client: Client, connection: socket.socket, seconds: float
+    ) -> None:
         context = self._ssl
-        if context is None or _needs_the_loops_tls(context):
-            await self.loop.connect_accepted_socket(
-                lambda: client,
-                connection,
-                ssl=context,
-                ssl_handshake_timeout=seconds if context else None,
-            )
+        if context is None:
+            await self.loop.connect_accepted_socket(lambda: client, connection)
+        elif _needs_the_loops_tls(context):
+            end = Deadline(self._hub._deadlines, seconds, partial(self._end_late, connection))
+            try:
+                await self.loop.connect_accepted_socket(
+                    lambda: client,
+                    connection,
+                    ssl=context,
+                    # Which has no patience with a late loop.
+                    ssl_handshake_timeout=seconds + _NEVER,
+                )
+            finally:
+                end.cancel()
         else:
             await aiofastnet.connect_accepted_socket(
-                cast(asyncio.AbstractEventLoop, _HandshakeLoop(self, client)),
+                cast(asyncio.AbstractEventLoop, handshake),
                 lambda: client,
                 connection,
                 ssl=context,
@@ -556,6 +593,11 @@ class Acceptor:
                 ssl_incoming_bio_size=_TLS_RECEIVED,
                 ssl_outgoing_bio_size=_TLS_SENT,
             )
+
+    def _end_late(self, connection: socket.socket) -> None:
+        if connection in self._shaking:
+            self._hub._count_limit("handshake_timeout")
+            self._give_up(connection)
 
     def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         given_up = self._given_up.pop(connection, None)

@@ -12,6 +12,7 @@ import random
 import re
 import reprlib
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -27,6 +28,7 @@ from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
 OfflineOverflow = Literal["drop_oldest", "refuse"]
 RateLimitAction = Literal["close", "drop", "pause"]
+Per = Literal["user", "device"]
 
 # What picows reads into at least; a smaller setting would not be honoured.
 MIN_READ_BUFFER = 2048
@@ -58,6 +60,7 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "max_pending": (1, 1 << 30),
     "max_pending_bytes": (1, 1 << 40),
     "max_pending_per_user": (0, 1 << 30),
+    "max_devices": (1, 10_000),
     "max_pending_callback_bytes": (1, 1 << 40),
     "offline_limit": (1, 1 << 30),
 }
@@ -68,9 +71,11 @@ _FACTORS = {
     "connection_rate_per_address": 0,
     "message_rate": 0,
     "byte_rate": 0,
-    "drain_period": 0,
-    "watchdog_timeout": 0,
 }
+# The seconds that may be 0.
+_FROM_ZERO = ("drain_period", "watchdog_timeout")
+# The longest time that a thread can wait, 292 years on Linux: a longer one is cut to it.
+FOREVER = threading.TIMEOUT_MAX
 # A token (RFC 9110 section 5.6.2).
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
@@ -226,7 +231,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     """Settings of a Hub (go-wsc `HubConfig`). Times are seconds, sizes are bytes.
 
     Attributes:
-        max_connections: connections at once; the next upgrade gets 503 with Retry-After.
+        max_connections: connections at once; the next upgrade gets 503 with Retry-After, unless it
+            replaces a connection of its own (Identity.client_id).
         max_connections_per_address: of one IPv4 address or IPv6 /64, by `remote_address`; the next
             upgrade gets 429. 0: no bound, since behind a proxy that is not among `trusted_proxies`
             all clients have one address.
@@ -353,7 +359,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heartbeat_timeout <= self.heartbeat_interval:
+        if self.heartbeat_timeout <= self.heartbeat_interval < FOREVER:
             raise _wrong(
                 "HubConfig.heartbeat_timeout",
                 self.heartbeat_timeout,
@@ -436,7 +442,12 @@ class ACKConfig(Settings, frozen=True, kw_only=True):
             one more raises PendingFullError. One user may take a quarter of it.
         max_pending_per_user: messages that wait for one user to acknowledge them; one more raises
             PendingFullError. 0: a quarter of `max_pending`, but at least 16.
-        offline_limit: messages in the offline store, per user.
+        per: who acknowledges. "user": the first of a user's clients does so for all. "device": each
+            device of the user for itself (Identity.device_id), also one that is away: what is for
+            a user is kept for each of them. Needs `enable_offline_messages`.
+        max_devices: devices of one user that are known; beyond that the one is forgotten that was
+            noted longest ago. So is one that has not come for `offline_max_age`.
+        offline_limit: messages in the offline store, per user; with per="device" for each device.
         offline_overflow: what a message does that finds as many in the store. "drop_oldest": the
             oldest is dropped. "refuse": the message is refused.
         offline_max_age: a message that has been in the store so long is dropped.
@@ -455,9 +466,18 @@ class ACKConfig(Settings, frozen=True, kw_only=True):
     max_pending: int = 100_000
     max_pending_bytes: int = 1 << 26
     max_pending_per_user: int = 0
+    per: Per = "user"
+    max_devices: int = 16
     offline_limit: int = 1_000
     offline_overflow: OfflineOverflow = "drop_oldest"
     offline_max_age: float = 604_800.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per == "device" and not self.enable_offline_messages:
+            raise _wrong(
+                "ACKConfig.per", self.per, '"user", or enable_offline_messages=True with "device"'
+            )
 
 
 @cache
@@ -477,9 +497,13 @@ def _checked(called: str, name: str, kind: Any, value: Any) -> Any:
         if name in _FACTORS:
             if not number or value < _FACTORS[name]:
                 raise _wrong(called, value, f"a number of at least {_FACTORS[name]}")
-        elif not number or value <= 0:
-            raise _wrong(called, value, "a positive number of seconds")
-        return float(value)
+            return float(value)
+        if not number or value < 0 or (value == 0 and name not in _FROM_ZERO):
+            expected = (
+                "seconds, 0 or more" if name in _FROM_ZERO else "a positive number of seconds"
+            )
+            raise _wrong(called, value, expected)
+        return float(min(value, FOREVER))
     elif kind is bool:
         if type(value) is not bool:
             raise _wrong(called, value, "True or False")

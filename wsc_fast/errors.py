@@ -11,7 +11,7 @@
     ├── ClientNotFoundError (LookupError)       no connected client has this id
     ├── RoomNotFoundError (LookupError)         no room has this id
     ├── RoomExistsError (ValueError)            a room has this id already
-    ├── LimitError (RuntimeError)               a bound on rooms or memberships is reached
+    ├── LimitError (RuntimeError)               a bound on rooms or handlers is reached
     ├── PermissionDeniedError (PermissionError) the application's own rules do not allow it
     ├── SendError                               a message was not taken, and nothing was sent
     │   ├── QueueFullError                      ... the client's outbox is full (a slow consumer)
@@ -85,7 +85,7 @@ class RoomExistsError(WSCError, ValueError):
 
 
 class LimitError(WSCError, RuntimeError):
-    """A bound of the configuration (rooms, rooms per client) is reached."""
+    """A bound is reached: on rooms, rooms per client, or failure handlers."""
 
 
 class PermissionDeniedError(WSCError, PermissionError):

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import ctypes
 import errno
 import inspect
 import math
 import os
-import resource
 import signal
 import socket
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -32,11 +31,12 @@ from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import check_id
 from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
-from wsc_fast._core.timers import Timers
+from wsc_fast._core.timers import TICK, Timers
 from wsc_fast.acceptor import Acceptor
-from wsc_fast.config import CHANGEABLE, HubConfig
+from wsc_fast.config import CHANGEABLE, FOREVER, HubConfig
+from wsc_fast.deadlines import time_limit
 from wsc_fast.delivery.facade import Delivery
-from wsc_fast.delivery.failures import Failure
+from wsc_fast.delivery.failures import REFUSED_EXCERPT, Failure
 from wsc_fast.errors import (
     ConfigError,
     HubStateError,
@@ -54,6 +54,7 @@ from wsc_fast.limits import ConnectionLimits
 from wsc_fast.listening import tls_context
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
+from wsc_fast.process import OpenFiles, SignalHandlers, keep_freed_memory, last_file
 from wsc_fast.server import (
     Authenticate,
     Handshake,
@@ -67,6 +68,7 @@ from wsc_fast.server import (
     refusal,
 )
 from wsc_fast.stats import HubStats, snapshot
+from wsc_fast.turns import MOST_ENDS, in_turns
 from wsc_fast.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -79,15 +81,23 @@ Host = str | Sequence[str] | None
 # Close codes of our own (RFC 6455 section 7.4.2 leaves 4000-4999 to applications).
 CLOSE_UNAUTHENTICATED = 4401
 CLOSE_REPLACED = 4409
+CLOSE_TRY_AGAIN = 1013
+# How many connections a full hub takes besides while an async `authenticate` finds out whose they
+# are: one of a hundred, within these bounds.
+_LEAST_RETURNING = 10
+_MOST_RETURNING = 1_000
 
 # How often a client is looked at, as a part of the heartbeat interval, and the heartbeat's tick.
 _SWEEPS_PER_INTERVAL = 5
 _LONGEST_TICK = 1.0
+# Seconds that a callback may take that begins when the timeout of a stop is over.
+_LAST_WORDS = 1.0
 # Seconds between two slices of a drain.
 _DRAIN_SLICE = 0.1
-# Of mallopt(3).
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
+# Seconds behind its time from which on a heartbeat says that the loop stood still.
+_STOOD_STILL = 0.1
+# Descriptors that a process needs besides its connections: the application's, the stores'.
+_OTHER_FILES = 1_024
 # How far ahead a timer is set for an identity that ends, since the wall clock may be set meanwhile.
 _LONGEST_WAIT = 60.0
 # Those that run, to be told of a fork.
@@ -151,10 +161,15 @@ class Hub(Delivery):
         self._acceptors: list[Acceptor] = []
         self._last_file = sys.maxsize  # the highest descriptor that the process may have
         self._next_files_line = 0.0
+        self._open_files: OpenFiles | None = None  # while `run` holds it
+        self._signals: SignalHandlers | None = None  # likewise
         self._allowed_hosts: frozenset[str] = frozenset()
-        # Those whose request is not answered yet -> the loop's time when it must be, oldest first.
-        self._handshaking: dict[Handshake, float] = {}
-        self._handshake_timer: asyncio.TimerHandle | None = None
+        # Those whose request is not answered yet, oldest first -> their slot of `_deadlines`.
+        self._handshaking: dict[Handshake, int] = {}
+        # Whether any client has had an id of the application's; and those who are let into a full
+        # hub to find out whose connection they replace.
+        self._names_clients = False
+        self._returning: set[Client] = set()
         # Clients whose identity ends: when by the wall clock, and their timer.
         self._expiring: dict[Client, tuple[float, int]] = {}
         self._expiries: Timers[Client] = Timers(self._expired)
@@ -163,14 +178,17 @@ class Hub(Delivery):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_callers: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
-        self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._heartbeat_due = math.inf
-        self._patient_until = 0.0  # with clients that are silent; the loop stood still
+        # How long the loop did no work when it last stood still, and until when.
+        self._stood_still = 0.0
+        self._stood_still_until = -math.inf
         self._all_gone: asyncio.Future[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
         self._start_time: datetime | None = None
         self._started = 0.0
+        # Held while a callback or a route is added, which is no single step for Python.
+        self._registering = threading.Lock()
         self._on_connected: Handlers = ()
         self._on_disconnected: Handlers = ()
         self._on_message: Handlers = ()
@@ -179,7 +197,7 @@ class Hub(Delivery):
         self.set_config(config if config is not None else self.config)
 
     def __repr__(self) -> str:
-        state = "running" if self.loop is not None else "stopped"
+        state = "stopped" if self.loop is None or self.loop.is_closed() else "running"
         return f"<Hub {state}, {self.get_connected_clients()} clients>"
 
     # --- configuration ---
@@ -200,6 +218,7 @@ class Hub(Delivery):
             return
         if not isinstance(config, HubConfig):
             raise ConfigError(f"config must be a HubConfig, not {type(config).__name__}")
+        self._forget_closed_loop()
         if self.loop is not None:
             for name in HubConfig.__struct_fields__:
                 old, new = getattr(self.config, name), getattr(config, name)
@@ -223,6 +242,7 @@ class Hub(Delivery):
                 else None
             )
         self.config = config
+        self._raise_file_limit()
         self._set_limits(
             config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
         )
@@ -257,7 +277,8 @@ class Hub(Delivery):
 
         Thread-safety: any thread. Source: go-wsc `OnClientConnected`.
         """
-        self._on_connected += (_checked_callback(fn),)
+        with self._registering:
+            self._on_connected += (_checked_callback(fn),)
         return fn
 
     def on_client_disconnected(self, fn: F) -> F:
@@ -271,7 +292,8 @@ class Hub(Delivery):
 
         Thread-safety: any thread. Source: go-wsc `OnClientDisconnected`.
         """
-        self._on_disconnected += (_checked_callback(fn),)
+        with self._registering:
+            self._on_disconnected += (_checked_callback(fn),)
         return fn
 
     def on_message_received(self, fn: F) -> F:
@@ -286,8 +308,9 @@ class Hub(Delivery):
 
         Thread-safety: any thread. Source: go-wsc `OnMessageReceived`.
         """
-        self._on_message += (_checked_callback(fn),)
-        self._set_message_handlers(self._on_message)
+        with self._registering:
+            self._on_message += (_checked_callback(fn),)
+            self._set_message_handlers(self._on_message)
         return fn
 
     def on_error(self, fn: F) -> F:
@@ -302,7 +325,8 @@ class Hub(Delivery):
 
         Thread-safety: any thread. Source: go-wsc `OnError`.
         """
-        self._on_error += (_checked_callback(fn),)
+        with self._registering:
+            self._on_error += (_checked_callback(fn),)
         return fn
 
     def route(self, path: str) -> Callable[[Route], Route]:
@@ -329,7 +353,10 @@ class Hub(Delivery):
         def register(fn: Route) -> Route:
             if inspect.iscoroutinefunction(fn):
                 raise ValidationError(f"the route {path!r} must be a plain function, not async")
-            self._routes[path] = _checked_callback(fn)
+            with self._registering:
+                if path in self._routes:
+                    raise ValidationError(f"the route {path!r} is served already")
+                self._routes[path] = _checked_callback(fn)
             return fn
 
         return register
@@ -385,8 +412,7 @@ class Hub(Delivery):
 
         Thread-safety: the thread of the running loop, which the hub then belongs to.
         """
-        if self.loop is not None and self.loop.is_closed():
-            self._forget_loop()
+        self._forget_closed_loop()
         if self.loop is not None:
             raise HubStateError("the hub runs already")
         check_path("path", path)
@@ -453,13 +479,14 @@ class Hub(Delivery):
             server.close()
         else:
             self._servers.append(server)
-        self._last_file = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1
+        self._last_file = last_file()
         self._begin()
 
     def _begin(self) -> None:
         assert self.loop is not None
         self._stopped = self.loop.create_future()
         self._ended = self._draining = False
+        self._sleepers.begin()
         self._accepting = True
         if self.config.watchdog_timeout:
             self._watchdog = Watchdog(self.config.watchdog_timeout)
@@ -475,7 +502,8 @@ class Hub(Delivery):
         """Stops gracefully: accepts nothing more, flushes outboxes, closes all with 1001.
 
         Args:
-            timeout: seconds; what is not closed by then is aborted.
+            timeout: seconds; what is not closed by then is aborted, and async callbacks that are
+                under way then are cancelled. Those that are told of a disconnect have a second.
 
         Raises:
             ValidationError: the timeout is no number of seconds.
@@ -483,12 +511,10 @@ class Hub(Delivery):
         Idempotent: a second call waits for the first. The hub can be started again afterwards.
         Thread-safety: any thread, from within any loop. Source: go-wsc `Stop`.
         """
-        _check_seconds("timeout", timeout)
+        timeout = _checked_seconds("timeout", timeout)
+        self._forget_closed_loop()
         loop = self.loop
         if loop is None:
-            return
-        if loop.is_closed():
-            self._forget_loop()
             return
         if asyncio.get_running_loop() is not loop:
             stop = self.stop(timeout)
@@ -521,31 +547,26 @@ class Hub(Delivery):
         self._accepting = False
         self._ended = True
         self._stop_listening()
-        for handshake in list(self._handshaking):
-            handshake.abort()
-        self._sleepers.wake()
+        await in_turns(list(self._handshaking), Handshake.abort, MOST_ENDS)
+        self._sleepers.end()
         # What is queued has as long as the caller gives it.
         self.close_timeout = max(self.config.close_timeout, timeout)
-        for client in self._open_clients():
-            client.disconnect(1001, "server shutdown")
+        await in_turns(self._open_clients(), _shut_down)
         # Those that still authenticate are no clients yet, only tasks.
         for task in list(self._tasks):
             joining: Client | None = getattr(task, "wsc_client", None)
             if joining is not None:
-                joining.disconnect(1001, "server shutdown")
+                _shut_down(joining)
         await self._wait_until_gone(deadline)
-        for client in self._closing_clients():
-            client._abort()
+        begun = set(self._tasks)
+        await in_turns(self._closing_clients(), Client._abort, MOST_ENDS)
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
         if self._acks is not None:
             await self._acks.stop(deadline - time.monotonic())
-        await self._finish_tasks(deadline)
+        await self._finish_tasks(begun, deadline)
         await self._failures.finish(deadline - time.monotonic())
-        for timer in (self._heartbeat_timer, self._handshake_timer):
-            if timer is not None:
-                timer.cancel()
-        self._heartbeat_timer = self._handshake_timer = None
+        self._deadlines.clear()
         self._expiries.clear()
         self._draining = False
         self._stop_watching()
@@ -605,7 +626,13 @@ class Hub(Delivery):
             if descriptor >= 0:
                 os.dup2(nothing, descriptor, inheritable=False)
         os.close(nothing)
+        if self._signals is not None:
+            self._signals.give_back()  # what is for this process is not for the hub
         self._forget_loop()
+
+    def _forget_closed_loop(self) -> None:
+        if self.loop is not None and self.loop.is_closed():
+            self._forget_loop()
 
     def _forget_loop(self) -> None:
         """The loop was closed under the hub: nothing of it can be stopped any more."""
@@ -616,6 +643,7 @@ class Hub(Delivery):
         self._acceptors.clear()
         self._servers.clear()
         self._handshaking.clear()
+        self._returning.clear()
         for task in self._tasks:
             joining: Client | None = getattr(task, "wsc_client", None)
             if joining is not None:
@@ -629,7 +657,6 @@ class Hub(Delivery):
         self._expiring.clear()
         self._limits.clear()
         self._expiries = Timers(self._expired)
-        self._heartbeat_timer = self._handshake_timer = None
         self._all_gone = self._stopping = self._stopped = None
         self._detach()
 
@@ -646,14 +673,15 @@ class Hub(Delivery):
         while routes go on being served. `stop` is to follow.
 
         Args:
-            period: seconds that it takes.
+            period: seconds that it takes at most; it ends once nobody is connected.
 
         Raises:
             ValidationError: the period is no number of seconds.
 
         Thread-safety: any thread, from within any loop.
         """
-        _check_seconds("period", period)
+        period = _checked_seconds("period", period)
+        self._forget_closed_loop()
         loop = self.loop
         if loop is None:
             return
@@ -669,14 +697,19 @@ class Hub(Delivery):
         clients = self._open_clients()
         slices = max(1, math.ceil(period / _DRAIN_SLICE))
         for number in range(slices):
-            for client in clients[number::slices]:
-                client.disconnect(1012, "service restart")
+            await in_turns(clients[number::slices], _restart)
+            # Whoever the loop has accepted in this turn is known in the next.
             await asyncio.sleep(period / slices)
-            if not self._draining:
-                return  # the hub was stopped meanwhile
+            if not self._draining or self._has_nobody():
+                return  # the hub was stopped meanwhile, or all have left
         # Those that were still authenticating when it began.
-        for client in self._open_clients():
-            client.disconnect(1012, "service restart")
+        await in_turns(self._open_clients(), _restart)
+
+    def _has_nobody(self) -> bool:
+        """Neither clients nor, where a drain lets them in, connections that may become some."""
+        if self.connections or not self._shares_port:
+            return not self.connections
+        return not self._handshaking and not any(each.is_busy() for each in self._acceptors)
 
     def reload_certificate(self) -> None:
         """Loads `certfile` and `keyfile` again, for connections from now on; the others stay.
@@ -702,14 +735,22 @@ class Hub(Delivery):
             await asyncio.wait([self._all_gone], timeout=left)
         self._all_gone = None
 
-    async def _finish_tasks(self, deadline: float) -> None:
-        # Callbacks under way may finish, but for those that wait for this very stop. What is
-        # cancelled may still have a disconnect to tell of, hence the second time.
-        for until in (deadline, time.monotonic() + 0.5):
-            tasks = self._tasks - self._stop_callers
-            if not tasks:
-                return
-            await asyncio.wait(tasks, timeout=max(0.0, until - time.monotonic()))
+    async def _finish_tasks(self, begun: set[asyncio.Task[Any]], deadline: float) -> None:
+        """Callbacks under way may finish, but for those that wait for this very stop.
+
+        Args:
+            begun: those that may take until the deadline. The others tell of a disconnect at the
+                end, or of one that waited for a callback which was cancelled: they may take a
+                second in any case.
+            deadline: by the monotonic clock.
+        """
+        await self._finish(begun & self._tasks, deadline)
+        await self._finish(set(self._tasks), max(deadline, time.monotonic() + _LAST_WORDS))
+
+    async def _finish(self, tasks: set[asyncio.Task[Any]], deadline: float) -> None:
+        tasks -= self._stop_callers
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, deadline - time.monotonic()))
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=1.0)
@@ -729,9 +770,12 @@ class Hub(Delivery):
         """Serves until SIGINT or SIGTERM, on uvloop; blocks.
 
         The arguments are those of `start`. The first signal drains (`HubConfig.drain_period`) and
-        stops gracefully, a second one stops at once. SIGHUP loads the certificate again. Raises
-        the soft limit of open files to the hard one, ignores SIGPIPE, and has glibc keep up to
-        16 MiB of freed memory.
+        stops gracefully, a second one stops at once; one that comes before the hub serves ends the
+        start. SIGHUP loads the certificate again, where there is a certfile.
+
+        Until it returns, the handlers of these signals are the hub's, SIGPIPE is ignored, and the
+        soft limit of open files is what `max_connections` needs (children inherit it); then all of
+        it is as it was before. glibc keeps up to 16 MiB of freed memory from then on.
 
         Raises:
             SystemExit: the address cannot be listened on; its text says why in one line.
@@ -744,11 +788,14 @@ class Hub(Delivery):
 
         if asyncio._get_running_loop() is not None:
             raise HubStateError("run blocks the running loop: use `await hub.start(...)` in it")
-        _raise_file_limit()
-        _keep_freed_memory()
-        signal_pipe_ignored = _ignore_sigpipe()
+        keep_freed_memory()
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            with (
+                OpenFiles() as self._open_files,
+                SignalHandlers({signal.SIGPIPE: signal.SIG_IGN}),
+                asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+            ):
+                self._raise_file_limit()
                 runner.run(
                     self._serve(
                         host,
@@ -764,15 +811,25 @@ class Hub(Delivery):
         except ListenError as error:
             raise SystemExit(f"wsc_fast: {error.strerror}") from None
         finally:
-            if signal_pipe_ignored is not None:
-                signal.signal(signal.SIGPIPE, signal_pipe_ignored)
+            self._open_files = None
+
+    def _raise_file_limit(self) -> None:
+        if self._open_files is not None:
+            config = self.config
+            self._open_files.raise_to(config.max_connections + config.max_handshakes + _OTHER_FILES)
+            self._last_file = last_file()
 
     async def _serve(self, host: Host, port: int, *, certfile: str | None, **options: Any) -> None:
         loop = asyncio.get_running_loop()
+        # A task of its own, so that a signal can end it: the offline store may take its time.
+        starting = loop.create_task(self.start(host, port, certfile=certfile, **options))
         stops: list[asyncio.Task[None]] = []
 
         def ask() -> None:
-            if stops:
+            if not starting.done():
+                if not starting.cancelling():  # what it closes is closed once
+                    starting.cancel()
+            elif stops:
                 for client in (*self._open_clients(), *self._closing_clients()):
                     client._abort()
                 stops.append(loop.create_task(self.stop()))
@@ -794,25 +851,33 @@ class Hub(Delivery):
             else:
                 log.info("SIGHUP: the certificate was loaded again")
 
-        await self.start(host, port, certfile=certfile, **options)
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, ask)
-            if certfile is not None:
-                loop.add_signal_handler(signal.SIGHUP, reload)
-        except (ValueError, RuntimeError):
-            log.debug("not in the main thread: signals do not stop the hub")
-        try:
-            # stop() may be called from anywhere, and ends the serving too.
-            assert self._stopped is not None
-            await self._stopped
-        finally:
-            await self.stop()
-            if stops:
-                await asyncio.wait(stops)
+        calls = {signal.SIGINT: ask, signal.SIGTERM: ask}
+        if certfile is not None:
+            calls[signal.SIGHUP] = reload
+
+        def handle(number: int, _: object) -> None:
+            loop.call_soon_threadsafe(calls[signal.Signals(number)])
+
+        with SignalHandlers(dict.fromkeys(calls, handle)) as self._signals:
+            try:
+                await starting
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                return  # `ask` has cancelled it
+            try:
+                # stop() may be called from anywhere, and ends the serving too.
+                assert self._stopped is not None
+                await self._stopped
+            finally:
+                await self.stop()
+                if stops:
+                    await asyncio.wait(stops)
 
     async def __aenter__(self) -> Self:
         """Starts the hub with the default arguments, unless it runs already."""
+        self._forget_closed_loop()
         if self.loop is None:
             await self.start()
         return self
@@ -828,21 +893,23 @@ class Hub(Delivery):
     def _heartbeat(self) -> None:
         # One timer for all: each tick looks at the next few clients, so that pings are spread.
         sweep = self.config.heartbeat_interval / _SWEEPS_PER_INTERVAL
-        tick = min(_LONGEST_TICK, sweep / 10)
+        tick = min(_LONGEST_TICK, max(TICK, sweep / 10))
         assert self.loop is not None
         now = time.monotonic()
         late = now - self._heartbeat_due
-        if late > sweep:
+        if late > max(_STOOD_STILL, self._patience(now, self.config.heartbeat_timeout)):
             # The loop stood still, and nobody was asked or heard meanwhile.
-            self.heartbeat_timeout = self.config.heartbeat_timeout + late
-            self._patient_until = now + self.config.heartbeat_timeout
-        elif now > self._patient_until:
-            self.heartbeat_timeout = self.config.heartbeat_timeout
+            self._stood_still, self._stood_still_until = late, now
+        for name in ("heartbeat_timeout", "message_timeout"):
+            timeout = getattr(self.config, name)
+            setattr(self, name, timeout + self._patience(now, timeout))
         self._heartbeat_due = now + tick
-        self._heartbeat_timer = self.loop.call_later(
-            tick, self._heartbeat, context=self._new_context()
-        )
-        self._sweep(tick / sweep)
+        self._deadlines.set(self._heartbeat, self.loop.time() + tick)
+        self._sweep(min(1.0, tick / sweep))
+
+    def _patience(self, now: float, timeout: float) -> float:
+        """What clients get besides a timeout: it has passed once since the loop stood still."""
+        return self._stood_still if now - self._stood_still_until <= timeout else 0.0
 
     # --- calls from other threads ---
 
@@ -904,33 +971,17 @@ class Hub(Delivery):
             # The oldest has had the longest time; whoever is honest is quicker than that.
             self._count_too_many_handshakes()
             oldest = next(iter(self._handshaking))
-            del self._handshaking[oldest]
+            oldest.settle()
             oldest.abort()
         handshake = Handshake(self, client, transport)
-        self._handshaking[handshake] = loop.time() + self.config.handshake_timeout
-        if self._handshake_timer is None:
-            self._handshake_timer = loop.call_later(
-                self.config.handshake_timeout, self._end_handshakes, context=self._new_context()
-            )
+        self._handshaking[handshake] = self._deadlines.set(
+            handshake.time_out, loop.time() + self.config.handshake_timeout
+        )
         return handshake
 
     def _count_too_many_handshakes(self) -> None:
         self._count_rejected("handshakes")
         self._count_limit("max_handshakes")
-
-    def _end_handshakes(self) -> None:
-        # One timer for all: each has the same time, so the oldest is the next.
-        assert self.loop is not None
-        now = self.loop.time()
-        self._handshake_timer = None
-        while self._handshaking:
-            handshake, deadline = next(iter(self._handshaking.items()))
-            if deadline > now:
-                self._handshake_timer = self.loop.call_at(deadline, self._end_handshakes)
-                return
-            del self._handshaking[handshake]
-            self._count_limit("handshake_timeout")
-            handshake.abort()
 
     def _accept(
         self,
@@ -965,7 +1016,47 @@ class Hub(Delivery):
         check_id("user", identity.user_id)
         if identity.client_id is not None:
             check_id("client", identity.client_id)
+        if identity.device_id is not None:
+            check_id("device", identity.device_id)
         return identity
+
+    def _reason_against(self, identity: Identity) -> str | None:
+        """Why a client may not have an identity that `authenticate` gave, if it may not."""
+        if identity.expires_at is not None and identity.expires_at <= time.time():
+            return "authentication expired"
+        older = self._client_of(identity)
+        if older is not None and older.user_id != identity.user_id:
+            log.warning(
+                "client id %r of user %r is refused to user %r: authenticate has to make ids that "
+                "no two users share",
+                older.id,
+                older.user_id,
+                identity.user_id,
+            )
+            return "authentication failed"
+        return None
+
+    def _client_of(self, identity: Identity | None) -> Client | None:
+        """The connected client that one of this identity would replace."""
+        if identity is None or identity.client_id is None:
+            return None
+        found: Client | None = self.get_client_by_id(identity.client_id)
+        return found
+
+    # A connection that went without a word holds its place until the heartbeat misses it. So where
+    # clients have ids of the application's, a full hub lets in who replaces its own connection.
+
+    def _is_full(self) -> bool:
+        return self.connections >= self.config.max_connections
+
+    def _may_return(self) -> bool:
+        """Whether a full hub finds out who it is: somebody may be replaced, and few are asked."""
+        most = min(_MOST_RETURNING, max(_LEAST_RETURNING, self.config.max_connections // 100))
+        return self._names_clients and len(self._returning) < most
+
+    def _refuse_full(self) -> None:
+        self._count_rejected("full")
+        self._count_limit("max_connections")
 
     def _connected(self, client: Client) -> None:
         """Called by a Client once its connection is made."""
@@ -986,7 +1077,7 @@ class Hub(Delivery):
         identity: Identity | None = None
         try:
             try:
-                async with asyncio.timeout(self.config.authentication_timeout) as limit:
+                async with time_limit(self._deadlines, self.config.authentication_timeout) as limit:
                     identity = await pending
             except TimeoutError:
                 if not limit.expired():
@@ -1004,9 +1095,9 @@ class Hub(Delivery):
             client.disconnect(1011)
             return
         client._set_authenticating(None)
-        client._keep_context()
         if not client._is_connecting():
             return  # it left, or the hub is stopping
+        client._keep_context()
         if identity is None:
             self._count_rejected("auth")
             client.disconnect(CLOSE_UNAUTHENTICATED, "authentication failed")
@@ -1018,23 +1109,42 @@ class Hub(Delivery):
         if not self._accepting:
             client.disconnect(1001, "server shutdown")
             return
+        older = self._client_of(identity)
+        returning = client in self._returning
+        self._returning.discard(client)
         if identity is None:
             client_id = user_id = self._new_id()
             data = None
         else:
+            reason = self._reason_against(identity)
+            if reason is not None:
+                self._count_rejected("auth")
+                client.disconnect(CLOSE_UNAUTHENTICATED, reason)
+                return
+            if returning and older is None:
+                self._refuse_full()
+                client.disconnect(CLOSE_TRY_AGAIN, "too many connections")
+                return
             client_id = identity.client_id or self._new_id()
             user_id, data = identity.user_id, identity.user_data
+            client._set_device(identity.device_id)
+            self._names_clients = self._names_clients or identity.client_id is not None
             if identity.expires_at is not None:
                 self._expire_at(client, identity.expires_at)
-            older = self.get_client_by_id(client_id)
             if older is not None:
-                self._count_replaced()
-                older.disconnect(CLOSE_REPLACED, "replaced by a newer connection")
+                self._replace(older)
         client._enter(client_id, user_id, data)
         if self._acks is not None:
             self._acks.entered(client)
         if self._on_connected:
             dispatch(self, client, self._on_connected, (client,), fatal=True)
+
+    def _replace(self, older: Client) -> None:
+        self._count_replaced()
+        older.disconnect(CLOSE_REPLACED, "replaced by a newer connection")
+        if self.connections > self.config.max_connections and self.loop is not None:
+            # It has the turn in which its close frame is sent, and no time to answer.
+            self.loop.call_soon(older._abort, context=self._new_context())
 
     def _expire_at(self, client: Client, when: float) -> None:
         # By the wall clock, which is looked at again when the time has come: it may be set.
@@ -1052,7 +1162,9 @@ class Hub(Delivery):
             client.disconnect(CLOSE_UNAUTHENTICATED, "authentication expired")
 
     def disconnect_user(self, user_id: str, code: int = 1000, reason: str = "") -> int:
-        """Closes all connections of a user; see `Client.disconnect`.
+        """Closes all connections of a user, in this call; see `Client.disconnect`.
+
+        None of them is heard afterwards. It takes about 2 microseconds for each.
 
         Args:
             user_id: a str.
@@ -1082,6 +1194,7 @@ class Hub(Delivery):
         expiry = self._expiring.pop(client, None)
         if expiry is not None:
             self._expiries.cancel(client, expiry[1])
+        self._returning.discard(client)
         if client._pending is not None:
             client._pending.close()  # an authenticate that was never begun
             client._pending = None
@@ -1112,7 +1225,16 @@ class Hub(Delivery):
             self._report(client, error)  # nobody has allowed it
         self._unauthorized += 1
         denied = PermissionDeniedError(f"client {client.id!a} may not publish this")
-        self._failures.report(Failure(message, client.id, SendFailureReason.PERMISSION, denied))
+        # An excerpt: it is the client that decides how much there is of it.
+        self._failures.report(
+            Failure(
+                message[:REFUSED_EXCERPT],
+                client.id,
+                SendFailureReason.PERMISSION,
+                denied,
+                to=client.user_id,
+            )
+        )
         return False
 
     def _await_result(self, client: Client, result: object) -> None:
@@ -1216,6 +1338,7 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
     routes. `await hub.stop()` closes the
     clients; the server is its owner's to close. Source: go-wsc `HandleWebSocket`.
     """
+    hub._forget_closed_loop()
     if hub.loop is None and not hub._ended:
         hub._attach(asyncio.get_running_loop())
         hub._path = None
@@ -1231,6 +1354,14 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
     return picows_answer(request, client, hub._accept(head, client, "", None))
 
 
+def _shut_down(client: Client) -> None:
+    client.disconnect(1001, "server shutdown")
+
+
+def _restart(client: Client) -> None:
+    client.disconnect(1012, "service restart")
+
+
 async def _logging_errors(result: Awaitable[Any]) -> None:
     try:
         await result
@@ -1241,9 +1372,10 @@ async def _logging_errors(result: Awaitable[Any]) -> None:
         log.exception("an on_error callback raised")
 
 
-def _check_seconds(what: str, value: object) -> None:
+def _checked_seconds(what: str, value: object) -> float:
     if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
         raise ValidationError(f"{what} must be a number of seconds, not {value!r}")
+    return float(min(value, FOREVER))  # type: ignore[call-overload]
 
 
 def _checked_callback(fn: F) -> F:
@@ -1294,33 +1426,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _raise_file_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (ValueError, OSError):
-            log.debug("the limit of open files stays at %d", soft)
-
-
-def _keep_freed_memory() -> None:
-    # glibc gives freed memory back as soon as two large messages' worth is together, and the kernel
-    # then clears each page anew: for an echo of 1 MB four times the CPU time of all the rest.
-    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        return  # somebody has decided
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc
-    mallopt(_M_MMAP_THRESHOLD, 4 << 20)
-    mallopt(_M_TRIM_THRESHOLD, 16 << 20)
-
-
-def _ignore_sigpipe() -> Any:
-    # Returns the former handler, or None when this is not the main thread.
-    try:
-        return signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    except ValueError:
-        return None

@@ -154,6 +154,9 @@ _decode = msgspec.json.Decoder(HubMessage).decode
 # A client's acknowledgement; what else a client may have sent raises one of these.
 decode_acknowledgement = msgspec.json.Decoder(Acknowledgement).decode
 NO_ACKNOWLEDGEMENT = (msgspec.DecodeError, UnicodeError, RecursionError)
+# How the JSON of a HubMessage begins, and how that of one which requires an acknowledgement ends.
+_BEGINNING = b'{"id":'
+_REQUIRES_ACK = b',"require_ack":true}'
 _PRIORITIES = frozenset(Priority)
 _PLAIN = frozenset({str, int, bool, type(None), bytes, datetime})
 # Items of HubMessage.data, of all depths.
@@ -223,12 +226,25 @@ def _items(value: object) -> Collection[Any]:
     if kind in _PLAIN:
         return ()
     if kind is dict:
+        _check_keys(value)  # type: ignore[arg-type]
         return value.values()  # type: ignore[attr-defined, no-any-return]
     if isinstance(value, (list, tuple, set, frozenset)):
         return value
     # What msgspec writes as something else: structs, dataclasses, other mappings.
     plain = _as_json_would_be(value)
     return () if type(plain) is kind else (plain,)
+
+
+def _check_keys(value: dict[Any, Any]) -> None:
+    # Keys that are no str become texts, of which two may be the same: {1: "a", "1": "b"}.
+    if {str}.issuperset(map(type, value)):
+        return
+    try:
+        texts = {_json.encode({key: None}) for key in value}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValidationError(f"HubMessage.data holds what JSON cannot carry: {error}") from error
+    if len(texts) < len(value):
+        raise ValidationError("HubMessage.data holds two keys that are the same text in JSON")
 
 
 def _as_json_would_be(value: object) -> Any:
@@ -327,17 +343,42 @@ def message_of(frame: bytes) -> HubMessage | str | bytes:
         HubMessage | str | bytes: a text that the hub would have written itself for a HubMessage is
         given as one.
     """
-    start = {126: 4, 127: 10}.get(frame[1], 2)
-    payload = frame[start:]
-    if frame[0] & _RSV1:
-        payload = zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff")
+    payload = _payload(frame)
     if frame[0] & 15 == _BINARY:
         return payload
-    if payload.startswith(b'{"id":'):
+    if payload.startswith(_BEGINNING):
         try:
             message = _decode(payload)
-        except (msgspec.DecodeError, RecursionError):
-            return payload.decode()
-        if _json.encode(message) == payload:  # nothing of the application's own is left out
-            return message
+            if _json.encode(message) == payload:  # nothing of the application's own is left out
+                return message
+        except Exception:
+            pass  # a text of the application's own that no decoder takes
     return payload.decode()
+
+
+def requires_ack(frame: bytes) -> bool:
+    """Whether one of our own frames carries a HubMessage that requires an acknowledgement.
+
+    Args:
+        frame: as for `message_of`.
+
+    Returns:
+        bool: by how the message begins and ends, since it is asked about whole outboxes.
+    """
+    if frame[0] & 15 == _BINARY:
+        return False
+    if not frame[0] & _RSV1:
+        return frame.endswith(_REQUIRES_ACK) and frame.startswith(_BEGINNING, _start(frame))
+    payload = _payload(frame)
+    return payload.endswith(_REQUIRES_ACK) and payload.startswith(_BEGINNING)
+
+
+def _start(frame: bytes) -> int:
+    return {126: 4, 127: 10}.get(frame[1], 2)
+
+
+def _payload(frame: bytes) -> bytes:
+    payload = frame[_start(frame) :]
+    if frame[0] & _RSV1:
+        return zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff")
+    return payload

@@ -58,16 +58,21 @@ class Identity(msgspec.Struct, frozen=True):
     Attributes:
         user_id: the user; may have several clients.
         client_id: id of this client; None lets the hub make one. A connection whose client_id is
-            taken replaces the older connection (close code 4409).
+            taken by another one of the same user replaces it (close code 4409), also in a hub that
+            is full. Where it is another user's, it is refused as if `authenticate` returned None.
         user_data: what `client.user_data` begins with.
         expires_at: when the identity ends, in seconds since the epoch: the client is then closed
-            with 4401. None: never.
+            with 4401. One that has ended already is refused as if `authenticate` returned None.
+            None: never.
+        device_id: the device that the client runs on, the same at each of its connections; see
+            ACKConfig(per="device"). None: it is not known.
     """
 
     user_id: str
     client_id: str | None = None
     user_data: dict[Any, Any] | None = None
     expires_at: float | None = None
+    device_id: str | None = None
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -253,13 +258,13 @@ def accept(
     refused = _check_upgrade(hub, head)
     if refused is not None:
         return refused
-    full = hub.connections >= hub.config.max_connections
     # Whoever had connected before a hub that shares its port began to drain has nobody else.
-    if full or (hub._draining and not hub._shares_port):
+    if hub._draining and not hub._shares_port:
         hub._count_rejected("full")
-        if full:
-            hub._count_limit("max_connections")
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
+    full = hub._is_full()
+    if full and not hub._may_return():
+        return _refuse_full(hub)
     if remote_address:
         over = hub._limits.admit(remote_address)
         if over is not None:
@@ -273,13 +278,28 @@ def accept(
     if hub._authenticate is not None:
         identity = client._call(hub._authenticate, Request(head, remote_address, transport))
         if identity is None:
-            hub._count_rejected("auth")
-            # RFC 9110 section 15.5.2 wants a challenge, though only the application knows which.
-            return refusal(HTTPStatus.UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
+            return _refuse_unauthenticated(hub)
         if not inspect.isawaitable(identity):
             hub._check_identity(identity)
+            if hub._reason_against(identity) is not None:
+                return _refuse_unauthenticated(hub)
+            if full and hub._client_of(identity) is None:
+                return _refuse_full(hub)
+        elif full:
+            hub._returning.add(client)
         client._pending = identity
     return _negotiate(hub, head, client)
+
+
+def _refuse_full(hub: Hub) -> WSUpgradeResponse:
+    hub._refuse_full()
+    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
+
+
+def _refuse_unauthenticated(hub: Hub) -> WSUpgradeResponse:
+    hub._count_rejected("auth")
+    # RFC 9110 section 15.5.2 wants a challenge, though only the application knows which.
+    return refusal(HTTPStatus.UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
 
 
 def _negotiate(hub: Hub, head: RequestHead, client: Client) -> dict[str, str]:
@@ -509,7 +529,7 @@ class Handshake:
             return
         assert head.key is not None
         transport.write(switching_protocols(head.key, decided))
-        hub._handshaking.pop(self, None)
+        self.settle()
         client._begin(transport, self._descriptor, hub._tls, remote_address)
         if rest:
             client._feed(rest)
@@ -526,7 +546,7 @@ class Handshake:
         self._client._close_transport()
         if transport.get_write_buffer_size():
             # Its peer does not read; aborting what has closed meanwhile is nothing.
-            hub.loop.call_later(hub.config.close_timeout, transport.abort)
+            hub._deadlines.set(transport.abort, hub.loop.time() + hub.config.close_timeout)
 
     def descriptor(self) -> int:
         """Of its socket; -1 where it may be closed already."""
@@ -534,9 +554,22 @@ class Handshake:
 
     def lost(self) -> None:
         """The connection is gone."""
-        waited = self._hub._handshaking.pop(self, None) is not None
-        if waited and not self._answered and self._hub._accepting:
+        if self.settle() and not self._answered and self._hub._accepting:
             self._hub._count_rejected("gone")
+
+    def settle(self) -> bool:
+        """It is no handshake under way any more; returns whether it was one."""
+        slot = self._hub._handshaking.pop(self, None)
+        if slot is None:
+            return False
+        self._hub._deadlines.cancel(self.time_out, slot)
+        return True
+
+    def time_out(self) -> None:
+        """Its time is over."""
+        del self._hub._handshaking[self]
+        self._hub._count_limit("handshake_timeout")
+        self.abort()
 
     def abort(self) -> None:
         """Ends a connection that is not upgraded yet."""

@@ -32,6 +32,7 @@ import uvloop
 import websockets
 
 from wsc_fast import ACKConfig, ACKMessage, Client, Hub, HubConfig, HubMessage, Identity, Request
+from wsc_fast._core.timers import Timers
 
 CLIENTS = 200
 PEER_CLIENTS = 50  # of other libraries, whose clients take longer to connect under valgrind
@@ -39,6 +40,7 @@ WARMUP = 2
 ROUNDS = 5
 SEVERAL = 32  # messages that wait for each client
 ROOM = 10
+TIMERS = 80_000
 QUEUE = 16  # outbox_messages where outboxes are full
 TEXT = "x" * 128
 CONTENT = "x" * 64
@@ -315,6 +317,27 @@ async def acknowledged(meter: Meter, name: str) -> int:
         return await rounds(meter, name, one)
 
 
+async def timers(meter: Meter, name: str) -> int:
+    """Timers of one slot, all of which fire in one turn: as many as would show a square."""
+    fired: list[int] = []
+    loop = asyncio.get_running_loop()
+    kept: Timers[int] = Timers(fired.append, budget=LATE)
+    kept.attach(loop)
+
+    async def one(counting: Any) -> int:
+        fired.clear()
+        # Due by the time that the last one is set, so that no turn is spent on waiting.
+        for number in range(TIMERS):
+            kept.set(number, 0.0)
+        with counting:
+            while not fired:
+                await turns(1)
+        assert fired == list(range(TIMERS))
+        return TIMERS
+
+    return await rounds(meter, name, one)
+
+
 async def echo(meter: Meter, name: str, messages: int) -> int:
     data = masked(TEXT) * messages
     async with hub_with() as (hub, peers):
@@ -494,6 +517,7 @@ SCENARIOS: dict[str, Scenario] = {
     "send_to_client": direct,
     "send_to_user": user,
     "acknowledged message": acknowledged,
+    "80,000 timers of one slot": timers,
     "echo": lambda meter, name: echo(meter, name, 1),
     "echo, 16 at once": lambda meter, name: echo(meter, name, 16),
     "connection": connections,

@@ -11,6 +11,7 @@ from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout
 from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.outbox cimport Sink
+from wsc_fast._core.timers cimport Timers
 
 cdef enum:
     # Room before the read buffer for what the last read of a connection left behind: a head or
@@ -86,6 +87,8 @@ cdef class Engine(Fanout):
         double byte_rate
         int rate_action
         bint pausing                 # its being met pauses, and the rest of the read waits
+        # What is to be called at its time: a handshake's end, a close timeout, the heartbeat.
+        readonly Timers _deadlines
         # Connections from the handshake's end until the transport is gone, closing ones too.
         readonly Py_ssize_t connections
         # What on_message_received has set: all of them, and the only one where there is one.

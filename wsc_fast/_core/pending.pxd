@@ -25,7 +25,7 @@ cdef class PendingACK:
         readonly str id
         readonly str user_id
         public object status       # AckStatus
-        readonly int attempts
+        int sent_count             # how often it was sent
         AckTable _acks
         object waiter              # a Future, of who waits; None where nobody does
         list more_waiters          # of those who came later, or None
@@ -35,15 +35,17 @@ cdef class PendingACK:
         int retries
         unsigned long long sent_at  # Fanout.flush_number when it was last queued
         list followers             # of PendingACK that end as this one does; None: there are none
+        public object _group       # delivery/devices.py: Group; None: it is alone
+        public object _children    # of the message to a user: a list, one for each device; or None
         # Of delivery/acks.py too:
-        readonly str _mailbox      # key of its mailbox
+        public str _mailbox        # key of its mailbox
         readonly str _client_id    # None: for all clients of the mailbox
         readonly bytes _data       # as it goes on the wire
         object _given_timeout      # seconds, as it was given; None: ACKConfig.timeout
         public int _priority
         public bint _stored        # it is in the store
         public object _storing     # a Future: it will be
-        object error               # what awaiting it raises
+        readonly object _error     # what awaiting it raises
 
     cdef int tell(self, waiter) except -1
     cpdef bint done(self) noexcept
@@ -72,9 +74,10 @@ cdef class AckTable:
         public object store        # OfflineStore, or None
         public object counters     # AckCounters
         public object loop
-        readonly dict _mailboxes   # key -> Mailbox
+        readonly dict _users       # key of a mailbox, mostly a user id -> Mailbox
         readonly set replaying     # the users of whose clients one is catching up
         readonly set starved       # Replays that read on once fewer bytes are pending
+        readonly bint per_device   # each device has a mailbox of its own
         readonly object _parked    # Parked: messages of who is away
         readonly Timers _timers
         readonly Py_ssize_t count  # of what is pending
@@ -95,10 +98,17 @@ cdef class AckTable:
     )
     cpdef PendingACK start(self, recipient, message, bint to_client)
     cdef PendingACK send(self, str user_id, Sink client, message)
+    cpdef bytes _encoded(self, str user_id, message)
+    cpdef PendingACK _send_to_mailbox(
+        self, str key, str user_id, Sink client, message, bytes data
+    )
+    cdef str key_of(self, Sink client)
+    cdef list clients_of(self, str mailbox, str user_id)
     cdef int check_bounds(self, Mailbox mailbox, str user_id) except -1
     cdef PendingACK known(self, Mailbox mailbox, str message_id, Sink client, bytes data)
     cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id)
-    cdef int same(self, PendingACK pending, bytes data) except -1
+    cpdef int _check_same(self, PendingACK pending, bytes data) except -1
+    cpdef bint _has_clients(self, str mailbox, str user_id) except -1
     cpdef int _enlist(self, Mailbox mailbox, PendingACK pending) except -1
     cdef int delist(self, Mailbox mailbox, PendingACK pending) except -1
     cdef list audience(self, PendingACK pending)

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
-from wsc_fast.delivery.failures import Failure, Message, reason_of
+from wsc_fast.delivery.devices import Devices, is_of_devices, key_of_device, user_of_key
+from wsc_fast.delivery.failures import Failure, reason_of
 from wsc_fast.delivery.journal import Journal, store_error
 from wsc_fast.delivery.offline import OfflineStore, StoredMessage
 from wsc_fast.delivery.parked import Parked
@@ -52,7 +53,6 @@ from wsc_fast.messages import (
     HubMessage,
     decode_hub_message,
     is_same_message,
-    to_ack_message,
 )
 
 if TYPE_CHECKING:
@@ -105,18 +105,23 @@ class Acks(AckTable):
     def __init__(self, hub: Hub, config: ACKConfig, store: OfflineStore | None) -> None:
         if store is not None and hub._authenticate is None:
             log.warning(
-                "offline messages need `authenticate`: without it each client is a user whom nobody "
-                "knows again, and nothing is kept"
+                "offline messages need `authenticate`: without it each client is a user whom "
+                "nobody knows again, and nothing is kept"
             )
             store = None
         if store is not None:
             _claim(store, self)
         super().__init__(hub, config, store, AckCounters(), Parked())
         self._journal = None if store is None else Journal(store, config, self)
+        self._devices: Devices | None = None
+        if config.per == "device" and self._journal is not None:
+            self._devices = Devices(self, self._journal)
         self._ended = False  # it has been stopped, and not started since
         # Mailboxes whose last client has gone, and whose messages are not parked yet.
         self._leaving: dict[str, Mailbox] = {}
         self._parking = False
+        # User -> how many of the user's clients catch up.
+        self._replays_of: dict[str, int] = {}
         # Clients that have caught up with what is in memory, but not with the store.
         self._behind: dict[Client, None] = {}
         self._behind_timer: asyncio.TimerHandle | None = None
@@ -165,7 +170,7 @@ class Acks(AckTable):
         if self._journal is not None:
             await self._journal.stop_looking()
         stopped = HubStoppedError("the hub stopped before the message was acknowledged")
-        for mailbox in list(self._mailboxes.values()):
+        for mailbox in list(self._users.values()):
             self._end_replays(mailbox, stopped)
         await self._empty_mailboxes(stopped)
         # What has to be written gets some time even where the clients have used it up.
@@ -174,6 +179,8 @@ class Acks(AckTable):
             await self._journal.write_out(deadline)
         self._clear_timers()
         await self._end_parked()
+        if self._devices is not None:
+            await self._devices.end(stopped)
         self._forget()
         if self._journal is not None:
             await self._journal.close(deadline + STORE_GRACE)
@@ -181,8 +188,8 @@ class Acks(AckTable):
         self.loop = None
 
     async def _empty_mailboxes(self, error: Exception) -> None:
-        while self._mailboxes:
-            mailbox = next(iter(self._mailboxes.values()))
+        while self._users:
+            mailbox = next(iter(self._users.values()))
             mailbox.lapsed.clear()
             if self.store is not None:
                 self._park_some(mailbox, AT_ONCE)
@@ -206,6 +213,9 @@ class Acks(AckTable):
                 await asyncio.sleep(0)
 
     def _forget(self) -> None:
+        if self._devices is not None:
+            self._devices.clear()
+        self._replays_of.clear()
         self._parked.clear()
         self._leaving.clear()
         self._behind.clear()
@@ -269,7 +279,7 @@ class Acks(AckTable):
 
     def pending_of(self, client: Client) -> list[ACKMessage]:
         """The messages that an acknowledgement of this client would settle."""
-        mailbox = self._mailboxes.get(client.user_id)
+        mailbox = self._users.get(self._key_of(client))
         if mailbox is None:
             return []
         return [
@@ -280,12 +290,30 @@ class Acks(AckTable):
 
     def awaits(self, client: Client) -> bool:
         """Whether an acknowledgement of this client's user is awaited."""
-        mailbox = self._mailboxes.get(client.user_id)
+        mailbox = self._users.get(self._key_of(client))
         return mailbox is not None and bool(mailbox.pending)
 
     def has_memory(self) -> bool:
         """Whether what is pending leaves room for more."""
         return self.nbytes < self.config.max_pending_bytes
+
+    def _key_of(self, client: Client) -> str:
+        """The key of the mailbox that a client gets its messages from."""
+        if self._devices is None:
+            return client.user_id
+        return key_of_device(client.user_id, client.device_id)
+
+    def _send_to_devices(self, user_id: str, message: ACKMessage) -> PendingACK:
+        """`send_ack_message_to_user` where each device has a mailbox of its own."""
+        data = self._encoded(user_id, message)
+        if self._devices is None:
+            return self._send_to_mailbox(user_id, user_id, None, message, data)
+        return self._devices.send(user_id, message, data)
+
+    def _device_ended(self, pending: PendingACK) -> None:
+        """A delivery to one device has come to its end."""
+        assert self._devices is not None
+        self._devices.ended(pending)
 
     def _wake_starved(self) -> None:
         for _ in range(min(CLIENTS_AT_ONCE, len(self.starved))):
@@ -294,36 +322,40 @@ class Acks(AckTable):
     # --- failures ---
 
     def _report(self, pending: PendingACK, error: Exception) -> None:
-        try:
-            message: Message = pending.message
-        except ValidationError:
-            message = pending._data  # the store held something that is no HubMessage
+        if not self._is_told(pending):
+            return
         self._hub._failures.report(
-            Failure(
-                message,
-                pending._client_id or pending.user_id,
+            Failure.of_data(
+                pending._data,
+                pending.user_id,
                 reason_of(error),
                 error,
+                client_id=pending._client_id,
                 duration=pending._timeout,
             ),
             of_call=False,
         )
 
+    def _is_told(self, pending: PendingACK) -> bool:
+        """Whether its failure is one: not where another device has confirmed it, or may still."""
+        alone = self._devices is None or pending._group is None
+        return alone or self._devices.is_told(pending)  # type: ignore[union-attr]
+
     def _report_held(self, item: Held, user_id: str, error: Exception) -> None:
-        message = decode_hub_message(item.data)
-        self._hub._failures.report(
-            Failure(message, user_id, reason_of(error), error), of_call=False
-        )
+        failure = Failure.of_data(item.data, user_id, reason_of(error), error)
+        self._hub._failures.report(failure, of_call=False)
 
     # --- clients come and go ---
 
     def entered(self, client: Client) -> None:
         """A client has connected: what its user has not acknowledged goes out again."""
-        mailbox = self._mailboxes.get(client.user_id)
+        if self._devices is not None:
+            self._devices.joined(client)
+        mailbox = self._users.get(self._key_of(client))
         if mailbox is None:
             if self.store is None:
                 return
-            mailbox = self._mailbox(client.user_id, client.user_id)
+            mailbox = self._mailbox(self._key_of(client), client.user_id)
         self._leaving.pop(mailbox.key, None)
         self._catch_up(mailbox, client, self._for(mailbox, client), from_store=True, again=True)
         self._release(mailbox)
@@ -331,10 +363,12 @@ class Acks(AckTable):
     def left(self, client: Client) -> None:
         """A client's connection has gone."""
         self._behind.pop(client, None)
-        mailbox = self._mailboxes.get(client.user_id)
+        if self._devices is not None:
+            self._devices.left(client)
+        mailbox = self._users.get(self._key_of(client))
         if mailbox is None:
             return
-        others = self._hub.get_clients_by_user(client.user_id)
+        others = self._clients_of(mailbox)
         replay = mailbox.replays.get(client)
         if replay is not None:
             self._end_replay(replay, self._left_error(client, others))
@@ -374,7 +408,7 @@ class Acks(AckTable):
     # --- replays ---
 
     def _replay_of(self, client: Client) -> Replay | None:
-        mailbox = self._mailboxes.get(client.user_id)
+        mailbox = self._users.get(self._key_of(client))
         return None if mailbox is None else mailbox.replays.get(client)
 
     def _catch_up(
@@ -400,8 +434,15 @@ class Acks(AckTable):
                 self, mailbox, client, line, sent=sent or [], from_store=from_store, again=again
             )
             mailbox.replays[client] = replay
-            self.replaying.add(mailbox.user_id)
+            user_id = mailbox.user_id
+            self._replays_of[user_id] = self._replays_of.get(user_id, 0) + 1
+            self.replaying.add(user_id)
             replay.start()
+
+    async def prepare(self, client: Client) -> None:
+        """To be awaited before the store is read for a client."""
+        if self._devices is not None:
+            await self._devices.known(client.user_id)
 
     def await_empty(self, client: Client) -> None:
         """Has the replay of a client go on once the client's outbox has run empty."""
@@ -430,7 +471,9 @@ class Acks(AckTable):
     def _end_replay(self, replay: Replay, error: Exception) -> None:
         mailbox = replay.mailbox
         del mailbox.replays[replay.client]
-        if not mailbox.replays:
+        self._replays_of[mailbox.user_id] -= 1
+        if not self._replays_of[mailbox.user_id]:
+            del self._replays_of[mailbox.user_id]
             self.replaying.discard(mailbox.user_id)
         for item in replay.end():
             self._report_held(item, mailbox.user_id, error)
@@ -450,7 +493,7 @@ class Acks(AckTable):
             self._behind_timer = self.loop.call_later(0, self._catch_up_again)
 
     def _look_again(self, client: Client, *, again: bool) -> None:
-        mailbox = self._mailbox(client.user_id, client.user_id)
+        mailbox = self._mailbox(self._key_of(client), client.user_id)
         sent = self._for(mailbox, client)
         self._catch_up(mailbox, client, [], sent=sent, from_store=True, again=again)
 
@@ -569,6 +612,9 @@ class Acks(AckTable):
         if self.store is None or pending.done():
             await pending
             return
+        if self._devices is not None and self._devices.is_of_user(pending):
+            await self._devices.accepted(pending)
+            return
         await self._store_up_to(pending)
         storing = pending._storing
         if storing is None or pending.done():
@@ -599,7 +645,7 @@ class Acks(AckTable):
     async def _store_up_to(self, pending: PendingACK) -> None:
         """Stores a message, and first whatever was sent to its user before it."""
         while not (pending._storing or pending._stored or pending.done()):
-            mailbox = self._mailboxes[pending._mailbox]
+            mailbox = self._users[pending._mailbox]
             unstored = mailbox.unstored
             if mailbox.unstored_stale or not unstored:
                 unstored = self._list_unstored(mailbox)
@@ -630,7 +676,7 @@ class Acks(AckTable):
             if pending.status in (AckStatus.CONFIRMED, AckStatus.FAILED):
                 self._delete(pending._mailbox, pending.id)
                 return
-        mailbox = self._mailboxes.get(pending._mailbox)
+        mailbox = self._users.get(pending._mailbox)
         if pending.status is AckStatus.STORED:
             if error is not None and not _is_tried_again(error):
                 self._parked.pop(pending._mailbox, pending.id)
@@ -649,16 +695,20 @@ class Acks(AckTable):
         return (
             not self._stopped
             and self._parked.get(pending._mailbox, pending.id) is pending
-            and self._hub._has_clients(pending.user_id)
+            and self._has_clients(pending._mailbox, pending.user_id)
         )
 
     def dropped(self, key: str, stored: StoredMessage, age: float | None) -> None:
         """The store has let go of a message: for its age in seconds, or, None, for its bound."""
-        mailbox = self._mailboxes.get(key)
+        user_id = user_of_key(key)
+        if is_of_devices(key):
+            if self._devices is not None:
+                self._devices.forgotten(user_id, stored.id)
+            return
+        mailbox = self._users.get(key)
         pending = self._parked.pop(key, stored.id)
         if pending is None and mailbox is not None:
             pending = mailbox.pending.get(stored.id)
-        user_id = key if pending is None else pending.user_id
         if age is not None:
             reason, kind = SendFailureReason.TIMEOUT, "offline"
             why = f"user {user_id!a} did not come for it in {self.config.offline_max_age} s"
@@ -670,23 +720,33 @@ class Acks(AckTable):
             )
         error = AckDroppedError(stored.id, f"message {stored.id!a} was dropped: {why}")
         self.counters.acks_dropped += 1
-        message: Message = stored.data
         if pending is not None:
-            message = pending.message
             self._settle(pending, AckStatus.DROPPED, error)
-        else:
-            try:
-                message = to_ack_message(decode_hub_message(stored.data))
-            except ValidationError:
-                log.warning("the offline store holds something that is no HubMessage")
-        failure = Failure(message, user_id, reason, error, duration=age or 0.0, kind=kind)
+            if not self._is_told(pending):
+                return
+        failure = Failure.of_data(
+            stored.data, user_id, reason, error, duration=age or 0.0, kind=kind
+        )
         self._hub._failures.report(failure, of_call=False)
 
     def stored_elsewhere(self, key: str) -> None:
         """Another process has stored messages for a user: who is connected here gets them."""
-        if not self._stopped:
-            for client in self._hub.get_clients_by_user(key):
+        if self._stopped:
+            return
+        user_id = user_of_key(key)
+        if is_of_devices(key):
+            if self._devices is not None:
+                self._devices.changed(user_id)
+            return
+        for client in self._hub.get_clients_by_user(user_id):
+            if self._key_of(client) == key:
                 self._look_again(client, again=False)
+
+    def anything_stored_elsewhere(self) -> None:
+        """Other processes may have stored messages for anybody: all clients look at the store."""
+        self._behind.update(dict.fromkeys(self._hub._open_clients()))
+        if self._behind_timer is None and self.loop is not None:
+            self._behind_timer = self.loop.call_later(0, self._catch_up_again)
 
     def parked_ids(self) -> dict[str, list[str]]:
         """The messages that somebody waits for and the store should hold, by mailbox."""

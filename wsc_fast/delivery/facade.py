@@ -16,8 +16,6 @@ from wsc_fast.delivery.acks import AckCounters, Acks
 from wsc_fast.delivery.failures import (
     ConnectionErrorHandler,
     Failure,
-    FailureCounters,
-    FailureReporter,
     Message,
     QueueFullHandler,
     SendFailureHandler,
@@ -26,6 +24,7 @@ from wsc_fast.delivery.failures import (
     reason_of,
 )
 from wsc_fast.delivery.offline import OfflineStore
+from wsc_fast.delivery.reporter import FailureCounters, FailureReporter
 from wsc_fast.delivery.retry import SendResult, Sleepers, send_with_retry
 from wsc_fast.delivery.sqlite import SQLiteOfflineStore
 from wsc_fast.errors import (
@@ -40,7 +39,7 @@ from wsc_fast.errors import (
     UserOfflineError,
     WSCError,
 )
-from wsc_fast.messages import ACKMessage, HubMessage, message_of
+from wsc_fast.messages import ACKMessage, HubMessage
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
@@ -65,6 +64,11 @@ _LOST: dict[SendFailureReason, tuple[type[WSCError], str]] = {
 _LOST_IN_CALLS = (SendFailureReason.QUEUE_FULL, SendFailureReason.BROADCAST_FULL)
 
 
+def _lost_by(client_id: str, reason: SendFailureReason) -> WSCError:
+    kind, text = _LOST[reason]
+    return kind(f"a message for client {client_id!a} {text}")
+
+
 def _loop_closed() -> int:
     raise HubStoppedError("the loop of the hub is closed")
 
@@ -82,7 +86,7 @@ class Delivery(Engine):
     def __init__(self) -> None:
         self._failures = FailureReporter(cast("Hub", self))
         self._retry = RetryConfig()
-        self._sleepers = Sleepers()
+        self._sleepers = Sleepers(self._deadlines)
         self._acks: Acks | None = None
 
     # --- messages to users ---
@@ -234,7 +238,7 @@ class Delivery(Engine):
                 return self._on_loop(partial(self._acks.start, recipient, message, to_client))
             return self._acks.start(recipient, message, to_client)
         except Exception as error:
-            self._send_failed(message, recipient, error)
+            self._send_failed(message, recipient, error, to_client=to_client)
             raise
 
     def get_pending_acks(self, client_id: str) -> list[ACKMessage]:
@@ -265,10 +269,11 @@ class Delivery(Engine):
         """Has `handler.handle_send_failure(msg, recipient, reason, error)` hear of every failure.
 
         Args:
-            handler: an object with the method, plain (it runs in a thread of its own) or async.
+            handler: an object with the method, plain (it runs in a thread of the object) or async.
 
         Raises:
             ValidationError: it has no such method.
+            LimitError: the hub has 64 failure handlers already.
 
         Thread-safety: any thread. Source: go-wsc `AddSendFailureHandler`.
         """
@@ -293,6 +298,7 @@ class Delivery(Engine):
 
         Raises:
             ValidationError: it has no such method.
+            LimitError: the hub has 64 failure handlers already.
 
         Thread-safety: any thread. Source: go-wsc `AddQueueFullHandler`.
         """
@@ -316,6 +322,7 @@ class Delivery(Engine):
 
         Raises:
             ValidationError: it has no such method.
+            LimitError: the hub has 64 failure handlers already.
 
         Thread-safety: any thread. Source: go-wsc `AddUserOfflineHandler`.
         """
@@ -339,6 +346,7 @@ class Delivery(Engine):
 
         Raises:
             ValidationError: it has no such method.
+            LimitError: the hub has 64 failure handlers already.
 
         Thread-safety: any thread. Source: go-wsc `AddConnectionErrorHandler`.
         """
@@ -363,6 +371,7 @@ class Delivery(Engine):
 
         Raises:
             ValidationError: it has no such method.
+            LimitError: the hub has 64 failure handlers already.
 
         Thread-safety: any thread. Source: go-wsc `AddTimeoutHandler`.
         """
@@ -391,30 +400,77 @@ class Delivery(Engine):
         if self._acks is not None:
             self._acks.counters = AckCounters()
 
-    def _send_failed(self, message: Message, recipient: str, error: Exception) -> None:
-        """A send raised; in the caller's thread."""
+    def _send_failed(
+        self,
+        message: Message,
+        recipient: str,
+        error: Exception,
+        to: str | None = None,
+        *,
+        to_client: bool = False,
+    ) -> None:
+        """A send raised; in the caller's thread.
+
+        Args:
+            message, error: what was sent, and why it was not.
+            recipient: the id that the call named.
+            to: whose message it is; None for the recipient.
+            to_client: the recipient is a client, and the message is its user's.
+        """
         duration = self.config.thread_call_timeout if isinstance(error, LoopBusyError) else 0.0
-        failure = Failure(message, recipient, reason_of(error), error, duration=duration)
+        failure = Failure(message, recipient, reason_of(error), error, duration=duration, to=to)
+        report = self._report_of_client if to_client else self._failures.report
         loop = self.loop
         if loop is None or not self._is_away():
-            self._failures.report(failure)
+            report(failure)
             return
+        if self._failures.active:
+            failure = failure.kept()  # the caller may change the message before the loop sees it
         try:
-            loop.call_soon_threadsafe(self._failures.report, failure)
+            loop.call_soon_threadsafe(report, failure)
         except RuntimeError:
             self._failures.report(failure)  # the loop has gone: it is only counted
 
-    def _send_on_loop(self, call: Callable[[], T], message: str | bytes, recipient: str) -> T:
-        """A raw send from another thread; called by the engine."""
+    def _report_of_client(self, failure: Failure) -> None:
+        to = self._user_of(failure.recipient, failure.recipient)
+        self._failures.report(msgspec.structs.replace(failure, to=to))
+
+    def _user_of(self, client_id: object, otherwise: str) -> str:
+        """The user of a connected client."""
+        client = self.get_client_by_id(client_id) if isinstance(client_id, str) else None
+        return client.user_id if client is not None else otherwise
+
+    def _send_on_loop(
+        self, call: Callable[[], T], message: str | bytes, recipient: str, to: str | None = None
+    ) -> T:
+        """A raw send from another thread; called by the engine.
+
+        Args:
+            call: the same send, to be made on the loop.
+            message, recipient: its arguments.
+            to: the user; "" for nobody in particular; None if it is that of the client that the
+                recipient names.
+        """
         try:
             return self._on_loop(call)
         except HubStateError as error:
-            self._send_failed(message, recipient, error)
+            self._send_failed(message, recipient, error, to, to_client=to is None)
             raise
 
-    def _refused(self, message: str | bytes, recipient: str, reason: str, error: Exception) -> None:
-        """Called by the engine when a send raises, if there are handlers."""
-        self._failures.report(Failure(message, recipient, SendFailureReason(reason), error))
+    def _refused(
+        self,
+        message: str | bytes,
+        recipient: str,
+        reason: str,
+        error: Exception,
+        to: str | None = None,
+    ) -> None:
+        """Called by the engine when a send raises, if there are handlers; `to` is the user."""
+        why = SendFailureReason(reason)
+        if to is None:
+            # A message that cannot be sent may be for a room or for everybody.
+            to = self._user_of(recipient, "" if why is SendFailureReason.VALIDATION else recipient)
+        self._failures.report(Failure(message, recipient, why, error, to=to))
 
     def _lost(
         self, client: Client, frames: list[bytes], reason: str, error: Exception | None
@@ -423,15 +479,13 @@ class Delivery(Engine):
         why = SendFailureReason(reason)
         if why is SendFailureReason.CONN_CLOSED and self._ended:
             why = SendFailureReason.CHANNEL_CLOSED
-        duration = self.close_timeout if why is SendFailureReason.SEND_TIMEOUT else 0.0
-        for frame in frames:
-            message = message_of(frame)
-            if self._acks is not None and isinstance(message, HubMessage) and message.require_ack:
-                continue  # of these the acknowledgement tells, or its absence
-            kind, text = _LOST[why]
-            cause = error or kind(f"a message for client {client.id!a} {text}")
+        self._failures.report_lost(
+            frames,
+            client,
+            why,
+            error or partial(_lost_by, client.id, why),
+            duration=self.close_timeout if why is SendFailureReason.SEND_TIMEOUT else 0.0,
+            acks=self._acks is not None,
             # A flush, or the end of a connection, may have been set off by anybody.
-            self._failures.report(
-                Failure(message, client.id, why, cause, duration=duration),
-                of_call=why in _LOST_IN_CALLS,
-            )
+            of_call=why in _LOST_IN_CALLS,
+        )

@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from wsc_fast.delivery.offline import OfflineStore, SharedOfflineStore, StoredMessage
+from wsc_fast.delivery.offline import (
+    OfflineStore,
+    PartialPage,
+    SharedOfflineStore,
+    StoredMessage,
+)
 from wsc_fast.errors import OfflineStoreError
 from wsc_fast.log import log
 
@@ -46,7 +51,11 @@ USERS_AT_ONCE = 100
 # Seconds between two looks at what other processes have stored, at what they have removed, and at
 # what is too old.
 LOOK_EVERY = 1.0
-CHECK_EVERY = 30.0
+# Users with new messages of whom one look tells.
+NEWS_AT_ONCE = 1_000
+# Seconds for which a store surely remembers what others have stored.
+REMEMBERED = 600.0
+CHECK_EVERY = 5.0
 EXPIRE_EVERY = 60.0
 # Messages of one user that are looked for at once.
 IDS_AT_ONCE = 1_000
@@ -74,6 +83,9 @@ class Owner(Protocol):
 
     def stored_elsewhere(self, key: str) -> None:
         """Another process has stored messages for a mailbox."""
+
+    def anything_stored_elsewhere(self) -> None:
+        """Other processes may have stored messages for anybody."""
 
     def parked_ids(self) -> dict[str, list[str]]:
         """The messages that somebody waits for and the store should hold, by mailbox."""
@@ -121,6 +133,7 @@ class Journal:
         self._undeleted_count = 0
         self._delete_timer: asyncio.TimerHandle | None = None
         self._told: deque[tuple[str, StoredMessage, float | None]] = deque()
+        self._told_all = asyncio.Event()
         # Readings that are under way, when the store was last heard of, and who waits for its end.
         self._reading = 0
         self._heard_at = 0.0
@@ -315,13 +328,16 @@ class Journal:
         if not dropped:
             return
         if not self._told:
+            self._told_all.clear()
             self._running().call_soon(self._tell)
         self._told.extend((key, stored, age) for stored in dropped)
 
     def _tell(self) -> None:
         for _ in range(min(TOLD_AT_ONCE, len(self._told))):
             self._owner.dropped(*self._told.popleft())
-        if self._told and self._loop is not None:
+        if not self._told:
+            self._told_all.set()
+        elif self._loop is not None:
             self._loop.call_soon(self._tell)
 
     # --- removing ---
@@ -405,10 +421,8 @@ class Journal:
         if self.is_away():
             raise OfflineStoreError("the offline store does not answer")
         messages = await self._ask(self._read(key, after))
-        return Page(
-            messages,
-            len(messages) < PAGE and sum(len(each.data) for each in messages) < PAGE_BYTES,
-        )
+        is_full = len(messages) >= PAGE or sum(len(each.data) for each in messages) >= PAGE_BYTES
+        return Page(messages, not is_full and not isinstance(messages, PartialPage))
 
     async def _read(self, key: str, after: int) -> list[StoredMessage]:
         await self.opened()
@@ -462,11 +476,14 @@ class Journal:
         while not self._ended:
             try:
                 await self.opened()
-                while expired := await self.store.expire(time.time() - most):
+                before = time.time() - most
+                while expired := await self.store.expire(before):
                     for key, stored in expired:
-                        self._tell_dropped(key, [stored], max(0.0, time.time() - stored.stored_at))
-                    while self._told:
-                        await asyncio.sleep(0)
+                        # A store may tell here of what an append has dropped for its bound.
+                        is_old = stored.stored_at < before
+                        age = max(0.0, time.time() - stored.stored_at) if is_old else None
+                        self._tell_dropped(key, [stored], age)
+                    await self._told_all.wait()
             except Exception as error:
                 self.failed("old messages could not be removed", error)
             if not self._ended:
@@ -475,18 +492,24 @@ class Journal:
     async def _watch(self, store: SharedOfflineStore) -> None:
         """Looks for what other processes have stored."""
         after = -1
+        asked_at = self._running().time()
         while not self._ended:
+            keys: list[str] = []
             try:
                 await self.opened()
-                after, keys = await store.appended(after)
+                after, keys = await store.appended(after, NEWS_AT_ONCE)
             except Exception as error:
                 self.failed("other processes' messages cannot be looked for", error)
-                keys = []
+            else:
+                now = self._running().time()
+                if now - asked_at > REMEMBERED:
+                    self._owner.anything_stored_elsewhere()
+                asked_at = now
             for number, key in enumerate(keys):
                 self._owner.stored_elsewhere(key)
                 if number % USERS_AT_ONCE == USERS_AT_ONCE - 1:
                     await asyncio.sleep(0)
-            if not self._ended:
+            if not self._ended and len(keys) < NEWS_AT_ONCE:
                 await asyncio.sleep(LOOK_EVERY)
 
     async def _check(self, store: SharedOfflineStore) -> None:

@@ -39,6 +39,10 @@ class StoredMessage(msgspec.Struct, frozen=True):
     stored_at: float
 
 
+class PartialPage(list[StoredMessage]):
+    """Messages that a store returns though more of them follow, as it has taken long enough."""
+
+
 @runtime_checkable
 class OfflineStore(Protocol):
     """Keeps messages per user, in order. Implement it for a store of your own.
@@ -91,7 +95,8 @@ class OfflineStore(Protocol):
 
         Returns:
             list[StoredMessage]: also those whose `append` has been called and is not done. Fewer
-                than `limit` messages of fewer than `max_bytes` bytes are all that there are.
+                than `limit` messages of fewer than `max_bytes` bytes are all that there are, unless
+                it is a PartialPage.
         """
         ...
 

@@ -2,34 +2,44 @@
 
 Rules:
 
-    1. Whatever writes goes through one queue and one task, in batches: a batch is one script, run
-       by the server as a whole, and one round trip. So the order of the calls is the order in the
-       store, and thousands of appends cost as many round trips as the server takes batches.
+    1. All writes go through one queue and one task, in batches: a batch is one script, run by the
+       server as a whole, and one round trip. So the order of the calls is the order in the store,
+       and thousands of appends cost as many round trips as the server takes batches.
     2. A batch carries a number, and the server keeps the reply to the last one for a while. Where
        the connection is lost and the outcome unknown, the same batch is sent again: if it had been
        done, it is not done again, and the reply comes from what was kept. A batch that was given up
-       and reaches the server after a later one is refused by its number.
+       and reaches the server after a later one is refused by its number. If it was done, the next
+       batch first returns its reply: so each message that a batch removed is told.
     3. Positions are of the server's clock, in microseconds, pushed up to be strictly increasing.
        So they grow on even when the server lost its newest data, and the time at which a message
        was stored is its position.
     4. A script is not always a whole. A server that was killed while it wrote its log may come
        back with the first part of a script's writes (Redis 7, and Valkey before its pull request
        4342, after a second restart), of a batch that nobody was told of. So each script writes in
-       an order in which any first part is harmless: what has data is in the order, and whose
-       messages are in an order is in `oldest`, at no later position than the first of them. An id
-       in the order without data is passed over, and goes as a message would.
-    5. Reads wait for the writes of their user that were called before, then run beside the writer.
+       an order in which any first part is harmless: a message's user is in `recent` before its id
+       is in the order, the id is in the order before it has data, and a user whose messages are in
+       an order is in `oldest`, at no later position than the first of them. An id in the order
+       without data is passed over, and goes as a message would.
+    5. A read waits for the writes of its user that were called before. Reads share batches, too: a
+       batch is one script that writes nothing. A message too large for a reply that others share
+       is read in a batch of its own. A caller waits for a future and never for the server: a caller
+       that is cancelled leaves at once, and breaks no connection.
+    6. A batch, and a reply, is bounded in messages and in bytes. The bound in bytes follows the
+       line: it shrinks where an answer takes long, and grows where it does not.
+    7. A message that is too old is read first, and then removed if it is still there at that
+       position. So its content is known here before the server lets go of it.
 
 Keys, below the prefix; an id stands in them as it is, in UTF-8:
 
     messages:USER   hash: message id -> data
     order:USER      sorted set: message id, by position
     oldest          sorted set: user id, by the position of its oldest message; for `expire`
+    recent          sorted set: 8 bytes that name an opened store, then a user id, by the position
+                    of what that store appended last for that user; for `appended`
     position        a position that none is beyond
-    reply:RANDOM    number and reply of the last batch of one opened store, and of its last
-                    `expire`; for a minute or so
+    reply:RANDOM    number and reply of the last batch of one opened store, for an hour
 
-All but the last live for `ttl` seconds after the last append to them.
+The first three and `position` live for `ttl` seconds after the last append to them.
 """
 
 from __future__ import annotations
@@ -38,32 +48,48 @@ import asyncio
 import hashlib
 import importlib.util
 import math
+import os
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from wsc_fast.delivery.offline import StoredMessage
-from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
+from wsc_fast.delivery.offline import MOST_DROPPED, READ_BYTES, PartialPage, StoredMessage
+from wsc_fast.errors import (
+    ConfigError,
+    MessageExistsError,
+    OfflineStoreError,
+    OfflineStoreFullError,
+)
 from wsc_fast.log import log
 
 if TYPE_CHECKING:
     import redis.asyncio
 
-# A batch has at most so many operations and so many bytes (but at least one operation): the server
-# serves nobody else while it works on a batch.
+# A batch has at most so many operations (the server serves nobody else while it works on one), and
+# its replies hold at most so many messages (neither does the loop while it makes these).
 BATCH_OPERATIONS = 500
-BATCH_BYTES = 1 << 20
-# What an operation occupies besides its strings, about.
+BATCH_MESSAGES = 2000
+# Bytes of a batch of writes, and of messages in the reply to a batch: at first, at least, at most.
+FIRST_BYTES, LEAST_BYTES, MOST_BYTES = 1 << 16, 1 << 14, 1 << 20
+# Bytes that an operation occupies besides its strings, about.
 OVERHEAD = 300
-# Reads and expirations that are under way at once, each on a connection of its own.
-READERS = 8
 # Seconds between attempts: from the first pause, doubling, to the last.
 FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
-# Message ids in one operation of a batch, and messages in one round of expiring.
+# Message ids in one deletion or question.
 CHUNK = 1000
+# Users that `recent` holds, and the seconds that it holds them: an `appended` that asks for what is
+# further back gets the rest only.
+RECENT_USERS, RECENT_SECONDS = 10_000, 3600
+# Seconds that the reply to a batch is kept.
+REPLY_SECONDS = 3600
+# Upper bounds of the settings, in seconds: a hundred years, which the server can still add to its
+# clock, and an hour.
+MOST_TTL, MOST_TIMEOUT = 100 * 365 * 86400, 3600
+# Positions are exact as doubles up to here; that is the year 2255.
+LAST_POSITION = 1 << 53
 
 
 class _Script:
@@ -75,33 +101,38 @@ class _Script:
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-# What scripts that write begin with: a batch that was done already is answered from what was kept.
-_REPLAY = """
-local number = tonumber(ARGV[1])
+# KEYS: reply, position, oldest, recent, then messages and order of each user.
+# ARGV: number of the batch, number of the last one whose reply has arrived, seconds to keep the
+# reply, ttl in ms, length of what is before the user id in a key of messages, bytes of messages in
+# the reply, the store's 8 bytes in `recent`, operations in MessagePack, and all their strings in
+# one: redis-py takes a microsecond or two for each argument, and the server's MessagePack knows no
+# binary strings.
+# An append is {user, length of id, length of data, limit, drop_oldest}, a deletion {user, {lengths
+# of ids}}, and one of messages that are too old {user, {lengths of ids}, {positions}}; the user is
+# a number from 1.
+# Returns {number, operations done, what there is to say about them: {which, kind, ...}}. An append
+# has nothing to say if it was stored, or was there already, and dropped nothing. Operations that
+# are not done come again: the reply is full. Another number: the batch has not been begun, and this
+# is the reply to an earlier one, which has not arrived.
+_WRITE = _Script(
+    f"""
+local MOST_DROPPED, RECENT_USERS, RECENT_SECONDS = {MOST_DROPPED}, {RECENT_USERS}, {RECENT_SECONDS}
+"""
+    """
+local number, room = tonumber(ARGV[1]), tonumber(ARGV[6])
 local kept = redis.call('GET', KEYS[1])
 if kept then
   local kept_number, kept_reply = cmsgpack.unpack(kept)
-  if kept_number == number then return kept_reply end
   if kept_number > number then return redis.error_reply('STALE a later batch has been done') end
+  if kept_number == number or kept_number > tonumber(ARGV[2]) then return kept_reply end
 end
-"""
 
-# KEYS: reply, position, oldest, then messages and order of each user.
-# ARGV: number of the batch, seconds to keep its reply, ttl in ms, length of what is before the user
-# id in a key of messages, operations in MessagePack, and all their strings in one: redis-py takes a
-# microsecond or two for each argument, and the server's MessagePack knows no binary strings.
-# An append is {user, length of id, length of data, limit, drop_oldest}, a deletion {user, {lengths
-# of ids}}; the user is a number from 1.
-# Returns what there is to say about operations: {which, kind, ...}; an append has nothing to say
-# if it was stored, or was there already, and dropped nothing.
-_WRITE = _Script(
-    _REPLAY
-    + """
-local operations, strings, at = cmsgpack.unpack(ARGV[5]), ARGV[6], 1
-local reply, states, wrote, begun, refused = {}, {}, false, false, nil
+local operations, strings, at = cmsgpack.unpack(ARGV[8]), ARGV[9], 1
+local said, states, wrote, begun, refused = {}, {}, false, false, nil
 
 -- Wrong types raise here, before anything is written: a script is not rolled back.
 redis.call('ZCARD', KEYS[3])
+redis.call('ZCARD', KEYS[4])
 local last = tonumber(redis.call('GET', KEYS[2]) or 0) or 0
 local time = redis.call('TIME')
 local position = math.max(time[1] * 1000000 + time[2], last + 1)
@@ -109,8 +140,8 @@ local position = math.max(time[1] * 1000000 + time[2], last + 1)
 local function state_of(index)
   local state = states[index]
   if not state then
-    state = {messages = KEYS[2 + 2 * index], order = KEYS[3 + 2 * index]}
-    state.name = string.sub(state.messages, ARGV[4] + 1)
+    state = {messages = KEYS[3 + 2 * index], order = KEYS[4 + 2 * index]}
+    state.name = string.sub(state.messages, ARGV[5] + 1)
     local held = redis.pcall('HLEN', state.messages)
     state.count = redis.pcall('ZCARD', state.order)
     if type(held) == 'table' then
@@ -131,12 +162,12 @@ local function take(length)
   return string.sub(strings, at - length, at - 1)
 end
 
-local function say(...) reply[#reply + 1] = {...} end
+local function say(...) said[#said + 1] = {...} end
 
 -- The first write of an append: whether there is memory for more. Deletions must go on without.
 local function begin_appends()
   local most = string.format('%.0f', position + #operations)
-  local set = redis.pcall('SET', KEYS[2], most, 'PX', ARGV[3])
+  local set = redis.pcall('SET', KEYS[2], most, 'PX', ARGV[4])
   if not set.err then
     wrote = true
   elseif string.find(set.err, 'OOM', 1, true) then
@@ -147,8 +178,38 @@ local function begin_appends()
   end
 end
 
+-- Bounded, for where the limit was lowered or the messages are large: the next appends drop the
+-- rest.
+local function drop(i, state, limit)
+  local dropped, count = {}, 0
+  while state.count >= limit and state.count > 0 and count < MOST_DROPPED do
+    local oldest = redis.call('ZRANGE', state.order, 0, 0, 'WITHSCORES')
+    local old = redis.call('HGET', state.messages, oldest[1])
+    if old and count > 0 and #old > room then break end
+    redis.call('HDEL', state.messages, oldest[1])
+    redis.call('ZREM', state.order, oldest[1])
+    if old then
+      dropped[#dropped + 1] = oldest[1]
+      dropped[#dropped + 1] = oldest[2]
+      dropped[#dropped + 1] = old
+      room = room - #old
+    end
+    count = count + 1
+    state.count = state.count - 1
+    state.changed = true
+  end
+  if #dropped > 0 then say(i, 'dropped', dropped, state.name) end
+end
+
 local function append(i, state, id, data, limit, drop_oldest)
-  if redis.call('HEXISTS', state.messages, id) == 1 then return end
+  local held = redis.call('HGET', state.messages, id)
+  if held then
+    if held ~= data then
+      say(i, 'exists', held)
+      room = room - #held
+    end
+    return
+  end
   if limit < 1 or (state.count >= limit and not drop_oldest) then
     say(i, 'full', state.count)
     return
@@ -162,61 +223,62 @@ local function append(i, state, id, data, limit, drop_oldest)
     say(i, 'trouble', refused)
     return
   end
-  local dropped = {}
-  -- Bounded, for where the limit was lowered: the next appends drop the rest.
-  while state.count >= limit and state.count > 0 and #dropped < 3000 do
-    local oldest = redis.call('ZRANGE', state.order, 0, 0, 'WITHSCORES')
-    local old = redis.call('HGET', state.messages, oldest[1])
-    redis.call('HDEL', state.messages, oldest[1])
-    redis.call('ZREM', state.order, oldest[1])
-    if old then
-      dropped[#dropped + 1] = oldest[1]
-      dropped[#dropped + 1] = oldest[2]
-      dropped[#dropped + 1] = old
-    end
-    state.count = state.count - 1
-    state.changed = true
-  end
+  drop(i, state, limit)
   local at_position = string.format('%.0f', position)
+  if not state.appended then redis.call('ZADD', KEYS[4], at_position, ARGV[7] .. state.name) end
   if state.count == 0 then redis.call('ZADD', KEYS[3], at_position, state.name) end
   state.count = state.count + redis.call('ZADD', state.order, at_position, id)
   redis.call('HSET', state.messages, id, data)
   position = position + 1
   state.appended = true
-  if #dropped > 0 then say(i, 'dropped', dropped) end
 end
 
-local function delete(i, state, ids)
-  local count = 0
-  for _, id in ipairs(ids) do
-    redis.call('HDEL', state.messages, id)
-    count = count + redis.call('ZREM', state.order, id)
+-- Removes messages; where positions are given, those that are still at these.
+local function delete(i, state, ids, positions)
+  local count, which = 0, {}
+  for n, id in ipairs(ids) do
+    if not positions or tonumber(redis.call('ZSCORE', state.order, id)) == positions[n] then
+      redis.call('HDEL', state.messages, id)
+      if redis.call('ZREM', state.order, id) == 1 then
+        count = count + 1
+        which[count] = n
+      end
+    end
   end
   state.count = state.count - count
   state.changed, wrote = true, true
-  say(i, 'deleted', count)
+  if positions then say(i, 'expired', which) else say(i, 'deleted', count) end
 end
 
-for i, operation in ipairs(operations) do
-  local user, lengths, length, limit, drop_oldest = unpack(operation)
+local function operate(i, operation)
+  local user, lengths, more, limit, drop_oldest = unpack(operation)
   local state = state_of(user)
-  if length then
-    local id, data = take(lengths), take(length)
-    if state.trouble then
-      say(i, 'trouble', state.trouble)
-    else
-      local failure = append(i, state, id, data, limit, drop_oldest)
-      if failure then return failure end
-    end
-  else
-    local ids = {}
-    for n, id_length in ipairs(lengths) do ids[n] = take(id_length) end
-    if state.trouble then
-      say(i, 'trouble', state.trouble)
-    else
-      delete(i, state, ids)
-    end
+  if type(more) == 'number' then
+    local id, data = take(lengths), take(more)
+    if not state.trouble then return append(i, state, id, data, limit, drop_oldest) end
+    say(i, 'trouble', state.trouble)
+    return
   end
+  local ids = {}
+  for n, id_length in ipairs(lengths) do ids[n] = take(id_length) end
+  if not state.trouble then
+    delete(i, state, ids, more)
+  elseif more then
+    -- No search for what is too old may come back to these again and again.
+    redis.call('ZREM', KEYS[3], state.name)
+    wrote = true
+    say(i, 'junk', state.trouble)
+  else
+    say(i, 'trouble', state.trouble)
+  end
+end
+
+local done = 0
+for i, operation in ipairs(operations) do
+  if room <= 0 then break end
+  local failure = operate(i, operation)
+  if failure then return failure end
+  done = i
 end
 
 for _, state in pairs(states) do
@@ -229,100 +291,229 @@ for _, state in pairs(states) do
     end
   end
   if state.appended then
-    redis.call('PEXPIRE', state.messages, ARGV[3])
-    redis.call('PEXPIRE', state.order, ARGV[3])
+    redis.call('PEXPIRE', state.messages, ARGV[4])
+    redis.call('PEXPIRE', state.order, ARGV[4])
   end
 end
-if begun then redis.call('PEXPIRE', KEYS[3], ARGV[3]) end
-if wrote then redis.call('SET', KEYS[1], cmsgpack.pack(number, reply), 'EX', ARGV[2]) end
+if begun and not refused then
+  redis.call('PEXPIRE', KEYS[3], ARGV[4])
+  redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -RECENT_USERS - 1)
+  local forgotten = string.format('%.0f', (time[1] - RECENT_SECONDS) * 1000000)
+  redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', forgotten)
+  redis.call('EXPIRE', KEYS[4], RECENT_SECONDS)
+end
+local reply = {number, done, said}
+if wrote then redis.call('SET', KEYS[1], cmsgpack.pack(number, reply), 'EX', ARGV[3]) end
 return reply
 """
 )
 
-# KEYS: messages, order. ARGV: the position to begin behind, how many.
-# Returns {position, id, data, ...}.
+# KEYS: position, oldest, recent, then messages and order of each user.
+# ARGV: the prefixes of a user's keys of messages and of order (these keys are not all in KEYS, as
+# those of users with old messages become known here; a cluster has all in one slot), bytes and
+# number of messages in the reply, whether the first one comes whatever its size, operations in
+# MessagePack, all their strings in one.
+# An operation is {kind, user, {lengths of strings}, ...}, the user a number from 1:
+#   read      ..., position to begin behind, limit, bytes
+#             -> more, position to go on behind, {position, id, data, ...}
+#   old       ..., position to stop before, limit, bytes
+#             -> more, {user, id, position, data or nil, ...}, users whose `oldest` is wrong
+#   count     -> number
+#   missing   -> numbers of the strings, which are message ids
+#   appended  ..., position to begin behind, limit; the string is the store's own 8 bytes
+#             -> position to go on behind, {users}
+# `more` says that this reply has no room for the next message, which the operation would take.
+# Returns bytes of messages, and for each operation {'ok', ...}, {'trouble', text}, {'later'}: there
+# was no room in this reply, or {'alone'}: its first message is larger than such a reply.
 _READ = _Script(
     """
-local found, behind, left = {}, '(' .. ARGV[1], tonumber(ARGV[2])
-while left > 0 do
-  local page = redis.call(
-    'ZRANGEBYSCORE', KEYS[2], behind, '+inf', 'WITHSCORES', 'LIMIT', 0, math.min(left, 1000)
-  )
-  if #page == 0 then break end
-  for i = 1, #page, 2 do
-    local data = redis.call('HGET', KEYS[1], page[i])
-    -- Without data (it was evicted, say) there is nothing to deliver.
-    if data then
-      found[#found + 1] = page[i + 1]
-      found[#found + 1] = page[i]
-      found[#found + 1] = data
-      left = left - 1
-    end
-  end
-  behind = '(' .. page[#page]
-end
-return found
-"""
-)
+local all_bytes, all_messages = tonumber(ARGV[3]), tonumber(ARGV[4])
+local bytes_left, messages_left, oversize = all_bytes, all_messages, ARGV[5] == '1'
+local operations, strings, at = cmsgpack.unpack(ARGV[6]), ARGV[7], 1
+local reply = {}
 
-# KEYS: reply, oldest, and the reply of an earlier call that has arrived, if there is one.
-# ARGV: number, seconds to keep the reply, the position to stop before, how many, prefixes of the
-# users' keys. Those keys are not in KEYS as they become known here; a cluster has all in one slot.
-# Returns whether to call again, {user, id, position, data, ...}, and users with junk in their keys.
-_EXPIRE = _Script(
-    _REPLAY
-    + """
-if KEYS[3] then redis.call('DEL', KEYS[3]) end
-local removed, junk, more = {}, {}, 1
-local before, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
--- Users whose keys have reached their ttl cost a round without a message: those are bounded too.
-for _ = 1, 2 * limit do
-  local left = limit - #removed / 4
-  if left <= 0 then break end
-  local heads = redis.call('ZRANGE', KEYS[2], 0, 1, 'WITHSCORES')
-  if not heads[1] or tonumber(heads[2]) >= before then
-    more = 0
-    break
+local function take(length)
+  at = at + length
+  return string.sub(strings, at - length, at - 1)
+end
+
+-- A page of an operation: its own bounds, and its share of what the reply has room for.
+local function page_of(limit, bytes, others)
+  return {
+    limit = limit, bytes = bytes, count = 0, size = 0, items = {},
+    most = math.max(1, math.floor(messages_left / others)), share = bytes_left / others
+  }
+end
+
+-- Whether the next message belongs to a page; otherwise why not.
+local function fits(page, size)
+  if page.count >= page.limit then return false, 'own' end
+  if page.size >= page.bytes then return false, 'own' end
+  if page.count == 0 then
+    if size > all_bytes then
+      if not oversize then return false, 'alone' end
+    elseif size > bytes_left or messages_left < 1 then
+      return false, 'later'
+    end
+  elseif page.count >= page.most or page.size + size > page.share then
+    return false, 'share'
   end
-  local name, messages, order = heads[1], ARGV[5] .. heads[1], ARGV[6] .. heads[1]
-  -- Of this user as far as the next user's oldest message: the oldest of all go first.
-  local upto = '(' .. ARGV[3]
-  if heads[4] and tonumber(heads[4]) < before then upto = heads[4] end
-  local found = redis.pcall(
-    'ZRANGEBYSCORE', order, '-inf', upto, 'WITHSCORES', 'LIMIT', 0, left
+  page.count, page.size = page.count + 1, page.size + size
+  bytes_left, messages_left = bytes_left - size, messages_left - 1
+  return true
+end
+
+local function add(page, ...)
+  for _, item in ipairs({...}) do page.items[#page.items + 1] = item end
+end
+
+local function read(page, keys, operation)
+  local behind = string.format('%.0f', operation[4])
+  for _ = 1, 10 do
+    local wanted = math.min(page.limit - page.count + 1, page.most + 1, 1000)
+    local some = redis.pcall(
+      'ZRANGEBYSCORE', keys.order, '(' .. behind, '+inf', 'WITHSCORES', 'LIMIT', 0, wanted
+    )
+    if some.err then return {'trouble', some.err} end
+    for i = 1, #some, 2 do
+      local data = redis.pcall('HGET', keys.messages, some[i])
+      if type(data) == 'table' then return {'trouble', data.err} end
+      -- Without data (it was evicted, say) there is nothing to deliver.
+      if data then
+        local fit, why = fits(page, #data)
+        if why == 'alone' or why == 'later' then return {why} end
+        if not fit then return {'ok', why == 'own' and 0 or 1, behind, page.items} end
+        add(page, some[i + 1], some[i], data)
+      end
+      behind = some[i + 1]
+    end
+    if #some < 2 * wanted then return {'ok', 0, behind, page.items} end
+  end
+  return {'ok', 1, behind, page.items}
+end
+
+-- A list of users by the position of what is next of them; `from` is where it begins.
+local function put_in_order(list, from, user)
+  local low, high = from, #list + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if list[middle].position < user.position then low = middle + 1 else high = middle end
+  end
+  table.insert(list, low, user)
+end
+
+local function old(page, keys, operation)
+  local users, wrong, looked = {}, {}, 0
+  local stop = '(' .. string.format('%.0f', operation[4])
+  local heads = redis.pcall(
+    'ZRANGEBYSCORE', KEYS[2], '-inf', stop, 'WITHSCORES', 'LIMIT', 0, 1000
   )
-  if found.err then
-    junk[#junk + 1] = name
-    redis.call('ZREM', KEYS[2], name)
-  else
-    for i = 1, #found, 2 do
-      local data = redis.pcall('HGET', messages, found[i])
-      redis.pcall('HDEL', messages, found[i])
-      redis.call('ZREM', order, found[i])
-      if type(data) == 'string' then
-        removed[#removed + 1] = name
-        removed[#removed + 1] = found[i]
-        removed[#removed + 1] = found[i + 1]
-        removed[#removed + 1] = data
+  if heads.err then return {'trouble', heads.err} end
+  for i = 1, #heads, 2 do
+    users[#users + 1] = {name = heads[i], position = tonumber(heads[i + 1]), behind = '-inf'}
+  end
+  local function answer(more) return {'ok', more, page.items, wrong} end
+  local from = 1
+  while users[from] do
+    local user, following = users[from], users[from + 1]
+    from = from + 1
+    -- Of this user as far as the next user's oldest message: the oldest of all go first.
+    local upto = following and string.format('%.0f', following.position) or stop
+    local messages, order = ARGV[1] .. user.name, ARGV[2] .. user.name
+    local found = redis.pcall(
+      'ZRANGEBYSCORE', order, user.behind, upto, 'WITHSCORES', 'LIMIT', 0, 1000
+    )
+    if found.err then
+      wrong[#wrong + 1] = user.name
+    else
+      for i = 1, #found, 2 do
+        local data = redis.pcall('HGET', messages, found[i])
+        if type(data) == 'string' then
+          local fit, why = fits(page, #data)
+          if why == 'alone' or why == 'later' then return {why} end
+          if not fit then return answer(why == 'own' and 0 or 1) end
+        else
+          -- An id without data (they were evicted, say) goes, and there is nothing to tell.
+          data = false
+        end
+        add(page, user.name, found[i], found[i + 1], data)
+        user.behind = '(' .. found[i + 1]
+      end
+      local head = redis.call(
+        'ZRANGEBYSCORE', order, user.behind, stop, 'WITHSCORES', 'LIMIT', 0, 1
+      )
+      if head[1] then
+        user.position = tonumber(head[2])
+        put_in_order(users, from, user)
+      elseif user.behind == '-inf' then
+        -- Its keys have reached their ttl, or `oldest` is before its oldest message.
+        wrong[#wrong + 1] = user.name
       end
     end
-    local head = redis.call('ZRANGE', order, 0, 0, 'WITHSCORES')
-    if head[1] then
-      redis.call('ZADD', KEYS[2], head[2], name)
-    else
-      redis.call('ZREM', KEYS[2], name)
+    looked = looked + 1 + #found / 2
+    if looked > 4000 then return answer(1) end
+  end
+  -- There may be more users.
+  return answer(#heads == 2000 and 1 or 0)
+end
+
+local function count(_, keys)
+  local found = redis.pcall('ZCARD', keys.order)
+  if type(found) == 'table' then return {'trouble', found.err} end
+  return {'ok', found}
+end
+
+local function missing(_, keys, _, ids)
+  local which = {}
+  for n, id in ipairs(ids) do
+    local found = redis.pcall('HEXISTS', keys.messages, id)
+    if type(found) == 'table' then return {'trouble', found.err} end
+    if found == 0 then which[#which + 1] = n end
+  end
+  return {'ok', which}
+end
+
+local function appended(_, _, operation, own)
+  local behind, limit, users, known = operation[4], operation[5], {}, {}
+  if behind < 0 then
+    local newest = redis.pcall('GET', KEYS[1])
+    if type(newest) == 'table' then return {'trouble', newest.err} end
+    return {'ok', string.format('%.0f', tonumber(newest or 0) or 0), users}
+  end
+  behind = string.format('%.0f', behind)
+  while true do
+    local some = redis.pcall(
+      'ZRANGEBYSCORE', KEYS[3], '(' .. behind, '+inf', 'WITHSCORES', 'LIMIT', 0, 1000
+    )
+    if some.err then return {'trouble', some.err} end
+    for i = 1, #some, 2 do
+      local name = string.sub(some[i], 9)
+      if string.sub(some[i], 1, 8) ~= own[1] and not known[name] then
+        if #users == limit then return {'ok', behind, users} end
+        users[#users + 1], known[name] = name, true
+      end
+      behind = some[i + 1]
     end
+    if #some < 2000 then return {'ok', behind, users} end
   end
 end
-local reply = {more, removed, junk}
-if #removed > 0 then redis.call('SET', KEYS[1], cmsgpack.pack(number, reply), 'EX', ARGV[2]) end
-return reply
+
+local kinds = {read = read, old = old, count = count, missing = missing, appended = appended}
+for i, operation in ipairs(operations) do
+  local kind, index, lengths, _, limit, bytes = unpack(operation)
+  local keys = {messages = KEYS[2 + 2 * index], order = KEYS[3 + 2 * index]}
+  local own = {}
+  for n, length in ipairs(lengths) do own[n] = take(length) end
+  local page = bytes and page_of(limit, bytes, #operations - i + 1)
+  reply[i] = kinds[kind](page, keys, operation, own)
+end
+return {all_bytes - bytes_left, reply}
 """
 )
 
 
 class RedisOfflineStore:
-    """An offline store in Redis or Valkey (version 5 or later).
+    """A SharedOfflineStore in Redis or Valkey (version 5 or later).
 
     How durable "stored" is, is the server's configuration, not this class: with `appendonly yes`
     and `appendfsync always` an append that resolved survives a crash of the server's machine; with
@@ -331,9 +522,9 @@ class RedisOfflineStore:
     messages: `maxmemory-policy noeviction` is the one to have. Then appends fail while the memory
     is used up, and deletions go on.
 
-    Several hubs may use the same server and prefix: a user's messages are in the order in which
-    the server took them, each once per id. Their replication to other servers is asynchronous, so
-    a failover may lose the newest.
+    Several hubs may use the same server and prefix, each with a store object of its own: a user's
+    messages are in the order in which the server took them, each once per id. The server replicates
+    them asynchronously, so a failover may lose the newest.
 
     Supported: one Redis or Valkey; a Sentinel's master, by a function that makes the client; and a
     cluster only by a prefix with a hash tag, such as `{wsc}:offline:`, and the address of the node
@@ -341,10 +532,16 @@ class RedisOfflineStore:
 
     While the server is away, calls wait for it up to `timeout` seconds, then fail with
     OfflineStoreError; those waiting behind them fail in twice, reads in four times that time. The
-    next call connects again by itself. An append that fails may have been stored nevertheless, if
-    the connection was lost at that moment: to append it again is harmless, as the id is the same.
+    next call connects again by itself. Nothing fails for waiting its turn at a server that answers.
+    An append that fails may have been stored nevertheless, if the connection was lost at that
+    moment: to append it again is harmless, as the id is the same. If such an append dropped
+    messages, a later `expire` returns them.
 
-    To cancel an append or a deletion takes nothing back.
+    Over a slow line fewer bytes are asked for at a time. A single message has to come within half
+    of `timeout`: it is not split.
+
+    To cancel an append or a deletion takes nothing back. To cancel a read, a count or another
+    question ends it at once, whatever the server does.
 
     Thread-safety: none; all calls in the thread of the loop on which `open` was awaited.
     """
@@ -367,13 +564,13 @@ class RedisOfflineStore:
                 such as `lambda: sentinel.master_for("main")`; the store closes it (and not the
                 Sentinel's own clients).
             prefix: of all keys of this store.
-            ttl: seconds for which a user's messages are kept after the last append to that user.
-                More than the age at which the hub drops messages: these are reported, what
-                reaches its `ttl` vanishes silently.
-            max_waiting_bytes: of appends and deletions that wait for the server; beyond it they
-                fail at once.
-            timeout: seconds for which a command is tried, with new connections where one is lost.
-                An attempt gets half of it.
+            ttl: seconds for which a user's messages are kept after the last append to that user,
+                up to 100 years. It should be more than the age at which the hub drops messages: the
+                hub reports what it drops, and a message that reaches its `ttl` vanishes silently.
+            max_waiting_bytes: bytes of appends and deletions that wait for the server, at least 1;
+                beyond it they fail at once.
+            timeout: seconds for which a command is tried, with new connections where one is lost;
+                up to an hour. An attempt gets half of it.
 
         Raises:
             ImportError: redis-py is not installed.
@@ -381,9 +578,9 @@ class RedisOfflineStore:
         """
         if importlib.util.find_spec("redis") is None:
             raise ImportError("RedisOfflineStore needs redis-py: pip install 'wsc_fast[redis]'")
-        for name, value in (("ttl", ttl), ("timeout", timeout)):
-            if not 0 < value < math.inf:
-                raise ConfigError(f"{name} must be a positive number of seconds, not {value!r}")
+        for name, value, most in (("ttl", ttl, MOST_TTL), ("timeout", timeout, MOST_TIMEOUT)):
+            if not 0 < value <= most:
+                raise ConfigError(f"{name} must be above 0 and up to {most} seconds, not {value!r}")
         if max_waiting_bytes < 1:
             raise ConfigError(f"max_waiting_bytes must be at least 1, not {max_waiting_bytes!r}")
         self._url = url
@@ -496,7 +693,7 @@ class RedisOfflineStore:
 
         Args:
             user_id: whose message it is.
-            message_id: kept once: the same id of the same user again changes nothing.
+            message_id: kept once: the same id and data of the same user again change nothing.
             data: the message as JSON.
             limit: of messages per user.
             drop_oldest: what to do at the limit: drop the oldest, or refuse this one.
@@ -506,40 +703,39 @@ class RedisOfflineStore:
 
         Raises:
             OfflineStoreFullError: (awaited) at the limit, without `drop_oldest`.
+            MessageExistsError: (awaited) the id is taken by other data.
             OfflineStoreError: (awaited) the message is not known to be stored.
         """
         if type(data) is not bytes:
             data = bytes(memoryview(data))
-        strings = (_encode(message_id), data)
         # More than an int of MessagePack holds is as good as no limit.
-        operation = _Operation(_encode(user_id), strings, min(limit, 1 << 53), drop_oldest)
+        limit = max(0, min(limit, LAST_POSITION))
+        operation = _Append(_encode(user_id), _encode(message_id), data, limit, drop_oldest)
         if self._session is None:
             operation.future.set_exception(OfflineStoreError(f"{self!r} is not open"))
         else:
             self._session.put(operation)
         return operation.future
 
-    async def read(self, user_id: str, *, after: int = 0, limit: int = 100) -> list[StoredMessage]:
+    async def read(
+        self, user_id: str, *, after: int = 0, limit: int = 100, max_bytes: int = READ_BYTES
+    ) -> list[StoredMessage]:
         """The next messages of a user, in order; see `OfflineStore.read`.
 
         Args:
             user_id: whose messages.
             after: the position behind which to begin.
             limit: how many at most.
+            max_bytes: the message with which the data reach so many bytes is the last one.
 
         Returns:
-            list[StoredMessage]: also those whose `append` has been called and is not done.
+            list[StoredMessage]: also those whose `append` has been called and is not done; a
+                PartialPage where more follow, as over a slow line.
 
         Raises:
             OfflineStoreError: they cannot be read.
         """
-        user = _encode(user_id)
-        session = self._opened()
-        keys = (session.key("messages:", user), session.key("order:", user))
-        found = await session.query(user, _READ, keys, (after, limit))
-        return [
-            _stored(position, message_id, data) for position, message_id, data in _groups(found, 3)
-        ]
+        return await self._opened().read(_encode(user_id), after, limit, max_bytes)
 
     async def delete(self, user_id: str, message_ids: Collection[str]) -> int:
         """Removes messages of a user.
@@ -557,9 +753,7 @@ class RedisOfflineStore:
         user = _encode(user_id)
         session = self._opened()
         ids = [_encode(message_id) for message_id in message_ids]
-        operations = [
-            _Operation(user, ids[start : start + CHUNK]) for start in range(0, len(ids), CHUNK)
-        ]
+        operations = [_Delete(user, chunk) for chunk in _chunks(ids)]
         for operation in operations:
             session.put(operation)
         deleting = [operation.future for operation in operations]
@@ -581,48 +775,73 @@ class RedisOfflineStore:
         Raises:
             OfflineStoreError: they cannot be counted.
         """
+        (found,) = await self._opened().ask(_Read("count", _encode(user_id)))
+        return int(found)
+
+    async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
+        """Which of these messages are not in the store; see `SharedOfflineStore.missing`.
+
+        Args:
+            user_id: whose messages.
+            message_ids: which.
+
+        Returns:
+            list[str]: ids; one whose `append` has been called and is not done counts as there.
+
+        Raises:
+            OfflineStoreError: nothing is known about them.
+        """
         user = _encode(user_id)
         session = self._opened()
-        return int(await session.query(user, None, (session.key("order:", user),), ("ZCARD",)))
+        missing: list[str] = []
+        for chunk in _chunks(list(message_ids)):
+            (which,) = await session.ask(_Read("missing", user, [_encode(each) for each in chunk]))
+            missing += [chunk[number - 1] for number in which]
+        return missing
 
-    async def expire(self, before: float, limit: int = 1000) -> list[tuple[str, StoredMessage]]:
-        """Removes what was stored before a time, of all users.
+    async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
+        """For whom other opened stores have stored messages; see `SharedOfflineStore.appended`.
+
+        The server remembers the newest 10,000 pairs of store and user, for an hour. A caller that
+        has not asked for so long gets the users that are left.
+
+        Args:
+            after: the position behind which to look, as the last call returned it; -1 asks for the
+                newest position only.
+            limit: how many users at most.
+
+        Returns:
+            tuple[int, list[str]]: the position to look behind next, and the ids of the users, each
+                once.
+
+        Raises:
+            OfflineStoreError: they cannot be read.
+        """
+        return await self._opened().appended(after, limit)
+
+    async def expire(
+        self, before: float, limit: int = 1000, *, max_bytes: int = READ_BYTES
+    ) -> list[tuple[str, StoredMessage]]:
+        """Removes what was stored before a time, of all users; see `OfflineStore.expire`.
 
         Args:
             before: seconds since the epoch, on the server's clock.
             limit: how many to remove at most, the oldest first.
+            max_bytes: how many bytes of data to remove at most, but for a first message. Over a
+                slow line fewer go.
 
         Returns:
-            list[tuple[str, StoredMessage]]: user id and message of each.
+            list[tuple[str, StoredMessage]]: user id and message of each. First come those that an
+                earlier call removed, of `expire` or of `append`, without its caller being told: the
+                reply was lost for as long as it was waited for, or the caller was cancelled. These
+                may have been stored after `before`.
 
         Raises:
             OfflineStoreError: nothing is known to be removed.
         """
-        session = self._opened()
-        # Beyond 2**53 a position would not be exact; that is the year 2255.
-        stop = round(min(max(before, 0.0) * 1e6, 2.0**53))
-        removed: list[tuple[str, StoredMessage]] = []
-        more = 1
-        while more and len(removed) < limit:
-            try:
-                more, rows, junk = await session.expire(stop, min(limit - len(removed), CHUNK))
-            except OfflineStoreError:
-                if not removed:
-                    raise
-                # They are gone from the store, so this is the time to tell.
-                break
-            removed += [
-                (_decode(user), _stored(position, message_id, data))
-                for user, message_id, position, data in _groups(rows, 4)
-            ]
-            for user in junk:
-                log.warning(
-                    "offline store: Redis at %s: the messages of user %a are no sorted set, and "
-                    "are not looked at again for their age",
-                    self._name,
-                    _decode(user),
-                )
-        return removed
+        stop = round(min(before * 1e6, LAST_POSITION)) if before > 0 else 0
+        removed = await self._opened().expire(stop, limit, max_bytes)
+        return [(_decode(user), message) for user, message in removed]
 
     def _opened(self) -> _Session:
         if self._session is None:
@@ -631,40 +850,236 @@ class RedisOfflineStore:
 
 
 class _Operation:
-    """An append or a deletion that waits or is being sent.
+    """A call that waits for the server, or that the server is working on.
 
     Attributes:
         user: its id.
-        strings: message id and data of an append; ids of a deletion.
-        limit: of an append; None says that it is a deletion.
-        drop_oldest: of an append.
-        size: what counts towards `max_waiting_bytes`.
+        strings: that go to the server.
+        size: bytes of memory, about.
         born: when it was called.
         future: the caller's, who may cancel it.
-        readers: wait until it is done, whatever becomes of it.
+        reads: of the same user, which wait until it is done, whatever becomes of it.
     """
 
-    __slots__ = ("born", "drop_oldest", "future", "limit", "readers", "size", "strings", "user")
+    __slots__ = ("born", "future", "reads", "size", "strings", "user")
+
+    def __init__(self, user: bytes, strings: Sequence[bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        self.user = user
+        self.strings = strings
+        self.size = OVERHEAD + len(user) + sum(map(len, strings)) + 50 * len(strings)
+        self.born = loop.time()
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.reads: list[_Read] | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(string) for string in self.strings]
+
+    def packed(self, user: int) -> tuple[Any, ...]:
+        """What goes to the script, with the number of the user."""
+        return user, self.lengths
+
+
+class _Append(_Operation):
+    """A message to keep."""
+
+    __slots__ = ("drop_oldest", "limit")
+
+    def __init__(
+        self, user: bytes, message_id: bytes, data: bytes, limit: int, drop_oldest: bool
+    ) -> None:
+        super().__init__(user, (message_id, data))
+        self.limit = limit
+        self.drop_oldest = drop_oldest
+
+    def packed(self, user: int) -> tuple[Any, ...]:
+        return user, *self.lengths, self.limit, self.drop_oldest
+
+
+class _Delete(_Operation):
+    """Message ids to remove."""
+
+    __slots__ = ()
+
+
+class _Expire(_Operation):
+    """Messages to remove because they are too old, if they are still where they were read.
+
+    Without messages it mends what `oldest` says of its user.
+    """
+
+    __slots__ = ("messages", "positions")
+
+    def __init__(self, user: bytes, rows: Sequence[_Row]) -> None:
+        super().__init__(user, [row.id for row in rows])
+        self.positions = [int(row.position) for row in rows]
+        self.messages = [row.message for row in rows]
+
+    def packed(self, user: int) -> tuple[Any, ...]:
+        return user, self.lengths, self.positions
+
+    def removed(self, which: Iterable[int]) -> list[StoredMessage]:
+        """The messages, by the numbers that the script returned."""
+        messages = [self.messages[number - 1] for number in which]
+        return [message for message in messages if message is not None]
+
+
+class _Row(msgspec.Struct):
+    """A message that is too old, as it was read. It has no data if these were evicted."""
+
+    user: bytes
+    id: bytes
+    position: bytes
+    data: bytes | None
+
+    @property
+    def message(self) -> StoredMessage | None:
+        return None if self.data is None else _stored(self.position, self.id, self.data)
+
+
+class _Read(_Operation):
+    """A question; `kind` and `arguments` are those of the script."""
+
+    __slots__ = ("arguments", "kind")
 
     def __init__(
         self,
-        user: bytes,
-        strings: Sequence[bytes],
-        limit: int | None = None,
-        drop_oldest: bool = False,
+        kind: str,
+        user: bytes = b"",
+        strings: Sequence[bytes] = (),
+        arguments: tuple[Any, ...] = (),
     ) -> None:
-        self.user = user
-        self.strings = strings
-        self.limit = limit
-        self.drop_oldest = drop_oldest
-        self.size = OVERHEAD + len(user) + sum(map(len, strings)) + 50 * len(strings)
-        self.born = 0.0
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.readers: list[asyncio.Future[None]] | None = None
+        super().__init__(user, strings)
+        self.kind = kind
+        self.arguments = arguments
+
+    def packed(self, user: int) -> tuple[Any, ...]:
+        return self.kind, user, self.lengths, *self.arguments
+
+
+# As a result: the operation waits again, in front of its queue; or another lane has taken it.
+_LATER, _ELSEWHERE = object(), object()
+
+
+class _Pace:
+    """How many bytes go over the line at a time: as many as take little of an attempt's time.
+
+    Attributes:
+        bytes: the number.
+        slow: seconds beyond which an answer takes long.
+    """
+
+    def __init__(self, slow: float) -> None:
+        self.bytes = FIRST_BYTES
+        self.slow = slow
+
+    def took(self, seconds: float) -> None:
+        """An attempt is over."""
+        if seconds > self.slow:
+            self.bytes = max(LEAST_BYTES, self.bytes // 4)
+
+    def carried(self, size: int, seconds: float) -> None:
+        """So many bytes came or went."""
+        if seconds <= self.slow and 2 * size >= self.bytes:
+            self.bytes = min(MOST_BYTES, 2 * self.bytes)
+
+
+class _Lane:
+    """A queue, and the task that has the server do what is in it, one batch after the other."""
+
+    def __init__(
+        self,
+        session: _Session,
+        send: Callable[[list[Any]], Awaitable[list[Any]]],
+        operations: int = BATCH_OPERATIONS,
+        pace: _Pace | None = None,
+    ) -> None:
+        self.queue: deque[Any] = deque()
+        self.batch: list[Any] = []  # being sent
+        self._session = session
+        self._send = send
+        self._operations = operations
+        self._pace = pace
+        self._wake = asyncio.Event()
+        self._ending = False
+        self._task = session.loop.create_task(self._run())
+
+    def put(self, operation: _Operation) -> None:
+        self.queue.append(operation)
+        self._wake.set()
+
+    async def finish(self) -> None:
+        """Returns once all is done; nothing may be put in any more."""
+        self._ending = True
+        self._wake.set()
+        await self._task
+
+    def drop(self) -> list[_Operation]:
+        """Ends the task, with nothing done about what is left, which it returns."""
+        # The task may swallow the cancellation, in redis-py on Python 3.11: then it ends by this.
+        self._ending = True
+        self._wake.set()
+        self._task.cancel()
+        left = [*self.batch, *self.queue]
+        self.batch, self.queue = [], deque()
+        return left
+
+    async def _run(self) -> None:
+        while self.queue or not self._ending:
+            if not self.queue:
+                self._wake.clear()
+                await self._wake.wait()
+            elif batch := self._take():
+                await self._do(batch)
+
+    def _take(self) -> list[_Operation]:
+        batch: list[_Operation] = []
+        most = MOST_BYTES if self._pace is None else self._pace.bytes
+        size = 0
+        queue = self.queue
+        while queue and len(batch) < self._operations:
+            operation = queue[0]
+            if batch and size + operation.size > most:
+                break
+            queue.popleft()
+            # Nobody waits for a read that was cancelled. A write is done all the same.
+            if not (isinstance(operation, _Read) and operation.future.done()):
+                batch.append(operation)
+                size += operation.size
+        return batch
+
+    async def _do(self, batch: list[_Operation]) -> None:
+        self.batch = batch
+        try:
+            results = await self._send(batch)
+        except Exception as error:
+            self.batch = []
+            for operation in batch:
+                self._session.fail(operation, error)
+            await self._fail_old(error)
+            return
+        self.batch = []
+        answered = list(zip(batch, results, strict=True))
+        self.queue.extendleft(each for each, result in reversed(answered) if result is _LATER)
+        for operation, result in answered:
+            if result is not _LATER and result is not _ELSEWHERE:
+                self._session.settle(operation, result)
+
+    async def _fail_old(self, error: Exception) -> None:
+        """After a batch has failed: so does what has waited for as long as a batch is tried."""
+        count = 0
+        before = self._session.loop.time() - self._session.timeout
+        while self.queue and self.queue[0].born <= before:
+            self._session.fail(self.queue.popleft(), error)
+            count += 1
+            if count % BATCH_OPERATIONS == 0:
+                # The loop has others to serve, too.
+                await asyncio.sleep(0)
 
 
 class _Session:
-    """A store from `open` to `close`: its client, its queue and its writer."""
+    """A store from `open` to `close`: its client and its lanes."""
 
     def __init__(
         self,
@@ -678,39 +1093,39 @@ class _Session:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.closing: asyncio.Task[None] | None = None
+        self.timeout = timeout
         self._closed = False
         self._client: Any = client  # redis-py types half of it
         self._name = name
         self._secrets = secrets
         self._prefix = _encode(prefix)
         self._ttl_ms = math.ceil(ttl * 1000)
-        self._timeout = timeout
-        # Longer than a batch can be under way.
-        self._reply_ttl = max(60, math.ceil(4 * timeout))
         self._max_waiting_bytes = max_waiting_bytes
-        self._queue: deque[_Operation] = deque()
-        self._batch: list[_Operation] = []  # being sent
-        self._waiting_bytes = 0  # of the queue and the batch
-        self._last: dict[bytes, _Operation] = {}  # user -> its last operation that is not done
-        self._wake = asyncio.Event()
-        self._batches = 0
+        self._waiting_bytes = 0  # of the writes that are not done
+        self._last: dict[bytes, _Operation] = {}  # user -> its last write that is not done
+        self._batches = 0  # number of the last batch of writes
+        self._heard = 0  # number of the last one whose reply has arrived
+        # Batches of unknown outcome: number -> what they may have removed, by place in the batch.
+        self._unheard: dict[int, dict[int, _Expire]] = {}
+        # Removed, and no caller was left to be told.
+        self._untold: deque[tuple[bytes, StoredMessage]] = deque()
         self._reply_key = self.key("reply:", uuid.uuid4().hex.encode())
-        self._arrived: bytes | None = None  # key of the reply to the last `expire`
-        self._readers = asyncio.Semaphore(READERS)
-        self._reads = 0
-        self._quiet = asyncio.Event()  # no read is under way
-        self._quiet.set()
+        self._origin = os.urandom(8)
+        slow = timeout / 4  # half of what an attempt gets
+        self._write_pace, self._read_pace = _Pace(slow), _Pace(slow)
+        self._writes = _Lane(self, self._send_writes, pace=self._write_pace)
+        self._reads = _Lane(self, self._send_reads)
+        self._alone = _Lane(self, self._send_alone, operations=1)
         self.opening = self.loop.create_task(self._open())
         # Where nobody waits any more, its failure is no news.
         self.opening.add_done_callback(lambda task: task.cancelled() or task.exception())
-        self._writer = self.loop.create_task(self._write())
 
     def key(self, kind: str, name: bytes = b"") -> bytes:
         return self._prefix + kind.encode() + name
 
     async def _open(self) -> None:
         try:
-            await self._try("PING")
+            await self._try(lambda: ("PING",), self._read_pace)
         except Exception as error:
             raise self._trouble(error) from self._cause(error)
 
@@ -726,18 +1141,27 @@ class _Session:
             raise
 
     async def _close(self) -> None:
+        # Reads wait for writes, and large ones for others.
+        lanes = (self._writes, self._reads, self._alone)
         try:
             self.opening.cancel()
-            self._wake.set()
-            await self._writer
-            await self._quiet.wait()
+            for lane in lanes:
+                await lane.finish()
         finally:
             # Nothing is left here, unless this was cancelled.
             self._closed = True
-            self._writer.cancel()
-            for operation in [*self._batch, *self._queue]:
-                self._settle(operation, OfflineStoreError(f"{self._at} was closed"))
-            self._batch, self._queue = [], deque()
+            for lane in lanes:
+                for operation in lane.drop():
+                    self.settle(operation, OfflineStoreError(f"{self._at} was closed"))
+            if self._untold:
+                log.warning(
+                    "offline store: %s: %d messages were removed and nobody was told; the first is "
+                    "%a of user %a",
+                    self._at,
+                    len(self._untold),
+                    self._untold[0][1].id,
+                    _decode(self._untold[0][0]),
+                )
             try:
                 await self._client.aclose(close_connection_pool=True)
             except Exception as error:
@@ -746,7 +1170,7 @@ class _Session:
     # --- writing ---
 
     def put(self, operation: _Operation) -> None:
-        """Queues an append or a deletion, or fails it."""
+        """Queues a write, or fails it."""
         if self.closing is not None:
             operation.future.set_exception(OfflineStoreError(f"{self._at} is closed"))
         elif self._waiting_bytes + operation.size > self._max_waiting_bytes:
@@ -756,228 +1180,293 @@ class _Session:
                 )
             )
         else:
-            operation.born = self.loop.time()
-            self._queue.append(operation)
             self._waiting_bytes += operation.size
             self._last[operation.user] = operation
-            self._wake.set()
+            self._writes.put(operation)
 
-    async def _write(self) -> None:
-        while True:
-            if not self._queue:
-                if self.closing is not None:
-                    return
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            batch = self._batch = self._take()
-            try:
-                results = self._results(batch, await self._send(batch))
-            except Exception as error:
-                self._batch = []
-                for operation in batch:
-                    self._fail(operation, error)
-                await self._fail_old(error)
-            else:
-                self._batch = []
-                for operation, result in zip(batch, results, strict=True):
-                    self._settle(operation, result)
+    async def _send_writes(self, batch: list[_Operation]) -> list[Any]:
+        """Has the server do a batch; returns the results, _LATER for what it has not begun."""
+        self._batches += 1
+        number = self._batches
+        numbers, keys = self._keys_of(batch)
+        keys = [self._reply_key, *map(self.key, ("position", "oldest", "recent")), *keys]
+        packed = msgspec.msgpack.encode(
+            [each.packed(user) for each, user in zip(batch, numbers, strict=True)]
+        )
+        strings = b"".join(string for each in batch for string in each.strings)
+        began = self.loop.time()
 
-    def _take(self) -> list[_Operation]:
-        batch: list[_Operation] = []
-        size = 0
-        queue = self._queue
-        while queue and len(batch) < BATCH_OPERATIONS:
-            if batch and size + queue[0].size > BATCH_BYTES:
-                break
-            batch.append(queue.popleft())
-            size += batch[-1].size
-        return batch
+        def command() -> tuple[Any, ...]:
+            prefix = len(self.key("messages:"))
+            bounds = (REPLY_SECONDS, self._ttl_ms, prefix, MOST_BYTES, self._origin)
+            return len(keys), *keys, number, self._heard, *bounds, packed, strings
 
-    async def _send(self, batch: list[_Operation]) -> dict[int, list[Any]]:
-        """Has the server do a batch; what it says about the operations, by index."""
+        try:
+            answer = await self._run(_WRITE, command, self._write_pace)
+            if answer[0] != number:
+                self._hear(*answer)
+                answer = await self._run(_WRITE, command, self._write_pace)
+        except BaseException:
+            removing = {n: each for n, each in enumerate(batch) if isinstance(each, _Expire)}
+            if removing:
+                self._unheard[number] = removing
+            raise
+        self._heard = number
+        # The outcome of earlier ones is known: they were heard of, or have not been done.
+        self._unheard.clear()
+        self._write_pace.carried(sum(each.size for each in batch), self.loop.time() - began)
+        return self._results(batch, *answer[1:])
+
+    def _hear(self, number: int, done: int, said: list[Any]) -> None:
+        """The reply to a batch that was given up: its callers were told of a failure."""
+        self._heard = number
+        removing = self._unheard.pop(number, {})
+        for place, kind, value, *user in said:
+            if kind == b"dropped":
+                self._untold.extend((user[0], message) for message in _dropped(value))
+            elif kind == b"expired" and (operation := removing.get(place - 1)) is not None:
+                self._untold.extend((operation.user, each) for each in operation.removed(value))
+
+    def _keys_of(self, batch: Sequence[_Operation]) -> tuple[list[int], list[bytes]]:
+        """The number of each operation's user, and the keys of these users."""
         users: dict[bytes, int] = {}
-        operations: list[tuple[Any, ...]] = []
-        strings: list[bytes] = []
-        for operation in batch:
-            user = users.setdefault(operation.user, len(users) + 1)
-            strings += operation.strings
-            lengths = [len(string) for string in operation.strings]
-            if operation.limit is None:
-                operations.append((user, lengths))
-            else:
-                operations.append((user, *lengths, operation.limit, operation.drop_oldest))
-        keys = [self._reply_key, self.key("position"), self.key("oldest")]
+        numbers = [users.setdefault(each.user, len(users) + 1) for each in batch]
+        keys: list[bytes] = []
         for name in users:
             keys += (self.key("messages:", name), self.key("order:", name))
-        self._batches += 1
-        arguments = (
-            self._batches,
-            self._reply_ttl,
-            self._ttl_ms,
-            len(self.key("messages:")),
-            msgspec.msgpack.encode(operations),
-            b"".join(strings),
-        )
-        said = await self._run(_WRITE, keys, arguments)
-        return {number - 1: rest for number, *rest in said}
+        return numbers, keys
 
-    def _results(self, batch: list[_Operation], said: dict[int, list[Any]]) -> list[Any]:
+    def _results(self, batch: list[_Operation], done: int, said: list[Any]) -> list[Any]:
         """What each operation of a batch returns, or raises."""
-        results: list[Any] = []
-        for index, operation in enumerate(batch):
-            if index not in said:
-                results.append([])
-                continue
-            kind, value = said[index]
-            user = f"user {_decode(operation.user)!a}"
-            if kind == b"deleted":
-                results.append(value)
-            elif kind == b"dropped":
-                results.append(
-                    [
-                        _stored(position, message_id, data)
-                        for message_id, position, data in _groups(value, 3)
-                    ]
-                )
-            elif kind == b"full":
-                text = f"{self._at} holds {value} messages for {user}, of {operation.limit}"
-                results.append(OfflineStoreFullError(text))
-            else:
-                text = f"{self._at}: messages of {user}: {value.decode(errors='replace')}"
-                results.append(OfflineStoreError(text))
+        results: list[Any] = [[]] * done + [_LATER] * (len(batch) - done)
+        for place, kind, value, *_ in said:
+            results[place - 1] = self._result(batch[place - 1], kind, value)
         return results
 
-    async def _fail_old(self, error: Exception) -> None:
-        """After a batch has failed: so does what has waited for as long as a batch is tried."""
-        count = 0
-        before = self.loop.time() - self._timeout
-        while self._queue and self._queue[0].born <= before:
-            self._fail(self._queue.popleft(), error)
-            count += 1
-            if count % BATCH_OPERATIONS == 0:
-                # The loop has others to serve, too.
-                await asyncio.sleep(0)
+    def _result(self, operation: Any, kind: bytes, value: Any) -> Any:
+        user = f"user {_decode(operation.user)!a}"
+        match kind:
+            case b"deleted":
+                return value
+            case b"dropped":
+                return _dropped(value)
+            case b"expired":
+                return operation.removed(value)
+            case b"full":
+                text = f"{self._at} holds {value} messages for {user}, of {operation.limit}"
+                return OfflineStoreFullError(text)
+            case b"exists":
+                name = ascii(_decode(operation.strings[0]))
+                text = f"{self._at}: {user} has another message with the id {name}"
+                return MessageExistsError(text, value)
+            case b"junk":
+                log.warning(
+                    "offline store: %s: the messages of %s cannot be read, and are not looked at "
+                    "again for their age: %s",
+                    self._at,
+                    user,
+                    value.decode(errors="replace"),
+                )
+                return []
+        text = f"{self._at}: messages of {user}: {value.decode(errors='replace')}"
+        return OfflineStoreError(text)
 
-    def _fail(self, operation: _Operation, error: Exception) -> None:
+    def fail(self, operation: _Operation, error: Exception) -> None:
+        """An operation has failed."""
         # One exception for each, as each that is raised gets a traceback of its own.
         trouble = self._trouble(error)
-        trouble.__cause__ = self._cause(error)
-        self._settle(operation, trouble)
+        if trouble is not error:
+            trouble.__cause__ = self._cause(error)
+        self.settle(operation, trouble)
 
-    def _settle(self, operation: _Operation, result: Any) -> None:
-        """An operation is done: tells the caller, and those who wait to read."""
-        self._waiting_bytes -= operation.size
-        if self._last.get(operation.user) is operation:
-            del self._last[operation.user]
-        if not operation.future.done():
-            if isinstance(result, Exception):
-                operation.future.set_exception(result)
-            else:
-                operation.future.set_result(result)
-        for reader in operation.readers or ():
-            if not reader.done():
-                reader.set_result(None)
+    def settle(self, operation: _Operation, result: Any) -> None:
+        """An operation is done: tells the caller, and has the reads go on that wait for it."""
+        if not isinstance(operation, _Read):
+            self._waiting_bytes -= operation.size
+            if self._last.get(operation.user) is operation:
+                del self._last[operation.user]
+        if operation.future.done():
+            if isinstance(result, list) and not isinstance(operation, _Read):
+                self._untold.extend((operation.user, message) for message in result)
+        elif isinstance(result, Exception):
+            operation.future.set_exception(result)
+        else:
+            operation.future.set_result(result)
+        for read in operation.reads or ():
+            self._reads.put(read)
 
     # --- reading ---
 
-    async def query(
-        self, user: bytes, script: _Script | None, keys: Sequence[bytes], arguments: Sequence[Any]
-    ) -> Any:
-        """Runs a script, or a command with one key, after the writes of a user that wait."""
-        self._begin_read()
-        try:
-            await self._done(self._last.get(user))
-            return await self._read(script, keys, arguments)
-        finally:
-            self._end_read()
-
-    async def expire(self, stop: int, limit: int) -> tuple[int, list[bytes], list[bytes]]:
-        """One round of expiring: whether to go on, what was removed, and users with junk."""
-        self._begin_read()
-        try:
-            waiting = self._queue or self._batch
-            await self._done(waiting[-1] if waiting else None)
-            # What was removed is known from the reply alone, so it is kept for a second attempt;
-            # under a key of its own, as two may expire at once. The next call removes it.
-            keys = [self.key("reply:", uuid.uuid4().hex.encode()), self.key("oldest")]
-            arrived, self._arrived = self._arrived, None
-            if arrived is not None:
-                keys.append(arrived)
-            prefixes = (self.key("messages:"), self.key("order:"))
-            arguments = (1, self._reply_ttl, stop, limit, *prefixes)
-            more, removed, junk = await self._read(_EXPIRE, keys, arguments)
-            self._arrived = keys[0]
-            return more, removed, junk
-        finally:
-            self._end_read()
-
-    async def _done(self, operation: _Operation | None) -> None:
-        """Returns once an operation is done, and all before it, whatever became of them."""
-        if operation is None:
-            return
-        reader: asyncio.Future[None] = self.loop.create_future()
-        if operation.readers is None:
-            operation.readers = []
-        operation.readers.append(reader)
-        await reader
-
-    def _begin_read(self) -> None:
+    def ask(self, read: _Read, behind: _Operation | None = None) -> asyncio.Future[Any]:
+        """Queues a question, behind a write or the last one of its user that is not done."""
         if self.closing is not None:
-            raise OfflineStoreError(f"{self._at} is closed")
-        self._reads += 1
-        self._quiet.clear()
+            read.future.set_exception(OfflineStoreError(f"{self._at} is closed"))
+            return read.future
+        behind = behind or self._last.get(read.user)
+        if behind is None:
+            self._reads.put(read)
+        elif behind.reads is None:
+            behind.reads = [read]
+        else:
+            behind.reads.append(read)
+        return read.future
 
-    def _end_read(self) -> None:
-        self._reads -= 1
-        if self._reads == 0:
-            self._quiet.set()
+    async def read(
+        self, user: bytes, after: int, limit: int, max_bytes: int
+    ) -> list[StoredMessage]:
+        """A page of a user's messages: a whole one, or what has come before it takes long."""
+        page: list[StoredMessage] = []
+        size, more = 0, limit > 0
+        until = self.loop.time() + self._read_pace.slow
+        while more and (not page or (size < max_bytes and self.loop.time() < until)):
+            bounds = (_bounded(limit - len(page)), _bounded(max(1, max_bytes - size)))
+            read = _Read("read", user, (), (_bounded(after), *bounds))
+            more, behind, found = await self.ask(read)
+            after = int(behind)
+            page += [_stored(*each) for each in _groups(found, 3)]
+            size += sum(map(len, found[2::3]))
+        return PartialPage(page) if more and size < max_bytes else page
 
-    async def _read(
-        self, script: _Script | None, keys: Sequence[bytes], arguments: Sequence[Any]
-    ) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._readers.acquire()
-        except TimeoutError:
-            raise OfflineStoreError(f"{self._at} is too slow: other reads wait for it") from None
-        try:
-            if script is None:
-                return await self._try(*arguments, *keys)
-            return await self._run(script, keys, arguments)
-        except Exception as error:
-            raise self._trouble(error) from self._cause(error)
-        finally:
-            self._readers.release()
+    async def appended(self, after: int, limit: int) -> tuple[int, list[str]]:
+        read = _Read("appended", b"", (self._origin,), (_bounded(after), _bounded(limit)))
+        position, users = await self.ask(read)
+        return int(position), [_decode(user) for user in users]
+
+    async def expire(
+        self, stop: int, limit: int, max_bytes: int
+    ) -> list[tuple[bytes, StoredMessage]]:
+        """Removes what is too old; returns also what was removed before and not told."""
+        if self._heard < self._batches:
+            # A batch was given up, or is being sent: another one has its outcome told.
+            await self._write(_Delete(b"", ()))
+        if self._untold:
+            return self._take_untold(limit, max_bytes)
+        removed: list[tuple[bytes, StoredMessage]] = []
+        size, more = 0, 1
+        until = self.loop.time() + self._read_pace.slow
+        while (
+            more
+            and len(removed) < limit
+            and (not removed or (size < max_bytes and self.loop.time() < until))
+        ):
+            waiting = self._writes.queue or self._writes.batch
+            bounds = (_bounded(limit - len(removed)), _bounded(max(1, max_bytes - size)))
+            read = _Read("old", b"", (), (stop, *bounds))
+            try:
+                more, rows, wrong = await self.ask(read, waiting[-1] if waiting else None)
+                removed += await self._remove([_Row(*row) for row in _groups(rows, 4)], wrong)
+            except OfflineStoreError:
+                if not removed:
+                    raise
+                # These are gone from the store, so this is the time to tell.
+                break
+            size = sum(len(message.data) for _, message in removed)
+        return removed or self._take_untold(limit, max_bytes)
+
+    async def _remove(
+        self, rows: Sequence[_Row], wrong: Sequence[bytes]
+    ) -> list[tuple[bytes, StoredMessage]]:
+        """Removes messages, and mends `oldest` for some users; returns what was there to remove."""
+        by_user: dict[bytes, list[_Row]] = {user: [] for user in wrong}
+        for row in rows:
+            by_user.setdefault(row.user, []).append(row)
+        operations = [_Expire(user, messages) for user, messages in by_user.items()]
+        results = await asyncio.gather(*map(self._write, operations), return_exceptions=True)
+        trouble = [result for result in results if isinstance(result, BaseException)]
+        removed = [
+            (operation.user, message)
+            for operation, result in zip(operations, results, strict=True)
+            if not isinstance(result, BaseException)
+            for message in result
+        ]
+        if trouble and not removed:
+            raise trouble[0]
+        return sorted(removed, key=lambda each: each[1].position)
+
+    def _write(self, operation: _Operation) -> asyncio.Future[Any]:
+        self.put(operation)
+        return operation.future
+
+    def _take_untold(self, limit: int, max_bytes: int) -> list[tuple[bytes, StoredMessage]]:
+        told: list[tuple[bytes, StoredMessage]] = []
+        size = 0
+        while self._untold and len(told) < limit and (not told or size < max_bytes):
+            told.append(self._untold.popleft())
+            size += len(told[-1][1].data)
+        return told
+
+    async def _send_reads(self, batch: list[_Read], *, oversize: bool = False) -> list[Any]:
+        """Asks the server; returns the results of the reads."""
+        pace = self._read_pace
+        numbers, keys = self._keys_of(batch)
+        keys = [*map(self.key, ("position", "oldest", "recent")), *keys]
+        packed = msgspec.msgpack.encode(
+            [each.packed(user) for each, user in zip(batch, numbers, strict=True)]
+        )
+        strings = b"".join(string for each in batch for string in each.strings)
+        began = self.loop.time()
+
+        def command() -> tuple[Any, ...]:
+            prefixes = (self.key("messages:"), self.key("order:"))
+            bounds = (pace.bytes, BATCH_MESSAGES, int(oversize))
+            return len(keys), *keys, *prefixes, *bounds, packed, strings
+
+        size, answers = await self._run(_READ, command, pace)
+        pace.carried(size, self.loop.time() - began)
+        return [self._answer(*each) for each in zip(batch, answers, strict=True)]
+
+    async def _send_alone(self, batch: list[_Read]) -> list[Any]:
+        return await self._send_reads(batch, oversize=True)
+
+    def _answer(self, read: _Read, answer: list[Any]) -> Any:
+        status, *rest = answer
+        match status:
+            case b"ok":
+                return rest
+            case b"later":
+                return _LATER
+            case b"alone":
+                self._alone.put(read)
+                return _ELSEWHERE
+        text = rest[0].decode(errors="replace")
+        return OfflineStoreError(f"{self._at}: messages of user {_decode(read.user)!a}: {text}")
 
     # --- the server ---
 
-    async def _run(self, script: _Script, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
+    async def _run(
+        self, script: _Script, command: Callable[[], tuple[Any, ...]], pace: _Pace
+    ) -> Any:
+        """Runs a script; `command` makes its keys and arguments anew for each attempt."""
         from redis.exceptions import NoScriptError
 
-        rest = (len(keys), *keys, *arguments)
-        deadline = self.loop.time() + self._timeout
+        deadline = self.loop.time() + self.timeout
         try:
-            return await self._try("EVALSHA", script.sha, *rest, deadline=deadline)
+            return await self._try(lambda: ("EVALSHA", script.sha, *command()), pace, deadline)
         except NoScriptError:
             # A server that was just started: this makes it known there.
-            return await self._try("EVAL", script.text, *rest, deadline=deadline)
+            return await self._try(lambda: ("EVAL", script.text, *command()), pace, deadline)
 
-    async def _try(self, *command: Any, deadline: float | None = None) -> Any:
+    async def _try(
+        self,
+        command: Callable[[], tuple[Any, ...]],
+        pace: _Pace,
+        deadline: float | None = None,
+    ) -> Any:
         """Runs a command, again if need be, for `timeout` seconds; raises what redis-py raises."""
         from redis.exceptions import ReadOnlyError
 
         if deadline is None:
-            deadline = self.loop.time() + self._timeout
+            deadline = self.loop.time() + self.timeout
         pause = FIRST_PAUSE
         known: Exception | None = None
         while True:
             if self._closed:
                 raise OfflineStoreError(f"{self._at} was closed")
-            until = min(self.loop.time() + self._timeout / 2, deadline)
+            began = self.loop.time()
+            until = min(began + self.timeout / 2, deadline)
             try:
                 async with asyncio.timeout_at(until):
-                    return await self._client.execute_command(*command)
+                    return await self._client.execute_command(*command())
             except Exception as error:
                 if known is not None and until == deadline and isinstance(error, TimeoutError):
                     # The attempt was cut short: what the one before failed with says more.
@@ -988,6 +1477,8 @@ class _Session:
                 if isinstance(error, ReadOnlyError):
                     # After a failover the name may stand for another server.
                     await self._client.connection_pool.disconnect(inuse_connections=False)
+            finally:
+                pace.took(self.loop.time() - began)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
 
@@ -1001,7 +1492,7 @@ class _Session:
         return OfflineStoreError(f"{self._at}: {self._text(error)}")
 
     def _text(self, error: Exception) -> str:
-        text = str(error) or f"no answer within {self._timeout / 2:g} s"
+        text = str(error) or f"no answer within {self.timeout / 2:g} s"
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
@@ -1053,9 +1544,23 @@ def _decode(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
+def _bounded(number: int) -> int:
+    """A number that the scripts count with exactly."""
+    return max(-LAST_POSITION, min(number, LAST_POSITION))
+
+
+def _chunks(items: list[Any]) -> list[list[Any]]:
+    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+
+
 def _stored(position: bytes, message_id: bytes, data: bytes) -> StoredMessage:
     number = int(position)
     return StoredMessage(number, _decode(message_id), data, number / 1e6)
+
+
+def _dropped(flat: Sequence[bytes]) -> list[StoredMessage]:
+    """What an append dropped, as the script returns it."""
+    return [_stored(position, name, data) for name, position, data in _groups(flat, 3)]
 
 
 def _groups(flat: Sequence[bytes], size: int) -> list[tuple[bytes, ...]]:

@@ -220,6 +220,7 @@ class Replay:
             await self._fewer_bytes()
             self._acknowledged.clear()
             try:
+                await acks.prepare(self.client)
                 page = await acks.journal.page(mailbox.key, after)
             except Exception as error:
                 failures += 1

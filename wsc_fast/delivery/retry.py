@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from wsc_fast._core.timers import Timers
+from wsc_fast.deadlines import Deadline
 from wsc_fast.delivery.failures import reason_of
 from wsc_fast.errors import HubStoppedError, WSCError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wsc_fast._core.timers import Callback
     from wsc_fast.config import RetryConfig
 
 
@@ -62,24 +66,41 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sleepers:
-    """Waits between attempts that the hub's stop ends at once. In the loop's thread."""
+    """Waits between attempts, but for a hub that ends or has ended. In the loop's thread.
 
-    def __init__(self) -> None:
+    Args:
+        timers: of the hub.
+    """
+
+    def __init__(self, timers: Timers[Callback]) -> None:
+        self._timers = timers
         self._waiting: set[asyncio.Future[bool]] = set()
+        self._ended = False
 
     async def sleep(self, seconds: float) -> bool:
-        """Waits; returns False if it was woken before the time."""
+        """Waits; returns False if the hub ends before the time, or has ended."""
+        if self._ended:
+            return False
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(seconds, _end, waiter, True)
+        timers = self._timers
+        if timers.loop is not loop:
+            # The hub does not run.
+            timers = Timers()
+            timers.attach(loop)
+        deadline = Deadline(timers, seconds, partial(_end, waiter, True))
         self._waiting.add(waiter)
         try:
             return await waiter
         finally:
-            timer.cancel()
+            deadline.cancel()
             self._waiting.discard(waiter)
 
-    def wake(self) -> None:
+    def begin(self) -> None:
+        self._ended = False
+
+    def end(self) -> None:
+        self._ended = True
         for waiter in self._waiting:
             _end(waiter, False)
 

@@ -6,13 +6,21 @@ The rules:
   of waiting bytes. Between them stand a queue (loop to worker) and `call_soon_threadsafe`.
 - The queue is the order of everything: a call takes its place when it is made.
 - Whatever waits becomes one transaction (a batch), in that order. Nothing is reported before its
-  COMMIT has returned, and a batch that fails leaves nothing behind.
+  COMMIT has returned and its files have been seen in their places. A transaction that fails leaves
+  nothing behind.
 
-The limit of each user is enforced in SQL, not in Python: an append or a delete is a row inserted
-into the view `arriving`, whose triggers do the rest against a counter per user. Not for beauty:
-sqlite3 lets go of the GIL around each step of a statement, and beside a busy event loop it may
-wait for many milliseconds to have it back: executemany of 1,000 rows was seen to take 27 s that
-way, instead of 2 ms. So a batch is one statement, which is one step.
+On a full disk the store has to recover by itself once messages are acknowledged, and SQLite needs
+room to remove one: the pages that change are written into the log, and the log can be emptied only
+where the database has room for all that is in it. So:
+
+- Appends are refused while the disk has less free than their pages take in the log and in the
+  database, and a part that is kept for removing messages.
+- Near that bound the log is emptied before each transaction that appends. One that fails can
+  then be taken back, log and all, with no room at all.
+- What removes is never refused. If it fails for want of room, the log is emptied and it is done
+  once more, a few at a time.
+- A log that nobody writes to is emptied after a second, so that another program which fills the
+  disk later finds the store's messages in the database.
 """
 
 from __future__ import annotations
@@ -22,23 +30,40 @@ import os
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 
-from wsc_fast.delivery.offline import StoredMessage
-from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
+from wsc_fast.delivery import sqlite_database as database
+from wsc_fast.delivery.offline import READ_BYTES, StoredMessage
+from wsc_fast.delivery.sqlite_database import code as _code
+from wsc_fast.delivery.sqlite_database import connect as _connect
+from wsc_fast.delivery.sqlite_files import DatabaseFiles
+from wsc_fast.errors import (
+    ConfigError,
+    MessageExistsError,
+    OfflineStoreError,
+    OfflineStoreFullError,
+)
+from wsc_fast.log import log
 
 Synchronous = Literal["FULL", "NORMAL"]
 
-# What one transaction takes at most: bounds its time (some 50 ms) and the turn of the event loop
-# that resolves its futures.
-_BATCH_ENTRIES = 1024
+# Most writes, calls and bytes of one transaction: some 50 ms.
+_BATCH_ROWS = database.BATCH_ROWS
 _BATCH_BYTES = 4 << 20
+
+# Ids of one transaction's entry; a call that removes more makes several.
+_DELETE_IDS = 64
+
+# Calls that end in one turn of the event loop, and messages that they return.
+_TURN_ENTRIES = 200
+_TURN_MESSAGES = 1000
 
 # Roughly what an entry costs beside its texts and data: itself, its future, the queue's place.
 _ENTRY_BYTES = 512
@@ -46,121 +71,25 @@ _ENTRY_BYTES = 512
 # A batch whose entries have spent their time waiting for the lock still tries this long, seconds.
 _LAST_TRY = 0.05
 
-# The least of `max_bytes`: the empty tables take some, and SQLite's most pages of a file.
-_SMALLEST, _MOST_PAGES = 1 << 20, 0xFFFFFFFE
+# The least of `max_bytes`: the empty tables take some.
+_SMALLEST = 1 << 20
 
-# The largest integer that SQLite has.
-_LARGEST = (1 << 63) - 1
+# Beside its size, what a write may take in the log (12 pages were measured, in large indexes), and
+# what an append may add to the database (2 pages).
+_ROW_LOG_BYTES = 64 << 10
+_ROW_GROWTH_BYTES = 32 << 10
 
-# Marks a database as ours ("wscO"), lest we write our tables into that of another program.
-_APPLICATION_ID = 0x7773634F
+# Seconds without a call after which the log is emptied.
+_QUIET = 1.0
 
-# Statements that bring the schema from version N to N + 1; what is here is never changed, only
-# added to.
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        # `held` spares counting a user's messages for each append. A user without messages has no
-        # row: a million of passing ids leave nothing.
-        """
-        CREATE TABLE users (
-            user_key INTEGER PRIMARY KEY,
-            user_id TEXT NOT NULL UNIQUE,
-            held INTEGER NOT NULL
-        )
-        """,
-        # AUTOINCREMENT: a position is not used again, so that nobody who reads on after it misses
-        # a message.
-        """
-        CREATE TABLE messages (
-            position INTEGER PRIMARY KEY AUTOINCREMENT,
-            user_key INTEGER NOT NULL,
-            id TEXT NOT NULL,
-            stored_at REAL NOT NULL,
-            data BLOB NOT NULL
-        )
-        """,
-        "CREATE UNIQUE INDEX messages_once ON messages (user_key, id)",
-        # An index ends in the row's key: this one is (user_key, position).
-        "CREATE INDEX messages_in_order ON messages (user_key)",
-        "CREATE INDEX messages_by_age ON messages (stored_at)",
-        """
-        CREATE TRIGGER message_added AFTER INSERT ON messages BEGIN
-            UPDATE users SET held = held + 1 WHERE user_key = new.user_key;
-        END
-        """,
-        """
-        CREATE TRIGGER message_removed AFTER DELETE ON messages BEGIN
-            UPDATE users SET held = held - 1 WHERE user_key = old.user_key;
-            DELETE FROM users WHERE user_key = old.user_key AND held = 0;
-        END
-        """,
-    ),
-)
-
-# Of each connection, in memory: where a batch's writes go in, and what comes of them. `entry` is
-# the place in the batch.
-_TEMPORARY = """
-PRAGMA temp_store = MEMORY;
-
--- A message to keep or, with data NULL, to remove; a row of NULLs is nothing.
-CREATE TEMP VIEW arriving AS
-    SELECT 0 AS entry, '' AS user_id, '' AS id, x'' AS data, 0.0 AS stored_at, 0 AS most,
-        0 AS drop_oldest;
-
-CREATE TEMP TABLE dropped (
-    entry INTEGER, position INTEGER, id TEXT, data BLOB, stored_at REAL,
-    PRIMARY KEY (entry, position)
-) WITHOUT ROWID;
-
--- Of a message to keep: it is refused. Of messages to remove: there was one, once for each.
-CREATE TEMP TABLE noted (entry INTEGER);
-
--- `most` is 1 or more, so a user whose row goes with the last message dropped has it made anew.
-CREATE TEMP TRIGGER keep INSTEAD OF INSERT ON arriving
-WHEN new.data IS NOT NULL AND NOT EXISTS (
-    SELECT 1 FROM users JOIN messages USING (user_key)
-    WHERE user_id = new.user_id AND id = new.id
-)
-BEGIN
-    INSERT INTO dropped
-        SELECT new.entry, position, id, data, stored_at FROM users JOIN messages USING (user_key)
-        WHERE user_id = new.user_id AND held >= new.most AND new.drop_oldest
-        ORDER BY position
-        LIMIT coalesce((SELECT held - new.most + 1 FROM users WHERE user_id = new.user_id), 0);
-    DELETE FROM messages
-        WHERE position IN (SELECT position FROM dropped WHERE entry = new.entry);
-    INSERT OR IGNORE INTO users VALUES (NULL, new.user_id, 0);
-    INSERT INTO messages
-        SELECT NULL, user_key, new.id, new.stored_at, new.data FROM users
-        WHERE user_id = new.user_id AND held < new.most;
-    INSERT INTO noted SELECT new.entry WHERE changes() = 0;
-END;
-
-CREATE TEMP TRIGGER remove INSTEAD OF INSERT ON arriving
-WHEN new.data IS NULL AND new.id IS NOT NULL
-BEGIN
-    DELETE FROM messages
-        WHERE user_key = (SELECT user_key FROM users WHERE user_id = new.user_id)
-            AND id = new.id;
-    INSERT INTO noted SELECT new.entry WHERE changes() > 0;
-END;
-"""
-
-_COLUMNS = 7
-
-_READ = """
-SELECT position, id, data, stored_at FROM messages
-WHERE user_key = (SELECT user_key FROM users WHERE user_id = ?) AND position > ?
-ORDER BY position LIMIT ?
-"""
-
-_COUNT = "SELECT held FROM users WHERE user_id = ?"
-
-_OLD = "FROM messages WHERE stored_at < ? ORDER BY stored_at, position LIMIT ?"
+# Spans of positions that others have filled, of which a list is kept; and positions that one call
+# of `appended` looks at.
+_MOST_SPANS = 1000
+_MOST_POSITIONS = 100_000
 
 
 class _Append(msgspec.Struct):
-    """A message to keep; its future gets what was dropped for it."""
+    """A message to keep; its future gets the messages that were dropped for it."""
 
     future: asyncio.Future[Any]
     size: int
@@ -170,6 +99,10 @@ class _Append(msgspec.Struct):
     data: bytes
     limit: int
     drop_oldest: bool
+    # An OfflineStoreError is raised, anything else returned.
+    outcome: Any = msgspec.UNSET
+    rows: ClassVar[int] = 1
+    writes: ClassVar[bool] = True
 
 
 class _Delete(msgspec.Struct):
@@ -180,23 +113,48 @@ class _Delete(msgspec.Struct):
     asked_at: float
     user_id: str
     message_ids: list[str]
+    outcome: Any = msgspec.UNSET
+    writes: ClassVar[bool] = True
+
+    @property
+    def rows(self) -> int:
+        return len(self.message_ids)
+
+
+class _Expire(msgspec.Struct):
+    """Old messages to remove; its future gets them."""
+
+    future: asyncio.Future[Any]
+    size: int
+    asked_at: float
+    before: float
+    limit: int
+    max_bytes: int
+    outcome: Any = msgspec.UNSET
+    writes: ClassVar[bool] = True
+
+    @property
+    def rows(self) -> int:
+        return self.limit
 
 
 class _Query(msgspec.Struct):
-    """Anything else; its future gets what the function returns."""
+    """Anything that only reads; its future gets the result of the function."""
 
     future: asyncio.Future[Any]
     size: int
     asked_at: float
     function: Callable[[sqlite3.Connection], Any]
-    writes: bool
+    outcome: Any = msgspec.UNSET
+    rows: ClassVar[int] = 1
+    writes: ClassVar[bool] = False
 
 
-_Entry = _Append | _Delete | _Query
+_Entry = _Append | _Delete | _Expire | _Query
 
 
 class SQLiteOfflineStore:
-    """An OfflineStore in an SQLite database.
+    """A SharedOfflineStore in an SQLite database.
 
     One thread does all the work, so that no call blocks the event loop however slow the disk is.
     What waits while it is busy is written in one transaction (group commit): the more load, the
@@ -207,8 +165,8 @@ class SQLiteOfflineStore:
 
     - "FULL": nothing. Each transaction is on the disk (fsync) before it is reported; that is, if
       the disk and the file system keep what they promise on fsync.
-    - "NORMAL": whatever was reported since the last checkpoint, that is up to the last 32 MB of
-      changes, or the last half minute where the kernel writes by itself. Messages are lost that
+    - "NORMAL": all that was reported since the last checkpoint, that is up to the last 32 MB of
+      changes, or since there was a quiet second. Messages are lost that
       were reported as stored, and messages come again that were reported as deleted. The database
       itself stays sound. Worth it only where each fsync takes many milliseconds.
 
@@ -221,15 +179,23 @@ class SQLiteOfflineStore:
     for: appends fail until some go.
 
     Trouble: a locked database (another process writes) is waited for, `busy_timeout` at most; then
-    and on a full disk, an I/O error or a damaged file, the calls of the transaction fail with
+    and on an I/O error or a damaged file, the calls of the transaction fail with
     OfflineStoreError, nothing of it is stored, and the next one tries anew. Reads still answer
     while another process holds the write lock, behind the writes that were called before them.
+
+    A full disk: an eighth of the disk, 64 MiB at most, is kept free for removing messages. Where an
+    append would go below, it fails with OfflineStoreError, which says how much is free. Removing
+    works on, and makes room in the file for new messages.
+
+    A file that is removed or replaced while the store is open: the store notices before it reports
+    anything as stored, writes a warning, and goes on with the file that is at the path, a new one
+    if there is none. The messages of the file that went are gone.
 
     Several processes may share the file on a local disk; not on a network file system. Forking
     with an open store is not supported: the thread does not live in the child, whose calls would
     wait for ever; open a store of its own there. The file does not shrink when messages go, but
-    their place is used again. It is created with the permissions that the umask leaves; so are the
-    two files beside it, "-wal" and "-shm", which belong to it.
+    their place is used again; until then parts of them may still be in it. A new file, and the two
+    beside it, "-wal" and "-shm", which belong to it, can be read by their owner only (mode 0600).
 
     Thread-safety: all methods on one event loop; after `close`, `open` may be called on another.
     """
@@ -251,7 +217,7 @@ class SQLiteOfflineStore:
             busy_timeout: how long a call waits for another process's lock, seconds.
             max_waiting_bytes: what may wait for the disk, with about 512 bytes per message beside
                 its data.
-            max_bytes: what the file may grow to; the log beside it is not counted.
+            max_bytes: what the file may grow to, in bytes; the log beside it is not counted.
 
         Raises:
             ConfigError: a value that cannot be used.
@@ -380,8 +346,9 @@ class SQLiteOfflineStore:
 
         Raises:
             OfflineStoreFullError: (awaited) at the limit, without `drop_oldest`.
+            MessageExistsError: (awaited) the id is taken by other data.
             OfflineStoreError: (awaited) the message is not stored: the database has trouble, the
-                disk is too slow for what comes, an id is no valid text, the store is not open.
+                disk is nearly full or too slow, an id is no valid text, the store is not open.
         """
         try:
             worker = self._open_worker()
@@ -397,29 +364,29 @@ class SQLiteOfflineStore:
             refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             refused.set_exception(error)
             return refused
-        future = worker.loop.create_future()
-        worker.waiting += size
-        worker.queue.put(
+        return worker.put(
             _Append(
-                future,
+                worker.loop.create_future(),
                 size,
                 time.time(),
                 user_id,
                 message_id,
                 data,
-                min(limit, _LARGEST),
+                min(limit, database.LARGEST),
                 bool(drop_oldest),
             )
         )
-        return future
 
-    async def read(self, user_id: str, *, after: int = 0, limit: int = 100) -> list[StoredMessage]:
+    async def read(
+        self, user_id: str, *, after: int = 0, limit: int = 100, max_bytes: int = READ_BYTES
+    ) -> list[StoredMessage]:
         """The next messages of a user, in order; see `OfflineStore.read`.
 
         Args:
             user_id: whose messages.
             after: the position behind which to begin.
-            limit: how many at most.
+            limit: how many messages at most.
+            max_bytes: the message with which the data reach so many bytes is the last one.
 
         Returns:
             list[StoredMessage]: also those whose `append` was called before and is not done yet.
@@ -428,8 +395,9 @@ class SQLiteOfflineStore:
             OfflineStoreError: the database has trouble, or the store is not open.
         """
         self._check_text("user_id", user_id)
-        values = (user_id, _within(after), _within(limit))
-        found: list[StoredMessage] = await self._ask(partial(_read, values=values), writes=False)
+        found: list[StoredMessage] = await self._ask(
+            partial(database.read, user_id=user_id, after=after, limit=limit, max_bytes=max_bytes)
+        )
         return found
 
     async def delete(self, user_id: str, message_ids: Collection[str]) -> int:
@@ -447,15 +415,16 @@ class SQLiteOfflineStore:
         """
         worker = self._open_worker()
         self._check_text("user_id", user_id)
-        ids = list(message_ids)
-        for message_id in ids:
-            self._check_text("message_id", message_id)
-        size = _ENTRY_BYTES + sum(map(len, ids)) + 64 * len(ids)
-        self._check_waiting(worker, size, 2 * self._max_waiting_bytes)
-        future: asyncio.Future[int] = worker.loop.create_future()
-        worker.waiting += size
-        worker.queue.put(_Delete(future, size, time.time(), user_id, ids))
-        return await future
+        ids = self._ids(message_ids)
+        parts = [ids[start : start + _DELETE_IDS] for start in range(0, len(ids), _DELETE_IDS)]
+        sizes = [_ENTRY_BYTES + sum(map(len, part)) + 64 * len(part) for part in parts]
+        self._check_waiting(worker, sum(sizes), 2 * self._max_waiting_bytes)
+        now = time.time()
+        deleting = [
+            worker.put(_Delete(worker.loop.create_future(), size, now, user_id, part))
+            for size, part in zip(sizes, parts, strict=True)
+        ]
+        return sum(await asyncio.gather(*deleting))
 
     async def count(self, user_id: str) -> int:
         """How many messages are kept for a user.
@@ -470,15 +439,18 @@ class SQLiteOfflineStore:
             OfflineStoreError: the database has trouble, or the store is not open.
         """
         self._check_text("user_id", user_id)
-        held: int = await self._ask(partial(_count, user_id=user_id), writes=False)
+        held: int = await self._ask(partial(database.count, user_id=user_id))
         return held
 
-    async def expire(self, before: float, limit: int = 1000) -> list[tuple[str, StoredMessage]]:
+    async def expire(
+        self, before: float, limit: int = 1000, *, max_bytes: int = READ_BYTES
+    ) -> list[tuple[str, StoredMessage]]:
         """Removes what was stored before a time; see `OfflineStore.expire`.
 
         Args:
             before: seconds since the epoch.
-            limit: how many to remove at most, the oldest first. They are all in memory at once.
+            limit: how many messages to remove at most, the oldest first.
+            max_bytes: the message with which the data reach so many bytes is the last one.
 
         Returns:
             list[tuple[str, StoredMessage]]: user id and message of each, once it is durable that
@@ -487,19 +459,70 @@ class SQLiteOfflineStore:
         Raises:
             OfflineStoreError: the database has trouble, or the store is not open.
         """
-        values = (float(before), _within(limit))
-        old: list[tuple[str, StoredMessage]] = await self._ask(
-            partial(_expire, values=values), writes=True
+        worker = self._open_worker()
+        self._check_waiting(worker, _ENTRY_BYTES, 2 * self._max_waiting_bytes)
+        future: asyncio.Future[list[tuple[str, StoredMessage]]] = worker.loop.create_future()
+        worker.put(
+            _Expire(future, _ENTRY_BYTES, time.time(), float(before), max(0, limit), max_bytes)
         )
-        return old
+        return await future
 
-    async def _ask(self, function: Callable[[sqlite3.Connection], Any], *, writes: bool) -> Any:
+    async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
+        """For whom others have stored messages; see `SharedOfflineStore.appended`.
+
+        It costs a look at one row while nobody else stores anything. Another store object on the
+        same file counts as another, also in this process.
+
+        Args:
+            after: the position behind which to look; -1 asks for the newest position only. A
+                position that the database has not reached, since the file was replaced, is taken
+                as 0.
+            limit: how many users at most.
+
+        Returns:
+            tuple[int, list[str]]: the position to look behind next, and ids of users.
+
+        Raises:
+            OfflineStoreError: the database has trouble, or the store is not open.
+        """
+        worker = self._open_worker()
+        found: tuple[int, list[str]] = await self._ask(
+            partial(worker.others.appended, after=after, limit=limit)
+        )
+        return found
+
+    async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
+        """Which of these messages are not in the store; see `SharedOfflineStore.missing`.
+
+        Args:
+            user_id: whose messages.
+            message_ids: which.
+
+        Returns:
+            list[str]: ids, each once; one whose `append` has been called and is not done counts as
+                there.
+
+        Raises:
+            OfflineStoreError: the database has trouble, or the store is not open.
+        """
+        self._check_text("user_id", user_id)
+        ids = list(dict.fromkeys(self._ids(message_ids)))
+        found: list[str] = await self._ask(
+            partial(database.missing, user_id=user_id, message_ids=ids)
+        )
+        return found
+
+    async def _ask(self, function: Callable[[sqlite3.Connection], Any]) -> Any:
         worker = self._open_worker()
         self._check_waiting(worker, _ENTRY_BYTES, 2 * self._max_waiting_bytes)
         future = worker.loop.create_future()
-        worker.waiting += _ENTRY_BYTES
-        worker.queue.put(_Query(future, _ENTRY_BYTES, time.time(), function, writes))
-        return await future
+        return await worker.put(_Query(future, _ENTRY_BYTES, time.time(), function))
+
+    def _ids(self, message_ids: Collection[str]) -> list[str]:
+        ids = list(message_ids)
+        for message_id in ids:
+            self._check_text("message_id", message_id)
+        return ids
 
     def _open_worker(self) -> _Worker:
         worker = self._ready
@@ -555,8 +578,21 @@ class _Worker:
         self._max_bytes = max_bytes
         self._db: sqlite3.Connection | None = None
         self._db_waits = busy_timeout
+        self._files = DatabaseFiles(path)
+        self._log_is_used = False
+        self.others = _Others()
+        # What is through, and has yet to be told to the callers; the loop's.
+        self._done: deque[_Entry] = deque()
+        self._telling = False
+        self._ended = False
 
     # On the loop.
+
+    def put(self, entry: _Entry) -> asyncio.Future[Any]:
+        """Has the thread do this, behind all that was put in before; returns the entry's future."""
+        self.waiting += entry.size
+        self.queue.put(entry)
+        return entry.future
 
     def _on_opened(self, error: OfflineStoreError | None) -> None:
         if error is None:
@@ -564,19 +600,39 @@ class _Worker:
         else:
             self.opened.set_exception(error)
 
-    def _on_batch(self, batch: list[_Entry], outcomes: list[Any]) -> None:
-        for entry, outcome in zip(batch, outcomes, strict=True):
-            self.waiting -= entry.size
-            future = entry.future
-            if future.done():  # cancelled
-                continue
-            if isinstance(outcome, OfflineStoreError):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+    def _on_batch(self, batch: list[_Entry]) -> None:
+        self._done += batch
+        if not self._telling:
+            self._tell_callers()
+
+    def _tell_callers(self) -> None:
+        """Ends some of the calls, and the others in the next turns: their callbacks take time."""
+        entries, messages = _TURN_ENTRIES, _TURN_MESSAGES
+        while self._done and entries > 0 and messages > 0:
+            entry = self._done.popleft()
+            entries -= 1
+            if isinstance(entry.outcome, list):
+                messages -= len(entry.outcome)
+            self._end(entry)
+        self._telling = bool(self._done)
+        if self._telling:
+            self.loop.call_soon(self._tell_callers)
+        elif self._ended:
+            self.closed.set_result(None)
+
+    def _end(self, entry: _Entry) -> None:
+        self.waiting -= entry.size
+        if entry.future.done():  # cancelled
+            return
+        if isinstance(entry.outcome, OfflineStoreError):
+            entry.future.set_exception(entry.outcome)
+        else:
+            entry.future.set_result(entry.outcome)
 
     def _on_closed(self) -> None:
-        self.closed.set_result(None)
+        self._ended = True
+        if not self._telling:
+            self.closed.set_result(None)
 
     # In the thread.
 
@@ -606,20 +662,24 @@ class _Worker:
             batch: list[_Entry] = []
             try:
                 last = self._take(batch)
-                outcomes = self._transact(batch)
+                rest = batch
+                while rest:
+                    part, rest = self._part(rest)
+                    self._attempt(part)
             except BaseException as error:
-                outcomes = self._undo(batch, error)
+                self._fail([entry for entry in batch if entry.outcome is msgspec.UNSET], error)
             if batch:
-                self._tell(self._on_batch, batch, outcomes)
+                self._tell(self._on_batch, batch)
 
     def _take(self, batch: list[_Entry]) -> bool:
         """Waits for an entry and takes what else is there; returns whether it is the last batch."""
-        size = 0
-        entry = self.queue.get()
+        rows = size = 0
+        entry = self._wait_for_entry()
         while entry is not None:
             batch.append(entry)
+            rows += entry.rows
             size += entry.size
-            if len(batch) >= _BATCH_ENTRIES or size >= _BATCH_BYTES:
+            if rows >= _BATCH_ROWS or size >= _BATCH_BYTES:
                 return False
             try:
                 entry = self.queue.get_nowait()
@@ -627,20 +687,105 @@ class _Worker:
                 return False
         return True
 
-    def _transact(self, batch: list[_Entry]) -> list[Any]:
-        """Does a batch in one transaction; returns what each entry's future gets."""
-        if not batch:
-            return []
+    def _wait_for_entry(self) -> _Entry | None:
+        if self._log_is_used:
+            try:
+                return self.queue.get(timeout=_QUIET)
+            except Empty:
+                self._log_is_used = False
+                self._checkpoint("PASSIVE")
+        return self.queue.get()
+
+    def _part(self, entries: list[_Entry]) -> tuple[list[_Entry], list[_Entry]]:
+        """The next entries to do in one transaction, and those behind them.
+
+        That is all of them while the disk has room for the worst. Else it is as many as there
+        surely is room for; an append for which there is none is refused.
+        """
+        if not any(type(entry) is _Append for entry in entries):
+            return entries, []
+        each = _ROW_LOG_BYTES + _ROW_GROWTH_BYTES
+        if self._files.has_room(sum(2 * entry.size + each * entry.rows for entry in entries)):
+            return entries, []
+        room = self._room()
+        if room is None:
+            return entries, []
+        part: list[_Entry] = []
+        for index, entry in enumerate(entries):
+            if type(entry) is not _Append:
+                room.take_removal(entry)
+            elif not room.take(entry):
+                if room.is_used:
+                    return part, entries[index:]
+                entry.outcome = self._error(room.refusal(entry))
+                continue
+            part.append(entry)
+        return part, []
+
+    def _room(self) -> _Room | None:
+        """Empties the log, and measures; None if that does not work, as of a damaged database."""
+        try:
+            self._checkpoint()
+            db = self._connection()
+            (unused,) = db.execute("PRAGMA freelist_count").fetchone()
+            (page_size,) = db.execute("PRAGMA page_size").fetchone()
+        except (sqlite3.Error, OfflineStoreError):
+            return None
+        disk = self._files.disk()
+        if disk is None:
+            return None
+        return _Room(*disk, log_bytes=self._files.log_bytes(), unused_bytes=unused * page_size)
+
+    def _attempt(self, part: list[_Entry]) -> None:
+        """Does entries in one transaction; where that fails, those that make room once more."""
+        try:
+            self._transact(part)
+            if not self._files.complete() and self._reopen():
+                self._transact(part)
+        except BaseException as error:
+            self._roll_back(part, error)
+            if _code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                self._fail(part, error)
+                return
+            self._fail([entry for entry in part if type(entry) is _Append], error)
+            self._remove([entry for entry in part if type(entry) is not _Append], error)
+
+    def _remove(self, entries: list[_Entry], error: BaseException) -> None:
+        """Does entries once more that failed with others for want of room, and read or remove.
+
+        Over an empty log, and fewer at a time until they fit.
+        """
+        size = len(entries)
+        while any(entry.writes for entry in entries):
+            self._checkpoint()
+            try:
+                self._transact(entries[:size])
+            except BaseException as own:
+                self._roll_back(entries, own)
+                error = own
+                first = entries[0]
+                if size > 1:
+                    size = max(size // 4, 1)
+                elif type(first) is _Expire and first.limit > 1:
+                    first.limit = max(first.limit // 4, 1)
+                else:
+                    break
+            else:
+                del entries[:size]
+                size *= 2
+        self._fail(entries, error)
+
+    def _transact(self, part: list[_Entry]) -> None:
+        """Does entries in one transaction, and gives each its outcome."""
         db = self._connection()
-        writing = any(type(entry) is not _Query or entry.writes for entry in batch)
+        writing = any(entry.writes for entry in part)
         if writing:
-            self._limit_wait(db, batch[-1].asked_at)
+            self._limit_wait(db, part[-1].asked_at)
             db.execute("BEGIN IMMEDIATE")
-        outcomes: list[Any] = []
         rows: list[Any] = []
-        for index, entry in enumerate(batch):
+        for index, entry in enumerate(part):
             if type(entry) is _Append:
-                outcomes.append([])
+                entry.outcome = []
                 rows += (
                     index,
                     entry.user_id,
@@ -651,61 +796,89 @@ class _Worker:
                     entry.drop_oldest,
                 )
             elif type(entry) is _Delete:
-                outcomes.append(0)
+                entry.outcome = 0
                 for message_id in entry.message_ids:
                     rows += (index, entry.user_id, message_id, None, None, None, None)
             else:
-                assert type(entry) is _Query
                 # It sees what was called before it, and nothing else.
-                _arrive(db, rows)
-                outcomes.append(self._query(db, entry, writing))
+                database.arrive(db, rows)
+                if type(entry) is _Query:
+                    self._query(db, entry, writing)
+                elif type(entry) is _Expire:
+                    entry.outcome = database.expire(db, entry.before, entry.limit, entry.max_bytes)
         if writing:
-            _arrive(db, rows)
-            self._collect(db, batch, outcomes)
+            database.arrive(db, rows)
+            last, own = self._collect(db, part)
             db.execute("COMMIT")
-        return outcomes
+            self._log_is_used = True
+            self.others.committed(last, own)
+
+    def _query(self, db: sqlite3.Connection, entry: _Query, writing: bool) -> None:
+        try:
+            entry.outcome = entry.function(db)
+        except sqlite3.Error as error:
+            # A read that fails is no reason to fail the writes beside it, if they still stand.
+            if db.in_transaction is not writing:
+                raise
+            entry.outcome = self._trouble(error)
+
+    def _collect(self, db: sqlite3.Connection, part: list[_Entry]) -> tuple[int, int]:
+        """Gives the entries what the triggers have left about them.
+
+        Returns:
+            tuple[int, int]: the newest position, and how many the part has filled.
+        """
+        results = database.Results(db)
+        stored = sum(type(entry) is _Append for entry in part)
+        for index in results.noted:
+            entry = part[index]
+            if type(entry) is _Append:
+                stored -= 1
+                if index not in results.existing:
+                    entry.outcome = _full(self._path, entry.user_id, entry.limit)
+                elif (data := results.existing[index]) is not None:
+                    entry.outcome = MessageExistsError(
+                        f"offline store {self._path}: user {entry.user_id!a} has another message "
+                        f"with the id {entry.message_id!a}",
+                        data,
+                    )
+            else:
+                entry.outcome += 1
+        for index, message in results.dropped:
+            part[index].outcome.append(message)
+        return results.sequence, stored
 
     def _limit_wait(self, db: sqlite3.Connection, asked_at: float) -> None:
-        """Has this batch wait for the lock only as long as is left to its newest entry.
+        """Has this part wait for the lock only as long as is left to its newest entry.
 
         Otherwise, with n batches waiting behind a lock, the last would fail after n timeouts.
         """
         left = self._busy_timeout - max(time.time() - asked_at, 0.0)
         if left > 0.9 * self._busy_timeout:
             left = self._busy_timeout
-        left = max(left, min(_LAST_TRY, self._busy_timeout))
-        if left != self._db_waits:
-            db.execute(f"PRAGMA busy_timeout = {int(left * 1000)}")
-            self._db_waits = left
+        self._wait(db, max(left, _LAST_TRY))
 
-    def _query(self, db: sqlite3.Connection, query: _Query, in_transaction: bool) -> Any:
-        try:
-            return query.function(db)
-        except sqlite3.Error as error:
-            # A read that fails is no reason to fail the writes beside it, if they still stand.
-            if query.writes or db.in_transaction is not in_transaction:
-                raise
-            return self._trouble(error)
+    def _wait(self, db: sqlite3.Connection, seconds: float) -> None:
+        seconds = min(seconds, self._busy_timeout)
+        if seconds != self._db_waits:
+            db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            self._db_waits = seconds
 
-    def _collect(self, db: sqlite3.Connection, batch: list[_Entry], outcomes: list[Any]) -> None:
-        """Puts in what the triggers have left about the entries, and clears that away."""
-        (noted,) = db.execute("SELECT group_concat(entry) FROM noted").fetchone()
-        if noted is not None:
-            for index in map(int, str(noted).split(",")):
-                entry = batch[index]
-                if type(entry) is _Append:
-                    outcomes[index] = _full(self._path, entry.user_id, entry.limit)
-                else:
-                    outcomes[index] += 1
-            db.execute("DELETE FROM noted")
-        dropped = db.execute("SELECT * FROM dropped ORDER BY entry, position").fetchall()
-        if dropped:
-            for index, *message in dropped:
-                outcomes[index].append(StoredMessage(*message))
-            db.execute("DELETE FROM dropped")
+    def _fail(self, entries: list[_Entry], error: BaseException) -> None:
+        """Their transaction failed: writes fail with it, reads are done once more."""
+        for entry in entries:
+            if type(entry) is not _Query:
+                entry.outcome = self._trouble(error)
+                continue
+            try:
+                entry.outcome = entry.function(self._connection())
+            except BaseException as own:
+                entry.outcome = self._trouble(own)
 
-    def _undo(self, batch: list[_Entry], error: BaseException) -> list[Any]:
-        """Takes a failed batch back; its writes fail, its reads are done once more."""
+    def _roll_back(self, entries: list[_Entry], error: BaseException) -> None:
+        """Takes back a transaction that failed, and the outcomes that it gave."""
+        for entry in entries:
+            entry.outcome = msgspec.UNSET
         # After another error than these two the connection may be unusable; a new one is cheap.
         keep = _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
         try:
@@ -715,18 +888,6 @@ class _Worker:
             keep = False
         if not keep:
             self._disconnect()
-        outcomes: list[Any] = []
-        for entry in batch:
-            outcome: Any = None
-            if type(entry) is _Query and not entry.writes:
-                try:
-                    outcome = entry.function(self._connection())
-                except BaseException as own:
-                    outcome = self._trouble(own)
-            else:
-                outcome = self._trouble(error)
-            outcomes.append(outcome)
-        return outcomes
 
     def _trouble(self, cause: BaseException) -> OfflineStoreError:
         """What is reported for an error: one for each entry, since each gets its own traceback."""
@@ -735,14 +896,60 @@ class _Worker:
             text += f", by another process, for longer than {self._busy_timeout:g} s"
         elif _code(cause) == sqlite3.SQLITE_FULL:
             text += f" (max_bytes is {self._max_bytes})"
-        error = OfflineStoreError(f"offline store {self._path}: {text}")
+        error = self._error(text)
         error.__cause__ = cause
         return error
+
+    def _error(self, text: str) -> OfflineStoreError:
+        return OfflineStoreError(f"offline store {self._path}: {text}")
+
+    # The files.
+
+    def _checkpoint(self, mode: Literal["TRUNCATE", "PASSIVE"] = "TRUNCATE") -> bool:
+        """Writes the log into the database; returns whether all of it went.
+
+        "TRUNCATE" gives its room back to the disk, and waits a little for who uses it.
+        """
+        try:
+            db = self._connection()
+            self._wait(db, _LAST_TRY)
+            busy, frames, written = db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except (sqlite3.Error, OfflineStoreError):
+            return False
+        return not busy and frames == written
+
+    def _reopen(self) -> bool:
+        """Some of the files are no longer in their places: opens the database that is there now.
+
+        Returns:
+            bool: whether it is another one, which does not have what was just committed.
+        """
+        replaced = self._files.replaced()
+        # All goes into the database itself, be it moved or without a log.
+        saved = self._checkpoint()
+        if replaced:
+            log.warning(
+                "offline store %s: the file was removed or replaced while it was open; its "
+                "messages are gone, the store goes on with the file that is there now",
+                self._path,
+            )
+            self._files.remove_log()
+        elif saved:
+            log.warning(
+                "offline store %s: its log was removed while it was open; nothing is lost",
+                self._path,
+            )
+        if replaced or saved:
+            self._disconnect()
+            self._connection()
+        return replaced
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
             self._db = _connect(self._path, self._synchronous, self._busy_timeout, self._max_bytes)
             self._db_waits = self._busy_timeout
+            if self._files.note():
+                self.others.forget()
         return self._db
 
     def _disconnect(self) -> None:
@@ -752,132 +959,119 @@ class _Worker:
                 db.close()  # takes back what is not committed
 
 
-def _connect(
-    path: str, synchronous: str, busy_timeout: float, max_bytes: int
-) -> sqlite3.Connection:
-    """Opens the database, with its schema up to date; raises sqlite3.Error, OfflineStoreError."""
-    with suppress(OSError):
-        # To SQLite such a file is empty (an old oddity of its), and would be written over.
-        if os.path.getsize(path) == 1:
-            raise OfflineStoreError("file is not a database")
-    deadline = time.monotonic() + busy_timeout
-    while True:
-        db = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
-        try:
-            _prepare(db, synchronous, max_bytes)
-        except BaseException as error:
-            db.close()
-            # The change to WAL does not heed the timeout when others open the file just now.
-            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return db
+class _Room:
+    """The room that a disk and a database have for the appends of one transaction."""
 
+    def __init__(self, free: int, kept: int, *, log_bytes: int, unused_bytes: int) -> None:
+        """Takes what was measured over a log that is empty, or could not be emptied.
 
-def _prepare(db: sqlite3.Connection, synchronous: str, max_bytes: int) -> None:
-    # Reads only, up to where it is known to be ours; in a transaction, since another process may
-    # be creating it just now.
-    db.execute("BEGIN")
-    version = _version(db)
-    db.execute("COMMIT")
-    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
-        raise OfflineStoreError(f"its file system has no write-ahead log, only {mode!r}")
-    if version < len(_MIGRATIONS):
-        _migrate(db)
-    db.execute(f"PRAGMA synchronous = {synchronous}")
-    # Eight times what is usual, 16 and 32 MB: random users touch pages all over the indexes.
-    db.execute("PRAGMA cache_size = -16384")
-    db.execute("PRAGMA wal_autocheckpoint = 8192")
-    # Of a file that is larger already, what it has.
-    (page_size,) = db.execute("PRAGMA page_size").fetchone()
-    db.execute(f"PRAGMA max_page_count = {min(max_bytes // page_size, _MOST_PAGES)}")
-    # The log may outgrow that while another process reads; afterwards it is cut to this.
-    db.execute("PRAGMA journal_size_limit = 67108864")
-    db.executescript(_TEMPORARY)
+        Args:
+            free: bytes of the disk.
+            kept: bytes of those that are not for appends.
+            log_bytes: of the log, which may all have to go into the database.
+            unused_bytes: of pages in the database that hold nothing.
+        """
+        self._free = free
+        self._kept = kept + log_bytes
+        self._unused = 0 if log_bytes else unused_bytes
+        self._log = 0
+        self._growth = 0
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the transaction writes anything yet."""
+        return self._log > 0
 
-def _version(db: sqlite3.Connection) -> int:
-    """Version of the schema, 0 in an empty database; raises OfflineStoreError if it is not ours."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application != _APPLICATION_ID and (application or version or objects):
-        raise OfflineStoreError("it is the database of another program")
-    if version > len(_MIGRATIONS):
-        raise OfflineStoreError(
-            f"it is of a newer wsc_fast: its schema has version {version}, "
-            f"the newest known here is {len(_MIGRATIONS)}"
+    def refusal(self, entry: _Append) -> str:
+        """What is said to an append for which there is no room."""
+        return (
+            f"the disk is nearly full: {self._free} bytes are free, of which {self._kept} are kept "
+            f"for removing messages, and this message of {len(entry.data)} bytes may take "
+            f"{2 * entry.size + _ROW_LOG_BYTES + _ROW_GROWTH_BYTES}"
         )
-    return int(version)
+
+    def take(self, entry: _Append) -> bool:
+        """Takes room for this; returns whether there was enough."""
+        log_used = self._log + entry.size + _ROW_LOG_BYTES
+        growth = self._growth + entry.size + _ROW_GROWTH_BYTES
+        more = max(0, growth - self._unused)
+        # Into unused pages it may always be tried: if the log has no room, that is taken back.
+        if more and self._kept + log_used + more > self._free:
+            return False
+        self._log, self._growth = log_used, growth
+        return True
+
+    def take_removal(self, entry: _Entry) -> None:
+        """Takes room in the log for what is not asked whether it fits."""
+        if entry.writes:
+            self._log += entry.rows * _ROW_LOG_BYTES
 
 
-def _migrate(db: sqlite3.Connection) -> None:
-    """Brings the schema up to date, all of it or nothing."""
-    db.execute("BEGIN IMMEDIATE")
-    # Once more: another process may have been faster.
-    for statements in _MIGRATIONS[_version(db) :]:
-        for statement in statements:
-            db.execute(statement)
-    db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
-    db.execute("COMMIT")
+class _Others:
+    """The positions that other connections have filled, as far back as somebody may ask.
 
-
-def _arrive(db: sqlite3.Connection, rows: list[Any]) -> None:
-    """Has the triggers do these writes, in order, and empties the list.
-
-    In as few statements as can be, and of few sizes, since each size is compiled once: filled up
-    with NULLs to a power of two.
+    Thread-safety: the worker thread.
     """
-    most = min(_BATCH_ENTRIES, db.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // _COLUMNS)
-    for start in range(0, len(rows), most * _COLUMNS):
-        values = rows[start : start + most * _COLUMNS]
-        count = len(values) // _COLUMNS
-        size = min(1 << (count - 1).bit_length(), most)
-        values += [None] * ((size - count) * _COLUMNS)
-        db.execute(_statement(size), values)
-    rows.clear()
 
+    def __init__(self) -> None:
+        self._known = 0
+        # From behind the first to the second, in order.
+        self._spans: list[tuple[int, int]] = []
 
-@cache
-def _statement(rows: int) -> str:
-    return "INSERT INTO arriving VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * rows)
+    def forget(self) -> None:
+        """It is another database now."""
+        self._known = 0
+        self._spans.clear()
 
+    def committed(self, last: int, own: int) -> None:
+        """A transaction of this store has filled so many positions, the newest of all."""
+        self._add(last - own)
+        self._known = last
 
-def _read(db: sqlite3.Connection, values: tuple[str, int, int]) -> list[StoredMessage]:
-    return [StoredMessage(*row) for row in db.execute(_READ, values).fetchall()]
+    def _add(self, upto: int) -> None:
+        """All behind the known positions, up to this one, are others'."""
+        if upto < self._known:
+            # A backup was copied into the file.
+            self.forget()
+        if upto > self._known:
+            self._spans.append((self._known, upto))
+            self._known = upto
+        if len(self._spans) > _MOST_SPANS:
+            # Nobody has asked for long. Some between them are ours, and will be told of.
+            self._spans[:2] = [(self._spans[0][0], self._spans[1][1])]
 
+    def appended(self, db: sqlite3.Connection, after: int, limit: int) -> tuple[int, list[str]]:
+        """See `SharedOfflineStore.appended`."""
+        if not db.in_transaction:
+            # Else some positions are ours that are not committed yet; others' are found behind it.
+            self._add(database.newest(db))
+        if after < 0:
+            return self._known, []
+        if after > self._known:
+            after = 0
+        spans, end = self._behind(after)
+        found = database.users_within(db, spans, limit + 1) if spans else []
+        if len(found) > limit:
+            end = found[limit][1] - 1
+        return end, [user_id for user_id, _ in found[:limit]]
 
-def _count(db: sqlite3.Connection, user_id: str) -> int:
-    row = db.execute(_COUNT, (user_id,)).fetchone()
-    return 0 if row is None else int(row[0])
-
-
-def _expire(db: sqlite3.Connection, values: tuple[float, int]) -> list[tuple[str, StoredMessage]]:
-    rows = db.execute(
-        f"SELECT user_id, position, id, data, stored_at FROM (SELECT * {_OLD}) "
-        "JOIN users USING (user_key) ORDER BY stored_at, position",
-        values,
-    ).fetchall()
-    if rows:
-        db.execute(f"DELETE FROM messages WHERE position IN (SELECT position {_OLD})", values)
-    return [(user_id, StoredMessage(*message)) for user_id, *message in rows]
+    def _behind(self, after: int) -> tuple[list[tuple[int, int]], int]:
+        """Spans behind a position, and the position where they end; not more than one call does."""
+        spans: list[tuple[int, int]] = []
+        left = _MOST_POSITIONS
+        for low, high in self._spans:
+            low = max(low, after)
+            if high <= low:
+                continue
+            if high - low > left:
+                spans.append((low, low + left))
+                return spans, low + left
+            spans.append((low, high))
+            left -= high - low
+        return spans, self._known
 
 
 def _full(path: str, user_id: str, limit: int) -> OfflineStoreFullError:
     return OfflineStoreFullError(
         f"offline store {path}: it may keep {limit} messages for user {user_id!r}"
     )
-
-
-def _code(error: BaseException) -> int | None:
-    """SQLite's primary result code, None if the error has none."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
-def _within(number: int) -> int:
-    """A number as near as SQLite has it, 0 for those below (-1 would mean no limit)."""
-    return max(0, min(number, _LARGEST))

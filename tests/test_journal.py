@@ -1,0 +1,359 @@
+"""The offline store behind the acknowledgements: away, late, shared with others, forgetful."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_acks import acking, acknowledge, eventually_count, received
+
+from tests.redis_server import RedisServer
+from tests.support import RawClient, eventually, join
+from tests.support import running as starting
+from wsc_fast import (
+    ACKConfig,
+    AckDroppedError,
+    ACKMessage,
+    AckStatus,
+    Hub,
+    HubMessage,
+    MemoryOfflineStore,
+    OfflineStore,
+    OfflineStoreError,
+    RedisOfflineStore,
+    SQLiteOfflineStore,
+)
+from wsc_fast.delivery import journal
+
+pytestmark = pytest.mark.usefixtures("closing_sockets")
+
+
+@asynccontextmanager
+async def running(hub: Hub) -> AsyncIterator[None]:
+    """Ends the clients by itself, so that the stop waits for none of them."""
+    async with starting(hub):
+        try:
+            yield
+        finally:
+            for client in hub._open_clients():
+                client._abort()
+
+
+class Away(MemoryOfflineStore):
+    """Fails or hangs as it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failing: set[str] = set()
+        self.hanging = asyncio.Event()
+        self.hanging.set()
+        self.calls: dict[str, int] = {}
+
+    async def _meet(self, what: str) -> None:
+        self.calls[what] = self.calls.get(what, 0) + 1
+        await self.hanging.wait()
+        if what in self.failing:
+            raise OfflineStoreError(f"cannot {what}")
+
+    async def open(self) -> None:
+        await self._meet("open")
+        await super().open()
+
+    async def read(self, *args: Any, **options: Any) -> Any:
+        await self._meet("read")
+        return await super().read(*args, **options)
+
+    async def delete(self, *args: Any) -> int:
+        await self._meet("delete")
+        return await super().delete(*args)
+
+
+# --- opening ---
+
+
+async def test_a_store_that_was_away_when_it_was_attached_is_opened_later() -> None:
+    store = Away()
+    store.failing.add("open")
+    hub = acking(None)
+    hub._acks = None
+    async with running(hub):
+        hub.enable_ack(ACKConfig(enable_offline_messages=True), store=store)
+        with pytest.raises(OfflineStoreError, match="cannot open"):
+            await hub.send_ack_message_to_user("ann", ACKMessage()).accepted()
+        store.failing.clear()
+
+        async def stored() -> bool:
+            try:
+                await hub.send_ack_message_to_user("ann", ACKMessage()).accepted()
+            except OfflineStoreError:
+                return False
+            return True
+
+        async with asyncio.timeout(5.0):
+            while not await stored():  # noqa: ASYNC110 (a store has no event)
+                await asyncio.sleep(0.05)
+        assert await store.count("ann") == 1
+        # Not each message has tried.
+        assert store.calls["open"] <= 4
+
+
+# --- away ---
+
+
+async def test_a_store_that_hangs_holds_up_plain_messages_for_its_patience_only() -> None:
+    store = Away()
+    hub = acking(store)
+    async with running(hub):
+        store.hanging.clear()
+        begun = time.monotonic()
+        raw, _ = await join(hub, "a&user=ann")
+        hub.send_to_user("ann", HubMessage(content="plain"))
+        assert (await received(raw))["content"] == "plain"
+        took = time.monotonic() - begun
+        assert journal.PATIENCE * 0.9 <= took <= journal.PATIENCE + 1.0
+        # The next one does not wait at all while the store is known to be away.
+        begun = time.monotonic()
+        bob, _ = await join(hub, "b&user=bob")
+        hub.send_to_user("bob", HubMessage(content="plain"))
+        assert (await received(bob))["content"] == "plain"
+        assert time.monotonic() - begun < journal.PATIENCE / 2
+        assert store.calls["read"] == 1
+        store.hanging.set()
+
+
+async def test_what_a_store_held_comes_once_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "PATIENCE", 0.1)
+    monkeypatch.setattr(journal, "AWAY", 0.2)
+    monkeypatch.setattr("wsc_fast.delivery.acks.REPLAY_AGAIN", 0.2)
+    store = Away()
+    hub = acking(store)
+    async with running(hub):
+        for n in range(3):
+            await hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))).accepted()
+        store.hanging.clear()
+        raw, _ = await join(hub, "a&user=ann")
+        hub.send_to_user("ann", HubMessage(content="plain"))
+        assert (await received(raw))["content"] == "plain"
+        store.hanging.set()
+        for n in range(3):
+            message = await received(raw)
+            assert message["content"] == str(n)
+            await acknowledge(raw, message["id"])
+        await eventually_count(store, "ann", 0)
+
+
+async def test_a_slow_store_that_answers_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "PATIENCE", 0.3)
+    turn = asyncio.Semaphore(1)
+
+    class Slow(MemoryOfflineStore):
+        async def read(self, *args: Any, **options: Any) -> Any:
+            async with turn:
+                await asyncio.sleep(0.02)
+                return await super().read(*args, **options)
+
+    store = Slow()
+    hub = acking(store)
+    async with running(hub):
+        users = [f"user{n}" for n in range(40)]
+        for user in users:
+            hub.send_ack_message_to_user(user, ACKMessage(content=user))
+        clients = await asyncio.gather(*(join(hub, f"{user}/a&user={user}") for user in users))
+        # The last one waits for twice the patience, as the store serves one after the other.
+        for user, (raw, _) in zip(users, clients, strict=True):
+            assert (await received(raw))["content"] == user
+        assert hub.get_stats().offline_errors == 0
+
+
+async def test_a_page_that_is_not_full_is_the_last_one() -> None:
+    store = Away()
+    hub = acking(store)
+    async with running(hub):
+        for n in range(journal.PAGE - 1):
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
+        raw, _ = await join(hub, "a&user=ann")
+        for n in range(journal.PAGE - 1):
+            assert (await received(raw))["content"] == str(n)
+        await eventually(lambda: not hub._acks.replaying)  # type: ignore[union-attr]
+        assert store.calls["read"] == 1
+
+
+# --- removing ---
+
+
+async def test_what_could_not_be_removed_is_removed_later_and_comes_to_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal, "DELETE_AGAIN", 0.3)
+    store = Away()
+    hub = acking(store)
+    async with running(hub):
+        message = ACKMessage(id="m", content="x")
+        pending = hub.send_ack_message_to_user("ann", message)
+        await pending.accepted()
+        store.failing.add("delete")
+        raw, _ = await join(hub, "a&user=ann")
+        await acknowledge(raw, (await received(raw))["id"])
+        assert await pending is AckStatus.CONFIRMED
+        await eventually(lambda: store.calls.get("delete"))
+        again, _ = await join(hub, "b&user=ann")
+        hub.send_to_user("ann", HubMessage(content="end"))
+        assert (await received(again))["content"] == "end"
+        store.failing.clear()
+        await eventually_count(store, "ann", 0)
+        # The same id is new again.
+        await hub.send_ack_message_to_user("ann", message).accepted()
+        assert await store.count("ann") == 1
+
+
+async def test_a_message_that_cannot_be_removed_cannot_be_stored_anew_meanwhile() -> None:
+    store = Away()
+    hub = acking(store)
+    async with running(hub):
+        message = ACKMessage(id="m", content="x")
+        await hub.send_ack_message_to_user("ann", message).accepted()
+        store.failing.add("delete")
+        raw, _ = await join(hub, "a&user=ann")
+        await acknowledge(raw, (await received(raw))["id"])
+        await eventually(lambda: store.calls.get("delete"))
+        with pytest.raises(OfflineStoreError, match="cannot be removed"):
+            await hub.send_ack_message_to_user("ann", message).accepted()
+
+
+async def test_acknowledgements_of_many_users_are_removed_over_several_turns() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store)
+    async with running(hub):
+        inner = hub._acks
+        assert inner is not None
+        users = [f"user{n}" for n in range(3 * journal.USERS_AT_ONCE)]
+        for user in users:
+            await hub.send_ack_message_to_user(user, ACKMessage(id="m")).accepted()
+        for user in users:
+            inner.journal.delete(user, "m")
+        await asyncio.sleep(0)
+        begun = len(inner.journal._deleting)
+        assert begun <= journal.USERS_AT_ONCE
+        await eventually(lambda: not inner.journal.busy)
+        assert not store._messages
+
+
+# --- stores that others use too ---
+
+
+@asynccontextmanager
+async def two_stores(kind: str, path: Path) -> AsyncIterator[tuple[OfflineStore, OfflineStore]]:
+    """Two stores over the same file or server, as two processes have them."""
+    if kind == "sqlite":
+        yield SQLiteOfflineStore(path / "m.db"), SQLiteOfflineStore(path / "m.db")
+        return
+    with RedisServer(path) as server:
+        yield RedisOfflineStore(server.url), RedisOfflineStore(server.url)
+
+
+KINDS = pytest.mark.parametrize("kind", ["sqlite", "redis"])
+
+
+@pytest.fixture
+def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(journal, "CHECK_EVERY", 0.2)
+
+
+@KINDS
+@pytest.mark.usefixtures("looking_often")
+async def test_what_another_process_stores_comes_to_a_user_who_is_connected_here(
+    kind: str, tmp_path: Path
+) -> None:
+    async with two_stores(kind, tmp_path) as (one, two):
+        here, there = acking(one), acking(two)
+        async with running(here), running(there):
+            raw, _ = await join(here, "a&user=ann")
+            for n in range(3):
+                own = here.send_ack_message_to_user("ann", ACKMessage(content=f"own {n}"))
+                await own.accepted()
+                assert (await received(raw))["content"] == f"own {n}"
+            for n in range(300):
+                there.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
+            for n in range(300):
+                message = await received(raw)
+                assert message["content"] == str(n)
+                await acknowledge(raw, message["id"])
+            # What this process had stored and sent itself is not sent again.
+            here.send_to_user("ann", HubMessage(content="end"))
+            assert (await received(raw))["content"] == "end"
+            await eventually_count(two, "ann", 3)
+
+
+@KINDS
+@pytest.mark.usefixtures("looking_often")
+async def test_a_sender_is_told_when_another_process_has_delivered_its_message(
+    kind: str, tmp_path: Path
+) -> None:
+    async with two_stores(kind, tmp_path) as (one, two):
+        here, there = acking(one), acking(two)
+        async with running(here), running(there):
+            pending = here.send_ack_message_to_user("ann", ACKMessage(content="x"))
+            await pending.accepted()
+            raw, _ = await join(there, "a&user=ann")
+            message = await received(raw)
+            assert not pending.done()
+            await acknowledge(raw, message["id"])
+            with pytest.raises(AckDroppedError, match="another process has delivered"):
+                async with asyncio.timeout(5.0):
+                    await pending
+
+
+@KINDS
+async def test_what_the_store_has_lost_is_sent_from_memory(kind: str, tmp_path: Path) -> None:
+    async with two_stores(kind, tmp_path) as (one, two):
+        hub = acking(one)
+        async with running(hub):
+            pending = [
+                hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))) for n in range(3)
+            ]
+            await asyncio.gather(*(each.accepted() for each in pending))
+            await two.open()
+            assert await two.delete("ann", [each.id for each in pending]) == 3
+            await two.close()
+            raw, _ = await join(hub, "a&user=ann")
+            for n in range(3):
+                message = await received(raw)
+                assert message["content"] == str(n)
+                await acknowledge(raw, message["id"])
+            assert {await each for each in pending} == {AckStatus.CONFIRMED}
+
+
+@KINDS
+async def test_a_user_who_comes_back_while_a_message_is_being_stored_gets_it(
+    kind: str, tmp_path: Path
+) -> None:
+    async with two_stores(kind, tmp_path) as (one, _):
+        hub = acking(one)
+        async with running(hub):
+            for round_ in range(30):
+                raw, client = await join(hub, f"{round_}&user=ann")
+                client._abort()
+                again = asyncio.create_task(RawClient.open(hub, f"/ws?id=b{round_}&user=ann"))
+                while hub.get_clients_by_user("ann"):  # noqa: ASYNC110 (each turn counts)
+                    await asyncio.sleep(0)
+                pending = []
+                while not again.done() or not hub.get_clients_by_user("ann"):
+                    if len(pending) < 50:
+                        message = ACKMessage(content=str(len(pending)))
+                        pending.append(hub.send_ack_message_to_user("ann", message))
+                    await asyncio.sleep(0)
+                second = await again
+                for n in range(len(pending)):
+                    message_ = await received(second)
+                    assert message_["content"] == str(n)
+                    await acknowledge(second, message_["id"])
+                assert {await each for each in pending} <= {AckStatus.CONFIRMED}
+                raw.close()
+                second.reset()
+                await eventually(lambda: hub.connections == 0)

@@ -1,0 +1,152 @@
+"""The record of a scenario: what servers reported, what users saw, and what does not fit.
+
+A message is named by its sender (a server process, over all its lives), its user and a number that
+grows with each message of that sender to that user. Four rules are judged:
+
+    lost        `accepted` returned, and the user never saw the message
+    doubled     the user saw the message under two ids (copies under one id are dropped by clients)
+    disordered  the user saw a message after a later one of the same sender
+    astray      somebody saw a message of another user
+
+A message whose `accepted` raised may be lost, and may come late. The scenarios add what they notice
+themselves, under the other names in KINDS.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+# What can go wrong, as the columns of the table.
+KINDS = {
+    "lost": "accepted and never seen",
+    "doubled": "seen under two ids",
+    "disordered": "seen after a later one",
+    "astray": "seen by another user",
+    "late": "not seen in time by a user who was connected",
+    "left": "still in the store, though the user acknowledged it",
+    "waiting": "a sender who waits and hears nothing",
+    "closed": "a user for whom the store takes no message again",
+    "broken": "a server that failed",
+}
+# Violations that are printed with all their details; the others are counted.
+DETAILED = 20
+
+Name = tuple[str, int]  # sender and number
+
+
+class Ledger:
+    """What is known of all messages of one scenario."""
+
+    def __init__(self, users: Iterable[str], *, order_of_accepted: bool = False) -> None:
+        """Begins with nothing.
+
+        Args:
+            users: the names of all users.
+            order_of_accepted: whether the order is judged among accepted messages alone. Where the
+                store fails on purpose, a message that nobody awaited may be refused without
+                anybody hearing of it.
+        """
+        self.started = time.monotonic()
+        self.order_of_accepted = order_of_accepted
+        self.accepted: dict[str, set[Name]] = {user: set() for user in users}
+        self.refused: dict[str, set[Name]] = {user: set() for user in users}
+        self.seen: dict[str, list[tuple[Name, str]]] = {user: [] for user in users}
+        self.missing: dict[str, set[Name]] = {user: set() for user in users}
+        self.copies = 0
+        self.counts: Counter[str] = Counter()
+        self._seen: dict[str, set[Name]] = {user: set() for user in users}
+        self._reports = 0
+
+    # --- what is reported ---
+
+    def accept(self, user: str, name: Name) -> None:
+        self.accepted[user].add(name)
+        if name not in self._seen[user]:
+            self.missing[user].add(name)
+
+    def refuse(self, user: str, name: Name) -> None:
+        self.refused[user].add(name)
+
+    def see(self, user: str, name: Name, circumstances: str) -> None:
+        """A user saw a message under an id that was new to him."""
+        self.seen[user].append((name, circumstances))
+        self._seen[user].add(name)
+        self.missing[user].discard(name)
+
+    def violate(self, kind: str, text: str, count: int = 1) -> None:
+        """Notes and prints that something does not fit.
+
+        Args:
+            kind: one of KINDS.
+            text: who is concerned, what is missing, and where it was found.
+            count: of how many messages.
+        """
+        assert kind in KINDS
+        self.counts[kind] += count
+        self._reports += 1
+        if self._reports <= DETAILED:
+            print(f"  {self.now()} {kind}: {text}", flush=True)
+        elif self._reports == DETAILED + 1:
+            print("  further violations are only counted", flush=True)
+
+    def now(self) -> str:
+        """The time since the beginning."""
+        return f"+{time.monotonic() - self.started:.2f} s"
+
+    # --- what is judged ---
+
+    def judge(self) -> None:
+        """Notes what was doubled and disordered; what is lost is judged by the scenario."""
+        for user, seen in self.seen.items():
+            twice = [name for name, count in Counter(n for n, _ in seen).items() if count > 1]
+            if twice:
+                self.violate("doubled", f"{user} saw twice {ranges(twice)}", len(twice))
+            self._judge_order(user)
+
+    def _judge_order(self, user: str) -> None:
+        last: dict[str, tuple[int, str]] = {}
+        for (sender, number), circumstances in self.seen[user]:
+            if not self._has_order(user, (sender, number)):
+                continue
+            before, there = last.get(sender, (-1, ""))
+            if number < before:
+                text = (
+                    f"{user} saw {sender} {number} ({circumstances}) after {sender} {before} "
+                    f"({there})"
+                )
+                self.violate("disordered", text)
+            else:
+                last[sender] = number, circumstances
+
+    def _has_order(self, user: str, name: Name) -> bool:
+        if self.order_of_accepted:
+            return name in self.accepted[user]
+        return name not in self.refused[user]
+
+    def total(self, what: dict[str, set[Name]]) -> int:
+        return sum(map(len, what.values()))
+
+
+def ranges(names: Iterable[Name]) -> str:
+    """Messages in few words: "A 3-7 9, B 12"."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for sender, number in sorted(names):
+        numbers[sender].append(number)
+    if not numbers:
+        return "nothing"
+    return ", ".join(f"{sender} {_runs(each)}" for sender, each in numbers.items())
+
+
+def _runs(numbers: list[int], most: int = 12) -> str:
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    if len(texts) > most:
+        texts[most:] = [f"... ({len(numbers)} in all)"]
+    return " ".join(texts)

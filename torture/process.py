@@ -1,0 +1,250 @@
+"""A server process of a scenario (server.py), as the scenario sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ledger import Ledger, Name, ranges
+from users import Door
+
+PROGRAM = Path(__file__).with_name("server.py")
+# Seconds in which a server starts, or stops after SIGTERM.
+START, STOP = 30.0, 30.0
+# Bytes of a line: what lies where, of all users.
+LINE = 1 << 26
+
+
+class ServerFailed(Exception):
+    """A server did not start, or ended by itself; the scenario cannot go on."""
+
+
+@dataclass
+class Look:
+    """What lies where, as a server tells it."""
+
+    server: str
+    stored: dict[str, set[Name]] = field(default_factory=dict)
+    pending: dict[str, set[Name]] = field(default_factory=dict)
+    accepting: list[str] = field(default_factory=list)
+    awaiting: list[str] = field(default_factory=list)
+    trouble: str = ""
+    stats: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, server: str, text: str) -> Look:
+        found = json.loads(text)
+        for key in ("stored", "pending"):
+            found[key] = {
+                user: {(sender, number) for sender, number in messages}
+                for user, messages in found[key].items()
+            }
+        return cls(server, **found)
+
+    def keys(self) -> set[object]:
+        """A name for each message that is stored, and for each sender that waits."""
+        stored = {(user, name) for user, names in self.stored.items() for name in names}
+        return stored | {(self.server, who) for who in self.awaiting}
+
+    def forget(self, known: set[object]) -> None:
+        """Takes out what is known already, by its name in `keys`."""
+        self.stored = {
+            user: {name for name in names if (user, name) not in known}
+            for user, names in self.stored.items()
+        }
+        self.awaiting = [who for who in self.awaiting if (self.server, who) not in known]
+
+    def left(self) -> int:
+        """How much has not come to its end."""
+        return bool(self.trouble) + len(self.awaiting) + sum(map(len, self.stored.values()))
+
+    def where(self, user: str, names: set[Name]) -> str:
+        """Which of these messages are in the store, and which in the memory of the hub."""
+        store = f"unreadable: {self.trouble}" if self.trouble else ""
+        if user in self.stored:
+            store = ranges(self.stored[user] & names)
+        return (
+            f"in the store as {self.server} reads it: {store or 'nothing'}; "
+            f"pending in {self.server}: {ranges(self.pending.get(user, set()) & names)}"
+        )
+
+
+class Server:
+    """A running server process; `start` makes one."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, sender: str, ledger: Ledger, log: Path
+    ) -> None:
+        self.sender = sender
+        self.accepted_since: dict[str, int] = {}  # by user, from the last `publish` on
+        self.refused = 0
+        self.last_refusal = ""
+        self.log = log
+        self._process = process
+        self._ledger = ledger
+        self._leaving = False
+        self._ready = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._looks: list[asyncio.Future[Look]] = []
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(
+        cls,
+        store: str,
+        sender: str,
+        door: Door,
+        ledger: Ledger,
+        log: Path,
+        *,
+        within: list[str] | None = None,
+        **options: Any,
+    ) -> Server:
+        """Starts a process, and returns once it serves.
+
+        Args:
+            store: a path, or the URL of a Redis server.
+            sender: the name in its messages.
+            door: where it listens.
+            ledger: what hears of its messages.
+            log: the file for its standard error.
+            within: a command that runs it in another namespace.
+            options: further ones of server.py; those that are None are left out.
+
+        Raises:
+            ServerFailed: it did not get ready.
+        """
+        listen = (
+            ("--socket", str(door.socket.fileno())) if door.shared else ("--port", str(door.port))
+        )
+        more = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        with log.open("ab") as errors:
+            process = await asyncio.create_subprocess_exec(
+                *(within or []),
+                *(sys.executable, str(PROGRAM), "--store", store, "--sender", sender),
+                *listen,
+                *more,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                pass_fds=[door.socket.fileno()] if door.shared else [],
+                limit=LINE,
+            )
+        server = cls(process, sender, ledger, log)
+        ready = asyncio.create_task(server._ready.wait())
+        await asyncio.wait(
+            [ready, server._reading], timeout=START, return_when=asyncio.FIRST_COMPLETED
+        )
+        ready.cancel()
+        if not server._ready.is_set():
+            await server.kill()
+            raise ServerFailed(f"{sender} did not get ready: {server.last_words()}")
+        return server
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            if line.endswith(b"\n"):  # what is killed may leave half a line
+                self._heard(line.decode().rstrip("\n"))
+        if not self._leaving:
+            status = await self._process.wait()
+            self._ledger.violate(
+                "broken", f"{self.sender} ended by itself ({status}): {self.last_words()}"
+            )
+
+    def _heard(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "accepted":
+            user, number = rest.split()
+            self.accepted_since[user] = self.accepted_since.get(user, 0) + 1
+            self._ledger.accept(user, (self.sender, int(number)))
+        elif word == "refused":
+            user, number, self.last_refusal = rest.split(" ", 2)
+            self.refused += 1
+            self._ledger.refuse(user, (self.sender, int(number)))
+        elif word == "ready":
+            self._ready.set()
+        elif word == "idle":
+            self._idle.set()
+        elif word == "look":
+            self._looks.pop(0).set_result(Look.parse(self.sender, rest))
+        elif word == "stuck":
+            text = f"the hub of {self.sender} has stopped, and still there waits for {rest}"
+            self._ledger.violate("waiting", text)
+        elif word == "broken":
+            self._ledger.violate("broken", f"{self.sender}: {json.loads(rest)}")
+        else:
+            raise ValueError(f"{self.sender} says {line!r}")
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return " | ".join(lines[-8:]) or "it has logged nothing"
+
+    # --- commands ---
+
+    def publish(self) -> None:
+        self.accepted_since.clear()
+        self.refused = 0
+        self._tell("publish")
+
+    async def pause(self, patience: float) -> bool:
+        """Has it publish no more; whether all that was sent was accepted or refused in time."""
+        self._idle.clear()
+        self._tell("pause")
+        try:
+            async with asyncio.timeout(patience):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def look(self, patience: float) -> Look:
+        """Has it tell what lies where."""
+        looking: asyncio.Future[Look] = asyncio.get_running_loop().create_future()
+        self._looks.append(looking)
+        self._tell("look")
+        done, _ = await asyncio.wait(
+            [looking, self._reading], timeout=patience, return_when=asyncio.FIRST_COMPLETED
+        )
+        if looking in done:
+            return looking.result()
+        return Look(self.sender, trouble=f"no answer within {patience:g} s")
+
+    def _tell(self, command: str) -> None:
+        if self._reading.done() and not self._leaving:
+            raise ServerFailed(f"{self.sender} has ended")
+        assert self._process.stdin is not None
+        self._process.stdin.write(command.encode() + b"\n")
+
+    # --- the end ---
+
+    async def kill(self) -> None:
+        """kill -9; returns once all that it had printed has been read."""
+        self._leaving = True
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGKILL)
+        await self._process.wait()
+        await self._reading
+
+    async def terminate(self) -> None:
+        """SIGTERM; returns once it has ended."""
+        self._leaving = True
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP):
+                status = await self._process.wait()
+        except TimeoutError:
+            self._ledger.violate("broken", f"{self.sender} did not end within {STOP:g} s")
+            await self.kill()
+            return
+        await self._reading
+        if status:
+            text = f"{self.sender} ended with status {status}: {self.last_words()}"
+            self._ledger.violate("broken", text)

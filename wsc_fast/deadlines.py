@@ -1,0 +1,69 @@
+"""Deadlines on a hub's timers: for what else would take `loop.call_later` or `asyncio.timeout`.
+
+The loop's own timers may go off before what waits in a socket is read, after the loop stood still.
+Those of a hub give it its turns first (timers.pxd), and never all fire in one turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+from wsc_fast._core.timers import Timers
+
+
+class Deadline:
+    """A call when a time has passed, unless it is cancelled before.
+
+    Args:
+        timers: on a loop; their items are called.
+        seconds: from now on.
+        call: what is called.
+
+    Thread-safety: the loop's thread.
+    """
+
+    __slots__ = ("_call", "_slot", "_timers")
+
+    def __init__(
+        self, timers: Timers[Callable[[], object]], seconds: float, call: Callable[[], object]
+    ) -> None:
+        assert timers.loop is not None
+        self._timers = timers
+        self._call = call
+        self._slot = timers.set(self, timers.loop.time() + seconds)
+
+    def __call__(self) -> None:
+        self._call()
+
+    def cancel(self) -> None:
+        """Has it not called any more; lets go of what would have been."""
+        self._timers.cancel(self, self._slot)
+        self._call = _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+@asynccontextmanager
+async def time_limit(
+    timers: Timers[Callable[[], object]], seconds: float
+) -> AsyncIterator[asyncio.Timeout]:
+    """As `asyncio.timeout`.
+
+    Args:
+        timers: on the running loop; their items are called.
+        seconds: from now on; then the task is cancelled and TimeoutError raised.
+
+    Returns:
+        the asyncio.Timeout, for `expired()`.
+    """
+    async with asyncio.timeout(None) as limit:
+        deadline = Deadline(timers, seconds, partial(limit.reschedule, 0.0))
+        try:
+            yield limit
+        finally:
+            deadline.cancel()

@@ -1,0 +1,343 @@
+"""ACKConfig(per="device"): each known device of a user has a mailbox of its own.
+
+A message to a user is one delivery for each of the user's devices, connected or not, and each is
+acknowledged, sent again, stored and dropped by itself. The PendingACK that the caller has stands
+for all of them: the first acknowledgement confirms it, and where none comes it ends with the last.
+
+Which devices a user has is kept in the offline store, in a mailbox of its own: an entry for each
+device, so that the store's bounds in number and age are those of the devices. A device that has
+been forgotten is a new one when it comes back. What was stored for a user of whom no device was
+known goes to the first one.
+
+Keys of mailboxes: of the devices of a user, of one device, and the user id itself for clients
+without a device id and for users without devices. No id holds the character between the parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING
+
+from wsc_fast._core.pending import PendingACK
+from wsc_fast.delivery.journal import PAGE, store_error
+from wsc_fast.delivery.offline import StoredMessage
+from wsc_fast.delivery.parked import Parked
+from wsc_fast.errors import PendingFullError, WSCError
+from wsc_fast.messages import ACKMessage, AckStatus
+
+if TYPE_CHECKING:
+    from wsc_fast._core.connection import Client
+    from wsc_fast.delivery.acks import Acks
+    from wsc_fast.delivery.journal import Journal
+
+_BETWEEN = "\x1f"
+# The part of `offline_max_age` after which a device that connects is noted anew.
+REFRESH = 0.1
+# Messages that are sent to the devices of a user in one turn of the loop.
+AT_ONCE = 20
+
+
+def key_of_device(user_id: str, device_id: str | None) -> str:
+    """The mailbox of a device; of a client without a device id that of its user."""
+    return user_id if device_id is None else f"{user_id}{_BETWEEN}{device_id}"
+
+
+def key_of_devices(user_id: str) -> str:
+    """The mailbox in which the devices of a user are noted."""
+    return f"{_BETWEEN}{user_id}"
+
+
+def user_of_key(key: str) -> str:
+    """The user of a mailbox, of whichever kind."""
+    user_id, _, rest = key.partition(_BETWEEN)
+    return user_id or rest
+
+
+def is_of_devices(key: str) -> bool:
+    """Whether a key is that of a mailbox in which devices are noted."""
+    return key.startswith(_BETWEEN)
+
+
+class Group:
+    """The deliveries of one message to the devices of a user.
+
+    The caller's PendingACK holds them, and they hold this; so who lets go of it takes no memory.
+    """
+
+    __slots__ = ("_parent", "confirmed", "waiting")
+
+    def __init__(self, parent: PendingACK) -> None:
+        self._parent = weakref.ref(parent)
+        self.waiting = 0
+        self.confirmed = False
+
+    @property
+    def parent(self) -> PendingACK | None:
+        """The caller's; None if nobody holds it, or it has come to its end."""
+        parent = self._parent()
+        return None if parent is None or parent.done() else parent
+
+
+class Devices:
+    """The devices of the users of one hub.
+
+    Args:
+        acks: whose users they are.
+        journal: where they are noted.
+
+    Thread-safety: the loop's thread.
+    """
+
+    def __init__(self, acks: Acks, journal: Journal) -> None:
+        self._acks = acks
+        self._journal = journal
+        # Of users who are connected: their devices; None where these are not known yet.
+        self._known: dict[str, dict[str, None] | None] = {}
+        # Messages that wait for that, in the order of sending.
+        self._waiting: dict[str, list[tuple[PendingACK, ACKMessage]]] = {}
+        self._waiting_count = 0
+        self._loading: dict[str, asyncio.Task[Exception | None]] = {}
+        # What callers hold, so that the same message again is found.
+        self._parents = Parked()
+
+    def clear(self) -> None:
+        """Forgets everything; what waits is told by `Acks.stop`."""
+        for task in self._loading.values():
+            task.cancel()
+        self._loading.clear()
+        self._known.clear()
+        self._waiting.clear()
+        self._waiting_count = 0
+        self._parents.clear()
+
+    # --- sending ---
+
+    def send(self, user_id: str, message: ACKMessage, data: bytes) -> PendingACK:
+        """Sends a message to all devices of a user, once these are known."""
+        parent = self._parents.get(user_id, message.id)
+        if parent is not None and not parent.done():
+            self._acks._check_same(parent, data)
+            return parent
+        parent = self._acks._new(user_id, user_id, message, data)
+        self._parents.add(parent)
+        devices = self._known.get(user_id)
+        if devices is not None and user_id not in self._waiting:
+            self._fan_out(parent, message, devices, raising=True)
+            return parent
+        if self._waiting_count >= self._acks.config.max_pending:
+            raise PendingFullError(
+                f"{self._waiting_count} messages wait for the offline store to tell the devices of "
+                "their users (ACKConfig.max_pending)"
+            )
+        self._waiting.setdefault(user_id, []).append((parent, message))
+        self._waiting_count += 1
+        self._load(user_id)
+        return parent
+
+    def _fan_out(
+        self,
+        parent: PendingACK,
+        message: ACKMessage,
+        devices: dict[str, None],
+        *,
+        raising: bool,
+    ) -> None:
+        """One delivery for each device, and for who is connected without a device id."""
+        acks, user_id = self._acks, parent.user_id
+        keys = [key_of_device(user_id, device_id) for device_id in devices]
+        if not keys or acks._has_clients(user_id, user_id):
+            keys.append(user_id)
+        group = Group(parent)
+        children: list[PendingACK] = []
+        trouble: Exception | None = None
+        for key in keys:
+            try:
+                child = acks._send_to_mailbox(key, user_id, None, message, parent._data)
+            except WSCError as error:
+                trouble = error
+                continue
+            child._group = group
+            children.append(child)
+        if trouble is not None and not children:
+            if raising:
+                self._parents.pop(user_id, parent.id)
+                raise trouble
+            acks._give_up(parent, trouble)
+            return
+        group.waiting = len(children)
+        parent._children = children
+        if all(child.status is AckStatus.STORED for child in children):
+            parent.status = AckStatus.STORED
+
+    def ended(self, child: PendingACK) -> None:
+        """A delivery to one device has come to its end."""
+        group: Group = child._group
+        group.waiting -= 1
+        if child.status is AckStatus.CONFIRMED:
+            group.confirmed = True
+        parent = group.parent
+        if parent is not None and (group.confirmed or group.waiting == 0):
+            self._acks._settle(parent, child.status, child._error)
+
+    def is_told(self, child: PendingACK) -> bool:
+        """Whether the failure of a delivery is that of the message: no device has confirmed it."""
+        group: Group = child._group
+        return group.waiting == 0 and not group.confirmed
+
+    def is_of_user(self, pending: PendingACK) -> bool:
+        """Whether it is what a caller has, and not the delivery to one device."""
+        return self._parents.get(pending.user_id, pending.id) is pending
+
+    async def accepted(self, parent: PendingACK) -> None:
+        """Returns once each device's delivery is stored or acknowledged."""
+        while parent._children is None and not parent.done():
+            loading = self._loading.get(parent.user_id)
+            if loading is None:
+                break
+            await asyncio.wait([loading])
+        if parent.done() or parent._children is None:
+            await parent
+            return
+        for child in list(parent._children):
+            if not parent.done():
+                await self._acks.accepted(child)
+
+    # --- which devices there are ---
+
+    def joined(self, client: Client) -> None:
+        """A client has connected."""
+        devices = self._known.get(client.user_id)
+        if devices is None or client.device_id not in (None, *devices):
+            self._known[client.user_id] = None
+            self._load(client.user_id)
+
+    def left(self, client: Client) -> None:
+        """A client has gone."""
+        if not self._acks._hub._has_clients(client.user_id):
+            self._known.pop(client.user_id, None)
+
+    def changed(self, user_id: str) -> None:
+        """Another process has noted a device."""
+        if self._known.get(user_id) is not None:
+            self._known[user_id] = None
+            self._load(user_id)
+
+    def forgotten(self, user_id: str, device_id: str) -> None:
+        """The store has let go of a device, for their number or its age."""
+        devices = self._known.get(user_id)
+        if devices is not None and device_id in devices:
+            del devices[device_id]
+            if device_id in self._connected(user_id):
+                self.changed(user_id)
+
+    async def known(self, user_id: str) -> None:
+        """Returns once the devices of a user are known, and those that are connected are noted.
+
+        Raises:
+            OfflineStoreError: the store cannot be asked.
+        """
+        loading = self._loading.get(user_id)
+        if loading is None and self._known.get(user_id) is None:
+            loading = self._load(user_id)
+        if loading is not None:
+            await asyncio.wait([loading])
+            error = None if loading.cancelled() else loading.result()
+            if error is not None:
+                raise error
+
+    def _connected(self, user_id: str) -> list[str]:
+        clients = self._acks._hub.get_clients_by_user(user_id)
+        return [client.device_id for client in clients if client.device_id is not None]
+
+    def _load(self, user_id: str) -> asyncio.Task[Exception | None]:
+        task = self._loading.get(user_id)
+        if task is None:
+            task = self._acks.running_loop.create_task(self._read(user_id))
+            self._loading[user_id] = task
+            task.add_done_callback(partial(self._loaded, user_id))
+        return task
+
+    def _loaded(self, user_id: str, task: asyncio.Task[Exception | None]) -> None:
+        if self._loading.get(user_id) is task:
+            del self._loading[user_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._acks._hub._report(None, error)
+
+    async def _read(self, user_id: str) -> Exception | None:
+        """Learns the devices of a user, and sends what has waited for that."""
+        devices: dict[str, None] = {}
+        error: Exception | None = None
+        try:
+            devices = await self._learn(user_id)
+        except Exception as failure:
+            error = store_error(failure)
+            devices = dict.fromkeys(self._connected(user_id))
+        if user_id in self._known:
+            self._known[user_id] = devices if error is None else None
+        # What is sent meanwhile waits behind it.
+        while waiting := self._waiting.get(user_id):
+            some = waiting[:AT_ONCE]
+            del waiting[:AT_ONCE]
+            self._waiting_count -= len(some)
+            for parent, message in some:
+                if error is not None and not devices:
+                    self._acks._give_up(parent, error)
+                else:
+                    self._fan_out(parent, message, devices, raising=False)
+            if waiting:
+                await asyncio.sleep(0)
+        self._waiting.pop(user_id, None)
+        return error
+
+    async def _learn(self, user_id: str) -> dict[str, None]:
+        await self._journal.opened()
+        store, key = self._journal.store, key_of_devices(user_id)
+        most = self._acks.config.max_devices
+        noted = {each.id: each for each in await store.read(key, limit=most)}
+        while new := [each for each in self._connected(user_id) if self._is_stale(noted.get(each))]:
+            for device_id in new:
+                first = not noted
+                data = json.dumps({"device": device_id}).encode()
+                await store.delete(key, [device_id])
+                await store.append(key, device_id, data, limit=most, drop_oldest=True)
+                if first:
+                    await self._hand_over(user_id, key_of_device(user_id, device_id))
+                noted[device_id] = StoredMessage(0, device_id, data, time.time())
+        return dict.fromkeys(noted)
+
+    def _is_stale(self, noted: StoredMessage | None) -> bool:
+        """Whether a device is to be noted, so that its age begins again."""
+        age = self._acks.config.offline_max_age * REFRESH
+        return noted is None or time.time() - noted.stored_at > age
+
+    async def _hand_over(self, user_id: str, key: str) -> None:
+        """What was stored while no device was known goes to the first one."""
+        store = self._journal.store
+        after = 0
+        while page := await store.read(user_id, after=after, limit=PAGE):
+            for stored in page:
+                after = stored.position
+                await store.append(
+                    key,
+                    stored.id,
+                    stored.data,
+                    limit=self._acks.config.offline_limit,
+                    drop_oldest=True,
+                )
+                pending = self._acks._parked.pop(user_id, stored.id)
+                if pending is not None:
+                    pending._mailbox = key
+                    self._acks._parked.add(pending)
+            await store.delete(user_id, [stored.id for stored in page])
+
+    async def end(self, error: Exception) -> None:
+        """The hub stops: what is not ended by its deliveries ends here."""
+        for number, parent in enumerate(self._parents):
+            if not parent.done():
+                self._acks._give_up(parent, error)
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)

@@ -1,0 +1,143 @@
+"""What `Hub.run` changes in its process, and gives back when it ends.
+
+signals         SignalHandlers: handlers for as long as the run takes
+open files      OpenFiles: the soft limit, raised for as long as a run needs it
+freed memory    keep_freed_memory: a setting of malloc, the one thing that stays
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, Self
+
+from wsc_fast.log import log
+
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+# Of mallopt(3).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+
+class SignalHandlers:
+    """Handlers of signals, in place of those that were there, until `give_back`.
+
+    Not `loop.add_signal_handler`, for two reasons: uvloop leaves its handlers behind, so that the
+    process ignores the signal from then on; and asyncio's wake-up socket is shared with the child
+    of a fork, so that a signal to the child would be taken for one to the parent.
+
+    Args:
+        handlers: signal number -> handler. In another thread than the main one, where Python sets
+            none, this does nothing.
+
+    Thread-safety: the main thread.
+    """
+
+    def __init__(self, handlers: Mapping[signal.Signals, Handler]) -> None:
+        self._given = handlers
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number, handler in self._given.items():
+            try:
+                self._former[number] = signal.signal(number, handler)
+            except ValueError:
+                log.debug("not in the main thread: no handler for %s", number.name)
+                return self
+            # System calls go on after the signal. Python itself has most of them go on, C libraries
+            # do not.
+            signal.siginterrupt(number, False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Puts the former handlers back, but for signals that have got another handler since."""
+        while self._former:
+            number, former = self._former.popitem()
+            current = signal.getsignal(number)
+            # A handler of a loop ends with the loop, so that it is no other one.
+            of_a_loop = isinstance(getattr(current, "__self__", None), asyncio.AbstractEventLoop)
+            if current == self._given[number] or of_a_loop:
+                signal.signal(number, _settable(number, former))
+
+
+def _settable(number: signal.Signals, handler: Any) -> Any:
+    # None is a handler in C, which Python cannot put back.
+    if handler is not None:
+        return handler
+    return signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL
+
+
+class OpenFiles:
+    """The soft limit of open files, raised while at least one hub is in its `run`.
+
+    Thread-safety: any thread; several hubs may run in threads of their own.
+    """
+
+    _lock = threading.Lock()
+    _holders = 0
+    _former: int | None = None  # the soft limit before it was raised
+    _raised = 0  # what it was raised to
+
+    def __enter__(self) -> Self:
+        with self._lock:
+            OpenFiles._holders += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            OpenFiles._holders -= 1
+            if self._holders or self._former is None:
+                return
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if soft == self._raised:  # else somebody has set it since
+                resource.setrlimit(resource.RLIMIT_NOFILE, (self._former, hard))
+            OpenFiles._former = None
+
+    def raise_to(self, wanted: int) -> None:
+        """Raises the soft limit, to the hard one at most; never lowers it."""
+        with self._lock:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            if soft == resource.RLIM_INFINITY or soft >= target:
+                return
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+            except (ValueError, OSError):
+                log.debug("the limit of open files stays at %d", soft)
+                return
+            if self._former is None:
+                OpenFiles._former = soft
+            OpenFiles._raised = target
+
+
+def last_file() -> int:
+    """The highest descriptor that the process may have."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft - 1
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep up to 16 MiB of freed memory, unless the environment sets malloc.
+
+    glibc gives freed memory back as soon as two large messages' worth is together, and the kernel
+    then clears each page anew: for an echo of 1 MB four times the CPU time of all the rest.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+    mallopt(_M_TRIM_THRESHOLD, 16 << 20)
