@@ -85,6 +85,7 @@ cdef tuple LIMITS = (
     "byte_rate",
     "max_pending_callbacks",
     "max_pending_callback_bytes",
+    "callback_close_timeout",
     "max_rooms",
     "max_rooms_per_client",
     "close_timeout",

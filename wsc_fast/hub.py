@@ -1204,6 +1204,13 @@ class Hub(Delivery):
             self._all_gone.set_result(None)
         if announced and self._on_disconnected:
             dispatch(self, client, self._on_disconnected, (client,))
+        self._limit_callbacks(client)
+
+    def _limit_callbacks(self, client: Client) -> None:
+        """A client has gone: an async callback of it that is under way has so long from now on."""
+        inbox = client._get_inbox()
+        if inbox is not None:
+            inbox.limit()
 
     # --- callbacks, called by Client ---
 
@@ -1277,7 +1284,11 @@ class Hub(Delivery):
         return task
 
     def _log_abandoned(self, client: Client, messages: int) -> None:
-        log.warning("%r: %d received messages were not handled: the hub stopped", client, messages)
+        log.warning(
+            "%r: %d received messages were not handled: the callback before them was cancelled",
+            client,
+            messages,
+        )
 
     def _log_out_of_files(self) -> None:
         now = time.monotonic()
