@@ -27,13 +27,34 @@ DEBUG_ENV = $(if $(SANITIZE),PYTHONMALLOC=malloc,PYTHONMALLOC=debug) \
 DEBUG_LESS = $(if $(findstring address,$(SANITIZE)),$(addprefix --ignore=tests/, \
 	clients browsers proxies test_demo_browser.py))
 
-.PHONY: run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist clean
+# The newest Python here, from 3.13 on: of the PATH, or of pyenv. Empty where there is none.
+NEWEST ?= $(shell for minor in 15 14 13; do \
+	for each in python3.$$minor "$$(pyenv root 2>/dev/null)"/versions/3.$$minor.*/bin/python3; do \
+	"$$each" -c 'import venv, ensurepip' 2>/dev/null && echo "$$each" && exit; done; done)
+NEWEST_TREE := build/newest
+# What is about other programs, the sources or the long runs is the same on any Python.
+NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_benchmarks.py \
+	test_demo_browser.py test_docs.py test_package.py test_redis_store.py test_reference.py test_soak.py \
+	test_style.py test_torture.py)
+
+.PHONY: newest test-newest run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest
+
+newest:
+	@echo $(NEWEST)
+
+# The core of the suite on the newest Python of the machine, in a tree and an environment of its own.
+test-newest:
+	@test -n "$(NEWEST)" || { echo "there is no Python 3.13 or newer here"; exit 1; }
+	rm -rf $(NEWEST_TREE) && mkdir -p $(NEWEST_TREE)
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(NEWEST_TREE)
+	cd $(NEWEST_TREE) && $(NEWEST) -m venv .venv && .venv/bin/pip install -q -e '.[test,cli]'
+	cd $(NEWEST_TREE) && .venv/bin/python -m pytest $(NEWEST_LESS) $(ARGS)
 
 # The Autobahn cases: all on uvloop; on asyncio's loop and over TLS without those for performance (9),
 # and with QUICK=1, as in CI, without those for compression either, which neither concerns.

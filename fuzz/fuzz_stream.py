@@ -22,6 +22,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,12 @@ class Loop:
     def __init__(self) -> None:
         self.ready: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context) -> None:
         self.ready.append((callback, args))
 
-    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Handle:
+    def call_later(
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context
+    ) -> Handle:
         return Handle()
 
     def time(self) -> float:

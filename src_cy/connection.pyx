@@ -28,6 +28,13 @@ from functools import partial
 from time import time as wall_time
 
 from aiofastnet import Transport as AiofastnetTransport
+from cpython.contextvars cimport (
+    PyContext_Copy,
+    PyContext_CopyCurrent,
+    PyContext_Enter,
+    PyContext_Exit,
+)
+from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyObject
 from cpython.unicode cimport (
     PyUnicode_Contains,
@@ -78,6 +85,10 @@ cdef extern from "net.h" nogil:
     int wsc_progress(int fd, double* since_data, unsigned long long* acked)
     bint wsc_peer_ended(int fd)
     bint wsc_was_reset(int fd)
+
+cdef extern from "Python.h":
+    # Without the check for an exception that `PyContext_Enter` has here.
+    int try_to_enter "PyContext_Enter"(PyObject* context)
 
 cdef bytes PING_FRAME = b"\x89\x00"
 # Conflation keys of control frames, which no application can name: a newer ping or pong replaces
@@ -210,6 +221,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         object picows_protocol     # where picows made the connection, once it is ours
         long long close_slot       # of `Engine._deadlines`, while CLOSING; else -1
         dict data                  # user_data; None until first used
+        object variables           # contextvars.Context of its callbacks; None before the first
         object inbox               # events.Inbox while an async callback of this client is due
         list held                  # (message, size) before the identity is known
         object authenticating      # asyncio.Task while an async authenticate runs
@@ -562,6 +574,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef list held = self.held or []  # none: it was not let in
         self.held = None
         self.held_bytes = 0
+        self.listening = True
         try:
             for content, size in held:
                 if self.state != OPEN:
@@ -569,6 +582,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 self.take_message(content, size)
         except BaseException as error:
             self.failed(error)
+        finally:
+            self.listened()
 
     def _give_up(self):
         """What is not connected yet ends as it is."""
@@ -590,8 +605,56 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def _set_authenticating(self, task):
         self.authenticating = task
 
+    # --- the context of its callbacks ---
+
+    # All callbacks of a client run in one contextvars.Context, and nothing else does: plain ones
+    # are called in it, and the task of its Inbox runs in it. A context that is entered cannot be
+    # entered again, by a loop inside a callback for one: a copy then does.
+
+    cdef object enter_context(self):
+        """Makes its context the current one; returns what PyContext_Exit is to leave."""
+        cdef object context = self.variables
+        if context is None:
+            context = self.variables = PyContext_Copy(self.engine.variables)
+        elif self.inbox is not None:
+            context = PyContext_Copy(context)  # the Inbox's task may go on meanwhile
+        if try_to_enter(<PyObject*>context) < 0:
+            PyErr_Clear()
+            context = PyContext_Copy(context)
+            PyContext_Enter(context)
+        return context
+
+    def _call(self, function, *args):
+        """Calls the application in the context of this client's callbacks."""
+        cdef object context = self.enter_context()
+        try:
+            return function(*args)
+        finally:
+            PyContext_Exit(context)
+
+    def _lend_context(self):
+        """Its context, for the task of its Inbox; to be called before there is one."""
+        cdef object context = self.enter_context()
+        PyContext_Exit(context)
+        return context
+
+    def _copy_context(self):
+        """A context that begins with what its callbacks have set."""
+        return PyContext_Copy(self._lend_context())
+
+    def _keep_context(self):
+        """Its callbacks go on with what the task that calls this has set."""
+        self.variables = PyContext_CopyCurrent()
+
+    cdef int drop_context(self) except -1:
+        # It may hold the client itself, once that was set in it.
+        if self.state == CLOSED and self.inbox is None:
+            self.variables = None
+        return 0
+
     def _set_inbox(self, inbox):
         self.inbox = inbox
+        self.drop_context()
 
     def _get_inbox(self):
         return self.inbox
@@ -659,7 +722,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.rate_timer is None:
             self.pause_reading(PAUSED_FOR_RATE)
             self.halted = self.reading_paused & PAUSED_FOR_RATE != 0
-            self.rate_timer = engine.loop.call_later(owed, self._rate_passed)
+            self.rate_timer = engine.call_later(owed, self._rate_passed)
         return True
 
     cdef bint wait_for_turn(self) except -1:
@@ -673,6 +736,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef int take_turn(self) except -1:
         cdef object stream
+        if self.listening:
+            self.interrupted = True  # a loop inside its callback: the end of that comes first
+            return 0
         self.turn = self.engine.read_turn
         self.reading_paused &= ~PAUSED_FOR_TURN
         if self.transport_now() is None:
@@ -702,7 +768,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             owed = max(owed, -self.byte_tokens / engine.byte_rate)
         owed -= wsc_coarse_now() - self.counted_at
         if owed > 0:
-            self.rate_timer = engine.loop.call_later(owed, self._rate_passed)
+            self.rate_timer = engine.call_later(owed, self._rate_passed)
         else:
             self.resume_reading(PAUSED_FOR_RATE)
 
@@ -711,6 +777,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int take_message(self, object content, Py_ssize_t size) except -1:
         cdef object handler
         cdef object result
+        cdef object context
         cdef int answer = NO_ACK
         if self.held is not None:
             self.held_bytes += size
@@ -739,7 +806,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if handler is not None and self.inbox is None:
             result = None
             try:
-                result = handler(self, content)
+                context = self.enter_context()
+                try:
+                    result = handler(self, content)
+                finally:
+                    PyContext_Exit(context)
             except BaseException as error:
                 self.engine._callback_failed(self, error)
             if result is not None:
@@ -999,6 +1070,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.rate_timer = None
         self.authenticating = None
         self.inbox = None
+        self.variables = None
         self.write = None
         self.stream = None
         return 0
@@ -1116,7 +1188,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.engine._disconnected(self, self.announced)
         except BaseException as error:
             self.engine._report(self, error)
-        return 0
+        return self.drop_context()
 
     cdef int end_timers(self) except -1:
         if self.close_slot >= 0:

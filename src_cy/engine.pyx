@@ -11,6 +11,7 @@ from functools import partial
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.contextvars cimport PyContext_Copy
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
@@ -84,6 +85,7 @@ cdef tuple LIMITS = (
     "byte_rate",
     "max_pending_callbacks",
     "max_pending_callback_bytes",
+    "callback_close_timeout",
     "max_rooms",
     "max_rooms_per_client",
     "close_timeout",
@@ -165,6 +167,10 @@ cdef class Engine(Fanout):
         self.crowded = self.read_turn_due = False
         self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
 
+    def _new_context(self):
+        """A contextvars.Context for what is no client's."""
+        return PyContext_Copy(self.variables)
+
     def _is_away(self):
         """Whether the hub runs, and in another thread."""
         return self.away()
@@ -203,6 +209,11 @@ cdef class Engine(Fanout):
         self.small_view = self.read_view[:READ_SMALL]
         self.least_view = self.read_view[:self.heavy_read]
         self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM
+        self.reading = False
+
+    cdef int change_buffer(self) except -1:
+        self._set_read_buffer(len(self.read_view))
+        return 0
 
     def _set_compression(self, enabled, int level, Py_ssize_t threshold):
         """Makes the compression contexts anew, or drops them; for a hub that does not run."""
@@ -296,7 +307,7 @@ cdef class Engine(Fanout):
 
     cdef int call_read_turn(self) except -1:
         if not self.read_turn_due and self.loop is not None:
-            self.loop.call_soon(self._read_turn)
+            self.call_soon(self._read_turn)
             self.read_turn_due = True
         return 0
 
@@ -321,7 +332,8 @@ cdef class Engine(Fanout):
         self.read_spent = 0
         most = min(self.readers_at_once, self.count_waiting())
         try:
-            while most > 0 and self.read_spent <= self.read_budget:
+            # Whoever waited may have had a turn in a loop inside a callback.
+            while most > 0 and self.count_waiting() and self.read_spent <= self.read_budget:
                 # One of those who want to come in, one of those who are here: neither crowd holds
                 # up the other.
                 self.requests_next = not self.requests_next
@@ -724,7 +736,9 @@ cdef class Engine(Fanout):
         cdef Sink sink = self.clients.get(user_id)
         cdef Py_ssize_t queued = 0
         cdef list refused = None
+        cdef list items
         self.counters.messages_out += 1
+        self.schedule_before_walk()
         if sink is not None and sink.user_id == user_id:
             # Its id is the user's too, and it stands in no set of users.
             if self.offer(sink, frame, run):
@@ -732,7 +746,11 @@ cdef class Engine(Fanout):
             else:
                 refused = [sink]
         if user is not None:
-            for sink in user.items:
+            # Where the application is told of losses on the way, clients may leave meanwhile.
+            items = user.items if self.limits.witness == NULL else list(user.items)
+            for sink in items:
+                if sink.state != OPEN:
+                    continue
                 if self.offer(sink, frame, run):
                     queued += 1
                 elif refused is None:
@@ -791,9 +809,11 @@ cdef class Engine(Fanout):
             key_ptr = <PyObject*>checked
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
+            self.schedule_before_walk()
             return push_all(self, items, members, None, frame, key_ptr)
         skipped = self.excluded(exclude)
         self.counters.messages_out += 1
+        self.schedule_before_walk()
         try:
             for sink in skipped:
                 sink.skip = True

@@ -25,6 +25,7 @@ from cpython.bytes cimport (
     PyBytes_AS_STRING,
     PyBytes_GET_SIZE,
 )
+from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_New
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
@@ -94,6 +95,7 @@ cdef class Fanout:
         memset(&self.limits, 0, sizeof(Limits))
         self.witness = []
         self.loop = None
+        self.variables = PyContext_New()
         self.dirty = []
         self.stalled = set()
         self.batch_items = None
@@ -119,6 +121,7 @@ cdef class Fanout:
     cdef int attach(self, object loop) except -1:
         # Binds to a running loop, or to none. The bound method is a cycle only while attached.
         self.loop = loop
+        self.variables = PyContext_CopyCurrent() if loop is not None else PyContext_New()
         self._flush_callback = self._flush if loop is not None else None
         self.scheduled = False
         return 0
@@ -134,10 +137,14 @@ cdef class Fanout:
 
     cdef list taken(self):
         """What was dropped to make room since the last call."""
+        # A finalizer that sends would take what is not its own.
+        cdef bint collecting = PyGC_Disable()
         try:
             return list(self.witness)
         finally:
             self.witness.clear()
+            if collecting:
+                PyGC_Enable()
 
     cdef int mark(self, Sink sink) except -1:
         """The sink's outbox is not empty: it takes part in the next flush, unless blocked."""
@@ -152,9 +159,11 @@ cdef class Fanout:
     cdef int schedule(self) except -1:
         cdef object sink
         if self.loop is not None:
+            self.scheduled = True  # first: Python runs in the loop, and may come back here
             try:
-                self.loop.call_soon(self._flush_callback)
-            except RuntimeError:
+                self.call_soon(self._flush_callback)
+            except BaseException:
+                self.scheduled = False
                 if not self.loop.is_closed():
                     raise
                 while PyList_GET_SIZE(self.dirty):  # so that the next send comes here too
@@ -162,8 +171,15 @@ cdef class Fanout:
                     if sink is not None:
                         (<Sink>sink).dirty_at = -1
                 raise HubStoppedError("the loop of the hub is closed") from None
-            self.scheduled = True
         return 0
+
+    # A copy for each call: a loop that runs inside a callback could not enter a context twice.
+
+    cdef object call_soon(self, object callback):
+        return self.loop.call_soon(callback, context=PyContext_Copy(self.variables))
+
+    cdef object call_later(self, double seconds, object callback):
+        return self.loop.call_later(seconds, callback, context=PyContext_Copy(self.variables))
 
     cdef int unmark(self, Sink sink) except -1:
         """The sink takes no part in any flush until it is marked again (rule 4)."""
@@ -201,8 +217,6 @@ cdef class Fanout:
             return False
         if (<Sink>PyList_GET_ITEM(items, 0)).fd < 0:
             return False  # mostly that means TLS for all
-        if not self.scheduled:
-            self.schedule()
         self.batch_set = members
         self._batch_frames = []
         self.batch_twins = []
@@ -409,11 +423,14 @@ cdef class Fanout:
             self.batch_at += 1
         return planned
 
-    cdef Py_ssize_t settle_batch(self, Py_ssize_t first, Py_ssize_t planned) except -1:
+    cdef Py_ssize_t settle_batch(
+        self, Py_ssize_t first, Py_ssize_t planned, Py_ssize_t* gave_up
+    ) except -1:
         """Ends the batch: who did not get all of it has an outbox of its own from here on.
 
         Args:
             first, planned: the jobs of the batch.
+            gave_up: is set to how many members are to be given up (`give_up_failed`).
 
         Returns:
             the jobs that are left to be settled like others, those before `first` included.
@@ -449,7 +466,7 @@ cdef class Fanout:
                 self.jobs[kept].position = sink.dirty_at
                 kept += 1
         self.forget_batch()
-        self.give_up_failed(items, failed)
+        gave_up[0] = failed
         return kept
 
     # --- the flush ---
@@ -457,53 +474,83 @@ cdef class Fanout:
     def _flush(self):
         cdef double start = wsc_now()
         cdef double end
-        cdef Py_ssize_t planned = 0
-        cdef Py_ssize_t own
-        cdef Py_ssize_t i
-        cdef Job* jobs = self.jobs
-        cdef object failure = None
-        cdef bint collecting
-        self.scheduled = False
+        cdef list unfinished
         if PyList_GET_SIZE(self.dirty) == 0 and self.batch_items is None:
+            self.scheduled = False
             return
+        self.scheduled = True  # to the end: who is marked meanwhile does not call the loop
         self.counters.flushes += 1
         self.flush_number += 1
-        # What was planned may not change before it is settled, so no finalizer may run meanwhile.
-        collecting = PyGC_Disable()
         try:
-            self.iovs_used = self.pool_used = self.arena_used = 0
-            planned = own = self.plan(start + self.budget)
-            if self.batch_items is not None:
-                planned = self.plan_batch(planned)
-            if planned:
-                with nogil:
-                    send_all(jobs, planned, start + self.budget)
-            if self.batch_items is not None:
-                # Before anything that may call the application.
-                planned = self.settle_batch(own, planned)
-            for i in range(planned):
-                if jobs[i].result != NOT_TRIED:
-                    # All that was sent has to be settled, or it would be sent again.
-                    try:
-                        self.settle(&jobs[i])
-                    except BaseException as error:
-                        failure = error
-            if failure is not None:
-                raise failure
+            unfinished = []
+            try:
+                self.send(start + self.budget, unfinished)
+            finally:
+                self.finish_all(unfinished)
+            if self.through_due:
+                self.write_through_all(wsc_now() + self.budget)
         finally:
-            if collecting:
-                PyGC_Enable()
+            self.scheduled = False
             self.compact()
             end = wsc_now()
             if end - start > self.longest_flush:
                 self.longest_flush = end - start
-            if (
-                PyList_GET_SIZE(self.dirty) or self.batch_items is not None
-            ) and not self.scheduled:
+            if PyList_GET_SIZE(self.dirty) or self.batch_items is not None:
                 self.schedule()
 
-    cdef Py_ssize_t plan(self, double deadline) except -1:
-        """Fills `jobs` from the dirty list; writes TLS sinks on the way. Returns the jobs."""
+    cdef int send(self, double deadline, list unfinished) except -1:
+        """Plans, sends and settles what goes to descriptors.
+
+        What was planned may not change before it is settled, and in Python's code anything may
+        happen: a finalizer, a signal handler. So none runs here; what needs it is `unfinished`.
+        """
+        cdef Py_ssize_t planned
+        cdef Py_ssize_t own
+        cdef Py_ssize_t i
+        cdef Py_ssize_t failed = 0
+        cdef Job* jobs = self.jobs
+        cdef list items = self.batch_items
+        cdef object failure = None
+        cdef bint collecting = PyGC_Disable()
+        try:
+            self.iovs_used = self.pool_used = self.arena_used = 0
+            planned = own = self.plan()
+            if items is not None:
+                planned = self.plan_batch(planned)
+            if planned:
+                with nogil:
+                    send_all(jobs, planned, deadline)
+            if items is not None:
+                planned = self.settle_batch(own, planned, &failed)
+            for i in range(planned):
+                if jobs[i].result != NOT_TRIED:
+                    # All that was sent has to be settled, or it would be sent again.
+                    try:
+                        self.settle(&jobs[i], unfinished)
+                    except BaseException as error:
+                        failure = error
+        finally:
+            if collecting:
+                PyGC_Enable()
+        if failed:
+            self.give_up_failed(items, failed)
+        if failure is not None:
+            raise failure
+        return 0
+
+    cdef int finish_all(self, list unfinished) except -1:
+        cdef object failure = None
+        for sink, rest, error in unfinished:
+            try:
+                self.finish(sink, rest, error)
+            except BaseException as raised:
+                failure = raised
+        if failure is not None:
+            raise failure
+        return 0
+
+    cdef Py_ssize_t plan(self) except -1:
+        """Fills `jobs` from the dirty list, but for those who write through. Returns the jobs."""
         cdef Sequence recent[RECENT]
         cdef Py_ssize_t recent_count = 0
         cdef Py_ssize_t oldest = 0
@@ -514,19 +561,15 @@ cdef class Fanout:
         cdef Sink sink
         cdef Job* job
         cdef Sequence* match
-        cdef dict joined = None
+        self.through_due = False
         while position < size and planned < PLAN_JOBS:
             if PyList_GET_ITEM(self.dirty, position) == <PyObject*>None:
                 position += 1
                 continue
             sink = <Sink>PyList_GET_ITEM(self.dirty, position)
             if sink.fd < 0:
-                if joined is None:
-                    joined = {}
-                self.write_through(sink, joined)
+                self.through_due = True
                 position += 1
-                if wsc_now() >= deadline:
-                    break
                 continue
 
             job = &self.jobs[planned]
@@ -578,24 +621,21 @@ cdef class Fanout:
         self.iovs_used += sequence.job.iov_count
         return True
 
-    cdef int settle(self, Job* job) except -1:
-        cdef Sink sink
-        cdef Outbox* box
+    cdef int settle(self, Job* job, list unfinished) except -1:
+        """Takes from the outbox what the kernel has taken."""
+        cdef Sink sink = <Sink>PyList_GET_ITEM(self.dirty, job.position)
+        cdef Outbox* box = &sink.box
         cdef Py_ssize_t taken = job.result
         cdef Py_ssize_t size
         cdef object rest
-        if PyList_GET_ITEM(self.dirty, job.position) == <PyObject*>None:
-            return 0  # it left while an earlier sink was settled
-        sink = <Sink>PyList_GET_ITEM(self.dirty, job.position)
-        box = &sink.box
         self.counters.sends += 1
         if taken == job.total:
             self.counters.bytes_out += taken
             self.counters.frames_sent += job.frames
             outbox_take(box, job.frames)
-            return self.after_write(sink)
+            return self.after_write(sink, unfinished)
         if taken < 0 and taken != WSC_AGAIN:
-            return self.give_up(sink, <int>-taken)
+            return self.finish_later(sink, None, <int>-taken, unfinished)
         if taken < 0:
             taken = 0
         self.counters.partial_sends += 1
@@ -612,9 +652,42 @@ cdef class Fanout:
                 rest = memoryview(rest)[taken:]
             except MemoryError:
                 rest = None
-            if rest is None:
-                return self.give_up(sink, ENOMEM)  # only the rest may follow what was sent
-        return self.hand_over(sink, rest, 1, size - taken)
+        # It leaves the outbox now, so that nothing can drop, replace or overtake a part of a frame.
+        # Until it is with the transport its sink stays in the dirty list, where it counts as dirty.
+        outbox_take(box, 1)
+        # Without memory nothing may follow what was sent of it.
+        return self.finish_later(sink, rest, ENOMEM if rest is None else 0, unfinished)
+
+    cdef int finish_later(self, Sink sink, object rest, int error, list unfinished) except -1:
+        try:
+            unfinished.append((sink, rest, error))
+            return 0
+        except MemoryError:
+            pass
+        return self.finish(sink, rest, error)
+
+    cdef int finish(self, Sink sink, object rest, int error) except -1:
+        """What may call Python for a sink that was settled; it may have left by now."""
+        if error:
+            return self.give_up(sink, error)
+        if rest is None:
+            return self.ran_dry(sink)
+        if sink.dirty_at < 0:
+            return 0
+        return self.hand_over(sink, rest, 1, len(rest))
+
+    cdef int write_through_all(self, double deadline) except -1:
+        """Rule 3, for all who are dirty, in their order."""
+        cdef dict joined = {}
+        cdef Py_ssize_t i
+        cdef Sink sink
+        for i in range(PyList_GET_SIZE(self.dirty)):  # who is marked meanwhile has the next turn
+            sink = self.dirty[i]
+            if sink is not None and sink.fd < 0:
+                self.write_through(sink, joined)
+                if wsc_now() >= deadline:
+                    break
+        return 0
 
     cdef int write_through(self, Sink sink, dict joined) except -1:
         """Rule 3: its frames as one write; equal sequences share the joined bytes."""
@@ -648,14 +721,14 @@ cdef class Fanout:
             # What went into the context cannot be taken back, and others wait behind this one.
             return self.give_up(sink, ENOMEM)
         self.counters.sends += 1
+        outbox_take(box, frames)
         return self.hand_over(sink, data, frames, total)
 
     cdef int hand_over(
         self, Sink sink, object data, unsigned int frames, Py_ssize_t size
     ) except -1:
-        """Gives `data`, which is or ends the first `frames` frames, to the transport."""
+        """Gives `data`, which is or ends `frames` frames, to the transport."""
         cdef bint broken = False
-        outbox_take(&sink.box, frames)
         self.counters.frames_sent += frames
         self.counters.bytes_out += size
         try:
@@ -666,21 +739,29 @@ cdef class Fanout:
             self.give_up(sink, EPIPE)
             if not isinstance(error, Exception):
                 raise
-        return 0 if broken else self.after_write(sink)
+        return 0 if broken else self.after_write(sink, None)
 
     cdef int give_up(self, Sink sink, int error) except -1:
         self.unmark(sink)
         return sink.broken(error)
 
-    cdef int after_write(self, Sink sink) except -1:
+    cdef int after_write(self, Sink sink, list unfinished) except -1:
         # A further chunk waits behind everybody else's turn.
         self.unmark(sink)
-        if not sink.box.count:
-            sink.emptied = self.flush_number
-            if sink.awaited:
-                self.ran_empty(sink)
-        elif not sink.blocked:
-            return self.mark(sink)
+        if sink.box.count:
+            return 0 if sink.blocked else self.mark(sink)
+        sink.emptied = self.flush_number
+        if not sink.awaited and sink.state != CLOSING:
+            return 0
+        if unfinished is None:
+            return self.ran_dry(sink)
+        return self.finish_later(sink, None, 0, unfinished)
+
+    cdef int ran_dry(self, Sink sink) except -1:
+        if sink.box.count:
+            return 0
+        if sink.awaited:
+            self.ran_empty(sink)
         if sink.state == CLOSING and not sink.box.count and not sink.blocked:
             return sink.drained()
         return 0

@@ -1,7 +1,8 @@
 """Dense sets of clients, and how a broadcast reaches them: by the batch, or by a walk.
 
-The walk calls no Python code and changes no set: clients whose outbox overflows under the policy
-"disconnect" are collected and closed after it, so that nobody is skipped or met twice.
+The walk calls no Python code and changes no set: the flush is scheduled before it (publish), and
+clients whose outbox overflows under the policy "disconnect" are collected and closed after it, so
+that nobody is skipped or met twice.
 """
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE

@@ -13,7 +13,8 @@ Rules
 
 The buffer belongs to the engine, and to one connection only from the transport's read to the end
 of `buffer_updated`, which are one step of the loop. So nothing may point into it any longer, and
-what a read leaves behind goes into `tail` (less than a control frame) or `parts`.
+what a read leaves behind goes into `tail` (less than a control frame) or `parts`. A loop inside a
+callback reads within this step: `Engine.reading` tells, and the next read has another buffer.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
@@ -61,6 +62,8 @@ cdef class Receiver(Sink):
 
     def get_buffer(self, size_hint):
         """Where the transport is to read to (asyncio.BufferedProtocol)."""
+        if self.engine.reading:
+            self.engine.change_buffer()
         if self.drains:
             # aiofastnet 1.2 does not look again at what it has decrypted or received before it was
             # paused, and ends the connection once that fills its buffer.
@@ -73,7 +76,10 @@ cdef class Receiver(Sink):
 
     def buffer_updated(self, Py_ssize_t size):
         """The transport has read (asyncio.BufferedProtocol)."""
-        if size >= self.engine.heavy_read or self.handshake is not None or self.stash is not None:
+        if (
+            size >= self.engine.heavy_read or self.handshake is not None
+            or self.stash is not None or self.listening
+        ):
             self.take_heavy_read(size)
         else:
             self.take_read(size)
@@ -81,6 +87,10 @@ cdef class Receiver(Sink):
     cdef int take_heavy_read(self, Py_ssize_t size) except -1:
         """One that takes its time: a large one, or that of a request."""
         cdef double began
+        if self.listening:
+            self.put_aside(self.engine.read_area, size)
+            self.interrupted = self.wait_for_turn() or self.interrupted
+            return 0
         if self.stash is not None or not self.engine.has_turn(self.turn):
             self.put_aside(self.engine.read_area, size)
             return self.engine.wait_for_turn(self)
@@ -103,6 +113,23 @@ cdef class Receiver(Sink):
         self.stash = more if self.stash is None else self.stash + more
         return 0
 
+    cdef int put_back(self, const uint8_t* data, Py_ssize_t size) except -1:
+        """Keeps what is left of a read: it comes before what was read since."""
+        cdef bytes since = self.stash
+        self.stash = None
+        self.put_aside(data, size)
+        if since is not None:
+            self.stash = since if self.stash is None else self.stash + since
+        return 0
+
+    cdef int listened(self) except -1:
+        """What it has sent is taken; what was read inside a callback has a turn of its own."""
+        self.listening = False
+        if self.interrupted:
+            self.interrupted = False
+            self.engine.queue_reader(self)
+        return 0
+
     cdef int take_stash(self) except -1:
         cdef bytes stash = self.stash
         self.stash = None
@@ -112,13 +139,14 @@ cdef class Receiver(Sink):
 
     cdef int take_rest(self) except -1:
         """What was put aside, though it be beyond the rate: the peer's stream has ended."""
-        while self.stash is not None:
+        while self.stash is not None and not self.listening:
             self.halted = False
             self.take_stash()
         return 0
 
     cdef int take_read(self, Py_ssize_t size) except -1:
         cdef uint8_t* data = self.engine.read_area
+        cdef object _buffer = self.engine.read_view  # kept, though another takes its place
         cdef Py_ssize_t before
         if self.deaf:
             return 0
@@ -126,6 +154,7 @@ cdef class Receiver(Sink):
             self.handshake.received(PyBytes_FromStringAndSize(<const char*>data, size))
             return 0
         self.last_seen = wsc_coarse_now()
+        self.engine.reading = self.listening = True
         try:
             if self.tail is not None:
                 before = PyBytes_GET_SIZE(self.tail)
@@ -138,6 +167,9 @@ cdef class Receiver(Sink):
         except BaseException as error:
             self.deaf = True  # where the next frame begins is not known any more
             self.failed(error)
+        finally:
+            self.engine.reading = False
+            self.listened()
         return 0
 
     cdef int feed(self, const char* data, Py_ssize_t size) except -1:
@@ -148,6 +180,8 @@ cdef class Receiver(Sink):
             some = min(size, room)
             if self.stash is not None:
                 return self.put_aside(<const uint8_t*>data, size)
+            if self.engine.reading:
+                self.engine.change_buffer()
             memcpy(self.engine.read_area, data, some)
             self.take_read(some)
             data += some
@@ -164,13 +198,13 @@ cdef class Receiver(Sink):
         while at < size and not self.deaf:
             left = size - at
             if self.halted:
-                return self.put_aside(data + at, left)
+                return self.put_back(data + at, left)
             frames += 1
             if (
                 frames % FRAMES_AT_ONCE == 0 and self.engine.read_deadline != INFINITY
                 and wsc_now() > self.engine.read_deadline
             ):
-                self.put_aside(data + at, left)
+                self.put_back(data + at, left)
                 return self.engine.wait_for_turn(self)
             if self.remaining:
                 some = left if <uint64_t>left < self.remaining else <Py_ssize_t>self.remaining

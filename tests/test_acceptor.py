@@ -489,3 +489,49 @@ async def test_handshakes_under_way_outlive_the_stop_of_accepting(
         middle.close()
         early.close()
         draining.cancel()
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+async def test_the_loop_is_given_descriptors_by_their_numbers(
+    secure: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+) -> None:
+    # Some loops take no sockets there; asyncio's own and uvloop take both.
+    loop = asyncio.SelectorEventLoop()
+    given: list[object] = []
+    for name in ("add_reader", "remove_reader"):
+        real = getattr(loop, name)
+
+        def record(descriptor: object, *args: Any, real: Callable[..., Any] = real) -> Any:
+            given.append(descriptor)
+            return real(descriptor, *args)
+
+        monkeypatch.setattr(loop, name, record)
+
+    async def serve() -> None:
+        hub = Hub()
+        async with running(hub, **({"ssl": server_tls} if secure else {})):
+            acceptor(hub)._pause()
+            acceptor(hub).loop.add_reader(acceptor(hub)._socket.fileno(), acceptor(hub)._accept)
+            silent = await silent_sockets(hub, 2)
+            await loop.run_in_executor(None, talk, hub.port)
+            for sock in silent:
+                sock.close()
+
+    def talk(port: int) -> None:
+        sock: socket.socket = socket.create_connection(("127.0.0.1", port))
+        if secure:
+            sock = client_tls.wrap_socket(sock, server_hostname="127.0.0.1")
+        with sock:
+            sock.sendall(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert sock.recv(100).startswith(b"HTTP/1.1 404")
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(serve())
+
+    await asyncio.get_running_loop().run_in_executor(None, run)
+    assert given
+    assert {type(descriptor) for descriptor in given} == {int}

@@ -656,3 +656,129 @@ async def test_F14_stop_with_a_stuck_callback_still_tells_of_the_disconnect() ->
     # Being cancelled by stop is no fault of the callback's.
     assert failures == []
     assert len(gone) == 1
+
+
+# --- callbacks that go on when their client has gone ---
+
+
+async def leaves(hub: Hub, *messages: bytes) -> None:
+    """A client comes, sends these and leaves."""
+    raw = await RawClient.open(hub, tail=b"".join(encode(TEXT, text) for text in messages))
+    await eventually(lambda: hub.get_connected_clients() == 1)
+    raw.close()
+    await eventually(lambda: hub.connections == 0)
+
+
+@pytest.mark.parametrize("where", ["connected", "message"])
+async def test_a_callback_that_never_ends_is_cancelled_once_its_client_has_gone(
+    any_loop: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub(HubConfig(callback_close_timeout=0.1))
+    seen: list[str] = []
+
+    async def never(*args: object) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    if where == "connected":
+        hub.on_client_connected(never)
+    hub.on_message_received(never)
+    hub.on_client_disconnected(lambda client: seen.append("gone"))
+    async with running(hub):
+        for number in range(1, 4):
+            await leaves(hub, b"a", b"b", b"c")
+            await eventually(lambda: len(seen) == 2 * number)  # noqa: B023
+        await eventually(lambda: not hub._tasks)
+        assert hub.get_stats().limited["callback_close_timeout"] == 3
+        assert hub.get_stats().callback_errors == 0
+    assert seen == ["cancelled", "gone"] * 3
+    lines = [record.getMessage() for record in caplog.records if record.name == "wsc_fast"]
+    assert sum("callback_close_timeout" in line for line in lines) == 3
+    assert sum("received messages were not handled" in line for line in lines) == 3
+
+
+async def test_an_async_on_client_disconnected_that_never_ends_is_cancelled(any_loop: str) -> None:
+    hub = Hub(HubConfig(callback_close_timeout=0.1))
+    begun = 0
+
+    @hub.on_message_received
+    @hub.on_client_disconnected
+    async def never(*args: object) -> None:
+        nonlocal begun
+        begun += 1
+        await asyncio.get_running_loop().create_future()
+
+    async with running(hub):
+        await leaves(hub, b"a")
+        await eventually(lambda: begun == 2 and not hub._tasks)
+        await leaves(hub)
+        await eventually(lambda: begun == 3 and not hub._tasks)
+        assert hub.get_stats().limited["callback_close_timeout"] == 3
+
+
+async def test_what_a_client_sent_before_it_left_is_handled_however_long_it_takes_in_all(
+    any_loop: str,
+) -> None:
+    # Each callback has the time, not all of them together.
+    hub = Hub(HubConfig(callback_close_timeout=2.0))
+    seen: list[str] = []
+    ends: asyncio.Queue[None] = asyncio.Queue()
+
+    @hub.on_message_received
+    async def handle(client: Client, message: str) -> None:
+        await ends.get()
+        seen.append(message)
+
+    hub.on_client_disconnected(lambda client: seen.append("gone"))
+    async with running(hub):
+        await leaves(hub, b"0", b"1", b"2", b"3")
+        began = time.monotonic()
+        for number in range(4):
+            await asyncio.sleep(0.7)
+            ends.put_nowait(None)
+            await eventually(lambda: len(seen) > number)  # noqa: B023
+        assert time.monotonic() - began > 2.5
+        await eventually(lambda: seen == ["0", "1", "2", "3", "gone"])
+        assert hub.get_stats().limited["callback_close_timeout"] == 0
+
+
+async def test_a_callback_goes_on_while_its_client_is_there(any_loop: str) -> None:
+    hub = Hub(HubConfig(callback_close_timeout=0.05))
+    ended = asyncio.Event()
+    going_on = asyncio.Event()
+
+    @hub.on_message_received
+    async def handle(client: Client, message: str) -> None:
+        await going_on.wait()
+        ended.set()
+
+    async with running(hub):
+        with await RawClient.open(hub, tail=encode(TEXT, b"a")):
+            await asyncio.sleep(0.3)
+            going_on.set()
+            async with asyncio.timeout(5):
+                await ended.wait()
+        assert hub.get_stats().limited["callback_close_timeout"] == 0
+
+
+async def test_a_callback_that_takes_no_cancellation_is_told_of_and_does_no_harm(
+    any_loop: str,
+) -> None:
+    hub = Hub(HubConfig(callback_close_timeout=0.1))
+    seen: list[str] = []
+
+    @hub.on_message_received
+    async def stubborn(client: Client, message: str) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            seen.append(message)
+
+    hub.on_client_disconnected(lambda client: seen.append("gone"))
+    async with running(hub):
+        await leaves(hub, b"a", b"b")
+        await eventually(lambda: seen == ["a", "gone"])
+        await eventually(lambda: not hub._tasks)

@@ -20,6 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ class Loop:
     def __init__(self) -> None:
         self.ready: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context) -> None:
         self.ready.append((callback, args))
 
-    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Timer:
+    def call_later(
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context
+    ) -> Timer:
         return Timer()
 
     def time(self) -> float:

@@ -322,7 +322,7 @@ class Hellos:
 
     def add(self, connection: socket.socket) -> None:
         """Takes a connection that was just accepted; the socket is owned from here on."""
-        self._loop.add_reader(connection, self._arrived, connection)
+        self._loop.add_reader(connection.fileno(), self._arrived, connection)
         timeout = self._hub.config.handshake_timeout
         end = Deadline(self._hub._deadlines, timeout, partial(self._end_late, connection))
         self._deadlines[connection] = self._loop.time() + timeout, end
@@ -395,7 +395,7 @@ class Hellos:
 
     def _stop_waiting(self, connection: socket.socket) -> None:
         if self._wanted.pop(connection, None) is not None and not self._loop.is_closed():
-            self._loop.remove_reader(connection)
+            self._loop.remove_reader(connection.fileno())
 
     def _gone(self, connection: socket.socket) -> None:
         self._hub._count_rejected("gone")
@@ -443,7 +443,7 @@ class Acceptor:
         except OSError:
             listening.close()
             raise
-        self.loop.add_reader(listening, self._accept)
+        self.loop.add_reader(listening.fileno(), self._accept)
 
     @property
     def port(self) -> int | None:
@@ -543,11 +543,11 @@ class Acceptor:
 
     def _pause(self) -> None:
         # The socket stays readable: without a pause the loop would do nothing else.
-        self.loop.remove_reader(self._socket)
+        self.loop.remove_reader(self._socket.fileno())
         if self._resuming is not None:
             self._resuming.cancel()
         self._resuming = self.loop.call_later(
-            self._PAUSE, self.loop.add_reader, self._socket, self._accept
+            self._PAUSE, self.loop.add_reader, self._socket.fileno(), self._accept
         )
 
     async def _serve(self, client: Client, connection: socket.socket, seconds: float) -> None:
@@ -629,7 +629,7 @@ class Acceptor:
             if self._resuming is not None:
                 self._resuming.cancel()
             if self._socket.fileno() >= 0:
-                self.loop.remove_reader(self._socket)
+                self.loop.remove_reader(self._socket.fileno())
         self._socket.close()
         if self._spare is not None:
             os.close(self._spare)

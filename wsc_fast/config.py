@@ -131,6 +131,7 @@ CHANGEABLE = frozenset(
         "message_timeout",
         "max_pending_callbacks",
         "max_pending_callback_bytes",
+        "callback_close_timeout",
         "max_rooms",
         "max_rooms_per_client",
         "thread_call_timeout",
@@ -287,6 +288,9 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             reading goes on, since a callback may wait for them, up to the next bound.
         max_pending_callback_bytes: what these messages may take in memory, with 256 bytes for each
             beside itself; beyond it nothing is read from that client until they drain.
+        callback_close_timeout: for each async callback of a client that has gone; then it is
+            cancelled, messages that waited behind it are dropped, and `on_client_disconnected` is
+            told.
         max_rooms, max_rooms_per_client: bounds; beyond them LimitError.
         flush_budget: how long a flush may hold the loop before it yields.
         drain_period: how long `run` takes to send clients away (1012) after the first SIGTERM or
@@ -341,6 +345,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     authentication_input_bytes: int = 1 << 16
     max_pending_callbacks: int = 64
     max_pending_callback_bytes: int = 1 << 20
+    callback_close_timeout: float = 60.0
     max_rooms: int = 100_000
     max_rooms_per_client: int = 1_000
     flush_budget: float = 0.005

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from wsc_fast.deadlines import Deadline
 from wsc_fast.log import log
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def dispatch(
         return
     for index, handler in enumerate(handlers):
         try:
-            result = handler(*args)
+            result = client._call(handler, *args)
         except BaseException as error:
             hub._callback_failed(client, error, fatal)
             if fatal:
@@ -73,9 +74,12 @@ class Inbox:
     `HubConfig.max_pending_callback_bytes`, the client's socket is not read until half of them are
     done. What one read brought is taken all the same. A callback may wait for an acknowledgement of
     its own client: while some are awaited, only the bytes are bounded.
+
+    Once the client has gone, each of its callbacks has `HubConfig.callback_close_timeout`: one that
+    waits for more of its client would keep its task, and what else is to be told, for ever.
     """
 
-    __slots__ = ("_client", "_hub", "_nbytes", "_paused", "_waiting")
+    __slots__ = ("_client", "_deadline", "_hub", "_nbytes", "_paused", "_task", "_waiting")
 
     def __init__(self, hub: Hub, client: Client) -> None:
         self._hub = hub
@@ -83,13 +87,44 @@ class Inbox:
         self._waiting: deque[tuple[Handlers, tuple[Any, ...], bool]] = deque()
         self._nbytes = 0  # of what waits, as it is in memory
         self._paused = False
+        self._task: asyncio.Task[None] | None = None
+        self._deadline: Deadline | None = (
+            None  # of the callback under way, once its client has gone
+        )
 
     def start(
         self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
     ) -> None:
         """Begins with an awaitable that a handler has returned, and the handlers after it."""
+        context = self._client._lend_context()
         self._client._set_inbox(self)
-        self._hub._spawn(self._run(first, rest, args, fatal))
+        self._task = self._hub._spawn(self._run(first, rest, args, fatal), context)
+
+    def limit(self) -> None:
+        """The client has gone: its callbacks may not take for ever from now on."""
+        timers = self._hub._deadlines
+        self._end_limit()
+        if timers.loop is not None:
+            seconds = self._hub.config.callback_close_timeout
+            self._deadline = Deadline(timers, seconds, self._time_out)
+
+    def _end_limit(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _time_out(self) -> None:
+        self._deadline = None
+        self._hub._count_limit("callback_close_timeout")
+        log.warning(
+            "%r: a callback was cancelled: it went on for %s s after its client had gone "
+            "(callback_close_timeout)",
+            self._client,
+            self._hub.config.callback_close_timeout,
+        )
+        self._abandon_messages()
+        assert self._task is not None
+        self._task.cancel()
 
     def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
         self._waiting.append((handlers, args, fatal))
@@ -123,6 +158,8 @@ class Inbox:
     def _next(self) -> tuple[Handlers, tuple[Any, ...], bool]:
         event = self._waiting.popleft()
         self._nbytes -= _size_of(event[1])
+        if self._deadline is not None:
+            self.limit()
         if self._paused and self._limit_met(0.5) is None:
             self._paused = False
             self._client._resume_reading()
@@ -140,17 +177,19 @@ class Inbox:
                 await self._call(*self._next())
         finally:
             # No await between the last look at `_waiting` and here: nothing can slip in.
+            self._end_limit()
             self._client._set_inbox(None)
-            self._abandon()
+            # Something waits only where a callback was cancelled.
+            self._abandon_messages()
+            for handlers, args, fatal in self._waiting:
+                dispatch(self._hub, self._client, handlers, args, fatal=fatal)
+                self._hub._limit_callbacks(self._client)
 
-    def _abandon(self) -> None:
-        # Something waits only where the hub stopped before a callback came to its end.
+    def _abandon_messages(self) -> None:
         waiting = len(self._waiting)
         self._drop_messages()
         if waiting > len(self._waiting):
             self._hub._log_abandoned(self._client, waiting - len(self._waiting))
-        for handlers, args, fatal in self._waiting:
-            dispatch(self._hub, self._client, handlers, args, fatal=fatal)
 
     def _drop_messages(self) -> None:
         # Only that the client has gone is still to be told: the one event that waits here with
@@ -179,7 +218,7 @@ class Inbox:
         except BaseException as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
-                raise  # the hub is stopping; not a CancelledError that the callback raised
+                raise  # by us, or the hub is stopping; not one that the callback raised
             self._hub._callback_failed(self._client, error, fatal)
             return not fatal
         return True

@@ -19,6 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import Context
 from datetime import UTC, datetime
 from http import HTTPStatus
 from ssl import SSLContext
@@ -438,7 +439,7 @@ class Hub(Delivery):
         self._tls = ssl is not None
         self._shares_port = reuse_port or sock is not None
         self._own_queue = reuse_port and sock is None
-        own_accept = ssl is not None or type(loop).__module__.partition(".")[0] != "uvloop"
+        own_accept = ssl is not None or isinstance(loop, asyncio.BaseEventLoop)
         sockets = [] if sock is None else [sock]
         try:
             if self._acks is not None:
@@ -1078,7 +1079,7 @@ class Hub(Delivery):
             self._enter(client, pending)
             return
         client._hold_input()
-        task = self._spawn(self._finish_authentication(client, pending))
+        task = self._spawn(self._finish_authentication(client, pending), client._copy_context())
         task.wsc_client = client  # type: ignore[attr-defined]
         client._set_authenticating(task)
 
@@ -1107,6 +1108,7 @@ class Hub(Delivery):
         client._set_authenticating(None)
         if not client._is_connecting():
             return  # it left, or the hub is stopping
+        client._keep_context()
         if identity is None:
             self._count_rejected("auth")
             client.disconnect(CLOSE_UNAUTHENTICATED, "authentication failed")
@@ -1153,7 +1155,7 @@ class Hub(Delivery):
         older.disconnect(CLOSE_REPLACED, "replaced by a newer connection")
         if self.connections > self.config.max_connections and self.loop is not None:
             # It has the turn in which its close frame is sent, and no time to answer.
-            self.loop.call_soon(older._abort)
+            self.loop.call_soon(older._abort, context=self._new_context())
 
     def _expire_at(self, client: Client, when: float) -> None:
         # By the wall clock, which is looked at again when the time has come: it may be set.
@@ -1213,6 +1215,13 @@ class Hub(Delivery):
             self._all_gone.set_result(None)
         if announced and self._on_disconnected:
             dispatch(self, client, self._on_disconnected, (client,))
+        self._limit_callbacks(client)
+
+    def _limit_callbacks(self, client: Client) -> None:
+        """A client has gone: an async callback of it that is under way has so long from now on."""
+        inbox = client._get_inbox()
+        if inbox is not None:
+            inbox.limit()
 
     # --- callbacks, called by Client ---
 
@@ -1222,13 +1231,13 @@ class Hub(Delivery):
     def _may_join(self, client: Client, room_id: str) -> bool:
         """Called for each `join_room`, where there is an `authorize_join`."""
         assert self._authorize_join is not None
-        return _decided(self._authorize_join(client, room_id))
+        return _decided(client._call(self._authorize_join, client, room_id))
 
     def _may_publish(self, client: Client, message: str | bytes) -> bool:
         """Called by a Client for each message, where there is an `authorize_publish`."""
         assert self._authorize_publish is not None
         try:
-            if _decided(self._authorize_publish(client, message)):
+            if _decided(client._call(self._authorize_publish, client, message)):
                 return True
         except Exception as error:
             self._report(client, error)  # nobody has allowed it
@@ -1267,24 +1276,30 @@ class Hub(Delivery):
         self._tell_error_handlers(client, error)
 
     def _tell_error_handlers(self, client: Client | None, error: BaseException) -> None:
+        call = self._new_context().run if client is None else client._call
         for handler in self._on_error:
             try:
-                result = handler(client, error)
+                result = call(handler, client, error)
                 if is_awaitable(result):
-                    self._spawn(_logging_errors(result))
+                    context = self._new_context() if client is None else client._copy_context()
+                    self._spawn(_logging_errors(result), context)
             except BaseException:
                 log.exception("an on_error callback raised")
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[Any]:
         # The set keeps the task alive: the loop itself holds it only weakly.
         assert self.loop is not None
-        task: asyncio.Task[Any] = self.loop.create_task(coroutine)
+        task: asyncio.Task[Any] = self.loop.create_task(coroutine, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def _log_abandoned(self, client: Client, messages: int) -> None:
-        log.warning("%r: %d received messages were not handled: the hub stopped", client, messages)
+        log.warning(
+            "%r: %d received messages were not handled: the callback before them was cancelled",
+            client,
+            messages,
+        )
 
     def _log_out_of_files(self) -> None:
         now = time.monotonic()

@@ -289,7 +289,7 @@ def accept(
     path = head.target.partition(b"?")[0].decode("ascii")
     route = hub._routes.get(path)
     if route is not None:
-        return answer(route(Request(head, remote_address, transport)))
+        return answer(client._call(route, Request(head, remote_address, transport)))
     if hub._path is not None and path != hub._path:
         return _reject(hub, HTTPStatus.NOT_FOUND)
 
@@ -314,7 +314,7 @@ def accept(
         return refused
 
     if hub._authenticate is not None:
-        identity = hub._authenticate(Request(head, remote_address, transport))
+        identity = client._call(hub._authenticate, Request(head, remote_address, transport))
         if identity is None:
             return _refuse_unauthenticated(hub)
         if not inspect.isawaitable(identity):
@@ -555,6 +555,12 @@ class Handshake:
                 remote_address, head.forwarded_for, hub._trusted_proxies
             )
         decided = hub._accept(head, client, remote_address, transport)
+        if transport.is_closing():
+            # A loop ran inside `authenticate` or a route, and the connection ended in it.
+            if inspect.iscoroutine(client._pending):
+                client._pending.close()
+            client._pending = None
+            return
         if isinstance(decided, WSUpgradeResponse):
             self._answer(decided, head.method == "HEAD")
             return

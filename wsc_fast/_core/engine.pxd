@@ -42,6 +42,7 @@ cdef class Engine(Fanout):
         # What the transports of all connections read into, one at a time (receiver.pxd).
         readonly object read_view    # memoryview of what follows the headroom; keeps the memory
         unsigned char* read_area
+        bint reading                 # what is in it is being taken
         dict clients       # id -> Sink, the open ones
         dict users         # user id -> MemberSet, of clients whose user_id is not their id
         dict rooms         # id -> Room
@@ -107,6 +108,8 @@ cdef class Engine(Fanout):
         object join_filter
 
     cdef int over(self, str limit) except -1
+    # To be called before anything is put into the read buffer while that is in use.
+    cdef int change_buffer(self) except -1
     cdef int read_much(self, Sink receiver, double spent, bint more) except -1
     cdef bint has_turn(self, unsigned long long turn) noexcept
     cdef int wait_for_turn(self, Sink receiver) except -1

@@ -54,6 +54,9 @@ cdef class Fanout:
         list witness                # what limits.witness points to; empty between calls
         double budget               # seconds per flush
         readonly object loop        # the running asyncio loop, or None
+        # contextvars.Context, as it was where the hub was started: what the engine itself does runs
+        # in a copy of it, and each client's callbacks begin with one.
+        object variables
         list dirty                  # of Sink, with None where one has left
         set stalled                 # of Sink: those that are blocked
         list batch_items            # of Sink: the set that the batch is for; None: there is none
@@ -67,7 +70,8 @@ cdef class Fanout:
         # Smaller sets have no batch, nor those of which more than one in `_batch_share` is apart.
         public Py_ssize_t _batch_least
         public Py_ssize_t _batch_share
-        bint scheduled
+        bint scheduled              # a flush will come, or is under way
+        bint through_due            # some who are dirty have no descriptor to write to
         unsigned long long flush_number  # of the flush under way, or of the last one
         object _flush_callback      # bound method, made once
         Job* jobs
@@ -93,6 +97,13 @@ cdef class Fanout:
     cdef int unmark(self, Sink sink) except -1
     cdef int attach(self, object loop) except -1
     cdef int schedule(self) except -1
+    # To be called before a set is walked: asyncio's loop is Python, where a finalizer or a signal
+    # handler may change the set. Once a flush is due, marking calls the loop no more.
+    cdef inline int schedule_before_walk(self) except -1:
+        return 0 if self.scheduled else self.schedule()
+    # As the loop's own, but in a context that is no client's.
+    cdef object call_soon(self, object callback)
+    cdef object call_later(self, double seconds, object callback)
     cdef int set_blocked(self, Sink sink, bint blocked) except -1
     cdef bint in_batch(self, Sink sink) except -1
     cdef bint join_batch(self, list items, object members, list skipped, bytes frame) except -1
@@ -111,14 +122,24 @@ cdef class Fanout:
     cdef int forget_batch(self) except -1
     cdef int give_up_failed(self, list items, Py_ssize_t failed) except -1
     cdef Py_ssize_t plan_batch(self, Py_ssize_t planned) except -1
-    cdef Py_ssize_t settle_batch(self, Py_ssize_t first, Py_ssize_t planned) except -1
-    cdef Py_ssize_t plan(self, double deadline) except -1
+    cdef Py_ssize_t settle_batch(
+        self, Py_ssize_t first, Py_ssize_t planned, Py_ssize_t* gave_up
+    ) except -1
+    cdef int send(self, double deadline, list unfinished) except -1
+    cdef Py_ssize_t plan(self) except -1
     cdef bint prepare(self, const Outbox* box, Sequence* sequence) noexcept
-    cdef int settle(self, Job* job) except -1
+    cdef int settle(self, Job* job, list unfinished) except -1
+    cdef int finish_later(self, Sink sink, object rest, int error, list unfinished) except -1
+    cdef int finish_all(self, list unfinished) except -1
+    cdef int finish(self, Sink sink, object rest, int error) except -1
+    cdef int write_through_all(self, double deadline) except -1
     cdef int write_through(self, Sink sink, dict joined) except -1
     cdef int hand_over(
         self, Sink sink, object data, unsigned int frames, Py_ssize_t size
     ) except -1
     cdef int give_up(self, Sink sink, int error) except -1
-    cdef int after_write(self, Sink sink) except -1
+    # Nothing may be queued for it any more, or what waits for that is told; `unfinished` (None: it
+    # may be told at once) takes it, where that would call Python.
+    cdef int after_write(self, Sink sink, list unfinished) except -1
+    cdef int ran_dry(self, Sink sink) except -1
     cdef int compact(self) except -1

@@ -15,6 +15,11 @@ yet: once heavy reads have taken their budget of one turn of the loop, what come
 aside (`stash`) and not looked at, nor more read, until their turn comes, first come, first served.
 Whoever is a client and sends little never waits.
 
+A loop inside a callback (a plain one that calls `run_until_complete` of a patched asyncio, or opens
+a modal dialog) may read while the buffer is in use: for another connection the hub then makes a
+buffer anew, and what comes of the same connection is put aside, behind what the callback's read has
+left.
+
 So a connection holds no more than the bytes that have come of an unfinished message, and nothing
 at all between messages.
 """
@@ -67,6 +72,8 @@ cdef class Receiver(Sink):
         bytes stash                # what was read and has to wait for its turn, or None
         unsigned long long turn    # the last one that it had (Engine.read_turn)
         bint halted                # what is left of this read has to wait
+        bint listening             # what it has sent is being taken: a callback may be under way
+        bint interrupted           # and a loop inside that callback has read more, or has its turn
         uint64_t remaining         # payload of the frame under way that is still to come
         double part_since          # when the unfinished message began, on the coarse clock
         Py_ssize_t held_bytes      # what messages held back for an authentication take
@@ -86,6 +93,8 @@ cdef class Receiver(Sink):
     cdef int take_read(self, Py_ssize_t size) except -1
     cdef int take_heavy_read(self, Py_ssize_t size) except -1
     cdef int put_aside(self, const uint8_t* data, Py_ssize_t size) except -1
+    cdef int put_back(self, const uint8_t* data, Py_ssize_t size) except -1
+    cdef int listened(self) except -1
     cdef int take_stash(self) except -1
     cdef int take_rest(self) except -1
     cdef int consume(self, uint8_t* data, Py_ssize_t size) except -1
