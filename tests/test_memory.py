@@ -48,12 +48,16 @@ class Loop:
     def __init__(self) -> None:
         self.ready: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context) -> None:
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Timer:
         self.ready.append((callback, args))
+        return Timer()
 
     def call_later(
         self, delay: float, callback: Callable[..., Any], *args: Any, context: Context
     ) -> Timer:
+        return Timer()
+
+    def call_at(self, when: float, callback: Callable[..., Any], *, context: Any) -> Timer:
         return Timer()
 
     def time(self) -> float:
