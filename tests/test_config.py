@@ -75,7 +75,7 @@ def test_an_unknown_setting_is_refused() -> None:
         ("max_connections", 1.5),
         ("max_connections", "10"),
         ("max_connections", None),
-        ("read_buffer_size", 2047),
+        ("read_buffer_size", 0),
         ("write_buffer_size", -1),
         ("max_message_size", 0),
         ("max_fragments", 0),
@@ -167,3 +167,14 @@ def test_A18_a_heartbeat_that_could_never_be_answered_is_refused(timeout: float)
 def test_equal_configs_are_equal() -> None:
     assert HubConfig() == HubConfig()
     assert HubConfig(max_rooms=5) != HubConfig()
+
+
+@pytest.mark.parametrize("given", [1, 1024, 2047])
+def test_a_small_read_buffer_is_raised_to_the_least(
+    given: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert HubConfig(read_buffer_size=given).read_buffer_size == 2048
+    assert caplog.messages == [f"HubConfig.read_buffer_size is {given}: 2048 is the least"]
+    caplog.clear()
+    assert HubConfig(read_buffer_size=2048).read_buffer_size == 2048
+    assert caplog.messages == []

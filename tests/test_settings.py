@@ -250,15 +250,23 @@ def test_a_value_is_kept_as_its_annotation_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["retryable_errors", "non_retryable_errors"])
-def test_every_reason_is_known_and_no_other(name: str) -> None:
+def test_every_reason_is_known_and_others_are_kept_with_a_warning(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     other = "non_retryable_errors" if name == "retryable_errors" else "retryable_errors"
     reasons = tuple(SendFailureReason)
     assert getattr(RetryConfig(**{name: reasons, other: ()}), name) == reasons
-    for wrong in ("queue-full", "QUEUE_FULL", "timeout "):
-        assert (
-            refusal(lambda wrong=wrong: RetryConfig(**{name: ("unknown", wrong)}))
-            == f"RetryConfig.{name} is {wrong!r}, expected one of {REASONS}"
-        )
+    assert caplog.messages == []
+    for wrong in ("queue-full", "QUEUE_FULL", "timeout ", "network_error"):
+        caplog.clear()
+        config = RetryConfig(**{name: ("unknown", wrong), other: ()})
+        assert getattr(config, name) == ("unknown", wrong)
+        assert caplog.messages == [
+            f"RetryConfig.{name}: {wrong!r} is no reason and never matches, "
+            f"expected one of {REASONS}"
+        ]
+        # A changed copy can be made of it.
+        assert getattr(msgspec.structs.replace(config, max_retries=1), name)[1] == wrong
 
 
 def test_a_reason_cannot_be_in_both_lists() -> None:
@@ -410,7 +418,7 @@ def test_what_is_false(text: str) -> None:
         (
             RetryConfig,
             "WSC_BASE_DELAY",
-            ("x", "1s", "1,5", "true"),
+            ("x", "1 s", "1,5", "true"),
             "a positive number of seconds",
         ),
         (RetryConfig, "WSC_BACKOFF_FACTOR", ("x", "2x"), "a number of at least 1"),
@@ -420,8 +428,7 @@ def test_what_is_false(text: str) -> None:
             ("x", "2", "t", "y", "truee"),
             "one of true, 1, yes, on, false, 0, no, off",
         ),
-        (RetryConfig, "WSC_RETRYABLE_ERRORS", ("x", "queue full", "['x']"), f"one of {REASONS}"),
-        (ACKConfig, "WSC_ACK_TIMEOUT", ("x", "30s"), "a positive number of seconds"),
+        (ACKConfig, "WSC_ACK_TIMEOUT", ("x", "30 s"), "a positive number of seconds"),
         (
             ACKConfig,
             "WSC_ACK_OFFLINE_OVERFLOW",
@@ -568,6 +575,91 @@ def test_a_wrong_value_in_a_file_is_named(
         path = written(tmp_path, suffix, content)
         error = f"{path}: {place}{name} is {value!r}, expected {expected}"
         assert refusal(lambda path=path: cls.from_file(path)) == error
+
+
+DURATIONS = [
+    ("100ms", 0.1),
+    ("1.5s", 1.5),
+    ("2m", 120.0),
+    ("1h30m", 5_400.0),
+    ("2m0.5s", 120.5),
+    ("500us", 0.0005),
+    ("500µs", 0.0005),
+    ("1000000ns", 0.001),
+]
+
+
+@pytest.mark.parametrize(("text", "seconds"), DURATIONS)
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_durations_as_text(tmp_path: Path, suffix: str, text: str, seconds: float) -> None:
+    path = written(tmp_path, suffix, {"max_delay": "10h", "base_delay": text})
+    expected = RetryConfig(max_delay=36_000, base_delay=seconds)
+    assert RetryConfig.from_file(path) == expected
+    assert RetryConfig.from_env({"WSC_MAX_DELAY": "10h", "WSC_BASE_DELAY": text}) == expected
+    path = written(tmp_path, suffix, {"hub": {"drain_period": text}, "ack": {"timeout": text}})
+    assert HubConfig.from_file(path).drain_period == pytest.approx(seconds)
+    assert ACKConfig.from_file(path).timeout == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["100 ms", "ms", "-1s", "1e3s", "1.s", ".5s", "1d", "5S", "s1"])
+def test_what_is_no_duration_is_refused(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, ".json", {"base_delay": text})
+    expected = f"is {text!r}, expected a positive number of seconds"
+    assert refusal(lambda: RetryConfig.from_file(path)) == f"{path}: base_delay {expected}"
+    assert (
+        refusal(lambda: RetryConfig.from_env({"WSC_BASE_DELAY": text}))
+        == f"WSC_BASE_DELAY {expected}"
+    )
+
+
+@pytest.mark.parametrize("name", ["backoff_factor", "message_rate", "max_retries", "jitter"])
+def test_what_is_no_time_is_no_duration(name: str) -> None:
+    cls = HubConfig if name == "message_rate" else RetryConfig
+    refusal(lambda: cls.from_env({f"WSC_{name.upper()}": "5s"}))
+
+
+def test_no_duration_in_code() -> None:
+    assert "'100ms'" in refusal(lambda: RetryConfig(base_delay="100ms"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_settings_of_hub_and_retries_side_by_side(
+    tmp_path: Path, suffix: str, nested: bool
+) -> None:
+    content: dict[str, Any] = {
+        "max_connections": 10_000,
+        "handshake_timeout": "10s",
+        "read_buffer_size": 1024,
+        "max_retries": 3,
+        "base_delay": "100ms",
+        "backoff_factor": 2.0,
+        "retryable_errors": ["queue_full", "timeout", "network"],
+        "non_retryable_errors": ["user_offline", "invalid_token"],
+    }
+    path = written(tmp_path, suffix, {"wsc": content} if nested else content)
+    assert HubConfig.from_file(path) == HubConfig(max_connections=10_000, read_buffer_size=2048)
+    assert RetryConfig.from_file(path) == RetryConfig(
+        retryable_errors=("queue_full", "timeout", "network"),
+        non_retryable_errors=("user_offline", "invalid_token"),
+    )
+    # A key of neither is a mistake in both, and ACKConfig shares with nobody.
+    content["max_retrys"] = 3
+    path = written(tmp_path, suffix, {"wsc": content} if nested else content)
+    for cls in (HubConfig, RetryConfig):
+        assert "max_retrys (3) is no setting" in refusal(lambda cls=cls: cls.from_file(path))
+    del content["max_retrys"]
+    path = written(tmp_path, suffix, {"wsc": content} if nested else content)
+    assert "is no setting of ACKConfig" in refusal(lambda: ACKConfig.from_file(path))
+    # In tables each has its place.
+    path = written(tmp_path, suffix, {"hub": {"max_retries": 3}})
+    assert "max_retries (3) is no setting of HubConfig" in refusal(
+        lambda: HubConfig.from_file(path)
+    )
+
+
+def test_no_setting_of_a_hub_is_one_of_retries() -> None:
+    assert not set(HubConfig.__struct_fields__) & set(RetryConfig.__struct_fields__)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

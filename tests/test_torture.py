@@ -14,14 +14,8 @@ sys.path.append(str(ROOT / "torture"))
 
 from ledger import Ledger, ranges  # noqa: E402
 
-# What the hub does not keep yet, and what would take long to fail.
-UNMET = {"full-disk", "late-store", "two-processes", "rolling-restart"}
 SCENARIOS = [
-    pytest.param(
-        scenario,
-        store,
-        marks=[pytest.mark.xfail(run=False, reason="not kept yet")] if scenario in UNMET else [],
-    )
+    (scenario, store)
     for scenario in ("kill", "full-disk", "late-store", "two-processes", "rolling-restart")
     for store in ("sqlite", "redis")
     if (scenario, store) != ("full-disk", "redis")

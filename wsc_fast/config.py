@@ -7,6 +7,7 @@ float is a positive number of seconds, the items of a tuple pass a check.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -24,19 +25,20 @@ import msgspec
 from wsc_fast._core.deflate import zlib_version
 from wsc_fast.addresses import is_origin_entry, parse_host, parse_network
 from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError
+from wsc_fast.log import log
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
 OfflineOverflow = Literal["drop_oldest", "refuse"]
 RateLimitAction = Literal["close", "drop", "pause"]
 Per = Literal["user", "device"]
 
-# What picows reads into at least; a smaller setting would not be honoured.
+# What picows reads into at least; a smaller setting is raised to this.
 MIN_READ_BUFFER = 2048
 
 # name -> (lowest, highest) that makes sense; inclusive.
 _INTEGERS: dict[str, tuple[int, int]] = {
     "max_connections": (1, 10_000_000),
-    "read_buffer_size": (MIN_READ_BUFFER, 1 << 26),
+    "read_buffer_size": (1, 1 << 26),
     "receive_buffer_size": (0, 1 << 30),
     "write_buffer_size": (0, 1 << 30),
     "max_message_size": (125, 1 << 31),
@@ -81,9 +83,13 @@ _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
 _REASONS = tuple(str(reason) for reason in SendFailureReason)
 
+# As Go writes durations: "100ms", "1.5s", "2m", "1h30m".
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(rf"([0-9]+(?:\.[0-9]+)?)({'|'.join(_UNITS)})")
+_DURATION = re.compile(rf"(?:{_PART.pattern})+").fullmatch
+
 
 # name -> (does the item pass, what is allowed)
-_REASON = (_REASONS.__contains__, f"one of {', '.join(_REASONS)}")
 _ITEMS: dict[str, tuple[Callable[[str], object], str]] = {
     "allowed_origins": (
         is_origin_entry,
@@ -93,8 +99,6 @@ _ITEMS: dict[str, tuple[Callable[[str], object], str]] = {
     "allowed_hosts": (parse_host, "'host[:port]'"),
     "subprotocols": (_SUBPROTOCOL, "a token (RFC 9110 section 5.6.2)"),
     "trusted_proxies": (parse_network, "an IP address or network"),
-    "retryable_errors": _REASON,
-    "non_retryable_errors": _REASON,
 }
 _BOOLEANS = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
@@ -158,7 +162,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The settings of the environment, with the defaults for those it lacks.
 
         A variable is `WSC_` (for ACKConfig `WSC_ACK_`) and the setting in upper case, such as
-        `WSC_MAX_RETRIES`. A bool is true, false, 1, 0, yes, no, on or off in any case; the items of
+        `WSC_MAX_RETRIES`. Seconds are a number, or a duration such as 100ms, 1.5s, 2m or 1h30m. A
+        bool is true, false, 1, 0, yes, no, on or off in any case; the items of
         a tuple stand between commas, and a comma alone means none. An empty variable counts as
         unset. Others that begin with `WSC_` are ignored, since they may be somebody else's: a
         misspelt name has no effect.
@@ -176,7 +181,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for name, kind in _kinds(cls).items():
             text = given.get(variables[name], "").strip()
             if text:
-                values[name] = _parsed(variables[name], kind, text)
+                values[name] = _parsed(variables[name], name, kind, text)
         return cls._made(", ".join(variables[name] for name in values), variables, values)
 
     @classmethod
@@ -184,7 +189,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The settings of a .yaml, .yml, .toml or .json file, with the defaults for others.
 
         They stand at the top level, or, so that one file serves all, in the tables `hub`, `retry`
-        and `ack`. Either may stand in a table `wsc`; what is beside that is somebody else's.
+        and `ack`. Either may stand in a table `wsc`; what is beside that is somebody else's. At the
+        top level the settings of HubConfig and RetryConfig may stand side by side. Seconds are a
+        number, or a duration in quotes, such as "100ms", "1.5s" or "2m".
         YAML needs `pip install 'wsc_fast[yaml]'`.
 
         Args:
@@ -195,15 +202,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 that cannot work; the text names the file, the key, the value and what is allowed.
         """
         file = os.fspath(path)
-        place, values = _table(file, _read(file), cls._table)
+        place, given, flat = _table(file, _read(file), cls._table)
         names = {name: f"{place}{name}" for name in _kinds(cls)}
-        for key, value in values.items():
-            if key not in names:
+        values = {}
+        for key, value in given.items():
+            if key in names:
+                values[key] = _seconds_of(key, _kinds(cls)[key], value)
+            elif not (flat and cls._stands_beside(key)):
                 raise ConfigError(
                     f"{place}{key} ({_shown(value)}) is no setting of {cls.__name__}, "
                     f"expected one of {', '.join(names)}"
                 )
         return cls._made(file, names, values)
+
+    @classmethod
+    def _stands_beside(cls, key: str) -> bool:
+        """Whether a key without a table may be there for another class."""
+        return False
 
     @classmethod
     def _made(cls, source: str, names: Mapping[str, str], values: dict[str, Any]) -> Self:
@@ -235,8 +250,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         rate_limit_action: what happens to a client that sends more: "close" (1008), "drop" (the
             message is not heard), or "pause" (it is heard, and nothing is read for so long as makes
             up for it).
-        read_buffer_size: of the one buffer that all connections of the hub read into, at least
-            2,048: what one read can bring.
+        read_buffer_size: of the one buffer that all connections of the hub read into: what one read
+            can bring. Less than 2,048 is raised to that, with a line in the log.
         receive_buffer_size: asked of the kernel for each connection (SO_RCVBUF, which Linux
             doubles). It bounds what a client sends in one round trip, and what the kernel holds of
             a client that we do not read; 0 leaves it to the kernel, which begins at 128 KiB and
@@ -362,10 +377,21 @@ class HubConfig(Settings, frozen=True, kw_only=True):
                 self.heartbeat_timeout,
                 f"more than heartbeat_interval ({self.heartbeat_interval})",
             )
+        if self.read_buffer_size < MIN_READ_BUFFER:
+            log.warning(
+                "HubConfig.read_buffer_size is %d: %d is the least",
+                self.read_buffer_size,
+                MIN_READ_BUFFER,
+            )
+            msgspec.structs.force_setattr(self, "read_buffer_size", MIN_READ_BUFFER)
         if self.enable_compression and zlib_version() is None:
             raise _wrong(
                 "HubConfig.enable_compression", True, "False, since there is no zlib (libz.so.1)"
             )
+
+    @classmethod
+    def _stands_beside(cls, key: str) -> bool:
+        return key in _kinds(RetryConfig)
 
 
 class RetryConfig(Settings, frozen=True, kw_only=True):
@@ -380,7 +406,8 @@ class RetryConfig(Settings, frozen=True, kw_only=True):
             failed together do not try again together.
         retryable_errors: the reasons (SendFailureReason) after which a send is tried again.
         non_retryable_errors: the reasons after which it is not. A reason in neither is not retried
-            either; one in both raises ConfigError.
+            either; one in both raises ConfigError. A name in either list that is no reason is kept,
+            with a line in the log: it never matches.
 
     Raises:
         ConfigError: a value cannot work; the text names the key, the value and what is allowed.
@@ -405,6 +432,19 @@ class RetryConfig(Settings, frozen=True, kw_only=True):
         for reason in self.retryable_errors:
             if reason in self.non_retryable_errors:
                 raise _wrong("RetryConfig.retryable_errors", reason, "none of non_retryable_errors")
+        for name in ("retryable_errors", "non_retryable_errors"):
+            for reason in getattr(self, name):
+                if reason not in _REASONS:
+                    log.warning(
+                        "RetryConfig.%s: %s is no reason and never matches, expected one of %s",
+                        name,
+                        _shown(reason),
+                        ", ".join(_REASONS),
+                    )
+
+    @classmethod
+    def _stands_beside(cls, key: str) -> bool:
+        return key in _kinds(HubConfig)
 
     def delay(self, retry: int) -> float:
         """How many seconds to wait before a retry.
@@ -520,7 +560,16 @@ def _checked(called: str, name: str, kind: Any, value: Any) -> Any:
     return value
 
 
-def _parsed(variable: str, kind: Any, text: str) -> Any:
+def _seconds_of(name: str, kind: Any, value: Any) -> Any:
+    """The seconds of a duration in text; any other value as it is."""
+    if kind is not float or name in _FACTORS or not isinstance(value, str):
+        return value
+    if not _DURATION(value):
+        return value  # then the check refuses the text
+    return math.fsum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
+
+
+def _parsed(variable: str, name: str, kind: Any, text: str) -> Any:
     """The value that the text of an environment variable stands for."""
     if kind is bool:
         if text.lower() not in _BOOLEANS:
@@ -532,12 +581,12 @@ def _parsed(variable: str, kind: Any, text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
-            pass  # then the check refuses the text
+            return _seconds_of(name, kind, text)
     return text
 
 
-def _table(file: str, content: Any, own: str) -> tuple[str, dict[str, Any]]:
-    """Where in the file the settings stand (for the errors), and they."""
+def _table(file: str, content: Any, own: str) -> tuple[str, dict[str, Any], bool]:
+    """Where in the file the settings stand (for the errors), they, and whether in no table."""
     place = f"{file}: "
     level = _mapping(file, content)
     if "wsc" in level:
@@ -547,14 +596,14 @@ def _table(file: str, content: Any, own: str) -> tuple[str, dict[str, Any]]:
         place += "wsc."
         level = _mapping(f"{file}: wsc", level["wsc"])
     if not any(key in level for key in _TABLES):
-        return place, level
+        return place, level, True
     for key, value in level.items():
         if key not in _TABLES:
             raise ConfigError(
                 f"{place}{key} ({_shown(value)}) stands beside tables, "
                 f"expected one of {', '.join(_TABLES)}"
             )
-    return f"{place}{own}.", _mapping(f"{place}{own}", level.get(own))
+    return f"{place}{own}.", _mapping(f"{place}{own}", level.get(own)), False
 
 
 def _mapping(called: str, value: Any) -> dict[str, Any]:
