@@ -60,6 +60,9 @@ class Loop:
     def call_at(self, when: float, callback: Callable[..., Any], *, context: Any) -> Timer:
         return Timer()
 
+    def is_closed(self) -> bool:
+        return False
+
     def time(self) -> float:
         return time.monotonic()
 
