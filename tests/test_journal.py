@@ -243,6 +243,27 @@ async def test_acknowledgements_of_many_users_are_removed_over_several_turns() -
         assert not store._messages
 
 
+# --- what the store lets go ---
+
+
+async def test_a_limit_that_was_lowered_by_far_drops_all_that_is_beyond_it_and_tells() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store, offline_limit=10_000)
+    async with running(hub):
+        for n in range(5_000):
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
+        await eventually_count(store, "ann", 5_000)
+    hub = acking(store, offline_limit=10)
+    async with running(hub):
+        await hub.send_ack_message_to_user("ann", ACKMessage(content="newest")).accepted()
+        await eventually_count(store, "ann", 10)
+        await eventually(lambda: hub.get_stats().acks_dropped == 4_991)
+        raw, _ = await join(hub, "a&user=ann")
+        for n in range(4_991, 5_000):
+            assert (await received(raw))["content"] == str(n)
+        assert (await received(raw))["content"] == "newest"
+
+
 # --- stores that others use too ---
 
 

@@ -132,6 +132,7 @@ class Journal:
         self._undeleted: dict[str, dict[str, None]] = {}
         self._undeleted_count = 0
         self._delete_timer: asyncio.TimerHandle | None = None
+        self._trimming: set[str] = set()  # mailboxes with more messages than they may have
         self._told: deque[tuple[str, StoredMessage, float | None]] = deque()
         self._told_all = asyncio.Event()
         # Readings that are under way, when the store was last heard of, and who waits for its end.
@@ -317,12 +318,31 @@ class Journal:
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         if error is None:
             self._heard()
-            self._tell_dropped(pending._mailbox, done.result(), None)
+            dropped = done.result()
+            self._tell_dropped(pending._mailbox, dropped, None)
+            if len(dropped) > 1 and pending._mailbox not in self._trimming:
+                self._trimming.add(pending._mailbox)
+                self._spawn(self._trim(pending._mailbox))
         else:
             self._owner.count_error()
         self._owner.appended(pending, error)
 
     # --- what the store lets go ---
+
+    async def _trim(self, key: str) -> None:
+        """The limit was lowered, and one append drops a bounded number only: drops the rest."""
+        try:
+            while (excess := await self.store.count(key) - self._config.offline_limit) > 0:
+                page = await self.store.read(key, limit=min(excess, PAGE), max_bytes=PAGE_BYTES)
+                if not page:
+                    break
+                await self.store.delete(key, [stored.id for stored in page])
+                self._tell_dropped(key, page, None)
+                await self._told_all.wait()
+        except Exception as error:
+            self.failed("messages beyond a lowered limit could not be removed", error)
+        finally:
+            self._trimming.discard(key)
 
     def _tell_dropped(self, key: str, dropped: list[StoredMessage], age: float | None) -> None:
         if not dropped:
