@@ -19,6 +19,7 @@ from libc.math cimport INFINITY
 
 from wsc_fast._core.engine cimport IGNORED, NO_ACK, SETTLED, Engine
 from wsc_fast._core.frames cimport FIN_TEXT, encode
+from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.messages cimport HubMessageEncoder
 from wsc_fast._core.outbox cimport OPEN, Sink
 from wsc_fast._core.timers cimport Timers
@@ -108,10 +109,6 @@ cdef class PendingACK:
     cpdef bint _is_open(self) noexcept:
         # Whether it is to be sent.
         return self.status is PENDING and self._error is None
-
-    cdef object key(self):
-        # What it stands under in its mailbox: one message may go to several clients, each by itself.
-        return self.id if self._client_id is None else (self.id, self._client_id)
 
     cdef double timeout(self) noexcept:
         # Seconds.
@@ -298,12 +295,16 @@ cdef class AckTable:
 
     cdef list clients_of(self, str mailbox, str user_id):
         """The connected clients of a mailbox."""
-        cdef list clients = self._hub.get_clients_by_user(user_id)
+        cdef MemberSet user = self._hub.users.get(user_id)
+        cdef list clients = [] if user is None else list(user.items)
+        cdef Sink named = self._hub.clients.get(user_id)
+        if named is not None and named.user_id == user_id:
+            clients.append(named)
         if self.per_device:
             clients = [client for client in clients if self._key_of(client) == mailbox]
         return clients
 
-    cpdef bytes _encoded(self, str user_id, message):
+    cdef bytes encoded(self, str user_id, message):
         """The HubMessage that an ACKMessage goes out as, as JSON; checks what is given."""
         if self._stopped:
             raise HubStoppedError("the hub has stopped")
@@ -320,12 +321,12 @@ cdef class AckTable:
         return ENCODER.encode(to_hub_message(message, user_id))
 
     cdef PendingACK send(self, str user_id, Sink client, message):
-        cdef bytes data = self._encoded(user_id, message)
-        return self._send_to_mailbox(
+        cdef bytes data = self.encoded(user_id, message)
+        return self.send_to_mailbox(
             user_id if client is None else self.key_of(client), user_id, client, message, data
         )
 
-    cpdef PendingACK _send_to_mailbox(
+    cdef PendingACK send_to_mailbox(
         self, str key, str user_id, Sink client, message, bytes data
     ):
         """Sends an encoded message to all clients of a mailbox, or to one of them."""
@@ -336,14 +337,14 @@ cdef class AckTable:
         if self.store is not None:
             pending = self._parked.get(key, message_id)
             if pending is not None:
-                self._check_same(pending, data)
+                self.check_same(pending, data)
                 return pending
         if mailbox is not None:
             pending = self.known(mailbox, message_id, client, data)
             if pending is not None:
                 return pending
         self.check_bounds(mailbox, user_id)
-        online = client is not None or self._has_clients(key, user_id)
+        online = client is not None or self.has_clients(key, user_id)
         if not online and self.store is None:
             raise UserOfflineError(f"user {user_id!a} has no connected client")
         pending = self.new(
@@ -353,14 +354,14 @@ cdef class AckTable:
         self.counters.acks_sent += 1
         if mailbox is None:
             mailbox = self._mailbox(key, user_id)
-        self._enlist(mailbox, pending)
+        self.enlist(mailbox, pending)
         if online:
-            self._send_live(mailbox, pending)
+            self.send_live(mailbox, pending)
         else:
             self._park(mailbox)
         return pending
 
-    cpdef bint _has_clients(self, str mailbox, str user_id) except -1:
+    cdef bint has_clients(self, str mailbox, str user_id) except -1:
         """Whether a mailbox has a connected client."""
         if self.per_device:
             return len(self.clients_of(mailbox, user_id)) > 0
@@ -380,18 +381,19 @@ cdef class AckTable:
         """The same delivery, if it is under way; ValidationError for other content under its id."""
         cdef PendingACK pending = mailbox.pending.get(message_id)
         cdef PendingACK found = None
+        cdef str client_id = None if client is None else client.id
         if pending is not None:
-            self._check_same(pending, data)
-            if client is None:
+            self.check_same(pending, data)
+            if pending._client_id == client_id:
                 found = pending
-        if mailbox.directed is not None:
-            for pending in mailbox.directed.get(message_id, ()):
-                self._check_same(pending, data)
-                if client is not None and pending._client_id == client.id:
+        if mailbox.namesakes is not None:
+            for pending in mailbox.namesakes.get(message_id, ()):
+                self.check_same(pending, data)
+                if pending._client_id == client_id:
                     found = pending
         return found
 
-    cpdef int _check_same(self, PendingACK pending, bytes data) except -1:
+    cdef int check_same(self, PendingACK pending, bytes data) except -1:
         """ValidationError for other content under the id of a message."""
         if pending._data != data and not is_same_message(pending._data, data):
             raise ValidationError(
@@ -423,17 +425,21 @@ cdef class AckTable:
             )
         return 0
 
-    cpdef int _enlist(self, Mailbox mailbox, PendingACK pending) except -1:
+    cdef int enlist(self, Mailbox mailbox, PendingACK pending) except -1:
         """Makes a message pending, behind all others of its mailbox."""
         cdef Py_ssize_t size = weight(pending)
-        mailbox.pending[pending.key()] = pending
+        pending.key = pending.id
+        if pending.id in mailbox.pending:
+            # One message may go to several clients, each by itself.
+            pending.key = (pending.id, pending._client_id)
+            if mailbox.namesakes is None:
+                mailbox.namesakes = {}
+            mailbox.namesakes.setdefault(pending.id, []).append(pending)
+        mailbox.pending[pending.key] = pending
         mailbox.nbytes += size
         self.nbytes += size
         self.count += 1
-        if pending._client_id is not None:
-            if mailbox.directed is None:
-                mailbox.directed = {}
-            mailbox.directed.setdefault(pending.id, []).append(pending)
+        mailbox.directed += pending._client_id is not None
         if self.store is not None and not pending._stored and pending._storing is None:
             if mailbox.unstored is None:
                 mailbox.unstored = deque()
@@ -443,17 +449,19 @@ cdef class AckTable:
     cdef int delist(self, Mailbox mailbox, PendingACK pending) except -1:
         cdef Py_ssize_t size = weight(pending)
         cdef list others
-        del mailbox.pending[pending.key()]
+        del mailbox.pending[pending.key]
         mailbox.nbytes -= size
         self.nbytes -= size
         self.count -= 1
-        if pending._client_id is not None:
-            others = mailbox.directed[pending.id]
+        mailbox.directed -= pending._client_id is not None
+        if type(pending.key) is tuple:
+            others = mailbox.namesakes[pending.id]
             others.remove(pending)
             if not others:
-                del mailbox.directed[pending.id]
-                if not mailbox.directed:
-                    mailbox.directed = None
+                del mailbox.namesakes[pending.id]
+                if not mailbox.namesakes:
+                    mailbox.namesakes = None
+        pending.key = None
         return 0
 
     def _delist(self, Mailbox mailbox not None, PendingACK pending not None):
@@ -469,7 +477,7 @@ cdef class AckTable:
                 return [client]
         return self.clients_of(pending._mailbox, pending.user_id)
 
-    cpdef bint _counts_from(self, PendingACK pending, Sink client) except -1:
+    cdef bint counts_from(self, PendingACK pending, Sink client) except -1:
         """Whether a message is for this client, and an acknowledgement of this client counts."""
         cdef Sink other
         if pending._client_id is None or pending._client_id == client.id:
@@ -477,7 +485,7 @@ cdef class AckTable:
         other = self._hub.clients.get(pending._client_id)
         return other is None or other.user_id != pending.user_id
 
-    cpdef int _send_live(self, Mailbox mailbox, PendingACK pending) except -1:
+    cdef int send_live(self, Mailbox mailbox, PendingACK pending) except -1:
         """Sends a message to all that it is for; to who is catching up when its turn comes."""
         cdef list full = None
         cdef bint taken = False
@@ -499,7 +507,7 @@ cdef class AckTable:
         if taken:
             pending.sent_count += 1
             pending.sent_at = self._hub.flush_number
-        self._begin(pending)
+        self.begin(pending)
         if full is not None:
             for client in full:
                 # What comes now queues up behind it.
@@ -520,7 +528,7 @@ cdef class AckTable:
         if taken:
             pending.sent_count += 1
             pending.sent_at = self._hub.flush_number
-        self._begin(pending)
+        self.begin(pending)
         return taken
 
     cdef bint retransmit(self, Mailbox mailbox, PendingACK pending, double now) except -1:
@@ -556,7 +564,7 @@ cdef class AckTable:
             pending._slot = self._timers.set(pending, pending.due)
         return taken
 
-    cpdef int _begin(self, PendingACK pending) except -1:
+    cdef int begin(self, PendingACK pending) except -1:
         """Its time runs from the first attempt to send it."""
         cdef double now = self.loop.time()
         if pending.deadline == INFINITY:
@@ -564,14 +572,14 @@ cdef class AckTable:
         return self.schedule(pending, now)
 
     cdef int schedule(self, PendingACK pending, double now) except -1:
-        self._unschedule(pending)
+        self.unschedule(pending)
         pending.due = pending.deadline
         if pending.retries < self.max_retries:
             pending.due = min(pending.due, now + self.retry_interval)
         pending._slot = self._timers.set(pending, pending.due)
         return 0
 
-    cpdef int _unschedule(self, PendingACK pending) except -1:
+    cdef int unschedule(self, PendingACK pending) except -1:
         if pending._slot >= 0:
             self._timers.cancel(pending, pending._slot)
             pending._slot = -1
@@ -579,7 +587,7 @@ cdef class AckTable:
 
     def _anew(self, PendingACK pending not None):
         """Its time begins again with the next attempt to send it."""
-        self._unschedule(pending)
+        self.unschedule(pending)
         pending.deadline = INFINITY
         pending.retries = 0
 
@@ -594,7 +602,7 @@ cdef class AckTable:
         pending._slot = -1
         if now + CLOCK_TICK / 2 >= pending.deadline:
             self.counters.acks_timed_out += 1
-            self._give_up(
+            self.give_up(
                 pending,
                 AckTimeoutError(
                     pending.id,
@@ -604,7 +612,7 @@ cdef class AckTable:
             )
             return
         mailbox = self._users.get(pending._mailbox)
-        if mailbox is None or mailbox.pending.get(pending.key()) is not pending:
+        if mailbox is None or pending.key is None:
             return
         if self.retransmit(mailbox, pending, now):
             self.counters.acks_retransmitted += 1
@@ -631,30 +639,32 @@ cdef class AckTable:
                 return IGNORED
             del mailbox._lapsed[message_id]
             self._delete(mailbox.key, message_id)
-            self._release(mailbox)
+            self.release(mailbox)
             return SETTLED
         for pending in found:
             if answer.status == "confirmed":
                 self.counters.acks_confirmed += 1
-                self._settle(pending, CONFIRMED, None)
+                self.settle(pending, CONFIRMED, None)
             else:
                 self.counters.acks_failed += 1
                 error = AckFailedError(pending.id, answer.error or "the client could not process it")
-                self._settle(pending, FAILED, error)
+                self.settle(pending, FAILED, error)
                 self._report(pending, error)
         return SETTLED
 
     cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id):
         """What an acknowledgement of this client settles: one message may have gone out twice."""
         cdef PendingACK pending = mailbox.pending.get(message_id)
-        cdef list found = [] if pending is None else [pending]
-        if mailbox.directed is not None:
-            for pending in mailbox.directed.get(message_id, ()):
-                if self._counts_from(pending, client):
+        cdef list found = []
+        if pending is not None and self.counts_from(pending, client):
+            found.append(pending)
+        if mailbox.namesakes is not None:
+            for pending in mailbox.namesakes.get(message_id, ()):
+                if self.counts_from(pending, client):
                     found.append(pending)
         return found
 
-    cpdef int _settle(self, PendingACK pending, status, error) except -1:
+    cdef int settle(self, PendingACK pending, status, error) except -1:
         """The end of a message: out of its mailbox, and its waiters told."""
         cdef bint answered = status is CONFIRMED or status is FAILED
         cdef Mailbox mailbox
@@ -662,9 +672,9 @@ cdef class AckTable:
         cdef list waiters
         pending.status = status
         pending._error = error
-        self._unschedule(pending)
+        self.unschedule(pending)
         mailbox = self._users.get(pending._mailbox)
-        if mailbox is not None and mailbox.pending.get(pending.key()) is pending:
+        if mailbox is not None and pending.key is not None:
             self.delist(mailbox, pending)
             if mailbox.replays:
                 for replay in mailbox.replays.values():
@@ -673,7 +683,7 @@ cdef class AckTable:
                 mailbox.lapsed[pending.id] = None
                 if len(mailbox._lapsed) > MOST_LAPSED:
                     del mailbox._lapsed[next(iter(mailbox._lapsed))]
-            self._release(mailbox)
+            self.release(mailbox)
         if self.starved and self.nbytes < self.most_bytes:
             self._wake_starved()
         # What is still being stored is deleted when that is done.
@@ -692,7 +702,7 @@ cdef class AckTable:
             waiters, pending.followers = pending.followers, None
             for follower in waiters:
                 if not follower.done():
-                    self._settle(follower, status, error)
+                    self.settle(follower, status, error)
         return 0
 
     def _follow(self, PendingACK pending not None, PendingACK follower not None):
@@ -701,16 +711,16 @@ cdef class AckTable:
             pending.followers = []
         pending.followers.append(follower)
 
-    cpdef int _give_up(self, PendingACK pending, error) except -1:
+    cdef int give_up(self, PendingACK pending, error) except -1:
         if isinstance(error, AckTimeoutError):
-            self._settle(pending, TIMEOUT, error)
+            self.settle(pending, TIMEOUT, error)
         else:
             self.counters.acks_dropped += 1
-            self._settle(pending, DROPPED, error)
+            self.settle(pending, DROPPED, error)
         self._report(pending, error)
         return 0
 
-    cpdef int _release(self, Mailbox mailbox) except -1:
+    cdef int release(self, Mailbox mailbox) except -1:
         """A mailbox that holds nothing is not kept."""
         if not mailbox.pending and not mailbox._lapsed and not mailbox.replays:
             if self._users.get(mailbox.key) is mailbox:
@@ -721,3 +731,37 @@ cdef class AckTable:
         ):
             mailbox.unstored = deque([item for item in mailbox.unstored if not item.done()])
         return 0
+
+    # --- for delivery/*.py: what is above, at the cost of a call from Python ---
+
+    def _encoded(self, str user_id not None, message):
+        return self.encoded(user_id, message)
+
+    def _send_to_mailbox(
+        self, str key not None, str user_id not None, Sink client, message, bytes data not None
+    ):
+        return self.send_to_mailbox(key, user_id, client, message, data)
+
+    def _has_clients(self, str mailbox not None, str user_id not None):
+        return self.has_clients(mailbox, user_id)
+
+    def _check_same(self, PendingACK pending not None, bytes data not None):
+        return self.check_same(pending, data)
+
+    def _enlist(self, Mailbox mailbox not None, PendingACK pending not None):
+        return self.enlist(mailbox, pending)
+
+    def _counts_from(self, PendingACK pending not None, Sink client not None):
+        return self.counts_from(pending, client)
+
+    def _send_live(self, Mailbox mailbox not None, PendingACK pending not None):
+        return self.send_live(mailbox, pending)
+
+    def _settle(self, PendingACK pending not None, status, error):
+        return self.settle(pending, status, error)
+
+    def _give_up(self, PendingACK pending not None, error):
+        return self.give_up(pending, error)
+
+    def _release(self, Mailbox mailbox not None):
+        return self.release(mailbox)

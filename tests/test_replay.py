@@ -131,6 +131,20 @@ async def test_a_message_for_a_client_that_leaves_goes_to_the_users_others_at_on
         assert await pending[0] is await pending[1] is AckStatus.CONFIRMED
 
 
+async def test_a_stored_message_for_one_client_does_not_come_to_another_that_connects() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store)
+    async with running(hub):
+        laptop, _ = await join(hub, "laptop&user=ann")
+        pending = hub.send_ack_message("laptop", ACKMessage(content="for the laptop"))
+        await pending.accepted()
+        phone, _ = await join(hub, "phone&user=ann")
+        hub.send_to_user("ann", HubMessage(content="end"))
+        assert await contents(phone, 1) == ["end"]
+        assert await contents(laptop, 2) == ["for the laptop", "end"]
+        assert hub._acks.count == 1  # type: ignore[union-attr]
+
+
 async def test_one_message_to_two_clients_of_a_user_is_two_deliveries() -> None:
     hub = acking(timeout=0.5, max_retries=0)
     async with running(hub):

@@ -41,6 +41,7 @@ cdef class PendingACK:
         public str _mailbox        # key of its mailbox
         readonly str _client_id    # None: for all clients of the mailbox
         readonly bytes _data       # as it goes on the wire
+        object key                 # what it stands under in `Mailbox.pending`, or None
         object _given_timeout      # seconds, as it was given; None: ACKConfig.timeout
         public int _priority
         public bint _stored        # it is in the store
@@ -50,7 +51,6 @@ cdef class PendingACK:
     cdef int tell(self, waiter) except -1
     cpdef bint done(self) noexcept
     cpdef bint _is_open(self) noexcept
-    cdef object key(self)
     cdef double timeout(self) noexcept
 
 cdef class Mailbox:
@@ -58,8 +58,9 @@ cdef class Mailbox:
     cdef:
         readonly str key
         readonly str user_id
-        readonly dict pending      # PendingACK.key() -> PendingACK, in the order of sending
-        readonly dict directed     # message id -> list of those for one client; None: there are none
+        readonly dict pending      # PendingACK.key -> PendingACK, in the order of sending
+        dict namesakes             # message id -> list of further messages of this id; mostly None
+        readonly Py_ssize_t directed  # how many of `pending` are for one client
         readonly Py_ssize_t nbytes  # of `pending`, as `weight` counts
         readonly dict replays      # Client -> Replay, of who is catching up
         public object unstored     # a deque of those of `pending` that are not in the store, or None
@@ -98,8 +99,8 @@ cdef class AckTable:
     )
     cpdef PendingACK start(self, recipient, message, bint to_client)
     cdef PendingACK send(self, str user_id, Sink client, message)
-    cpdef bytes _encoded(self, str user_id, message)
-    cpdef PendingACK _send_to_mailbox(
+    cdef bytes encoded(self, str user_id, message)
+    cdef PendingACK send_to_mailbox(
         self, str key, str user_id, Sink client, message, bytes data
     )
     cdef str key_of(self, Sink client)
@@ -107,21 +108,21 @@ cdef class AckTable:
     cdef int check_bounds(self, Mailbox mailbox, str user_id) except -1
     cdef PendingACK known(self, Mailbox mailbox, str message_id, Sink client, bytes data)
     cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id)
-    cpdef int _check_same(self, PendingACK pending, bytes data) except -1
-    cpdef bint _has_clients(self, str mailbox, str user_id) except -1
-    cpdef int _enlist(self, Mailbox mailbox, PendingACK pending) except -1
+    cdef int check_same(self, PendingACK pending, bytes data) except -1
+    cdef bint has_clients(self, str mailbox, str user_id) except -1
+    cdef int enlist(self, Mailbox mailbox, PendingACK pending) except -1
     cdef int delist(self, Mailbox mailbox, PendingACK pending) except -1
     cdef list audience(self, PendingACK pending)
-    cpdef bint _counts_from(self, PendingACK pending, Sink client) except -1
-    cpdef int _send_live(self, Mailbox mailbox, PendingACK pending) except -1
+    cdef bint counts_from(self, PendingACK pending, Sink client) except -1
+    cdef int send_live(self, Mailbox mailbox, PendingACK pending) except -1
     cpdef bint _send_now(self, PendingACK pending, Sink client) except -1
     cdef bint retransmit(self, Mailbox mailbox, PendingACK pending, double now) except -1
-    cpdef int _begin(self, PendingACK pending) except -1
+    cdef int begin(self, PendingACK pending) except -1
     cdef int schedule(self, PendingACK pending, double now) except -1
-    cpdef int _unschedule(self, PendingACK pending) except -1
-    cpdef int _settle(self, PendingACK pending, status, error) except -1
-    cpdef int _give_up(self, PendingACK pending, error) except -1
-    cpdef int _release(self, Mailbox mailbox) except -1
+    cdef int unschedule(self, PendingACK pending) except -1
+    cdef int settle(self, PendingACK pending, status, error) except -1
+    cdef int give_up(self, PendingACK pending, error) except -1
+    cdef int release(self, Mailbox mailbox) except -1
 
 
 cdef inline Py_ssize_t weight(PendingACK pending) noexcept:

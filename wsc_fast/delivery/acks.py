@@ -388,13 +388,13 @@ class Acks(AckTable):
         return UserOfflineError(f"user {client.user_id!a} left before the message was sent")
 
     def _for(self, mailbox: Mailbox, client: Client) -> list[PendingACK]:
-        if mailbox.directed is None:
+        if not mailbox.directed:
             return list(mailbox.pending.values())
         return [each for each in mailbox.pending.values() if self._counts_from(each, client)]
 
     def _redirect(self, mailbox: Mailbox, left: Client, others: list[Client]) -> None:
         """What was for one client alone goes to the others of the user."""
-        if mailbox.directed is None:
+        if not mailbox.directed:
             return
         line = [
             pending
