@@ -1278,6 +1278,7 @@ class Swallowing(MemoryOfflineStore):
         self.going = asyncio.Event()
         self.going.set()
         self.waiting = 0
+        self.expirations = 0
 
     async def _wait(self) -> None:
         self.waiting += 1
@@ -1291,6 +1292,7 @@ class Swallowing(MemoryOfflineStore):
 
     async def expire(self, *args: Any, **options: Any) -> Any:
         await self._wait()
+        self.expirations += 1
         return await super().expire(*args, **options)
 
 
@@ -1298,6 +1300,7 @@ async def test_a_replay_ends_though_its_store_swallows_the_cancellation() -> Non
     store = Swallowing()
     hub = acking(store)
     async with running(hub):
+        await eventually(lambda: store.expirations)
         for n in range(3):
             hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
         store.going.clear()
