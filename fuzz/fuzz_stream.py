@@ -72,6 +72,12 @@ class Loop:
     ) -> Handle:
         return Handle()
 
+    def call_at(self, when: float, callback: Callable[..., Any], *, context: Context) -> Handle:
+        return Handle()
+
+    def is_closed(self) -> bool:
+        return False
+
     def time(self) -> float:
         return time.monotonic()
 

@@ -704,7 +704,7 @@ async def by_overflow_then_reset(hub: Hub, raw: RawClient) -> None:
 
 
 async def by_replacement(hub: Hub, raw: RawClient) -> None:
-    other = await RawClient.open(hub, "/ws?id=c0")
+    other = await RawClient.open(hub, "/ws?id=c0&user=u")
     other.reset()
 
 
