@@ -64,15 +64,23 @@ class Loop:
     def __init__(self) -> None:
         self.ready: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context) -> None:
+    def call_soon(
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> None:
         self.ready.append((callback, args))
 
     def call_later(
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: Context | None = None,
     ) -> Handle:
         return Handle()
 
-    def call_at(self, when: float, callback: Callable[..., Any], *, context: Context) -> Handle:
+    def call_at(
+        self, when: float, callback: Callable[..., Any], *, context: Context | None = None
+    ) -> Handle:
         return Handle()
 
     def is_closed(self) -> bool:

@@ -12,6 +12,7 @@ Rules
 import asyncio
 from asyncio import get_running_loop
 from collections import deque
+from weakref import ref
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -343,6 +344,8 @@ cdef class AckTable:
             pending = self.known(mailbox, message_id, client, data)
             if pending is not None:
                 return pending
+        if mailbox is None:
+            check_id("user", user_id)
         self.check_bounds(mailbox, user_id)
         online = client is not None or self.has_clients(key, user_id)
         if not online and self.store is None:
@@ -638,6 +641,8 @@ cdef class AckTable:
             ):
                 return IGNORED
             del mailbox._lapsed[message_id]
+            for replay in mailbox.replays.values():
+                replay.acknowledged(message_id)
             self._delete(mailbox.key, message_id)
             self.release(mailbox)
             return SETTLED
@@ -670,6 +675,7 @@ cdef class AckTable:
         cdef Mailbox mailbox
         cdef PendingACK follower
         cdef list waiters
+        cdef object reference
         pending.status = status
         pending._error = error
         self.unschedule(pending)
@@ -687,7 +693,7 @@ cdef class AckTable:
         if self.starved and self.nbytes < self.most_bytes:
             self._wake_starved()
         # What is still being stored is deleted when that is done.
-        if pending._stored and answered:
+        if pending._stored and answered and not self.leave_to_namesake(mailbox, pending):
             self._delete(pending._mailbox, pending.id)
         if pending.waiter is not None:
             waiter, pending.waiter = pending.waiter, None
@@ -700,16 +706,37 @@ cdef class AckTable:
             self._device_ended(pending)
         if pending.followers is not None:
             waiters, pending.followers = pending.followers, None
-            for follower in waiters:
-                if not follower.done():
+            for reference in waiters:
+                follower = reference()
+                if follower is not None and not follower.done():
                     self.settle(follower, status, error)
+        pending.leader = None
         return 0
 
+    cdef bint leave_to_namesake(self, Mailbox mailbox, PendingACK pending) except -1:
+        """Whether another pending message has the same id, and so the same place in the store."""
+        cdef PendingACK other
+        if mailbox is None:
+            return False
+        for other in self._of_id(mailbox, pending.id):
+            other._stored = True
+            return True
+        return False
+
+    def _of_id(self, Mailbox mailbox not None, str message_id not None):
+        """The pending messages of a mailbox with this id: mostly one or none."""
+        cdef PendingACK pending = mailbox.pending.get(message_id)
+        cdef list found = [] if pending is None else [pending]
+        if mailbox.namesakes is not None:
+            found += mailbox.namesakes.get(message_id, ())
+        return found
+
     def _follow(self, PendingACK pending not None, PendingACK follower not None):
-        """Has a message end as another one of the same id does."""
+        """Has a message end as another one of the same id does, which it keeps alive."""
         if pending.followers is None:
             pending.followers = []
-        pending.followers.append(follower)
+        pending.followers.append(ref(follower))
+        follower.leader = pending
 
     cdef int give_up(self, PendingACK pending, error) except -1:
         if isinstance(error, AckTimeoutError):

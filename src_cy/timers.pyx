@@ -198,5 +198,7 @@ cdef class Timers:
                 else:
                     more = self.take_next()
         finally:
+            if not self.firing:
+                self.line = iter(())  # the former one keeps what it has walked over
             # Whatever one of them did, the others get their turn.
             self.schedule()

@@ -35,7 +35,7 @@ async def test_a_message_is_found_by_mailbox_and_id_while_somebody_holds_it() ->
         assert parked.get("bob", "1") is bob
         assert parked.get("bob", "2") is parked.get("eve", "1") is None
         assert parked.of("ann") == [one, two]
-        assert parked.ids() == {"ann": ["1", "2"], "bob": ["1"]}
+        assert parked.keys() == ["ann", "bob"]
         assert set(parked) == {one, two, bob}
         assert len(parked) == 3
         assert parked.pop("ann", "1") is one

@@ -34,7 +34,8 @@ cdef class PendingACK:
         readonly long long _slot   # of the timer, or -1
         int retries
         unsigned long long sent_at  # Fanout.flush_number when it was last queued
-        list followers             # of PendingACK that end as this one does; None: there are none
+        list followers             # weak, of PendingACK that end as this one does; None: there are none
+        PendingACK leader          # of whom it is a follower, or None
         public object _group       # delivery/devices.py: Group; None: it is alone
         public object _children    # of the message to a user: a list, one for each device; or None
         # Of delivery/acks.py too:
@@ -107,6 +108,7 @@ cdef class AckTable:
     cdef list clients_of(self, str mailbox, str user_id)
     cdef int check_bounds(self, Mailbox mailbox, str user_id) except -1
     cdef PendingACK known(self, Mailbox mailbox, str message_id, Sink client, bytes data)
+    cdef bint leave_to_namesake(self, Mailbox mailbox, PendingACK pending) except -1
     cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id)
     cdef int check_same(self, PendingACK pending, bytes data) except -1
     cdef bint has_clients(self, str mailbox, str user_id) except -1

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from wsc_fast._core.engine import check_id
 from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
 from wsc_fast.delivery.devices import Devices, is_of_devices, key_of_device, user_of_key
 from wsc_fast.delivery.failures import Failure, reason_of
@@ -167,6 +168,8 @@ class Acks(AckTable):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         self._stopped = True
+        if self._devices is not None:
+            await self._devices.finish(max(deadline, loop.time() + STORE_GRACE))
         if self._journal is not None:
             await self._journal.stop_looking()
         stopped = HubStoppedError("the hub stopped before the message was acknowledged")
@@ -305,6 +308,7 @@ class Acks(AckTable):
 
     def _send_to_devices(self, user_id: str, message: ACKMessage) -> PendingACK:
         """`send_ack_message_to_user` where each device has a mailbox of its own."""
+        check_id("user", user_id)
         data = self._encoded(user_id, message)
         if self._devices is None:
             return self._send_to_mailbox(user_id, user_id, None, message, data)
@@ -498,12 +502,12 @@ class Acks(AckTable):
         self._catch_up(mailbox, client, [], sent=sent, from_store=True, again=again)
 
     def adopt(
-        self, mailbox: Mailbox, stored: StoredMessage, acknowledged: set[str], *, again: bool
+        self, replay: Replay, stored: StoredMessage, acknowledged: set[str], *, again: bool
     ) -> PendingACK | None:
         """Makes a message of the store pending, unless it is or has been acknowledged.
 
         Args:
-            mailbox: whose message it is.
+            replay: which has read it.
             stored: as the store has it.
             acknowledged: ids that were acknowledged since the store was asked.
             again: whether one that has timed out is pending anew.
@@ -511,9 +515,10 @@ class Acks(AckTable):
         Returns:
             PendingACK | None: None for one that needs not be sent.
         """
-        known: PendingACK | None = mailbox.pending.get(stored.id)
-        if known is not None:
-            return known
+        mailbox = replay.mailbox
+        known = self._of_id(mailbox, stored.id)
+        if known:
+            return next((each for each in known if self._counts_from(each, replay.client)), None)
         if stored.id in acknowledged or self.journal.is_deleted(mailbox.key, stored.id):
             return None
         if not again and stored.id in mailbox.lapsed:
@@ -548,6 +553,8 @@ class Acks(AckTable):
         pending.status = AckStatus.PENDING
         self._enlist(mailbox, pending)
         self._send_live(mailbox, pending)
+        for replay in mailbox.replays.values():
+            replay.put_older(pending)
 
     # --- parking ---
 
@@ -748,9 +755,13 @@ class Acks(AckTable):
         if self._behind_timer is None and self.loop is not None:
             self._behind_timer = self.loop.call_later(0, self._catch_up_again)
 
-    def parked_ids(self) -> dict[str, list[str]]:
-        """The messages that somebody waits for and the store should hold, by mailbox."""
-        return self._parked.ids()
+    def parked_keys(self) -> list[str]:
+        """The mailboxes of which somebody waits for a message that the store should hold."""
+        return self._parked.keys()
+
+    def parked_ids(self, key: str) -> list[str]:
+        """The messages of a mailbox that somebody waits for."""
+        return [pending.id for pending in self._parked.of(key)]
 
     def gone(self, key: str, message_id: str) -> None:
         """The store does not hold a message any more, and not by our doing."""

@@ -26,7 +26,7 @@ from wsc_fast._core.pending import PendingACK
 from wsc_fast.delivery.journal import PAGE, store_error
 from wsc_fast.delivery.offline import StoredMessage
 from wsc_fast.delivery.parked import Parked
-from wsc_fast.errors import PendingFullError, WSCError
+from wsc_fast.errors import AckError, PendingFullError, WSCError
 from wsc_fast.messages import ACKMessage, AckStatus
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class Devices:
         self._known: dict[str, dict[str, None] | None] = {}
         # Messages that wait for that, in the order of sending.
         self._waiting: dict[str, list[tuple[PendingACK, ACKMessage]]] = {}
-        self._waiting_count = 0
+        self._waiting_count = self._waiting_bytes = 0
+        # Users whose devices have changed since they were read.
+        self._stale: set[str] = set()
         self._loading: dict[str, asyncio.Task[Exception | None]] = {}
         # What callers hold, so that the same message again is found.
         self._parents = Parked()
@@ -111,7 +113,8 @@ class Devices:
         self._loading.clear()
         self._known.clear()
         self._waiting.clear()
-        self._waiting_count = 0
+        self._waiting_count = self._waiting_bytes = 0
+        self._stale.clear()
         self._parents.clear()
 
     # --- sending ---
@@ -128,13 +131,19 @@ class Devices:
         if devices is not None and user_id not in self._waiting:
             self._fan_out(parent, message, devices, raising=True)
             return parent
-        if self._waiting_count >= self._acks.config.max_pending:
+        config = self._acks.config
+        if (
+            self._waiting_count >= config.max_pending
+            or self._waiting_bytes >= config.max_pending_bytes
+        ):
             raise PendingFullError(
-                f"{self._waiting_count} messages wait for the offline store to tell the devices of "
-                "their users (ACKConfig.max_pending)"
+                f"{self._waiting_count} messages of {self._waiting_bytes} bytes wait for the "
+                "offline store to tell the devices of their users (ACKConfig.max_pending, "
+                "max_pending_bytes)"
             )
         self._waiting.setdefault(user_id, []).append((parent, message))
         self._waiting_count += 1
+        self._waiting_bytes += len(data)
         self._load(user_id)
         return parent
 
@@ -202,18 +211,29 @@ class Devices:
         if parent.done() or parent._children is None:
             await parent
             return
+        ended: list[AckError] = []
         for child in list(parent._children):
-            if not parent.done():
+            if parent.done():
+                break
+            try:
                 await self._acks.accepted(child)
+            except AckError as error:
+                ended.append(error)  # the others' deliveries go on
+        if len(ended) == len(parent._children):
+            raise ended[0]
 
     # --- which devices there are ---
 
     def joined(self, client: Client) -> None:
         """A client has connected."""
-        devices = self._known.get(client.user_id)
-        if devices is None or client.device_id not in (None, *devices):
-            self._known[client.user_id] = None
-            self._load(client.user_id)
+        user_id, device_id = client.user_id, client.device_id
+        devices = self._known.setdefault(user_id, None)
+        if devices is None:
+            self._load(user_id)
+        elif device_id is not None and device_id not in devices:
+            # Messages go to it at once; it is noted meanwhile.
+            devices[device_id] = None
+            self.changed(user_id)
 
     def left(self, client: Client) -> None:
         """A client has gone."""
@@ -221,9 +241,9 @@ class Devices:
             self._known.pop(client.user_id, None)
 
     def changed(self, user_id: str) -> None:
-        """Another process has noted a device."""
-        if self._known.get(user_id) is not None:
-            self._known[user_id] = None
+        """The devices of a user are not those that were read."""
+        if user_id in self._known:
+            self._stale.add(user_id)
             self._load(user_id)
 
     def forgotten(self, user_id: str, device_id: str) -> None:
@@ -269,10 +289,20 @@ class Devices:
 
     async def _read(self, user_id: str) -> Exception | None:
         """Learns the devices of a user, and sends what has waited for that."""
+        while True:
+            self._stale.discard(user_id)
+            error = await self._read_once(user_id)
+            devices = self._known.get(user_id)
+            if error is not None or devices is None:
+                return error
+            if user_id not in self._stale and devices.keys() >= set(self._connected(user_id)):
+                return None
+
+    async def _read_once(self, user_id: str) -> Exception | None:
         devices: dict[str, None] = {}
         error: Exception | None = None
         try:
-            devices = await self._learn(user_id)
+            devices = await self._journal.ask(self._learn(user_id))
         except Exception as failure:
             error = store_error(failure)
             devices = dict.fromkeys(self._connected(user_id))
@@ -283,6 +313,7 @@ class Devices:
             some = waiting[:AT_ONCE]
             del waiting[:AT_ONCE]
             self._waiting_count -= len(some)
+            self._waiting_bytes -= sum(len(parent._data) for parent, _ in some)
             for parent, message in some:
                 if error is not None and not devices:
                     self._acks._give_up(parent, error)
@@ -300,12 +331,13 @@ class Devices:
         noted = {each.id: each for each in await store.read(key, limit=most)}
         while new := [each for each in self._connected(user_id) if self._is_stale(noted.get(each))]:
             for device_id in new:
-                first = not noted
+                if not noted:
+                    await self._hand_over(user_id, key_of_device(user_id, device_id))
                 data = json.dumps({"device": device_id}).encode()
                 await store.delete(key, [device_id])
-                await store.append(key, device_id, data, limit=most, drop_oldest=True)
-                if first:
-                    await self._hand_over(user_id, key_of_device(user_id, device_id))
+                gone = await store.append(key, device_id, data, limit=most, drop_oldest=True)
+                for forgotten in gone:
+                    noted.pop(forgotten.id, None)
                 noted[device_id] = StoredMessage(0, device_id, data, time.time())
         return dict.fromkeys(noted)
 
@@ -333,6 +365,11 @@ class Devices:
                     pending._mailbox = key
                     self._acks._parked.add(pending)
             await store.delete(user_id, [stored.id for stored in page])
+
+    async def finish(self, deadline: float) -> None:
+        """The hub stops: what waits for the devices of its user is sent, and so stored."""
+        while self._loading and (left := deadline - self._acks.running_loop.time()) > 0:
+            await asyncio.wait(set(self._loading.values()), timeout=left)
 
     async def end(self, error: Exception) -> None:
         """The hub stops: what is not ended by its deliveries ends here."""

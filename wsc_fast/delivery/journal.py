@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -62,6 +62,10 @@ IDS_AT_ONCE = 1_000
 # Messages that are told to have been dropped in one turn of the loop.
 TOLD_AT_ONCE = 50
 
+# Appends that had to wait and begin in one turn of the loop.
+APPENDS_AT_ONCE = 100
+
+T = TypeVar("T")
 Appending = asyncio.Future[list[StoredMessage]]
 
 
@@ -87,8 +91,11 @@ class Owner(Protocol):
     def anything_stored_elsewhere(self) -> None:
         """Other processes may have stored messages for anybody."""
 
-    def parked_ids(self) -> dict[str, list[str]]:
-        """The messages that somebody waits for and the store should hold, by mailbox."""
+    def parked_keys(self) -> list[str]:
+        """The mailboxes of which somebody waits for a message that the store should hold."""
+
+    def parked_ids(self, key: str) -> list[str]:
+        """The messages of a mailbox that somebody waits for."""
 
     def gone(self, key: str, message_id: str) -> None:
         """The store does not hold a message any more, and not by our doing."""
@@ -125,9 +132,10 @@ class Journal:
         self._writing: set[asyncio.Future[Any]] = set()
         # Appends that have to wait, for the store to open or for a deletion, and all behind them.
         self._appends: deque[tuple[PendingACK, Appending]] = deque()
+        self._waiting_bytes = 0  # of these
         self._appending: asyncio.Task[None] | None = None
         # Acknowledged messages, by mailbox: to be removed, being removed, not removed.
-        self._deletes: dict[str, list[str]] = {}
+        self._deletes: dict[str, dict[str, None]] = {}
         self._deleting: dict[tuple[str, str], asyncio.Future[int]] = {}
         self._undeleted: dict[str, dict[str, None]] = {}
         self._undeleted_count = 0
@@ -187,7 +195,7 @@ class Journal:
         for task in (self._opening, self._appending):
             if task is not None:
                 task.cancel()
-                await asyncio.wait([task])
+                await asyncio.wait([task], timeout=1.0)  # a store may swallow the cancellation
         for _, storing in self._appends:
             storing.cancel()
         if self._delete_timer is not None:
@@ -250,9 +258,18 @@ class Journal:
         """Stores a message behind all others; takes its place in the order at once."""
         loop = self._running()
         storing: Appending
-        if self._appends or not self._is_open() or self._is_deleted(pending):
+        if self._waiting_bytes > self._config.max_pending_bytes:
+            storing = loop.create_future()
+            storing.set_exception(
+                OfflineStoreError(
+                    f"{self._waiting_bytes} bytes of messages wait for the offline store to open "
+                    "(ACKConfig.max_pending_bytes)"
+                )
+            )
+        elif self._appends or not self._is_open() or self._is_deleted(pending):
             storing = loop.create_future()
             self._appends.append((pending, storing))
+            self._waiting_bytes += len(pending._data)
             if self._appending is None:
                 self._appending = loop.create_task(self._append_waiting())
         else:
@@ -282,11 +299,14 @@ class Journal:
 
     async def _append_waiting(self) -> None:
         # One after the other, so that the order stays that of the calls of `append`.
+        count = 0
         while self._appends:
             pending, storing = self._appends[0]
             try:
-                await self.opened()
-                await self._delete_first(pending)
+                if not self._is_open():
+                    await self.opened()
+                if self._is_deleted(pending):
+                    await self._delete_first(pending)
                 now = self._append_now(pending)
             except Exception as error:
                 if not storing.done():
@@ -294,6 +314,10 @@ class Journal:
             else:
                 now.add_done_callback(partial(_copy_result, storing))
             self._appends.popleft()
+            self._waiting_bytes -= len(pending._data)
+            count += 1
+            if count % APPENDS_AT_ONCE == 0:
+                await asyncio.sleep(0)
         self._appending = None
 
     async def _delete_first(self, pending: PendingACK) -> None:
@@ -366,7 +390,7 @@ class Journal:
         """Removes an acknowledged message, with others of this turn of the loop."""
         if not self._deletes:
             self._running().call_soon(self._flush_deletes)
-        self._deletes.setdefault(key, []).append(message_id)
+        self._deletes.setdefault(key, {})[message_id] = None
 
     def is_deleted(self, key: str, message_id: str) -> bool:
         """Whether it is about to be removed from the store."""
@@ -381,7 +405,7 @@ class Journal:
             return
         for _ in range(min(USERS_AT_ONCE, len(self._deletes))):
             key = next(iter(self._deletes))
-            ids = self._deletes.pop(key)
+            ids = list(self._deletes.pop(key))
             deleting = self._loop.create_task(self._delete_now(key, ids))
             self._writing.add(deleting)
             for message_id in ids:
@@ -408,9 +432,10 @@ class Journal:
         if self._loop is None:
             return
         # Those beyond the bound come again under the same id.
-        for message_id in ids[: MOST_UNDELETED - self._undeleted_count]:
-            self._undeleted.setdefault(key, {})[message_id] = None
-            self._undeleted_count += 1
+        for message_id in ids[: max(0, MOST_UNDELETED - self._undeleted_count)]:
+            undeleted = self._undeleted.setdefault(key, {})
+            self._undeleted_count += message_id not in undeleted
+            undeleted[message_id] = None
         if self._delete_timer is None and self._undeleted:
             self._delete_timer = self._loop.call_later(DELETE_AGAIN, self._delete_again)
 
@@ -438,18 +463,26 @@ class Journal:
         Raises:
             OfflineStoreError: they cannot be read, or the store is away.
         """
-        if self.is_away():
-            raise OfflineStoreError("the offline store does not answer")
-        messages = await self._ask(self._read(key, after))
+        messages = await self.ask(self._read(key, after))
         is_full = len(messages) >= PAGE or sum(len(each.data) for each in messages) >= PAGE_BYTES
         return Page(messages, not is_full and not isinstance(messages, PartialPage))
 
     async def _read(self, key: str, after: int) -> list[StoredMessage]:
         await self.opened()
+        if self._appending is not None:
+            # What was to be stored before this is asked is in the page, too.
+            await asyncio.wait([self._appending])
         return await self.store.read(key, after=after, limit=PAGE, max_bytes=PAGE_BYTES)
 
-    async def _ask(self, question: Coroutine[Any, Any, Any]) -> Any:
-        """Awaits the store in a task of its own: a store may swallow a cancellation."""
+    async def ask(self, question: Coroutine[Any, Any, T]) -> T:
+        """Awaits the store in a task of its own: a store may swallow a cancellation.
+
+        Raises:
+            OfflineStoreError: the store is away, or does not answer for so long that it is.
+        """
+        if self.is_away():
+            question.close()
+            raise OfflineStoreError("the offline store does not answer")
         loop = self._running()
         asking = loop.create_task(question)
         asking.add_done_callback(_retrieve)
@@ -460,7 +493,8 @@ class Journal:
             loop.call_later(PATIENCE, self._lose_patience, self._lost)
         self._reading += 1
         try:
-            await asyncio.wait([asking, self._lost], return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [asking, self._lost]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._reading -= 1
             if not asking.done():
@@ -536,9 +570,10 @@ class Journal:
         """Looks whether the store still holds what somebody waits for here."""
         while not self._ended:
             await asyncio.sleep(CHECK_EVERY)
-            for key, ids in self._owner.parked_ids().items():
+            for key in self._owner.parked_keys():
                 try:
                     await self.opened()
+                    ids = self._owner.parked_ids(key)
                     for start in range(0, len(ids), IDS_AT_ONCE):
                         for gone in await store.missing(key, ids[start : start + IDS_AT_ONCE]):
                             self._owner.gone(key, gone)

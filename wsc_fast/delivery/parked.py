@@ -29,7 +29,7 @@ class Parked:
         self._references: dict[str, dict[str, _Reference]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._references.values()))
+        return sum(map(len, list(self._references.values())))
 
     def get(self, key: str, message_id: str) -> PendingACK | None:
         """The message of a mailbox with this id; None if nobody holds one."""
@@ -52,15 +52,16 @@ class Parked:
 
     def of(self, key: str) -> list[PendingACK]:
         """The messages of a mailbox, in the order in which they were added."""
-        held = (reference() for reference in self._references.get(key, {}).values())
+        # A copy: a reference may end at any time, also in another thread.
+        held = [reference() for reference in list(self._references.get(key, {}).values())]
         return [pending for pending in held if pending is not None]
 
-    def ids(self) -> dict[str, list[str]]:
-        """The ids of all messages, by mailbox."""
-        return {key: list(ids) for key, ids in self._references.items()}
+    def keys(self) -> list[str]:
+        """The mailboxes that have messages."""
+        return list(self._references)
 
     def __iter__(self) -> Iterator[PendingACK]:
-        for key in list(self._references):
+        for key in self.keys():
             yield from self.of(key)
 
     def clear(self) -> None:

@@ -76,6 +76,9 @@ class Replay:
         self.mailbox = mailbox
         self._acks = acks
         self._line: deque[PendingACK | Held] = deque(line)
+        # What was sent since it began: that goes by the line, also where the store holds it, so
+        # that it comes behind what is held.
+        self._later: set[PendingACK] = set()
         # What it has sent and nobody has settled.
         self._sent = set(sent)
         self._sent_bytes = sum(len(pending._data) for pending in sent)
@@ -97,6 +100,7 @@ class Replay:
     def put(self, pending: PendingACK) -> None:
         """A message was sent: it goes out when its turn comes."""
         self._line.append(pending)
+        self._later.add(pending)
         # What has ended meanwhile is not kept until its turn.
         if len(self._line) > 2 * (len(self.mailbox.pending) + self._held) + 16:
             first = self._line[0]
@@ -105,6 +109,10 @@ class Replay:
                 for item in self._line
                 if item is first or isinstance(item, Held) or not item.done()
             )
+
+    def put_older(self, pending: PendingACK) -> None:
+        """The last one that was put is older than it looks: it may go by the store as well."""
+        self._later.discard(pending)
 
     def hold(self, item: Held) -> bool:
         """Takes a message without acknowledgement; whether there was room for it."""
@@ -130,14 +138,20 @@ class Replay:
 
     def settled(self, pending: PendingACK, answered: bool) -> None:
         """A message of the mailbox has come to its end."""
-        if answered and self._reading:
-            self._acknowledged.add(pending.id)
+        self._later.discard(pending)
+        if answered:
+            self.acknowledged(pending.id)
         if pending in self._sent:
             self._sent.discard(pending)
             self._sent_bytes -= len(pending._data)
             self.wake()
         elif self._line and self._line[0] is pending:
             self.wake()  # what it waits to send is over
+
+    def acknowledged(self, message_id: str) -> None:
+        """A message is acknowledged: a page that is under way may still hold it."""
+        if self._reading:
+            self._acknowledged.add(message_id)
 
     def read_again(self) -> None:
         """The store holds more than when this began."""
@@ -154,6 +168,7 @@ class Replay:
             self._task.cancel()
         held = [item for item in self._line if isinstance(item, Held)]
         self._line.clear()
+        self._later.clear()
         self._held = self._held_bytes = 0
         return held
 
@@ -189,6 +204,7 @@ class Replay:
             await self._send(item)
         if self._line and self._line[0] is item:
             self._line.popleft()
+            self._later.discard(item)
 
     async def _send(self, pending: PendingACK) -> None:
         while pending._is_open() and pending not in self._sent:
@@ -232,13 +248,17 @@ class Replay:
                 continue
             for stored in page.messages:
                 after = stored.position
-                pending = acks.adopt(mailbox, stored, self._acknowledged, again=self._again)
-                if pending is not None and pending not in self._sent:
+                pending = acks.adopt(self, stored, self._acknowledged, again=self._again)
+                if pending is not None and not self._is_sent(pending):
                     acks.counters.offline_replayed += 1
                     await self._send(pending)
             if page.is_last:
                 acks.all_read(mailbox)
                 return True
+
+    def _is_sent(self, pending: PendingACK) -> bool:
+        """Whether the client has got it, or gets it by the line."""
+        return pending in self._sent or pending in self._later
 
     async def _fewer_bytes(self) -> None:
         """Waits until there is memory for one more page, or this has sent nothing at all."""
