@@ -348,8 +348,10 @@ cdef class AckTable:
             check_id("user", user_id)
         self.check_bounds(mailbox, user_id)
         online = client is not None or self.has_clients(key, user_id)
-        if not online and self.store is None:
-            raise UserOfflineError(f"user {user_id!a} has no connected client")
+        if not online:
+            if self.store is None:
+                raise UserOfflineError(f"user {user_id!a} has no connected client")
+            self._check_waiting()
         pending = self.new(
             key, user_id, None if client is None else client.id, message_id, data,
             message.priority, message.timeout,

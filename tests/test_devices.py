@@ -342,6 +342,84 @@ async def test_a_store_that_is_away_is_an_error_of_the_message() -> None:
         assert await live is AckStatus.CONFIRMED
 
 
+async def test_a_device_that_connects_while_the_others_are_read_is_noted() -> None:
+    store = MemoryOfflineStore()
+    hub = per_device(store)
+    async with running(hub):
+        await leave(hub, await join(hub, "ann", "old"))
+        for n in range(500):  # many turns of the loop
+            hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
+        raw = await RawClient.open(hub, "/ws?user=ann&device=new")
+
+        async def both() -> None:
+            while await noted(hub, "ann") != {"old", "new"}:  # noqa: ASYNC110 (a store has no event)
+                await asyncio.sleep(0.001)
+
+        await asyncio.wait_for(both(), 5.0)
+        hub.send_ack_message_to_user("ann", ACKMessage(content="for both"))
+        while (await received(raw))["content"] != "for both":
+            pass
+
+
+async def test_a_hand_over_that_fails_is_done_at_the_next_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wsc_fast.delivery.acks.REPLAY_AGAIN", 0.05)
+    failing = [True]
+
+    class Fails(MemoryOfflineStore):
+        def append(self, user_id: str, *args: Any, **options: Any) -> Any:
+            if failing and user_id == key_of_device("ann", "phone"):
+                failing.clear()
+                future = asyncio.get_running_loop().create_future()
+                future.set_exception(OfflineStoreError("once"))
+                return future
+            return super().append(user_id, *args, **options)
+
+    store = Fails()
+    hub = per_device(store)
+    async with running(hub):
+        await hub.send_ack_message_to_user("ann", ACKMessage(content="kept")).accepted()
+        raw = await join_while_backlog(hub, "ann", "phone")
+        assert await contents(raw, 1) == ["kept"]
+        assert not failing
+        await eventually_count(store, "ann", 0)
+
+
+async def test_a_store_that_hangs_delays_the_devices_that_are_connected_for_its_patience_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wsc_fast.delivery.journal.PATIENCE", 0.3)
+    gate = asyncio.Event()
+    gate.set()
+
+    class Hangs(MemoryOfflineStore):
+        async def read(self, *args: Any, **options: Any) -> Any:
+            await gate.wait()
+            return await super().read(*args, **options)
+
+    hub = per_device(Hangs())
+    async with running(hub):
+        first = await join(hub, "ann", "first")
+        gate.clear()
+        second = await join_while_backlog(hub, "ann", "second")
+        await eventually(lambda: hub.get_connected_clients() == 2)
+        # The one that was known gets messages at once, the other one when the patience is over.
+        hub.send_ack_message_to_user("ann", ACKMessage(content="1"))
+        hub.send_to_user("ann", HubMessage(content="2"))
+        assert await contents(first, 2) == ["1", "2"]
+        assert await contents(second, 2) == ["1", "2"]
+        gate.set()
+
+
+@pytest.mark.parametrize("user", ["\x1fann", "ann\x1fphone", ""])
+async def test_no_id_reaches_the_mailbox_of_another(user: str) -> None:
+    hub = per_device(MemoryOfflineStore())
+    async with running(hub):
+        with pytest.raises(ValidationError, match="user id"):
+            hub.send_ack_message_to_user(user, ACKMessage())
+
+
 async def test_nothing_is_left_of_devices_that_have_gone() -> None:
     store = MemoryOfflineStore()
     hub = per_device(store)

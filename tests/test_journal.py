@@ -25,6 +25,7 @@ from wsc_fast import (
     MemoryOfflineStore,
     OfflineStore,
     OfflineStoreError,
+    PendingFullError,
     RedisOfflineStore,
     SQLiteOfflineStore,
 )
@@ -100,6 +101,39 @@ async def test_a_store_that_was_away_when_it_was_attached_is_opened_later() -> N
         assert await store.count("ann") == 1
         # Not each message has tried.
         assert store.calls["open"] <= 4
+
+
+async def test_what_waits_for_a_store_to_open_comes_in_order_and_is_bounded() -> None:
+    store = Away()
+    store.hanging.clear()
+    hub = acking(None)
+    hub._acks = None
+    async with running(hub):
+        config = ACKConfig(enable_offline_messages=True, max_pending_bytes=100_000)
+        hub.enable_ack(config, store=store)
+        sent = 0
+
+        def send() -> None:
+            nonlocal sent
+            while True:
+                content = f"{sent} ".ljust(500, "x")
+                hub.send_ack_message_to_user("ann", ACKMessage(content=content))
+                sent += 1
+
+        with pytest.raises(PendingFullError, match="to open already"):
+            send()
+        raw = await RawClient.open(hub, "/ws?id=a&user=ann")
+        await eventually(lambda: hub.get_connected_clients() == 1)
+        live = hub.send_ack_message_to_user("ann", ACKMessage(content="live"))
+        store.hanging.set()
+        for n in range(sent):
+            message = await received(raw)
+            assert int(message["content"].split()[0]) == n
+            await acknowledge(raw, message["id"])
+        message = await received(raw)
+        assert message["content"] == "live"
+        await acknowledge(raw, message["id"])
+        assert await live is AckStatus.CONFIRMED
 
 
 # --- away ---

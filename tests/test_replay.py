@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -182,6 +183,47 @@ async def test_one_message_to_two_clients_that_leave_is_stored_once_and_ends_bot
         await eventually_count(store, "ann", 0)
 
 
+async def test_two_deliveries_of_one_id_keep_the_place_in_the_store_until_both_have_ended() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store)
+    async with running(hub):
+        laptop, _ = await join(hub, "laptop&user=ann")
+        phone, _ = await join(hub, "phone&user=ann")
+        message = ACKMessage(id="m", content="x")
+        first = hub.send_ack_message("laptop", message)
+        second = hub.send_ack_message("phone", message)
+        await asyncio.gather(first.accepted(), second.accepted())
+        await acknowledge(laptop, "m")
+        assert await first is AckStatus.CONFIRMED
+        for raw in (laptop, phone):
+            raw.reset()
+        await eventually(lambda: hub.connections == 0)
+        await eventually_count(store, "ann", 1)
+        phone, _ = await join(hub, "phone&user=ann")
+        assert await contents(phone, 1) == ["x"]
+        await acknowledge(phone, "m")
+        assert await second is AckStatus.CONFIRMED
+        await eventually_count(store, "ann", 0)
+
+
+async def test_a_delivery_that_ends_with_another_outlives_it() -> None:
+    store = MemoryOfflineStore()
+    hub = acking(store)
+    async with running(hub):
+        laptop, _ = await join(hub, "laptop&user=ann")
+        phone, _ = await join(hub, "phone&user=ann")
+        message = ACKMessage(id="m", content="x")
+        hub.send_ack_message("laptop", message)
+        held = hub.send_ack_message("phone", message)
+        for raw in (laptop, phone):
+            raw.reset()
+        await eventually(lambda: held.status is AckStatus.STORED)
+        gc.collect()
+        tablet, _ = await join(hub, "tablet&user=ann")
+        await acknowledge(tablet, (await received(tablet))["id"])
+        assert await held is AckStatus.CONFIRMED
+
+
 async def test_each_device_that_connects_gets_the_backlog() -> None:
     store = MemoryOfflineStore()
     hub = acking(store, retry_interval=60.0, timeout=120.0)
@@ -214,6 +256,19 @@ async def test_what_is_sent_while_a_client_catches_up_comes_behind_its_backlog()
                 hub.send_ack_message_to_user("ann", ACKMessage(content=f"live {n}"))
         store.gate.set()
         assert await contents(raw, len(expected)) == expected
+
+
+async def test_a_plain_message_is_not_overtaken_by_a_later_one_that_is_stored() -> None:
+    store = Gated()
+    hub = acking(store)
+    async with running(hub):
+        raw, _ = await join(hub, "a&user=ann")
+        await eventually(lambda: store.reads == 1)
+        hub.send_to_user("ann", HubMessage(content="1"))
+        await hub.send_ack_message_to_user("ann", ACKMessage(content="2")).accepted()
+        hub.send_to_user("ann", HubMessage(content="3"))
+        store.gate.set()
+        assert await contents(raw, 3) == ["1", "2", "3"]
 
 
 async def test_a_full_outbox_of_one_device_delays_that_device_alone() -> None:

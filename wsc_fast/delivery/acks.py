@@ -606,6 +606,14 @@ class Acks(AckTable):
 
     # --- the store ---
 
+    def _check_waiting(self) -> None:
+        """PendingFullError where too much waits for the store to open already."""
+        if self.journal.waiting_bytes >= self.config.max_pending_bytes:
+            raise PendingFullError(
+                f"{self.journal.waiting_bytes} bytes of messages wait for the offline store to "
+                "open already (ACKConfig.max_pending_bytes)"
+            )
+
     def _append(self, pending: PendingACK) -> None:
         pending._storing = self.journal.append(pending)
 

@@ -292,10 +292,14 @@ class Devices:
         while True:
             self._stale.discard(user_id)
             error = await self._read_once(user_id)
-            devices = self._known.get(user_id)
-            if error is not None or devices is None:
+            if error is not None or user_id not in self._known:
                 return error
-            if user_id not in self._stale and devices.keys() >= set(self._connected(user_id)):
+            devices = self._known[user_id]
+            if (
+                devices is not None
+                and user_id not in self._stale
+                and devices.keys() >= set(self._connected(user_id))
+            ):
                 return None
 
     async def _read_once(self, user_id: str) -> Exception | None:

@@ -132,7 +132,7 @@ class Journal:
         self._writing: set[asyncio.Future[Any]] = set()
         # Appends that have to wait, for the store to open or for a deletion, and all behind them.
         self._appends: deque[tuple[PendingACK, Appending]] = deque()
-        self._waiting_bytes = 0  # of these
+        self.waiting_bytes = 0  # of these
         self._appending: asyncio.Task[None] | None = None
         # Acknowledged messages, by mailbox: to be removed, being removed, not removed.
         self._deletes: dict[str, dict[str, None]] = {}
@@ -258,18 +258,18 @@ class Journal:
         """Stores a message behind all others; takes its place in the order at once."""
         loop = self._running()
         storing: Appending
-        if self._waiting_bytes > self._config.max_pending_bytes:
+        if self.waiting_bytes > self._config.max_pending_bytes:
             storing = loop.create_future()
             storing.set_exception(
                 OfflineStoreError(
-                    f"{self._waiting_bytes} bytes of messages wait for the offline store to open "
+                    f"{self.waiting_bytes} bytes of messages wait for the offline store to open "
                     "(ACKConfig.max_pending_bytes)"
                 )
             )
         elif self._appends or not self._is_open() or self._is_deleted(pending):
             storing = loop.create_future()
             self._appends.append((pending, storing))
-            self._waiting_bytes += len(pending._data)
+            self.waiting_bytes += len(pending._data)
             if self._appending is None:
                 self._appending = loop.create_task(self._append_waiting())
         else:
@@ -314,7 +314,7 @@ class Journal:
             else:
                 now.add_done_callback(partial(_copy_result, storing))
             self._appends.popleft()
-            self._waiting_bytes -= len(pending._data)
+            self.waiting_bytes -= len(pending._data)
             count += 1
             if count % APPENDS_AT_ONCE == 0:
                 await asyncio.sleep(0)
