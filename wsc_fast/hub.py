@@ -37,6 +37,7 @@ from wsc_fast.delivery.facade import Delivery
 from wsc_fast.delivery.failures import Failure
 from wsc_fast.errors import (
     ConfigError,
+    ConnectionLostError,
     HubStateError,
     HubStoppedError,
     ListenError,
@@ -309,11 +310,12 @@ class Hub(Delivery):
         return fn
 
     def on_error(self, fn: F) -> F:
-        """Has `fn(client, error)` called for what callbacks raise and for peers' faults.
+        """Has `fn(client, error)` called for what callbacks raise, and what goes wrong with peers.
 
         Args:
             fn: plain or async; `client` is None where no client can be named, `error` is the
-                exception (ProtocolError for a peer's fault).
+                exception: ProtocolError for a peer's fault, ConnectionLostError for a connection
+                that broke or a heartbeat that was not answered, else what a callback raised.
 
         Returns:
             fn, so that this works as a decorator too; several may be set.
@@ -1252,6 +1254,13 @@ class Hub(Delivery):
     def _protocol_error(self, client: Client, error: ProtocolError) -> None:
         log.debug("%r: protocol error %d: %s", client, error.code, error)
         self._tell_error_handlers(client, error)
+
+    def _connection_lost(self, client: Client, text: str) -> None:
+        """Called by a Client that is gone without a close frame, or was silent for too long."""
+        log.debug("%r: %s", client, text)
+        if self._on_error:
+            assert client.close_code is not None
+            self._tell_error_handlers(client, ConnectionLostError(client.close_code, text))
 
     def _report(self, client: Client | None, error: BaseException) -> None:
         self._count_callback_error()
