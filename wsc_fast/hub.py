@@ -333,8 +333,9 @@ class Hub(Delivery):
             path: exact, beginning with a slash.
 
         Returns:
-            a decorator for `f(request) -> str | bytes | dict | Response`, a plain function: str is
-            sent as text, dict as JSON.
+            a decorator for `f(request)`, a plain function: a str that it returns is sent as text,
+            bytes as octets, a Response as it says, and a dict, list, tuple, dataclass or
+            msgspec.Struct as JSON.
 
         Raises:
             ValidationError: the path cannot be served, or is served already.
