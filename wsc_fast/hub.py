@@ -1258,7 +1258,7 @@ class Hub(Delivery):
 
     def _connection_lost(self, client: Client, text: str) -> None:
         """Called by a Client that is gone without a close frame, or was silent for too long."""
-        log.debug("%r: %s", client, text)
+        log.debug("client %r: %s", client.id, text)
         if self._on_error:
             assert client.close_code is not None
             self._tell_error_handlers(client, ConnectionLostError(client.close_code, text))
