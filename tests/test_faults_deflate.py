@@ -25,8 +25,8 @@ from tests.support import (
     join,
     named,
     running,
-    unless_lost,
     stall,
+    unless_lost,
 )
 from wsc_fast import Client, Hub, HubConfig, ProtocolError
 
