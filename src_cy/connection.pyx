@@ -963,7 +963,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                     self.last_seen = now
                     return 0
             self.engine.counters.heartbeat_timeouts += 1
-            return self.begin_close(1001, "heartbeat timeout")
+            self.begin_close(1001, "heartbeat timeout")
+            self.engine._connection_lost(
+                self, f"heartbeat timeout: nothing came from the client for {idle:.3g} s"
+            )
+            return 0
         if idle >= self.engine.heartbeat_interval:
             if now - self.pinged_at >= self.engine.heartbeat_interval:
                 self.pinged_at = now
@@ -1149,6 +1153,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int gone(self) except -1:
         cdef unsigned int lost
         cdef list frames = None
+        cdef bint broken = self.end_code is None
         self.engine.set_blocked(self, False)
         if self.state == CLOSED or self.stream is None:
             return 0
@@ -1159,7 +1164,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.held = None
         self.tail = None
         self.context = None
-        if self.end_code is None:
+        if broken:
             self.end_code = 1006
         self.engine.unmark(self)
         self.engine.closing.discard(self)
@@ -1185,6 +1190,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             except BaseException as error:
                 self.engine._report(self, error)
         try:
+            if broken and self.announced:
+                self.engine._connection_lost(
+                    self, "the connection broke: it ended without a close frame"
+                )
             self.engine._disconnected(self, self.announced)
         except BaseException as error:
             self.engine._report(self, error)

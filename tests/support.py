@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from wsc_fast import Client, Hub, Identity, Request
+from wsc_fast import Client, ConnectionLostError, Hub, Identity, Request
 
 # Has a test run once over plain TCP and once over TLS.
 TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -481,3 +481,15 @@ def run_apart(scenario: Callable[[], Any]) -> None:
     thread.start()
     thread.join()
     assert outcome == [None]
+
+
+def unless_lost(handler: Callable[[Client | None, BaseException], object]) -> Any:
+    """An `on_error` callback that hears of all but connections that ended without a close frame.
+
+    For tests whose clients go so.
+    """
+
+    def heard(client: Client | None, error: BaseException) -> object:
+        return None if isinstance(error, ConnectionLostError) else handler(client, error)
+
+    return heard

@@ -8,7 +8,7 @@ import re
 import pytest
 
 import wsc_fast
-from wsc_fast import ProtocolError, SendFailureReason, WSCError, errors
+from wsc_fast import ConnectionLostError, ProtocolError, SendFailureReason, WSCError, errors
 
 ERRORS = {
     name: value
@@ -56,6 +56,11 @@ def test_a_protocol_error_carries_its_code() -> None:
     error = ProtocolError(1009, "message too big")
     assert error.code == 1009
     assert str(error) == "message too big"
+
+
+def test_a_lost_connection_carries_its_code() -> None:
+    error = ConnectionLostError(1006, "gone")
+    assert (error.code, str(error)) == (1006, "gone")
 
 
 def test_the_reasons_of_a_failed_send() -> None:

@@ -6,6 +6,9 @@ import asyncio
 import gc
 import logging
 import random
+import socket
+import ssl
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +19,26 @@ import websockets
 from tests.support import (
     CLOSE,
     TEXT,
+    TLS,
     RawClient,
     encode,
     eventually,
     only_client,
     run_apart,
     running,
+    unless_lost,
     uri,
 )
-from wsc_fast import Client, Hub, HubConfig, ProtocolError, Request, ValidationError
+from wsc_fast import (
+    Client,
+    ConnectionLostError,
+    Hub,
+    HubConfig,
+    Identity,
+    ProtocolError,
+    Request,
+    ValidationError,
+)
 
 REGISTRARS = ["on_client_connected", "on_client_disconnected", "on_message_received", "on_error"]
 
@@ -342,7 +356,7 @@ async def test_a_raising_message_callback_is_reported_and_the_connection_stays(
 
     hub.on_message_received(later if is_async else plain)
     hub.on_message_received(lambda client, message: client.send(f"after {message!r}"))
-    hub.on_error(lambda client, error: failures.append((client, error)))
+    hub.on_error(unless_lost(lambda client, error: failures.append((client, error))))
     async with running(hub), websockets.connect(uri(hub)) as ws:
         it = only_client(hub)
         for text in "ab":
@@ -406,7 +420,7 @@ async def test_a_raising_disconnect_callback_leaves_nothing_behind(is_async: boo
         plain(client)
 
     hub.on_client_disconnected(later if is_async else plain)
-    hub.on_error(lambda client, error: seen.append(str(error)))
+    hub.on_error(unless_lost(lambda client, error: seen.append(str(error))))
     async with running(hub):
         hub.create_room("r")
         with await RawClient.open(hub):
@@ -435,7 +449,7 @@ async def test_A28_a_message_callback_that_raises_what_ends_a_loop(
         plain(client, message)
 
     hub.on_message_received(later if is_async else plain)
-    hub.on_error(lambda client, error: failures.append(type(error)))
+    hub.on_error(unless_lost(lambda client, error: failures.append(type(error))))
     async with running(hub):
         with await RawClient.open(hub) as raw, await RawClient.open(hub) as other:
             await raw.send(TEXT, b"hard")
@@ -463,7 +477,7 @@ async def test_A28_other_callbacks_that_raise_what_ends_a_loop(
         await asyncio.sleep(0)
         plain(client)
 
-    hub.on_error(lambda client, error: failures.append(type(error)))
+    hub.on_error(unless_lost(lambda client, error: failures.append(type(error))))
     getattr(hub, name)(later if is_async else plain)
     hub.on_client_disconnected(gone.append)
     async with running(hub):
@@ -643,7 +657,7 @@ async def test_F14_stop_with_a_stuck_callback_still_tells_of_the_disconnect() ->
             cancelled.set()
 
     hub.on_client_disconnected(gone.append)
-    hub.on_error(lambda client, error: failures.append(error))
+    hub.on_error(unless_lost(lambda client, error: failures.append(error)))
     await hub.start(port=0)
     async with websockets.connect(uri(hub)) as ws:
         await ws.send("x")
@@ -782,3 +796,94 @@ async def test_a_callback_that_takes_no_cancellation_is_told_of_and_does_no_harm
         await leaves(hub, b"a", b"b")
         await eventually(lambda: seen == ["a", "gone"])
         await eventually(lambda: not hub._tasks)
+
+
+# --- connections that are lost ---
+
+
+@TLS
+@pytest.mark.parametrize("end", ["close", "reset"])
+async def test_on_error_hears_of_a_connection_that_broke(
+    any_loop: str,
+    end: str,
+    tls: bool,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    quiet_log: None,
+) -> None:
+    hub = Hub()
+    told: list[object] = []
+    hub.on_error(lambda client, error: told.append((client, error)))
+    hub.on_client_disconnected(lambda client: told.append((client, client.close_code)))
+    async with running(hub, ssl=server_tls if tls else None):
+        options = {"ssl": client_tls, "server_hostname": "localhost"} if tls else {}
+        reader, writer = await asyncio.open_connection("127.0.0.1", hub.port, **options)
+        writer.write(RawClient.request(hub))
+        await reader.readuntil(b"\r\n\r\n")
+        client = only_client(hub)
+        if end == "reset":
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        else:
+            writer.close()
+        await eventually(lambda: len(told) == 2)
+        (whose, error), gone = told  # type: ignore[misc]
+        assert (whose, gone) == (client, (client, 1006))
+        assert isinstance(error, ConnectionLostError)
+        assert isinstance(error, ConnectionError)
+        assert (error.code, str(error)) == (
+            1006,
+            "the connection broke: it ended without a close frame",
+        )
+        # It is nothing that went wrong in a callback.
+        assert hub.get_stats().callback_errors == 0
+
+
+async def test_on_error_hears_of_a_heartbeat_that_ended(any_loop: str, quiet_log: None) -> None:
+    hub = Hub(HubConfig(heartbeat_interval=0.05, heartbeat_timeout=0.2, close_timeout=0.1))
+    told: list[object] = []
+    hub.on_error(lambda client, error: told.append((client, error)))
+    hub.on_client_disconnected(lambda client: told.append(client))
+    async with running(hub):
+        raw = await RawClient.open(hub)
+        client = only_client(hub)
+        await eventually(lambda: len(told) == 2)
+        (whose, error), gone = told  # type: ignore[misc]
+        assert whose is gone is client
+        assert isinstance(error, ConnectionLostError)
+        assert error.code == client.close_code == 1001
+        assert str(error).startswith("heartbeat timeout: nothing came from the client for ")
+        raw.close()
+
+
+@pytest.mark.parametrize("end", ["peer", "hub", "stop", "fault", "before the identity"])
+async def test_on_error_hears_nothing_of_connections_that_end_otherwise(
+    any_loop: str, end: str
+) -> None:
+    async def authenticate(request: Request) -> Identity:
+        if end == "before the identity":
+            await asyncio.Event().wait()
+        return Identity("ann")
+
+    hub = Hub(HubConfig(close_timeout=0.1), authenticate=authenticate)
+    errors: list[BaseException] = []
+    hub.on_error(lambda client, error: errors.append(error))
+    async with running(hub):
+        raw = await RawClient.open(hub)
+        await eventually(lambda: hub.get_stats().connections == 1)
+        if end != "before the identity":
+            await eventually(lambda: hub.get_connected_clients() == 1)
+        if end == "peer":
+            await raw.send(CLOSE, b"\x03\xe8")
+            await raw.recv_rest()
+        elif end == "hub":
+            only_client(hub).disconnect()
+        elif end == "stop":
+            await hub.stop(timeout=0.1)
+        elif end == "fault":
+            await raw.send(TEXT, b"\xff")
+            await raw.recv()
+        raw.close()
+        await eventually(lambda: hub.connections == 0)
+    assert [type(error) for error in errors] == ([ProtocolError] if end == "fault" else [])

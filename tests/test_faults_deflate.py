@@ -26,6 +26,7 @@ from tests.support import (
     named,
     running,
     stall,
+    unless_lost,
 )
 from wsc_fast import Client, Hub, HubConfig, ProtocolError
 
@@ -90,6 +91,7 @@ def echoing(**settings: object) -> tuple[Hub, list[str | bytes], list[str], list
         client.send(message)
 
     @hub.on_error
+    @unless_lost
     def fault(client: Client, error: BaseException) -> None:
         assert isinstance(error, ProtocolError), error
         faults.append(error.code)

@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
-from tests.support import CLOSE, encode
+from tests.support import CLOSE, RawClient, encode, eventually, running
 
 PAGE = (Path(__file__).parents[1] / "docs/how-to.md").read_text()
 # Those that end by themselves, and the one that needs a socket of systemd's (test_restart.py).
@@ -136,3 +137,26 @@ def test_a_program_tells_its_clients_that_it_ends(
     finally:
         process.kill()
         process.communicate()
+
+
+async def test_the_recipe_of_devices_says_online_and_offline_once(
+    any_loop: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, Any] = {"__name__": "recipe"}
+    exec(PROGRAMS["One connection per device"], names)
+    async with running(names["hub"]) as hub:
+        for number in range(20):
+            phone = await RawClient.open(hub, "/ws?user=ann&device=phone")
+            tablet = await RawClient.open(hub, "/ws?user=ann&device=tablet")
+            newer = await RawClient.open(hub, "/ws?user=ann&device=phone")
+            assert (await phone.recv()).code == 4409
+            if number % 2:
+                hub.disconnect_user("ann")  # both in one moment
+            for raw in (phone, tablet, newer):
+                raw.close()
+            await eventually(lambda: hub.connections == 0)
+            said = capsys.readouterr().out.splitlines()
+            assert said[0] == "ann is online"
+            assert said[-1] == "ann is offline"
+            assert said[1:-1] in ([], ["ann/phone was replaced by a newer connection"])
+        assert names["devices"] == {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from tests.support import MEASURES, TEXT, eventually, join, named, running
@@ -410,3 +411,17 @@ def test_a_text_of_the_applications_own_with_an_id_stays_what_it_was() -> None:
 def test_a_text_that_is_nested_deeply_can_be_told() -> None:
     text = '{"id":"5","price":' + "[" * 3000 + "]" * 3000 + "}"
     assert message_of(framed(text.encode())) == text
+
+
+def test_messages_in_json_of_ones_own() -> None:
+    message = HubMessage(
+        from_="ann", to="bob", content="hi", data={"n": [1]}, priority=Priority.HIGH
+    )
+    wire = json.loads(msgspec.json.encode(message))
+    dumped = json.dumps({"kept": [message]}, default=msgspec.to_builtins)
+    assert json.loads(dumped) == {"kept": [wire]}
+    again = json.dumps(message, default=msgspec.to_builtins)
+    assert msgspec.json.decode(again, type=HubMessage) == message
+    assert wire["from"] == "ann"
+    ack = ACKMessage(content="x")
+    assert json.loads(json.dumps(ack, default=msgspec.to_builtins))["id"] == ack.id

@@ -9,11 +9,13 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 import aiohttp
+import msgspec
 import picows
 import pytest
 import websockets
@@ -36,6 +38,7 @@ from wsc_fast import (
     Client,
     Hub,
     HubConfig,
+    HubMessage,
     Identity,
     Request,
     Response,
@@ -1003,6 +1006,26 @@ async def test_B16_routes_are_exact(path: str) -> None:
 # --- routes ---
 
 
+class Point(msgspec.Struct):
+    x: int
+    y: int
+
+
+@dataclass
+class Place:
+    name: str
+
+
+async def test_a_route_may_return_stats_and_messages() -> None:
+    hub = Hub()
+    message = HubMessage(content="hello", from_="ann")
+    hub.route("/stats")(lambda request: hub.get_stats())
+    hub.route("/message")(lambda request: message)
+    async with running(hub):
+        assert json.loads((await get(hub, "/stats")).body)["connected_clients"] == 0
+        assert msgspec.json.decode((await get(hub, "/message")).body, type=HubMessage) == message
+
+
 async def test_what_a_route_may_return(any_loop: str) -> None:
     hub = Hub()
     results: dict[str, tuple[Any, int, str, bytes]] = {
@@ -1010,6 +1033,10 @@ async def test_what_a_route_may_return(any_loop: str) -> None:
         "/empty": ("", 200, "text/plain; charset=utf-8", b""),
         "/bytes": (b"\x00\xff", 200, "application/octet-stream", b"\x00\xff"),
         "/dict": ({"ok": True, "n": 1}, 200, "application/json", b'{"ok":true,"n":1}'),
+        "/list": (["a", {"b": 1}], 200, "application/json", b'["a",{"b":1}]'),
+        "/tuple": ((1, 2), 200, "application/json", b"[1,2]"),
+        "/struct": (Point(1, 2), 200, "application/json", b'{"x":1,"y":2}'),
+        "/dataclass": (Place("here"), 200, "application/json", b'{"name":"here"}'),
         "/page": (Response(body="<p>", content_type="text/html"), 200, "text/html", b"<p>"),
         "/201": (Response(status=201, body=b"x"), 201, "text/plain; charset=utf-8", b"x"),
         "/teapot": (Response(418), 418, "text/plain; charset=utf-8", b""),
@@ -1195,11 +1222,14 @@ async def test_a_route_on_the_hubs_own_path_is_refused_at_the_start() -> None:
     [
         None,
         5,
-        ["a"],
+        {"a"},
+        Place,
         {"a": object()},
+        [object()],
+        Place(object()),  # type: ignore[arg-type]
         "\ud800",
     ],
-    ids=["None", "int", "list", "no-json", "surrogate"],
+    ids=["None", "int", "set", "class", "no-json", "list", "dataclass", "surrogate"],
 )
 async def test_a_route_that_returns_what_cannot_be_sent_is_a_plain_500(result: Any) -> None:
     hub = Hub()

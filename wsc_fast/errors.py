@@ -26,10 +26,11 @@
     ├── OfflineStoreError                       the offline store has trouble
     │   ├── OfflineStoreFullError               ... it holds as many for this user as it may
     │   └── MessageExistsError                  ... it holds another message under this id
+    ├── ConnectionLostError (ConnectionError)   a client went without a close frame, or fell silent
     └── ProtocolError                           the peer broke RFC 6455 or one of our bounds
 
-The first group is the caller's mistake, `SendError` the state of the peer, `ProtocolError` the
-peer's fault: it never reaches the sender, only `on_error` handlers.
+The first group is the caller's mistake, `SendError` the state of the peer. The last two are the
+network's and the peer's fault: they never reach a sender, only `on_error` handlers.
 """
 
 from __future__ import annotations
@@ -165,6 +166,19 @@ class MessageExistsError(OfflineStoreError):
     def __init__(self, text: str, data: bytes) -> None:
         super().__init__(text)
         self.data = data
+
+
+class ConnectionLostError(WSCError, ConnectionError):
+    """A client's connection broke, or the client was silent for the heartbeat timeout.
+
+    Attributes:
+        code: `client.close_code`: 1006 for a connection that ended without a close frame, 1001 for
+            one that the hub closes after the heartbeat timeout.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class ProtocolError(WSCError):

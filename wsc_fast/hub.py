@@ -40,6 +40,7 @@ from wsc_fast.delivery.facade import Delivery
 from wsc_fast.delivery.failures import REFUSED_EXCERPT, Failure
 from wsc_fast.errors import (
     ConfigError,
+    ConnectionLostError,
     HubStateError,
     HubStoppedError,
     ListenError,
@@ -318,11 +319,12 @@ class Hub(Delivery):
         return fn
 
     def on_error(self, fn: F) -> F:
-        """Has `fn(client, error)` called for what callbacks raise and for peers' faults.
+        """Has `fn(client, error)` called for what callbacks raise, and what goes wrong with peers.
 
         Args:
             fn: plain or async; `client` is None where no client can be named, `error` is the
-                exception (ProtocolError for a peer's fault).
+                exception: ProtocolError for a peer's fault, ConnectionLostError for a connection
+                that broke or a heartbeat that was not answered, else what a callback raised.
 
         Returns:
             fn, so that this works as a decorator too; several may be set.
@@ -340,8 +342,9 @@ class Hub(Delivery):
             path: exact, beginning with a slash.
 
         Returns:
-            a decorator for `f(request) -> str | bytes | dict | Response`, a plain function: str is
-            sent as text, dict as JSON.
+            a decorator for `f(request)`, a plain function: a str that it returns is sent as text,
+            bytes as octets, a Response as it says, and a dict, list, tuple, dataclass or
+            msgspec.Struct as JSON.
 
         Raises:
             ValidationError: the path cannot be served, or is served already.
@@ -1269,6 +1272,13 @@ class Hub(Delivery):
     def _protocol_error(self, client: Client, error: ProtocolError) -> None:
         log.debug("%r: protocol error %d: %s", client, error.code, error)
         self._tell_error_handlers(client, error)
+
+    def _connection_lost(self, client: Client, text: str) -> None:
+        """Called by a Client that is gone without a close frame, or was silent for too long."""
+        log.debug("client %r: %s", client.id, text)
+        if self._on_error:
+            assert client.close_code is not None
+            self._tell_error_handlers(client, ConnectionLostError(client.close_code, text))
 
     def _report(self, client: Client | None, error: BaseException) -> None:
         self._count_callback_error()

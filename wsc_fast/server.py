@@ -12,6 +12,7 @@ import re
 import socket
 from binascii import b2a_base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from hashlib import sha1
@@ -72,7 +73,7 @@ class Identity(msgspec.Struct, frozen=True):
         client_id: id of this client; None lets the hub make one. A connection whose client_id is
             taken by another one of the same user replaces it (close code 4409), also in a hub that
             is full. Where it is another user's, it is refused as if `authenticate` returned None.
-        user_data: what `client.user_data` begins with.
+        user_data: what `client.user_data` begins with. The dict is copied, what it holds is not.
         expires_at: when the identity ends, in seconds since the epoch: the client is then closed
             with 4401. One that has ended already is refused as if `authenticate` returned None.
             None: never.
@@ -206,7 +207,7 @@ def _first_of_each(pairs: list[tuple[str, str]]) -> dict[str, str]:
 
 
 Authenticate = Callable[[Request], "Identity | Awaitable[Identity | None] | None"]
-Route = Callable[[Request], "str | bytes | dict[str, Any] | Response"]
+Route = Callable[[Request], Any]  # what `answer` takes
 
 
 def switching_protocols(key: str, headers: dict[str, str]) -> bytes:
@@ -246,11 +247,12 @@ def answer(result: object) -> WSUpgradeResponse:
         result = Response(body=result)
     elif isinstance(result, bytes):
         result = Response(body=result, content_type="application/octet-stream")
-    elif isinstance(result, dict):
+    elif not isinstance(result, Response) and _is_json(result):
         result = Response(body=msgspec.json.encode(result), content_type="application/json")
     if not isinstance(result, Response):
         raise TypeError(
-            f"a route must return str, bytes, dict or Response, not {type(result).__name__}"
+            "a route must return str, bytes, Response, or a dict, list, tuple, dataclass or Struct "
+            f"for JSON, not {type(result).__name__}"
         )
     response = WSUpgradeResponse()
     response.version = b"HTTP/1.1"
@@ -262,6 +264,12 @@ def answer(result: object) -> WSUpgradeResponse:
     if not response.body and result.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         response.headers["Content-Length"] = "0"
     return response
+
+
+def _is_json(result: object) -> bool:
+    if isinstance(result, (dict, list, tuple, msgspec.Struct)):
+        return True
+    return is_dataclass(result) and not isinstance(result, type)
 
 
 def accept(

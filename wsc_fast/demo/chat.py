@@ -21,7 +21,7 @@ import re
 import socket
 import unicodedata
 from collections import deque
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Any
 
@@ -368,10 +368,10 @@ def create_hub(config: HubConfig | None = None) -> Hub:
     def health(request: Request) -> dict[str, Any]:
         stats = hub.get_stats()
         return {
-            "status": "ok",
-            "connected_clients": stats.connected_clients,
-            "active_rooms": stats.active_rooms,
-            "uptime": round(stats.uptime, 3),
+            "status": "healthy",
+            "uptime": str(timedelta(seconds=int(stats.uptime))),
+            "connections": stats.connected_clients,
+            "rooms": stats.active_rooms,
         }
 
     return hub
