@@ -68,6 +68,7 @@ def is_stale(name: str) -> bool:
 
 
 setup(
+    options={"build_ext": {"parallel": os.cpu_count()}},
     ext_modules=cythonize(
         extensions,
         force=any(is_stale(name) for name in MODULES),

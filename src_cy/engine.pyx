@@ -738,7 +738,8 @@ cdef class Engine(Fanout):
         cdef list refused = None
         cdef list items
         self.counters.messages_out += 1
-        self.schedule_before_walk()
+        if user is not None:
+            self.schedule_before_walk(user.items)
         if sink is not None and sink.user_id == user_id:
             # Its id is the user's too, and it stands in no set of users.
             if self.offer(sink, frame, run):
@@ -809,11 +810,11 @@ cdef class Engine(Fanout):
             key_ptr = <PyObject*>checked
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
-            self.schedule_before_walk()
+            self.schedule_before_walk(items)
             return push_all(self, items, members, None, frame, key_ptr)
         skipped = self.excluded(exclude)
         self.counters.messages_out += 1
-        self.schedule_before_walk()
+        self.schedule_before_walk(items)
         try:
             for sink in skipped:
                 sink.skip = True

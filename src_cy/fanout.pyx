@@ -12,9 +12,14 @@ Who may write when
     frames of a connection with a compression context of its own, compressed on the way.
 4.  A sink leaves the dirty list before its descriptor can be closed (`unmark`), so that no flush
     writes to a number that meanwhile belongs to somebody else.
+5.  From the plan of a flush to its settlement, and while a set is walked, no code of Python's runs:
+    a finalizer or a signal handler in it could change what was planned, sent or walked. asyncio's
+    loop and transports are such code. So a flush is scheduled before a walk and counts as scheduled
+    until it ends, and transports are called once everything sent is settled.
 
 A flush that has spent its time budget leaves the rest of the dirty list for the next turn of the
-loop and schedules itself; the list is first in, first out, so that nobody waits for ever.
+loop and schedules itself; the list is first in, first out, so that nobody waits for ever. Those
+without a descriptor have a budget of their own.
 
 Ownership: the dirty list holds a reference to each sink. Jobs, iovecs, the frame pool and the
 arena are memory of one plan; what they point to is kept alive by the outboxes, which nobody else

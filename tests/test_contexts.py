@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import ssl
+import sys
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -172,6 +173,8 @@ async def test_callbacks_go_on_with_what_async_ones_have_set(any_loop: str, eage
     if eager:
         if not hasattr(asyncio, "eager_task_factory"):
             pytest.skip("since Python 3.12")
+        if any_loop == "uvloop" and sys.version_info[:3] == (3, 13, 0):
+            pytest.skip("uvloop hands eager_start to a factory that does not know it in 3.13.0")
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
     seen: list[object] = []
 

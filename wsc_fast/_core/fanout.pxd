@@ -5,7 +5,12 @@ Way of a flush (one turn of the loop; fanout.pyx tells the rules):
     mark      a push made an outbox non-empty: the sink joins the dirty list, a flush is scheduled
     plan      GIL held: per dirty sink a Job; equal pending sequences share one buffer
     send      GIL released once, a plain C loop over the jobs until the time budget is spent
-    settle    GIL held: pop what was taken, hand the rest of a half-sent frame to the transport
+    settle    GIL held: pop what was taken
+    finish    hand the rests of half-sent frames to their transports, give up who is broken, close
+              who was drained; then write for those who have no descriptor
+
+From plan to settle no code of Python's runs, in which a finalizer or a signal handler might change
+what was planned or sent. Nor does any while a set is walked: the flush is scheduled before it.
 
 The batch: what was broadcast to one large set in this tick and is in no outbox yet. Most members
 of a set have nothing else waiting, so that all of them wait for the very same frames; these stand
@@ -99,8 +104,8 @@ cdef class Fanout:
     cdef int schedule(self) except -1
     # To be called before a set is walked: asyncio's loop is Python, where a finalizer or a signal
     # handler may change the set. Once a flush is due, marking calls the loop no more.
-    cdef inline int schedule_before_walk(self) except -1:
-        return 0 if self.scheduled else self.schedule()
+    cdef inline int schedule_before_walk(self, list items) except -1:
+        return 0 if self.scheduled or not items else self.schedule()
     # As the loop's own, but in a context that is no client's.
     cdef object call_soon(self, object callback)
     cdef object call_later(self, double seconds, object callback)
