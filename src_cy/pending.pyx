@@ -654,7 +654,8 @@ cdef class AckTable:
                 self.settle(pending, CONFIRMED, None)
             else:
                 self.counters.acks_failed += 1
-                error = AckFailedError(pending.id, answer.error or "the client could not process it")
+                why = answer.error or "the client could not process it"
+                error = AckFailedError(pending.id, why)
                 self.settle(pending, FAILED, error)
                 self._report(pending, error)
         return SETTLED

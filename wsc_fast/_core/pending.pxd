@@ -34,7 +34,7 @@ cdef class PendingACK:
         readonly long long _slot   # of the timer, or -1
         int retries
         unsigned long long sent_at  # Fanout.flush_number when it was last queued
-        list followers             # weak, of PendingACK that end as this one does; None: there are none
+        list followers             # weak, of PendingACK that end as this one does; or None
         PendingACK leader          # of whom it is a follower, or None
         public object _group       # delivery/devices.py: Group; None: it is alone
         public object _children    # of the message to a user: a list, one for each device; or None
@@ -64,8 +64,8 @@ cdef class Mailbox:
         readonly Py_ssize_t directed  # how many of `pending` are for one client
         readonly Py_ssize_t nbytes  # of `pending`, as `weight` counts
         readonly dict replays      # Client -> Replay, of who is catching up
-        public object unstored     # a deque of those of `pending` that are not in the store, or None
-        public bint unstored_stale  # an append has failed: `unstored` is to be made anew
+        public object unstored     # a deque of those of `pending` that the store lacks, or None
+        public bint unstored_stale  # an append has failed: `unstored` is to be listed anew
         # Made when it is first asked for.
         dict _lapsed
 
