@@ -668,7 +668,7 @@ class Soak:
                     await asyncio.sleep(draw.random() * 0.2)
                     peer.transport.resume_reading()
         if name is not None and not peer.over.done() and record.code is None:
-            newer = await self.connect("good", user="", good=True, id=name)
+            newer = await self.connect("good", user=record.user, good=True, id=name)
             self.model.done["connections replaced"] += 1
             await self.leave(newer)
         await self.leave(peer)
