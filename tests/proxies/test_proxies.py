@@ -21,7 +21,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from tests.proxies.proxy import NAMES, Proxy, proxying
-from tests.support import RawClient, eventually, only_client, running
+from tests.support import RawClient, eventually, only_client, running, unless_lost
 from wsc_fast import Client, Hub, HubConfig, Identity, Request, Response
 
 CLIENT = "127.0.0.2"
@@ -47,7 +47,7 @@ class Echo(Hub):
         self.errors: list[Exception] = []
         self.on_message_received(lambda client, message: client.send(message))
         self.on_client_disconnected(self.gone.append)
-        self.on_error(lambda client, error: self.errors.append(error))
+        self.on_error(unless_lost(lambda client, error: self.errors.append(error)))
 
 
 def dial(place: Proxy | Hub, path: str = "/ws", **options: Any) -> websockets.connect:
