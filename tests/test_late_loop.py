@@ -131,7 +131,7 @@ class Shaking(TLSClient):
             except ssl.SSLWantReadError:
                 assert await self._read_in(5.0), "the server has ended it"
             else:
-                self._tls.write(b"GET / HTTP/1.1\r\n\r\n")
+                self._tls.write(b"GET / HTTP/1.1\r\nHost: hub\r\n\r\n")
                 return self._outgoing.read()
 
 
