@@ -169,6 +169,8 @@ def stub_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     plain = [*arguments.posonlyargs, *arguments.args]
     with_default = len(plain) - len(arguments.defaults)
     names = [a.arg + ("=" if i >= with_default else "") for i, a in enumerate(plain)]
+    if arguments.vararg is not None:
+        names.append("*" + arguments.vararg.arg)
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         names.append(argument.arg + ("=" if default is not None else ""))
     return names
