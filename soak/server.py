@@ -93,7 +93,7 @@ class SoakHub(Hub):
 
 
 class Watch(logging.Handler):
-    """Every warning and every traceback is a violation, unless it was provoked."""
+    """Every warning and every traceback is a violation, unless the soak provoked it."""
 
     def __init__(self, soak: Soak) -> None:
         super().__init__()
@@ -103,6 +103,9 @@ class Watch(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, ProvokedError):
             self.soak.done["provoked errors logged"] += 1
+        elif record.getMessage().startswith("failures come faster than the handler"):
+            # Clients that stall lose more frames at once than the queue of failures takes.
+            self.soak.done["times that the failure queue was full"] += 1
         elif error is not None or record.levelno >= logging.WARNING:
             text = record.getMessage()
             if error is not None:
@@ -659,6 +662,7 @@ class Soak:
             "heartbeat timeouts": stats.heartbeat_timeouts,
             "protocol errors": stats.protocol_errors,
             "callback errors": stats.callback_errors,
+            "unreported failures": stats.unreported_failures,
             "compressed frames": stats.compressed_frames,
             "acks retransmitted": stats.acks_retransmitted,
             "acks confirmed": stats.acks_confirmed,
