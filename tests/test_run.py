@@ -192,7 +192,7 @@ SLOW_STORE = (
             await asyncio.sleep(float(sys.argv[1]))
             await super().open()
 
-    hub = Hub()
+    hub = Hub(authenticate=lambda request: "user")
     hub.enable_ack(ACKConfig(enable_offline_messages=True), store=SlowStore())
     hub.run(port=0)
     print("returned", hub, flush=True)
