@@ -468,8 +468,7 @@ class Acks(AckTable):
         self._end_replay(replay, error or self._left_error(client, [client]))
         if not complete and self.store is not None and client.is_connected():
             self._behind[client] = None
-            if self._behind_timer is None and self.loop is not None:
-                self._behind_timer = self.loop.call_later(REPLAY_AGAIN, self._catch_up_again)
+            self._catch_up_later(REPLAY_AGAIN)
         self._release(mailbox)
 
     def _end_replay(self, replay: Replay, error: Exception) -> None:
@@ -486,15 +485,18 @@ class Acks(AckTable):
         for replay in list(mailbox.replays.values()):
             self._end_replay(replay, error)
 
+    def _catch_up_later(self, seconds: float) -> None:
+        """Has those who are behind catch up once more, unless that is due already."""
+        if self._behind and self._behind_timer is None and self.loop is not None:
+            self._behind_timer = self.loop.call_later(seconds, self._catch_up_again)
+
     def _catch_up_again(self) -> None:
-        """The store could not be read a while ago."""
         self._behind_timer = None
         for client in list(islice(self._behind, CLIENTS_AT_ONCE)):
             del self._behind[client]
             if client.is_connected() and not self._stopped:
                 self._look_again(client, again=True)
-        if self._behind and self.loop is not None:
-            self._behind_timer = self.loop.call_later(0, self._catch_up_again)
+        self._catch_up_later(0.0)
 
     def _look_again(self, client: Client, *, again: bool) -> None:
         mailbox = self._mailbox(self._key_of(client), client.user_id)
@@ -760,8 +762,7 @@ class Acks(AckTable):
     def anything_stored_elsewhere(self) -> None:
         """Other processes may have stored messages for anybody: all clients look at the store."""
         self._behind.update(dict.fromkeys(self._hub._open_clients()))
-        if self._behind_timer is None and self.loop is not None:
-            self._behind_timer = self.loop.call_later(0, self._catch_up_again)
+        self._catch_up_later(0.0)
 
     def parked_keys(self) -> list[str]:
         """The mailboxes of which somebody waits for a message that the store should hold."""
