@@ -104,11 +104,14 @@ async def test_a_request_that_does_not_come_is_ended_all_the_same(any_loop: str)
 
 @pytest.fixture(params=["aiofastnet", "the loop's"])
 def any_tls(
-    request: pytest.FixtureRequest, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
 ) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """The contexts of server and client, for the TLS of aiofastnet and for the loop's own."""
     if request.param != "aiofastnet":
-        server_tls.sni_callback = lambda *_: None
+        monkeypatch.setattr(server_tls, "sni_callback", lambda *_: None)
     return server_tls, client_tls
 
 
