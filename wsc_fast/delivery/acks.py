@@ -382,14 +382,15 @@ class Acks(AckTable):
         mailbox.lapsed.clear()
         if self.store is not None:
             self._park(mailbox)
-        self._release(mailbox)
+        else:
+            self._release(mailbox)
 
     def _left_error(self, client: Client, others: list[Client]) -> Exception:
         if others:
             return ClientDisconnectedError(
                 f"client {client.id!a} left before the message was sent to it"
             )
-        return UserOfflineError(f"user {client.user_id!a} left before the message was sent")
+        return _user_left(client.user_id)
 
     def _for(self, mailbox: Mailbox, client: Client) -> list[PendingACK]:
         if not mailbox.directed:
@@ -562,8 +563,7 @@ class Acks(AckTable):
 
     def _park(self, mailbox: Mailbox) -> None:
         """Moves a mailbox to the store: its user is away."""
-        error = UserOfflineError(f"user {mailbox.user_id!a} left before the message was sent")
-        self._end_replays(mailbox, error)
+        self._end_replays(mailbox, _user_left(mailbox.user_id))
         if mailbox.key in self._leaving:
             return  # its turn comes
         self._park_some(mailbox, AT_ONCE)
@@ -787,6 +787,10 @@ class Acks(AckTable):
     def count_error(self) -> None:
         """The store has failed."""
         self.counters.offline_errors += 1
+
+
+def _user_left(user_id: str) -> UserOfflineError:
+    return UserOfflineError(f"user {user_id!a} left before the message was sent")
 
 
 def _is_tried_again(error: Exception) -> bool:
