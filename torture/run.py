@@ -36,7 +36,7 @@ from faults import FAULTS
 from ledger import KINDS, Ledger
 from process import ServerFailed
 from scenarios import SCENARIOS, Trial
-from stores import REDIS, Place, Redis, SmallDisk, SQLiteFile, has_small_disks
+from stores import Place, Redis, SmallDisk, SQLiteFile, has_redis, has_small_disks
 from users import Crowd
 
 ROUNDS = 50
@@ -92,7 +92,7 @@ def directory_of(
 
 async def why_not(name: str, store: str) -> str:
     """What a scenario over this store needs and is not there; "" if nothing."""
-    if store == "redis" and REDIS is None:
+    if store == "redis" and not has_redis():
         return "redis-server is not installed"
     if name == "full-disk" and not await has_small_disks():
         return "no mount namespaces here"

@@ -12,15 +12,17 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-import signal
-import socket
 import sqlite3
-from contextlib import suppress
+import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-REDIS = shutil.which("redis-server") or shutil.which("valkey-server")
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from redis_server import PROGRAM, RedisServer
+
+# A command in a mount namespace of its own, where it may mount.
+UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 
 
 class Place:
@@ -32,12 +34,7 @@ class Place:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.back()
 
     async def away(self, *, at_start: bool = False) -> str:
@@ -91,66 +88,29 @@ class Redis(Place):
     """A Redis server, which keeps its data when it is killed and started again."""
 
     def __init__(self, directory: Path) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self._port = int(sock.getsockname()[1])
-        self._directory = directory
-        self._process: asyncio.subprocess.Process | None = None
-        self._paused = False
-        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self._server = RedisServer(directory)
 
     async def __aenter__(self) -> Self:
         await self.back()
+        self.url = self._server.url
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._kill()
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self._server.kill)
 
     async def away(self, *, at_start: bool = False) -> str:
         if not at_start and random.random() < 0.5:
-            assert self._process is not None
-            self._process.send_signal(signal.SIGSTOP)
-            self._paused = True
+            self._server.pause()
             return "Redis hangs"
-        await self._kill()
+        await asyncio.to_thread(self._server.kill)
         return "Redis is killed"
 
-    async def _kill(self) -> None:
-        process, self._process, self._paused = self._process, None, False
-        if process is not None:
-            process.kill()
-            await process.wait()
-
     async def back(self) -> None:
-        if self._paused:
-            assert self._process is not None
-            self._process.send_signal(signal.SIGCONT)
-            self._paused = False
-        if self._process is None:
-            assert REDIS is not None
-            self._process = await asyncio.create_subprocess_exec(
-                *(REDIS, "--bind", "127.0.0.1", "--port", str(self._port)),
-                *("--dir", str(self._directory), "--appendonly", "yes", "--save", ""),
-                *("--logfile", "redis.log"),
-            )
-        while not await self._answers():
-            if self._process.returncode is not None:
-                raise SystemExit(f"redis-server has ended: see {self._directory}/redis.log")
-            await asyncio.sleep(0.02)
-
-    async def _answers(self) -> bool:
-        with suppress(OSError):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-            writer.write(b"PING\r\n")
-            answer = await reader.readline()
-            writer.close()
-            return answer.startswith(b"+PONG")
-        return False
+        if self._server.process is None:
+            await asyncio.to_thread(self._server.start)
+        else:
+            self._server.resume()
+            await asyncio.to_thread(self._server.command, "PING")
 
 
 class SmallDisk(Place):
@@ -170,7 +130,7 @@ class SmallDisk(Place):
     async def __aenter__(self) -> Self:
         mount = f"mount -t tmpfs -o size={self._megabytes}m none '{self._mount}'"
         self._keeper = await asyncio.create_subprocess_exec(
-            *("unshare", "--user", "--map-root-user", "--mount"),
+            *UNSHARE,
             *("sh", "-c", f"{mount} && echo mounted && exec sleep infinity"),
             stdout=asyncio.subprocess.PIPE,
         )
@@ -183,12 +143,7 @@ class SmallDisk(Place):
         ]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._keeper is not None
         self._keeper.kill()
         await self._keeper.wait()
@@ -203,12 +158,16 @@ class SmallDisk(Place):
         assert await process.wait() == 0
 
 
+def has_redis() -> bool:
+    return PROGRAM is not None
+
+
 async def has_small_disks() -> bool:
     """Whether mount namespaces are allowed here."""
     if shutil.which("unshare") is None or shutil.which("nsenter") is None:
         return False
     process = await asyncio.create_subprocess_exec(
-        *("unshare", "--user", "--map-root-user", "--mount"),
+        *UNSHARE,
         *("mount", "-t", "tmpfs", "none", "/mnt"),
         stderr=asyncio.subprocess.DEVNULL,
     )

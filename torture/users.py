@@ -18,7 +18,6 @@ import random
 import socket
 from collections import deque
 from enum import Enum, auto
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -71,12 +70,7 @@ class Crowd:
         self._lives = [asyncio.create_task(user.live()) for user in self.users.values()]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for life in self._lives:
             life.cancel()
         await asyncio.gather(*self._lives, return_exceptions=True)
