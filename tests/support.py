@@ -16,7 +16,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -105,7 +105,7 @@ class RawClient:
         rcvbuf: int | None = None,
         tail: bytes = b"",
         upgrade: bool = True,
-    ) -> RawClient:
+    ) -> Self:
         """Connects; with `upgrade` also shakes hands, sending `tail` in the same segment."""
         sock = socket.socket()
         if rcvbuf is not None:
@@ -233,7 +233,7 @@ class RawClient:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
-    def __enter__(self) -> RawClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -262,13 +262,12 @@ class TLSClient(RawClient):
         rcvbuf: int | None = None,
         upgrade: bool = True,
         flush: bool = True,
-    ) -> TLSClient:
+    ) -> Self:
         """Connects and shakes hands, TLS first; with `upgrade` also those of WebSocket.
 
         Without `flush` the end of the TLS handshake waits for what is sent next.
         """
         client = await cls.open(hub, upgrade=False, rcvbuf=rcvbuf)
-        assert isinstance(client, TLSClient)
         client._incoming, client._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         client._tls = context.wrap_bio(
             client._incoming, client._outgoing, server_hostname="127.0.0.1"
@@ -331,12 +330,12 @@ class TLSClient(RawClient):
 
 
 async def open_client(
-    hub: Hub, tls: ssl.SSLContext | None, path: str = "/ws", *, rcvbuf: int | None = None
+    hub: Hub, tls: ssl.SSLContext | None, path: str = "/ws", **options: Any
 ) -> RawClient:
     """A RawClient, over TLS where `tls` is a client's context."""
     if tls is None:
-        return await RawClient.open(hub, path, rcvbuf=rcvbuf)
-    return await TLSClient.open_tls(hub, tls, path, rcvbuf=rcvbuf)
+        return await RawClient.open(hub, path, **options)
+    return await TLSClient.open_tls(hub, tls, path, **options)
 
 
 async def silent_sockets(hub: Hub, count: int) -> list[socket.socket]:

@@ -12,7 +12,15 @@ from collections.abc import Callable
 import pytest
 
 import wsc_fast.lingering as lingering_module
-from tests.support import TLS, RawClient, TLSClient, eventually, running, serves_others, tls_options
+from tests.support import (
+    TLS,
+    RawClient,
+    eventually,
+    open_client,
+    running,
+    serves_others,
+    tls_options,
+)
 from wsc_fast import Hub, HubConfig, Request
 
 BODY = bytes(range(256)) * 8_000
@@ -32,9 +40,7 @@ def serving_much(**settings: float) -> Hub:
 
 
 async def connected(hub: Hub, tls: ssl.SSLContext | None = None) -> RawClient:
-    if tls is None:
-        return await RawClient.open(hub, upgrade=False, rcvbuf=SMALL)
-    return await TLSClient.open_tls(hub, tls, upgrade=False, rcvbuf=SMALL)
+    return await open_client(hub, tls, upgrade=False, rcvbuf=SMALL)
 
 
 async def read_slowly(raw: RawClient, pause: float) -> bytes:
