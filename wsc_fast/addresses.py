@@ -14,7 +14,7 @@ Rules
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from ipaddress import (
     IPv4Address,
@@ -25,8 +25,9 @@ from ipaddress import (
     ip_network,
 )
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+T = TypeVar("T")
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 # A name in lower case, or an IPv6 address in brackets; and the port, None where none is given.
@@ -75,10 +76,10 @@ def parse_host(text: str) -> Host | None:
     if port is not None and not 0 < port <= _HIGHEST_PORT:
         return None
     if name[0] == "[":
-        try:
-            name = f"[{IPv6Address(name[1:-1])}]"
-        except ValueError:
+        address = _parsed(name[1:-1], IPv6Address)
+        if address is None:
             return None
+        name = f"[{address}]"
     return name, port
 
 
@@ -191,25 +192,22 @@ def origin_allowed(origin: str, host: str, tls: bool, allowed: tuple[str, ...]) 
     return entries.has(page)
 
 
-def parse_address(text: str) -> Address | None:
-    """An IP address without a zone; IPv4 where it is IPv4 in IPv6."""
-    if not _IP(text):
-        return None
+def _parsed(text: str, parse: Callable[[str], T]) -> T | None:
     try:
-        address = ip_address(text)
+        return parse(text)
     except ValueError:
         return None
+
+
+def parse_address(text: str) -> Address | None:
+    """An IP address without a zone; IPv4 where it is IPv4 in IPv6."""
+    address = _parsed(text, ip_address) if _IP(text) else None
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def parse_network(text: str) -> Network | None:
     """An IP address, or a network such as 10.0.0.0/8; IPv4 where it is IPv4 in IPv6."""
-    if not _NETWORK(text):
-        return None
-    try:
-        network = ip_network(text)
-    except ValueError:
-        return None
+    network = _parsed(text, ip_network) if _NETWORK(text) else None
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
         mapped = network.network_address.ipv4_mapped
         return ip_network((int(mapped or 0), network.prefixlen - 96))
@@ -237,9 +235,7 @@ def parse_hop(text: str) -> Address | None:
     return parse_address(text)
 
 
-def forwarded_address(
-    peer: str, forwarded_for: list[str], trusted: tuple[IPv4Network | IPv6Network, ...]
-) -> str:
+def forwarded_address(peer: str, forwarded_for: list[str], trusted: tuple[Network, ...]) -> str:
     """Whose request a proxy has passed on.
 
     Args:
