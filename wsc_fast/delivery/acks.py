@@ -55,6 +55,7 @@ from wsc_fast.messages import (
     decode_hub_message,
     is_same_message,
 )
+from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
@@ -181,7 +182,7 @@ class Acks(AckTable):
         if self._journal is not None:
             await self._journal.write_out(deadline)
         self._clear_timers()
-        await self._end_parked()
+        await in_turns(self._parked, self._end_parked, AT_ONCE)
         if self._devices is not None:
             await self._devices.end(stopped)
         self._forget()
@@ -202,18 +203,15 @@ class Acks(AckTable):
             self._release(mailbox)
             await asyncio.sleep(0)
 
-    async def _end_parked(self) -> None:
-        for number, pending in enumerate(self._parked):
-            if pending.done():
-                continue
-            if pending._stored:
-                error = HubStoppedError("the hub stopped; the message is in the offline store")
-                self._settle(pending, AckStatus.STORED, error)
-            else:
-                late = "the hub stopped before the offline store had taken the message"
-                self._give_up(pending, OfflineStoreError(late))
-            if number % AT_ONCE == AT_ONCE - 1:
-                await asyncio.sleep(0)
+    def _end_parked(self, pending: PendingACK) -> None:
+        if pending.done():
+            return
+        if pending._stored:
+            error = HubStoppedError("the hub stopped; the message is in the offline store")
+            self._settle(pending, AckStatus.STORED, error)
+        else:
+            late = "the hub stopped before the offline store had taken the message"
+            self._give_up(pending, OfflineStoreError(late))
 
     def _forget(self) -> None:
         if self._devices is not None:

@@ -28,6 +28,7 @@ from wsc_fast.delivery.offline import StoredMessage
 from wsc_fast.delivery.parked import Parked
 from wsc_fast.errors import AckError, PendingFullError, WSCError
 from wsc_fast.messages import ACKMessage, AckStatus
+from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
@@ -377,8 +378,9 @@ class Devices:
 
     async def end(self, error: Exception) -> None:
         """The hub stops: what is not ended by its deliveries ends here."""
-        for number, parent in enumerate(self._parents):
+
+        def give_up(parent: PendingACK) -> None:
             if not parent.done():
                 self._acks._give_up(parent, error)
-            if number % AT_ONCE == AT_ONCE - 1:
-                await asyncio.sleep(0)
+
+        await in_turns(self._parents, give_up, AT_ONCE)

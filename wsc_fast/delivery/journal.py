@@ -30,6 +30,7 @@ from wsc_fast.delivery.offline import (
 )
 from wsc_fast.errors import OfflineStoreError
 from wsc_fast.log import log
+from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:
     from wsc_fast._core.pending import PendingACK
@@ -559,10 +560,7 @@ class Journal:
                 if now - asked_at > REMEMBERED:
                     self._owner.anything_stored_elsewhere()
                 asked_at = now
-            for number, key in enumerate(keys):
-                self._owner.stored_elsewhere(key)
-                if number % USERS_AT_ONCE == USERS_AT_ONCE - 1:
-                    await asyncio.sleep(0)
+            await in_turns(keys, self._owner.stored_elsewhere, USERS_AT_ONCE)
             if not self._ended and len(keys) < NEWS_AT_ONCE:
                 await asyncio.sleep(LOOK_EVERY)
 
