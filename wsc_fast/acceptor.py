@@ -308,8 +308,7 @@ class Hellos:
         self._loop = hub.loop
         self._begin = begin
         self.turns = Turns(hub.loop, self._begin_some)
-        # Oldest first: when its time is over, and what ends it then.
-        self._deadlines: dict[socket.socket, tuple[float, Deadline]] = {}
+        self._deadlines: dict[socket.socket, Deadline] = {}  # oldest first
         self._wanted: dict[socket.socket, int] = {}  # bytes of those that are waited for
         self._ready: deque[tuple[socket.socket, float]] = deque()  # with what is left of its time
 
@@ -324,8 +323,8 @@ class Hellos:
         """Takes a connection that was just accepted; the socket is owned from here on."""
         self._loop.add_reader(connection.fileno(), self._arrived, connection)
         timeout = self._hub.config.handshake_timeout
-        end = Deadline(self._hub._deadlines, timeout, partial(self._end_late, connection))
-        self._deadlines[connection] = self._loop.time() + timeout, end
+        end = partial(self._end_late, connection)
+        self._deadlines[connection] = Deadline(self._hub._deadlines, timeout, end)
         self._wanted[connection] = 0
 
     def drop_oldest(self) -> None:
@@ -361,7 +360,7 @@ class Hellos:
             self._gone(connection)
             return
         self._stop_waiting(connection)
-        left = self._deadlines[connection][0] - self._loop.time()
+        left = self._deadlines[connection].due - self._loop.time()
         if left <= 0:
             left = min(_LAST_MOMENT, self._hub.config.handshake_timeout)
         self._ready.append((connection, left))
@@ -380,7 +379,7 @@ class Hellos:
                 self._gone(connection)
                 continue
             self._begin(connection, left)
-            self._deadlines.pop(connection)[1].cancel()
+            self._deadlines.pop(connection).cancel()
         return bool(self._ready)
 
     def _asks_for_much(self, connection: socket.socket) -> bool:
@@ -403,7 +402,7 @@ class Hellos:
 
     def _drop(self, connection: socket.socket) -> None:
         self._stop_waiting(connection)
-        self._deadlines.pop(connection)[1].cancel()
+        self._deadlines.pop(connection).cancel()
         connection.close()
 
 

@@ -22,10 +22,13 @@ class Deadline:
         seconds: from now on.
         call: what is called.
 
+    Attributes:
+        due: when, by the loop's clock.
+
     Thread-safety: the loop's thread.
     """
 
-    __slots__ = ("_call", "_slot", "_timers")
+    __slots__ = ("_call", "_slot", "_timers", "due")
 
     def __init__(
         self, timers: Timers[Callable[[], object]], seconds: float, call: Callable[[], object]
@@ -33,7 +36,8 @@ class Deadline:
         assert timers.loop is not None
         self._timers = timers
         self._call = call
-        self._slot = timers.set(self, timers.loop.time() + seconds)
+        self.due = timers.loop.time() + seconds
+        self._slot = timers.set(self, self.due)
 
     def __call__(self) -> None:
         self._call()
