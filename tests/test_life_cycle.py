@@ -9,9 +9,7 @@ import os
 import signal
 import socket
 import ssl
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Awaitable
@@ -26,6 +24,7 @@ import uvloop
 import websockets
 from websockets.sync.client import connect
 
+from tests.script import ANNOUNCE, Script
 from tests.support import (
     CLOSE,
     TEXT,
@@ -51,8 +50,6 @@ from wsc_fast import (
     RetryConfig,
     ValidationError,
 )
-
-ROOT = Path(__file__).parent.parent
 
 
 async def descriptors_before() -> int:
@@ -83,58 +80,13 @@ async def asyncio_can_connect(host: str, port: int) -> bool:
         return False
 
 
-class Script:
-    """A Python program in a process of its own; its first line of output is a port."""
-
-    def __init__(self, code: str, *args: str, stdin: bool = False) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), *args],
-            cwd=ROOT,
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def port(self) -> int:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.finish()
-        return int(line)
-
-    def finish(self) -> tuple[int, str, str]:
-        """Exit code, what is left of stdout, and stderr."""
-        assert self.process.stdout is not None
-        ending = threading.Timer(20, self.process.kill)
-        ending.start()
-        out = self.process.stdout.read()  # not communicate's, which misses what `port` has buffered
-        _, err = self.process.communicate()
-        ending.cancel()
-        return self.process.returncode, out, err
-
-    def __enter__(self) -> Script:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-
-
-# run() blocks, so that a thread tells the port.
-RUN = """
-    import os, signal, sys, threading, time
-    from wsc_fast import Hub, HubConfig, HubStateError
+RUN = (
+    ANNOUNCE
+    + """
+    import os, signal
+    from wsc_fast import Hub, HubConfig
 
     hub = Hub(HubConfig(outbox_bytes=1 << 26))
-
-    def announce():
-        while True:
-            try:
-                print(hub.port, flush=True)
-                return
-            except HubStateError:
-                time.sleep(0.005)
 
     @hub.on_message_received
     def handle(client, message):
@@ -145,10 +97,10 @@ RUN = """
                 client.send(f"{number} ".ljust(2000))
             os.kill(os.getpid(), getattr(signal, message))
 
-    threading.Thread(target=announce, daemon=True).start()
-    hub.run(port=0)
+    announced(hub).run(port=0)
     print("run returned", hub.loop, flush=True)
 """
+)
 
 
 # --- run() ---
@@ -250,24 +202,16 @@ def test_run_in_a_thread_ends_with_stop_from_another() -> None:
         each.join(10)
 
 
-ECHO = """
-    import threading, time
-    from wsc_fast import Hub, HubConfig, HubStateError
+ECHO = (
+    ANNOUNCE
+    + """
+    from wsc_fast import Hub
 
     hub = Hub()
     hub.on_message_received(lambda client, message: client.send(message))
-
-    def announce():
-        while True:
-            try:
-                print(hub.port, flush=True)
-                return
-            except HubStateError:
-                time.sleep(0.005)
-
-    threading.Thread(target=announce).start()
-    hub.run(port=0)
+    announced(hub).run(port=0)
 """
+)
 
 
 @pytest.mark.skipif(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import http.client
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,14 +18,15 @@ import weakref
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from contextvars import ContextVar
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+from websockets.sync.client import connect
 
+from tests.script import Script
 from tests.support import (
     MEASURES,
     TEXT,
@@ -887,7 +888,7 @@ async def test_the_bounds_hold_after_a_stop_that_gave_up() -> None:
 
 
 HANGS = """
-import socket, sys, threading
+import socket, threading
 from wsc_fast import Hub, HubMessage, UserOfflineError
 
 entered = threading.Event()
@@ -921,40 +922,19 @@ print("run returned", flush=True)
 """
 
 
-async def test_a_process_whose_handler_hangs_ends() -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        HANGS,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
-    )
-    try:
-        assert process.stdout is not None
-        port = int(await process.stdout.readline())
-
-        there: Any = SimpleNamespace(port=port)  # all that is needed of a hub
-        raw = await RawClient.open(there)
-        raw.close()
-
-        async def entered() -> bool:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /entered HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            answer = await reader.read()
-            writer.close()
-            return answer.endswith(b"True")
-
-        async with asyncio.timeout(10):
-            while not await entered():
-                pass
-        process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
-            out, error = await process.communicate()
-        assert out == b"run returned\n"
-        assert process.returncode == 0
-        assert b"Traceback" not in error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+def test_a_process_whose_handler_hangs_ends() -> None:
+    with Script(HANGS) as script:
+        port = script.port()
+        with connect(f"ws://127.0.0.1:{port}/ws"):
+            pass
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as http_client:
+            deadline = time.monotonic() + 10
+            answer = b"False"
+            while answer != b"True":
+                assert time.monotonic() < deadline, "no handler was called"
+                http_client.request("GET", "/entered")
+                answer = http_client.getresponse().read()
+        script.process.send_signal(signal.SIGTERM)
+        code, out, error = script.finish()
+    assert (code, out) == (0, "run returned\n")
+    assert "Traceback" not in error

@@ -15,27 +15,17 @@ import pytest
 import websockets
 from websockets.sync.client import connect
 
-from tests.test_life_cycle import Script
+from tests.script import ANNOUNCE, Script
 from wsc_fast.process import OpenFiles, SignalHandlers
 
-PREAMBLE = """
-    import asyncio, os, resource, signal, subprocess, sys, threading, time
+PREAMBLE = (
+    ANNOUNCE
+    + """
+    import asyncio, os, resource, signal, subprocess, sys
     import uvloop
-    from wsc_fast import ACKConfig, Hub, HubConfig, HubStateError, MemoryOfflineStore
-
-    def announce(hub):
-        # run() blocks, so that a thread tells the port.
-        while True:
-            try:
-                print(hub.port, flush=True)
-                return
-            except HubStateError:
-                time.sleep(0.005)
-
-    def announced(hub):
-        threading.Thread(target=announce, args=(hub,), daemon=True).start()
-        return hub
+    from wsc_fast import ACKConfig, Hub, HubConfig, MemoryOfflineStore
 """
+)
 
 WAIT_FOR_A_SIGNAL = """
     try:
@@ -44,11 +34,6 @@ WAIT_FOR_A_SIGNAL = """
     except KeyboardInterrupt:
         print("KeyboardInterrupt", flush=True)
 """
-
-
-def line(script: Script) -> str:
-    assert script.process.stdout is not None
-    return script.process.stdout.readline().rstrip("\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -61,7 +46,7 @@ def test_a_signal_after_the_run_does_what_it_did_before(
         for _ in range(1 + again):
             script.port()
             script.process.send_signal(number)
-        assert line(script) == "cleaning up"
+        assert script.line() == "cleaning up"
         script.process.send_signal(number)
         code, out, err = script.finish()
     if number is signal.SIGINT:
@@ -150,7 +135,7 @@ def test_handlers_are_back_after_a_start_that_failed() -> None:
 """
         )
         with Script(program + WAIT_FOR_A_SIGNAL) as script:
-            assert line(script) == "cleaning up"
+            assert script.line() == "cleaning up"
             script.process.send_signal(signal.SIGTERM)
             assert script.finish() == (-signal.SIGTERM, "", "")
 
@@ -174,7 +159,7 @@ def test_a_run_that_is_refused_leaves_the_hub_that_runs_alone() -> None:
     )
     with Script(program, stdin=True) as script:
         port = script.port()
-        assert line(script) == "the hub runs already"
+        assert script.line() == "the hub runs already"
         with connect(f"ws://127.0.0.1:{port}/ws"):
             assert script.process.stdin is not None
             script.process.stdin.close()
@@ -212,12 +197,12 @@ SLOW_STORE = (
 )
 def test_a_signal_while_the_store_opens_ends_the_start(numbers: list[signal.Signals]) -> None:
     with Script(SLOW_STORE, "60") as script:
-        assert line(script) == "opening"
+        assert script.line() == "opening"
         begin = time.monotonic()
         # Stopped meanwhile, it gets both of two in one turn of its loop.
         for number in (signal.SIGSTOP, *numbers, signal.SIGCONT):
             script.process.send_signal(number)
-        assert line(script) == "returned <Hub stopped, 0 clients>"
+        assert script.line() == "returned <Hub stopped, 0 clients>"
         assert time.monotonic() - begin < 5.0
         assert script.finish() == (0, "opening\n", "")
 
@@ -339,7 +324,7 @@ def test_the_limit_of_open_files_is_what_the_run_needs_and_then_as_it_was(how: s
             with pytest.raises(websockets.ConnectionClosed):
                 ws.recv(timeout=10)
         # A limit that the application has set meanwhile stays.
-        assert line(script) == ("700" if how == "set" else "512")
+        assert script.line() == ("700" if how == "set" else "512")
         script.port()
         script.process.send_signal(signal.SIGTERM)
         assert script.finish() == (0, "512\n", "")
@@ -351,7 +336,7 @@ def test_the_limit_of_open_files_is_never_more_than_the_hard_one() -> None:
         with connect(f"ws://127.0.0.1:{script.port()}/ws") as ws:
             assert ask(ws, "") <= hard
         script.process.send_signal(signal.SIGTERM)
-        assert line(script) == "512"
+        assert script.line() == "512"
 
 
 @pytest.fixture
