@@ -4,7 +4,7 @@ lose      some messages are reported as stored, and are not
 double    some messages are stored once more, under another id
 swap      some messages are stored too late, behind newer ones
 keep      some messages are reported as deleted, and are not
-hide      nothing is heard of what other processes did with the store
+hide      the hub hears nothing of what other processes did with the store
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Awaitable, Collection
 from typing import Any
 
-FAULTS = ("lose", "double", "swap", "keep", "hide")
 # One message in so many.
 HOW_MANY = 5
 # Seconds by which a message is late.
@@ -27,7 +26,7 @@ def _is_chosen(message_id: str) -> bool:
 
 def faulty(kind: Any, fault: str | None) -> Any:
     """A class of stores like `kind`, with this fault."""
-    return type("Faulty", (_KINDS[fault], kind), {}) if fault is not None else kind
+    return type("Faulty", (FAULTS[fault], kind), {}) if fault is not None else kind
 
 
 class _Losing:
@@ -77,7 +76,7 @@ class _Hiding:
         return []
 
 
-_KINDS = {
+FAULTS = {
     "lose": _Losing,
     "double": _Doubling,
     "swap": _Swapping,
