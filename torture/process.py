@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from users import Door
 PROGRAM = Path(__file__).with_name("server.py")
 # Seconds in which a server starts, or stops after SIGTERM.
 START, STOP = 30.0, 30.0
-# Bytes of a line: what lies where, of all users.
+# Most bytes of a line: a Look names the messages of all users.
 LINE = 1 << 26
 
 
@@ -26,7 +27,7 @@ class ServerFailed(Exception):
 
 @dataclass
 class Look:
-    """What lies where, as a server tells it."""
+    """Which messages are where, and who waits, as a server tells it."""
 
     server: str
     stored: dict[str, set[Name]] = field(default_factory=dict)
@@ -34,7 +35,6 @@ class Look:
     accepting: list[str] = field(default_factory=list)
     awaiting: list[str] = field(default_factory=list)
     trouble: str = ""
-    stats: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, server: str, text: str) -> Look:
@@ -81,7 +81,7 @@ class Server:
         self, process: asyncio.subprocess.Process, sender: str, ledger: Ledger, log: Path
     ) -> None:
         self.sender = sender
-        self.accepted_since: dict[str, int] = {}  # by user, from the last `publish` on
+        self.accepted_since: Counter[str] = Counter()  # by user, from the last `publish` on
         self.refused = 0
         self.last_refusal = ""
         self.log = log
@@ -161,7 +161,7 @@ class Server:
         word, _, rest = line.partition(" ")
         if word == "accepted":
             user, number = rest.split()
-            self.accepted_since[user] = self.accepted_since.get(user, 0) + 1
+            self.accepted_since[user] += 1
             self._ledger.accept(user, (self.sender, int(number)))
         elif word == "refused":
             user, number, self.last_refusal = rest.split(" ", 2)
@@ -191,6 +191,7 @@ class Server:
     def publish(self) -> None:
         self.accepted_since.clear()
         self.refused = 0
+        self.last_refusal = ""
         self._tell("publish")
 
     async def pause(self, patience: float) -> bool:
@@ -205,7 +206,7 @@ class Server:
         return True
 
     async def look(self, patience: float) -> Look:
-        """Has it tell what lies where."""
+        """Has it tell which messages are where, and who waits."""
         looking: asyncio.Future[Look] = asyncio.get_running_loop().create_future()
         self._looks.append(looking)
         self._tell("look")

@@ -4,7 +4,7 @@ Reads commands from its standard input, a line each, and ends with it:
 
     publish     publish to all users from now on, each message with acknowledgement
     pause       publish no more; answered by "idle" once no `accepted` is awaited
-    look        answered by "look" and, as JSON, what lies where
+    look        answered by "look" and, as JSON, which messages are where, and who waits
 
 Prints a line for each thing that happens:
 
@@ -53,7 +53,7 @@ AFTERWARDS = 3.0
 
 
 def tell(*words: object) -> None:
-    """Prints a line, in one call, so that a process which is killed prints it whole or not."""
+    """Prints a line, in one call, so that a process which is killed prints all of it or nothing."""
     sys.stdout.write(" ".join(" ".join(map(str, words)).split()) + "\n")
     sys.stdout.flush()
 
@@ -65,6 +65,7 @@ class Application:
         self.hub = hub
         self.ending = False
         self._arguments = arguments
+        self._users = [f"user{number}" for number in range(arguments.users)]
         self._publishing = False
         self._publishers: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, int] = {}
@@ -77,8 +78,7 @@ class Application:
 
     def publish(self) -> None:
         self._publishing = True
-        for number in range(self._arguments.users):
-            user = f"user{number}"
+        for user in self._users:
             former = self._publishers.get(user)
             if former is not None:
                 former.cancel()  # it may wait for ever
@@ -113,7 +113,7 @@ class Application:
                 break
             self._next[user] = number + 1
             if random.random() < 0.3:
-                self.spawn(self._outcome(user, pending))
+                self.spawn(self._outcome(user, number, pending))
             if random.random() < 0.9:
                 wave.append(self._accepted(user, number, pending))
         if random.random() < 0.5:
@@ -137,9 +137,9 @@ class Application:
         finally:
             self._accepting.discard(who)
 
-    async def _outcome(self, user: str, pending: PendingACK) -> None:
+    async def _outcome(self, user: str, number: int, pending: PendingACK) -> None:
         # However it ends, it has to end.
-        who = f"{user} {pending.message.content.split()[1]}"
+        who = f"{user} {number}"
         self._awaiting.add(who)
         try:
             await pending
@@ -158,12 +158,11 @@ class Application:
     # --- looking ---
 
     async def look(self, store: Any) -> None:
-        """Tells what lies where, by user: messages as [sender, number]."""
+        """Tells which messages are where, by user, as [sender, number]; and who waits."""
         stored: dict[str, list[Any]] = {}
         pending: dict[str, list[Any]] = {}
         trouble = ""
-        for number in range(self._arguments.users):
-            user = f"user{number}"
+        for user in self._users:
             try:
                 stored[user] = await self._stored(store, user)
             except OfflineStoreError as error:
@@ -173,18 +172,12 @@ class Application:
                 for client in self.hub.get_clients_by_user(user)
                 for message in self.hub.get_pending_acks(client.id)
             ]
-        stats = self.hub.get_stats()
         found = {
             "stored": stored,
             "pending": pending,
             "trouble": trouble,
             "accepting": sorted(self._accepting),
             "awaiting": sorted(self._awaiting),
-            "stats": {
-                name: getattr(stats, name)
-                for name in stats.__struct_fields__
-                if name.startswith(("acks_", "offline_"))
-            },
         }
         tell("look", json.dumps(found))
 
