@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 # What can go wrong, as the columns of the table.
 KINDS = {
@@ -39,7 +39,7 @@ Name = tuple[str, int]  # sender and number
 class Ledger:
     """What is known of all messages of one scenario."""
 
-    def __init__(self, users: Iterable[str], *, order_of_accepted: bool = False) -> None:
+    def __init__(self, users: Collection[str], *, order_of_accepted: bool = False) -> None:
         """Begins with nothing.
 
         Args:
@@ -53,17 +53,17 @@ class Ledger:
         self.accepted: dict[str, set[Name]] = {user: set() for user in users}
         self.refused: dict[str, set[Name]] = {user: set() for user in users}
         self.seen: dict[str, list[tuple[Name, str]]] = {user: [] for user in users}
+        self.names_seen: dict[str, set[Name]] = {user: set() for user in users}
         self.missing: dict[str, set[Name]] = {user: set() for user in users}
         self.copies = 0
         self.counts: Counter[str] = Counter()
-        self._seen: dict[str, set[Name]] = {user: set() for user in users}
         self._reports = 0
 
     # --- what is reported ---
 
     def accept(self, user: str, name: Name) -> None:
         self.accepted[user].add(name)
-        if name not in self._seen[user]:
+        if name not in self.names_seen[user]:
             self.missing[user].add(name)
 
     def refuse(self, user: str, name: Name) -> None:
@@ -72,7 +72,7 @@ class Ledger:
     def see(self, user: str, name: Name, circumstances: str) -> None:
         """A user saw a message under an id that was new to him."""
         self.seen[user].append((name, circumstances))
-        self._seen[user].add(name)
+        self.names_seen[user].add(name)
         self.missing[user].discard(name)
 
     def violate(self, kind: str, text: str, count: int = 1) -> None:

@@ -7,6 +7,7 @@ pause, users stay where they are, and everything that was accepted has to arrive
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -24,8 +25,24 @@ from users import Crowd, Door, Mood
 STRIDE = 1_000_000
 # A server is killed once it has accepted so many messages.
 LEAST_ACCEPTED, MOST_ACCEPTED = 50, 1000
-# Rounds after which `full-disk` begins with an empty one: files there do not shrink.
+# Rounds after which `full-disk` begins with an empty disk: a database file does not shrink.
 DISK_ROUNDS = 5
+
+
+class Countdown:
+    """Notices when something that has to come down to nothing gets no less for too long."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._least = math.inf
+        self._since = 0.0  # when it became so little
+
+    def has_stalled(self, left: int) -> bool:
+        """Takes how much is left now; whether that has not got less for longer than `patience`."""
+        now = time.monotonic()
+        if left < self._least:
+            self._least, self._since = left, now
+        return now - self._since > self._patience
 
 
 @dataclass
@@ -44,7 +61,7 @@ class Trial:
     fault: str | None = None
     first_only: bool = False  # end with the first round that has violations
     round: int = 0
-    reported: set[object] = field(default_factory=set)  # what was left, once for each
+    reported: set[object] = field(default_factory=set)  # the `Look.keys` of what was left
     events: deque[str] = field(default_factory=lambda: deque(maxlen=4))
 
     async def start(self, sender: str, door: Door, **options: Any) -> Server:
@@ -112,14 +129,8 @@ class Trial:
     async def leave(self) -> None:
         """Everybody leaves."""
         self.crowd.be(Mood.AWAY)
-        await self._progress(lambda: len(self.crowd.connected()))
-
-    async def _connected(self) -> None:
-        missing = len(self.crowd.users)
-        if not await self._progress(lambda: missing - len(self.crowd.connected())):
-            absent = [user for user in self.crowd.users.values() if user.door is None]
-            for user in absent:
-                self.violate("broken", f"{user.name} cannot connect: {_history(user.history)}")
+        everybody = len(self.crowd.users)
+        await self._progress(lambda: everybody - len(self.crowd.absent()))
 
     def unseen(self) -> int:
         """How many messages were accepted, and have not been seen."""
@@ -127,15 +138,12 @@ class Trial:
 
     async def _progress(self, left: Callable[[], int], patience: float = 0.0) -> bool:
         """Waits until nothing is left; False once that does not get less for a while."""
-        patience = patience or self.patience
-        least, since = left(), time.monotonic()
-        while least > 0:
+        countdown = Countdown(patience or self.patience)
+        while (remaining := left()) > 0:
+            if countdown.has_stalled(remaining):
+                return False
             await asyncio.sleep(0.02)
             self.crowd.check()
-            if (now := left()) < least:
-                least, since = now, time.monotonic()
-            elif time.monotonic() - since > patience:
-                return False
         return True
 
     async def _report_missing(self, kind: str, what: str, servers: Collection[Server]) -> None:
@@ -143,13 +151,13 @@ class Trial:
         for user, names in self.ledger.missing.items():
             if names:
                 where = "; ".join(look.where(user, names) for look in looks) or "no server runs"
-                history = _history(self.crowd.users[user].history)
+                history = self.crowd.users[user].history()
                 text = f"{user} {what} {ranges(names)}; {where}; {user}: {history}"
                 self.violate(kind, text, len(names))
 
     async def _cleared(self, servers: Collection[Server]) -> None:
         """All that was acknowledged leaves the store, and all senders hear of it."""
-        since, least = time.monotonic(), -1
+        countdown = Countdown(self.patience)
         while True:
             looks = [await server.look(self.patience) for server in servers]
             for look in looks:
@@ -157,9 +165,7 @@ class Trial:
             left = sum(look.left() for look in looks)
             if left == 0:
                 return
-            if least < 0 or left < least:
-                least, since = left, time.monotonic()
-            elif time.monotonic() - since > self.patience:
+            if countdown.has_stalled(left):
                 break
             await asyncio.sleep(0.05)
         for look in looks:
@@ -175,9 +181,9 @@ class Trial:
                 where = f"connected to {door.name}" if door is not None else "away"
                 text = (
                     f"{ranges(names)} lie in the store for {user}, who is {where} and has seen "
-                    f"{ranges(names & {name for name, _ in self.ledger.seen[user]})} of that; "
+                    f"{ranges(names & self.ledger.names_seen[user])} of that; "
                     f"pending in {look.server}: {ranges(look.pending.get(user, ()))}; "
-                    f"{user}: {_history(self.crowd.users[user].history)}"
+                    f"{user}: {self.crowd.users[user].history()}"
                 )
                 self.violate("left", text, len(names))
         if look.awaiting:
@@ -202,9 +208,11 @@ class Trial:
         self.events.append(f"{self.ledger.now()} {text}")
 
     async def stay(self) -> None:
-        """Everybody stays where he is from now on, connected."""
+        """Everybody connects, and stays where he is from now on."""
         self.crowd.be(Mood.CALM)
-        await self._connected()
+        if not await self._progress(lambda: len(self.crowd.absent())):
+            for user in self.crowd.absent():
+                self.violate("broken", f"{user.name} cannot connect: {user.history()}")
 
     async def back_after(self, seconds: float) -> None:
         """The store comes back after so long."""
@@ -214,8 +222,8 @@ class Trial:
 
     async def accepts(self, server: Server, count: int) -> None:
         """Waits for so many more messages to be accepted: a slow machine takes longer."""
-        count += sum(server.accepted_since.values())
-        await self._progress(lambda: count - sum(server.accepted_since.values()))
+        count += server.accepted_since.total()
+        await self._progress(lambda: count - server.accepted_since.total())
 
     async def fill(self, server: Server) -> None:
         """Nobody is there, and messages are sent until the store refuses some for everybody."""
@@ -247,10 +255,6 @@ class Trial:
         for server in servers:
             await server.terminate()
         self.ledger.judge()
-
-
-def _history(events: Collection[str]) -> str:
-    return ", ".join(events) or "was never connected"
 
 
 def _some(names: list[str], most: int = 8) -> str:
@@ -286,7 +290,7 @@ async def full_disk(trial: Trial) -> None:
             await random.choice([server.kill, server.terminate])()
         if number % DISK_ROUNDS == 1 and not trial.unseen():
             await trial.place.renew(random.choice([0, 1_000_000, 2_000_000]))
-        # Of the largest, so many at once that there is room for some of each user.
+        # The largest go one at a time: more at once for one user leave no room for the others.
         size, wave = random.choice([(0, 8), (200, 8), (2_000, 8), (10_000, 8), (100_000, 1)])
         first = 2 * number * STRIDE
         options = {"size": size, "wave": wave, "pause": 0.005, "retry": 2.0}
@@ -312,7 +316,7 @@ async def late_store(trial: Trial) -> None:
         if server is not None:
             await random.choice([server.kill, server.terminate])()
         trial.event(await trial.place.away(at_start=True))
-        # Every other time it comes later than the hub waits for it, on a hub that runs already.
+        # Every other round the hub runs first, and the store comes later than the hub waits.
         attach, late = ("after", 1.5) if number % 2 else ("before", random.uniform(0.0, 2.0))
         coming = asyncio.create_task(trial.back_after(late))
         server = await trial.start("A", door, first=number * STRIDE, patience=0.5, attach=attach)

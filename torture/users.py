@@ -84,8 +84,9 @@ class Crowd:
         for user in self.users.values():
             user.told.set()
 
-    def connected(self) -> list[User]:
-        return [user for user in self.users.values() if user.door is not None]
+    def absent(self) -> list[User]:
+        """Those who are not connected."""
+        return [user for user in self.users.values() if user.door is None]
 
     def check(self) -> None:
         """Raises what ended the life of a user: a mistake in here."""
@@ -101,11 +102,15 @@ class User:
         self.name = name
         self.told = asyncio.Event()  # the mood has changed, or the connection has ended
         self.door: Door | None = None  # while connected
-        self.history: deque[str] = deque(maxlen=HISTORY)
+        self._history: deque[str] = deque(maxlen=HISTORY)
         self._crowd = crowd
         self._known: set[str] = set()
         self._unanswered: deque[str] = deque()
         self._left = False
+
+    def history(self) -> str:
+        """What happened to it last, for reports."""
+        return ", ".join(self._history) or "was never connected"
 
     async def live(self) -> None:
         while True:
@@ -194,4 +199,4 @@ class User:
         await connection.close()
 
     def _note(self, event: str) -> None:
-        self.history.append(f"{self._crowd.ledger.now()} {event}")
+        self._history.append(f"{self._crowd.ledger.now()} {event}")
