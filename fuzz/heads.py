@@ -22,7 +22,8 @@ FIELD = re.compile(rf"({TOKEN}):([\t\x20-\x7e\x80-\xff]*)").fullmatch
 HOST = re.compile(r"([a-z0-9._~-]{1,255}|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?").fullmatch
 ORIGIN = re.compile(r"(https?)://(.*)").fullmatch
 ORIGIN_MAX = 1024
-# Subprotocols, offers of extensions, and characters of these that are looked at.
+# The hub looks at so many subprotocols, and at so many offers of extensions if they take no more
+# than so many characters.
 ITEMS_MAX, OFFERS_MAX, OFFERS_SIZE = 64, 16, 4096
 PORTS = {"http": 80, "https": 443}
 KNOWN_METHODS = {"POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE"}
@@ -146,7 +147,9 @@ def offered(text: str) -> list[tuple[str, list[tuple[str, str | None]]]]:
 def deflate_of(values: list[str]) -> Agreed | None:
     """RFC 7692 section 7.1, for a hub that would keep both contexts."""
     text = ",".join(values)
-    for name, parameters in offered(text)[:OFFERS_MAX] if len(text) <= OFFERS_SIZE else []:
+    if len(text) > OFFERS_SIZE:
+        return None
+    for name, parameters in offered(text)[:OFFERS_MAX]:
         if name != "permessage-deflate" or len(dict(parameters)) != len(parameters):
             continue
         agreed: Agreed | None = Agreed(True, True, 15)
