@@ -2,9 +2,9 @@
 
 It answers each message with itself, as a hub does that has a user's command to answer. A message
 "join ROOM" makes its sender a member of that room, which is made if it is not there: the mistake of
-an application that lets clients name rooms. Who shows a token is refused. Prints its port, then for
-each line of standard input a line of JSON: "stats" the counters of the hub, "every SECONDS" starts
-a broadcast of 1 KB that often and answers {}.
+an application that lets clients name rooms. It refuses clients that show a token. Prints its port,
+then for each line of standard input a line of JSON: "stats" the counters of the hub, "every
+SECONDS" starts a broadcast of 1 KB that often and answers {}.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ USERS = itertools.count()
 
 
 def authenticate(request: Request) -> Identity | None:
-    """Asks for all that there is to ask for. No token is known; without one all are let in."""
+    """Reads the query, the cookies and the subprotocols; refuses clients that show a token."""
     token = request.query.get("token") or request.cookies.get("token")
     offered = request.headers.get("Sec-WebSocket-Protocol", "")
     return None if token or offered else Identity(f"user{next(USERS)}")
