@@ -318,7 +318,7 @@ async def acknowledged(meter: Meter, name: str) -> int:
 
 
 async def timers(meter: Meter, name: str) -> int:
-    """Timers of one slot, all of which fire in one turn: as many as would show a square."""
+    """Timers of one slot, which all fire in one turn; so many that quadratic work would show."""
     fired: list[int] = []
     loop = asyncio.get_running_loop()
     kept: Timers[int] = Timers(fired.append, budget=LATE)
