@@ -502,20 +502,17 @@ class Acceptor:
         self._hub._count_too_many_handshakes()
         if len(self._hellos) >= len(self._shaking):
             self._hellos.drop_oldest()
-            return
-        connection, (task, _) = next(iter(self._shaking.items()))
-        if self._ssl is None:
-            del self._shaking[connection]
-            self._given_up[connection] = task
-            task.cancel()
         else:
-            self._give_up(connection)
+            self._give_up(next(iter(self._shaking)))
 
     def _give_up(self, connection: socket.socket) -> None:
-        """Ends a TLS handshake that is under way."""
+        """Ends a connection that is still being set up: its task, or its TLS handshake."""
         task, client = self._shaking.pop(connection)
         self._given_up[connection] = task
-        # aiofastnet 1.2 keeps one that is cancelled, with its buffers, until its timeout.
+        if self._ssl is None:
+            task.cancel()
+            return
+        # aiofastnet 1.2 keeps a handshake that is cancelled, with its buffers, until its timeout.
         client._give_up()
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
@@ -570,7 +567,7 @@ class Acceptor:
         if context is None:
             await self.loop.connect_accepted_socket(lambda: client, connection)
         elif _needs_the_loops_tls(context):
-            end = Deadline(self._hub._deadlines, seconds, partial(self._end_late, connection))
+            end = Deadline(self.deadlines, seconds, partial(self._end_late, connection))
             try:
                 await self.loop.connect_accepted_socket(
                     lambda: client,
