@@ -88,9 +88,8 @@ class Inbox:
         self._nbytes = 0  # of what waits, as it is in memory
         self._paused = False
         self._task: asyncio.Task[None] | None = None
-        self._deadline: Deadline | None = (
-            None  # of the callback under way, once its client has gone
-        )
+        # Of the callback under way, once its client has gone.
+        self._deadline: Deadline | None = None
 
     def start(
         self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
@@ -101,7 +100,7 @@ class Inbox:
         self._task = self._hub._spawn(self._run(first, rest, args, fatal), context)
 
     def limit(self) -> None:
-        """The client has gone: its callbacks may not take for ever from now on."""
+        """Gives the callback under way `callback_close_timeout`, since its client has gone."""
         timers = self._hub._deadlines
         self._end_limit()
         if timers.loop is not None:
@@ -144,16 +143,12 @@ class Inbox:
 
     def _limit_met(self, share: float) -> str | None:
         """The setting of which more than a share is used; None if there is none."""
-        config = self._hub.config
-        if self._nbytes > config.max_pending_callback_bytes * share:
+        hub = self._hub
+        if self._nbytes > hub.config.max_pending_callback_bytes * share:
             return "max_pending_callback_bytes"
-        if len(
-            self._waiting
-        ) > config.max_pending_callbacks * share and not self._hub._awaits_acknowledgement(
-            self._client
-        ):
-            return "max_pending_callbacks"
-        return None
+        if len(self._waiting) <= hub.config.max_pending_callbacks * share:
+            return None
+        return None if hub._awaits_acknowledgement(self._client) else "max_pending_callbacks"
 
     def _next(self) -> tuple[Handlers, tuple[Any, ...], bool]:
         event = self._waiting.popleft()
@@ -218,7 +213,7 @@ class Inbox:
         except BaseException as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
-                raise  # by us, or the hub is stopping; not one that the callback raised
+                raise  # we or a stop of the hub cancelled the task; the callback raised nothing
             self._hub._callback_failed(self._client, error, fatal)
             return not fatal
         return True
