@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -294,17 +294,8 @@ def _migrate(db: sqlite3.Connection) -> None:
 
 
 def arrive(db: sqlite3.Connection, rows: list[Any]) -> None:
-    """Has the triggers do these writes, in order, and empties the list.
-
-    In as few statements as can be, and of few sizes, since each size is compiled once: filled up
-    with NULLs to a power of two.
-    """
-    most = min(BATCH_ROWS, _most_parameters(db) // _COLUMNS)
-    for start in range(0, len(rows), most * _COLUMNS):
-        values = rows[start : start + most * _COLUMNS]
-        count = len(values) // _COLUMNS
-        size = _rounded(count, most)
-        values += [None] * ((size - count) * _COLUMNS)
+    """Has the triggers do these writes, in order, and empties the list."""
+    for size, values in _filled_up(db, rows, _COLUMNS):
         db.execute(_arriving(size), values)
     rows.clear()
 
@@ -374,12 +365,8 @@ def expire(
 
 def missing(db: sqlite3.Connection, user_id: str, message_ids: Sequence[str]) -> list[str]:
     """See `SharedOfflineStore.missing`; each id once."""
-    most = min(BATCH_ROWS, _most_parameters(db) - 1)
     found: list[str] = []
-    for start in range(0, len(message_ids), most):
-        values: list[str | None] = [*message_ids[start : start + most]]
-        size = _rounded(len(values), most)
-        values += [None] * (size - len(values))
+    for size, values in _filled_up(db, message_ids, 1, others=1):
         found += [each for (each,) in db.execute(_missing(size), (user_id, *values)).fetchall()]
     return found
 
@@ -400,12 +387,9 @@ def users_within(
         spans: the position before each span's first, and that of its last.
         limit: how many users at most.
     """
-    most = min(BATCH_ROWS, (_most_parameters(db) - 1) // 2)
     found: dict[str, int] = {}
-    for start in range(0, len(spans), most):
-        some = spans[start : start + most]
-        size = _rounded(len(some), most)
-        values = [end for span in some for end in span] + [None] * (2 * (size - len(some)))
+    ends = [end for span in spans for end in span]
+    for size, values in _filled_up(db, ends, 2, others=1):
         for user_id, first in db.execute(_users_within(size), (*values, _number(limit))).fetchall():
             found.setdefault(user_id, first)
         if len(found) >= limit:
@@ -438,12 +422,28 @@ def _users_within(spans: int) -> str:
     )
 
 
-def _most_parameters(db: sqlite3.Connection) -> int:
-    return db.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+def _filled_up(
+    db: sqlite3.Connection, values: Sequence[Any], columns: int, *, others: int = 0
+) -> Iterator[tuple[int, list[Any]]]:
+    """The rows of as few statements as can be, and of few sizes, since each is compiled once.
 
+    Args:
+        db: the connection.
+        values: of all rows, one row after the other.
+        columns: how many values a row has.
+        others: how many further parameters each statement has.
 
-def _rounded(number: int, most: int) -> int:
-    return min(1 << (number - 1).bit_length(), most)
+    Yields:
+        tuple[int, list[Any]]: number of rows, a power of two or the most that fit, and their
+            values, filled up with NULLs.
+    """
+    parameters = db.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+    most = min(BATCH_ROWS, (parameters - others) // columns)
+    for start in range(0, len(values), most * columns):
+        some = [*values[start : start + most * columns]]
+        size = min(1 << (len(some) // columns - 1).bit_length(), most)
+        some += [None] * (size * columns - len(some))
+        yield size, some
 
 
 def code(error: BaseException) -> int | None:
