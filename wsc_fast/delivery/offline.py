@@ -179,6 +179,24 @@ def within(
             return
 
 
+def exists_error(where: str, user_id: str, message_id: str, data: bytes) -> MessageExistsError:
+    """What an append raises for an id that is taken by other data.
+
+    Args:
+        where: names the store.
+        user_id: whose message it is.
+        message_id: of both messages.
+        data: of the message that is in the store.
+    """
+    text = f"{where}: user {user_id!a} has another message with the id {message_id!a}"
+    return MessageExistsError(text, data)
+
+
+def full_error(where: str, user_id: str, limit: int) -> OfflineStoreFullError:
+    """What an append raises at the limit; `where` names the store."""
+    return OfflineStoreFullError(f"{where}: it may keep {limit} messages for user {user_id!r}")
+
+
 class MemoryOfflineStore:
     """An OfflineStore for tests: keeps messages in this process, and they end with it.
 
@@ -236,16 +254,10 @@ class MemoryOfflineStore:
         stored = held.get(message_id)
         if stored is not None:
             if stored.data != data:
-                raise MessageExistsError(
-                    f"offline store in memory: user {user_id!a} has another message with the id "
-                    f"{message_id!a}",
-                    stored.data,
-                )
+                raise exists_error("offline store in memory", user_id, message_id, stored.data)
             return []
         if limit < 1 or (len(held) >= limit and not drop_oldest):
-            raise OfflineStoreFullError(
-                f"offline store in memory: it may keep {limit} messages for user {user_id!r}"
-            )
+            raise full_error("offline store in memory", user_id, limit)
         excess = min(len(held) - limit + 1, MOST_DROPPED)
         dropped = [held.pop(next(iter(held))) for _ in range(excess)]
         self._position += 1

@@ -56,13 +56,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from wsc_fast.delivery.offline import MOST_DROPPED, READ_BYTES, PartialPage, StoredMessage
-from wsc_fast.errors import (
-    ConfigError,
-    MessageExistsError,
-    OfflineStoreError,
-    OfflineStoreFullError,
+from wsc_fast.delivery.offline import (
+    MOST_DROPPED,
+    READ_BYTES,
+    PartialPage,
+    StoredMessage,
+    exists_error,
 )
+from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
 from wsc_fast.log import log
 
 if TYPE_CHECKING:
@@ -1244,7 +1245,7 @@ class _Session:
         return results
 
     def _result(self, operation: Any, kind: bytes, value: Any) -> Any:
-        user = f"user {_decode(operation.user)!a}"
+        user_id = _decode(operation.user)
         match kind:
             case b"deleted":
                 return value
@@ -1253,23 +1254,26 @@ class _Session:
             case b"expired":
                 return operation.removed(value)
             case b"full":
-                text = f"{self._at} holds {value} messages for {user}, of {operation.limit}"
-                return OfflineStoreFullError(text)
+                return OfflineStoreFullError(
+                    f"{self._at} holds {value} messages for user {user_id!a}, of {operation.limit}"
+                )
             case b"exists":
-                name = ascii(_decode(operation.strings[0]))
-                text = f"{self._at}: {user} has another message with the id {name}"
-                return MessageExistsError(text, value)
+                return exists_error(self._at, user_id, _decode(operation.strings[0]), value)
             case b"junk":
                 log.warning(
-                    "offline store: %s: the messages of %s cannot be read, and are not looked at "
-                    "again for their age: %s",
+                    "offline store: %s: the messages of user %a cannot be read, and are not looked "
+                    "at again for their age: %s",
                     self._at,
-                    user,
+                    user_id,
                     value.decode(errors="replace"),
                 )
                 return []
-        text = f"{self._at}: messages of {user}: {value.decode(errors='replace')}"
-        return OfflineStoreError(text)
+        return self._unusable(operation, value)
+
+    def _unusable(self, operation: _Operation, text: bytes) -> OfflineStoreError:
+        """What the script says about an operation that it cannot do."""
+        user, reason = _decode(operation.user), text.decode(errors="replace")
+        return OfflineStoreError(f"{self._at}: messages of user {user!a}: {reason}")
 
     def fail(self, operation: _Operation, error: Exception) -> None:
         """An operation has failed."""
@@ -1428,8 +1432,7 @@ class _Session:
             case b"alone":
                 self._alone.put(read)
                 return _ELSEWHERE
-        text = rest[0].decode(errors="replace")
-        return OfflineStoreError(f"{self._at}: messages of user {_decode(read.user)!a}: {text}")
+        return self._unusable(read, rest[0])
 
     # --- the server ---
 

@@ -40,16 +40,11 @@ from typing import Any, ClassVar, Literal, get_args
 import msgspec
 
 from wsc_fast.delivery import sqlite_database as database
-from wsc_fast.delivery.offline import READ_BYTES, StoredMessage
+from wsc_fast.delivery.offline import READ_BYTES, StoredMessage, exists_error, full_error
 from wsc_fast.delivery.sqlite_database import code as _code
 from wsc_fast.delivery.sqlite_database import connect as _connect
 from wsc_fast.delivery.sqlite_files import DatabaseFiles
-from wsc_fast.errors import (
-    ConfigError,
-    MessageExistsError,
-    OfflineStoreError,
-    OfflineStoreFullError,
-)
+from wsc_fast.errors import ConfigError, OfflineStoreError
 from wsc_fast.log import log
 
 Synchronous = Literal["FULL", "NORMAL"]
@@ -357,7 +352,7 @@ class SQLiteOfflineStore:
             if not isinstance(data, bytes):
                 raise self._error(f"data must be bytes, not {type(data).__name__}")
             if limit < 1:
-                raise _full(self._path, user_id, limit)
+                raise full_error(_named(self._path), user_id, limit)
             size = _ENTRY_BYTES + len(user_id) + len(message_id) + len(data)
             self._check_waiting(worker, size, self._max_waiting_bytes)
         except OfflineStoreError as error:
@@ -548,7 +543,7 @@ class SQLiteOfflineStore:
                 raise self._error(f"{name} is no valid Unicode: {error}") from error
 
     def _error(self, text: str) -> OfflineStoreError:
-        return OfflineStoreError(f"offline store {self._path}: {text}")
+        return OfflineStoreError(f"{_named(self._path)}: {text}")
 
 
 class _Worker:
@@ -835,12 +830,10 @@ class _Worker:
             if type(entry) is _Append:
                 stored -= 1
                 if index not in results.existing:
-                    entry.outcome = _full(self._path, entry.user_id, entry.limit)
+                    entry.outcome = full_error(_named(self._path), entry.user_id, entry.limit)
                 elif (data := results.existing[index]) is not None:
-                    entry.outcome = MessageExistsError(
-                        f"offline store {self._path}: user {entry.user_id!a} has another message "
-                        f"with the id {entry.message_id!a}",
-                        data,
+                    entry.outcome = exists_error(
+                        _named(self._path), entry.user_id, entry.message_id, data
                     )
             else:
                 entry.outcome += 1
@@ -901,7 +894,7 @@ class _Worker:
         return error
 
     def _error(self, text: str) -> OfflineStoreError:
-        return OfflineStoreError(f"offline store {self._path}: {text}")
+        return OfflineStoreError(f"{_named(self._path)}: {text}")
 
     # The files.
 
@@ -1071,7 +1064,6 @@ class _Others:
         return spans, self._known
 
 
-def _full(path: str, user_id: str, limit: int) -> OfflineStoreFullError:
-    return OfflineStoreFullError(
-        f"offline store {path}: it may keep {limit} messages for user {user_id!r}"
-    )
+def _named(path: str) -> str:
+    """A store as its errors name it."""
+    return f"offline store {path}"
