@@ -660,12 +660,12 @@ def check_listen_arguments(
         return
     if type(port) is not int or not 0 <= port <= 65535:
         raise ValidationError(f"port must be an int from 0 to 65535, not {port!r}")
-    hosts = (host or None,) if isinstance(host, str) or host is None else host
+    if host is None or host == "":
+        return  # all interfaces
+    hosts = (host,) if isinstance(host, str) else host
     if not isinstance(hosts, (tuple, list)) or not hosts:
         raise ValidationError(f"host must be a str, a list of str or None, not {host!r}")
     for name in hosts:
-        if name is None:
-            continue
         if not isinstance(name, str) or not name:
             raise ValidationError(f"host must be a str, a list of str or None, not {host!r}")
         if name.startswith(("/", "unix:", "\0")):
