@@ -38,7 +38,7 @@ from wsc_fast._core.handshake import MOST_PAIRS
 from wsc_fast.errors import ConfigError, ValidationError
 from wsc_fast.extensions import MOST_ITEMS, list_items
 from wsc_fast.log import log
-from wsc_fast.server import Identity, Request
+from wsc_fast.server import Identity, Request, check_identity
 
 if TYPE_CHECKING:
     import jwt
@@ -255,15 +255,8 @@ def _check_static(which: str, token: object, identity: object) -> None:
         raise ConfigError(
             f"{which} must stand for an Identity or a user id, not {type(identity).__name__}"
         )
-    expires_at = identity.expires_at
-    if expires_at is not None and not (
-        type(expires_at) in (int, float) and 0 <= expires_at < math.inf
-    ):
-        raise ConfigError(f"{which}: expires_at must be seconds since the epoch or None")
     try:
-        check_id("user", identity.user_id)
-        if identity.client_id is not None:
-            check_id("client", identity.client_id)
+        check_identity(identity)
     except ValidationError as error:
         raise ConfigError(f"{which}: {error}") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import re
 import socket
 from binascii import b2a_base64
@@ -26,6 +27,7 @@ from multidict import CIMultiDict
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
 
 from wsc_fast._core.connection import Client, peer_address
+from wsc_fast._core.engine import check_id
 from wsc_fast._core.handshake import RequestHead, RequestLine, TooManyHeaders
 from wsc_fast.addresses import (
     forwarded_address,
@@ -86,6 +88,26 @@ class Identity(msgspec.Struct, frozen=True):
     user_data: dict[Any, Any] | None = None
     expires_at: float | None = None
     device_id: str | None = None
+
+
+def check_identity(identity: Identity) -> None:
+    """Raises ValidationError for an identity that no client can have."""
+    if identity.user_data is not None and not isinstance(identity.user_data, dict):
+        raise ValidationError(
+            f"user_data must be a dict or None, not {type(identity.user_data).__name__}"
+        )
+    expires_at = identity.expires_at
+    if expires_at is not None and not (
+        type(expires_at) in (int, float) and 0 <= expires_at < math.inf
+    ):
+        raise ValidationError(
+            f"expires_at must be seconds since the epoch or None, not {expires_at!r}"
+        )
+    check_id("user", identity.user_id)
+    if identity.client_id is not None:
+        check_id("client", identity.client_id)
+    if identity.device_id is not None:
+        check_id("device", identity.device_id)
 
 
 class Response(msgspec.Struct, frozen=True):
