@@ -102,12 +102,22 @@ class _Script:
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
+# The operations of a script, from its last two arguments: MessagePack, and all their strings in
+# one. (redis-py takes a microsecond or two for each argument, and the server's MessagePack knows no
+# binary strings.)
+_OPERATIONS = """
+local operations, strings, at = cmsgpack.unpack(ARGV[#ARGV - 1]), ARGV[#ARGV], 1
+
+local function take(length)
+  at = at + length
+  return string.sub(strings, at - length, at - 1)
+end
+"""
+
 # KEYS: reply, position, oldest, recent, then messages and order of each user.
 # ARGV: number of the batch, number of the last one whose reply has arrived, seconds to keep the
 # reply, ttl in ms, length of what is before the user id in a key of messages, bytes of messages in
-# the reply, the store's 8 bytes in `recent`, operations in MessagePack, and all their strings in
-# one: redis-py takes a microsecond or two for each argument, and the server's MessagePack knows no
-# binary strings.
+# the reply, the store's 8 bytes in `recent`, operations.
 # An append is {user, length of id, length of data, limit, drop_oldest}, a deletion {user, {lengths
 # of ids}}, and one of messages that are too old {user, {lengths of ids}, {positions}}; the user is
 # a number from 1.
@@ -116,7 +126,7 @@ class _Script:
 # are not done come again: the reply is full. Another number: the batch has not been begun, and this
 # is the reply to an earlier one, which has not arrived.
 _WRITE = _Script(
-    f"""
+    _OPERATIONS + f"""
 local MOST_DROPPED, RECENT_USERS, RECENT_SECONDS = {MOST_DROPPED}, {RECENT_USERS}, {RECENT_SECONDS}
 """
     """
@@ -128,7 +138,6 @@ if kept then
   if kept_number == number or kept_number > tonumber(ARGV[2]) then return kept_reply end
 end
 
-local operations, strings, at = cmsgpack.unpack(ARGV[8]), ARGV[9], 1
 local said, states, wrote, begun, refused = {}, {}, false, false, nil
 
 -- Wrong types raise here, before anything is written: a script is not rolled back.
@@ -156,11 +165,6 @@ local function state_of(index)
     states[index] = state
   end
   return state
-end
-
-local function take(length)
-  at = at + length
-  return string.sub(strings, at - length, at - 1)
 end
 
 local function say(...) said[#said + 1] = {...} end
@@ -312,8 +316,7 @@ return reply
 # KEYS: position, oldest, recent, then messages and order of each user.
 # ARGV: the prefixes of a user's keys of messages and of order (these keys are not all in KEYS, as
 # those of users with old messages become known here; a cluster has all in one slot), bytes and
-# number of messages in the reply, whether the first one comes whatever its size, operations in
-# MessagePack, all their strings in one.
+# number of messages in the reply, whether the first one comes whatever its size, operations.
 # An operation is {kind, user, {lengths of strings}, ...}, the user a number from 1:
 #   read      ..., position to begin behind, limit, bytes
 #             -> more, position to go on behind, {position, id, data, ...}
@@ -327,16 +330,11 @@ return reply
 # Returns bytes of messages, and for each operation {'ok', ...}, {'trouble', text}, {'later'}: there
 # was no room in this reply, or {'alone'}: its first message is larger than such a reply.
 _READ = _Script(
-    """
+    _OPERATIONS
+    + """
 local all_bytes, all_messages = tonumber(ARGV[3]), tonumber(ARGV[4])
 local bytes_left, messages_left, oversize = all_bytes, all_messages, ARGV[5] == '1'
-local operations, strings, at = cmsgpack.unpack(ARGV[6]), ARGV[7], 1
 local reply = {}
-
-local function take(length)
-  at = at + length
-  return string.sub(strings, at - length, at - 1)
-end
 
 -- A page of an operation: its own bounds, and its share of what the reply has room for.
 local function page_of(limit, bytes, others)
@@ -1189,12 +1187,8 @@ class _Session:
         """Has the server do a batch; returns the results, _LATER for what it has not begun."""
         self._batches += 1
         number = self._batches
-        numbers, keys = self._keys_of(batch)
-        keys = [self._reply_key, *map(self.key, ("position", "oldest", "recent")), *keys]
-        packed = msgspec.msgpack.encode(
-            [each.packed(user) for each, user in zip(batch, numbers, strict=True)]
-        )
-        strings = b"".join(string for each in batch for string in each.strings)
+        keys, packed, strings = self._packed(batch)
+        keys = [self._reply_key, *keys]
         began = self.loop.time()
 
         def command() -> tuple[Any, ...]:
@@ -1228,14 +1222,15 @@ class _Session:
             elif kind == b"expired" and (operation := removing.get(place - 1)) is not None:
                 self._untold.extend((operation.user, each) for each in operation.removed(value))
 
-    def _keys_of(self, batch: Sequence[_Operation]) -> tuple[list[int], list[bytes]]:
-        """The number of each operation's user, and the keys of these users."""
+    def _packed(self, batch: Sequence[_Operation]) -> tuple[list[bytes], bytes, bytes]:
+        """The keys that both scripts take, the operations in MessagePack, and their strings."""
         users: dict[bytes, int] = {}
-        numbers = [users.setdefault(each.user, len(users) + 1) for each in batch]
-        keys: list[bytes] = []
+        packed = [each.packed(users.setdefault(each.user, len(users) + 1)) for each in batch]
+        keys = [*map(self.key, ("position", "oldest", "recent"))]
         for name in users:
             keys += (self.key("messages:", name), self.key("order:", name))
-        return numbers, keys
+        strings = b"".join(string for each in batch for string in each.strings)
+        return keys, msgspec.msgpack.encode(packed), strings
 
     def _results(self, batch: list[_Operation], done: int, said: list[Any]) -> list[Any]:
         """What each operation of a batch returns, or raises."""
@@ -1402,12 +1397,7 @@ class _Session:
     async def _send_reads(self, batch: list[_Read], *, oversize: bool = False) -> list[Any]:
         """Asks the server; returns the results of the reads."""
         pace = self._read_pace
-        numbers, keys = self._keys_of(batch)
-        keys = [*map(self.key, ("position", "oldest", "recent")), *keys]
-        packed = msgspec.msgpack.encode(
-            [each.packed(user) for each, user in zip(batch, numbers, strict=True)]
-        )
-        strings = b"".join(string for each in batch for string in each.strings)
+        keys, packed, strings = self._packed(batch)
         began = self.loop.time()
 
         def command() -> tuple[Any, ...]:
