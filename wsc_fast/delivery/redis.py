@@ -62,6 +62,7 @@ from wsc_fast.delivery.offline import (
     PartialPage,
     StoredMessage,
     exists_error,
+    within,
 )
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
 from wsc_fast.log import log
@@ -1387,12 +1388,8 @@ class _Session:
         return operation.future
 
     def _take_untold(self, limit: int, max_bytes: int) -> list[tuple[bytes, StoredMessage]]:
-        told: list[tuple[bytes, StoredMessage]] = []
-        size = 0
-        while self._untold and len(told) < limit and (not told or size < max_bytes):
-            told.append(self._untold.popleft())
-            size += len(told[-1][1].data)
-        return told
+        told = [*within((message for _, message in self._untold), limit, max_bytes)]
+        return [self._untold.popleft() for _ in told]
 
     async def _send_reads(self, batch: list[_Read], *, oversize: bool = False) -> list[Any]:
         """Asks the server; returns the results of the reads."""
