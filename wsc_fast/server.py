@@ -315,7 +315,7 @@ def accept(
         return refused
     if not hub._accepting:
         hub._count_rejected("full")
-        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
+        return _unavailable()
     path = head.target.partition(b"?")[0].decode("ascii")
     route = hub._routes.get(path)
     if route is not None:
@@ -326,10 +326,11 @@ def accept(
     refused = _check_upgrade(hub, head, remote_address)
     if refused is not None:
         return refused
-    # Whoever had connected before a hub that shares its port began to drain has nobody else.
+    # A draining hub that shares its port has left it to others: whoever still comes to this one had
+    # connected before, and can be served by no other.
     if hub._draining and not hub._shares_port:
         hub._count_rejected("full")
-        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
+        return _unavailable()
     full = hub._is_full()
     if full and not hub._may_return():
         return _refuse_full(hub)
@@ -359,9 +360,13 @@ def accept(
     return _negotiate(hub, head, client)
 
 
+def _unavailable() -> WSUpgradeResponse:
+    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
+
+
 def _refuse_full(hub: Hub) -> WSUpgradeResponse:
     hub._refuse_full()
-    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
+    return _unavailable()
 
 
 def _refuse_unauthenticated(hub: Hub) -> WSUpgradeResponse:
