@@ -34,6 +34,18 @@ _DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
 _SO_ATTACH_FILTER = 26
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
 @asynccontextmanager
 async def running(hub: Hub, **options: Any) -> AsyncIterator[Hub]:
     """Serves a hub on a free port, and asserts at the end that nothing of it is left."""

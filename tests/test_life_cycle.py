@@ -27,6 +27,7 @@ from websockets.sync.client import connect
 from tests.script import ANNOUNCE, Script
 from tests.support import (
     CLOSE,
+    IPV6,
     TEXT,
     RawClient,
     eventually,
@@ -61,15 +62,6 @@ async def descriptors_before() -> int:
 
 def descriptors() -> int:
     return psutil.Process().num_fds()
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
 
 
 async def asyncio_can_connect(host: str, port: int) -> bool:
@@ -271,7 +263,7 @@ async def test_a_list_of_hosts(any_loop: str) -> None:
         assert not await asyncio_can_connect("127.0.0.3", port)
 
 
-@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@IPV6
 async def test_ipv6(any_loop: str) -> None:
     hub = Hub()
     async with running(hub, host="::1"):

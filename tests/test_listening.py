@@ -15,23 +15,11 @@ import pytest
 import websockets
 
 import wsc_fast.listening as listening_module
-from tests.support import only_client, running
+from tests.support import IPV6, only_client, running
 from wsc_fast import Hub, ListenError
 from wsc_fast.listening import _Place, bound_sockets
 
 NOWHERE = "192.0.2.1"  # RFC 5737: of no machine
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
 
 def uri(host: str, port: int) -> str:
