@@ -67,6 +67,14 @@ async def eventually(condition: Callable[[], object], timeout: float = 10.0) -> 
         await asyncio.sleep(0.001)
 
 
+def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+    """`eventually` for tests without a loop."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"did not come true in {timeout} s"
+        time.sleep(0.005)
+
+
 @dataclass(frozen=True)
 class Frame:
     """One frame as the server sent it."""

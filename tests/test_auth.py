@@ -32,7 +32,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from tests.support import CLOSE, RawClient, eventually, exchange, only_client, running, uri
+from tests.support import (
+    CLOSE,
+    RawClient,
+    eventually,
+    exchange,
+    only_client,
+    running,
+    uri,
+    wait_until,
+)
 from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request, ValidationError
 from wsc_fast import auth as auth_module
 from wsc_fast._core.handshake import RequestHead
@@ -1220,10 +1229,7 @@ def test_a_file_that_was_changed_within_one_tick_is_read_once_more(
     with key_file.path.open("r+b") as file:
         file.write(data)
     os.utime(key_file.path, (moment, moment))
-    deadline = time.monotonic() + 10
-    while users(authenticator, key_file) != [None, "new"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: users(authenticator, key_file) == [None, "new"])
 
 
 def test_threads_share_one(key_file: KeyFile) -> None:

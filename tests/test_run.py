@@ -9,13 +9,14 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+import psutil
 import pytest
 import websockets
 from websockets.sync.client import connect
 
 from tests.script import ANNOUNCE, Script
+from tests.support import wait_until
 from wsc_fast.process import OpenFiles, SignalHandlers
 
 PREAMBLE = (
@@ -264,10 +265,7 @@ def test_a_signal_to_a_forked_child_ends_the_child_and_not_the_hub() -> None:
         ws.send("fork")
         child = int(ws.recv())
         os.kill(child, signal.SIGTERM)
-        deadline = time.monotonic() + 10
-        while "Z" not in Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]:
-            assert time.monotonic() < deadline, "the child goes on"
-            time.sleep(0.005)
+        wait_until(lambda: psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
         ws.send("x")
         assert ws.recv() == "echo"
         script.process.send_signal(signal.SIGTERM)
