@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -419,6 +420,12 @@ async def serves_others(hub: Hub) -> None:
     with await RawClient.open(hub, "/ws?id=other") as other:
         await other.send(PING, b"alive")
         assert await other.recv() == Frame(PONG, b"alive")
+
+
+def deflated(data: bytes, window: int = 15) -> bytes:
+    """A message as a client without context takeover compresses it."""
+    deflater = zlib.compressobj(wbits=-window)
+    return (deflater.compress(data) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 def agreed(raw: RawClient) -> str | None:

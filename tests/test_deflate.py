@@ -23,6 +23,7 @@ from tests.support import (
     Frame,
     RawClient,
     agreed,
+    deflated,
     encode,
     eventually,
     join,
@@ -42,12 +43,6 @@ KEEPING = Deflate(False, False, 15, 15)
 
 def offers(offer: str = "permessage-deflate; client_max_window_bits") -> list[tuple[str, str]]:
     return [("Sec-WebSocket-Extensions", offer)]
-
-
-def deflated(data: bytes, window: int = 15) -> bytes:
-    """A message as a client without context takeover compresses it."""
-    z = zlib.compressobj(wbits=-window)
-    return (z.compress(data) + z.flush(zlib.Z_SYNC_FLUSH)).removesuffix(TAIL)
 
 
 def inflated(frame: Frame, window: int = 15) -> bytes:

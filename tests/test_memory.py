@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import CLOSE, CONTINUATION, PING, TEXT, encode
+from tests.support import CLOSE, CONTINUATION, PING, TEXT, deflated, encode
 from wsc_fast import Client, Hub, HubConfig, WSCError
 from wsc_fast._core import DEBUG_BUILD
 from wsc_fast._core.memory import fail_allocation, live_objects
@@ -188,11 +188,6 @@ class Peer:
         return found
 
 
-def squeezed(data: bytes) -> bytes:
-    z = zlib.compressobj(wbits=-15)
-    return (z.compress(data) + z.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\0\0\xff\xff")
-
-
 class Life:
     """A hub with a client of each kind, and the steps of their lives."""
 
@@ -274,8 +269,8 @@ class Life:
                 encode(CONTINUATION, b"end"),
             ]
             if peer.kind in ("shared", "kept"):
-                pieces.append(encode(TEXT, squeezed(b"small"), rsv=4))
-                pieces.append(encode(TEXT, squeezed(b"large" * 40_000), rsv=4))
+                pieces.append(encode(TEXT, deflated(b"small"), rsv=4))
+                pieces.append(encode(TEXT, deflated(b"large" * 40_000), rsv=4))
             for piece in pieces:
                 yield lambda: peer.feed(piece)
         yield lambda: hub.leave_room(peers[0].client.id, "r")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -19,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.model import Event, Model
-from tests.support import RawClient, eventually, join, named, running
+from tests.support import RawClient, deflated, eventually, join, named, running
 from wsc_fast import Client, Hub, HubConfig
 from wsc_fast.extensions import Deflate
 
@@ -206,11 +205,6 @@ PAYLOADS = st.one_of(
 )
 
 
-def compressed(data: bytes) -> bytes:
-    z = zlib.compressobj(wbits=-15)
-    return (z.compress(data) + z.flush(zlib.Z_SYNC_FLUSH))[:-4]
-
-
 @st.composite
 def messages(draw: st.DrawFn) -> bytes:
     """A sound message in one or more frames, with control frames in between."""
@@ -218,7 +212,7 @@ def messages(draw: st.DrawFn) -> bytes:
     payload = draw(PAYLOADS)
     first = opcode
     if draw(st.integers(0, 4)) == 0:
-        payload, first = compressed(payload), opcode | 0x40
+        payload, first = deflated(payload), opcode | 0x40
     cuts = sorted(draw(st.lists(st.integers(0, len(payload)), max_size=4)))
     frames = []
     for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(payload)], strict=True)):
@@ -302,7 +296,7 @@ def test_a_byte_anywhere_may_be_any_other(deflate: bool) -> None:
         masked(0x01, "é".encode() * 3, b"abcd")
         + masked(0x89, b"p", b"efgh")
         + masked(0x80, b"xyz", b"ijkl")
-        + masked(0xC1, compressed(b"abcabcabc"), b"mnop")
+        + masked(0xC1, deflated(b"abcabcabc"), b"mnop")
         + masked(0x88, b"\x03\xe8ok", b"qrst")
     )
     rng = random.Random(3)

@@ -15,7 +15,6 @@ import heapq
 import random
 import ssl
 import time
-import zlib
 from asyncio.selector_events import _SelectorSocketTransport  # type: ignore[attr-defined]
 from collections import defaultdict
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from tests.support import (
     Frame,
     RawClient,
     crowd,
+    deflated,
     encode,
     eventually,
     exchange,
@@ -86,15 +86,10 @@ def watch() -> list[dict[str, Any]]:
     return told
 
 
-def compressed(payload: bytes) -> bytes:
-    deflater = zlib.compressobj(wbits=-15)
-    return (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
-
-
 def frames_of(kind: str, payload: bytes) -> bytes:
     """One message, as a client of this kind sends it."""
     if kind == "compressed":
-        return encode(TEXT, compressed(payload), rsv=4)
+        return encode(TEXT, deflated(payload), rsv=4)
     if kind == "fragments":
         half = len(payload) // 2
         return encode(TEXT, payload[:half], fin=False) + encode(CONTINUATION, payload[half:])

@@ -15,7 +15,6 @@ import threading
 import time
 import tracemalloc
 import weakref
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -31,6 +30,7 @@ from tests.support import (
     MEASURES,
     TEXT,
     RawClient,
+    deflated,
     encode,
     eventually,
     join,
@@ -485,9 +485,7 @@ def test_a_frame_tells_whether_it_requires_an_acknowledgement(
         frame = encode_frame(raw.decode() if text and isinstance(raw, bytes) else raw)
     else:
         payload = raw.encode() if isinstance(raw, str) else raw
-        deflater = zlib.compressobj(wbits=-15)
-        payload = (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
-        frame = encode(1 if text else 2, payload, rsv=4, masked=False)
+        frame = encode(1 if text else 2, deflated(payload), rsv=4, masked=False)
     read = message_of(frame)
     assert requires_ack(frame) is (isinstance(read, HubMessage) and read.require_ack)
 
