@@ -41,8 +41,6 @@ import msgspec
 
 from wsc_fast.delivery import sqlite_database as database
 from wsc_fast.delivery.offline import READ_BYTES, StoredMessage, exists_error, full_error
-from wsc_fast.delivery.sqlite_database import code as _code
-from wsc_fast.delivery.sqlite_database import connect as _connect
 from wsc_fast.delivery.sqlite_files import DatabaseFiles
 from wsc_fast.errors import ConfigError, OfflineStoreError
 from wsc_fast.log import log
@@ -739,7 +737,7 @@ class _Worker:
                 self._transact(part)
         except BaseException as error:
             self._roll_back(part, error)
-            if _code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            if database.code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 self._fail(part, error)
                 return
             self._fail([entry for entry in part if type(entry) is _Append], error)
@@ -873,7 +871,7 @@ class _Worker:
         for entry in entries:
             entry.outcome = msgspec.UNSET
         # After another error than these two the connection may be unusable; a new one is cheap.
-        keep = _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
+        keep = database.code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
         try:
             if keep and self._db is not None and self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -885,9 +883,9 @@ class _Worker:
     def _trouble(self, cause: BaseException) -> OfflineStoreError:
         """What is reported for an error: one for each entry, since each gets its own traceback."""
         text = str(cause) or type(cause).__name__
-        if _code(cause) == sqlite3.SQLITE_BUSY:
+        if database.code(cause) == sqlite3.SQLITE_BUSY:
             text += f", by another process, for longer than {self._busy_timeout:g} s"
-        elif _code(cause) == sqlite3.SQLITE_FULL:
+        elif database.code(cause) == sqlite3.SQLITE_FULL:
             text += f" (max_bytes is {self._max_bytes})"
         error = self._error(text)
         error.__cause__ = cause
@@ -939,7 +937,9 @@ class _Worker:
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
-            self._db = _connect(self._path, self._synchronous, self._busy_timeout, self._max_bytes)
+            self._db = database.connect(
+                self._path, self._synchronous, self._busy_timeout, self._max_bytes
+            )
             self._db_waits = self._busy_timeout
             if self._files.note():
                 self.others.forget()

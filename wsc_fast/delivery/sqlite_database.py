@@ -193,10 +193,13 @@ _OLD = _within(
     "?",
 )
 
-# All of it in one step. The sequence is the newest position there ever was.
-_RESULTS = """
+# The newest position there ever was; no row, or NULL below, before the first.
+_NEWEST = "SELECT seq FROM sqlite_sequence WHERE name = 'messages'"
+
+# All of it in one step.
+_RESULTS = f"""
 SELECT (SELECT group_concat(entry) FROM noted), (SELECT count(*) FROM existing),
-    (SELECT count(*) FROM dropped), (SELECT seq FROM sqlite_sequence WHERE name = 'messages')
+    (SELECT count(*) FROM dropped), ({_NEWEST})
 """
 
 
@@ -301,7 +304,7 @@ def arrive(db: sqlite3.Connection, rows: list[Any]) -> None:
 
 
 class Results:
-    """The marks that the triggers have left about a batch, which `take_results` clears away.
+    """What the triggers have noted about a batch. To read the notes clears them away.
 
     Attributes:
         noted: entries, of appends that did not insert and, once for each message, of deletes.
@@ -373,7 +376,7 @@ def missing(db: sqlite3.Connection, user_id: str, message_ids: Sequence[str]) ->
 
 def newest(db: sqlite3.Connection) -> int:
     """The newest position there ever was."""
-    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").fetchone()
+    row = db.execute(_NEWEST).fetchone()
     return 0 if row is None else int(row[0])
 
 
