@@ -74,6 +74,8 @@ from wsc_fast import (
 
 ROOMS = 40
 TICK = 0.01
+# The logger, the module and the function that tell of a failure handler's queue that is full.
+QUEUE_IS_FULL = ("wsc_fast", "reporter", "overflows")
 
 
 class ProvokedError(Exception):
@@ -103,7 +105,7 @@ class Watch(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, ProvokedError):
             self.soak.done["provoked errors logged"] += 1
-        elif record.getMessage().startswith("failures come faster than the handler"):
+        elif (record.name, record.module, record.funcName) == QUEUE_IS_FULL:
             # Clients that stall lose more frames at once than the queue of failures takes.
             self.soak.done["times that the failure queue was full"] += 1
         elif error is not None or record.levelno >= logging.WARNING:
