@@ -216,18 +216,19 @@ def _check_data(data: object) -> None:
     )
 
 
-def _items(value: object) -> Collection[Any]:
+def _items(value: Any) -> Collection[Any]:
     """What stands directly in a value of `data`; ValidationError if JSON cannot carry it."""
     kind = type(value)
     if kind is float:
-        if not -math.inf < value < math.inf:  # type: ignore[operator]
+        if not -math.inf < value < math.inf:
             raise ValidationError(f"HubMessage.data holds {value!r}, which JSON cannot carry")
         return ()
     if kind in _PLAIN:
         return ()
     if kind is dict:
-        _check_keys(value)  # type: ignore[arg-type]
-        return value.values()  # type: ignore[attr-defined, no-any-return]
+        _check_keys(value)
+        below: Collection[Any] = value.values()
+        return below
     if isinstance(value, (list, tuple, set, frozenset)):
         return value
     # What msgspec writes as something else: structs, dataclasses, other mappings.
