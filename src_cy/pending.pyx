@@ -64,6 +64,10 @@ cdef Py_ssize_t MOST_LAPSED = 1_000
 cdef Py_ssize_t LEAST_SHARE = 16
 
 
+cdef inline bytes frame_of(PendingACK pending):
+    return encode(FIN_TEXT, PyBytes_AS_STRING(pending._data), PyBytes_GET_SIZE(pending._data))
+
+
 # Freed ones are kept for the next ones: so many come and go in a turn of the loop that Python would
 # look for garbage among them all the time.
 @cython.freelist(1024)
@@ -221,7 +225,8 @@ cdef class AckTable:
             self.most, config.max_pending_per_user or max(self.most // 4, LEAST_SHARE)
         )
         self.mailbox_most_bytes = self.most_bytes // 4
-        self.per_device = config.per == "device"
+        # The devices of a user are known by the store.
+        self.per_device = store is not None and config.per == "device"
         self._users = {}
         self.replaying = set()
         self.starved = set()
@@ -384,18 +389,21 @@ cdef class AckTable:
 
     cdef PendingACK known(self, Mailbox mailbox, str message_id, Sink client, bytes data):
         """The same delivery, if it is under way; ValidationError for other content under its id."""
-        cdef PendingACK pending = mailbox.pending.get(message_id)
+        cdef PendingACK pending
         cdef PendingACK found = None
         cdef str client_id = None if client is None else client.id
-        if pending is not None:
+        for pending in self.of_id(mailbox, message_id):
             self.check_same(pending, data)
             if pending._client_id == client_id:
                 found = pending
+        return found
+
+    cdef list of_id(self, Mailbox mailbox, object message_id):
+        """The pending messages of a mailbox with this id: mostly one or none."""
+        cdef PendingACK pending = mailbox.pending.get(message_id)
+        cdef list found = [] if pending is None else [pending]
         if mailbox.namesakes is not None:
-            for pending in mailbox.namesakes.get(message_id, ()):
-                self.check_same(pending, data)
-                if pending._client_id == client_id:
-                    found = pending
+            found += mailbox.namesakes.get(message_id, ())
         return found
 
     cdef int check_same(self, PendingACK pending, bytes data) except -1:
@@ -494,9 +502,7 @@ cdef class AckTable:
         """Sends a message to all that it is for; to who is catching up when its turn comes."""
         cdef list full = None
         cdef bint taken = False
-        cdef bytes frame = encode(
-            FIN_TEXT, PyBytes_AS_STRING(pending._data), PyBytes_GET_SIZE(pending._data)
-        )
+        cdef bytes frame = frame_of(pending)
         cdef Sink client
         self._hub.counters.messages_out += 1
         for client in self.audience(pending):
@@ -525,11 +531,7 @@ cdef class AckTable:
         if client.state != OPEN:
             return False
         self._hub.counters.messages_out += 1
-        taken = self._hub.offer(
-            client,
-            encode(FIN_TEXT, PyBytes_AS_STRING(pending._data), PyBytes_GET_SIZE(pending._data)),
-            pending._priority - 1,
-        )
+        taken = self._hub.offer(client, frame_of(pending), pending._priority - 1)
         if taken:
             pending.sent_count += 1
             pending.sent_at = self._hub.flush_number
@@ -551,9 +553,7 @@ cdef class AckTable:
             if self._hub.may_wait(client, before):
                 continue  # rule 4
             if frame is None:
-                frame = encode(
-                    FIN_TEXT, PyBytes_AS_STRING(pending._data), PyBytes_GET_SIZE(pending._data)
-                )
+                frame = frame_of(pending)
                 self._hub.counters.messages_out += 1
             if self._hub.offer(client, frame, pending._priority - 1):
                 taken = True
@@ -662,14 +662,11 @@ cdef class AckTable:
 
     cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id):
         """What an acknowledgement of this client settles: one message may have gone out twice."""
-        cdef PendingACK pending = mailbox.pending.get(message_id)
+        cdef PendingACK pending
         cdef list found = []
-        if pending is not None and self.counts_from(pending, client):
-            found.append(pending)
-        if mailbox.namesakes is not None:
-            for pending in mailbox.namesakes.get(message_id, ()):
-                if self.counts_from(pending, client):
-                    found.append(pending)
+        for pending in self.of_id(mailbox, message_id):
+            if self.counts_from(pending, client):
+                found.append(pending)
         return found
 
     cdef int settle(self, PendingACK pending, status, error) except -1:
@@ -721,18 +718,10 @@ cdef class AckTable:
         cdef PendingACK other
         if mailbox is None:
             return False
-        for other in self._of_id(mailbox, pending.id):
+        for other in self.of_id(mailbox, pending.id):
             other._stored = True
             return True
         return False
-
-    def _of_id(self, Mailbox mailbox not None, str message_id not None):
-        """The pending messages of a mailbox with this id: mostly one or none."""
-        cdef PendingACK pending = mailbox.pending.get(message_id)
-        cdef list found = [] if pending is None else [pending]
-        if mailbox.namesakes is not None:
-            found += mailbox.namesakes.get(message_id, ())
-        return found
 
     def _follow(self, PendingACK pending not None, PendingACK follower not None):
         """Has a message end as another one of the same id does, which it keeps alive."""
@@ -774,6 +763,9 @@ cdef class AckTable:
 
     def _has_clients(self, str mailbox not None, str user_id not None):
         return self.has_clients(mailbox, user_id)
+
+    def _of_id(self, Mailbox mailbox not None, str message_id not None):
+        return self.of_id(mailbox, message_id)
 
     def _check_same(self, PendingACK pending not None, bytes data not None):
         return self.check_same(pending, data)

@@ -6,8 +6,8 @@
 
 A mailbox is what is not acknowledged yet of one user; with ACKConfig(per="device") of one device.
 A client is live in its mailbox, and then gets what is sent at once, or it is catching up: then it
-has a `Replay` (delivery/acks.py), whose line holds what it gets next, in order. So the state of one
-client changes nothing for the others.
+has a `Replay` (delivery/replay.py), whose line holds what it gets next, in order. So the state of
+one client changes nothing for the others.
 
 What else becomes of a message, while its user is away, is in delivery/acks.py, whose class `Acks`
 is the Python half of AckTable.
@@ -109,6 +109,7 @@ cdef class AckTable:
     cdef int check_bounds(self, Mailbox mailbox, str user_id) except -1
     cdef PendingACK known(self, Mailbox mailbox, str message_id, Sink client, bytes data)
     cdef bint leave_to_namesake(self, Mailbox mailbox, PendingACK pending) except -1
+    cdef list of_id(self, Mailbox mailbox, object message_id)
     cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id)
     cdef int check_same(self, PendingACK pending, bytes data) except -1
     cdef bint has_clients(self, str mailbox, str user_id) except -1

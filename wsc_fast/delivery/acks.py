@@ -115,9 +115,7 @@ class Acks(AckTable):
             _claim(store, self)
         super().__init__(hub, config, store, AckCounters(), Parked())
         self._journal = None if store is None else Journal(store, config, self)
-        self._devices: Devices | None = None
-        if config.per == "device" and self._journal is not None:
-            self._devices = Devices(self, self._journal)
+        self._devices = Devices(self, self.journal) if self.per_device else None
         self._ended = False  # it has been stopped, and not started since
         # Mailboxes whose last client has gone, and whose messages are not parked yet.
         self._leaving: dict[str, Mailbox] = {}
@@ -306,11 +304,9 @@ class Acks(AckTable):
 
     def _send_to_devices(self, user_id: str, message: ACKMessage) -> PendingACK:
         """`send_ack_message_to_user` where each device has a mailbox of its own."""
+        assert self._devices is not None
         check_id("user", user_id)
-        data = self._encoded(user_id, message)
-        if self._devices is None:
-            return self._send_to_mailbox(user_id, user_id, None, message, data)
-        return self._devices.send(user_id, message, data)
+        return self._devices.send(user_id, message, self._encoded(user_id, message))
 
     def _device_ended(self, pending: PendingACK) -> None:
         """A delivery to one device has come to its end."""
