@@ -51,9 +51,9 @@ _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # tcpi_state (tcp(7))
 # Seconds that handshakes may have of each turn of the loop, if its other work takes no three times
 # as long; beyond, what is read is left for the next turn. One step of one may exceed it.
 _LEAST_BUDGET, _MOST_BUDGET = 0.001, 0.004
-# Seconds that a handshake gets whose hello was heard after its time: the loop stood still.
+# Seconds for a handshake whose hello was read only when its time was over: the loop stood still.
 _LAST_MOMENT = 1.0
-# Seconds after which a handshake has long been ended by us.
+# Seconds after which a handshake has certainly ended: our own deadline comes long before.
 _NEVER = 3600.0
 # Seconds that a step costs besides, where it is the last one: the end of a task, an exception.
 _AFTERMATH = 0.00007
@@ -169,7 +169,10 @@ class _HandshakeLoop:
     def call_later(
         self, seconds: float, call: Callable[[], object]
     ) -> Deadline | asyncio.TimerHandle:
-        """The first one is the handshake's deadline, for which a late loop gets its turns."""
+        """Takes the transport's first timer, which ends the handshake, for a deadline of the hub's.
+
+        So a loop that is late has its turns before the handshake is ended.
+        """
         if self._deadline is not None or self._acceptor.deadlines.loop is None:
             return self._loop.call_later(seconds, call)
         self._deadline = Deadline(self._acceptor.deadlines, seconds, call)
@@ -185,7 +188,7 @@ class _HandshakeLoop:
             self._deadline.cancel()
 
     def wait(self) -> None:
-        """The loop need not tell of what there is to read."""
+        """Has the loop not report what there is to read, until `step`."""
         if self._reader is not None:
             self._loop.remove_reader(self._descriptor)
 
@@ -498,7 +501,7 @@ class Acceptor:
         return True
 
     def _end_oldest(self) -> None:
-        # Of the larger group: whoever makes a crowd is in it.
+        # Of the larger group, since that is where a flood of connections is.
         self._hub._count_too_many_handshakes()
         if len(self._hellos) >= len(self._shaking):
             self._hellos.drop_oldest()
@@ -573,7 +576,7 @@ class Acceptor:
                     lambda: client,
                     connection,
                     ssl=context,
-                    # Which has no patience with a late loop.
+                    # The loop's own timer knows nothing of a late loop, so `end` has to be first.
                     ssl_handshake_timeout=seconds + _NEVER,
                 )
             finally:

@@ -163,10 +163,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
         A variable is `WSC_` (for ACKConfig `WSC_ACK_`) and the setting in upper case, such as
         `WSC_MAX_RETRIES`. Seconds are a number, or a duration such as 100ms, 1.5s, 2m or 1h30m. A
-        bool is true, false, 1, 0, yes, no, on or off in any case; the items of
-        a tuple stand between commas, and a comma alone means none. An empty variable counts as
-        unset. Others that begin with `WSC_` are ignored, since they may be somebody else's: a
-        misspelt name has no effect.
+        bool is true, false, 1, 0, yes, no, on or off in any case; the items of a tuple stand
+        between commas, and a comma alone means none. An empty variable counts as unset. Others that
+        begin with `WSC_` are ignored, since they may be somebody else's: a misspelt name has no
+        effect.
 
         Args:
             environ: the variables; None means `os.environ`.
@@ -240,8 +240,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         max_connections_per_address: of one IPv4 address or IPv6 /64, by `remote_address`; the next
             upgrade gets 429. 0: no bound, since behind a proxy that is not among `trusted_proxies`
             all clients have one address.
-        max_handshakes: connections that have not asked yet, or whose answer, which is no upgrade,
-            is still being read; beyond them the oldest of the larger group goes.
+        max_handshakes: connections whose request is not there yet, or whose peer still reads an
+            answer that is no upgrade; one more ends the oldest of the larger of these groups.
         connection_rate, connection_rate_per_address: upgrades a second, of all and of each address;
             as many as come in a second may come at once, the next gets 429. 0: no bound.
         message_rate, byte_rate: messages, and bytes of messages, that a client may send a second,
@@ -293,8 +293,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             one of a higher priority. A direct send that finds no room raises QueueFullError.
         heartbeat_interval: a client that has been silent so long is pinged.
         heartbeat_timeout: a client that has been silent so long is closed.
-        close_timeout: for the closing handshake; then the connection is aborted. Who reads an
-            answer that is no upgrade has so long to take some more of it.
+        close_timeout: for the closing handshake; then the connection is aborted. A peer whose
+            request was not upgraded has so long, again and again, to take some more of the answer.
         authentication_timeout: for an async `authenticate`; then the connection closes with 4401.
         authentication_input_bytes: what a client may send while that runs; more closes with 1008.
         max_pending_callbacks: messages of one client that wait for an async `on_message_received`;
@@ -482,8 +482,8 @@ class ACKConfig(Settings, frozen=True, kw_only=True):
         per: who acknowledges. "user": the first of a user's clients does so for all. "device": each
             device of the user for itself (Identity.device_id), also one that is away: what is for
             a user is kept for each of them. Needs `enable_offline_messages`.
-        max_devices: devices of one user that are known; beyond that the one is forgotten that was
-            noted longest ago. So is one that has not come for `offline_max_age`.
+        max_devices: devices that the hub knows of one user. One more makes it forget the one that
+            it noted longest ago. It also forgets one that has not come for `offline_max_age`.
         offline_limit: messages in the offline store, per user; with per="device" for each device.
         offline_overflow: what a message does that finds as many in the store. "drop_oldest": the
             oldest is dropped. "refuse": the message is refused.

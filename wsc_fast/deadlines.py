@@ -1,7 +1,7 @@
-"""Deadlines on a hub's timers: for what else would take `loop.call_later` or `asyncio.timeout`.
+"""Deadlines on a hub's timers, in place of `loop.call_later` and `asyncio.timeout`.
 
-The loop's own timers may go off before what waits in a socket is read, after the loop stood still.
-Those of a hub give it its turns first (timers.pxd), and never all fire in one turn.
+After the loop stood still, its own timers may fire before it has read what waits in the sockets. A
+hub's timers let the loop have some turns first (timers.pxd), and do not all fire in one turn.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Deadline:
         self._call()
 
     def cancel(self) -> None:
-        """Has it not called any more; lets go of what would have been."""
+        """Takes the call back, and keeps no reference to what would have been called."""
         self._timers.cancel(self, self._slot)
         self._call = _nothing
 

@@ -23,8 +23,8 @@ _WINDOW_BITS = re.compile(r"[89]|1[0-5]").fullmatch
 # zlib cannot compress with a window of 8 bits.
 _SMALLEST_WINDOW = 9
 _LARGEST_WINDOW = 15
-# Reading takes time, and these come from anybody: offers and parameters of each that are looked at,
-# and characters of them all. Browsers send one offer of some 50.
+# Bounds on what is read, since anybody may send it: offers, parameters of each offer, characters of
+# all offers. Browsers send one offer of some 50 characters.
 _MOST_OFFERS = 16
 _MOST_PARAMETERS = 16
 _LONGEST_OFFERS = 4_096

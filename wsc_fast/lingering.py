@@ -4,9 +4,9 @@ Rules
 1.  A socket that is closed with unread input, or that gets some later, resets the connection, and
     the peer may lose the answer over it (RFC 9112 section 9.6). So the stream ends in stages: the
     answer, the end of our half, then input is read and forgotten until the peer ends its half.
-2.  Who takes the answer slowly gets all of it, however long that takes, as long as it takes some
-    in every `close_timeout`, and LEAST_RATE bytes a second on the whole.
-3.  Once the answer is taken, the peer has `close_timeout` to end its half.
+2.  A peer that takes the answer slowly gets all of it, however long that takes, if it takes some in
+    every `close_timeout`, and LEAST_RATE bytes a second on average.
+3.  Once the peer has taken the answer, it has `close_timeout` to end its half.
 
 TLS has no half-closed streams: its transports send what is written, say goodbye and close.
 """
@@ -32,12 +32,12 @@ _LOOKS = 4
 
 
 def untaken(descriptor: int) -> int:
-    """Bytes that the kernel has of a socket's stream, and the peer has not acknowledged."""
+    """Bytes that were given to a socket and that the peer has not acknowledged yet."""
     size = array.array("i", [0])
     try:
         fcntl.ioctl(descriptor, termios.TIOCOUTQ, size)
     except OSError:
-        return 0  # not a kernel that tells
+        return 0  # this kernel does not tell
     return size[0]
 
 
@@ -78,7 +78,8 @@ class Lingering:
         # Bytes that the peer has acknowledged: before the answer, and until the last look.
         self._before = self._taken = acknowledged(descriptor)
         client._give_up()
-        # `resume_writing` then says that all is with the kernel. 0 would pause the loops' own TLS.
+        # So `resume_writing` is called once the transport has given everything to the kernel. A
+        # `high` of 0 would pause the loops' own TLS.
         transport.set_write_buffer_limits(high=1, low=0)
         transport.write(answer)
         self._timer: asyncio.TimerHandle | None = None
@@ -106,7 +107,8 @@ class Lingering:
     def _look(self) -> None:
         hub, transport = self._hub, self._transport
         now = self._loop.time()
-        # What the loops' own TLS holds is not told. But then the kernel has some, too.
+        # The loops' own TLS does not tell how much it holds, but while it holds some, so does the
+        # kernel.
         left = transport.get_write_buffer_size() + untaken(self._descriptor)
         taken = acknowledged(self._descriptor)
         if taken > self._taken:

@@ -19,9 +19,9 @@ from wsc_fast.log import log
 
 # The first descriptor that a service manager hands over (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
-# Of an address that is none of this machine, or whose family the machine has not got.
+# Errors for an address that is not one of this machine, or of a family that it does not have.
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-# How often a port is chosen that has to be free for each of several addresses.
+# How many ports are tried, where one has to be free at each of several addresses.
 _MOST_CHOICES = 20
 
 

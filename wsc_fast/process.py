@@ -52,8 +52,8 @@ class SignalHandlers:
             except ValueError:
                 log.debug("not in the main thread: no handler for %s", number.name)
                 return self
-            # System calls go on after the signal. Python itself has most of them go on, C libraries
-            # do not.
+            # System calls go on after the signal. Python restarts most of them itself, but C
+            # libraries do not.
             signal.siginterrupt(number, False)
         return self
 
@@ -65,7 +65,7 @@ class SignalHandlers:
         while self._former:
             number, former = self._former.popitem()
             current = signal.getsignal(number)
-            # A handler of a loop ends with the loop, so that it is no other one.
+            # What a loop has set as a handler does not work without the loop: it may be replaced.
             of_a_loop = isinstance(getattr(current, "__self__", None), asyncio.AbstractEventLoop)
             if current == self._given[number] or of_a_loop:
                 signal.signal(number, _settable(number, former))

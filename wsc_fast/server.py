@@ -259,7 +259,7 @@ def refusal(
 
 @lru_cache(maxsize=1)
 def _date_of(seconds: int) -> str:
-    # RFC 9110 section 6.6.1: who has a clock tells it.
+    # RFC 9110 section 6.6.1: a server that has a clock sends the date.
     return formatdate(seconds, usegmt=True)
 
 
@@ -422,7 +422,7 @@ def _reject(hub: Hub, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
 
 def _upgrade_required(hub: Hub, text: str, version: dict[str, str]) -> WSUpgradeResponse:
     hub._count_rejected("request")
-    # Who sends Upgrade lists it in Connection too (RFC 9110 section 7.8).
+    # A message with Upgrade has to list it in Connection (RFC 9110 section 7.8).
     headers = {"Upgrade": "websocket", "Connection": "close, Upgrade", **version}
     return refusal(HTTPStatus.UPGRADE_REQUIRED, text, headers)
 
@@ -563,7 +563,7 @@ class Handshake:
             self._head = bytearray(data)
             self._line = RequestLine()
         if not self._line.fits(data):
-            # What is no HTTP may never have what looks like the end of a head.
+            # Refused at once, since another protocol may never send what ends a head of HTTP.
             self._refuse_malformed(data, "a malformed request line")
         elif len(data) >= most:
             self._hub._count_limit("max_header_bytes")
@@ -636,7 +636,7 @@ class Handshake:
             self._hub._count_rejected("gone")
 
     def settle(self) -> bool:
-        """It is no handshake under way any more; returns whether it was one."""
+        """Has the hub forget this handshake; returns whether it was still without an answer."""
         self._hub._answered.pop(self, None)
         slot = self._hub._handshaking.pop(self, None)
         if slot is None:
@@ -645,7 +645,7 @@ class Handshake:
         return True
 
     def time_out(self) -> None:
-        """Its time is over."""
+        """Ends it, since its request was not whole in time."""
         del self._hub._handshaking[self]
         self._hub._count_limit("handshake_timeout")
         self.abort()

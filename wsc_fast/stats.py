@@ -53,8 +53,8 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         offline_errors: calls of the offline store that failed.
         send_failures: messages not delivered: calls that failed, and, while there are failure
             handlers, what was lost from outboxes.
-        unreported_failures: those that a handler did not hear of, for each handler; too many
-            waited for it, for one.
+        unreported_failures: failures that a handler did not hear of, counted for each handler; for
+            example because too many waited for it.
         handler_errors: exceptions of failure handlers.
     """
 

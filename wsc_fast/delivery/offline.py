@@ -1,8 +1,8 @@
 """What an offline store is, and the one in memory.
 
 A message with acknowledgement for a user who is away is kept in a store until it is acknowledged,
-dropped by a bound, or too old. `OfflineStore` is what every store has; `SharedOfflineStore` is what
-a store has besides that several hubs may use at the same time.
+dropped by a bound, or too old. Every store implements `OfflineStore`; a store that several hubs may
+use at the same time implements `SharedOfflineStore` as well.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class StoredMessage(msgspec.Struct, frozen=True):
 
 
 class PartialPage(list[StoredMessage]):
-    """Messages that a store returns though more of them follow, as it has taken long enough."""
+    """A page that a store returned early, since the whole took too long: more messages follow."""
 
 
 @runtime_checkable
@@ -128,9 +128,9 @@ class OfflineStore(Protocol):
 class SharedOfflineStore(OfflineStore, Protocol):
     """An OfflineStore that other processes may change at the same time.
 
-    The hub asks it now and then what they have done: so a message that another process has stored
-    reaches a user who is connected here, and who waits here for a message that another process has
-    delivered or dropped is told.
+    The hub asks it now and then what they have done. So a message that another process has stored
+    reaches a user who is connected here. And the hub tells a caller who waits here for a message
+    that another process has delivered it or dropped it.
     """
 
     async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
@@ -153,7 +153,7 @@ class SharedOfflineStore(OfflineStore, Protocol):
 
         Args:
             user_id: whose messages.
-            message_ids: which; their number is the caller's to bound.
+            message_ids: which; the caller has to bound their number.
 
         Returns:
             list[str]: ids; one whose `append` has been called and is not done counts as there.

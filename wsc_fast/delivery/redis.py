@@ -9,7 +9,7 @@ Rules:
        the connection is lost and the outcome unknown, the same batch is sent again: if it had been
        done, it is not done again, and the reply comes from what was kept. A batch that was given up
        and reaches the server after a later one is refused by its number. If it was done, the next
-       batch first returns its reply: so each message that a batch removed is told.
+       batch first returns its reply, so that `expire` can report the messages it removed.
     3. Positions are of the server's clock, in microseconds, pushed up to be strictly increasing.
        So they grow on even when the server lost its newest data, and the time at which a message
        was stored is its position.
@@ -99,7 +99,7 @@ class _Script:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        # The name that Redis gives it; no secret is kept by it.
+        # The name that Redis gives it. The hash protects no secret.
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -170,7 +170,8 @@ end
 
 local function say(...) said[#said + 1] = {...} end
 
--- The first write of an append: whether there is memory for more. Deletions must go on without.
+-- The first write of an append: it shows whether the server has memory for more. If it has not,
+-- appends are refused, and deletions go on.
 local function begin_appends()
   local most = string.format('%.0f', position + #operations)
   local set = redis.pcall('SET', KEYS[2], most, 'PX', ARGV[4])
@@ -270,7 +271,7 @@ local function operate(i, operation)
   if not state.trouble then
     delete(i, state, ids, more)
   elseif more then
-    -- No search for what is too old may come back to these again and again.
+    -- Otherwise each search for what is too old would find this user again.
     redis.call('ZREM', KEYS[3], state.name)
     wrote = true
     say(i, 'junk', state.trouble)
@@ -531,8 +532,9 @@ class RedisOfflineStore:
     that holds it: all keys are then in one slot.
 
     While the server is away, calls wait for it up to `timeout` seconds, then fail with
-    OfflineStoreError; those waiting behind them fail in twice, reads in four times that time. The
-    next call connects again by itself. Nothing fails for waiting its turn at a server that answers.
+    OfflineStoreError; writes that wait behind them fail within twice, and reads within four times
+    that time. The next call connects again by itself. As long as the server answers, no call fails
+    because it waits for its turn.
     An append that fails may have been stored nevertheless, if the connection was lost at that
     moment: to append it again is harmless, as the id is the same. If such an append dropped
     messages, a later `expire` returns them.
@@ -1067,7 +1069,7 @@ class _Lane:
                 self._session.settle(operation, result)
 
     async def _fail_old(self, error: Exception) -> None:
-        """After a batch has failed: so does what has waited for as long as a batch is tried."""
+        """After a batch has failed: fails all that has waited for as long as a batch is tried."""
         count = 0
         before = self._session.loop.time() - self._session.timeout
         while self.queue and self.queue[0].born <= before:
@@ -1117,7 +1119,7 @@ class _Session:
         self._reads = _Lane(self, self._send_reads)
         self._alone = _Lane(self, self._send_alone, operations=1)
         self.opening = self.loop.create_task(self._open())
-        # Where nobody waits any more, its failure is no news.
+        # Marks its failure as seen, for where nobody waits for it any more.
         self.opening.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     def key(self, kind: str, name: bytes = b"") -> bytes:
@@ -1141,7 +1143,8 @@ class _Session:
             raise
 
     async def _close(self) -> None:
-        # Reads wait for writes, and large ones for others.
+        # In this order: a write that is done passes the reads on that wait for it, and the lane of
+        # reads passes on those that are too large for it.
         lanes = (self._writes, self._reads, self._alone)
         try:
             self.opening.cancel()
@@ -1273,7 +1276,7 @@ class _Session:
 
     def fail(self, operation: _Operation, error: Exception) -> None:
         """An operation has failed."""
-        # One exception for each, as each that is raised gets a traceback of its own.
+        # Each operation gets its own exception, since raising one adds a traceback to it.
         trouble = self._trouble(error)
         if trouble is not error:
             trouble.__cause__ = self._cause(error)
@@ -1503,8 +1506,8 @@ def _passes(error: Exception) -> bool:
     changing = exceptions.ReadOnlyError, exceptions.ClusterDownError, exceptions.TryAgainError
     if isinstance(error, (*lost, *changing)):
         return True
-    # Some have no class in redis-py, or not in its older versions. Before version 7 a server puts
-    # where in the script an error came up before what it is.
+    # Some have no class in redis-py, or not in its older versions. Before version 7 a server begins
+    # the text of an error with the place in the script where it came up.
     passing = ("BUSY ", "CLUSTERDOWN ", "MASTERDOWN ", "TRYAGAIN ")
     text = str(error)
     return isinstance(error, exceptions.ResponseError) and (

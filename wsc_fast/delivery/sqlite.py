@@ -47,14 +47,14 @@ from wsc_fast.log import log
 
 Synchronous = Literal["FULL", "NORMAL"]
 
-# Most writes, calls and bytes of one transaction: some 50 ms.
+# Most writes and bytes of one transaction, which then takes some 50 ms.
 _BATCH_ROWS = database.BATCH_ROWS
 _BATCH_BYTES = 4 << 20
 
 # Ids of one transaction's entry; a call that removes more makes several.
 _DELETE_IDS = 64
 
-# Calls that end in one turn of the event loop, and messages that they return.
+# Most calls that end in one turn of the event loop, and most messages that they return.
 _TURN_ENTRIES = 200
 _TURN_MESSAGES = 1000
 
@@ -234,7 +234,8 @@ class SQLiteOfflineStore:
         self._busy_timeout = busy_timeout
         self._max_waiting_bytes = max_waiting_bytes
         self._max_bytes = max_bytes
-        # From the begin of `open` to the end of `close`, and while it takes calls.
+        # The first is set from the start of `open` to the end of `close`, the second only while
+        # calls are taken.
         self._worker: _Worker | None = None
         self._ready: _Worker | None = None
 
@@ -730,7 +731,10 @@ class _Worker:
         return _Room(*disk, log_bytes=self._files.log_bytes(), unused_bytes=unused * page_size)
 
     def _attempt(self, part: list[_Entry]) -> None:
-        """Does entries in one transaction; where that fails, those that make room once more."""
+        """Does entries in one transaction.
+
+        If that fails for want of room, the appends fail, and the others are done once more.
+        """
         try:
             self._transact(part)
             if not self._files.complete() and self._reopen():
@@ -744,9 +748,9 @@ class _Worker:
             self._remove([entry for entry in part if type(entry) is not _Append], error)
 
     def _remove(self, entries: list[_Entry], error: BaseException) -> None:
-        """Does entries once more that failed with others for want of room, and read or remove.
+        """Does entries that read or remove once more, after a failure for want of room.
 
-        Over an empty log, and fewer at a time until they fit.
+        The log is emptied first, and fewer are done at a time until they fit.
         """
         size = len(entries)
         while any(entry.writes for entry in entries):
@@ -897,9 +901,9 @@ class _Worker:
     # The files.
 
     def _checkpoint(self, mode: Literal["TRUNCATE", "PASSIVE"] = "TRUNCATE") -> bool:
-        """Writes the log into the database; returns whether all of it went.
+        """Writes the log into the database; returns whether all of it was written.
 
-        "TRUNCATE" gives its room back to the disk, and waits a little for who uses it.
+        "TRUNCATE" gives its room back to the disk, and waits a little for others who use the log.
         """
         try:
             db = self._connection()
@@ -916,7 +920,7 @@ class _Worker:
             bool: whether it is another one, which does not have what was just committed.
         """
         replaced = self._files.replaced()
-        # All goes into the database itself, be it moved or without a log.
+        # Even if the database was moved, or its log removed, this writes all into the database.
         saved = self._checkpoint()
         if replaced:
             log.warning(
@@ -988,14 +992,14 @@ class _Room:
         log_used = self._log + entry.size + _ROW_LOG_BYTES
         growth = self._growth + entry.size + _ROW_GROWTH_BYTES
         more = max(0, growth - self._unused)
-        # Into unused pages it may always be tried: if the log has no room, that is taken back.
+        # A write into unused pages is always tried: if the log has no room, it is rolled back.
         if more and self._kept + log_used + more > self._free:
             return False
         self._log, self._growth = log_used, growth
         return True
 
     def take_removal(self, entry: _Entry) -> None:
-        """Takes room in the log for what is not asked whether it fits."""
+        """Counts the room that a removal takes in the log; a removal is never refused."""
         if entry.writes:
             self._log += entry.rows * _ROW_LOG_BYTES
 
@@ -1030,13 +1034,15 @@ class _Others:
             self._spans.append((self._known, upto))
             self._known = upto
         if len(self._spans) > _MOST_SPANS:
-            # Nobody has asked for long. Some between them are ours, and will be told of.
+            # Nobody has asked for long. The two oldest become one span, so that our own positions
+            # between them will be reported as others'.
             self._spans[:2] = [(self._spans[0][0], self._spans[1][1])]
 
     def appended(self, db: sqlite3.Connection, after: int, limit: int) -> tuple[int, list[str]]:
         """See `SharedOfflineStore.appended`."""
         if not db.in_transaction:
-            # Else some positions are ours that are not committed yet; others' are found behind it.
+            # In a transaction the newest positions may be our own, not committed yet: then
+            # `committed` adds what others have filled.
             self._add(database.newest(db))
         if after < 0:
             return self._known, []
@@ -1049,7 +1055,7 @@ class _Others:
         return end, [user_id for user_id, _ in found[:limit]]
 
     def _behind(self, after: int) -> tuple[list[tuple[int, int]], int]:
-        """Spans behind a position, and the position where they end; not more than one call does."""
+        """Spans behind a position, as far as one call looks, and the position where they end."""
         spans: list[tuple[int, int]] = []
         left = _MOST_POSITIONS
         for low, high in self._spans:

@@ -120,7 +120,7 @@ CREATE TEMP TABLE dropped (
 );
 CREATE INDEX temp.dropped_by_entry ON dropped (entry);
 
--- Of a message to keep: it was not inserted. Of messages to remove: there was one, once for each.
+-- A row for each message to keep that was not inserted, and for each that was removed.
 CREATE TEMP TABLE noted (entry INTEGER);
 
 -- `most` is 1 or more, so a user whose row goes with the last message dropped has it made anew.
@@ -255,13 +255,13 @@ def _prepare(db: sqlite3.Connection, synchronous: str, max_bytes: int) -> None:
     if version < len(MIGRATIONS):
         _migrate(db)
     db.execute(f"PRAGMA synchronous = {synchronous}")
-    # To remove a large message is to write a few pages. With "ON", as some builds have it, it is
-    # to write zeros over all of the message's, for which a full disk has no room.
+    # With "FAST", removing a large message writes a few pages. With "ON", the default of some
+    # builds, it writes zeros over all pages of the message, for which a full disk has no room.
     db.execute("PRAGMA secure_delete = FAST")
     # Eight times what is usual, 16 and 32 MB: random users touch pages all over the indexes.
     db.execute("PRAGMA cache_size = -16384")
     db.execute("PRAGMA wal_autocheckpoint = 8192")
-    # Of a file that is larger already, what it has.
+    # For a file that is larger already, SQLite takes the pages that it has.
     (page_size,) = db.execute("PRAGMA page_size").fetchone()
     db.execute(f"PRAGMA max_page_count = {min(max_bytes // page_size, _MOST_PAGES)}")
     # The log may outgrow that while another process reads; afterwards it is cut to this.

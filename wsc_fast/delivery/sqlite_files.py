@@ -62,9 +62,10 @@ class DatabaseFiles:
         return self._is_the_opened(self._log)
 
     def remove_log(self) -> None:
-        """Removes the log and the index of a database that was replaced, lest the new one has them.
+        """Removes the log and the index of a database that was replaced.
 
-        Files that belong to the new one already are left.
+        Otherwise the new database would take them for its own. Files that belong to the new one
+        already are left.
         """
         for path in (self._log, self._index):
             if self._is_the_opened(path):
