@@ -14,7 +14,7 @@ import threading
 import time
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -66,6 +66,15 @@ async def eventually(condition: Callable[[], object], timeout: float = 10.0) -> 
     while not condition():
         assert time.monotonic() < deadline, f"did not come true in {timeout} s"
         await asyncio.sleep(0.001)
+
+
+async def eventually_async(
+    condition: Callable[[], Awaitable[object]], timeout: float = 10.0
+) -> None:
+    """`eventually` for what has to be awaited to know."""
+    async with asyncio.timeout(timeout):
+        while not await condition():  # noqa: ASYNC110 (there is no event to wait for)
+            await asyncio.sleep(0.001)
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:

@@ -9,6 +9,14 @@ from typing import Any
 
 import pytest
 
+from tests.acks import (
+    FullStore,
+    acking,
+    acknowledge,
+    contents_acknowledged,
+    eventually_count,
+    received,
+)
 from tests.support import PING, PONG, TEXT, RawClient, eventually, join, known, named, running
 from wsc_fast import (
     ACKConfig,
@@ -31,24 +39,6 @@ from wsc_fast import (
     ValidationError,
 )
 from wsc_fast.delivery.acks import AT_ONCE
-
-
-def acking(store: Any = None, *, config: HubConfig | None = None, **settings: Any) -> Hub:
-    """A hub with acknowledgements; with offline messages where there is a store."""
-    hub = Hub(config, authenticate=named)
-    hub.enable_ack(ACKConfig(enable_offline_messages=store is not None, **settings), store=store)
-    return hub
-
-
-async def received(client: RawClient) -> dict[str, Any]:
-    """The next HubMessage of a client."""
-    frame = await client.recv()
-    assert frame.opcode == TEXT
-    return dict(json.loads(frame.payload))
-
-
-async def acknowledge(client: RawClient, message_id: str, **more: Any) -> None:
-    await client.send(TEXT, json.dumps({"type": "ack", "message_id": message_id, **more}).encode())
 
 
 async def test_a_message_is_confirmed_by_its_client() -> None:
@@ -233,12 +223,6 @@ async def test_a_message_for_an_absent_user_is_stored_and_delivered_in_order() -
         await asyncio.gather(*pending, live)
         await eventually_count(store, "ann", 0)
         raw.close()
-
-
-async def eventually_count(store: Any, user_id: str, count: int) -> None:
-    async with asyncio.timeout(10):
-        while await store.count(user_id) != count:  # noqa: ASYNC110 (a store has no event)
-            await asyncio.sleep(0.001)
 
 
 async def test_what_is_pending_at_the_stop_is_stored() -> None:
@@ -699,10 +683,7 @@ async def test_a_user_who_comes_back_while_being_parked_misses_nothing() -> None
         again = asyncio.create_task(RawClient.open(hub, "/ws?id=b&user=ann"))
         client._abort()
         second = await again
-        for n in range(2_000):
-            message = await received(second)
-            assert message["content"] == str(n)
-            await acknowledge(second, message["id"])
+        assert await contents_acknowledged(second, 2_000) == [str(n) for n in range(2_000)]
         assert {await each for each in pending} == {AckStatus.CONFIRMED}
         await eventually_count(store, "ann", 0)
         raw.close()
@@ -710,13 +691,7 @@ async def test_a_user_who_comes_back_while_being_parked_misses_nothing() -> None
 
 
 async def test_a_store_that_fails_for_many_is_looked_at_once_for_all() -> None:
-    class Fails(MemoryOfflineStore):
-        def append(self, *args: Any, **options: Any) -> Any:
-            future = asyncio.get_running_loop().create_future()
-            future.set_exception(OfflineStoreError("no disk"))
-            return future
-
-    hub = acking(Fails(), retry_interval=60.0, timeout=120.0)
+    hub = acking(FullStore(), retry_interval=60.0, timeout=120.0)
     async with running(hub):
         raw, _ = await join(hub, "a&user=ann")
         pending = [hub.send_ack_message_to_user("ann", ACKMessage()) for _ in range(5_000)]

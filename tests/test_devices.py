@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_acks import acknowledge, eventually_count, received
 
-from tests.support import RawClient, eventually
-from tests.support import running as starting
+from tests.acks import (
+    TroubledStore,
+    acknowledge,
+    caught_up,
+    contents,
+    contents_acknowledged,
+    eventually_count,
+    failed,
+    received,
+)
+from tests.acks import running_and_aborting as running
+from tests.support import RawClient, eventually, eventually_async
 from wsc_fast import (
     ACKConfig,
     AckFailedError,
@@ -48,24 +55,13 @@ def per_device(store: OfflineStore, **settings: Any) -> Hub:
     return hub
 
 
-@asynccontextmanager
-async def running(hub: Hub) -> AsyncIterator[None]:
-    """Ends the clients by itself, so that the stop waits for none of them."""
-    async with starting(hub):
-        try:
-            yield
-        finally:
-            for client in hub._open_clients():
-                client._abort()
-
-
 async def join(hub: Hub, user: str, device: str | None = None) -> RawClient:
     """A client of a device, once the devices of its user are known."""
     before = hub.get_connected_clients()
     query = f"user={user}" + ("" if device is None else f"&device={device}")
     raw = await RawClient.open(hub, f"/ws?{query}")
     await eventually(lambda: hub.get_connected_clients() == before + 1)
-    await eventually(lambda: not hub._acks.replaying)  # type: ignore[union-attr]
+    await caught_up(hub)
     return raw
 
 
@@ -73,16 +69,6 @@ async def leave(hub: Hub, raw: RawClient) -> None:
     before = hub.connections
     raw.reset()
     await eventually(lambda: hub.connections == before - 1)
-
-
-async def contents(raw: RawClient, count: int, *, answer: bool = True) -> list[str]:
-    found = []
-    for _ in range(count):
-        message = await received(raw)
-        found.append(message["content"])
-        if answer and message.get("require_ack"):
-            await acknowledge(raw, message["id"])
-    return found
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -100,10 +86,10 @@ async def test_a_device_that_is_away_gets_what_another_has_acknowledged(
         pending = [
             hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))) for n in range(300)
         ]
-        assert await contents(laptop, 300) == [str(n) for n in range(300)]
+        assert await contents_acknowledged(laptop, 300) == [str(n) for n in range(300)]
         assert {await each for each in pending} == {AckStatus.CONFIRMED}
         phone = await join_while_backlog(hub, "ann", "phone")
-        assert await contents(phone, 300) == [str(n) for n in range(300)]
+        assert await contents_acknowledged(phone, 300) == [str(n) for n in range(300)]
         for device in ("laptop", "phone"):
             await eventually_count(store, key_of_device("ann", device), 0)
 
@@ -122,7 +108,7 @@ async def test_devices_that_are_both_away_each_get_everything(store: OfflineStor
         assert pending.status is AckStatus.STORED
         for device in ("laptop", "phone"):
             raw = await join_while_backlog(hub, "ann", device)
-            assert await contents(raw, 1) == ["1"]
+            assert await contents_acknowledged(raw, 1) == ["1"]
             assert await pending is AckStatus.CONFIRMED
             await eventually_count(store, key_of_device("ann", device), 0)
             await leave(hub, raw)
@@ -138,7 +124,7 @@ async def test_the_devices_are_known_after_a_restart(store: OfflineStore) -> Non
             await hub.send_ack_message_to_user("ann", ACKMessage(content="x")).accepted()
             for device in ("laptop", "phone"):
                 raw = await join_while_backlog(hub, "ann", device)
-                assert await contents(raw, 1) == ["x"]
+                assert await contents_acknowledged(raw, 1) == ["x"]
         return
 
 
@@ -151,6 +137,13 @@ async def noted(hub: Hub, user: str) -> set[str]:
     assert hub._acks.store is not None
     await hub._acks.opened()
     return {each.id for each in await hub._acks.store.read(key_of_devices(user))}
+
+
+async def eventually_noted(hub: Hub, user: str, devices: set[str]) -> None:
+    async def are_noted() -> bool:
+        return await noted(hub, user) == devices
+
+    await eventually_async(are_noted, 5.0)
 
 
 async def test_order_holds_for_each_device_across_messages_of_both_kinds() -> None:
@@ -170,7 +163,7 @@ async def test_order_holds_for_each_device_across_messages_of_both_kinds() -> No
             else:
                 hub.send_ack_message_to_user("ann", ACKMessage(content=f"live {n}"))
             await asyncio.sleep(0)
-        got = await contents(raw, len(expected))
+        got = await contents_acknowledged(raw, len(expected))
         with_ack = [each for each in expected if each[-1] in "024" or each.startswith("stored")]
         assert [each for each in got if each in with_ack] == with_ack
         assert sorted(got) == sorted(expected)
@@ -187,13 +180,13 @@ async def test_what_was_stored_before_any_device_was_known_goes_to_the_first_one
         for each in pending:
             await each.accepted()
         raw = await join_while_backlog(hub, "ann", "phone")
-        assert await contents(raw, 5) == list("01234")
+        assert await contents_acknowledged(raw, 5) == list("01234")
         assert {await each for each in pending} == {AckStatus.CONFIRMED}
         await eventually_count(store, "ann", 0)
         # A second device begins with what comes from now on.
         laptop = await join(hub, "ann", "laptop")
         hub.send_ack_message_to_user("ann", ACKMessage(content="new"))
-        assert await contents(laptop, 1) == ["new"]
+        assert await contents_acknowledged(laptop, 1) == ["new"]
 
 
 async def test_clients_without_a_device_share_the_mailbox_of_their_user() -> None:
@@ -203,11 +196,11 @@ async def test_clients_without_a_device_share_the_mailbox_of_their_user() -> Non
         one, two = await join(hub, "ann"), await join(hub, "ann")
         phone = await join(hub, "ann", "phone")
         pending = hub.send_ack_message_to_user("ann", ACKMessage(content="x"))
-        assert await contents(one, 1, answer=False) == ["x"]
-        assert await contents(two, 1) == ["x"]
+        assert await contents(one, 1) == ["x"]
+        assert await contents_acknowledged(two, 1) == ["x"]
         assert await pending is AckStatus.CONFIRMED
         assert hub.get_pending_acks(client_of(hub, "phone")) != []
-        assert await contents(phone, 1) == ["x"]
+        assert await contents_acknowledged(phone, 1) == ["x"]
         await eventually(lambda: hub._acks.count == 0)  # type: ignore[union-attr]
 
 
@@ -225,9 +218,9 @@ async def test_a_message_for_one_client_is_for_its_device_alone() -> None:
         await leave(hub, phone)
         await pending.accepted()
         hub.send_to_user("ann", HubMessage(content="end"))
-        assert await contents(laptop, 1) == ["end"]
+        assert await contents_acknowledged(laptop, 1) == ["end"]
         phone = await join_while_backlog(hub, "ann", "phone")
-        assert await contents(phone, 1) == ["x"]
+        assert await contents_acknowledged(phone, 1) == ["x"]
         assert await pending is AckStatus.CONFIRMED
 
 
@@ -244,7 +237,7 @@ async def test_the_number_of_devices_is_bounded_and_the_oldest_is_forgotten(
         assert await store.count(key_of_device("ann", "b")) == 1
         raw = await join(hub, "ann", "a")
         hub.send_ack_message_to_user("ann", ACKMessage(content="new"))
-        assert await contents(raw, 1) == ["new"]
+        assert await contents_acknowledged(raw, 1) == ["new"]
 
 
 async def test_a_device_that_does_not_come_for_long_is_forgotten() -> None:
@@ -253,11 +246,7 @@ async def test_a_device_that_does_not_come_for_long_is_forgotten() -> None:
     async with running(hub):
         await leave(hub, await join(hub, "ann", "old"))
 
-        async def forgotten() -> None:
-            while await noted(hub, "ann"):  # noqa: ASYNC110 (a store has no event)
-                await asyncio.sleep(0.01)
-
-        await asyncio.wait_for(forgotten(), 5.0)
+        await eventually_noted(hub, "ann", set())
         # Nobody hears of that as of a lost message.
         assert hub.get_stats().send_failures == 0
 
@@ -302,7 +291,7 @@ async def test_the_same_message_again_is_the_same_pending_one_and_other_content_
             hub.send_ack_message_to_user("ann", ACKMessage(id="m", content="y"))
         assert pending.attempts == 0
         raw = await join_while_backlog(hub, "ann", "phone")
-        assert await contents(raw, 1) == ["x"]
+        assert await contents_acknowledged(raw, 1) == ["x"]
         assert await pending is AckStatus.CONFIRMED
         assert pending.attempts == 1
 
@@ -319,26 +308,24 @@ async def test_a_stop_ends_what_waits_and_the_next_hub_delivers_it() -> None:
     again = per_device(store)
     async with running(again):
         raw = await join_while_backlog(again, "ann", "phone")
-        assert await contents(raw, 1) == ["x"]
+        assert await contents_acknowledged(raw, 1) == ["x"]
         await eventually_count(store, key_of_device("ann", "phone"), 0)
 
 
 async def test_a_store_that_is_away_is_an_error_of_the_message() -> None:
-    class Away(MemoryOfflineStore):
-        async def read(self, *args: Any, **options: Any) -> Any:
-            raise OfflineStoreError("no disk")
-
-    hub = per_device(Away())
+    store = TroubledStore()
+    store.failing.add("read")
+    hub = per_device(store)
     async with running(hub):
         pending = hub.send_ack_message_to_user("ann", ACKMessage(content="x"))
         for waiting in (pending, pending.accepted()):
-            with pytest.raises(OfflineStoreError, match="no disk"):
+            with pytest.raises(OfflineStoreError, match="cannot read"):
                 await waiting
         # Who is connected gets messages all the same.
         raw = await RawClient.open(hub, "/ws?user=bob&device=phone")
         await eventually(lambda: hub.get_connected_clients() == 1)
         live = hub.send_ack_message_to_user("bob", ACKMessage(content="live"))
-        assert await contents(raw, 1) == ["live"]
+        assert await contents_acknowledged(raw, 1) == ["live"]
         assert await live is AckStatus.CONFIRMED
 
 
@@ -350,12 +337,7 @@ async def test_a_device_that_connects_while_the_others_are_read_is_noted() -> No
         for n in range(500):  # many turns of the loop
             hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
         raw = await RawClient.open(hub, "/ws?user=ann&device=new")
-
-        async def both() -> None:
-            while await noted(hub, "ann") != {"old", "new"}:  # noqa: ASYNC110 (a store has no event)
-                await asyncio.sleep(0.001)
-
-        await asyncio.wait_for(both(), 5.0)
+        await eventually_noted(hub, "ann", {"old", "new"})
         hub.send_ack_message_to_user("ann", ACKMessage(content="for both"))
         while (await received(raw))["content"] != "for both":
             pass
@@ -371,9 +353,7 @@ async def test_a_hand_over_that_fails_is_done_at_the_next_attempt(
         def append(self, user_id: str, *args: Any, **options: Any) -> Any:
             if failing and user_id == key_of_device("ann", "phone"):
                 failing.clear()
-                future = asyncio.get_running_loop().create_future()
-                future.set_exception(OfflineStoreError("once"))
-                return future
+                return failed("once")
             return super().append(user_id, *args, **options)
 
     store = Fails()
@@ -381,7 +361,7 @@ async def test_a_hand_over_that_fails_is_done_at_the_next_attempt(
     async with running(hub):
         await hub.send_ack_message_to_user("ann", ACKMessage(content="kept")).accepted()
         raw = await join_while_backlog(hub, "ann", "phone")
-        assert await contents(raw, 1) == ["kept"]
+        assert await contents_acknowledged(raw, 1) == ["kept"]
         assert not failing
         await eventually_count(store, "ann", 0)
 
@@ -390,26 +370,19 @@ async def test_a_store_that_hangs_delays_the_devices_that_are_connected_for_its_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("wsc_fast.delivery.journal.PATIENCE", 0.3)
-    gate = asyncio.Event()
-    gate.set()
-
-    class Hangs(MemoryOfflineStore):
-        async def read(self, *args: Any, **options: Any) -> Any:
-            await gate.wait()
-            return await super().read(*args, **options)
-
-    hub = per_device(Hangs())
+    store = TroubledStore()
+    hub = per_device(store)
     async with running(hub):
         first = await join(hub, "ann", "first")
-        gate.clear()
+        store.gate.clear()
         second = await join_while_backlog(hub, "ann", "second")
         await eventually(lambda: hub.get_connected_clients() == 2)
         # The one that was known gets messages at once, the other one when the patience is over.
         hub.send_ack_message_to_user("ann", ACKMessage(content="1"))
         hub.send_to_user("ann", HubMessage(content="2"))
-        assert await contents(first, 2) == ["1", "2"]
-        assert await contents(second, 2) == ["1", "2"]
-        gate.set()
+        assert await contents_acknowledged(first, 2) == ["1", "2"]
+        assert await contents_acknowledged(second, 2) == ["1", "2"]
+        store.gate.set()
 
 
 @pytest.mark.parametrize("user", ["\x1fann", "ann\x1fphone", ""])
@@ -427,7 +400,7 @@ async def test_nothing_is_left_of_devices_that_have_gone() -> None:
         for n in range(20):
             raw = await join(hub, f"user{n}", "phone")
             pending = hub.send_ack_message_to_user(f"user{n}", ACKMessage(content="x"))
-            assert await contents(raw, 1) == ["x"]
+            assert await contents_acknowledged(raw, 1) == ["x"]
             assert await pending is AckStatus.CONFIRMED
             await leave(hub, raw)
         acks: Any = hub._acks

@@ -19,8 +19,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_acks import acknowledge, received
 
+from tests.acks import FullStore, acknowledge, received
 from tests.support import (
     TEXT,
     RawClient,
@@ -690,17 +690,8 @@ async def test_the_client_acknowledges_that_it_failed() -> None:
         raw.close()
 
 
-class Broken(MemoryOfflineStore):
-    """Cannot take anything."""
-
-    def append(self, *args: Any, **options: Any) -> Any:
-        future = asyncio.get_running_loop().create_future()
-        future.set_exception(OfflineStoreError("no disk"))
-        return future
-
-
 async def test_the_store_has_trouble() -> None:
-    hub, heard = hub_of(store=Broken())
+    hub, heard = hub_of(store=FullStore())
     async with running(hub):
         message = ACKMessage(id="m")
         pending = hub.send_ack_message_to_user("ann", message)

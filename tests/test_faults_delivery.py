@@ -21,8 +21,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_acks import acking, acknowledge, eventually_count, received
 
+from tests.acks import acking, acknowledge, eventually_count, failed, received
 from tests.redis_server import RedisServer
 from tests.support import (
     PING,
@@ -94,9 +94,7 @@ class SlowStore(MemoryOfflineStore):
     def append(self, *args: Any, **options: Any) -> Any:
         if self.failing:
             self.failing -= 1
-            future = asyncio.get_running_loop().create_future()
-            future.set_exception(OfflineStoreError("no disk"))
-            return future
+            return failed("no disk")
         if self.appending.is_set():
             return super().append(*args, **options)
         return asyncio.ensure_future(self._later(args, options))
@@ -205,13 +203,15 @@ async def test_a_client_whose_packets_are_dropped(store: bool, back: str) -> Non
         if store:
             await asyncio.gather(*(each.accepted() for each in pending))
         new, _ = await join(hub, "b&user=ann")
-        pinged = asyncio.create_task(answer(new, [*numbers, "last"]))
+        # It answers pings to the end, also while the first one is not found out yet.
+        answering = asyncio.create_task(answer(new, [*numbers, "last", "end"]))
         hub.send_to_user("ann", HubMessage(content="last"))
-        await pinged
         assert {await each for each in pending} == {AckStatus.CONFIRMED}
-        await eventually(lambda: hub.get_stats().heartbeat_timeouts == 1)
         await eventually(lambda: hub.connections == 1)
+        assert hub.get_stats().heartbeat_timeouts == 1
         await eventually(lambda: not is_writing(hub))
+        hub.send_to_user("ann", HubMessage(content="end"))
+        await answering
         assert_nothing_left(hub)
         # The copies that went to the first one are no losses.
         assert [call[0].content for call in heard.calls] in ([], ["last"])
@@ -696,17 +696,14 @@ async def test_G18_a_locked_database_stalls_nobody(tmp_path: Path) -> None:
 
 
 async def test_G18_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = sqlite._connect
-    pages = [0]
+    connect = sqlite.database.connect
 
     def small(*arguments: Any) -> Any:
         db = connect(*arguments)
-        if pages[0]:
-            db.execute(f"PRAGMA max_page_count = {pages[0]}")
+        db.execute("PRAGMA max_page_count = 40")
         return db
 
-    pages[0] = 40
-    monkeypatch.setattr(sqlite, "_connect", small)
+    monkeypatch.setattr(sqlite.database, "connect", small)
     hub = acking(SQLiteOfflineStore(tmp_path / "offline.db"), offline_limit=100_000)
     heard = Heard(hub)
     async with running(hub):

@@ -10,17 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_acks import acking, acknowledge, eventually_count, received
 
+from tests.acks import (
+    TroubledStore,
+    acking,
+    acknowledge,
+    caught_up,
+    contents,
+    contents_acknowledged,
+    eventually_count,
+    received,
+)
+from tests.acks import running_and_aborting as running
 from tests.redis_server import RedisServer
-from tests.support import RawClient, eventually, join
-from tests.support import running as starting
+from tests.support import RawClient, eventually, eventually_async, join
 from wsc_fast import (
     ACKConfig,
     AckDroppedError,
     ACKMessage,
     AckStatus,
-    Hub,
     HubMessage,
     MemoryOfflineStore,
     OfflineStore,
@@ -34,51 +42,11 @@ from wsc_fast.delivery import journal
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 
 
-@asynccontextmanager
-async def running(hub: Hub) -> AsyncIterator[None]:
-    """Ends the clients by itself, so that the stop waits for none of them."""
-    async with starting(hub):
-        try:
-            yield
-        finally:
-            for client in hub._open_clients():
-                client._abort()
-
-
-class Away(MemoryOfflineStore):
-    """Fails or hangs as it is told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.failing: set[str] = set()
-        self.hanging = asyncio.Event()
-        self.hanging.set()
-        self.calls: dict[str, int] = {}
-
-    async def _meet(self, what: str) -> None:
-        self.calls[what] = self.calls.get(what, 0) + 1
-        await self.hanging.wait()
-        if what in self.failing:
-            raise OfflineStoreError(f"cannot {what}")
-
-    async def open(self) -> None:
-        await self._meet("open")
-        await super().open()
-
-    async def read(self, *args: Any, **options: Any) -> Any:
-        await self._meet("read")
-        return await super().read(*args, **options)
-
-    async def delete(self, *args: Any) -> int:
-        await self._meet("delete")
-        return await super().delete(*args)
-
-
 # --- opening ---
 
 
 async def test_a_store_that_was_away_when_it_was_attached_is_opened_later() -> None:
-    store = Away()
+    store = TroubledStore()
     store.failing.add("open")
     hub = acking(None)
     hub._acks = None
@@ -95,17 +63,15 @@ async def test_a_store_that_was_away_when_it_was_attached_is_opened_later() -> N
                 return False
             return True
 
-        async with asyncio.timeout(5.0):
-            while not await stored():  # noqa: ASYNC110 (a store has no event)
-                await asyncio.sleep(0.05)
+        await eventually_async(stored, 5.0)
         assert await store.count("ann") == 1
         # Not each message has tried.
         assert store.calls["open"] <= 4
 
 
 async def test_what_waits_for_a_store_to_open_comes_in_order_and_is_bounded() -> None:
-    store = Away()
-    store.hanging.clear()
+    store = TroubledStore()
+    store.gate.clear()
     hub = acking(None)
     hub._acks = None
     async with running(hub):
@@ -125,14 +91,12 @@ async def test_what_waits_for_a_store_to_open_comes_in_order_and_is_bounded() ->
         raw = await RawClient.open(hub, "/ws?id=a&user=ann")
         await eventually(lambda: hub.get_connected_clients() == 1)
         live = hub.send_ack_message_to_user("ann", ACKMessage(content="live"))
-        store.hanging.set()
+        store.gate.set()
         for n in range(sent):
             message = await received(raw)
             assert int(message["content"].split()[0]) == n
             await acknowledge(raw, message["id"])
-        message = await received(raw)
-        assert message["content"] == "live"
-        await acknowledge(raw, message["id"])
+        assert await contents_acknowledged(raw, 1) == ["live"]
         assert await live is AckStatus.CONFIRMED
 
 
@@ -140,10 +104,10 @@ async def test_what_waits_for_a_store_to_open_comes_in_order_and_is_bounded() ->
 
 
 async def test_a_store_that_hangs_holds_up_plain_messages_for_its_patience_only() -> None:
-    store = Away()
+    store = TroubledStore()
     hub = acking(store)
     async with running(hub):
-        store.hanging.clear()
+        store.gate.clear()
         begun = time.monotonic()
         raw, _ = await join(hub, "a&user=ann")
         hub.send_to_user("ann", HubMessage(content="plain"))
@@ -157,27 +121,24 @@ async def test_a_store_that_hangs_holds_up_plain_messages_for_its_patience_only(
         assert (await received(bob))["content"] == "plain"
         assert time.monotonic() - begun < journal.PATIENCE / 2
         assert store.calls["read"] == 1
-        store.hanging.set()
+        store.gate.set()
 
 
 async def test_what_a_store_held_comes_once_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "PATIENCE", 0.1)
     monkeypatch.setattr(journal, "AWAY", 0.2)
     monkeypatch.setattr("wsc_fast.delivery.acks.REPLAY_AGAIN", 0.2)
-    store = Away()
+    store = TroubledStore()
     hub = acking(store)
     async with running(hub):
         for n in range(3):
             await hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))).accepted()
-        store.hanging.clear()
+        store.gate.clear()
         raw, _ = await join(hub, "a&user=ann")
         hub.send_to_user("ann", HubMessage(content="plain"))
         assert (await received(raw))["content"] == "plain"
-        store.hanging.set()
-        for n in range(3):
-            message = await received(raw)
-            assert message["content"] == str(n)
-            await acknowledge(raw, message["id"])
+        store.gate.set()
+        assert await contents_acknowledged(raw, 3) == ["0", "1", "2"]
         await eventually_count(store, "ann", 0)
 
 
@@ -205,15 +166,15 @@ async def test_a_slow_store_that_answers_is_waited_for(monkeypatch: pytest.Monke
 
 
 async def test_a_page_that_is_not_full_is_the_last_one() -> None:
-    store = Away()
+    store = TroubledStore()
     hub = acking(store)
     async with running(hub):
         for n in range(journal.PAGE - 1):
             hub.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
         raw, _ = await join(hub, "a&user=ann")
-        for n in range(journal.PAGE - 1):
-            assert (await received(raw))["content"] == str(n)
-        await eventually(lambda: not hub._acks.replaying)  # type: ignore[union-attr]
+        expected = [str(n) for n in range(journal.PAGE - 1)]
+        assert await contents(raw, journal.PAGE - 1) == expected
+        await caught_up(hub)
         assert store.calls["read"] == 1
 
 
@@ -224,7 +185,7 @@ async def test_what_could_not_be_removed_is_removed_later_and_comes_to_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(journal, "DELETE_AGAIN", 0.3)
-    store = Away()
+    store = TroubledStore()
     hub = acking(store)
     async with running(hub):
         message = ACKMessage(id="m", content="x")
@@ -234,7 +195,7 @@ async def test_what_could_not_be_removed_is_removed_later_and_comes_to_nobody(
         raw, _ = await join(hub, "a&user=ann")
         await acknowledge(raw, (await received(raw))["id"])
         assert await pending is AckStatus.CONFIRMED
-        await eventually(lambda: store.calls.get("delete"))
+        await eventually(lambda: store.calls["delete"])
         again, _ = await join(hub, "b&user=ann")
         hub.send_to_user("ann", HubMessage(content="end"))
         assert (await received(again))["content"] == "end"
@@ -246,7 +207,7 @@ async def test_what_could_not_be_removed_is_removed_later_and_comes_to_nobody(
 
 
 async def test_a_message_that_cannot_be_removed_cannot_be_stored_anew_meanwhile() -> None:
-    store = Away()
+    store = TroubledStore()
     hub = acking(store)
     async with running(hub):
         message = ACKMessage(id="m", content="x")
@@ -254,7 +215,7 @@ async def test_a_message_that_cannot_be_removed_cannot_be_stored_anew_meanwhile(
         store.failing.add("delete")
         raw, _ = await join(hub, "a&user=ann")
         await acknowledge(raw, (await received(raw))["id"])
-        await eventually(lambda: store.calls.get("delete"))
+        await eventually(lambda: store.calls["delete"])
         with pytest.raises(OfflineStoreError, match="cannot be removed"):
             await hub.send_ack_message_to_user("ann", message).accepted()
 
@@ -293,9 +254,8 @@ async def test_a_limit_that_was_lowered_by_far_drops_all_that_is_beyond_it_and_t
         await eventually_count(store, "ann", 10)
         await eventually(lambda: hub.get_stats().acks_dropped == 4_991)
         raw, _ = await join(hub, "a&user=ann")
-        for n in range(4_991, 5_000):
-            assert (await received(raw))["content"] == str(n)
-        assert (await received(raw))["content"] == "newest"
+        expected = [*(str(n) for n in range(4_991, 5_000)), "newest"]
+        assert await contents(raw, 10) == expected
 
 
 # --- stores that others use too ---
@@ -335,10 +295,7 @@ async def test_what_another_process_stores_comes_to_a_user_who_is_connected_here
                 assert (await received(raw))["content"] == f"own {n}"
             for n in range(300):
                 there.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
-            for n in range(300):
-                message = await received(raw)
-                assert message["content"] == str(n)
-                await acknowledge(raw, message["id"])
+            assert await contents_acknowledged(raw, 300) == [str(n) for n in range(300)]
             # What this process had stored and sent itself is not sent again.
             here.send_to_user("ann", HubMessage(content="end"))
             assert (await received(raw))["content"] == "end"
@@ -377,10 +334,7 @@ async def test_what_the_store_has_lost_is_sent_from_memory(kind: str, tmp_path: 
             assert await two.delete("ann", [each.id for each in pending]) == 3
             await two.close()
             raw, _ = await join(hub, "a&user=ann")
-            for n in range(3):
-                message = await received(raw)
-                assert message["content"] == str(n)
-                await acknowledge(raw, message["id"])
+            assert await contents_acknowledged(raw, 3) == ["0", "1", "2"]
             assert {await each for each in pending} == {AckStatus.CONFIRMED}
 
 
@@ -404,10 +358,8 @@ async def test_a_user_who_comes_back_while_a_message_is_being_stored_gets_it(
                         pending.append(hub.send_ack_message_to_user("ann", message))
                     await asyncio.sleep(0)
                 second = await again
-                for n in range(len(pending)):
-                    message_ = await received(second)
-                    assert message_["content"] == str(n)
-                    await acknowledge(second, message_["id"])
+                expected = [str(n) for n in range(len(pending))]
+                assert await contents_acknowledged(second, len(pending)) == expected
                 assert {await each for each in pending} <= {AckStatus.CONFIRMED}
                 raw.close()
                 second.reset()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 
 import pytest
-from test_acks import acking
 
+from tests.acks import acking
 from tests.support import running
 from wsc_fast import ACKMessage, Hub, MemoryOfflineStore, PendingACK
 from wsc_fast.delivery.parked import Parked

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from test_acks import acking, acknowledge, eventually_count, received
 
+from tests.acks import (
+    TroubledStore,
+    acking,
+    acknowledge,
+    caught_up,
+    contents,
+    eventually_count,
+    received,
+)
+from tests.acks import running_and_aborting as running
 from tests.support import RawClient, eventually, join, stall
-from tests.support import running as starting
 from wsc_fast import (
     ACKMessage,
     AckStatus,
     AckTimeoutError,
-    Hub,
     HubConfig,
     HubMessage,
     MemoryOfflineStore,
@@ -29,38 +34,8 @@ from wsc_fast.delivery import replay
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 
 
-async def contents(raw: RawClient, count: int) -> list[str]:
-    """The contents of the next HubMessages of a client."""
-    return [(await received(raw))["content"] for _ in range(count)]
-
-
-@asynccontextmanager
-async def running(hub: Hub) -> AsyncIterator[None]:
-    """Ends the clients by itself, so that the stop waits for none of them."""
-    async with starting(hub):
-        try:
-            yield
-        finally:
-            for client in hub._open_clients():
-                client._abort()
-
-
 def number(content: str) -> int:
     return int(content.split()[0])
-
-
-class Gated(MemoryOfflineStore):
-    """Answers no read before its gate is open."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.reads = 0
-
-    async def read(self, *args: Any, **options: Any) -> Any:
-        self.reads += 1
-        await self.gate.wait()
-        return await super().read(*args, **options)
 
 
 # --- whom a message is for ---
@@ -68,15 +43,14 @@ class Gated(MemoryOfflineStore):
 
 @pytest.mark.parametrize("kind", ["acknowledged", "plain"])
 async def test_the_other_devices_get_live_messages_while_one_catches_up(kind: str) -> None:
-    store = Gated()
+    store = TroubledStore()
     hub = acking(store)
     async with running(hub):
-        store.gate.set()
         laptop, _ = await join(hub, "laptop&user=ann")
-        await eventually(lambda: not hub._acks.replaying)  # type: ignore[union-attr]
+        await caught_up(hub)
         store.gate.clear()
         phone, _ = await join(hub, "phone&user=ann")
-        await eventually(lambda: store.reads == 2)
+        await eventually(lambda: store.calls["read"] == 2)
         if kind == "plain":
             assert hub.send_to_user("ann", HubMessage(content="live")) == 2
         else:
@@ -89,16 +63,15 @@ async def test_the_other_devices_get_live_messages_while_one_catches_up(kind: st
 async def test_a_message_for_one_client_goes_to_that_client_alone_while_another_catches_up() -> (
     None
 ):
-    store = Gated()
+    store = TroubledStore()
     hub = acking(store, retry_interval=0.05, max_retries=5)
     async with running(hub):
-        store.gate.set()
         laptop, _ = await join(hub, "laptop&user=ann")
-        await eventually(lambda: not hub._acks.replaying)  # type: ignore[union-attr]
+        await caught_up(hub)
         early = hub.send_ack_message("laptop", ACKMessage(content="early"))
         store.gate.clear()
         phone, _ = await join(hub, "phone&user=ann")
-        await eventually(lambda: store.reads == 2)
+        await eventually(lambda: store.calls["read"] == 2)
         late = hub.send_ack_message("laptop", ACKMessage(content="late"))
         hub.send_to_user("ann", HubMessage(content="end"))
         assert (await contents(laptop, 3))[:2] == ["early", "late"]
@@ -240,13 +213,14 @@ async def test_each_device_that_connects_gets_the_backlog() -> None:
 
 
 async def test_what_is_sent_while_a_client_catches_up_comes_behind_its_backlog() -> None:
-    store = Gated()
+    store = TroubledStore()
     hub = acking(store)
     async with running(hub):
+        store.gate.clear()
         for n in range(5):
             hub.send_ack_message_to_user("ann", ACKMessage(content=f"stored {n}"))
         raw, _ = await join(hub, "a&user=ann")
-        await eventually(lambda: store.reads == 1)
+        await eventually(lambda: store.calls["read"] == 1)
         expected = [f"stored {n}" for n in range(5)]
         for n in range(6):
             expected.append(f"live {n}")
@@ -259,11 +233,12 @@ async def test_what_is_sent_while_a_client_catches_up_comes_behind_its_backlog()
 
 
 async def test_a_plain_message_is_not_overtaken_by_a_later_one_that_is_stored() -> None:
-    store = Gated()
+    store = TroubledStore()
     hub = acking(store)
     async with running(hub):
+        store.gate.clear()
         raw, _ = await join(hub, "a&user=ann")
-        await eventually(lambda: store.reads == 1)
+        await eventually(lambda: store.calls["read"] == 1)
         hub.send_to_user("ann", HubMessage(content="1"))
         await hub.send_ack_message_to_user("ann", ACKMessage(content="2")).accepted()
         hub.send_to_user("ann", HubMessage(content="3"))
@@ -311,11 +286,12 @@ async def test_no_copy_is_queued_while_the_first_one_waits_in_the_outbox() -> No
 
 
 async def test_what_waits_behind_a_backlog_is_bounded_in_bytes() -> None:
-    store = Gated()
+    store = TroubledStore()
     hub = acking(store, config=HubConfig(outbox_bytes=10_000))
     async with running(hub):
+        store.gate.clear()
         raw, _ = await join(hub, "a&user=ann")
-        await eventually(lambda: store.reads == 1)
+        await eventually(lambda: store.calls["read"] == 1)
         for _ in range(3):
             assert hub.send_to_user("ann", HubMessage(content="x" * 3_000)) == 1
         with pytest.raises(PendingFullError, match="outbox_bytes"):
