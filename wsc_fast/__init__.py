@@ -6,6 +6,7 @@ from wsc_fast._core.connection import (
 from wsc_fast._core.pending import (
     PendingACK,
 )
+from wsc_fast.adapters.picows import handle_websocket
 from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
 from wsc_fast.config import (
     ACKConfig,
@@ -68,7 +69,6 @@ from wsc_fast.errors import (
 )
 from wsc_fast.hub import (
     Hub,
-    handle_websocket,
 )
 from wsc_fast.listening import inherited_socket
 from wsc_fast.messages import (

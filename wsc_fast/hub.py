@@ -65,8 +65,6 @@ from wsc_fast.server import (
     accept,
     check_listen_arguments,
     check_path,
-    head_of,
-    picows_answer,
     refusal,
 )
 from wsc_fast.stats import HubStats, snapshot
@@ -74,7 +72,7 @@ from wsc_fast.turns import MOST_ENDS, in_turns
 from wsc_fast.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
+    from picows import WSUpgradeResponse
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -1352,38 +1350,6 @@ class Hub(Delivery):
         self._reset_counters()
         self._reset_delivery_counters()
         self._unauthorized = 0
-
-
-def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
-    """A picows listener factory, for a picows server of one's own.
-
-    Args:
-        hub: must be attached to the loop that the server runs on, see below.
-        request: what picows calls its listener factory with.
-
-    Returns:
-        what picows expects of its factory.
-
-    Use as `ws_create_server(lambda request: handle_websocket(hub, request), host, port,
-    enable_auto_pong=False)` in the thread of the running loop; the first request attaches the hub
-    to that loop; once the hub is stopped, requests get 503. Any path is served, but for the hub's
-    routes. `await hub.stop()` closes the
-    clients; the server is its owner's to close. Source: go-wsc `HandleWebSocket`.
-    """
-    hub._forget_closed_loop()
-    if hub.loop is None and not hub._ended:
-        hub._attach(asyncio.get_running_loop())
-        hub._path = None
-        if hub._acks is not None:
-            hub._acks.attach(asyncio.get_running_loop())
-        hub._begin()
-    client = Client(hub)
-    try:
-        head = head_of(request)
-    except ValueError:
-        hub._count_rejected("request")
-        return picows_answer(request, client, refusal(HTTPStatus.BAD_REQUEST))
-    return picows_answer(request, client, hub._accept(head, client, "", None))
 
 
 def _shut_down(client: Client) -> None:

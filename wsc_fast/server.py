@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from multidict import CIMultiDict
-from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
+from picows import WSUpgradeResponse
 
 from wsc_fast._core.connection import Client, peer_address
 from wsc_fast._core.engine import check_id
@@ -389,30 +389,6 @@ def _negotiate(hub: Hub, head: RequestHead, client: Client) -> dict[str, str]:
     if headers:
         client._agree(subprotocol, deflate)
     return headers
-
-
-def head_of(request: WSUpgradeRequest) -> RequestHead:
-    """The head of a request that a picows server has parsed.
-
-    Raises:
-        ValueError: picows takes more for a request than we do.
-    """
-    lines = [b"GET %b HTTP/1.1" % request.path]
-    for name, value in request.headers.items():
-        lines.append(f"{name}: {value}".encode("ascii", "surrogateescape"))
-    return RequestHead(b"\r\n".join([*lines, b""]))
-
-
-def picows_answer(
-    request: WSUpgradeRequest, client: Client, decided: WSUpgradeResponse | dict[str, str]
-) -> WSUpgradeResponseWithListener:
-    """What a picows server is told of what `accept` decided."""
-    if isinstance(decided, WSUpgradeResponse):
-        return WSUpgradeResponseWithListener(decided, None)
-    # picows accepts nothing but exactly this (RFC 6455 section 4.2.1 has lists).
-    request.headers["Connection"] = "upgrade"
-    request.headers["Upgrade"] = "websocket"
-    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(decided), client)
 
 
 def _reject(hub: Hub, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:

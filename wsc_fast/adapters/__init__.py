@@ -1,0 +1,1 @@
+"""Who else than the hub's own server may have made a connection."""
