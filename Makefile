@@ -39,13 +39,22 @@ NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_auth.p
 	test_redis_store.py test_reference.py test_security_doc.py test_soak.py test_style.py \
 	test_torture.py) -k "not (F20 or D1_ or D8_)"
 
-.PHONY: newest test-newest run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist clean
+PICOWS_TESTS := test_contexts.py test_deflate.py test_faults_frames.py test_faults_handshake.py \
+	test_faults_transport.py test_faults_transport_http.py test_hub.py test_late_loop.py \
+	test_life_cycle.py test_limits.py test_lingering.py test_model.py test_reentrance.py \
+	test_server.py test_tls.py
+
+.PHONY: newest test-newest test-picows run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest
+
+# The tests of connections, with hubs whose transport is picows.
+test-picows: $(BUILT)
+	$(BIN)/python -m pytest --transport picows $(addprefix tests/,$(PICOWS_TESTS)) $(ARGS)
 
 newest:
 	@echo $(NEWEST)
@@ -58,8 +67,9 @@ test-newest:
 	cd $(NEWEST_TREE) && $(NEWEST) -m venv .venv && .venv/bin/pip install -q -e '.[test,cli]'
 	cd $(NEWEST_TREE) && .venv/bin/python -m pytest $(NEWEST_LESS) $(ARGS)
 
-# The Autobahn cases: all on uvloop; on asyncio's loop and over TLS without those for performance (9),
-# and with QUICK=1, as in CI, without those for compression either, which neither concerns.
+# The Autobahn cases: all on uvloop; on asyncio's loop, over TLS and on picows without those for
+# performance (9), and with QUICK=1, as in CI, without those for compression either, which none of
+# the three concerns.
 SLOW := --exclude '9.*' $(if $(QUICK),--exclude '12.*' --exclude '13.*')
 
 conformance: $(BUILT)
@@ -68,6 +78,7 @@ conformance: $(BUILT)
 ifndef ARGS
 	$(BIN)/python conformance/run.py --loop asyncio $(SLOW)
 	$(BIN)/python conformance/run.py --tls $(SLOW)
+	$(BIN)/python conformance/run.py --transport picows $(SLOW)
 endif
 
 # The parsers and the receiving half of a connection against plain versions, with sanitizers.

@@ -1,6 +1,6 @@
 """The server under test: a hub that sends every message back.
 
-    python echo_server.py PORT [uvloop|asyncio] [CERTIFICATE KEY]
+    python echo_server.py PORT [uvloop|asyncio] [hub|picows] [CERTIFICATE KEY]
 
 Prints "ready" once it listens; serves until it is terminated.
 """
@@ -8,6 +8,7 @@ Prints "ready" once it listens; serves until it is terminated.
 import asyncio
 import ssl
 import sys
+from typing import Any
 
 import uvloop
 
@@ -33,12 +34,12 @@ def echo(client: Client, message: str | bytes) -> None:
     client.send(message)
 
 
-async def serve(port: int, files: list[str]) -> None:
+async def serve(port: int, transport: Any, files: list[str]) -> None:
     context = None
     if files:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*files)
-    await hub.start("127.0.0.1", port, path="/", ssl=context)
+    await hub.start("127.0.0.1", port, path="/", ssl=context, transport=transport)
     print("ready", flush=True)
     await asyncio.Event().wait()
 
@@ -47,4 +48,5 @@ if __name__ == "__main__":
     loop = sys.argv[2] if len(sys.argv) > 2 else "uvloop"
     factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve(int(sys.argv[1]), sys.argv[3:]))
+        transport = sys.argv[3] if len(sys.argv) > 3 else "hub"
+        runner.run(serve(int(sys.argv[1]), transport, sys.argv[4:]))

@@ -71,7 +71,7 @@ async def run(arguments: argparse.Namespace, report: Path) -> float:
     command = [sys.executable, str(HERE / f"{arguments.server}_server.py"), str(port)]
     async with contextlib.AsyncExitStack() as stack:
         if arguments.server == "echo":
-            command.append(arguments.loop)
+            command += [arguments.loop, arguments.transport]
         if arguments.tls:
             authority = trustme.CA()
             certificate = authority.issue_cert("localhost")
@@ -134,6 +134,7 @@ def main() -> None:
     )
     parser.add_argument("--server", choices=["echo", "websockets"], default="echo")
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
+    parser.add_argument("--transport", choices=["hub", "picows"], default="hub")
     parser.add_argument("--tls", action="store_true")
     parser.add_argument("--cases", action="append", default=[], metavar="GLOB")
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB")
@@ -141,7 +142,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE.parent / "build" / "conformance")
     arguments = parser.parse_args()
 
-    name = f"{arguments.server}-{arguments.loop}{'-tls' if arguments.tls else ''}"
+    name = f"{arguments.server}-{arguments.loop}"
+    name += ("-picows" if arguments.transport == "picows" else "") + (
+        "-tls" if arguments.tls else ""
+    )
     report = arguments.output.resolve() / name
     report.mkdir(parents=True, exist_ok=True)
     index = report / "index.json"

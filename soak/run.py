@@ -840,7 +840,7 @@ class Soak:
             *(sys.executable, str(HERE / "server.py"), "--seed", str(options.seed)),
             *("--rate", str(options.rate), "--store", f"{directory}/offline.db"),
             *("--singles", str(self.singles), "--shared", str(self.shared)),
-            *(["--tls"] if options.tls else []),
+            *("--transport", options.transport, *(["--tls"] if options.tls else [])),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -1006,7 +1006,9 @@ class Soak:
             if left.get(name, 1):
                 self.model.violation(f"after the stop there are {left.get(name)} {name}")
         options = self.options
-        way = "over TLS, " if options.tls else ""
+        way = ("over TLS, " if options.tls else "") + (
+            "on picows, " if options.transport == "picows" else ""
+        )
         print(f"soak: {options.seconds:g} s, {way}{options.clients} clients, seed {options.seed}")
         for title, counts in (
             ("clients", self.model.done),
@@ -1062,6 +1064,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=20_000.0, help="broadcast deliveries/second")
     parser.add_argument("--quick", action="store_true", help="3 minutes, 1,000 clients: as in CI")
     parser.add_argument("--tls", action="store_true", help="all of it over TLS")
+    parser.add_argument("--transport", choices=["hub", "picows"], default="hub")
     options = parser.parse_args()
     if options.quick:
         options.seconds, options.clients = 180.0, 1_000

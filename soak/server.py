@@ -625,7 +625,11 @@ class Soak:
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         writer = asyncio.create_task(self.write())
         watching = asyncio.create_task(watch_lateness(self.late))
-        await self.hub.start(port=0, ssl=certificate() if self.options.tls else None)
+        await self.hub.start(
+            port=0,
+            ssl=certificate() if self.options.tls else None,
+            transport=self.options.transport,
+        )
         self.log("listening", self.hub.port)
         player = thread = None
         while command := (await reader.readline()).decode().strip():
@@ -700,6 +704,7 @@ def main() -> None:
     parser.add_argument("--shared", type=int, default=4)
     parser.add_argument("--limit", type=int, default=100_000)
     parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--transport", default="hub")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(Soak(options).run())

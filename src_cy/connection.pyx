@@ -236,6 +236,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint pong_due              # the answer to a ping of ours
         unsigned long long acked   # bytes, at the last look (see check_alive)
         bint announced             # on_client_connected has been called
+        bint unseen                # nothing was known of its peer before it was accepted
         bint peer_closed           # the peer's close frame is in
         bint failing               # we closed because of the peer's fault
         unsigned char reading_paused  # by us, bit by bit for what reason
@@ -493,12 +494,18 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.feed(data, len(data))
 
     cpdef on_ws_connected(self, WSTransport transport):
-        """A picows server of the application's has made the connection."""
+        """picows has made the connection (adapters/picows.py)."""
         stream = transport.underlying_transport
+        self.unseen = not self.remote_address
         self.transport = transport
         self.drains = keeps_input(stream)
         self.silence(Guard(self, stream))
-        self._begin(stream, transport._socket, transport.is_secure, peer_address(stream))
+        self._begin(
+            stream,
+            transport._socket,
+            transport.is_secure,
+            self.remote_address or peer_address(stream),
+        )
 
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
         """picows has parsed a frame of the read that brought the first one."""
@@ -531,6 +538,18 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.refuse(int(error.args[0]), "protocol error")
         else:
             self.refuse(1011, "")
+
+    def _set_remote_address(self, str remote_address not None):
+        """Whose connection picows is to make, where that is known before."""
+        self.remote_address = remote_address
+
+    def _came_unseen(self):
+        """Whether nothing was known of its peer when its upgrade was accepted."""
+        return self.unseen
+
+    def _take_over(self):
+        """picows has made the connection, and is to read nothing of it."""
+        self.take_over()
 
     cdef int take_over(self) except -1:
         """The transport reads for us from here on, and picows for nobody."""

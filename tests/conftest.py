@@ -28,6 +28,26 @@ from wsc_fast.log import log
 # What of the engine lived before a test that passed (nothing is counted but in the debug build).
 LIVE = pytest.StashKey[dict[str, int]]()
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--transport", default="hub", choices=["hub", "picows"], help="of hubs that do not say it"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    defaults = Hub.start.__kwdefaults__
+    assert defaults is not None
+    defaults["transport"] = config.getoption("--transport")
+
+
+@pytest.fixture
+def only_hub_transport(pytestconfig: pytest.Config) -> None:
+    """For a test of what picows, as transport, does in another way."""
+    if pytestconfig.getoption("--transport") != "hub":
+        pytest.skip("picows does this in another way (test_picows.py)")
+
+
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
 

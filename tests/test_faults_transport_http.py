@@ -76,6 +76,7 @@ async def test_A7_a_unix_socket_is_refused(tmp_path: Path) -> None:
         await serves_others(hub)
 
 
+@pytest.mark.usefixtures("only_hub_transport")
 async def test_A7_a_connection_that_is_no_TCP_is_served(any_loop: str) -> None:
     hub = Hub()
     async with running(hub):

@@ -16,7 +16,6 @@ from urllib.parse import parse_qsl, unquote
 
 import aiohttp
 import msgspec
-import picows
 import pytest
 import websockets
 from hypothesis import example, given
@@ -43,7 +42,6 @@ from wsc_fast import (
     Request,
     Response,
     ValidationError,
-    handle_websocket,
 )
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.server import origin_allowed
@@ -1470,94 +1468,6 @@ async def test_A10_a_refused_upgrade_does_not_ask_who_it_is() -> None:
             assert it.is_connected()
             assert only_client(hub) is it
     assert asked == 1
-
-
-# --- a picows server of one's own ---
-
-
-@pytest.mark.parametrize("use_aiofastnet", [False, True], ids=["own", "aiofastnet"])
-async def test_handle_websocket_on_a_picows_server(any_loop: str, use_aiofastnet: bool) -> None:
-    hub = Hub(authenticate=lambda request: Identity("ann", request.query.get("id")))
-    seen: list[str] = []
-
-    @hub.route("/health")
-    def health(request: Request) -> dict[str, int]:
-        return {"clients": hub.get_connected_clients()}
-
-    @hub.on_message_received
-    def echo(client: Client, message: str | bytes) -> None:
-        seen.append(f"{client.id} {message!r}")
-        client.send(message)
-
-    hub.on_client_disconnected(lambda client: seen.append(f"{client.id} out"))
-    server = await picows.ws_create_server(
-        lambda request: handle_websocket(hub, request),
-        "127.0.0.1",
-        0,
-        enable_auto_pong=False,
-        use_aiofastnet=use_aiofastnet,
-    )
-    port = server.sockets[0].getsockname()[1]
-    try:
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{port}/health") as response:
-                assert await response.json() == {"clients": 0}
-            async with session.get(f"http://127.0.0.1:{port}/any") as response:
-                assert response.status == 426
-        assert hub.loop is asyncio.get_running_loop()
-        async with (
-            websockets.connect(f"ws://127.0.0.1:{port}/any?id=one", max_size=None) as ws,
-            websockets.connect(f"ws://127.0.0.1:{port}/ws?id=two", max_size=None) as other,
-        ):
-            await ws.send("größe")
-            assert await ws.recv() == "größe"
-            large = bytes(range(256)) * 10_000
-            hub.set_config(HubConfig(outbox_bytes=1 << 24))
-            hub.broadcast(large)
-            hub.broadcast("last")
-            assert [await ws.recv(), await other.recv()] == [large, large]
-            assert [await ws.recv(), await other.recv()] == ["last", "last"]
-            await (await ws.ping())
-            client = hub.get_client_by_id("one")
-            assert client is not None
-            assert client.remote_address == "127.0.0.1"
-            await other.close()
-            await eventually(lambda: hub.get_connected_clients() == 1)
-            await hub.stop(timeout=5.0)
-            await ws.wait_closed()
-            assert ws.close_code == 1001
-        assert seen == ["one 'größe'", "two out", "one out"]
-        assert hub.connections == 0
-        assert hub.loop is None
-    finally:
-        server.close()
-        await hub.stop()
-
-
-async def test_a_picows_server_serves_two_hubs_by_path() -> None:
-    hubs = {"/a": Hub(), "/b": Hub()}
-    server = await picows.ws_create_server(
-        lambda request: handle_websocket(hubs[request.path.decode()], request),
-        "127.0.0.1",
-        0,
-        enable_auto_pong=False,
-    )
-    port = server.sockets[0].getsockname()[1]
-    try:
-        async with (
-            websockets.connect(f"ws://127.0.0.1:{port}/a") as one,
-            websockets.connect(f"ws://127.0.0.1:{port}/b") as two,
-        ):
-            assert hubs["/a"].broadcast("for a") == 1
-            assert hubs["/b"].broadcast("for b") == 1
-            assert [await one.recv(), await two.recv()] == ["for a", "for b"]
-            await hubs["/a"].stop()
-            assert hubs["/b"].broadcast("still") == 1
-            assert await two.recv() == "still"
-    finally:
-        server.close()
-        for hub in hubs.values():
-            await hub.stop()
 
 
 # --- identities that end ---

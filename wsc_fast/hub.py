@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from ssl import SSLContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import check_id
@@ -32,6 +32,7 @@ from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast._core.timers import TICK, Timers
 from wsc_fast.acceptor import Acceptor
+from wsc_fast.adapters import picows
 from wsc_fast.addresses import Host as RequestHost
 from wsc_fast.addresses import parse_host, parse_network
 from wsc_fast.config import CHANGEABLE, FOREVER, HubConfig
@@ -74,6 +75,8 @@ from wsc_fast.watchdog import Watchdog
 if TYPE_CHECKING:
     from picows import WSUpgradeResponse
 
+MakeConnection = Callable[[Client, asyncio.Transport, str, dict[str, str], str], None]
+TransportName = Literal["hub", "picows"]
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Host = str | Sequence[str] | None
@@ -154,6 +157,8 @@ class Hub(Delivery):
         self._own_queue = False  # but those who have connected are in a queue of our own
         self._ended = False  # stopped; only `start` begins anew
         self._path: str | None = None
+        self._attached = False  # connections of another server are the hub's
+        self._make_connection: MakeConnection | None = None  # where the transport is picows
         self._tls = False
         self._routes: dict[str, Route] = {}
         self._new_id = IdFactory(9)
@@ -228,6 +233,8 @@ class Hub(Delivery):
                     raise ConfigError(
                         f"HubConfig.{name} cannot change while the hub runs: {old!r} to {new!r}"
                     )
+            if self._attached:
+                picows.check_attachable(config)
         else:
             self._set_read_buffer(config.read_buffer_size)
             self._set_compression(
@@ -394,6 +401,7 @@ class Hub(Delivery):
         certfile: str | None = None,
         keyfile: str | None = None,
         reuse_port: bool = False,
+        transport: TransportName = "hub",
     ) -> None:
         """Starts serving on the running loop; returns once the address is listened on.
 
@@ -409,23 +417,27 @@ class Hub(Delivery):
             certfile, keyfile: PEM files, instead of `ssl`, for TLS 1.2 and newer; see
                 `reload_certificate`.
             reuse_port: let other processes listen on the same port (SO_REUSEPORT).
+            transport: "hub", or "picows": then picows makes each connection once its upgrade is
+                accepted, and `client.conn` is picows' own transport from the start. All settings
+                hold with both; what "picows" costs stands in the README.
 
         Raises:
             ListenError: the address is in use, not ours, or not permitted.
             HubStateError: the hub runs already.
-            ValidationError: a Unix socket or a path that cannot be served, or both kinds of TLS.
+            ValidationError: a Unix socket, a path or a transport that cannot be served, or both
+                kinds of TLS.
             ConfigError: the certificate cannot be loaded.
             OfflineStoreError: the offline store does not open.
 
         Thread-safety: the thread of the running loop, which the hub then belongs to.
         """
-        self._forget_closed_loop()
-        if self.loop is not None:
-            raise HubStateError("the hub runs already")
+        self._check_not_running()
         check_path("path", path)
         if path in self._routes:
             raise ValidationError(f"the path {path!r} is served as a route already")
         check_listen_arguments(host, port, sock, ssl)
+        if transport not in ("hub", "picows"):
+            raise ValidationError(f"transport must be 'hub' or 'picows', not {transport!r}")
         self._certificate = None
         if keyfile is not None and certfile is None:
             raise ValidationError("keyfile needs a certfile")
@@ -437,34 +449,87 @@ class Hub(Delivery):
         loop = asyncio.get_running_loop()
         self._attach(loop)
         self._path = path
+        self._make_connection = picows.make_connection if transport == "picows" else None
         self._tls = ssl is not None
         self._shares_port = reuse_port or sock is not None
         self._own_queue = reuse_port and sock is None
         own_accept = ssl is not None or isinstance(loop, asyncio.BaseEventLoop)
         sockets = [] if sock is None else [sock]
         try:
-            if self._acks is not None:
-                self._acks.attach(loop)
-                await self._acks.opened()
+            await self._open_store(loop)
             if sock is None:
                 sockets = await bound_sockets(host, port, reuse_port)
-            if self.loop is not loop or self._stopping is not None:
-                raise HubStoppedError("the hub was stopped while it started")
+                self._check_still_starting(loop)
             for listening in sockets:
                 await self._listen(listening, ssl, own_accept)
         except BaseException as error:
             self._stop_listening()
             for listening in sockets:
                 listening.close()
-            if self.loop is loop and self._stopping is None:
-                if self._acks is not None:
-                    await self._acks.stop(0.0)
-                self._attach(None)
+            await self._give_up_start(loop)
             if isinstance(error, (OSError, UnicodeError)):
                 raise _listen_error(error, sock, host, port) from error
             raise
         self._last_file = last_file()
         self._begin()
+
+    async def attach(self) -> None:
+        """Has the hub run on the running loop, on which another server listens.
+
+        For a picows server of one's own, whose listener factory calls `handle_websocket`: clients
+        of that server are then the hub's, its heartbeat runs, and its offline store is open. Until
+        `stop`, which closes the clients and leaves the server to its owner.
+
+        Raises:
+            HubStateError: the hub runs already.
+            ConfigError: a setting cannot hold on a server that is not the hub's; its text says why.
+            OfflineStoreError: the offline store does not open.
+
+        Thread-safety: the thread of the running loop, which the hub then belongs to.
+        Source: go-wsc `go hub.Run()` beside `HandleWebSocket`.
+        """
+        self._check_not_running()
+        loop = asyncio.get_running_loop()
+        self._attach_to(loop)
+        try:
+            await self._open_store(loop)
+        except BaseException:
+            await self._give_up_start(loop)
+            raise
+        self._begin()
+
+    def _attach_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._admit_guests()
+        self._attach(loop)
+        self._path = self._make_connection = None
+        self._shares_port = self._own_queue = self._tls = False
+
+    def _admit_guests(self) -> None:
+        """Connections of another server may be the hub's from now on, also if it listens itself."""
+        if not self._attached:
+            picows.check_attachable(self.config)
+            self._attached = True
+
+    def _check_not_running(self) -> None:
+        self._forget_closed_loop()
+        if self.loop is not None:
+            raise HubStateError("the hub runs already")
+
+    async def _open_store(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._acks is not None:
+            self._acks.attach(loop)
+            await self._acks.opened()
+            self._check_still_starting(loop)
+
+    def _check_still_starting(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.loop is not loop or self._stopping is not None:
+            raise HubStoppedError("the hub was stopped while it started")
+
+    async def _give_up_start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.loop is loop and self._stopping is None:
+            if self._acks is not None:
+                await self._acks.stop(0.0)
+            self._detach()
 
     async def _listen(
         self, listening: socket.socket, ssl: SSLContext | None, own_accept: bool
@@ -609,6 +674,7 @@ class Hub(Delivery):
     def _detach(self) -> None:
         _running.discard(self)
         self._attach(None)
+        self._attached = False
         for call in list(self._calls):
             if not call.done():
                 call.set_exception(HubStoppedError("the hub stopped before it took the call"))
@@ -776,6 +842,7 @@ class Hub(Delivery):
         certfile: str | None = None,
         keyfile: str | None = None,
         reuse_port: bool = False,
+        transport: TransportName = "hub",
     ) -> None:
         """Serves until SIGINT or SIGTERM, on uvloop; blocks.
 
@@ -816,6 +883,7 @@ class Hub(Delivery):
                         certfile=certfile,
                         keyfile=keyfile,
                         reuse_port=reuse_port,
+                        transport=transport,
                     )
                 )
         except ListenError as error:
@@ -991,6 +1059,15 @@ class Hub(Delivery):
         )
         return handshake
 
+    def _admit(self, remote_address: str) -> bool:
+        """Whether the limits per address and per second let in one more, which is then counted."""
+        over = self._limits.admit(remote_address) if remote_address else None
+        if over is None:
+            return True
+        self._count_limit(over)
+        self._count_rejected("address" if over == "max_connections_per_address" else "rate")
+        return False
+
     def _count_too_many_handshakes(self) -> None:
         self._count_rejected("handshakes")
         self._count_limit("max_handshakes")
@@ -1072,8 +1149,13 @@ class Hub(Delivery):
 
     def _connected(self, client: Client) -> None:
         """Called by a Client once its connection is made."""
+        # On a server that is not the hub's the address is not known any earlier.
+        refused = client._came_unseen() and not self._admit(client.remote_address)
         if client.remote_address:
             self._limits.connected(client.remote_address)
+        if refused:
+            client.disconnect(CLOSE_TRY_AGAIN, "too many connections")
+            return
         pending = client._pending
         if pending is None or isinstance(pending, Identity):
             client._pending = None

@@ -334,12 +334,8 @@ def accept(
     full = hub._is_full()
     if full and not hub._may_return():
         return _refuse_full(hub)
-    if remote_address:
-        over = hub._limits.admit(remote_address)
-        if over is not None:
-            hub._count_limit(over)
-            hub._count_rejected("address" if over == "max_connections_per_address" else "rate")
-            return refusal(HTTPStatus.TOO_MANY_REQUESTS, headers={"Retry-After": "1"})
+    if not hub._admit(remote_address):
+        return refusal(HTTPStatus.TOO_MANY_REQUESTS, headers={"Retry-After": "1"})
     refused = _check_origin(hub, head, remote_address, transport)
     if refused is not None:
         return refused
@@ -568,19 +564,32 @@ class Handshake:
         decided = hub._accept(head, client, remote_address, transport)
         if transport.is_closing():
             # A loop ran inside `authenticate` or a route, and the connection ended in it.
-            if inspect.iscoroutine(client._pending):
-                client._pending.close()
-            client._pending = None
+            self._drop_identity()
             return
         if isinstance(decided, WSUpgradeResponse):
             self._answer(decided, head.method == "HEAD")
             return
         assert head.key is not None
-        transport.write(switching_protocols(head.key, decided))
         self.settle()
-        client._begin(transport, self._descriptor, hub._tls, remote_address)
+        if hub._make_connection is None:
+            transport.write(switching_protocols(head.key, decided))
+            client._begin(transport, self._descriptor, hub._tls, remote_address)
+        else:
+            try:
+                hub._make_connection(client, transport, head.key, decided, remote_address)
+            except OSError as error:
+                hub._report(None, error)
+                self._drop_identity()
+                transport.abort()
+                return
         if rest:
             client._feed(rest)
+
+    def _drop_identity(self) -> None:
+        """The connection is not made, so that nobody will ask who it is."""
+        if inspect.iscoroutine(self._client._pending):
+            self._client._pending.close()
+        self._client._pending = None
 
     def _answer(self, response: WSUpgradeResponse, head_only: bool = False) -> None:
         response.headers.setdefault("Connection", "close")

@@ -2,6 +2,8 @@
 
     NAME_server.py fanout|room|direct|echo|mixed|json PORT [--tls CERT KEY] [--deflate]
 
+wsc_server.py also takes --transport picows.
+
 fanout      a message goes to everybody
 room        to the room, whose name is its first six characters
 direct      to the client, whose name is its first six characters
@@ -26,6 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("port", type=int)
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
     parser.add_argument("--deflate", action="store_true")
+    parser.add_argument("--transport", default="hub")
     return parser.parse_args()
 
 

@@ -53,4 +53,4 @@ def join(client: Client, name: str) -> None:
 handlers = {"fanout": broadcast, "echo": echo, "json": reply}
 hub.on_message_received(handlers.get(options.mode, route))
 cert, key = options.tls or (None, None)
-hub.run("127.0.0.1", options.port, certfile=cert, keyfile=key)
+hub.run("127.0.0.1", options.port, certfile=cert, keyfile=key, transport=options.transport)

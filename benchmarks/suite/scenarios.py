@@ -13,7 +13,7 @@ from .machine import max_connections
 
 EVERY = (
     *("c", "wsc", "socketify", "picows"),
-    *("websockets", "aiohttp", "fastapi", "granian", "socketio"),
+    *("wsc-picows", "websockets", "aiohttp", "fastapi", "granian", "socketio"),
 )
 NEAR = EVERY[:4]
 DISTANT = EVERY[4:]

@@ -17,12 +17,14 @@ class Server:
     packages: tuple[str, ...] = ()  # that it imports, as they are called on PyPI
     lacks: tuple[str, ...] = ()  # of "json", "tls", "deflate"
     event: str = ""  # what the protocol puts around a message, @ for the message
+    program: str = ""  # of peers/; its own unless said otherwise
+    options: tuple[str, ...] = ()  # of the program
 
     def command(self, mode: str, port: int, *options: str) -> list[str]:
         if self.name == "c":
             return [str(BUILD / "limit_server"), mode, str(port), *options]
-        program = HERE / "peers" / f"{self.name}_server.py"
-        return [sys.executable, str(program), mode, str(port), *options]
+        program = HERE / "peers" / f"{self.program or self.name}_server.py"
+        return [sys.executable, str(program), mode, str(port), *self.options, *options]
 
     def wrapped(self, before: str, after: str) -> str:
         """A message of the load generator, between these two, as this server wants it."""
@@ -37,6 +39,13 @@ SERVERS = {
     for server in (
         Server("c", "C limit", lacks=("json", "deflate")),
         Server("wsc", "wsc_fast", ("wsc_fast", "picows", "uvloop")),
+        Server(
+            "wsc-picows",
+            'wsc_fast, transport="picows"',
+            ("wsc_fast", "picows", "uvloop"),
+            program="wsc",
+            options=("--transport", "picows"),
+        ),
         Server("socketify", "socketify", ("socketify",)),
         Server("picows", "picows", ("picows", "uvloop"), lacks=("deflate",)),
         Server("websockets", "websockets", ("websockets", "uvloop")),
@@ -89,7 +98,7 @@ def available(wanted: set[str]) -> tuple[dict[str, str], dict[str, str]]:
     environment, skipped = dict(os.environ), {}
     for name in sorted(wanted):
         failure = missing(SERVERS[name], environment)
-        if failure and name == "wsc":
+        if failure and "wsc_fast" in SERVERS[name].packages:
             # A build in place is not on the path of a script in benchmarks/peers.
             environment["PYTHONPATH"] = str(ROOT)
             failure = missing(SERVERS[name], environment)

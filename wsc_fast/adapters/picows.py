@@ -1,54 +1,157 @@
-"""Connections that a picows server of the application's has made (go-wsc `HandleWebSocket`)."""
+"""Connections that picows makes: on the hub's own port, and on a picows server of one's own.
+
+On the hub's own port (`transport="picows"`) the hub accepts connections and answers requests as
+ever. picows makes the connection of an upgrade that is accepted (`make_connection`): it writes the
+101 and gives `client.conn`. Then the hub reads and writes.
+
+On a server of one's own (`handle_websocket`, go-wsc `HandleWebSocket`) picows also accepts, reads
+the request, and reads up to the end of the first frame. So settings about what comes before the
+upgrade are that server's, and `check_attachable` refuses them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from logging import WARNING, LoggerAdapter, getLogger
+from typing import TYPE_CHECKING, Any
 
-from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
+from picows import (
+    WSAutoPingStrategy,
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+)
+from picows.picows import WSProtocol  # type: ignore[attr-defined]  # no stub has it
 
 from wsc_fast._core.connection import Client
-from wsc_fast._core.handshake import RequestHead
+from wsc_fast._core.handshake import RequestHead, TooManyHeaders
+from wsc_fast.config import HubConfig
+from wsc_fast.errors import ConfigError
 from wsc_fast.server import refusal
 
 if TYPE_CHECKING:
     from wsc_fast.hub import Hub
 
+# Without the two lines that picows writes for each connection; the hub tells of it in its own way.
+_logger = getLogger("wsc_fast.picows")
+_logger.setLevel(WARNING)
+# An adapter, since picows makes a logger for each connection out of a Logger.
+_log: LoggerAdapter[Any] = LoggerAdapter(_logger, {})
+# What picows' own functions say of a server that pings, reads and times out nothing by itself.
+_SERVER: tuple[Any, ...] = (None, None, False)
+_OPTIONS: tuple[Any, ...] = (
+    _log,
+    True,  # disconnect on exceptions
+    None,  # handshake timeout
+    False,  # automatic pings; how often, how long, how
+    20,
+    20,
+    WSAutoPingStrategy.PING_WHEN_IDLE,
+    False,  # automatic pongs
+    1 << 20,  # longest frame
+    None,  # more headers
+    2_048,  # read buffer, bytes: for the request below
+)
+# Settings about what happens before the upgrade, and who bounds that on a server of one's own.
+_OF_THE_SERVER = {
+    "backlog": "it is an argument of ws_create_server",
+    "handshake_timeout": "ws_create_server has websocket_handshake_timeout",
+    "max_handshakes": "picows has no such bound",
+    "max_header_bytes": "picows takes up to 16 KiB of headers",
+    "receive_buffer_size": "set SO_RCVBUF on the socket that the server listens on",
+    "trusted_proxies": "picows does not say which peer a request comes from",
+    "write_buffer_size": "set SO_SNDBUF on the socket that the server listens on",
+}
+
+
+def check_attachable(config: HubConfig) -> None:
+    """Raises ConfigError for a setting that cannot hold on a picows server of one's own."""
+    for name, instead in _OF_THE_SERVER.items():
+        value, default = getattr(config, name), getattr(HubConfig(), name)
+        if value != default:
+            raise ConfigError(
+                f"HubConfig.{name} must stay {default!r} on a picows server of your own, not "
+                f"{value!r}: {instead}. With hub.start(transport='picows') it holds"
+            )
+
+
+def make_connection(
+    client: Client,
+    transport: asyncio.Transport,
+    key: str,
+    headers: dict[str, str],
+    remote_address: str,
+) -> None:
+    """Has picows make the connection of an upgrade that the hub has accepted.
+
+    Args:
+        client: whose connection it is.
+        transport: the connection, before its 101 is written.
+        key: the Sec-WebSocket-Key of the request.
+        headers: what was negotiated.
+        remote_address: of the peer.
+
+    Raises:
+        OSError: picows cannot set the options of TCP on its socket; nothing was written.
+    """
+    client._set_remote_address(remote_address)
+    response = WSUpgradeResponse.create_101_response(headers)
+    accepted = WSUpgradeResponseWithListener(response, client)
+    protocol = WSProtocol(*_SERVER, lambda request: accepted, *_OPTIONS)
+    protocol.connection_made(transport)
+    transport.set_protocol(protocol)
+    # The request in the one form that picows accepts (RFC 6455 section 4.2.1 has lists).
+    request = (
+        "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+    ).encode()
+    protocol.get_buffer(-1)[: len(request)] = request
+    protocol.buffer_updated(len(request))
+    client._take_over()
+
 
 def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
     """A picows listener factory, for a picows server of one's own.
 
+    Use as `ws_create_server(partial(handle_websocket, hub), host, port, enable_auto_pong=False)`,
+    after `await hub.attach()`. Without that the first request attaches the hub, and its offline
+    store opens meanwhile. Any path is served, but for the hub's routes. Once the hub is stopped,
+    requests get 503. `await hub.stop()` closes the clients; the server is its owner's to close.
+
     Args:
-        hub: must be attached to the loop that the server runs on, see below.
+        hub: whose clients they are.
         request: what picows calls its listener factory with.
 
     Returns:
         what picows expects of its factory.
 
-    Use as `ws_create_server(lambda request: handle_websocket(hub, request), host, port,
-    enable_auto_pong=False)` in the thread of the running loop; the first request attaches the hub
-    to that loop; once the hub is stopped, requests get 503. Any path is served, but for the hub's
-    routes. `await hub.stop()` closes the
-    clients; the server is its owner's to close. Source: go-wsc `HandleWebSocket`.
+    Raises:
+        ConfigError: see `Hub.attach`; picows answers such a request with 500.
+
+    Thread-safety: the thread of the server's loop. Source: go-wsc `HandleWebSocket`.
     """
     hub._forget_closed_loop()
     if hub.loop is None and not hub._ended:
-        hub._attach(asyncio.get_running_loop())
-        hub._path = None
+        loop = asyncio.get_running_loop()
+        hub._attach_to(loop)
         if hub._acks is not None:
-            hub._acks.attach(asyncio.get_running_loop())
+            hub._acks.attach(loop)
         hub._begin()
+    if hub.loop is not None:
+        hub._admit_guests()
     client = Client(hub)
     try:
-        head = _head_of(request)
-    except ValueError:
+        head = _head_of(request, hub.config.max_headers)
+    except ValueError as error:
+        if isinstance(error, TooManyHeaders):
+            hub._count_limit("max_headers")
         hub._count_rejected("request")
         return _answer(request, client, refusal(HTTPStatus.BAD_REQUEST))
     return _answer(request, client, hub._accept(head, client, "", None))
 
 
-def _head_of(request: WSUpgradeRequest) -> RequestHead:
+def _head_of(request: WSUpgradeRequest, max_headers: int) -> RequestHead:
     """The head of a request that a picows server has parsed.
 
     Raises:
@@ -57,7 +160,7 @@ def _head_of(request: WSUpgradeRequest) -> RequestHead:
     lines = [b"GET %b HTTP/1.1" % request.path]
     for name, value in request.headers.items():
         lines.append(f"{name}: {value}".encode("ascii", "surrogateescape"))
-    return RequestHead(b"\r\n".join([*lines, b""]))
+    return RequestHead(b"\r\n".join([*lines, b""]), max_headers)
 
 
 def _answer(
