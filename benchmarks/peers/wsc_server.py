@@ -3,11 +3,16 @@
 Its settings may be changed by the environment (WSC_OUTBOX_MESSAGES, ...), as `grow-queue` does.
 """
 
+import asyncio
 import os
+from functools import partial
 
+import uvloop
 from _common import answer, arguments
+from picows import ws_create_server
 
-from wsc_fast import Client, Hub, HubConfig
+from wsc_fast import Client, Hub, HubConfig, handle_websocket
+from wsc_fast.listening import tls_context
 
 options = arguments()
 hub = Hub(HubConfig.from_env(os.environ | {"WSC_ENABLE_COMPRESSION": str(options.deflate)}))
@@ -53,4 +58,23 @@ def join(client: Client, name: str) -> None:
 handlers = {"fanout": broadcast, "echo": echo, "json": reply}
 hub.on_message_received(handlers.get(options.mode, route))
 cert, key = options.tls or (None, None)
-hub.run("127.0.0.1", options.port, certfile=cert, keyfile=key, transport=options.transport)
+
+
+async def serve_on_a_picows_server() -> None:
+    await hub.attach()
+    await ws_create_server(
+        partial(handle_websocket, hub),
+        "127.0.0.1",
+        options.port,
+        ssl=tls_context(cert, key) if cert else None,
+        backlog=4096,
+        enable_auto_pong=False,
+        read_buffer_init_size=2_048,
+    )
+    await asyncio.Event().wait()
+
+
+if options.transport == "picows-server":
+    uvloop.run(serve_on_a_picows_server())
+else:
+    hub.run("127.0.0.1", options.port, certfile=cert, keyfile=key, transport=options.transport)

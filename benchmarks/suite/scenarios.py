@@ -13,7 +13,8 @@ from .machine import max_connections
 
 EVERY = (
     *("c", "wsc", "socketify", "picows"),
-    *("wsc-picows", "websockets", "aiohttp", "fastapi", "granian", "socketio"),
+    *("wsc-picows", "wsc-picows-server"),
+    *("websockets", "aiohttp", "fastapi", "granian", "socketio"),
 )
 NEAR = EVERY[:4]
 DISTANT = EVERY[4:]

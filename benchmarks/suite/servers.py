@@ -46,6 +46,13 @@ SERVERS = {
             program="wsc",
             options=("--transport", "picows"),
         ),
+        Server(
+            "wsc-picows-server",
+            "wsc_fast on a picows server",
+            ("wsc_fast", "picows", "uvloop"),
+            program="wsc",
+            options=("--transport", "picows-server"),
+        ),
         Server("socketify", "socketify", ("socketify",)),
         Server("picows", "picows", ("picows", "uvloop"), lacks=("deflate",)),
         Server("websockets", "websockets", ("websockets", "uvloop")),
