@@ -39,10 +39,11 @@ NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_auth.p
 	test_redis_store.py test_reference.py test_security_doc.py test_soak.py test_style.py \
 	test_torture.py) -k "not (F20 or D1_ or D8_)"
 
-PICOWS_TESTS := test_contexts.py test_deflate.py test_faults_frames.py test_faults_handshake.py \
-	test_faults_transport.py test_faults_transport_http.py test_hub.py test_late_loop.py \
-	test_life_cycle.py test_limits.py test_lingering.py test_model.py test_reentrance.py \
-	test_server.py test_tls.py
+# Of connections; with QUICK=1, as in CI, without those that take long.
+PICOWS_TESTS := test_contexts.py test_deflate.py test_faults_handshake.py test_faults_transport.py \
+	test_faults_transport_http.py test_hub.py test_limits.py test_reentrance.py test_server.py \
+	test_tls.py $(if $(QUICK),,test_faults_frames.py test_late_loop.py test_life_cycle.py \
+	test_lingering.py test_model.py)
 
 .PHONY: newest test-newest test-picows run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist clean
 
@@ -52,7 +53,7 @@ run: $(BUILT)
 test: $(BUILT)
 	$(BIN)/python -m pytest
 
-# The tests of connections, with hubs whose transport is picows.
+# The tests of connections again, with picows as the hubs' transport.
 test-picows: $(BUILT)
 	$(BIN)/python -m pytest --transport picows $(addprefix tests/,$(PICOWS_TESTS)) $(ARGS)
 
