@@ -968,13 +968,13 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             # Not every TLS transport tells of the end of the peer's stream.
             self.end_of_stream()
             return 0
-        if self.parts is not None and now - self.part_since >= self.engine.message_timeout:
+        if self.parts is not None and now - self.part_since >= self.engine._message_timeout:
             return self.refuse_over("message_timeout", 1008, "a message that takes too long")
-        if idle >= self.engine.heartbeat_timeout:
+        if idle >= self.engine._heartbeat_timeout:
             # A long first frame that still arrives, which on a picows server of the application's
             # picows reads, or a long backlog still being read, is no silence.
             if wsc_progress(self.descriptor, &since_data, &acked) == 0:
-                if since_data < self.engine.heartbeat_timeout and since_data < idle:
+                if since_data < self.engine._heartbeat_timeout and since_data < idle:
                     self.last_seen = now - since_data
                     return 0
                 if acked > self.acked + PING_BYTES:
@@ -987,8 +987,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 self, f"heartbeat timeout: nothing came from the client for {idle:.3g} s"
             )
             return 0
-        if idle >= self.engine.heartbeat_interval:
-            if now - self.pinged_at >= self.engine.heartbeat_interval:
+        if idle >= self.engine._heartbeat_interval:
+            if now - self.pinged_at >= self.engine._heartbeat_interval:
                 self.pinged_at = now
                 self.pong_due = True
                 wsc_progress(self.descriptor, &since_data, &self.acked)
@@ -1033,7 +1033,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Begins the time that closing may take, unless it runs already."""
         if self.close_slot < 0:
             self.close_slot = self.engine._deadlines.set(
-                self._abort_for_timeout, self.engine.loop.time() + self.engine.close_timeout
+                self._abort_for_timeout, self.engine.loop.time() + self.engine._close_timeout
             )
         return 0
 

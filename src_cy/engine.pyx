@@ -198,21 +198,21 @@ cdef class Engine(Fanout):
         """Which reads are heavy, in bytes, and what they may take of a turn at least, seconds."""
         self.heavy_read = heavy_read
         self.least_budget = self.read_budget = budget
-        if self.read_view is not None:
-            self.least_view = self.read_view[:heavy_read]
+        if self._read_view is not None:
+            self.least_view = self._read_view[:heavy_read]
 
     def _set_read_buffer(self, Py_ssize_t size):
         """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
         cdef bytearray memory = bytearray(READ_HEADROOM + max(size, <Py_ssize_t>READ_WHOLE))
-        self.read_view = memoryview(memory)[READ_HEADROOM:READ_HEADROOM + size]
+        self._read_view = memoryview(memory)[READ_HEADROOM:READ_HEADROOM + size]
         self.whole_view = memoryview(memory)[READ_HEADROOM:READ_HEADROOM + READ_WHOLE]
-        self.small_view = self.read_view[:READ_SMALL]
-        self.least_view = self.read_view[:self.heavy_read]
+        self.small_view = self._read_view[:READ_SMALL]
+        self.least_view = self._read_view[:self.heavy_read]
         self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM
         self.reading = False
 
     cdef int change_buffer(self) except -1:
-        self._set_read_buffer(len(self.read_view))
+        self._set_read_buffer(len(self._read_view))
         return 0
 
     def _set_compression(self, enabled, int level, Py_ssize_t threshold):
@@ -864,7 +864,7 @@ cdef class Engine(Fanout):
         check_id("room", room_id)
         if room_id in self.rooms:
             raise RoomExistsError(f"there is a room with the id {room_id!a} already")
-        if len(self.rooms) >= self.max_rooms:
+        if len(self.rooms) >= self._max_rooms:
             self.over("max_rooms")
             raise LimitError(f"the hub has {len(self.rooms)} rooms, as many as max_rooms allows")
         self.rooms[room_id] = Room.__new__(Room, room_id)
@@ -920,13 +920,13 @@ cdef class Engine(Fanout):
             if sink.state != OPEN:
                 raise ClientNotFoundError(f"no connected client has the id {client_id!a}")
             room = self.find_room(room_id)
-        if sink.memberships is not None and len(sink.memberships) >= self.max_rooms_per_client:
+        if sink.memberships is not None and len(sink.memberships) >= self._max_rooms_per_client:
             if room in sink.memberships:
                 return
-            if len(rooms_of(sink)) >= self.max_rooms_per_client:
+            if len(rooms_of(sink)) >= self._max_rooms_per_client:
                 self.over("max_rooms_per_client")
                 raise LimitError(
-                    f"client {client_id!a} is in {self.max_rooms_per_client} rooms, as many as "
+                    f"client {client_id!a} is in {self._max_rooms_per_client} rooms, as many as "
                     "max_rooms_per_client allows"
                 )
         if room.add(sink) and self.batch_set is room:

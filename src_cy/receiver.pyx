@@ -72,7 +72,7 @@ cdef class Receiver(Sink):
             return self.engine.least_view
         if self.handshake is not None or self.engine.pausing or self.engine.crowded:
             return self.engine.small_view
-        return self.engine.read_view
+        return self.engine._read_view
 
     def buffer_updated(self, Py_ssize_t size):
         """The transport has read (asyncio.BufferedProtocol)."""
@@ -146,7 +146,7 @@ cdef class Receiver(Sink):
 
     cdef int take_read(self, Py_ssize_t size) except -1:
         cdef uint8_t* data = self.engine.read_area
-        cdef object _buffer = self.engine.read_view  # kept, though another takes its place
+        cdef object _buffer = self.engine._read_view  # kept, though another takes its place
         cdef Py_ssize_t before
         if self.deaf:
             return 0
@@ -174,7 +174,7 @@ cdef class Receiver(Sink):
 
     cdef int feed(self, const char* data, Py_ssize_t size) except -1:
         """Takes bytes that were read before this was the transport's protocol."""
-        cdef Py_ssize_t room = len(self.engine.read_view)
+        cdef Py_ssize_t room = len(self.engine._read_view)
         cdef Py_ssize_t some
         while size > 0:
             some = min(size, room)
@@ -263,7 +263,7 @@ cdef class Receiver(Sink):
     cdef bint may_begin(self, const wsc_head* head) except -1:
         """Whether a data frame is to be heard; refuses what the rules or the bounds forbid."""
         cdef Py_ssize_t held = 0
-        cdef Py_ssize_t bound = self.engine.max_message_size
+        cdef Py_ssize_t bound = self.engine._max_message_size
         if self.state >= CLOSING:
             return False
         if head.rsv and (head.rsv != RSV1 or not self.inflates or head.opcode == CONTINUATION):
@@ -284,7 +284,7 @@ cdef class Receiver(Sink):
             return False
         if self.state == CONNECTING:
             self.held_bytes += HELD_COST
-            if self.held_bytes + held + <Py_ssize_t>head.size > self.engine.auth_input_bytes:
+            if self.held_bytes + held + <Py_ssize_t>head.size > self.engine._auth_input_bytes:
                 self.refuse_over(
                     "authentication_input_bytes", 1008, "too much input before authentication"
                 )
@@ -303,7 +303,7 @@ cdef class Receiver(Sink):
         self.part_fin = head.fin
         self.key = head.key
         self.fragments += 1
-        if self.fragments > self.engine.max_fragments:
+        if self.fragments > self.engine._max_fragments:
             return self.refuse_over("max_fragments", 1008, "too many fragments")
         return 0
 
@@ -355,12 +355,12 @@ cdef class Receiver(Sink):
 
     cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1:
         cdef Codec codec = self.engine.codec
-        cdef Py_ssize_t limit = self.engine.max_message_size
+        cdef Py_ssize_t limit = self.engine._max_message_size
         cdef Py_ssize_t room = limit
         cdef object content = None
         if self.state == CONNECTING:
             # What is held back counts as it will be held: inflated.
-            room = max(self.engine.auth_input_bytes - self.held_bytes, 0)
+            room = max(self.engine._auth_input_bytes - self.held_bytes, 0)
             limit = min(limit, room)
         if self.context is not None and self.context.client_window:
             size = self.context.inflate(data, size, limit)

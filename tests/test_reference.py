@@ -37,7 +37,8 @@ from wsc_fast import (
     SQLiteOfflineStore,
     StoredMessage,
 )
-from wsc_fast.config import _INTEGERS, CHANGEABLE, Settings
+from wsc_fast.config.base import Settings
+from wsc_fast.config.kinds import kinds_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 REFERENCE = (DOCS / "reference.md").read_text()
@@ -115,11 +116,12 @@ def test_a_setting_is_there_with_its_default_and_bounds(cls: type[Settings], nam
     default = getattr(cls(), name)
     assert value(row[0]) == default
     assert type(value(row[0])) is type(default)
-    if name in _INTEGERS:
+    kind = kinds_of(cls)[name]
+    if isinstance(kind.type, msgspec.inspect.IntType):
         low, _, high = row[1].partition(" to ")
-        assert (value(low), value(high)) == _INTEGERS[name]
+        assert (value(low), value(high)) == (kind.type.ge, kind.type.le)
     if cls is HubConfig:
-        assert (row[2] == "yes") == (name in CHANGEABLE)
+        assert (row[2] == "yes") == kind.live
         assert row[2] in ("yes", "")
     assert row[-1], "what it means"
 
@@ -132,10 +134,11 @@ def test_no_other_settings_are_there(cls: type[Settings]) -> None:
 
 def test_what_can_be_chosen_is_there() -> None:
     for cls, name in SETTINGS:
-        kind = typing.get_type_hints(cls)[name]
-        if typing.get_origin(kind) is typing.Literal:
+        kind = kinds_of(cls)[name].type
+        if isinstance(kind, msgspec.inspect.LiteralType):
             row = settings(cls)[name]
-            assert tuple(map(value, row[1].split(", "))) == typing.get_args(kind)
+            # msgspec sorts them.
+            assert sorted(map(value, row[1].split(", "))) == sorted(map(str, kind.values))
 
 
 # --- names ---

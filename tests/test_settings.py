@@ -14,14 +14,10 @@ import msgspec
 import pytest
 import yaml
 
-from wsc_fast.config import (
-    FOREVER,
-    ACKConfig,
-    HubConfig,
-    OfflineOverflow,
-    RetryConfig,
-    Settings,
-)
+from wsc_fast.config import ACKConfig, HubConfig, RetryConfig
+from wsc_fast.config.base import Settings
+from wsc_fast.config.kinds import FOREVER
+from wsc_fast.config.settings import OfflineOverflow
 from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError
 
 CLASSES: tuple[type[Settings], ...] = (HubConfig, RetryConfig, ACKConfig)
@@ -102,7 +98,7 @@ def test_settings_are_immutable_values(cls: type[Settings]) -> None:
         setattr(config, cls.__struct_fields__[0], 1)
     with pytest.raises(TypeError):
         cls(1)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="max_retry"):
+    with pytest.raises(ConfigError, match="max_retry"):
         cls(max_retry=1)  # type: ignore[call-arg]
 
 

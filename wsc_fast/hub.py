@@ -35,7 +35,8 @@ from wsc_fast.acceptor import Acceptor
 from wsc_fast.adapters import picows
 from wsc_fast.addresses import Host as RequestHost
 from wsc_fast.addresses import parse_host, parse_network
-from wsc_fast.config import CHANGEABLE, FOREVER, HubConfig
+from wsc_fast.config import HubConfig
+from wsc_fast.config.kinds import FOREVER, kinds_of
 from wsc_fast.deadlines import time_limit
 from wsc_fast.delivery.facade import Delivery
 from wsc_fast.delivery.failures import REFUSED_EXCERPT, Failure
@@ -227,9 +228,9 @@ class Hub(Delivery):
             raise ConfigError(f"config must be a HubConfig, not {type(config).__name__}")
         self._forget_closed_loop()
         if self.loop is not None:
-            for name in HubConfig.__struct_fields__:
+            for name, kind in kinds_of(HubConfig).items():
                 old, new = getattr(self.config, name), getattr(config, name)
-                if old != new and name not in CHANGEABLE:
+                if old != new and not kind.live:
                     raise ConfigError(
                         f"HubConfig.{name} cannot change while the hub runs: {old!r} to {new!r}"
                     )
@@ -258,15 +259,15 @@ class Hub(Delivery):
         networks = map(parse_network, config.trusted_proxies)
         self._trusted_proxies = tuple(network for network in networks if network is not None)
         self._allowed_hosts = frozenset(map(parse_host, config.allowed_hosts))
-        self.max_rooms = config.max_rooms
-        self.max_rooms_per_client = config.max_rooms_per_client
-        self.max_message_size = config.max_message_size
-        self.max_fragments = config.max_fragments
-        self.auth_input_bytes = config.authentication_input_bytes
-        self.heartbeat_interval = config.heartbeat_interval
-        self.heartbeat_timeout = config.heartbeat_timeout
-        self.close_timeout = config.close_timeout
-        self.message_timeout = config.message_timeout
+        self._max_rooms = config.max_rooms
+        self._max_rooms_per_client = config.max_rooms_per_client
+        self._max_message_size = config.max_message_size
+        self._max_fragments = config.max_fragments
+        self._auth_input_bytes = config.authentication_input_bytes
+        self._heartbeat_interval = config.heartbeat_interval
+        self._heartbeat_timeout = config.heartbeat_timeout
+        self._close_timeout = config.close_timeout
+        self._message_timeout = config.message_timeout
         self._limits.set(
             config.max_connections_per_address,
             config.connection_rate,
@@ -609,7 +610,7 @@ class Hub(Delivery):
             try:
                 await self._stop(timeout)
             finally:
-                self.close_timeout = self.config.close_timeout
+                self._close_timeout = self.config.close_timeout
                 self._stopping.set_result(None)
                 self._stopping = None
         finally:
@@ -623,7 +624,7 @@ class Hub(Delivery):
         await in_turns([*self._handshaking, *self._answered], Handshake.abort, MOST_ENDS)
         self._sleepers.end()
         # What is queued has as long as the caller gives it.
-        self.close_timeout = max(self.config.close_timeout, timeout)
+        self._close_timeout = max(self.config.close_timeout, timeout)
         await in_turns(self._open_clients(), _shut_down)
         # Those that still authenticate are no clients yet, only tasks.
         for task in list(self._tasks):
@@ -980,7 +981,7 @@ class Hub(Delivery):
             self._stood_still, self._stood_still_until = late, now
         for name in ("heartbeat_timeout", "message_timeout"):
             timeout = getattr(self.config, name)
-            setattr(self, name, timeout + self._patience(now, timeout))
+            setattr(self, f"_{name}", timeout + self._patience(now, timeout))
         self._heartbeat_due = now + tick
         self._deadlines.set(self._heartbeat, self.loop.time() + tick)
         self._sweep(min(1.0, tick / sweep))

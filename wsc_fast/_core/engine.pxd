@@ -40,7 +40,7 @@ cdef enum:
 cdef class Engine(Fanout):
     cdef:
         # What the transports of all connections read into, one at a time (receiver.pxd).
-        readonly object read_view    # memoryview of what follows the headroom; keeps the memory
+        readonly object _read_view    # memoryview of what follows the headroom; keeps the memory
         unsigned char* read_area
         bint reading                 # what is in it is being taken
         dict clients       # id -> Sink, the open ones
@@ -51,22 +51,22 @@ cdef class Engine(Fanout):
         unsigned long thread_id      # of the loop's thread; 0 while not running
         Py_ssize_t sweep_at          # where the heartbeat goes on in `everyone`
         Codec codec                  # None where compression is off
-        # Set by Hub from its configuration.
-        public Py_ssize_t max_rooms
-        public Py_ssize_t max_rooms_per_client
-        public Py_ssize_t max_message_size
-        public Py_ssize_t max_fragments
-        public Py_ssize_t auth_input_bytes
-        public double heartbeat_interval
-        public double heartbeat_timeout
-        public double close_timeout
-        public double message_timeout
+        # Copies of settings, by `Hub.set_config`; some are longer for a while (hub.py).
+        public Py_ssize_t _max_rooms
+        public Py_ssize_t _max_rooms_per_client
+        public Py_ssize_t _max_message_size
+        public Py_ssize_t _max_fragments
+        public Py_ssize_t _auth_input_bytes
+        public double _heartbeat_interval
+        public double _heartbeat_timeout
+        public double _close_timeout
+        public double _message_timeout
         # How often each limit was met: setting -> int; counted where something is refused.
         dict limited
         # Turns of those who send much (receiver.pxd).
-        object small_view            # memoryview: the first READ_SMALL bytes of `read_view`
+        object small_view            # memoryview: the first READ_SMALL bytes of `_read_view`
         object least_view            # memoryview: the first `heavy_read` bytes of it
-        object whole_view            # memoryview of READ_WHOLE bytes from where `read_view` begins
+        object whole_view            # memoryview of READ_WHOLE bytes from where `_read_view` begins
         Py_ssize_t heavy_read        # a read of this many bytes is one
         # Deques of Sink, not read until their turn comes: who is no client yet, and the others.
         object waiting_requests

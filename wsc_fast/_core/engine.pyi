@@ -13,18 +13,18 @@ Message = bytes | bytearray | memoryview | str
 def check_id(kind: str, value: object) -> str: ...
 
 class Engine(Fanout):
-    max_rooms: int
-    max_rooms_per_client: int
-    max_message_size: int
-    max_fragments: int
-    auth_input_bytes: int
-    heartbeat_interval: float
-    heartbeat_timeout: float
-    close_timeout: float
-    message_timeout: float
+    _max_rooms: int
+    _max_rooms_per_client: int
+    _max_message_size: int
+    _max_fragments: int
+    _auth_input_bytes: int
+    _heartbeat_interval: float
+    _heartbeat_timeout: float
+    _close_timeout: float
+    _message_timeout: float
 
     @property
-    def read_view(self) -> memoryview: ...
+    def _read_view(self) -> memoryview: ...
     @property
     def connections(self) -> int: ...
     @property

@@ -484,7 +484,7 @@ class Delivery(Engine):
             client,
             why,
             error or partial(_lost_by, client.id, why),
-            duration=self.close_timeout if why is SendFailureReason.SEND_TIMEOUT else 0.0,
+            duration=self._close_timeout if why is SendFailureReason.SEND_TIMEOUT else 0.0,
             acks=self._acks is not None,
             # A flush, or the end of a connection, may have been set off by anybody.
             of_call=why in _LOST_IN_CALLS,
