@@ -110,6 +110,8 @@ lint: $(BUILT)
 	$(BIN)/ruff format --check .
 	PATH=$(abspath $(BIN)):$$PATH cython-lint --max-line-length 100 src_cy wsc_fast/_core
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest --ignore-missing-stub \
+		$(patsubst wsc_fast/_core/%.pyi,wsc_fast._core.%,$(wildcard wsc_fast/_core/*.pyi))
 
 format: $(BUILT)
 	$(BIN)/ruff check --fix .

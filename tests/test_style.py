@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.stubs import STUBS, differing, own_doc
 from wsc_fast import Client, Hub, handle_websocket
 
 ROOT = Path(__file__).parent.parent
@@ -57,13 +58,6 @@ PROPERTIES = [
 ]
 
 
-def own_doc(method: Any) -> str:
-    """The docstring without the signature that Cython puts in its first line."""
-    doc = inspect.getdoc(method) or ""
-    first, _, rest = doc.partition("\n")
-    return inspect.cleandoc(rest) if re.match(r"\w+\.\w+\(", first) else doc
-
-
 @pytest.mark.parametrize("path", PYTHON, ids=named)
 def test_a_python_module_begins_with_its_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
@@ -86,6 +80,11 @@ def test_each_extension_has_a_declaration_and_a_stub() -> None:
     declared = {path.stem for path in ROOT.glob("wsc_fast/_core/*.pxd")}
     assert declared == names - {"connection", "handshake"}
     assert {path.stem for path in ROOT.glob("wsc_fast/_core/*.pyi")} == names
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=named)
+def test_a_stub_has_the_docstrings_of_its_module(stub: Path) -> None:
+    assert differing(stub) == [], "python -m tests.stubs copies them"
 
 
 def test_there_are_methods_to_look_at() -> None:

@@ -1,6 +1,11 @@
 import asyncio
 
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class Fanout:
+    """Base of Hub: the dirty list of one event loop and the flush (internal)."""
+
     _batch_least: int
     _batch_share: int
 

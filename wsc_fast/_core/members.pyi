@@ -1,6 +1,13 @@
+from typing import Self
+
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class MemberSet:
-    def __init__(self, id: str) -> None: ...
+    """The members of a room, or the clients of a user (internal)."""
+    def __new__(cls, id: str) -> Self: ...
     @property
     def id(self) -> str: ...
 
-class Room(MemberSet): ...
+class Room(MemberSet):
+    """A named set of clients (internal)."""

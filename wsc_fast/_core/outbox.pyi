@@ -1,6 +1,9 @@
 from picows import WSListener
+from typing_extensions import disjoint_base
 
+@disjoint_base
 class Sink(WSListener):
+    """The sending half of a connection (internal; `Client` is the public class)."""
     @property
     def id(self) -> str: ...
     @property

@@ -3,6 +3,8 @@ from collections import deque
 from collections.abc import Generator
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 from wsc_fast._core.connection import Client
 from wsc_fast.config import ACKConfig
 from wsc_fast.delivery.acks import AckCounters
@@ -12,7 +14,27 @@ from wsc_fast.delivery.replay import Replay
 from wsc_fast.hub import Hub
 from wsc_fast.messages import ACKMessage, AckStatus
 
+@disjoint_base
 class PendingACK:
+    """A message on its way to an acknowledgement (go-wsc `PendingACK`).
+
+    `await pending` gives AckStatus.CONFIRMED once it is acknowledged, and raises AckFailedError
+    with the client's text, AckTimeoutError after the last retransmission, AckDroppedError when the
+    hub gave it up, OfflineStoreError where it could not be stored, ValidationError where the
+    offline store holds another message under its id, or HubStoppedError when the hub stops. It may
+    be awaited more than once, and need not be.
+
+    Attributes:
+        id: of the message.
+        message: the ACKMessage, as it was when it was sent.
+        user_id: whose acknowledgement counts.
+        status: AckStatus.
+        attempts: how often it was sent so far; with ACKConfig(per="device") to the device to which
+            it was sent most often.
+
+    Thread-safety: may be awaited on any loop; attributes are best read in the hub's thread.
+    """
+
     status: AckStatus
     _priority: int
     _stored: bool
@@ -38,13 +60,17 @@ class PendingACK:
     def _slot(self) -> int: ...
     @property
     def _timeout(self) -> float: ...
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """Whether the outcome is known. Thread-safety: any thread."""
     def _is_open(self) -> bool: ...
     def _tell_later(self, waiter: asyncio.Future[Any]) -> None: ...
     def __await__(self) -> Generator[Any, None, AckStatus]: ...
     async def accepted(self) -> None: ...
 
+@disjoint_base
 class Mailbox:
+    """What one user, or one device, has not acknowledged (internal)."""
+
     unstored: deque[PendingACK] | None
     unstored_stale: bool
 
@@ -61,9 +87,16 @@ class Mailbox:
     @property
     def replays(self) -> dict[Client, Replay]: ...
     @property
-    def lapsed(self) -> dict[str, None]: ...
+    def lapsed(self) -> dict[str, None]:
+        """Ids of what is in the store, has timed out, and may still be acknowledged."""
 
+@disjoint_base
 class AckTable:
+    """The pending messages of one hub (internal); Acks is its Python half.
+
+    Thread-safety: the loop's thread.
+    """
+
     store: OfflineStore | None
     counters: AckCounters
     loop: asyncio.AbstractEventLoop | None
@@ -103,8 +136,10 @@ class AckTable:
     def _check_same(self, pending: PendingACK, data: bytes) -> int: ...
     def _has_clients(self, mailbox: str, user_id: str) -> bool: ...
     def _clients_of(self, mailbox: Mailbox) -> list[Client]: ...
-    def start(self, recipient: str, message: ACKMessage, to_client: bool) -> PendingACK: ...
-    def take(self, client: Client, text: str) -> int: ...
+    def start(self, recipient: str, message: ACKMessage, to_client: bool) -> PendingACK:
+        """Sends a message to a client or a user until it is acknowledged."""
+    def take(self, client: Client, text: str) -> int:
+        """An incoming text that may be an acknowledgement: SETTLED, IGNORED, or NO_ACK."""
     def _attach_timers(self, loop: asyncio.AbstractEventLoop | None) -> None: ...
     def _clear_timers(self) -> None: ...
     def _forget_all(self) -> None: ...

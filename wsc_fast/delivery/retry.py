@@ -23,7 +23,6 @@ from wsc_fast.errors import HubStoppedError, WSCError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wsc_fast._core.timers import Callback
     from wsc_fast.config import RetryConfig
 
 
@@ -72,7 +71,7 @@ class Sleepers:
         timers: of the hub.
     """
 
-    def __init__(self, timers: Timers[Callback]) -> None:
+    def __init__(self, timers: Timers[Callable[[], object]]) -> None:
         self._timers = timers
         self._waiting: set[asyncio.Future[bool]] = set()
         self._ended = False
