@@ -236,7 +236,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint pong_due              # the answer to a ping of ours
         unsigned long long acked   # bytes, at the last look (see check_alive)
         bint announced             # on_client_connected has been called
-        bint unseen                # nothing was known of its peer before it was accepted
+        bint late_address          # of its peer, known only once its upgrade was accepted
+        public bint _counted       # among the connections of its address (Hub)
         bint peer_closed           # the peer's close frame is in
         bint failing               # we closed because of the peer's fault
         unsigned char reading_paused  # by us, bit by bit for what reason
@@ -496,7 +497,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cpdef on_ws_connected(self, WSTransport transport):
         """picows has made the connection (adapters/picows.py)."""
         stream = transport.underlying_transport
-        self.unseen = not self.remote_address
+        self.late_address = not self.remote_address
         self.transport = transport
         self.drains = keeps_input(stream)
         self.silence(Guard(self, stream))
@@ -543,9 +544,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Whose connection picows is to make, where that is known before."""
         self.remote_address = remote_address
 
-    def _came_unseen(self):
-        """Whether nothing was known of its peer when its upgrade was accepted."""
-        return self.unseen
+    def _address_came_late(self):
+        """Whether its address was not known yet when its upgrade was accepted."""
+        return self.late_address
 
     def _take_over(self):
         """picows has made the connection, and is to read nothing of it."""
@@ -1094,9 +1095,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.authenticating = None
         self.inbox = None
         self.variables = None
-        self.write = None
-        self.stream = None
-        return 0
+        self.picows_protocol = None
+        return self.let_go()
 
     def _forget(self):
         self.forget()
@@ -1241,6 +1241,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             (<Guard>transport._logger).client = None
             transport.underlying_transport = stream
             transport.is_disconnected = True
-            if not transport.disconnected_future.done():
+            if not transport.disconnected_future.done() and not transport._loop.is_closed():
                 transport.disconnected_future.set_result(None)
         return 0

@@ -7,6 +7,8 @@ import gc
 import logging
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -34,9 +36,11 @@ from wsc_fast import (
     ACKMessage,
     Client,
     ConfigError,
+    ConnectionLostError,
     Hub,
     HubConfig,
     HubStateError,
+    HubStoppedError,
     Identity,
     MemoryOfflineStore,
     OfflineStoreError,
@@ -99,6 +103,40 @@ async def test_what_comes_with_the_request_is_heard_and_picows_writes_no_line(
     assert caplog.records == []
 
 
+CLOSED_LOOP = """
+import gc, uvloop
+from picows.picows import WSProtocol
+from tests.support import RawClient, eventually
+from wsc_fast import Client, Hub
+
+hub = Hub()
+
+async def connect():
+    await hub.start(port=0, transport="picows")
+    raw = await RawClient.open(hub)
+    await eventually(lambda: hub.get_connected_clients() == 1)
+    return raw
+
+gc.collect()
+gc.disable()
+loop = uvloop.new_event_loop()
+raw = loop.run_until_complete(connect())
+loop.close()
+del loop
+assert hub.get_connected_clients() == 1  # it notices with the next call that changes something
+hub.set_config(hub.config)
+assert hub.get_connected_clients() == 0
+print([each for each in gc.get_objects() if isinstance(each, (WSProtocol, Client))])
+"""
+
+
+def test_nothing_of_a_loop_that_was_closed_waits_for_the_collector() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_LOOP], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 async def test_nothing_of_a_connection_on_picows_waits_for_the_collector() -> None:
     hub = Hub()
     async with running(hub, transport="picows"):
@@ -116,13 +154,11 @@ async def test_nothing_of_a_connection_on_picows_waits_for_the_collector() -> No
             gc.enable()
 
 
-async def test_a_connection_that_is_no_TCP_ends_and_is_told(any_loop: str) -> None:
+async def test_a_connection_that_is_no_TCP_ends_and_is_counted(any_loop: str) -> None:
     async def later(request: Request) -> Identity | None:
         raise AssertionError("nobody asks who it is")
 
-    errors: list[Exception] = []
     hub = Hub(authenticate=later)
-    hub.on_error(lambda client, error: errors.append(error))
     async with running(hub, transport="picows"):
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
@@ -131,7 +167,8 @@ async def test_a_connection_that_is_no_TCP_ends_and_is_told(any_loop: str) -> No
         with theirs:
             await loop.sock_sendall(theirs, RawClient.request(hub))
             assert await loop.sock_recv(theirs, 4096) == b""
-    assert [type(error) for error in errors] == [OSError]
+    assert hub.get_stats().rejected["gone"] == 1
+    assert not hub._returning
 
 
 @pytest.mark.parametrize("transport", ["tcp", None, ""])
@@ -311,7 +348,9 @@ OF_THE_SERVER = {
 
 
 @pytest.mark.parametrize("name", OF_THE_SERVER)
-async def test_a_setting_that_cannot_hold_on_a_server_of_ones_own_is_refused(name: str) -> None:
+async def test_a_setting_that_cannot_hold_on_a_server_of_ones_own_is_refused(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     value: Any = OF_THE_SERVER[name]
     config = HubConfig(**{name: value})
     hub = Hub(config)
@@ -319,9 +358,12 @@ async def test_a_setting_that_cannot_hold_on_a_server_of_ones_own_is_refused(nam
     with pytest.raises(ConfigError, match=told):
         await hub.attach()
     assert hub.loop is None
-    # The first request, where the hub is not attached before.
+    # The first request, where the hub is not attached before: the log has the reason, not the peer.
     async with serving(hub) as at:
-        assert (await exchange(at, RawClient.request(at))).startswith(b"HTTP/1.1 500 ")
+        answer = await exchange(at, RawClient.request(at))
+        assert answer.startswith(b"HTTP/1.1 500 ")
+        assert b"HubConfig" not in answer
+    assert f"HubConfig.{name} must stay" in caplog.text
     # On the hub's own port it holds, by either transport.
     async with running(hub, transport="picows"):
         assert (await exchange(hub, RawClient.request(hub, "/no"))).startswith(b"HTTP/1.1 404 ")
@@ -356,6 +398,83 @@ async def test_the_limits_of_addresses_hold_on_a_server_of_ones_own(any_loop: st
             raw.close()
 
 
+@pytest.mark.parametrize("kind", ["plain", "coroutine", "future"])
+async def test_who_exceeds_a_limit_holds_no_place_on_a_server_of_ones_own(kind: str) -> None:
+    def authenticate(request: Request) -> Any:
+        if kind == "plain":
+            return Identity("ann")
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(Identity("ann"))
+        return asyncio.wait_for(future, 1.0) if kind == "coroutine" else future
+
+    errors: list[Exception] = []
+    hub = Hub(HubConfig(max_connections_per_address=1), authenticate=authenticate)
+    hub.on_error(lambda client, error: errors.append(error))
+    async with serving(hub) as at:
+        await hub.attach()
+        one = await RawClient.open(at)
+        await eventually(lambda: hub.get_connected_clients() == 1)
+        # Those that are refused answer no close frame, and are gone at once all the same.
+        refused = [await RawClient.open(at) for _ in range(5)]
+        for raw in refused:
+            assert (await raw.recv()).code == 1013
+        await eventually(lambda: hub.connections == 1)
+        one.close()
+        await eventually(lambda: hub.connections == 0)
+        two = await RawClient.open(at)
+        await eventually(lambda: hub.get_connected_clients() == 1)
+        for raw in (two, *refused):
+            raw.close()
+    assert [type(error) for error in errors if type(error) is not ConnectionLostError] == []
+
+
+async def test_the_origin_of_a_page_is_https_on_a_tls_server_of_ones_own() -> None:
+    hub = Hub()
+    async with serving(hub) as at:
+        await hub.attach(tls=True)
+        for scheme, status in (("http", 403), ("https", 101)):
+            origin = ("Origin", f"{scheme}://127.0.0.1:{at.port}")
+            raw = await RawClient.open(at, upgrade=False)
+            await raw.send_raw(RawClient.request(at, headers=[origin]))
+            assert (await raw.read_response()).startswith(b"HTTP/1.1 %d " % status)
+            raw.close()
+
+
+async def test_a_server_on_another_loop_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    hub = Hub()
+    await hub.attach()
+
+    async def ask() -> bytes:
+        server = await picows.ws_create_server(
+            partial(handle_websocket, hub), "127.0.0.1", 0, enable_auto_pong=False
+        )
+        at: Any = _At(server.sockets[0].getsockname()[1])
+        answer = await exchange(at, RawClient.request(at))
+        server.close()
+        return answer
+
+    answer = await asyncio.to_thread(asyncio.run, ask())
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert "the hub belongs to another loop than this server" in caplog.text
+    await hub.stop()
+
+
+async def test_a_hub_that_is_stopped_while_its_store_opens_says_so() -> None:
+    class Slow(MemoryOfflineStore):
+        async def open(self) -> None:
+            await asyncio.Event().wait()
+
+    for begin in (lambda hub: hub.attach(), lambda hub: hub.start(port=0)):
+        hub = Hub(authenticate=named)
+        hub.enable_ack(ACKConfig(enable_offline_messages=True), store=Slow())
+        starting = asyncio.create_task(begin(hub))
+        await eventually(lambda hub=hub: hub.loop is not None)
+        await hub.stop()
+        with pytest.raises(HubStoppedError):
+            await starting
+        assert hub.loop is None
+
+
 @pytest.mark.parametrize("name", ["connection_rate", "connection_rate_per_address"])
 async def test_the_rates_of_connections_hold_on_a_server_of_ones_own(name: str) -> None:
     settings: Any = {name: 1.0}
@@ -382,7 +501,7 @@ async def test_the_number_of_headers_is_bounded_on_a_server_of_ones_own() -> Non
 async def test_a_hub_that_listens_may_have_clients_of_a_picows_server_too() -> None:
     hub = Hub()
     async with running(hub), serving(hub) as at:
-        own, other = await RawClient.open(hub), await RawClient.open(at)
+        own, other = await RawClient.open(hub), await RawClient.open(at, "/any")
         await eventually(lambda: hub.broadcast("all") == 2)
         for raw in (own, other):
             assert (await raw.recv()).payload == b"all"

@@ -158,7 +158,7 @@ class Hub(Delivery):
         self._own_queue = False  # but those who have connected are in a queue of our own
         self._ended = False  # stopped; only `start` begins anew
         self._path: str | None = None
-        self._attached = False  # connections of another server are the hub's
+        self._takes_from_others = False  # connections of another server (`attach`)
         self._make_connection: MakeConnection | None = None  # where the transport is picows
         self._tls = False
         self._routes: dict[str, Route] = {}
@@ -234,7 +234,7 @@ class Hub(Delivery):
                     raise ConfigError(
                         f"HubConfig.{name} cannot change while the hub runs: {old!r} to {new!r}"
                     )
-            if self._attached:
+            if self._takes_from_others:
                 picows.check_attachable(config)
         else:
             self._set_read_buffer(config.read_buffer_size)
@@ -474,15 +474,19 @@ class Hub(Delivery):
         self._last_file = last_file()
         self._begin()
 
-    async def attach(self) -> None:
+    async def attach(self, *, tls: bool = False) -> None:
         """Has the hub run on the running loop, on which another server listens.
 
         For a picows server of one's own, whose listener factory calls `handle_websocket`: clients
         of that server are then the hub's, its heartbeat runs, and its offline store is open. Until
         `stop`, which closes the clients and leaves the server to its owner.
 
+        Args:
+            tls: whether that server speaks TLS. Then the origin of a page of its own is https.
+
         Raises:
             HubStateError: the hub runs already.
+            HubStoppedError: it was stopped while its offline store opened.
             ConfigError: a setting cannot hold on a server that is not the hub's; its text says why.
             OfflineStoreError: the offline store does not open.
 
@@ -491,7 +495,7 @@ class Hub(Delivery):
         """
         self._check_not_running()
         loop = asyncio.get_running_loop()
-        self._attach_to(loop)
+        self._attach_to(loop, tls)
         try:
             await self._open_store(loop)
         except BaseException:
@@ -499,17 +503,18 @@ class Hub(Delivery):
             raise
         self._begin()
 
-    def _attach_to(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._admit_guests()
+    def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool) -> None:
+        self._take_from_others()
         self._attach(loop)
         self._path = self._make_connection = None
-        self._shares_port = self._own_queue = self._tls = False
+        self._shares_port = self._own_queue = False
+        self._tls = tls
 
-    def _admit_guests(self) -> None:
-        """Connections of another server may be the hub's from now on, also if it listens itself."""
-        if not self._attached:
+    def _take_from_others(self) -> None:
+        """Has connections of another server be the hub's from now on, also if it listens itself."""
+        if not self._takes_from_others:
             picows.check_attachable(self.config)
-            self._attached = True
+            self._takes_from_others = True
 
     def _check_not_running(self) -> None:
         self._forget_closed_loop()
@@ -519,8 +524,10 @@ class Hub(Delivery):
     async def _open_store(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._acks is not None:
             self._acks.attach(loop)
-            await self._acks.opened()
-            self._check_still_starting(loop)
+            try:
+                await self._acks.opened()
+            finally:
+                self._check_still_starting(loop)
 
     def _check_still_starting(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.loop is not loop or self._stopping is not None:
@@ -675,7 +682,7 @@ class Hub(Delivery):
     def _detach(self) -> None:
         _running.discard(self)
         self._attach(None)
-        self._attached = False
+        self._takes_from_others = False
         for call in list(self._calls):
             if not call.done():
                 call.set_exception(HubStoppedError("the hub stopped before it took the call"))
@@ -1150,13 +1157,13 @@ class Hub(Delivery):
 
     def _connected(self, client: Client) -> None:
         """Called by a Client once its connection is made."""
-        # On a server that is not the hub's the address is not known any earlier.
-        refused = client._came_unseen() and not self._admit(client.remote_address)
+        if client._address_came_late() and not self._admit(client.remote_address):
+            self._drop_identity(client)
+            self._turn_away(client, CLOSE_TRY_AGAIN, "too many connections")
+            return
         if client.remote_address:
             self._limits.connected(client.remote_address)
-        if refused:
-            client.disconnect(CLOSE_TRY_AGAIN, "too many connections")
-            return
+            client._counted = True
         pending = client._pending
         if pending is None or isinstance(pending, Identity):
             client._pending = None
@@ -1236,10 +1243,26 @@ class Hub(Delivery):
 
     def _replace(self, older: Client) -> None:
         self._count_replaced()
-        older.disconnect(CLOSE_REPLACED, "replaced by a newer connection")
-        if self.connections > self.config.max_connections and self.loop is not None:
-            # It has the turn in which its close frame is sent, and no time to answer.
-            self.loop.call_soon(older._abort, context=self._new_context())
+        reason = "replaced by a newer connection"
+        if self.connections > self.config.max_connections:
+            self._turn_away(older, CLOSE_REPLACED, reason)
+        else:
+            older.disconnect(CLOSE_REPLACED, reason)
+
+    def _turn_away(self, client: Client, code: int, reason: str) -> None:
+        """Closes a connection without waiting for an answer to its close frame."""
+        client.disconnect(code, reason)
+        if self.loop is not None:
+            self.loop.call_soon(client._abort, context=self._new_context())
+
+    def _drop_identity(self, client: Client) -> None:
+        """Nobody will ask who this connection belongs to."""
+        self._returning.discard(client)
+        pending, client._pending = client._pending, None
+        if inspect.iscoroutine(pending):
+            pending.close()
+        elif asyncio.isfuture(pending):
+            pending.cancel()
 
     def _expire_at(self, client: Client, when: float) -> None:
         # By the wall clock, which is looked at again when the time has come: it may be set.
@@ -1284,15 +1307,12 @@ class Hub(Delivery):
 
     def _disconnected(self, client: Client, announced: bool) -> None:
         """Called by a Client once its connection is gone."""
-        if client.remote_address:
+        if client._counted:
             self._limits.gone(client.remote_address)
         expiry = self._expiring.pop(client, None)
         if expiry is not None:
             self._expiries.cancel(client, expiry[1])
-        self._returning.discard(client)
-        if client._pending is not None:
-            client._pending.close()  # an authenticate that was never begun
-            client._pending = None
+        self._drop_identity(client)
         if announced and self._acks is not None:
             self._acks.left(client)
         if self.connections == 0 and self._all_gone is not None and not self._all_gone.done():

@@ -320,7 +320,8 @@ def accept(
     route = hub._routes.get(path)
     if route is not None:
         return answer(client._call(route, Request(head, remote_address, transport)))
-    if hub._path is not None and path != hub._path:
+    # Where another server has the connection, it has chosen by the path.
+    if transport is not None and hub._path is not None and path != hub._path:
         return _reject(hub, HTTPStatus.NOT_FOUND)
 
     refused = _check_upgrade(hub, head, remote_address)
@@ -564,7 +565,7 @@ class Handshake:
         decided = hub._accept(head, client, remote_address, transport)
         if transport.is_closing():
             # A loop ran inside `authenticate` or a route, and the connection ended in it.
-            self._drop_identity()
+            hub._drop_identity(client)
             return
         if isinstance(decided, WSUpgradeResponse):
             self._answer(decided, head.method == "HEAD")
@@ -578,18 +579,13 @@ class Handshake:
             try:
                 hub._make_connection(client, transport, head.key, decided, remote_address)
             except OSError as error:
-                hub._report(None, error)
-                self._drop_identity()
+                hub._count_rejected("gone")
+                log.info("a connection from %s cannot be made: %s", remote_address, error)
+                hub._drop_identity(client)
                 transport.abort()
                 return
         if rest:
             client._feed(rest)
-
-    def _drop_identity(self) -> None:
-        """The connection is not made, so that nobody will ask who it is."""
-        if inspect.iscoroutine(self._client._pending):
-            self._client._pending.close()
-        self._client._pending = None
 
     def _answer(self, response: WSUpgradeResponse, head_only: bool = False) -> None:
         response.headers.setdefault("Connection", "close")

@@ -1,1 +1,1 @@
-"""Who else than the hub's own server may have made a connection."""
+"""Connections that something other than the hub's own server has made."""

@@ -12,9 +12,10 @@ upgrade are that server's, and `check_attachable` refuses them.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from logging import WARNING, LoggerAdapter, getLogger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from picows import (
     WSAutoPingStrategy,
@@ -27,31 +28,34 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]  # no stub ha
 from wsc_fast._core.connection import Client
 from wsc_fast._core.handshake import RequestHead, TooManyHeaders
 from wsc_fast.config import HubConfig
-from wsc_fast.errors import ConfigError
+from wsc_fast.errors import ConfigError, HubStateError
+from wsc_fast.log import log
 from wsc_fast.server import refusal
 
 if TYPE_CHECKING:
     from wsc_fast.hub import Hub
 
-# Without the two lines that picows writes for each connection; the hub tells of it in its own way.
+# picows writes two INFO lines for each connection: from WARNING on is enough.
 _logger = getLogger("wsc_fast.picows")
 _logger.setLevel(WARNING)
-# An adapter, since picows makes a logger for each connection out of a Logger.
-_log: LoggerAdapter[Any] = LoggerAdapter(_logger, {})
-# What picows' own functions say of a server that pings, reads and times out nothing by itself.
-_SERVER: tuple[Any, ...] = (None, None, False)
-_OPTIONS: tuple[Any, ...] = (
-    _log,
-    True,  # disconnect on exceptions
-    None,  # handshake timeout
-    False,  # automatic pings; how often, how long, how
-    20,
-    20,
-    WSAutoPingStrategy.PING_WHEN_IDLE,
-    False,  # automatic pongs
-    1 << 20,  # longest frame
-    None,  # more headers
-    2_048,  # read buffer, bytes: for the request below
+# The protocol of one connection of a server, which pings, times out and answers nothing by itself.
+_protocol = partial(
+    WSProtocol,
+    host_port=None,
+    ws_path=None,
+    is_client_side=False,
+    # An adapter, since picows makes a logger for each connection out of a Logger.
+    logger=LoggerAdapter(_logger, {}),
+    disconnect_on_exception=True,
+    websocket_handshake_timeout=None,
+    enable_auto_ping=False,
+    auto_ping_idle_timeout=20,
+    auto_ping_reply_timeout=20,
+    auto_ping_strategy=WSAutoPingStrategy.PING_WHEN_IDLE,
+    enable_auto_pong=False,
+    max_frame_size=1 << 20,
+    extra_headers=None,
+    read_buffer_init_size=2_048,  # enough for the request below
 )
 # Settings about what happens before the upgrade, and who bounds that on a server of one's own.
 _OF_THE_SERVER = {
@@ -98,7 +102,7 @@ def make_connection(
     client._set_remote_address(remote_address)
     response = WSUpgradeResponse.create_101_response(headers)
     accepted = WSUpgradeResponseWithListener(response, client)
-    protocol = WSProtocol(*_SERVER, lambda request: accepted, *_OPTIONS)
+    protocol = _protocol(ws_listener_factory=lambda request: accepted)
     protocol.connection_made(transport)
     transport.set_protocol(protocol)
     # The request in the one form that picows accepts (RFC 6455 section 4.2.1 has lists).
@@ -118,6 +122,7 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
     after `await hub.attach()`. Without that the first request attaches the hub, and its offline
     store opens meanwhile. Any path is served, but for the hub's routes. Once the hub is stopped,
     requests get 503. `await hub.stop()` closes the clients; the server is its owner's to close.
+    What `attach` would raise is logged, and the request gets 500.
 
     Args:
         hub: whose clients they are.
@@ -126,21 +131,14 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
     Returns:
         what picows expects of its factory.
 
-    Raises:
-        ConfigError: see `Hub.attach`; picows answers such a request with 500.
-
     Thread-safety: the thread of the server's loop. Source: go-wsc `HandleWebSocket`.
     """
-    hub._forget_closed_loop()
-    if hub.loop is None and not hub._ended:
-        loop = asyncio.get_running_loop()
-        hub._attach_to(loop)
-        if hub._acks is not None:
-            hub._acks.attach(loop)
-        hub._begin()
-    if hub.loop is not None:
-        hub._admit_guests()
     client = Client(hub)
+    try:
+        _attach(hub)
+    except (ConfigError, HubStateError) as error:
+        log.error("a request to a picows server is refused: %s", error)
+        return _answer(request, client, refusal(HTTPStatus.INTERNAL_SERVER_ERROR))
     try:
         head = _head_of(request, hub.config.max_headers)
     except ValueError as error:
@@ -149,6 +147,22 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
         hub._count_rejected("request")
         return _answer(request, client, refusal(HTTPStatus.BAD_REQUEST))
     return _answer(request, client, hub._accept(head, client, "", None))
+
+
+def _attach(hub: Hub) -> None:
+    """Has the hub take connections of the server whose loop runs."""
+    hub._forget_closed_loop()
+    loop = asyncio.get_running_loop()
+    if hub.loop is None:
+        if not hub._ended:
+            hub._attach_to(loop, tls=False)
+            if hub._acks is not None:
+                hub._acks.attach(loop)
+            hub._begin()
+    elif hub.loop is loop:
+        hub._take_from_others()
+    else:
+        raise HubStateError("the hub belongs to another loop than this server")
 
 
 def _head_of(request: WSUpgradeRequest, max_headers: int) -> RequestHead:
