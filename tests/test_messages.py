@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from tests.support import MEASURES, TEXT, eventually, join, named, running
+from tests.support import MEASURES, TEXT, TOO_DEEP, eventually, join, named, running
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -409,7 +409,7 @@ def test_a_text_of_the_applications_own_with_an_id_stays_what_it_was() -> None:
 
 
 def test_a_text_that_is_nested_deeply_can_be_told() -> None:
-    text = '{"id":"5","price":' + "[" * 3000 + "]" * 3000 + "}"
+    text = '{"id":"5","price":' + "[" * TOO_DEEP + "]" * TOO_DEEP + "}"
     assert message_of(framed(text.encode())) == text
 
 
