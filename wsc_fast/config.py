@@ -11,7 +11,6 @@ import math
 import os
 import random
 import re
-import reprlib
 import sys
 import threading
 import tomllib
@@ -24,7 +23,7 @@ import msgspec
 
 from wsc_fast._core.deflate import zlib_version
 from wsc_fast.addresses import is_origin_entry, parse_host, parse_network
-from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError
+from wsc_fast.errors import ConfigError, SendFailureReason, ValidationError, shown
 from wsc_fast.log import log
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
@@ -210,7 +209,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 values[key] = _seconds_of(key, _kinds(cls)[key], value)
             elif not (flat and cls._stands_beside(key)):
                 raise ConfigError(
-                    f"{place}{key} ({_shown(value)}) is no setting of {cls.__name__}, "
+                    f"{place}{key} ({shown(value)}) is no setting of {cls.__name__}, "
                     f"expected one of {', '.join(names)}"
                 )
         return cls._made(file, names, values)
@@ -438,7 +437,7 @@ class RetryConfig(Settings, frozen=True, kw_only=True):
                     log.warning(
                         "RetryConfig.%s: %s is no reason and never matches, expected one of %s",
                         name,
-                        _shown(reason),
+                        shown(reason),
                         ", ".join(_REASONS),
                     )
 
@@ -600,7 +599,7 @@ def _table(file: str, content: Any, own: str) -> tuple[str, dict[str, Any], bool
     for key, value in level.items():
         if key not in _TABLES:
             raise ConfigError(
-                f"{place}{key} ({_shown(value)}) stands beside tables, "
+                f"{place}{key} ({shown(value)}) stands beside tables, "
                 f"expected one of {', '.join(_TABLES)}"
             )
     return f"{place}{own}.", _mapping(f"{place}{own}", level.get(own)), False
@@ -635,7 +634,7 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     seen: dict[Any, Any] = {}
     for key, value in pairs:
         if key in seen:
-            raise ValueError(f"the key {_shown(key)} is there twice, expected once")
+            raise ValueError(f"the key {shown(key)} is there twice, expected once")
         seen[key] = value
     return seen
 
@@ -664,17 +663,4 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 
 def _wrong(called: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(f"{called} is {_shown(value)}, expected {expected}")
-
-
-def _shown(value: Any) -> str:
-    """Its repr, which a hostile file could make endless."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # an int of more than 4,300 digits
-        return f"a huge {type(value).__name__}"
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
-_SHORT.maxtuple = _SHORT.maxlist = _SHORT.maxdict = 20
+    return ConfigError(f"{called} is {shown(value)}, expected {expected}")
