@@ -35,6 +35,7 @@ from wsc_fast.errors import (
     PendingFullError,
     UserOfflineError,
     ValidationError,
+    shown,
 )
 from wsc_fast.messages import (
     NO_ACKNOWLEDGEMENT,
@@ -321,8 +322,8 @@ cdef class AckTable:
             type(timeout) not in (int, float) or not 0 < timeout <= LONGEST_TIMEOUT
         ):
             raise ValidationError(
-                f"ACKMessage.timeout is {timeout!r}, expected a positive number of seconds, at "
-                f"most {LONGEST_TIMEOUT:.0f}, or None"
+                f"ACKMessage.timeout is {shown(timeout)}, expected a positive number of seconds, "
+                f"at most {LONGEST_TIMEOUT:.0f}, or None"
             )
         return ENCODER.encode(to_hub_message(message, user_id))
 

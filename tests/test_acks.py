@@ -17,7 +17,18 @@ from tests.acks import (
     eventually_count,
     received,
 )
-from tests.support import PING, PONG, TEXT, RawClient, eventually, join, known, named, running
+from tests.support import (
+    PING,
+    PONG,
+    TEXT,
+    TOO_DEEP,
+    RawClient,
+    eventually,
+    join,
+    known,
+    named,
+    running,
+)
 from wsc_fast import (
     ACKConfig,
     AckDroppedError,
@@ -115,7 +126,7 @@ async def test_a_message_has_a_timeout_of_its_own() -> None:
         with pytest.raises(AckTimeoutError):
             async with asyncio.timeout(5):
                 await hub.send_ack_message("a", ACKMessage(content="x", timeout=0.05))
-        for bad in (0, -1, float("inf"), float("nan"), "1"):
+        for bad in (0, -1, float("inf"), float("nan"), "1", 10**5_000):
             with pytest.raises(ValidationError, match="timeout"):
                 hub.send_ack_message("a", ACKMessage(content="x", timeout=bad))  # type: ignore[arg-type]
         raw.close()
@@ -464,7 +475,7 @@ async def test_data_is_nested_up_to_a_bound(depth: int) -> None:
 async def test_what_no_decoder_takes_does_not_end_a_replay() -> None:
     store = MemoryOfflineStore()
     await store.open()
-    deep = b'{"id":"deep","data":' + b'{"a":' * 5_000 + b"1" + b"}" * 5_001
+    deep = b'{"id":"deep","data":{"a":' + b"[" * TOO_DEEP + b"]" * TOO_DEEP + b"}}"
     await store.append("ann", "deep", deep, limit=10, drop_oldest=True)
     hub = acking(store)
     async with running(hub):

@@ -45,7 +45,7 @@ from tests.support import (
 from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request, ValidationError
 from wsc_fast import auth as auth_module
 from wsc_fast._core.handshake import RequestHead
-from wsc_fast.auth import TOKEN_MAX, JWTAuthenticator, TokenAuthenticator
+from wsc_fast.auth import HEADER_MAX, TOKEN_MAX, JWTAuthenticator, TokenAuthenticator
 from wsc_fast.extensions import choose_subprotocol
 
 TOKEN = "Rk3sVq8yT0uWz1xB-static"
@@ -626,6 +626,17 @@ def bad_tokens() -> Iterator[tuple[str, str]]:
 
 def strict(**options: Any) -> JWTAuthenticator:
     return hs256(audience="hub", issuer="https://issuer", **options)
+
+
+def test_a_header_has_a_bound_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    # What no client needs, and would be read before the signature tells whose it is.
+    size = HEADER_MAX * 3 // 4
+    for length, user in ((size, "ann"), (size + 1, None)):
+        header = b'{"alg":"HS256"}'.ljust(length)
+        token = signed_by_hand(claims(), SECRET, header)
+        assert user_of(hs256(), request(token=token)) == user
+    assert "the header of the token is too long" in caplog.text
 
 
 def test_the_good_one_is_taken() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
-from tests.support import TEXT, RawClient, exchange, running
-from wsc_fast.demo import create_hub
+from tests.support import TEXT, RawClient, eventually, exchange, running
+from wsc_fast import HubConfig
+from wsc_fast.demo import chat, create_hub
 
 ROOMS = ["nowhere", "", " ", "x" * 41, "\x00", "\u202e", "\u200d", "__proto__", "a\u2028x"]
 
@@ -39,3 +41,67 @@ async def test_a_room_that_a_client_invents_is_an_answer_and_no_traceback(
                 assert answer["type"] == ("joined" if made else "error")
                 assert answer["room"] == room
         assert hub.get_stats().callback_errors == 0
+
+
+async def say(raw: RawClient, **message: str) -> None:
+    await raw.send(TEXT, json.dumps(message).encode())
+
+
+async def heard(raw: RawClient, kind: str) -> dict[str, Any]:
+    """The next message but for lists of rooms, which is of this kind."""
+    while True:
+        message: dict[str, Any] = json.loads((await raw.recv()).payload)
+        if message["type"] != "room_list":
+            assert message["type"] == kind, message
+            return message
+
+
+async def test_a_name_that_changes_all_the_time_is_told_once_in_an_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = create_hub(HubConfig())
+    async with running(hub):
+        with await RawClient.open(hub) as bob, await RawClient.open(hub) as ann:
+            await say(bob, type="join_room", room="lobby", name="bob")
+            await heard(bob, "joined")
+            await say(ann, type="join_room", room="lobby", name="ann")
+            await heard(ann, "joined")
+            for number in range(20):
+                await say(ann, type="join_room", room="lobby", name=f"ann{number}")
+            await heard(ann, "joined")
+            for kind, name in (
+                ("user_joined", "ann"),
+                ("user_left", "ann"),
+                ("user_joined", "ann19"),
+            ):
+                assert (await heard(bob, kind))["name"] == name
+            # To leave and to come back is a change as well.
+            await say(ann, type="leave_room", room="lobby")
+            await heard(ann, "user_left")
+            await say(ann, type="join_room", room="lobby", name="back")
+            assert (await heard(ann, "joined"))["name"] == "back"
+            for kind, name in (("user_left", "ann19"), ("user_joined", "back")):
+                assert (await heard(bob, kind))["name"] == name
+            # What waits is given up by leaving.
+            monkeypatch.setattr(chat, "CHANGE_INTERVAL", 60.0)
+            await say(ann, type="leave_room", room="lobby")
+            await heard(ann, "user_left")
+            await say(ann, type="join_room", room="lobby", name="again")
+            await say(ann, type="leave_room", room="lobby")
+            await say(ann, type="leave_room", room="lobby")
+            assert (await heard(ann, "error"))["message"] == "You are not in this room."
+
+
+async def test_rooms_that_change_all_the_time_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "CHANGE_INTERVAL", 60.0)
+    hub = create_hub(HubConfig())
+    async with running(hub):
+        with await RawClient.open(hub) as ann:
+            for number in range(chat.MAX_CHANGES):
+                await say(ann, type="join_room", room=f"r{number}", name="ann")
+                await heard(ann, "joined")
+                await say(ann, type="leave_room", room=f"r{number}")
+                await heard(ann, "user_left")
+            await say(ann, type="join_room", room="one more", name="ann")
+            assert "too often" in (await heard(ann, "error"))["message"]
+        await eventually(lambda: hub.connections == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ def block(name: str) -> str:
     """The block of the page that defines a name."""
     (found,) = [text for text in BLOCKS if f"class {name}" in text or f"def {name}" in text]
     return found
+
+
+@pytest.fixture(autouse=True)
+def _closed_databases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes what the page's code has opened for as long as a process lives."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def noting(*args: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noting)
+    yield
+    for db in opened:
+        db.close()
 
 
 @pytest.mark.parametrize("text", BLOCKS, ids=range(len(BLOCKS)))
@@ -81,7 +98,6 @@ async def test_the_offline_table_keeps_what_absent_users_miss(
         with sqlite3.connect(tmp_path / "offline.db") as db:
             await eventually(lambda: len(db.execute("SELECT * FROM offline").fetchall()) == 2)
             rows = db.execute("SELECT * FROM offline").fetchall()
-        db.close()
         assert [row[:2] for row in rows] == [("ann", "m"), ("ann", "a")]
         plain, with_ack = (msgspec.json.decode(row[2], type=HubMessage) for row in rows)
         assert (plain.content, plain.to, plain.data) == ("hello", "ann", {"n": 1})

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from tests.support import MEASURES, TEXT, eventually, join, named, running
+from tests.support import MEASURES, TEXT, TOO_DEEP, eventually, join, named, running
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -201,6 +201,13 @@ def deep(levels: int) -> dict[str, Any]:
     return data
 
 
+def lists(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 def circle() -> dict[str, Any]:
     data: dict[str, Any] = {}
     data["self"] = [data]
@@ -255,6 +262,9 @@ REFUSED: list[Any] = [
     ("data", {"n": {float("nan")}}),
     ("data", {"n": frozenset({float("inf")})}),
     ("data", {"n": ACKMessage(timeout=float("nan"))}),
+    ("data", lists(100_000)),
+    ("content", lists(100_000)),
+    ("seq_no", 10**5_000),
 ]  # fmt: skip
 
 
@@ -279,7 +289,7 @@ def test_what_json_has_no_form_for_goes_out_as_msgspec_writes_it(value: Any) -> 
 
 
 def test_the_error_names_the_field_and_what_was_expected_in_a_line() -> None:
-    with pytest.raises(ValidationError, match=r"HubMessage\.id is 'x+\.\.\., expected a str of 1"):
+    with pytest.raises(ValidationError, match=r"\.id is 'x+\.\.\.x+', expected a str of 1"):
         encode_hub_message(HubMessage(id="x" * 10_000))
 
 
@@ -409,7 +419,7 @@ def test_a_text_of_the_applications_own_with_an_id_stays_what_it_was() -> None:
 
 
 def test_a_text_that_is_nested_deeply_can_be_told() -> None:
-    text = '{"id":"5","price":' + "[" * 3000 + "]" * 3000 + "}"
+    text = '{"id":"5","price":' + "[" * TOO_DEEP + "]" * TOO_DEEP + "}"
     assert message_of(framed(text.encode())) == text
 
 

@@ -29,6 +29,7 @@ from tests.script import Script
 from tests.support import (
     MEASURES,
     TEXT,
+    TOO_DEEP,
     RawClient,
     deflated,
     encode,
@@ -447,7 +448,7 @@ async def test_data_that_is_no_hub_message_is_told_as_bytes() -> None:
     hub = Hub(authenticate=named)
     heard = Heard()
     hub.add_send_failure_handler(heard)
-    deep = b'{"id":"m","data":{"x":' + b"[" * 5000 + b"]" * 5000 + b"}}"
+    deep = b'{"id":"m","data":{"x":' + b"[" * TOO_DEEP + b"]" * TOO_DEEP + b"}}"
     async with running(hub):
         for data in (b"none", b'{"id":5}', deep):
             hub._failures.report(

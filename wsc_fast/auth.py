@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 # Characters of a token; more is refused unread.
 TOKEN_MAX = 8192
+# Characters of a JWT's header, which is read before the signature is checked.
+HEADER_MAX = 2048
 # Characters of a static token; less can be guessed.
 TOKEN_MIN = 16
 # Seconds between two looks at a JWKS file, and the most that is read of one.
@@ -391,6 +393,8 @@ class JWTAuthenticator(_TokenReader):
         if match is None:
             raise _Refused("the token is no JWT")
         part = match[1]
+        if len(part) > HEADER_MAX:
+            raise _Refused("the header of the token is too long")
         header = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
         if not isinstance(header, dict):
             raise _Refused("the token is no JWT")

@@ -35,6 +35,7 @@ network's and the peer's fault: they never reach a sender, only `on_error` handl
 
 from __future__ import annotations
 
+import reprlib
 from enum import StrEnum
 
 
@@ -209,3 +210,16 @@ class SendFailureReason(StrEnum):
     UNKNOWN = "unknown"
     VALIDATION = "validation"
     PERMISSION = "permission"
+
+
+def shown(value: object) -> str:
+    """A value that somebody else gave, for an error's text: short, whatever its own repr does."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an int of more than 4,300 digits
+        return f"a huge {type(value).__name__}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+_SHORT.maxtuple = _SHORT.maxlist = _SHORT.maxdict = 20

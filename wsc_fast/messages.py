@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from wsc_fast._core.messages import HubMessageEncoder
-from wsc_fast.errors import ValidationError
+from wsc_fast.errors import ValidationError, shown
 
 # The longest id of a message, in characters.
 MESSAGE_ID_MAX = 256
@@ -256,10 +256,7 @@ def _as_json_would_be(value: object) -> Any:
 
 
 def _wrong(name: str, value: object, expected: str) -> ValidationError:
-    shown = repr(value)
-    if len(shown) > 80:
-        shown = shown[:77] + "..."
-    return ValidationError(f"HubMessage.{name} is {shown}, expected {expected}")
+    return ValidationError(f"HubMessage.{name} is {shown(value)}, expected {expected}")
 
 
 encoder = HubMessageEncoder(

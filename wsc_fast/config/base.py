@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from wsc_fast.config.files import read, table_of
-from wsc_fast.config.kinds import kinds_of, shown
-from wsc_fast.errors import ConfigError
+from wsc_fast.config.kinds import kinds_of
+from wsc_fast.errors import ConfigError, shown
 
 
 class _SettingsMeta(msgspec.StructMeta):

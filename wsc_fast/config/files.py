@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wsc_fast.config.kinds import shown, wrong
-from wsc_fast.errors import ConfigError
+from wsc_fast.config.kinds import wrong
+from wsc_fast.errors import ConfigError, shown
 
 _TABLES = ("hub", "retry", "ack")
 

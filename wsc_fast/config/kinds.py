@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 import sys
 import threading
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from wsc_fast.addresses import is_origin_entry, parse_host, parse_network
-from wsc_fast.errors import ConfigError
+from wsc_fast.errors import ConfigError, shown
 
 # The longest time that a thread can wait, 292 years on Linux: a longer one is cut to it.
 FOREVER = threading.TIMEOUT_MAX
@@ -165,16 +164,3 @@ def kinds_of(cls: type[msgspec.Struct]) -> dict[str, Kind]:
 def wrong(called: str, value: Any, expected: str) -> ConfigError:
     """The error for a value that cannot work."""
     return ConfigError(f"{called} is {shown(value)}, expected {expected}")
-
-
-def shown(value: Any) -> str:
-    """Its repr, which a hostile file could make endless."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # an int of more than 4,300 digits
-        return f"a huge {type(value).__name__}"
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
-_SHORT.maxtuple = _SHORT.maxlist = _SHORT.maxdict = 20

@@ -27,10 +27,9 @@ from wsc_fast.config.kinds import (
     SecondsFromZero,
     Tokens,
     kinds_of,
-    shown,
     wrong,
 )
-from wsc_fast.errors import SendFailureReason, ValidationError
+from wsc_fast.errors import SendFailureReason, ValidationError, shown
 from wsc_fast.log import log
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]

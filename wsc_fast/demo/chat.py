@@ -34,12 +34,17 @@ LOBBY = "lobby"  # always there, the only room that outlives its last member
 MAX_NAME = 40  # characters of a room's or a person's name
 MAX_TEXT = 2_000  # characters of a chat message
 MAX_MESSAGE_BYTES = 32_768  # holds MAX_TEXT even if every character is escaped as a surrogate pair
+MESSAGE_RATE = 10.0  # a second, of one client: all members of a room may hear of each
 MAX_ROOMS = 500
 MAX_ROOMS_PER_CLIENT = 20
 MAX_MEMBERS = 200  # of one room: user_joined carries all names to all members
 HISTORY_MESSAGES = 50  # kept for each room, for those who come later
 HISTORY_CHARACTERS = 20_000  # and no more text than this
 ROOM_LIST_INTERVAL = 0.2  # seconds; however many come and go, the list is sent once in that time
+# Seconds from one change of a person in a room (entering it, a new name) to the next, which waits:
+# the names of all go to all, for a request of 50 bytes.
+CHANGE_INTERVAL = 1.0
+MAX_CHANGES = 2 * MAX_ROOMS_PER_CLIENT  # in that time, of one person in all rooms
 
 _JOINERS = {0x200C: None, 0x200D: None}  # invisible, but Persian words and emoji families need them
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
@@ -136,6 +141,15 @@ class _Refused(Exception):
     """The client's request cannot be met; becomes an `error` message."""
 
 
+class _Person:
+    """What the chat keeps with a client."""
+
+    def __init__(self) -> None:
+        self.rooms: set[str] = set()
+        self.changed: dict[str, asyncio.TimerHandle] = {}  # rooms where the next change has to wait
+        self.wanted: dict[str, str] = {}  # room -> the name of the change that waits
+
+
 class _Room:
     """What the chat knows of a room beyond the hub's membership."""
 
@@ -178,10 +192,13 @@ class Chat:
 
     def _on_connected(self, client: Client) -> None:
         # Kept with the client: by the time the hub tells of its disconnect, it is in no room.
-        client.set_user_data("rooms", set[str]())
+        client.set_user_data("person", _Person())
 
     def _on_disconnected(self, client: Client) -> None:
-        for room_name in list(_rooms_of(client)):
+        person = _person_of(client)
+        for timer in person.changed.values():
+            timer.cancel()
+        for room_name in list(person.rooms):
             self._take_out(client, room_name)
 
     def _on_message(self, client: Client, message: str | bytes) -> None:
@@ -193,6 +210,9 @@ class Chat:
         except (msgspec.DecodeError, RecursionError) as error:
             self._send(client, Error(f"Not understood: {error}"[:200]))
             return
+        self._answer(client, request)
+
+    def _answer(self, client: Client, request: _Request) -> None:
         try:
             self._handle(client, request)
         except (_Refused, WSCError) as error:  # WSCError: a bound of the hub's own configuration
@@ -201,7 +221,7 @@ class Chat:
     def _handle(self, client: Client, request: _Request) -> None:
         match request:
             case JoinRoom(room, name):
-                self._join(client, _clean_name(room, "room name"), _clean_name(name, "name"))
+                self._change(client, _clean_name(room, "room name"), _clean_name(name, "name"))
             case LeaveRoom(room):
                 self._leave(client, _clean_name(room, "room name"))
             case PostMessage(room, text):
@@ -209,11 +229,33 @@ class Chat:
             case ListRooms():
                 self._send(client, self._room_list())
 
-    def _join(self, client: Client, room_name: str, wanted: str) -> None:
-        if room_name in _rooms_of(client):
-            self._rename(client, room_name, wanted)
+    def _change(self, client: Client, room_name: str, wanted: str) -> None:
+        person = _person_of(client)
+        if room_name in person.changed:
+            person.wanted[room_name] = wanted  # in place of another that waits
             return
-        if len(_rooms_of(client)) >= MAX_ROOMS_PER_CLIENT:
+        if len(person.changed) >= MAX_CHANGES:
+            raise _Refused("You change rooms too often.")
+        if room_name in person.rooms:
+            self._rename(client, room_name, wanted)
+        else:
+            self._join(client, room_name, wanted)
+        if client.is_connected():  # else it went while the others were told
+            loop = asyncio.get_running_loop()
+            person.changed[room_name] = loop.call_later(
+                CHANGE_INTERVAL, self._change_again, client, room_name
+            )
+
+    def _change_again(self, client: Client, room_name: str) -> None:
+        person = _person_of(client)
+        del person.changed[room_name]
+        wanted = person.wanted.pop(room_name, None)
+        if wanted is not None and client.is_connected():
+            self._answer(client, JoinRoom(room_name, wanted))
+
+    def _join(self, client: Client, room_name: str, wanted: str) -> None:
+        rooms = _person_of(client).rooms
+        if len(rooms) >= MAX_ROOMS_PER_CLIENT:
             raise _Refused(f"You can be in {MAX_ROOMS_PER_CLIENT} rooms at most.")
         room = self._rooms.get(room_name)
         if room is None:
@@ -224,7 +266,7 @@ class Chat:
         elif len(room.members) >= MAX_MEMBERS:
             raise _Refused(f"The room is full: {MAX_MEMBERS} members.")
         name = room.members[client.id] = room.free_name(wanted, client.id)
-        _rooms_of(client).add(room_name)
+        rooms.add(room_name)
         try:
             self._hub.join_room(client.id, room_name)
         except WSCError:
@@ -244,6 +286,9 @@ class Chat:
         self._welcome(client, room_name, room)
 
     def _leave(self, client: Client, room_name: str) -> None:
+        person = _person_of(client)
+        if person.wanted.pop(room_name, None) is not None and room_name not in person.rooms:
+            return  # it was not in yet
         self._room_of(client, room_name)
         with contextlib.suppress(ClientNotFoundError):
             self._hub.leave_room(client.id, room_name)
@@ -261,14 +306,14 @@ class Chat:
         self._broadcast(room_name, message)
 
     def _room_of(self, client: Client, room_name: str) -> _Room:
-        if room_name not in _rooms_of(client):
+        if room_name not in _person_of(client).rooms:
             raise _Refused("You are not in this room.")
         return self._rooms[room_name]
 
     def _take_out(self, client: Client, room_name: str) -> UserLeft:
         """Forget a member that the hub's room no longer has, and the room with its last member."""
         room = self._rooms[room_name]
-        _rooms_of(client).discard(room_name)
+        _person_of(client).rooms.discard(room_name)
         name = room.members.pop(client.id)
         notice = UserLeft(room_name, name, room.names())
         if room.members or room_name == LOBBY:
@@ -309,9 +354,9 @@ class Chat:
             client.send(_to_text(message))
 
 
-def _rooms_of(client: Client) -> set[str]:
-    rooms: set[str] = client.get_user_data("rooms")
-    return rooms
+def _person_of(client: Client) -> _Person:
+    person: _Person = client.get_user_data("person")
+    return person
 
 
 def _to_text(message: _Message) -> str:
@@ -356,7 +401,13 @@ def load_page() -> Response:
 
 def create_hub(config: HubConfig | None = None) -> Hub:
     """A hub with the chat on it, its page on "/" and its state on "/health"."""
-    hub = Hub(config or HubConfig(max_message_size=MAX_MESSAGE_BYTES))
+    if config is None:
+        config = HubConfig(
+            max_message_size=MAX_MESSAGE_BYTES,
+            message_rate=MESSAGE_RATE,
+            rate_limit_action="pause",  # a page that comes back joins all of its rooms at once
+        )
+    hub = Hub(config)
     Chat(hub)
     page = load_page()
 
