@@ -54,8 +54,9 @@ from wsc_fast import (
     UserOfflineError,
 )
 from wsc_fast._core.timers import TICK
-from wsc_fast.delivery import replay, sqlite
+from wsc_fast.delivery import replay
 from wsc_fast.messages import to_hub_message
+from wsc_fast.stores.sqlite import store as sqlite
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 

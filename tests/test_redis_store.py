@@ -25,13 +25,19 @@ import pytest
 
 from tests.redis_server import PROGRAM, Cutter, RedisServer, cutter, free_port
 from tests.support import eventually
-from wsc_fast.delivery.offline import (
+from wsc_fast.errors import (
+    ConfigError,
+    MessageExistsError,
+    OfflineStoreError,
+    OfflineStoreFullError,
+)
+from wsc_fast.stores.base import (
     MemoryOfflineStore,
     OfflineStore,
     SharedOfflineStore,
     StoredMessage,
 )
-from wsc_fast.delivery.redis import (
+from wsc_fast.stores.redis.store import (
     BATCH_MESSAGES,
     BATCH_OPERATIONS,
     LEAST_BYTES,
@@ -39,12 +45,6 @@ from wsc_fast.delivery.redis import (
     MOST_TIMEOUT,
     MOST_TTL,
     RedisOfflineStore,
-)
-from wsc_fast.errors import (
-    ConfigError,
-    MessageExistsError,
-    OfflineStoreError,
-    OfflineStoreFullError,
 )
 
 PREFIX = "wsc:offline:"
@@ -1666,7 +1666,7 @@ def test_redis_py_is_needed_only_here() -> None:
         "import sys\n"
         "sys.modules['redis'] = None\n"
         "import wsc_fast\n"
-        "from wsc_fast.delivery.redis import RedisOfflineStore\n"
+        "from wsc_fast.stores.redis.store import RedisOfflineStore\n"
         "try:\n"
         "    RedisOfflineStore('redis://localhost')\n"
         "except ImportError as error:\n"

@@ -25,10 +25,11 @@ import pytest
 from test_offline_stores import append, fill, ids
 
 from tests.support import eventually
-from wsc_fast.delivery import sqlite, sqlite_database, sqlite_files
-from wsc_fast.delivery.offline import MOST_DROPPED, READ_BYTES, StoredMessage
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
+from wsc_fast.stores.base import MOST_DROPPED, READ_BYTES, StoredMessage
+from wsc_fast.stores.sqlite import database, files
+from wsc_fast.stores.sqlite import store as sqlite
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 
 ROOT = Path(__file__).parent.parent
 
@@ -154,9 +155,7 @@ async def test_the_database_is_set_up(
         assert f"PRAGMA synchronous = {synchronous}" in seen
         with closing(sqlite3.connect(path)) as db:
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            assert db.execute("PRAGMA application_id").fetchone() == (
-                sqlite_database.APPLICATION_ID,
-            )
+            assert db.execute("PRAGMA application_id").fetchone() == (database.APPLICATION_ID,)
 
 
 async def test_full_is_the_default(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +181,7 @@ async def test_a_relative_path_is_that_of_the_beginning(
 # before each delete "?id".
 VICTIM = """
 import asyncio, itertools, os, random, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 
 path, name, seed = sys.argv[1:]
 chance = random.Random(seed)
@@ -352,7 +351,7 @@ async def test_open_tries_again_when_the_timeout_was_not_heeded(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As SQLite does, once in a thousand times, when processes change a new file to WAL at once.
-    prepare = sqlite_database._prepare
+    prepare = database._prepare
     error = sqlite3.OperationalError("database is locked")
     error.sqlite_errorcode = sqlite3.SQLITE_BUSY
     errors = [error]
@@ -362,7 +361,7 @@ async def test_open_tries_again_when_the_timeout_was_not_heeded(
             raise errors.pop()
         prepare(*args)
 
-    monkeypatch.setattr(sqlite_database, "_prepare", busy_at_first)
+    monkeypatch.setattr(database, "_prepare", busy_at_first)
     async with opened(path) as store:
         await fill(store, ["m1"])
     assert not errors
@@ -424,7 +423,7 @@ async def test_G16_a_million_users_take_max_bytes_and_no_more(path: Path) -> Non
 # On a file system of its own, of 4 MB, that is full (ENOSPC) until something else on it goes.
 ON_A_SMALL_DISK = """
 import asyncio, os, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 from wsc_fast.errors import OfflineStoreError
 
 async def main(disk):
@@ -475,7 +474,7 @@ def test_G18_a_file_system_that_is_full(tmp_path: Path) -> None:
 # Its files cannot grow beyond a bound (EFBIG: an I/O error to SQLite), until that is lifted.
 CRAMPED = """
 import asyncio, resource, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 from wsc_fast.errors import OfflineStoreError
 
 async def main():
@@ -621,13 +620,13 @@ async def test_an_older_schema_is_brought_up_to_date(
     async with opened(path) as store:
         await fill(store, ["m1"])
     further = ("CREATE TABLE further (x)", "INSERT INTO further SELECT count(*) FROM messages")
-    monkeypatch.setattr(sqlite_database, "MIGRATIONS", (*sqlite_database.MIGRATIONS, further))
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, further))
     for _ in range(2):
         async with opened(path) as store:
             assert await ids(store) == ["m1"]
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT x FROM further").fetchall() == [(1,)]
-        assert db.execute("PRAGMA user_version").fetchone() == (len(sqlite_database.MIGRATIONS),)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(database.MIGRATIONS),)
 
 
 async def test_a_migration_that_fails_leaves_the_old_schema(
@@ -637,7 +636,7 @@ async def test_a_migration_that_fails_leaves_the_old_schema(
         await fill(store, ["m1"])
     with monkeypatch.context() as patch:
         wrong = ("CREATE TABLE further (x)", "INSERT INTO nowhere VALUES (1)")
-        patch.setattr(sqlite_database, "MIGRATIONS", (*sqlite_database.MIGRATIONS, wrong))
+        patch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, wrong))
         with pytest.raises(OfflineStoreError, match="nowhere"):
             async with opened(path):
                 pass
@@ -952,7 +951,7 @@ async def test_close_while_it_opens(path: Path) -> None:
 
 FORGETFUL = """
 import asyncio, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 
 async def main():
     store = SQLiteOfflineStore(sys.argv[1])
@@ -980,7 +979,7 @@ async def test_a_program_that_forgets_to_close_ends(path: Path) -> None:
 # of another file), is killed or closes, removes all messages, and stores again.
 FILL = """
 import asyncio, os, signal, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 from wsc_fast.errors import OfflineStoreError
 
 disk, size, at_once, other, end = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
@@ -1112,7 +1111,7 @@ def test_a_full_disk_recovers_once_messages_are_removed(
 # Another program takes all that the disk has while the store is quiet.
 TAKEN = """
 import asyncio, os, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 from wsc_fast.errors import OfflineStoreError
 
 def take_all(path):
@@ -1313,7 +1312,7 @@ async def test_two_stores_both_follow_to_the_new_file(path: Path) -> None:
 async def test_a_log_that_is_removed_costs_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sqlite_files, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(files, "_LOOK_EVERY", 0.0)
     async with opened(path) as store:
         await fill(store, ["m1"])
         remove(f"{path}-wal")

@@ -56,7 +56,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from wsc_fast.delivery.offline import (
+from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
+from wsc_fast.log import log
+from wsc_fast.stores.base import (
     MOST_DROPPED,
     READ_BYTES,
     PartialPage,
@@ -64,8 +66,6 @@ from wsc_fast.delivery.offline import (
     exists_error,
     within,
 )
-from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
-from wsc_fast.log import log
 
 if TYPE_CHECKING:
     import redis.asyncio

@@ -39,11 +39,11 @@ from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 
-from wsc_fast.delivery import sqlite_database as database
-from wsc_fast.delivery.offline import READ_BYTES, StoredMessage, exists_error, full_error
-from wsc_fast.delivery.sqlite_files import DatabaseFiles
 from wsc_fast.errors import ConfigError, OfflineStoreError
 from wsc_fast.log import log
+from wsc_fast.stores.base import READ_BYTES, StoredMessage, exists_error, full_error
+from wsc_fast.stores.sqlite import database
+from wsc_fast.stores.sqlite.files import DatabaseFiles
 
 Synchronous = Literal["FULL", "NORMAL"]
 

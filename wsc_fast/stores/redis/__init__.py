@@ -1,0 +1,1 @@
+"""The offline store in Redis or Valkey."""
