@@ -22,11 +22,11 @@ from wsc_fast.errors import MessageExistsError, OfflineStoreError, OfflineStoreF
 from wsc_fast.stores.base import (
     MOST_DROPPED,
     READ_BYTES,
-    MemoryOfflineStore,
     OfflineStore,
     SharedOfflineStore,
     StoredMessage,
 )
+from wsc_fast.stores.memory import MemoryOfflineStore
 from wsc_fast.stores.redis.store import RedisOfflineStore
 from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 

@@ -31,12 +31,8 @@ from wsc_fast.errors import (
     OfflineStoreError,
     OfflineStoreFullError,
 )
-from wsc_fast.stores.base import (
-    MemoryOfflineStore,
-    OfflineStore,
-    SharedOfflineStore,
-    StoredMessage,
-)
+from wsc_fast.stores.base import OfflineStore, SharedOfflineStore, StoredMessage
+from wsc_fast.stores.memory import MemoryOfflineStore
 from wsc_fast.stores.redis.store import (
     BATCH_MESSAGES,
     BATCH_OPERATIONS,

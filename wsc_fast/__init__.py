@@ -73,12 +73,8 @@ from wsc_fast.server import (
 from wsc_fast.stats import (
     HubStats,
 )
-from wsc_fast.stores.base import (
-    MemoryOfflineStore,
-    OfflineStore,
-    SharedOfflineStore,
-    StoredMessage,
-)
+from wsc_fast.stores.base import OfflineStore, SharedOfflineStore, StoredMessage
+from wsc_fast.stores.memory import MemoryOfflineStore
 from wsc_fast.stores.redis.store import (
     RedisOfflineStore,
 )
