@@ -789,13 +789,13 @@ async def test_G18_G20_redis_is_stopped_and_started_again(tmp_path: Path) -> Non
 async def test_G18_a_slow_disk_stalls_nobody(
     delay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = sqlite._Worker._transact
+    transact = sqlite.Worker._transact
 
     def slow(self: Any, batch: Any) -> Any:
         time.sleep(delay)
         return transact(self, batch)
 
-    monkeypatch.setattr(sqlite._Worker, "_transact", slow)
+    monkeypatch.setattr(sqlite.Worker, "_transact", slow)
     hub = acking(SQLiteOfflineStore(tmp_path / "offline.db"))
     async with running(hub):
         raw, _ = await join(hub, "watcher")

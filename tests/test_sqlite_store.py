@@ -821,7 +821,7 @@ async def test_calls_of_a_batch_take_effect_in_their_order(path: Path) -> None:
 async def test_no_error_ends_the_thread(
     path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    original = getattr(sqlite._Worker, method)
+    original = getattr(sqlite.Worker, method)
     failures: list[BaseException] = []
 
     def fails(self: Any, *args: Any) -> Any:
@@ -830,7 +830,7 @@ async def test_no_error_ends_the_thread(
             raise failures.pop()
         return result
 
-    monkeypatch.setattr(sqlite._Worker, method, fails)
+    monkeypatch.setattr(sqlite.Worker, method, fails)
     async with opened(path) as store:
         for error in (RuntimeError("a bug"), MemoryError(), SystemExit()):
             failures.append(error)
@@ -1168,7 +1168,7 @@ async def test_messages_are_in_the_database_after_a_quiet_second(path: Path) -> 
 async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = sqlite._Worker._transact
+    transact = sqlite.Worker._transact
     tried: list[int] = []
 
     def cramped(self: Any, part: list[Any]) -> None:
@@ -1183,7 +1183,7 @@ async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
     async with opened(path) as store:
         await fill(store, [f"m{n}" for n in range(200)])
         with monkeypatch.context() as patch:
-            patch.setattr(sqlite._Worker, "_transact", cramped)
+            patch.setattr(sqlite.Worker, "_transact", cramped)
             with locked(path) as other:
                 calls: list[Awaitable[Any]] = [
                     asyncio.ensure_future(store.delete("ann", [f"m{n}"])) for n in range(100)
@@ -1211,7 +1211,7 @@ async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
 async def test_removing_fails_where_not_even_one_fits(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = sqlite._Worker._transact
+    transact = sqlite.Worker._transact
     tries = 0
 
     def full(self: Any, part: list[Any]) -> None:
@@ -1227,7 +1227,7 @@ async def test_removing_fails_where_not_even_one_fits(
     async with opened(path) as store:
         await fill(store, names)
         with monkeypatch.context() as patch:
-            patch.setattr(sqlite._Worker, "_transact", full)
+            patch.setattr(sqlite.Worker, "_transact", full)
             with locked(path) as other:
                 calls = [asyncio.ensure_future(store.delete("ann", [name])) for name in names]
                 await asyncio.sleep(0)
@@ -1397,7 +1397,7 @@ async def test_calls_of_a_batch_end_over_several_turns(path: Path, any_loop: str
             await asyncio.sleep(0)
             turn += 1
         # A turn of this count may see two of the store's.
-        assert max(ended.values()) <= 2 * sqlite._TURN_ENTRIES
+        assert max(ended.values()) <= 2 * sqlite.TURN_ENTRIES
     assert len(ended) >= 3
 
 

@@ -55,7 +55,7 @@ _BATCH_BYTES = 4 << 20
 _DELETE_IDS = 64
 
 # Most calls that end in one turn of the event loop, and most messages that they return.
-_TURN_ENTRIES = 200
+TURN_ENTRIES = 200
 _TURN_MESSAGES = 1000
 
 # Roughly what an entry costs beside its texts and data: itself, its future, the queue's place.
@@ -69,8 +69,8 @@ _SMALLEST = 1 << 20
 
 # Beside its size, what a write may take in the log (12 pages were measured, in large indexes), and
 # what an append may add to the database (2 pages).
-_ROW_LOG_BYTES = 64 << 10
-_ROW_GROWTH_BYTES = 32 << 10
+ROW_LOG_BYTES = 64 << 10
+ROW_GROWTH_BYTES = 32 << 10
 
 # Seconds without a call after which the log is emptied.
 _QUIET = 1.0
@@ -81,7 +81,7 @@ _MOST_SPANS = 1000
 _MOST_POSITIONS = 100_000
 
 
-class _Append(msgspec.Struct):
+class Append(msgspec.Struct):
     """A message to keep; its future gets the messages that were dropped for it."""
 
     future: asyncio.Future[Any]
@@ -98,7 +98,7 @@ class _Append(msgspec.Struct):
     writes: ClassVar[bool] = True
 
 
-class _Delete(msgspec.Struct):
+class Delete(msgspec.Struct):
     """Messages to remove; its future gets how many there were."""
 
     future: asyncio.Future[Any]
@@ -114,7 +114,7 @@ class _Delete(msgspec.Struct):
         return len(self.message_ids)
 
 
-class _Expire(msgspec.Struct):
+class Expire(msgspec.Struct):
     """Old messages to remove; its future gets them."""
 
     future: asyncio.Future[Any]
@@ -131,7 +131,7 @@ class _Expire(msgspec.Struct):
         return self.limit
 
 
-class _Query(msgspec.Struct):
+class Query(msgspec.Struct):
     """Anything that only reads; its future gets the result of the function."""
 
     future: asyncio.Future[Any]
@@ -143,7 +143,7 @@ class _Query(msgspec.Struct):
     writes: ClassVar[bool] = False
 
 
-_Entry = _Append | _Delete | _Expire | _Query
+Entry = Append | Delete | Expire | Query
 
 
 class SQLiteOfflineStore:
@@ -236,8 +236,8 @@ class SQLiteOfflineStore:
         self._max_bytes = max_bytes
         # The first is set from the start of `open` to the end of `close`, the second only while
         # calls are taken.
-        self._worker: _Worker | None = None
-        self._ready: _Worker | None = None
+        self._worker: Worker | None = None
+        self._ready: Worker | None = None
 
     async def open(self) -> None:
         """Opens the database, creates it or brings its schema up to date.
@@ -257,7 +257,7 @@ class SQLiteOfflineStore:
             else:
                 await asyncio.shield(worker.opened)
                 return
-        worker = _Worker(
+        worker = Worker(
             asyncio.get_running_loop(),
             self._path,
             self._synchronous,
@@ -274,7 +274,7 @@ class SQLiteOfflineStore:
             await self._closed(worker)
             raise
 
-    def _on_opened(self, worker: _Worker, opened: asyncio.Future[None]) -> None:
+    def _on_opened(self, worker: Worker, opened: asyncio.Future[None]) -> None:
         if opened.exception() is not None:
             worker.closing = True
         elif not worker.closing:
@@ -300,17 +300,17 @@ class SQLiteOfflineStore:
             worker.queue.put(None)
         await self._closed(worker)
 
-    def _is_ours(self, worker: _Worker) -> bool:
+    def _is_ours(self, worker: Worker) -> bool:
         return worker.loop is asyncio.get_running_loop()
 
-    async def _closed(self, worker: _Worker) -> None:
+    async def _closed(self, worker: Worker) -> None:
         await asyncio.shield(worker.closed)
         # It has nothing left to do, so this does not block.
         worker.thread.join()
         if self._worker is worker:
             self._worker = None
 
-    async def _abandon(self, worker: _Worker) -> None:
+    async def _abandon(self, worker: Worker) -> None:
         """Lets go of a worker whose loop was closed over it, once it is through."""
         if not worker.loop.is_closed():
             raise self._error("it is open on another event loop")
@@ -351,7 +351,7 @@ class SQLiteOfflineStore:
             if not isinstance(data, bytes):
                 raise self._error(f"data must be bytes, not {type(data).__name__}")
             if limit < 1:
-                raise full_error(_named(self._path), user_id, limit)
+                raise full_error(named(self._path), user_id, limit)
             size = _ENTRY_BYTES + len(user_id) + len(message_id) + len(data)
             self._check_waiting(worker, size, self._max_waiting_bytes)
         except OfflineStoreError as error:
@@ -359,7 +359,7 @@ class SQLiteOfflineStore:
             refused.set_exception(error)
             return refused
         return worker.put(
-            _Append(
+            Append(
                 worker.loop.create_future(),
                 size,
                 time.time(),
@@ -415,7 +415,7 @@ class SQLiteOfflineStore:
         self._check_waiting(worker, sum(sizes), 2 * self._max_waiting_bytes)
         now = time.time()
         deleting = [
-            worker.put(_Delete(worker.loop.create_future(), size, now, user_id, part))
+            worker.put(Delete(worker.loop.create_future(), size, now, user_id, part))
             for size, part in zip(sizes, parts, strict=True)
         ]
         return sum(await asyncio.gather(*deleting))
@@ -457,7 +457,7 @@ class SQLiteOfflineStore:
         self._check_waiting(worker, _ENTRY_BYTES, 2 * self._max_waiting_bytes)
         future: asyncio.Future[list[tuple[str, StoredMessage]]] = worker.loop.create_future()
         worker.put(
-            _Expire(future, _ENTRY_BYTES, time.time(), float(before), max(0, limit), max_bytes)
+            Expire(future, _ENTRY_BYTES, time.time(), float(before), max(0, limit), max_bytes)
         )
         return await future
 
@@ -510,7 +510,7 @@ class SQLiteOfflineStore:
         worker = self._open_worker()
         self._check_waiting(worker, _ENTRY_BYTES, 2 * self._max_waiting_bytes)
         future = worker.loop.create_future()
-        return await worker.put(_Query(future, _ENTRY_BYTES, time.time(), function))
+        return await worker.put(Query(future, _ENTRY_BYTES, time.time(), function))
 
     def _ids(self, message_ids: Collection[str]) -> list[str]:
         ids = list(message_ids)
@@ -518,13 +518,13 @@ class SQLiteOfflineStore:
             self._check_text("message_id", message_id)
         return ids
 
-    def _open_worker(self) -> _Worker:
+    def _open_worker(self) -> Worker:
         worker = self._ready
         if worker is None:
             raise self._error("it is not open")
         return worker
 
-    def _check_waiting(self, worker: _Worker, size: int, most: int) -> None:
+    def _check_waiting(self, worker: Worker, size: int, most: int) -> None:
         if worker.waiting + size > most:
             raise self._error(
                 f"the disk is too slow, or the message too large: {worker.waiting} bytes wait, "
@@ -542,10 +542,10 @@ class SQLiteOfflineStore:
                 raise self._error(f"{name} is no valid Unicode: {error}") from error
 
     def _error(self, text: str) -> OfflineStoreError:
-        return OfflineStoreError(f"{_named(self._path)}: {text}")
+        return OfflineStoreError(f"{named(self._path)}: {text}")
 
 
-class _Worker:
+class Worker:
     """The thread of an open store, and what it shares with the loop."""
 
     def __init__(
@@ -558,7 +558,7 @@ class _Worker:
     ) -> None:
         self.loop = loop
         # Entries, and None to end after those before it.
-        self.queue: SimpleQueue[_Entry | None] = SimpleQueue()
+        self.queue: SimpleQueue[Entry | None] = SimpleQueue()
         # Bytes of what is in the queue or under way; only the loop touches these two.
         self.waiting = 0
         self.closing = False
@@ -574,15 +574,15 @@ class _Worker:
         self._db_waits = busy_timeout
         self._files = DatabaseFiles(path)
         self._log_is_used = False
-        self.others = _Others()
+        self.others = Others()
         # What is through, and has yet to be told to the callers; the loop's.
-        self._done: deque[_Entry] = deque()
+        self._done: deque[Entry] = deque()
         self._telling = False
         self._ended = False
 
     # On the loop.
 
-    def put(self, entry: _Entry) -> asyncio.Future[Any]:
+    def put(self, entry: Entry) -> asyncio.Future[Any]:
         """Has the thread do this, behind all that was put in before; returns the entry's future."""
         self.waiting += entry.size
         self.queue.put(entry)
@@ -594,14 +594,14 @@ class _Worker:
         else:
             self.opened.set_exception(error)
 
-    def _on_batch(self, batch: list[_Entry]) -> None:
+    def _on_batch(self, batch: list[Entry]) -> None:
         self._done += batch
         if not self._telling:
             self._tell_callers()
 
     def _tell_callers(self) -> None:
         """Ends some of the calls, and the others in the next turns: their callbacks take time."""
-        entries, messages = _TURN_ENTRIES, _TURN_MESSAGES
+        entries, messages = TURN_ENTRIES, _TURN_MESSAGES
         while self._done and entries > 0 and messages > 0:
             entry = self._done.popleft()
             entries -= 1
@@ -614,7 +614,7 @@ class _Worker:
         elif self._ended:
             self.closed.set_result(None)
 
-    def _end(self, entry: _Entry) -> None:
+    def _end(self, entry: Entry) -> None:
         self.waiting -= entry.size
         if entry.future.done():  # cancelled
             return
@@ -653,7 +653,7 @@ class _Worker:
         """Works off batches until it is told to end; no error ends it."""
         last = False
         while not last:
-            batch: list[_Entry] = []
+            batch: list[Entry] = []
             try:
                 last = self._take(batch)
                 rest = batch
@@ -665,7 +665,7 @@ class _Worker:
             if batch:
                 self._tell(self._on_batch, batch)
 
-    def _take(self, batch: list[_Entry]) -> bool:
+    def _take(self, batch: list[Entry]) -> bool:
         """Waits for an entry and takes what else is there; returns whether it is the last batch."""
         rows = size = 0
         entry = self._wait_for_entry()
@@ -681,7 +681,7 @@ class _Worker:
                 return False
         return True
 
-    def _wait_for_entry(self) -> _Entry | None:
+    def _wait_for_entry(self) -> Entry | None:
         if self._log_is_used:
             try:
                 return self.queue.get(timeout=_QUIET)
@@ -690,23 +690,23 @@ class _Worker:
                 self._checkpoint("PASSIVE")
         return self.queue.get()
 
-    def _part(self, entries: list[_Entry]) -> tuple[list[_Entry], list[_Entry]]:
+    def _part(self, entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
         """The next entries to do in one transaction, and those behind them.
 
         That is all of them while the disk has room for the worst. Else it is as many as there
         surely is room for; an append for which there is none is refused.
         """
-        if not any(type(entry) is _Append for entry in entries):
+        if not any(type(entry) is Append for entry in entries):
             return entries, []
-        each = _ROW_LOG_BYTES + _ROW_GROWTH_BYTES
+        each = ROW_LOG_BYTES + ROW_GROWTH_BYTES
         if self._files.has_room(sum(2 * entry.size + each * entry.rows for entry in entries)):
             return entries, []
         room = self._room()
         if room is None:
             return entries, []
-        part: list[_Entry] = []
+        part: list[Entry] = []
         for index, entry in enumerate(entries):
-            if type(entry) is not _Append:
+            if type(entry) is not Append:
                 room.take_removal(entry)
             elif not room.take(entry):
                 if room.is_used:
@@ -716,7 +716,7 @@ class _Worker:
             part.append(entry)
         return part, []
 
-    def _room(self) -> _Room | None:
+    def _room(self) -> Room | None:
         """Empties the log, and measures; None if that does not work, as of a damaged database."""
         try:
             self._checkpoint()
@@ -728,9 +728,9 @@ class _Worker:
         disk = self._files.disk()
         if disk is None:
             return None
-        return _Room(*disk, log_bytes=self._files.log_bytes(), unused_bytes=unused * page_size)
+        return Room(*disk, log_bytes=self._files.log_bytes(), unused_bytes=unused * page_size)
 
-    def _attempt(self, part: list[_Entry]) -> None:
+    def _attempt(self, part: list[Entry]) -> None:
         """Does entries in one transaction.
 
         If that fails for want of room, the appends fail, and the others are done once more.
@@ -744,10 +744,10 @@ class _Worker:
             if database.code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 self._fail(part, error)
                 return
-            self._fail([entry for entry in part if type(entry) is _Append], error)
-            self._remove([entry for entry in part if type(entry) is not _Append], error)
+            self._fail([entry for entry in part if type(entry) is Append], error)
+            self._remove([entry for entry in part if type(entry) is not Append], error)
 
-    def _remove(self, entries: list[_Entry], error: BaseException) -> None:
+    def _remove(self, entries: list[Entry], error: BaseException) -> None:
         """Does entries that read or remove once more, after a failure for want of room.
 
         The log is emptied first, and fewer are done at a time until they fit.
@@ -763,7 +763,7 @@ class _Worker:
                 first = entries[0]
                 if size > 1:
                     size = max(size // 4, 1)
-                elif type(first) is _Expire and first.limit > 1:
+                elif type(first) is Expire and first.limit > 1:
                     first.limit = max(first.limit // 4, 1)
                 else:
                     break
@@ -772,7 +772,7 @@ class _Worker:
                 size *= 2
         self._fail(entries, error)
 
-    def _transact(self, part: list[_Entry]) -> None:
+    def _transact(self, part: list[Entry]) -> None:
         """Does entries in one transaction, and gives each its outcome."""
         db = self._connection()
         writing = any(entry.writes for entry in part)
@@ -781,7 +781,7 @@ class _Worker:
             db.execute("BEGIN IMMEDIATE")
         rows: list[Any] = []
         for index, entry in enumerate(part):
-            if type(entry) is _Append:
+            if type(entry) is Append:
                 entry.outcome = []
                 rows += (
                     index,
@@ -792,16 +792,16 @@ class _Worker:
                     entry.limit,
                     entry.drop_oldest,
                 )
-            elif type(entry) is _Delete:
+            elif type(entry) is Delete:
                 entry.outcome = 0
                 for message_id in entry.message_ids:
                     rows += (index, entry.user_id, message_id, None, None, None, None)
             else:
                 # It sees what was called before it, and nothing else.
                 database.arrive(db, rows)
-                if type(entry) is _Query:
+                if type(entry) is Query:
                     self._query(db, entry, writing)
-                elif type(entry) is _Expire:
+                elif type(entry) is Expire:
                     entry.outcome = database.expire(db, entry.before, entry.limit, entry.max_bytes)
         if writing:
             database.arrive(db, rows)
@@ -810,7 +810,7 @@ class _Worker:
             self._log_is_used = True
             self.others.committed(last, own)
 
-    def _query(self, db: sqlite3.Connection, entry: _Query, writing: bool) -> None:
+    def _query(self, db: sqlite3.Connection, entry: Query, writing: bool) -> None:
         try:
             entry.outcome = entry.function(db)
         except sqlite3.Error as error:
@@ -819,23 +819,23 @@ class _Worker:
                 raise
             entry.outcome = self._trouble(error)
 
-    def _collect(self, db: sqlite3.Connection, part: list[_Entry]) -> tuple[int, int]:
+    def _collect(self, db: sqlite3.Connection, part: list[Entry]) -> tuple[int, int]:
         """Gives the entries what the triggers have left about them.
 
         Returns:
             tuple[int, int]: the newest position, and how many the part has filled.
         """
         results = database.Results(db)
-        stored = sum(type(entry) is _Append for entry in part)
+        stored = sum(type(entry) is Append for entry in part)
         for index in results.noted:
             entry = part[index]
-            if type(entry) is _Append:
+            if type(entry) is Append:
                 stored -= 1
                 if index not in results.existing:
-                    entry.outcome = full_error(_named(self._path), entry.user_id, entry.limit)
+                    entry.outcome = full_error(named(self._path), entry.user_id, entry.limit)
                 elif (data := results.existing[index]) is not None:
                     entry.outcome = exists_error(
-                        _named(self._path), entry.user_id, entry.message_id, data
+                        named(self._path), entry.user_id, entry.message_id, data
                     )
             else:
                 entry.outcome += 1
@@ -859,10 +859,10 @@ class _Worker:
             db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
             self._db_waits = seconds
 
-    def _fail(self, entries: list[_Entry], error: BaseException) -> None:
+    def _fail(self, entries: list[Entry], error: BaseException) -> None:
         """Their transaction failed: writes fail with it, reads are done once more."""
         for entry in entries:
-            if type(entry) is not _Query:
+            if type(entry) is not Query:
                 entry.outcome = self._trouble(error)
                 continue
             try:
@@ -870,7 +870,7 @@ class _Worker:
             except BaseException as own:
                 entry.outcome = self._trouble(own)
 
-    def _roll_back(self, entries: list[_Entry], error: BaseException) -> None:
+    def _roll_back(self, entries: list[Entry], error: BaseException) -> None:
         """Takes back a transaction that failed, and the outcomes that it gave."""
         for entry in entries:
             entry.outcome = msgspec.UNSET
@@ -896,7 +896,7 @@ class _Worker:
         return error
 
     def _error(self, text: str) -> OfflineStoreError:
-        return OfflineStoreError(f"{_named(self._path)}: {text}")
+        return OfflineStoreError(f"{named(self._path)}: {text}")
 
     # The files.
 
@@ -956,7 +956,7 @@ class _Worker:
                 db.close()  # takes back what is not committed
 
 
-class _Room:
+class Room:
     """The room that a disk and a database have for the appends of one transaction."""
 
     def __init__(self, free: int, kept: int, *, log_bytes: int, unused_bytes: int) -> None:
@@ -979,18 +979,18 @@ class _Room:
         """Whether the transaction writes anything yet."""
         return self._log > 0
 
-    def refusal(self, entry: _Append) -> str:
+    def refusal(self, entry: Append) -> str:
         """What is said to an append for which there is no room."""
         return (
             f"the disk is nearly full: {self._free} bytes are free, of which {self._kept} are kept "
             f"for removing messages, and this message of {len(entry.data)} bytes may take "
-            f"{2 * entry.size + _ROW_LOG_BYTES + _ROW_GROWTH_BYTES}"
+            f"{2 * entry.size + ROW_LOG_BYTES + ROW_GROWTH_BYTES}"
         )
 
-    def take(self, entry: _Append) -> bool:
+    def take(self, entry: Append) -> bool:
         """Takes room for this; returns whether there was enough."""
-        log_used = self._log + entry.size + _ROW_LOG_BYTES
-        growth = self._growth + entry.size + _ROW_GROWTH_BYTES
+        log_used = self._log + entry.size + ROW_LOG_BYTES
+        growth = self._growth + entry.size + ROW_GROWTH_BYTES
         more = max(0, growth - self._unused)
         # A write into unused pages is always tried: if the log has no room, it is rolled back.
         if more and self._kept + log_used + more > self._free:
@@ -998,13 +998,13 @@ class _Room:
         self._log, self._growth = log_used, growth
         return True
 
-    def take_removal(self, entry: _Entry) -> None:
+    def take_removal(self, entry: Entry) -> None:
         """Counts the room that a removal takes in the log; a removal is never refused."""
         if entry.writes:
-            self._log += entry.rows * _ROW_LOG_BYTES
+            self._log += entry.rows * ROW_LOG_BYTES
 
 
-class _Others:
+class Others:
     """The positions that other connections have filled, as far back as somebody may ask.
 
     Thread-safety: the worker thread.
@@ -1070,6 +1070,6 @@ class _Others:
         return spans, self._known
 
 
-def _named(path: str) -> str:
+def named(path: str) -> str:
     """A store as its errors name it."""
     return f"offline store {path}"
