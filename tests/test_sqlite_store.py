@@ -27,8 +27,7 @@ from test_offline_stores import append, fill, ids
 from tests.support import eventually
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
 from wsc_fast.stores.base import MOST_DROPPED, READ_BYTES, StoredMessage
-from wsc_fast.stores.sqlite import database, files
-from wsc_fast.stores.sqlite import store as sqlite
+from wsc_fast.stores.sqlite import database, files, others, worker
 from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +73,7 @@ def on_connect(
         hook(db)
         return db
 
-    monkeypatch.setattr(sqlite.sqlite3, "connect", connect_and_call)
+    monkeypatch.setattr(sqlite3, "connect", connect_and_call)
 
 
 def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -86,7 +85,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seen.append(sql)
             return super().execute(sql, *args)
 
-    monkeypatch.setattr(sqlite.sqlite3, "connect", partial(sqlite3.connect, factory=Recording))
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Recording))
     return seen
 
 
@@ -293,7 +292,7 @@ async def test_G18_a_lock_that_stays_fails_what_waits_and_nothing_else(path: Pat
 async def test_G18_batches_behind_a_lock_share_the_timeout(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_BATCH_ROWS", 5)
+    monkeypatch.setattr(worker, "_BATCH_ROWS", 5)
     async with opened(path, busy_timeout=1.0) as store:
         with locked(path):
             start = time.monotonic()
@@ -821,7 +820,7 @@ async def test_calls_of_a_batch_take_effect_in_their_order(path: Path) -> None:
 async def test_no_error_ends_the_thread(
     path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    original = getattr(sqlite.Worker, method)
+    original = getattr(worker.Worker, method)
     failures: list[BaseException] = []
 
     def fails(self: Any, *args: Any) -> Any:
@@ -830,7 +829,7 @@ async def test_no_error_ends_the_thread(
             raise failures.pop()
         return result
 
-    monkeypatch.setattr(sqlite.Worker, method, fails)
+    monkeypatch.setattr(worker.Worker, method, fails)
     async with opened(path) as store:
         for error in (RuntimeError("a bug"), MemoryError(), SystemExit()):
             failures.append(error)
@@ -1168,7 +1167,7 @@ async def test_messages_are_in_the_database_after_a_quiet_second(path: Path) -> 
 async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = sqlite.Worker._transact
+    transact = worker.Worker._transact
     tried: list[int] = []
 
     def cramped(self: Any, part: list[Any]) -> None:
@@ -1183,7 +1182,7 @@ async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
     async with opened(path) as store:
         await fill(store, [f"m{n}" for n in range(200)])
         with monkeypatch.context() as patch:
-            patch.setattr(sqlite.Worker, "_transact", cramped)
+            patch.setattr(worker.Worker, "_transact", cramped)
             with locked(path) as other:
                 calls: list[Awaitable[Any]] = [
                     asyncio.ensure_future(store.delete("ann", [f"m{n}"])) for n in range(100)
@@ -1211,7 +1210,7 @@ async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
 async def test_removing_fails_where_not_even_one_fits(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = sqlite.Worker._transact
+    transact = worker.Worker._transact
     tries = 0
 
     def full(self: Any, part: list[Any]) -> None:
@@ -1227,7 +1226,7 @@ async def test_removing_fails_where_not_even_one_fits(
     async with opened(path) as store:
         await fill(store, names)
         with monkeypatch.context() as patch:
-            patch.setattr(sqlite.Worker, "_transact", full)
+            patch.setattr(worker.Worker, "_transact", full)
             with locked(path) as other:
                 calls = [asyncio.ensure_future(store.delete("ann", [name])) for name in names]
                 await asyncio.sleep(0)
@@ -1397,7 +1396,7 @@ async def test_calls_of_a_batch_end_over_several_turns(path: Path, any_loop: str
             await asyncio.sleep(0)
             turn += 1
         # A turn of this count may see two of the store's.
-        assert max(ended.values()) <= 2 * sqlite.TURN_ENTRIES
+        assert max(ended.values()) <= 2 * worker.TURN_ENTRIES
     assert len(ended) >= 3
 
 
@@ -1468,8 +1467,8 @@ async def test_a_page_loads_no_more_than_it_returns(path: Path) -> None:
 async def test_appended_of_many_spans_and_positions(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_MOST_SPANS", 5)
-    monkeypatch.setattr(sqlite, "_MOST_POSITIONS", 7)
+    monkeypatch.setattr(others, "_MOST_SPANS", 5)
+    monkeypatch.setattr(others, "_MOST_POSITIONS", 7)
     async with opened(path) as first, opened(path) as second:
         after, _ = await first.appended(-1)
         for n in range(30):
