@@ -56,7 +56,8 @@ from wsc_fast import (
 from wsc_fast._core.timers import TICK
 from wsc_fast.delivery import replay
 from wsc_fast.messages import to_hub_message
-from wsc_fast.stores.sqlite import database, worker
+from wsc_fast.stores.sqlite import database
+from wsc_fast.stores.sqlite.transactions import Transactions
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 
@@ -789,13 +790,13 @@ async def test_G18_G20_redis_is_stopped_and_started_again(tmp_path: Path) -> Non
 async def test_G18_a_slow_disk_stalls_nobody(
     delay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = worker.Worker._transact
+    transact = Transactions._transact
 
     def slow(self: Any, batch: Any) -> Any:
         time.sleep(delay)
         return transact(self, batch)
 
-    monkeypatch.setattr(worker.Worker, "_transact", slow)
+    monkeypatch.setattr(Transactions, "_transact", slow)
     hub = acking(SQLiteOfflineStore(tmp_path / "offline.db"))
     async with running(hub):
         raw, _ = await join(hub, "watcher")

@@ -29,6 +29,8 @@ from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullErro
 from wsc_fast.stores.base import MOST_DROPPED, READ_BYTES, StoredMessage
 from wsc_fast.stores.sqlite import database, files, others, worker
 from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.transactions import Transactions
+from wsc_fast.stores.sqlite.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 
@@ -816,11 +818,14 @@ async def test_calls_of_a_batch_take_effect_in_their_order(path: Path) -> None:
         assert (stored, deleted, unseen, expired, again, count) == ([], 1, [], [], [], 1)
 
 
-@pytest.mark.parametrize("method", ["_take", "_transact", "_collect"])
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [(Worker, "_take"), (Transactions, "_transact"), (Transactions, "_collect")],
+)
 async def test_no_error_ends_the_thread(
-    path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    path: Path, monkeypatch: pytest.MonkeyPatch, part: type, method: str
 ) -> None:
-    original = getattr(worker.Worker, method)
+    original = getattr(part, method)
     failures: list[BaseException] = []
 
     def fails(self: Any, *args: Any) -> Any:
@@ -829,7 +834,7 @@ async def test_no_error_ends_the_thread(
             raise failures.pop()
         return result
 
-    monkeypatch.setattr(worker.Worker, method, fails)
+    monkeypatch.setattr(part, method, fails)
     async with opened(path) as store:
         for error in (RuntimeError("a bug"), MemoryError(), SystemExit()):
             failures.append(error)
@@ -1167,7 +1172,7 @@ async def test_messages_are_in_the_database_after_a_quiet_second(path: Path) -> 
 async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = worker.Worker._transact
+    transact = Transactions._transact
     tried: list[int] = []
 
     def cramped(self: Any, part: list[Any]) -> None:
@@ -1182,7 +1187,7 @@ async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
     async with opened(path) as store:
         await fill(store, [f"m{n}" for n in range(200)])
         with monkeypatch.context() as patch:
-            patch.setattr(worker.Worker, "_transact", cramped)
+            patch.setattr(Transactions, "_transact", cramped)
             with locked(path) as other:
                 calls: list[Awaitable[Any]] = [
                     asyncio.ensure_future(store.delete("ann", [f"m{n}"])) for n in range(100)
@@ -1210,7 +1215,7 @@ async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
 async def test_removing_fails_where_not_even_one_fits(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = worker.Worker._transact
+    transact = Transactions._transact
     tries = 0
 
     def full(self: Any, part: list[Any]) -> None:
@@ -1226,7 +1231,7 @@ async def test_removing_fails_where_not_even_one_fits(
     async with opened(path) as store:
         await fill(store, names)
         with monkeypatch.context() as patch:
-            patch.setattr(worker.Worker, "_transact", full)
+            patch.setattr(Transactions, "_transact", full)
             with locked(path) as other:
                 calls = [asyncio.ensure_future(store.delete("ann", [name])) for name in names]
                 await asyncio.sleep(0)

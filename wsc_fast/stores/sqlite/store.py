@@ -14,7 +14,8 @@ from wsc_fast.errors import ConfigError, OfflineStoreError
 from wsc_fast.stores.base import READ_BYTES, StoredMessage, full_error
 from wsc_fast.stores.sqlite import database
 from wsc_fast.stores.sqlite.entries import Append, Delete, Expire, Query
-from wsc_fast.stores.sqlite.worker import Worker, named
+from wsc_fast.stores.sqlite.transactions import Transactions, named
+from wsc_fast.stores.sqlite.worker import Worker
 
 Synchronous = Literal["FULL", "NORMAL"]
 
@@ -139,13 +140,10 @@ class SQLiteOfflineStore:
             else:
                 await asyncio.shield(worker.opened)
                 return
-        worker = Worker(
-            asyncio.get_running_loop(),
-            self._path,
-            self._synchronous,
-            self._busy_timeout,
-            self._max_bytes,
+        transactions = Transactions(
+            self._path, self._synchronous, self._busy_timeout, self._max_bytes
         )
+        worker = Worker(asyncio.get_running_loop(), transactions)
         self._worker = worker
         # The first callback of the future, so before anyone who awaits it goes on.
         worker.opened.add_done_callback(partial(self._on_opened, worker))
