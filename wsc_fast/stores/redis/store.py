@@ -94,7 +94,7 @@ MOST_TTL, MOST_TIMEOUT = 100 * 365 * 86400, 3600
 LAST_POSITION = 1 << 53
 
 
-class _Script:
+class Script:
     """A script as EVALSHA and EVAL want it."""
 
     def __init__(self, text: str) -> None:
@@ -126,7 +126,7 @@ end
 # has nothing to say if it was stored, or was there already, and dropped nothing. Operations that
 # are not done come again: the reply is full. Another number: the batch has not been begun, and this
 # is the reply to an earlier one, which has not arrived.
-_WRITE = _Script(
+_WRITE = Script(
     _OPERATIONS + f"""
 local MOST_DROPPED, RECENT_USERS, RECENT_SECONDS = {MOST_DROPPED}, {RECENT_USERS}, {RECENT_SECONDS}
 """
@@ -331,7 +331,7 @@ return reply
 # `more` says that this reply has no room for the next message, which the operation would take.
 # Returns bytes of messages, and for each operation {'ok', ...}, {'trouble', text}, {'later'}: there
 # was no room in this reply, or {'alone'}: its first message is larger than such a reply.
-_READ = _Script(
+_READ = Script(
     _OPERATIONS
     + """
 local all_bytes, all_messages = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -590,7 +590,7 @@ class RedisOfflineStore:
         self._ttl = ttl
         self._max_waiting_bytes = max_waiting_bytes
         self._timeout = timeout
-        self._session: _Session | None = None
+        self._session: Session | None = None
         client = self._client()
         kwargs = client.connection_pool.connection_kwargs
         if kwargs.get("decode_responses"):
@@ -649,7 +649,7 @@ class RedisOfflineStore:
                 client = self._client()
             except Exception as error:
                 raise OfflineStoreError(f"no client for {self!r}: {error}") from error
-            session = self._session = _Session(
+            session = self._session = Session(
                 client,
                 self._name,
                 self._secrets,
@@ -712,7 +712,7 @@ class RedisOfflineStore:
             data = bytes(memoryview(data))
         # More than an int of MessagePack holds is as good as no limit.
         limit = max(0, min(limit, LAST_POSITION))
-        operation = _Append(_encode(user_id), _encode(message_id), data, limit, drop_oldest)
+        operation = Append(encode(user_id), encode(message_id), data, limit, drop_oldest)
         if self._session is None:
             operation.future.set_exception(OfflineStoreError(f"{self!r} is not open"))
         else:
@@ -737,7 +737,7 @@ class RedisOfflineStore:
         Raises:
             OfflineStoreError: they cannot be read.
         """
-        return await self._opened().read(_encode(user_id), after, limit, max_bytes)
+        return await self._opened().read(encode(user_id), after, limit, max_bytes)
 
     async def delete(self, user_id: str, message_ids: Collection[str]) -> int:
         """Removes messages of a user.
@@ -752,10 +752,10 @@ class RedisOfflineStore:
         Raises:
             OfflineStoreError: they are not known to be removed.
         """
-        user = _encode(user_id)
+        user = encode(user_id)
         session = self._opened()
-        ids = [_encode(message_id) for message_id in message_ids]
-        operations = [_Delete(user, chunk) for chunk in _chunks(ids)]
+        ids = [encode(message_id) for message_id in message_ids]
+        operations = [Delete(user, chunk) for chunk in _chunks(ids)]
         for operation in operations:
             session.put(operation)
         deleting = [operation.future for operation in operations]
@@ -777,7 +777,7 @@ class RedisOfflineStore:
         Raises:
             OfflineStoreError: they cannot be counted.
         """
-        (found,) = await self._opened().ask(_Read("count", _encode(user_id)))
+        (found,) = await self._opened().ask(Read("count", encode(user_id)))
         return int(found)
 
     async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
@@ -793,11 +793,11 @@ class RedisOfflineStore:
         Raises:
             OfflineStoreError: nothing is known about them.
         """
-        user = _encode(user_id)
+        user = encode(user_id)
         session = self._opened()
         missing: list[str] = []
         for chunk in _chunks(list(message_ids)):
-            (which,) = await session.ask(_Read("missing", user, [_encode(each) for each in chunk]))
+            (which,) = await session.ask(Read("missing", user, [encode(each) for each in chunk]))
             missing += [chunk[number - 1] for number in which]
         return missing
 
@@ -843,15 +843,15 @@ class RedisOfflineStore:
         """
         stop = round(min(before * 1e6, LAST_POSITION)) if before > 0 else 0
         removed = await self._opened().expire(stop, limit, max_bytes)
-        return [(_decode(user), message) for user, message in removed]
+        return [(decode(user), message) for user, message in removed]
 
-    def _opened(self) -> _Session:
+    def _opened(self) -> Session:
         if self._session is None:
             raise OfflineStoreError(f"{self!r} is not open")
         return self._session
 
 
-class _Operation:
+class Operation:
     """A call that waits for the server, or that the server is working on.
 
     Attributes:
@@ -872,7 +872,7 @@ class _Operation:
         self.size = OVERHEAD + len(user) + sum(map(len, strings)) + 50 * len(strings)
         self.born = loop.time()
         self.future: asyncio.Future[Any] = loop.create_future()
-        self.reads: list[_Read] | None = None
+        self.reads: list[Read] | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -883,7 +883,7 @@ class _Operation:
         return user, self.lengths
 
 
-class _Append(_Operation):
+class Append(Operation):
     """A message to keep."""
 
     __slots__ = ("drop_oldest", "limit")
@@ -899,13 +899,13 @@ class _Append(_Operation):
         return user, *self.lengths, self.limit, self.drop_oldest
 
 
-class _Delete(_Operation):
+class Delete(Operation):
     """Message ids to remove."""
 
     __slots__ = ()
 
 
-class _Expire(_Operation):
+class Expire(Operation):
     """Messages to remove because they are too old, if they are still where they were read.
 
     Without messages it mends what `oldest` says of its user.
@@ -913,7 +913,7 @@ class _Expire(_Operation):
 
     __slots__ = ("messages", "positions")
 
-    def __init__(self, user: bytes, rows: Sequence[_Row]) -> None:
+    def __init__(self, user: bytes, rows: Sequence[Row]) -> None:
         super().__init__(user, [row.id for row in rows])
         self.positions = [int(row.position) for row in rows]
         self.messages = [row.message for row in rows]
@@ -927,7 +927,7 @@ class _Expire(_Operation):
         return [message for message in messages if message is not None]
 
 
-class _Row(msgspec.Struct):
+class Row(msgspec.Struct):
     """A message that is too old, as it was read. It has no data if these were evicted."""
 
     user: bytes
@@ -937,10 +937,10 @@ class _Row(msgspec.Struct):
 
     @property
     def message(self) -> StoredMessage | None:
-        return None if self.data is None else _stored(self.position, self.id, self.data)
+        return None if self.data is None else stored(self.position, self.id, self.data)
 
 
-class _Read(_Operation):
+class Read(Operation):
     """A question; `kind` and `arguments` are those of the script."""
 
     __slots__ = ("arguments", "kind")
@@ -961,10 +961,10 @@ class _Read(_Operation):
 
 
 # As a result: the operation waits again, in front of its queue; or another lane has taken it.
-_LATER, _ELSEWHERE = object(), object()
+LATER, ELSEWHERE = object(), object()
 
 
-class _Pace:
+class Pace:
     """How many bytes go over the line at a time: as many as take little of an attempt's time.
 
     Attributes:
@@ -987,15 +987,15 @@ class _Pace:
             self.bytes = min(MOST_BYTES, 2 * self.bytes)
 
 
-class _Lane:
+class Lane:
     """A queue, and the task that has the server do what is in it, one batch after the other."""
 
     def __init__(
         self,
-        session: _Session,
+        session: Session,
         send: Callable[[list[Any]], Awaitable[list[Any]]],
         operations: int = BATCH_OPERATIONS,
-        pace: _Pace | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.queue: deque[Any] = deque()
         self.batch: list[Any] = []  # being sent
@@ -1007,7 +1007,7 @@ class _Lane:
         self._ending = False
         self._task = session.loop.create_task(self._run())
 
-    def put(self, operation: _Operation) -> None:
+    def put(self, operation: Operation) -> None:
         self.queue.append(operation)
         self._wake.set()
 
@@ -1017,7 +1017,7 @@ class _Lane:
         self._wake.set()
         await self._task
 
-    def drop(self) -> list[_Operation]:
+    def drop(self) -> list[Operation]:
         """Ends the task, with nothing done about what is left, which it returns."""
         # The task may swallow the cancellation, in redis-py on Python 3.11: then it ends by this.
         self._ending = True
@@ -1035,8 +1035,8 @@ class _Lane:
             elif batch := self._take():
                 await self._do(batch)
 
-    def _take(self) -> list[_Operation]:
-        batch: list[_Operation] = []
+    def _take(self) -> list[Operation]:
+        batch: list[Operation] = []
         most = MOST_BYTES if self._pace is None else self._pace.bytes
         size = 0
         queue = self.queue
@@ -1046,12 +1046,12 @@ class _Lane:
                 break
             queue.popleft()
             # Nobody waits for a read that was cancelled. A write is done all the same.
-            if not (isinstance(operation, _Read) and operation.future.done()):
+            if not (isinstance(operation, Read) and operation.future.done()):
                 batch.append(operation)
                 size += operation.size
         return batch
 
-    async def _do(self, batch: list[_Operation]) -> None:
+    async def _do(self, batch: list[Operation]) -> None:
         self.batch = batch
         try:
             results = await self._send(batch)
@@ -1063,9 +1063,9 @@ class _Lane:
             return
         self.batch = []
         answered = list(zip(batch, results, strict=True))
-        self.queue.extendleft(each for each, result in reversed(answered) if result is _LATER)
+        self.queue.extendleft(each for each, result in reversed(answered) if result is LATER)
         for operation, result in answered:
-            if result is not _LATER and result is not _ELSEWHERE:
+            if result is not LATER and result is not ELSEWHERE:
                 self._session.settle(operation, result)
 
     async def _fail_old(self, error: Exception) -> None:
@@ -1080,7 +1080,7 @@ class _Lane:
                 await asyncio.sleep(0)
 
 
-class _Session:
+class Session:
     """A store from `open` to `close`: its client and its lanes."""
 
     def __init__(
@@ -1100,24 +1100,24 @@ class _Session:
         self._client: Any = client  # redis-py types half of it
         self._name = name
         self._secrets = secrets
-        self._prefix = _encode(prefix)
+        self._prefix = encode(prefix)
         self._ttl_ms = math.ceil(ttl * 1000)
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting_bytes = 0  # of the writes that are not done
-        self._last: dict[bytes, _Operation] = {}  # user -> its last write that is not done
+        self._last: dict[bytes, Operation] = {}  # user -> its last write that is not done
         self._batches = 0  # number of the last batch of writes
         self._heard = 0  # number of the last one whose reply has arrived
         # Batches of unknown outcome: number -> what they may have removed, by place in the batch.
-        self._unheard: dict[int, dict[int, _Expire]] = {}
+        self._unheard: dict[int, dict[int, Expire]] = {}
         # Removed, and no caller was left to be told.
         self._untold: deque[tuple[bytes, StoredMessage]] = deque()
         self._reply_key = self.key("reply:", uuid.uuid4().hex.encode())
         self._origin = os.urandom(8)
         slow = timeout / 4  # half of what an attempt gets
-        self._write_pace, self._read_pace = _Pace(slow), _Pace(slow)
-        self._writes = _Lane(self, self._send_writes, pace=self._write_pace)
-        self._reads = _Lane(self, self._send_reads)
-        self._alone = _Lane(self, self._send_alone, operations=1)
+        self._write_pace, self._read_pace = Pace(slow), Pace(slow)
+        self._writes = Lane(self, self._send_writes, pace=self._write_pace)
+        self._reads = Lane(self, self._send_reads)
+        self._alone = Lane(self, self._send_alone, operations=1)
         self.opening = self.loop.create_task(self._open())
         # Marks its failure as seen, for where nobody waits for it any more.
         self.opening.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -1163,7 +1163,7 @@ class _Session:
                     self._at,
                     len(self._untold),
                     self._untold[0][1].id,
-                    _decode(self._untold[0][0]),
+                    decode(self._untold[0][0]),
                 )
             try:
                 await self._client.aclose(close_connection_pool=True)
@@ -1172,7 +1172,7 @@ class _Session:
 
     # --- writing ---
 
-    def put(self, operation: _Operation) -> None:
+    def put(self, operation: Operation) -> None:
         """Queues a write, or fails it."""
         if self.closing is not None:
             operation.future.set_exception(OfflineStoreError(f"{self._at} is closed"))
@@ -1187,8 +1187,8 @@ class _Session:
             self._last[operation.user] = operation
             self._writes.put(operation)
 
-    async def _send_writes(self, batch: list[_Operation]) -> list[Any]:
-        """Has the server do a batch; returns the results, _LATER for what it has not begun."""
+    async def _send_writes(self, batch: list[Operation]) -> list[Any]:
+        """Has the server do a batch; returns the results, LATER for what it has not begun."""
         self._batches += 1
         number = self._batches
         keys, packed, strings = self._packed(batch)
@@ -1206,7 +1206,7 @@ class _Session:
                 self._hear(*answer)
                 answer = await self._run(_WRITE, command, self._write_pace)
         except BaseException:
-            removing = {n: each for n, each in enumerate(batch) if isinstance(each, _Expire)}
+            removing = {n: each for n, each in enumerate(batch) if isinstance(each, Expire)}
             if removing:
                 self._unheard[number] = removing
             raise
@@ -1222,11 +1222,11 @@ class _Session:
         removing = self._unheard.pop(number, {})
         for place, kind, value, *user in said:
             if kind == b"dropped":
-                self._untold.extend((user[0], message) for message in _dropped(value))
+                self._untold.extend((user[0], message) for message in dropped(value))
             elif kind == b"expired" and (operation := removing.get(place - 1)) is not None:
                 self._untold.extend((operation.user, each) for each in operation.removed(value))
 
-    def _packed(self, batch: Sequence[_Operation]) -> tuple[list[bytes], bytes, bytes]:
+    def _packed(self, batch: Sequence[Operation]) -> tuple[list[bytes], bytes, bytes]:
         """The keys that both scripts take, the operations in MessagePack, and their strings."""
         users: dict[bytes, int] = {}
         packed = [each.packed(users.setdefault(each.user, len(users) + 1)) for each in batch]
@@ -1236,20 +1236,20 @@ class _Session:
         strings = b"".join(string for each in batch for string in each.strings)
         return keys, msgspec.msgpack.encode(packed), strings
 
-    def _results(self, batch: list[_Operation], done: int, said: list[Any]) -> list[Any]:
+    def _results(self, batch: list[Operation], done: int, said: list[Any]) -> list[Any]:
         """What each operation of a batch returns, or raises."""
-        results: list[Any] = [[]] * done + [_LATER] * (len(batch) - done)
+        results: list[Any] = [[]] * done + [LATER] * (len(batch) - done)
         for place, kind, value, *_ in said:
             results[place - 1] = self._result(batch[place - 1], kind, value)
         return results
 
     def _result(self, operation: Any, kind: bytes, value: Any) -> Any:
-        user_id = _decode(operation.user)
+        user_id = decode(operation.user)
         match kind:
             case b"deleted":
                 return value
             case b"dropped":
-                return _dropped(value)
+                return dropped(value)
             case b"expired":
                 return operation.removed(value)
             case b"full":
@@ -1257,7 +1257,7 @@ class _Session:
                     f"{self._at} holds {value} messages for user {user_id!a}, of {operation.limit}"
                 )
             case b"exists":
-                return exists_error(self._at, user_id, _decode(operation.strings[0]), value)
+                return exists_error(self._at, user_id, decode(operation.strings[0]), value)
             case b"junk":
                 log.warning(
                     "offline store: %s: the messages of user %a cannot be read, and are not looked "
@@ -1269,12 +1269,12 @@ class _Session:
                 return []
         return self._unusable(operation, value)
 
-    def _unusable(self, operation: _Operation, text: bytes) -> OfflineStoreError:
+    def _unusable(self, operation: Operation, text: bytes) -> OfflineStoreError:
         """What the script says about an operation that it cannot do."""
-        user, reason = _decode(operation.user), text.decode(errors="replace")
+        user, reason = decode(operation.user), text.decode(errors="replace")
         return OfflineStoreError(f"{self._at}: messages of user {user!a}: {reason}")
 
-    def fail(self, operation: _Operation, error: Exception) -> None:
+    def fail(self, operation: Operation, error: Exception) -> None:
         """An operation has failed."""
         # Each operation gets its own exception, since raising one adds a traceback to it.
         trouble = self._trouble(error)
@@ -1282,14 +1282,14 @@ class _Session:
             trouble.__cause__ = self._cause(error)
         self.settle(operation, trouble)
 
-    def settle(self, operation: _Operation, result: Any) -> None:
+    def settle(self, operation: Operation, result: Any) -> None:
         """An operation is done: tells the caller, and has the reads go on that wait for it."""
-        if not isinstance(operation, _Read):
+        if not isinstance(operation, Read):
             self._waiting_bytes -= operation.size
             if self._last.get(operation.user) is operation:
                 del self._last[operation.user]
         if operation.future.done():
-            if isinstance(result, list) and not isinstance(operation, _Read):
+            if isinstance(result, list) and not isinstance(operation, Read):
                 self._untold.extend((operation.user, message) for message in result)
         elif isinstance(result, Exception):
             operation.future.set_exception(result)
@@ -1300,7 +1300,7 @@ class _Session:
 
     # --- reading ---
 
-    def ask(self, read: _Read, behind: _Operation | None = None) -> asyncio.Future[Any]:
+    def ask(self, read: Read, behind: Operation | None = None) -> asyncio.Future[Any]:
         """Queues a question, behind a write or the last one of its user that is not done."""
         if self.closing is not None:
             read.future.set_exception(OfflineStoreError(f"{self._at} is closed"))
@@ -1322,18 +1322,18 @@ class _Session:
         size, more = 0, limit > 0
         until = self.loop.time() + self._read_pace.slow
         while more and (not page or (size < max_bytes and self.loop.time() < until)):
-            bounds = (_bounded(limit - len(page)), _bounded(max(1, max_bytes - size)))
-            read = _Read("read", user, (), (_bounded(after), *bounds))
+            bounds = (bounded(limit - len(page)), bounded(max(1, max_bytes - size)))
+            read = Read("read", user, (), (bounded(after), *bounds))
             more, behind, found = await self.ask(read)
             after = int(behind)
-            page += [_stored(*each) for each in _groups(found, 3)]
+            page += [stored(*each) for each in groups(found, 3)]
             size += sum(map(len, found[2::3]))
         return PartialPage(page) if more and size < max_bytes else page
 
     async def appended(self, after: int, limit: int) -> tuple[int, list[str]]:
-        read = _Read("appended", b"", (self._origin,), (_bounded(after), _bounded(limit)))
+        read = Read("appended", b"", (self._origin,), (bounded(after), bounded(limit)))
         position, users = await self.ask(read)
-        return int(position), [_decode(user) for user in users]
+        return int(position), [decode(user) for user in users]
 
     async def expire(
         self, stop: int, limit: int, max_bytes: int
@@ -1341,7 +1341,7 @@ class _Session:
         """Removes what is too old; returns also what was removed before and not told."""
         if self._heard < self._batches:
             # A batch was given up, or is being sent: another one has its outcome told.
-            await self._write(_Delete(b"", ()))
+            await self._write(Delete(b"", ()))
         if self._untold:
             return self._take_untold(limit, max_bytes)
         removed: list[tuple[bytes, StoredMessage]] = []
@@ -1353,11 +1353,11 @@ class _Session:
             and (not removed or (size < max_bytes and self.loop.time() < until))
         ):
             waiting = self._writes.queue or self._writes.batch
-            bounds = (_bounded(limit - len(removed)), _bounded(max(1, max_bytes - size)))
-            read = _Read("old", b"", (), (stop, *bounds))
+            bounds = (bounded(limit - len(removed)), bounded(max(1, max_bytes - size)))
+            read = Read("old", b"", (), (stop, *bounds))
             try:
                 more, rows, wrong = await self.ask(read, waiting[-1] if waiting else None)
-                removed += await self._remove([_Row(*row) for row in _groups(rows, 4)], wrong)
+                removed += await self._remove([Row(*row) for row in groups(rows, 4)], wrong)
             except OfflineStoreError:
                 if not removed:
                     raise
@@ -1367,13 +1367,13 @@ class _Session:
         return removed or self._take_untold(limit, max_bytes)
 
     async def _remove(
-        self, rows: Sequence[_Row], wrong: Sequence[bytes]
+        self, rows: Sequence[Row], wrong: Sequence[bytes]
     ) -> list[tuple[bytes, StoredMessage]]:
         """Removes messages, and mends `oldest` for some users; returns what was there to remove."""
-        by_user: dict[bytes, list[_Row]] = {user: [] for user in wrong}
+        by_user: dict[bytes, list[Row]] = {user: [] for user in wrong}
         for row in rows:
             by_user.setdefault(row.user, []).append(row)
-        operations = [_Expire(user, messages) for user, messages in by_user.items()]
+        operations = [Expire(user, messages) for user, messages in by_user.items()]
         results = await asyncio.gather(*map(self._write, operations), return_exceptions=True)
         trouble = [result for result in results if isinstance(result, BaseException)]
         removed = [
@@ -1386,7 +1386,7 @@ class _Session:
             raise trouble[0]
         return sorted(removed, key=lambda each: each[1].position)
 
-    def _write(self, operation: _Operation) -> asyncio.Future[Any]:
+    def _write(self, operation: Operation) -> asyncio.Future[Any]:
         self.put(operation)
         return operation.future
 
@@ -1394,7 +1394,7 @@ class _Session:
         told = [*within((message for _, message in self._untold), limit, max_bytes)]
         return [self._untold.popleft() for _ in told]
 
-    async def _send_reads(self, batch: list[_Read], *, oversize: bool = False) -> list[Any]:
+    async def _send_reads(self, batch: list[Read], *, oversize: bool = False) -> list[Any]:
         """Asks the server; returns the results of the reads."""
         pace = self._read_pace
         keys, packed, strings = self._packed(batch)
@@ -1409,26 +1409,24 @@ class _Session:
         pace.carried(size, self.loop.time() - began)
         return [self._answer(*each) for each in zip(batch, answers, strict=True)]
 
-    async def _send_alone(self, batch: list[_Read]) -> list[Any]:
+    async def _send_alone(self, batch: list[Read]) -> list[Any]:
         return await self._send_reads(batch, oversize=True)
 
-    def _answer(self, read: _Read, answer: list[Any]) -> Any:
+    def _answer(self, read: Read, answer: list[Any]) -> Any:
         status, *rest = answer
         match status:
             case b"ok":
                 return rest
             case b"later":
-                return _LATER
+                return LATER
             case b"alone":
                 self._alone.put(read)
-                return _ELSEWHERE
+                return ELSEWHERE
         return self._unusable(read, rest[0])
 
     # --- the server ---
 
-    async def _run(
-        self, script: _Script, command: Callable[[], tuple[Any, ...]], pace: _Pace
-    ) -> Any:
+    async def _run(self, script: Script, command: Callable[[], tuple[Any, ...]], pace: Pace) -> Any:
         """Runs a script; `command` makes its keys and arguments anew for each attempt."""
         from redis.exceptions import NoScriptError
 
@@ -1442,7 +1440,7 @@ class _Session:
     async def _try(
         self,
         command: Callable[[], tuple[Any, ...]],
-        pace: _Pace,
+        pace: Pace,
         deadline: float | None = None,
     ) -> Any:
         """Runs a command, again if need be, for `timeout` seconds; raises what redis-py raises."""
@@ -1528,16 +1526,16 @@ def _name_of(client: redis.asyncio.Redis) -> str:
     return f"{place}/{kwargs.get('db') or 0}"
 
 
-def _encode(text: str) -> bytes:
+def encode(text: str) -> bytes:
     # A lone surrogate must not raise: the id may come from a client.
     return text.encode("utf-8", "surrogatepass")
 
 
-def _decode(data: bytes) -> str:
+def decode(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
-def _bounded(number: int) -> int:
+def bounded(number: int) -> int:
     """A number that the scripts count with exactly."""
     return max(-LAST_POSITION, min(number, LAST_POSITION))
 
@@ -1546,15 +1544,15 @@ def _chunks(items: list[Any]) -> list[list[Any]]:
     return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 
-def _stored(position: bytes, message_id: bytes, data: bytes) -> StoredMessage:
+def stored(position: bytes, message_id: bytes, data: bytes) -> StoredMessage:
     number = int(position)
-    return StoredMessage(number, _decode(message_id), data, number / 1e6)
+    return StoredMessage(number, decode(message_id), data, number / 1e6)
 
 
-def _dropped(flat: Sequence[bytes]) -> list[StoredMessage]:
+def dropped(flat: Sequence[bytes]) -> list[StoredMessage]:
     """What an append dropped, as the script returns it."""
-    return [_stored(position, name, data) for name, position, data in _groups(flat, 3)]
+    return [stored(position, name, data) for name, position, data in groups(flat, 3)]
 
 
-def _groups(flat: Sequence[bytes], size: int) -> list[tuple[bytes, ...]]:
+def groups(flat: Sequence[bytes], size: int) -> list[tuple[bytes, ...]]:
     return list(zip(*[iter(flat)] * size, strict=True))
