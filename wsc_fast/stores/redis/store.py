@@ -52,7 +52,7 @@ import os
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -987,25 +987,38 @@ class Pace:
             self.bytes = min(MOST_BYTES, 2 * self.bytes)
 
 
+class Owner(Protocol):
+    """What a lane needs of the session that it belongs to."""
+
+    loop: asyncio.AbstractEventLoop
+    timeout: float
+
+    def fail(self, operation: Operation, error: Exception) -> None:
+        """An operation has failed."""
+
+    def settle(self, operation: Operation, result: Any) -> None:
+        """An operation is done."""
+
+
 class Lane:
     """A queue, and the task that has the server do what is in it, one batch after the other."""
 
     def __init__(
         self,
-        session: Session,
+        owner: Owner,
         send: Callable[[list[Any]], Awaitable[list[Any]]],
         operations: int = BATCH_OPERATIONS,
         pace: Pace | None = None,
     ) -> None:
         self.queue: deque[Any] = deque()
         self.batch: list[Any] = []  # being sent
-        self._session = session
+        self._owner = owner
         self._send = send
         self._operations = operations
         self._pace = pace
         self._wake = asyncio.Event()
         self._ending = False
-        self._task = session.loop.create_task(self._run())
+        self._task = owner.loop.create_task(self._run())
 
     def put(self, operation: Operation) -> None:
         self.queue.append(operation)
@@ -1058,7 +1071,7 @@ class Lane:
         except Exception as error:
             self.batch = []
             for operation in batch:
-                self._session.fail(operation, error)
+                self._owner.fail(operation, error)
             await self._fail_old(error)
             return
         self.batch = []
@@ -1066,14 +1079,14 @@ class Lane:
         self.queue.extendleft(each for each, result in reversed(answered) if result is LATER)
         for operation, result in answered:
             if result is not LATER and result is not ELSEWHERE:
-                self._session.settle(operation, result)
+                self._owner.settle(operation, result)
 
     async def _fail_old(self, error: Exception) -> None:
         """After a batch has failed: fails all that has waited for as long as a batch is tried."""
         count = 0
-        before = self._session.loop.time() - self._session.timeout
+        before = self._owner.loop.time() - self._owner.timeout
         while self.queue and self.queue[0].born <= before:
-            self._session.fail(self.queue.popleft(), error)
+            self._owner.fail(self.queue.popleft(), error)
             count += 1
             if count % BATCH_OPERATIONS == 0:
                 # The loop has others to serve, too.
