@@ -1352,7 +1352,7 @@ async def test_an_attempt_that_is_cut_short_tells_what_the_one_before_failed_wit
     async with opened(server.url, timeout=0.4) as store:
         session = store._session
         assert session is not None
-        real, began = session._client, session.loop.time()
+        real, began = session.connection.client, session.loop.time()
 
         class Client:
             """Refuses until less than an attempt's time is left, then hangs."""
@@ -1362,7 +1362,7 @@ async def test_an_attempt_that_is_cut_short_tells_what_the_one_before_failed_wit
                     raise RedisConnectionError("refused")
                 await asyncio.Event().wait()
 
-        session._client = Client()
+        session.connection.client = Client()
         try:
             with pytest.raises(OfflineStoreError, match="refused"):
                 await append(store, "ann", "1")
@@ -1370,7 +1370,7 @@ async def test_an_attempt_that_is_cut_short_tells_what_the_one_before_failed_wit
             with pytest.raises(OfflineStoreError, match=r"no answer within 0\.2 s"):
                 await append(store, "ann", "2")
         finally:
-            session._client = real
+            session.connection.client = real
 
 
 async def test_what_waits_while_the_server_is_away_is_bounded(tmp_path: Path) -> None:

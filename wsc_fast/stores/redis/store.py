@@ -650,9 +650,7 @@ class RedisOfflineStore:
             except Exception as error:
                 raise OfflineStoreError(f"no client for {self!r}: {error}") from error
             session = self._session = Session(
-                client,
-                self._name,
-                self._secrets,
+                Connection(client, self._name, self._secrets, self._timeout),
                 self._prefix,
                 self._ttl,
                 self._max_waiting_bytes,
@@ -1093,14 +1091,102 @@ class Lane:
                 await asyncio.sleep(0)
 
 
+class Connection:
+    """The client of redis-py, the patience with which commands are tried, and what errors may say.
+
+    Attributes:
+        client: of redis-py.
+        at: the server, as errors name it.
+        stopped: set for the end: no command is tried again.
+    """
+
+    def __init__(
+        self, client: redis.asyncio.Redis, name: str, secrets: Sequence[str], timeout: float
+    ) -> None:
+        self.client: Any = client  # redis-py types half of it
+        self.at = f"Redis at {name}"
+        self.stopped = False
+        self._loop = asyncio.get_running_loop()
+        self._secrets = secrets
+        self._timeout = timeout
+
+    async def run(self, script: Script, command: Callable[[], tuple[Any, ...]], pace: Pace) -> Any:
+        """Runs a script; `command` makes its keys and arguments anew for each attempt."""
+        from redis.exceptions import NoScriptError
+
+        deadline = self._loop.time() + self._timeout
+        try:
+            return await self.attempt(lambda: ("EVALSHA", script.sha, *command()), pace, deadline)
+        except NoScriptError:
+            # A server that was just started: this makes it known there.
+            return await self.attempt(lambda: ("EVAL", script.text, *command()), pace, deadline)
+
+    async def attempt(
+        self,
+        command: Callable[[], tuple[Any, ...]],
+        pace: Pace,
+        deadline: float | None = None,
+    ) -> Any:
+        """Runs a command, again if need be, for `timeout` seconds; raises what redis-py raises."""
+        from redis.exceptions import ReadOnlyError
+
+        if deadline is None:
+            deadline = self._loop.time() + self._timeout
+        pause = FIRST_PAUSE
+        known: Exception | None = None
+        while True:
+            if self.stopped:
+                raise OfflineStoreError(f"{self.at} was closed")
+            began = self._loop.time()
+            until = min(began + self._timeout / 2, deadline)
+            try:
+                async with asyncio.timeout_at(until):
+                    return await self.client.execute_command(*command())
+            except Exception as error:
+                if known is not None and until == deadline and isinstance(error, TimeoutError):
+                    # The attempt was cut short: what the one before failed with says more.
+                    raise known from None
+                if not _passes(error) or self._loop.time() + pause >= deadline:
+                    raise
+                known = error
+                if isinstance(error, ReadOnlyError):
+                    # After a failover the name may stand for another server.
+                    await self.client.connection_pool.disconnect(inuse_connections=False)
+            finally:
+                pace.took(self._loop.time() - began)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+
+    async def close(self) -> None:
+        """Disconnects; what fails about that is only logged."""
+        try:
+            await self.client.aclose(close_connection_pool=True)
+        except Exception as error:
+            log.debug("%s: %s", self.at, self._text(error))
+
+    def trouble(self, error: Exception) -> OfflineStoreError:
+        """What is reported for an error: a new one each time, unless it is an OfflineStoreError."""
+        if isinstance(error, OfflineStoreError):
+            return error
+        trouble = OfflineStoreError(f"{self.at}: {self._text(error)}")
+        # The text of a cause shows in a traceback. Without a cause, the context does not show.
+        hidden = any(secret in str(error) for secret in self._secrets)
+        trouble.__cause__ = None if hidden else error
+        return trouble
+
+    def _text(self, error: Exception) -> str:
+        text = str(error) or f"no answer within {self._timeout / 2:g} s"
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
 class Session:
-    """A store from `open` to `close`: its client and its lanes."""
+    """A store from `open` to `close`: its connection and its lanes."""
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
-        name: str,
-        secrets: Sequence[str],
+        connection: Connection,
         prefix: str,
         ttl: float,
         max_waiting_bytes: int,
@@ -1109,10 +1195,8 @@ class Session:
         self.loop = asyncio.get_running_loop()
         self.closing: asyncio.Task[None] | None = None
         self.timeout = timeout
-        self._closed = False
-        self._client: Any = client  # redis-py types half of it
-        self._name = name
-        self._secrets = secrets
+        self.connection = connection
+        self._at = connection.at
         self._prefix = encode(prefix)
         self._ttl_ms = math.ceil(ttl * 1000)
         self._max_waiting_bytes = max_waiting_bytes
@@ -1140,9 +1224,11 @@ class Session:
 
     async def _open(self) -> None:
         try:
-            await self._try(lambda: ("PING",), self._read_pace)
+            await self.connection.attempt(lambda: ("PING",), self._read_pace)
         except Exception as error:
-            raise self._trouble(error) from self._cause(error)
+            # Not from the error itself, which may hold a password.
+            trouble = self.connection.trouble(error)
+            raise trouble from trouble.__cause__
 
     async def close(self) -> None:
         if self.closing is None:
@@ -1165,7 +1251,7 @@ class Session:
                 await lane.finish()
         finally:
             # Nothing is left here, unless this was cancelled.
-            self._closed = True
+            self.connection.stopped = True
             for lane in lanes:
                 for operation in lane.drop():
                     self.settle(operation, OfflineStoreError(f"{self._at} was closed"))
@@ -1178,10 +1264,7 @@ class Session:
                     self._untold[0][1].id,
                     decode(self._untold[0][0]),
                 )
-            try:
-                await self._client.aclose(close_connection_pool=True)
-            except Exception as error:
-                log.debug("%s: %s", self._at, self._text(error))
+            await self.connection.close()
 
     # --- writing ---
 
@@ -1214,10 +1297,10 @@ class Session:
             return len(keys), *keys, number, self._heard, *bounds, packed, strings
 
         try:
-            answer = await self._run(_WRITE, command, self._write_pace)
+            answer = await self.connection.run(_WRITE, command, self._write_pace)
             if answer[0] != number:
                 self._hear(*answer)
-                answer = await self._run(_WRITE, command, self._write_pace)
+                answer = await self.connection.run(_WRITE, command, self._write_pace)
         except BaseException:
             removing = {n: each for n, each in enumerate(batch) if isinstance(each, Expire)}
             if removing:
@@ -1290,10 +1373,7 @@ class Session:
     def fail(self, operation: Operation, error: Exception) -> None:
         """An operation has failed."""
         # Each operation gets its own exception, since raising one adds a traceback to it.
-        trouble = self._trouble(error)
-        if trouble is not error:
-            trouble.__cause__ = self._cause(error)
-        self.settle(operation, trouble)
+        self.settle(operation, self.connection.trouble(error))
 
     def settle(self, operation: Operation, result: Any) -> None:
         """An operation is done: tells the caller, and has the reads go on that wait for it."""
@@ -1418,7 +1498,7 @@ class Session:
             bounds = (pace.bytes, BATCH_MESSAGES, int(oversize))
             return len(keys), *keys, *prefixes, *bounds, packed, strings
 
-        size, answers = await self._run(_READ, command, pace)
+        size, answers = await self.connection.run(_READ, command, pace)
         pace.carried(size, self.loop.time() - began)
         return [self._answer(*each) for each in zip(batch, answers, strict=True)]
 
@@ -1436,75 +1516,6 @@ class Session:
                 self._alone.put(read)
                 return ELSEWHERE
         return self._unusable(read, rest[0])
-
-    # --- the server ---
-
-    async def _run(self, script: Script, command: Callable[[], tuple[Any, ...]], pace: Pace) -> Any:
-        """Runs a script; `command` makes its keys and arguments anew for each attempt."""
-        from redis.exceptions import NoScriptError
-
-        deadline = self.loop.time() + self.timeout
-        try:
-            return await self._try(lambda: ("EVALSHA", script.sha, *command()), pace, deadline)
-        except NoScriptError:
-            # A server that was just started: this makes it known there.
-            return await self._try(lambda: ("EVAL", script.text, *command()), pace, deadline)
-
-    async def _try(
-        self,
-        command: Callable[[], tuple[Any, ...]],
-        pace: Pace,
-        deadline: float | None = None,
-    ) -> Any:
-        """Runs a command, again if need be, for `timeout` seconds; raises what redis-py raises."""
-        from redis.exceptions import ReadOnlyError
-
-        if deadline is None:
-            deadline = self.loop.time() + self.timeout
-        pause = FIRST_PAUSE
-        known: Exception | None = None
-        while True:
-            if self._closed:
-                raise OfflineStoreError(f"{self._at} was closed")
-            began = self.loop.time()
-            until = min(began + self.timeout / 2, deadline)
-            try:
-                async with asyncio.timeout_at(until):
-                    return await self._client.execute_command(*command())
-            except Exception as error:
-                if known is not None and until == deadline and isinstance(error, TimeoutError):
-                    # The attempt was cut short: what the one before failed with says more.
-                    raise known from None
-                if not _passes(error) or self.loop.time() + pause >= deadline:
-                    raise
-                known = error
-                if isinstance(error, ReadOnlyError):
-                    # After a failover the name may stand for another server.
-                    await self._client.connection_pool.disconnect(inuse_connections=False)
-            finally:
-                pace.took(self.loop.time() - began)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_PAUSE)
-
-    @property
-    def _at(self) -> str:
-        return f"Redis at {self._name}"
-
-    def _trouble(self, error: Exception) -> OfflineStoreError:
-        if isinstance(error, OfflineStoreError):
-            return error
-        return OfflineStoreError(f"{self._at}: {self._text(error)}")
-
-    def _text(self, error: Exception) -> str:
-        text = str(error) or f"no answer within {self.timeout / 2:g} s"
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
-
-    def _cause(self, error: Exception) -> Exception | None:
-        # Its own text shows in a traceback.
-        hidden = any(secret in str(error) for secret in self._secrets)
-        return None if hidden or isinstance(error, OfflineStoreError) else error
 
 
 def _passes(error: Exception) -> bool:
