@@ -33,15 +33,10 @@ from wsc_fast.errors import (
 )
 from wsc_fast.stores.base import OfflineStore, SharedOfflineStore, StoredMessage
 from wsc_fast.stores.memory import MemoryOfflineStore
-from wsc_fast.stores.redis.store import (
-    BATCH_MESSAGES,
-    BATCH_OPERATIONS,
-    LEAST_BYTES,
-    MOST_BYTES,
-    MOST_TIMEOUT,
-    MOST_TTL,
-    RedisOfflineStore,
-)
+from wsc_fast.stores.redis.lane import BATCH_OPERATIONS
+from wsc_fast.stores.redis.pace import LEAST_BYTES, MOST_BYTES
+from wsc_fast.stores.redis.session import BATCH_MESSAGES
+from wsc_fast.stores.redis.store import MOST_TIMEOUT, MOST_TTL, RedisOfflineStore
 
 PREFIX = "wsc:offline:"
 
