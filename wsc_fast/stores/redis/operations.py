@@ -125,6 +125,14 @@ class Read(Operation):
         return self.kind, user, self.lengths, *self.arguments
 
 
+def pack(batch: Sequence[Operation]) -> tuple[Iterable[bytes], bytes, bytes]:
+    """The users of a batch by their numbers, its operations in MessagePack, and their strings."""
+    users: dict[bytes, int] = {}
+    packed = [each.packed(users.setdefault(each.user, len(users) + 1)) for each in batch]
+    strings = b"".join(string for each in batch for string in each.strings)
+    return users, msgspec.msgpack.encode(packed), strings
+
+
 def encode(text: str) -> bytes:
     # A lone surrogate must not raise: the id may come from a client.
     return text.encode("utf-8", "surrogatepass")

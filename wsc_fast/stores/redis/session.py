@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from wsc_fast.errors import OfflineStoreError, OfflineStoreFullError
 from wsc_fast.log import log
 from wsc_fast.stores.base import PartialPage, StoredMessage, exists_error, within
@@ -28,6 +26,7 @@ from wsc_fast.stores.redis.operations import (
     dropped,
     encode,
     groups,
+    pack,
     stored,
 )
 from wsc_fast.stores.redis.pace import MOST_BYTES, Pace
@@ -182,14 +181,12 @@ class Session:
                 self._untold.extend((operation.user, each) for each in operation.removed(value))
 
     def _packed(self, batch: Sequence[Operation]) -> tuple[list[bytes], bytes, bytes]:
-        """The keys that both scripts take, the operations in MessagePack, and their strings."""
-        users: dict[bytes, int] = {}
-        packed = [each.packed(users.setdefault(each.user, len(users) + 1)) for each in batch]
+        """A batch as both scripts take it: the keys, the operations, and their strings."""
+        users, operations, strings = pack(batch)
         keys = [*map(self.key, ("position", "oldest", "recent"))]
         for name in users:
             keys += (self.key("messages:", name), self.key("order:", name))
-        strings = b"".join(string for each in batch for string in each.strings)
-        return keys, msgspec.msgpack.encode(packed), strings
+        return keys, operations, strings
 
     def _results(self, batch: list[Operation], done: int, said: list[Any]) -> list[Any]:
         """What each operation of a batch returns, or raises."""
