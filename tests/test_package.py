@@ -283,14 +283,14 @@ def sources(tree: Path, wheel: list[str]) -> list[str]:
 def packaged() -> set[str]:
     """All that a hub needs of the tree when it runs, but for what is compiled."""
     wanted = {"wsc_fast/py.typed"}
-    for pattern in ("**/*.py", "_core/*.pxd", "_core/*.pyi", "demo/*.html"):
+    for pattern in ("**/*.py", "_core/*.pxd", "_core/*.pyi", "demo/*.html", "stores/redis/*.lua"):
         found = {str(path.relative_to(ROOT)) for path in ROOT.glob(f"wsc_fast/{pattern}")}
         assert found
         wanted |= found
     return wanted
 
 
-def test_the_wheel_holds_code_declarations_stubs_and_the_demo_page(
+def test_the_wheel_holds_code_declarations_stubs_scripts_and_the_demo_page(
     wheel: list[str],
 ) -> None:
     assert packaged() - set(wheel) == set()

@@ -80,6 +80,11 @@ def test_a_header_begins_with_a_comment(path: Path) -> None:
     assert path.read_text().startswith("/* ")
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("wsc_fast/**/*.lua")), ids=named)
+def test_a_script_begins_with_a_comment(path: Path) -> None:
+    assert path.read_text().startswith("-- ")
+
+
 def test_each_extension_has_a_declaration_and_a_stub() -> None:
     names = {path.stem for path in ROOT.glob("src_cy/*.pyx")}
     # Nothing compiled imports these two.

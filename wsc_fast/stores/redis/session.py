@@ -12,7 +12,7 @@ from typing import Any
 
 from wsc_fast.errors import OfflineStoreError, OfflineStoreFullError
 from wsc_fast.log import log
-from wsc_fast.stores.base import PartialPage, StoredMessage, exists_error, within
+from wsc_fast.stores.base import MOST_DROPPED, PartialPage, StoredMessage, exists_error, within
 from wsc_fast.stores.redis.connection import Connection
 from wsc_fast.stores.redis.lane import ELSEWHERE, LATER, Lane
 from wsc_fast.stores.redis.operations import (
@@ -30,11 +30,14 @@ from wsc_fast.stores.redis.operations import (
     stored,
 )
 from wsc_fast.stores.redis.pace import MOST_BYTES, Pace
-from wsc_fast.stores.redis.scripts import READ, WRITE
+from wsc_fast.stores.redis.scripts import Scripts
 
 # The replies of a batch hold at most so many messages: the loop serves nobody else while it makes
 # these.
 BATCH_MESSAGES = 2000
+# Users that `recent` holds, and the seconds that it holds them: an `appended` that asks for what is
+# further back gets the rest only.
+RECENT_USERS, RECENT_SECONDS = 10_000, 3600
 # Seconds that the reply to a batch is kept.
 REPLY_SECONDS = 3600
 
@@ -45,6 +48,7 @@ class Session:
     def __init__(
         self,
         connection: Connection,
+        scripts: Scripts,
         prefix: str,
         ttl: float,
         max_waiting_bytes: int,
@@ -55,6 +59,7 @@ class Session:
         self.timeout = timeout
         self.connection = connection
         self._at = connection.at
+        self._scripts = scripts
         self._prefix = encode(prefix)
         self._ttl_ms = math.ceil(ttl * 1000)
         self._max_waiting_bytes = max_waiting_bytes
@@ -147,18 +152,20 @@ class Session:
         number = self._batches
         keys, packed, strings = self._packed(batch)
         keys = [self._reply_key, *keys]
+        script = self._scripts.write
         began = self.loop.time()
 
         def command() -> tuple[Any, ...]:
             prefix = len(self.key("messages:"))
             bounds = (REPLY_SECONDS, self._ttl_ms, prefix, MOST_BYTES, self._origin)
-            return len(keys), *keys, number, self._heard, *bounds, packed, strings
+            kept = (MOST_DROPPED, RECENT_USERS, RECENT_SECONDS)
+            return len(keys), *keys, number, self._heard, *bounds, *kept, packed, strings
 
         try:
-            answer = await self.connection.run(WRITE, command, self._write_pace)
+            answer = await self.connection.run(script, command, self._write_pace)
             if answer[0] != number:
                 self._hear(*answer)
-                answer = await self.connection.run(WRITE, command, self._write_pace)
+                answer = await self.connection.run(script, command, self._write_pace)
         except BaseException:
             removing = {n: each for n, each in enumerate(batch) if isinstance(each, Expire)}
             if removing:
@@ -354,7 +361,7 @@ class Session:
             bounds = (pace.bytes, BATCH_MESSAGES, int(oversize))
             return len(keys), *keys, *prefixes, *bounds, packed, strings
 
-        size, answers = await self.connection.run(READ, command, pace)
+        size, answers = await self.connection.run(self._scripts.read, command, pace)
         pace.carried(size, self.loop.time() - began)
         return [self._answer(*each) for each in zip(batch, answers, strict=True)]
 

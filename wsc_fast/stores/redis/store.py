@@ -11,6 +11,7 @@ from wsc_fast.errors import ConfigError, OfflineStoreError
 from wsc_fast.stores.base import READ_BYTES, StoredMessage
 from wsc_fast.stores.redis.connection import Connection
 from wsc_fast.stores.redis.operations import LAST_POSITION, Append, Delete, Read, decode, encode
+from wsc_fast.stores.redis.scripts import load
 from wsc_fast.stores.redis.session import Session
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class RedisOfflineStore:
                 raise ConfigError(f"{name} must be above 0 and up to {most} seconds, not {value!r}")
         if max_waiting_bytes < 1:
             raise ConfigError(f"max_waiting_bytes must be at least 1, not {max_waiting_bytes!r}")
+        self._scripts = load()
         self._url = url
         self._prefix = prefix
         self._ttl = ttl
@@ -161,6 +163,7 @@ class RedisOfflineStore:
                 raise OfflineStoreError(f"no client for {self!r}: {error}") from error
             session = self._session = Session(
                 Connection(client, self._name, self._secrets, self._timeout),
+                self._scripts,
                 self._prefix,
                 self._ttl,
                 self._max_waiting_bytes,
