@@ -54,8 +54,10 @@ from wsc_fast import (
     UserOfflineError,
 )
 from wsc_fast._core.timers import TICK
-from wsc_fast.delivery import replay, sqlite
+from wsc_fast.delivery import replay
 from wsc_fast.messages import to_hub_message
+from wsc_fast.stores.sqlite import database
+from wsc_fast.stores.sqlite.transactions import Transactions
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 
@@ -696,14 +698,14 @@ async def test_G18_a_locked_database_stalls_nobody(tmp_path: Path) -> None:
 
 
 async def test_G18_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = sqlite.database.connect
+    connect = database.connect
 
     def small(*arguments: Any) -> Any:
         db = connect(*arguments)
         db.execute("PRAGMA max_page_count = 40")
         return db
 
-    monkeypatch.setattr(sqlite.database, "connect", small)
+    monkeypatch.setattr(database, "connect", small)
     hub = acking(SQLiteOfflineStore(tmp_path / "offline.db"), offline_limit=100_000)
     heard = Heard(hub)
     async with running(hub):
@@ -788,13 +790,13 @@ async def test_G18_G20_redis_is_stopped_and_started_again(tmp_path: Path) -> Non
 async def test_G18_a_slow_disk_stalls_nobody(
     delay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = sqlite._Worker._transact
+    transact = Transactions._transact
 
     def slow(self: Any, batch: Any) -> Any:
         time.sleep(delay)
         return transact(self, batch)
 
-    monkeypatch.setattr(sqlite._Worker, "_transact", slow)
+    monkeypatch.setattr(Transactions, "_transact", slow)
     hub = acking(SQLiteOfflineStore(tmp_path / "offline.db"))
     async with running(hub):
         raw, _ = await join(hub, "watcher")

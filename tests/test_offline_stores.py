@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 
 from tests.redis_server import RedisServer
-from wsc_fast.delivery.offline import (
+from wsc_fast.errors import MessageExistsError, OfflineStoreError, OfflineStoreFullError
+from wsc_fast.stores.base import (
     MOST_DROPPED,
     READ_BYTES,
-    MemoryOfflineStore,
     OfflineStore,
     SharedOfflineStore,
     StoredMessage,
 )
-from wsc_fast.delivery.redis import RedisOfflineStore
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
-from wsc_fast.errors import MessageExistsError, OfflineStoreError, OfflineStoreFullError
+from wsc_fast.stores.memory import MemoryOfflineStore
+from wsc_fast.stores.redis.store import RedisOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -228,24 +229,11 @@ def test_the_bases_in_the_stubs_are_the_real_ones() -> None:
         assert bases in ([], [base.__name__ for base in cls.__bases__]), node.name
 
 
-# --- the wheel ---
+# --- the wheel, and the sources ---
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names in a wheel built from a copy of the tree, so that the tree stays untouched."""
-    tree = tmp_path_factory.mktemp("tree")
-    ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
-    for name in ("wsc_fast", "src_cy"):
-        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy2(ROOT / name, tree / name)
-    out = tree / "wheel"
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), "."]
-    if int(version("setuptools").partition(".")[0]) >= 77:
-        # What the build needs is here; otherwise pip fetches it into an environment of its own.
-        command.insert(4, "--no-build-isolation")
-    # Only what is in the wheel counts, so that it is compiled as fast as can be.
+def build(tree: Path, *command: str) -> None:
+    # Only what is in the archives counts, so that it is compiled as fast as can be.
     compiler = tree / "cc"
     compiler.write_text('#!/bin/sh\nexec cc "$@" -O0 -g0\n')
     compiler.chmod(0o755)
@@ -254,19 +242,64 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         command, cwd=tree, env=environment, capture_output=True, text=True, timeout=110
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is built from, so that the tree itself stays untouched."""
+    tree = tmp_path_factory.mktemp("tree")
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
+    for name in ("wsc_fast", "src_cy"):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, tree / name)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path) -> list[str]:
+    """The names in a wheel."""
+    out = tree / "wheel"
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), "."]
+    if int(version("setuptools").partition(".")[0]) >= 77:
+        # What the build needs is here; otherwise pip fetches it into an environment of its own.
+        command.insert(4, "--no-build-isolation")
+    build(tree, *command)
     (path,) = out.glob("wsc_fast-*.whl")
     with zipfile.ZipFile(path) as archive:
         return archive.namelist()
 
 
-def test_the_wheel_holds_declarations_stubs_and_the_demo_page(wheel: list[str]) -> None:
-    wanted = {str(path.relative_to(ROOT)) for path in ROOT.glob("wsc_fast/**/*.py")}
-    for pattern in ("wsc_fast/_core/*.pxd", "wsc_fast/_core/*.pyi", "wsc_fast/demo/*.html"):
-        found = {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)}
+@pytest.fixture(scope="module")
+def sources(tree: Path, wheel: list[str]) -> list[str]:
+    """The names in an archive of the sources; made after the wheel, it compiles nothing anew."""
+    code = "from setuptools import build_meta; build_meta.build_sdist('sdist')"
+    build(tree, sys.executable, "-c", code)
+    (path,) = (tree / "sdist").glob("wsc_fast-*.tar.gz")
+    with tarfile.open(path) as archive:
+        return [name.partition("/")[2] for name in archive.getnames()]
+
+
+def packaged() -> set[str]:
+    """All that a hub needs of the tree when it runs, but for what is compiled."""
+    wanted = {"wsc_fast/py.typed"}
+    for pattern in ("**/*.py", "_core/*.pxd", "_core/*.pyi", "demo/*.html", "stores/redis/*.lua"):
+        found = {str(path.relative_to(ROOT)) for path in ROOT.glob(f"wsc_fast/{pattern}")}
         assert found
         wanted |= found
-    wanted.add("wsc_fast/py.typed")
-    assert wanted <= set(wheel)
+    return wanted
+
+
+def test_the_wheel_holds_code_declarations_stubs_scripts_and_the_demo_page(
+    wheel: list[str],
+) -> None:
+    assert packaged() - set(wheel) == set()
+
+
+def test_the_sources_hold_the_same_and_what_is_compiled(sources: list[str]) -> None:
+    compiled = {str(path.relative_to(ROOT)) for path in ROOT.glob("src_cy/*.*")}
+    wanted = packaged() | compiled | {"setup.py", "pyproject.toml", "LICENSE"}
+    assert wanted - set(sources) == set()
 
 
 def test_the_wheel_holds_each_extension_once(wheel: list[str]) -> None:

@@ -25,27 +25,18 @@ import pytest
 
 from tests.redis_server import PROGRAM, Cutter, RedisServer, cutter, free_port
 from tests.support import eventually
-from wsc_fast.delivery.offline import (
-    MemoryOfflineStore,
-    OfflineStore,
-    SharedOfflineStore,
-    StoredMessage,
-)
-from wsc_fast.delivery.redis import (
-    BATCH_MESSAGES,
-    BATCH_OPERATIONS,
-    LEAST_BYTES,
-    MOST_BYTES,
-    MOST_TIMEOUT,
-    MOST_TTL,
-    RedisOfflineStore,
-)
 from wsc_fast.errors import (
     ConfigError,
     MessageExistsError,
     OfflineStoreError,
     OfflineStoreFullError,
 )
+from wsc_fast.stores.base import OfflineStore, SharedOfflineStore, StoredMessage
+from wsc_fast.stores.memory import MemoryOfflineStore
+from wsc_fast.stores.redis.lane import BATCH_OPERATIONS
+from wsc_fast.stores.redis.pace import LEAST_BYTES, MOST_BYTES
+from wsc_fast.stores.redis.session import BATCH_MESSAGES
+from wsc_fast.stores.redis.store import MOST_TIMEOUT, MOST_TTL, RedisOfflineStore
 
 PREFIX = "wsc:offline:"
 
@@ -1356,7 +1347,7 @@ async def test_an_attempt_that_is_cut_short_tells_what_the_one_before_failed_wit
     async with opened(server.url, timeout=0.4) as store:
         session = store._session
         assert session is not None
-        real, began = session._client, session.loop.time()
+        real, began = session.connection.client, session.loop.time()
 
         class Client:
             """Refuses until less than an attempt's time is left, then hangs."""
@@ -1366,7 +1357,7 @@ async def test_an_attempt_that_is_cut_short_tells_what_the_one_before_failed_wit
                     raise RedisConnectionError("refused")
                 await asyncio.Event().wait()
 
-        session._client = Client()
+        session.connection.client = Client()
         try:
             with pytest.raises(OfflineStoreError, match="refused"):
                 await append(store, "ann", "1")
@@ -1374,7 +1365,7 @@ async def test_an_attempt_that_is_cut_short_tells_what_the_one_before_failed_wit
             with pytest.raises(OfflineStoreError, match=r"no answer within 0\.2 s"):
                 await append(store, "ann", "2")
         finally:
-            session._client = real
+            session.connection.client = real
 
 
 async def test_what_waits_while_the_server_is_away_is_bounded(tmp_path: Path) -> None:
@@ -1666,7 +1657,7 @@ def test_redis_py_is_needed_only_here() -> None:
         "import sys\n"
         "sys.modules['redis'] = None\n"
         "import wsc_fast\n"
-        "from wsc_fast.delivery.redis import RedisOfflineStore\n"
+        "from wsc_fast.stores.redis.store import RedisOfflineStore\n"
         "try:\n"
         "    RedisOfflineStore('redis://localhost')\n"
         "except ImportError as error:\n"

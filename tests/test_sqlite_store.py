@@ -25,10 +25,12 @@ import pytest
 from test_offline_stores import append, fill, ids
 
 from tests.support import eventually
-from wsc_fast.delivery import sqlite, sqlite_database, sqlite_files
-from wsc_fast.delivery.offline import MOST_DROPPED, READ_BYTES, StoredMessage
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
+from wsc_fast.stores.base import MOST_DROPPED, READ_BYTES, StoredMessage
+from wsc_fast.stores.sqlite import database, files, others, worker
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.transactions import Transactions
+from wsc_fast.stores.sqlite.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,7 +75,7 @@ def on_connect(
         hook(db)
         return db
 
-    monkeypatch.setattr(sqlite.sqlite3, "connect", connect_and_call)
+    monkeypatch.setattr(sqlite3, "connect", connect_and_call)
 
 
 def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -85,7 +87,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seen.append(sql)
             return super().execute(sql, *args)
 
-    monkeypatch.setattr(sqlite.sqlite3, "connect", partial(sqlite3.connect, factory=Recording))
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Recording))
     return seen
 
 
@@ -154,9 +156,7 @@ async def test_the_database_is_set_up(
         assert f"PRAGMA synchronous = {synchronous}" in seen
         with closing(sqlite3.connect(path)) as db:
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            assert db.execute("PRAGMA application_id").fetchone() == (
-                sqlite_database.APPLICATION_ID,
-            )
+            assert db.execute("PRAGMA application_id").fetchone() == (database.APPLICATION_ID,)
 
 
 async def test_full_is_the_default(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ async def test_a_relative_path_is_that_of_the_beginning(
 # before each delete "?id".
 VICTIM = """
 import asyncio, itertools, os, random, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 
 path, name, seed = sys.argv[1:]
 chance = random.Random(seed)
@@ -294,7 +294,7 @@ async def test_G18_a_lock_that_stays_fails_what_waits_and_nothing_else(path: Pat
 async def test_G18_batches_behind_a_lock_share_the_timeout(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_BATCH_ROWS", 5)
+    monkeypatch.setattr(worker, "_BATCH_ROWS", 5)
     async with opened(path, busy_timeout=1.0) as store:
         with locked(path):
             start = time.monotonic()
@@ -352,7 +352,7 @@ async def test_open_tries_again_when_the_timeout_was_not_heeded(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As SQLite does, once in a thousand times, when processes change a new file to WAL at once.
-    prepare = sqlite_database._prepare
+    prepare = database._prepare
     error = sqlite3.OperationalError("database is locked")
     error.sqlite_errorcode = sqlite3.SQLITE_BUSY
     errors = [error]
@@ -362,7 +362,7 @@ async def test_open_tries_again_when_the_timeout_was_not_heeded(
             raise errors.pop()
         prepare(*args)
 
-    monkeypatch.setattr(sqlite_database, "_prepare", busy_at_first)
+    monkeypatch.setattr(database, "_prepare", busy_at_first)
     async with opened(path) as store:
         await fill(store, ["m1"])
     assert not errors
@@ -424,7 +424,7 @@ async def test_G16_a_million_users_take_max_bytes_and_no_more(path: Path) -> Non
 # On a file system of its own, of 4 MB, that is full (ENOSPC) until something else on it goes.
 ON_A_SMALL_DISK = """
 import asyncio, os, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 from wsc_fast.errors import OfflineStoreError
 
 async def main(disk):
@@ -475,7 +475,7 @@ def test_G18_a_file_system_that_is_full(tmp_path: Path) -> None:
 # Its files cannot grow beyond a bound (EFBIG: an I/O error to SQLite), until that is lifted.
 CRAMPED = """
 import asyncio, resource, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 from wsc_fast.errors import OfflineStoreError
 
 async def main():
@@ -621,13 +621,13 @@ async def test_an_older_schema_is_brought_up_to_date(
     async with opened(path) as store:
         await fill(store, ["m1"])
     further = ("CREATE TABLE further (x)", "INSERT INTO further SELECT count(*) FROM messages")
-    monkeypatch.setattr(sqlite_database, "MIGRATIONS", (*sqlite_database.MIGRATIONS, further))
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, further))
     for _ in range(2):
         async with opened(path) as store:
             assert await ids(store) == ["m1"]
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT x FROM further").fetchall() == [(1,)]
-        assert db.execute("PRAGMA user_version").fetchone() == (len(sqlite_database.MIGRATIONS),)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(database.MIGRATIONS),)
 
 
 async def test_a_migration_that_fails_leaves_the_old_schema(
@@ -637,7 +637,7 @@ async def test_a_migration_that_fails_leaves_the_old_schema(
         await fill(store, ["m1"])
     with monkeypatch.context() as patch:
         wrong = ("CREATE TABLE further (x)", "INSERT INTO nowhere VALUES (1)")
-        patch.setattr(sqlite_database, "MIGRATIONS", (*sqlite_database.MIGRATIONS, wrong))
+        patch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, wrong))
         with pytest.raises(OfflineStoreError, match="nowhere"):
             async with opened(path):
                 pass
@@ -818,11 +818,14 @@ async def test_calls_of_a_batch_take_effect_in_their_order(path: Path) -> None:
         assert (stored, deleted, unseen, expired, again, count) == ([], 1, [], [], [], 1)
 
 
-@pytest.mark.parametrize("method", ["_take", "_transact", "_collect"])
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [(Worker, "_take"), (Transactions, "_transact"), (Transactions, "_collect")],
+)
 async def test_no_error_ends_the_thread(
-    path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    path: Path, monkeypatch: pytest.MonkeyPatch, part: type, method: str
 ) -> None:
-    original = getattr(sqlite._Worker, method)
+    original = getattr(part, method)
     failures: list[BaseException] = []
 
     def fails(self: Any, *args: Any) -> Any:
@@ -831,7 +834,7 @@ async def test_no_error_ends_the_thread(
             raise failures.pop()
         return result
 
-    monkeypatch.setattr(sqlite._Worker, method, fails)
+    monkeypatch.setattr(part, method, fails)
     async with opened(path) as store:
         for error in (RuntimeError("a bug"), MemoryError(), SystemExit()):
             failures.append(error)
@@ -952,7 +955,7 @@ async def test_close_while_it_opens(path: Path) -> None:
 
 FORGETFUL = """
 import asyncio, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 
 async def main():
     store = SQLiteOfflineStore(sys.argv[1])
@@ -980,7 +983,7 @@ async def test_a_program_that_forgets_to_close_ends(path: Path) -> None:
 # of another file), is killed or closes, removes all messages, and stores again.
 FILL = """
 import asyncio, os, signal, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 from wsc_fast.errors import OfflineStoreError
 
 disk, size, at_once, other, end = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
@@ -1112,7 +1115,7 @@ def test_a_full_disk_recovers_once_messages_are_removed(
 # Another program takes all that the disk has while the store is quiet.
 TAKEN = """
 import asyncio, os, sys
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 from wsc_fast.errors import OfflineStoreError
 
 def take_all(path):
@@ -1169,7 +1172,7 @@ async def test_messages_are_in_the_database_after_a_quiet_second(path: Path) -> 
 async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = sqlite._Worker._transact
+    transact = Transactions._transact
     tried: list[int] = []
 
     def cramped(self: Any, part: list[Any]) -> None:
@@ -1184,7 +1187,7 @@ async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
     async with opened(path) as store:
         await fill(store, [f"m{n}" for n in range(200)])
         with monkeypatch.context() as patch:
-            patch.setattr(sqlite._Worker, "_transact", cramped)
+            patch.setattr(Transactions, "_transact", cramped)
             with locked(path) as other:
                 calls: list[Awaitable[Any]] = [
                     asyncio.ensure_future(store.delete("ann", [f"m{n}"])) for n in range(100)
@@ -1212,7 +1215,7 @@ async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
 async def test_removing_fails_where_not_even_one_fits(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transact = sqlite._Worker._transact
+    transact = Transactions._transact
     tries = 0
 
     def full(self: Any, part: list[Any]) -> None:
@@ -1228,7 +1231,7 @@ async def test_removing_fails_where_not_even_one_fits(
     async with opened(path) as store:
         await fill(store, names)
         with monkeypatch.context() as patch:
-            patch.setattr(sqlite._Worker, "_transact", full)
+            patch.setattr(Transactions, "_transact", full)
             with locked(path) as other:
                 calls = [asyncio.ensure_future(store.delete("ann", [name])) for name in names]
                 await asyncio.sleep(0)
@@ -1313,7 +1316,7 @@ async def test_two_stores_both_follow_to_the_new_file(path: Path) -> None:
 async def test_a_log_that_is_removed_costs_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sqlite_files, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(files, "_LOOK_EVERY", 0.0)
     async with opened(path) as store:
         await fill(store, ["m1"])
         remove(f"{path}-wal")
@@ -1398,7 +1401,7 @@ async def test_calls_of_a_batch_end_over_several_turns(path: Path, any_loop: str
             await asyncio.sleep(0)
             turn += 1
         # A turn of this count may see two of the store's.
-        assert max(ended.values()) <= 2 * sqlite._TURN_ENTRIES
+        assert max(ended.values()) <= 2 * worker.TURN_ENTRIES
     assert len(ended) >= 3
 
 
@@ -1469,8 +1472,8 @@ async def test_a_page_loads_no_more_than_it_returns(path: Path) -> None:
 async def test_appended_of_many_spans_and_positions(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_MOST_SPANS", 5)
-    monkeypatch.setattr(sqlite, "_MOST_POSITIONS", 7)
+    monkeypatch.setattr(others, "_MOST_SPANS", 5)
+    monkeypatch.setattr(others, "_MOST_POSITIONS", 7)
     async with opened(path) as first, opened(path) as second:
         after, _ = await first.appended(-1)
         for n in range(30):

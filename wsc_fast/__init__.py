@@ -20,21 +20,9 @@ from wsc_fast.delivery.failures import (
     TimeoutHandler,
     UserOfflineHandler,
 )
-from wsc_fast.delivery.offline import (
-    MemoryOfflineStore,
-    OfflineStore,
-    SharedOfflineStore,
-    StoredMessage,
-)
-from wsc_fast.delivery.redis import (
-    RedisOfflineStore,
-)
 from wsc_fast.delivery.retry import (
     SendAttempt,
     SendResult,
-)
-from wsc_fast.delivery.sqlite import (
-    SQLiteOfflineStore,
 )
 from wsc_fast.errors import (
     AckDroppedError,
@@ -84,6 +72,14 @@ from wsc_fast.server import (
 )
 from wsc_fast.stats import (
     HubStats,
+)
+from wsc_fast.stores.base import OfflineStore, SharedOfflineStore, StoredMessage
+from wsc_fast.stores.memory import MemoryOfflineStore
+from wsc_fast.stores.redis.store import (
+    RedisOfflineStore,
+)
+from wsc_fast.stores.sqlite.store import (
+    SQLiteOfflineStore,
 )
 
 __all__ = [

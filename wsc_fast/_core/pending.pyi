@@ -8,11 +8,11 @@ from typing_extensions import disjoint_base
 from wsc_fast._core.connection import Client
 from wsc_fast.config import ACKConfig
 from wsc_fast.delivery.acks import AckCounters
-from wsc_fast.delivery.offline import OfflineStore, StoredMessage
 from wsc_fast.delivery.parked import Parked
 from wsc_fast.delivery.replay import Replay
 from wsc_fast.hub import Hub
 from wsc_fast.messages import ACKMessage, AckStatus
+from wsc_fast.stores.base import OfflineStore, StoredMessage
 
 @disjoint_base
 class PendingACK:

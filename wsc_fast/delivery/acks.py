@@ -31,7 +31,6 @@ from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
 from wsc_fast.delivery.devices import Devices, is_of_devices, key_of_device, user_of_key
 from wsc_fast.delivery.failures import Failure, reason_of
 from wsc_fast.delivery.journal import Journal, store_error
-from wsc_fast.delivery.offline import OfflineStore, StoredMessage
 from wsc_fast.delivery.parked import Parked
 from wsc_fast.delivery.replay import Held, Replay
 from wsc_fast.errors import (
@@ -55,6 +54,7 @@ from wsc_fast.messages import (
     decode_hub_message,
     is_same_message,
 )
+from wsc_fast.stores.base import OfflineStore, StoredMessage
 from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 
 from wsc_fast._core.pending import PendingACK
 from wsc_fast.delivery.journal import PAGE, store_error
-from wsc_fast.delivery.offline import StoredMessage
 from wsc_fast.delivery.parked import Parked
 from wsc_fast.errors import AckError, PendingFullError, WSCError
 from wsc_fast.messages import ACKMessage, AckStatus
+from wsc_fast.stores.base import StoredMessage
 from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:

@@ -23,10 +23,8 @@ from wsc_fast.delivery.failures import (
     UserOfflineHandler,
     reason_of,
 )
-from wsc_fast.delivery.offline import OfflineStore
 from wsc_fast.delivery.reporter import FailureCounters, FailureReporter
 from wsc_fast.delivery.retry import SendResult, Sleepers, send_with_retry
-from wsc_fast.delivery.sqlite import SQLiteOfflineStore
 from wsc_fast.errors import (
     ClientDisconnectedError,
     ConfigError,
@@ -40,6 +38,8 @@ from wsc_fast.errors import (
     WSCError,
 )
 from wsc_fast.messages import ACKMessage, HubMessage
+from wsc_fast.stores.base import OfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
-from wsc_fast.delivery.offline import (
+from wsc_fast.errors import OfflineStoreError
+from wsc_fast.log import log
+from wsc_fast.stores.base import (
     OfflineStore,
     PartialPage,
     SharedOfflineStore,
     StoredMessage,
 )
-from wsc_fast.errors import OfflineStoreError
-from wsc_fast.log import log
 from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from wsc_fast.delivery.offline import MOST_DROPPED, READ_BYTES, StoredMessage
 from wsc_fast.errors import OfflineStoreError
+from wsc_fast.stores.base import MOST_DROPPED, READ_BYTES, StoredMessage
 
 # Most writes that one statement takes.
 BATCH_ROWS = 1024

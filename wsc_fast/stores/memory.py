@@ -1,0 +1,181 @@
+"""The offline store in memory, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+
+from wsc_fast.errors import OfflineStoreError
+from wsc_fast.stores.base import (
+    MOST_DROPPED,
+    READ_BYTES,
+    StoredMessage,
+    exists_error,
+    full_error,
+    within,
+)
+
+
+class MemoryOfflineStore:
+    """An OfflineStore for tests: keeps messages in this process, and they end with it.
+
+    They outlast `close` and `open`, as in any other store. The number of users is not bounded.
+
+    Thread-safety: on one event loop only.
+    """
+
+    def __init__(self) -> None:
+        self._open = False
+        self._position = 0
+        # By user, then by message id in the order of delivery; a user without messages has none.
+        self._messages: dict[str, dict[str, StoredMessage]] = {}
+
+    async def open(self) -> None:
+        """Makes the store ready."""
+        self._open = True
+
+    async def close(self) -> None:
+        """Refuses further calls until `open`; the messages stay."""
+        self._open = False
+
+    def append(
+        self, user_id: str, message_id: str, data: bytes, *, limit: int, drop_oldest: bool
+    ) -> asyncio.Future[list[StoredMessage]]:
+        """Keeps a message behind all others of the user; see `OfflineStore.append`.
+
+        Args:
+            user_id: whose message it is.
+            message_id: kept once per user.
+            data: the message as JSON.
+            limit: of messages per user.
+            drop_oldest: whether the oldest go at the limit, or this one is refused.
+
+        Returns:
+            asyncio.Future[list[StoredMessage]]: done already, with what was dropped.
+
+        Raises:
+            OfflineStoreFullError: (awaited) at the limit, without `drop_oldest`.
+            MessageExistsError: (awaited) the id is taken by other data.
+            OfflineStoreError: (awaited) the store is not open.
+        """
+        future: asyncio.Future[list[StoredMessage]] = asyncio.get_running_loop().create_future()
+        try:
+            future.set_result(self._append(user_id, message_id, data, limit, drop_oldest))
+        except OfflineStoreError as error:
+            future.set_exception(error)
+        return future
+
+    def _append(
+        self, user_id: str, message_id: str, data: bytes, limit: int, drop_oldest: bool
+    ) -> list[StoredMessage]:
+        self._check_open()
+        held = self._messages.get(user_id, {})
+        stored = held.get(message_id)
+        if stored is not None:
+            if stored.data != data:
+                raise exists_error("offline store in memory", user_id, message_id, stored.data)
+            return []
+        if limit < 1 or (len(held) >= limit and not drop_oldest):
+            raise full_error("offline store in memory", user_id, limit)
+        excess = min(len(held) - limit + 1, MOST_DROPPED)
+        dropped = [held.pop(next(iter(held))) for _ in range(excess)]
+        self._position += 1
+        held[message_id] = StoredMessage(self._position, message_id, data, time.time())
+        self._messages[user_id] = held
+        return dropped
+
+    async def read(
+        self, user_id: str, *, after: int = 0, limit: int = 100, max_bytes: int = READ_BYTES
+    ) -> list[StoredMessage]:
+        """The next messages of a user, in order; see `OfflineStore.read`.
+
+        Args:
+            user_id: whose messages.
+            after: the position behind which to begin.
+            limit: how many messages at most.
+            max_bytes: the message with which the data reach so many bytes is the last one.
+
+        Returns:
+            list[StoredMessage]: empty for a user without messages.
+
+        Raises:
+            OfflineStoreError: the store is not open.
+        """
+        self._check_open()
+        held = self._messages.get(user_id, {}).values()
+        following = (message for message in held if message.position > after)
+        return list(within(following, limit, max_bytes))
+
+    async def delete(self, user_id: str, message_ids: Collection[str]) -> int:
+        """Removes messages of a user; see `OfflineStore.delete`.
+
+        Args:
+            user_id: whose messages.
+            message_ids: which; unknown ones are passed over.
+
+        Returns:
+            int: how many there were.
+
+        Raises:
+            OfflineStoreError: the store is not open.
+        """
+        self._check_open()
+        return sum(self._remove(user_id, message_id) for message_id in message_ids)
+
+    def _remove(self, user_id: str, message_id: str) -> bool:
+        held = self._messages.get(user_id, {})
+        found = held.pop(message_id, None) is not None
+        if found and not held:
+            del self._messages[user_id]
+        return found
+
+    async def count(self, user_id: str) -> int:
+        """How many messages are kept for a user.
+
+        Args:
+            user_id: whose messages.
+
+        Returns:
+            int: 0 for a user without messages.
+
+        Raises:
+            OfflineStoreError: the store is not open.
+        """
+        self._check_open()
+        return len(self._messages.get(user_id, {}))
+
+    async def expire(
+        self, before: float, limit: int = 1000, *, max_bytes: int = READ_BYTES
+    ) -> list[tuple[str, StoredMessage]]:
+        """Removes what was stored before a time; see `OfflineStore.expire`.
+
+        Looks at every message there is.
+
+        Args:
+            before: seconds since the epoch.
+            limit: how many messages to remove at most, the oldest first.
+            max_bytes: the message with which the data reach so many bytes is the last one.
+
+        Returns:
+            list[tuple[str, StoredMessage]]: user id and message of each.
+
+        Raises:
+            OfflineStoreError: the store is not open.
+        """
+        self._check_open()
+        old = [
+            (user_id, message)
+            for user_id, held in self._messages.items()
+            for message in held.values()
+            if message.stored_at < before
+        ]
+        old.sort(key=lambda each: (each[1].stored_at, each[1].position))
+        del old[sum(1 for _ in within((message for _, message in old), limit, max_bytes)) :]
+        for user_id, message in old:
+            self._remove(user_id, message.id)
+        return old
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise OfflineStoreError("offline store in memory: it is not open")
