@@ -1,4 +1,4 @@
-"""What a TLS handshake costs before it begins, and when it may: `wsc_fast.acceptor`."""
+"""What a TLS handshake costs before it begins, and when it may: `wsc_fast.listen.acceptor`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import trustme
 
-import wsc_fast.acceptor as acceptor_module
+import wsc_fast.listen.acceptor as acceptor_module
 from tests.support import TEXT, TLSClient, eventually, running, silent_sockets
 from wsc_fast import Hub, HubConfig
-from wsc_fast.acceptor import Acceptor, Hellos, Turns, hello_size, is_costly
+from wsc_fast.listen.acceptor import Acceptor, Hellos, Turns, hello_size, is_costly
 
 
 def hello(context: ssl.SSLContext) -> bytes:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-import wsc_fast.listening as listening_module
+import wsc_fast.listen.sockets as sockets_module
 from tests.support import TLS, RawClient, eventually, exchange, running, wait_until
 from wsc_fast import ConfigError, Hub, HubConfig, HubStateError, ValidationError, inherited_socket
 
@@ -352,7 +352,7 @@ def test_what_is_handed_over_must_be_a_socket(
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     monkeypatch.setenv("LISTEN_FDS", "1")
     with (tmp_path / "file").open("w") as file:
-        monkeypatch.setattr(listening_module, "_FIRST_INHERITED", file.fileno())
+        monkeypatch.setattr(sockets_module, "_FIRST_INHERITED", file.fileno())
         with pytest.raises(ConfigError, match="is no socket"):
             inherited_socket()
 

@@ -31,7 +31,6 @@ from wsc_fast._core.engine import check_id
 from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast._core.timers import TICK, Timers
-from wsc_fast.acceptor import Acceptor
 from wsc_fast.adapters import picows
 from wsc_fast.addresses import Host as RequestHost
 from wsc_fast.addresses import parse_host, parse_network
@@ -54,8 +53,9 @@ from wsc_fast.errors import (
 )
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.extensions import Deflate
-from wsc_fast.limits import ConnectionLimits
-from wsc_fast.listening import bound_sockets, tls_context
+from wsc_fast.listen.acceptor import Acceptor
+from wsc_fast.listen.limits import ConnectionLimits
+from wsc_fast.listen.sockets import bound_sockets, tls_context
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
 from wsc_fast.process import OpenFiles, SignalHandlers, keep_freed_memory, last_file
