@@ -55,7 +55,8 @@ from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.extensions import Deflate
 from wsc_fast.listen.acceptor import Acceptor
 from wsc_fast.listen.limits import ConnectionLimits
-from wsc_fast.listen.sockets import bound_sockets, tls_context
+from wsc_fast.listen.sockets import bound_sockets
+from wsc_fast.listen.tls.context import tls_context
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
 from wsc_fast.process import OpenFiles, SignalHandlers, keep_freed_memory, last_file

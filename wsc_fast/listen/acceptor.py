@@ -19,19 +19,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from ssl import CERT_NONE, SSLContext
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, cast
 
 import aiofastnet
 
 from wsc_fast._core.connection import Client
 from wsc_fast.deadlines import Deadline
+from wsc_fast.listen.tls.context import needs_the_loops_tls
 from wsc_fast.log import log
 
 if TYPE_CHECKING:
     from wsc_fast.hub import Hub
 
-_OP_ENABLE_KTLS = 8  # openssl/ssl.h
 # What a TLS connection may have received, and what it may have encrypted and not sent: one and two
 # records of the largest size. aiofastnet would take 257 KiB for each.
 _TLS_RECEIVED = 16 * 1024 + 64
@@ -57,22 +57,6 @@ _LAST_MOMENT = 1.0
 _NEVER = 3600.0
 # Seconds that a step costs besides, where it is the last one: the end of a task, an exception.
 _AFTERMATH = 0.00007
-
-
-def _needs_the_loops_tls(context: SSLContext) -> bool:
-    """Whether aiofastnet 1.2 cannot serve this context; asked anew for each connection."""
-    return (
-        # OpenSSL is linked into Python: its way without the symbols fails after a pause.
-        aiofastnet.OPENSSL_DYN_LIBS is None
-        # CPython's callbacks look for an object of its `ssl` module, and crash without one.
-        or context.sni_callback is not None
-        or context.keylog_filename is not None
-        or getattr(context, "_msg_callback", None) is not None
-        # It decodes each client's certificate through a temporary file, and hangs without one.
-        or context.verify_mode != CERT_NONE
-        # With kTLS it may keep the rest of a record (OP_ENABLE_KTLS, from Python 3.12 on by name).
-        or bool(context.options & _OP_ENABLE_KTLS)
-    )
 
 
 class Turns:
@@ -569,7 +553,7 @@ class Acceptor:
         context = self._ssl
         if context is None:
             await self.loop.connect_accepted_socket(lambda: client, connection)
-        elif _needs_the_loops_tls(context):
+        elif needs_the_loops_tls(context):
             end = Deadline(self.deadlines, seconds, partial(self._end_late, connection))
             try:
                 await self.loop.connect_accepted_socket(
