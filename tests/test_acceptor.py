@@ -17,7 +17,8 @@ import trustme
 import wsc_fast.listen.acceptor as acceptor_module
 from tests.support import TEXT, TLSClient, eventually, running, silent_sockets
 from wsc_fast import Hub, HubConfig
-from wsc_fast.listen.acceptor import Acceptor, Hellos, Turns, hello_size, is_costly
+from wsc_fast.listen.acceptor import Acceptor, Hellos, Turns
+from wsc_fast.listen.tls.hello import hello_size, is_costly
 
 
 def hello(context: ssl.SSLContext) -> bytes:
