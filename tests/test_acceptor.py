@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import trustme
 
-import wsc_fast.listen.acceptor as acceptor_module
+import wsc_fast.listen.tls.scheduler as scheduler_module
 from tests.support import TEXT, TLSClient, eventually, running, silent_sockets
 from wsc_fast import Hub, HubConfig
-from wsc_fast.listen.acceptor import Acceptor, Hellos, Turns
+from wsc_fast.listen.acceptor import Acceptor
 from wsc_fast.listen.tls.hello import hello_size, is_costly
+from wsc_fast.listen.tls.scheduler import Turns
+from wsc_fast.listen.tls.waiting_room import Hellos
 
 
 def hello(context: ssl.SSLContext) -> bytes:
@@ -210,7 +212,7 @@ async def test_handshakes_have_so_much_of_a_turn(
     any_loop: str, others: float, step: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(acceptor_module, "time", clock)
+    monkeypatch.setattr(scheduler_module, "time", clock)
     turns = Turns(asyncio.get_running_loop(), lambda most: False)
     taken: list[int] = [0]
 
