@@ -148,7 +148,7 @@ async def test_a_tls_handshake_whose_rest_waits_in_the_socket_goes_on(
         (acceptor,) = hub._acceptors
         with await Shaking.open(hub, upgrade=False) as raw:
             data = raw.begin(client_tls)
-            await eventually(lambda: len(acceptor._hellos) == 1)
+            await eventually(lambda: len(acceptor._waiting_room) == 1)
             if when == "in its hello":
                 raw.sock.send(data[:50])
                 data = data[50:]

@@ -403,7 +403,7 @@ async def test_who_waits_in_the_queue_of_a_hub_that_drains_evicts_nobody(
         crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
         hub._take_queue()
         (acceptor,) = hub._acceptors
-        assert len(acceptor._shaking) + len(acceptor._hellos) == 40
+        assert len(acceptor._shaking) + len(acceptor._waiting_room) == 40
         assert hub.get_stats().rejected["handshakes"] == 0
         for sock in crowd:
             sock.close()

@@ -3,9 +3,11 @@
 A TLS handshake costs its peer a few bytes, which it may have prepared, and us 100 KB and 0.5 to
 6 ms that nobody can interrupt, most of it for a signature. So what a peer can have is bounded:
 
-- Until its ClientHello is there to the end, a connection is a socket and a deadline (`Hellos`).
-  What is no ClientHello, or asks for a key exchange that takes 10 to 180 ms, ends there.
-- How many begin in a turn of the loop, and how long those under way may read, is up to `Turns`.
+- Until its ClientHello is there to the end, a connection is a socket and a deadline
+  (`TLSWaitingRoom`). What is no ClientHello, or asks for a key exchange that takes 10 to 180 ms,
+  ends there.
+- The `HandshakeScheduler` says how many begin in a turn of the loop, and how long those under way
+  may read.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from wsc_fast._core.connection import Client
 from wsc_fast.deadlines import Deadline
 from wsc_fast.listen.tls.context import needs_the_loops_tls
 from wsc_fast.listen.tls.handshake_loop import HandshakeLoop
-from wsc_fast.listen.tls.waiting_room import Hellos
+from wsc_fast.listen.tls.waiting_room import TLSWaitingRoom
 
 if TYPE_CHECKING:
     from wsc_fast.hub import Hub
@@ -62,8 +64,8 @@ class Acceptor:
         self.deadlines = hub._deadlines
         self._socket = listening
         self._ssl = ssl
-        self._hellos = Hellos(hub, self._begin)
-        self.turns = self._hellos.turns
+        self._waiting_room = TLSWaitingRoom(hub, self._begin)
+        self.scheduler = self._waiting_room.scheduler
         self._shaking: dict[socket.socket, tuple[asyncio.Task[None], Client]] = {}
         self._given_up: dict[socket.socket, asyncio.Task[None]] = {}  # until they have ended
         self._resuming: asyncio.TimerHandle | None = None
@@ -88,11 +90,12 @@ class Acceptor:
     def descriptors(self) -> list[int]:
         """Of its sockets: the one that it listens on, and those in the TLS handshake."""
         shaking = (*self._shaking, *self._given_up)
-        return [sock.fileno() for sock in (self._socket, *shaking)] + self._hellos.descriptors()
+        own = [sock.fileno() for sock in (self._socket, *shaking)]
+        return own + self._waiting_room.descriptors()
 
     def is_busy(self) -> bool:
         """Whether it has connections that have not shaken hands yet."""
-        return bool(self._shaking) or len(self._hellos) > 0
+        return bool(self._shaking) or len(self._waiting_room) > 0
 
     def take_queue(self) -> None:
         """Accepts all who have connected by now."""
@@ -120,20 +123,20 @@ class Acceptor:
                     return False
             else:
                 connection.setblocking(False)
-                under_way = len(self._shaking) + len(self._hellos)
+                under_way = len(self._shaking) + len(self._waiting_room)
                 if evict and under_way >= self._hub.config.max_handshakes:
                     self._end_oldest()
                 if self._ssl is None:
                     self._begin(connection, 0.0)
                 else:
-                    self._hellos.add(connection)
+                    self._waiting_room.add(connection)
         return True
 
     def _end_oldest(self) -> None:
         # Of the larger group, since that is where a flood of connections is.
         self._hub._count_too_many_handshakes()
-        if len(self._hellos) >= len(self._shaking):
-            self._hellos.drop_oldest()
+        if len(self._waiting_room) >= len(self._shaking):
+            self._waiting_room.drop_oldest()
         else:
             self._give_up(next(iter(self._shaking)))
 
@@ -266,7 +269,7 @@ class Acceptor:
     def close(self) -> None:
         """Accepts nothing more, and ends the handshakes under way."""
         self.stop_accepting()
-        self._hellos.close()
+        self._waiting_room.close()
         if not self.loop.is_closed():
             for task in [task for task, _ in self._shaking.values()] + [*self._given_up.values()]:
                 task.cancel()

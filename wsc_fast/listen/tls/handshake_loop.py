@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class HandshakeLoop:
     """The loop as the aiofastnet transport of one connection sees it.
 
-    Until it has shaken hands, what it reads is up to `Turns`.
+    Until it has shaken hands, what it reads is up to `HandshakeScheduler`.
     """
 
     __slots__ = ("_acceptor", "_client", "_deadline", "_descriptor", "_loop", "_reader")
@@ -36,7 +36,7 @@ class HandshakeLoop:
     def add_reader(self, descriptor: int, callback: Callable[[], object]) -> None:
         if self._client._transport() is None:
             self._descriptor, self._reader = descriptor, callback
-            self._loop.add_reader(descriptor, self._acceptor.turns.read, self)
+            self._loop.add_reader(descriptor, self._acceptor.scheduler.read, self)
         else:
             self._loop.add_reader(descriptor, callback)
 

@@ -18,7 +18,7 @@ _LEAST_BUDGET, _MOST_BUDGET = 0.001, 0.004
 _AFTERMATH = 0.00007
 
 
-class Turns:
+class HandshakeScheduler:
     """How much of each turn of the loop TLS handshakes may take.
 
     Args:

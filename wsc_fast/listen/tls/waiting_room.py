@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from wsc_fast.deadlines import Deadline
 from wsc_fast.listen.tls.hello import HELLO_MOST, hello_size, is_costly
-from wsc_fast.listen.tls.scheduler import Turns
+from wsc_fast.listen.tls.scheduler import HandshakeScheduler
 
 if TYPE_CHECKING:
     from wsc_fast.hub import Hub
@@ -29,7 +29,7 @@ def has_left(connection: socket.socket) -> bool:
     return state in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
 
 
-class Hellos:
+class TLSWaitingRoom:
     """Connections that have not begun their TLS handshake: without their ClientHello, or a turn.
 
     Args:
@@ -42,7 +42,7 @@ class Hellos:
         self._hub = hub
         self._loop = hub.loop
         self._begin = begin
-        self.turns = Turns(hub.loop, self._begin_some)
+        self.scheduler = HandshakeScheduler(hub.loop, self._begin_some)
         self._deadlines: dict[socket.socket, Deadline] = {}  # oldest first
         self._wanted: dict[socket.socket, int] = {}  # bytes of those that are waited for
         self._ready: deque[tuple[socket.socket, float]] = deque()  # with what is left of its time
@@ -99,7 +99,7 @@ class Hellos:
         if left <= 0:
             left = min(_LAST_MOMENT, self._hub.config.handshake_timeout)
         self._ready.append((connection, left))
-        self.turns.call()
+        self.scheduler.call()
 
     def _begin_some(self, most: int) -> bool:
         while self._ready and most:
