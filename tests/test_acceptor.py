@@ -517,7 +517,7 @@ async def test_the_loop_is_given_descriptors_by_their_numbers(
         hub = Hub()
         async with running(hub, **({"ssl": server_tls} if secure else {})):
             acceptor(hub)._pause()
-            acceptor(hub).loop.add_reader(acceptor(hub)._socket.fileno(), acceptor(hub)._accept)
+            acceptor(hub)._loop.add_reader(acceptor(hub)._socket.fileno(), acceptor(hub)._accept)
             silent = await silent_sockets(hub, 2)
             await loop.run_in_executor(None, talk, hub.port)
             for sock in silent:

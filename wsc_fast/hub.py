@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from ssl import SSLContext
 from types import TracebackType
@@ -55,6 +56,7 @@ from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.extensions import Deflate
 from wsc_fast.listen.acceptor import Acceptor
 from wsc_fast.listen.limits import ConnectionLimits
+from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.sockets import bound_sockets
 from wsc_fast.listen.tls.context import tls_context
 from wsc_fast.log import log
@@ -166,6 +168,15 @@ class Hub(Delivery):
         self._new_id = IdFactory(9)
         self._servers: list[asyncio.Server] = []
         self._acceptors: list[Acceptor] = []
+        self._listen_needs = Needs(
+            settings=lambda: self.config,
+            deadlines=self._deadlines,
+            make_connection=partial(Client, self),
+            count_limit=self._count_limit,
+            count_rejected=self._count_rejected,
+            report=partial(self._report, None),
+            log_out_of_files=self._log_out_of_files,
+        )
         self._last_file = sys.maxsize  # the highest descriptor that the process may have
         self._next_files_line = 0.0
         self._open_files: OpenFiles | None = None  # while `run` holds it
@@ -546,7 +557,7 @@ class Hub(Delivery):
             if size:
                 listening.setsockopt(socket.SOL_SOCKET, option, size)
         if own_accept:
-            self._acceptors.append(Acceptor(self, _copy(listening), ssl))
+            self._acceptors.append(Acceptor(self.loop, self._listen_needs, _copy(listening), ssl))
             listening.close()
             return
         server = await self.loop.create_server(
@@ -658,9 +669,11 @@ class Hub(Delivery):
     def _take_queue(self) -> None:
         # With SO_REUSEPORT the kernel resets who is in the queue of a socket that is closed.
         if not self._acceptors:
+            assert self.loop is not None
             for listening in [sock for server in self._servers for sock in server.sockets]:
                 try:
-                    self._acceptors.append(Acceptor(self, _copy(listening), None))
+                    sock = _copy(listening)
+                    self._acceptors.append(Acceptor(self.loop, self._listen_needs, sock, None))
                 except OSError:
                     self._log_out_of_files()
         for acceptor in self._acceptors:

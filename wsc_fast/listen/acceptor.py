@@ -19,18 +19,16 @@ import os
 import socket
 from functools import partial
 from ssl import SSLContext
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import aiofastnet
 
 from wsc_fast._core.connection import Client
 from wsc_fast.deadlines import Deadline
+from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.tls.context import needs_the_loops_tls
 from wsc_fast.listen.tls.handshake_loop import HandshakeLoop
 from wsc_fast.listen.tls.waiting_room import TLSWaitingRoom
-
-if TYPE_CHECKING:
-    from wsc_fast.hub import Hub
 
 # What a TLS connection may have received, and what it may have encrypted and not sent: one and two
 # records of the largest size. aiofastnet would take 257 KiB for each.
@@ -49,7 +47,8 @@ class Acceptor:
     that are under way when the hub stops.
 
     Args:
-        hub: whose connections they are.
+        loop: on which it accepts.
+        needs: of the hub whose connections they are.
         listening: bound, owned from here on.
         ssl: serve TLS with this context.
     """
@@ -57,26 +56,29 @@ class Acceptor:
     _AT_ONCE = 16
     _PAUSE = 1.0
 
-    def __init__(self, hub: Hub, listening: socket.socket, ssl: SSLContext | None) -> None:
-        assert hub.loop is not None
-        self._hub = hub
-        self.loop = hub.loop
-        self.deadlines = hub._deadlines
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        needs: Needs,
+        listening: socket.socket,
+        ssl: SSLContext | None,
+    ) -> None:
+        self._loop = loop
+        self._needs = needs
         self._socket = listening
         self._ssl = ssl
-        self._waiting_room = TLSWaitingRoom(hub, self._begin)
-        self.scheduler = self._waiting_room.scheduler
+        self._waiting_room = TLSWaitingRoom(loop, needs, self._begin)
         self._shaking: dict[socket.socket, tuple[asyncio.Task[None], Client]] = {}
         self._given_up: dict[socket.socket, asyncio.Task[None]] = {}  # until they have ended
         self._resuming: asyncio.TimerHandle | None = None
         listening.setblocking(False)
         try:
-            listening.listen(hub.config.backlog)
+            listening.listen(needs.settings().backlog)
             self._spare: int | None = os.open(os.devnull, os.O_RDONLY)
         except OSError:
             listening.close()
             raise
-        self.loop.add_reader(listening.fileno(), self._accept)
+        self._loop.add_reader(listening.fileno(), self._accept)
 
     @property
     def port(self) -> int | None:
@@ -100,7 +102,7 @@ class Acceptor:
     def take_queue(self) -> None:
         """Accepts all who have connected by now."""
         if self._socket.fileno() >= 0:
-            for _ in range(self._hub.config.backlog // self._AT_ONCE + 1):
+            for _ in range(self._needs.settings().backlog // self._AT_ONCE + 1):
                 if not self._accept_some(evict=False):
                     return
 
@@ -117,14 +119,14 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     continue  # an error of the one connection (accept(2), "Error handling")
-                self._hub._log_out_of_files()
+                self._needs.log_out_of_files()
                 if not self._refuse_one():
                     self._pause()
                     return False
             else:
                 connection.setblocking(False)
                 under_way = len(self._shaking) + len(self._waiting_room)
-                if evict and under_way >= self._hub.config.max_handshakes:
+                if evict and under_way >= self._needs.settings().max_handshakes:
                     self._end_oldest()
                 if self._ssl is None:
                     self._begin(connection, 0.0)
@@ -134,7 +136,8 @@ class Acceptor:
 
     def _end_oldest(self) -> None:
         # Of the larger group, since that is where a flood of connections is.
-        self._hub._count_too_many_handshakes()
+        self._needs.count_rejected("handshakes")
+        self._needs.count_limit("max_handshakes")
         if len(self._waiting_room) >= len(self._shaking):
             self._waiting_room.drop_oldest()
         else:
@@ -153,8 +156,8 @@ class Acceptor:
             connection.shutdown(socket.SHUT_RDWR)
 
     def _begin(self, connection: socket.socket, seconds: float) -> None:
-        client = Client(self._hub)
-        task = self.loop.create_task(self._serve(client, connection, seconds))
+        client = self._needs.make_connection()
+        task = self._loop.create_task(self._serve(client, connection, seconds))
         self._shaking[connection] = task, client
         task.add_done_callback(partial(self._served, connection))
 
@@ -174,15 +177,15 @@ class Acceptor:
 
     def _pause(self) -> None:
         # The socket stays readable: without a pause the loop would do nothing else.
-        self.loop.remove_reader(self._socket.fileno())
+        self._loop.remove_reader(self._socket.fileno())
         if self._resuming is not None:
             self._resuming.cancel()
-        self._resuming = self.loop.call_later(
-            self._PAUSE, self.loop.add_reader, self._socket.fileno(), self._accept
+        self._resuming = self._loop.call_later(
+            self._PAUSE, self._loop.add_reader, self._socket.fileno(), self._accept
         )
 
     async def _serve(self, client: Client, connection: socket.socket, seconds: float) -> None:
-        handshake = HandshakeLoop(self, client)
+        handshake = HandshakeLoop(self._loop, self._needs, self._waiting_room.scheduler, client)
         try:
             await self._connect(handshake, client, connection, seconds)
         except asyncio.CancelledError:
@@ -200,11 +203,11 @@ class Acceptor:
     ) -> None:
         context = self._ssl
         if context is None:
-            await self.loop.connect_accepted_socket(lambda: client, connection)
+            await self._loop.connect_accepted_socket(lambda: client, connection)
         elif needs_the_loops_tls(context):
-            end = Deadline(self.deadlines, seconds, partial(self._end_late, connection))
+            end = Deadline(self._needs.deadlines, seconds, partial(self._end_late, connection))
             try:
-                await self.loop.connect_accepted_socket(
+                await self._loop.connect_accepted_socket(
                     lambda: client,
                     connection,
                     ssl=context,
@@ -220,14 +223,14 @@ class Acceptor:
                 connection,
                 ssl=context,
                 ssl_handshake_timeout=seconds,
-                ssl_shutdown_timeout=self._hub.config.close_timeout,
+                ssl_shutdown_timeout=self._needs.settings().close_timeout,
                 ssl_incoming_bio_size=_TLS_RECEIVED,
                 ssl_outgoing_bio_size=_TLS_SENT,
             )
 
     def _end_late(self, connection: socket.socket) -> None:
         if connection in self._shaking:
-            self._hub._count_limit("handshake_timeout")
+            self._needs.count_limit("handshake_timeout")
             self._give_up(connection)
 
     def _served(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
@@ -243,24 +246,20 @@ class Acceptor:
         if isinstance(error, OSError):
             error.__traceback__ = None  # a cycle, as in `_serve`
         if isinstance(error, ConnectionAbortedError):
-            self._hub._count_limit("handshake_timeout")  # both loops say so of TLS
+            self._needs.count_limit("handshake_timeout")  # both loops say so of TLS
         elif isinstance(error, OSError):
             if given_up is None:
-                self._hub._count_rejected("gone")  # it left, or could not shake hands
+                self._needs.count_rejected("gone")  # it left, or could not shake hands
         else:
-            self.report(error)
-
-    def report(self, error: BaseException) -> None:
-        """Tells of what went wrong in here."""
-        self._hub._report(None, error)
+            self._needs.report(error)
 
     def stop_accepting(self) -> None:
         """Leaves the port to others; whoever has connected goes on."""
-        if not self.loop.is_closed():
+        if not self._loop.is_closed():
             if self._resuming is not None:
                 self._resuming.cancel()
             if self._socket.fileno() >= 0:
-                self.loop.remove_reader(self._socket.fileno())
+                self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         if self._spare is not None:
             os.close(self._spare)
@@ -270,6 +269,6 @@ class Acceptor:
         """Accepts nothing more, and ends the handshakes under way."""
         self.stop_accepting()
         self._waiting_room.close()
-        if not self.loop.is_closed():
+        if not self._loop.is_closed():
             for task in [task for task, _ in self._shaking.values()] + [*self._given_up.values()]:
                 task.cancel()

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wsc_fast._core.connection import Client
 from wsc_fast.deadlines import Deadline
+from wsc_fast.listen.needs import Needs
+from wsc_fast.listen.tls.scheduler import HandshakeScheduler
 from wsc_fast.log import log
-
-if TYPE_CHECKING:
-    from wsc_fast.listen.acceptor import Acceptor
 
 
 class HandshakeLoop:
     """The loop as the aiofastnet transport of one connection sees it.
 
-    Until it has shaken hands, what it reads is up to `HandshakeScheduler`.
+    Until it has shaken hands, what it reads is up to the scheduler.
+
+    Args:
+        loop: the real one.
+        needs: of the hub whose connection it is.
+        scheduler: says when it reads.
+        client: the protocol of the connection.
     """
 
-    __slots__ = ("_acceptor", "_client", "_deadline", "_descriptor", "_loop", "_reader")
+    __slots__ = ("_client", "_deadline", "_descriptor", "_loop", "_needs", "_reader", "_scheduler")
 
-    def __init__(self, acceptor: Acceptor, client: Client) -> None:
-        self._acceptor = acceptor
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        needs: Needs,
+        scheduler: HandshakeScheduler,
+        client: Client,
+    ) -> None:
+        self._loop = loop
+        self._needs = needs
+        self._scheduler = scheduler
         self._client = client
-        self._loop = acceptor.loop
         self._deadline: Deadline | None = None
         self._descriptor = -1
         self._reader: Callable[[], object] | None = None
@@ -36,7 +48,7 @@ class HandshakeLoop:
     def add_reader(self, descriptor: int, callback: Callable[[], object]) -> None:
         if self._client._transport() is None:
             self._descriptor, self._reader = descriptor, callback
-            self._loop.add_reader(descriptor, self._acceptor.scheduler.read, self)
+            self._loop.add_reader(descriptor, self._scheduler.read, self)
         else:
             self._loop.add_reader(descriptor, callback)
 
@@ -51,9 +63,9 @@ class HandshakeLoop:
 
         So a loop that is late has its turns before the handshake is ended.
         """
-        if self._deadline is not None or self._acceptor.deadlines.loop is None:
+        if self._deadline is not None or self._needs.deadlines.loop is None:
             return self._loop.call_later(seconds, call)
-        self._deadline = Deadline(self._acceptor.deadlines, seconds, call)
+        self._deadline = Deadline(self._needs.deadlines, seconds, call)
         return self._deadline
 
     def end(self) -> None:
@@ -85,6 +97,6 @@ class HandshakeLoop:
         more behind the end of its stream. Those the hub counts by other ways."""
         # So it calls what a method of the protocol raised.
         if "protocol." in context["message"] or context["message"].startswith("user "):
-            self._acceptor.report(context["exception"])
+            self._needs.report(context["exception"])
         else:
             log.debug("TLS: %s: %r", context["message"], context.get("exception"))

@@ -6,16 +6,23 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from wsc_fast.listen.tls.handshake_loop import HandshakeLoop
+from typing import Protocol
 
 # Seconds that handshakes may have of each turn of the loop, if its other work takes no three times
 # as long; beyond, what is read is left for the next turn. One step of one may exceed it.
 _LEAST_BUDGET, _MOST_BUDGET = 0.001, 0.004
 # Seconds that a step costs besides, where it is the last one: the end of a task, an exception.
 _AFTERMATH = 0.00007
+
+
+class Handshake(Protocol):
+    """A handshake under way, as its turns concern it."""
+
+    def wait(self) -> None:
+        """Has the loop not report what there is to read, until `step`."""
+
+    def step(self) -> None:
+        """Reads once, and has the loop tell of what comes next."""
 
 
 class HandshakeScheduler:
@@ -29,7 +36,7 @@ class HandshakeScheduler:
     def __init__(self, loop: asyncio.AbstractEventLoop, begin: Callable[[int], bool]) -> None:
         self._loop = loop
         self._begin = begin
-        self._waiting: deque[HandshakeLoop] = deque()
+        self._waiting: deque[Handshake] = deque()
         self._called = False  # the next turn is taken
         self._used = False  # this one is
         self._began = 0.0
@@ -44,7 +51,7 @@ class HandshakeScheduler:
             self._began = time.perf_counter()
             self._loop.call_soon(self._turn)
 
-    def read(self, handshake: HandshakeLoop) -> None:
+    def read(self, handshake: Handshake) -> None:
         """A handshake under way has something to read, now or in a later turn."""
         self.call()
         if self._spent < self._budget:
@@ -53,7 +60,7 @@ class HandshakeScheduler:
             handshake.wait()
             self._waiting.append(handshake)
 
-    def _step(self, handshake: HandshakeLoop) -> None:
+    def _step(self, handshake: Handshake) -> None:
         began = time.perf_counter()
         try:
             handshake.step()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from wsc_fast.deadlines import Deadline
+from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.tls.hello import HELLO_MOST, hello_size, is_costly
 from wsc_fast.listen.tls.scheduler import HandshakeScheduler
-
-if TYPE_CHECKING:
-    from wsc_fast.hub import Hub
 
 _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # tcpi_state (tcp(7))
 # Seconds for a handshake whose hello was read only when its time was over: the loop stood still.
@@ -33,16 +31,21 @@ class TLSWaitingRoom:
     """Connections that have not begun their TLS handshake: without their ClientHello, or a turn.
 
     Args:
-        hub: whose connections they are.
+        loop: on which they wait.
+        needs: of the hub whose connections they are.
         begin: takes a socket whose turn it is, and the seconds that its handshake may take.
     """
 
-    def __init__(self, hub: Hub, begin: Callable[[socket.socket, float], None]) -> None:
-        assert hub.loop is not None
-        self._hub = hub
-        self._loop = hub.loop
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        needs: Needs,
+        begin: Callable[[socket.socket, float], None],
+    ) -> None:
+        self._loop = loop
+        self._needs = needs
         self._begin = begin
-        self.scheduler = HandshakeScheduler(hub.loop, self._begin_some)
+        self.scheduler = HandshakeScheduler(loop, self._begin_some)
         self._deadlines: dict[socket.socket, Deadline] = {}  # oldest first
         self._wanted: dict[socket.socket, int] = {}  # bytes of those that are waited for
         self._ready: deque[tuple[socket.socket, float]] = deque()  # with what is left of its time
@@ -57,9 +60,9 @@ class TLSWaitingRoom:
     def add(self, connection: socket.socket) -> None:
         """Takes a connection that was just accepted; the socket is owned from here on."""
         self._loop.add_reader(connection.fileno(), self._arrived, connection)
-        timeout = self._hub.config.handshake_timeout
+        timeout = self._needs.settings().handshake_timeout
         end = partial(self._end_late, connection)
-        self._deadlines[connection] = Deadline(self._hub._deadlines, timeout, end)
+        self._deadlines[connection] = Deadline(self._needs.deadlines, timeout, end)
         self._wanted[connection] = 0
 
     def drop_oldest(self) -> None:
@@ -97,7 +100,7 @@ class TLSWaitingRoom:
         self._stop_waiting(connection)
         left = self._deadlines[connection].due - self._loop.time()
         if left <= 0:
-            left = min(_LAST_MOMENT, self._hub.config.handshake_timeout)
+            left = min(_LAST_MOMENT, self._needs.settings().handshake_timeout)
         self._ready.append((connection, left))
         self.scheduler.call()
 
@@ -124,7 +127,7 @@ class TLSWaitingRoom:
             return True
 
     def _end_late(self, connection: socket.socket) -> None:
-        self._hub._count_limit("handshake_timeout")
+        self._needs.count_limit("handshake_timeout")
         self._drop(connection)
 
     def _stop_waiting(self, connection: socket.socket) -> None:
@@ -132,7 +135,7 @@ class TLSWaitingRoom:
             self._loop.remove_reader(connection.fileno())
 
     def _gone(self, connection: socket.socket) -> None:
-        self._hub._count_rejected("gone")
+        self._needs.count_rejected("gone")
         self._drop(connection)
 
     def _drop(self, connection: socket.socket) -> None:
