@@ -41,7 +41,7 @@ def records(data: bytes, size: int) -> bytes:
 
 
 def acceptor(hub: Hub) -> Acceptor:
-    (found,) = hub._acceptors
+    (found,) = hub._listener.acceptors
     return found
 
 

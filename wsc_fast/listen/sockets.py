@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 from wsc_fast.errors import ConfigError
 from wsc_fast.log import log
 
+# Where to listen: an address, a name, a list of these, or None or "" for all interfaces.
+Host = str | Sequence[str] | None
+
 # The first descriptor that a service manager hands over (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
 # Errors for an address that is not one of this machine, or of a family that it does not have.
@@ -33,9 +36,7 @@ class _Place(NamedTuple):
     address: tuple[Any, ...]  # as getaddrinfo tells it, without the port
 
 
-async def bound_sockets(
-    host: str | Sequence[str] | None, port: int, reuse_port: bool
-) -> list[socket.socket]:
+async def bound_sockets(host: Host, port: int, reuse_port: bool) -> list[socket.socket]:
     """Sockets that are bound, for all addresses of the hosts and with one port.
 
     What is written as an address has to be one of this machine. Of the addresses that a name stands
