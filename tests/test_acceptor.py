@@ -1,4 +1,4 @@
-"""What a TLS handshake costs before it begins, and when it may: `wsc_fast.acceptor`."""
+"""What a TLS handshake costs before it begins, and when it may: `wsc_fast.listen.acceptor`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 import trustme
 
-import wsc_fast.acceptor as acceptor_module
+import wsc_fast.listen.tls.scheduler as scheduler_module
 from tests.support import TEXT, TLSClient, eventually, running, silent_sockets
 from wsc_fast import Hub, HubConfig
-from wsc_fast.acceptor import Acceptor, Hellos, Turns, hello_size, is_costly
+from wsc_fast.listen.acceptor import Acceptor
+from wsc_fast.listen.tls.hello import hello_size, is_costly
+from wsc_fast.listen.tls.scheduler import HandshakeScheduler
+from wsc_fast.listen.tls.waiting_room import TLSWaitingRoom
 
 
 def hello(context: ssl.SSLContext) -> bytes:
@@ -38,7 +41,7 @@ def records(data: bytes, size: int) -> bytes:
 
 
 def acceptor(hub: Hub) -> Acceptor:
-    (found,) = hub._acceptors
+    (found,) = hub._listener.acceptors
     return found
 
 
@@ -96,7 +99,7 @@ async def test_a_hello_may_come_in_pieces(
                 data = records(data, 50) if in_records else data
                 for byte in data[:-1]:
                     self.sock.send(bytes([byte]))
-                    await eventually(lambda: len(acceptor(hub)._hellos) == 1)
+                    await eventually(lambda: len(acceptor(hub)._waiting_room) == 1)
                     assert not acceptor(hub)._shaking
                 data = data[-1:]
             await asyncio.get_running_loop().sock_sendall(self.sock, data)
@@ -106,7 +109,7 @@ async def test_a_hello_may_come_in_pieces(
             await eventually(hub.get_connected_clients)
             hub.broadcast("served")
             assert (await raw.recv()).payload == b"served"
-        assert not acceptor(hub)._hellos
+        assert not acceptor(hub)._waiting_room
 
 
 async def test_B11_half_open_handshakes_of_tls_are_bounded(
@@ -121,7 +124,7 @@ async def test_B11_half_open_handshakes_of_tls_are_bounded(
                 sock.send(hello(client_tls)[: [0, 100, None][sock.fileno() % 3]])
         await eventually(lambda: hub.get_stats().rejected["handshakes"] >= 150)
         assert hub.get_stats().limited["max_handshakes"] >= 150
-        assert len(acceptor(hub)._shaking) + len(acceptor(hub)._hellos) <= 50
+        assert len(acceptor(hub)._shaking) + len(acceptor(hub)._waiting_room) <= 50
         async with asyncio.timeout(2):
             raw = await TLSClient.open_tls(hub, client_tls)
         raw.close()
@@ -141,12 +144,12 @@ async def test_B11_without_a_hello_a_handshake_costs_a_socket(
         if sent is not None:
             for sock in silent:
                 sock.send(hello(client_tls)[:sent])
-        await eventually(lambda: len(acceptor(hub)._hellos) == 300)
+        await eventually(lambda: len(acceptor(hub)._waiting_room) == 300)
         with await TLSClient.open_tls(hub, client_tls):  # by now all that was sent has been seen
             assert transports() == before + 1
         for sock in silent:
             sock.close()
-        await eventually(lambda: not acceptor(hub)._hellos)
+        await eventually(lambda: not acceptor(hub)._waiting_room)
         assert hub.get_stats().rejected["gone"] >= 300
 
 
@@ -168,7 +171,7 @@ async def test_B11_a_storm_of_handshakes_is_spread_over_turns(
     monkeypatch.setattr(Acceptor, "_begin", note)
     async with running(hub, ssl=server_tls):
         crowd = await silent_sockets(hub, 40)
-        await eventually(lambda: len(acceptor(hub)._hellos) == 40)
+        await eventually(lambda: len(acceptor(hub)._waiting_room) == 40)
         for sock in crowd:
             sock.send(hello(client_tls))
         while len(begun) < 40:
@@ -209,8 +212,8 @@ async def test_handshakes_have_so_much_of_a_turn(
     any_loop: str, others: float, step: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(acceptor_module, "time", clock)
-    turns = Turns(asyncio.get_running_loop(), lambda most: False)
+    monkeypatch.setattr(scheduler_module, "time", clock)
+    scheduler = HandshakeScheduler(asyncio.get_running_loop(), lambda most: False)
     taken: list[int] = [0]
 
     def take() -> None:
@@ -219,7 +222,7 @@ async def test_handshakes_have_so_much_of_a_turn(
 
     crowd: list[Any] = [Shaking(take) for _ in range(40)]
     for one in crowd:
-        turns.read(one)
+        scheduler.read(one)
     while sum(taken) < 40:
         taken.append(0)
         clock.now += others
@@ -228,7 +231,7 @@ async def test_handshakes_have_so_much_of_a_turn(
     assert set(taken[2:-1]) == {steps}
     assert all(one.waits <= 1 for one in crowd)
     # Once nobody asks any more, it leaves the loop alone.
-    await eventually(lambda: not turns._called)
+    await eventually(lambda: not scheduler._called)
 
 
 async def test_every_step_of_a_handshake_needs_a_turn_and_nothing_after_it(
@@ -241,14 +244,14 @@ async def test_every_step_of_a_handshake_needs_a_turn_and_nothing_after_it(
     authority.issue_cert("127.0.0.1").configure_cert(context)
     context.set_ecdh_curve("secp384r1")  # the client is asked for another hello
     steps = 0
-    read = Turns.read
+    read = HandshakeScheduler.read
 
-    def note(self: Turns, handshake: Any) -> None:
+    def note(self: HandshakeScheduler, handshake: Any) -> None:
         nonlocal steps
         steps += 1
         read(self, handshake)
 
-    monkeypatch.setattr(Turns, "read", note)
+    monkeypatch.setattr(HandshakeScheduler, "read", note)
     hub = Hub()
     hub.on_message_received(lambda client, message: client.send(message))
     async with running(hub, ssl=context):
@@ -335,13 +338,13 @@ async def test_hellos_that_are_refused_take_turns_too(
     hub = Hub()
     turn = 0
     seen: list[int] = []
-    look = Hellos._asks_for_much
+    look = TLSWaitingRoom._asks_for_much
 
-    def note(self: Hellos, connection: socket.socket) -> bool:
+    def note(self: TLSWaitingRoom, connection: socket.socket) -> bool:
         seen.append(turn)
         return look(self, connection)
 
-    monkeypatch.setattr(Hellos, "_asks_for_much", note)
+    monkeypatch.setattr(TLSWaitingRoom, "_asks_for_much", note)
     async with running(hub, ssl=server_tls):
         crowd = await silent_sockets(hub, 40)
         for sock in crowd:
@@ -417,7 +420,7 @@ async def test_B11_handshakes_of_tls_that_fail_are_counted(
     async with running(hub, ssl=server_tls):
         leaving, torn, confused, silent, stuck = await silent_sockets(hub, 5)
         torn.send(hello(client_tls)[:100])
-        await eventually(lambda: len(acceptor(hub)._hellos) == 5)
+        await eventually(lambda: len(acceptor(hub)._waiting_room) == 5)
         leaving.close()
         torn.close()
         confused.send(b"GET / HTTP/1.1\r\n\r\n")
@@ -426,7 +429,7 @@ async def test_B11_handshakes_of_tls_that_fail_are_counted(
         await eventually(lambda: hub.get_stats().limited["handshake_timeout"] == 2)
         assert await asyncio.get_running_loop().sock_recv(silent, 1) == b""
         assert not acceptor(hub)._shaking
-        assert not acceptor(hub)._hellos
+        assert not acceptor(hub)._waiting_room
         for sock in (silent, confused, stuck):
             sock.close()
     assert told == []
@@ -475,7 +478,7 @@ async def test_handshakes_under_way_outlive_the_stop_of_accepting(
     hub = Hub()
     async with running(hub, ssl=server_tls, reuse_port=True):
         (early,) = await silent_sockets(hub, 1)
-        await eventually(lambda: len(acceptor(hub)._hellos) == 1)
+        await eventually(lambda: len(acceptor(hub)._waiting_room) == 1)
         request = TLSClient.request(hub)
         middle = await TLSClient.open_tls(hub, client_tls, upgrade=False, flush=False)
         await eventually(lambda: len(acceptor(hub)._shaking) == 1)
@@ -514,7 +517,7 @@ async def test_the_loop_is_given_descriptors_by_their_numbers(
         hub = Hub()
         async with running(hub, **({"ssl": server_tls} if secure else {})):
             acceptor(hub)._pause()
-            acceptor(hub).loop.add_reader(acceptor(hub)._socket.fileno(), acceptor(hub)._accept)
+            acceptor(hub)._loop.add_reader(acceptor(hub)._socket.fileno(), acceptor(hub)._accept)
             silent = await silent_sockets(hub, 2)
             await loop.run_in_executor(None, talk, hub.port)
             for sock in silent:

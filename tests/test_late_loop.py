@@ -145,10 +145,10 @@ async def test_a_tls_handshake_whose_rest_waits_in_the_socket_goes_on(
     server_tls, client_tls = any_tls
     hub = Hub(HubConfig(handshake_timeout=SHORT))
     async with running(hub, ssl=server_tls):
-        (acceptor,) = hub._acceptors
+        (acceptor,) = hub._listener.acceptors
         with await Shaking.open(hub, upgrade=False) as raw:
             data = raw.begin(client_tls)
-            await eventually(lambda: len(acceptor._hellos) == 1)
+            await eventually(lambda: len(acceptor._waiting_room) == 1)
             if when == "in its hello":
                 raw.sock.send(data[:50])
                 data = data[50:]
@@ -168,7 +168,7 @@ async def test_a_tls_handshake_that_stays_half_done_is_ended_and_counted(
     server_tls, client_tls = any_tls
     hub = Hub(HubConfig(handshake_timeout=SHORT))
     async with running(hub, ssl=server_tls):
-        (acceptor,) = hub._acceptors
+        (acceptor,) = hub._listener.acceptors
         with await Shaking.open(hub, upgrade=False) as raw:
             raw.sock.send(raw.begin(client_tls))
             await eventually(lambda: acceptor._shaking)

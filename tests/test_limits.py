@@ -21,7 +21,7 @@ from tests.support import (
     tls_options,
 )
 from wsc_fast import Client, Hub, HubConfig
-from wsc_fast.limits import MAX_BUCKETS, Buckets, ConnectionLimits, address_key
+from wsc_fast.listen.limits import MAX_BUCKETS, Buckets, ConnectionLimits, address_key
 
 
 @pytest.mark.parametrize(

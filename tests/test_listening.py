@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import websockets
 
-import wsc_fast.listening as listening_module
+import wsc_fast.listen.sockets as sockets_module
 from tests.support import IPV6, only_client, running
 from wsc_fast import Hub, ListenError
-from wsc_fast.listening import _Place, bound_sockets
+from wsc_fast.listen.sockets import _Place, bound_sockets
 
 NOWHERE = "192.0.2.1"  # RFC 5737: of no machine
 
@@ -102,7 +102,7 @@ async def test_an_address_of_another_machine_is_an_error_also_beside_one_of_ours
 
 def naming(monkeypatch: pytest.MonkeyPatch, **names: list[str]) -> None:
     """Has names stand for addresses."""
-    resolve = listening_module._places
+    resolve = sockets_module._places
 
     async def places(host: str | None) -> list[_Place]:
         if host is None or host not in names:
@@ -110,7 +110,7 @@ def naming(monkeypatch: pytest.MonkeyPatch, **names: list[str]) -> None:
         found = [place for address in names[host] for place in await resolve(address)]
         return [place._replace(host=host, literal=False) for place in found]
 
-    monkeypatch.setattr(listening_module, "_places", places)
+    monkeypatch.setattr(sockets_module, "_places", places)
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1", NOWHERE], [NOWHERE, "127.0.0.1"]], ids=repr)
@@ -148,7 +148,7 @@ async def test_an_address_of_a_name_that_somebody_else_has_is_an_error(
 async def test_a_port_that_is_not_free_everywhere_is_not_the_one_that_is_chosen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bind = listening_module._bound
+    bind = sockets_module._bound
     asked: list[tuple[str, int]] = []
 
     def bound(place: _Place, port: int, reuse_port: bool, has_ipv4: bool) -> socket.socket:
@@ -157,7 +157,7 @@ async def test_a_port_that_is_not_free_everywhere_is_not_the_one_that_is_chosen(
             raise OSError(errno.EADDRINUSE, "in use")
         return bind(place, port, reuse_port, has_ipv4)
 
-    monkeypatch.setattr(listening_module, "_bound", bound)
+    monkeypatch.setattr(sockets_module, "_bound", bound)
     sockets = await bound_sockets(["127.0.0.1", "127.0.0.2"], 0, False)
     ports = {sock.getsockname()[1] for sock in sockets}
     for sock in sockets:

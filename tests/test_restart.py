@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-import wsc_fast.listening as listening_module
+import wsc_fast.listen.sockets as sockets_module
 from tests.support import TLS, RawClient, eventually, exchange, running, wait_until
 from wsc_fast import ConfigError, Hub, HubConfig, HubStateError, ValidationError, inherited_socket
 
@@ -82,7 +82,7 @@ async def test_a_drain_waits_for_those_who_have_not_asked_yet(
     async with running(hub, reuse_port=True, ssl=server_tls if tls else None):
         with socket.create_connection(("127.0.0.1", hub.port)) as sock:
             draining = asyncio.create_task(hub.drain(30.0))
-            await eventually(lambda: not hub._servers)
+            await eventually(lambda: not hub._listener.servers)
             reader, writer = await asyncio.open_connection(
                 sock=sock, **({"ssl": client_tls, "server_hostname": "127.0.0.1"} if tls else {})
             )
@@ -181,7 +181,7 @@ async def test_tls_before_1_2_is_refused(authority: trustme.CA, tmp_path: Path) 
     hub = Hub()
     async with running(hub, certfile=certfile, keyfile=keyfile):
         await serial(hub, authority, maximum_version=ssl.TLSVersion.TLSv1_2)
-        (acceptor,) = hub._acceptors
+        (acceptor,) = hub._listener.acceptors
         assert acceptor._ssl is not None
         assert acceptor._ssl.minimum_version is ssl.TLSVersion.TLSv1_2
     older = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -352,7 +352,7 @@ def test_what_is_handed_over_must_be_a_socket(
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     monkeypatch.setenv("LISTEN_FDS", "1")
     with (tmp_path / "file").open("w") as file:
-        monkeypatch.setattr(listening_module, "_FIRST_INHERITED", file.fileno())
+        monkeypatch.setattr(sockets_module, "_FIRST_INHERITED", file.fileno())
         with pytest.raises(ConfigError, match="is no socket"):
             inherited_socket()
 
@@ -401,9 +401,9 @@ async def test_who_waits_in_the_queue_of_a_hub_that_drains_evicts_nobody(
     async with running(hub, reuse_port=True, ssl=server_tls if tls else None):
         port = hub.port
         crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
-        hub._take_queue()
-        (acceptor,) = hub._acceptors
-        assert len(acceptor._shaking) + len(acceptor._hellos) == 40
+        hub._listener.take_queue()
+        (acceptor,) = hub._listener.acceptors
+        assert len(acceptor._shaking) + len(acceptor._waiting_room) == 40
         assert hub.get_stats().rejected["handshakes"] == 0
         for sock in crowd:
             sock.close()

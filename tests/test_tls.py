@@ -229,7 +229,7 @@ async def test_F1_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socke
     def give_up(*args: Any) -> object:
         # Between the end of the handshake and the next step of the task that waits for it.
         nonlocal given_up
-        for task, _ in hub._acceptors[0]._shaking.values():
+        for task, _ in hub._listener.acceptors[0]._shaking.values():
             given_up += task.cancel()
         return done(*args)
 

@@ -58,7 +58,7 @@ from wsc_fast.errors import (
 from wsc_fast.hub import (
     Hub,
 )
-from wsc_fast.listening import inherited_socket
+from wsc_fast.listen.sockets import inherited_socket
 from wsc_fast.messages import (
     ACKMessage,
     AckStatus,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import errno
 import inspect
 import math
 import os
@@ -18,9 +17,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from ssl import SSLContext
 from types import TracebackType
@@ -31,7 +31,6 @@ from wsc_fast._core.engine import check_id
 from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast._core.timers import TICK, Timers
-from wsc_fast.acceptor import Acceptor
 from wsc_fast.adapters import picows
 from wsc_fast.addresses import Host as RequestHost
 from wsc_fast.addresses import parse_host, parse_network
@@ -54,8 +53,10 @@ from wsc_fast.errors import (
 )
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
 from wsc_fast.extensions import Deflate
-from wsc_fast.limits import ConnectionLimits
-from wsc_fast.listening import bound_sockets, tls_context
+from wsc_fast.listen.limits import ConnectionLimits
+from wsc_fast.listen.listener import Listener
+from wsc_fast.listen.needs import Needs
+from wsc_fast.listen.sockets import Host
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
 from wsc_fast.process import OpenFiles, SignalHandlers, keep_freed_memory, last_file
@@ -80,7 +81,6 @@ MakeConnection = Callable[[Client, asyncio.Transport, str, dict[str, str], str],
 TransportName = Literal["hub", "picows"]
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-Host = str | Sequence[str] | None
 
 # Close codes of our own (RFC 6455 section 7.4.2 leaves 4000-4999 to applications).
 CLOSE_UNAUTHENTICATED = 4401
@@ -153,9 +153,6 @@ class Hub(Delivery):
         self._accepting = False
         self._draining = False
         self._watchdog: Watchdog | None = None
-        self._certificate: tuple[str, str | None] | None = None
-        self._shares_port = False  # with another process, which may go on accepting
-        self._own_queue = False  # but those who have connected are in a queue of our own
         self._ended = False  # stopped; only `start` begins anew
         self._path: str | None = None
         self._takes_from_others = False  # connections of another server (`attach`)
@@ -163,8 +160,17 @@ class Hub(Delivery):
         self._tls = False
         self._routes: dict[str, Route] = {}
         self._new_id = IdFactory(9)
-        self._servers: list[asyncio.Server] = []
-        self._acceptors: list[Acceptor] = []
+        self._listener = Listener(
+            Needs(
+                settings=lambda: self.config,
+                deadlines=self._deadlines,
+                make_connection=partial(Client, self),
+                count_limit=self._count_limit,
+                count_rejected=self._count_rejected,
+                report=partial(self._report, None),
+                log_out_of_files=self._log_out_of_files,
+            )
+        )
         self._last_file = sys.maxsize  # the highest descriptor that the process may have
         self._next_files_line = 0.0
         self._open_files: OpenFiles | None = None  # while `run` holds it
@@ -383,13 +389,7 @@ class Hub(Delivery):
         Raises:
             HubStateError: the hub does not listen.
         """
-        for acceptor in self._acceptors:
-            if acceptor.port is not None:
-                return acceptor.port
-        for server in self._servers:
-            for sock in server.sockets:
-                return int(sock.getsockname()[1])
-        raise HubStateError("the hub does not listen")
+        return self._listener.port
 
     async def start(
         self,
@@ -439,37 +439,26 @@ class Hub(Delivery):
         check_listen_arguments(host, port, sock, ssl)
         if transport not in ("hub", "picows"):
             raise ValidationError(f"transport must be 'hub' or 'picows', not {transport!r}")
-        self._certificate = None
-        if keyfile is not None and certfile is None:
-            raise ValidationError("keyfile needs a certfile")
-        if certfile is not None:
-            if ssl is not None:
-                raise ValidationError("either ssl or certfile, not both")
-            ssl = tls_context(certfile, keyfile)
-            self._certificate = certfile, keyfile
+        ssl = self._listener.choose_tls(ssl, certfile, keyfile)
         loop = asyncio.get_running_loop()
         self._attach(loop)
         self._path = path
         self._make_connection = picows.make_connection if transport == "picows" else None
         self._tls = ssl is not None
-        self._shares_port = reuse_port or sock is not None
-        self._own_queue = reuse_port and sock is None
-        own_accept = ssl is not None or isinstance(loop, asyncio.BaseEventLoop)
-        sockets = [] if sock is None else [sock]
         try:
             await self._open_store(loop)
-            if sock is None:
-                sockets = await bound_sockets(host, port, reuse_port)
-                self._check_still_starting(loop)
-            for listening in sockets:
-                await self._listen(listening, ssl, own_accept)
-        except BaseException as error:
-            self._stop_listening()
-            for listening in sockets:
-                listening.close()
+            await self._listener.open(
+                host,
+                port,
+                sock=sock,
+                ssl=ssl,
+                reuse_port=reuse_port,
+                check=partial(self._check_still_starting, loop),
+            )
+        except BaseException:
+            if sock is not None:
+                sock.close()  # it was given to the hub for good
             await self._give_up_start(loop)
-            if isinstance(error, (OSError, UnicodeError)):
-                raise _listen_error(error, sock, host, port) from error
             raise
         self._last_file = last_file()
         self._begin()
@@ -507,14 +496,18 @@ class Hub(Delivery):
         self._take_from_others()
         self._attach(loop)
         self._path = self._make_connection = None
-        self._shares_port = self._own_queue = False
         self._tls = tls
+        self._listener.forget_port()
 
     def _take_from_others(self) -> None:
         """Has connections of another server be the hub's from now on, also if it listens itself."""
         if not self._takes_from_others:
             picows.check_attachable(self.config)
             self._takes_from_others = True
+
+    @property
+    def _shares_port(self) -> bool:
+        return self._listener.shares_port
 
     def _check_not_running(self) -> None:
         self._forget_closed_loop()
@@ -538,30 +531,6 @@ class Hub(Delivery):
             if self._acks is not None:
                 await self._acks.stop(0.0)
             self._detach()
-
-    async def _listen(
-        self, listening: socket.socket, ssl: SSLContext | None, own_accept: bool
-    ) -> None:
-        """Listens on a bound socket, which is owned from here on. Does not wait for anything."""
-        assert self.loop is not None
-        # Accepted sockets inherit both.
-        for option, size in (
-            (socket.SO_RCVBUF, self.config.receive_buffer_size),
-            (socket.SO_SNDBUF, self.config.write_buffer_size),
-        ):
-            if size:
-                listening.setsockopt(socket.SOL_SOCKET, option, size)
-        if own_accept:
-            self._acceptors.append(Acceptor(self, _copy(listening), ssl))
-            listening.close()
-            return
-        server = await self.loop.create_server(
-            lambda: Client(self), sock=listening, backlog=self.config.backlog
-        )
-        self._servers.append(server)
-        if None in server.sockets:
-            # uvloop closes a socket that cannot listen, and tells nobody.
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
     def _begin(self) -> None:
         assert self.loop is not None
@@ -627,7 +596,7 @@ class Hub(Delivery):
         deadline = time.monotonic() + timeout
         self._accepting = False
         self._ended = True
-        self._stop_listening()
+        self._listener.close()
         await in_turns([*self._handshaking, *self._answered], Handshake.abort, MOST_ENDS)
         self._sleepers.end()
         # What is queued has as long as the caller gives it.
@@ -655,30 +624,6 @@ class Hub(Delivery):
             self._stopped.set_result(None)
         self._detach()
 
-    def _stop_listening(self) -> None:
-        self._stop_accepting()
-        for acceptor in self._acceptors:
-            acceptor.close()
-        self._acceptors.clear()
-
-    def _take_queue(self) -> None:
-        # With SO_REUSEPORT the kernel resets who is in the queue of a socket that is closed.
-        if not self._acceptors:
-            for listening in [sock for server in self._servers for sock in server.sockets]:
-                try:
-                    self._acceptors.append(Acceptor(self, _copy(listening), None))
-                except OSError:
-                    self._log_out_of_files()
-        for acceptor in self._acceptors:
-            acceptor.take_queue()
-
-    def _stop_accepting(self) -> None:
-        for acceptor in self._acceptors:
-            acceptor.stop_accepting()
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
-
     def _detach(self) -> None:
         _running.discard(self)
         self._attach(None)
@@ -700,10 +645,7 @@ class Hub(Delivery):
         descriptors = {client._get_descriptor() for client in clients}
         answered = [*self._handshaking, *self._answered]
         descriptors.update(handshake.descriptor() for handshake in answered)
-        for acceptor in self._acceptors:
-            descriptors.update(acceptor.descriptors())
-        for server in self._servers:
-            descriptors.update(sock.fileno() for sock in server.sockets)
+        descriptors.update(self._listener.descriptors())
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in descriptors:
             if descriptor >= 0:
@@ -721,10 +663,7 @@ class Hub(Delivery):
         """The loop was closed under the hub: nothing of it can be stopped any more."""
         self._accepting = self._draining = False
         self._stop_watching()
-        for acceptor in self._acceptors:
-            acceptor.close()
-        self._acceptors.clear()
-        self._servers.clear()
+        self._listener.forget()
         self._handshaking.clear()
         self._returning.clear()
         self._answered.clear()
@@ -775,9 +714,7 @@ class Hub(Delivery):
             return
         self._draining = True
         if self._shares_port:
-            if self._own_queue:
-                self._take_queue()
-            self._stop_accepting()
+            self._listener.leave_to_others()
         clients = self._open_clients()
         slices = max(1, math.ceil(period / _DRAIN_SLICE))
         for number in range(slices):
@@ -793,7 +730,7 @@ class Hub(Delivery):
         """Neither clients nor, where a drain lets them in, connections that may become some."""
         if self.connections or not self._shares_port:
             return not self.connections
-        return not self._handshaking and not any(each.is_busy() for each in self._acceptors)
+        return not self._handshaking and not self._listener.is_busy()
 
     def reload_certificate(self) -> None:
         """Loads `certfile` and `keyfile` again, for connections from now on; the others stay.
@@ -806,11 +743,7 @@ class Hub(Delivery):
 
         Thread-safety: any thread.
         """
-        if self._certificate is None:
-            raise HubStateError("the hub was not started with certfile")
-        context = tls_context(*self._certificate)
-        for acceptor in self._acceptors:
-            acceptor.use(context)
+        self._listener.reload_certificate()
 
     async def _wait_until_gone(self, deadline: float) -> None:
         assert self.loop is not None
@@ -1492,29 +1425,6 @@ def _decided(answer: object) -> bool:
             answer.close()
         raise TypeError("authorize_join and authorize_publish must return a bool, not an awaitable")
     return bool(answer)
-
-
-def _copy(listening: Any) -> socket.socket:
-    """A listening socket of a server's, to be accepted from and closed on its own."""
-    return socket.socket(fileno=os.dup(listening.fileno()))
-
-
-def _listen_error(
-    error: OSError | UnicodeError, sock: socket.socket | None, host: Host, port: int
-) -> ListenError:
-    reasons = {
-        errno.EADDRINUSE: "the address is in use",
-        errno.EADDRNOTAVAIL: "the address is not one of this machine",
-        errno.EACCES: "permission denied",
-    }
-    if isinstance(error, UnicodeError):
-        number, reason = errno.EINVAL, "no host has such a name"
-    else:
-        number = error.errno or 0
-        reason = reasons.get(number, error.strerror or str(error))
-    names = host if isinstance(host, str) or host is None else ", ".join(host)
-    where = f"{names or '*'}:{port}" if sock is None else "the socket"
-    return ListenError(number, f"cannot listen on {where}: {reason}")
 
 
 def _after_fork() -> None:

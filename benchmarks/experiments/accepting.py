@@ -3,12 +3,12 @@
     python benchmarks/experiments/accepting.py LOADGEN --rounds 9
 
 uvloop (libuv) accepts one connection in a turn of the loop and makes its transport at once. The
-other way here is `wsc_fast.acceptor.Acceptor`, which the hub uses on asyncio and for TLS: up to 16
-connections in a turn, each handed to `loop.connect_accepted_socket`. `bare` is no hub but what
-uvloop itself needs: its transports, and a protocol that answers whatever comes with a 101. LOADGEN
-is the compiled benchmarks/loadgen.c. Each round starts a server for each way, once for connections
-made 64 at a time and once for all at the same moment. Prints connections a second and how long one
-waits.
+other way here is `wsc_fast.listen.acceptor.Acceptor`, which the hub uses on asyncio and for TLS: up
+to 16 connections in a turn, each handed to `loop.connect_accepted_socket`. `bare` is no hub but
+what uvloop itself needs: its transports, and a protocol that answers whatever comes with a 101.
+LOADGEN is the compiled benchmarks/loadgen.c. Each round starts a server for each way, once for
+connections made 64 at a time and once for all at the same moment. Prints connections a second and
+how long one waits.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def serve(way: str, port: int) -> None:
             await server.serve_forever()
         hub = Hub()
         await hub.start("127.0.0.1", port)
-        assert bool(hub._acceptors) is (way == "Acceptor")
+        assert bool(hub._listener.acceptors) is (way == "Acceptor")
         await asyncio.Event().wait()
 
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

@@ -12,7 +12,7 @@ from _common import answer, arguments
 from picows import ws_create_server
 
 from wsc_fast import Client, Hub, HubConfig, handle_websocket
-from wsc_fast.listening import tls_context
+from wsc_fast.listen.tls.context import tls_context
 
 options = arguments()
 hub = Hub(HubConfig.from_env(os.environ | {"WSC_ENABLE_COMPRESSION": str(options.deflate)}))

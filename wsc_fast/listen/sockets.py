@@ -1,4 +1,4 @@
-"""What a hub listens with: bound sockets, TLS contexts from files, sockets of the service manager.
+"""Which sockets a hub listens on: those that it binds, and those of the service manager.
 
 Which sockets a hub binds is decided here and not by the loop: asyncio and uvloop, and the versions
 of Python, differ in what they do where one of several addresses cannot be had.
@@ -10,12 +10,14 @@ import asyncio
 import errno
 import os
 import socket
-import ssl
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from wsc_fast.errors import ConfigError
 from wsc_fast.log import log
+
+# Where to listen: an address, a name, a list of these, or None or "" for all interfaces.
+Host = str | Sequence[str] | None
 
 # The first descriptor that a service manager hands over (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
@@ -34,9 +36,7 @@ class _Place(NamedTuple):
     address: tuple[Any, ...]  # as getaddrinfo tells it, without the port
 
 
-async def bound_sockets(
-    host: str | Sequence[str] | None, port: int, reuse_port: bool
-) -> list[socket.socket]:
+async def bound_sockets(host: Host, port: int, reuse_port: bool) -> list[socket.socket]:
     """Sockets that are bound, for all addresses of the hosts and with one port.
 
     What is written as an address has to be one of this machine. Of the addresses that a name stands
@@ -133,34 +133,6 @@ def _bound(place: _Place, port: int, reuse_port: bool, has_ipv4: bool) -> socket
         sock.close()
         raise
     return sock
-
-
-def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
-    """A server's TLS context for PEM files: TLS 1.2 and newer.
-
-    Args:
-        certfile: the certificate and its chain.
-        keyfile: its key; None where the key is in the same file.
-
-    Returns:
-        ssl.SSLContext.
-
-    Raises:
-        ConfigError: they cannot be loaded.
-
-    Thread-safety: any thread.
-    """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        # Without a password an encrypted key would ask for it at the terminal.
-        context.load_cert_chain(certfile, keyfile, password="")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"the certificate {certfile!r} with the key {keyfile or certfile!r} cannot be loaded: "
-            f"{error}"
-        ) from error
-    return context
 
 
 def inherited_socket(name: str | None = None) -> socket.socket:

@@ -1,0 +1,143 @@
+"""A Listener without a hub: it opens, hands over and closes, and nothing of it is left."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import eventually
+from wsc_fast import HubConfig, HubStateError, HubStoppedError, ListenError
+from wsc_fast._core.timers import Timers
+from wsc_fast.listen.listener import Listener
+from wsc_fast.listen.needs import Needs
+
+ROOM = Path(__file__).parent.parent / "wsc_fast/listen"
+
+
+class Greeter(asyncio.Protocol):
+    """A connection that says what it has to say and leaves."""
+
+    def connection_made(self, transport: Any) -> None:
+        transport.write(b"welcome")
+        transport.close()
+
+
+class Owner:
+    """Whoever the Listener listens for."""
+
+    def __init__(self) -> None:
+        self.settings = HubConfig()
+        self.counted: list[str] = []
+        self.reported: list[BaseException] = []
+        deadlines: Timers[Any] = Timers()
+        deadlines.attach(asyncio.get_running_loop())
+        make_connection: Any = Greeter
+        self.listener = Listener(
+            Needs(
+                settings=lambda: self.settings,
+                deadlines=deadlines,
+                make_connection=make_connection,
+                count_limit=self.counted.append,
+                count_rejected=self.counted.append,
+                report=self.reported.append,
+                log_out_of_files=lambda: None,
+            )
+        )
+
+    async def open(self, **options: Any) -> None:
+        defaults: dict[str, Any] = {
+            "sock": None,
+            "ssl": None,
+            "reuse_port": False,
+            "check": lambda: None,
+        }
+        await self.listener.open("127.0.0.1", options.pop("port", 0), **(defaults | options))
+
+
+async def greeting(port: int) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    text = await reader.read()
+    writer.close()
+    return text
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) != 0
+
+
+async def test_it_listens_and_can_be_opened_again(any_loop: str) -> None:
+    owner = Owner()
+    for _ in range(2):
+        with pytest.raises(HubStateError, match="does not listen"):
+            _ = owner.listener.port
+        await owner.open()
+        port = owner.listener.port
+        assert await greeting(port) == b"welcome"
+        assert all(os.fstat(each) for each in owner.listener.descriptors())
+        assert owner.listener.descriptors()
+        owner.listener.close()
+        assert owner.listener.descriptors() == []
+        await eventually(lambda port=port: is_free(port))  # type: ignore[misc]
+    assert owner.counted == []
+    assert owner.reported == []
+
+
+async def test_it_leaves_a_shared_port_to_the_other(any_loop: str) -> None:
+    old, new = Owner(), Owner()
+    await old.open(reuse_port=True)
+    port = old.listener.port
+    assert old.listener.shares_port
+    await new.open(reuse_port=True, port=port)
+    old.listener.leave_to_others()
+    await eventually(lambda: not old.listener.is_busy())
+    assert [await greeting(port) for _ in range(20)] == [b"welcome"] * 20
+    old.listener.close()
+    new.listener.close()
+
+
+async def test_a_failure_leaves_nothing_open(any_loop: str) -> None:
+    owner, late = Owner(), Owner()
+    await owner.open()
+    with pytest.raises(ListenError, match=r"127\.0\.0\.1:.*in use"):
+        await late.open(port=owner.listener.port)
+    assert late.listener.descriptors() == []
+
+    def check() -> None:
+        raise HubStoppedError("nobody wants it")
+
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(HubStoppedError):
+        await late.open(check=check)
+    assert late.listener.descriptors() == []
+    assert len(os.listdir("/proc/self/fd")) == before
+    owner.listener.close()
+
+
+@pytest.mark.parametrize("path", sorted(ROOM.rglob("*.py")), ids=lambda path: path.name)
+def test_the_room_knows_no_hub_and_nothing_private(path: Path) -> None:
+    imports = [node for node in ast.walk(ast.parse(path.read_text())) if is_import(node)]
+    names = {name for node in imports for name in imported(node)}
+    assert "wsc_fast.hub" not in names
+    private = {name for name in names if name.rpartition(".")[2].startswith("_")}
+    assert private == set()
+
+
+def is_import(node: ast.AST) -> bool:
+    return isinstance(node, (ast.Import, ast.ImportFrom))
+
+
+def imported(node: Any) -> set[str]:
+    """The modules and the names that an import of this package names."""
+    if isinstance(node, ast.ImportFrom):
+        module = node.module or ""
+        names = {module, *(f"{module}.{each.name}" for each in node.names)}
+    else:
+        names = {each.name for each in node.names}
+    return {name for name in names if name.startswith("wsc_fast")}

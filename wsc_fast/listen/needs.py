@@ -1,0 +1,51 @@
+"""What this room needs of the hub that it listens for: the whole of it, so that it knows no hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from wsc_fast._core.connection import Client
+from wsc_fast._core.timers import Timers
+
+
+class Settings(Protocol):
+    """The settings of HubConfig that this room reads."""
+
+    @property
+    def backlog(self) -> int: ...
+    @property
+    def max_handshakes(self) -> int: ...
+    @property
+    def handshake_timeout(self) -> float: ...
+    @property
+    def close_timeout(self) -> float: ...
+    @property
+    def receive_buffer_size(self) -> int: ...
+    @property
+    def write_buffer_size(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a hub gives to this room.
+
+    Attributes:
+        settings: those that hold now; a running hub takes new ones.
+        deadlines: the timers on which the handshakes end.
+        make_connection: makes the protocol of an accepted connection.
+        count_limit: counts that a limit was met; takes the name of its setting.
+        count_rejected: counts a connection that was not let in; takes the reason, of those that
+            HubStats has.
+        report: tells the application of an error; no client is named with it.
+        log_out_of_files: logs that no descriptor is left, once in a second at most.
+    """
+
+    settings: Callable[[], Settings]
+    deadlines: Timers[Callable[[], object]]
+    make_connection: Callable[[], Client]
+    count_limit: Callable[[str], None]
+    count_rejected: Callable[[str], None]
+    report: Callable[[BaseException], None]
+    log_out_of_files: Callable[[], None]
