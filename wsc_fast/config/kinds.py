@@ -68,6 +68,7 @@ class Kind:
     Attributes:
         type: as msgspec describes it, with its bounds.
         live: whether `set_config` may change it while the hub runs.
+        is_seconds: whether it is a time, of which a text may say the unit.
     """
 
     def __init__(self, declared: msgspec.inspect.Type) -> None:
@@ -77,7 +78,7 @@ class Kind:
             declared = declared.type
         self.type = declared
         self.live = bool(extra.get("live"))
-        self._is_seconds = bool(extra.get("seconds"))
+        self.is_seconds = bool(extra.get("seconds"))
         self._passes: Callable[[str], object] = extra.get("passes", bool)
         self._allowed: str = extra.get("allowed", "")
 
@@ -109,7 +110,7 @@ class Kind:
     def _checked_number(self, called: str, value: Any, kind: msgspec.inspect.FloatType) -> float:
         number = type(value) in (int, float) and value <= sys.float_info.max
         fits = number and (value >= kind.ge if kind.ge is not None else value > 0)
-        if not self._is_seconds:
+        if not self.is_seconds:
             if not fits:
                 raise wrong(called, value, f"a number of at least {kind.ge}")
             return float(value)
@@ -148,7 +149,7 @@ class Kind:
 
     def in_seconds(self, value: Any) -> Any:
         """The seconds of a duration in text, where there may be one; any other value as it is."""
-        if not self._is_seconds or not isinstance(value, str) or not _DURATION(value):
+        if not self.is_seconds or not isinstance(value, str) or not _DURATION(value):
             return value  # then the check refuses a text
         return math.fsum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
 
