@@ -34,7 +34,7 @@ from heads import Answer, answer_to  # noqa: E402
 from model import Model  # noqa: E402
 
 from wsc_fast import Client, ConnectionLostError, Hub, HubConfig, ProtocolError  # noqa: E402
-from wsc_fast.extensions import Deflate  # noqa: E402
+from wsc_fast.upgrade.negotiation import Deflate  # noqa: E402
 
 # The byte of options. KIND: what was negotiated, or that the stream begins with a request.
 KIND, PLAIN, DEFLATE, TAKEOVER, REQUEST = 3, 0, 1, 2, 3

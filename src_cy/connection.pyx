@@ -16,9 +16,9 @@ still goes out ahead of the close frame.
 What a peer's bytes say is receiver.pyx's business, how frames go out fanout.pyx's.
 
 picows writes nothing after the 101, and reads nothing after the first frame: `Client` is then the
-transport's protocol itself. A hub's own server (server.py) hands connections over at once, a
-picows server of the application's (`handle_websocket`) at the end of the read that brings the
-first frame, since before that picows does not tell what is left in its buffer.
+transport's protocol itself. A hub's own server (upgrade/handshake.py) hands connections over at
+once, a picows server of the application's (`handle_websocket`) at the end of the read that brings
+the first frame, since before that picows does not tell what is left in its buffer.
 """
 
 import asyncio

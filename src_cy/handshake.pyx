@@ -1,8 +1,8 @@
 """The head of an HTTP request, read in one pass: what the upgrade needs of it, and no more.
 
 A head that is none of HTTP/1.1 or 1.0, or of a request with a body, is refused here (RFC 9112),
-whatever the request is about; what it asks for is decided in server.py. An application that asks
-for `headers` gets them from picows' own parser.
+whatever the request is about; what it asks for is decided in upgrade/policy.py. An application that
+asks for `headers` gets them from picows' own parser.
 
 The query and the cookies are parsed only if somebody asks for them, and no more than MOST_PAIRS of
 each, in one pass over their bytes: anybody may send them before it is known who they are.

@@ -46,7 +46,7 @@ from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request, Val
 from wsc_fast import auth as auth_module
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.auth import HEADER_MAX, TOKEN_MAX, JWTAuthenticator, TokenAuthenticator
-from wsc_fast.extensions import choose_subprotocol
+from wsc_fast.upgrade.negotiation import choose_subprotocol
 
 TOKEN = "Rk3sVq8yT0uWz1xB-static"
 OTHER = "another-token-that-is-known"

@@ -33,7 +33,12 @@ from tests.support import (
     stall,
 )
 from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request
-from wsc_fast.extensions import Deflate, choose_subprotocol, negotiate_deflate, parse_extensions
+from wsc_fast.upgrade.negotiation import (
+    Deflate,
+    choose_subprotocol,
+    negotiate_deflate,
+    parse_extensions,
+)
 
 TAIL = b"\x00\x00\xff\xff"
 RSV1 = 4

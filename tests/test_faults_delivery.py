@@ -378,7 +378,7 @@ async def test_G6_live_messages_during_the_replay_of_a_thousand(kind: str, tmp_p
 SERVER = """
 import asyncio, sys
 from wsc_fast import *
-from wsc_fast.server import Identity
+from wsc_fast import Identity
 
 async def main(path, count):
     hub = Hub(authenticate=lambda request: Identity(request.query["user"], request.query["id"]))

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import pytest
 
-import wsc_fast.lingering as lingering_module
 from tests.support import (
     TLS,
     RawClient,
@@ -22,6 +21,7 @@ from tests.support import (
     tls_options,
 )
 from wsc_fast import Hub, HubConfig, Request
+from wsc_fast.upgrade import lingering as lingering_module
 
 BODY = bytes(range(256)) * 8_000
 GET = b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -30,7 +30,7 @@ from tests.support import CLOSE, CONTINUATION, PING, TEXT, deflated, encode
 from wsc_fast import Client, Hub, HubConfig, WSCError
 from wsc_fast._core import DEBUG_BUILD
 from wsc_fast._core.memory import fail_allocation, live_objects
-from wsc_fast.extensions import Deflate
+from wsc_fast.upgrade.negotiation import Deflate
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("plain", "secure", "shared", "kept")

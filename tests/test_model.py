@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.model import Event, Model
 from tests.support import RawClient, deflated, eventually, join, named, running
 from wsc_fast import Client, Hub, HubConfig
-from wsc_fast.extensions import Deflate
+from wsc_fast.upgrade.negotiation import Deflate
 
 LIMIT = 70_000
 FRAGMENTS = 8

@@ -44,7 +44,7 @@ from wsc_fast import (
     ValidationError,
 )
 from wsc_fast._core.handshake import RequestHead
-from wsc_fast.server import origin_allowed
+from wsc_fast.addresses import origin_allowed
 
 
 class Answer:

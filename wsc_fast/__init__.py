@@ -65,11 +65,6 @@ from wsc_fast.messages import (
     HubMessage,
     Priority,
 )
-from wsc_fast.server import (
-    Identity,
-    Request,
-    Response,
-)
 from wsc_fast.stats import (
     HubStats,
 )
@@ -81,6 +76,9 @@ from wsc_fast.stores.redis.store import (
 from wsc_fast.stores.sqlite.store import (
     SQLiteOfflineStore,
 )
+from wsc_fast.upgrade.answers import Response
+from wsc_fast.upgrade.identity import Identity
+from wsc_fast.upgrade.request import Request
 
 __all__ = [
     "ACKConfig",

@@ -36,9 +36,10 @@ import msgspec
 from wsc_fast._core.engine import check_id
 from wsc_fast._core.handshake import MOST_PAIRS
 from wsc_fast.errors import ConfigError, ValidationError
-from wsc_fast.extensions import MOST_ITEMS, list_items
 from wsc_fast.log import log
-from wsc_fast.server import Identity, Request, check_identity
+from wsc_fast.upgrade.identity import Identity, check_identity
+from wsc_fast.upgrade.negotiation import MOST_ITEMS, list_items
+from wsc_fast.upgrade.request import Request
 
 if TYPE_CHECKING:
     import jwt

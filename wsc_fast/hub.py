@@ -52,7 +52,7 @@ from wsc_fast.errors import (
     ValidationError,
 )
 from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
-from wsc_fast.extensions import Deflate
+from wsc_fast.listen.arguments import check_listen_arguments, check_path
 from wsc_fast.listen.limits import ConnectionLimits
 from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.needs import Needs
@@ -60,18 +60,14 @@ from wsc_fast.listen.sockets import Host
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
 from wsc_fast.process import OpenFiles, SignalHandlers, keep_freed_memory, last_file
-from wsc_fast.server import (
-    Authenticate,
-    Handshake,
-    Identity,
-    Route,
-    accept,
-    check_listen_arguments,
-    check_path,
-    refusal,
-)
 from wsc_fast.stats import HubStats, snapshot
 from wsc_fast.turns import MOST_ENDS, in_turns
+from wsc_fast.upgrade.answers import Route, refusal
+from wsc_fast.upgrade.handshake import Handshake
+from wsc_fast.upgrade.identity import Identity
+from wsc_fast.upgrade.negotiation import Deflate
+from wsc_fast.upgrade.policy import accept
+from wsc_fast.upgrade.request import Authenticate
 from wsc_fast.watchdog import Watchdog
 
 if TYPE_CHECKING:

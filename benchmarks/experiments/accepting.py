@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import uvloop
 
 from wsc_fast import Hub
-from wsc_fast.server import switching_protocols
+from wsc_fast.upgrade.answers import switching_protocols
 
 WAYS = ("libuv", "Acceptor", "bare")
 

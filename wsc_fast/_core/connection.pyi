@@ -11,8 +11,8 @@ from typing_extensions import disjoint_base
 from wsc_fast._core.engine import Engine, _Message
 from wsc_fast._core.receiver import Receiver
 from wsc_fast.events import Inbox
-from wsc_fast.extensions import Deflate
 from wsc_fast.hub import Hub
+from wsc_fast.upgrade.negotiation import Deflate
 
 _T = TypeVar("_T")
 

@@ -30,7 +30,7 @@ from wsc_fast._core.handshake import RequestHead, TooManyHeaders
 from wsc_fast.config import HubConfig
 from wsc_fast.errors import ConfigError, HubStateError
 from wsc_fast.log import log
-from wsc_fast.server import refusal
+from wsc_fast.upgrade.answers import refusal
 
 if TYPE_CHECKING:
     from wsc_fast.hub import Hub
