@@ -745,6 +745,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.rate_timer = engine.call_later(owed, self._rate_passed)
         return True
 
+    cdef bint is_paused(self) noexcept:
+        return self.reading_paused != 0
+
     cdef bint wait_for_turn(self) except -1:
         cdef object stream = self.transport_now()
         if stream is None or self.reading_paused & PAUSED_FOR_TURN:

@@ -13,7 +13,8 @@ Way of what a peer sends (RFC 6455 section 5):
 Turns. A connection that sends much may not hold up the others, nor may those that are not upgraded
 yet: once heavy reads have taken their budget of one turn of the loop, what comes of them is put
 aside (`stash`) and not looked at, nor more read, until their turn comes, first come, first served.
-Whoever is a client and sends little never waits.
+Whoever is a client and sends little never waits. A small read is heavy all the
+same where it inflates to as much as a heavy one brings.
 
 A loop inside a callback (a plain one that calls `run_until_complete` of a patched asyncio, or opens
 a modal dialog) may read while the buffer is in use: for another connection the hub then makes a
@@ -73,11 +74,14 @@ cdef class Receiver(Sink):
         unsigned long long turn    # the last one that it had (Engine.read_turn)
         bint halted                # what is left of this read has to wait
         bint listening             # what it has sent is being taken: a callback may be under way
+        bint deferred              # what is left of this read inflates to more than that
+        bint inflated              # something was, since the last look at the clock
         bint interrupted           # and a loop inside that callback has read more, or has its turn
         uint64_t remaining         # payload of the frame under way that is still to come
         double part_since          # when the unfinished message began, on the coarse clock
         Py_ssize_t held_bytes      # what messages held back for an authentication take
         double last_seen           # coarse monotonic seconds
+        Py_ssize_t inflatable      # bytes that this read may inflate, if it is no heavy one
         uint32_t key               # of the frame under way, turned to its next byte
         unsigned int fragments
         wsc_utf8 text
@@ -103,6 +107,10 @@ cdef class Receiver(Sink):
     cdef int begin_part(self, const wsc_head* head) except -1
     cdef int take_part(self, const uint8_t* data, Py_ssize_t size) except -1
     cdef int end_part(self) except -1
+    cdef int defer(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1
+    cdef int take_deferred(self) except -1
+    # Whether it is not to be read now, for another reason than its turn.
+    cdef bint is_paused(self) noexcept
     cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1
     cdef int feed(self, const char* data, Py_ssize_t size) except -1
     cdef int refuse(self, int code, str reason) except -1
