@@ -247,6 +247,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         double counted_at
         object rate_timer          # while reading is paused for that
         bint close_queued          # our close frame went into the outbox
+        # What happened while a loop ran inside its callback: its peer's stream has ended; its
+        # transport has gone, with this error in a tuple.
+        bint ended_inside
+        tuple lost_inside
         public object _pending     # server.Pending: who it is, or how to find out; then None
 
     def __cinit__(self, Engine engine not None):
@@ -364,7 +368,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def disconnect(self, code=1000, reason=""):
         """Closes the connection: what is queued goes out first, then the close frame.
 
-        The transport is aborted when the client has not answered within HubConfig.close_timeout.
+        Nothing more is heard of it: messages that wait for an async callback are dropped. The
+        transport is aborted when the client has not answered within HubConfig.close_timeout.
         Does nothing when the connection is closing already.
 
         Args:
@@ -381,8 +386,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.engine.away():
             self.engine._on_loop(partial(self.disconnect, code, reason))
             return
-        if self.state <= OPEN and self.stream is not None:
-            self.begin_close(code, reason)
+        if self.inbox is not None:
+            self.inbox.forget_messages()
+        self._send_away(code, reason)
 
     def set_user_data(self, key, value):
         """Keeps a value under a key of `user_data`.
@@ -412,6 +418,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def __repr__(self):
         state = ("connecting", "open", "closing", "closed")[self.state]
         return f"<Client {self.id!a} user={self.user_id!a} {state}>"
+
+    def _send_away(self, code, reason):
+        """Closes the connection; what has come of it is still heard."""
+        if self.state <= OPEN and self.stream is not None:
+            self.begin_close(code, reason)
 
     # --- connecting ---
 
@@ -706,6 +717,19 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                     self.stream.resume_reading()
         return 0
 
+    cdef int listened(self) except -1:
+        cdef tuple lost = self.lost_inside
+        Receiver.listened(self)
+        if lost is not None:
+            self.lost_inside = None
+            self.take_rest()
+            self.connection_lost(lost[0])
+        elif self.ended_inside:
+            self.ended_inside = False
+            if not self.eof_received() and self.stream is not None:
+                self.close_transport()
+        return 0
+
     cdef bint within_rate(self, Py_ssize_t size) except -1:
         """Counts a message against the client's rates; whether the message is to be heard."""
         cdef double now = wsc_coarse_now()
@@ -822,6 +846,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return 0
         if (
             self.engine.publish_filter is not None
+            and self.inbox is None  # else it is asked in its turn
             and not self.engine.publish_filter(self, content)
         ):
             return 0
@@ -838,7 +863,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 self.engine._callback_failed(self, error)
             if result is not None:
                 self.engine._await_result(self, result)
-        elif self.engine.message_handlers:
+        elif self.engine.message_handlers or self.engine.publish_filter is not None:
             self.engine._dispatch(self, self.engine.message_handlers, content)
         return 0
 
@@ -959,6 +984,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return self.engine.expel(self)  # there was no memory for it when it left
         if self.may_close():
             outbox_trim(&self.box)
+        if self.listening:
+            self.last_seen = now  # a loop runs inside its callback
+            return 0
         if self.reading_paused:
             self.last_seen = now  # it is we who do not listen
             self.part_since = now
@@ -1145,6 +1173,12 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """The transport is gone (asyncio.BaseProtocol)."""
         if error is not None and self.end is None:
             self.end = "conn_error"
+        if self.listening:
+            # What has come of it is heard first. Its descriptor may be another's from now on.
+            self.lost_inside = (error,)
+            self.fd = self.descriptor = -1
+            self.engine.set_blocked(self, True)
+            return
         if error is None and self.secure:
             try:
                 self.take_rest()  # uvloop's TLS closes though we have paused it
@@ -1164,6 +1198,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def eof_received(self):
         """The peer half-closed (asyncio.BufferedProtocol)."""
         cdef object stream = self._transport()
+        if self.listening:
+            self.ended_inside = True  # what has come of it is heard first
+            if stream is not None:
+                self.resume_to_close(stream)
+            return True
         self.take_rest()
         if stream is not None:
             self.resume_to_close(stream)

@@ -134,7 +134,8 @@ class Client(Receiver, BufferedProtocol):
     def disconnect(self, code: int = 1000, reason: str = "") -> None:
         """Closes the connection: what is queued goes out first, then the close frame.
 
-        The transport is aborted when the client has not answered within HubConfig.close_timeout.
+        Nothing more is heard of it: messages that wait for an async callback are dropped. The
+        transport is aborted when the client has not answered within HubConfig.close_timeout.
         Does nothing when the connection is closing already.
 
         Args:
@@ -147,6 +148,7 @@ class Client(Receiver, BufferedProtocol):
 
         Thread-safety: any thread. Source: go-wsc `Disconnect`.
         """
+    def _send_away(self, code: int, reason: str) -> None: ...
     def set_user_data(self, key: Any, value: Any) -> None:
         """Keeps a value under a key of `user_data`.
 
