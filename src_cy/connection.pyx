@@ -701,13 +701,13 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             if not self.reading_paused:
                 self.stream.pause_reading()
             self.reading_paused |= reason
+            self.halted = True  # the rest of this read waits too
         return 0
 
     cdef int resume_reading(self, int reasons) except -1:
         if self.reading_paused & reasons:
-            if reasons & PAUSED_FOR_RATE:
-                self.halted = False
             self.reading_paused &= ~reasons
+            self.halted = self.reading_paused & (PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE) != 0
             if not self.reading_paused:
                 if self.stash is not None:
                     # First what was read already, at its turn.
@@ -765,7 +765,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return False
         if self.rate_timer is None:
             self.pause_reading(PAUSED_FOR_RATE)
-            self.halted = self.reading_paused & PAUSED_FOR_RATE != 0
             self.rate_timer = engine.call_later(owed, self._rate_passed)
         return True
 
@@ -1202,7 +1201,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.ended_inside = True  # what has come of it is heard first
             if stream is not None:
                 self.resume_to_close(stream)
-            return True
+            return not self.secure
         self.take_rest()
         if stream is not None:
             self.resume_to_close(stream)

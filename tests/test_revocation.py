@@ -17,6 +17,7 @@ from tests.support import (
     CLOSE,
     TEXT,
     RawClient,
+    deflated,
     encode,
     eventually,
     exchange,
@@ -231,6 +232,30 @@ async def test_what_waits_for_a_muted_client_is_refused_though_nobody_hears_mess
 
 
 # --- what async callbacks take ---
+
+
+@pytest.mark.parametrize("kind", ["plain", "compressed"])
+async def test_what_waits_is_bounded_as_it_is_in_memory(any_loop: str, kind: str) -> None:
+    # Four bytes a character, of which one comes; and compressed a thousandth of that.
+    text = "\U0001f600" + "a" * 20_000
+    body = text.encode()
+    message = encode(TEXT, body) if kind == "plain" else encode(TEXT, deflated(body), rsv=4)
+    hub = Hub(HubConfig(enable_compression=True))
+    slow = Slow()
+    hub.on_message_received(slow)
+    most = hub.config.max_pending_callback_bytes
+    async with running(hub):
+        raw = await RawClient.open(
+            hub, headers=[("Sec-WebSocket-Extensions", "permessage-deflate")]
+        )
+        sending = asyncio.create_task(raw.send_raw(message * 100))
+        await eventually(lambda: hub.get_stats().limited["max_pending_callback_bytes"] == 1)
+        (inbox,) = hub._inboxes[only_client(hub).user_id]
+        assert most < inbox._nbytes <= most + 4 * len(text) + 1024
+        slow.let()
+        await sending
+        await eventually(lambda: slow.begun == [text] * 100)
+        raw.close()
 
 
 async def test_a_client_has_one_async_on_error_under_way_at_a_time(any_loop: str) -> None:

@@ -103,8 +103,8 @@ class Inbox:
 
     Bounded by backpressure: with more than `HubConfig.max_pending_callbacks` waiting, or more than
     `HubConfig.max_pending_callback_bytes`, the client's socket is not read until half of them are
-    done. What one read brought is taken all the same. A callback may wait for an acknowledgement of
-    its own client: while some are awaited, only the bytes are bounded.
+    done, and what is left of a read waits too. A callback may wait for an acknowledgement of its
+    own client: while some are awaited, only the bytes are bounded.
 
     Once the client has gone, each of its callbacks has `HubConfig.callback_close_timeout`: one that
     waits for more of its client would keep its task, and what else is to be told, for ever.

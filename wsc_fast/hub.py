@@ -1475,6 +1475,8 @@ def _checked_callback(fn: F) -> F:
 
 def _decided(answer: object) -> bool:
     """What an authorization hook has answered; an awaitable, which is true, decides nothing."""
+    if answer is True or answer is False:
+        return answer
     if is_awaitable(answer):
         if inspect.iscoroutine(answer):
             answer.close()
