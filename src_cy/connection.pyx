@@ -80,6 +80,9 @@ from wsc_fast.errors import (
     ValidationError,
 )
 
+cdef extern from "wire.h":
+    pass  # receiver.pxd declares what is in it
+
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
     int wsc_progress(int fd, double* since_data, unsigned long long* acked)

@@ -28,6 +28,9 @@ from wsc_fast._core.deflate cimport INFLATE_INVALID, INFLATE_TOO_BIG, RSV1, Code
 from wsc_fast._core.engine cimport READ_HEADROOM, Engine
 from wsc_fast._core.outbox cimport CLOSING, CONNECTING, Sink
 
+cdef extern from "wire.h":
+    pass  # receiver.pxd declares what is in it
+
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
     double wsc_now()
@@ -339,7 +342,7 @@ cdef class Receiver(Sink):
             self.part_ascii = True
             self.fragments = 0
             self.part_since = self.last_seen
-            memset(&self.text, 0, sizeof(wsc_utf8))
+            memset(self.text, 0, sizeof(wsc_utf8))
         self.part_fin = head.fin
         self.key = head.key
         self.fragments += 1
@@ -357,14 +360,14 @@ cdef class Receiver(Sink):
         PyByteArray_Resize(self.parts, held + size)
         out = <uint8_t*>PyByteArray_AS_STRING(self.parts) + held
         if (
-            self.part_opcode != TEXT or self.part_deflated or self.text.need
+            self.part_opcode != TEXT or self.part_deflated or (<wsc_utf8*>self.text).need
             or not wsc_unmask_ascii(out, data, size, self.key)
         ):
             self.part_ascii = False
             wsc_unmask(out, data, size, self.key)
             if (
                 self.part_opcode == TEXT and not self.part_deflated
-                and not wsc_check_utf8(&self.text, out, size)
+                and not wsc_check_utf8(<wsc_utf8*>self.text, out, size)
             ):
                 return self.refuse(1007, "invalid UTF-8")
         self.key = wsc_turn_key(self.key, size)
@@ -383,7 +386,7 @@ cdef class Receiver(Sink):
             )
         if self.part_opcode == BINARY:
             return self.take_message(bytes(parts), size)
-        if self.text.need:
+        if (<wsc_utf8*>self.text).need:
             return self.refuse(1007, "a text that ends within a code point")
         if not self.part_ascii:
             return self.take_message(

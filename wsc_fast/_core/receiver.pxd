@@ -31,7 +31,12 @@ from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.outbox cimport Sink
 
-cdef extern from "wire.h" nogil:
+# Of wire.h, which is not installed: whoever cimports this has pointers to them only.
+cdef extern from * nogil:
+    """
+    struct wsc_head;
+    struct wsc_utf8;
+    """
     enum:
         WSC_BAD_OPCODE
         WSC_BAD_CONTROL
@@ -84,7 +89,7 @@ cdef class Receiver(Sink):
         Py_ssize_t inflatable      # bytes that this read may inflate, if it is no heavy one
         uint32_t key               # of the frame under way, turned to its next byte
         unsigned int fragments
-        wsc_utf8 text
+        uint8_t[3] text            # a wsc_utf8
         Context context            # compression of this connection alone, or None
         bint inflates              # permessage-deflate is agreed on
         bint part_deflated
