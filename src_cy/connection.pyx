@@ -250,10 +250,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         double counted_at
         object rate_timer          # while reading is paused for that
         bint close_queued          # our close frame went into the outbox
-        # What happened while a loop ran inside its callback: its peer's stream has ended; its
-        # transport has gone, with this error in a tuple.
+        # What happened before all that had come of it was heard: its peer's stream has ended, in a
+        # loop inside its callback; its transport has gone, with this error in a tuple.
         bint ended_inside
-        tuple lost_inside
+        tuple lost_early
         public object _pending     # server.Pending: who it is, or how to find out; then None
 
     def __cinit__(self, Engine engine not None):
@@ -700,7 +700,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.resume_reading(PAUSED_FOR_CALLBACKS)
 
     cdef int pause_reading(self, int reason) except -1:
-        if self.stream is not None and self.state == OPEN:
+        if self.stream is not None and self.state == OPEN and self.lost_early is None:
             if not self.reading_paused:
                 self.stream.pause_reading()
             self.reading_paused |= reason
@@ -721,12 +721,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         return 0
 
     cdef int listened(self) except -1:
-        cdef tuple lost = self.lost_inside
         Receiver.listened(self)
-        if lost is not None:
-            self.lost_inside = None
-            self.take_rest()
-            self.connection_lost(lost[0])
+        if self.lost_early is not None:
+            self.engine.queue_reader(self)
         elif self.ended_inside:
             self.ended_inside = False
             if not self.eof_received() and self.stream is not None:
@@ -790,13 +787,26 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return 0
         self.turn = self.engine.read_turn
         self.reading_paused &= ~PAUSED_FOR_TURN
-        if self.transport_now() is None:
+        if self.lost_early is not None:
+            return self.take_last_turn()
+        if self.transport_now() is None and not (self.secure and self.state == OPEN):
             self.stash = None  # it was ended while it waited
         if not self.reading_paused:
             self.take_stash()
         stream = self.transport_now()
         if stream is not None and not self.reading_paused:
             stream.resume_reading()
+        return 0
+
+    cdef int take_last_turn(self) except -1:
+        """Its transport has gone: what has come of it is heard, and then that it has gone."""
+        cdef tuple lost = self.lost_early
+        self.halted = False
+        self.take_stash()
+        if self.stash is not None:
+            return self.engine.queue_reader(self)
+        self.lost_early = None
+        self.connection_lost(lost[0])
         return 0
 
     cdef object transport_now(self):
@@ -986,8 +996,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return self.engine.expel(self)  # there was no memory for it when it left
         if self.may_close():
             outbox_trim(&self.box)
-        if self.listening:
-            self.last_seen = now  # a loop runs inside its callback
+        if self.listening or self.lost_early is not None:
+            self.last_seen = now  # it is we who have not heard all yet
             return 0
         if self.reading_paused:
             self.last_seen = now  # it is we who do not listen
@@ -1175,17 +1185,17 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """The transport is gone (asyncio.BaseProtocol)."""
         if error is not None and self.end is None:
             self.end = "conn_error"
-        if self.listening:
-            # What has come of it is heard first. Its descriptor may be another's from now on.
-            self.lost_inside = (error,)
+        if self.listening or (
+            self.stash is not None and error is None and self.secure and self.handshake is None
+        ):
+            # What has come of it is heard first; TLS may bring its end in the same read, and
+            # uvloop's closes though we have paused it. The descriptor may be another's by then.
+            self.lost_early = (error,)
             self.fd = self.descriptor = -1
             self.engine.set_blocked(self, True)
+            if not self.listening:
+                self.engine.queue_reader(self)
             return
-        if error is None and self.secure:
-            try:
-                self.take_rest()  # uvloop's TLS closes though we have paused it
-            except BaseException as failure:
-                self.engine._report(self, failure)
         self.stash = None
         if self.handshake is not None:
             self.handshake.lost()
@@ -1205,6 +1215,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             if stream is not None:
                 self.resume_to_close(stream)
             return not self.secure
+        if self.secure and self.stash is not None and self.handshake is None:
+            if stream is not None:
+                self.resume_to_close(stream)
+            return False  # what has come of it is heard when its transport has gone
         self.take_rest()
         if stream is not None:
             self.resume_to_close(stream)

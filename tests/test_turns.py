@@ -113,6 +113,42 @@ async def test_what_is_inflated_counts_and_not_how_small_it_came(rated: bool, ki
             raw.close()
 
 
+async def test_what_comes_with_the_end_of_tls_is_heard_in_turns_too(
+    any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    size, count = 4_000_000, 6
+    hub = Hub(HubConfig(enable_compression=True, max_message_size=size))
+    turn = 0
+    heard: dict[int, int] = {}
+    gone: list[int] = []
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    @hub.on_message_received
+    def note(client: Client, message: str | bytes) -> None:
+        assert client.is_connected()
+        heard[turn] = heard.get(turn, 0) + 1
+        hub.broadcast("to nobody any more")
+
+    hub.on_client_disconnected(lambda client: gone.append(sum(heard.values())))
+    async with running(hub, ssl=server_tls):
+        raw = await TLSClient.open_tls(hub, client_tls, upgrade=False)
+        headers = [("Sec-WebSocket-Extensions", "permessage-deflate")]
+        await raw.send_raw(raw.request(hub, "/ws", headers))
+        assert b"permessage-deflate" in await raw.read_response()
+        counting = asyncio.create_task(count_turns())
+        raw.say_goodbye(encode(BINARY, deflated(bytes(size)), rsv=4) * count)
+        await eventually(lambda: gone)
+        counting.cancel()
+        raw.close()
+    assert gone == [count]
+    assert max(heard.values()) <= 2
+
+
 @TLS
 async def test_whoever_waits_is_heard_in_order_and_to_the_end(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
