@@ -244,15 +244,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint peer_closed           # the peer's close frame is in
         bint failing               # we closed because of the peer's fault
         unsigned char reading_paused  # by us, bit by bit for what reason
+        unsigned char ended_inside    # its peer's stream has, in a loop inside its callback
         # Token buckets of what it may send, negative while it owes: when they were counted.
         double message_tokens
         double byte_tokens
         double counted_at
         object rate_timer          # while reading is paused for that
         bint close_queued          # our close frame went into the outbox
-        # What happened before all that had come of it was heard: its peer's stream has ended, in a
-        # loop inside its callback; its transport has gone, with this error in a tuple.
-        bint ended_inside
+        # Its transport has gone, with this error, before all that had come was heard; or None.
         tuple lost_early
         public object _pending     # server.Pending: who it is, or how to find out; then None
 

@@ -21,6 +21,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyBy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.float cimport DBL_MAX
+from libc.limits cimport INT_MAX
 from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
@@ -36,7 +37,6 @@ cdef extern from "net.h" nogil:
     double wsc_now()
 
 cdef extern from "Python.h":
-    Py_ssize_t PY_SSIZE_T_MAX
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     void* PyUnicode_1BYTE_DATA(object)
 
@@ -63,7 +63,7 @@ cdef class Receiver(Sink):
 
     def __cinit__(self, Engine engine not None, *args):
         self.engine = engine
-        self.inflatable = PY_SSIZE_T_MAX
+        self.inflatable = INT_MAX
         self.last_seen = wsc_coarse_now()
 
     def get_buffer(self, size_hint):
@@ -231,7 +231,7 @@ cdef class Receiver(Sink):
             self.engine.read_deadline == INFINITY and self.state != CONNECTING
             and (self.context is None or not self.context.client_window)
         )
-        self.inflatable = self.engine.heavy_read if light else PY_SSIZE_T_MAX
+        self.inflatable = <int>self.engine.heavy_read if light else INT_MAX
         # Each turn may call the application, which may end this connection.
         while at < size and not self.deaf:
             left = size - at
@@ -406,14 +406,15 @@ cdef class Receiver(Sink):
             # What is held back counts as it will be held: inflated.
             room = max(self.engine._auth_input_bytes - self.held_bytes, 0)
             limit = min(limit, room)
-        limit = min(limit, self.inflatable)
+        if self.inflatable != INT_MAX:
+            limit = min(limit, <Py_ssize_t>self.inflatable)
         if self.context is not None and self.context.client_window:
             size = self.context.inflate(data, size, limit)
         else:
             size = codec.inflate(codec.inflater, True, data, size, limit)
         if size < 0:
             codec.shrink()
-        if size == INFLATE_TOO_BIG and limit == self.inflatable:
+        if size == INFLATE_TOO_BIG and self.inflatable != INT_MAX and limit == self.inflatable:
             return self.defer(opcode, data, message)
         if size == INFLATE_TOO_BIG:
             if limit == room and self.state == CONNECTING:
@@ -424,7 +425,8 @@ cdef class Receiver(Sink):
         if size == INFLATE_INVALID:
             return self.refuse(1007, "invalid compressed data")
         self.inflated = True
-        self.inflatable -= size
+        if self.inflatable != INT_MAX:
+            self.inflatable -= <int>size
         try:
             if opcode == BINARY:
                 content = PyBytes_FromStringAndSize(<const char*>codec.scratch, size)

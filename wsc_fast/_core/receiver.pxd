@@ -79,16 +79,14 @@ cdef class Receiver(Sink):
         unsigned long long turn    # the last one that it had (Engine.read_turn)
         bint halted                # what is left of this read has to wait
         bint listening             # what it has sent is being taken: a callback may be under way
-        bint deferred              # what is left of this read inflates to more than that
-        bint inflated              # something was, since the last look at the clock
         bint interrupted           # and a loop inside that callback has read more, or has its turn
         uint64_t remaining         # payload of the frame under way that is still to come
         double part_since          # when the unfinished message began, on the coarse clock
         Py_ssize_t held_bytes      # what messages held back for an authentication take
         double last_seen           # coarse monotonic seconds
-        Py_ssize_t inflatable      # bytes that this read may inflate, if it is no heavy one
         uint32_t key               # of the frame under way, turned to its next byte
         unsigned int fragments
+        int inflatable             # bytes that a small read may still inflate; INT_MAX: no bound
         uint8_t[3] text            # a wsc_utf8
         Context context            # compression of this connection alone, or None
         bint inflates              # permessage-deflate is agreed on
@@ -96,6 +94,8 @@ cdef class Receiver(Sink):
         bint part_ascii            # all of `parts` is, as far as it is a text
         uint8_t part_opcode
         uint8_t part_fin
+        uint8_t deferred           # what is left of this read inflates to more than that
+        uint8_t inflated           # something was, since the last look at the clock
         bint deaf                  # nothing of the peer is heard any more
         bint drains                # each read has to take all that the transport has (`get_buffer`)
 
