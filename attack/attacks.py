@@ -229,8 +229,8 @@ ATTACKS = [
     ),
     Attack(
         "bombs-unlimited",
-        "the same, 20 times a second, without message_rate and byte_rate",
-        lambda: Script(1_000, request(DEFLATE), SMALL_BOMB, every=0.05),
+        "the same, five times a second, without message_rate and byte_rate",
+        lambda: Script(1_000, request(DEFLATE), SMALL_BOMB, every=0.2),
         "messages_in",
         48,
         UNLIMITED,
