@@ -14,7 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm import Script, Swarm, be_cheap
-from wire import BINARY, CONTINUATION, DEFLATE, PING, TEXT, bomb, client_hello, frame, head, request
+from wire import (
+    BINARY,
+    CONTINUATION,
+    DEFLATE,
+    PING,
+    TEXT,
+    bomb,
+    client_hello,
+    frame,
+    head,
+    request,
+    small_bomb,
+)
 
 MIB = 1 << 20
 
@@ -33,6 +45,9 @@ class Attack:
         tame: what the same clients do before the attack, where their mere number costs something.
         broadcast: seconds between two broadcasts, before and during the attack; 0 for none.
         tls: the server speaks TLS, and so do the honest clients.
+        hooks: the server has an `authorize_publish`, and a failure handler that is slow.
+        cpu: the most milliseconds of the server's CPU that each connection may take; 0 for no such
+            bound.
         bounded: whether the honest clients' p99 may be at most doubled; not where the row shows
             what a limit is for, by going without.
     """
@@ -46,6 +61,8 @@ class Attack:
     tame: Callable[[], Script] | None = None
     broadcast: float = 0.0
     tls: bool = False
+    hooks: bool = False
+    cpu: float = 0.0
     bounded: bool = True
 
 
@@ -68,6 +85,12 @@ JOIN_SIZE = len(frame(TEXT, b"join %032x" % 0))
 TINY = frame(TEXT, b"x") * 8_000
 # No bound on what a client sends, as by default.
 UNLIMITED = {"message_rate": 0.0, "byte_rate": 0.0}
+# No bound on how many ask: each request is looked at to its end.
+ASKED = {"connection_rate": 0.0, "connection_rate_per_address": 0.0}
+# Of the size that docs/security.md recommends at most, once it is inflated; four bytes a character.
+SMALL_BOMB = small_bomb("\U0001f600" + "a" * 60_000)
+SLOW_BOMB = small_bomb("slow \U0001f600" + "a" * 60_000)
+SPAM = frame(TEXT, b"spam") * 4
 
 ATTACKS = [
     Attack("control", "none: the attackers' core is busy with itself", None, "", 8),
@@ -124,18 +147,45 @@ ATTACKS = [
     ),
     Attack(
         "queries",
-        "a storm of upgrades with 16 KB of query, cookies and subprotocols",
+        "a storm of upgrades with 16 KB of query",
+        lambda: Script(200, request(path="/ws?token=x&" + "%41=%ff&" * 2_000), leave="answered"),
+        "rejected.auth",
+        24,
+        ASKED,
+        cpu=1.0,
+    ),
+    Attack(
+        "cookies",
+        "a storm of upgrades with 16 KB of cookies",
+        lambda: Script(200, request("Cookie: token=x; " + "%41=%41; " * 1_750), leave="answered"),
+        "rejected.auth",
+        24,
+        ASKED,
+        cpu=1.0,
+    ),
+    Attack(
+        "subprotocols",
+        "a storm of upgrades with 16 KB of subprotocols",
         lambda: Script(
-            200,
-            request(
-                "Cookie: " + "%41=%41; " * 500,
-                "Sec-WebSocket-Protocol: " + "bearer.a," * 550,
-                path="/ws?token=x&" + "%41=%ff&" * 700,
-            ),
-            leave="answered",
+            200, request("Sec-WebSocket-Protocol: " + "bearer.a," * 1_750), leave="answered"
         ),
         "rejected.auth",
         24,
+        ASKED,
+        cpu=1.0,
+    ),
+    Attack(
+        "offers",
+        "a storm of upgrades with 4 KB of offers of extensions, each another one",
+        lambda: Script(
+            200,
+            request("Sec-WebSocket-Extensions: xNUMBER," + 'a;b="\\"",' * 440),
+            leave="answered",
+        ),
+        "connections_total",
+        24,
+        ASKED,
+        cpu=1.0,
     ),
     Attack(
         "pings",
@@ -169,6 +219,38 @@ ATTACKS = [
         # What comes of each is kept until it is whole.
         80,
         {"byte_rate": 1e9},
+    ),
+    Attack(
+        "bombs-within",
+        "1,000 that send a message of 60 KB in 80 bytes each second, which no limit forbids",
+        lambda: Script(1_000, request(DEFLATE), SMALL_BOMB, every=1.0),
+        "messages_in",
+        48,
+    ),
+    Attack(
+        "bombs-unlimited",
+        "the same, five times a second, without message_rate and byte_rate",
+        lambda: Script(1_000, request(DEFLATE), SMALL_BOMB, every=0.2),
+        "messages_in",
+        48,
+        UNLIMITED,
+    ),
+    Attack(
+        "slow-callbacks",
+        "200 whose messages of 60 KB in 80 bytes wait for async callbacks of half a second",
+        lambda: Script(200, request(DEFLATE), SLOW_BOMB, every=0.1),
+        "limited.max_pending_callback_bytes",
+        # 1 MiB may wait for each of them, and the message that is beyond it.
+        320,
+        UNLIMITED,
+    ),
+    Attack(
+        "refused",
+        "1,000 that send 40 messages a second which they may not publish",
+        lambda: Script(1_000, request(), SPAM, every=0.1),
+        "unauthorized",
+        24,
+        hooks=True,
     ),
     Attack(
         "fragments",
@@ -325,10 +407,11 @@ def main() -> None:
     sys.stdin.readline()
     if swarm is None:
         spin(float(seconds))
-        print(json.dumps({"made": 0, "ended": 0}), flush=True)
+        print(json.dumps({"made": 0, "open": 0, "ended": 0}), flush=True)
     else:
         swarm.run(float(seconds))
-        print(json.dumps({"made": swarm.made, "ended": swarm.ended}), flush=True)
+        told = {"made": swarm.made, "open": swarm.open, "ended": swarm.ended}
+        print(json.dumps(told), flush=True)
 
 
 def spin(seconds: float) -> None:

@@ -9,9 +9,11 @@ the median of the three ratios. With --quick there is one round, and two more on
 breaks the bound. Memory is the peak of the server's resident memory (VmHWM) beyond what it had when
 its honest clients were connected.
 
-Prints a Markdown table. Exit status 1 if a bound is broken: of memory, of p99 (twice what it was,
-or 3 ms where that is more: on an idle machine it is 0.3), of a counter that did not move, or if an
-honest client was cut off, or a new one refused.
+The server's CPU time is that during the attack, without what the honest clients took before it.
+
+Prints a Markdown table. Exit status 1 if a bound is broken: of memory, of CPU, of p99 (twice what
+it was, or 3 ms where that is more: on an idle machine it is 0.3), of a counter that did not move,
+or if an honest client was cut off, or a new one refused.
 """
 
 from __future__ import annotations
@@ -103,6 +105,8 @@ class Row:
     worst: float = 0.0
     entering: float = 0.0  # the longest that a new honest client waited for its 101
     growth: float = 0.0  # MiB
+    cpu: float = 0.0  # seconds of the server, for the attackers
+    open: int = 0  # attackers that were connected
     made: int = 0
     lost: int = 0
     refused: int = 0  # new honest clients
@@ -114,10 +118,17 @@ class Row:
             during / before for before, during in zip(self.before, self.during, strict=True)
         )
 
+    @property
+    def cpu_each(self) -> float:
+        """Milliseconds of the server's CPU for each attacking connection."""
+        return self.cpu * 1e3 / max(self.open, 1)
+
     def faults(self) -> list[str]:
         found = []
         if self.growth > self.attack.memory:
             found.append(f"memory over {self.attack.memory:g} MiB")
+        if self.attack.cpu and self.cpu_each > self.attack.cpu:
+            found.append(f"CPU over {self.attack.cpu:g} ms each")
         noticed = statistics.median(self.during) > UNNOTICED
         if self.attack.bounded and noticed and self.ratio > MOST_RATIO:
             found.append(f"p99 over {MOST_RATIO:g} times")
@@ -135,6 +146,7 @@ class Row:
             self.attack.title,
             f"{self.made:,}",
             f"{self.growth:.1f} of {self.attack.memory:g}",
+            f"{self.cpu_each:.2f} of {self.attack.cpu:g}" if self.attack.cpu else "",
             f"{statistics.median(self.before) * 1e3:.2f}",
             f"{statistics.median(self.during) * 1e3:.2f}",
             f"{self.ratio:.2f}",
@@ -148,6 +160,7 @@ HEADS = [
     "attack",
     "connections",
     "memory, MiB",
+    "CPU each, ms",
     "p99 before, ms",
     "during, ms",
     "ratio",
@@ -185,7 +198,8 @@ def run(attack: Attack, quick: bool) -> Row:
     before, during = (QUICK_BEFORE, QUICK_DURING) if quick else (BEFORE, DURING)
     settings = json.dumps(attack.settings)
     tls = ["tls"] if attack.tls else []
-    with worker(str(HERE / "server.py"), str(server_cpu), settings, *tls) as server:
+    hooks = ["hooks"] if attack.hooks else []
+    with worker(str(HERE / "server.py"), str(server_cpu), settings, *tls, *hooks) as server:
         port = server.hear().strip()
         with worker(str(HERE / "honest.py"), str(client_cpu), port, *tls) as honest:
             honest.hear()
@@ -206,6 +220,7 @@ def one_round(
     row: Row, server: Worker, honest: Worker, port: str, cpu: int, before: float, during: float
 ) -> None:
     attack = row.attack
+    began = cpu_time(server)
     if attack.tame is None:
         row.before.append(honest.ask(str(before))["p99"])
     else:
@@ -216,10 +231,15 @@ def one_round(
             tame.hear()
     # What the last attack has left, such as connections in their closing handshake.
     server.ask("stats")
+    usual = (cpu_time(server) - began) / before
     with attackers(attack, cpu, port, during) as swarm:
+        began = cpu_time(server)
         swarm.tell("go")
         measured = honest.ask(str(during))
-        row.made += json.loads(swarm.hear())["made"]
+        told = json.loads(swarm.hear())
+        row.cpu += cpu_time(server) - began - usual * during
+        row.made += told["made"]
+        row.open += told["open"]
     row.during.append(measured["p99"])
     row.worst = max(row.worst, measured["worst"])
     row.entering = max(row.entering, measured["entering"])
@@ -250,6 +270,12 @@ def memory(server: Worker, field: str) -> float:
         if line.startswith(field + ":"):
             return int(line.split()[1]) / 1024
     raise RuntimeError(f"/proc has no {field}")
+
+
+def cpu_time(server: Worker) -> float:
+    """Seconds of CPU that the server has taken, in the kernel too."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def value(stats: dict[str, Any], path: str) -> int:

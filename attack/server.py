@@ -1,8 +1,11 @@
-"""The hub under attack, in a process of its own: `server.py CPU SETTINGS [tls]`, SETTINGS as JSON.
+"""The hub under attack, in a process of its own: `server.py CPU SETTINGS [tls] [hooks]`.
 
-It answers each message with itself, as a hub does that has a user's command to answer. A message
-"join ROOM" makes its sender a member of that room, which is made if it is not there: the mistake of
-an application that lets clients name rooms. It refuses clients that show a token. Prints its port,
+SETTINGS is JSON. The hub answers each message with itself, as one does that has a user's command to
+answer; one of more than 1 KB with its length. A message "join ROOM" makes its sender a member of
+that room, which is made if it is not there: the mistake of an application that lets clients name
+rooms. A message that begins with "slow" has an async callback of half a second. It refuses clients
+that show a token. With `hooks` nobody may publish what begins with "spam", and a failure handler
+takes 2 ms for each message that was refused. Prints its port,
 then for each line of standard input a line of JSON: "stats" the counters of the hub, "every
 SECONDS" starts a broadcast of 1 KB that often and answers {}.
 """
@@ -18,6 +21,8 @@ import os
 import resource
 import ssl
 import sys
+import time
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -34,6 +39,8 @@ from wsc_fast import (
     Request,
     RoomExistsError,
 )
+
+SLOW = 0.5  # seconds
 
 # What docs/security.md recommends to a hub that the internet can reach.
 INTERNET: dict[str, Any] = {
@@ -62,12 +69,29 @@ def authenticate(request: Request) -> Identity | None:
     return None if token or offered else Identity(f"user{next(USERS)}")
 
 
-def make_hub(settings: dict[str, Any]) -> Hub:
-    hub = Hub(HubConfig(**INTERNET | settings), authenticate=authenticate)
+def may_publish(client: Client, message: str | bytes) -> bool:
+    return not (isinstance(message, str) and message.startswith("spam"))
+
+
+class Table:
+    """Writes down each failure, as into a database."""
+
+    def handle_send_failure(self, *failure: Any) -> None:
+        time.sleep(0.002)
+
+
+def make_hub(settings: dict[str, Any], hooks: bool = False) -> Hub:
+    hub = Hub(
+        HubConfig(**INTERNET | settings),
+        authenticate=authenticate,
+        authorize_publish=may_publish if hooks else None,
+    )
     hub.enable_ack(ACKConfig())
+    if hooks:
+        hub.add_send_failure_handler(Table())
 
     @hub.on_message_received
-    def answer(client: Client, message: str | bytes) -> None:
+    def answer(client: Client, message: str | bytes) -> Awaitable[None] | None:
         if isinstance(message, str) and message.startswith("join "):
             room = message[5:]
             try:
@@ -76,8 +100,11 @@ def make_hub(settings: dict[str, Any]) -> Hub:
                 hub.join_room(client.id, room)
             except LimitError:
                 client.send("too many rooms")
-            return
-        client.send(message)
+        elif isinstance(message, str) and message.startswith("slow"):
+            return asyncio.sleep(SLOW)
+        else:
+            client.send(message if len(message) <= 1024 else str(len(message)))
+        return None
 
     return hub
 
@@ -88,8 +115,8 @@ def certificate() -> ssl.SSLContext:
     return context
 
 
-async def main(settings: dict[str, Any], tls: bool) -> None:
-    hub = make_hub(settings)
+async def main(settings: dict[str, Any], tls: bool, hooks: bool) -> None:
+    hub = make_hub(settings, hooks)
     await hub.start(port=0, ssl=certificate() if tls else None)
     print(hub.port, flush=True)
     loop = asyncio.get_running_loop()
@@ -124,4 +151,4 @@ if __name__ == "__main__":
     os.sched_setaffinity(0, {int(sys.argv[1])})
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    uvloop.run(main(json.loads(sys.argv[2]), sys.argv[3:] == ["tls"]))
+    uvloop.run(main(json.loads(sys.argv[2]), "tls" in sys.argv[3:], "hooks" in sys.argv[3:]))

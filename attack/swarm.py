@@ -18,6 +18,7 @@ from dataclasses import dataclass
 # The most that are connecting at once: more than the kernel's backlog would be lost there.
 CONNECTING = 200
 ADDRESSES = 200
+NUMBER = b"NUMBER"
 EXPECTED_END = select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
 
 
@@ -27,7 +28,7 @@ class Script:
 
     Attributes:
         count: connections at once.
-        first: sent once it is connected.
+        first: sent once it is connected. NUMBER in it is another six digits for each connection.
         then: sent again and again afterwards, as fast as the kernel takes it.
         every: seconds between two of them, for attackers with time; 0 for those without.
         step: bytes of `then` sent at a time, with `every`; 0 for all of it.
@@ -73,6 +74,7 @@ class Swarm:
         self.peers: dict[int, Peer] = {}
         self.connecting = 0
         self.made = 0  # connections so far
+        self.open = 0  # of them, those that were connected
         self.ended = 0  # by the server
         self.patient: deque[tuple[float, Peer]] = deque()  # who sends next, and when
 
@@ -120,7 +122,7 @@ class Swarm:
             return False
         self.made += 1
         self.connecting += 1
-        peer = Peer(sock, self.script.first)
+        peer = Peer(sock, self.script.first.replace(NUMBER, b"%06d" % self.made))
         if self.script.step:
             # Each begins elsewhere in what all send.
             peer.at = self.made * self.script.step % len(self.script.then)
@@ -133,6 +135,7 @@ class Swarm:
         if not peer.open and events & (select.EPOLLOUT | EXPECTED_END):
             peer.open = True
             self.connecting -= 1
+            self.open += 1
         try:
             if events & select.EPOLLIN:
                 answered = bool(peer.sock.recv(1 << 16))

@@ -66,3 +66,10 @@ def bomb(inflated: int) -> bytes:
     body = b"".join(deflater.compress(bytes(1 << 20)) for _ in range(inflated >> 20))
     body += deflater.flush(zlib.Z_SYNC_FLUSH)
     return frame(BINARY, body[:-4], rsv1=True)
+
+
+def small_bomb(text: str) -> bytes:
+    """A compressed message of a text, which is no more than some limit once it is inflated."""
+    deflater = zlib.compressobj(9, wbits=-15)
+    body = deflater.compress(text.encode()) + deflater.flush(zlib.Z_SYNC_FLUSH)
+    return frame(TEXT, body[:-4], rsv1=True)

@@ -80,6 +80,9 @@ from wsc_fast.errors import (
     ValidationError,
 )
 
+cdef extern from "wire.h":
+    pass  # receiver.pxd declares what is in it
+
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
     int wsc_progress(int fd, double* since_data, unsigned long long* acked)
@@ -241,12 +244,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint peer_closed           # the peer's close frame is in
         bint failing               # we closed because of the peer's fault
         unsigned char reading_paused  # by us, bit by bit for what reason
+        unsigned char ended_inside    # its peer's stream has, in a loop inside its callback
         # Token buckets of what it may send, negative while it owes: when they were counted.
         double message_tokens
         double byte_tokens
         double counted_at
         object rate_timer          # while reading is paused for that
         bint close_queued          # our close frame went into the outbox
+        # Its transport has gone, with this error, before all that had come was heard; or None.
+        tuple lost_early
         public object _pending     # server.Pending: who it is, or how to find out; then None
 
     def __cinit__(self, Engine engine not None):
@@ -364,7 +370,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def disconnect(self, code=1000, reason=""):
         """Closes the connection: what is queued goes out first, then the close frame.
 
-        The transport is aborted when the client has not answered within HubConfig.close_timeout.
+        Nothing more is heard of it: messages that wait for an async callback are dropped. The
+        transport is aborted when the client has not answered within HubConfig.close_timeout.
         Does nothing when the connection is closing already.
 
         Args:
@@ -381,8 +388,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.engine.away():
             self.engine._on_loop(partial(self.disconnect, code, reason))
             return
-        if self.state <= OPEN and self.stream is not None:
-            self.begin_close(code, reason)
+        if self.inbox is not None:
+            self.inbox.forget_messages()
+        self._send_away(code, reason)
 
     def set_user_data(self, key, value):
         """Keeps a value under a key of `user_data`.
@@ -412,6 +420,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def __repr__(self):
         state = ("connecting", "open", "closing", "closed")[self.state]
         return f"<Client {self.id!a} user={self.user_id!a} {state}>"
+
+    def _send_away(self, code, reason):
+        """Closes the connection; what has come of it is still heard."""
+        if self.state <= OPEN and self.stream is not None:
+            self.begin_close(code, reason)
 
     # --- connecting ---
 
@@ -686,17 +699,17 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.resume_reading(PAUSED_FOR_CALLBACKS)
 
     cdef int pause_reading(self, int reason) except -1:
-        if self.stream is not None and self.state == OPEN:
+        if self.stream is not None and self.state == OPEN and self.lost_early is None:
             if not self.reading_paused:
                 self.stream.pause_reading()
             self.reading_paused |= reason
+            self.halted = True  # the rest of this read waits too
         return 0
 
     cdef int resume_reading(self, int reasons) except -1:
         if self.reading_paused & reasons:
-            if reasons & PAUSED_FOR_RATE:
-                self.halted = False
             self.reading_paused &= ~reasons
+            self.halted = self.reading_paused & (PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE) != 0
             if not self.reading_paused:
                 if self.stash is not None:
                     # First what was read already, at its turn.
@@ -704,6 +717,16 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                     self.engine.queue_reader(self)
                 elif self.stream is not None:
                     self.stream.resume_reading()
+        return 0
+
+    cdef int listened(self) except -1:
+        Receiver.listened(self)
+        if self.lost_early is not None:
+            self.engine.queue_reader(self)
+        elif self.ended_inside:
+            self.ended_inside = False
+            if not self.eof_received() and self.stream is not None:
+                self.close_transport()
         return 0
 
     cdef bint within_rate(self, Py_ssize_t size) except -1:
@@ -741,9 +764,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return False
         if self.rate_timer is None:
             self.pause_reading(PAUSED_FOR_RATE)
-            self.halted = self.reading_paused & PAUSED_FOR_RATE != 0
             self.rate_timer = engine.call_later(owed, self._rate_passed)
         return True
+
+    cdef bint is_paused(self) noexcept:
+        return self.reading_paused != 0
 
     cdef bint wait_for_turn(self) except -1:
         cdef object stream = self.transport_now()
@@ -761,13 +786,26 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return 0
         self.turn = self.engine.read_turn
         self.reading_paused &= ~PAUSED_FOR_TURN
-        if self.transport_now() is None:
+        if self.lost_early is not None:
+            return self.take_last_turn()
+        if self.transport_now() is None and not (self.secure and self.state == OPEN):
             self.stash = None  # it was ended while it waited
         if not self.reading_paused:
             self.take_stash()
         stream = self.transport_now()
         if stream is not None and not self.reading_paused:
             stream.resume_reading()
+        return 0
+
+    cdef int take_last_turn(self) except -1:
+        """Its transport has gone: what has come of it is heard, and then that it has gone."""
+        cdef tuple lost = self.lost_early
+        self.halted = False
+        self.take_stash()
+        if self.stash is not None:
+            return self.engine.queue_reader(self)
+        self.lost_early = None
+        self.connection_lost(lost[0])
         return 0
 
     cdef object transport_now(self):
@@ -819,6 +857,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return 0
         if (
             self.engine.publish_filter is not None
+            and self.inbox is None  # else it is asked in its turn
             and not self.engine.publish_filter(self, content)
         ):
             return 0
@@ -835,7 +874,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 self.engine._callback_failed(self, error)
             if result is not None:
                 self.engine._await_result(self, result)
-        elif self.engine.message_handlers:
+        elif self.engine.message_handlers or self.engine.publish_filter is not None:
             self.engine._dispatch(self, self.engine.message_handlers, content)
         return 0
 
@@ -956,6 +995,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return self.engine.expel(self)  # there was no memory for it when it left
         if self.may_close():
             outbox_trim(&self.box)
+        if self.listening or self.lost_early is not None:
+            self.last_seen = now  # it is we who have not heard all yet
+            return 0
         if self.reading_paused:
             self.last_seen = now  # it is we who do not listen
             self.part_since = now
@@ -1142,11 +1184,17 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """The transport is gone (asyncio.BaseProtocol)."""
         if error is not None and self.end is None:
             self.end = "conn_error"
-        if error is None and self.secure:
-            try:
-                self.take_rest()  # uvloop's TLS closes though we have paused it
-            except BaseException as failure:
-                self.engine._report(self, failure)
+        if self.listening or (
+            self.stash is not None and error is None and self.secure and self.handshake is None
+        ):
+            # What has come of it is heard first; TLS may bring its end in the same read, and
+            # uvloop's closes though we have paused it. The descriptor may be another's by then.
+            self.lost_early = (error,)
+            self.fd = self.descriptor = -1
+            self.engine.set_blocked(self, True)
+            if not self.listening:
+                self.engine.queue_reader(self)
+            return
         self.stash = None
         if self.handshake is not None:
             self.handshake.lost()
@@ -1161,6 +1209,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def eof_received(self):
         """The peer half-closed (asyncio.BufferedProtocol)."""
         cdef object stream = self._transport()
+        if self.listening:
+            self.ended_inside = True  # what has come of it is heard first
+            if stream is not None:
+                self.resume_to_close(stream)
+            return not self.secure
+        if self.secure and self.stash is not None and self.handshake is None:
+            if stream is not None:
+                self.resume_to_close(stream)
+            return False  # what has come of it is heard when its transport has gone
         self.take_rest()
         if stream is not None:
             self.resume_to_close(stream)

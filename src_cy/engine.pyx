@@ -102,7 +102,9 @@ cdef double READ_BUDGET_RATED = 0.00015
 
 # The longest id of a client, a user or a room, in characters.
 cdef Py_ssize_t ID_MAX = 256
-cdef object find_forbidden = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
+cdef object find_forbidden = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+).search
 
 
 def check_id(str kind, value):
@@ -110,7 +112,7 @@ def check_id(str kind, value):
 
     Args:
         kind: what it is the id of, for the error's text.
-        value: a non-empty str of at most 256 characters without control characters.
+        value: a non-empty str of at most 256 characters without control characters and line ends.
 
     Returns:
         str: the value.
@@ -127,7 +129,7 @@ def check_id(str kind, value):
             f"a {kind} id must have 1 to {ID_MAX} characters, this one has {len(value)}"
         )
     if find_forbidden(value) is not None:
-        raise ValidationError(f"a {kind} id may not hold control characters: {value!a}")
+        raise ValidationError(f"a {kind} id may not hold control characters or newlines: {value!a}")
     return value
 
 

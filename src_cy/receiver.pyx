@@ -20,12 +20,17 @@ callback reads within this step: `Engine.reading` tells, and the next read has a
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.float cimport DBL_MAX
+from libc.limits cimport INT_MAX
 from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
 from wsc_fast._core.deflate cimport INFLATE_INVALID, INFLATE_TOO_BIG, RSV1, Codec
 from wsc_fast._core.engine cimport READ_HEADROOM, Engine
 from wsc_fast._core.outbox cimport CLOSING, CONNECTING, Sink
+
+cdef extern from "wire.h":
+    pass  # receiver.pxd declares what is in it
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
@@ -58,6 +63,7 @@ cdef class Receiver(Sink):
 
     def __cinit__(self, Engine engine not None, *args):
         self.engine = engine
+        self.inflatable = INT_MAX
         self.last_seen = wsc_coarse_now()
 
     def get_buffer(self, size_hint):
@@ -79,6 +85,7 @@ cdef class Receiver(Sink):
         if (
             size >= self.engine.heavy_read or self.handshake is not None
             or self.stash is not None or self.listening
+            or (self.context is not None and self.context.client_window)
         ):
             self.take_heavy_read(size)
         else:
@@ -103,6 +110,25 @@ cdef class Receiver(Sink):
         return self.engine.read_much(
             self, wsc_now() - began, size >= self.engine.heavy_read or self.stash is not None
         )
+
+    cdef int take_deferred(self) except -1:
+        """What is left of a small read inflates to much, and is taken like that of a heavy one."""
+        cdef double began
+        self.deferred = False
+        if self.stash is None or self.is_paused():
+            return 0
+        if not self.engine.has_turn(self.turn):
+            return self.engine.wait_for_turn(self)
+        began = wsc_now()
+        self.engine.read_deadline = began + self.engine.read_budget
+        try:
+            self.take_stash()
+        finally:
+            self.engine.read_deadline = INFINITY
+        return self.engine.read_much(self, wsc_now() - began, self.stash is not None)
+
+    cdef bint is_paused(self) noexcept:
+        return False
 
     cdef int put_aside(self, const uint8_t* data, Py_ssize_t size) except -1:
         """Keeps what was read until its time comes."""
@@ -139,9 +165,14 @@ cdef class Receiver(Sink):
 
     cdef int take_rest(self) except -1:
         """What was put aside, though it be beyond the rate: the peer's stream has ended."""
-        while self.stash is not None and not self.listening:
-            self.halted = False
-            self.take_stash()
+        cdef double deadline = self.engine.read_deadline
+        self.engine.read_deadline = DBL_MAX
+        try:
+            while self.stash is not None and not self.listening:
+                self.halted = False
+                self.take_stash()
+        finally:
+            self.engine.read_deadline = deadline
         return 0
 
     cdef int take_read(self, Py_ssize_t size) except -1:
@@ -170,6 +201,8 @@ cdef class Receiver(Sink):
         finally:
             self.engine.reading = False
             self.listened()
+        if self.deferred:
+            self.take_deferred()
         return 0
 
     cdef int feed(self, const char* data, Py_ssize_t size) except -1:
@@ -194,6 +227,11 @@ cdef class Receiver(Sink):
         cdef Py_ssize_t left
         cdef Py_ssize_t some
         cdef unsigned int frames = 0
+        cdef bint light = (
+            self.engine.read_deadline == INFINITY and self.state != CONNECTING
+            and (self.context is None or not self.context.client_window)
+        )
+        self.inflatable = <int>self.engine.heavy_read if light else INT_MAX
         # Each turn may call the application, which may end this connection.
         while at < size and not self.deaf:
             left = size - at
@@ -201,15 +239,18 @@ cdef class Receiver(Sink):
                 return self.put_back(data + at, left)
             frames += 1
             if (
-                frames % FRAMES_AT_ONCE == 0 and self.engine.read_deadline != INFINITY
-                and wsc_now() > self.engine.read_deadline
+                (frames % FRAMES_AT_ONCE == 0 or self.inflated)
+                and self.engine.read_deadline != INFINITY and wsc_now() > self.engine.read_deadline
             ):
+                self.inflated = False
                 self.put_back(data + at, left)
                 return self.engine.wait_for_turn(self)
             if self.remaining:
                 some = left if <uint64_t>left < self.remaining else <Py_ssize_t>self.remaining
                 at += some
                 self.take_part(data + at - some, some)
+                if self.deferred:
+                    return self.put_aside(data + at, size - at)
                 continue
             some = wsc_read_head(data + at, left, &head)
             if some < 0:
@@ -217,6 +258,8 @@ cdef class Receiver(Sink):
             if some > 0 and head.size <= <uint64_t>(left - some):
                 at += some + <Py_ssize_t>head.size
                 self.take_frame(&head, data + at - head.size)
+                if self.deferred:
+                    return self.put_aside(data + at, size - at)
             elif some > 0 and head.opcode < CLOSE:
                 at += some
                 if self.may_begin(&head):
@@ -299,7 +342,7 @@ cdef class Receiver(Sink):
             self.part_ascii = True
             self.fragments = 0
             self.part_since = self.last_seen
-            memset(&self.text, 0, sizeof(wsc_utf8))
+            memset(self.text, 0, sizeof(wsc_utf8))
         self.part_fin = head.fin
         self.key = head.key
         self.fragments += 1
@@ -317,14 +360,14 @@ cdef class Receiver(Sink):
         PyByteArray_Resize(self.parts, held + size)
         out = <uint8_t*>PyByteArray_AS_STRING(self.parts) + held
         if (
-            self.part_opcode != TEXT or self.part_deflated or self.text.need
+            self.part_opcode != TEXT or self.part_deflated or (<wsc_utf8*>self.text).need
             or not wsc_unmask_ascii(out, data, size, self.key)
         ):
             self.part_ascii = False
             wsc_unmask(out, data, size, self.key)
             if (
                 self.part_opcode == TEXT and not self.part_deflated
-                and not wsc_check_utf8(&self.text, out, size)
+                and not wsc_check_utf8(<wsc_utf8*>self.text, out, size)
             ):
                 return self.refuse(1007, "invalid UTF-8")
         self.key = wsc_turn_key(self.key, size)
@@ -343,7 +386,7 @@ cdef class Receiver(Sink):
             )
         if self.part_opcode == BINARY:
             return self.take_message(bytes(parts), size)
-        if self.text.need:
+        if (<wsc_utf8*>self.text).need:
             return self.refuse(1007, "a text that ends within a code point")
         if not self.part_ascii:
             return self.take_message(
@@ -358,16 +401,21 @@ cdef class Receiver(Sink):
         cdef Py_ssize_t limit = self.engine._max_message_size
         cdef Py_ssize_t room = limit
         cdef object content = None
+        cdef Py_ssize_t message = size
         if self.state == CONNECTING:
             # What is held back counts as it will be held: inflated.
             room = max(self.engine._auth_input_bytes - self.held_bytes, 0)
             limit = min(limit, room)
+        if self.inflatable != INT_MAX:
+            limit = min(limit, <Py_ssize_t>self.inflatable)
         if self.context is not None and self.context.client_window:
             size = self.context.inflate(data, size, limit)
         else:
             size = codec.inflate(codec.inflater, True, data, size, limit)
         if size < 0:
             codec.shrink()
+        if size == INFLATE_TOO_BIG and self.inflatable != INT_MAX and limit == self.inflatable:
+            return self.defer(opcode, data, message)
         if size == INFLATE_TOO_BIG:
             if limit == room and self.state == CONNECTING:
                 return self.refuse_over(
@@ -376,6 +424,9 @@ cdef class Receiver(Sink):
             return self.refuse_over("max_message_size", 1009, "message too big")
         if size == INFLATE_INVALID:
             return self.refuse(1007, "invalid compressed data")
+        self.inflated = True
+        if self.inflatable != INT_MAX:
+            self.inflatable -= <int>size
         try:
             if opcode == BINARY:
                 content = PyBytes_FromStringAndSize(<const char*>codec.scratch, size)
@@ -388,6 +439,19 @@ cdef class Receiver(Sink):
         if content is None:
             return self.refuse(1007, "invalid UTF-8")
         return self.take_message(content, size)
+
+    cdef int defer(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1:
+        """Puts a whole compressed message aside, as one frame under the mask 0."""
+        cdef bytes head = bytes([0xC0 | opcode])
+        if size < 126:
+            head += bytes([0x80 | size])
+        elif size < 0x10000:
+            head += b"\xfe" + (<object>size).to_bytes(2, "big")
+        else:
+            head += b"\xff" + (<object>size).to_bytes(8, "big")
+        self.deferred = True
+        self.stash = b"%b\0\0\0\0%b" % (head, <bytes>data[:size])
+        return 0
 
     cdef int refuse(self, int code, str reason) except -1:
         self.deaf = True

@@ -888,6 +888,11 @@ def weak_rsa() -> Any:
         ("require must be a list", {"require": "exp"}),
         ("require", {"require": None}),
         ("identity must be", {"identity": "sub"}),
+        ("typ must be", {"typ": ""}),
+        ("typ must be", {"typ": 7}),
+        ("max_lifetime must be", {"max_lifetime": 0}),
+        ("max_lifetime must be", {"max_lifetime": True}),
+        ("max_lifetime must be", {"max_lifetime": float("nan")}),
         ("path or a mapping", {"key": None, "algorithms": None, "jwks": 7}),
     ],
 )
@@ -902,6 +907,37 @@ def test_what_cannot_work_is_a_config_error(text: str, options: dict[str, Any]) 
         JWTAuthenticator(**options)
     assert SECRET.decode() not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("typ", "good"),
+    [
+        ("at+jwt", True),
+        ("AT+JWT", True),
+        ("application/at+jwt", True),
+        ("JWT", False),
+        (None, False),
+        (7, False),
+        (["at+jwt"], False),
+    ],
+)
+def test_a_token_has_to_be_of_the_type_that_is_asked_for(typ: Any, good: bool) -> None:
+    token = jwt.encode(claims(), SECRET, "HS256", headers={"typ": typ})
+    assert user_of(hs256(), request(token=token)) == "ann"
+    for wanted in ("at+jwt", "application/AT+JWT"):
+        found = user_of(hs256(typ=wanted), request(token=token))
+        assert found == ("ann" if good else None)
+
+
+def test_a_token_may_live_for_so_long_and_no_longer() -> None:
+    authenticator = hs256(max_lifetime=3600, require=())
+    for ahead, good in ((3500, True), (3700, False), (1e300, False)):
+        token = jwt.encode(claims(exp=int(time.time() + ahead)), SECRET, "HS256")
+        assert user_of(authenticator, request(token=token)) == ("ann" if good else None)
+    endless = {name: value for name, value in claims().items() if name != "exp"}
+    token = jwt.encode(endless, SECRET, "HS256")
+    assert user_of(hs256(require=()), request(token=token)) == "ann"
+    assert user_of(authenticator, request(token=token)) is None
 
 
 def test_an_async_identity_is_a_config_error() -> None:
@@ -931,12 +967,12 @@ GOOD_MEMBER = jwk(PRIVATE["RSA"], "a", "RS256", alg="RS256")
         ("cannot be read", [{"kty": "oct", "alg": "HS256"}]),
         ("kid that is no str", [{**GOOD_MEMBER, "kid": 7}]),
         ("kid of another key", [GOOD_MEMBER, GOOD_MEMBER]),
+        ("cannot be mixed", [GOOD_MEMBER, jwk(SECRET, "b", "HS256", alg="HS256")]),
         ("no key for these", [{**GOOD_MEMBER, "alg": "none"}]),
         ("no key for these", [{**GOOD_MEMBER, "alg": "RSA-OAEP"}]),
         ("no key for these", [{**GOOD_MEMBER, "alg": ["RS256"]}]),
         ("no key for these", [{**GOOD_MEMBER, "use": "enc"}]),
         ("no key for these", [{**GOOD_MEMBER, "key_ops": ["encrypt"]}]),
-        ("cannot be mixed", [GOOD_MEMBER, jwk(SECRET, "b", "HS256", alg="HS256")]),
         ("has 31 bytes", [jwk(b"x" * 31, "b", "HS256", alg="HS256")]),
         ("needs secp256r1", [jwk(PRIVATE["P-384"], "b", "ES384", alg="ES256")]),
     ],
@@ -1145,12 +1181,9 @@ SECRET_MEMBER = jwk(SECRET, "s", "HS256", alg="HS256")
         ("\x00\xff", "no JSON"),
         ("[" * 100_000, "no JSON"),
         ("[]", "list 'keys'"),
-        ('{"keys": []}', "no key"),
-        (json.dumps({"keys": [{**SECRET_MEMBER, "k": 7}]}), "cannot be read"),
-        (json.dumps({"keys": [SECRET_MEMBER, GOOD_MEMBER]}), "cannot be mixed"),
         (" " * (auth_module.JWKS_MAX + 1), "more than"),
     ],
-    ids=range(9),
+    ids=range(6),
 )
 def test_a_broken_file_keeps_the_old_keys_and_says_so_once(
     text: str, reason: str, key_file: KeyFile, caplog: pytest.LogCaptureFixture
@@ -1170,6 +1203,68 @@ def test_a_broken_file_keeps_the_old_keys_and_says_so_once(
     key_file.write(text=text + " ")
     assert users(authenticator, key_file) == [None, "new"]
     assert sum(record.levelno == logging.WARNING for record in caplog.records) == 2
+
+
+def test_a_set_without_keys_that_can_be_used_takes_no_token(
+    key_file: KeyFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    authenticator = JWTAuthenticator(jwks=key_file.path)
+    for text in ('{"keys": []}', json.dumps({"keys": [{**SECRET_MEMBER, "k": 7}]})):
+        key_file.write(text=text)
+        for _ in range(3):
+            assert users(authenticator, key_file) == [None, None]
+        assert "has no key: no token is taken" in caplog.text
+        caplog.clear()
+        key_file.write("old")
+        assert users(authenticator, key_file) == ["old", None]
+
+
+def test_a_key_that_cannot_be_used_keeps_no_removed_key(
+    key_file: KeyFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = jwk(key_file.keys["new"], "new", "ES256", alg="ES256")
+    for bad, reason in (
+        ("x", "no object"),
+        ({**SECRET_MEMBER, "k": 7}, "cannot be read"),
+        (jwk(b"x" * 31, "b", "HS256", alg="HS256"), "has 31 bytes"),
+        (SECRET_MEMBER, "cannot be mixed"),
+        (good, "kid of another key"),
+        ({**GOOD_MEMBER, "kid": 7}, "no str"),
+    ):
+        key_file.write("old")
+        authenticator = JWTAuthenticator(jwks=key_file.path)
+        caplog.clear()
+        key_file.write(text=json.dumps({"keys": [good, bad]}))
+        for _ in range(2):
+            assert users(authenticator, key_file) == [None, "new"]
+        (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
+        assert reason in record.getMessage()
+        assert SECRET_MEMBER["k"] not in record.getMessage()
+        if reason in ("cannot be mixed", "kid of another key"):
+            continue  # which is an error at the start
+        document = {"keys": [good, bad]}
+        assert users(JWTAuthenticator(jwks=document), key_file) == [None, "new"]
+        assert users(JWTAuthenticator(jwks=key_file.path), key_file) == [None, "new"]
+
+
+def test_the_keys_of_a_file_that_is_none_any_more_have_an_age(
+    key_file: KeyFile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(auth_module.time, "monotonic", lambda: clock[0])
+    authenticator = JWTAuthenticator(jwks=key_file.path)
+    clock[0] += 1_000_000  # the file is looked at, and is what it was
+    assert users(authenticator, key_file) == ["old", None]
+    for breaks in (lambda: key_file.write(text="{"), key_file.path.unlink):
+        breaks()
+        clock[0] += auth_module.JWKS_MAX_AGE
+        assert users(authenticator, key_file) == ["old", None]
+        clock[0] += 1
+        caplog.clear()
+        assert users(authenticator, key_file) == [None, None]
+        assert "no token is taken" in caplog.text
+        key_file.write("old")
+        assert users(authenticator, key_file) == ["old", None]
 
 
 def test_a_broken_file_of_this_moment_is_said_once_too(

@@ -25,7 +25,18 @@ import picows
 import pytest
 import websockets
 
-from tests.support import CLOSE, TEXT, RawClient, encode, eventually, exchange, named, running, uri
+from tests.support import (
+    CLOSE,
+    TEXT,
+    RawClient,
+    encode,
+    eventually,
+    exchange,
+    named,
+    only_client,
+    running,
+    uri,
+)
 from wsc_fast import Client, Hub, HubConfig, Identity, Request, handle_websocket
 
 # Set by what starts the hub, and by the callbacks.
@@ -265,24 +276,30 @@ async def test_a_hook_of_a_client_whose_async_callback_goes_on_sees_what_that_ha
     seen: list[object] = []
     going_on = asyncio.Event()
 
-    def may_publish(client: Client, message: str | bytes) -> bool:
-        seen.append(current.get())
+    def may(client: Client, what: str | bytes) -> bool:
+        seen.append((what, current.get()))
+        current.set("what the hook has set")
         return True
 
-    hub = Hub(authorize_publish=may_publish)
+    hub = Hub(authorize_join=may, authorize_publish=may)
+    hub.create_room("room")
 
     @hub.on_client_connected
     async def connected(client: Client) -> None:
         current.set("so far")
         await going_on.wait()
-        seen.append("ends")
+        seen.append(current.get())
+        current.set("at its end")
 
     async with running(hub):
         with await RawClient.open(hub) as raw:
             await raw.send(TEXT, b"a")
-            await eventually(lambda: seen == ["so far"])
+            await eventually(lambda: hub.get_stats().messages_in == 1)
+            hub.join_room(only_client(hub).id, "room")
+            assert seen == [("room", "so far")]
             going_on.set()
-            await eventually(lambda: seen == ["so far", "ends"])
+            await eventually(lambda: len(seen) == 3)
+            assert seen[1:] == ["so far", ("a", "at its end")]
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])

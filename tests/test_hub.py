@@ -50,7 +50,22 @@ from wsc_fast import (
 # Broadcasts through batches, however few the clients, and without.
 pytestmark = pytest.mark.usefixtures("either_way")
 
-BAD_IDS = ["", "x" * 257, "a\nb", "\x00", "\x7f", "\x85", "\ud800", 1, None, b"room", [], {}]
+BAD_IDS = [
+    "",
+    "x" * 257,
+    "a\nb",
+    "\x00",
+    "\x7f",
+    "\x85",
+    "a\u2028b",
+    "\u2029",
+    "\ud800",
+    1,
+    None,
+    b"room",
+    [],
+    {},
+]
 
 
 def by_query(request: Request) -> Identity:

@@ -229,6 +229,57 @@ def test_the_bases_in_the_stubs_are_the_real_ones() -> None:
         assert bases in ([], [base.__name__ for base in cls.__bases__]), node.name
 
 
+# --- what is installed, and what is handed out ---
+
+
+def test_each_declaration_can_be_cimported_where_it_is_installed(tmp_path: Path) -> None:
+    # The headers of src_cy are not installed, and not on the compiler's way here.
+    modules = sorted(path.stem for path in ROOT.glob("wsc_fast/_core/*.pxd"))
+    (tmp_path / "user.pyx").write_text(
+        "".join(f"from wsc_fast._core cimport {module}\n" for module in modules)
+        + "cdef receiver.Receiver it = None\ncdef deflate.Codec codec = None\n"
+    )
+    (tmp_path / "setup.py").write_text(
+        "from Cython.Build import cythonize\n"
+        "from setuptools import setup\n"
+        f"setup(ext_modules=cythonize('user.pyx', include_path=[{str(ROOT)!r}], quiet=True))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CFLAGS": "-O0 -g0"}
+    for command in (["setup.py", "-q", "build_ext", "--inplace"], ["-c", "import user"]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_sdist_holds_all_sources_in_c(tmp_path: Path) -> None:
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", "build")
+    for name in ("wsc_fast", "src_cy", "benchmarks", "fuzz"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    subprocess.run(
+        [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "egg_info"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    listed = (tmp_path / "wsc_fast.egg-info/SOURCES.txt").read_text().split("\n")
+    wanted = {
+        str(path.relative_to(tmp_path))
+        for pattern in ("*.h", "*.pyx", "*.pxd", "benchmarks/**/*.c", "fuzz/**/*.c")
+        for path in tmp_path.rglob(pattern)
+    }
+    assert {"benchmarks/loadgen.c", "fuzz/fuzz_wire.c", "src_cy/wire.h"} <= wanted
+    assert wanted <= set(listed)
+
+
 # --- the wheel, and the sources ---
 
 

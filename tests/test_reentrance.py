@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+import socket
 import ssl
 import time
 from asyncio.selector_events import _SelectorSocketTransport  # type: ignore[attr-defined]
@@ -30,6 +31,7 @@ from tests.support import (
     TEXT,
     Frame,
     RawClient,
+    TLSClient,
     crowd,
     deflated,
     encode,
@@ -212,6 +214,54 @@ async def test_what_was_held_back_comes_before_what_is_read_inside_its_callback(
         await eventually(lambda: len(heard) == 5)
         raw.close()
     assert heard == ["first", "second", "third", "later", "last"]
+    assert told == []
+
+
+@on_asyncio
+@pytest.mark.parametrize("end", ["half-close", "close", "reset", "tls"])
+async def test_what_came_before_the_end_is_heard_though_it_ends_inside_its_own_callback(
+    any_loop: str, end: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    told = watch()
+    heard: list[str] = []
+    known_by_now = asyncio.Event()
+
+    async def authenticate(request: Request) -> Identity:
+        await known_by_now.wait()
+        return named(request)
+
+    hub = Hub(HubConfig(heartbeat_interval=0.01), authenticate=authenticate)
+
+    @hub.on_message_received
+    def message(client: Client, text: str) -> None:
+        heard.append(text)
+        if text != "first":
+            return
+        if isinstance(raw, TLSClient):
+            raw.say_goodbye(encode(TEXT, b"third") + encode(TEXT, b"fourth"))
+        elif end == "half-close":
+            raw.sock.shutdown(socket.SHUT_WR)
+        else:
+            raw.close() if end == "close" else raw.reset()
+        for _ in range(30):
+            turn_inside(0.001)
+            hub.broadcast("who is gone gets nothing")
+
+    hub.on_client_disconnected(lambda client: heard.append("gone"))
+    async with running(hub, ssl=server_tls if end == "tls" else None):
+        held = encode(TEXT, b"first") + encode(TEXT, b"second")
+        raw: RawClient
+        if end == "tls":
+            raw = await TLSClient.open_tls(hub, client_tls, upgrade=False)
+            await raw.send_raw(raw.request(hub, "/ws?id=a") + held)
+            await raw.read_response()
+        else:
+            raw = await RawClient.open(hub, "/ws?id=a", tail=held)
+        known_by_now.set()
+        await eventually(lambda: "gone" in heard)
+        raw.close()
+    expected = ["first", "second"] + (["third", "fourth"] if end == "tls" else [])
+    assert heard == [*expected, "gone"]
     assert told == []
 
 

@@ -7,6 +7,7 @@ import random
 import ssl
 import struct
 import time
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.support import (
     RawClient,
     TLSClient,
     busy,
+    deflated,
     encode,
     eventually,
     running,
@@ -49,6 +51,102 @@ async def test_what_one_read_brought_is_heard_over_several_turns(any_loop: str) 
     # The budget, a millisecond at most, and as many as pass between two looks at the clock;
     # in one turn as many again are read as were put aside. All of them came in one or two reads.
     assert max(heard.values()) <= 64
+
+
+@pytest.mark.parametrize("kind", ["whole", "fragments", "split", "context", "many"])
+@pytest.mark.parametrize("rated", [False, True], ids=["", "rated"])
+async def test_what_is_inflated_counts_and_not_how_small_it_came(rated: bool, kind: str) -> None:
+    # To inflate one takes longer than any budget of a turn. They are 4 KB: none is a heavy read.
+    size = 4_000_000
+    body = deflated(bytes(size))
+    bomb = encode(BINARY, body, rsv=4)
+    count = 3
+    if kind == "fragments":
+        bomb = encode(BINARY, body[:50], rsv=4, fin=False) + encode(CONTINUATION, body[50:])
+    elif kind == "many":
+        # Each is small once it is inflated too; all of a read are not.
+        count, size = 60, 8_000
+        bomb = encode(BINARY, deflated(bytes(size)), rsv=4) * 20
+    settings: dict[str, Any] = {"enable_compression": True, "max_message_size": 4_000_000}
+    if rated:
+        settings |= {"message_rate": 1e6, "byte_rate": 1e12, "rate_limit_action": "drop"}
+    if kind == "context":
+        settings["client_no_context_takeover"] = False
+    hub = Hub(HubConfig(**settings))
+    turn = 0
+    heard: dict[int, int] = {}
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    @hub.on_message_received
+    def note(client: Client, message: str | bytes) -> None:
+        assert len(message) in (size, 5)
+        heard[turn] = heard.get(turn, 0) + 1
+        if kind == "many":
+            busy(0.0002)  # so that a few of them are too many for a turn
+
+    async with running(hub):
+        deflates = [("Sec-WebSocket-Extensions", "permessage-deflate")]
+        crowd = [await RawClient.open(hub, headers=deflates) for _ in range(5)]
+        counting = asyncio.create_task(count_turns())
+        for _ in range(2):
+            heard.clear()
+            for raw in crowd:
+                data = bomb * 3
+                if kind == "split":
+                    await raw.send_raw(data[:100])
+                    data = data[100:]
+                await raw.send_raw(data)
+            await eventually(lambda: sum(heard.values()) == count * len(crowd))
+            # As many as pass until the clock is looked at; those that came first may be as many.
+            assert max(heard.values()) <= (2 if kind != "many" else 20)
+        # What is small once it is inflated waits behind them, and is heard.
+        heard.clear()
+        await crowd[0].send_raw(bomb + encode(TEXT, deflated(b"small"), rsv=4))
+        await eventually(lambda: sum(heard.values()) == count // 3 + 1)
+        counting.cancel()
+        for raw in crowd:
+            raw.close()
+
+
+async def test_what_comes_with_the_end_of_tls_is_heard_in_turns_too(
+    any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    size, count = 4_000_000, 6
+    hub = Hub(HubConfig(enable_compression=True, max_message_size=size))
+    turn = 0
+    heard: dict[int, int] = {}
+    gone: list[int] = []
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    @hub.on_message_received
+    def note(client: Client, message: str | bytes) -> None:
+        assert client.is_connected()
+        heard[turn] = heard.get(turn, 0) + 1
+        hub.broadcast("to nobody any more")
+
+    hub.on_client_disconnected(lambda client: gone.append(sum(heard.values())))
+    async with running(hub, ssl=server_tls):
+        raw = await TLSClient.open_tls(hub, client_tls, upgrade=False)
+        headers = [("Sec-WebSocket-Extensions", "permessage-deflate")]
+        await raw.send_raw(raw.request(hub, "/ws", headers))
+        assert b"permessage-deflate" in await raw.read_response()
+        counting = asyncio.create_task(count_turns())
+        raw.say_goodbye(encode(BINARY, deflated(bytes(size)), rsv=4) * count)
+        await eventually(lambda: gone)
+        counting.cancel()
+        raw.close()
+    assert gone == [count]
+    assert max(heard.values()) <= 2
 
 
 @TLS

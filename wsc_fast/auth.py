@@ -53,6 +53,8 @@ TOKEN_MIN = 16
 # Seconds between two looks at a JWKS file, and the most that is read of one.
 JWKS_RECHECK = 1.0
 JWKS_MAX = 1 << 20
+# Seconds that the keys of a file are believed after it could last be used.
+JWKS_MAX_AGE = 86_400.0
 # Names of offered subprotocols that carry a token begin so.
 BEARER_ENTRY = "bearer."
 
@@ -84,6 +86,10 @@ _PUBLIC_MEMBERS = ("kty", "crv", "n", "e", "x", "y", "k")
 
 class _Refused(Exception):
     """A token that is not taken; the text says why, in our own words."""
+
+
+class _Ambiguous(ConfigError):
+    """Two keys of a JWKS of which none may be taken for the other."""
 
 
 class _Key(msgspec.Struct, frozen=True):
@@ -276,15 +282,21 @@ class JWTAuthenticator(_TokenReader):
         algorithms: the names that a token may be signed with: HS256, HS384, HS512, RS*, PS*, ES*
             and EdDSA. HS* cannot be mixed with others. None takes those that the JWKS names.
         jwks: a JSON Web Key Set (RFC 7517), as a mapping, or the path of a file. The file is looked
-            at once a second at most, when somebody connects, and read anew when it has changed; one
-            that cannot be used leaves the old keys and logs a line. A token's `kid` chooses the
-            key; a token without one is good only where the set has a single key.
+            at once a second at most, when somebody connects, and read anew when it has changed.
+            Keys of a set that cannot be used are left out; a set without any is a ConfigError at
+            first, and takes no token later. A file that is no JWKS leaves the old keys for a day.
+            Each logs a line. A token's `kid` chooses the key; a token without one is good only
+            where the set has a single key.
         audience: what `aud` must name, or one of what it must name. None refuses tokens that name
             any (RFC 7519 section 4.1.3).
         issuer: what `iss` must be, or be one of. None takes any.
         leeway: seconds that our clock and the issuer's may differ.
         user_claim: the claim that is the user id; it must be a str.
         require: claims without which a token is refused, besides those named above.
+        typ: what the header `typ` must be, such as "at+jwt" (RFC 8725 section 3.11), in any case
+            and with or without "application/". None takes any.
+        max_lifetime: seconds from now that `exp` may lie ahead at most; a token without `exp` is
+            refused then. None takes any.
         identity: `identity(claims) -> Identity | None`, plain: makes the Identity of the claims of
             a token that is good; None refuses. Its `expires_at` can be earlier than the token's,
             not later. What it raises is reported like what any `authenticate` raises.
@@ -312,6 +324,8 @@ class JWTAuthenticator(_TokenReader):
         leeway: float = 0.0,
         user_claim: str = "sub",
         require: Collection[str] = ("exp",),
+        typ: str | None = None,
+        max_lifetime: float | None = None,
         identity: Callable[[dict[str, Any]], Identity | None] | None = None,
         header: bool = True,
         cookie: str | None = None,
@@ -324,6 +338,14 @@ class JWTAuthenticator(_TokenReader):
             raise ConfigError(f"leeway must be a number of seconds, 0 or more, not {leeway!r}")
         if not isinstance(user_claim, str) or not user_claim:
             raise ConfigError(f"user_claim must be the name of a claim, not {user_claim!r}")
+        if typ is not None and not (isinstance(typ, str) and typ):
+            raise ConfigError(f"typ must be the type of a token or None, not {typ!r}")
+        if max_lifetime is not None and not (
+            type(max_lifetime) in (int, float) and 0 < max_lifetime < math.inf
+        ):
+            raise ConfigError(f"max_lifetime must be seconds or None, not {max_lifetime!r}")
+        self._typ = None if typ is None else _media_type(typ)
+        self._max_lifetime = max_lifetime
         if identity is not None and (
             not callable(identity) or inspect.iscoroutinefunction(identity)
         ):
@@ -347,7 +369,7 @@ class JWTAuthenticator(_TokenReader):
                 raise ConfigError("a key needs algorithms, such as ['ES256']")
             self._key = _key_of(key, wanted)
         elif isinstance(jwks, Mapping):
-            keys = _keys_of(jwks, wanted)
+            keys = _some_keys_of(jwks, wanted)
             self._keys = lambda: keys
         elif isinstance(jwks, (str, os.PathLike)):
             self._keys = _KeyFile(os.fspath(jwks), wanted).current
@@ -386,7 +408,12 @@ class JWTAuthenticator(_TokenReader):
             raise ValidationError(
                 f"identity must return Identity or None, not {type(identity).__name__}"
             )
-        return _until(identity, expires_at)
+        identity = _until(identity, expires_at)
+        ends = identity.expires_at
+        if ends is not None and type(ends) in (int, float) and ends <= time.time():
+            _log_refusal(_Refused("the identity has expired"))
+            return None
+        return identity
 
     def _verified(self, token: str) -> tuple[dict[str, Any], float | None]:
         # The claims of a good token, and when it ends.
@@ -403,6 +430,9 @@ class JWTAuthenticator(_TokenReader):
             raise _Refused("an unknown extension")  # RFC 7515 section 4.1.11: must be refused
         if not isinstance(header.get("kid", ""), str):
             raise _Refused("a kid that is no str")
+        typ = header.get("typ")
+        if self._typ is not None and not (isinstance(typ, str) and _media_type(typ) == self._typ):
+            raise _Refused("a token of another type")
         key = self._chosen(header)
         claims: dict[str, Any] = self._decoder.decode(
             token,
@@ -416,6 +446,10 @@ class JWTAuthenticator(_TokenReader):
             # PyJWT takes text for a number too (RFC 7519 section 2: NumericDate).
             if name in claims and type(claims[name]) not in (int, float):
                 raise _Refused("a time that is no number")
+        if self._max_lifetime is not None and not (
+            claims.get("exp", math.inf) - time.time() <= self._max_lifetime + self._leeway
+        ):
+            raise _Refused("a token that lives for too long")
         if "exp" not in claims:
             return claims, None
         return claims, float(int(claims["exp"])) + self._leeway
@@ -435,6 +469,11 @@ class JWTAuthenticator(_TokenReader):
             if header.get("alg") in key.algorithms:
                 return key
         raise _Refused("no key of this kid, or not for this algorithm")
+
+
+def _media_type(typ: str) -> str:
+    # RFC 7515 section 4.1.9: without "application/" where nothing else has a slash.
+    return typ.lower().removeprefix("application/")
 
 
 def _pyjwt(needs_cryptography: bool) -> Any:
@@ -516,35 +555,60 @@ def _check_key(which: str, key: Any, name: str) -> None:
         raise ConfigError(f"{which} is of the curve {key.curve.name}, and {name} needs {wanted[1]}")
 
 
-def _keys_of(document: object, wanted: tuple[str, ...] | None) -> _Keys:
-    """The keys of a JWKS; ConfigError where there are none or one cannot be used."""
+def _some_keys_of(document: object, wanted: tuple[str, ...] | None) -> _Keys:
+    """The keys of a JWKS to begin with; ConfigError where there are none, or two that exclude each
+    other."""
+    keys, faults = _keys_of(document, wanted)
+    for fault in faults:
+        if not keys or isinstance(fault, _Ambiguous):
+            raise ConfigError(str(fault))
+        log.warning("a key is not used: %s", fault)
+    if not keys:
+        raise ConfigError("the JWKS has no key for these algorithms")
+    return keys
+
+
+def _keys_of(document: object, wanted: tuple[str, ...] | None) -> tuple[_Keys, list[ConfigError]]:
+    """The keys of a JWKS, and why others of it cannot be used; ConfigError for what is no JWKS.
+
+    What cannot be used counts as if it were not there (RFC 7517 section 5).
+    """
     members = document.get("keys") if isinstance(document, Mapping) else None
     if not isinstance(members, (list, tuple)):
         raise ConfigError("a JWKS must be an object with a list 'keys'")
     keys: _Keys = {}
+    faults: list[ConfigError] = []
     for number, member in enumerate(members, 1):
         which = f"key {number} of the JWKS"
-        names = _names_of(which, member, wanted)
-        if not names:
-            continue  # not understood, or not for us (RFC 7517 section 5)
-        data = {name: member[name] for name in _PUBLIC_MEMBERS if name in member}
         try:
-            key = _public(_pyjwt(False).get_algorithm_by_name(names[0]).from_jwk(data))
-        except Exception as error:  # whose text may show the key
-            raise ConfigError(f"{which} cannot be read ({type(error).__name__})") from None
-        for name in names:
-            _check_key(which, key, name)
-        kid = member.get("kid")
-        if not (kid is None or isinstance(kid, str)):
-            raise ConfigError(f"{which} has a kid that is no str")
-        for other in keys.get(kid, ()) if kid is not None else ():
-            if set(other.algorithms) & set(names):
-                raise ConfigError(f"{which} has the kid of another key")
-        keys[kid] = (*keys.get(kid, ()), _Key(key, names))
-    if not keys:
-        raise ConfigError("the JWKS has no key for these algorithms")
-    _check_unmixed([name for same in keys.values() for key in same for name in key.algorithms])
-    return keys
+            names = _names_of(which, member, wanted)
+            if names:  # else it is not understood, or not for us
+                _add_key(keys, which, member, names)
+        except ConfigError as error:
+            faults.append(error)
+    return keys, faults
+
+
+def _add_key(keys: _Keys, which: str, member: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    data = {name: member[name] for name in _PUBLIC_MEMBERS if name in member}
+    try:
+        key = _public(_pyjwt(False).get_algorithm_by_name(names[0]).from_jwk(data))
+    except Exception as error:  # whose text may show the key
+        raise ConfigError(f"{which} cannot be read ({type(error).__name__})") from None
+    for name in names:
+        _check_key(which, key, name)
+    kid = member.get("kid")
+    if not (kid is None or isinstance(kid, str)):
+        raise ConfigError(f"{which} has a kid that is no str")
+    for other in keys.get(kid, ()) if kid is not None else ():
+        if set(other.algorithms) & set(names):
+            raise _Ambiguous(f"{which} has the kid of another key")
+    others = [name for same in keys.values() for key in same for name in key.algorithms]
+    try:
+        _check_unmixed([*others, *names])
+    except ConfigError as error:
+        raise _Ambiguous(str(error)) from None
+    keys[kid] = (*keys.get(kid, ()), _Key(key, names))
 
 
 def _names_of(which: str, member: object, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -584,18 +648,26 @@ class _KeyFile:
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] | None = None  # mtime, size and inode; None: look again
         self._content: bytes | None = None  # digest; None: it could not be read
-        self._next_look = time.monotonic() + JWKS_RECHECK
+        self._usable_at = time.monotonic()  # when it was last seen to be a JWKS
+        self._next_look = self._usable_at + JWKS_RECHECK
         try:
-            self._keys = self._parsed(self._read())
+            self._keys = _some_keys_of(self._parsed(self._read()), wanted)
         except (OSError, ConfigError) as error:
             raise ConfigError(f"jwks: {path}: {_reason(error)}") from None
+        self._usable = True
 
     def current(self) -> _Keys:
         """The keys, of the file as it was a second ago or is now."""
         if time.monotonic() >= self._next_look and self._lock.acquire(blocking=False):
             try:
-                self._next_look = time.monotonic() + JWKS_RECHECK
+                now = time.monotonic()
+                self._next_look = now + JWKS_RECHECK
                 self._look()
+                if self._usable:
+                    self._usable_at = now
+                elif self._keys and now - self._usable_at > JWKS_MAX_AGE:
+                    self._keys = {}
+                    log.error("no JWKS in %s for too long: no token is taken", self._path)
             finally:
                 self._lock.release()
         return self._keys
@@ -608,15 +680,23 @@ class _KeyFile:
             data = self._read()
             if self._content == before:
                 return
-            self._keys = self._parsed(data)
+            self._usable = False
+            self._keys, faults = _keys_of(self._parsed(data), self._wanted)
         except Exception as error:
             if isinstance(error, OSError):
                 self._seen = self._content = None
+                self._usable = False
                 if before is None:
                     return  # said already
             log.warning(
                 "the JWKS in %s cannot be used, the old keys stay: %s", self._path, _reason(error)
             )
+            return
+        self._usable = True
+        for fault in faults:
+            log.warning("a key in %s is not used: %s", self._path, fault)
+        if not self._keys:
+            log.warning("the JWKS in %s has no key: no token is taken", self._path)
 
     def _read(self) -> bytes:
         # Opening a pipe would wait for its other end.
@@ -631,14 +711,13 @@ class _KeyFile:
         self._content = hashlib.sha256(data).digest()
         return data
 
-    def _parsed(self, data: bytes) -> _Keys:
+    def _parsed(self, data: bytes) -> Any:
         if len(data) > JWKS_MAX:
             raise ConfigError(f"it has more than {JWKS_MAX} bytes")
         try:
-            document = json.loads(data)
+            return json.loads(data)
         except (ValueError, RecursionError):
             raise ConfigError("it is no JSON") from None
-        return _keys_of(document, self._wanted)
 
 
 def _version(status: os.stat_result) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import inspect
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -49,17 +50,47 @@ def dispatch(
     if inbox is not None:
         inbox.put(handlers, args, fatal)
         return
-    for index, handler in enumerate(handlers):
+    for index, handler in enumerate(handlers, 1):
         try:
             result = client._call(handler, *args)
         except BaseException as error:
             hub._callback_failed(client, error, fatal)
             if fatal:
                 return
-            continue
-        if is_awaitable(result):
-            Inbox(hub, client).start(result, handlers[index + 1 :], args, fatal)
+        else:
+            if is_awaitable(result):
+                wait_for(hub, client, result, handlers[index:], args, fatal=fatal)
+                return
+        inbox = client._get_inbox()
+        if inbox is not None:  # an async on_error is under way, for one
+            if index < len(handlers):
+                inbox.put(handlers[index:], args, fatal)
             return
+
+
+def wait_for(
+    hub: Hub,
+    client: Client,
+    first: Awaitable[Any],
+    rest: Handlers = (),
+    args: tuple[Any, ...] = (),
+    *,
+    fatal: bool = False,
+) -> None:
+    """Has all further events of a client wait for what one of its callbacks has returned.
+
+    Args:
+        hub: whose client it is.
+        client: in whose order it is awaited.
+        first: what has to be awaited.
+        rest: the handlers after it, of the same event.
+        args, fatal: as of `dispatch`.
+    """
+    inbox: Inbox | None = client._get_inbox()
+    if inbox is None:
+        Inbox(hub, client).start(first, rest, args, fatal)
+    else:
+        inbox.put_first(first, rest, args, fatal)
 
 
 def _size_of(args: tuple[Any, ...]) -> int:
@@ -72,8 +103,8 @@ class Inbox:
 
     Bounded by backpressure: with more than `HubConfig.max_pending_callbacks` waiting, or more than
     `HubConfig.max_pending_callback_bytes`, the client's socket is not read until half of them are
-    done. What one read brought is taken all the same. A callback may wait for an acknowledgement of
-    its own client: while some are awaited, only the bytes are bounded.
+    done, and what is left of a read waits too. A callback may wait for an acknowledgement of its
+    own client: while some are awaited, only the bytes are bounded.
 
     Once the client has gone, each of its callbacks has `HubConfig.callback_close_timeout`: one that
     waits for more of its client would keep its task, and what else is to be told, for ever.
@@ -97,13 +128,17 @@ class Inbox:
         """Begins with an awaitable that a handler has returned, and the handlers after it."""
         context = self._client._lend_context()
         self._client._set_inbox(self)
+        self._hub._inboxes.setdefault(self._client.user_id, set()).add(self)
         self._task = self._hub._spawn(self._run(first, rest, args, fatal), context)
+        if self._client._transport() is None:
+            self.limit()
 
     def limit(self) -> None:
         """Gives the callback under way `callback_close_timeout`, since its client has gone."""
         timers = self._hub._deadlines
         self._end_limit()
         if timers.loop is not None:
+            self._hub._outlasting.add(self)
             seconds = self._hub.config.callback_close_timeout
             self._deadline = Deadline(timers, seconds, self._time_out)
 
@@ -124,6 +159,31 @@ class Inbox:
         self._abandon_messages()
         assert self._task is not None
         self._task.cancel()
+
+    def forget_messages(self) -> None:
+        """Drops the messages that wait: whose they are is not to be heard any more."""
+        before = len(self._waiting)
+        self._drop_messages()
+        self._hub._abandoned += before - len(self._waiting)
+
+    def put_first(
+        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
+    ) -> None:
+        """Puts what has to be awaited, and the handlers after it, ahead of what waits."""
+        self._waiting.appendleft(((lambda *_: first, *rest), args, fatal))
+        self._nbytes += _size_of(args)
+
+    def put_message(self, handlers: Handlers, message: str | bytes) -> None:
+        """Puts a message; whether it may be published is asked in its turn."""
+        if self._hub._authorize_publish is not None:
+            handlers = (partial(self._call_if_allowed, handlers),)
+        self.put(handlers, (self._client, message), False)
+
+    async def _call_if_allowed(
+        self, handlers: Handlers, client: Client, message: str | bytes
+    ) -> None:
+        if self._hub._may_publish(client, message):
+            await self._call(handlers, (client, message), False)
 
     def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
         self._waiting.append((handlers, args, fatal))
@@ -174,21 +234,28 @@ class Inbox:
             # No await between the last look at `_waiting` and here: nothing can slip in.
             self._end_limit()
             self._client._set_inbox(None)
+            self._end()
             # Something waits only where a callback was cancelled.
             self._abandon_messages()
             for handlers, args, fatal in self._waiting:
                 dispatch(self._hub, self._client, handlers, args, fatal=fatal)
-                self._hub._limit_callbacks(self._client)
+
+    def _end(self) -> None:
+        self._hub._outlasting.discard(self)
+        of_user = self._hub._inboxes.get(self._client.user_id, set())
+        of_user.discard(self)
+        if not of_user:
+            self._hub._inboxes.pop(self._client.user_id, None)
 
     def _abandon_messages(self) -> None:
         waiting = len(self._waiting)
-        self._drop_messages()
+        self.forget_messages()
         if waiting > len(self._waiting):
             self._hub._log_abandoned(self._client, waiting - len(self._waiting))
 
     def _drop_messages(self) -> None:
-        # Only that the client has gone is still to be told: the one event that waits here with
-        # nothing but the client as its argument, since connecting comes before any Inbox.
+        # What goes on without them has no argument but the client: that the client has gone, and
+        # async on_error callbacks.
         self._waiting = deque(event for event in self._waiting if len(event[1]) == 1)
         self._nbytes = sum(_size_of(event[1]) for event in self._waiting)
 

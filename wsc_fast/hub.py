@@ -27,7 +27,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from wsc_fast._core.connection import Client
-from wsc_fast._core.engine import check_id
 from wsc_fast._core.frames import check_close
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast._core.timers import TICK, Timers
@@ -51,7 +50,7 @@ from wsc_fast.errors import (
     SendFailureReason,
     ValidationError,
 )
-from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable
+from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable, wait_for
 from wsc_fast.listen.arguments import check_listen_arguments, check_path
 from wsc_fast.listen.limits import ConnectionLimits
 from wsc_fast.listen.listener import Listener
@@ -64,7 +63,7 @@ from wsc_fast.stats import HubStats, snapshot
 from wsc_fast.turns import MOST_ENDS, in_turns
 from wsc_fast.upgrade.answers import Route, refusal
 from wsc_fast.upgrade.handshake import Handshake
-from wsc_fast.upgrade.identity import Identity
+from wsc_fast.upgrade.identity import Identity, check_identity
 from wsc_fast.upgrade.negotiation import Deflate
 from wsc_fast.upgrade.policy import accept
 from wsc_fast.upgrade.request import Authenticate
@@ -86,6 +85,9 @@ CLOSE_TRY_AGAIN = 1013
 # are: one of a hundred, within these bounds.
 _LEAST_RETURNING = 10
 _MOST_RETURNING = 1_000
+
+# Async on_error callbacks at once that concern no client: anybody can have `authenticate` raise.
+_MOST_ERROR_TASKS = 64
 
 # How often a client is looked at, as a part of the heartbeat interval, and the heartbeat's tick.
 _SWEEPS_PER_INTERVAL = 5
@@ -180,12 +182,23 @@ class Hub(Delivery):
         # hub to find out whose connection they replace.
         self._names_clients = False
         self._returning: set[Client] = set()
+        # Since when each async `authenticate` is under way, the longest first; and who was
+        # disconnected meanwhile: when, the close code and the reason.
+        self._authenticating: dict[Client, float] = {}
+        self._sent_away: dict[str, tuple[float, int, str]] = {}
         # Clients whose identity ends: when by the wall clock, and their timer.
         self._expiring: dict[Client, tuple[float, int]] = {}
         self._expiries: Timers[Client] = Timers(self._expired)
         self._limits = ConnectionLimits()
         self._unauthorized = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Tasks of async on_error callbacks that concern no client.
+        self._error_tasks: set[asyncio.Task[Any]] = set()
+        self._unreported_errors = 0
+        # Clients whose async callbacks go on, by user; and of these whose client has gone.
+        self._inboxes: dict[str, set[Inbox]] = {}
+        self._outlasting: set[Inbox] = set()
+        self._abandoned = 0  # received messages that no callback was called with
         self._stop_callers: set[asyncio.Task[Any]] = set()
         self._calls: set[concurrent.futures.Future[Any]] = set()
         self._heartbeat_due = math.inf
@@ -668,6 +681,11 @@ class Hub(Delivery):
             if joining is not None:
                 joining._forget()
         self._tasks.clear()
+        self._error_tasks.clear()
+        self._authenticating.clear()
+        self._sent_away.clear()
+        self._inboxes.clear()
+        self._outlasting.clear()
         self._stop_callers.clear()
         self._failures.forget()
         if self._acks is not None:
@@ -1028,22 +1046,7 @@ class Hub(Delivery):
             raise ValidationError(
                 f"authenticate must return Identity or None, not {type(identity).__name__}"
             )
-        if identity.user_data is not None and not isinstance(identity.user_data, dict):
-            raise ValidationError(
-                f"user_data must be a dict or None, not {type(identity.user_data).__name__}"
-            )
-        expires_at = identity.expires_at
-        if expires_at is not None and not (
-            type(expires_at) in (int, float) and 0 <= expires_at < math.inf
-        ):
-            raise ValidationError(
-                f"expires_at must be seconds since the epoch or None, not {expires_at!r}"
-            )
-        check_id("user", identity.user_id)
-        if identity.client_id is not None:
-            check_id("client", identity.client_id)
-        if identity.device_id is not None:
-            check_id("device", identity.device_id)
+        check_identity(identity)
         return identity
 
     def _reason_against(self, identity: Identity) -> str | None:
@@ -1073,7 +1076,7 @@ class Hub(Delivery):
     # clients have ids of the application's, a full hub lets in who replaces its own connection.
 
     def _is_full(self) -> bool:
-        return self.connections >= self.config.max_connections
+        return self.connections + len(self._outlasting) >= self.config.max_connections
 
     def _may_return(self) -> bool:
         """Whether a full hub finds out who it is: somebody may be replaced, and few are asked."""
@@ -1102,6 +1105,8 @@ class Hub(Delivery):
         task = self._spawn(self._finish_authentication(client, pending), client._copy_context())
         task.wsc_client = client  # type: ignore[attr-defined]
         client._set_authenticating(task)
+        self._authenticating[client] = time.monotonic()
+        task.add_done_callback(lambda _: self._authenticating.pop(client, None))
 
     async def _finish_authentication(self, client: Client, pending: Awaitable[Any]) -> None:
         client._pending = None
@@ -1132,6 +1137,12 @@ class Hub(Delivery):
         if identity is None:
             self._count_rejected("auth")
             client.disconnect(CLOSE_UNAUTHENTICATED, "authentication failed")
+            return
+        since = self._authenticating.get(client, math.inf)
+        when, code, text = self._sent_away.get(identity.user_id, (-math.inf, 0, ""))
+        if when >= since:
+            self._count_rejected("auth")
+            client.disconnect(code, text)
             return
         self._enter(client, identity)
         client._release_input()
@@ -1176,11 +1187,12 @@ class Hub(Delivery):
         if self.connections > self.config.max_connections:
             self._turn_away(older, CLOSE_REPLACED, reason)
         else:
-            older.disconnect(CLOSE_REPLACED, reason)
+            # It is the same user's: what the user has sent over it is heard.
+            older._send_away(CLOSE_REPLACED, reason)
 
     def _turn_away(self, client: Client, code: int, reason: str) -> None:
         """Closes a connection without waiting for an answer to its close frame."""
-        client.disconnect(code, reason)
+        client._send_away(code, reason)
         if self.loop is not None:
             self.loop.call_soon(client._abort, context=self._new_context())
 
@@ -1211,7 +1223,9 @@ class Hub(Delivery):
     def disconnect_user(self, user_id: str, code: int = 1000, reason: str = "") -> int:
         """Closes all connections of a user, in this call; see `Client.disconnect`.
 
-        None of them is heard afterwards. It takes about 2 microseconds for each.
+        None of them is heard afterwards: messages that wait for an async callback are dropped, also
+        those of connections that have ended. Where an async `authenticate` that is under way turns
+        out to be this user's, its connection is closed too. It takes about 2 microseconds for each.
 
         Args:
             user_id: a str.
@@ -1232,7 +1246,20 @@ class Hub(Delivery):
         clients = self.get_clients_by_user(user_id)
         for client in clients:
             client.disconnect(code, reason)
+        for inbox in self._inboxes.get(user_id, ()):
+            inbox.forget_messages()
+        self._send_away_who_comes(user_id, code, reason)
         return len(clients)
+
+    def _send_away_who_comes(self, user_id: str, code: int, reason: str) -> None:
+        """Keeps in mind that a user was disconnected, for those who are authenticated now."""
+        away = self._sent_away
+        longest = next(iter(self._authenticating.values()), math.inf)
+        while away and next(iter(away.values()))[0] < longest:
+            del away[next(iter(away))]
+        if self._authenticating:
+            away.pop(user_id, None)
+            away[user_id] = time.monotonic(), code, reason
 
     def _disconnected(self, client: Client, announced: bool) -> None:
         """Called by a Client once its connection is gone."""
@@ -1259,7 +1286,11 @@ class Hub(Delivery):
     # --- callbacks, called by Client ---
 
     def _dispatch(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
-        dispatch(self, client, handlers, (client, message))
+        inbox: Inbox | None = client._get_inbox()
+        if inbox is not None:
+            inbox.put_message(handlers, message)
+        else:
+            dispatch(self, client, handlers, (client, message))
 
     def _may_join(self, client: Client, room_id: str) -> bool:
         """Called for each `join_room`, where there is an `authorize_join`."""
@@ -1290,7 +1321,7 @@ class Hub(Delivery):
 
     def _await_result(self, client: Client, result: object) -> None:
         if is_awaitable(result):
-            Inbox(self, client).start(result, (), (), False)  # type: ignore[arg-type]
+            wait_for(self, client, result)  # type: ignore[arg-type]
 
     def _callback_failed(self, client: Client, error: BaseException, fatal: bool = False) -> None:
         """A callback raised: reported; closes the client where it must not stay connected."""
@@ -1316,15 +1347,33 @@ class Hub(Delivery):
         self._tell_error_handlers(client, error)
 
     def _tell_error_handlers(self, client: Client | None, error: BaseException) -> None:
+        # What an async one has to await takes its turn among the client's events, so that a client
+        # never has more than one under way, and is not read while many of its errors wait.
         call = self._new_context().run if client is None else client._call
+        results = []
         for handler in self._on_error:
             try:
                 result = call(handler, client, error)
                 if is_awaitable(result):
-                    context = self._new_context() if client is None else client._copy_context()
-                    self._spawn(_logging_errors(result), context)
+                    results.append(result)
             except BaseException:
                 log.exception("an on_error callback raised")
+        if client is None:
+            for result in results:
+                self._await_error_handler(result)
+        elif results:
+            wait_for(self, client, _logging_errors(results), args=(client,))
+
+    def _await_error_handler(self, result: Awaitable[Any]) -> None:
+        """What an async on_error has to await of an error that concerns no client."""
+        if len(self._error_tasks) < _MOST_ERROR_TASKS:
+            task = self._spawn(_logging_errors([result]), self._new_context())
+            self._error_tasks.add(task)
+            task.add_done_callback(self._error_tasks.discard)
+            return
+        self._unreported_errors += 1
+        if inspect.iscoroutine(result):
+            result.close()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[Any]:
         # The set keeps the task alive: the loop itself holds it only weakly.
@@ -1367,7 +1416,11 @@ class Hub(Delivery):
             start_time=self._start_time,
             uptime=time.monotonic() - self._started if self.loop is not None else 0.0,
             longest_flush=self.longest_flush,
-            unauthorized=self._unauthorized,
+            own={
+                "messages_abandoned": self._abandoned,
+                "unauthorized": self._unauthorized,
+                "unreported_errors": self._unreported_errors,
+            },
             delivery=self._delivery_counters(),
         )
 
@@ -1381,25 +1434,26 @@ class Hub(Delivery):
             return
         self._reset_counters()
         self._reset_delivery_counters()
-        self._unauthorized = 0
+        self._unauthorized = self._abandoned = self._unreported_errors = 0
 
 
 def _shut_down(client: Client) -> None:
-    client.disconnect(1001, "server shutdown")
+    client._send_away(1001, "server shutdown")
 
 
 def _restart(client: Client) -> None:
-    client.disconnect(1012, "service restart")
+    client._send_away(1012, "service restart")
 
 
-async def _logging_errors(result: Awaitable[Any]) -> None:
-    try:
-        await result
-    except BaseException:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        log.exception("an on_error callback raised")
+async def _logging_errors(results: list[Awaitable[Any]]) -> None:
+    for result in results:
+        try:
+            await result
+        except BaseException:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            log.exception("an on_error callback raised")
 
 
 def _checked_seconds(what: str, value: object) -> float:
@@ -1416,6 +1470,8 @@ def _checked_callback(fn: F) -> F:
 
 def _decided(answer: object) -> bool:
     """What an authorization hook has answered; an awaitable, which is true, decides nothing."""
+    if answer is True or answer is False:
+        return answer
     if is_awaitable(answer):
         if inspect.iscoroutine(answer):
             answer.close()

@@ -42,8 +42,12 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
             was whole).
         limited: how often each limit was met, by the name of its setting.
         rate_limited: messages beyond a client's rate.
+        messages_abandoned: messages received that no callback was called with, since their client
+            was disconnected, or the callback before them was cancelled.
         unauthorized: messages that `authorize_publish` did not allow.
         protocol_errors, heartbeat_timeouts, callback_errors: what they say.
+        unreported_errors: errors that concern no client and that an async `on_error` did not hear
+            of, since too many of its calls were under way.
         longest_flush: seconds.
         acks_pending: gauge, messages that wait for an acknowledgement in memory.
         acks_sent, acks_retransmitted: messages with acknowledgement, and further sends of them.
@@ -88,10 +92,12 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     rejected: dict[str, int]
     limited: dict[str, int]
     rate_limited: int
+    messages_abandoned: int
     unauthorized: int
     protocol_errors: int
     heartbeat_timeouts: int
     callback_errors: int
+    unreported_errors: int
     longest_flush: float
     acks_pending: int
     acks_sent: int
@@ -118,10 +124,10 @@ def snapshot(
     start_time: datetime | None,
     uptime: float,
     longest_flush: float,
-    unauthorized: int,
+    own: dict[str, int],
     delivery: dict[str, int],
 ) -> HubStats:
-    """Builds the HubStats from the engine's raw counters and those of the delivery half."""
+    """Builds the HubStats from the engine's raw counters, the hub's own, and the delivery's."""
     sends = counters.pop("sends")
     total = counters.pop("connections")
     limited = counters.pop("limited")
@@ -155,8 +161,8 @@ def snapshot(
             if name.startswith("rejected_")
         },
         limited=limited,
-        unauthorized=unauthorized,
         longest_flush=longest_flush,
         **same,
+        **own,
         **delivery,
     )

@@ -147,6 +147,7 @@ class Client(Receiver, BufferedProtocol):
 
         Thread-safety: any thread. Source: go-wsc `Disconnect`.
         """
+    def _send_away(self, code: int, reason: str) -> None: ...
     def set_user_data(self, key: Any, value: Any) -> None:
         """Keeps a value under a key of `user_data`.
 

@@ -14,7 +14,11 @@ for each message, or by the connection's own where its client keeps its context.
 
 from libc.stdint cimport uint8_t
 
-cdef extern from "zlib_abi.h" nogil:
+# Of zlib_abi.h, which is not installed: whoever cimports this has pointers to it only.
+cdef extern from * nogil:
+    """
+    struct wsc_zstream;
+    """
     struct wsc_zstream:
         const uint8_t* next_in
         unsigned int avail_in

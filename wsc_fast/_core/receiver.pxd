@@ -13,7 +13,8 @@ Way of what a peer sends (RFC 6455 section 5):
 Turns. A connection that sends much may not hold up the others, nor may those that are not upgraded
 yet: once heavy reads have taken their budget of one turn of the loop, what comes of them is put
 aside (`stash`) and not looked at, nor more read, until their turn comes, first come, first served.
-Whoever is a client and sends little never waits.
+Whoever is a client and sends little never waits. A small read is heavy all the
+same where it inflates to as much as a heavy one brings.
 
 A loop inside a callback (a plain one that calls `run_until_complete` of a patched asyncio, or opens
 a modal dialog) may read while the buffer is in use: for another connection the hub then makes a
@@ -30,7 +31,12 @@ from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.outbox cimport Sink
 
-cdef extern from "wire.h" nogil:
+# Of wire.h, which is not installed: whoever cimports this has pointers to them only.
+cdef extern from * nogil:
+    """
+    struct wsc_head;
+    struct wsc_utf8;
+    """
     enum:
         WSC_BAD_OPCODE
         WSC_BAD_CONTROL
@@ -80,13 +86,16 @@ cdef class Receiver(Sink):
         double last_seen           # coarse monotonic seconds
         uint32_t key               # of the frame under way, turned to its next byte
         unsigned int fragments
-        wsc_utf8 text
+        int inflatable             # bytes that a small read may still inflate; INT_MAX: no bound
+        uint8_t[3] text            # a wsc_utf8
         Context context            # compression of this connection alone, or None
         bint inflates              # permessage-deflate is agreed on
         bint part_deflated
         bint part_ascii            # all of `parts` is, as far as it is a text
         uint8_t part_opcode
         uint8_t part_fin
+        uint8_t deferred           # what is left of this read inflates to more than that
+        uint8_t inflated           # something was, since the last look at the clock
         bint deaf                  # nothing of the peer is heard any more
         bint drains                # each read has to take all that the transport has (`get_buffer`)
 
@@ -103,6 +112,10 @@ cdef class Receiver(Sink):
     cdef int begin_part(self, const wsc_head* head) except -1
     cdef int take_part(self, const uint8_t* data, Py_ssize_t size) except -1
     cdef int end_part(self) except -1
+    cdef int defer(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1
+    cdef int take_deferred(self) except -1
+    # Whether it is not to be read now, for another reason than its turn.
+    cdef bint is_paused(self) noexcept
     cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1
     cdef int feed(self, const char* data, Py_ssize_t size) except -1
     cdef int refuse(self, int code, str reason) except -1

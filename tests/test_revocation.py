@@ -1,0 +1,386 @@
+"""Who is not to be heard any more: disconnected users, and messages that are not to be published.
+
+And what the async callbacks of those who have gone, or go wrong, may take of a hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support import (
+    CLOSE,
+    TEXT,
+    RawClient,
+    deflated,
+    encode,
+    eventually,
+    exchange,
+    join,
+    known,
+    named,
+    only_client,
+    running,
+)
+from wsc_fast import Client, Hub, HubConfig, Identity, Request
+
+
+class Slow:
+    """An async callback that goes on until it is told to, once for each message."""
+
+    def __init__(self) -> None:
+        self.begun: list[object] = []
+        self.go_on = asyncio.Semaphore(0)
+
+    async def __call__(self, client: Client, message: object = None) -> None:
+        self.begun.append(message)
+        await self.go_on.acquire()
+
+    def let(self, count: int = 1_000) -> None:
+        for _ in range(count):
+            self.go_on.release()
+
+
+# --- messages that wait ---
+
+
+def ban(hub: Hub, client: Client) -> None:
+    assert hub.disconnect_user("ann", 4403, "banned") == 1
+
+
+def end(hub: Hub, client: Client) -> None:
+    client.disconnect(4403, "banned")
+
+
+def expire(hub: Hub, client: Client) -> None:
+    hub._expiring[client] = (0.0, hub._expiring[client][1])
+    hub._expired(client)
+
+
+@pytest.mark.parametrize("how", [ban, end, expire])
+async def test_who_is_disconnected_is_heard_no_further(
+    any_loop: str, how: Callable[[Hub, Client], None]
+) -> None:
+    def authenticate(request: Request) -> Identity:
+        return Identity("ann", expires_at=time.time() + 1_000)
+
+    hub = Hub(authenticate=authenticate)
+    slow, gone = Slow(), Slow()
+    hub.on_message_received(slow)
+    hub.on_client_disconnected(gone)
+    async with running(hub):
+        raw = await RawClient.open(hub)
+        client = only_client(hub)
+        for number in range(50):
+            await raw.send(TEXT, b"delete-account %d" % number)
+        await eventually(lambda: hub.get_stats().messages_in == 50)
+        how(hub, client)
+        slow.let()
+        gone.let()
+        assert (await raw.recv()).code == (4401 if how is expire else 4403)
+        raw.close()
+        await eventually(lambda: len(gone.begun) == 1 and not hub._inboxes)
+        assert slow.begun == ["delete-account 0"]
+        assert hub.get_stats().messages_abandoned == 49
+
+
+@pytest.mark.parametrize("state", ["closing", "gone"])
+async def test_a_user_that_is_disconnected_is_not_heard_though_it_has_left(state: str) -> None:
+    hub = Hub(authenticate=named)
+    slow, gone = Slow(), Slow()
+    hub.on_message_received(slow)
+    hub.on_client_disconnected(gone)
+    async with running(hub):
+        raw, client = await join(hub, "ann")
+        other, _ = await join(hub, "bob")
+        for one in (raw, other):
+            await one.send_raw(encode(TEXT, b"a command") * 3)
+        await eventually(lambda: hub.get_stats().messages_in == 6)
+        if state == "closing":
+            client.send(bytes(30 << 20))  # more than the kernel takes, so that it cannot go
+        await raw.send(CLOSE, b"\x03\xe8")
+        if state == "gone":
+            raw.close()
+            await eventually(lambda: hub.connections == 1)
+        else:
+            await eventually(lambda: not client.is_connected())
+        assert hub.disconnect_user("ann") == 0
+        slow.let()
+        gone.let()
+        raw.close()
+        await eventually(lambda: not hub._inboxes)
+        assert len(slow.begun) == 1 + 3
+        assert len(gone.begun) == 1
+        other.close()
+
+
+@pytest.mark.parametrize("how", ["leaves", "replaced", "stop"])
+async def test_what_others_have_sent_is_heard_to_the_end(how: str) -> None:
+    hub = Hub(authenticate=named)
+    slow = Slow()
+    hub.on_message_received(slow)
+    async with running(hub):
+        raw, _ = await join(hub, "ann")
+        await raw.send_raw(encode(TEXT, b"a command") * 3)
+        await eventually(lambda: hub.get_stats().messages_in == 3)
+        if how == "replaced":
+            second = await RawClient.open(hub, "/ws?id=ann")
+            assert (await raw.recv()).code == 4409
+            second.close()
+        elif how == "leaves":
+            raw.close()
+            await eventually(lambda: hub.connections == 0)
+        stopping = asyncio.create_task(hub.stop(5.0)) if how == "stop" else None
+        if stopping is not None:
+            assert (await raw.recv()).code == 1001
+            await raw.send(CLOSE, b"\x03\xe9")
+        slow.let()
+        await eventually(lambda: len(slow.begun) == 3)
+        if stopping is not None:
+            await stopping
+        assert hub.get_stats().messages_abandoned == 0
+        raw.close()
+
+
+async def test_a_user_that_is_disconnected_while_it_authenticates_is_not_let_in(
+    any_loop: str,
+) -> None:
+    doors: dict[str, asyncio.Event] = {}
+    connected: list[str] = []
+
+    async def authenticate(request: Request) -> Identity:
+        name = request.query["id"]
+        await doors.setdefault(name, asyncio.Event()).wait()
+        return Identity(name.partition("-")[0], name)
+
+    hub = Hub(authenticate=authenticate)
+    hub.on_client_connected(lambda client: connected.append(client.id))
+    async with running(hub):
+        ann = await RawClient.open(hub, "/ws?id=ann-1", tail=encode(TEXT, b"a command"))
+        bob = await RawClient.open(hub, "/ws?id=bob")
+        await eventually(lambda: set(doors) == {"ann-1", "bob"})
+        assert hub.disconnect_user("ann", 4403, "banned") == 0
+        later = await RawClient.open(hub, "/ws?id=ann-2")
+        await eventually(lambda: len(doors) == 3)
+        for door in doors.values():
+            door.set()
+        frame = await ann.recv()
+        assert (frame.code, frame.payload[2:]) == (4403, b"banned")
+        # Others are let in, and so is who asks again: that is for `authenticate` to refuse.
+        await eventually(lambda: sorted(connected) == ["ann-2", "bob"])
+        assert hub.get_stats().rejected["auth"] == 1
+        await eventually(lambda: not hub._authenticating)
+        hub.disconnect_user("nobody")
+        assert not hub._sent_away
+        for raw in (ann, bob, later):
+            raw.close()
+
+
+# --- what may be published ---
+
+
+async def test_whether_a_message_may_be_published_is_asked_in_its_turn(any_loop: str) -> None:
+    loaded = asyncio.Event()
+    asked: list[str | bytes] = []
+    heard: list[str | bytes] = []
+
+    def may_publish(client: Client, message: str | bytes) -> bool:
+        asked.append(message)
+        return not client.get_user_data("muted")
+
+    hub = Hub(authenticate=named, authorize_publish=may_publish)
+
+    @hub.on_client_connected
+    async def connected(client: Client) -> None:
+        await loaded.wait()
+        client.set_user_data("muted", True)
+
+    @hub.on_message_received
+    async def message(client: Client, text: str) -> None:
+        heard.append(text)
+
+    async with running(hub):
+        raw = await RawClient.open(hub, "/ws?id=ann", tail=encode(TEXT, b"spam"))
+        await raw.send(TEXT, b"more spam")
+        await eventually(lambda: hub.get_stats().messages_in == 2)
+        assert asked == []
+        loaded.set()
+        await eventually(lambda: hub.get_stats().unauthorized == 2)
+        known(hub, "ann").set_user_data("muted", False)
+        await raw.send_raw(encode(TEXT, b"a word") * 3)
+        await eventually(lambda: len(heard) == 3)
+        assert asked == ["spam", "more spam", *["a word"] * 3]
+        raw.close()
+
+
+async def test_what_waits_for_a_muted_client_is_refused_though_nobody_hears_messages() -> None:
+    hub = Hub(authorize_publish=lambda client, message: False)
+    connected = Slow()
+    hub.on_client_connected(connected)
+    async with running(hub):
+        raw = await RawClient.open(hub, tail=encode(TEXT, b"spam"))
+        await eventually(lambda: hub.get_stats().messages_in == 1)
+        assert hub.get_stats().unauthorized == 0
+        connected.let()
+        await eventually(lambda: hub.get_stats().unauthorized == 1)
+        raw.close()
+
+
+# --- what async callbacks take ---
+
+
+@pytest.mark.parametrize("kind", ["plain", "compressed"])
+async def test_what_waits_is_bounded_as_it_is_in_memory(any_loop: str, kind: str) -> None:
+    # Four bytes a character, of which one comes; and compressed a thousandth of that.
+    text = "\U0001f600" + "a" * 20_000
+    body = text.encode()
+    message = encode(TEXT, body) if kind == "plain" else encode(TEXT, deflated(body), rsv=4)
+    hub = Hub(HubConfig(enable_compression=True))
+    slow = Slow()
+    hub.on_message_received(slow)
+    most = hub.config.max_pending_callback_bytes
+    async with running(hub):
+        raw = await RawClient.open(
+            hub, headers=[("Sec-WebSocket-Extensions", "permessage-deflate")]
+        )
+        sending = asyncio.create_task(raw.send_raw(message * 100))
+        await eventually(lambda: hub.get_stats().limited["max_pending_callback_bytes"] == 1)
+        (inbox,) = hub._inboxes[only_client(hub).user_id]
+        assert most < inbox._nbytes <= most + 4 * len(text) + 1024
+        slow.let()
+        await sending
+        await eventually(lambda: slow.begun == [text] * 100)
+        raw.close()
+
+
+async def test_a_client_has_one_async_on_error_under_way_at_a_time(any_loop: str) -> None:
+    hub = Hub(HubConfig(max_pending_callbacks=8))
+    under_way = most = told = 0
+    go_on = asyncio.Semaphore(0)
+
+    @hub.on_message_received
+    def fails(client: Client, message: str) -> None:
+        raise ValueError(message)
+
+    @hub.on_error
+    async def error(client: Client | None, error: BaseException) -> None:
+        nonlocal under_way, most, told
+        under_way += 1
+        most = max(most, under_way)
+        await go_on.acquire()
+        under_way -= 1
+        told += isinstance(error, ValueError)
+
+    async with running(hub):
+        raw = await RawClient.open(hub)
+        count = 2_000
+        await raw.send_raw(encode(TEXT, b"x" * 100) * count)
+        await eventually(lambda: under_way == 1)
+        # It is not read meanwhile: not all of them have raised.
+        await eventually(lambda: hub.get_stats().limited["max_pending_callbacks"] == 1)
+        assert len(hub._tasks) == 1
+        assert hub.get_stats().callback_errors == 1
+        for _ in range(count):
+            go_on.release()
+        await eventually(lambda: told == count)
+        assert most == 1
+        go_on.release()
+        raw.close()
+
+
+async def test_all_async_on_error_callbacks_hear_of_each_error_in_order() -> None:
+    hub = Hub()
+    heard: list[tuple[int, str]] = []
+
+    def note(number: int) -> Any:
+        async def later(client: Client | None, error: BaseException) -> None:
+            await asyncio.sleep(0)
+            if isinstance(error, ValueError):
+                heard.append((number, str(error)))
+
+        return later
+
+    @hub.on_message_received
+    def first(client: Client, message: str) -> None:
+        raise ValueError(f"first {message}")
+
+    @hub.on_message_received
+    async def second(client: Client, message: str) -> None:
+        await asyncio.sleep(0)
+        raise ValueError(f"second {message}")
+
+    hub.on_error(note(1))
+    hub.on_error(note(2))
+    async with running(hub):
+        raw = await RawClient.open(hub)
+        await raw.send_raw(encode(TEXT, b"a") + encode(TEXT, b"b"))
+        await eventually(lambda: len(heard) == 8)
+        raw.close()
+    assert [text for number, text in heard if number == 1] == [
+        text for number, text in heard if number == 2
+    ]
+    assert sorted({text for _, text in heard}) == ["first a", "first b", "second a", "second b"]
+
+
+async def test_errors_of_nobody_have_a_bounded_number_of_async_callbacks() -> None:
+    def authenticate(request: Request) -> Identity:
+        raise ValueError("anybody can have that")
+
+    hub = Hub(authenticate=authenticate)
+    told = Slow()
+    hub.on_error(told)
+    async with running(hub):
+        for _ in range(100):
+            assert b" 500 " in await exchange(hub, RawClient.request(hub))
+        assert len(hub._tasks) == 64
+        assert hub.get_stats().unreported_errors == 36
+        told.let()
+        await eventually(lambda: not hub._tasks)
+        assert b" 500 " in await exchange(hub, RawClient.request(hub))
+        await eventually(lambda: len(told.begun) == 65)
+        gc.collect()  # a coroutine that was never awaited would be a warning, and so an error
+
+
+@pytest.mark.parametrize("end", ["leaves", "breaks"])
+async def test_who_has_gone_counts_while_its_callbacks_go_on(any_loop: str, end: str) -> None:
+    hub = Hub(HubConfig(max_connections=3))
+    slow = Slow()
+    if end == "leaves":
+        hub.on_client_disconnected(slow)
+    else:
+        hub.on_error(slow)
+    async with running(hub):
+        for number in range(3):
+            raw = await RawClient.open(hub)
+            await eventually(lambda: hub.get_connected_clients() == 1)
+            raw.close()
+            await eventually(lambda: len(slow.begun) == number + 1)  # noqa: B023
+            await eventually(lambda: hub.connections == 0)
+        assert b" 503 " in await exchange(hub, RawClient.request(hub))
+        assert hub.get_stats().rejected["full"] == 1
+        slow.let()
+        await eventually(lambda: not hub._outlasting)
+        (await RawClient.open(hub)).close()
+        await eventually(lambda: hub.get_stats().connections_total == 4)
+
+
+async def test_an_async_on_error_that_never_ends_is_cancelled_once_its_client_has_gone() -> None:
+    hub = Hub(HubConfig(callback_close_timeout=0.05))
+    gone: list[Client] = []
+
+    @hub.on_error
+    async def never(client: Client | None, error: BaseException) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    hub.on_client_disconnected(gone.append)
+    async with running(hub):
+        with await RawClient.open(hub) as raw:
+            await raw.send(TEXT, b"\xff")
+            assert (await raw.recv()).code == 1007
+        await eventually(lambda: len(gone) == 1 and not hub._tasks)
+        assert hub.get_stats().limited["callback_close_timeout"] == 1
