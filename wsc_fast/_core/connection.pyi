@@ -134,7 +134,8 @@ class Client(Receiver, BufferedProtocol):
     def disconnect(self, code: int = 1000, reason: str = "") -> None:
         """Closes the connection: what is queued goes out first, then the close frame.
 
-        The transport is aborted when the client has not answered within HubConfig.close_timeout.
+        Nothing more is heard of it: messages that wait for an async callback are dropped. The
+        transport is aborted when the client has not answered within HubConfig.close_timeout.
         Does nothing when the connection is closing already.
 
         Args:

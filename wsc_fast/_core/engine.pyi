@@ -17,7 +17,7 @@ def check_id(kind: str, value: object) -> str:
 
     Args:
         kind: what it is the id of, for the error's text.
-        value: a non-empty str of at most 256 characters without control characters.
+        value: a non-empty str of at most 256 characters without control characters and line ends.
 
     Returns:
         str: the value.
