@@ -1,4 +1,4 @@
-"""Replays what the fuzzers of fuzz/ found worth keeping (docs/testing.md tells how they run)."""
+"""Replays what the fuzzers of trials/fuzz/ found worth keeping (docs/testing.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-FUZZ = Path(__file__).parent.parent / "fuzz"
+FUZZ = Path(__file__).parent.parent / "trials/fuzz"
 sys.path.insert(0, str(FUZZ))
 
 from fuzz_stream import REQUEST, Benches, Disagreement, benches, check  # noqa: E402

@@ -259,7 +259,7 @@ def test_each_declaration_can_be_cimported_where_it_is_installed(tmp_path: Path)
 
 def test_the_sdist_holds_all_sources_in_c(tmp_path: Path) -> None:
     ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", "build")
-    for name in ("wsc_fast", "src_cy", "benchmarks", "fuzz"):
+    for name in ("wsc_fast", "src_cy", "benchmarks", "trials"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
     for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, tmp_path / name)
@@ -273,10 +273,10 @@ def test_the_sdist_holds_all_sources_in_c(tmp_path: Path) -> None:
     listed = (tmp_path / "wsc_fast.egg-info/SOURCES.txt").read_text().split("\n")
     wanted = {
         str(path.relative_to(tmp_path))
-        for pattern in ("*.h", "*.pyx", "*.pxd", "benchmarks/**/*.c", "fuzz/**/*.c")
+        for pattern in ("*.h", "*.pyx", "*.pxd", "benchmarks/**/*.c", "trials/**/*.c")
         for path in tmp_path.rglob(pattern)
     }
-    assert {"benchmarks/loadgen.c", "fuzz/fuzz_wire.c", "src_cy/wire.h"} <= wanted
+    assert {"benchmarks/loadgen.c", "trials/fuzz/fuzz_wire.c", "src_cy/wire.h"} <= wanted
     assert wanted <= set(listed)
 
 

@@ -12,10 +12,10 @@ import pytest
 from wsc_fast import Hub, HubConfig
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "attack"))
+sys.path.append(str(ROOT / "trials/attack"))
 
-from attack.attacks import ATTACKS, Attack  # noqa: E402
-from attack.server import INTERNET, make_hub  # noqa: E402
+from trials.attack.attacks import ATTACKS, Attack  # noqa: E402
+from trials.attack.server import INTERNET, make_hub  # noqa: E402
 
 TEXT = (ROOT / "docs/security.md").read_text()
 # Those known so far, by section; a few numbers were never given.

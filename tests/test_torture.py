@@ -10,7 +10,7 @@ import pytest
 from redis_server import PROGRAM
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "torture"))
+sys.path.append(str(ROOT / "trials/torture"))
 
 from ledger import Ledger, ranges  # noqa: E402
 
@@ -28,7 +28,7 @@ def torture(*arguments: str) -> tuple[int, dict[str, str], str]:
     The row is empty where nothing was played.
     """
     run = subprocess.run(
-        [sys.executable, ROOT / "torture/run.py", *arguments],
+        [sys.executable, ROOT / "trials/torture/run.py", *arguments],
         capture_output=True,
         text=True,
         timeout=110,

@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
-#include "../src_cy/http.h"
-#include "../src_cy/wire.h"
+#include "../../src_cy/http.h"
+#include "../../src_cy/wire.h"
 
 #define CHECK(condition)                                                   \
     do {                                                                   \

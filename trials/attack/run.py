@@ -1,6 +1,6 @@
 """Attacks a hub, and measures what it takes and what its honest clients notice.
 
-    python attack/run.py [--quick] [--only NAME ...]
+    python trials/attack/run.py [--quick] [--only NAME ...]
 
 For each attack: a server process on one core; on another one 100 honest clients (honest.py), and
 the attackers (swarm.py), who get what is left of that core. In each of three rounds the honest

@@ -1,6 +1,6 @@
 """Breaks servers and stores again and again, and counts what the users of the servers saw.
 
-    python torture/run.py [--scenario NAME ...] [--store sqlite|redis] [--rounds 50] [--quick]
+    python trials/torture/run.py [--scenario NAME ...] [--store sqlite|redis] [--rounds N] [--quick]
 
 The scenarios (scenarios.py):
 

@@ -1,8 +1,8 @@
 """Fuzzes the compiled Client: bytes of a peer, against the plain models of RFC 6455 and 9112.
 
-    python fuzz/fuzz_stream.py --count 200000 --seed 1        random streams
-    python fuzz/fuzz_stream.py fuzz/corpus/stream             the files and directories named
-    python fuzz/fuzz_stream.py --guided DIR -runs=100000      atheris: libFuzzer's arguments
+    python trials/fuzz/fuzz_stream.py --count 200000 --seed 1     random streams
+    python trials/fuzz/fuzz_stream.py trials/fuzz/corpus/stream   the files and directories named
+    python trials/fuzz/fuzz_stream.py --guided DIR -runs=100000   atheris: libFuzzer's arguments
 
 An input is a byte of options (below), a byte that seeds how it is split, and the stream. Each is
 fed whole, byte by byte and in random pieces, these also with turns to wait for, without a loop and
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests")]
 
 from heads import Answer, answer_to  # noqa: E402
 from model import Model  # noqa: E402

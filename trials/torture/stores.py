@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
 from redis_server import PROGRAM, RedisServer
 

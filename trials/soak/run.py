@@ -1,6 +1,6 @@
 """A long run of everything at once, checked by a model.
 
-    python soak/run.py [--quick] [--seconds 1800] [--clients 5000] [--seed 1] [--rate 20000]
+    python trials/soak/run.py [--quick] [--seconds 1800] [--clients 5000] [--seed 1] [--rate 20000]
 
 Starts a hub (server.py) and, in this process, clients on raw connections that come and go. The
 hub's log says who should get what; the model here compares. For a client that behaves:

@@ -1,7 +1,7 @@
 """Runs the Autobahn cases (by kosoku) against a server and judges every one of them.
 
-    python conformance/run.py                                      all 517 cases, uvloop
-    python conformance/run.py --loop asyncio --tls --exclude '9.*'
+    python trials/conformance/run.py          all 517 cases, uvloop
+    python trials/conformance/run.py --loop asyncio --tls --exclude '9.*'
 
 The report goes to build/conformance/ (index.html, and index.json, which is what is judged). The
 exit status is 1 if any case failed in behaviour or close behaviour, or did not run.
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--cases", action="append", default=[], metavar="GLOB")
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB")
     parser.add_argument("--parallel", type=int, default=4)
-    parser.add_argument("--output", type=Path, default=HERE.parent / "build" / "conformance")
+    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "build" / "conformance")
     arguments = parser.parse_args()
 
     name = f"{arguments.server}-{arguments.loop}"
