@@ -225,7 +225,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         long long close_slot       # of `Engine._deadlines`, while CLOSING; else -1
         dict data                  # user_data; None until first used
         object variables           # contextvars.Context of its callbacks; None before the first
-        object inbox               # events.Inbox while an async callback of this client is due
+        object inbox               # callbacks.Inbox while an async callback of it is due
         list held                  # (message, size) before the identity is known
         object authenticating      # asyncio.Task while an async authenticate runs
         readonly str remote_address

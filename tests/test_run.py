@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from tests.script import ANNOUNCE, Script
 from tests.support import wait_until
-from wsc_fast.process import OpenFiles, SignalHandlers
+from wsc_fast.runtime.process import OpenFiles, SignalHandlers
 
 PREAMBLE = (
     ANNOUNCE

@@ -7,11 +7,9 @@ is its life: starting, stopping, the heartbeat, the calls from other threads, an
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import inspect
 import math
 import os
-import signal
 import socket
 import sys
 import threading
@@ -35,7 +33,6 @@ from wsc_fast.addresses import Host as RequestHost
 from wsc_fast.addresses import parse_host, parse_network
 from wsc_fast.config import HubConfig
 from wsc_fast.config.kinds import FOREVER, kinds_of
-from wsc_fast.deadlines import time_limit
 from wsc_fast.delivery.facade import Delivery
 from wsc_fast.delivery.failures import REFUSED_EXCERPT, Failure
 from wsc_fast.errors import (
@@ -43,14 +40,11 @@ from wsc_fast.errors import (
     ConnectionLostError,
     HubStateError,
     HubStoppedError,
-    ListenError,
-    LoopBusyError,
     PermissionDeniedError,
     ProtocolError,
     SendFailureReason,
     ValidationError,
 )
-from wsc_fast.events import Handlers, Inbox, dispatch, is_awaitable, wait_for
 from wsc_fast.listen.arguments import check_listen_arguments, check_path
 from wsc_fast.listen.limits import ConnectionLimits
 from wsc_fast.listen.listener import Listener
@@ -58,7 +52,12 @@ from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.sockets import Host
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
-from wsc_fast.process import OpenFiles, SignalHandlers, keep_freed_memory, last_file
+from wsc_fast.runtime.callbacks import Handlers, Inbox, dispatch, is_awaitable, wait_for
+from wsc_fast.runtime.deadlines import time_limit
+from wsc_fast.runtime.process import last_file
+from wsc_fast.runtime.runner import Life, Runner
+from wsc_fast.runtime.threads import ThreadCalls
+from wsc_fast.runtime.watchdog import Watchdog
 from wsc_fast.stats import HubStats, snapshot
 from wsc_fast.turns import MOST_ENDS, in_turns
 from wsc_fast.upgrade.answers import Route, refusal
@@ -67,7 +66,6 @@ from wsc_fast.upgrade.identity import Identity, check_identity
 from wsc_fast.upgrade.negotiation import Deflate
 from wsc_fast.upgrade.policy import accept
 from wsc_fast.upgrade.request import Authenticate
-from wsc_fast.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from picows import WSUpgradeResponse
@@ -171,8 +169,7 @@ class Hub(Delivery):
         )
         self._last_file = sys.maxsize  # the highest descriptor that the process may have
         self._next_files_line = 0.0
-        self._open_files: OpenFiles | None = None  # while `run` holds it
-        self._signals: SignalHandlers | None = None  # likewise
+        self._runner: Runner | None = None  # while `run` runs
         self._allowed_hosts: frozenset[RequestHost | None] = frozenset()
         # Those whose request is not answered yet, oldest first -> their slot of `_deadlines`.
         self._handshaking: dict[Handshake, int] = {}
@@ -200,7 +197,7 @@ class Hub(Delivery):
         self._outlasting: set[Inbox] = set()
         self._abandoned = 0  # received messages that no callback was called with
         self._stop_callers: set[asyncio.Task[Any]] = set()
-        self._calls: set[concurrent.futures.Future[Any]] = set()
+        self._thread_calls = ThreadCalls()
         self._heartbeat_due = math.inf
         # How long the loop did no work when it last stood still, and until when.
         self._stood_still = 0.0
@@ -267,7 +264,9 @@ class Hub(Delivery):
                 else None
             )
         self.config = config
-        self._raise_file_limit()
+        if self._runner is not None:
+            self._runner.allow_files()
+            self._last_file = last_file()
         self._set_limits(
             config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
         )
@@ -637,9 +636,7 @@ class Hub(Delivery):
         _running.discard(self)
         self._attach(None)
         self._takes_from_others = False
-        for call in list(self._calls):
-            if not call.done():
-                call.set_exception(HubStoppedError("the hub stopped before it took the call"))
+        self._thread_calls.end()
 
     def _forked(self) -> None:
         """This is the child of a fork: the connections and the loop are the parent's.
@@ -660,8 +657,8 @@ class Hub(Delivery):
             if descriptor >= 0:
                 os.dup2(nothing, descriptor, inheritable=False)
         os.close(nothing)
-        if self._signals is not None:
-            self._signals.give_back()  # what is for this process is not for the hub
+        if self._runner is not None:
+            self._runner.give_signals_back()
         self._forget_loop()
 
     def _forget_closed_loop(self) -> None:
@@ -816,97 +813,46 @@ class Hub(Delivery):
         Thread-safety: signals are handled only when called in the main thread.
         Source: go-wsc `go hub.Run()` with `http.ListenAndServe`.
         """
-        import uvloop
-
-        if asyncio._get_running_loop() is not None:
-            raise HubStateError("run blocks the running loop: use `await hub.start(...)` in it")
-        keep_freed_memory()
+        self._runner = Runner(
+            Life(
+                start=self.start,
+                stop=self.stop,
+                stopped=self._until_stopped,
+                drain=self._drain_before_stop,
+                abort=self._abort_all,
+                reload_certificate=self.reload_certificate,
+                open_files=self._open_files,
+            )
+        )
         try:
-            with (
-                OpenFiles() as self._open_files,
-                SignalHandlers({signal.SIGPIPE: signal.SIG_IGN}),
-                asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-            ):
-                self._raise_file_limit()
-                runner.run(
-                    self._serve(
-                        host,
-                        port,
-                        path=path,
-                        ssl=ssl,
-                        sock=sock,
-                        certfile=certfile,
-                        keyfile=keyfile,
-                        reuse_port=reuse_port,
-                        transport=transport,
-                    )
-                )
-        except ListenError as error:
-            raise SystemExit(f"wsc_fast: {error.strerror}") from None
+            self._runner.run(
+                host,
+                port,
+                path=path,
+                ssl=ssl,
+                sock=sock,
+                certfile=certfile,
+                keyfile=keyfile,
+                reuse_port=reuse_port,
+                transport=transport,
+            )
         finally:
-            self._open_files = None
+            self._runner = None
 
-    def _raise_file_limit(self) -> None:
-        if self._open_files is not None:
-            config = self.config
-            self._open_files.raise_to(config.max_connections + config.max_handshakes + _OTHER_FILES)
-            self._last_file = last_file()
+    async def _until_stopped(self) -> None:
+        assert self._stopped is not None
+        await self._stopped
 
-    async def _serve(self, host: Host, port: int, *, certfile: str | None, **options: Any) -> None:
-        loop = asyncio.get_running_loop()
-        # A task of its own, so that a signal can end it: the offline store may take its time.
-        starting = loop.create_task(self.start(host, port, certfile=certfile, **options))
-        stops: list[asyncio.Task[None]] = []
+    async def _drain_before_stop(self) -> None:
+        if self.config.drain_period:
+            await self.drain(self.config.drain_period)
 
-        def ask() -> None:
-            if not starting.done():
-                if not starting.cancelling():  # what it closes is closed once
-                    starting.cancel()
-            elif stops:
-                for client in (*self._open_clients(), *self._closing_clients()):
-                    client._abort()
-                stops.append(loop.create_task(self.stop()))
-            else:
-                stops.append(loop.create_task(leave()))
+    def _abort_all(self) -> None:
+        for client in (*self._open_clients(), *self._closing_clients()):
+            client._abort()
 
-        async def leave() -> None:
-            try:
-                if self.config.drain_period:
-                    await self.drain(self.config.drain_period)
-            finally:
-                await self.stop()
-
-        def reload() -> None:
-            try:
-                self.reload_certificate()
-            except (HubStateError, ConfigError) as error:
-                log.error("SIGHUP: %s", error)
-            else:
-                log.info("SIGHUP: the certificate was loaded again")
-
-        calls = {signal.SIGINT: ask, signal.SIGTERM: ask}
-        if certfile is not None:
-            calls[signal.SIGHUP] = reload
-
-        def handle(number: int, _: object) -> None:
-            loop.call_soon_threadsafe(calls[signal.Signals(number)])
-
-        with SignalHandlers(dict.fromkeys(calls, handle)) as self._signals:
-            try:
-                await starting
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                return  # `ask` has cancelled it
-            try:
-                # stop() may be called from anywhere, and ends the serving too.
-                assert self._stopped is not None
-                await self._stopped
-            finally:
-                await self.stop()
-                if stops:
-                    await asyncio.wait(stops)
+    def _open_files(self) -> int:
+        return self.config.max_connections + self.config.max_handshakes + _OTHER_FILES
 
     async def __aenter__(self) -> Self:
         """Starts the hub with the default arguments, unless it runs already."""
@@ -948,49 +894,7 @@ class Hub(Delivery):
 
     def _on_loop(self, call: Callable[[], T]) -> T:
         """Runs a call on the loop's thread and returns or raises what it does there."""
-        result: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-        def run() -> None:
-            if result.done():
-                return
-            value: Any = None
-            failure: BaseException | None = None
-            try:
-                value = call()
-            except BaseException as error:
-                failure = error
-            try:
-                if failure is None:
-                    result.set_result(value)
-                else:
-                    result.set_exception(failure)
-            except concurrent.futures.InvalidStateError:
-                log.warning("a call from another thread ran after its caller had given up")
-
-        self._calls.add(result)
-        try:
-            loop = self.loop
-            if loop is None:
-                raise HubStoppedError("the hub has stopped")
-            try:
-                loop.call_soon_threadsafe(run)
-            except RuntimeError as error:
-                raise HubStoppedError("the loop of the hub is closed") from error
-            try:
-                return result.result(self.config.thread_call_timeout)
-            except concurrent.futures.TimeoutError:
-                if result.done():
-                    return result.result()  # it came that moment, or raised this itself
-                try:
-                    result.set_exception(TimeoutError())  # so that it does not run any more
-                except concurrent.futures.InvalidStateError:
-                    return result.result()
-                raise LoopBusyError(
-                    f"the hub's loop did not take the call in {self.config.thread_call_timeout} s: "
-                    "is a callback blocking it, or waiting for this thread?"
-                ) from None
-        finally:
-            self._calls.discard(result)
+        return self._thread_calls.make(call, self.loop, self.config.thread_call_timeout)
 
     # --- from the upgrade to the client ---
 

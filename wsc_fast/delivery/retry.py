@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from wsc_fast._core.timers import Timers
-from wsc_fast.deadlines import Deadline
 from wsc_fast.delivery.failures import reason_of
 from wsc_fast.errors import HubStoppedError, WSCError
+from wsc_fast.runtime.deadlines import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable

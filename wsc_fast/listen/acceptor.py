@@ -24,11 +24,11 @@ from typing import cast
 import aiofastnet
 
 from wsc_fast._core.connection import Client
-from wsc_fast.deadlines import Deadline
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.tls.context import needs_the_loops_tls
 from wsc_fast.listen.tls.handshake_loop import HandshakeLoop
 from wsc_fast.listen.tls.waiting_room import TLSWaitingRoom
+from wsc_fast.runtime.deadlines import Deadline
 
 # What a TLS connection may have received, and what it may have encrypted and not sent: one and two
 # records of the largest size. aiofastnet would take 257 KiB for each.

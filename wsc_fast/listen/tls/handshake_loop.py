@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from wsc_fast._core.connection import Client
-from wsc_fast.deadlines import Deadline
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.tls.scheduler import HandshakeScheduler
 from wsc_fast.log import log
+from wsc_fast.runtime.deadlines import Deadline
 
 
 class HandshakeLoop:

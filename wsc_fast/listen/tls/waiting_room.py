@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from wsc_fast.deadlines import Deadline
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.tls.hello import HELLO_MOST, hello_size, is_costly
 from wsc_fast.listen.tls.scheduler import HandshakeScheduler
+from wsc_fast.runtime.deadlines import Deadline
 
 _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # tcpi_state (tcp(7))
 # Seconds for a handshake whose hello was read only when its time was over: the loop stood still.

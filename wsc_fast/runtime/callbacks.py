@@ -16,8 +16,8 @@ from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from wsc_fast.deadlines import Deadline
 from wsc_fast.log import log
+from wsc_fast.runtime.deadlines import Deadline
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client

@@ -1,0 +1,139 @@
+"""`Hub.run`: a loop of its own, the signals of the process, and the way to a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from wsc_fast.errors import ConfigError, HubStateError, ListenError
+from wsc_fast.log import log
+from wsc_fast.runtime.process import OpenFiles, SignalHandlers, keep_freed_memory
+
+
+@dataclass(frozen=True)
+class Life:
+    """What the runner needs of a hub.
+
+    Attributes:
+        start: `Hub.start`.
+        stop: `Hub.stop`.
+        stopped: returns once the hub has stopped, whoever stopped it.
+        drain: sends the clients away first, where the settings say so.
+        abort: ends all connections at once.
+        reload_certificate: `Hub.reload_certificate`.
+        open_files: how many open files the hub may need.
+    """
+
+    start: Callable[..., Coroutine[Any, Any, None]]
+    stop: Callable[[], Coroutine[Any, Any, None]]
+    stopped: Callable[[], Awaitable[None]]
+    drain: Callable[[], Awaitable[None]]
+    abort: Callable[[], None]
+    reload_certificate: Callable[[], None]
+    open_files: Callable[[], int]
+
+
+class Runner:
+    """Runs one hub, once.
+
+    Args:
+        life: of the hub.
+
+    Thread-safety: signals are handled only where `run` is called in the main thread.
+    """
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._open_files = OpenFiles()
+        self._signals: SignalHandlers | None = None
+
+    def run(self, host: object, port: int, **options: Any) -> None:
+        """Serves until a signal or somebody else ends it; the arguments are those of `start`.
+
+        Raises:
+            SystemExit: the address cannot be listened on; its text says why in one line.
+            HubStateError: a loop runs in this thread already.
+        """
+        import uvloop
+
+        if asyncio._get_running_loop() is not None:
+            raise HubStateError("run blocks the running loop: use `await hub.start(...)` in it")
+        keep_freed_memory()
+        try:
+            with (
+                self._open_files,
+                SignalHandlers({signal.SIGPIPE: signal.SIG_IGN}),
+                asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+            ):
+                self.allow_files()
+                runner.run(self._serve(host, port, **options))
+        except ListenError as error:
+            raise SystemExit(f"wsc_fast: {error.strerror}") from None
+
+    def allow_files(self) -> None:
+        """Raises the limit of open files to what the hub may need by its present settings."""
+        self._open_files.raise_to(self._life.open_files())
+
+    def give_signals_back(self) -> None:
+        """This is the child of a fork: what is for this process is not for the hub."""
+        if self._signals is not None:
+            self._signals.give_back()
+
+    async def _serve(
+        self, host: object, port: int, *, certfile: str | None = None, **options: Any
+    ) -> None:
+        life = self._life
+        loop = asyncio.get_running_loop()
+        # A task of its own, so that a signal can end it: the offline store may take its time.
+        starting = loop.create_task(life.start(host, port, certfile=certfile, **options))
+        stops: list[asyncio.Task[None]] = []
+
+        def ask() -> None:
+            if not starting.done():
+                if not starting.cancelling():  # what it closes is closed once
+                    starting.cancel()
+            elif stops:
+                life.abort()
+                stops.append(loop.create_task(life.stop()))
+            else:
+                stops.append(loop.create_task(leave()))
+
+        async def leave() -> None:
+            try:
+                await life.drain()
+            finally:
+                await life.stop()
+
+        calls = {signal.SIGINT: ask, signal.SIGTERM: ask}
+        if certfile is not None:
+            calls[signal.SIGHUP] = self._reload_certificate
+
+        def handle(number: int, _: object) -> None:
+            loop.call_soon_threadsafe(calls[signal.Signals(number)])
+
+        with SignalHandlers(dict.fromkeys(calls, handle)) as self._signals:
+            try:
+                await starting
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                return  # `ask` has cancelled it
+            try:
+                # stop() may be called from anywhere, and ends the serving too.
+                await life.stopped()
+            finally:
+                await life.stop()
+                if stops:
+                    await asyncio.wait(stops)
+
+    def _reload_certificate(self) -> None:
+        try:
+            self._life.reload_certificate()
+        except (HubStateError, ConfigError) as error:
+            log.error("SIGHUP: %s", error)
+        else:
+            log.info("SIGHUP: the certificate was loaded again")
