@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -457,8 +457,8 @@ async def test_two_hubs_share_a_port(any_loop: str) -> None:
 # --- the watchdog ---
 
 
-def block_the_loop(seconds: float) -> None:
-    time.sleep(seconds)
+def block_the_loop(until: Callable[[], object]) -> None:
+    wait_until(until)
 
 
 async def test_a_callback_that_blocks_the_loop_is_named(
@@ -468,13 +468,14 @@ async def test_a_callback_that_blocks_the_loop_is_named(
 
     @hub.on_client_connected
     def connected(client: object) -> None:
-        block_the_loop(0.3)
+        block_the_loop(lambda: caplog.records)
 
     with caplog.at_level(logging.WARNING, "wsc_fast"):
         async with running(hub):
             (await RawClient.open(hub)).close()
             await eventually(lambda: hub.connections == 0)
-    (record,) = [record for record in caplog.records if "no turn" in record.message]
+    (record,) = caplog.records
+    assert "no turn" in record.message
     assert "block_the_loop" in record.message
     assert "0.2 s" in record.message
 

@@ -25,6 +25,8 @@ PREAMBLE = (
     import asyncio, os, resource, signal, subprocess, sys
     import uvloop
     from wsc_fast import ACKConfig, Hub, HubConfig, MemoryOfflineStore
+    # As from a terminal, though the tests may run in the background, where SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 """
 )
 
