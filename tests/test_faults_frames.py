@@ -273,8 +273,9 @@ async def test_C2_a_message_may_take_as_long_as_the_hub_itself_does_not_read() -
 
         raw, client = await join(it.hub, "a")
         with raw:
-            # One segment: what is unfinished has been read when the reading is paused.
-            await synchronised(raw, encode(TEXT, b"x") * 5 + encode(TEXT, b"begun ", fin=False))
+            # One segment: what is unfinished has come when the reading is paused.
+            await raw.send_raw(encode(TEXT, b"x") * 5 + encode(TEXT, b"begun ", fin=False))
+            await eventually(lambda: it.hub.get_stats().limited["max_pending_callbacks"] == 1)
             await raw.send(CONTINUATION, b"ended")
             await asyncio.sleep(0.9)  # the timeout and some sweeps, all the while paused
             assert client.is_connected()
