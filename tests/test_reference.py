@@ -278,7 +278,8 @@ def test_the_arguments_of_a_constructor_are_there_with_their_defaults(cls: type)
 # --- links ---
 
 
-PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md"]
+ROOT_PAGES = [DOCS.parent / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
+PAGES = [*sorted(DOCS.glob("*.md")), *ROOT_PAGES]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
