@@ -253,7 +253,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint close_queued          # our close frame went into the outbox
         # Its transport has gone, with this error, before all that had come was heard; or None.
         tuple lost_early
-        public object _pending     # server.Pending: who it is, or how to find out; then None
+        public object _pending     # Identity, or an awaitable for it, until somebody asks; else None
 
     def __cinit__(self, Engine engine not None):
         self.close_slot = -1
