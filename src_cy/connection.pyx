@@ -253,7 +253,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint close_queued          # our close frame went into the outbox
         # Its transport has gone, with this error, before all that had come was heard; or None.
         tuple lost_early
-        public object _pending     # Identity, or an awaitable for it, until somebody asks; else None
+        public object _pending     # Identity, or an awaitable for it; None once it was asked for
 
     def __cinit__(self, Engine engine not None):
         self.close_slot = -1
@@ -315,14 +315,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     @property
     def queued_messages(self):
         """int: frames that wait to be sent to it."""
-        if self.engine.in_batch(self) and not self.apart:
+        if self.engine.in_batch(self) and not self.detached:
             return len(self.engine._batch_frames)
         return self.box.count
 
     @property
     def queued_bytes(self):
         """int: bytes of these frames, headers included."""
-        if self.engine.in_batch(self) and not self.apart:
+        if self.engine.in_batch(self) and not self.detached:
             return self.engine.batch_bytes
         return self.box.nbytes
 
@@ -362,7 +362,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return
         if self.state != OPEN:
             error = ClientDisconnectedError(f"client {self.id!a} is not connected")
-            if self.engine.limits.witness != NULL:
+            if self.engine.limits.evicted != NULL:
                 self.engine._refused(message, self.id, "conn_closed", error, self.user_id)
             raise error
         self.engine.deliver(self, self.engine.framed(message, self.id), key, RUN_NORMAL)
@@ -430,14 +430,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def connection_made(self, stream):
         """The transport of a connection to the hub's own server (asyncio.BaseProtocol)."""
-        if self.deaf:
+        if self.input_closed:
             stream.abort()  # `_give_up`
             return
-        self.deaf = True  # what comes is no frame before it is known to be one
+        self.input_closed = True  # what comes is no frame before it is known to be one
         try:
             self.drains = keeps_input(stream)
             self.handshake = self.engine._handshake(self, stream)
-            self.deaf = self.handshake is None
+            self.input_closed = self.handshake is None
         except BaseException as error:
             stream.abort()
             self.engine._report(None, error)
@@ -531,13 +531,13 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         head.size = frame.payload_size
         head.key = 0  # picows has unmasked it
         try:
-            if not self.deaf:
+            if not self.input_closed:
                 self.take_frame(&head, <uint8_t*>frame.payload_ptr)
             if frame.last_in_buffer and self.picows_protocol is None:
                 self.take_over()
                 self.feed(frame.payload_ptr + frame.payload_size, frame.tail_size)
         except BaseException as error:
-            self.deaf = True
+            self.input_closed = True
             self.failed(error)
 
     cpdef send_user_specific_ping(self, WSTransport transport):
@@ -620,7 +620,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def _give_up(self):
         """What is not connected yet ends as it is."""
-        self.deaf = True
+        self.input_closed = True
 
     def _transport(self):
         """The asyncio transport, of a request too; None where there is none yet, or no more."""
@@ -711,7 +711,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.reading_paused &= ~reasons
             self.halted = self.reading_paused & (PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE) != 0
             if not self.reading_paused:
-                if self.stash is not None:
+                if self.deferred_input is not None:
                     # First what was read already, at its turn.
                     self.reading_paused = PAUSED_FOR_TURN
                     self.engine.queue_reader(self)
@@ -789,9 +789,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.lost_early is not None:
             return self.take_last_turn()
         if self.transport_now() is None and not (self.secure and self.state == OPEN):
-            self.stash = None  # it was ended while it waited
+            self.deferred_input = None  # it was ended while it waited
         if not self.reading_paused:
-            self.take_stash()
+            self.take_deferred_input()
         stream = self.transport_now()
         if stream is not None and not self.reading_paused:
             stream.resume_reading()
@@ -801,8 +801,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Its transport has gone: what has come of it is heard, and then that it has gone."""
         cdef tuple lost = self.lost_early
         self.halted = False
-        self.take_stash()
-        if self.stash is not None:
+        self.take_deferred_input()
+        if self.deferred_input is not None:
             return self.engine.queue_reader(self)
         self.lost_early = None
         self.connection_lost(lost[0])
@@ -903,7 +903,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef int code = 0
         cdef str reason = ""
         cdef bint sound = True
-        self.deaf = True
+        self.input_closed = True
         self.peer_closed = True
         if self.state >= CLOSING:
             if self.may_close():
@@ -931,7 +931,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         return self.begin_close(code, "")
 
     cdef int failed(self, object error) except -1:
-        self.failing = self.failing or self.deaf
+        self.failing = self.failing or self.input_closed
         try:
             self.engine._report(self, error)
         finally:
@@ -942,7 +942,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     # --- sending ---
 
     cdef int push_control(self, bytes frame, object key) except -1:
-        self.engine.claim(self)
+        self.engine.detach_if_batched(self)
         if outbox_push(
             &self.box, &self.engine.limits, &self.engine.counters,
             <PyObject*>frame, NULL if key is None else <PyObject*>key, RUN_CONTROL,
@@ -974,7 +974,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef list frames = None
         if self.state != OPEN:
             return 0
-        if self.engine.limits.witness != NULL:
+        if self.engine.limits.evicted != NULL:
             frames = outbox_data(&self.box)
         dropped = outbox_clear(&self.box)
         # The message that found no room is one more.
@@ -1128,7 +1128,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.engine.counters.dropped_closed += lost
         self.box.dropped += lost
         self.state = CLOSED
-        self.deaf = True
+        self.input_closed = True
         self.fd = -1
         self.dirty_at = -1
         self.engine.set_blocked(self, False)
@@ -1174,7 +1174,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """
         if self.state < CLOSING:
             self.leave()
-        self.deaf = True
+        self.input_closed = True
         self.peer_closed = True
         self.limit_close()
         # TLS transports close whatever is returned.
@@ -1185,7 +1185,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if error is not None and self.end is None:
             self.end = "conn_error"
         if self.listening or (
-            self.stash is not None and error is None and self.secure and self.handshake is None
+            self.deferred_input is not None
+            and error is None and self.secure and self.handshake is None
         ):
             # What has come of it is heard first; TLS may bring its end in the same read, and
             # uvloop's closes though we have paused it. The descriptor may be another's by then.
@@ -1195,7 +1196,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             if not self.listening:
                 self.engine.queue_reader(self)
             return
-        self.stash = None
+        self.deferred_input = None
         if self.handshake is not None:
             self.handshake.lost()
             self.handshake = None
@@ -1214,7 +1215,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             if stream is not None:
                 self.resume_to_close(stream)
             return not self.secure
-        if self.secure and self.stash is not None and self.handshake is None:
+        if self.secure and self.deferred_input is not None and self.handshake is None:
             if stream is not None:
                 self.resume_to_close(stream)
             return False  # what has come of it is heard when its transport has gone
@@ -1234,7 +1235,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.state == CLOSED or self.stream is None:
             return 0
         self.state = CLOSED
-        self.deaf = True
+        self.input_closed = True
         self.fd = -1
         self.parts = None
         self.held = None
@@ -1246,7 +1247,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.engine.closing.discard(self)
         self.engine.connections -= 1
         try:
-            if self.engine.limits.witness != NULL and self.box.count:
+            if self.engine.limits.evicted != NULL and self.box.count:
                 frames = outbox_data(&self.box)
                 if self.close_queued:
                     frames.pop()  # the last one is our close frame

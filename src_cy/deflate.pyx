@@ -164,7 +164,7 @@ cdef class Codec:
                 self.scratch = <uint8_t*>memory
                 self.capacity = KEPT_SCRATCH
 
-    cdef bytes twin(self, bytes frame, int window):
+    cdef bytes compressed_form(self, bytes frame, int window):
         """The compressed form of a plain frame, or the frame itself where that is no shorter."""
         if self.deflaters[window] == NULL:
             self.deflaters[window] = new_deflater(self.level, window)

@@ -224,8 +224,8 @@ cdef class Engine(Fanout):
             codec.compressions = self.codec.compressions
         self.codec = codec
 
-    cdef bytes twin(self, bytes frame, int window):
-        return self.codec.twin(frame, window)
+    cdef bytes compressed_form(self, bytes frame, int window):
+        return self.codec.compressed_form(frame, window)
 
     def _set_acks(self, take, replaying, hold, ran_empty):
         """Joins the acknowledgements to the engine.
@@ -259,7 +259,7 @@ cdef class Engine(Fanout):
 
     def _watch_losses(self, watched):
         """Whether `_lost` is called for what is dropped or not sent."""
-        self.limits.witness = <PyObject*>self.witness if watched else NULL
+        self.limits.evicted = <PyObject*>self.evicted if watched else NULL
 
     cdef int over(self, str limit) except -1:
         """A limit was met: counts it under the name of its setting."""
@@ -355,7 +355,7 @@ cdef class Engine(Fanout):
                 self.call_read_turn()
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
-        if self.limits.witness != NULL and frames:
+        if self.limits.evicted != NULL and frames:
             self._lost(sink, frames, reason, error)
         return 0
 
@@ -600,7 +600,7 @@ cdef class Engine(Fanout):
         try:
             sink = self.find_client(client_id)
         except ClientNotFoundError as error:
-            if self.limits.witness != NULL:
+            if self.limits.evicted != NULL:
                 self._refused(message, client_id, "conn_closed", error)
             raise
         self.deliver(sink, self.framed(message, client_id), key, RUN_NORMAL)
@@ -624,7 +624,7 @@ cdef class Engine(Fanout):
         try:
             return encode_message(message)
         except ValidationError as error:
-            if self.limits.witness != NULL:
+            if self.limits.evicted != NULL:
                 self._refused(message, recipient, "validation", error)
             raise
 
@@ -638,9 +638,9 @@ cdef class Engine(Fanout):
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
         self.counters.messages_out += 1
-        self.claim(sink)
+        self.detach_if_batched(sink)
         if sink.window:
-            frame = self.codec.twin(frame, sink.window)
+            frame = self.codec.compressed_form(frame, sink.window)
         result = outbox_push(
             &sink.box, &self.limits, &self.counters, <PyObject*>frame, key_ptr, run
         )
@@ -750,7 +750,7 @@ cdef class Engine(Fanout):
                 refused = [sink]
         if user is not None:
             # Where the application is told of losses on the way, clients may leave meanwhile.
-            items = user.items if self.limits.witness == NULL else list(user.items)
+            items = user.items if self.limits.evicted == NULL else list(user.items)
             for sink in items:
                 if sink.state != OPEN:
                     continue
@@ -780,9 +780,9 @@ cdef class Engine(Fanout):
         # Whether the frame was queued.
         cdef int result
         cdef list dropped = None
-        self.claim(sink)
+        self.detach_if_batched(sink)
         if sink.window:
-            frame = self.codec.twin(frame, sink.window)
+            frame = self.codec.compressed_form(frame, sink.window)
         result = outbox_push(
             &sink.box, &self.limits, &self.counters, <PyObject*>frame, NULL, run
         )
@@ -1056,7 +1056,7 @@ cdef class Engine(Fanout):
             messages += sink.box.count
             nbytes += sink.box.nbytes
         if self.batch_items is not None:
-            waiting = PyList_GET_SIZE(self.batch_items) - PyList_GET_SIZE(self.batch_apart)
+            waiting = PyList_GET_SIZE(self.batch_items) - PyList_GET_SIZE(self.batch_detached)
             messages += waiting * PyList_GET_SIZE(self._batch_frames)
             nbytes += waiting * self.batch_bytes
         counters["compressed"] = 0 if self.codec is None else self.codec.compressions

@@ -98,7 +98,7 @@ cdef class Fanout:
         born(AN_ENGINE)  # the base's part is made first, and may be all that is
         memset(&self.counters, 0, sizeof(Counters))
         memset(&self.limits, 0, sizeof(Limits))
-        self.witness = []
+        self.evicted = []
         self.loop = None
         self.variables = PyContext_New()
         self.dirty = []
@@ -131,7 +131,7 @@ cdef class Fanout:
         self.scheduled = False
         return 0
 
-    cdef bytes twin(self, bytes frame, int window):
+    cdef bytes compressed_form(self, bytes frame, int window):
         return frame
 
     cdef int ran_empty(self, Sink sink) except -1:
@@ -145,9 +145,9 @@ cdef class Fanout:
         # A finalizer that sends would take what is not its own.
         cdef bint collecting = PyGC_Disable()
         try:
-            return list(self.witness)
+            return list(self.evicted)
         finally:
-            self.witness.clear()
+            self.evicted.clear()
             if collecting:
                 PyGC_Enable()
 
@@ -202,7 +202,7 @@ cdef class Fanout:
             return 0
         self.stalled.add(sink)
         self.unmark(sink)
-        return self.claim(sink)
+        return self.detach_if_batched(sink)
 
     # --- the batch ---
 
@@ -224,14 +224,14 @@ cdef class Fanout:
             return False  # mostly that means TLS for all
         self.batch_set = members
         self._batch_frames = []
-        self.batch_twins = []
-        self.batch_apart = []
+        self.batch_forms = []
+        self.batch_detached = []
         self.batch_bytes = 0
         self.batch_items = items
         try:
             for sink in [*self.dirty, *self.stalled]:
-                if sink is not None and not sink.apart and self.in_batch(sink):
-                    self.set_apart(sink)
+                if sink is not None and not sink.detached and self.in_batch(sink):
+                    self.set_detached(sink)
         except BaseException:
             self.forget_batch()
             raise
@@ -240,7 +240,8 @@ cdef class Fanout:
     cdef bint join_batch(self, list items, object members, list skipped, bytes frame) except -1:
         """A broadcast to a set: whether the frame is in its batch now.
 
-        Those of the set that are `apart` get it from the caller; of `skipped` none is in the batch.
+        Those of the set that are `detached` get it from the caller. None of `skipped` is in the
+        batch.
         """
         cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
         cdef Py_ssize_t count
@@ -252,7 +253,7 @@ cdef class Fanout:
             count = PyList_GET_SIZE(self._batch_frames)
             if (
                 self.batch_items is not items
-                or PyList_GET_SIZE(self.batch_apart) * self._batch_share > PyList_GET_SIZE(items)
+                or PyList_GET_SIZE(self.batch_detached) * self._batch_share > PyList_GET_SIZE(items)
                 # What an outbox would refuse, or one send would not take.
                 or count and (
                     count >= min(self.limits.messages, <Py_ssize_t>SEND_IOVS)
@@ -262,17 +263,17 @@ cdef class Fanout:
                 return False
         if skipped is not None:
             for sink in skipped:
-                self.claim(sink)
-        self.batch_twins.append(None)  # one too many, where there is no memory for the frame
+                self.detach_if_batched(sink)
+        self.batch_forms.append(None)  # one too many, where there is no memory for the frame
         self._batch_frames.append(frame)
         self.batch_bytes += size
         return True
 
     cdef list batch_cache(self, Py_ssize_t index):
-        """Where the twins of a frame are kept, by window."""
-        if self.batch_twins[index] is None:
-            self.batch_twins[index] = [None] * WINDOWS
-        return self.batch_twins[index]
+        """Where the forms of a frame are kept, by window."""
+        if self.batch_forms[index] is None:
+            self.batch_forms[index] = [None] * WINDOWS
+        return self.batch_forms[index]
 
     cdef PyObject* batch_form(self, Py_ssize_t index, int window) noexcept:
         # The frame as a member with this window gets it; borrowed from the batch.
@@ -281,13 +282,13 @@ cdef class Fanout:
             try:
                 cache = self.batch_cache(index)
                 if cache[window] is None:
-                    cache[window] = self.twin(self._batch_frames[index], window)
+                    cache[window] = self.compressed_form(self._batch_frames[index], window)
                 return PyList_GET_ITEM(cache, window)
             except MemoryError:
                 pass  # as it is, it will do too
         return PyList_GET_ITEM(self._batch_frames, index)
 
-    cdef bint owe(self, Sink sink) except -1:
+    cdef bint copy_to_outbox(self, Sink sink) except -1:
         """Puts the batch into a member's own outbox; False: there is no memory."""
         cdef Py_ssize_t i
         cdef bint marked = True
@@ -305,19 +306,19 @@ cdef class Fanout:
         return marked
 
     cdef int take_apart(self, Sink sink) except -1:
-        if sink.apart or not self.in_batch(sink):
+        if sink.detached or not self.in_batch(sink):
             return 0
-        if not self.set_apart(sink):
+        if not self.set_detached(sink):
             raise MemoryError(f"no memory for the outbox of client {sink.id!a}")
         return 0
 
-    cdef bint set_apart(self, Sink sink) except -1:
+    cdef bint set_detached(self, Sink sink) except -1:
         # No finalizer may broadcast meanwhile.
         cdef bint collecting = PyGC_Disable()
         cdef bint done = False
         try:
             self.enter_batch(sink)
-            done = self.owe(sink)
+            done = self.copy_to_outbox(sink)
         finally:
             if collecting:
                 PyGC_Enable()
@@ -328,16 +329,16 @@ cdef class Fanout:
 
     cdef int enter_batch(self, Sink sink) except -1:
         """A member that the batch owes nothing so far."""
-        sink.apart = True
-        self.batch_apart.append(sink)
+        sink.detached = True
+        self.batch_detached.append(sink)
         return 0
 
     cdef int leave_batch(self, Sink sink) except -1:
         """To be called before a sink leaves the set that the batch is for."""
-        if not sink.apart:
-            self.set_apart(sink)
-        sink.apart = False
-        self.batch_apart.remove(sink)
+        if not sink.detached:
+            self.set_detached(sink)
+        sink.detached = False
+        self.batch_detached.remove(sink)
         return 0
 
     cdef int end_batch(self) except -1:
@@ -351,8 +352,8 @@ cdef class Fanout:
         collecting = PyGC_Disable()
         try:
             for sink in items:
-                if not sink.apart and not self.owe(sink):
-                    sink.apart = True
+                if not sink.detached and not self.copy_to_outbox(sink):
+                    sink.detached = True
                     failed += 1
         finally:
             self.forget_batch()
@@ -361,28 +362,28 @@ cdef class Fanout:
         return self.give_up_failed(items, failed)
 
     cdef int give_up_failed(self, list items, Py_ssize_t failed) except -1:
-        """Gives up so many members, who are still `apart`: a list of them might find no memory."""
+        """Gives up so many members that are still `detached`; there may be no memory for a list."""
         cdef Py_ssize_t i = PyList_GET_SIZE(items)
         cdef Sink sink
         # Backwards: who leaves is replaced by the last one.
         while failed and i > 0:
             i -= 1
-            if i < PyList_GET_SIZE(items) and (<Sink>PyList_GET_ITEM(items, i)).apart:
+            if i < PyList_GET_SIZE(items) and (<Sink>PyList_GET_ITEM(items, i)).detached:
                 sink = <Sink>PyList_GET_ITEM(items, i)
-                sink.apart = False
+                sink.detached = False
                 failed -= 1
                 self.give_up(sink, ENOMEM)
         return 0
 
     cdef int forget_batch(self) except -1:
         cdef Sink sink
-        for sink in self.batch_apart:
-            sink.apart = False
+        for sink in self.batch_detached:
+            sink.detached = False
         self.batch_items = None
         self.batch_set = None
         self._batch_frames = None
-        self.batch_twins = None
-        self.batch_apart = None
+        self.batch_forms = None
+        self.batch_detached = None
         return 0
 
     cdef Py_ssize_t plan_batch(self, Py_ssize_t planned) except -1:
@@ -411,7 +412,7 @@ cdef class Fanout:
                 # It writes through its transport, from its own outbox; or something waits there and
                 # there was no memory to say so.
                 self.batch_leaves = True
-            elif not (<Sink>sink).apart:
+            elif not (<Sink>sink).detached:
                 window = (<Sink>sink).window
                 if not prepared[window]:
                     for i in range(box.count):
@@ -450,10 +451,10 @@ cdef class Fanout:
         for i in range(0 if self.batch_leaves else self.batch_at, PyList_GET_SIZE(items)):
             sink = <Sink>PyList_GET_ITEM(items, i)
             if (
-                not sink.apart and (i >= self.batch_at or sink.fd < 0 or sink.box.count)
-                and not self.owe(sink)
+                not sink.detached and (i >= self.batch_at or sink.fd < 0 or sink.box.count)
+                and not self.copy_to_outbox(sink)
             ):
-                sink.apart = True
+                sink.detached = True
                 failed += 1
         for i in range(first, planned):
             job = &self.jobs[i]
@@ -463,8 +464,8 @@ cdef class Fanout:
                 self.counters.frames_sent += job.frames
                 continue
             sink = <Sink>PyList_GET_ITEM(items, job.position)
-            if not self.owe(sink):
-                sink.apart = True
+            if not self.copy_to_outbox(sink):
+                sink.detached = True
                 failed += 1
             elif job.result != NOT_TRIED:
                 self.jobs[kept] = job[0]

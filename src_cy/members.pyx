@@ -99,16 +99,16 @@ cdef Py_ssize_t push_all(
     if key != NULL or not fanout.join_batch(items, members, skipped, frame):
         fanout.end_batch()
         return push_each(fanout, items, frame, key, None)
-    queued = PyList_GET_SIZE(items) - PyList_GET_SIZE(fanout.batch_apart)
+    queued = PyList_GET_SIZE(items) - PyList_GET_SIZE(fanout.batch_detached)
     fanout.counters.deliveries += queued
-    if PyList_GET_SIZE(fanout.batch_apart):
+    if PyList_GET_SIZE(fanout.batch_detached):
         last = PyList_GET_SIZE(fanout._batch_frames) - 1
-        queued += push_each(fanout, fanout.batch_apart, frame, NULL, fanout.batch_cache(last))
+        queued += push_each(fanout, fanout.batch_detached, frame, NULL, fanout.batch_cache(last))
     return queued
 
 
 cdef Py_ssize_t push_each(
-    Fanout fanout, list items, bytes frame, PyObject* key, list twins
+    Fanout fanout, list items, bytes frame, PyObject* key, list forms
 ) except -1:
     cdef Py_ssize_t queued = 0
     cdef Py_ssize_t i = 0
@@ -121,6 +121,7 @@ cdef Py_ssize_t push_each(
     cdef Counters* counters = &fanout.counters
     cdef const Limits* limits = &fanout.limits
     cdef PyObject* form
+    cdef int window
     # The set may not change meanwhile, so no finalizer of anybody may run (marking allocates).
     cdef bint collecting = PyGC_Disable()
     try:
@@ -135,13 +136,14 @@ cdef Py_ssize_t push_each(
             if (<Sink>member).skip:
                 continue
             form = <PyObject*>frame
-            if (<Sink>member).window:
-                if twins is None:
-                    twins = [None] * 16
-                form = PyList_GET_ITEM(twins, (<Sink>member).window)
+            window = (<Sink>member).window
+            if window:
+                if forms is None:
+                    forms = [None] * 16
+                form = PyList_GET_ITEM(forms, window)
                 if form == <PyObject*>None:
-                    twins[(<Sink>member).window] = fanout.twin(frame, (<Sink>member).window)
-                    form = PyList_GET_ITEM(twins, (<Sink>member).window)
+                    forms[window] = fanout.compressed_form(frame, window)
+                    form = PyList_GET_ITEM(forms, window)
             result = outbox_push(
                 &(<Sink>member).box, limits, counters, form, key, RUN_NORMAL
             )
@@ -149,7 +151,7 @@ cdef Py_ssize_t push_each(
                 queued += 1
                 if (<Sink>member).dirty_at < 0:
                     fanout.mark(<Sink>member)
-                if result == MADE_ROOM and limits.witness != NULL:
+                if result == MADE_ROOM and limits.evicted != NULL:
                     if lost is None:
                         lost = []
                     lost.append((<Sink>member, fanout.taken(), "queue_full"))
@@ -160,7 +162,7 @@ cdef Py_ssize_t push_each(
             else:
                 (<Sink>member).box.dropped += 1
                 counters.dropped_newest += 1
-                if limits.witness != NULL:
+                if limits.evicted != NULL:
                     if lost is None:
                         lost = []
                     lost.append((<Sink>member, [<bytes>form], "broadcast_full"))

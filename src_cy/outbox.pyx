@@ -201,7 +201,7 @@ cdef void make_room(
         else:
             index = end_of_run(box, victim) - 1
             counters.dropped_newest += 1
-        if limits.witness != NULL and PyList_Append(limits.witness, outbox_at(box, index)) < 0:
+        if limits.evicted != NULL and PyList_Append(limits.evicted, outbox_at(box, index)) < 0:
             PyErr_Clear()  # no memory to tell of it: the counters do
         remove(box, index)
         box.dropped += 1

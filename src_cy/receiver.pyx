@@ -6,7 +6,8 @@ Rules
 2.  Text is checked as it comes, and refused at the first byte that is wrong (RFC 6455 section 8.1
     lets us). Where a whole message is in the buffer, decoding checks it.
 3.  After a fault, a close frame of the peer, or the end of the connection nothing is heard
-    (`deaf`): input is read, so that our close frame is not overtaken by a reset, and forgotten.
+    (`input_closed`): input is read, so that our close frame is not overtaken by a reset, and
+    forgotten.
 4.  While we are closing, data is skipped without being kept, and only a close frame is heard.
 5.  No `return` within an `except` (here and in the other modules): without memory for the traceback
     Cython 3.3 would release one that it does not have.
@@ -84,7 +85,7 @@ cdef class Receiver(Sink):
         """The transport has read (asyncio.BufferedProtocol)."""
         if (
             size >= self.engine.heavy_read or self.handshake is not None
-            or self.stash is not None or self.listening
+            or self.deferred_input is not None or self.listening
             or (self.context is not None and self.context.client_window)
         ):
             self.take_heavy_read(size)
@@ -98,7 +99,7 @@ cdef class Receiver(Sink):
             self.put_aside(self.engine.read_area, size)
             self.interrupted = self.wait_for_turn() or self.interrupted
             return 0
-        if self.stash is not None or not self.engine.has_turn(self.turn):
+        if self.deferred_input is not None or not self.engine.has_turn(self.turn):
             self.put_aside(self.engine.read_area, size)
             return self.engine.wait_for_turn(self)
         began = wsc_now()
@@ -108,24 +109,26 @@ cdef class Receiver(Sink):
         finally:
             self.engine.read_deadline = INFINITY
         return self.engine.read_much(
-            self, wsc_now() - began, size >= self.engine.heavy_read or self.stash is not None
+            self,
+            wsc_now() - began,
+            size >= self.engine.heavy_read or self.deferred_input is not None,
         )
 
     cdef int take_deferred(self) except -1:
         """What is left of a small read inflates to much, and is taken like that of a heavy one."""
         cdef double began
         self.deferred = False
-        if self.stash is None or self.is_paused():
+        if self.deferred_input is None or self.is_paused():
             return 0
         if not self.engine.has_turn(self.turn):
             return self.engine.wait_for_turn(self)
         began = wsc_now()
         self.engine.read_deadline = began + self.engine.read_budget
         try:
-            self.take_stash()
+            self.take_deferred_input()
         finally:
             self.engine.read_deadline = INFINITY
-        return self.engine.read_much(self, wsc_now() - began, self.stash is not None)
+        return self.engine.read_much(self, wsc_now() - began, self.deferred_input is not None)
 
     cdef bint is_paused(self) noexcept:
         return False
@@ -133,19 +136,21 @@ cdef class Receiver(Sink):
     cdef int put_aside(self, const uint8_t* data, Py_ssize_t size) except -1:
         """Keeps what was read until its time comes."""
         cdef bytes more
-        if self.deaf:
+        if self.input_closed:
             return 0
         more = PyBytes_FromStringAndSize(<const char*>data, size)
-        self.stash = more if self.stash is None else self.stash + more
+        self.deferred_input = more if self.deferred_input is None else self.deferred_input + more
         return 0
 
     cdef int put_back(self, const uint8_t* data, Py_ssize_t size) except -1:
         """Keeps what is left of a read: it comes before what was read since."""
-        cdef bytes since = self.stash
-        self.stash = None
+        cdef bytes since = self.deferred_input
+        self.deferred_input = None
         self.put_aside(data, size)
         if since is not None:
-            self.stash = since if self.stash is None else self.stash + since
+            self.deferred_input = (
+                since if self.deferred_input is None else self.deferred_input + since
+            )
         return 0
 
     cdef int listened(self) except -1:
@@ -156,11 +161,11 @@ cdef class Receiver(Sink):
             self.engine.queue_reader(self)
         return 0
 
-    cdef int take_stash(self) except -1:
-        cdef bytes stash = self.stash
-        self.stash = None
-        if stash is not None:
-            self.feed(PyBytes_AS_STRING(stash), PyBytes_GET_SIZE(stash))
+    cdef int take_deferred_input(self) except -1:
+        cdef bytes deferred_input = self.deferred_input
+        self.deferred_input = None
+        if deferred_input is not None:
+            self.feed(PyBytes_AS_STRING(deferred_input), PyBytes_GET_SIZE(deferred_input))
         return 0
 
     cdef int take_rest(self) except -1:
@@ -168,9 +173,9 @@ cdef class Receiver(Sink):
         cdef double deadline = self.engine.read_deadline
         self.engine.read_deadline = DBL_MAX
         try:
-            while self.stash is not None and not self.listening:
+            while self.deferred_input is not None and not self.listening:
                 self.halted = False
-                self.take_stash()
+                self.take_deferred_input()
         finally:
             self.engine.read_deadline = deadline
         return 0
@@ -179,7 +184,7 @@ cdef class Receiver(Sink):
         cdef uint8_t* data = self.engine.read_area
         cdef object _buffer = self.engine._read_view  # kept, though another takes its place
         cdef Py_ssize_t before
-        if self.deaf:
+        if self.input_closed:
             return 0
         if self.handshake is not None:
             self.handshake.received(PyBytes_FromStringAndSize(<const char*>data, size))
@@ -196,7 +201,7 @@ cdef class Receiver(Sink):
                 self.tail = None
             self.consume(data, size)
         except BaseException as error:
-            self.deaf = True  # where the next frame begins is not known any more
+            self.input_closed = True  # where the next frame begins is not known any more
             self.failed(error)
         finally:
             self.engine.reading = False
@@ -211,7 +216,7 @@ cdef class Receiver(Sink):
         cdef Py_ssize_t some
         while size > 0:
             some = min(size, room)
-            if self.stash is not None:
+            if self.deferred_input is not None:
                 return self.put_aside(<const uint8_t*>data, size)
             if self.engine.reading:
                 self.engine.change_buffer()
@@ -233,7 +238,7 @@ cdef class Receiver(Sink):
         )
         self.inflatable = <int>self.engine.heavy_read if light else INT_MAX
         # Each turn may call the application, which may end this connection.
-        while at < size and not self.deaf:
+        while at < size and not self.input_closed:
             left = size - at
             if self.halted:
                 return self.put_back(data + at, left)
@@ -450,11 +455,11 @@ cdef class Receiver(Sink):
         else:
             head += b"\xff" + (<object>size).to_bytes(8, "big")
         self.deferred = True
-        self.stash = b"%b\0\0\0\0%b" % (head, <bytes>data[:size])
+        self.deferred_input = b"%b\0\0\0\0%b" % (head, <bytes>data[:size])
         return 0
 
     cdef int refuse(self, int code, str reason) except -1:
-        self.deaf = True
+        self.input_closed = True
         self.parts = None
         return self.fail(code, reason)
 

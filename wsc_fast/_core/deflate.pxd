@@ -1,9 +1,10 @@
-"""Permessage-deflate (RFC 7692): a plain frame -> its compressed twin, a payload -> its message.
+"""Permessage-deflate (RFC 7692): a frame -> its compressed form, a payload -> its message.
 
 Two ways of a message out:
 
-    without context takeover  Codec.twin: compressed once per window size, when it is queued, and
-                              shared by all who agreed on that window; no memory per connection
+    without context takeover  Codec.compressed_form: compressed once per window size, when it is
+                              queued, and shared by all who agreed on that window; no memory per
+                              connection
     with context takeover     Context.pack: compressed for one connection, when the flush hands it
                               over, so that what is dropped, replaced or overtaken in the outbox
                               never was a part of the stream
@@ -46,7 +47,7 @@ cdef class Codec:
         uint8_t* scratch
         Py_ssize_t capacity
 
-    cdef bytes twin(self, bytes frame, int window)
+    cdef bytes compressed_form(self, bytes frame, int window)
     cdef bytes compress(self, wsc_zstream* z, bytes frame)
     cdef Py_ssize_t inflate(
         self, wsc_zstream* z, bint reset, const uint8_t* data, Py_ssize_t size, Py_ssize_t limit

@@ -17,15 +17,15 @@ of a set have nothing else waiting, so that all of them wait for the very same f
 here once, and the flush sends them to each member straight from here.
 
     join_batch   a broadcast: the frame joins the batch of its set, or begins one
-    set_apart    a member gets something else, or is left out: it leaves the batch for its own
+    set_detached a member gets something else, or is left out: it leaves the batch for its own
                  outbox, with the frames that are in the batch by then, and gets later ones there
     leave_batch  a member leaves the set: the same
     plan_batch, settle_batch
-                 the flush: a job for each member; who was not reached, or in part, is put apart
-    end_batch    something comes that the batch cannot carry: everybody is put apart
+                 the flush: a job for each member; who was not reached, or in part, is detached
+    end_batch    something comes that the batch cannot carry: everybody is detached
 
-So each member has the frames of the batch, or it is `apart`: never both. No batch outlives a flush,
-nor a change of its limits.
+So each member has the frames of the batch, or it is `detached`: never both. No batch outlives a
+flush, nor a change of its limits.
 """
 
 from cpython.object cimport PyObject
@@ -56,7 +56,7 @@ cdef class Fanout:
     cdef:
         Counters counters
         Limits limits
-        list witness                # what limits.witness points to; empty between calls
+        list evicted                # what limits.evicted points to; empty between calls
         double budget               # seconds per flush
         readonly object loop        # the running asyncio loop, or None
         # contextvars.Context, as it was where the hub was started: what the engine itself does runs
@@ -67,12 +67,13 @@ cdef class Fanout:
         list batch_items            # of Sink: the set that the batch is for; None: there is none
         object batch_set            # the MemberSet of these items; None: all clients of the hub
         readonly list _batch_frames  # bytes, in the order of the calls; None: there is no batch
-        list batch_twins            # for each frame a list of its twins by window, or None
-        list batch_apart            # of Sink: members with `apart`
+        list batch_forms            # for each frame a list of its forms by window, or None
+        list batch_detached         # of Sink: members with `detached`
         Py_ssize_t batch_bytes      # of the frames
         Py_ssize_t batch_at         # how far in the items the plan came
         bint batch_leaves           # it left out some before that
-        # Smaller sets have no batch, nor those of which more than one in `_batch_share` is apart.
+        # Smaller sets have no batch, nor those of which more than one in `_batch_share` is
+        # detached.
         public Py_ssize_t _batch_least
         public Py_ssize_t _batch_share
         bint scheduled              # a flush will come, or is under way
@@ -89,7 +90,7 @@ cdef class Fanout:
         readonly double longest_flush  # seconds
 
     # The compressed form of a frame, for engine.pyx.
-    cdef bytes twin(self, bytes frame, int window)
+    cdef bytes compressed_form(self, bytes frame, int window)
     # These frames did not reach a client, and the application asked to hear of it; for engine.pyx.
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1
     # An outbox has run empty for whose end somebody waits; for engine.pyx.
@@ -115,12 +116,12 @@ cdef class Fanout:
     cdef bint begin_batch(self, list items, object members) except -1
     cdef list batch_cache(self, Py_ssize_t index)
     cdef PyObject* batch_form(self, Py_ssize_t index, int window) noexcept
-    cdef bint owe(self, Sink sink) except -1
+    cdef bint copy_to_outbox(self, Sink sink) except -1
     cdef int take_apart(self, Sink sink) except -1
-    cdef inline int claim(self, Sink sink) except -1:
+    cdef inline int detach_if_batched(self, Sink sink) except -1:
         # To be called before anything is queued for one sink alone. Mostly there is no batch.
         return 0 if self.batch_items is None else self.take_apart(sink)
-    cdef bint set_apart(self, Sink sink) except -1
+    cdef bint set_detached(self, Sink sink) except -1
     cdef int enter_batch(self, Sink sink) except -1
     cdef int leave_batch(self, Sink sink) except -1
     cdef int end_batch(self) except -1

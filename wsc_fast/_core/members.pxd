@@ -32,8 +32,8 @@ cdef Py_ssize_t push_all(
     Fanout fanout, list items, object members, list skipped, bytes frame, PyObject* key
 ) except -1
 
-# The same, into each outbox of a list. A sink with a `window` gets the twin for it, made once, and
-# kept in `twins` (by window; None: nowhere).
+# The same, into each outbox of a list. A sink with a `window` gets the compressed form for it,
+# made once, and kept in `forms` (by window; None: nowhere).
 cdef Py_ssize_t push_each(
-    Fanout fanout, list items, bytes frame, PyObject* key, list twins
+    Fanout fanout, list items, bytes frame, PyObject* key, list forms
 ) except -1

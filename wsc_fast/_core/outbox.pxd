@@ -34,7 +34,7 @@ cdef enum:
     PUSHED = 0
     REFUSED = 1  # the bound is reached and the policy made no room
     NO_MEMORY = 2
-    MADE_ROOM = 3  # queued, and others were dropped for it: they are in the witness
+    MADE_ROOM = 3  # queued, and others were dropped for it: they are in `evicted`
 
 cdef enum:
     # States of a client, in their only order.
@@ -61,7 +61,7 @@ cdef struct Limits:
     Py_ssize_t nbytes
     int policy
     # A list that takes what is dropped to make room, owned by the Fanout; NULL where nobody asks.
-    PyObject* witness
+    PyObject* evicted
 
 cdef struct Counters:
     # Written by the loop's thread only; each is read by get_stats.
@@ -102,8 +102,8 @@ cdef class Sink(WSListener):
     cdef:
         # First what a push touches, so that it meets few cache lines.
         bint skip                  # left out of the broadcast under way
-        bint apart                 # gets nothing from the batch of its set (fanout.pxd)
-        unsigned char window       # gets compressed twins, of this many window bits; 0: plain ones
+        bint detached              # gets nothing from the batch of its set (fanout.pxd)
+        unsigned char window       # gets compressed forms, of this many window bits; 0: plain ones
         bint packs                 # compresses by itself, as it is flushed
         int fd                     # for send(); -1 over TLS and once the connection is gone
         Py_ssize_t dirty_at        # where it stands in the dirty list, or -1

@@ -12,9 +12,9 @@ Way of what a peer sends (RFC 6455 section 5):
 
 Turns. A connection that sends much may not hold up the others, nor may those that are not upgraded
 yet: once heavy reads have taken their budget of one turn of the loop, what comes of them is put
-aside (`stash`) and not looked at, nor more read, until their turn comes, first come, first served.
-Whoever is a client and sends little never waits. A small read is heavy all the
-same where it inflates to as much as a heavy one brings.
+aside (`deferred_input`) and not looked at, nor more read, until their turn comes, first come, first
+served. A client that sends little never waits. A small read is heavy all the same where it inflates
+to as much as a heavy one brings.
 
 A loop inside a callback (a plain one that calls `run_until_complete` of a patched asyncio, or opens
 a modal dialog) may read while the buffer is in use: for another connection the hub then makes a
@@ -75,7 +75,7 @@ cdef class Receiver(Sink):
         object handshake           # server.Handshake until the upgrade is done, or None
         bytearray parts            # payload of the unfinished message so far, or None
         bytes tail                 # the beginning of a head or of a control frame, or None
-        bytes stash                # what was read and has to wait for its turn, or None
+        bytes deferred_input                # what was read and has to wait for its turn, or None
         unsigned long long turn    # the last one that it had (Engine.read_turn)
         bint halted                # what is left of this read has to wait
         bint listening             # what it has sent is being taken: a callback may be under way
@@ -96,7 +96,7 @@ cdef class Receiver(Sink):
         uint8_t part_fin
         uint8_t deferred           # what is left of this read inflates to more than that
         uint8_t inflated           # something was, since the last look at the clock
-        bint deaf                  # nothing of the peer is heard any more
+        bint input_closed                  # nothing of the peer is heard any more
         bint drains                # each read has to take all that the transport has (`get_buffer`)
 
     cdef int take_read(self, Py_ssize_t size) except -1
@@ -104,7 +104,7 @@ cdef class Receiver(Sink):
     cdef int put_aside(self, const uint8_t* data, Py_ssize_t size) except -1
     cdef int put_back(self, const uint8_t* data, Py_ssize_t size) except -1
     cdef int listened(self) except -1
-    cdef int take_stash(self) except -1
+    cdef int take_deferred_input(self) except -1
     cdef int take_rest(self) except -1
     cdef int consume(self, uint8_t* data, Py_ssize_t size) except -1
     cdef int take_frame(self, const wsc_head* head, uint8_t* payload) except -1
