@@ -629,36 +629,43 @@ cdef class Engine(Fanout):
             raise
 
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1:
+        """Queues a frame for one client, or raises what says why not."""
         cdef PyObject* key_ptr = NULL
         cdef str checked
         cdef int result
         cdef object error
-        cdef list dropped = None
         if key is not None:
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
         self.counters.messages_out += 1
+        result = self.push(sink, frame, key_ptr, run)
+        if result == NO_MEMORY:
+            raise MemoryError(f"no memory for the outbox of client {sink.id!a}")
+        if result == REFUSED:
+            self.counters.refused += 1
+            error = self.queue_full(sink)
+            self.lose(sink, [frame], "queue_full", error)
+            raise error
+        return 0
+
+    cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
+        """Queues a frame for one client: PUSHED, REFUSED or NO_MEMORY."""
+        cdef int result
+        cdef list dropped = None
         self.detach_if_batched(sink)
         if sink.window:
             frame = self.codec.compressed_form(frame, sink.window)
-        result = outbox_push(
-            &sink.box, &self.limits, &self.counters, <PyObject*>frame, key_ptr, run
-        )
-        if result == PUSHED or result == MADE_ROOM:
-            self.counters.deliveries += 1
-            if result == MADE_ROOM:
-                dropped = self.taken()
-            if sink.dirty_at < 0:
-                self.mark(sink)
-            if dropped is not None:
-                self.lose(sink, dropped, "queue_full", None)
-            return 0
-        if result == NO_MEMORY:
-            raise MemoryError(f"no memory for the outbox of client {sink.id!a}")
-        self.counters.refused += 1
-        error = self.queue_full(sink)
-        self.lose(sink, [frame], "queue_full", error)
-        raise error
+        result = outbox_push(&sink.box, &self.limits, &self.counters, <PyObject*>frame, key, run)
+        if result == REFUSED or result == NO_MEMORY:
+            return result
+        self.counters.deliveries += 1
+        if result == MADE_ROOM:
+            dropped = self.taken()
+        if sink.dirty_at < 0:
+            self.mark(sink)
+        if dropped is not None:
+            self.lose(sink, dropped, "queue_full", None)
+        return PUSHED
 
     cdef object queue_full(self, Sink sink):
         return QueueFullError(
@@ -777,26 +784,11 @@ cdef class Engine(Fanout):
         return self.offer(sink, frame, priority - 1)
 
     cdef bint offer(self, Sink sink, bytes frame, int run) except -1:
-        # Whether the frame was queued.
-        cdef int result
-        cdef list dropped = None
-        self.detach_if_batched(sink)
-        if sink.window:
-            frame = self.codec.compressed_form(frame, sink.window)
-        result = outbox_push(
-            &sink.box, &self.limits, &self.counters, <PyObject*>frame, NULL, run
-        )
-        if result == REFUSED or result == NO_MEMORY:
-            self.counters.refused += 1
-            return False
-        self.counters.deliveries += 1
-        if result == MADE_ROOM:
-            dropped = self.taken()
-        if sink.dirty_at < 0:
-            self.mark(sink)
-        if dropped is not None:
-            self.lose(sink, dropped, "queue_full", None)
-        return True
+        """Queues a frame for one client; whether there was room."""
+        if self.push(sink, frame, NULL, run) == PUSHED:
+            return True
+        self.counters.refused += 1
+        return False
 
     cdef Py_ssize_t publish(
         self, list items, object members, object message, object exclude, object key,

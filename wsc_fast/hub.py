@@ -1103,7 +1103,10 @@ class Hub(Delivery):
     def _drop_identity(self, client: Client) -> None:
         """Nobody will ask who this connection belongs to."""
         self._returning.discard(client)
-        pending, client._pending = client._pending, None
+        pending = client._pending
+        if pending is None:
+            return
+        client._pending = None
         if inspect.iscoroutine(pending):
             pending.close()
         elif asyncio.isfuture(pending):

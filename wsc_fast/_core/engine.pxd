@@ -120,6 +120,7 @@ cdef class Engine(Fanout):
     cdef int admit(self, Sink sink) except -1
     cdef int expel(self, Sink sink) except -1
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
+    cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
     cpdef Py_ssize_t _send_message(self, user_id, message) except -1
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0
     cpdef bint _has_clients(self, str user_id) except -1
