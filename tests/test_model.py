@@ -25,6 +25,11 @@ from wsc_fast.upgrade.negotiation import Deflate
 LIMIT = 70_000
 FRAGMENTS = 8
 # As many as fit into the time that a run of all tests has for this.
+# hypothesis writes down an example that failed. Ours may be long: its warning would hide the fault.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Generating overly large repr:hypothesis.errors.HypothesisWarning"
+)
+
 STREAMS = settings(
     max_examples=400,
     deadline=None,
