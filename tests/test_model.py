@@ -97,7 +97,8 @@ class Bench:
             for piece in pieces:
                 self.feed(client, piece)
             await asyncio.sleep(0)  # the flush
-            while self.hub._count_waiting():  # what inflates to much has a turn of its own
+            # What inflates to much has a turn of its own.
+            while self.hub._count_waiting():  # noqa: ASYNC110 (there is no event to wait for)
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
             client.connection_lost(None)
