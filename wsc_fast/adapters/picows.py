@@ -71,8 +71,9 @@ _OF_THE_SERVER = {
 
 def check_attachable(config: HubConfig) -> None:
     """Raises ConfigError for a setting that cannot hold on a picows server of one's own."""
+    defaults = HubConfig()
     for name, instead in _OF_THE_SERVER.items():
-        value, default = getattr(config, name), getattr(HubConfig(), name)
+        value, default = getattr(config, name), getattr(defaults, name)
         if value != default:
             raise ConfigError(
                 f"HubConfig.{name} must stay {default!r} on a picows server of your own, not "
