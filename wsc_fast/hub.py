@@ -945,14 +945,6 @@ class Hub(Delivery):
             self._report(None, error)
             return refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
 
-    def _check_identity(self, identity: object) -> Identity:
-        if not isinstance(identity, Identity):
-            raise ValidationError(
-                f"authenticate must return Identity or None, not {type(identity).__name__}"
-            )
-        check_identity(identity)
-        return identity
-
     def _reason_against(self, identity: Identity) -> str | None:
         """Why a client may not have an identity that `authenticate` gave, if it may not."""
         if identity.expires_at is not None and identity.expires_at <= time.time():
@@ -1024,7 +1016,7 @@ class Hub(Delivery):
                     raise  # its own, not ours
                 self._count_limit("authentication_timeout")
             if identity is not None:
-                self._check_identity(identity)
+                check_identity(identity)
         except BaseException as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

@@ -34,8 +34,12 @@ class Identity(msgspec.Struct, frozen=True):
     device_id: str | None = None
 
 
-def check_identity(identity: Identity) -> None:
-    """Raises ValidationError for an identity that no client can have."""
+def check_identity(identity: object) -> None:
+    """Raises ValidationError for what is no identity, or one that no client can have."""
+    if not isinstance(identity, Identity):
+        raise ValidationError(
+            f"authenticate must return Identity or None, not {type(identity).__name__}"
+        )
     if identity.user_data is not None and not isinstance(identity.user_data, dict):
         raise ValidationError(
             f"user_data must be a dict or None, not {type(identity.user_data).__name__}"

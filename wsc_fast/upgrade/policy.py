@@ -18,6 +18,7 @@ from wsc_fast._core.handshake import RequestHead
 from wsc_fast.addresses import is_trusted, origin_allowed, parse_address, parse_host
 from wsc_fast.log import log
 from wsc_fast.upgrade.answers import answer, refusal
+from wsc_fast.upgrade.identity import check_identity
 from wsc_fast.upgrade.negotiation import choose_subprotocol, list_items, negotiate_deflate
 from wsc_fast.upgrade.request import Request
 
@@ -84,7 +85,7 @@ def accept(
         if identity is None:
             return _refuse_unauthenticated(hub)
         if not inspect.isawaitable(identity):
-            hub._check_identity(identity)
+            check_identity(identity)
             if hub._reason_against(identity) is not None:
                 return _refuse_unauthenticated(hub)
             if full and hub._client_of(identity) is None:
