@@ -356,14 +356,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         Thread-safety: any thread. Source: go-wsc `Client.Send`.
         """
         if self.engine.away():
-            self.engine._send_on_loop(
+            self.engine.deliveries.send_on_loop(
                 partial(self.send, message, key=key), message, self.id, self.user_id
             )
             return
         if self.state != OPEN:
             error = ClientDisconnectedError(f"client {self.id!a} is not connected")
             if self.engine.limits.evicted != NULL:
-                self.engine._refused(message, self.id, "conn_closed", error, self.user_id)
+                self.engine.deliveries.refused(message, self.id, "conn_closed", error, self.user_id)
             raise error
         self.engine.deliver(self, self.engine.framed(message, self.id), key, RUN_NORMAL)
 
@@ -386,7 +386,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """
         check_close(code, reason)
         if self.engine.away():
-            self.engine._on_loop(partial(self.disconnect, code, reason))
+            self.engine.deliveries.on_loop(partial(self.disconnect, code, reason))
             return
         if self.inbox is not None:
             self.inbox.forget_messages()
@@ -436,11 +436,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.input_closed = True  # what comes is no frame before it is known to be one
         try:
             self.drains = keeps_input(stream)
-            self.handshake = self.engine._handshake(self, stream)
+            self.handshake = self.engine.requests.begin(self, stream)
             self.input_closed = self.handshake is None
         except BaseException as error:
             stream.abort()
-            self.engine._report(None, error)
+            self.engine.application.report(None, error)
 
     def _begin(self, stream, int descriptor, bint secure, str remote_address not None):
         """The connection stands: its 101 is written, and this is its protocol.
@@ -472,7 +472,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             stream.set_write_buffer_limits(high=1 if secure and not self.drains else 0, low=0)
             if stream.get_write_buffer_size() > 0:
                 self.engine.set_blocked(self, True)
-            self.engine._connected(self)
+            self.engine.admission.connected(self)
         except BaseException as error:
             self.failed(error)
 
@@ -625,7 +625,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def _transport(self):
         """The asyncio transport, of a request too; None where there is none yet, or no more."""
         if self.stream is None and self.handshake is not None:
-            return self.handshake._transport
+            return self.handshake.transport
         return self.stream
 
     def _close_transport(self):
@@ -871,11 +871,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 finally:
                     PyContext_Exit(context)
             except BaseException as error:
-                self.engine._callback_failed(self, error)
+                self.engine.application.callback_failed(self, error)
             if result is not None:
-                self.engine._await_result(self, result)
+                self.engine.application.wait_for_result(self, result)
         elif self.engine.message_handlers or self.engine.publish_filter is not None:
-            self.engine._dispatch(self, self.engine.message_handlers, content)
+            self.engine.application.receive(self, self.engine.message_handlers, content)
         return 0
 
     cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1:
@@ -933,7 +933,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int failed(self, object error) except -1:
         self.failing = self.failing or self.input_closed
         try:
-            self.engine._report(self, error)
+            self.engine.application.report(self, error)
         finally:
             if self.state <= OPEN:
                 self.begin_close(1011, "")
@@ -1026,7 +1026,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                     return 0
             self.engine.counters.heartbeat_timeouts += 1
             self.begin_close(1001, "heartbeat timeout")
-            self.engine._connection_lost(
+            self.engine.application.connection_lost(
                 self, f"heartbeat timeout: nothing came from the client for {idle:.3g} s"
             )
             return 0
@@ -1047,7 +1047,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.failing = True
         self.engine.counters.protocol_errors += 1
         self.begin_close(code, reason)
-        self.engine._protocol_error(self, ProtocolError(code, reason))
+        self.engine.application.protocol_failed(self, ProtocolError(code, reason))
         return 0
 
     cdef int begin_close(self, int code, str reason) except -1:
@@ -1254,7 +1254,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.engine.expel(self)
             self.end_timers()
         except BaseException as error:
-            self.engine._report(self, error)
+            self.engine.application.report(self, error)
         lost = outbox_clear(&self.box)
         if lost and self.close_queued:
             lost -= 1
@@ -1265,15 +1265,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             try:
                 self.engine.lose(self, frames, self.end or "conn_closed", None)
             except BaseException as error:
-                self.engine._report(self, error)
+                self.engine.application.report(self, error)
         try:
             if broken and self.announced:
-                self.engine._connection_lost(
+                self.engine.application.connection_lost(
                     self, "the connection broke: it ended without a close frame"
                 )
-            self.engine._disconnected(self, self.announced)
+            self.engine.admission.disconnected(self, self.announced)
         except BaseException as error:
-            self.engine._report(self, error)
+            self.engine.application.report(self, error)
         return self.drop_context()
 
     cdef int end_timers(self) except -1:

@@ -1,8 +1,8 @@
 """Clients, users, rooms and the send calls of a Hub.
 
 Threads: every public method may be called from any thread. Off the loop's thread it hands itself
-to the loop through `_on_loop` (hub.py) and returns or raises there as it would here. While the hub
-is not running there is no loop's thread, and calls work where they are made.
+to the loop through `deliveries.on_loop` (upward.py) and returns or raises there as it would here.
+While the hub is not running there is no loop's thread, and calls work where they are made.
 """
 
 import re
@@ -169,6 +169,40 @@ cdef class Engine(Fanout):
         self.crowded = self.read_turn_due = False
         self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
 
+    def _join(self, requests, admission, application, deliveries):
+        """Has these hear of what happens here; upward.py has their interfaces."""
+        self.requests = requests
+        self.admission = admission
+        self.application = application
+        self.deliveries = deliveries
+
+    def _configure(self, config):
+        """Takes the settings that hold from the start on; for a hub that does not run."""
+        self._set_read_buffer(config.read_buffer_size)
+        self._set_compression(
+            config.enable_compression, config.compression_level, config.compression_threshold
+        )
+
+    def _configure_live(self, config):
+        """Takes the settings that a running hub takes."""
+        self._set_limits(
+            config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
+        )
+        self._set_rates(config.message_rate, config.byte_rate, config.rate_limit_action)
+        self._set_timeouts(config.heartbeat_timeout, config.message_timeout)
+        self._heartbeat_interval = config.heartbeat_interval
+        self._close_timeout = config.close_timeout
+        self._max_rooms = config.max_rooms
+        self._max_rooms_per_client = config.max_rooms_per_client
+        self._max_message_size = config.max_message_size
+        self._max_fragments = config.max_fragments
+        self._auth_input_bytes = config.authentication_input_bytes
+
+    def _set_timeouts(self, double heartbeat, double message):
+        """How long a client may be silent, and a message under way, in seconds."""
+        self._heartbeat_timeout = heartbeat
+        self._message_timeout = message
+
     def _new_context(self):
         """A contextvars.Context for what is no client's."""
         return PyContext_Copy(self.variables)
@@ -258,7 +292,7 @@ cdef class Engine(Fanout):
         self.publish_filter = publish_filter
 
     def _watch_losses(self, watched):
-        """Whether `_lost` is called for what is dropped or not sent."""
+        """Whether `Deliveries.lost` is called for what is dropped or not sent."""
         self.limits.evicted = <PyObject*>self.evicted if watched else NULL
 
     cdef int over(self, str limit) except -1:
@@ -356,7 +390,7 @@ cdef class Engine(Fanout):
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
         if self.limits.evicted != NULL and frames:
-            self._lost(sink, frames, reason, error)
+            self.deliveries.lost(sink, frames, reason, error)
         return 0
 
     def _set_message_handlers(self, tuple handlers):
@@ -531,7 +565,7 @@ cdef class Engine(Fanout):
         Thread-safety: any thread. Source: go-wsc `Broadcast`.
         """
         if self.away():
-            return self._send_on_loop(
+            return self.deliveries.send_on_loop(
                 partial(self.broadcast, message, exclude=exclude, key=key), message, ""
             )
         return self.publish(self.everyone, None, message, exclude, key, "")
@@ -570,7 +604,7 @@ cdef class Engine(Fanout):
         """
         cdef MemberSet room
         if self.away():
-            return self._send_on_loop(
+            return self.deliveries.send_on_loop(
                 partial(self.broadcast_to_room, room_id, message, exclude=exclude, key=key),
                 message, room_id, "",
             )
@@ -593,7 +627,7 @@ cdef class Engine(Fanout):
         """
         cdef Sink sink
         if self.away():
-            self._send_on_loop(
+            self.deliveries.send_on_loop(
                 partial(self.send_to_client, client_id, message, key=key), message, client_id
             )
             return
@@ -601,7 +635,7 @@ cdef class Engine(Fanout):
             sink = self.find_client(client_id)
         except ClientNotFoundError as error:
             if self.limits.evicted != NULL:
-                self._refused(message, client_id, "conn_closed", error)
+                self.deliveries.refused(message, client_id, "conn_closed", error)
             raise
         self.deliver(sink, self.framed(message, client_id), key, RUN_NORMAL)
 
@@ -625,7 +659,7 @@ cdef class Engine(Fanout):
             return encode_message(message)
         except ValidationError as error:
             if self.limits.evicted != NULL:
-                self._refused(message, recipient, "validation", error)
+                self.deliveries.refused(message, recipient, "validation", error)
             raise
 
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1:
@@ -696,10 +730,10 @@ cdef class Engine(Fanout):
         """
         try:
             if self.away():
-                return self._on_loop(partial(self._send_message, user_id, message))
+                return self.deliveries.on_loop(partial(self._send_message, user_id, message))
             return self._send_message(user_id, message)
         except Exception as error:
-            self._send_failed(message, user_id, error)
+            self.deliveries.send_failed(message, user_id, error)
             raise
 
     cpdef Py_ssize_t _send_message(self, user_id, message) except -1:
@@ -713,7 +747,7 @@ cdef class Engine(Fanout):
         frame = ENCODER.encode_frame(message)
         queued = self.offer_to_user(user_id, frame, message.priority - 1)
         if queued <= 0:
-            raise self._not_queued(user_id, queued)
+            raise self.deliveries.not_queued(user_id, queued)
         return queued
 
     cpdef bint _has_clients(self, str user_id) except -1:
@@ -853,7 +887,7 @@ cdef class Engine(Fanout):
         Thread-safety: any thread. Source: go-wsc `CreateRoom`.
         """
         if self.away():
-            self._on_loop(partial(self.create_room, room_id))
+            self.deliveries.on_loop(partial(self.create_room, room_id))
             return
         check_id("room", room_id)
         if room_id in self.rooms:
@@ -876,7 +910,7 @@ cdef class Engine(Fanout):
         """
         cdef MemberSet room
         if self.away():
-            self._on_loop(partial(self.delete_room, room_id))
+            self.deliveries.on_loop(partial(self.delete_room, room_id))
             return
         room = self.find_room(room_id)
         if self.batch_set is room:
@@ -903,7 +937,7 @@ cdef class Engine(Fanout):
         cdef Sink sink
         cdef MemberSet room
         if self.away():
-            self._on_loop(partial(self.join_room, client_id, room_id))
+            self.deliveries.on_loop(partial(self.join_room, client_id, room_id))
             return
         sink = self.find_client(client_id)
         room = self.find_room(room_id)
@@ -942,7 +976,7 @@ cdef class Engine(Fanout):
         cdef Sink sink
         cdef MemberSet room
         if self.away():
-            self._on_loop(partial(self.leave_room, client_id, room_id))
+            self.deliveries.on_loop(partial(self.leave_room, client_id, room_id))
             return
         room = self.find_room(room_id)
         sink = self.find_client(client_id)
@@ -966,7 +1000,7 @@ cdef class Engine(Fanout):
         """
         cdef Sink sink
         if self.away():
-            return self._on_loop(partial(self.get_room_clients, room_id))
+            return self.deliveries.on_loop(partial(self.get_room_clients, room_id))
         return [sink.id for sink in self.find_room(room_id).items]
 
     def get_rooms(self):
@@ -997,7 +1031,7 @@ cdef class Engine(Fanout):
         Thread-safety: any thread.
         """
         if self.away():
-            return self._on_loop(partial(self.get_client_rooms, client_id))
+            return self.deliveries.on_loop(partial(self.get_client_rooms, client_id))
         return rooms_of(self.find_client(client_id))
 
     # --- heartbeat and stats (for hub.py) ---

@@ -60,7 +60,7 @@ async def contents_acknowledged(client: RawClient, count: int) -> list[str]:
 
 async def caught_up(hub: Hub) -> None:
     """Returns once no client is to be sent anything more of what was stored for it."""
-    await eventually(lambda: not hub._acks.replaying)  # type: ignore[union-attr]
+    await eventually(lambda: not hub._delivery.acks.replaying)  # type: ignore[union-attr]
 
 
 async def eventually_count(store: OfflineStore, user_id: str, count: int) -> None:

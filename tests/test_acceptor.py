@@ -41,7 +41,7 @@ def records(data: bytes, size: int) -> bytes:
 
 
 def acceptor(hub: Hub) -> Acceptor:
-    (found,) = hub._listener.acceptors
+    (found,) = hub._parts.listener.acceptors
     return found
 
 
@@ -385,7 +385,7 @@ async def test_whoever_gives_way_is_counted_once(
         for one in (*crowd, *clients):
             one.close()
         await eventually(lambda: sum(hub.get_stats().rejected.values()) == 20)
-        await eventually(lambda: not hub._handshaking and not hub.connections)
+        await eventually(lambda: not hub._parts.requests._waiting and not hub.connections)
         rejected = hub.get_stats().rejected
         assert (rejected["handshakes"], rejected["gone"]) == (15, 5)
 

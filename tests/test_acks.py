@@ -334,7 +334,7 @@ async def test_nothing_is_kept_in_memory_for_users_who_are_away() -> None:
     async with running(hub):
         for n in range(1000):
             await hub.send_ack_message_to_user(f"user {n}", ACKMessage(content="x")).accepted()
-        acks: Any = hub._acks
+        acks: Any = hub._delivery.acks
         assert not acks._users
         await eventually(lambda: not acks._parked)
         assert acks.count == 0
@@ -706,7 +706,7 @@ async def test_a_store_that_fails_for_many_is_looked_at_once_for_all() -> None:
     async with running(hub):
         raw, _ = await join(hub, "a&user=ann")
         pending = [hub.send_ack_message_to_user("ann", ACKMessage()) for _ in range(5_000)]
-        acks: Any = hub._acks
+        acks: Any = hub._delivery.acks
         listed = 0
         list_unstored = acks._list_unstored
 

@@ -82,8 +82,8 @@ def test_each_origin_that_the_setting_takes_is_allowed(entry: str) -> None:
 def test_each_host_that_the_setting_takes_is_the_one_of_its_requests(entry: str) -> None:
     if taken(allowed_hosts=(entry,)):
         hub = Hub(HubConfig(allowed_hosts=(entry,)))
-        assert parse_host(entry) in hub._allowed_hosts
-        assert parse_host(entry.swapcase()) in hub._allowed_hosts
+        assert parse_host(entry) in hub._parts.site.allowed_hosts
+        assert parse_host(entry.swapcase()) in hub._parts.site.allowed_hosts
 
 
 @given(st.ip_addresses(), st.integers(0, 128), st.booleans())
@@ -107,7 +107,7 @@ def test_each_network_that_the_setting_takes_has_the_addresses_in_it(
         # IPv4 within IPv6 counts as IPv4, which a network that holds more of IPv6 is not.
         trusted = getattr(member, "ipv4_mapped", None) is None or network.prefixlen >= 96
         for peer in texts:
-            told = forwarded_address(peer, ["192.0.2.7"], hub._trusted_proxies)
+            told = forwarded_address(peer, ["192.0.2.7"], hub._parts.site.trusted_proxies)
             assert (told == "192.0.2.7") == trusted
 
 

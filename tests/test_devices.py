@@ -133,10 +133,10 @@ def paths_of(store: OfflineStore) -> tuple[str, ...]:
 
 
 async def noted(hub: Hub, user: str) -> set[str]:
-    assert hub._acks is not None
-    assert hub._acks.store is not None
-    await hub._acks.opened()
-    return {each.id for each in await hub._acks.store.read(key_of_devices(user))}
+    assert hub._delivery.acks is not None
+    assert hub._delivery.acks.store is not None
+    await hub._delivery.acks.opened()
+    return {each.id for each in await hub._delivery.acks.store.read(key_of_devices(user))}
 
 
 async def eventually_noted(hub: Hub, user: str, devices: set[str]) -> None:
@@ -201,7 +201,7 @@ async def test_clients_without_a_device_share_the_mailbox_of_their_user() -> Non
         assert await pending is AckStatus.CONFIRMED
         assert hub.get_pending_acks(client_of(hub, "phone")) != []
         assert await contents_acknowledged(phone, 1) == ["x"]
-        await eventually(lambda: hub._acks.count == 0)  # type: ignore[union-attr]
+        await eventually(lambda: hub._delivery.acks.count == 0)  # type: ignore[union-attr]
 
 
 def client_of(hub: Hub, device: str) -> str:
@@ -403,7 +403,7 @@ async def test_nothing_is_left_of_devices_that_have_gone() -> None:
             assert await contents_acknowledged(raw, 1) == ["x"]
             assert await pending is AckStatus.CONFIRMED
             await leave(hub, raw)
-        acks: Any = hub._acks
+        acks: Any = hub._delivery.acks
         devices: Any = acks._devices
         await eventually(lambda: not acks.journal.busy)
         del pending

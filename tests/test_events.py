@@ -705,7 +705,7 @@ async def test_a_callback_that_never_ends_is_cancelled_once_its_client_has_gone(
         for number in range(1, 4):
             await leaves(hub, b"a", b"b", b"c")
             await eventually(lambda: len(seen) == 2 * number)  # noqa: B023
-        await eventually(lambda: not hub._tasks)
+        await eventually(lambda: not hub._parts.tasks)
         assert hub.get_stats().limited["callback_close_timeout"] == 3
         assert hub.get_stats().callback_errors == 0
     assert seen == ["cancelled", "gone"] * 3
@@ -727,9 +727,9 @@ async def test_an_async_on_client_disconnected_that_never_ends_is_cancelled(any_
 
     async with running(hub):
         await leaves(hub, b"a")
-        await eventually(lambda: begun == 2 and not hub._tasks)
+        await eventually(lambda: begun == 2 and not hub._parts.tasks)
         await leaves(hub)
-        await eventually(lambda: begun == 3 and not hub._tasks)
+        await eventually(lambda: begun == 3 and not hub._parts.tasks)
         assert hub.get_stats().limited["callback_close_timeout"] == 3
 
 
@@ -795,7 +795,7 @@ async def test_a_callback_that_takes_no_cancellation_is_told_of_and_does_no_harm
     async with running(hub):
         await leaves(hub, b"a", b"b")
         await eventually(lambda: seen == ["a", "gone"])
-        await eventually(lambda: not hub._tasks)
+        await eventually(lambda: not hub._parts.tasks)
 
 
 # --- connections that are lost ---

@@ -393,7 +393,9 @@ async def test_too_much_is_held_back_behind_a_replay() -> None:
     hub, heard = hub_of(HubConfig(outbox_messages=2), store=MemoryOfflineStore())
     async with running(hub):
         raw, client = await stalled(hub)
-        await eventually(lambda: not hub._acks.replaying)  # of what the store holds: nothing
+        await eventually(
+            lambda: not hub._delivery.acks.replaying
+        )  # of what the store holds: nothing
         client.send("no room for a replay")
         hub.send_ack_message_to_user("ann", ACKMessage())
         with contextlib.suppress(QueueFullError):
@@ -951,7 +953,7 @@ def test_a_handler_needs_its_method(kind: str, value: Any) -> None:
     hub = Hub()
     with pytest.raises(ValidationError, match=f"handle_{kind}, which Wrong has not"):
         getattr(hub, f"add_{kind}_handler")(wrong)
-    assert not hub._failures.active
+    assert not hub._delivery.failures.active
 
 
 # --- handlers harm nobody ---
@@ -1274,8 +1276,8 @@ async def test_without_a_handler_nothing_is_kept_and_all_is_the_same() -> None:
             stats = hub.get_stats()
             outcomes.append((stats.dropped, stats.refused, client.dropped_messages))
             if not with_handler:
-                assert not hub._failures.active
-                assert hub._failures._queues == ()
+                assert not hub._delivery.failures.active
+                assert hub._delivery.failures._queues == ()
                 assert hub.witness == [] if hasattr(hub, "witness") else True
             else:
                 await eventually(lambda: len(heard.of("send_failure")) == 22)  # noqa: B023

@@ -120,12 +120,12 @@ async def received_until(raw: RawClient, last: str) -> list[str]:
 
 def is_writing(hub: Hub) -> bool:
     """Whether the offline store has something to do still."""
-    inner: Any = hub._acks
+    inner: Any = hub._delivery.acks
     return inner._journal is not None and inner._journal.busy
 
 
 def assert_nothing_left(hub: Hub) -> None:
-    inner: Any = hub._acks
+    inner: Any = hub._delivery.acks
     assert not inner._users
     assert not inner._parked
     assert not is_writing(hub)
@@ -387,7 +387,7 @@ async def main(path, count):
     for n in range(count):
         await hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))).accepted()
     print(hub.port, flush=True)
-    store = hub._acks.store
+    store = hub._delivery.acks.store
     left = int(await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline))
     while hub.get_stats().acks_confirmed + left < 20 or await store.count("ann") != left:
         await asyncio.sleep(0.001)
@@ -476,7 +476,7 @@ async def test_G11_messages_that_nobody_acknowledges_leave_nothing(end: str, cou
         # None has a task of its own, nor a timer: those are shared by all of a hundredth second.
         # There is one that sends them, and one that tells the handlers.
         assert len(asyncio.all_tasks()) <= tasks + 2
-        inner: Any = hub._acks
+        inner: Any = hub._delivery.acks
         assert len(inner._timers.slots) <= (time.monotonic() - started) / TICK + 2
         if end == "disconnect":
             raw.reset()
@@ -597,7 +597,7 @@ async def test_G15_ten_thousand_pending_to_a_dead_client() -> None:
     count = 10_000
     config = HubConfig(outbox_messages=100)
     hub = acking(config=config, timeout=3.0, retry_interval=0.05, max_retries=2000)
-    inner: Any = hub._acks
+    inner: Any = hub._delivery.acks
     async with running(hub):
         dead, client = await join(hub, "a&user=ann", rcvbuf=4096)
         await stall(client, 1 << 22)
@@ -731,8 +731,8 @@ async def test_G18_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for message_id in stored:
             assert (await received(back))["id"] == message_id
             await acknowledge(back, message_id)
-        assert hub._acks is not None
-        await eventually_count(hub._acks.store, "ann", 0)
+        assert hub._delivery.acks is not None
+        await eventually_count(hub._delivery.acks.store, "ann", 0)
         back.reset()
         await eventually(lambda: hub.get_connected_clients() == 1)
         await hub.send_ack_message_to_user("ann", ACKMessage(content="fits")).accepted()
@@ -780,8 +780,8 @@ async def test_G18_G20_redis_is_stopped_and_started_again(tmp_path: Path) -> Non
             back, _ = await join(hub, "a&user=ann")
             await answer(back, ["1", "2", "3"])
             assert {await each for each in kept} == {AckStatus.CONFIRMED}
-            assert hub._acks is not None
-            await eventually_count(hub._acks.store, "ann", 0)
+            assert hub._delivery.acks is not None
+            await eventually_count(hub._delivery.acks.store, "ann", 0)
             for raw in (watcher, bob, back):
                 raw.close()
 
@@ -893,7 +893,7 @@ async def test_nothing_is_left_after_ten_thousand_rounds(store: bool) -> None:
         if kept is not None:
             await eventually_count(kept, "ann", 0)
         del pending
-        await eventually(lambda: not hub._acks._users)  # type: ignore[union-attr]
+        await eventually(lambda: not hub._delivery.acks._users)  # type: ignore[union-attr]
         await eventually(lambda: not is_writing(hub))
         gc.collect()
         assert_nothing_left(hub)
@@ -957,7 +957,7 @@ async def test_what_waits_for_the_store_to_open_keeps_its_order() -> None:
         ]
         await asyncio.sleep(0)
         store.opening.set()
-        inner: Any = hub._acks
+        inner: Any = hub._delivery.acks
         inner.journal._opening.add_done_callback(
             lambda _: pending.append(hub.send_ack_message_to_user("ann", ACKMessage(content="3")))
         )
@@ -1010,7 +1010,7 @@ async def test_what_another_client_acknowledges_during_a_replay_is_not_sent_agai
         one, _ = await join(hub, "a&user=ann")
         for n in range(100):
             assert (await received(one))["id"] == str(n)
-        await eventually(lambda: hub._acks._users["ann"].replays == {})  # type: ignore[union-attr]
+        await eventually(lambda: hub._delivery.acks._users["ann"].replays == {})  # type: ignore[union-attr]
         # So that its replay has to wait.
         hub.on_client_connected(lambda client: client.send(bytes(1 << 22)))
         two, client = await join(hub, "b&user=ann", rcvbuf=4096)
@@ -1108,7 +1108,7 @@ async def test_a_store_that_does_not_close() -> None:
     finally:
         stuck = hub.loop is not None
         if stuck:
-            hub._acks.store = None  # type: ignore[union-attr]
+            hub._delivery.acks.store = None  # type: ignore[union-attr]
             await hub.stop(0.5)
     assert not stuck
 
@@ -1131,7 +1131,7 @@ async def test_the_failure_of_a_store_to_open_is_not_left_to_the_collector(
     hub = acking(SQLiteOfflineStore(path))
     with pytest.raises(OfflineStoreError):
         await hub.start(port=0)
-    hub._acks = None
+    hub._delivery.acks = None
     gc.collect()
     assert "never retrieved" not in caplog.text
 
@@ -1234,7 +1234,7 @@ async def test_callbacks_that_raise_lose_no_message(raising: str) -> None:
         await eventually(lambda: hub.connections == 0)
         await eventually_count(store, "ann", 20)
         assert {each.status for each in pending} == {AckStatus.STORED}
-        hub._on_connected = ()
+        hub._parts.callbacks._on_connected = ()
         raw, _ = await join(hub, "b&user=ann")
         for each in pending:
             message = await received(raw)

@@ -1140,8 +1140,8 @@ async def test_F20_ten_thousand_connects_leave_nothing_behind(batches: int) -> N
             assert hub.get_all_connected_users() == []
             assert hub.get_room_clients("room") == []
             assert hub._closing_clients() == []
-            assert not hub._handshaking
-            assert not hub._tasks
+            assert not hub._parts.requests._waiting
+            assert not hub._parts.tasks
             stats = hub.get_stats()
             assert (stats.connections, stats.queued_messages, stats.queued_bytes) == (0, 0, 0)
     finally:

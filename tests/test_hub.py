@@ -1110,7 +1110,12 @@ def test_no_callback_is_lost_that_threads_register_at_once(
     for _ in range(10):
         hub = Hub()
         in_threads(lambda number, hub=hub: register(hub, lambda *_, number=number: None))  # type: ignore[misc]
-        lists = (hub._on_connected, hub._on_disconnected, hub._on_message, hub._on_error)
+        lists = (
+            hub._parts.callbacks._on_connected,
+            hub._parts.callbacks._on_disconnected,
+            hub._parts.callbacks._on_message,
+            hub._parts.callbacks._on_error,
+        )
         assert sorted(len(handlers) for handlers in lists) == [0, 0, 0, THREADS * EACH]
 
 
@@ -1125,7 +1130,7 @@ def test_a_route_that_threads_register_at_once_is_one_thread_s(quick_switches: N
                 made.append(number)
 
         in_threads(register)
-        assert len(made) == len(hub._routes) == EACH
+        assert len(made) == len(hub._parts.site._routes) == EACH
 
 
 THREADS, EACH = 8, 50

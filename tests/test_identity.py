@@ -93,7 +93,7 @@ async def test_an_identity_that_has_ended_has_no_effect(
         await eventually(lambda: hub.get_stats().connections == 1)
         stats = hub.get_stats()
         assert (stats.rejected["auth"], stats.replaced_clients) == (2, 0)
-        assert not hub._expiring
+        assert not hub._parts.admission._expiring
         bob.close()
 
 
@@ -250,7 +250,7 @@ async def test_a_full_hub_lets_nobody_else_in(is_async: bool, who: str) -> None:
         assert stats.rejected["full"] == stats.limited["max_connections"]
         assert stats.rejected["full"] == (0 if who.endswith("d0") else 20)
         await eventually(lambda: hub.get_stats().connections == 3)
-        assert not hub._returning
+        assert not hub._parts.admission._returning
         for raw in ghosts:
             raw.close()
 
@@ -293,13 +293,13 @@ async def test_a_full_hub_finds_out_about_few_at_once() -> None:
         assert len(asked) == 12
         # Who leaves makes room for the next.
         waiting.pop().close()
-        await eventually(lambda: len(hub._returning) == 9)
+        await eventually(lambda: len(hub._parts.admission._returning) == 9)
         waiting.append(await RawClient.open(hub, "/ws?user=u1&id=d1"))
         await eventually(lambda: len(asked) == 13)
         go.set()
         await eventually(lambda: hub.get_stats().connections == 2)
         assert sorted(hub.get_connected_client_ids()) == ["d0", "d1"]
-        assert not hub._returning
+        assert not hub._parts.admission._returning
         for raw in (*ghosts, *waiting):
             raw.close()
 

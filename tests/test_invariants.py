@@ -422,7 +422,7 @@ async def test_invariant_7_callbacks_may_do_anything(any_loop: str, seed: int) -
     async with running(hub):
         await asyncio.gather(*(visit_patiently(f"c{number}") for number in range(30)))
         await eventually(lambda: hub.connections == 0)
-        await eventually(lambda: not hub._tasks)
+        await eventually(lambda: not hub._parts.tasks)
         assert hub.get_connected_client_ids() == []
         for room in hub.get_rooms():
             assert hub.get_room_clients(room) == []

@@ -49,7 +49,7 @@ async def test_a_store_that_was_away_when_it_was_attached_is_opened_later() -> N
     store = TroubledStore()
     store.failing.add("open")
     hub = acking(None)
-    hub._acks = None
+    hub._delivery.acks = None
     async with running(hub):
         hub.enable_ack(ACKConfig(enable_offline_messages=True), store=store)
         with pytest.raises(OfflineStoreError, match="cannot open"):
@@ -73,7 +73,7 @@ async def test_what_waits_for_a_store_to_open_comes_in_order_and_is_bounded() ->
     store = TroubledStore()
     store.gate.clear()
     hub = acking(None)
-    hub._acks = None
+    hub._delivery.acks = None
     async with running(hub):
         config = ACKConfig(enable_offline_messages=True, max_pending_bytes=100_000)
         hub.enable_ack(config, store=store)
@@ -224,7 +224,7 @@ async def test_acknowledgements_of_many_users_are_removed_over_several_turns() -
     store = MemoryOfflineStore()
     hub = acking(store)
     async with running(hub):
-        inner = hub._acks
+        inner = hub._delivery.acks
         assert inner is not None
         users = [f"user{n}" for n in range(3 * journal.USERS_AT_ONCE)]
         for user in users:

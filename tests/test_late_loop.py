@@ -86,7 +86,7 @@ async def test_a_request_that_waits_in_the_socket_is_answered(any_loop: str, par
         with await RawClient.open(hub, upgrade=False) as raw:
             request = raw.request(hub)
             await raw.send_raw(request[:part])
-            await eventually(lambda: hub._handshaking)
+            await eventually(lambda: hub._parts.requests._waiting)
             await stand_still(lambda: raw.sock.send(request[part:]))
             assert (await raw.read_response()).startswith(b"HTTP/1.1 101 ")
             assert hub.get_stats().limited["handshake_timeout"] == 0
@@ -96,7 +96,7 @@ async def test_a_request_that_does_not_come_is_ended_all_the_same(any_loop: str)
     hub = Hub(HubConfig(handshake_timeout=SHORT))
     async with running(hub):
         with await RawClient.open(hub, upgrade=False) as raw:
-            await eventually(lambda: hub._handshaking)
+            await eventually(lambda: hub._parts.requests._waiting)
             await stand_still(lambda: None)
             assert await raw.read_all() == b""
             assert hub.get_stats().limited["handshake_timeout"] == 1
@@ -145,7 +145,7 @@ async def test_a_tls_handshake_whose_rest_waits_in_the_socket_goes_on(
     server_tls, client_tls = any_tls
     hub = Hub(HubConfig(handshake_timeout=SHORT))
     async with running(hub, ssl=server_tls):
-        (acceptor,) = hub._listener.acceptors
+        (acceptor,) = hub._parts.listener.acceptors
         with await Shaking.open(hub, upgrade=False) as raw:
             data = raw.begin(client_tls)
             await eventually(lambda: len(acceptor._waiting_room) == 1)
@@ -168,7 +168,7 @@ async def test_a_tls_handshake_that_stays_half_done_is_ended_and_counted(
     server_tls, client_tls = any_tls
     hub = Hub(HubConfig(handshake_timeout=SHORT))
     async with running(hub, ssl=server_tls):
-        (acceptor,) = hub._listener.acceptors
+        (acceptor,) = hub._parts.listener.acceptors
         with await Shaking.open(hub, upgrade=False) as raw:
             raw.sock.send(raw.begin(client_tls))
             await eventually(lambda: acceptor._shaking)
@@ -272,7 +272,7 @@ async def test_a_retry_finds_the_user_who_came_while_the_loop_stood_still(any_lo
     async with running(hub):
         message = HubMessage(content="x")
         sending = asyncio.create_task(hub.send_to_user_with_retry("ann", message))
-        await eventually(lambda: hub._sleepers._waiting)
+        await eventually(lambda: hub._delivery.sleepers._waiting)
         with socket.socket() as sock:
 
             def come() -> None:

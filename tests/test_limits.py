@@ -81,7 +81,7 @@ async def test_connections_per_address(any_loop: str) -> None:
         for raw in raws:
             raw.close()
         await eventually(lambda: hub.connections == 0)
-        assert hub._limits._counts == {}
+        assert hub._parts.admission._limits._counts == {}
 
 
 def test_floods_of_many_addresses_leave_some_of_the_rate_to_others() -> None:
@@ -137,7 +137,7 @@ async def test_B11_half_open_handshakes_are_bounded_and_an_honest_client_gets_in
     async with running(hub):
         silent = await silent_sockets(hub, 200)
         await eventually(lambda: hub.get_stats().rejected["handshakes"] >= 150)
-        assert len(hub._handshaking) == 50
+        assert len(hub._parts.requests._waiting) == 50
         async with asyncio.timeout(1):
             raw = await RawClient.open(hub)
         raw.close()

@@ -81,7 +81,7 @@ async def test_the_answer_reaches_a_peer_that_still_sends(
         wanted = {"upload": 400, "upgrade": 401, "long head": 431}[kind]
         for _ in range(2):
             assert await asyncio.to_thread(ask, hub.port) == wanted
-        await eventually(lambda: not hub._answered)
+        await eventually(lambda: not hub._parts.requests._answered)
 
 
 @TLS
@@ -97,7 +97,7 @@ async def test_a_slow_reader_gets_all_of_it(
             took = asyncio.get_running_loop().time() - began
         assert answer.endswith(BODY)
         assert took > 0.8  # or this has tried nothing
-        await eventually(lambda: not hub._answered)
+        await eventually(lambda: not hub._parts.requests._answered)
     assert hub.get_stats().limited["close_timeout"] == 0
 
 
@@ -119,8 +119,8 @@ async def test_a_peer_that_does_not_read_is_gone_after_the_close_timeout_and_cou
     async with running(hub, **tls_options(server_tls if tls else None)):
         with await connected(hub, client_tls if tls else None) as raw:
             await raw.send_raw(GET)
-            await eventually(lambda: len(hub._answered) == 1)
-            await eventually(lambda: not hub._answered, timeout=3.0)
+            await eventually(lambda: len(hub._parts.requests._answered) == 1)
+            await eventually(lambda: not hub._parts.requests._answered, timeout=3.0)
             assert hub.get_stats().limited["close_timeout"] == 1
             assert not (await raw.read_all()).endswith(BODY)
 
@@ -152,7 +152,7 @@ async def test_a_peer_that_stays_is_gone_after_the_close_timeout(
                 with contextlib.suppress(OSError):
                     raw.sock.send(b"more")
                 await asyncio.sleep(0.02)
-            await eventually(lambda: not hub._answered, timeout=3.0)
+            await eventually(lambda: not hub._parts.requests._answered, timeout=3.0)
     assert hub.get_stats().limited["close_timeout"] == 0
 
 
@@ -167,13 +167,13 @@ async def test_those_that_stay_are_bounded_with_those_that_have_not_asked(any_lo
             return raw
 
         silent = [await one(b"GET") for _ in range(5)]
-        await eventually(lambda: len(hub._handshaking) == 5)
+        await eventually(lambda: len(hub._parts.requests._waiting) == 5)
         for _ in range(3 * bound):
             raw = await one(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b" 404 " in await raw.read_all()
-        assert len(hub._answered) <= bound - 5
+        assert len(hub._parts.requests._answered) <= bound - 5
         # Those that make the crowd have gone, and not those that were there before.
-        assert len(hub._handshaking) == 5
+        assert len(hub._parts.requests._waiting) == 5
         assert hub.get_stats().limited["max_handshakes"] >= 2 * bound
         await serves_others(hub)
         for raw in silent:
@@ -192,9 +192,9 @@ async def test_nothing_is_left_of_a_peer_that_leaves(
         for request in (GET, b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n"):
             raw = await connected(hub)
             await raw.send_raw(request)
-            await eventually(lambda: len(hub._answered) == 1)
+            await eventually(lambda: len(hub._parts.requests._answered) == 1)
             leave(raw)
-            await eventually(lambda: not hub._answered, timeout=3.0)
+            await eventually(lambda: not hub._parts.requests._answered, timeout=3.0)
             raw.close()
 
 
@@ -203,9 +203,9 @@ async def test_a_stop_ends_those_that_still_read(any_loop: str) -> None:
     async with running(hub):
         with await connected(hub) as raw:
             await raw.send_raw(GET)
-            await eventually(lambda: len(hub._answered) == 1)
+            await eventually(lambda: len(hub._parts.requests._answered) == 1)
             await hub.stop()
             assert not (await raw.read_all()).endswith(BODY)
-        assert not hub._answered
+        assert not hub._parts.requests._answered
         await hub.start(port=0)
         await serves_others(hub)

@@ -60,7 +60,11 @@ async def test_handshakes_that_end_together_take_turns(
     async with running(hub, ssl=server_tls if tls else None):
 
         def left() -> int:
-            return len(hub._listener.acceptors[0]._waiting_room) if tls else len(hub._handshaking)
+            return (
+                len(hub._parts.listener.acceptors[0]._waiting_room)
+                if tls
+                else len(hub._parts.requests._waiting)
+            )
 
         silent = await silent_sockets(hub, MANY)
         await eventually(lambda: left() == MANY)

@@ -209,7 +209,7 @@ class Life:
         )
         self.hub.on_message_received(lambda client, message: self.heard.append(message))
         self.hub._attach(self.loop)  # type: ignore[arg-type]
-        self.hub._begin()
+        self.hub._life._begin()
         self.peers = [Peer(self.hub, kind) for kind in KINDS]
 
     def message(self, size: int) -> bytes:
@@ -310,7 +310,7 @@ class Life:
         }  # fmt: skip
 
     def close(self) -> None:
-        self.hub._detach()
+        self.hub._life._detach()
         for peer in self.peers:
             peer.ours.close()
             peer.theirs.close()

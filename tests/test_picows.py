@@ -168,7 +168,7 @@ async def test_a_connection_that_is_no_TCP_ends_and_is_counted(any_loop: str) ->
             await loop.sock_sendall(theirs, RawClient.request(hub))
             assert await loop.sock_recv(theirs, 4096) == b""
     assert hub.get_stats().rejected["gone"] == 1
-    assert not hub._returning
+    assert not hub._parts.admission._returning
 
 
 @pytest.mark.parametrize("transport", ["tcp", None, ""])

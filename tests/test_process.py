@@ -145,9 +145,9 @@ def test_a_kernel_without_buffers_is_one_that_takes_it_later(
 CLOCK_SET = (
     BEGIN
     + """
-from wsc_fast import hub as hub_module
+from wsc_fast.upgrade import admission
 
-hub_module._LONGEST_WAIT = 0.1
+admission._LONGEST_WAIT = 0.1
 seconds_set = ctypes.c_long.in_dll(ctypes.CDLL(None), "seconds_set")
 began = time.time()
 
@@ -390,7 +390,7 @@ def call_for_ever():
         hub.get_stats()
 
 threading.Thread(target=serve_for_ever, daemon=True).start()
-while hub.loop is None or not hub._accepting:
+while hub.loop is None or not hub._parts.state.accepting:
     time.sleep(0.001)
 socks = []
 for _ in range(5):

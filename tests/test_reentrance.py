@@ -277,9 +277,9 @@ async def test_a_connection_that_ends_inside_its_own_request_leaves_nothing(
         nonlocal calls
         calls += 1
         if calls == 1:
-            for handshake in hub._handshaking:
+            for handshake in hub._parts.requests._waiting:
                 asyncio.get_running_loop().call_later(0, handshake.abort)  # as its timeout would
-            while hub._handshaking:
+            while hub._parts.requests._waiting:
                 turn_inside(0.01)
 
     async def later(request: Request) -> Identity:
@@ -400,7 +400,7 @@ async def test_a_message_to_a_user_skips_no_client_where_another_leaves_meanwhil
     hub = Hub(HubConfig(outbox_messages=1, overflow="drop_oldest"), authenticate=named)
     if where == "failure":
         hub.add_send_failure_handler(Deaf())
-        between = Between(monkeypatch, hub, "_lost")
+        between = Between(monkeypatch, hub._delivery, "lost")
     else:
         between = Between(monkeypatch, loop, "call_soon")
     async with running(hub):

@@ -116,7 +116,7 @@ async def test_a_stored_message_for_one_client_does_not_come_to_another_that_con
         hub.send_to_user("ann", HubMessage(content="end"))
         assert await contents(phone, 1) == ["end"]
         assert await contents(laptop, 2) == ["for the laptop", "end"]
-        assert hub._acks.count == 1  # type: ignore[union-attr]
+        assert hub._delivery.acks.count == 1  # type: ignore[union-attr]
 
 
 async def test_one_message_to_two_clients_of_a_user_is_two_deliveries() -> None:
@@ -313,7 +313,7 @@ async def test_a_client_that_acknowledges_nothing_is_sent_a_window(size: int) ->
         most = replay.WINDOW if size == 10 else replay.WINDOW_BYTES // size + 1
         got = [number(each) for each in await contents(raw, most)]
         assert got == list(range(most))
-        acks: Any = hub._acks
+        acks: Any = hub._delivery.acks
         # What is in memory is what has been sent, and at most one page that was read for it.
         assert acks.nbytes <= replay.WINDOW_BYTES + (2 << 20)
         ids = [each.id for each in hub.get_pending_acks("a")]
@@ -335,7 +335,7 @@ async def test_backlogs_of_many_users_wait_for_memory_and_all_arrive() -> None:
             for n in range(40):
                 hub.send_ack_message_to_user(user, ACKMessage(content=f"{n} ".ljust(5_000, "x")))
         clients = [(await join(hub, f"{user}/a&user={user}"))[0] for user in users]
-        acks: Any = hub._acks
+        acks: Any = hub._delivery.acks
 
         async def read(raw: RawClient) -> list[int]:
             got = []
@@ -359,7 +359,7 @@ async def test_what_timed_out_is_not_kept_for_a_client_that_does_not_read() -> N
         client.send("1")
         client.send("2")
         first = hub.send_ack_message_to_user("ann", ACKMessage())
-        line = hub._acks._users["ann"].replays[client]._line  # type: ignore[union-attr]
+        line = hub._delivery.acks._users["ann"].replays[client]._line  # type: ignore[union-attr]
         ended = []
         for _ in range(5):
             wave = [hub.send_ack_message_to_user("ann", ACKMessage()) for _ in range(100)]

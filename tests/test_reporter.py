@@ -451,7 +451,7 @@ async def test_data_that_is_no_hub_message_is_told_as_bytes() -> None:
     deep = b'{"id":"m","data":{"x":' + b"[" * TOO_DEEP + b"]" * TOO_DEEP + b"}}"
     async with running(hub):
         for data in (b"none", b'{"id":5}', deep):
-            hub._failures.report(
+            hub._delivery.failures.report(
                 Failure.of_data(data, "ann", SendFailureReason.UNKNOWN, WSCError("store"))
             )
         await eventually(lambda: len(heard.calls) == 3)
@@ -582,7 +582,7 @@ async def test_a_handler_that_is_removed_hears_no_more_and_may_come_back(kind: s
         for n in range(100):
             miss(hub, f"waits {n}")
         hub.remove_send_failure_handler(slow)
-        assert not hub._failures.active
+        assert not hub._delivery.failures.active
         miss(hub, "unheard")
         hub.add_send_failure_handler(slow)
         miss(hub, "heard")
@@ -592,7 +592,7 @@ async def test_a_handler_that_is_removed_hears_no_more_and_may_come_back(kind: s
         assert "first" in heard
         assert "unheard" not in heard
         hub.remove_send_failure_handler(slow)
-        await eventually(lambda: hub._failures._queues == ())
+        await eventually(lambda: hub._delivery.failures._queues == ())
         miss(hub, "unheard")
     assert "unheard" not in heard
 
@@ -731,7 +731,7 @@ async def test_what_waits_takes_no_more_memory_than_its_bound(
                 for raw in clients:
                     raw.reset()
                 await eventually(lambda: hub.connections == 0)
-                assert sum(map(held, hub._failures._queues)) <= reporter.MAX_WAITING_BYTES
+                assert sum(map(held, hub._delivery.failures._queues)) <= reporter.MAX_WAITING_BYTES
             else:
                 before = tracemalloc.get_traced_memory()[0]
                 for n in range(4_000 if kind != "large" else 200):
@@ -759,7 +759,7 @@ async def test_what_waits_takes_no_more_memory_than_its_bound(
             30,
         )
         # All that was taken is given back.
-        (queue,) = hub._failures._queues
+        (queue,) = hub._delivery.failures._queues
         assert queue._room._free == reporter.MAX_WAITING
         assert queue._room._free_bytes == reporter.MAX_WAITING_BYTES
         assert queue._room._held == {}
@@ -877,7 +877,7 @@ async def test_the_bounds_hold_after_a_stop_that_gave_up() -> None:
             miss(hub, f"user {n}")
         await hub.stop(0.0)
     assert hub.get_stats().unreported_failures == 100
-    (queue,) = hub._failures._queues
+    (queue,) = hub._delivery.failures._queues
     assert not queue._waiting
     assert queue._room._held == {}
     slow.let_go.set()

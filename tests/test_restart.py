@@ -28,14 +28,14 @@ from wsc_fast import ConfigError, Hub, HubConfig, HubStateError, ValidationError
 
 async def test_a_drain_sends_clients_away_in_slices() -> None:
     hub = Hub()
-    hub.route("/health")(lambda request: "draining" if hub._draining else "fine")
+    hub.route("/health")(lambda request: "draining" if hub._parts.state.draining else "fine")
     async with running(hub):
         raws = [await RawClient.open(hub) for _ in range(40)]
         loop = asyncio.get_running_loop()
         began = loop.time()
         draining = asyncio.create_task(hub.drain(1.0))
         ends = []
-        await eventually(lambda: hub._draining)
+        await eventually(lambda: hub._parts.state.draining)
         assert (await exchange(hub, RawClient.request(hub))).startswith(b"HTTP/1.1 503 ")
         health = await exchange(hub, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert health.endswith(b"draining")
@@ -66,7 +66,7 @@ async def test_a_drain_ends_once_nobody_is_connected(any_loop: str, reuse_port: 
         async with running(hub, reuse_port=reuse_port):
             raws = [await RawClient.open(hub) for _ in range(10)]
             draining = asyncio.create_task(hub.drain(300.0))
-            await eventually(lambda: hub._draining)
+            await eventually(lambda: hub._parts.state.draining)
             for raw in raws:
                 assert not draining.done()
                 raw.close()
@@ -82,7 +82,7 @@ async def test_a_drain_waits_for_those_who_have_not_asked_yet(
     async with running(hub, reuse_port=True, ssl=server_tls if tls else None):
         with socket.create_connection(("127.0.0.1", hub.port)) as sock:
             draining = asyncio.create_task(hub.drain(30.0))
-            await eventually(lambda: not hub._listener.servers)
+            await eventually(lambda: not hub._parts.listener.servers)
             reader, writer = await asyncio.open_connection(
                 sock=sock, **({"ssl": client_tls, "server_hostname": "127.0.0.1"} if tls else {})
             )
@@ -181,7 +181,7 @@ async def test_tls_before_1_2_is_refused(authority: trustme.CA, tmp_path: Path) 
     hub = Hub()
     async with running(hub, certfile=certfile, keyfile=keyfile):
         await serial(hub, authority, maximum_version=ssl.TLSVersion.TLSv1_2)
-        (acceptor,) = hub._listener.acceptors
+        (acceptor,) = hub._parts.listener.acceptors
         assert acceptor._ssl is not None
         assert acceptor._ssl.minimum_version is ssl.TLSVersion.TLSv1_2
     older = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -401,8 +401,8 @@ async def test_who_waits_in_the_queue_of_a_hub_that_drains_evicts_nobody(
     async with running(hub, reuse_port=True, ssl=server_tls if tls else None):
         port = hub.port
         crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
-        hub._listener.take_queue()
-        (acceptor,) = hub._listener.acceptors
+        hub._parts.listener.take_queue()
+        (acceptor,) = hub._parts.listener.acceptors
         assert len(acceptor._shaking) + len(acceptor._waiting_room) == 40
         assert hub.get_stats().rejected["handshakes"] == 0
         for sock in crowd:
@@ -483,8 +483,10 @@ async def test_a_callback_that_blocks_the_loop_is_named(
 async def test_a_loop_that_turns_is_left_in_peace(caplog: pytest.LogCaptureFixture) -> None:
     hub = Hub(HubConfig(watchdog_timeout=0.2))
     async with running(hub):
-        assert hub._watchdog is not None
-        turns = hub._watchdog._turns
-        await eventually(lambda: hub._watchdog is not None and hub._watchdog._turns > turns + 8)
-    assert hub._watchdog is None
+        assert hub._life._watchdog is not None
+        turns = hub._life._watchdog._turns
+        await eventually(
+            lambda: hub._life._watchdog is not None and hub._life._watchdog._turns > turns + 8
+        )
+    assert hub._life._watchdog is None
     assert not caplog.records

@@ -307,7 +307,7 @@ async def test_G14_no_attempt_after_cancel_timeout_or_stop(how: str) -> None:
         assert time.monotonic() - start < 5
         if how != "stop":
             assert attempts_seen(hub) == before + 1
-            assert not hub._sleepers._waiting
+            assert not hub._delivery.sleepers._waiting
 
 
 async def test_there_is_no_wait_while_the_hub_ends_or_has_ended(any_loop: str) -> None:
@@ -350,7 +350,7 @@ async def test_there_is_no_wait_while_the_hub_ends_or_has_ended(any_loop: str) -
         # Started again, it waits again.
         async with running(hub):
             sending = asyncio.create_task(send())
-            await eventually(lambda: hub._sleepers._waiting)
+            await eventually(lambda: hub._delivery.sleepers._waiting)
             await hub.stop()
             await sending
             assert isinstance(results[-1].final_error, HubStoppedError)
@@ -459,7 +459,7 @@ async def test_a_thousand_at_once() -> None:
         ]
         before = attempts_seen(hub)
         await eventually(lambda: attempts_seen(hub) >= before + 1000)
-        assert len(hub._sleepers._waiting) > 0
+        assert len(hub._delivery.sleepers._waiting) > 0
         reading = asyncio.create_task(raw.recv_rest(60))
         results = await asyncio.gather(*tasks)
         assert all(result.success and result.delivered_to == 1 for result in results)
@@ -470,7 +470,7 @@ async def test_a_thousand_at_once() -> None:
         payloads = b"".join(frame.payload for frame in await reading)
         assert sorted(payloads.count(f'"id":"m{n}"'.encode()) for n in range(1000)) == [1] * 1000
         assert heard.calls == []
-        assert not hub._sleepers._waiting
+        assert not hub._delivery.sleepers._waiting
 
 
 # --- other loops ---
@@ -515,7 +515,7 @@ async def test_G14_a_timeout_on_the_loop_of_another_thread() -> None:
             return "not at all"
 
         assert await asyncio.wait_for(on_another_loop(elsewhere), 5) == "in time"
-        await eventually(lambda: not hub._sleepers._waiting)
+        await eventually(lambda: not hub._delivery.sleepers._waiting)
         assert attempts_seen(hub) <= before + 1
 
 

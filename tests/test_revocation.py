@@ -58,8 +58,8 @@ def end(hub: Hub, client: Client) -> None:
 
 
 def expire(hub: Hub, client: Client) -> None:
-    hub._expiring[client] = (0.0, hub._expiring[client][1])
-    hub._expired(client)
+    hub._parts.admission._expiring[client] = (0.0, hub._parts.admission._expiring[client][1])
+    hub._parts.admission._expired(client)
 
 
 @pytest.mark.parametrize("how", [ban, end, expire])
@@ -84,7 +84,7 @@ async def test_who_is_disconnected_is_heard_no_further(
         gone.let()
         assert (await raw.recv()).code == (4401 if how is expire else 4403)
         raw.close()
-        await eventually(lambda: len(gone.begun) == 1 and not hub._inboxes)
+        await eventually(lambda: len(gone.begun) == 1 and not hub._parts.callbacks.inboxes._of_user)
         assert slow.begun == ["delete-account 0"]
         assert hub.get_stats().messages_abandoned == 49
 
@@ -113,7 +113,7 @@ async def test_a_user_that_is_disconnected_is_not_heard_though_it_has_left(state
         slow.let()
         gone.let()
         raw.close()
-        await eventually(lambda: not hub._inboxes)
+        await eventually(lambda: not hub._parts.callbacks.inboxes._of_user)
         assert len(slow.begun) == 1 + 3
         assert len(gone.begun) == 1
         other.close()
@@ -174,9 +174,9 @@ async def test_a_user_that_is_disconnected_while_it_authenticates_is_not_let_in(
         # Others are let in, and so is who asks again: that is for `authenticate` to refuse.
         await eventually(lambda: sorted(connected) == ["ann-2", "bob"])
         assert hub.get_stats().rejected["auth"] == 1
-        await eventually(lambda: not hub._authenticating)
+        await eventually(lambda: not hub._parts.admission._authenticating)
         hub.disconnect_user("nobody")
-        assert not hub._sent_away
+        assert not hub._parts.admission._sent_away
         for raw in (ann, bob, later):
             raw.close()
 
@@ -250,7 +250,7 @@ async def test_what_waits_is_bounded_as_it_is_in_memory(any_loop: str, kind: str
         )
         sending = asyncio.create_task(raw.send_raw(message * 100))
         await eventually(lambda: hub.get_stats().limited["max_pending_callback_bytes"] == 1)
-        (inbox,) = hub._inboxes[only_client(hub).user_id]
+        (inbox,) = hub._parts.callbacks.inboxes._of_user[only_client(hub).user_id]
         assert most < inbox._nbytes <= most + 4 * len(text) + 1024
         slow.let()
         await sending
@@ -283,7 +283,7 @@ async def test_a_client_has_one_async_on_error_under_way_at_a_time(any_loop: str
         await eventually(lambda: under_way == 1)
         # It is not read meanwhile: not all of them have raised.
         await eventually(lambda: hub.get_stats().limited["max_pending_callbacks"] == 1)
-        assert len(hub._tasks) == 1
+        assert len(hub._parts.tasks) == 1
         assert hub.get_stats().callback_errors == 1
         for _ in range(count):
             go_on.release()
@@ -337,10 +337,10 @@ async def test_errors_of_nobody_have_a_bounded_number_of_async_callbacks() -> No
     async with running(hub):
         for _ in range(100):
             assert b" 500 " in await exchange(hub, RawClient.request(hub))
-        assert len(hub._tasks) == 64
+        assert len(hub._parts.tasks) == 64
         assert hub.get_stats().unreported_errors == 36
         told.let()
-        await eventually(lambda: not hub._tasks)
+        await eventually(lambda: not hub._parts.tasks)
         assert b" 500 " in await exchange(hub, RawClient.request(hub))
         await eventually(lambda: len(told.begun) == 65)
         gc.collect()  # a coroutine that was never awaited would be a warning, and so an error
@@ -364,7 +364,7 @@ async def test_who_has_gone_counts_while_its_callbacks_go_on(any_loop: str, end:
         assert b" 503 " in await exchange(hub, RawClient.request(hub))
         assert hub.get_stats().rejected["full"] == 1
         slow.let()
-        await eventually(lambda: not hub._outlasting)
+        await eventually(lambda: not hub._parts.callbacks.inboxes.outlasting)
         (await RawClient.open(hub)).close()
         await eventually(lambda: hub.get_stats().connections_total == 4)
 
@@ -382,5 +382,5 @@ async def test_an_async_on_error_that_never_ends_is_cancelled_once_its_client_ha
         with await RawClient.open(hub) as raw:
             await raw.send(TEXT, b"\xff")
             assert (await raw.recv()).code == 1007
-        await eventually(lambda: len(gone) == 1 and not hub._tasks)
+        await eventually(lambda: len(gone) == 1 and not hub._parts.tasks)
         assert hub.get_stats().limited["callback_close_timeout"] == 1

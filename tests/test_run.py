@@ -82,7 +82,7 @@ HANDLERS = (
         elif how == "loop":
             hub.loop.add_signal_handler(signal.SIGTERM, other)
         elif how == "exception":
-            hub._stopped.set_exception(ValueError("mine"))
+            hub._life._stopped.set_exception(ValueError("mine"))
             return
         asyncio.ensure_future(hub.stop())
 

@@ -1496,7 +1496,7 @@ async def test_an_identity_that_ends_closes_with_4401(any_loop: str) -> None:
         for raw in (soon, later):
             raw.close()
         await eventually(lambda: len(gone) == 2)
-        assert not hub._expiring
+        assert not hub._parts.admission._expiring
 
 
 @pytest.mark.parametrize("ends", ["soon", -1.0, float("nan"), float("inf"), True])

@@ -130,7 +130,7 @@ async def test_who_waited_for_a_turn_ends_like_any_other(
         crowd = [await TLSClient.open_tls(hub, client_tls, upgrade=False) for _ in range(12)]
         await asyncio.gather(*map(visit, crowd))
         assert waited > 0
-        await eventually(lambda: not hub._handshaking and not hub.connections)
+        await eventually(lambda: not hub._parts.requests._waiting and not hub.connections)
         for raw in crowd:
             raw.close()
 
@@ -200,7 +200,7 @@ async def test_a_connection_that_could_not_begin_is_ended(
         raise failure
 
     async with running(hub, ssl=server_tls if tls else None):
-        monkeypatch.setattr(hub, "_handshake", fail)
+        monkeypatch.setattr(hub._parts.requests, "begin", fail)
         raw = (
             await TLSClient.open_tls(hub, client_tls, upgrade=False, flush=False)
             if tls
@@ -222,19 +222,20 @@ async def test_F1_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socke
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hub = Hub(HubConfig(close_timeout=30.0))
-    step = "_handshake" if when == "connected" else "_accept"
-    done = getattr(hub, step)
+    requests = hub._parts.requests
+    part, step = (requests, "begin") if when == "connected" else (requests.policy, "accept")
+    done = getattr(part, step)
     given_up = 0
 
     def give_up(*args: Any) -> object:
         # Between the end of the handshake and the next step of the task that waits for it.
         nonlocal given_up
-        for task, _ in hub._listener.acceptors[0]._shaking.values():
+        for task, _ in hub._parts.listener.acceptors[0]._shaking.values():
             given_up += task.cancel()
         return done(*args)
 
     async with running(hub, ssl=server_tls):
-        monkeypatch.setattr(hub, step, give_up)
+        monkeypatch.setattr(part, step, give_up)
         with await TLSClient.open_tls(hub, client_tls, upgrade=False, flush=False) as raw:
             # The request comes in the read that ends the handshake, and so do 32 KB behind it.
             if when == "upgraded":
@@ -243,7 +244,9 @@ async def test_F1_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socke
             raw.say_goodbye()
             assert given_up == 1
             # Its transport has ended it, and saw the peer go; a closed descriptor tells of nothing.
-            await eventually(lambda: not hub._handshaking and not hub.connections, timeout=5.0)
+            await eventually(
+                lambda: not hub._parts.requests._waiting and not hub.connections, timeout=5.0
+            )
         monkeypatch.undo()
         with await TLSClient.open_tls(hub, client_tls) as raw:
             await eventually(hub.get_connected_clients)

@@ -6,7 +6,7 @@ from wsc_fast._core.connection import (
 from wsc_fast._core.pending import (
     PendingACK,
 )
-from wsc_fast.adapters.picows import handle_websocket
+from wsc_fast.adapters.picows_server import handle_websocket
 from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
 from wsc_fast.config import (
     ACKConfig,

@@ -68,7 +68,7 @@ def serve(way: str, port: int) -> None:
             await server.serve_forever()
         hub = Hub()
         await hub.start("127.0.0.1", port)
-        assert bool(hub._listener.acceptors) is (way == "Acceptor")
+        assert bool(hub._parts.listener.acceptors) is (way == "Acceptor")
         await asyncio.Event().wait()
 
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

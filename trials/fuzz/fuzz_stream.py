@@ -205,8 +205,8 @@ class Bench:
         self.hub.on_client_disconnected(lambda client: self.lives.append("disconnected"))
         self.hub.route("/health")(lambda request: "well")
         self.hub._attach(self.loop)
-        self.hub._path = "/ws"
-        self.hub._begin()
+        self.hub._parts.site.path = "/ws"
+        self.hub._life._begin()
 
     def close(self) -> None:
         self.hub._attach(None)
@@ -247,7 +247,7 @@ class Bench:
         client = Client(hub)
         secure = bool(options & SECURE)
         kind = options & KIND
-        hub._tls = secure
+        hub._parts.site.tls = secure
         if kind == REQUEST:
             client.connection_made(transport)
         else:
@@ -269,7 +269,12 @@ class Bench:
         loop.turn()
         client.connection_lost(None)
         loop.turn()
-        if hub.connections or hub.get_connected_clients() or hub._handshaking or loop.ready:
+        if (
+            hub.connections
+            or hub.get_connected_clients()
+            or hub._parts.requests._waiting
+            or loop.ready
+        ):
             raise Disagreement("something is left of the connection")
         try:
             while data := self.theirs.recv(1 << 20):

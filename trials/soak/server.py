@@ -391,7 +391,7 @@ class Soak:
         return number, HubMessage(id=str(number), content=content, priority=priority)
 
     def to_user(self) -> None:
-        acks = self.hub._acks
+        acks = self.hub._delivery.acks
         assert acks is not None
         kind = self.draw.random()
         if kind < 0.1 and acks.replaying:
@@ -585,7 +585,7 @@ class Soak:
     # --- what is left ---
 
     async def stat(self) -> dict[str, Any]:
-        hub, acks = self.hub, self.hub._acks
+        hub, acks = self.hub, self.hub._delivery.acks
         assert acks is not None
         stored = 0
         if acks.store is not None and acks.loop is not None:
@@ -600,8 +600,8 @@ class Soak:
             "connections": hub.connections,
             "connected clients": hub.get_connected_clients(),
             "closing clients": len(hub._closing_clients()),
-            "handshakes": len(hub._handshaking),
-            "hub tasks": len(hub._tasks),
+            "handshakes": len(hub._parts.requests._waiting),
+            "hub tasks": len(hub._parts.tasks),
             "tasks": len(asyncio.all_tasks()) - len(self.tasks),
             "our tasks": len(self.tasks),
             "descriptors": len(os.listdir("/proc/self/fd")),

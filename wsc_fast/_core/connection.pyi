@@ -11,7 +11,7 @@ from typing_extensions import disjoint_base
 from wsc_fast._core.engine import Engine, _Message
 from wsc_fast._core.receiver import Receiver
 from wsc_fast.hub import Hub
-from wsc_fast.runtime.callbacks import Inbox
+from wsc_fast.runtime.inbox import Inbox
 from wsc_fast.upgrade.negotiation import Deflate
 
 _T = TypeVar("_T")

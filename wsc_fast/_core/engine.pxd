@@ -51,7 +51,12 @@ cdef class Engine(Fanout):
         unsigned long thread_id      # of the loop's thread; 0 while not running
         Py_ssize_t sweep_at          # where the heartbeat goes on in `everyone`
         Codec codec                  # None where compression is off
-        # Copies of settings, by `Hub.set_config`; some are longer for a while (hub.py).
+        # Who hears of what happens here: the interfaces of upward.py, in its order.
+        object requests
+        object admission
+        object application
+        object deliveries
+        # Copies of settings (`_configure_live`); timeouts may be longer for a while.
         public Py_ssize_t _max_rooms
         public Py_ssize_t _max_rooms_per_client
         public Py_ssize_t _max_message_size

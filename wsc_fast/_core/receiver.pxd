@@ -72,7 +72,7 @@ cdef enum:
 cdef class Receiver(Sink):
     cdef:
         Engine engine
-        object handshake           # server.Handshake until the upgrade is done, or None
+        object handshake           # upgrade.handshake.Handshake until the upgrade is done, or None
         bytearray parts            # payload of the unfinished message so far, or None
         bytes tail                 # the beginning of a head or of a control frame, or None
         bytes deferred_input                # what was read and has to wait for its turn, or None

@@ -1,39 +1,25 @@
-"""Connections that picows makes: on the hub's own port, and on a picows server of one's own.
+"""Connections that picows makes: what is picows' own about them.
 
 On the hub's own port (`transport="picows"`) the hub accepts connections and answers requests as
 ever. picows makes the connection of an upgrade that is accepted (`make_connection`): it writes the
 101 and gives `client.conn`. Then the hub reads and writes.
 
-On a server of one's own (`handle_websocket`, go-wsc `HandleWebSocket`) picows also accepts, reads
-the request, and reads up to the end of the first frame. So settings about what comes before the
-upgrade are that server's, and `check_attachable` refuses them.
+On a picows server of one's own (picows_server.py), settings about what comes before the upgrade are
+that server's, and `check_attachable` refuses them.
 """
 
 from __future__ import annotations
 
 import asyncio
 from functools import partial
-from http import HTTPStatus
 from logging import WARNING, LoggerAdapter, getLogger
-from typing import TYPE_CHECKING
 
-from picows import (
-    WSAutoPingStrategy,
-    WSUpgradeRequest,
-    WSUpgradeResponse,
-    WSUpgradeResponseWithListener,
-)
+from picows import WSAutoPingStrategy, WSUpgradeResponse, WSUpgradeResponseWithListener
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # no stub has it
 
 from wsc_fast._core.connection import Client
-from wsc_fast._core.handshake import RequestHead, TooManyHeaders
 from wsc_fast.config import HubConfig
-from wsc_fast.errors import ConfigError, HubStateError
-from wsc_fast.log import log
-from wsc_fast.upgrade.answers import refusal
-
-if TYPE_CHECKING:
-    from wsc_fast.hub import Hub
+from wsc_fast.errors import ConfigError
 
 # picows writes two INFO lines for each connection: from WARNING on is enough.
 _logger = getLogger("wsc_fast.picows")
@@ -57,6 +43,8 @@ _protocol = partial(
     extra_headers=None,
     read_buffer_init_size=2_048,  # enough for the request below
 )
+
+
 # Settings about what happens before the upgrade, and who bounds that on a server of one's own.
 _OF_THE_SERVER = {
     "backlog": "it is an argument of ws_create_server",
@@ -114,77 +102,3 @@ def make_connection(
     protocol.get_buffer(-1)[: len(request)] = request
     protocol.buffer_updated(len(request))
     client._take_over()
-
-
-def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
-    """A picows listener factory, for a picows server of one's own.
-
-    Use as `ws_create_server(partial(handle_websocket, hub), host, port, enable_auto_pong=False)`,
-    after `await hub.attach()`. Without that the first request attaches the hub, and its offline
-    store opens meanwhile. Any path is served, but for the hub's routes. Once the hub is stopped,
-    requests get 503. `await hub.stop()` closes the clients; the server is its owner's to close.
-    What `attach` would raise is logged, and the request gets 500.
-
-    Args:
-        hub: whose clients they are.
-        request: what picows calls its listener factory with.
-
-    Returns:
-        what picows expects of its factory.
-
-    Thread-safety: the thread of the server's loop. Source: go-wsc `HandleWebSocket`.
-    """
-    client = Client(hub)
-    try:
-        _attach(hub)
-    except (ConfigError, HubStateError) as error:
-        log.error("a request to a picows server is refused: %s", error)
-        return _answer(request, client, refusal(HTTPStatus.INTERNAL_SERVER_ERROR))
-    try:
-        head = _head_of(request, hub.config.max_headers)
-    except ValueError as error:
-        if isinstance(error, TooManyHeaders):
-            hub._count_limit("max_headers")
-        hub._count_rejected("request")
-        return _answer(request, client, refusal(HTTPStatus.BAD_REQUEST))
-    return _answer(request, client, hub._accept(head, client, "", None))
-
-
-def _attach(hub: Hub) -> None:
-    """Has the hub take connections of the server whose loop runs."""
-    hub._forget_closed_loop()
-    loop = asyncio.get_running_loop()
-    if hub.loop is None:
-        if not hub._ended:
-            hub._attach_to(loop, tls=False)
-            if hub._acks is not None:
-                hub._acks.attach(loop)
-            hub._begin()
-    elif hub.loop is loop:
-        hub._take_from_others()
-    else:
-        raise HubStateError("the hub belongs to another loop than this server")
-
-
-def _head_of(request: WSUpgradeRequest, max_headers: int) -> RequestHead:
-    """The head of a request that a picows server has parsed.
-
-    Raises:
-        ValueError: picows takes more for a request than we do.
-    """
-    lines = [b"GET %b HTTP/1.1" % request.path]
-    for name, value in request.headers.items():
-        lines.append(f"{name}: {value}".encode("ascii", "surrogateescape"))
-    return RequestHead(b"\r\n".join([*lines, b""]), max_headers)
-
-
-def _answer(
-    request: WSUpgradeRequest, client: Client, decided: WSUpgradeResponse | dict[str, str]
-) -> WSUpgradeResponseWithListener:
-    """What a picows server is told of what `accept` decided."""
-    if isinstance(decided, WSUpgradeResponse):
-        return WSUpgradeResponseWithListener(decided, None)
-    # picows accepts nothing but exactly this (RFC 6455 section 4.2.1 has lists).
-    request.headers["Connection"] = "upgrade"
-    request.headers["Upgrade"] = "websocket"
-    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(decided), client)

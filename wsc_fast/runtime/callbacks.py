@@ -1,286 +1,274 @@
-"""Calling the application: event callbacks, plain or async, in order per client.
+"""Calling the application: its event callbacks and its hooks, and what they raise.
 
-A plain callback runs where the event happens. Once an async callback of a client is under way,
-whatever else happens to that client waits in its Inbox: one task works it off, one event at a
-time, in order, and ends when nothing waits. Clients without async callbacks have no Inbox.
+`Callbacks` has what the application gave to `on_...` and to the hooks. It implements
+`_core.upward.Application`, so the compiled code calls it for whatever it does not call itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
-from collections import deque
+import threading
 from collections.abc import Awaitable, Callable
-from functools import partial
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
+from wsc_fast._core.connection import Client
+from wsc_fast._core.engine import Engine
+from wsc_fast._core.upward import Handlers
+from wsc_fast.errors import (
+    ConnectionLostError,
+    PermissionDeniedError,
+    ProtocolError,
+    ValidationError,
+)
 from wsc_fast.log import log
-from wsc_fast.runtime.deadlines import Deadline
+from wsc_fast.runtime.inbox import Inbox, Inboxes, Settings, dispatch, is_awaitable, wait_for
+from wsc_fast.runtime.tasks import Tasks
 
-if TYPE_CHECKING:
-    from wsc_fast._core.connection import Client
-    from wsc_fast.hub import Hub
+F = TypeVar("F", bound=Callable[..., Any])
 
-Handlers = tuple[Callable[..., Any], ...]
-
-# Bytes that an event takes beside its message, about.
-_EVENT_BYTES = 256
+# Async on_error callbacks at once that concern no client: anybody can have `authenticate` raise.
+_MOST_ERROR_TASKS = 64
 
 
-def is_awaitable(value: object) -> bool:
-    """Whether a callback's result has to be awaited; quick for the usual kinds."""
-    return value is not None and (type(value) is CoroutineType or inspect.isawaitable(value))
-
-
-def dispatch(
-    hub: Hub, client: Client, handlers: Handlers, args: tuple[Any, ...], *, fatal: bool = False
-) -> None:
-    """Calls handlers with `args`, now if nothing of this client waits, else in its turn.
+class Callbacks:
+    """The callbacks of one hub.
 
     Args:
-        hub: whose client it is; hears of what handlers raise.
-        client: in whose order the handlers are called.
-        handlers: called one after the other; async ones are awaited.
-        args: what they are called with.
-        fatal: the first handler that raises ends the event and closes the client with 1011.
-    """
-    inbox: Inbox | None = client._get_inbox()
-    if inbox is not None:
-        inbox.put(handlers, args, fatal)
-        return
-    for index, handler in enumerate(handlers, 1):
-        try:
-            result = client._call(handler, *args)
-        except BaseException as error:
-            hub._callback_failed(client, error, fatal)
-            if fatal:
-                return
-        else:
-            if is_awaitable(result):
-                wait_for(hub, client, result, handlers[index:], args, fatal=fatal)
-                return
-        inbox = client._get_inbox()
-        if inbox is not None:  # an async on_error is under way, for one
-            if index < len(handlers):
-                inbox.put(handlers[index:], args, fatal)
-            return
+        engine: of the hub; it calls message handlers and hooks straight from C.
+        tasks: of the hub.
+        settings: those that hold now.
+        authorize_join, authorize_publish: the application's hooks; see Hub.
+        awaits_acknowledgement: whether something is pending that a client may acknowledge.
+        denied: hears of a message that its client may not publish.
 
+    Attributes:
+        inboxes: events that wait for async callbacks.
+        unauthorized: messages that `authorize_publish` did not allow.
+        unreported_errors: errors that no on_error callback was awaited for.
 
-def wait_for(
-    hub: Hub,
-    client: Client,
-    first: Awaitable[Any],
-    rest: Handlers = (),
-    args: tuple[Any, ...] = (),
-    *,
-    fatal: bool = False,
-) -> None:
-    """Has all further events of a client wait for what one of its callbacks has returned.
-
-    Args:
-        hub: whose client it is.
-        client: in whose order it is awaited.
-        first: what has to be awaited.
-        rest: the handlers after it, of the same event.
-        args, fatal: as of `dispatch`.
-    """
-    inbox: Inbox | None = client._get_inbox()
-    if inbox is None:
-        Inbox(hub, client).start(first, rest, args, fatal)
-    else:
-        inbox.put_first(first, rest, args, fatal)
-
-
-def _size_of(args: tuple[Any, ...]) -> int:
-    """Bytes that an event takes in memory: its arguments are a client and mostly a message."""
-    return _EVENT_BYTES + (sys.getsizeof(args[1]) if len(args) > 1 else 0)
-
-
-class Inbox:
-    """The events of one client that wait for an async callback, and the task that works them off.
-
-    Bounded by backpressure: with more than `HubConfig.max_pending_callbacks` waiting, or more than
-    `HubConfig.max_pending_callback_bytes`, the client's socket is not read until half of them are
-    done, and what is left of a read waits too. A callback may wait for an acknowledgement of its
-    own client: while some are awaited, only the bytes are bounded.
-
-    Once the client has gone, each of its callbacks has `HubConfig.callback_close_timeout`: one that
-    waits for more of its client would keep its task, and what else is to be told, for ever.
+    Thread-safety: the loop's thread, but for `add_...`.
     """
 
-    __slots__ = ("_client", "_deadline", "_hub", "_nbytes", "_paused", "_task", "_waiting")
-
-    def __init__(self, hub: Hub, client: Client) -> None:
-        self._hub = hub
-        self._client = client
-        self._waiting: deque[tuple[Handlers, tuple[Any, ...], bool]] = deque()
-        self._nbytes = 0  # of what waits, as it is in memory
-        self._paused = False
-        self._task: asyncio.Task[None] | None = None
-        # Of the callback under way, once its client has gone.
-        self._deadline: Deadline | None = None
-
-    def start(
-        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
+    def __init__(
+        self,
+        engine: Engine,
+        tasks: Tasks,
+        settings: Callable[[], Settings],
+        *,
+        authorize_join: Callable[[Client, str], bool] | None,
+        authorize_publish: Callable[[Client, str | bytes], bool] | None,
+        awaits_acknowledgement: Callable[[Client], bool],
+        denied: Callable[[Client, str | bytes, PermissionDeniedError], None],
     ) -> None:
-        """Begins with an awaitable that a handler has returned, and the handlers after it."""
-        context = self._client._lend_context()
-        self._client._set_inbox(self)
-        self._hub._inboxes.setdefault(self._client.user_id, set()).add(self)
-        self._task = self._hub._spawn(self._run(first, rest, args, fatal), context)
-        if self._client._transport() is None:
-            self.limit()
-
-    def limit(self) -> None:
-        """Gives the callback under way `callback_close_timeout`, since its client has gone."""
-        timers = self._hub._deadlines
-        self._end_limit()
-        if timers.loop is not None:
-            self._hub._outlasting.add(self)
-            seconds = self._hub.config.callback_close_timeout
-            self._deadline = Deadline(timers, seconds, self._time_out)
-
-    def _end_limit(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _time_out(self) -> None:
-        self._deadline = None
-        self._hub._count_limit("callback_close_timeout")
-        log.warning(
-            "%r: a callback was cancelled: it went on for %s s after its client had gone "
-            "(callback_close_timeout)",
-            self._client,
-            self._hub.config.callback_close_timeout,
-        )
-        self._abandon_messages()
-        assert self._task is not None
-        self._task.cancel()
-
-    def forget_messages(self) -> None:
-        """Drops the messages that wait: whose they are is not to be heard any more."""
-        before = len(self._waiting)
-        self._drop_messages()
-        self._hub._abandoned += before - len(self._waiting)
-
-    def put_first(
-        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
-    ) -> None:
-        """Puts what has to be awaited, and the handlers after it, ahead of what waits."""
-        self._waiting.appendleft(((lambda *_: first, *rest), args, fatal))
-        self._nbytes += _size_of(args)
-
-    def put_message(self, handlers: Handlers, message: str | bytes) -> None:
-        """Puts a message; whether it may be published is asked in its turn."""
-        if self._hub._authorize_publish is not None:
-            handlers = (partial(self._call_if_allowed, handlers),)
-        self.put(handlers, (self._client, message), False)
-
-    async def _call_if_allowed(
-        self, handlers: Handlers, client: Client, message: str | bytes
-    ) -> None:
-        if self._hub._may_publish(client, message):
-            await self._call(handlers, (client, message), False)
-
-    def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
-        self._waiting.append((handlers, args, fatal))
-        self._nbytes += _size_of(args)
-        if not self._paused and (limit := self._limit_met(1)) is not None:
-            self._paused = True
-            self._hub._count_limit(limit)
-            self._client._pause_reading()
-            if self._hub._awaits_acknowledgement(self._client):
-                log.warning(
-                    "%r: %d bytes of its messages wait for on_message_received (%s): its "
-                    "acknowledgements are not heard until they are handled",
-                    self._client,
-                    self._nbytes,
-                    limit,
+        for hook in (authorize_join, authorize_publish):
+            if hook is not None:
+                checked_callback(hook)
+            if inspect.iscoroutinefunction(hook):
+                raise ValidationError(
+                    f"{hook.__name__} must be a plain function, not async: it decides at once"
                 )
+        self._engine = engine
+        self._tasks = tasks
+        self._authorize_join = authorize_join
+        self._authorize_publish = authorize_publish
+        self._denied = denied
+        may_publish = self._may_publish if authorize_publish is not None else None
+        engine._set_filters(
+            self._may_join if authorize_join is not None else None,
+            may_publish,
+        )
+        self.inboxes = Inboxes(
+            engine, tasks, settings, may_publish, awaits_acknowledgement, self.callback_failed
+        )
+        self.unauthorized = 0
+        self.unreported_errors = 0
+        # Tasks of async on_error callbacks that concern no client.
+        self._error_tasks: set[asyncio.Task[Any]] = set()
+        # Held while a callback is added, which is no single step for Python.
+        self._adding = threading.Lock()
+        self._on_connected: Handlers = ()
+        self._on_disconnected: Handlers = ()
+        self._on_message: Handlers = ()
+        self._on_error: Handlers = ()
 
-    def _limit_met(self, share: float) -> str | None:
-        """The setting of which more than a share is used; None if there is none."""
-        hub = self._hub
-        if self._nbytes > hub.config.max_pending_callback_bytes * share:
-            return "max_pending_callback_bytes"
-        if len(self._waiting) <= hub.config.max_pending_callbacks * share:
-            return None
-        return None if hub._awaits_acknowledgement(self._client) else "max_pending_callbacks"
+    # --- what the application gives ---
 
-    def _next(self) -> tuple[Handlers, tuple[Any, ...], bool]:
-        event = self._waiting.popleft()
-        self._nbytes -= _size_of(event[1])
-        if self._deadline is not None:
-            self.limit()
-        if self._paused and self._limit_met(0.5) is None:
-            self._paused = False
-            self._client._resume_reading()
-        return event
+    def add_connected(self, fn: F) -> F:
+        """`fn(client)` for each new client."""
+        with self._adding:
+            self._on_connected += (checked_callback(fn),)
+        return fn
 
-    async def _run(
-        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
-    ) -> None:
+    def add_disconnected(self, fn: F) -> F:
+        """`fn(client)` for each client that has gone."""
+        with self._adding:
+            self._on_disconnected += (checked_callback(fn),)
+        return fn
+
+    def add_message(self, fn: F) -> F:
+        """`fn(client, message)` for each message."""
+        with self._adding:
+            self._on_message += (checked_callback(fn),)
+            self._engine._set_message_handlers(self._on_message)
+        return fn
+
+    def add_error(self, fn: F) -> F:
+        """`fn(client, error)` for what goes wrong."""
+        with self._adding:
+            self._on_error += (checked_callback(fn),)
+        return fn
+
+    # --- events ---
+
+    def connected(self, client: Client) -> None:
+        """A client is open; one whose callback raises is closed with 1011."""
+        if self._on_connected:
+            dispatch(self.inboxes, client, self._on_connected, (client,), fatal=True)
+
+    def disconnected(self, client: Client) -> None:
+        """An open client has gone."""
+        if self._on_disconnected:
+            dispatch(self.inboxes, client, self._on_disconnected, (client,))
+
+    def limit(self, client: Client) -> None:
+        """A client has gone: an async callback of it that is under way has so long from now on."""
+        inbox: Inbox | None = client._get_inbox()
+        if inbox is not None:
+            inbox.limit()
+
+    def receive(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
+        """See `upward.Application`."""
+        inbox: Inbox | None = client._get_inbox()
+        if inbox is not None:
+            inbox.put_message(handlers, message)
+        else:
+            dispatch(self.inboxes, client, handlers, (client, message))
+
+    def wait_for_result(self, client: Client, result: object) -> None:
+        """See `upward.Application`."""
+        if is_awaitable(result):
+            wait_for(self.inboxes, client, result)  # type: ignore[arg-type]
+
+    # --- hooks ---
+
+    def _may_join(self, client: Client, room_id: str) -> bool:
+        """Called for each `join_room`, where there is an `authorize_join`."""
+        assert self._authorize_join is not None
+        return _decided(client._call(self._authorize_join, client, room_id))
+
+    def _may_publish(self, client: Client, message: str | bytes) -> bool:
+        """Called for each message, where there is an `authorize_publish`."""
+        assert self._authorize_publish is not None
         try:
-            if await self._finish(first, fatal):
-                await self._call(rest, args, fatal)
-            elif fatal:
-                self._drop_messages()
-            while self._waiting:
-                await self._call(*self._next())
-        finally:
-            # No await between the last look at `_waiting` and here: nothing can slip in.
-            self._end_limit()
-            self._client._set_inbox(None)
-            self._end()
-            # Something waits only where a callback was cancelled.
-            self._abandon_messages()
-            for handlers, args, fatal in self._waiting:
-                dispatch(self._hub, self._client, handlers, args, fatal=fatal)
+            if _decided(client._call(self._authorize_publish, client, message)):
+                return True
+        except Exception as error:
+            self.report(client, error)  # nobody has allowed it
+        self.unauthorized += 1
+        denied = PermissionDeniedError(f"client {client.id!a} may not publish this")
+        self._denied(client, message, denied)
+        return False
 
-    def _end(self) -> None:
-        self._hub._outlasting.discard(self)
-        of_user = self._hub._inboxes.get(self._client.user_id, set())
-        of_user.discard(self)
-        if not of_user:
-            self._hub._inboxes.pop(self._client.user_id, None)
+    # --- errors ---
 
-    def _abandon_messages(self) -> None:
-        waiting = len(self._waiting)
-        self.forget_messages()
-        if waiting > len(self._waiting):
-            self._hub._log_abandoned(self._client, waiting - len(self._waiting))
+    def callback_failed(self, client: Client, error: BaseException, fatal: bool = False) -> None:
+        """A callback raised: reported; closes the client where it must not stay connected."""
+        self.report(client, error)
+        # CancelledError, KeyboardInterrupt and their like: what the callback was doing is unknown.
+        if fatal or not isinstance(error, Exception):
+            client.disconnect(1011)
 
-    def _drop_messages(self) -> None:
-        # What goes on without them has no argument but the client: that the client has gone, and
-        # async on_error callbacks.
-        self._waiting = deque(event for event in self._waiting if len(event[1]) == 1)
-        self._nbytes = sum(_size_of(event[1]) for event in self._waiting)
+    def protocol_failed(self, client: Client, error: ProtocolError) -> None:
+        """See `upward.Application`."""
+        log.debug("%r: protocol error %d: %s", client, error.code, error)
+        self._tell(client, error)
 
-    async def _call(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
-        for handler in handlers:
+    def connection_lost(self, client: Client, text: str) -> None:
+        """See `upward.Application`."""
+        log.debug("client %r: %s", client.id, text)
+        if self._on_error:
+            assert client.close_code is not None
+            self._tell(client, ConnectionLostError(client.close_code, text))
+
+    def report(self, client: Client | None, error: BaseException) -> None:
+        """Counts and logs an error, and tells the on_error callbacks; `client` may be unknown."""
+        self._engine._count_callback_error()
+        log.error("error in a callback of %r", client, exc_info=error)
+        self._tell(client, error)
+
+    def _tell(self, client: Client | None, error: BaseException) -> None:
+        # What an async one has to await takes its turn among the client's events, so that a client
+        # never has more than one under way, and is not read while many of its errors wait.
+        call = self._engine._new_context().run if client is None else client._call
+        results = []
+        for handler in self._on_error:
             try:
-                result = handler(*args)
-            except BaseException as error:
-                self._hub._callback_failed(self._client, error, fatal)
-                if fatal:
-                    self._drop_messages()
-                    return
-                continue
-            if is_awaitable(result) and not await self._finish(result, fatal):
-                self._drop_messages()
-                return
+                result = call(handler, client, error)
+                if is_awaitable(result):
+                    results.append(result)
+            except BaseException:
+                log.exception("an on_error callback raised")
+        if client is None:
+            for result in results:
+                self._wait_without_client(result)
+        elif results:
+            wait_for(self.inboxes, client, _logging_errors(results), args=(client,))
 
-    async def _finish(self, result: Awaitable[Any], fatal: bool) -> bool:
-        # Returns whether the event goes on to its next handler.
+    def _wait_without_client(self, result: Awaitable[Any]) -> None:
+        """What an async on_error has to await of an error that concerns no client."""
+        if len(self._error_tasks) < _MOST_ERROR_TASKS:
+            task = self._tasks.spawn(_logging_errors([result]), self._engine._new_context())
+            self._error_tasks.add(task)
+            task.add_done_callback(self._error_tasks.discard)
+            return
+        self.unreported_errors += 1
+        if inspect.iscoroutine(result):
+            result.close()
+
+    # --- counters, and the end of a loop ---
+
+    def counters(self) -> dict[str, int]:
+        """Under their names in HubStats."""
+        return {
+            "messages_abandoned": self.inboxes.abandoned,
+            "unauthorized": self.unauthorized,
+            "unreported_errors": self.unreported_errors,
+        }
+
+    def reset_counters(self) -> None:
+        self.unauthorized = self.inboxes.abandoned = self.unreported_errors = 0
+
+    def forget(self) -> None:
+        """The loop was closed: what was under way went with it."""
+        self._error_tasks.clear()
+        self.inboxes.forget()
+
+
+def checked_callback(fn: F) -> F:
+    """A callback, or ValidationError for what cannot be called."""
+    if not callable(fn):
+        raise ValidationError(f"a callback must be callable, not {type(fn).__name__}")
+    return fn
+
+
+async def _logging_errors(results: list[Awaitable[Any]]) -> None:
+    for result in results:
         try:
             await result
-        except BaseException as error:
+        except BaseException:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
-                raise  # we or a stop of the hub cancelled the task; the callback raised nothing
-            self._hub._callback_failed(self._client, error, fatal)
-            return not fatal
-        return True
+                raise
+            log.exception("an on_error callback raised")
+
+
+def _decided(answer: object) -> bool:
+    """What an authorization hook has answered; an awaitable, which is true, decides nothing."""
+    if answer is True or answer is False:
+        return answer
+    if is_awaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError("authorize_join and authorize_publish must return a bool, not an awaitable")
+    return bool(answer)

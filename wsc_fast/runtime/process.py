@@ -1,7 +1,7 @@
 """What `Hub.run` changes in its process, and gives back when it ends.
 
 signals         SignalHandlers: handlers for as long as the run takes
-open files      OpenFiles: the soft limit, raised for as long as a run needs it
+open files      OpenFiles: the soft limit, raised for as long as a run needs it; FileLimit: its end
 freed memory    keep_freed_memory: a setting of malloc, the one thing that stays
 """
 
@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Self
@@ -125,6 +126,30 @@ def last_file() -> int:
     """The highest descriptor that the process may have."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft - 1
+
+
+class FileLimit:
+    """Notices when a hub runs out of descriptors, and logs that once in a second at most."""
+
+    def __init__(self) -> None:
+        self._last = sys.maxsize
+        self._next_line = 0.0
+
+    def look(self) -> None:
+        """Looks up the limit of this moment."""
+        self._last = last_file()
+
+    def look_at(self, descriptor: int) -> None:
+        """A socket has this descriptor; the last one that the process may have is a warning."""
+        if descriptor >= self._last:
+            self.log()
+
+    def log(self) -> None:
+        """Logs that no descriptor is left."""
+        now = time.monotonic()
+        if now >= self._next_line:
+            self._next_line = now + 1.0
+            log.warning("out of file descriptors: connections are refused")
 
 
 def keep_freed_memory() -> None:

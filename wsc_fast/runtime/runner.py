@@ -14,7 +14,7 @@ from wsc_fast.runtime.process import OpenFiles, SignalHandlers, keep_freed_memor
 
 
 @dataclass(frozen=True)
-class Life:
+class Served:
     """What the runner needs of a hub.
 
     Attributes:
@@ -45,7 +45,7 @@ class Runner:
     Thread-safety: signals are handled only where `run` is called in the main thread.
     """
 
-    def __init__(self, life: Life) -> None:
+    def __init__(self, life: Served) -> None:
         self._life = life
         self._open_files = OpenFiles()
         self._signals: SignalHandlers | None = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from wsc_fast._core.engine import Engine
 from wsc_fast.errors import HubStoppedError, LoopBusyError
 from wsc_fast.log import log
 
@@ -16,21 +16,27 @@ T = TypeVar("T")
 class ThreadCalls:
     """The calls of one hub that are under way.
 
-    Thread-safety: `make` is for any thread but the loop's, `end` for the loop's.
+    Args:
+        engine: of the hub; it knows the loop and its thread.
+        timeout: seconds that the loop has to take a call, as the settings say now.
+
+    Thread-safety: `make` is for any thread but the loop's, `run` for any, `end` for the loop's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine, timeout: Callable[[], float]) -> None:
+        self._engine = engine
+        self._timeout = timeout
         self._calls: set[concurrent.futures.Future[Any]] = set()
 
-    def make(
-        self, call: Callable[[], T], loop: asyncio.AbstractEventLoop | None, timeout: float
-    ) -> T:
-        """Runs a call on the thread of a loop.
+    def run(self, call: Callable[[], T]) -> T:
+        """Makes a call here on the loop's thread, or while no loop runs; else as `make`."""
+        return self.make(call) if self._engine._is_away() else call()
+
+    def make(self, call: Callable[[], T]) -> T:
+        """Runs a call on the loop's thread.
 
         Args:
             call: what to run.
-            loop: of the hub; None once it has stopped.
-            timeout: seconds that the loop has to take the call.
 
         Returns:
             what the call returns.
@@ -40,6 +46,7 @@ class ThreadCalls:
             LoopBusyError: it did not take the call in time; the call does not run any more.
             BaseException: what the call raises.
         """
+        loop = self._engine.loop
         result: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._calls.add(result)
         try:
@@ -49,7 +56,7 @@ class ThreadCalls:
                 loop.call_soon_threadsafe(_run, call, result)
             except RuntimeError as error:
                 raise HubStoppedError("the loop of the hub is closed") from error
-            return _wait(result, timeout)
+            return _wait(result, self._timeout())
         finally:
             self._calls.discard(result)
 

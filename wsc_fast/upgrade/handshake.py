@@ -1,36 +1,160 @@
-"""The request of one connection of the hub's own server, until it is answered."""
+"""The requests of the hub's own server: each connection until it is upgraded, or has its answer.
+
+There are at most `max_handshakes` of them. One more ends the oldest of the larger group: of those
+whose request is not answered yet, or of those whose peers still read an answer. The oldest has had
+the longest time; an honest peer is quicker than that, and a crowd is in the larger group.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from picows import WSUpgradeResponse
 
 from wsc_fast._core.connection import Client, peer_address
+from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead, RequestLine, TooManyHeaders
 from wsc_fast.addresses import forwarded_address
 from wsc_fast.log import log
+from wsc_fast.runtime.process import FileLimit
+from wsc_fast.runtime.state import State
+from wsc_fast.turns import MOST_ENDS, in_turns
 from wsc_fast.upgrade.answers import switching_protocols
 from wsc_fast.upgrade.lingering import Lingering
-from wsc_fast.upgrade.policy import reject
-
-if TYPE_CHECKING:
-    from wsc_fast.hub import Hub
+from wsc_fast.upgrade.policy import Policy
 
 # How the first record of a TLS stream begins (RFC 8446 section 5.1): a handshake.
 _TLS_RECORD = b"\x16\x03"
 
+MakeConnection = Callable[[Client, asyncio.Transport, str, dict[str, str], str], None]
+
+
+class Settings(Protocol):
+    """The settings of HubConfig about requests."""
+
+    @property
+    def max_handshakes(self) -> int: ...
+    @property
+    def max_header_bytes(self) -> int: ...
+    @property
+    def max_headers(self) -> int: ...
+    @property
+    def handshake_timeout(self) -> float: ...
+    @property
+    def close_timeout(self) -> float: ...
+
+
+class Requests:
+    """The connections of one hub's own server that are not upgraded.
+
+    Args:
+        engine, state: of the hub.
+        policy: decides on each request.
+        files: says when descriptors run out.
+        settings: those that hold now.
+
+    Attributes:
+        make_connection: makes the connection of an upgrade that is accepted, instead of the hub
+            itself; None where the hub does.
+
+    Thread-safety: the loop's thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        state: State,
+        policy: Policy,
+        files: FileLimit,
+        settings: Callable[[], Settings],
+    ) -> None:
+        self.engine = engine
+        self.policy = policy
+        self.files = files
+        self.settings = settings
+        self.make_connection: MakeConnection | None = None
+        self._state = state
+        # Those whose request is not answered yet, oldest first -> their slot of the deadlines.
+        self._waiting: dict[Handshake, int] = {}
+        # Those that were answered and not upgraded, while their peers read; oldest first.
+        self._answered: dict[Handshake, None] = {}
+
+    def begin(self, client: Client, transport: asyncio.Transport) -> Handshake | None:
+        """See `upward.Requests`."""
+        loop = self.engine.loop
+        if loop is None or not self._state.accepting:
+            transport.abort()  # accepted in the turn before the hub stopped
+            return None
+        settings = self.settings()
+        if len(self._waiting) + len(self._answered) >= settings.max_handshakes:
+            self._end_oldest()
+        handshake = Handshake(self, client, transport)
+        self._waiting[handshake] = self.engine._deadlines.set(
+            handshake.time_out, loop.time() + settings.handshake_timeout
+        )
+        return handshake
+
+    def _end_oldest(self) -> None:
+        self.engine._count_rejected("handshakes")
+        self.engine._count_limit("max_handshakes")
+        larger = self._answered if len(self._answered) >= len(self._waiting) else self._waiting
+        oldest = next(iter(larger))
+        self.settle(oldest)
+        oldest.abort()
+
+    def settle(self, handshake: Handshake) -> bool:
+        """Forgets a handshake; returns whether it was still without an answer."""
+        self._answered.pop(handshake, None)
+        slot = self._waiting.pop(handshake, None)
+        if slot is None:
+            return False
+        self.engine._deadlines.cancel(handshake.time_out, slot)
+        return True
+
+    def answered(self, handshake: Handshake) -> None:
+        """A request has got an answer that is no 101."""
+        self.settle(handshake)
+        self._answered[handshake] = None
+
+    def timed_out(self, handshake: Handshake) -> None:
+        """A request was not whole in time; its deadline is over."""
+        del self._waiting[handshake]
+        self.engine._count_limit("handshake_timeout")
+
+    def lost(self, handshake: Handshake) -> None:
+        """The connection of a request is gone."""
+        if self.settle(handshake) and self._state.accepting:
+            self.engine._count_rejected("gone")
+
+    def waits(self) -> bool:
+        """Whether a connection has no answer to its request yet."""
+        return bool(self._waiting)
+
+    def descriptors(self) -> list[int]:
+        """Of their sockets; -1 for one that may be closed already."""
+        return [handshake.descriptor() for handshake in (*self._waiting, *self._answered)]
+
+    async def abort_all(self) -> None:
+        """Ends all of them."""
+        await in_turns([*self._waiting, *self._answered], Handshake.abort, MOST_ENDS)
+
+    def forget(self) -> None:
+        """The loop was closed: the connections went with it."""
+        self._waiting.clear()
+        self._answered.clear()
+
 
 class Handshake:
-    """The request of one connection of the hub's own server, until it is answered.
+    """The request of one connection.
 
     Reads one request head. Anything but an accepted upgrade is answered and closed, and what was
     sent behind it is not looked at.
 
     Args:
-        hub: whose connection it is.
+        requests: those of the hub.
         client: what the connection is if its upgrade is accepted; its protocol already.
         transport: the connection.
     """
@@ -39,22 +163,21 @@ class Handshake:
         "_client",
         "_descriptor",
         "_head",
-        "_hub",
         "_line",
         "_lingering",
-        "_transport",
+        "_requests",
+        "transport",
     )
 
-    def __init__(self, hub: Hub, client: Client, transport: asyncio.Transport) -> None:
-        self._hub = hub
+    def __init__(self, requests: Requests, client: Client, transport: asyncio.Transport) -> None:
+        self._requests = requests
         self._client = client
-        self._transport = transport
+        self.transport = transport
         self._head: bytearray | None = None  # what came of it in earlier reads
         self._line: RequestLine | None = None  # of that
         self._lingering: Lingering | None = None  # once it is answered
         self._descriptor: int = transport.get_extra_info("socket").fileno()
-        if self._descriptor >= hub._last_file:
-            hub._log_out_of_files()
+        requests.files.look_at(self._descriptor)
 
     def received(self, data: bytes | bytearray) -> None:
         """Takes what the transport has read."""
@@ -66,7 +189,7 @@ class Handshake:
             self._head += data
             data = self._head
         end = data.find(b"\r\n\r\n", searched)
-        most = self._hub.config.max_header_bytes
+        most = self._requests.settings().max_header_bytes
         if 0 <= end <= most - 4:
             self._decide(bytes(data[: end + 2]), bytes(data[end + 4 :]))
         else:
@@ -80,49 +203,51 @@ class Handshake:
             # Refused at once, since another protocol may never send what ends a head of HTTP.
             self._refuse_malformed(data, "a malformed request line")
         elif len(data) >= most:
-            self._hub._count_limit("max_header_bytes")
-            self._answer(reject(self._hub, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+            self._requests.engine._count_limit("max_header_bytes")
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self._answer(self._requests.policy.reject(status))
 
     def _refuse_malformed(self, data: bytes | bytearray, reason: str) -> None:
         if data.startswith(_TLS_RECORD):
             reason = "a TLS handshake, on a port without TLS"
-        log.info("a bad request from %s: %s", peer_address(self._transport), reason)
-        self._answer(reject(self._hub, HTTPStatus.BAD_REQUEST, reason))
+        log.info("a bad request from %s: %s", peer_address(self.transport), reason)
+        self._answer(self._requests.policy.reject(HTTPStatus.BAD_REQUEST, reason))
 
     def _decide(self, raw: bytes, rest: bytes) -> None:
-        hub, client, transport = self._hub, self._client, self._transport
+        requests, client, transport = self._requests, self._client, self.transport
+        policy = requests.policy
         try:
-            head = RequestHead(raw, hub.config.max_headers)
+            head = RequestHead(raw, requests.settings().max_headers)
         except ValueError as error:
             if isinstance(error, TooManyHeaders):
-                hub._count_limit("max_headers")
+                requests.engine._count_limit("max_headers")
             self._refuse_malformed(raw, str(error))
             return
         remote_address = peer_address(transport)
-        if hub._trusted_proxies and head.forwarded_for is not None:
+        if policy.site.trusted_proxies and head.forwarded_for is not None:
             remote_address = forwarded_address(
-                remote_address, head.forwarded_for, hub._trusted_proxies
+                remote_address, head.forwarded_for, policy.site.trusted_proxies
             )
-        decided = hub._accept(head, client, remote_address, transport)
+        decided = policy.accept(head, client, remote_address, transport)
         if transport.is_closing():
             # A loop ran inside `authenticate` or a route, and the connection ended in it.
-            hub._drop_identity(client)
+            policy.drop_identity(client)
             return
         if isinstance(decided, WSUpgradeResponse):
             self._answer(decided, head.method == "HEAD")
             return
         assert head.key is not None
-        self.settle()
-        if hub._make_connection is None:
+        requests.settle(self)
+        if requests.make_connection is None:
             transport.write(switching_protocols(head.key, decided))
-            client._begin(transport, self._descriptor, hub._tls, remote_address)
+            client._begin(transport, self._descriptor, policy.site.tls, remote_address)
         else:
             try:
-                hub._make_connection(client, transport, head.key, decided, remote_address)
+                requests.make_connection(client, transport, head.key, decided, remote_address)
             except OSError as error:
-                hub._count_rejected("gone")
+                requests.engine._count_rejected("gone")
                 log.info("a connection from %s cannot be made: %s", remote_address, error)
-                hub._drop_identity(client)
+                policy.drop_identity(client)
                 transport.abort()
                 return
         if rest:
@@ -134,15 +259,20 @@ class Handshake:
         if head_only:
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
         self._head = self._line = None  # it may be a while until the connection is gone
-        self.settle()
-        self._hub._answered[self] = None
+        requests = self._requests
+        requests.answered(self)
         self._lingering = Lingering(
-            self._hub, self._client, self._transport, self._descriptor, answer
+            requests.engine,
+            requests.settings,
+            self._client,
+            self.transport,
+            self._descriptor,
+            answer,
         )
 
     def descriptor(self) -> int:
         """Of its socket; -1 where it may be closed already."""
-        return -1 if self._transport.is_closing() else self._descriptor
+        return -1 if self.transport.is_closing() else self._descriptor
 
     def drained(self) -> None:
         """The transport has written all that it was given."""
@@ -151,27 +281,15 @@ class Handshake:
 
     def lost(self) -> None:
         """The connection is gone."""
-        waited = self.settle()
+        self._requests.lost(self)
         if self._lingering is not None:
             self._lingering.lost()
-        elif waited and self._hub._accepting:
-            self._hub._count_rejected("gone")
-
-    def settle(self) -> bool:
-        """Has the hub forget this handshake; returns whether it was still without an answer."""
-        self._hub._answered.pop(self, None)
-        slot = self._hub._handshaking.pop(self, None)
-        if slot is None:
-            return False
-        self._hub._deadlines.cancel(self.time_out, slot)
-        return True
 
     def time_out(self) -> None:
         """Ends it, since its request was not whole in time."""
-        del self._hub._handshaking[self]
-        self._hub._count_limit("handshake_timeout")
+        self._requests.timed_out(self)
         self.abort()
 
     def abort(self) -> None:
         """Ends a connection that is not upgraded."""
-        self._transport.abort()
+        self.transport.abort()

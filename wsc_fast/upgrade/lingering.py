@@ -17,13 +17,11 @@ import array
 import asyncio
 import fcntl
 import termios
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
-from wsc_fast._core.connection import acknowledged
-
-if TYPE_CHECKING:
-    from wsc_fast._core.connection import Client
-    from wsc_fast.hub import Hub
+from wsc_fast._core.connection import Client, acknowledged
+from wsc_fast._core.engine import Engine
 
 # Bytes a second (Kestrel's MinResponseDataRate has the same).
 LEAST_RATE = 240
@@ -41,11 +39,19 @@ def untaken(descriptor: int) -> int:
     return size[0]
 
 
+class Settings(Protocol):
+    """The settings of HubConfig that an answer's end reads."""
+
+    @property
+    def close_timeout(self) -> float: ...
+
+
 class Lingering:
     """One connection, from its answer to its end.
 
     Args:
-        hub: whose connection it is.
+        engine: counts.
+        settings: those that hold now.
         client: its protocol.
         transport: of the connection.
         descriptor: of its socket.
@@ -57,20 +63,28 @@ class Lingering:
         "_began",
         "_client",
         "_descriptor",
-        "_hub",
+        "_engine",
         "_loop",
         "_progress",
+        "_settings",
         "_taken",
         "_timer",
         "_transport",
     )
 
     def __init__(
-        self, hub: Hub, client: Client, transport: asyncio.Transport, descriptor: int, answer: bytes
+        self,
+        engine: Engine,
+        settings: Callable[[], Settings],
+        client: Client,
+        transport: asyncio.Transport,
+        descriptor: int,
+        answer: bytes,
     ) -> None:
-        assert hub.loop is not None
-        self._hub = hub
-        self._loop = hub.loop  # also once the hub has left it
+        assert engine.loop is not None
+        self._engine = engine
+        self._settings = settings
+        self._loop = engine.loop  # also once the hub has left it
         self._client = client
         self._transport = transport
         self._descriptor = descriptor
@@ -101,11 +115,11 @@ class Lingering:
             self._close()
 
     def _wait(self) -> None:
-        seconds = self._hub.config.close_timeout / _LOOKS
+        seconds = self._settings().close_timeout / _LOOKS
         self._timer = self._loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
-        hub, transport = self._hub, self._transport
+        close_timeout, transport = self._settings().close_timeout, self._transport
         now = self._loop.time()
         # The loops' own TLS does not tell how much it holds, but while it holds some, so does the
         # kernel.
@@ -113,18 +127,16 @@ class Lingering:
         taken = acknowledged(self._descriptor)
         if taken > self._taken:
             self._progress, self._taken = now, taken
-        wanted = LEAST_RATE * (now - self._began - hub.config.close_timeout)
-        if now - self._progress < hub.config.close_timeout and (
-            not left or taken - self._before >= wanted
-        ):
+        wanted = LEAST_RATE * (now - self._began - close_timeout)
+        if now - self._progress < close_timeout and (not left or taken - self._before >= wanted):
             self._wait()
         elif left:
-            hub._count_limit("close_timeout")
+            self._engine._count_limit("close_timeout")
             transport.abort()
         else:
             self._close()
             # Over TLS that may wait for the peer's goodbye.
-            self._timer = self._loop.call_later(hub.config.close_timeout, transport.abort)
+            self._timer = self._loop.call_later(close_timeout, transport.abort)
 
     def _close(self) -> None:
         # A TLS transport of asyncio that is closed twice cannot be aborted any more.

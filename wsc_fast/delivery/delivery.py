@@ -1,0 +1,336 @@
+"""What does more than put a message into an outbox: retries, acknowledgements, told failures.
+
+`Delivery` is that part of a hub. It implements `_core.upward.Deliveries`, so the compiled code
+tells it of sends that fail and of messages that are lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from wsc_fast._core.connection import Client
+from wsc_fast._core.engine import Engine, check_id
+from wsc_fast._core.pending import PendingACK
+from wsc_fast.config import ACKConfig, RetryConfig
+from wsc_fast.delivery.acks import AckCounters, Acks
+from wsc_fast.delivery.failures import REFUSED_EXCERPT, Failure, Message, reason_of
+from wsc_fast.delivery.reporter import FailureCounters, FailureReporter
+from wsc_fast.delivery.retry import SendResult, Sleepers, send_with_retry
+from wsc_fast.errors import (
+    ClientDisconnectedError,
+    ConfigError,
+    HubStateError,
+    HubStoppedError,
+    LoopBusyError,
+    PermissionDeniedError,
+    QueueFullError,
+    SendFailureReason,
+    SendTimeoutError,
+    UserOfflineError,
+    WSCError,
+)
+from wsc_fast.messages import ACKMessage, HubMessage
+from wsc_fast.runtime.state import State
+from wsc_fast.runtime.threads import ThreadCalls
+from wsc_fast.stores.base import OfflineStore
+from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
+
+T = TypeVar("T")
+
+# Where the offline messages are kept unless `enable_ack` is told otherwise.
+DEFAULT_STORE = "wsc_fast.db"
+
+# The error that stands for a message lost after it was queued.
+_LOST: dict[SendFailureReason, tuple[type[WSCError], str]] = {
+    SendFailureReason.QUEUE_FULL: (QueueFullError, "was dropped from a full outbox"),
+    SendFailureReason.BROADCAST_FULL: (QueueFullError, "found a full outbox"),
+    SendFailureReason.CONN_CLOSED: (ClientDisconnectedError, "was not sent before the close"),
+    SendFailureReason.CONN_ERROR: (ClientDisconnectedError, "was not sent: the connection broke"),
+    SendFailureReason.SEND_TIMEOUT: (SendTimeoutError, "was not read before the close timeout"),
+    SendFailureReason.CHANNEL_CLOSED: (HubStoppedError, "was not sent before the hub stopped"),
+}
+_LOST_IN_CALLS = (SendFailureReason.QUEUE_FULL, SendFailureReason.BROADCAST_FULL)
+
+
+class Settings(Protocol):
+    """The settings of HubConfig that this part reads."""
+
+    @property
+    def thread_call_timeout(self) -> float: ...
+
+
+class Delivery:
+    """The deliveries of one hub.
+
+    Args:
+        engine, state, calls: of the hub.
+        settings: those that hold now.
+        make_acks: makes the part that `enable_ack` adds, of its configuration and its store.
+
+    Attributes:
+        failures: tells the failure handlers.
+        sleepers: waits between attempts.
+        acks: what is not acknowledged yet; None before `enable_ack`.
+
+    Thread-safety: the loop's thread, but for what says otherwise.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        state: State,
+        calls: ThreadCalls,
+        settings: Callable[[], Settings],
+        make_acks: Callable[[ACKConfig, OfflineStore | None], Acks],
+    ) -> None:
+        self._engine = engine
+        self._state = state
+        self._calls = calls
+        self._settings = settings
+        self._make_acks = make_acks
+        self._retry = RetryConfig()
+        self.failures = FailureReporter(engine)  # type: ignore[arg-type]
+        self.sleepers = Sleepers(engine._deadlines)
+        self.acks: Acks | None = None
+
+    # --- its life ---
+
+    async def open_store(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The hub starts on this loop; returns once the offline store is open, if there is one."""
+        if self.acks is not None:
+            self.acks.attach(loop)
+            await self.acks.opened()
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The hub runs on this loop, and its offline store opens meanwhile."""
+        if self.acks is not None:
+            self.acks.attach(loop)
+
+    async def close_store(self, timeout: float) -> None:
+        """Stores what is pending, or ends it, and closes the offline store.
+
+        Args:
+            timeout: seconds.
+        """
+        if self.acks is not None:
+            await self.acks.stop(timeout)
+
+    def forget(self) -> None:
+        """The loop was closed under the hub, or this is the child of a fork."""
+        self.failures.forget()
+        if self.acks is not None:
+            self.acks.forget()
+
+    def entered(self, client: Client) -> None:
+        """A client is open."""
+        if self.acks is not None:
+            self.acks.entered(client)
+
+    def left(self, client: Client) -> None:
+        """A client that was open has gone."""
+        if self.acks is not None:
+            self.acks.left(client)
+
+    # --- retries ---
+
+    async def send_with_retry(self, user_id: str, message: HubMessage) -> SendResult:
+        """See `Hub.send_to_user_with_retry`. Thread-safety: any thread with a running loop."""
+        loop = self._engine.loop
+        if loop is not None and loop.is_closed():
+            return await send_with_retry(_loop_closed, RetryConfig(max_retries=0), self.sleepers)
+        if loop is not None and loop is not asyncio.get_running_loop():
+            there = asyncio.run_coroutine_threadsafe(self.send_with_retry(user_id, message), loop)
+            return await asyncio.wrap_future(there)
+        send = partial(self._engine._send_message, user_id, message)
+        result = await send_with_retry(send, self._retry, self.sleepers)
+        if result.final_error is not None:
+            self.send_failed(message, user_id, result.final_error)
+        return result
+
+    def set_retry_config(self, config: RetryConfig) -> None:
+        """See `Hub.set_retry_config`. Thread-safety: any thread."""
+        if not isinstance(config, RetryConfig):
+            raise ConfigError(f"config must be a RetryConfig, not {type(config).__name__}")
+        self._retry = config
+
+    # --- acknowledgements ---
+
+    def enable_ack(self, config: ACKConfig | None, store: OfflineStore | None) -> None:
+        """See `Hub.enable_ack`."""
+        config = config if config is not None else ACKConfig()
+        if not isinstance(config, ACKConfig):
+            raise ConfigError(f"config must be an ACKConfig, not {type(config).__name__}")
+        if store is not None and not isinstance(store, OfflineStore):
+            raise ConfigError(f"store must be an OfflineStore, not {type(store).__name__}")
+        if store is not None and not config.enable_offline_messages:
+            raise ConfigError("a store needs ACKConfig(enable_offline_messages=True)")
+        if self.acks is not None:
+            raise HubStateError("acknowledgements are enabled already")
+        if store is None and config.enable_offline_messages:
+            store = SQLiteOfflineStore(DEFAULT_STORE)
+        acks = self.acks = self._make_acks(config, store)
+        self._engine._set_acks(acks.take, acks.replaying, acks.hold, acks.ran_empty)
+        if self._engine.loop is not None:
+            acks.attach(self._engine.loop)
+
+    def send_with_ack(self, recipient: str, message: ACKMessage, *, to_client: bool) -> PendingACK:
+        """See `Hub.send_ack_message`. Thread-safety: any thread."""
+        try:
+            if self.acks is None:
+                raise HubStateError("acknowledgements are not enabled: call enable_ack first")
+            return self._calls.run(partial(self.acks.start, recipient, message, to_client))
+        except Exception as error:
+            self._failed(message, recipient, error, to_client=to_client)
+            raise
+
+    def get_pending(self, client_id: str) -> list[ACKMessage]:
+        """See `Hub.get_pending_acks`."""
+        client = self._engine.get_client_by_id(client_id)
+        return [] if client is None or self.acks is None else self.acks.pending_of(client)
+
+    def awaits_acknowledgement(self, client: Client) -> bool:
+        """Whether something is pending that this client may acknowledge."""
+        return self.acks is not None and self.acks.awaits(client)
+
+    # --- failures ---
+
+    def on_loop(self, call: Callable[[], T]) -> T:
+        """See `upward.Deliveries`."""
+        return self._calls.make(call)
+
+    def send_on_loop(
+        self, call: Callable[[], T], message: Message, recipient: str, to: str | None = None
+    ) -> T:
+        """See `upward.Deliveries`."""
+        try:
+            return self._calls.make(call)
+        except HubStateError as error:
+            self._failed(message, recipient, error, to, to_client=to is None)
+            raise
+
+    def not_queued(self, user_id: str, queued: int) -> WSCError:
+        """See `upward.Deliveries`."""
+        if queued < 0:
+            return QueueFullError(
+                f"the outboxes of all {-queued} clients of user {user_id!a} are full"
+            )
+        check_id("user", user_id)
+        if self._state.ended:
+            return HubStoppedError("the hub has stopped")
+        return UserOfflineError(f"user {user_id!a} has no connected client")
+
+    def send_failed(self, message: Message, recipient: str, error: Exception) -> None:
+        """See `upward.Deliveries`."""
+        self._failed(message, recipient, error)
+
+    def _failed(
+        self,
+        message: Message,
+        recipient: str,
+        error: Exception,
+        to: str | None = None,
+        *,
+        to_client: bool = False,
+    ) -> None:
+        """A send raised; in the caller's thread.
+
+        Args:
+            message, error: what was sent, and why it was not.
+            recipient: the id that the call named.
+            to: whose message it is; None for the recipient.
+            to_client: the recipient is a client, and the message is its user's.
+        """
+        busy = isinstance(error, LoopBusyError)
+        duration = self._settings().thread_call_timeout if busy else 0.0
+        failure = Failure(message, recipient, reason_of(error), error, duration=duration, to=to)
+        report = self._report_of_client if to_client else self.failures.report
+        loop = self._engine.loop
+        if loop is None or not self._engine._is_away():
+            report(failure)
+            return
+        if self.failures.active:
+            failure = failure.kept()  # the caller may change the message before the loop sees it
+        try:
+            loop.call_soon_threadsafe(report, failure)
+        except RuntimeError:
+            self.failures.report(failure)  # the loop has gone: it is only counted
+
+    def _report_of_client(self, failure: Failure) -> None:
+        to = self._user_of(failure.recipient, failure.recipient)
+        self.failures.report(msgspec.structs.replace(failure, to=to))
+
+    def _user_of(self, client_id: object, otherwise: str) -> str:
+        """The user of a connected client."""
+        client = self._engine.get_client_by_id(client_id) if isinstance(client_id, str) else None
+        return client.user_id if client is not None else otherwise
+
+    def refused(
+        self,
+        message: Message,
+        recipient: str,
+        reason: str,
+        error: Exception,
+        to: str | None = None,
+    ) -> None:
+        """See `upward.Deliveries`."""
+        why = SendFailureReason(reason)
+        if to is None:
+            # A message that cannot be sent may be for a room or for everybody.
+            to = self._user_of(recipient, "" if why is SendFailureReason.VALIDATION else recipient)
+        self.failures.report(Failure(message, recipient, why, error, to=to))
+
+    def denied(self, client: Client, message: str | bytes, error: PermissionDeniedError) -> None:
+        """A message that its client may not publish was dropped."""
+        # An excerpt: it is the client that decides how much there is of it.
+        excerpt = message[:REFUSED_EXCERPT]
+        reason = SendFailureReason.PERMISSION
+        self.failures.report(Failure(excerpt, client.id, reason, error, to=client.user_id))
+
+    def lost(
+        self, client: Client, frames: list[bytes], reason: str, error: Exception | None
+    ) -> None:
+        """See `upward.Deliveries`."""
+        why = SendFailureReason(reason)
+        if why is SendFailureReason.CONN_CLOSED and self._state.ended:
+            why = SendFailureReason.CHANNEL_CLOSED
+        timed_out = why is SendFailureReason.SEND_TIMEOUT
+        self.failures.report_lost(
+            frames,
+            client,
+            why,
+            error or partial(_lost_by, client.id, why),
+            duration=self._engine._close_timeout if timed_out else 0.0,
+            acks=self.acks is not None,
+            # A flush, or the end of a connection, may have been set off by anybody.
+            of_call=why in _LOST_IN_CALLS,
+        )
+
+    # --- counters ---
+
+    def counters(self) -> dict[str, int]:
+        """Under their names in HubStats."""
+        acks = self.acks
+        return {
+            **msgspec.structs.asdict(self.failures.counters),
+            **msgspec.structs.asdict(acks.counters if acks is not None else AckCounters()),
+            "acks_pending": acks.count if acks is not None else 0,
+        }
+
+    def reset_counters(self) -> None:
+        self.failures.counters = FailureCounters()
+        if self.acks is not None:
+            self.acks.counters = AckCounters()
+
+
+def _lost_by(client_id: str, reason: SendFailureReason) -> WSCError:
+    kind, text = _LOST[reason]
+    return kind(f"a message for client {client_id!a} {text}")
+
+
+def _loop_closed() -> int:
+    raise HubStoppedError("the loop of the hub is closed")

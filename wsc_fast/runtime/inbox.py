@@ -1,0 +1,362 @@
+"""The events of one client that wait for an async callback of it, in their order.
+
+A plain callback runs where the event happens. Once an async callback of a client is under way,
+whatever else happens to that client waits in its Inbox: one task works it off, one event at a
+time, in order, and ends when nothing waits. Clients without async callbacks have no Inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import CoroutineType
+from typing import Any, Protocol
+
+from wsc_fast._core.connection import Client
+from wsc_fast._core.engine import Engine
+from wsc_fast._core.upward import Handlers
+from wsc_fast.log import log
+from wsc_fast.runtime.deadlines import Deadline
+from wsc_fast.runtime.tasks import Tasks
+
+# Bytes that an event takes beside its message, about.
+_EVENT_BYTES = 256
+
+
+class Settings(Protocol):
+    """The settings of HubConfig that an Inbox reads."""
+
+    @property
+    def max_pending_callbacks(self) -> int: ...
+    @property
+    def max_pending_callback_bytes(self) -> int: ...
+    @property
+    def callback_close_timeout(self) -> float: ...
+
+
+class Inboxes:
+    """The inboxes of one hub, and what all of them need of it.
+
+    Args:
+        engine: of the hub.
+        tasks: of the hub.
+        settings: those that hold now.
+        may_publish: whether a message may be published; None where everything may.
+        awaits_acknowledgement: whether something is pending that a client may acknowledge.
+        failed: hears of what a callback raised; the flag closes the client.
+
+    Attributes:
+        outlasting: those whose client has gone.
+        abandoned: received messages that no callback was called with.
+
+    Thread-safety: the loop's thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tasks: Tasks,
+        settings: Callable[[], Settings],
+        may_publish: Callable[[Client, str | bytes], bool] | None,
+        awaits_acknowledgement: Callable[[Client], bool],
+        failed: Callable[[Client, BaseException, bool], None],
+    ) -> None:
+        self.engine = engine
+        self.tasks = tasks
+        self.settings = settings
+        self.may_publish = may_publish
+        self.awaits_acknowledgement = awaits_acknowledgement
+        self.failed = failed
+        self.outlasting: set[Inbox] = set()
+        self.abandoned = 0
+        self._of_user: dict[str, set[Inbox]] = {}
+
+    def begun(self, inbox: Inbox, user_id: str) -> None:
+        self._of_user.setdefault(user_id, set()).add(inbox)
+
+    def ended(self, inbox: Inbox, user_id: str) -> None:
+        self.outlasting.discard(inbox)
+        of_user = self._of_user.get(user_id, set())
+        of_user.discard(inbox)
+        if not of_user:
+            self._of_user.pop(user_id, None)
+
+    def forget_messages(self, user_id: str) -> None:
+        """Drops the messages of a user that wait, also those of connections that have ended."""
+        for inbox in self._of_user.get(user_id, ()):
+            inbox.forget_messages()
+
+    def forget(self) -> None:
+        """The loop was closed: their tasks went with it."""
+        self._of_user.clear()
+        self.outlasting.clear()
+
+
+def is_awaitable(value: object) -> bool:
+    """Whether a callback's result has to be awaited; quick for the usual kinds."""
+    return value is not None and (type(value) is CoroutineType or inspect.isawaitable(value))
+
+
+def dispatch(
+    inboxes: Inboxes,
+    client: Client,
+    handlers: Handlers,
+    args: tuple[Any, ...],
+    *,
+    fatal: bool = False,
+) -> None:
+    """Calls handlers with `args`, now if nothing of this client waits, else in its turn.
+
+    Args:
+        inboxes: of the hub; they hear of what handlers raise.
+        client: in whose order the handlers are called.
+        handlers: called one after the other; async ones are awaited.
+        args: what they are called with.
+        fatal: the first handler that raises ends the event and closes the client with 1011.
+    """
+    inbox: Inbox | None = client._get_inbox()
+    if inbox is not None:
+        inbox.put(handlers, args, fatal)
+        return
+    for index, handler in enumerate(handlers, 1):
+        try:
+            result = client._call(handler, *args)
+        except BaseException as error:
+            inboxes.failed(client, error, fatal)
+            if fatal:
+                return
+        else:
+            if is_awaitable(result):
+                wait_for(inboxes, client, result, handlers[index:], args, fatal=fatal)
+                return
+        inbox = client._get_inbox()
+        if inbox is not None:  # an async on_error is under way, for one
+            if index < len(handlers):
+                inbox.put(handlers[index:], args, fatal)
+            return
+
+
+def wait_for(
+    inboxes: Inboxes,
+    client: Client,
+    first: Awaitable[Any],
+    rest: Handlers = (),
+    args: tuple[Any, ...] = (),
+    *,
+    fatal: bool = False,
+) -> None:
+    """Has all further events of a client wait for what one of its callbacks has returned.
+
+    Args:
+        inboxes: of the hub.
+        client: in whose order it is awaited.
+        first: what has to be awaited.
+        rest: the handlers after it, of the same event.
+        args, fatal: as of `dispatch`.
+    """
+    inbox: Inbox | None = client._get_inbox()
+    if inbox is None:
+        Inbox(inboxes, client).start(first, rest, args, fatal)
+    else:
+        inbox.put_first(first, rest, args, fatal)
+
+
+def _size_of(args: tuple[Any, ...]) -> int:
+    """Bytes that an event takes in memory: its arguments are a client and mostly a message."""
+    return _EVENT_BYTES + (sys.getsizeof(args[1]) if len(args) > 1 else 0)
+
+
+class Inbox:
+    """The events of one client that wait for an async callback, and the task that works them off.
+
+    Bounded by backpressure: with more than `HubConfig.max_pending_callbacks` waiting, or more than
+    `HubConfig.max_pending_callback_bytes`, the client's socket is not read until half of them are
+    done, and what is left of a read waits too. A callback may wait for an acknowledgement of its
+    own client: while some are awaited, only the bytes are bounded.
+
+    Once the client has gone, each of its callbacks has `HubConfig.callback_close_timeout`: one that
+    waits for more of its client would keep its task, and what else is to be told, for ever.
+    """
+
+    __slots__ = ("_client", "_deadline", "_inboxes", "_nbytes", "_paused", "_task", "_waiting")
+
+    def __init__(self, inboxes: Inboxes, client: Client) -> None:
+        self._inboxes = inboxes
+        self._client = client
+        self._waiting: deque[tuple[Handlers, tuple[Any, ...], bool]] = deque()
+        self._nbytes = 0  # of what waits, as it is in memory
+        self._paused = False
+        self._task: asyncio.Task[None] | None = None
+        # Of the callback under way, once its client has gone.
+        self._deadline: Deadline | None = None
+
+    def start(
+        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
+    ) -> None:
+        """Begins with an awaitable that a handler has returned, and the handlers after it."""
+        context = self._client._lend_context()
+        self._client._set_inbox(self)
+        self._inboxes.begun(self, self._client.user_id)
+        self._task = self._inboxes.tasks.spawn(self._run(first, rest, args, fatal), context)
+        if self._client._transport() is None:
+            self.limit()
+
+    def limit(self) -> None:
+        """Gives the callback under way `callback_close_timeout`, since its client has gone."""
+        timers = self._inboxes.engine._deadlines
+        self._end_limit()
+        if timers.loop is not None:
+            self._inboxes.outlasting.add(self)
+            seconds = self._inboxes.settings().callback_close_timeout
+            self._deadline = Deadline(timers, seconds, self._time_out)
+
+    def _end_limit(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _time_out(self) -> None:
+        self._deadline = None
+        self._inboxes.engine._count_limit("callback_close_timeout")
+        log.warning(
+            "%r: a callback was cancelled: it went on for %s s after its client had gone "
+            "(callback_close_timeout)",
+            self._client,
+            self._inboxes.settings().callback_close_timeout,
+        )
+        self._abandon_messages()
+        assert self._task is not None
+        self._task.cancel()
+
+    def forget_messages(self) -> None:
+        """Drops the messages that wait: whose they are is not to be heard any more."""
+        before = len(self._waiting)
+        self._drop_messages()
+        self._inboxes.abandoned += before - len(self._waiting)
+
+    def put_first(
+        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
+    ) -> None:
+        """Puts what has to be awaited, and the handlers after it, ahead of what waits."""
+        self._waiting.appendleft(((lambda *_: first, *rest), args, fatal))
+        self._nbytes += _size_of(args)
+
+    def put_message(self, handlers: Handlers, message: str | bytes) -> None:
+        """Puts a message; whether it may be published is asked in its turn."""
+        may_publish = self._inboxes.may_publish
+        if may_publish is not None:
+            handlers = (partial(self._call_if_allowed, may_publish, handlers),)
+        self.put(handlers, (self._client, message), False)
+
+    async def _call_if_allowed(
+        self,
+        may_publish: Callable[[Client, str | bytes], bool],
+        handlers: Handlers,
+        client: Client,
+        message: str | bytes,
+    ) -> None:
+        if may_publish(client, message):
+            await self._call(handlers, (client, message), False)
+
+    def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
+        self._waiting.append((handlers, args, fatal))
+        self._nbytes += _size_of(args)
+        if not self._paused and (limit := self._limit_met(1)) is not None:
+            self._paused = True
+            self._inboxes.engine._count_limit(limit)
+            self._client._pause_reading()
+            if self._inboxes.awaits_acknowledgement(self._client):
+                log.warning(
+                    "%r: %d bytes of its messages wait for on_message_received (%s): its "
+                    "acknowledgements are not heard until they are handled",
+                    self._client,
+                    self._nbytes,
+                    limit,
+                )
+
+    def _limit_met(self, share: float) -> str | None:
+        """The setting of which more than a share is used; None if there is none."""
+        settings = self._inboxes.settings()
+        if self._nbytes > settings.max_pending_callback_bytes * share:
+            return "max_pending_callback_bytes"
+        if len(self._waiting) <= settings.max_pending_callbacks * share:
+            return None
+        return (
+            None if self._inboxes.awaits_acknowledgement(self._client) else "max_pending_callbacks"
+        )
+
+    def _next(self) -> tuple[Handlers, tuple[Any, ...], bool]:
+        event = self._waiting.popleft()
+        self._nbytes -= _size_of(event[1])
+        if self._deadline is not None:
+            self.limit()
+        if self._paused and self._limit_met(0.5) is None:
+            self._paused = False
+            self._client._resume_reading()
+        return event
+
+    async def _run(
+        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
+    ) -> None:
+        try:
+            if await self._finish(first, fatal):
+                await self._call(rest, args, fatal)
+            elif fatal:
+                self._drop_messages()
+            while self._waiting:
+                await self._call(*self._next())
+        finally:
+            # No await between the last look at `_waiting` and here: nothing can slip in.
+            self._end_limit()
+            self._client._set_inbox(None)
+            self._inboxes.ended(self, self._client.user_id)
+            # Something waits only where a callback was cancelled.
+            self._abandon_messages()
+            for handlers, args, fatal in self._waiting:
+                dispatch(self._inboxes, self._client, handlers, args, fatal=fatal)
+
+    def _abandon_messages(self) -> None:
+        waiting = len(self._waiting)
+        self.forget_messages()
+        if waiting > len(self._waiting):
+            log.warning(
+                "%r: %d received messages were not handled: the callback before them was cancelled",
+                self._client,
+                waiting - len(self._waiting),
+            )
+
+    def _drop_messages(self) -> None:
+        # What goes on without them has no argument but the client: that the client has gone, and
+        # async on_error callbacks.
+        self._waiting = deque(event for event in self._waiting if len(event[1]) == 1)
+        self._nbytes = sum(_size_of(event[1]) for event in self._waiting)
+
+    async def _call(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
+        for handler in handlers:
+            try:
+                result = handler(*args)
+            except BaseException as error:
+                self._inboxes.failed(self._client, error, fatal)
+                if fatal:
+                    self._drop_messages()
+                    return
+                continue
+            if is_awaitable(result) and not await self._finish(result, fatal):
+                self._drop_messages()
+                return
+
+    async def _finish(self, result: Awaitable[Any], fatal: bool) -> bool:
+        # Returns whether the event goes on to its next handler.
+        try:
+            await result
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # we or a stop of the hub cancelled the task; the callback raised nothing
+            self._inboxes.failed(self._client, error, fatal)
+            return not fatal
+        return True

@@ -1,0 +1,407 @@
+"""How a hub starts, drains, stops, and is forgotten where its loop or its process went away.
+
+A hub runs on one loop from `start` or `attach` to `stop`. `forget` is for what cannot be stopped
+any more: the loop was closed under the hub, or this is the child of a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from ssl import SSLContext
+from typing import Any, Protocol
+
+from wsc_fast._core.connection import Client
+from wsc_fast._core.engine import Engine
+from wsc_fast.delivery.delivery import Delivery
+from wsc_fast.errors import HubStateError, HubStoppedError
+from wsc_fast.listen.listener import Listener
+from wsc_fast.listen.sockets import Host
+from wsc_fast.runtime.callbacks import Callbacks
+from wsc_fast.runtime.heartbeat import Heartbeat
+from wsc_fast.runtime.process import FileLimit
+from wsc_fast.runtime.state import State
+from wsc_fast.runtime.tasks import Tasks
+from wsc_fast.runtime.threads import ThreadCalls
+from wsc_fast.runtime.watchdog import Watchdog
+from wsc_fast.turns import MOST_ENDS, in_turns
+from wsc_fast.upgrade.admission import Admission
+from wsc_fast.upgrade.handshake import Requests
+from wsc_fast.upgrade.site import Site
+
+# Seconds between two slices of a drain.
+_DRAIN_SLICE = 0.1
+
+
+class Settings(Protocol):
+    """The settings of HubConfig that this file reads."""
+
+    @property
+    def close_timeout(self) -> float: ...
+    @property
+    def watchdog_timeout(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one hub that its life begins and ends."""
+
+    engine: Engine
+    state: State
+    listener: Listener
+    site: Site
+    requests: Requests
+    admission: Admission
+    callbacks: Callbacks
+    tasks: Tasks
+    delivery: Delivery
+    calls: ThreadCalls
+    heartbeat: Heartbeat
+    files: FileLimit
+
+
+class Life:
+    """The life of one hub.
+
+    Args:
+        parts: of the hub.
+        settings: those that hold now.
+
+    Attributes:
+        start_time: when it started last, UTC; None before.
+        check_settings: while connections of another server are the hub's: raises ConfigError for
+            settings that cannot hold there.
+        give_signals_back: while `run` runs: for the child of a fork.
+
+    Thread-safety: the loop's thread, but for `stop` and `drain`.
+    """
+
+    def __init__(self, parts: Parts, settings: Callable[[], Settings]) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._heartbeat = parts.heartbeat
+        self._watchdog: Watchdog | None = None
+        self._callers: set[asyncio.Task[Any]] = set()  # those of `stop`
+        self._all_gone: asyncio.Future[None] | None = None
+        self._stopping: asyncio.Future[None] | None = None
+        self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
+        self._started = 0.0
+        self.start_time: datetime | None = None
+        self.check_settings: Callable[[Any], None] | None = None
+        self.give_signals_back: Callable[[], None] | None = None
+
+    def uptime(self) -> float:
+        """Seconds since the start; 0 where the hub does not run."""
+        running = self._parts.engine.loop is not None
+        return time.monotonic() - self._started if running else 0.0
+
+    # --- the start ---
+
+    def check_not_running(self) -> None:
+        """Raises HubStateError where the hub runs."""
+        self.forget_closed_loop()
+        if self._parts.engine.loop is not None:
+            raise HubStateError("the hub runs already")
+
+    async def start(
+        self,
+        host: Host,
+        port: int,
+        *,
+        path: str,
+        sock: socket.socket | None,
+        ssl: SSLContext | None,
+        reuse_port: bool,
+    ) -> None:
+        """Listens, on the running loop; see `Hub.start`. The arguments are checked."""
+        parts = self._parts
+        loop = asyncio.get_running_loop()
+        parts.engine._attach(loop)
+        parts.site.serve(path, ssl is not None)
+        try:
+            await self._open_store(loop)
+            await parts.listener.open(
+                host,
+                port,
+                sock=sock,
+                ssl=ssl,
+                reuse_port=reuse_port,
+                check=partial(self._check_still_starting, loop),
+            )
+        except BaseException:
+            if sock is not None:
+                sock.close()  # it was given to the hub for good
+            await self._give_up_start(loop)
+            raise
+        parts.files.look()
+        self._begin()
+
+    async def attach(self, tls: bool) -> None:
+        """Runs on the running loop, beside a server of somebody else's; see `Hub.attach`."""
+        loop = asyncio.get_running_loop()
+        self._attach_to(loop, tls)
+        try:
+            await self._open_store(loop)
+        except BaseException:
+            await self._give_up_start(loop)
+            raise
+        self._begin()
+
+    def attach_at_once(self, tls: bool) -> None:
+        """As `attach`; the offline store opens meanwhile."""
+        loop = asyncio.get_running_loop()
+        self._attach_to(loop, tls)
+        self._parts.delivery.attach(loop)
+        self._begin()
+
+    def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool) -> None:
+        self._parts.engine._attach(loop)
+        self._parts.site.serve(None, tls)
+        self._parts.requests.make_connection = None
+        self._parts.listener.forget_port()
+
+    async def _open_store(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            await self._parts.delivery.open_store(loop)
+        finally:
+            self._check_still_starting(loop)
+
+    def _check_still_starting(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._parts.engine.loop is not loop or self._stopping is not None:
+            raise HubStoppedError("the hub was stopped while it started")
+
+    async def _give_up_start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._parts.engine.loop is loop and self._stopping is None:
+            await self._parts.delivery.close_store(0.0)
+            self._detach()
+
+    def _begin(self) -> None:
+        parts = self._parts
+        loop = parts.engine.loop
+        assert loop is not None
+        self._stopped = loop.create_future()
+        parts.state.ended = parts.state.draining = False
+        parts.delivery.sleepers.begin()
+        parts.state.accepting = True
+        timeout = self._settings().watchdog_timeout
+        if timeout:
+            self._watchdog = Watchdog(timeout)
+            self._watchdog.start(loop)
+        self.start_time = datetime.now(UTC)
+        self._started = time.monotonic()
+        parts.admission.begin(loop)
+        _running.add(self)
+        self._heartbeat.begin()
+
+    # --- the stop ---
+
+    async def stopped(self) -> None:
+        """Returns once this run of the hub has stopped, whoever stopped it."""
+        assert self._stopped is not None
+        await self._stopped
+
+    async def stop(self, timeout: float) -> None:
+        """See `Hub.stop`; the timeout is checked. Thread-safety: any thread, from any loop."""
+        self.forget_closed_loop()
+        loop = self._parts.engine.loop
+        if loop is None:
+            return
+        if asyncio.get_running_loop() is not loop:
+            stop = self.stop(timeout)
+            try:
+                done = asyncio.run_coroutine_threadsafe(stop, loop)
+            except RuntimeError:
+                stop.close()
+                return  # the loop was closed meanwhile: nothing is left to stop
+            await asyncio.wrap_future(done)
+            return
+        caller = asyncio.current_task()
+        assert caller is not None
+        self._callers.add(caller)
+        try:
+            await self._stop_once(loop, timeout)
+        finally:
+            self._callers.discard(caller)
+
+    async def _stop_once(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
+            return
+        self._stopping = loop.create_future()
+        try:
+            await self._stop(timeout)
+        finally:
+            self._parts.engine._close_timeout = self._settings().close_timeout
+            self._stopping.set_result(None)
+            self._stopping = None
+
+    async def _stop(self, timeout: float) -> None:
+        parts = self._parts
+        deadline = time.monotonic() + timeout
+        parts.state.accepting = False
+        parts.state.ended = True
+        parts.listener.close()
+        await parts.requests.abort_all()
+        parts.delivery.sleepers.end()
+        # What is queued has as long as the caller gives it.
+        parts.engine._close_timeout = max(self._settings().close_timeout, timeout)
+        await in_turns(parts.engine._open_clients(), _shut_down)
+        for client in parts.admission.authenticating():
+            _shut_down(client)
+        await self._wait_until_gone(deadline)
+        begun = parts.tasks.under_way()
+        await in_turns(parts.engine._closing_clients(), Client._abort, MOST_ENDS)
+        # An aborted transport is gone a turn or two later, whatever the peer does.
+        await self._wait_until_gone(time.monotonic() + 1.0)
+        await parts.delivery.close_store(deadline - time.monotonic())
+        await parts.tasks.finish(begun, deadline, self._callers)
+        await parts.delivery.failures.finish(deadline - time.monotonic())
+        parts.engine._deadlines.clear()
+        parts.admission.end()
+        parts.state.draining = False
+        self._stop_watching()
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_result(None)
+        self._detach()
+
+    async def _wait_until_gone(self, deadline: float) -> None:
+        engine = self._parts.engine
+        assert engine.loop is not None
+        while engine.connections > 0 and (left := deadline - time.monotonic()) > 0:
+            self._all_gone = engine.loop.create_future()
+            await asyncio.wait([self._all_gone], timeout=left)
+        self._all_gone = None
+
+    def nobody_left(self) -> None:
+        """The last connection has gone."""
+        if self._all_gone is not None and not self._all_gone.done():
+            self._all_gone.set_result(None)
+
+    def abort_all(self) -> None:
+        """Ends all connections at once."""
+        engine = self._parts.engine
+        for client in (*engine._open_clients(), *engine._closing_clients()):
+            client._abort()
+
+    def _stop_watching(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.stop()
+            self._watchdog = None
+
+    def _detach(self) -> None:
+        _running.discard(self)
+        self._parts.engine._attach(None)
+        self.check_settings = None
+        self._parts.calls.end()
+
+    # --- the drain ---
+
+    async def drain(self, period: float) -> None:
+        """See `Hub.drain`; the period is checked. Thread-safety: any thread, from any loop."""
+        self.forget_closed_loop()
+        parts = self._parts
+        loop = parts.engine.loop
+        if loop is None:
+            return
+        if loop is not asyncio.get_running_loop():
+            there = asyncio.run_coroutine_threadsafe(self.drain(period), loop)
+            await asyncio.wrap_future(there)
+            return
+        parts.state.draining = True
+        if parts.listener.shares_port:
+            parts.listener.leave_to_others()
+        clients = parts.engine._open_clients()
+        slices = max(1, math.ceil(period / _DRAIN_SLICE))
+        for number in range(slices):
+            await in_turns(clients[number::slices], _restart)
+            # A connection that the loop has accepted in this turn is known in the next.
+            await asyncio.sleep(period / slices)
+            if not parts.state.draining or self._has_nobody():
+                return  # the hub was stopped meanwhile, or all have left
+        # Those that were still authenticating when it began.
+        await in_turns(parts.engine._open_clients(), _restart)
+
+    def _has_nobody(self) -> bool:
+        """Neither clients nor, where a drain lets them in, connections that may become some."""
+        parts = self._parts
+        if parts.engine.connections or not parts.listener.shares_port:
+            return not parts.engine.connections
+        return not parts.requests.waits() and not parts.listener.is_busy()
+
+    # --- where nothing can be stopped any more ---
+
+    def forget_closed_loop(self) -> None:
+        """Where the loop was closed under the hub, the hub is a stopped one from here on."""
+        loop = self._parts.engine.loop
+        if loop is not None and loop.is_closed():
+            self.forget()
+
+    def forget(self) -> None:
+        """The loop was closed under the hub: nothing of it can be stopped any more."""
+        parts = self._parts
+        parts.state.accepting = parts.state.draining = False
+        self._stop_watching()
+        parts.listener.forget()
+        parts.requests.forget()
+        parts.admission.forget()
+        parts.tasks.forget()
+        parts.callbacks.forget()
+        self._callers.clear()
+        parts.delivery.forget()
+        parts.engine._forget_connections()
+        self._all_gone = self._stopping = self._stopped = None
+        self._detach()
+
+    def forked(self) -> None:
+        """This is the child of a fork: the connections and the loop are the parent's.
+
+        The hub is a stopped one here. In place of each of its sockets there is /dev/null, so that
+        nothing that still happens to the parent's transports in this process (they are ended when
+        the interpreter ends, for one) reaches the socket, or the epoll that both processes share,
+        and so that a connection that the parent closes is closed.
+        """
+        parts = self._parts
+        clients = [
+            *parts.engine._open_clients(),
+            *parts.engine._closing_clients(),
+            *parts.admission.authenticating(),
+        ]
+        descriptors = {client._get_descriptor() for client in clients}
+        descriptors.update(parts.requests.descriptors())
+        descriptors.update(parts.listener.descriptors())
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.dup2(nothing, descriptor, inheritable=False)
+        os.close(nothing)
+        if self.give_signals_back is not None:
+            self.give_signals_back()
+        self.forget()
+
+
+def _shut_down(client: Client) -> None:
+    client._send_away(1001, "server shutdown")
+
+
+def _restart(client: Client) -> None:
+    client._send_away(1012, "service restart")
+
+
+# Those that run, to be told of a fork.
+_running: weakref.WeakSet[Life] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for life in list(_running):
+        life.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

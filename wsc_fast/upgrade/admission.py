@@ -1,0 +1,383 @@
+"""Who is let in, and as whom: from an accepted upgrade to the client, and to the client's end.
+
+The policy asks here whether there is room (`admit`, `is_full`) and what speaks against an identity.
+Once the 101 is written, the connection becomes a client (`connected`): at once where the identity
+is known, or when an async `authenticate` has found it out.
+
+A connection that went without a word holds its place until the heartbeat misses it. So where
+clients have ids of the application's, a full hub lets in a client that replaces its own connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from wsc_fast._core.connection import Client
+from wsc_fast._core.engine import Engine
+from wsc_fast._core.timers import Timers
+from wsc_fast.listen.limits import ConnectionLimits
+from wsc_fast.log import log
+from wsc_fast.messages import IdFactory
+from wsc_fast.runtime.callbacks import Callbacks
+from wsc_fast.runtime.deadlines import time_limit
+from wsc_fast.runtime.state import State
+from wsc_fast.runtime.tasks import Tasks
+from wsc_fast.upgrade.identity import Identity, check_identity
+
+# Close codes of our own (RFC 6455 section 7.4.2 leaves 4000-4999 to applications).
+CLOSE_UNAUTHENTICATED = 4401
+CLOSE_REPLACED = 4409
+CLOSE_TRY_AGAIN = 1013
+# How many connections a full hub takes besides while an async `authenticate` finds out whose they
+# are: one of a hundred, within these bounds.
+_LEAST_RETURNING = 10
+_MOST_RETURNING = 1_000
+# How far ahead a timer is set for an identity that ends, since the wall clock may be set meanwhile.
+_LONGEST_WAIT = 60.0
+
+
+class Settings(Protocol):
+    """The settings of HubConfig that decide who is let in."""
+
+    @property
+    def authentication_timeout(self) -> float: ...
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def max_connections_per_address(self) -> int: ...
+    @property
+    def connection_rate(self) -> float: ...
+    @property
+    def connection_rate_per_address(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a hub gives to its admission.
+
+    Attributes:
+        settings: those that hold now.
+        entered: hears of a client that is open, before the application does.
+        left: hears of a client that has gone, before the application does.
+        nobody_left: is called when the last connection has gone.
+    """
+
+    settings: Callable[[], Settings]
+    entered: Callable[[Client], None]
+    left: Callable[[Client], None]
+    nobody_left: Callable[[], None]
+
+
+class Admission:
+    """Lets connections in, for one hub.
+
+    Args:
+        engine, callbacks, tasks, state: of the hub.
+        needs: what else it needs of the hub.
+
+    Thread-safety: the loop's thread.
+    """
+
+    def __init__(
+        self, engine: Engine, callbacks: Callbacks, tasks: Tasks, state: State, needs: Needs
+    ) -> None:
+        self._engine = engine
+        self._callbacks = callbacks
+        self._tasks = tasks
+        self._state = state
+        self._needs = needs
+        self._new_id = IdFactory(9)
+        self._limits = ConnectionLimits()
+        # Whether any client has had an id of the application's; and those who are let into a full
+        # hub to find out whose connection they replace.
+        self._names_clients = False
+        self._returning: set[Client] = set()
+        # Since when each async `authenticate` is under way, the longest first; and who was
+        # disconnected meanwhile: when, the close code and the reason.
+        self._authenticating: dict[Client, float] = {}
+        self._sent_away: dict[str, tuple[float, int, str]] = {}
+        # Clients whose identity ends: when by the wall clock, and their timer.
+        self._expiring: dict[Client, tuple[float, int]] = {}
+        self._expiries: Timers[Client] = Timers(self._expired)
+
+    # --- its life ---
+
+    def set_limits(self, settings: Settings) -> None:
+        """New settings hold."""
+        self._limits.set(
+            settings.max_connections_per_address,
+            settings.connection_rate,
+            settings.connection_rate_per_address,
+        )
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The hub runs on this loop."""
+        self._expiries.attach(loop)
+
+    def end(self) -> None:
+        """The hub has stopped: no identity ends any more."""
+        self._expiries.clear()
+
+    def authenticating(self) -> list[Client]:
+        """Connections whose async `authenticate` is under way."""
+        return list(self._authenticating)
+
+    def forget(self) -> None:
+        """The loop was closed: its connections went with it."""
+        for client in self._authenticating:
+            client._forget()
+        self._returning.clear()
+        self._authenticating.clear()
+        self._sent_away.clear()
+        self._expiring.clear()
+        self._limits.clear()
+        self._expiries = Timers(self._expired)
+
+    # --- before the 101, asked by the policy ---
+
+    def admit(self, remote_address: str) -> bool:
+        """Whether the limits per address and per second let in one more, which is then counted."""
+        over = self._limits.admit(remote_address) if remote_address else None
+        if over is None:
+            return True
+        self._engine._count_limit(over)
+        self._engine._count_rejected("address" if over == "max_connections_per_address" else "rate")
+        return False
+
+    def is_full(self) -> bool:
+        """Whether there are `max_connections`, with those whose callbacks outlast them."""
+        outlasting = len(self._callbacks.inboxes.outlasting)
+        return self._engine.connections + outlasting >= self._needs.settings().max_connections
+
+    def may_return(self) -> bool:
+        """Whether a full hub finds out who it is: somebody may be replaced, and few are asked."""
+        most_connections = self._needs.settings().max_connections
+        most = min(_MOST_RETURNING, max(_LEAST_RETURNING, most_connections // 100))
+        return self._names_clients and len(self._returning) < most
+
+    def find_out(self, client: Client, pending: Awaitable[Any], full: bool) -> None:
+        """An async `authenticate` is to find out who this connection is, once it is made."""
+        if full:
+            self._returning.add(client)
+        client._pending = pending
+
+    def count_full(self) -> None:
+        """A connection is refused since the hub is full."""
+        self._engine._count_rejected("full")
+        self._engine._count_limit("max_connections")
+
+    def reason_against(self, identity: Identity) -> str | None:
+        """Why a client may not have an identity that `authenticate` gave, if it may not."""
+        if identity.expires_at is not None and identity.expires_at <= time.time():
+            return "authentication expired"
+        older = self.client_of(identity)
+        if older is not None and older.user_id != identity.user_id:
+            log.warning(
+                "client id %r of user %r is refused to user %r: authenticate has to make ids that "
+                "no two users share",
+                older.id,
+                older.user_id,
+                identity.user_id,
+            )
+            return "authentication failed"
+        return None
+
+    def client_of(self, identity: Identity | None) -> Client | None:
+        """The connected client that one of this identity would replace."""
+        if identity is None or identity.client_id is None:
+            return None
+        return self._engine.get_client_by_id(identity.client_id)
+
+    def drop_identity(self, client: Client) -> None:
+        """Nobody will ask who this connection belongs to."""
+        self._returning.discard(client)
+        pending = client._pending
+        if pending is None:
+            return
+        client._pending = None
+        if inspect.iscoroutine(pending):
+            pending.close()
+        elif asyncio.isfuture(pending):
+            pending.cancel()
+
+    # --- from the 101 to the client ---
+
+    def connected(self, client: Client) -> None:
+        """See `upward.Admission`."""
+        if client._address_came_late() and not self.admit(client.remote_address):
+            self.drop_identity(client)
+            self._turn_away(client, CLOSE_TRY_AGAIN, "too many connections")
+            return
+        if client.remote_address:
+            self._limits.connected(client.remote_address)
+            client._counted = True
+        pending = client._pending
+        if pending is None or isinstance(pending, Identity):
+            client._pending = None
+            self._enter(client, pending)
+            return
+        client._hold_input()
+        task = self._tasks.spawn(self._authenticate(client, pending), client._copy_context())
+        client._set_authenticating(task)
+        self._authenticating[client] = time.monotonic()
+        task.add_done_callback(lambda _: self._authenticating.pop(client, None))
+
+    async def _authenticate(self, client: Client, pending: Awaitable[Any]) -> None:
+        """Waits for what an async `authenticate` says, and lets the client in or closes it."""
+        client._pending = None
+        identity: Identity | None = None
+        try:
+            identity = await self._identity(pending)
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the client left, or the hub is stopping
+            client._set_authenticating(None)
+            self._engine._count_rejected("auth")
+            self._callbacks.report(client, error)
+            client.disconnect(1011)
+            return
+        client._set_authenticating(None)
+        if not client._is_connecting():
+            return  # it left, or the hub is stopping
+        client._keep_context()
+        if identity is None:
+            self._refuse(client, CLOSE_UNAUTHENTICATED, "authentication failed")
+            return
+        since = self._authenticating.get(client, math.inf)
+        when, code, text = self._sent_away.get(identity.user_id, (-math.inf, 0, ""))
+        if when >= since:
+            self._refuse(client, code, text)
+            return
+        self._enter(client, identity)
+        client._release_input()
+
+    async def _identity(self, pending: Awaitable[Any]) -> Identity | None:
+        timeout = self._needs.settings().authentication_timeout
+        identity: Identity | None = None
+        try:
+            async with time_limit(self._engine._deadlines, timeout) as limit:
+                identity = await pending
+        except TimeoutError:
+            if not limit.expired():
+                raise  # its own, not ours
+            self._engine._count_limit("authentication_timeout")
+        if identity is not None:
+            check_identity(identity)
+        return identity
+
+    def _refuse(self, client: Client, code: int, reason: str) -> None:
+        self._engine._count_rejected("auth")
+        client.disconnect(code, reason)
+
+    def _enter(self, client: Client, identity: Identity | None) -> None:
+        if not self._state.accepting:
+            client.disconnect(1001, "server shutdown")
+            return
+        older = self.client_of(identity)
+        returning = client in self._returning
+        self._returning.discard(client)
+        if identity is None:
+            client_id = user_id = self._new_id()
+            data = None
+        else:
+            reason = self.reason_against(identity)
+            if reason is not None:
+                self._refuse(client, CLOSE_UNAUTHENTICATED, reason)
+                return
+            if returning and older is None:
+                self.count_full()
+                client.disconnect(CLOSE_TRY_AGAIN, "too many connections")
+                return
+            client_id = identity.client_id or self._new_id()
+            user_id, data = identity.user_id, identity.user_data
+            client._set_device(identity.device_id)
+            self._names_clients = self._names_clients or identity.client_id is not None
+            if identity.expires_at is not None:
+                self._expire_at(client, identity.expires_at)
+            if older is not None:
+                self._replace(older)
+        client._enter(client_id, user_id, data)
+        self._needs.entered(client)
+        self._callbacks.connected(client)
+
+    def _replace(self, older: Client) -> None:
+        self._engine._count_replaced()
+        reason = "replaced by a newer connection"
+        if self._engine.connections > self._needs.settings().max_connections:
+            self._turn_away(older, CLOSE_REPLACED, reason)
+        else:
+            # It is the same user's: what the user has sent over it is heard.
+            older._send_away(CLOSE_REPLACED, reason)
+
+    def _turn_away(self, client: Client, code: int, reason: str) -> None:
+        """Closes a connection without waiting for an answer to its close frame."""
+        client._send_away(code, reason)
+        if self._engine.loop is not None:
+            self._engine.loop.call_soon(client._abort, context=self._engine._new_context())
+
+    # --- the end of an identity, and of a connection ---
+
+    def _expire_at(self, client: Client, when: float) -> None:
+        # By the wall clock, which is looked at again when the time has come: it may be set.
+        assert self._engine.loop is not None
+        due = self._engine.loop.time() + max(0.0, min(when - time.time(), _LONGEST_WAIT))
+        self._expiring[client] = when, self._expiries.set(client, due)
+
+    def _expired(self, client: Client) -> None:
+        expiry = self._expiring.pop(client, None)
+        if expiry is None or self._engine.loop is None:
+            return
+        if expiry[0] > time.time():
+            self._expire_at(client, expiry[0])
+        else:
+            client.disconnect(CLOSE_UNAUTHENTICATED, "authentication expired")
+
+    def disconnect_user(self, user_id: str, code: int, reason: str) -> int:
+        """Closes all connections of a user, also one that turns out to be the user's.
+
+        Args:
+            user_id: the user.
+            code, reason: of the close frames; checked.
+
+        Returns:
+            int: how many clients it was.
+        """
+        clients = self._engine.get_clients_by_user(user_id)
+        for client in clients:
+            client.disconnect(code, reason)
+        self._callbacks.inboxes.forget_messages(user_id)
+        self._send_away_who_comes(user_id, code, reason)
+        return len(clients)
+
+    def _send_away_who_comes(self, user_id: str, code: int, reason: str) -> None:
+        """Keeps in mind that a user was disconnected, for those who are authenticated now."""
+        away = self._sent_away
+        longest = next(iter(self._authenticating.values()), math.inf)
+        while away and next(iter(away.values()))[0] < longest:
+            del away[next(iter(away))]
+        if self._authenticating:
+            away.pop(user_id, None)
+            away[user_id] = time.monotonic(), code, reason
+
+    def disconnected(self, client: Client, announced: bool) -> None:
+        """See `upward.Admission`."""
+        if client._counted:
+            self._limits.gone(client.remote_address)
+        expiry = self._expiring.pop(client, None)
+        if expiry is not None:
+            self._expiries.cancel(client, expiry[1])
+        self.drop_identity(client)
+        if announced:
+            self._needs.left(client)
+        if self._engine.connections == 0:
+            self._needs.nobody_left()
+        if announced:
+            self._callbacks.disconnected(client)
+        self._callbacks.limit(client)
