@@ -183,7 +183,9 @@ class Delivery:
         try:
             if self.acks is None:
                 raise HubStateError("acknowledgements are not enabled: call enable_ack first")
-            return self._calls.run(partial(self.acks.start, recipient, message, to_client))
+            if self._engine._is_away():
+                return self._calls.make(partial(self.acks.start, recipient, message, to_client))
+            return self.acks.start(recipient, message, to_client)
         except Exception as error:
             self._failed(message, recipient, error, to_client=to_client)
             raise

@@ -129,20 +129,19 @@ def last_file() -> int:
 
 
 class FileLimit:
-    """Notices when a hub runs out of descriptors, and logs that once in a second at most."""
+    """How many descriptors a hub may have; logs once in a second at most that none is left.
+
+    Attributes:
+        last: the highest descriptor that the process may have.
+    """
 
     def __init__(self) -> None:
-        self._last = sys.maxsize
+        self.last = sys.maxsize
         self._next_line = 0.0
 
     def look(self) -> None:
         """Looks up the limit of this moment."""
-        self._last = last_file()
-
-    def look_at(self, descriptor: int) -> None:
-        """A socket has this descriptor; the last one that the process may have is a warning."""
-        if descriptor >= self._last:
-            self.log()
+        self.last = last_file()
 
     def log(self) -> None:
         """Logs that no descriptor is left."""

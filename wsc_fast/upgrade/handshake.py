@@ -177,7 +177,8 @@ class Handshake:
         self._line: RequestLine | None = None  # of that
         self._lingering: Lingering | None = None  # once it is answered
         self._descriptor: int = transport.get_extra_info("socket").fileno()
-        requests.files.look_at(self._descriptor)
+        if self._descriptor >= requests.files.last:
+            requests.files.log()
 
     def received(self, data: bytes | bytearray) -> None:
         """Takes what the transport has read."""

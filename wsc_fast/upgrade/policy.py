@@ -146,7 +146,8 @@ class Policy:
         refused = self._check_origin(head, remote_address, transport)
         if refused is not None:
             return refused
-        refused = self._identify(head, client, remote_address, transport, full)
+        if self._authenticate is not None:
+            refused = self._identify(head, client, remote_address, transport, full)
         return refused if refused is not None else self._negotiate(head, client)
 
     def _identify(
@@ -158,8 +159,7 @@ class Policy:
         full: bool,
     ) -> WSUpgradeResponse | None:
         """Asks `authenticate` who it is."""
-        if self._authenticate is None:
-            return None
+        assert self._authenticate is not None
         request = Request(head, remote_address, transport)
         identity = client._call(self._authenticate, request)
         if identity is None:
