@@ -23,6 +23,7 @@ from wsc_fast.delivery.failures import (
     UserOfflineHandler,
     reason_of,
 )
+from wsc_fast.delivery.needs import Needs
 from wsc_fast.delivery.reporter import FailureCounters, FailureReporter
 from wsc_fast.delivery.retry import SendResult, Sleepers, send_with_retry
 from wsc_fast.errors import (
@@ -44,6 +45,7 @@ from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
     from wsc_fast.hub import Hub
+    from wsc_fast.upgrade.request import Authenticate
 
 T = TypeVar("T")
 
@@ -80,11 +82,21 @@ class Delivery(Engine):
     _ended: bool
 
     if TYPE_CHECKING:
+        _authenticate: Authenticate | None
 
         def _on_loop(self, call: Callable[[], T]) -> T: ...
+        def _report(self, client: Client | None, error: BaseException) -> None: ...
 
     def __init__(self) -> None:
-        self._failures = FailureReporter(cast("Hub", self))
+        self._needs = Needs(
+            engine=self,
+            settings=lambda: self.config,
+            knows_users=lambda: self._authenticate is not None,
+            is_away=self._is_away,
+            watch_losses=self._watch_losses,
+            report=partial(self._report, None),
+        )
+        self._failures = FailureReporter(self._needs)
         self._retry = RetryConfig()
         self._sleepers = Sleepers(self._deadlines)
         self._acks: Acks | None = None

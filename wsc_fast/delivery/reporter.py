@@ -58,7 +58,7 @@ from wsc_fast.messages import (
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
-    from wsc_fast.hub import Hub
+    from wsc_fast.delivery.needs import Needs
 
 # Failures that wait for one handler, and their bytes as they are in memory.
 MAX_WAITING = 10_000
@@ -398,11 +398,14 @@ def _in_handler(
 class FailureReporter:
     """The failure handlers of one hub, and what waits to be told to them.
 
+    Args:
+        needs: of the hub.
+
     Thread-safety: `add` and `remove` from any thread; `report` and the rest in the loop's thread.
     """
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, needs: Needs) -> None:
+        self._needs = needs
         self._lock = threading.Lock()  # of those who add and remove
         self._queues: tuple[_Queue, ...] = ()  # one for each handler object
         # Those that hear of each reason.
@@ -464,11 +467,11 @@ class FailureReporter:
             reason: [queue for queue in self._queues if queue.hears_of(reason)]
             for reason in SendFailureReason
         }
-        self._hub._watch_losses(self.active)
+        self._needs.watch_losses(self.active)
 
     def _sweep_soon(self) -> None:
-        loop = self._hub.loop
-        if loop is None or not self._hub._is_away():
+        loop = self._needs.engine.loop
+        if loop is None or not self._needs.is_away():
             self.sweep()
             return
         with suppress(RuntimeError):  # the loop was closed; the hub forgets what was for it
@@ -549,7 +552,7 @@ class FailureReporter:
         if not self.active:
             return ()
         queues = self._hearing[reason]
-        loop = self._hub.loop
+        loop = self._needs.engine.loop
         if of_call and handling.get():
             if not self._recursion_logged:
                 self._recursion_logged = True
@@ -564,7 +567,7 @@ class FailureReporter:
         return ()
 
     def _add(self, queues: Sequence[_Queue], batch: _Batch, items: Sequence[Message]) -> None:
-        loop = self._hub.loop
+        loop = self._needs.engine.loop
         assert loop is not None
         self._number += len(items)
         for queue in queues:
