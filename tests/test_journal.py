@@ -127,7 +127,7 @@ async def test_a_store_that_hangs_holds_up_plain_messages_for_its_patience_only(
 async def test_what_a_store_held_comes_once_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "PATIENCE", 0.1)
     monkeypatch.setattr(journal, "AWAY", 0.2)
-    monkeypatch.setattr("wsc_fast.delivery.acks.REPLAY_AGAIN", 0.2)
+    monkeypatch.setattr("wsc_fast.delivery.catching_up.REPLAY_AGAIN", 0.2)
     store = TroubledStore()
     hub = acking(store)
     async with running(hub):

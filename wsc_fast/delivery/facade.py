@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -44,7 +44,6 @@ from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
-    from wsc_fast.hub import Hub
     from wsc_fast.upgrade.request import Authenticate
 
 T = TypeVar("T")
@@ -193,7 +192,7 @@ class Delivery(Engine):
             raise HubStateError("acknowledgements are enabled already")
         if store is None and config.enable_offline_messages:
             store = SQLiteOfflineStore(DEFAULT_STORE)
-        self._acks = Acks(cast("Hub", self), config, store)
+        self._acks = Acks(self._needs, self._failures, config, store)
         acks = self._acks
         self._set_acks(acks.take, acks.replaying, acks.hold, acks.ran_empty)
         if self.loop is not None:
