@@ -369,7 +369,7 @@ async def test_a_hand_over_that_fails_is_done_at_the_next_attempt(
 async def test_a_store_that_hangs_delays_the_devices_that_are_connected_for_its_patience_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wsc_fast.delivery.journal.PATIENCE", 0.3)
+    monkeypatch.setattr("wsc_fast.delivery.store_access.PATIENCE", 0.3)
     store = TroubledStore()
     hub = per_device(store)
     async with running(hub):

@@ -959,7 +959,7 @@ async def test_what_waits_for_the_store_to_open_keeps_its_order() -> None:
         await asyncio.sleep(0)
         store.opening.set()
         inner: Any = hub._acks
-        inner.journal._opening.add_done_callback(
+        inner.journal.access._opening.add_done_callback(
             lambda _: pending.append(hub.send_ack_message_to_user("ann", ACKMessage(content="3")))
         )
         asyncio.get_running_loop().call_soon(

@@ -106,7 +106,7 @@ class Acks(TableOwner):
         self._journal = None if store is None else Journal(store, config, self)
         self._devices = None
         if table.per_device:
-            self._devices = Devices(needs, table, config, self.parked_messages, self.journal)
+            self._devices = Devices(needs, table, config, self.parked_messages, self.journal.access)
         self.catching_up = CatchingUp(
             needs, table, failures, self.parked_messages, self._journal, self._devices
         )
@@ -175,7 +175,7 @@ class Acks(TableOwner):
     async def opened(self) -> None:
         """Returns once the store is open; raises what that failed with."""
         if self._journal is not None:
-            await self._journal.opened()
+            await self._journal.access.opened()
 
     async def stop(self, timeout: float) -> None:
         """Stores what is pending, or ends it; the clients have gone already."""

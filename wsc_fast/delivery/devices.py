@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 from wsc_fast._core.engine import check_id
 from wsc_fast._core.pending import AckTable, PendingACK
-from wsc_fast.delivery.journal import PAGE, Journal, store_error
 from wsc_fast.delivery.parked import Parked
+from wsc_fast.delivery.store_access import PAGE, StoreAccess, store_error
 from wsc_fast.errors import AckError, PendingFullError, WSCError
 from wsc_fast.messages import ACKMessage, AckStatus
 from wsc_fast.stores.base import StoredMessage
@@ -92,19 +92,19 @@ class Devices:
         table: of what is pending.
         config: ACKConfig.
         parked: the messages of users who are away.
-        journal: where the devices are noted.
+        access: the offline store, in which the devices are noted.
 
     Thread-safety: the loop's thread.
     """
 
     def __init__(
-        self, needs: Needs, table: AckTable, config: ACKConfig, parked: Parked, journal: Journal
+        self, needs: Needs, table: AckTable, config: ACKConfig, parked: Parked, access: StoreAccess
     ) -> None:
         self._needs = needs
         self._table = table
         self._config = config
         self._parked = parked
-        self._journal = journal
+        self._access = access
         # Of users who are connected: their devices; None where these are not known yet.
         self._known: dict[str, dict[str, None] | None] = {}
         # Messages that wait for that, in the order of sending.
@@ -320,7 +320,7 @@ class Devices:
         devices: dict[str, None] = {}
         error: Exception | None = None
         try:
-            devices = await self._journal.ask(self._learn(user_id))
+            devices = await self._access.ask(self._learn(user_id))
         except Exception as failure:
             error = store_error(failure)
             devices = dict.fromkeys(self._connected(user_id))
@@ -343,8 +343,8 @@ class Devices:
         return error
 
     async def _learn(self, user_id: str) -> dict[str, None]:
-        await self._journal.opened()
-        store, key = self._journal.store, key_of_devices(user_id)
+        await self._access.opened()
+        store, key = self._access.store, key_of_devices(user_id)
         most = self._config.max_devices
         noted = {each.id: each for each in await store.read(key, limit=most)}
         while new := [each for each in self._connected(user_id) if self._is_stale(noted.get(each))]:
@@ -366,7 +366,7 @@ class Devices:
 
     async def _hand_over(self, user_id: str, key: str) -> None:
         """What was stored while no device was known goes to the first one."""
-        store = self._journal.store
+        store = self._access.store
         after = 0
         while page := await store.read(user_id, after=after, limit=PAGE):
             for stored in page:

@@ -280,8 +280,8 @@ class Replay(CatchUp):
             except Exception as error:
                 failures += 1
                 user = ascii(mailbox.user_id)
-                owner.journal.failed(f"the messages of user {user} cannot be read", error)
-                if failures == READ_ATTEMPTS or owner.journal.is_away():
+                owner.journal.access.failed(f"the messages of user {user} cannot be read", error)
+                if failures == READ_ATTEMPTS or owner.journal.access.is_away():
                     return False
                 await asyncio.sleep(READ_PAUSE * 2**failures)
                 continue

@@ -18,8 +18,9 @@ from itertools import islice
 
 from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
 from wsc_fast.delivery.catching_up import CatchingUp
-from wsc_fast.delivery.journal import Journal, store_error
+from wsc_fast.delivery.journal import Journal
 from wsc_fast.delivery.parked import Parked
+from wsc_fast.delivery.store_access import store_error
 from wsc_fast.errors import MessageExistsError, PendingFullError, ValidationError
 from wsc_fast.messages import AckStatus, is_same_message
 from wsc_fast.stores.base import StoredMessage
