@@ -10,7 +10,6 @@ from collections import deque
 from functools import partial
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.contextvars cimport PyContext_Copy
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
@@ -20,7 +19,7 @@ from libc.math cimport INFINITY
 from libc.string cimport memset
 
 from wsc_fast._core.deflate cimport Codec
-from wsc_fast._core.frames cimport FIN_TEXT, encode, encode_message
+from wsc_fast._core.frames cimport encode_message
 from wsc_fast._core.members cimport MemberSet, Room, push_all
 from wsc_fast._core.messages cimport HubMessageEncoder
 from wsc_fast._core.outbox cimport (
@@ -269,7 +268,7 @@ cdef class Engine(Fanout):
                 NO_ACK, SETTLED or IGNORED.
             replaying: the set of users whose plain messages go through `hold`.
             hold: `hold(user_id, message, data) -> int`.
-            ran_empty: `ran_empty(client)`, once for each `_await_empty`.
+            ran_empty: `ran_empty(client)`, once for each `await_empty`.
         """
         self.ack_filter = take
         self.replaying = replaying
@@ -282,9 +281,10 @@ cdef class Engine(Fanout):
             self.room_heard(sink)
         return 0
 
-    def _await_empty(self, Sink sink not None):
+    cdef int await_empty(self, Sink sink) except -1:
         """Has the acknowledgements hear, once, that the outbox of a client has run empty."""
         sink.awaited = True
+        return 0
 
     def _set_filters(self, join_filter, publish_filter):
         """Has `join_filter(client, room_id)` and `publish_filter(client, message)` decide."""
@@ -750,27 +750,10 @@ cdef class Engine(Fanout):
             raise self.deliveries.not_queued(user_id, queued)
         return queued
 
-    cpdef bint _has_clients(self, str user_id) except -1:
-        """Whether a user has a connected client (internal)."""
+    cdef bint has_clients(self, str user_id) except -1:
+        """Whether a user has a connected client."""
         cdef Sink sink = self.clients.get(user_id)
         return user_id in self.users or (sink is not None and sink.user_id == user_id)
-
-    cpdef Py_ssize_t _send_to_user(self, str user_id, bytes data, int priority) except? 0:
-        """Queues a text message for every client of a user (internal).
-
-        Args:
-            user_id: whose clients.
-            data: the text, as UTF-8.
-            priority: 1 to 4.
-
-        Returns:
-            int: as `offer_to_user`.
-        """
-        return self.offer_to_user(
-            user_id,
-            encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)),
-            priority - 1,
-        )
 
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0:
         # How many clients it was queued for; 0: the user has none; below 0: the outboxes of that
@@ -808,14 +791,6 @@ cdef class Engine(Fanout):
         for sink in refused:
             self.lose(sink, [frame], "queue_full", self.queue_full(sink))
         return queued
-
-    cpdef bint _send_to(self, Sink sink, bytes data, int priority) except -1:
-        """Queues a text message, given as UTF-8, for one client; whether it was (internal)."""
-        cdef bytes frame = encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-        if sink.state != OPEN:
-            return False
-        self.counters.messages_out += 1
-        return self.offer(sink, frame, priority - 1)
 
     cdef bint offer(self, Sink sink, bytes frame, int run) except -1:
         """Queues a frame for one client; whether there was room."""

@@ -63,6 +63,8 @@ cdef double LONGEST_TIMEOUT = 1e9
 cdef Py_ssize_t MOST_LAPSED = 1_000
 # The least of what one mailbox may have pending unless ACKConfig.max_pending_per_user says more.
 cdef Py_ssize_t LEAST_SHARE = 16
+# Clients that go on to catch up in one turn of the loop, of those who waited for memory.
+cdef Py_ssize_t MOST_WOKEN = 20
 
 
 cdef inline bytes frame_of(PendingACK pending):
@@ -119,12 +121,12 @@ cdef class PendingACK:
     cdef double timeout(self) noexcept:
         # Seconds.
         if self._given_timeout is None:
-            return self._acks.default_timeout
+            return self._table.default_timeout
         return <double>self._given_timeout
 
     def __await__(self):
         loop = get_running_loop()
-        own = self._acks.loop
+        own = self._table.loop
         # A Future for each who waits, so that cancelling one leaves the others.
         if self.done():
             waiter = loop.create_future()
@@ -172,11 +174,11 @@ cdef class PendingACK:
 
         Thread-safety: any loop.
         """
-        loop = self._acks.loop
+        loop = self._table.loop
         if loop is None or loop.is_closed() or loop is get_running_loop():
-            await self._acks.accepted(self)
+            await self._table.owner.accepted(self)
         else:
-            accepted = asyncio.run_coroutine_threadsafe(self._acks.accepted(self), loop)
+            accepted = asyncio.run_coroutine_threadsafe(self._table.owner.accepted(self), loop)
             await asyncio.wrap_future(accepted)
 
     async def _outcome(self):
@@ -206,16 +208,94 @@ cdef class Mailbox:
         return self._lapsed
 
 
+cdef class TableOwner:
+    """What a table asks of its owner, which is Acks (delivery/acks.py); internal."""
+
+    def key_of(self, client):
+        """The mailbox of a client, where each device has one of its own."""
+        raise NotImplementedError
+
+    def send_to_devices(self, user_id, message):
+        """`start` for a user, where each device has a mailbox of its own; returns PendingACK."""
+        raise NotImplementedError
+
+    def device_ended(self, pending):
+        """A delivery to one device has come to its end."""
+        raise NotImplementedError
+
+    def parked(self, mailbox, message_id):
+        """The message with this id that waits for its user in the store; None if there is none."""
+        raise NotImplementedError
+
+    def check_waiting(self):
+        """Raises PendingFullError where too much waits for the store to open already."""
+        raise NotImplementedError
+
+    def park(self, mailbox):
+        """Moves a mailbox to the store: its user is away."""
+        raise NotImplementedError
+
+    def delete(self, mailbox, message_id):
+        """Removes an acknowledged message from the store."""
+        raise NotImplementedError
+
+    def catch_up(self, mailbox, client, line):
+        """Has a client catch up, with these messages besides what it is catching up with."""
+        raise NotImplementedError
+
+    def report(self, pending, error):
+        """Tells the failure handlers that a message was not delivered."""
+        raise NotImplementedError
+
+    async def accepted(self, pending):
+        """Returns once a message is in the store, or acknowledged."""
+        raise NotImplementedError
+
+
+cdef class CatchUp:
+    """What a table tells a client that catches up, which is a Replay (delivery/replay.py)."""
+
+    def put(self, pending):
+        """A message was sent: it goes out when its turn comes."""
+        raise NotImplementedError
+
+    def has_sent(self, pending):
+        """Whether the client has got a message that is pending still."""
+        raise NotImplementedError
+
+    def acknowledged(self, message_id):
+        """A message is acknowledged that was no longer pending."""
+        raise NotImplementedError
+
+    def settled(self, pending, answered):
+        """A message has come to its end; `answered`: the client has confirmed or refused it."""
+        raise NotImplementedError
+
+    def wake(self):
+        """There may be room."""
+        raise NotImplementedError
+
+
+@cython.final
 cdef class AckTable:
-    """The pending messages of one hub (internal); Acks is its Python half.
+    """The pending messages of one hub (internal).
+
+    Args:
+        engine: whose clients they are for.
+        config: ACKConfig.
+        has_store: whether the messages of users who are away are kept.
+        counters: AckCounters.
+        owner: who does what is not every message's business.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, Engine hub not None, config, store, counters, parked):
-        self._hub = hub
-        self.config = config
-        self.store = store
+    def __init__(
+        self, Engine engine not None, config, bint has_store, counters, TableOwner owner not None
+    ):
+        self.engine = engine
+        self.owner = owner
+        self.has_store = has_store
         self.counters = counters
         self.default_timeout = config.timeout
         self.retry_interval = config.retry_interval
@@ -227,33 +307,52 @@ cdef class AckTable:
         )
         self.mailbox_most_bytes = self.most_bytes // 4
         # The devices of a user are known by the store.
-        self.per_device = store is not None and config.per == "device"
-        self._users = {}
+        self.per_device = has_store and config.per == "device"
+        self.mailboxes = {}
         self.replaying = set()
         self.starved = set()
-        self._parked = parked
-        self._attach_timers(None)
+        self.attach(None)
 
-    def _attach_timers(self, loop):
-        """New timers, on this loop or on none yet: those of a loop that was closed went with it."""
-        self._timers = Timers(self._due)
-        self._timers.attach(loop)
+    def attach(self, loop):
+        """Runs on this loop from now on, or on none.
 
-    def _clear_timers(self):
-        self._timers.clear()
+        The timers are new ones: those of a loop that was closed went with it.
+        """
+        self.loop = loop
+        self.timers = Timers(self._due)
+        self.timers.attach(loop)
 
-    def _forget_all(self):
+    def clear_timers(self):
+        """Nothing is sent again any more, and nothing times out."""
+        self.timers.clear()
+
+    def forget(self):
         """Nothing is pending any more; nobody is told."""
-        self._users.clear()
+        self.mailboxes.clear()
         self.replaying.clear()
+        self.starved.clear()
         self.count = self.nbytes = 0
 
-    def _mailbox(self, str key not None, str user_id not None):
+    cpdef Mailbox mailbox_of(self, str key, str user_id):
         """The mailbox of this key, made where there is none."""
-        cdef Mailbox mailbox = self._users.get(key)
+        cdef Mailbox mailbox = self.mailboxes.get(key)
         if mailbox is None:
-            self._users[key] = mailbox = Mailbox.__new__(Mailbox, key, user_id)
+            self.mailboxes[key] = mailbox = Mailbox.__new__(Mailbox, key, user_id)
         return mailbox
+
+    # --- who is here ---
+
+    cpdef bint is_here(self, str user_id) except -1:
+        """Whether a user has a connected client."""
+        return self.engine.has_clients(user_id)
+
+    def all_clients(self):
+        """The connected clients of the hub."""
+        return list(self.engine.everyone)
+
+    def await_empty(self, Sink client not None):
+        """Has `ran_empty` be called, once, when the outbox of a client has run empty."""
+        self.engine.await_empty(client)
 
     # --- sending ---
 
@@ -262,7 +361,7 @@ cdef class AckTable:
         timeout,
     ):
         cdef PendingACK pending = PendingACK.__new__(PendingACK)
-        pending._acks = self
+        pending._table = self
         pending._mailbox = mailbox
         pending.user_id = user_id
         pending._client_id = client_id
@@ -275,7 +374,7 @@ cdef class AckTable:
         pending._slot = -1
         return pending
 
-    def _found(self, Mailbox mailbox not None, str message_id, bytes data not None):
+    def found(self, Mailbox mailbox not None, str message_id, bytes data not None):
         """A message that was read from the store, of which nobody knew."""
         return self.new(mailbox.key, mailbox.user_id, None, message_id, data, 2, None)
 
@@ -288,32 +387,32 @@ cdef class AckTable:
             check_id("client" if to_client else "user", recipient)
         if not to_client:
             if self.per_device:
-                return self._send_to_devices(recipient, message)
+                return self.owner.send_to_devices(recipient, message)
             return self.send(recipient, None, message)
-        client = self._hub.clients.get(recipient)
+        client = self.engine.clients.get(recipient)
         if client is None:
             check_id("client", recipient)
             raise ClientNotFoundError(f"no connected client has the id {recipient!a}")
         return self.send(client.user_id, client, message)
 
-    cdef str key_of(self, Sink client):
+    cpdef str key_of(self, Sink client):
         """The key of the mailbox that a client gets its messages from."""
-        return self._key_of(client) if self.per_device else client.user_id
+        return self.owner.key_of(client) if self.per_device else client.user_id
 
-    cdef list clients_of(self, str mailbox, str user_id):
+    cpdef list clients_of(self, str mailbox, str user_id):
         """The connected clients of a mailbox."""
-        cdef MemberSet user = self._hub.users.get(user_id)
+        cdef MemberSet user = self.engine.users.get(user_id)
         cdef list clients = [] if user is None else list(user.items)
-        cdef Sink named = self._hub.clients.get(user_id)
+        cdef Sink named = self.engine.clients.get(user_id)
         if named is not None and named.user_id == user_id:
             clients.append(named)
         if self.per_device:
-            clients = [client for client in clients if self._key_of(client) == mailbox]
+            clients = [client for client in clients if self.key_of(client) == mailbox]
         return clients
 
-    cdef bytes encoded(self, str user_id, message):
+    cpdef bytes encoded(self, str user_id, message):
         """The HubMessage that an ACKMessage goes out as, as JSON; checks what is given."""
-        if self._stopped:
+        if self.stopped:
             raise HubStoppedError("the hub has stopped")
         if not isinstance(message, ACKMessage):
             raise ValidationError(f"expected an ACKMessage, not {type(message).__name__}")
@@ -333,16 +432,16 @@ cdef class AckTable:
             user_id if client is None else self.key_of(client), user_id, client, message, data
         )
 
-    cdef PendingACK send_to_mailbox(
+    cpdef PendingACK send_to_mailbox(
         self, str key, str user_id, Sink client, message, bytes data
     ):
         """Sends an encoded message to all clients of a mailbox, or to one of them."""
         cdef PendingACK pending = None
-        cdef Mailbox mailbox = self._users.get(key)
+        cdef Mailbox mailbox = self.mailboxes.get(key)
         cdef str message_id = message.id if type(message.id) is str else str(message.id)
         cdef bint online
-        if self.store is not None:
-            pending = self._parked.get(key, message_id)
+        if self.has_store:
+            pending = self.owner.parked(key, message_id)
             if pending is not None:
                 self.check_same(pending, data)
                 return pending
@@ -355,35 +454,31 @@ cdef class AckTable:
         self.check_bounds(mailbox, user_id)
         online = client is not None or self.has_clients(key, user_id)
         if not online:
-            if self.store is None:
+            if not self.has_store:
                 raise UserOfflineError(f"user {user_id!a} has no connected client")
-            self._check_waiting()
+            self.owner.check_waiting()
         pending = self.new(
             key, user_id, None if client is None else client.id, message_id, data,
             message.priority, message.timeout,
         )
         self.counters.acks_sent += 1
         if mailbox is None:
-            mailbox = self._mailbox(key, user_id)
+            mailbox = self.mailbox_of(key, user_id)
         self.enlist(mailbox, pending)
         if online:
             self.send_live(mailbox, pending)
         else:
-            self._park(mailbox)
+            self.owner.park(mailbox)
         return pending
 
-    cdef bint has_clients(self, str mailbox, str user_id) except -1:
+    cpdef bint has_clients(self, str mailbox, str user_id) except -1:
         """Whether a mailbox has a connected client."""
         if self.per_device:
             return len(self.clients_of(mailbox, user_id)) > 0
-        return self._hub._has_clients(user_id)
+        return self.is_here(user_id)
 
-    def _clients_of(self, Mailbox mailbox not None):
-        """The connected clients of a mailbox."""
-        return self.clients_of(mailbox.key, mailbox.user_id)
-
-    def _new(self, str key, str user_id, message, bytes data not None):
-        """A message that is in no mailbox (internal)."""
+    def unlisted(self, str key, str user_id, message, bytes data not None):
+        """A message that is in no mailbox."""
         return self.new(
             key, user_id, None, str(message.id), data, message.priority, message.timeout
         )
@@ -399,7 +494,7 @@ cdef class AckTable:
                 found = pending
         return found
 
-    cdef list of_id(self, Mailbox mailbox, object message_id):
+    cpdef list of_id(self, Mailbox mailbox, object message_id):
         """The pending messages of a mailbox with this id: mostly one or none."""
         cdef PendingACK pending = mailbox.pending.get(message_id)
         cdef list found = [] if pending is None else [pending]
@@ -407,7 +502,7 @@ cdef class AckTable:
             found += mailbox.namesakes.get(message_id, ())
         return found
 
-    cdef int check_same(self, PendingACK pending, bytes data) except -1:
+    cpdef int check_same(self, PendingACK pending, bytes data) except -1:
         """ValidationError for other content under the id of a message."""
         if pending._data != data and not is_same_message(pending._data, data):
             raise ValidationError(
@@ -439,7 +534,7 @@ cdef class AckTable:
             )
         return 0
 
-    cdef int enlist(self, Mailbox mailbox, PendingACK pending) except -1:
+    cpdef int enlist(self, Mailbox mailbox, PendingACK pending) except -1:
         """Makes a message pending, behind all others of its mailbox."""
         cdef Py_ssize_t size = weight(pending)
         pending.key = pending.id
@@ -454,13 +549,14 @@ cdef class AckTable:
         self.nbytes += size
         self.count += 1
         mailbox.directed += pending._client_id is not None
-        if self.store is not None and not pending._stored and pending._storing is None:
+        if self.has_store and not pending._stored and pending._storing is None:
             if mailbox.unstored is None:
                 mailbox.unstored = deque()
             mailbox.unstored.append(pending)
         return 0
 
-    cdef int delist(self, Mailbox mailbox, PendingACK pending) except -1:
+    cpdef int delist(self, Mailbox mailbox, PendingACK pending) except -1:
+        """Takes a message out of its mailbox, which need not be its end."""
         cdef Py_ssize_t size = weight(pending)
         cdef list others
         del mailbox.pending[pending.key]
@@ -478,39 +574,35 @@ cdef class AckTable:
         pending.key = None
         return 0
 
-    def _delist(self, Mailbox mailbox not None, PendingACK pending not None):
-        """Takes a message out of its mailbox, which is not its end; see `_park`."""
-        self.delist(mailbox, pending)
-
     cdef list audience(self, PendingACK pending):
         """The clients that a message is for by now."""
         cdef Sink client
         if pending._client_id is not None:
-            client = self._hub.clients.get(pending._client_id)
+            client = self.engine.clients.get(pending._client_id)
             if client is not None and client.user_id == pending.user_id:
                 return [client]
         return self.clients_of(pending._mailbox, pending.user_id)
 
-    cdef bint counts_from(self, PendingACK pending, Sink client) except -1:
+    cpdef bint counts_from(self, PendingACK pending, Sink client) except -1:
         """Whether a message is for this client, and an acknowledgement of this client counts."""
         cdef Sink other
         if pending._client_id is None or pending._client_id == client.id:
             return True
-        other = self._hub.clients.get(pending._client_id)
+        other = self.engine.clients.get(pending._client_id)
         return other is None or other.user_id != pending.user_id
 
-    cdef int send_live(self, Mailbox mailbox, PendingACK pending) except -1:
+    cpdef int send_live(self, Mailbox mailbox, PendingACK pending) except -1:
         """Sends a message to all that it is for; to who is catching up when its turn comes."""
         cdef list full = None
         cdef bint taken = False
         cdef bytes frame = frame_of(pending)
         cdef Sink client
-        self._hub.counters.messages_out += 1
+        self.engine.counters.messages_out += 1
         for client in self.audience(pending):
             replay = mailbox.replays.get(client) if mailbox.replays else None
             if replay is not None:
                 replay.put(pending)
-            elif self._hub.offer(client, frame, pending._priority - 1):
+            elif self.engine.offer(client, frame, pending._priority - 1):
                 taken = True
             elif full is None:
                 full = [client]
@@ -518,26 +610,37 @@ cdef class AckTable:
                 full.append(client)
         if taken:
             pending.sent_count += 1
-            pending.sent_at = self._hub.flush_number
+            pending.sent_at = self.engine.flush_number
         self.begin(pending)
         if full is not None:
             for client in full:
                 # What comes now queues up behind it.
-                self._catch_up(mailbox, client, [pending])
+                self.owner.catch_up(mailbox, client, [pending])
         return 0
 
-    cpdef bint _send_now(self, PendingACK pending, Sink client) except -1:
+    cpdef bint send_now(self, PendingACK pending, Sink client) except -1:
         """Sends a message to one client; whether its outbox took it."""
         cdef bint taken
         if client.state != OPEN:
             return False
-        self._hub.counters.messages_out += 1
-        taken = self._hub.offer(client, frame_of(pending), pending._priority - 1)
+        self.engine.counters.messages_out += 1
+        taken = self.engine.offer(client, frame_of(pending), pending._priority - 1)
         if taken:
             pending.sent_count += 1
-            pending.sent_at = self._hub.flush_number
+            pending.sent_at = self.engine.flush_number
         self.begin(pending)
         return taken
+
+    cpdef bint send_plain(self, Sink client, bytes data, int priority) except -1:
+        """Sends a HubMessage without acknowledgement to one client; whether its outbox took it."""
+        if client.state != OPEN:
+            return False
+        self.engine.counters.messages_out += 1
+        return self.engine.offer(
+            client,
+            encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)),
+            priority - 1,
+        )
 
     cdef bint retransmit(self, Mailbox mailbox, PendingACK pending, double now) except -1:
         """Sends it again to those that have got it once; whether an outbox took it."""
@@ -551,23 +654,23 @@ cdef class AckTable:
             if replay is not None and not replay.has_sent(pending):
                 continue  # its turn comes
             sent_once = True
-            if self._hub.may_wait(client, before):
+            if self.engine.may_wait(client, before):
                 continue  # rule 4
             if frame is None:
                 frame = frame_of(pending)
-                self._hub.counters.messages_out += 1
-            if self._hub.offer(client, frame, pending._priority - 1):
+                self.engine.counters.messages_out += 1
+            if self.engine.offer(client, frame, pending._priority - 1):
                 taken = True
         if taken:
             pending.sent_count += 1
             pending.retries += 1
-            pending.sent_at = self._hub.flush_number
+            pending.sent_at = self.engine.flush_number
         if sent_once:
             self.schedule(pending, now)
         else:
             # Its turn sets its timer anew; until then only its end is waited for.
             pending.due = pending.deadline
-            pending._slot = self._timers.set(pending, pending.due)
+            pending._slot = self.timers.set(pending, pending.due)
         return taken
 
     cdef int begin(self, PendingACK pending) except -1:
@@ -582,16 +685,16 @@ cdef class AckTable:
         pending.due = pending.deadline
         if pending.retries < self.max_retries:
             pending.due = min(pending.due, now + self.retry_interval)
-        pending._slot = self._timers.set(pending, pending.due)
+        pending._slot = self.timers.set(pending, pending.due)
         return 0
 
     cdef int unschedule(self, PendingACK pending) except -1:
         if pending._slot >= 0:
-            self._timers.cancel(pending, pending._slot)
+            self.timers.cancel(pending, pending._slot)
             pending._slot = -1
         return 0
 
-    def _anew(self, PendingACK pending not None):
+    def renew(self, PendingACK pending not None):
         """Its time begins again with the next attempt to send it."""
         self.unschedule(pending)
         pending.deadline = INFINITY
@@ -617,7 +720,7 @@ cdef class AckTable:
                 ),
             )
             return
-        mailbox = self._users.get(pending._mailbox)
+        mailbox = self.mailboxes.get(pending._mailbox)
         if mailbox is None or pending.key is None:
             return
         if self.retransmit(mailbox, pending, now):
@@ -635,7 +738,7 @@ cdef class AckTable:
         except NO_ACKNOWLEDGEMENT:
             return NO_ACK
         message_id = answer.message_id
-        mailbox = self._users.get(self.key_of(client))
+        mailbox = self.mailboxes.get(self.key_of(client))
         found = [] if mailbox is None else self.waiting_for(mailbox, client, message_id)
         if not found:
             self.counters.acks_ignored += 1
@@ -646,7 +749,7 @@ cdef class AckTable:
             del mailbox._lapsed[message_id]
             for replay in mailbox.replays.values():
                 replay.acknowledged(message_id)
-            self._delete(mailbox.key, message_id)
+            self.owner.delete(mailbox.key, message_id)
             self.release(mailbox)
             return SETTLED
         for pending in found:
@@ -658,7 +761,7 @@ cdef class AckTable:
                 why = answer.error or "the client could not process it"
                 error = AckFailedError(pending.id, why)
                 self.settle(pending, FAILED, error)
-                self._report(pending, error)
+                self.owner.report(pending, error)
         return SETTLED
 
     cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id):
@@ -670,7 +773,7 @@ cdef class AckTable:
                 found.append(pending)
         return found
 
-    cdef int settle(self, PendingACK pending, status, error) except -1:
+    cpdef int settle(self, PendingACK pending, status, error) except -1:
         """The end of a message: out of its mailbox, and its waiters told."""
         cdef bint answered = status is CONFIRMED or status is FAILED
         cdef Mailbox mailbox
@@ -680,7 +783,7 @@ cdef class AckTable:
         pending.status = status
         pending._error = error
         self.unschedule(pending)
-        mailbox = self._users.get(pending._mailbox)
+        mailbox = self.mailboxes.get(pending._mailbox)
         if mailbox is not None and pending.key is not None:
             self.delist(mailbox, pending)
             if mailbox.replays:
@@ -691,11 +794,11 @@ cdef class AckTable:
                 if len(mailbox._lapsed) > MOST_LAPSED:
                     del mailbox._lapsed[next(iter(mailbox._lapsed))]
             self.release(mailbox)
-        if self.starved and self.nbytes < self.most_bytes:
-            self._wake_starved()
+        if self.starved and self.has_memory():
+            self.wake_starved()
         # What is still being stored is deleted when that is done.
         if pending._stored and answered and not self.leave_to_namesake(mailbox, pending):
-            self._delete(pending._mailbox, pending.id)
+            self.owner.delete(pending._mailbox, pending.id)
         if pending.waiter is not None:
             waiter, pending.waiter = pending.waiter, None
             waiters, pending.more_waiters = pending.more_waiters, None
@@ -704,7 +807,7 @@ cdef class AckTable:
                 for waiter in waiters:
                     pending.tell(waiter)
         if pending._group is not None:
-            self._device_ended(pending)
+            self.owner.device_ended(pending)
         if pending.followers is not None:
             waiters, pending.followers = pending.followers, None
             for reference in waiters:
@@ -724,67 +827,41 @@ cdef class AckTable:
             return True
         return False
 
-    def _follow(self, PendingACK pending not None, PendingACK follower not None):
+    cpdef bint has_memory(self) noexcept:
+        """Whether the bytes that are pending leave room for more."""
+        return self.nbytes < self.most_bytes
+
+    cdef int wake_starved(self) except -1:
+        """Some of those who wait for memory go on."""
+        for _ in range(min(MOST_WOKEN, len(self.starved))):
+            self.starved.pop().wake()
+        return 0
+
+    def follow(self, PendingACK pending not None, PendingACK follower not None):
         """Has a message end as another one of the same id does, which it keeps alive."""
         if pending.followers is None:
             pending.followers = []
         pending.followers.append(ref(follower))
         follower.leader = pending
 
-    cdef int give_up(self, PendingACK pending, error) except -1:
+    cpdef int give_up(self, PendingACK pending, error) except -1:
+        """A message ends undelivered: it has timed out, or was dropped for this error."""
         if isinstance(error, AckTimeoutError):
             self.settle(pending, TIMEOUT, error)
         else:
             self.counters.acks_dropped += 1
             self.settle(pending, DROPPED, error)
-        self._report(pending, error)
+        self.owner.report(pending, error)
         return 0
 
-    cdef int release(self, Mailbox mailbox) except -1:
+    cpdef int release(self, Mailbox mailbox) except -1:
         """A mailbox that holds nothing is not kept."""
         if not mailbox.pending and not mailbox._lapsed and not mailbox.replays:
-            if self._users.get(mailbox.key) is mailbox:
-                del self._users[mailbox.key]
+            if self.mailboxes.get(mailbox.key) is mailbox:
+                del self.mailboxes[mailbox.key]
         elif (
             mailbox.unstored is not None
             and len(mailbox.unstored) > 2 * len(mailbox.pending) + 16
         ):
             mailbox.unstored = deque([item for item in mailbox.unstored if not item.done()])
         return 0
-
-    # --- for delivery/*.py: what is above, at the cost of a call from Python ---
-
-    def _encoded(self, str user_id not None, message):
-        return self.encoded(user_id, message)
-
-    def _send_to_mailbox(
-        self, str key not None, str user_id not None, Sink client, message, bytes data not None
-    ):
-        return self.send_to_mailbox(key, user_id, client, message, data)
-
-    def _has_clients(self, str mailbox not None, str user_id not None):
-        return self.has_clients(mailbox, user_id)
-
-    def _of_id(self, Mailbox mailbox not None, str message_id not None):
-        return self.of_id(mailbox, message_id)
-
-    def _check_same(self, PendingACK pending not None, bytes data not None):
-        return self.check_same(pending, data)
-
-    def _enlist(self, Mailbox mailbox not None, PendingACK pending not None):
-        return self.enlist(mailbox, pending)
-
-    def _counts_from(self, PendingACK pending not None, Sink client not None):
-        return self.counts_from(pending, client)
-
-    def _send_live(self, Mailbox mailbox not None, PendingACK pending not None):
-        return self.send_live(mailbox, pending)
-
-    def _settle(self, PendingACK pending not None, status, error):
-        return self.settle(pending, status, error)
-
-    def _give_up(self, PendingACK pending not None, error):
-        return self.give_up(pending, error)
-
-    def _release(self, Mailbox mailbox not None):
-        return self.release(mailbox)

@@ -49,7 +49,7 @@ from wsc_fast import (
     UserOfflineError,
     ValidationError,
 )
-from wsc_fast.delivery.acks import AT_ONCE
+from wsc_fast.delivery.storing import AT_ONCE
 
 
 async def test_a_message_is_confirmed_by_its_client() -> None:
@@ -335,8 +335,8 @@ async def test_nothing_is_kept_in_memory_for_users_who_are_away() -> None:
         for n in range(1000):
             await hub.send_ack_message_to_user(f"user {n}", ACKMessage(content="x")).accepted()
         acks: Any = hub._delivery.acks
-        assert not acks._users
-        await eventually(lambda: not acks._parked)
+        assert not acks.table.mailboxes
+        await eventually(lambda: not acks.parked_messages)
         assert acks.count == 0
 
 
@@ -706,23 +706,22 @@ async def test_a_store_that_fails_for_many_is_looked_at_once_for_all() -> None:
     async with running(hub):
         raw, _ = await join(hub, "a&user=ann")
         pending = [hub.send_ack_message_to_user("ann", ACKMessage()) for _ in range(5_000)]
-        acks: Any = hub._delivery.acks
+        storing: Any = hub._delivery.acks.storing  # type: ignore[union-attr]
         listed = 0
-        list_unstored = acks._list_unstored
+        list_unstored = storing._list_unstored
 
         def listing(mailbox: Any) -> Any:
             nonlocal listed
             listed += 1
             return list_unstored(mailbox)
 
-        acks._list_unstored = listing
+        storing._list_unstored = listing
         outcomes = await asyncio.gather(
             *(each.accepted() for each in pending), return_exceptions=True
         )
         assert {type(each) for each in outcomes} == {OfflineStoreError}
         # Not once for each of the 5,000 failures.
         assert listed <= 1
-        acks._give_up = lambda *_: None
         raw.reset()
 
 

@@ -346,7 +346,7 @@ async def test_a_device_that_connects_while_the_others_are_read_is_noted() -> No
 async def test_a_hand_over_that_fails_is_done_at_the_next_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wsc_fast.delivery.acks.REPLAY_AGAIN", 0.05)
+    monkeypatch.setattr("wsc_fast.delivery.catching_up.REPLAY_AGAIN", 0.05)
     failing = [True]
 
     class Fails(MemoryOfflineStore):
@@ -369,7 +369,7 @@ async def test_a_hand_over_that_fails_is_done_at_the_next_attempt(
 async def test_a_store_that_hangs_delays_the_devices_that_are_connected_for_its_patience_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wsc_fast.delivery.journal.PATIENCE", 0.3)
+    monkeypatch.setattr("wsc_fast.delivery.store_access.PATIENCE", 0.3)
     store = TroubledStore()
     hub = per_device(store)
     async with running(hub):
@@ -407,12 +407,12 @@ async def test_nothing_is_left_of_devices_that_have_gone() -> None:
         devices: Any = acks._devices
         await eventually(lambda: not acks.journal.busy)
         del pending
-        assert not acks._users
+        assert not acks.table.mailboxes
         assert not devices._known
         assert not devices._waiting
         assert not devices._loading
         assert not devices._parents._references
-        assert not acks._replays_of
+        assert not acks.catching_up._count_of
         kept = {json.loads(m.data)["device"] for u in store._messages.values() for m in u.values()}
         assert kept == {"phone"}
 

@@ -58,7 +58,7 @@ from wsc_fast import (
     ValidationError,
     WSCError,
 )
-from wsc_fast.delivery import failures, reporter
+from wsc_fast.delivery import failures, handler_queue
 from wsc_fast.messages import to_hub_message
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
@@ -1087,18 +1087,18 @@ async def test_a_bounded_number_runs_at_once() -> None:
         for _ in range(300):
             with pytest.raises(UserOfflineError):
                 hub.send_to_user("nobody", HubMessage())
-        await eventually(lambda: len(started) == reporter.MAX_RUNNING)
+        await eventually(lambda: len(started) == handler_queue.MAX_RUNNING)
         for _ in range(5):
             await asyncio.sleep(0)
-        assert len(started) == reporter.MAX_RUNNING
+        assert len(started) == handler_queue.MAX_RUNNING
         let_go.set()
         await eventually(lambda: len(ended) == 300)
-        assert most == reporter.MAX_RUNNING
+        assert most == handler_queue.MAX_RUNNING
         assert hub.get_stats().unreported_failures == 0
 
 
 async def test_overload_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporter, "MAX_WAITING", 10)
+    monkeypatch.setattr(handler_queue, "MAX_WAITING", 10)
     hub, heard = hub_of()
     async with running(hub):
         for n in range(25):
@@ -1211,7 +1211,7 @@ async def test_stop_gives_up_on_handlers_that_do_not_end(kind: str) -> None:
             for _ in range(100):
                 with pytest.raises(UserOfflineError):
                     hub.send_to_user("nobody", HubMessage())
-            begun = 1 if kind == "plain" else reporter.MAX_RUNNING
+            begun = 1 if kind == "plain" else handler_queue.MAX_RUNNING
             await eventually(lambda: len(calls) == begun)
             start = time.monotonic()
             await hub.stop(0.1)

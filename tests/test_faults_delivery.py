@@ -41,7 +41,6 @@ from wsc_fast import (
     ACKMessage,
     AckStatus,
     AckTimeoutError,
-    Client,
     Hub,
     HubConfig,
     HubMessage,
@@ -55,6 +54,7 @@ from wsc_fast import (
 )
 from wsc_fast._core.timers import TICK
 from wsc_fast.delivery import replay
+from wsc_fast.delivery.replay import Held, Replay
 from wsc_fast.messages import to_hub_message
 from wsc_fast.stores.sqlite import database
 from wsc_fast.stores.sqlite.transactions import Transactions
@@ -126,12 +126,12 @@ def is_writing(hub: Hub) -> bool:
 
 def assert_nothing_left(hub: Hub) -> None:
     inner: Any = hub._delivery.acks
-    assert not inner._users
-    assert not inner._parked
+    assert not inner.table.mailboxes
+    assert not inner.parked_messages
     assert not is_writing(hub)
     assert not inner.replaying
     assert inner.count == 0
-    assert sum(map(len, inner._timers.slots.values())) == 0
+    assert sum(map(len, inner.table.timers.slots.values())) == 0
 
 
 # --- G4, G7 ---
@@ -477,12 +477,12 @@ async def test_G11_messages_that_nobody_acknowledges_leave_nothing(end: str, cou
         # There is one that sends them, and one that tells the handlers.
         assert len(asyncio.all_tasks()) <= tasks + 2
         inner: Any = hub._delivery.acks
-        assert len(inner._timers.slots) <= (time.monotonic() - started) / TICK + 2
+        assert len(inner.table.timers.slots) <= (time.monotonic() - started) / TICK + 2
         if end == "disconnect":
             raw.reset()
             reading.cancel()
         await eventually(lambda: hub.get_stats().acks_pending == 0, 60)
-        await eventually(lambda: not inner._users)
+        await eventually(lambda: not inner.table.mailboxes)
         assert hub.get_stats().acks_timed_out == count
         assert_nothing_left(hub)
         await eventually(lambda: len(heard.calls) + hub.get_stats().unreported_failures == count)
@@ -609,7 +609,7 @@ async def test_G15_ten_thousand_pending_to_a_dead_client() -> None:
         while not done.done():
             hub.send_to_client("watcher", "tick")
             assert (await watcher.recv()).payload == b"tick"
-            assert sum(map(len, inner._timers.slots.values())) <= count
+            assert sum(map(len, inner.table.timers.slots.values())) <= count
         assert {type(outcome) for outcome in await done} == {AckTimeoutError}
         # No storm: a client without room is sent nothing again, and what waits for its turn
         # behind that has no retries.
@@ -617,7 +617,7 @@ async def test_G15_ten_thousand_pending_to_a_dead_client() -> None:
         assert max(each.attempts for each in pending) == 1
         assert client.queued_messages <= 100
         assert client.is_connected()
-        await eventually(lambda: not inner._users)
+        await eventually(lambda: not inner.table.mailboxes)
         assert_nothing_left(hub)
         dead.reset()
         watcher.close()
@@ -893,7 +893,7 @@ async def test_nothing_is_left_after_ten_thousand_rounds(store: bool) -> None:
         if kept is not None:
             await eventually_count(kept, "ann", 0)
         del pending
-        await eventually(lambda: not hub._delivery.acks._users)  # type: ignore[union-attr]
+        await eventually(lambda: not hub._delivery.acks.table.mailboxes)  # type: ignore[union-attr]
         await eventually(lambda: not is_writing(hub))
         gc.collect()
         assert_nothing_left(hub)
@@ -920,12 +920,13 @@ async def test_what_is_sent_again_in_one_tick_keeps_its_order() -> None:
 async def test_a_message_that_comes_while_the_held_ones_go_out() -> None:
     hub = acking(config=HubConfig(outbox_messages=8), timeout=30.0)
     late: list[PendingACK] = []
-    send = hub._send_to
+    catching_up: Any = hub._delivery.acks.catching_up  # type: ignore[union-attr]
+    send_held = catching_up.send_held
 
-    def sending(client: Client, data: bytes, priority: int) -> bool:
-        if not late and b"held 3" in data:
+    def sending(replay: Replay, item: Held) -> None:
+        if not late and b"held 3" in item.data:
             late.append(hub.send_ack_message_to_user("ann", ACKMessage(content="last")))
-        return send(client, data, priority)
+        send_held(replay, item)
 
     async with running(hub):
         raw, client = await join(hub, "a&user=ann", rcvbuf=4096)
@@ -935,7 +936,7 @@ async def test_a_message_that_comes_while_the_held_ones_go_out() -> None:
         hub.send_ack_message_to_user("ann", ACKMessage(content="first"))
         for n in range(8):
             assert hub.send_to_user("ann", HubMessage(content=f"held {n}")) == 1
-        hub._send_to = sending  # type: ignore[method-assign]
+        catching_up.send_held = sending
         got: list[str] = []
         while got[-1:] != ["last"]:
             frame = await raw.recv()
@@ -958,7 +959,7 @@ async def test_what_waits_for_the_store_to_open_keeps_its_order() -> None:
         await asyncio.sleep(0)
         store.opening.set()
         inner: Any = hub._delivery.acks
-        inner.journal._opening.add_done_callback(
+        inner.journal.access._opening.add_done_callback(
             lambda _: pending.append(hub.send_ack_message_to_user("ann", ACKMessage(content="3")))
         )
         asyncio.get_running_loop().call_soon(
@@ -1010,7 +1011,7 @@ async def test_what_another_client_acknowledges_during_a_replay_is_not_sent_agai
         one, _ = await join(hub, "a&user=ann")
         for n in range(100):
             assert (await received(one))["id"] == str(n)
-        await eventually(lambda: hub._delivery.acks._users["ann"].replays == {})  # type: ignore[union-attr]
+        await eventually(lambda: hub._delivery.acks.table.mailboxes["ann"].replays == {})  # type: ignore[union-attr]
         # So that its replay has to wait.
         hub.on_client_connected(lambda client: client.send(bytes(1 << 22)))
         two, client = await join(hub, "b&user=ann", rcvbuf=4096)
@@ -1351,16 +1352,17 @@ async def test_an_error_within_a_replay_loses_nothing_in_silence() -> None:
             assert hub.send_to_user("ann", each) == 1
         broken = RuntimeError("broken")
 
-        def send(*arguments: Any) -> bool:
+        def send_held(replay: Replay, item: Held) -> None:
             raise broken
 
-        hub._send_to = send  # type: ignore[method-assign]
+        catching_up: Any = hub._delivery.acks.catching_up  # type: ignore[union-attr]
+        catching_up.send_held = send_held
         await raw.recv()
         await eventually(lambda: len(heard.calls) == 2)
         assert errors == [broken]
         told = [msgspec.structs.replace(each, to="ann") for each in held]
         assert [(call[0], call[3]) for call in heard.calls] == [(each, broken) for each in told]
-        del hub._send_to
+        del catching_up.send_held
         # The one with acknowledgement is sent again when its time has come, or to the next client.
         other, _ = await join(hub, "b&user=ann")
         await answer(other, ["first"])

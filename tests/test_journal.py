@@ -37,7 +37,7 @@ from wsc_fast import (
     RedisOfflineStore,
     SQLiteOfflineStore,
 )
-from wsc_fast.delivery import journal
+from wsc_fast.delivery import journal, store_access, upkeep
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 
@@ -113,21 +113,21 @@ async def test_a_store_that_hangs_holds_up_plain_messages_for_its_patience_only(
         hub.send_to_user("ann", HubMessage(content="plain"))
         assert (await received(raw))["content"] == "plain"
         took = time.monotonic() - begun
-        assert journal.PATIENCE * 0.9 <= took <= journal.PATIENCE + 1.0
+        assert store_access.PATIENCE * 0.9 <= took <= store_access.PATIENCE + 1.0
         # The next one does not wait at all while the store is known to be away.
         begun = time.monotonic()
         bob, _ = await join(hub, "b&user=bob")
         hub.send_to_user("bob", HubMessage(content="plain"))
         assert (await received(bob))["content"] == "plain"
-        assert time.monotonic() - begun < journal.PATIENCE / 2
+        assert time.monotonic() - begun < store_access.PATIENCE / 2
         assert store.calls["read"] == 1
         store.gate.set()
 
 
 async def test_what_a_store_held_comes_once_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "PATIENCE", 0.1)
-    monkeypatch.setattr(journal, "AWAY", 0.2)
-    monkeypatch.setattr("wsc_fast.delivery.acks.REPLAY_AGAIN", 0.2)
+    monkeypatch.setattr(store_access, "PATIENCE", 0.1)
+    monkeypatch.setattr(store_access, "AWAY", 0.2)
+    monkeypatch.setattr("wsc_fast.delivery.catching_up.REPLAY_AGAIN", 0.2)
     store = TroubledStore()
     hub = acking(store)
     async with running(hub):
@@ -143,7 +143,7 @@ async def test_what_a_store_held_comes_once_it_is_back(monkeypatch: pytest.Monke
 
 
 async def test_a_slow_store_that_answers_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "PATIENCE", 0.3)
+    monkeypatch.setattr(store_access, "PATIENCE", 0.3)
     turn = asyncio.Semaphore(1)
 
     class Slow(MemoryOfflineStore):
@@ -276,8 +276,8 @@ KINDS = pytest.mark.parametrize("kind", ["sqlite", "redis"])
 
 @pytest.fixture
 def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(journal, "CHECK_EVERY", 0.2)
+    monkeypatch.setattr(upkeep, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(upkeep, "CHECK_EVERY", 0.2)
 
 
 @KINDS

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("closing_sockets")
 
 def parked_of(hub: Hub) -> Parked:
     assert hub._delivery.acks is not None
-    return hub._delivery.acks._parked
+    return hub._delivery.acks.parked_messages
 
 
 async def accepted(hub: Hub, user: str, message_id: str) -> PendingACK:
@@ -63,10 +63,11 @@ async def test_a_newer_message_of_the_same_id_outlives_the_older_one() -> None:
     async with running(hub):
         parked = Parked()
         older = await accepted(hub, "ann", "m")
-        newer = hub._delivery.acks._found(hub._delivery.acks._mailbox("ann", "ann"), "m", b"{}")  # type: ignore[union-attr]
+        table = hub._delivery.acks.table  # type: ignore[union-attr]
+        newer = table.found(table.mailbox_of("ann", "ann"), "m", b"{}")
         parked.add(older)
         parked.add(newer)
         del older
         gc.collect()
         assert parked.get("ann", "m") is newer
-        hub._delivery.acks._users.clear()  # type: ignore[union-attr]
+        table.mailboxes.clear()

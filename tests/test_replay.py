@@ -313,9 +313,9 @@ async def test_a_client_that_acknowledges_nothing_is_sent_a_window(size: int) ->
         most = replay.WINDOW if size == 10 else replay.WINDOW_BYTES // size + 1
         got = [number(each) for each in await contents(raw, most)]
         assert got == list(range(most))
-        acks: Any = hub._delivery.acks
+        table = hub._delivery.acks.table  # type: ignore[union-attr]
         # What is in memory is what has been sent, and at most one page that was read for it.
-        assert acks.nbytes <= replay.WINDOW_BYTES + (2 << 20)
+        assert table.nbytes <= replay.WINDOW_BYTES + (2 << 20)
         ids = [each.id for each in hub.get_pending_acks("a")]
         assert len(ids) <= most + 1
         for message_id in ids[:most]:
@@ -335,7 +335,7 @@ async def test_backlogs_of_many_users_wait_for_memory_and_all_arrive() -> None:
             for n in range(40):
                 hub.send_ack_message_to_user(user, ACKMessage(content=f"{n} ".ljust(5_000, "x")))
         clients = [(await join(hub, f"{user}/a&user={user}"))[0] for user in users]
-        acks: Any = hub._delivery.acks
+        table = hub._delivery.acks.table  # type: ignore[union-attr]
 
         async def read(raw: RawClient) -> list[int]:
             got = []
@@ -347,8 +347,8 @@ async def test_backlogs_of_many_users_wait_for_memory_and_all_arrive() -> None:
 
         for got in await asyncio.gather(*map(read, clients)):
             assert got == list(range(40))
-        await eventually(lambda: acks.nbytes == 0)
-        assert not acks.starved
+        await eventually(lambda: table.nbytes == 0)
+        assert not table.starved
 
 
 async def test_what_timed_out_is_not_kept_for_a_client_that_does_not_read() -> None:
@@ -359,7 +359,8 @@ async def test_what_timed_out_is_not_kept_for_a_client_that_does_not_read() -> N
         client.send("1")
         client.send("2")
         first = hub.send_ack_message_to_user("ann", ACKMessage())
-        line = hub._delivery.acks._users["ann"].replays[client]._line  # type: ignore[union-attr]
+        mailbox = hub._delivery.acks.table.mailboxes["ann"]  # type: ignore[union-attr]
+        line = mailbox.replays[client]._line
         ended = []
         for _ in range(5):
             wave = [hub.send_ack_message_to_user("ann", ACKMessage()) for _ in range(100)]

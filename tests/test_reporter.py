@@ -58,7 +58,7 @@ from wsc_fast import (
     WSCError,
 )
 from wsc_fast._core.frames import encode_frame
-from wsc_fast.delivery import reporter
+from wsc_fast.delivery import batches, handler_queue, reporter
 from wsc_fast.delivery.failures import REFUSED_EXCERPT, Failure
 from wsc_fast.messages import (
     encode_hub_message,
@@ -502,17 +502,19 @@ async def test_a_handler_that_hangs_holds_up_no_other() -> None:
         plain, offline = Heard(), Offline()
         hub.add_send_failure_handler(plain)
         hub.add_user_offline_handler(offline)
-        for n in range(2 * reporter.MAX_RUNNING):
+        for n in range(2 * handler_queue.MAX_RUNNING):
             miss(hub, content=str(n))
-        await eventually(lambda: len(plain.calls) == len(offline.heard) == 2 * reporter.MAX_RUNNING)
+        await eventually(
+            lambda: len(plain.calls) == len(offline.heard) == 2 * handler_queue.MAX_RUNNING
+        )
         # Each of them in the order of the failures.
-        in_order = [str(n) for n in range(2 * reporter.MAX_RUNNING)]
+        in_order = [str(n) for n in range(2 * handler_queue.MAX_RUNNING)]
         assert [each.content for each in plain.messages()] == in_order
         assert [each.content for each in offline.heard] == in_order
         assert slow.heard == []
         slow.let_go.set()
         let_go.set()
-        await eventually(lambda: len(slow.heard) == 2 * reporter.MAX_RUNNING + 1)
+        await eventually(lambda: len(slow.heard) == 2 * handler_queue.MAX_RUNNING + 1)
 
 
 async def test_the_methods_of_one_object_never_run_at_once_and_keep_the_order() -> None:
@@ -625,7 +627,7 @@ async def test_handlers_see_no_context_of_whoever_called() -> None:
 
 
 async def test_one_recipient_leaves_room_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporter, "MAX_WAITING", 100)
+    monkeypatch.setattr(handler_queue, "MAX_WAITING", 100)
     hub = Hub(authenticate=named)
     async with running(hub):
         slow = await blocked(hub)
@@ -661,7 +663,7 @@ async def test_a_client_whose_messages_are_refused_blinds_no_handler() -> None:
         slow.let_go.set()
         await eventually(lambda: len(slow.heard) > 5 and slow.heard[-5:] == ["bob"] * 5)
         told = Counter(slow.heard)
-        assert 0 < told["guest"] <= reporter.MAX_WAITING_REFUSED // 2
+        assert 0 < told["guest"] <= handler_queue.MAX_WAITING_REFUSED // 2
         assert told["other-guest"] == 1
         assert hub.get_stats().unreported_failures == count - told["guest"]
         raw.close()
@@ -688,7 +690,7 @@ async def test_of_a_message_that_is_refused_an_excerpt_is_told() -> None:
 async def test_an_overflow_is_logged_once_until_the_queue_has_been_empty(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reporter, "MAX_WAITING", 10)
+    monkeypatch.setattr(handler_queue, "MAX_WAITING", 10)
     hub = Hub(authenticate=named)
     async with running(hub):
         for times in (1, 2):
@@ -707,8 +709,8 @@ async def test_what_waits_takes_no_more_memory_than_its_bound(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind in ("small", "ids", "errors"):
-        monkeypatch.setattr(reporter, "MAX_WAITING", 2_000)
-        monkeypatch.setattr(reporter, "MAX_WAITING_BYTES", 3 << 20)
+        monkeypatch.setattr(handler_queue, "MAX_WAITING", 2_000)
+        monkeypatch.setattr(handler_queue, "MAX_WAITING_BYTES", 3 << 20)
     hub = Hub(HubConfig(outbox_messages=100_000, outbox_bytes=1 << 30), authenticate=named)
     async with running(hub):
         slow = await blocked(hub)
@@ -731,7 +733,10 @@ async def test_what_waits_takes_no_more_memory_than_its_bound(
                 for raw in clients:
                     raw.reset()
                 await eventually(lambda: hub.connections == 0)
-                assert sum(map(held, hub._delivery.failures._queues)) <= reporter.MAX_WAITING_BYTES
+                assert (
+                    sum(map(held, hub._delivery.failures._queues))
+                    <= handler_queue.MAX_WAITING_BYTES
+                )
             else:
                 before = tracemalloc.get_traced_memory()[0]
                 for n in range(4_000 if kind != "large" else 200):
@@ -750,7 +755,7 @@ async def test_what_waits_takes_no_more_memory_than_its_bound(
             grown = tracemalloc.get_traced_memory()[0] - before
         finally:
             tracemalloc.stop()
-        assert grown < reporter.MAX_WAITING_BYTES * 1.1
+        assert grown < handler_queue.MAX_WAITING_BYTES * 1.1
         stats = hub.get_stats()
         assert stats.unreported_failures > 0
         slow.let_go.set()
@@ -760,8 +765,8 @@ async def test_what_waits_takes_no_more_memory_than_its_bound(
         )
         # All that was taken is given back.
         (queue,) = hub._delivery.failures._queues
-        assert queue._room._free == reporter.MAX_WAITING
-        assert queue._room._free_bytes == reporter.MAX_WAITING_BYTES
+        assert queue._room._free == handler_queue.MAX_WAITING
+        assert queue._room._free_bytes == handler_queue.MAX_WAITING_BYTES
         assert queue._room._held == {}
 
 
@@ -786,15 +791,15 @@ async def evict(hub: Hub, count: int, backlog: int) -> list[RawClient]:
 async def test_a_broadcast_that_evicts_many_decodes_nothing_and_looks_at_what_fits(
     acks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reporter, "MAX_WAITING", 500)
+    monkeypatch.setattr(handler_queue, "MAX_WAITING", 500)
     looked: list[str] = []
-    for name, function in (("message_of", message_of), ("requires_ack", requires_ack)):
+    for module, function in ((batches, message_of), (reporter, requires_ack)):
 
-        def noting(frame: bytes, *, name: str = name, function: Any = function) -> Any:
-            looked.append(name)
+        def noting(frame: bytes, *, function: Any = function) -> Any:
+            looked.append(function.__name__)
             return function(frame)
 
-        monkeypatch.setattr(reporter, name, noting)
+        monkeypatch.setattr(module, function.__name__, noting)
     hub = Hub(HubConfig(outbox_messages=100), authenticate=named)
     if acks:
         hub.enable_ack()
@@ -862,7 +867,7 @@ async def test_a_long_queue_is_told_in_slices() -> None:
             await asyncio.sleep(0)
             longest = max(longest, time.thread_time() - start)
             turn += 1
-    assert len(set(told)) >= count // reporter.MAX_RUNNING // 2
+    assert len(set(told)) >= count // handler_queue.MAX_RUNNING // 2
     assert longest < 0.05
 
 

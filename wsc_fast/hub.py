@@ -24,17 +24,18 @@ from typing import Any, Literal, Self, TypeVar
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.frames import check_close
+from wsc_fast._core.upward import join
 from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
 from wsc_fast.config import HubConfig
 from wsc_fast.config.kinds import FOREVER, kinds_of
-from wsc_fast.delivery.acks import Acks
 from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.delivery.facade import DeliveryFace
+from wsc_fast.delivery.needs import Needs as DeliveryNeeds
 from wsc_fast.errors import ConfigError, ValidationError
 from wsc_fast.listen.arguments import check_listen_arguments
 from wsc_fast.listen.listener import Listener
-from wsc_fast.listen.needs import Needs
+from wsc_fast.listen.needs import Needs as ListenerNeeds
 from wsc_fast.listen.sockets import Host
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.heartbeat import Heartbeat
@@ -94,7 +95,16 @@ class Hub(DeliveryFace):
         state, files, site, tasks = State(), FileLimit(), Site(), Tasks(engine)
         calls = ThreadCalls(engine, lambda: self.config.thread_call_timeout)
         delivery = Delivery(
-            engine, state, calls, settings, lambda config, store: Acks(self, config, store)
+            DeliveryNeeds(
+                engine=engine,
+                settings=settings,
+                knows_users=lambda: authenticate is not None,
+                is_away=engine._is_away,
+                watch_losses=engine._watch_losses,
+                report=lambda error: callbacks.report(None, error),
+            ),
+            state,
+            calls,
         )
         callbacks = Callbacks(
             engine,
@@ -106,7 +116,7 @@ class Hub(DeliveryFace):
             denied=delivery.denied,
         )
         listener = Listener(
-            Needs(
+            ListenerNeeds(
                 settings=settings,
                 deadlines=engine._deadlines,
                 make_connection=partial(Client, engine),
@@ -156,13 +166,7 @@ class Hub(DeliveryFace):
         self._life = Life(parts, settings)
         self._door = Door(engine, state, self._life, policy, settings)
         self._calls, self._delivery = calls, delivery
-        engine._join(requests, admission, callbacks, delivery)
-        # For Acks.
-        self._failures, self._report, self._authenticate = (
-            delivery.failures,
-            callbacks.report,
-            authenticate,
-        )
+        join(engine, requests, admission, callbacks, delivery)
         self.set_config(config if config is not None else self.config)
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ Run it with `python examples/chat/server.py`, then open http://127.0.0.1:8080 in
 """
 
 from wsc_fast import Client
-from wsc_fast.demo.chat import create_hub
+from wsc_fast.demo import create_hub
 
 HOST, PORT = "127.0.0.1", 8080
 

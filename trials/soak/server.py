@@ -588,7 +588,7 @@ class Soak:
         hub, acks = self.hub, self.hub._delivery.acks
         assert acks is not None
         stored = 0
-        if acks.store is not None and acks.loop is not None:
+        if acks.store is not None and acks.table.loop is not None:
             for user in self.acking:
                 stored += await acks.store.count(user)
         gc.collect()
@@ -606,8 +606,8 @@ class Soak:
             "our tasks": len(self.tasks),
             "descriptors": len(os.listdir("/proc/self/fd")),
             "pending acks": acks.count,
-            "ack queues": len(acks._users),
-            "parked acks": len(acks._parked),
+            "ack queues": len(acks.table.mailboxes),
+            "parked acks": len(acks.parked_messages),
             "ack replays": len(acks.replaying),
             "store calls": len(acks.journal._writing),
             "ack deletes": len(acks.journal._deletes),

@@ -128,9 +128,8 @@ cdef class Engine(Fanout):
     cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
     cpdef Py_ssize_t _send_message(self, user_id, message) except -1
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0
-    cpdef bint _has_clients(self, str user_id) except -1
-    cpdef bint _send_to(self, Sink sink, bytes data, int priority) except -1
-    cpdef Py_ssize_t _send_to_user(self, str user_id, bytes data, int priority) except? 0
+    cdef bint has_clients(self, str user_id) except -1
+    cdef int await_empty(self, Sink sink) except -1
     cdef bint offer(self, Sink sink, bytes frame, int run) except -1
     cdef object queue_full(self, Sink sink)
     cdef bytes framed(self, object message, object recipient)

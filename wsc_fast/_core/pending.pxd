@@ -9,9 +9,11 @@ A client is live in its mailbox, and then gets what is sent at once, or it is ca
 has a `Replay` (delivery/replay.py), whose line holds what it gets next, in order. So the state of
 one client changes nothing for the others.
 
-What else becomes of a message, while its user is away, is in delivery/acks.py, whose class `Acks`
-is the Python half of AckTable.
+What else becomes of a message, while its user is away, is in delivery/acks.py: its class `Acks`
+holds the table, and is the `TableOwner` that the table asks.
 """
+
+cimport cython
 
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.outbox cimport Sink
@@ -26,7 +28,7 @@ cdef class PendingACK:
         readonly str user_id
         public object status       # AckStatus
         int sent_count             # how often it was sent
-        AckTable _acks
+        AckTable _table
         object waiter              # a Future, of who waits; None where nobody does
         list more_waiters          # of those who came later, or None
         double deadline            # of the loop's clock; set by the first send
@@ -63,28 +65,35 @@ cdef class Mailbox:
         dict namesakes             # message id -> list of further messages of this id; mostly None
         readonly Py_ssize_t directed  # how many of `pending` are for one client
         readonly Py_ssize_t nbytes  # of `pending`, as `weight` counts
-        readonly dict replays      # Client -> Replay, of who is catching up
+        readonly dict replays      # Client -> CatchUp, of those that are catching up
         public object unstored     # a deque of those of `pending` that the store lacks, or None
         public bint unstored_stale  # an append has failed: `unstored` is to be listed anew
         # Made when it is first asked for.
         dict _lapsed
 
+cdef class TableOwner:
+    pass
+
+cdef class CatchUp:
+    pass
+
+
+@cython.final
 cdef class AckTable:
     cdef:
-        readonly Engine _hub
-        readonly object config     # ACKConfig
-        public object store        # OfflineStore, or None
+        Engine engine
+        readonly TableOwner owner  # Acks
+        readonly bint has_store    # the messages of users who are away are kept
         public object counters     # AckCounters
         public object loop
-        readonly dict _users       # key of a mailbox, mostly a user id -> Mailbox
+        readonly dict mailboxes    # key, mostly a user id -> Mailbox
         readonly set replaying     # the users of whose clients one is catching up
-        readonly set starved       # Replays that read on once fewer bytes are pending
+        readonly set starved       # CatchUps that read on once fewer bytes are pending
         readonly bint per_device   # each device has a mailbox of its own
-        readonly object _parked    # Parked: messages of who is away
-        readonly Timers _timers
+        readonly Timers timers
         readonly Py_ssize_t count  # of what is pending
         readonly Py_ssize_t nbytes
-        public bint _stopped
+        public bint stopped
         double retry_interval
         double default_timeout
         int max_retries
@@ -94,38 +103,43 @@ cdef class AckTable:
         Py_ssize_t mailbox_most
         Py_ssize_t mailbox_most_bytes
 
+    cpdef Mailbox mailbox_of(self, str key, str user_id)
+    cpdef bint is_here(self, str user_id) except -1
     cdef PendingACK new(
         self, str mailbox, str user_id, str client_id, str message_id, bytes data, int priority,
         timeout,
     )
     cpdef PendingACK start(self, recipient, message, bint to_client)
     cdef PendingACK send(self, str user_id, Sink client, message)
-    cdef bytes encoded(self, str user_id, message)
-    cdef PendingACK send_to_mailbox(
+    cpdef bytes encoded(self, str user_id, message)
+    cpdef PendingACK send_to_mailbox(
         self, str key, str user_id, Sink client, message, bytes data
     )
-    cdef str key_of(self, Sink client)
-    cdef list clients_of(self, str mailbox, str user_id)
+    cpdef str key_of(self, Sink client)
+    cpdef list clients_of(self, str mailbox, str user_id)
     cdef int check_bounds(self, Mailbox mailbox, str user_id) except -1
     cdef PendingACK known(self, Mailbox mailbox, str message_id, Sink client, bytes data)
     cdef bint leave_to_namesake(self, Mailbox mailbox, PendingACK pending) except -1
-    cdef list of_id(self, Mailbox mailbox, object message_id)
+    cpdef list of_id(self, Mailbox mailbox, object message_id)
     cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id)
-    cdef int check_same(self, PendingACK pending, bytes data) except -1
-    cdef bint has_clients(self, str mailbox, str user_id) except -1
-    cdef int enlist(self, Mailbox mailbox, PendingACK pending) except -1
-    cdef int delist(self, Mailbox mailbox, PendingACK pending) except -1
+    cpdef int check_same(self, PendingACK pending, bytes data) except -1
+    cpdef bint has_clients(self, str mailbox, str user_id) except -1
+    cpdef int enlist(self, Mailbox mailbox, PendingACK pending) except -1
+    cpdef int delist(self, Mailbox mailbox, PendingACK pending) except -1
     cdef list audience(self, PendingACK pending)
-    cdef bint counts_from(self, PendingACK pending, Sink client) except -1
-    cdef int send_live(self, Mailbox mailbox, PendingACK pending) except -1
-    cpdef bint _send_now(self, PendingACK pending, Sink client) except -1
+    cpdef bint counts_from(self, PendingACK pending, Sink client) except -1
+    cpdef int send_live(self, Mailbox mailbox, PendingACK pending) except -1
+    cpdef bint send_now(self, PendingACK pending, Sink client) except -1
+    cpdef bint send_plain(self, Sink client, bytes data, int priority) except -1
     cdef bint retransmit(self, Mailbox mailbox, PendingACK pending, double now) except -1
     cdef int begin(self, PendingACK pending) except -1
     cdef int schedule(self, PendingACK pending, double now) except -1
     cdef int unschedule(self, PendingACK pending) except -1
-    cdef int settle(self, PendingACK pending, status, error) except -1
-    cdef int give_up(self, PendingACK pending, error) except -1
-    cdef int release(self, Mailbox mailbox) except -1
+    cpdef bint has_memory(self) noexcept
+    cdef int wake_starved(self) except -1
+    cpdef int settle(self, PendingACK pending, status, error) except -1
+    cpdef int give_up(self, PendingACK pending, error) except -1
+    cpdef int release(self, Mailbox mailbox) except -1
 
 
 cdef inline Py_ssize_t weight(PendingACK pending) noexcept:

@@ -1,18 +1,14 @@
 import asyncio
 from collections import deque
 from collections.abc import Generator
-from typing import Any
+from typing import Any, final
 
 from typing_extensions import disjoint_base
 
 from wsc_fast._core.connection import Client
-from wsc_fast.config import ACKConfig
-from wsc_fast.delivery.acks import AckCounters
-from wsc_fast.delivery.parked import Parked
-from wsc_fast.delivery.replay import Replay
-from wsc_fast.hub import Hub
+from wsc_fast._core.engine import Engine
+from wsc_fast._core.timers import Timers
 from wsc_fast.messages import ACKMessage, AckStatus
-from wsc_fast.stores.base import OfflineStore, StoredMessage
 
 @disjoint_base
 class PendingACK:
@@ -38,7 +34,7 @@ class PendingACK:
     status: AckStatus
     _priority: int
     _stored: bool
-    _storing: asyncio.Future[list[StoredMessage]] | None
+    _storing: asyncio.Future[Any] | None
     _mailbox: str
     _group: Any
     _error: Exception | None
@@ -85,76 +81,150 @@ class Mailbox:
     @property
     def nbytes(self) -> int: ...
     @property
-    def replays(self) -> dict[Client, Replay]: ...
+    def replays(self) -> dict[Client, Any]: ...
     @property
     def lapsed(self) -> dict[str, None]:
         """Ids of what is in the store, has timed out, and may still be acknowledged."""
 
 @disjoint_base
+class TableOwner:
+    """What a table asks of its owner, which is Acks (delivery/acks.py); internal."""
+    def key_of(self, client: Client) -> str:
+        """The mailbox of a client, where each device has one of its own."""
+    def send_to_devices(self, user_id: str, message: ACKMessage) -> PendingACK:
+        """`start` for a user, where each device has a mailbox of its own; returns PendingACK."""
+    def device_ended(self, pending: PendingACK) -> None:
+        """A delivery to one device has come to its end."""
+    def parked(self, mailbox: str, message_id: str) -> PendingACK | None:
+        """The message with this id that waits for its user in the store; None if there is none."""
+    def check_waiting(self) -> None:
+        """Raises PendingFullError where too much waits for the store to open already."""
+    def park(self, mailbox: Mailbox) -> None:
+        """Moves a mailbox to the store: its user is away."""
+    def delete(self, mailbox: str, message_id: str) -> None:
+        """Removes an acknowledged message from the store."""
+    def catch_up(self, mailbox: Mailbox, client: Client, line: list[PendingACK]) -> None:
+        """Has a client catch up, with these messages besides what it is catching up with."""
+    def report(self, pending: PendingACK, error: Exception) -> None:
+        """Tells the failure handlers that a message was not delivered."""
+    async def accepted(self, pending: PendingACK) -> None: ...
+
+@disjoint_base
+class CatchUp:
+    """What a table tells a client that catches up, which is a Replay (delivery/replay.py)."""
+    def put(self, pending: PendingACK) -> None:
+        """A message was sent: it goes out when its turn comes."""
+    def has_sent(self, pending: PendingACK) -> bool:
+        """Whether the client has got a message that is pending still."""
+    def acknowledged(self, message_id: str) -> None:
+        """A message is acknowledged that was no longer pending."""
+    def settled(self, pending: PendingACK, answered: bool) -> None:
+        """A message has come to its end; `answered`: the client has confirmed or refused it."""
+    def wake(self) -> None:
+        """There may be room."""
+
+@final
+@disjoint_base
 class AckTable:
-    """The pending messages of one hub (internal); Acks is its Python half.
+    """The pending messages of one hub (internal).
+
+    Args:
+        engine: whose clients they are for.
+        config: ACKConfig.
+        has_store: whether the messages of users who are away are kept.
+        counters: AckCounters.
+        owner: who does what is not every message's business.
 
     Thread-safety: the loop's thread.
     """
 
-    store: OfflineStore | None
-    counters: AckCounters
+    counters: Any
     loop: asyncio.AbstractEventLoop | None
-    _stopped: bool
+    stopped: bool
 
     def __init__(
-        self,
-        hub: Hub,
-        config: ACKConfig,
-        store: OfflineStore | None,
-        counters: AckCounters,
-        parked: Parked,
+        self, engine: Engine, config: Any, has_store: bool, counters: Any, owner: TableOwner
     ) -> None: ...
     @property
-    def config(self) -> ACKConfig: ...
+    def owner(self) -> TableOwner: ...
+    @property
+    def has_store(self) -> bool: ...
+    @property
+    def per_device(self) -> bool: ...
+    @property
+    def mailboxes(self) -> dict[str, Mailbox]: ...
     @property
     def replaying(self) -> set[str]: ...
     @property
-    def starved(self) -> set[Replay]: ...
+    def starved(self) -> set[Any]: ...
+    @property
+    def timers(self) -> Timers[PendingACK]: ...
     @property
     def count(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
-    @property
-    def _hub(self) -> Hub: ...
-    @property
-    def _users(self) -> dict[str, Mailbox]: ...
-    @property
-    def _parked(self) -> Parked: ...
-    @property
-    def per_device(self) -> bool: ...
-    def _encoded(self, user_id: str, message: ACKMessage) -> bytes: ...
-    def _send_to_mailbox(
-        self, key: str, user_id: str, client: Client | None, message: ACKMessage, data: bytes
-    ) -> PendingACK: ...
-    def _new(self, key: str, user_id: str, message: ACKMessage, data: bytes) -> PendingACK: ...
-    def _check_same(self, pending: PendingACK, data: bytes) -> int: ...
-    def _has_clients(self, mailbox: str, user_id: str) -> bool: ...
-    def _clients_of(self, mailbox: Mailbox) -> list[Client]: ...
+    def attach(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Runs on this loop from now on, or on none.
+
+        The timers are new ones: those of a loop that was closed went with it.
+        """
+    def clear_timers(self) -> None:
+        """Nothing is sent again any more, and nothing times out."""
+    def forget(self) -> None:
+        """Nothing is pending any more; nobody is told."""
+    def mailbox_of(self, key: str, user_id: str) -> Mailbox:
+        """The mailbox of this key, made where there is none."""
+    def is_here(self, user_id: str) -> bool:
+        """Whether a user has a connected client."""
+    def all_clients(self) -> list[Client]:
+        """The connected clients of the hub."""
+    def await_empty(self, client: Client) -> None:
+        """Has `ran_empty` be called, once, when the outbox of a client has run empty."""
+    def found(self, mailbox: Mailbox, message_id: str, data: bytes) -> PendingACK:
+        """A message that was read from the store, of which nobody knew."""
     def start(self, recipient: str, message: ACKMessage, to_client: bool) -> PendingACK:
         """Sends a message to a client or a user until it is acknowledged."""
+    def key_of(self, client: Client) -> str:
+        """The key of the mailbox that a client gets its messages from."""
+    def clients_of(self, mailbox: str, user_id: str) -> list[Client]:
+        """The connected clients of a mailbox."""
+    def encoded(self, user_id: str, message: ACKMessage) -> bytes:
+        """The HubMessage that an ACKMessage goes out as, as JSON; checks what is given."""
+    def send_to_mailbox(
+        self, key: str, user_id: str, client: Client | None, message: ACKMessage, data: bytes
+    ) -> PendingACK:
+        """Sends an encoded message to all clients of a mailbox, or to one of them."""
+    def has_clients(self, mailbox: str, user_id: str) -> bool:
+        """Whether a mailbox has a connected client."""
+    def unlisted(self, key: str, user_id: str, message: ACKMessage, data: bytes) -> PendingACK:
+        """A message that is in no mailbox."""
+    def of_id(self, mailbox: Mailbox, message_id: str) -> list[PendingACK]:
+        """The pending messages of a mailbox with this id: mostly one or none."""
+    def check_same(self, pending: PendingACK, data: bytes) -> int:
+        """ValidationError for other content under the id of a message."""
+    def enlist(self, mailbox: Mailbox, pending: PendingACK) -> int:
+        """Makes a message pending, behind all others of its mailbox."""
+    def delist(self, mailbox: Mailbox, pending: PendingACK) -> int:
+        """Takes a message out of its mailbox, which need not be its end."""
+    def counts_from(self, pending: PendingACK, client: Client) -> bool:
+        """Whether a message is for this client, and an acknowledgement of this client counts."""
+    def send_live(self, mailbox: Mailbox, pending: PendingACK) -> int:
+        """Sends a message to all that it is for; to who is catching up when its turn comes."""
+    def send_now(self, pending: PendingACK, client: Client) -> bool:
+        """Sends a message to one client; whether its outbox took it."""
+    def send_plain(self, client: Client, data: bytes, priority: int) -> bool:
+        """Sends a HubMessage without acknowledgement to one client; whether its outbox took it."""
+    def renew(self, pending: PendingACK) -> None:
+        """Its time begins again with the next attempt to send it."""
     def take(self, client: Client, text: str) -> int:
         """An incoming text that may be an acknowledgement: SETTLED, IGNORED, or NO_ACK."""
-    def _attach_timers(self, loop: asyncio.AbstractEventLoop | None) -> None: ...
-    def _clear_timers(self) -> None: ...
-    def _forget_all(self) -> None: ...
-    def _mailbox(self, key: str, user_id: str) -> Mailbox: ...
-    def _found(self, mailbox: Mailbox, message_id: str, data: bytes) -> PendingACK: ...
-    def _enlist(self, mailbox: Mailbox, pending: PendingACK) -> int: ...
-    def _delist(self, mailbox: Mailbox, pending: PendingACK) -> None: ...
-    def _of_id(self, mailbox: Mailbox, message_id: str) -> list[PendingACK]: ...
-    def _follow(self, pending: PendingACK, follower: PendingACK) -> None: ...
-    def _counts_from(self, pending: PendingACK, client: Client) -> bool: ...
-    def _send_live(self, mailbox: Mailbox, pending: PendingACK) -> int: ...
-    def _send_now(self, pending: PendingACK, client: Client) -> bool: ...
-    def _anew(self, pending: PendingACK) -> None: ...
-    def _settle(
-        self, pending: PendingACK, status: AckStatus, error: BaseException | None
-    ) -> int: ...
-    def _give_up(self, pending: PendingACK, error: Exception) -> int: ...
-    def _release(self, mailbox: Mailbox) -> int: ...
+    def has_memory(self) -> bool:
+        """Whether the bytes that are pending leave room for more."""
+    def settle(self, pending: PendingACK, status: AckStatus, error: BaseException | None) -> int:
+        """The end of a message: out of its mailbox, and its waiters told."""
+    def follow(self, pending: PendingACK, follower: PendingACK) -> None:
+        """Has a message end as another one of the same id does, which it keeps alive."""
+    def give_up(self, pending: PendingACK, error: Exception) -> int:
+        """A message ends undelivered: it has timed out, or was dropped for this error."""
+    def release(self, mailbox: Mailbox) -> int:
+        """A mailbox that holds nothing is not kept."""

@@ -1,9 +1,9 @@
-"""What the compiled code calls upward: four small interfaces, which higher layers implement.
+"""What the compiled code calls upward: small interfaces, which higher layers implement.
 
-An `Engine` is given one object of each (`Engine._join`). It calls nothing else of the package
-above it, but for the functions that are handed to it (`_set_acks`, `_set_filters`). All of it is
-called in the loop's thread, but for `Deliveries.on_loop`, `send_on_loop` and `send_failed`, which
-are called in the thread that called the hub.
+An `Engine` is given one object of each of the first four (`join`). It calls nothing else of the
+package above it, but for the functions that are handed to it (`_set_acks`, `_set_filters`). All of
+it is called in the loop's thread, but for `Deliveries.on_loop`, `send_on_loop` and `send_failed`,
+which are called in the thread that called the hub.
 """
 
 from __future__ import annotations
@@ -16,19 +16,10 @@ from wsc_fast.errors import ProtocolError
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
+    from wsc_fast._core.engine import Engine
 
 T = TypeVar("T")
 Handlers = tuple[Callable[..., Any], ...]
-
-
-class Request(Protocol):
-    """A connection whose request is not answered yet; its Client holds it until the upgrade."""
-
-    @property
-    def transport(self) -> asyncio.Transport: ...
-    def received(self, data: bytes | bytearray) -> None: ...
-    def drained(self) -> None: ...
-    def lost(self) -> None: ...
 
 
 class Requests(Protocol):
@@ -131,3 +122,31 @@ class Deliveries(Protocol):
         self, client: Client, frames: list[bytes], reason: str, error: Exception | None
     ) -> None:
         """A client does not get these frames; called if there are failure handlers."""
+
+
+class Request(Protocol):
+    """A connection whose request is not answered yet; its Client holds it until the upgrade."""
+
+    @property
+    def transport(self) -> asyncio.Transport: ...
+    def received(self, data: bytes | bytearray) -> None: ...
+    def drained(self) -> None: ...
+    def lost(self) -> None: ...
+
+
+class WaitingEvents(Protocol):
+    """The events of one client that wait for an async callback of it."""
+
+    def forget_messages(self) -> None:
+        """Drops the messages: their client is not to be heard any more."""
+
+
+def join(
+    engine: Engine,
+    requests: Requests,
+    admission: Admission,
+    application: Application,
+    deliveries: Deliveries,
+) -> None:
+    """Has these hear of what happens in an engine."""
+    engine._join(requests, admission, application, deliveries)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from wsc_fast._core.connection import Client
-from wsc_fast._core.engine import Engine, check_id
+from wsc_fast._core.engine import check_id
 from wsc_fast._core.pending import PendingACK
 from wsc_fast.config import ACKConfig, RetryConfig
 from wsc_fast.delivery.acks import AckCounters, Acks
 from wsc_fast.delivery.failures import REFUSED_EXCERPT, Failure, Message, reason_of
+from wsc_fast.delivery.needs import Needs
 from wsc_fast.delivery.reporter import FailureCounters, FailureReporter
 from wsc_fast.delivery.retry import SendResult, Sleepers, send_with_retry
 from wsc_fast.errors import (
@@ -57,20 +58,12 @@ _LOST: dict[SendFailureReason, tuple[type[WSCError], str]] = {
 _LOST_IN_CALLS = (SendFailureReason.QUEUE_FULL, SendFailureReason.BROADCAST_FULL)
 
 
-class Settings(Protocol):
-    """The settings of HubConfig that this part reads."""
-
-    @property
-    def thread_call_timeout(self) -> float: ...
-
-
 class Delivery:
     """The deliveries of one hub.
 
     Args:
-        engine, state, calls: of the hub.
-        settings: those that hold now.
-        make_acks: makes the part that `enable_ack` adds, of its configuration and its store.
+        needs: of the hub.
+        state, calls: of the hub.
 
     Attributes:
         failures: tells the failure handlers.
@@ -80,22 +73,14 @@ class Delivery:
     Thread-safety: the loop's thread, but for what says otherwise.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        state: State,
-        calls: ThreadCalls,
-        settings: Callable[[], Settings],
-        make_acks: Callable[[ACKConfig, OfflineStore | None], Acks],
-    ) -> None:
-        self._engine = engine
+    def __init__(self, needs: Needs, state: State, calls: ThreadCalls) -> None:
+        self._needs = needs
+        self._engine = needs.engine
         self._state = state
         self._calls = calls
-        self._settings = settings
-        self._make_acks = make_acks
         self._retry = RetryConfig()
-        self.failures = FailureReporter(engine)  # type: ignore[arg-type]
-        self.sleepers = Sleepers(engine._deadlines)
+        self.failures = FailureReporter(needs)
+        self.sleepers = Sleepers(needs.engine._deadlines)
         self.acks: Acks | None = None
 
     # --- its life ---
@@ -173,7 +158,7 @@ class Delivery:
             raise HubStateError("acknowledgements are enabled already")
         if store is None and config.enable_offline_messages:
             store = SQLiteOfflineStore(DEFAULT_STORE)
-        acks = self.acks = self._make_acks(config, store)
+        acks = self.acks = Acks(self._needs, self.failures, config, store)
         self._engine._set_acks(acks.take, acks.replaying, acks.hold, acks.ran_empty)
         if self._engine.loop is not None:
             acks.attach(self._engine.loop)
@@ -248,7 +233,7 @@ class Delivery:
             to_client: the recipient is a client, and the message is its user's.
         """
         busy = isinstance(error, LoopBusyError)
-        duration = self._settings().thread_call_timeout if busy else 0.0
+        duration = self._needs.settings().thread_call_timeout if busy else 0.0
         failure = Failure(message, recipient, reason_of(error), error, duration=duration, to=to)
         report = self._report_of_client if to_client else self.failures.report
         loop = self._engine.loop

@@ -22,9 +22,10 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
-from wsc_fast._core.pending import PendingACK
-from wsc_fast.delivery.journal import PAGE, store_error
+from wsc_fast._core.engine import check_id
+from wsc_fast._core.pending import AckTable, PendingACK
 from wsc_fast.delivery.parked import Parked
+from wsc_fast.delivery.store_access import PAGE, StoreAccess, store_error
 from wsc_fast.errors import AckError, PendingFullError, WSCError
 from wsc_fast.messages import ACKMessage, AckStatus
 from wsc_fast.stores.base import StoredMessage
@@ -32,8 +33,8 @@ from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
-    from wsc_fast.delivery.acks import Acks
-    from wsc_fast.delivery.journal import Journal
+    from wsc_fast.config import ACKConfig
+    from wsc_fast.delivery.needs import Needs
 
 _BETWEEN = "\x1f"
 # The part of `offline_max_age` after which a device that connects is noted anew.
@@ -87,15 +88,23 @@ class Devices:
     """The devices of the users of one hub.
 
     Args:
-        acks: whose users they are.
-        journal: where they are noted.
+        needs: of the hub.
+        table: of what is pending.
+        config: ACKConfig.
+        parked: the messages of users who are away.
+        access: the offline store, in which the devices are noted.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, acks: Acks, journal: Journal) -> None:
-        self._acks = acks
-        self._journal = journal
+    def __init__(
+        self, needs: Needs, table: AckTable, config: ACKConfig, parked: Parked, access: StoreAccess
+    ) -> None:
+        self._needs = needs
+        self._table = table
+        self._config = config
+        self._parked = parked
+        self._access = access
         # Of users who are connected: their devices; None where these are not known yet.
         self._known: dict[str, dict[str, None] | None] = {}
         # Messages that wait for that, in the order of sending.
@@ -120,19 +129,21 @@ class Devices:
 
     # --- sending ---
 
-    def send(self, user_id: str, message: ACKMessage, data: bytes) -> PendingACK:
+    def send(self, user_id: str, message: ACKMessage) -> PendingACK:
         """Sends a message to all devices of a user, once these are known."""
+        check_id("user", user_id)
+        data = self._table.encoded(user_id, message)
         parent = self._parents.get(user_id, message.id)
         if parent is not None and not parent.done():
-            self._acks._check_same(parent, data)
+            self._table.check_same(parent, data)
             return parent
-        parent = self._acks._new(user_id, user_id, message, data)
+        parent = self._table.unlisted(user_id, user_id, message, data)
         self._parents.add(parent)
         devices = self._known.get(user_id)
         if devices is not None and user_id not in self._waiting:
             self._fan_out(parent, message, devices, raising=True)
             return parent
-        config = self._acks.config
+        config = self._config
         if (
             self._waiting_count >= config.max_pending
             or self._waiting_bytes >= config.max_pending_bytes
@@ -157,16 +168,16 @@ class Devices:
         raising: bool,
     ) -> None:
         """One delivery for each device, and for who is connected without a device id."""
-        acks, user_id = self._acks, parent.user_id
+        table, user_id = self._table, parent.user_id
         keys = [key_of_device(user_id, device_id) for device_id in devices]
-        if not keys or acks._has_clients(user_id, user_id):
+        if not keys or table.has_clients(user_id, user_id):
             keys.append(user_id)
         group = Group(parent)
         children: list[PendingACK] = []
         trouble: Exception | None = None
         for key in keys:
             try:
-                child = acks._send_to_mailbox(key, user_id, None, message, parent._data)
+                child = table.send_to_mailbox(key, user_id, None, message, parent._data)
             except WSCError as error:
                 trouble = error
                 continue
@@ -176,7 +187,7 @@ class Devices:
             if raising:
                 self._parents.pop(user_id, parent.id)
                 raise trouble
-            acks._give_up(parent, trouble)
+            table.give_up(parent, trouble)
             return
         group.waiting = len(children)
         parent._children = children
@@ -191,7 +202,7 @@ class Devices:
             group.confirmed = True
         parent = group.parent
         if parent is not None and (group.confirmed or group.waiting == 0):
-            self._acks._settle(parent, child.status, child._error)
+            self._table.settle(parent, child.status, child._error)
 
     def is_told(self, child: PendingACK) -> bool:
         """Whether the failure of a delivery is that of the message: no device has confirmed it."""
@@ -217,7 +228,7 @@ class Devices:
             if parent.done():
                 break
             try:
-                await self._acks.accepted(child)
+                await child.accepted()
             except AckError as error:
                 ended.append(error)  # the others' deliveries go on
         if len(ended) == len(parent._children):
@@ -238,7 +249,7 @@ class Devices:
 
     def left(self, client: Client) -> None:
         """A client has gone."""
-        if not self._acks._hub._has_clients(client.user_id):
+        if not self._table.is_here(client.user_id):
             self._known.pop(client.user_id, None)
 
     def changed(self, user_id: str) -> None:
@@ -271,13 +282,15 @@ class Devices:
                 raise error
 
     def _connected(self, user_id: str) -> list[str]:
-        clients = self._acks._hub.get_clients_by_user(user_id)
+        clients = self._needs.engine.get_clients_by_user(user_id)
         return [client.device_id for client in clients if client.device_id is not None]
 
     def _load(self, user_id: str) -> asyncio.Task[Exception | None]:
         task = self._loading.get(user_id)
         if task is None:
-            task = self._acks.running_loop.create_task(self._read(user_id))
+            loop = self._table.loop
+            assert loop is not None
+            task = loop.create_task(self._read(user_id))
             self._loading[user_id] = task
             task.add_done_callback(partial(self._loaded, user_id))
         return task
@@ -286,7 +299,7 @@ class Devices:
         if self._loading.get(user_id) is task:
             del self._loading[user_id]
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._acks._hub._report(None, error)
+            self._needs.report(error)
 
     async def _read(self, user_id: str) -> Exception | None:
         """Learns the devices of a user, and sends what has waited for that."""
@@ -307,7 +320,7 @@ class Devices:
         devices: dict[str, None] = {}
         error: Exception | None = None
         try:
-            devices = await self._journal.ask(self._learn(user_id))
+            devices = await self._access.ask(self._learn(user_id))
         except Exception as failure:
             error = store_error(failure)
             devices = dict.fromkeys(self._connected(user_id))
@@ -321,7 +334,7 @@ class Devices:
             self._waiting_bytes -= sum(len(parent._data) for parent, _ in some)
             for parent, message in some:
                 if error is not None and not devices:
-                    self._acks._give_up(parent, error)
+                    self._table.give_up(parent, error)
                 else:
                     self._fan_out(parent, message, devices, raising=False)
             if waiting:
@@ -330,9 +343,9 @@ class Devices:
         return error
 
     async def _learn(self, user_id: str) -> dict[str, None]:
-        await self._journal.opened()
-        store, key = self._journal.store, key_of_devices(user_id)
-        most = self._acks.config.max_devices
+        await self._access.opened()
+        store, key = self._access.store, key_of_devices(user_id)
+        most = self._config.max_devices
         noted = {each.id: each for each in await store.read(key, limit=most)}
         while new := [each for each in self._connected(user_id) if self._is_stale(noted.get(each))]:
             for device_id in new:
@@ -348,32 +361,29 @@ class Devices:
 
     def _is_stale(self, noted: StoredMessage | None) -> bool:
         """Whether a device is to be noted, so that its age begins again."""
-        age = self._acks.config.offline_max_age * REFRESH
+        age = self._config.offline_max_age * REFRESH
         return noted is None or time.time() - noted.stored_at > age
 
     async def _hand_over(self, user_id: str, key: str) -> None:
         """What was stored while no device was known goes to the first one."""
-        store = self._journal.store
+        store = self._access.store
         after = 0
         while page := await store.read(user_id, after=after, limit=PAGE):
             for stored in page:
                 after = stored.position
                 await store.append(
-                    key,
-                    stored.id,
-                    stored.data,
-                    limit=self._acks.config.offline_limit,
-                    drop_oldest=True,
+                    key, stored.id, stored.data, limit=self._config.offline_limit, drop_oldest=True
                 )
-                pending = self._acks._parked.pop(user_id, stored.id)
+                pending = self._parked.pop(user_id, stored.id)
                 if pending is not None:
                     pending._mailbox = key
-                    self._acks._parked.add(pending)
+                    self._parked.add(pending)
             await store.delete(user_id, [stored.id for stored in page])
 
     async def finish(self, deadline: float) -> None:
         """The hub stops: what waits for the devices of its user is sent, and so stored."""
-        while self._loading and (left := deadline - self._acks.running_loop.time()) > 0:
+        loop = asyncio.get_running_loop()
+        while self._loading and (left := deadline - loop.time()) > 0:
             await asyncio.wait(set(self._loading.values()), timeout=left)
 
     async def end(self, error: Exception) -> None:
@@ -381,6 +391,6 @@ class Devices:
 
         def give_up(parent: PendingACK) -> None:
             if not parent.done():
-                self._acks._give_up(parent, error)
+                self._table.give_up(parent, error)
 
         await in_turns(self._parents, give_up, AT_ONCE)

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from wsc_fast._core.pending import AckTable, CatchUp, Mailbox, PendingACK
 from wsc_fast.delivery.failures import outside_handlers
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
-    from wsc_fast._core.pending import Mailbox, PendingACK
-    from wsc_fast.delivery.acks import Acks
+    from wsc_fast.delivery.journal import Journal
+    from wsc_fast.delivery.needs import Settings
+    from wsc_fast.stores.base import StoredMessage
 
 # What a replay has out without an acknowledgement, in messages and in bytes.
 WINDOW = 1_000
@@ -46,11 +48,42 @@ class ClientLeftError(Exception):
     """The client of a replay is closing or gone."""
 
 
-class Replay:
+class Owner(Protocol):
+    """What a replay asks, and whom it tells, besides the table."""
+
+    table: AckTable
+
+    @property
+    def journal(self) -> Journal:
+        """The offline store, where there is one."""
+
+    @property
+    def settings(self) -> Settings:
+        """The hub's settings of this moment."""
+
+    async def prepare(self, client: Client) -> None:
+        """To be awaited before the store is read for a client."""
+
+    def adopt(
+        self, replay: Replay, stored: StoredMessage, acknowledged: set[str], *, again: bool
+    ) -> PendingACK | None:
+        """Makes a message of the store pending, unless it is or has been acknowledged."""
+
+    def all_read(self, mailbox: Mailbox) -> None:
+        """A replay has read all that the store holds for a mailbox."""
+
+    def send_held(self, replay: Replay, item: Held) -> None:
+        """The turn of a message that a replay held has come."""
+
+    def caught_up(self, replay: Replay, complete: bool, error: Exception | None) -> None:
+        """A replay has come to its end, or was ended."""
+
+
+class Replay(CatchUp):
     """Brings one client up to date.
 
     Args:
-        acks: whose mailbox it is.
+        owner: who has begun it.
         mailbox: of the client's user, or device.
         client: who is behind.
         line: what is pending for it.
@@ -63,7 +96,7 @@ class Replay:
 
     def __init__(
         self,
-        acks: Acks,
+        owner: Owner,
         mailbox: Mailbox,
         client: Client,
         line: list[PendingACK],
@@ -74,7 +107,8 @@ class Replay:
     ) -> None:
         self.client = client
         self.mailbox = mailbox
-        self._acks = acks
+        self._owner = owner
+        self._table = owner.table
         self._line: deque[PendingACK | Held] = deque(line)
         # What was sent since it began: that goes by the line, also where the store holds it, so
         # that it comes behind what is held.
@@ -93,7 +127,12 @@ class Replay:
 
     def start(self) -> None:
         """Begins; to be called once the mailbox knows it."""
-        self._task = self._acks.running_loop.create_task(self._run())
+        self._task = self._loop().create_task(self._run())
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = self._table.loop
+        assert loop is not None
+        return loop
 
     # --- what the mailbox tells ---
 
@@ -116,10 +155,10 @@ class Replay:
 
     def hold(self, item: Held) -> bool:
         """Takes a message without acknowledgement; whether there was room for it."""
-        config = self._acks.hub_config
+        settings = self._owner.settings
         if self._held and (
-            self._held >= config.outbox_messages
-            or self._held_bytes + len(item.data) > config.outbox_bytes
+            self._held >= settings.outbox_messages
+            or self._held_bytes + len(item.data) > settings.outbox_bytes
         ):
             return False
         self._held += 1
@@ -191,7 +230,7 @@ class Replay:
             complete, error = False, failure
         finally:
             # No await between the last look at the line and here: nothing can slip in.
-            self._acks.caught_up(self, complete, error)
+            self._owner.caught_up(self, complete, error)
 
     async def _send_next(self) -> None:
         item = self._line[0]
@@ -199,7 +238,7 @@ class Replay:
             await self._room()
             self._held -= 1
             self._held_bytes -= len(item.data)
-            self._acks.send_held(self, item)
+            self._owner.send_held(self, item)
         else:
             await self._send(item)
         if self._line and self._line[0] is item:
@@ -209,14 +248,14 @@ class Replay:
     async def _send(self, pending: PendingACK) -> None:
         while pending._is_open() and pending not in self._sent:
             await self._room(pending)
-            if not pending._is_open() or not self._acks._counts_from(pending, self.client):
+            if not pending._is_open() or not self._table.counts_from(pending, self.client):
                 return
-            if self._acks._send_now(pending, self.client):
+            if self._table.send_now(pending, self.client):
                 self._sent.add(pending)
                 self._sent_bytes += len(pending._data)
             elif self.client.queued_messages:
                 # It is larger than what is left of the outbox.
-                self._acks.await_empty(self.client)
+                self._table.await_empty(self.client)
                 await self._wait()
             else:
                 return  # there is no memory for it: its timer tries again
@@ -230,30 +269,30 @@ class Replay:
             self._reading = False
 
     async def _read_pages(self) -> bool:
-        acks, mailbox = self._acks, self.mailbox
+        owner, mailbox = self._owner, self.mailbox
         after, failures = 0, 0
         while True:
             await self._fewer_bytes()
             self._acknowledged.clear()
             try:
-                await acks.prepare(self.client)
-                page = await acks.journal.page(mailbox.key, after)
+                await owner.prepare(self.client)
+                page = await owner.journal.page(mailbox.key, after)
             except Exception as error:
                 failures += 1
                 user = ascii(mailbox.user_id)
-                acks.journal.failed(f"the messages of user {user} cannot be read", error)
-                if failures == READ_ATTEMPTS or acks.journal.is_away():
+                owner.journal.access.failed(f"the messages of user {user} cannot be read", error)
+                if failures == READ_ATTEMPTS or owner.journal.access.is_away():
                     return False
                 await asyncio.sleep(READ_PAUSE * 2**failures)
                 continue
             for stored in page.messages:
                 after = stored.position
-                pending = acks.adopt(self, stored, self._acknowledged, again=self._again)
+                pending = owner.adopt(self, stored, self._acknowledged, again=self._again)
                 if pending is not None and not self._is_sent(pending):
-                    acks.counters.offline_replayed += 1
+                    self._table.counters.offline_replayed += 1
                     await self._send(pending)
             if page.is_last:
-                acks.all_read(mailbox)
+                owner.all_read(mailbox)
                 return True
 
     def _is_sent(self, pending: PendingACK) -> bool:
@@ -262,12 +301,12 @@ class Replay:
 
     async def _fewer_bytes(self) -> None:
         """Waits until there is memory for one more page, or this has sent nothing at all."""
-        while self._sent and not self._acks.has_memory():
-            self._acks.starved.add(self)
+        while self._sent and not self._table.has_memory():
+            self._table.starved.add(self)
             try:
                 await self._wait()
             finally:
-                self._acks.starved.discard(self)
+                self._table.starved.discard(self)
 
     async def _room(self, pending: PendingACK | None = None) -> None:
         """Waits until the client has room for one more, and few enough are unacknowledged.
@@ -278,20 +317,20 @@ class Replay:
             if not self.client.is_connected():
                 raise ClientLeftError
             if not self._has_room():
-                self._acks.await_empty(self.client)
+                self._table.await_empty(self.client)
             elif len(self._sent) < WINDOW and self._sent_bytes < WINDOW_BYTES:
                 return
             await self._wait()
 
     async def _wait(self) -> None:
-        self._waiter = self._acks.running_loop.create_future()
+        self._waiter = self._loop().create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
 
     def _has_room(self) -> bool:
-        config, client = self._acks.hub_config, self.client
+        settings, client = self._owner.settings, self.client
         return client.queued_messages < max(
-            1, min(REPLAY_MESSAGES, config.outbox_messages // 2)
-        ) and client.queued_bytes < max(1, min(REPLAY_BYTES, config.outbox_bytes // 2))
+            1, min(REPLAY_MESSAGES, settings.outbox_messages // 2)
+        ) and client.queued_bytes < max(1, min(REPLAY_BYTES, settings.outbox_bytes // 2))

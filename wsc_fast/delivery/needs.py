@@ -1,0 +1,41 @@
+"""What this room needs of the hub that it delivers for, so that it knows no hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from wsc_fast._core.engine import Engine
+
+
+class Settings(Protocol):
+    """The settings of HubConfig that this room reads."""
+
+    @property
+    def outbox_messages(self) -> int: ...
+    @property
+    def outbox_bytes(self) -> int: ...
+    @property
+    def thread_call_timeout(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a hub gives to this room.
+
+    Attributes:
+        engine: the loop and the clients; messages go out through it.
+        settings: those that hold now; a running hub takes new ones.
+        knows_users: whether the hub knows a user again, which needs `authenticate`.
+        is_away: whether the hub runs in another thread than the caller's.
+        watch_losses: has the engine tell of frames that are dropped or not sent, or not.
+        report: tells the application of an error; no client is named with it.
+    """
+
+    engine: Engine
+    settings: Callable[[], Settings]
+    knows_users: Callable[[], bool]
+    is_away: Callable[[], bool]
+    watch_losses: Callable[[bool], None]
+    report: Callable[[BaseException], None]

@@ -1,0 +1,209 @@
+"""Whether the offline store is there, and answers.
+
+The store may be away. It opens again by itself, and what waits for a reading ends after PATIENCE
+seconds in which nothing came from the store at all. A store that is slow, but answers, is waited
+for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from wsc_fast.errors import OfflineStoreError
+from wsc_fast.log import log
+from wsc_fast.stores.base import OfflineStore
+
+# What is read at a time, in messages and in bytes.
+PAGE = 200
+PAGE_BYTES = 1 << 20
+# Seconds without any answer of the store after which it counts as away, and how long it then does.
+PATIENCE = 2.0
+AWAY = 5.0
+# Seconds between two attempts to open the store.
+OPEN_AGAIN = 1.0
+
+T = TypeVar("T")
+
+
+class StoreAccess:
+    """The offline store of one hub, which may be away.
+
+    Args:
+        store: OfflineStore.
+        count_error: counts that the store has failed.
+
+    Thread-safety: the loop's thread.
+    """
+
+    def __init__(self, store: OfflineStore, count_error: Callable[[], None]) -> None:
+        self.store = store
+        self._count_error = count_error
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._next_error_line = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._opening: asyncio.Task[None] | None = None
+        self._open_again_at = 0.0
+        # Readings that are under way, when the store was last heard of, and what ends them all.
+        self._reading = 0
+        self._heard_at = 0.0
+        self._away_until = 0.0
+        self._lost: asyncio.Future[None] | None = None
+
+    # --- life ---
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Opens the store on this loop."""
+        self._reset()
+        self._loop = loop
+        self._begin_to_open()
+
+    def forget(self) -> None:
+        """The loop was closed over it: its tasks went with it."""
+        self._loop = None
+        self._reset()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that the hub runs on."""
+        assert self._loop is not None
+        return self._loop
+
+    async def stop_opening(self) -> None:
+        """Gives up an attempt to open the store that is under way."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening], timeout=1.0)  # a store may swallow it
+
+    async def close(self, deadline: float) -> None:
+        """Closes the store, until a time of the loop's clock."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.store.close()
+        except Exception:
+            log.exception("the offline store did not close")
+        self.forget()
+
+    # --- opening ---
+
+    def _begin_to_open(self) -> None:
+        self._opening = self.loop.create_task(self._open())
+        # Where nobody waits any more, its failure is no news.
+        self._opening.add_done_callback(_retrieve)
+
+    async def _open(self) -> None:
+        try:
+            await self.store.open()
+        except Exception as error:
+            self._open_again_at = self.loop.time() + OPEN_AGAIN
+            raise store_error(error) from error
+
+    async def opened(self) -> None:
+        """Returns once the store is open; tries again, but not more often than each second.
+
+        Raises:
+            OfflineStoreError: the last attempt has failed.
+        """
+        opening = self._opening
+        assert opening is not None
+        if _has_failed(opening) and self.loop.time() >= self._open_again_at:
+            self._begin_to_open()
+        assert self._opening is not None
+        await asyncio.wait([self._opening])
+        if self._opening.cancelled():
+            raise OfflineStoreError("the offline store was closed")
+        error = self._opening.exception()
+        if error is not None:
+            raise OfflineStoreError(str(error)) from error.__cause__
+
+    def is_open(self) -> bool:
+        """Whether it can be asked at once."""
+        opening = self._opening
+        return opening is not None and opening.done() and not _has_failed(opening)
+
+    # --- asking ---
+
+    def is_away(self) -> bool:
+        """Whether the store has not answered lately, and is not asked for a while."""
+        return self.loop.time() < self._away_until
+
+    async def ask(self, question: Coroutine[Any, Any, T]) -> T:
+        """Awaits the store in a task of its own: a store may swallow a cancellation.
+
+        Raises:
+            OfflineStoreError: the store is away, or does not answer for so long that it is.
+        """
+        if self.is_away():
+            question.close()
+            raise OfflineStoreError("the offline store does not answer")
+        loop = self.loop
+        asking = loop.create_task(question)
+        asking.add_done_callback(_retrieve)
+        if self._reading == 0:
+            self._heard_at = loop.time()
+        if self._lost is None:
+            self._lost = loop.create_future()
+            loop.call_later(PATIENCE, self._lose_patience, self._lost)
+        self._reading += 1
+        try:
+            either: list[asyncio.Future[Any]] = [asking, self._lost]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._reading -= 1
+            if not asking.done():
+                asking.cancel()
+        if not asking.done():
+            raise OfflineStoreError(f"the offline store has not answered for {PATIENCE:g} s")
+        answer = asking.result()
+        self.heard()
+        return answer
+
+    def heard(self) -> None:
+        """The store has answered: it is not away."""
+        self._heard_at = self.loop.time()
+        self._away_until = 0.0
+
+    def _lose_patience(self, lost: asyncio.Future[None]) -> None:
+        if self._loop is None or self._lost is not lost:
+            return
+        now = self._loop.time()
+        if self._reading == 0:
+            self._lost = None
+        elif now < self._heard_at + PATIENCE:
+            self._loop.call_at(self._heard_at + PATIENCE, self._lose_patience, lost)
+        else:
+            self._away_until = now + AWAY
+            self._lost = None
+            lost.set_result(None)
+
+    # --- errors ---
+
+    def failed(self, what: str, error: BaseException) -> None:
+        """The store has failed: counted, and a line in the log, at most one a second."""
+        self._count_error()
+        now = time.monotonic()
+        if now >= self._next_error_line:
+            self._next_error_line = now + 1.0
+            known = isinstance(error, OfflineStoreError)
+            log.error("offline store: %s: %s", what, error, exc_info=None if known else error)
+
+
+def store_error(error: BaseException) -> OfflineStoreError:
+    """An exception of a store as callers get it."""
+    if isinstance(error, OfflineStoreError):
+        return error
+    log.error("the offline store raised", exc_info=error)
+    return OfflineStoreError(f"the offline store raised {type(error).__name__}: {error}")
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _has_failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
