@@ -45,14 +45,14 @@ NEWEST_TREE := build/newest
 # - with QUICK=1, as in CI: frames byte by byte, and waits of seconds (late loops, slow readers, masses).
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py \
 	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_style.py \
-	test_security_doc.py test_model.py $(if $(QUICK),test_faults_frames.py test_faults_slow_peers.py \
-	test_late_loop.py test_lingering.py test_masses.py)) -k "not (the_wheel or the_sources or outboxes or D1_ or D8_ or F20 or two_thousand)"
+	test_security_doc.py test_model.py $(if $(QUICK),faults/test_faults_frames.py \
+	faults/test_faults_slow_peers.py test_late_loop.py test_lingering.py test_masses.py)) -k "not (the_wheel or the_sources or outboxes or D1_ or D8_ or F20 or two_thousand)"
 
 # Of connections; with QUICK=1, as in CI, without those that take long.
-PICOWS_TESTS := test_contexts.py test_deflate.py test_faults_handshake.py test_faults_transport.py \
-	test_faults_transport_http.py test_hub.py test_limits.py test_reentrance.py test_server.py \
-	test_tls.py $(if $(QUICK),,test_faults_frames.py test_late_loop.py test_life_cycle.py \
-	test_lingering.py test_model.py)
+PICOWS_TESTS := test_contexts.py test_deflate.py test_hub.py test_limits.py test_reentrance.py \
+	test_server.py test_tls.py faults/test_faults_handshake.py faults/test_faults_transport.py \
+	faults/test_faults_transport_http.py $(if $(QUICK),,faults/test_faults_frames.py \
+	test_late_loop.py test_life_cycle.py test_lingering.py test_model.py)
 
 .PHONY: newest test-newest test-picows run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist clean
 

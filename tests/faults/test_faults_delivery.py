@@ -61,7 +61,7 @@ from wsc_fast.stores.sqlite.transactions import Transactions
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Heard:

@@ -108,7 +108,7 @@ BOMB = """
 import asyncio, sys, zlib
 from tests.conftest import LOOPS
 from tests.support import RawClient, eventually, running
-from tests.test_faults_deflate import BINARY, MIB, echoing, fragments, join, offer
+from tests.faults.test_faults_deflate import BINARY, MIB, echoing, fragments, join, offer
 
 def memory(which: str) -> int:
     with open("/proc/self/status") as status:
@@ -417,7 +417,7 @@ import asyncio, random, sys
 import psutil
 from tests.conftest import LOOPS
 from tests.support import RawClient, eventually, running
-from tests.test_faults_deflate import RSV1, TEXT, Deflater, echoing, encode, join, offer
+from tests.faults.test_faults_deflate import RSV1, TEXT, Deflater, echoing, encode, join, offer
 
 async def main(count: int) -> None:
     hub, heard, gone, faults = echoing(
