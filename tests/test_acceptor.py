@@ -112,7 +112,8 @@ async def test_a_hello_may_come_in_pieces(
         assert not acceptor(hub)._waiting_room
 
 
-async def test_B11_half_open_handshakes_of_tls_are_bounded(
+@pytest.mark.fault(number="B11")
+async def test_half_open_handshakes_of_tls_are_bounded(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(max_handshakes=50))
@@ -132,8 +133,9 @@ async def test_B11_half_open_handshakes_of_tls_are_bounded(
             sock.close()
 
 
+@pytest.mark.fault(number="B11")
 @pytest.mark.parametrize("sent", [None, 100])
-async def test_B11_without_a_hello_a_handshake_costs_a_socket(
+async def test_without_a_hello_a_handshake_costs_a_socket(
     any_loop: str, sent: int | None, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub()
@@ -153,7 +155,8 @@ async def test_B11_without_a_hello_a_handshake_costs_a_socket(
         assert hub.get_stats().rejected["gone"] >= 300
 
 
-async def test_B11_a_storm_of_handshakes_is_spread_over_turns(
+@pytest.mark.fault(number="B11")
+async def test_a_storm_of_handshakes_is_spread_over_turns(
     any_loop: str,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
@@ -410,7 +413,8 @@ async def test_the_time_for_a_handshake_of_tls_is_one(
         sock.close()
 
 
-async def test_B11_handshakes_of_tls_that_fail_are_counted(
+@pytest.mark.fault(number="B11")
+async def test_handshakes_of_tls_that_fail_are_counted(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(handshake_timeout=0.5))

@@ -342,8 +342,9 @@ def test_a_place_that_cannot_be_is_refused_at_once(options: dict[str, Any]) -> N
 # --- B7: only the Identity counts ---
 
 
+@pytest.mark.fault(number="B7")
 @pytest.mark.parametrize("kind", ["static", "jwt"])
-async def test_B7_a_client_cannot_choose_who_it_is(kind: str) -> None:
+async def test_a_client_cannot_choose_who_it_is(kind: str) -> None:
     static = kind == "static"
     authenticator = TokenAuthenticator({TOKEN: "ann"}) if static else hs256()
     # Claims that are not the user's are none of the hub's either.

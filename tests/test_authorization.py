@@ -34,7 +34,8 @@ async def test_only_who_may_join_joins() -> None:
         raw.close()
 
 
-async def test_F11_who_goes_while_the_hook_decides_joins_nothing() -> None:
+@pytest.mark.fault(number="F11")
+async def test_a_client_that_goes_while_the_hook_decides_joins_no_room() -> None:
     def allow(client: Client, room_id: str) -> bool:
         if room_id == "leaving":
             hub.disconnect_user(client.user_id)

@@ -1113,8 +1113,9 @@ async def test_overload_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert hub.get_stats().send_failures == hub.get_stats().unreported_failures == 0
 
 
+@pytest.mark.fault(number="G19")
 @pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_G19_a_handler_that_sends_to_the_same_absent_user(
+async def test_a_handler_that_sends_to_the_same_absent_user_does_not_call_itself(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = Hub(authenticate=named)
@@ -1149,7 +1150,8 @@ async def test_G19_a_handler_that_sends_to_the_same_absent_user(
     assert caplog.text.count("a failure handler's own message failed") == 1
 
 
-async def test_G19_what_a_handler_sends_does_not_hide_the_failures_of_others() -> None:
+@pytest.mark.fault(number="G19")
+async def test_messages_of_a_handler_do_not_hide_the_failures_of_others() -> None:
     hub, heard = hub_of(timeout=0.2, max_retries=0)
     warned: list[Any] = []
 

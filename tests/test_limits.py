@@ -132,7 +132,8 @@ async def test_new_connections_a_second(name: str) -> None:
         assert hub.get_stats().rejected["rate"] >= 2
 
 
-async def test_B11_half_open_handshakes_are_bounded_and_an_honest_client_gets_in() -> None:
+@pytest.mark.fault(number="B11")
+async def test_half_open_handshakes_are_bounded_and_an_honest_client_gets_in() -> None:
     hub = Hub(HubConfig(max_handshakes=50))
     async with running(hub):
         silent = await silent_sockets(hub, 200)

@@ -369,14 +369,16 @@ async def test_a_refused_message_reaches_nobody_but_the_handlers(method: str) ->
 # --- ids ---
 
 
-def test_G12_ids_differ() -> None:
+@pytest.mark.fault(number="G12")
+def test_message_ids_differ() -> None:
     ids = {HubMessage().id for _ in range(100_000)} | {ACKMessage().id for _ in range(100_000)}
     assert len(ids) == 200_000
     assert {len(each) for each in ids} == {24}
     assert all(each.isascii() for each in ids)
 
 
-def test_G12_ids_of_two_processes_differ() -> None:
+@pytest.mark.fault(number="G12")
+def test_message_ids_of_two_processes_differ() -> None:
     script = "from wsc_fast import HubMessage\nfor _ in range(20_000): print(HubMessage().id)"
     lists = [
         subprocess.run(

@@ -359,7 +359,8 @@ async def test_expire_takes_the_oldest_of_all_users(server: RedisServer) -> None
         assert len(server.command("KEYS", f"{PREFIX}reply:*")) == 1
 
 
-async def test_G16_users_whose_keys_are_gone_do_not_hold_up_the_others(
+@pytest.mark.fault(number="G16")
+async def test_users_whose_keys_are_gone_do_not_hold_up_the_others(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(server.url) as store:
@@ -417,8 +418,9 @@ async def test_a_lowered_limit_drops_down_to_it(server: RedisServer) -> None:
 # --- junk, and a server that has trouble of its own ---
 
 
+@pytest.mark.fault(number="G20")
 @pytest.mark.parametrize("kind", ["messages", "order"])
-async def test_G20_junk_in_the_keys_of_one_user_does_not_touch_others(
+async def test_junk_in_the_keys_of_one_user_does_not_touch_others(
     server: RedisServer, kind: str
 ) -> None:
     async with opened(server.url) as store:
@@ -1071,9 +1073,8 @@ async def test_a_read_of_a_server_that_hangs_is_cancelled_at_once(
 # --- connections lost, and servers that come back ---
 
 
-async def test_G13_a_reply_that_was_lost_is_the_same_the_second_time(
-    server: RedisServer, any_loop: str
-) -> None:
+@pytest.mark.fault(number="G13")
+async def test_a_lost_reply_is_the_same_the_second_time(server: RedisServer, any_loop: str) -> None:
     # The id alone would make the retry harmless, but what the first attempt dropped would be
     # known to nobody, and what was delivered and deleted meanwhile would come again.
     async with cutter(server) as relay, opened(relay.url) as store, opened(server.url) as other:
@@ -1169,7 +1170,8 @@ async def test_a_number_that_is_passed_is_refused(server: RedisServer) -> None:
         assert await ids(store, "ann") == ["1", "2", "5"]
 
 
-async def test_G20_the_server_is_restarted_five_times_under_load(
+@pytest.mark.fault(number="G20")
+async def test_five_restarts_of_the_server_under_load_lose_nothing(
     tmp_path: Path, any_loop: str
 ) -> None:
     with RedisServer(tmp_path, "--appendfsync", "always") as server:
@@ -1206,7 +1208,8 @@ async def test_G20_the_server_is_restarted_five_times_under_load(
         check_consistent(server)
 
 
-async def test_G8_kill_9_loses_nothing_with_fsync_always(tmp_path: Path) -> None:
+@pytest.mark.fault(number="G8")
+async def test_kill_9_loses_nothing_with_fsync_always(tmp_path: Path) -> None:
     with RedisServer(tmp_path, "--appendfsync", "always") as server:
         stored: set[str] = set()
         deleting: set[str] = set()
@@ -1311,8 +1314,9 @@ async def test_a_log_that_ends_within_a_batch_does_no_harm(tmp_path: Path) -> No
     print(f"{torn} of {len(starts) - 1} came back in part")
 
 
+@pytest.mark.fault(number="G18")
 @pytest.mark.parametrize("how", ["stopped", "hangs"])
-async def test_G18_calls_fail_in_time_while_the_server_is_away(
+async def test_calls_fail_in_time_while_the_server_is_away(
     tmp_path: Path, any_loop: str, how: str
 ) -> None:
     with RedisServer(tmp_path, "--appendfsync", "always") as server:

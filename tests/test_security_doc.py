@@ -52,9 +52,7 @@ def test_a_row_names_tests_that_exist_or_says_why_there_is_none(number: str) -> 
     _, told = ROWS[number].rsplit(" | ", 1)
     names = re.findall(r"`(test_\w+)`", told)
     assert names or told.startswith("cannot happen: ")
-    for name in names:
-        assert name in TESTS
-        assert re.match(rf"test_(?:[A-H]\d+_)*{number}_", name)
+    assert set(names) <= TESTS
 
 
 @pytest.mark.parametrize(("name", "default", "counters"), LIMITS, ids=[row[0] for row in LIMITS])

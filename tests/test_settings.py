@@ -302,16 +302,18 @@ def test_a_factor_of_one_waits_the_same_each_time() -> None:
     assert {config.delay(retry) for retry in (1, 2, 1000, 10**9)} == {0.5}
 
 
+@pytest.mark.fault(number="G15")
 @pytest.mark.parametrize("retry", [1024, 1025, 2_000, 10**6, 10**9])
 @pytest.mark.parametrize("factor", [2, 2.0, 1.5, 1e300, sys.float_info.max])
 @pytest.mark.parametrize("jitter", [False, True])
-def test_G15_a_late_retry_does_not_overflow(retry: int, factor: float, jitter: bool) -> None:
+def test_a_late_retry_does_not_overflow(retry: int, factor: float, jitter: bool) -> None:
     config = RetryConfig(max_retries=2_000, backoff_factor=factor, jitter=jitter)
     delay = config.delay(retry)
     assert 0 <= delay <= 30 if jitter else delay == 30
 
 
-def test_G15_jitter_spreads_over_the_whole_delay() -> None:
+@pytest.mark.fault(number="G15")
+def test_jitter_spreads_over_the_whole_delay() -> None:
     config = RetryConfig(base_delay=1, jitter=True)
     for retry, longest in ((1, 1), (3, 4), (50, 30)):
         delays = [config.delay(retry) for _ in range(1_000)]

@@ -164,7 +164,8 @@ async def test_every_kind_of_error_is_in_the_error_count() -> None:
         assert (stats.callback_errors, stats.protocol_errors, stats.error_count) == (1, 1, 2)
 
 
-async def test_B15_no_name_of_a_peer_or_a_room_becomes_a_name_of_the_stats() -> None:
+@pytest.mark.fault(number="B15")
+async def test_no_name_of_a_peer_or_a_room_becomes_a_name_of_the_stats() -> None:
     def names(stats: HubStats) -> set[str]:
         found = set(stats.__struct_fields__)
         for field in stats.__struct_fields__:

@@ -213,8 +213,9 @@ async def test_a_connection_that_could_not_begin_is_ended(
     assert heard == []
 
 
+@pytest.mark.fault(number="F1")
 @pytest.mark.parametrize("when", ["connected", "upgraded"])
-async def test_F1_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socket_to_its_owner(
+async def test_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socket_to_its_owner(
     any_loop: str,
     when: str,
     server_tls: ssl.SSLContext,
@@ -251,8 +252,9 @@ async def test_F1_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socke
             assert (await raw.recv()).payload == b"served"
 
 
+@pytest.mark.fault(number="A31")
 @pytest.mark.parametrize("broken", ["a record", "what follows the end"])
-async def test_A31_broken_tls_is_no_line(
+async def test_broken_tls_leaves_no_line_in_the_log(
     any_loop: str, broken: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub()

@@ -39,8 +39,11 @@ def torture(*arguments: str) -> tuple[int, dict[str, str], str]:
     return run.returncode, row, run.stdout + run.stderr
 
 
+@pytest.mark.fault(number="G8")
 @pytest.mark.parametrize(("scenario", "store"), SCENARIOS)
-def test_G8_what_was_accepted_is_seen_once_and_in_order(scenario: str, store: str) -> None:
+def test_accepted_messages_outlast_kill_9_and_are_seen_once_in_order(
+    scenario: str, store: str
+) -> None:
     if store == "redis" and PROGRAM is None:
         pytest.skip("redis-server is not installed")
     status, row, said = torture("--quick", "--scenario", scenario, "--store", store)
