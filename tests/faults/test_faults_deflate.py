@@ -1,4 +1,4 @@
-"""Section D of faults.md by number: the parts of its rows that test_deflate.py leaves out."""
+"""Faults of compression (README.md, section D): what test_deflate.py leaves out of its rows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Faults of acknowledgements, offline messages and retries that other hubs had (faults.md, G).
+"""Faults of acknowledgements, offline messages and retries (README.md, section G).
 
-What test_acks.py does not provoke already; the last part are attempts to break our own code.
+test_acks.py and the tests of the stores provoke the other rows. The last part tries to break our
+own code.
 """
 
 from __future__ import annotations

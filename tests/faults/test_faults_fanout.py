@@ -1,4 +1,4 @@
-"""Section F of the fault list: fan-out, re-entrancy, memory, threads."""
+"""Faults of fan-out, callbacks, memory and threads (README.md, section F)."""
 
 from __future__ import annotations
 

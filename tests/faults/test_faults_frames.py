@@ -1,7 +1,6 @@
-"""Section C of faults.md, by number: what frames and messages of a peer must not do to a hub.
+"""Faults of frames and messages (README.md, section C), over real sockets.
 
-All of it over real sockets. What any stream means, case by case, is in test_model.py; the rows of
-section C about compression (C9) are in test_deflate.py. `M(op, "x")` is `encode(op, b"x")` here.
+test_model.py checks the meaning of any stream; test_deflate.py has the row about compression (C9).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Section B of faults.md by number, the rows and parts of rows that test_server.py leaves out.
+"""Faults of the handshake and identity (README.md, section B), over real sockets.
 
-Behind them what the other modules leave out of section A. All of it over real sockets.
+test_server.py has the other rows and parts of rows. Behind them stand rows of section A that the
+modules about the transport leave out.
 """
 
 from __future__ import annotations

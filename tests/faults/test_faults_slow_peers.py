@@ -1,4 +1,4 @@
-"""Section E of the fault list: slow peers, heartbeats and time."""
+"""Faults of slow peers, heartbeats and time (README.md, section E)."""
 
 from __future__ import annotations
 

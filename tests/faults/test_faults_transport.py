@@ -1,7 +1,6 @@
-"""Section A of faults.md, the open connection: frames, closes and back-pressure over picows.
+"""Faults of the open connection: frames, closes and back-pressure (README.md, section A).
 
-What concerns the upgrade, HTTP, files and signals is in test_faults_transport_http.py. `M(op, "x")`
-of that list is `encode(op, b"x")` here. Each test is named by the number of its fault.
+test_faults_transport_http.py has the rows about the upgrade, HTTP, files and signals.
 """
 
 from __future__ import annotations
@@ -663,8 +662,7 @@ async def test_a_message_is_the_applications_own_copy(any_loop: str) -> None:
     assert {type(message) for message in messages} == {bytes, str}
 
 
-# What picows gets right by itself; here so that a later release of it, or a way around its
-# parser, does not lose it (the list at the top of faults.md).
+# picows gets these right by itself. A later release of it, or a way around its parser, might not.
 PICOWS_FAULTS = {
     "unmasked frame": (encode(TEXT, b"x", masked=False), 1002),
     **{f"reserved opcode {op}": (encode(op, b"x"), 1002) for op in (3, 4, 5, 6, 7, 11, 12, 15)},

@@ -1,6 +1,6 @@
-"""Section A of faults.md, around the open connection: upgrade, HTTP, files, signals, TLS set-up.
+"""Faults around the open connection: upgrade, HTTP, files, signals, TLS (README.md, section A).
 
-The rest of the section is in test_faults_transport.py. Each test is named by its fault's number.
+test_faults_transport.py has the rest of the section.
 """
 
 from __future__ import annotations
@@ -662,7 +662,7 @@ async def test_connections_leave_no_lines_in_the_log(
     assert caplog.records == []
 
 
-# --- What picows gets right by itself (the list at the top of faults.md)
+# --- What picows gets right by itself
 
 
 @pytest.mark.parametrize(
