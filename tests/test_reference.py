@@ -37,6 +37,7 @@ from wsc_fast import (
     SQLiteOfflineStore,
     StoredMessage,
 )
+from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
 from wsc_fast.config.base import Settings
 from wsc_fast.config.kinds import kinds_of
 
@@ -260,6 +261,8 @@ def _defined(function: str) -> types.FunctionType:
         SQLiteOfflineStore,
         RedisOfflineStore,
         MemoryOfflineStore,
+        TokenAuthenticator,
+        JWTAuthenticator,
     ],
     ids=lambda cls: cls.__name__,
 )
@@ -273,6 +276,12 @@ def test_the_arguments_of_a_constructor_are_there_with_their_defaults(cls: type)
             if default == "<factory>":
                 default = repr(getattr(cls(), parameter.name))
             assert shown[parameter.name] == default
+
+
+@pytest.mark.parametrize(("call", "method"), [("hub.run", Hub.run), ("await hub.start", Hub.start)])
+def test_the_arguments_of_a_method_are_there_with_their_defaults(call: str, method: Any) -> None:
+    _, *real = inspect.signature(method).parameters.values()
+    assert signature(REFERENCE, call) == {p.name: repr(p.default) for p in real}
 
 
 # --- links ---
