@@ -1,4 +1,4 @@
-"""What a TLS handshake costs before it begins, and when it may: `wsc_fast.listen.acceptor`."""
+"""The cost of a TLS handshake before it begins, and its turn: `wsc_fast.listen.acceptor`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wsc_fast.listen.tls.waiting_room import TLSWaitingRoom
 
 
 def hello(context: ssl.SSLContext) -> bytes:
-    """What a client of TLS sends first, in one record."""
+    """The first bytes of a client of TLS, in one record."""
     outgoing = ssl.MemoryBIO()
     with contextlib.suppress(ssl.SSLWantReadError):
         context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1").do_handshake()
@@ -60,7 +60,7 @@ def test_a_hello_is_whole_with_its_last_byte_and_not_before(
     assert hello_size(data + b"what follows") == len(data)
     asked = 0
     while asked < len(data):
-        # What it asks for is never more than there is, and always more than it has.
+        # It never asks for more than there is, and always for more than it has.
         more = hello_size(data[:asked])
         assert more is not None
         assert asked < more <= len(data)

@@ -131,12 +131,12 @@ def hs256(**options: Any) -> JWTAuthenticator:
 
 
 def token_of(**changed: Any) -> str:
-    """What `hs256()` takes, unless the claims are changed."""
+    """A token that `hs256()` takes, unless the claims are changed."""
     return jwt.encode(claims(**changed), SECRET, "HS256")
 
 
 async def status(hub: Hub, *headers: tuple[str, str], path: str = "/ws") -> int:
-    """What an upgrade is answered with, where it is refused."""
+    """The status of the answer to an upgrade that is refused."""
     answer = await exchange(hub, RawClient.request(hub, path, headers))
     return int(answer.split(b" ")[1])
 
@@ -631,7 +631,7 @@ def strict(**options: Any) -> JWTAuthenticator:
 
 def test_a_header_has_a_bound_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    # What no client needs, and would be read before the signature tells whose it is.
+    # No client needs a larger one, and it is read before the signature tells whose it is.
     size = HEADER_MAX * 3 // 4
     for length, user in ((size, "ann"), (size + 1, None)):
         header = b'{"alg":"HS256"}'.ljust(length)
@@ -689,7 +689,7 @@ def test_exp_may_be_left_out_where_it_is_not_required() -> None:
     assert hs256(require=())(request(token=token)) == Identity("ann")
     assert hs256(require=("jti",))(request(token=token)) is None
     assert hs256(require=("jti",))(request(token=token_of(exp=None, jti="1"))) == Identity("ann")
-    # What there is counts, required or not.
+    # A claim that is there counts, required or not.
     assert hs256(require=())(request(token=token_of(exp=1))) is None
 
 
@@ -1200,7 +1200,7 @@ def test_a_broken_file_keeps_the_old_keys_and_says_so_once(
     assert SECRET_MEMBER["k"] not in record.getMessage()
     key_file.write("new")
     assert users(authenticator, key_file) == [None, "new"]
-    # What breaks once more is said once more.
+    # A file that breaks once more makes one more line.
     key_file.write(text=text + " ")
     assert users(authenticator, key_file) == [None, "new"]
     assert sum(record.levelno == logging.WARNING for record in caplog.records) == 2

@@ -125,7 +125,7 @@ BOTH = "server_no_context_takeover; client_no_context_takeover"
             "permessage-deflate; client_max_window_bits=9; server_max_window_bits=10",
             f"permessage-deflate; {BOTH}; server_max_window_bits=10; client_max_window_bits=9",
         ),
-        # What is no offer of ours, or follows one.
+        # Elements that are no offer of ours, or follow one.
         (DEFAULT, "x-webkit-deflate-frame, permessage-deflate", f"permessage-deflate; {BOTH}"),
         (DEFAULT, " ,, permessage-deflate , foo; a=1", f"permessage-deflate; {BOTH}"),
     ],

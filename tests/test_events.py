@@ -42,7 +42,7 @@ from wsc_fast import (
 
 REGISTRARS = ["on_client_connected", "on_client_disconnected", "on_message_received", "on_error"]
 
-# What ends a loop or a task when it gets past us; a callback may raise any of them.
+# These end a loop or a task when they get past us; a callback may raise any of them.
 HARD = [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit]
 
 

@@ -96,7 +96,7 @@ class Heard:
         return [call[1:] for call in self.calls if call[0] == kind]
 
     def messages(self) -> list[Any]:
-        """What was sent, of each failure."""
+        """The message that was sent, of each failure."""
         return [sent(call[0]) for call in self.of("send_failure")]
 
 
@@ -154,7 +154,7 @@ async def stalled(hub: Hub, name: str = "a&user=ann", **options: Any) -> tuple[R
 
 
 def sent(told: Any) -> Any:
-    """What was sent, of what a handler was given: a HubMessage in any case."""
+    """The message that was sent, from the HubMessage that a handler was given."""
     assert type(told) is HubMessage
     if told.type != "raw":
         return told

@@ -422,7 +422,7 @@ async def test_a_key_replaces_what_still_waits_under_it() -> None:
             it.send("cursor 4", key="cursor")
             assert await texts(client, 4) == ["plain 1", "other", "plain 2", "cursor 4"]
             assert hub.get_stats().conflated == 3
-            # What has gone out is not replaced.
+            # A message that has gone out is not replaced.
             hub.broadcast("cursor 5", key="cursor")
             assert await texts(client, 1) == ["cursor 5"]
             assert hub.get_stats().conflated == 3
@@ -621,7 +621,7 @@ async def test_the_number_of_rooms_is_bounded() -> None:
     hub.create_room("2")
     with pytest.raises(LimitError, match="2 rooms"):
         hub.create_room("3")
-    # What is there already is said first: the caller's answer to it is another.
+    # An existing room is reported before the bound: the caller's answer to it is another.
     with pytest.raises(RoomExistsError):
         hub.create_room("1")
     hub.delete_room("1")
@@ -829,7 +829,7 @@ async def test_the_picows_transport_is_for_looking() -> None:
                     write()
             hub.broadcast("sound")
             assert await texts(raw, 1) == ["sound"]
-            # What only closes takes the client's own way out.
+            # A method that only closes takes the client's own way out.
             conn.disconnect()
             assert (await raw.recv()).code == 1000
 
@@ -1084,7 +1084,7 @@ async def test_a_callback_that_waits_for_a_thread_that_calls_the_hub_does_not_ha
     async with running(hub):
         with await RawClient.open(hub) as raw:
             await raw.send(TEXT, b"go")
-            # What was given up does not happen afterwards.
+            # A call that was given up does not happen afterwards.
             assert await texts(raw, 1) == ["out of it"]
             hub.broadcast("next")
             assert await texts(raw, 1) == ["next"]

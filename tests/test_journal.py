@@ -296,7 +296,7 @@ async def test_what_another_process_stores_comes_to_a_user_who_is_connected_here
             for n in range(300):
                 there.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
             assert await contents_acknowledged(raw, 300) == [str(n) for n in range(300)]
-            # What this process had stored and sent itself is not sent again.
+            # Messages that this process had stored and sent itself are not sent again.
             here.send_to_user("ann", HubMessage(content="end"))
             assert (await received(raw))["content"] == "end"
             await eventually_count(two, "ann", 3)

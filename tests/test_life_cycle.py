@@ -937,7 +937,7 @@ async def test_stop_under_load_over_tls(
 
 
 async def test_stop_lets_a_message_on_its_way_in_be_the_last() -> None:
-    # What a client sends after the hub began to close is not heard (RFC 6455 section 5.5.1).
+    # A message that comes after the hub began to close is not heard (RFC 6455 section 5.5.1).
     hub = Hub()
     seen: list[str] = []
     hub.on_message_received(lambda client, message: seen.append(str(message)))

@@ -98,7 +98,7 @@ def test_floods_of_many_addresses_leave_some_of_the_rate_to_others() -> None:
             in_time += over is None
             refused.append(over)
     assert in_time == 20, refused
-    # Those of the flood still get what is beyond it, and nobody gets more than there is.
+    # The flood still gets the rest, and nobody gets more than there is.
     admitted = 0
     for number in range(1_000):
         now += 0.001

@@ -1,7 +1,7 @@
 """The parser against the model (model.py): streams of hypothesis, whole, byte by byte, in pieces.
 
 A real Client of a running hub, fed as a transport feeds it: through get_buffer and buffer_updated.
-What it sends goes to a real socket.
+Its output goes to a real socket.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Bench:
         hub.on_message_received(lambda client, message: self.heard.append(message))
 
     async def events(self, pieces: Iterator[bytes], deflate: bool) -> list[Event]:
-        """What a new client makes of a stream that comes in these pieces."""
+        """The events of a new client whose stream comes in these pieces."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
@@ -97,7 +97,7 @@ class Bench:
             for piece in pieces:
                 self.feed(client, piece)
             await asyncio.sleep(0)  # the flush
-            # What inflates to much has a turn of its own.
+            # A message that inflates to much has a turn of its own.
             while self.hub._count_waiting():  # noqa: ASYNC110 (there is no event to wait for)
                 await asyncio.sleep(0)
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What every offline store has to do, sentence by sentence of its interface.
+"""The contract of every offline store, sentence by sentence of its interface.
 
 A further store joins with one more entry in `STORES`.
 """
@@ -851,7 +851,7 @@ async def test_a_random_walk_agrees_with_the_store_in_memory(store: Opener, seed
     users, names = ["ann", "bob", "cyd"], [f"m{n}" for n in range(12)]
 
     def seen(result: Any) -> Any:
-        """What may be compared: positions and times are each store's own."""
+        """The part that may be compared: positions and times are each store's own."""
         if isinstance(result, StoredMessage):
             return result.id, result.data
         if isinstance(result, list | tuple):

@@ -81,7 +81,7 @@ PROGRAMS = {(block.page, block.title): block.code for block in PYTHON if block.i
 SERVING = [
     key for key in PROGRAMS if key not in (RESTARTING, CLIENT_IN_PYTHON) and key[1] not in ENDING
 ]
-# What any program that serves may ask of a client.
+# All that any program that serves asks of a client.
 QUERY = "user=ann&device=phone&token=t0ken&name=ann"
 REQUEST = (
     f"GET /ws?{QUERY} HTTP/1.1\r\nHost: app.example\r\nUpgrade: websocket\r\n"
@@ -162,7 +162,7 @@ def started(
 
 
 def ended(process: subprocess.Popen[str], timeout: float = 15) -> str:
-    """What the process wrote; it has to end by itself, and well."""
+    """The output of a process, which has to end by itself, and well."""
     out, err = process.communicate(timeout=timeout)
     assert (process.returncode, err) == (0, "")
     return out
@@ -324,7 +324,7 @@ def test_the_messages_on_the_wire_are_what_they_are_said_to_be() -> None:
 
 
 def code_spans() -> Iterator[str]:
-    """What stands between backticks, indented by four, or in a block for the shell."""
+    """The code between backticks, indented by four, or in a block for the shell."""
     for path in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
         for quoted, line in re.findall(r"`([^`\n]+)`|^ {4}(\S.+)$", text, re.M):

@@ -1,4 +1,4 @@
-"""What is kept of messages whose user is away: as long as somebody holds them, and no longer."""
+"""Messages whose user is away are kept as long as somebody holds them, and no longer."""
 
 from __future__ import annotations
 

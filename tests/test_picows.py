@@ -281,7 +281,7 @@ async def serving(hub: Hub, **options: Any) -> AsyncIterator[Any]:
 
 
 class _At:
-    """What RawClient takes for a hub."""
+    """Takes the place of a hub for RawClient."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -414,7 +414,7 @@ async def test_who_exceeds_a_limit_holds_no_place_on_a_server_of_ones_own(kind: 
         await hub.attach()
         one = await RawClient.open(at)
         await eventually(lambda: hub.get_connected_clients() == 1)
-        # Those that are refused answer no close frame, and are gone at once all the same.
+        # Refused clients answer no close frame, and are gone at once all the same.
         refused = [await RawClient.open(at) for _ in range(5)]
         for raw in refused:
             assert (await raw.recv()).code == 1013

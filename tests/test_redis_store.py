@@ -1,6 +1,6 @@
 """RedisOfflineStore: against a redis-server of our own, stopped, killed, paused, cut off and full.
 
-What every store must do is in test_offline_stores.py.
+test_offline_stores.py has the contract of every store.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ async def ids(store: OfflineStore, user: str) -> list[str]:
 
 
 def keys(server: RedisServer) -> set[str]:
-    """What is in the database, but the replies and the users that are kept for an hour."""
+    """The keys of the database, but the replies and the users that are kept for an hour."""
     found = {key.decode() for key in server.command("KEYS", "*")}
     return {key for key in found if not key.startswith((f"{PREFIX}reply:", f"{PREFIX}recent"))}
 
@@ -311,7 +311,7 @@ async def test_keys_go_with_their_messages_or_by_themselves(server: RedisServer)
             assert 990 < server.command("TTL", f"other:{key}") <= 1000
         server.command("EXPIRE", "other:order:ann", 10)
         server.command("EXPIRE", "other:messages:ann", 10)
-        # What is there already says nothing of the user.
+        # A message that is there already says nothing of the user.
         await append(store, "ann", "1")
         assert server.command("TTL", "other:order:ann") <= 10
         await append(store, "ann", "2")
@@ -578,7 +578,7 @@ async def test_a_store_hears_for_whom_others_have_stored(
             assert set(users) <= {"ann", "\ud800:\0"}
             assert await store.appended(following) == (following, [])
             assert (await store.appended(-1))[0] >= following
-        # What is there already, or is refused, is no news.
+        # A message that is there already, or is refused, is no news.
         position, _ = await two.appended(-1)
         await append(one, "ann", "1")
         with pytest.raises(OfflineStoreFullError):

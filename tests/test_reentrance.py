@@ -1,5 +1,5 @@
-"""What runs in the middle of the hub's own work: a loop inside a callback, and Python code inside
-the loop's and the transports' calls.
+"""Code that runs in the middle of the hub's own work: a loop inside a callback, and Python code
+inside the loop's and the transports' calls.
 
 nest_asyncio, and dialogs under qasync, run the loop within a plain callback. Finalizers and signal
 handlers run wherever Python does, and asyncio's loop and transports are Python. uvloop's are not,
@@ -76,8 +76,8 @@ def turn_inside(seconds: float = 0.0) -> None:
 
 
 def watch() -> list[dict[str, Any]]:
-    """What the loop's exception handler is told, but for readers that asyncio itself cannot enter
-    twice: they are told again."""
+    """The reports to the loop's exception handler, but for readers that asyncio itself cannot
+    enter twice: they are told again."""
     told: list[dict[str, Any]] = []
 
     def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -428,7 +428,7 @@ async def test_a_message_to_a_user_skips_no_client_where_another_leaves_meanwhil
 async def test_what_is_queued_while_a_flush_writes_changes_nothing_that_it_has_sent(
     any_loop: str, monkeypatch: pytest.MonkeyPatch, through: str, what: str
 ) -> None:
-    # One client's frames go to its transport, whose code is Python's. What runs in there sends to
+    # One client's frames go to its transport, whose code is Python's. That code sends to
     # another client, whose frames the same flush has planned, or sent.
     between = Between(monkeypatch, _SelectorSocketTransport, "write")
     hub = Hub(

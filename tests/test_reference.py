@@ -54,7 +54,7 @@ UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 def section(text: str, title: str) -> str:
-    """What stands under a heading, up to the next one of the same level or a higher one."""
+    """The text under a heading, up to the next one of the same level or a higher one."""
     found = re.search(rf"^(#+) {re.escape(title)}\n(.*)", text, re.M | re.S)
     assert found, f"no section {title}"
     return re.split(rf"^#{{2,{len(found[1])}}} ", found[2], maxsplit=1, flags=re.M)[0]

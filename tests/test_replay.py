@@ -314,7 +314,7 @@ async def test_a_client_that_acknowledges_nothing_is_sent_a_window(size: int) ->
         got = [number(each) for each in await contents(raw, most)]
         assert got == list(range(most))
         acks: Any = hub._acks
-        # What is in memory is what has been sent, and at most one page that was read for it.
+        # Memory holds the messages that were sent, and at most one page that was read for it.
         assert acks.nbytes <= replay.WINDOW_BYTES + (2 << 20)
         ids = [each.id for each in hub.get_pending_acks("a")]
         assert len(ids) <= most + 1

@@ -587,7 +587,7 @@ async def test_a_handler_that_is_removed_hears_no_more_and_may_come_back(kind: s
         hub.add_send_failure_handler(slow)
         miss(hub, "heard")
         let_go()
-        # What waited while it was away for a moment, it hears; what failed meanwhile, not.
+        # It hears failures that waited while it was away for a moment, and none of meanwhile.
         await eventually(lambda: "heard" in heard)
         assert "first" in heard
         assert "unheard" not in heard
@@ -726,7 +726,7 @@ async def test_what_waits_takes_no_more_memory_than_its_bound(
         tracemalloc.start()
         try:
             if kind == "lost":
-                # What is lost was there before: so all is freed that is not kept.
+                # The lost messages were there before: so all is freed that is not kept.
                 before = 0
                 for raw in clients:
                     raw.reset()

@@ -246,7 +246,7 @@ def serving(
 
 
 def answer(address: tuple[str, int], target: str = "/pid") -> bytes:
-    """What a request for a target is answered, upgrade or not; the connection is closed."""
+    """The answer to a request for a target, upgrade or not; the connection is closed."""
     with socket.create_connection(address, timeout=20) as client:
         client.sendall(UPGRADE % target.encode())
         got = b""

@@ -1,6 +1,6 @@
-"""Who is not to be heard any more: disconnected users, and messages that are not to be published.
+"""Clients that the hub hears no more: disconnected users, and messages that are not allowed.
 
-And what the async callbacks of those who have gone, or go wrong, may take of a hub.
+Also the bounds of async callbacks whose client has gone, or which go wrong.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Answer:
 async def ask(
     hub: Hub, path: str = "/ws", headers: list[tuple[str, str]] | None = None, **replaced: str
 ) -> Answer:
-    """What an upgrade request is refused with."""
+    """The answer that refuses an upgrade request."""
     answer = Answer(await exchange(hub, RawClient.request(hub, path, headers or (), **replaced)))
     assert answer["Connection"] == ("close, Upgrade" if answer.status == 426 else "close")
     if answer.status not in (204, 304):
@@ -512,7 +512,7 @@ async def test_the_next_upgrade_beyond_max_connections_is_503_with_retry_after()
                 assert answer.status == 503
                 assert int(answer["Retry-After"]) > 0
             assert hub.get_stats().rejected["full"] == 2
-            # What needs no slot is still answered.
+            # A request that needs no slot is still answered.
             assert (await get(hub, "/health")).status == 200
             second.close()
             await eventually(lambda: hub.connections == 1)
@@ -1225,7 +1225,7 @@ def test_a_route_is_a_plain_function() -> None:
         hub.route("/r")(later)  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="callable"):
         hub.route("/r")(None)  # type: ignore[arg-type]
-    # What was refused is not registered.
+    # A refused route is not registered.
     assert hub.route("/r")(handler := lambda request: "ok") is handler
 
 

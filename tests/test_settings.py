@@ -57,7 +57,7 @@ def file_of(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-# What the settings are
+# The settings
 
 
 def test_the_defaults_of_the_contract() -> None:

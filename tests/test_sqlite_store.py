@@ -281,7 +281,7 @@ async def test_a_lock_that_stays_fails_what_waits_and_nothing_else(path: Path) -
                 assert str(path) in str(error)
                 assert "locked" in str(error)
                 assert isinstance(error.__cause__, sqlite3.OperationalError)
-            # Who only reads is not held up.
+            # A call that only reads is not held up.
             assert await ids(store) == ["m1", "m2"]
             assert await store.count("ann") == 2
             # Also where the write before it fails.
@@ -414,7 +414,7 @@ async def test_a_million_users_take_max_bytes_and_no_more(path: Path) -> None:
             "database or disk is full (max_bytes is 1048576)"
         }
         assert os.path.getsize(path) <= 1 << 20  # noqa: ASYNC240
-        # What goes makes room; and it is as full after the next start.
+        # Expired messages make room; and it is as full after the next start.
         assert len(await store.expire(1e12, 500)) == 500
         assert await append(store, "m", user="again") == []
     check_sound(path)
@@ -686,7 +686,7 @@ async def test_the_queue_for_a_slow_disk_is_bounded(path: Path, any_loop: str) -
             other.execute("ROLLBACK")
         assert await asyncio.gather(*[calls[n] for n in accepted]) == [[]] * len(accepted)
         assert sum([await each for each in deletes if each not in refused]) == 1
-        # What is through no longer counts.
+        # A message that is through no longer counts.
         for _ in range(5):
             await fill(store, [f"n{n}" for n in range(50)], data=bytes(1000))
             await store.delete("ann", [f"n{n}" for n in range(50)])
@@ -1368,7 +1368,7 @@ async def test_a_directory_that_is_gone_fails_until_it_is_back(tmp_path: Path) -
     check_sound(path)
 
 
-# Who may read the file.
+# The permissions of the file.
 
 
 def mode(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""What every source file and every public method has to say about itself."""
+"""Every source file and public method says what it is for. Rules of imports and of words."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def public_methods(cls: type) -> list[tuple[str, Any]]:
             for name, value in vars(base).items():
                 if not name.startswith("_") and callable(value):
                     found.setdefault(name, value)
-    # What picows and the transport call is not for the application.
+    # The application does not call the methods of picows and the transport.
     overridden = (
         "on_ws_",
         "send_user_specific_ping",

@@ -104,7 +104,7 @@ async def test_what_is_inflated_counts_and_not_how_small_it_came(rated: bool, ki
             await eventually(lambda: sum(heard.values()) == count * len(crowd))
             # As many as pass until the clock is looked at; those that came first may be as many.
             assert max(heard.values()) <= (2 if kind != "many" else 20)
-        # What is small once it is inflated waits behind them, and is heard.
+        # A message that is small once it is inflated waits behind them, and is heard.
         heard.clear()
         await crowd[0].send_raw(bomb + encode(TEXT, deflated(b"small"), rsv=4))
         await eventually(lambda: sum(heard.values()) == count // 3 + 1)

@@ -480,7 +480,7 @@ with asyncio.Runner(loop_factory=LOOPS[sys.argv[1]]) as runner:
 
 
 def waves(loop: str, **environment: str) -> list[int]:
-    """What WAVES prints."""
+    """The figures that WAVES prints."""
     done = subprocess.run(
         [sys.executable, "-c", WAVES, loop, "60"],
         env={**os.environ, **environment},

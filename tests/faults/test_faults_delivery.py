@@ -256,7 +256,7 @@ async def test_a_device_that_does_not_read_takes_nothing_from_the_other(why: str
         last = hub.send_ack_message_to_user("ann", ACKMessage(content="last"))
         if why == "closes":
             client.disconnect()
-        # What it has got is not sent to it again before the retry interval; what is new comes.
+        # Messages that it has are not sent again before the retry interval; new ones come.
         assert (await received_within(one, 1.0))["content"] == "last"
         for pending in hub.get_pending_acks("a"):
             await acknowledge(one, pending.id)
@@ -405,7 +405,7 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 
 
 class Address:
-    """What RawClient.open needs of a hub."""
+    """Takes the place of a hub for RawClient.open."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -747,7 +747,7 @@ async def test_a_full_disk_is_reported_and_recovers(
         assert "full" in str(heard.calls[0][3])
         hub.broadcast("still")
         assert (await raw.recv()).payload == b"still"
-        # What is stored is delivered, and makes room.
+        # Stored messages are delivered, and make room.
         back, _ = await join(hub, "a&user=ann")
         for message_id in stored:
             assert (await received(back))["id"] == message_id
@@ -1337,7 +1337,7 @@ async def test_a_replay_ends_though_its_store_swallows_the_cancellation() -> Non
         await eventually(lambda: store.waiting == 0)
         await asyncio.sleep(0)
         assert_nothing_left(hub)
-        # What it had read does not overtake what the next one reads.
+        # Messages that it had read do not overtake those that the next one reads.
         raw, _ = await join(hub, "b&user=ann")
         await eventually(lambda: store.waiting == 1)
         with pytest.raises(TimeoutError):

@@ -56,7 +56,7 @@ pytestmark = pytest.mark.usefixtures("either_way")
 
 
 async def texts(raw: RawClient, end: bytes = b"end") -> list[str]:
-    """What comes up to a message `end`, or up to the close frame, as text."""
+    """All messages up to a message `end`, or up to the close frame, as text."""
     got = []
     while (frame := await raw.recv()).payload != end:
         if frame.opcode == CLOSE:
@@ -446,7 +446,7 @@ async def test_a_callback_that_waits_for_a_thread_that_calls_the_hub_does_not_ha
         assert time.monotonic() - start < 2.0
         assert isinstance(outcome[0], LoopBusyError)
         assert isinstance(outcome[0], TimeoutError)
-        # What its caller was told has failed does not happen later on.
+        # The call has failed for its caller, so it does not happen later on.
         assert await all_texts(hub, raws) == {"c0": []}
 
 

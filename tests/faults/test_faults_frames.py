@@ -607,7 +607,7 @@ async def test_a_reset_anywhere_ends_that_connection_alone(
         assert it.messages == []
         assert it.errors == []
         await eventually(lambda: hub.connections == (0 if tls else 1))
-        # What was upgraded before its reset was seen has been told of, and everything else not.
+        # The callbacks heard of connections upgraded before their reset was seen, and of no others.
         assert len(it.gone) == hub.get_stats().connections_total - (0 if tls else 1)
 
 
@@ -793,7 +793,7 @@ async def test_coalesced_messages_are_all_handled_and_starve_nobody(
             async with longest_turn() as longest:
                 await raw.send_raw(burst)
                 await eventually(lambda: len(it.messages) == count)
-            # What one read brings is at most 21,845 of them; the rest of the bound is for a
+            # One read brings at most 21,845 of them; the rest of the bound is for a
             # machine that does something else.
             assert longest[0] < 1.0
             assert set(it.messages) == {"" if opcode == TEXT else b""}

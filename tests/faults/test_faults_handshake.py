@@ -573,7 +573,7 @@ async def test_a_head_that_grows_is_not_parsed_anew_each_time(any_loop: str) -> 
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)  # the hub has read it by now, alone
                 took.append(time.process_time() - before)
-        # What came last of 15 KB took no longer than what came first; the middle one of each, so
+        # The last parts of 15 KB took no longer than the first ones; the middle one of each, so
         # that no interruption counts. A parser that begins anew takes fifty times as long.
         early, late = sorted(took[:300])[150], sorted(took[-300:])[150]
         assert late < 4 * early
@@ -626,7 +626,7 @@ async def test_a_request_line_of_16_KB_is_refused() -> None:
 
 
 def hub_at(port: int) -> Any:
-    """What RawClient.request needs of a hub."""
+    """Takes the place of a hub for RawClient.request."""
     return type("Address", (), {"port": port})
 
 
@@ -841,7 +841,7 @@ async def test_the_demo_shows_names_as_data_and_refuses_invisible_ones(
                 assert answer["type"] == "error"
             answer = await said(type="chat_message", room="<b>", text="a\x1b[2J")
             assert answer["type"] == "error"
-            # What people have named is on no page: they come as messages, to be shown as text.
+            # Names that people chose are on no page: they come as messages, to be shown as text.
             again = await exchange(hub, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert again.partition(b"\r\n\r\n")[2] == page.partition(b"\r\n\r\n")[2]  # not the Date
             health = await exchange(hub, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -1181,7 +1181,7 @@ async def test_refusals_leave_a_few_lines_in_the_log(
             ]
             answer = await exchange(hub, requests[number % len(requests)])
             assert 400 <= status(answer) < 500
-    # What an operator has to know, and no more often than that.
+    # An operator has to know of these two, and no more often than that.
     assert {record.levelno for record in caplog.records} == {logging.INFO}
     kinds = Counter(record.msg.partition(" (%d more")[0] for record in caplog.records)
     assert len(kinds) == 2  # an origin, and bytes that are no request

@@ -506,7 +506,7 @@ async def test_a_stopped_process_is_gone_within_interval_and_timeout() -> None:
 
 
 async def answer_pings(raw: RawClient) -> None:
-    """What a living client does, until something else comes."""
+    """Does as a living client does, until something else comes."""
     while (frame := await raw.recv()).opcode == PING:
         await raw.send(PONG, frame.payload)
 
@@ -547,7 +547,7 @@ async def test_a_loop_that_stood_still_gives_its_clients_time_to_answer(any_loop
             await raw_turns()
             # A callback that blocks, or a process that is stopped for a while: nobody was asked.
             time.sleep(2 * HEARTBEAT["heartbeat_timeout"])  # noqa: ASYNC251
-            # Who does not answer goes all the same, and the timeout is as before.
+            # A client that does not answer goes all the same, and the timeout is as before.
             await eventually(lambda: gone == ["silent"])
             assert client.is_connected()
             await eventually(lambda: hub._heartbeat_timeout == HEARTBEAT["heartbeat_timeout"])

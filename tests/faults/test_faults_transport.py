@@ -405,7 +405,7 @@ async def test_pings_of_a_peer_that_does_not_read_take_no_memory(
             assert client.queued_messages == 33
             assert client.queued_bytes <= 33 * 127
             assert client.conn.underlying_transport.get_write_buffer_size() <= held
-            # What else the process needs meanwhile (read buffers, this client) is in it too.
+            # The process's other needs meanwhile (read buffers, this client) are in it too.
             assert process.memory_info().rss - before <= 4 * MIB
             expected += [Frame(PONG, b"p" * 125)] * 32 + [Frame(PONG, b"last")]
             assert [await raw.recv() for _ in expected] == expected

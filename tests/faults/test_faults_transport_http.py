@@ -662,7 +662,7 @@ async def test_connections_leave_no_lines_in_the_log(
     assert caplog.records == []
 
 
-# --- What picows gets right by itself
+# --- requests that picows judges right by itself
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ async def test_a_hundred_clients_get_a_broadcast(name: str, tmp_path: Path) -> N
 
 
 async def test_a_client_that_does_not_read_delays_nobody(name: str, tmp_path: Path) -> None:
-    """What the proxy holds for it has a bound, and then its outbox overflows."""
+    """The proxy holds a bounded part for it, and then its outbox overflows."""
     async with running(Echo(close_timeout=0.5)) as hub:
         with proxying(name, tmp_path, hub.port) as proxy:
             async with dial(proxy) as ws:
