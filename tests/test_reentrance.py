@@ -384,7 +384,7 @@ async def test_a_broadcast_within_a_broadcast_reaches_everybody_it_is_for(
                 assert await raw.recv() == Frame(BINARY, b"outer"), name
 
 
-class Deaf:
+class DoesNothing:
     """A failure handler."""
 
     def handle_send_failure(self, *args: object) -> None:
@@ -399,7 +399,7 @@ async def test_a_message_to_a_user_skips_no_client_where_another_leaves_meanwhil
     loop = asyncio.get_running_loop()
     hub = Hub(HubConfig(outbox_messages=1, overflow="drop_oldest"), authenticate=named)
     if where == "failure":
-        hub.add_send_failure_handler(Deaf())
+        hub.add_send_failure_handler(DoesNothing())
         between = Between(monkeypatch, hub, "_lost")
     else:
         between = Between(monkeypatch, loop, "call_soon")

@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("quiet_log")
 
 @dataclass
 class Stage:
-    """A hub, and what its callbacks were told of everybody but the witness."""
+    """A hub, and what its callbacks were told of everybody but the honest client."""
 
     hub: Hub
     messages: list[str | bytes] = field(default_factory=list)
@@ -85,17 +85,17 @@ async def stage(
             await eventually(lambda: hub.connections == 0)
             assert len(it.gone) == len(set(it.gone))
             return
-        witness, client = await join(hub, "witness")
-        with witness:
+        honest, client = await join(hub, "honest")
+        with honest:
             yield it
-            await eventually(lambda: hub.get_connected_client_ids() == ["witness"])
+            await eventually(lambda: hub.get_connected_client_ids() == ["honest"])
             await eventually(lambda: hub.connections == 1)
             hub.broadcast("still here")
-            assert await witness.recv() == Frame(TEXT, b"still here")
-            await witness.send(PING, b"alive")
-            assert await witness.recv() == Frame(PONG, b"alive")
+            assert await honest.recv() == Frame(TEXT, b"still here")
+            await honest.send(PING, b"alive")
+            assert await honest.recv() == Frame(PONG, b"alive")
             assert client.is_connected()
-    it.gone.remove("witness")
+    it.gone.remove("honest")
     assert len(it.gone) == len(set(it.gone)), "told twice that a client has gone"
 
 
@@ -734,16 +734,16 @@ async def test_no_request_of_one_client_affects_others(any_loop: str) -> None:
             statuses.append(answer[9:12])
 
     async with running(hub):
-        with await RawClient.open(hub) as witness:
-            await witness.send(PING, b"alive")
-            assert await witness.recv() == Frame(PONG, b"alive")
+        with await RawClient.open(hub) as honest:
+            await honest.send(PING, b"alive")
+            assert await honest.recv() == Frame(PONG, b"alive")
             for _ in range(40):
                 requests = [fuzzed_request(hub, rng) for _ in range(20)]
                 await asyncio.gather(*map(attack, requests))
             await eventually(lambda: hub.connections == 1)
             assert len(gone) == len(set(gone)) == hub.get_stats().connections_total - 1
-            await witness.send(PING, b"alive")
-            assert await witness.recv() == Frame(PONG, b"alive")
+            await honest.send(PING, b"alive")
+            assert await honest.recv() == Frame(PONG, b"alive")
     # Bytes behind a head that ended early are frames: their faults are the only ones.
     assert {type(error) for error in faults} <= {ProtocolError}
     assert b"500" not in statuses

@@ -72,13 +72,13 @@ async def watched(hub: Hub) -> AsyncIterator[RawClient]:
     errors: list[BaseException] = []
     hub.on_error(unless_lost(lambda client, error: errors.append(error)))
     async with running(hub):
-        with await RawClient.open(hub, "/ws?id=witness") as witness:
+        with await RawClient.open(hub, "/ws?id=honest") as honest:
             await eventually(lambda: hub.get_connected_clients() == 1)
-            yield witness
+            yield honest
             await eventually(lambda: hub.connections == 1)
             assert hub.get_connected_clients() == 1
-            await witness.send(PING, b"alive")
-            assert await witness.recv() == Frame(PONG, b"alive")
+            await honest.send(PING, b"alive")
+            assert await honest.recv() == Frame(PONG, b"alive")
     assert errors == []
 
 
@@ -133,12 +133,12 @@ async def test_a_malformed_origin_is_403_and_no_error(
 
     hub = Hub(HubConfig(allowed_origins=allowed), authenticate=authenticate)
     async with watched(hub):
-        for path in ("/ws?id=witness", "/ws?id=a"):  # nor does it replace anybody
+        for path in ("/ws?id=honest", "/ws?id=a"):  # nor does it replace anybody
             request = RawClient.request(hub, path, [("Origin", origin)])
             assert status(await exchange(hub, request)) == 403
         rejected = hub.get_stats().rejected
         assert rejected["origin"] == sum(rejected.values()) == 2
-        assert asked == ["witness"]
+        assert asked == ["honest"]
 
 
 @pytest.mark.fault(number="B1")
