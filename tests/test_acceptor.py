@@ -365,7 +365,7 @@ def test_hellos_of_python_are_not_costly(client_tls: ssl.SSLContext) -> None:
 
 
 @pytest.mark.parametrize("way", ["plain", "TLS"])
-async def test_whoever_gives_way_is_counted_once(
+async def test_a_handshake_that_gives_way_is_counted_once(
     any_loop: str, way: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(max_handshakes=5))

@@ -238,7 +238,7 @@ async def test_a_message_for_an_absent_user_is_stored_and_delivered_in_order() -
         raw.close()
 
 
-async def test_what_is_pending_at_the_stop_is_stored() -> None:
+async def test_pending_messages_are_stored_at_the_stop() -> None:
     store = MemoryOfflineStore()
     hub = acking(store)
     async with running(hub):
@@ -442,7 +442,7 @@ async def test_the_same_message_made_anew_after_a_restart_is_accepted_and_stored
             assert await store.count("ann") == 1
 
 
-async def test_what_the_caller_changes_after_the_call_changes_nothing() -> None:
+async def test_a_change_of_the_caller_after_the_call_changes_nothing() -> None:
     hub = acking()
     async with running(hub):
         raw, _ = await join(hub, "a")
@@ -478,7 +478,7 @@ async def test_data_is_nested_up_to_a_bound(depth: int) -> None:
         raw.close()
 
 
-async def test_what_no_decoder_takes_does_not_end_a_replay() -> None:
+async def test_a_message_that_no_decoder_takes_does_not_end_a_replay() -> None:
     store = MemoryOfflineStore()
     await store.open()
     deep = b'{"id":"deep","data":{"a":' + b"[" * TOO_DEEP + b"]" * TOO_DEEP + b"}}"
@@ -511,7 +511,7 @@ async def test_one_user_cannot_take_what_all_may_have_pending() -> None:
         other.close()
 
 
-async def test_what_is_pending_is_bounded_in_bytes() -> None:
+async def test_pending_messages_are_bounded_in_bytes() -> None:
     hub = acking(max_pending_bytes=50_000)
     message = {"content": "x" * 10_000}
     async with running(hub):
@@ -592,7 +592,7 @@ async def test_an_async_callback_may_wait_for_acknowledgements_of_its_own_client
         raw.reset()
 
 
-async def test_what_waits_for_an_async_callback_is_bounded_in_bytes(
+async def test_messages_that_wait_for_an_async_callback_are_bounded_in_bytes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = HubConfig(max_pending_callback_bytes=100_000, max_pending_callbacks=1_000_000)
@@ -623,7 +623,7 @@ async def send_many(raw: RawClient, count: int, size: int) -> None:
         await raw.send(TEXT, b"x" * size)
 
 
-# --- who is nobody ---
+# --- clients without an identity ---
 
 
 async def test_nothing_is_stored_for_clients_without_an_identity(

@@ -199,7 +199,7 @@ async def test_the_bearer_entry_is_never_in_the_answer(
         assert OTHER.encode() not in answer
 
 
-def test_what_is_chosen_is_the_servers_name() -> None:
+def test_the_chosen_subprotocol_is_the_servers_name() -> None:
     assert choose_subprotocol(("chat",), [f"bearer.{TOKEN}"]) is None
     assert choose_subprotocol(("chat", "bearer."), [f"bearer.{TOKEN},chat"]) == "chat"
 
@@ -763,13 +763,13 @@ def test_an_identity_ends_no_later_than_its_token(own: int | None, kept: int) ->
     assert made == Identity("x", expires_at=now + kept)
 
 
-def test_what_is_no_identity_is_the_applications_mistake() -> None:
+def test_an_answer_that_is_no_identity_is_the_applications_mistake() -> None:
     wrong: Any = lambda claims: claims["sub"]  # noqa: E731
     with pytest.raises(ValidationError, match="must return Identity or None, not str"):
         hs256(identity=wrong)(request(token=token_of()))
 
 
-async def test_what_identity_raises_is_500_and_reported() -> None:
+async def test_an_exception_of_identity_is_500_and_reported() -> None:
     def identity(claims: dict[str, Any]) -> Identity:
         raise RuntimeError("the application's")
 
@@ -1530,7 +1530,7 @@ async def test_no_log_of_any_level_has_a_token(caplog: pytest.LogCaptureFixture)
     assert all(r.levelno == logging.DEBUG for r in caplog.records if r.name == "wsc_fast")
 
 
-def test_what_it_is_shows_no_secret() -> None:
+def test_its_repr_shows_no_secret() -> None:
     for authenticator in ALL:
         for text in (repr(authenticator), str(authenticator)):
             assert TOKEN not in text

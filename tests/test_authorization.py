@@ -67,7 +67,7 @@ def test_a_hook_must_be_plain() -> None:
             Hub(**{hook: decide})  # type: ignore[arg-type]
 
 
-async def test_nor_does_an_awaitable_allow_anything() -> None:
+async def test_an_awaitable_allows_nothing() -> None:
     seen: list[str | bytes] = []
     errors: list[Exception] = []
 

@@ -167,7 +167,7 @@ def test_a_bad_offer_is_declined_and_a_good_one_after_it_is_taken(bad: str) -> N
 
 
 @pytest.mark.parametrize("bad", ["", ";", ",", "a b", 'a; b="x', "a; =1", "a=1", "\xff", "a;b=@"])
-def test_what_is_no_list_of_extensions_is_not_read(bad: str) -> None:
+def test_a_header_that_is_no_list_of_extensions_is_not_read(bad: str) -> None:
     assert list(parse_extensions(bad)) == []
 
 
@@ -755,7 +755,7 @@ async def test_messages_held_before_authentication_are_bounded_once_inflated() -
 # --- what cannot be compressed ---
 
 
-async def test_what_gets_no_shorter_goes_out_plain_from_a_kept_context_too() -> None:
+async def test_a_message_that_gets_no_shorter_goes_out_plain_from_a_kept_context_too() -> None:
     noise = os.urandom(200_000)
     text = b"hello " * 1000
     hub = compressing(server_no_context_takeover=False)

@@ -169,7 +169,7 @@ async def test_order_holds_for_each_device_across_messages_of_both_kinds() -> No
         assert sorted(got) == sorted(expected)
 
 
-async def test_what_was_stored_before_any_device_was_known_goes_to_the_first_one(
+async def test_messages_stored_before_any_device_was_known_go_to_the_first_one(
     store: OfflineStore,
 ) -> None:
     hub = per_device(store)

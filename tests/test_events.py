@@ -738,7 +738,7 @@ async def test_an_async_on_client_disconnected_that_never_ends_is_cancelled(any_
         assert hub.get_stats().limited["callback_close_timeout"] == 3
 
 
-async def test_what_a_client_sent_before_it_left_is_handled_however_long_it_takes_in_all(
+async def test_messages_before_a_leave_are_handled_however_long_it_takes_in_all(
     any_loop: str,
 ) -> None:
     # Each callback has the time, not all of them together.

@@ -196,7 +196,7 @@ async def full_of_ghosts(hub: Hub, count: int) -> list[RawClient]:
 
 
 @ASYNC
-async def test_who_comes_back_to_a_full_hub_replaces_its_own_connection(
+async def test_a_client_that_comes_back_to_a_full_hub_replaces_its_own_connection(
     any_loop: str, is_async: bool
 ) -> None:
     hub = Hub(

@@ -340,7 +340,9 @@ async def test_a_path_that_cannot_be_served_is_refused(path: Any) -> None:
         ({"sock": "127.0.0.1"}, "sock"),
     ],
 )
-async def test_what_cannot_be_listened_on_is_refused(where: dict[str, Any], named: str) -> None:
+async def test_an_address_that_cannot_be_listened_on_is_refused(
+    where: dict[str, Any], named: str
+) -> None:
     hub = Hub()
     with pytest.raises(ValidationError, match=named):
         await hub.start(**{"port": 0, **where})
@@ -1026,7 +1028,7 @@ async def test_a_silent_client_on_the_tls_port_goes_with_the_handshake_timeout(
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a callback"])
-async def test_who_is_told_of_a_disconnect_at_the_end_of_a_stop_has_a_second(
+async def test_a_disconnect_callback_at_the_end_of_a_stop_has_a_second(
     any_loop: str, busy: bool
 ) -> None:
     hub = Hub(HubConfig(close_timeout=60.0))

@@ -156,7 +156,9 @@ async def test_a_peer_that_stays_is_gone_after_the_close_timeout(
     assert hub.get_stats().limited["close_timeout"] == 0
 
 
-async def test_those_that_stay_are_bounded_with_those_that_have_not_asked(any_loop: str) -> None:
+async def test_lingering_connections_are_bounded_with_those_that_have_not_asked(
+    any_loop: str,
+) -> None:
     bound = 20
     hub = Hub(HubConfig(max_handshakes=bound, close_timeout=30.0, handshake_timeout=30.0))
     async with running(hub), contextlib.AsyncExitStack() as stack:

@@ -283,7 +283,7 @@ def test_a_field_that_cannot_be_sent(field: str, value: Any) -> None:
     [{1, 2}, b"bytes", UUID(int=1), NOON],
     ids=["set", "bytes", "uuid", "datetime"],
 )
-def test_what_json_has_no_form_for_goes_out_as_msgspec_writes_it(value: Any) -> None:
+def test_values_without_a_json_form_go_out_as_msgspec_writes_them(value: Any) -> None:
     # It comes back as something else: a list or a str. Refusing it would be as well.
     assert type(on_wire(HubMessage(data={"n": value}))["data"]["n"]) in (list, str)
 

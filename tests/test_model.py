@@ -326,7 +326,7 @@ def test_a_byte_anywhere_may_be_any_other(deflate: bool) -> None:
     agree(found, deflate, 3)
 
 
-async def test_what_the_model_says_holds_on_a_real_socket(any_loop: str) -> None:
+async def test_the_model_holds_on_a_real_socket(any_loop: str) -> None:
     rng = random.Random(9)
     hub = Hub(HubConfig(max_message_size=LIMIT, max_fragments=FRAGMENTS), authenticate=named)
     heard: list[str | bytes] = []

@@ -806,7 +806,7 @@ async def test_missing_is_what_nobody_has_any_more(pair: Pair) -> None:
         assert sorted(await first.missing("ann", wanted)) == wanted
 
 
-async def test_what_is_about_to_be_stored_is_not_missing(pair: Pair) -> None:
+async def test_a_message_about_to_be_stored_is_not_missing(pair: Pair) -> None:
     async with pair() as (first, _):
         pending = [append(first, f"m{n}") for n in range(100)]
         assert await first.missing("ann", ["m0", "m99", "m100"]) == ["m100"]

@@ -87,7 +87,7 @@ async def test_picows_makes_the_connections_of_a_hub_that_is_started_so(
         protocols.clear()
 
 
-async def test_what_comes_with_the_request_is_heard_and_picows_writes_no_line(
+async def test_frames_that_come_with_the_request_are_heard_and_picows_writes_no_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     hub = Hub()
@@ -399,7 +399,7 @@ async def test_the_limits_of_addresses_hold_on_a_server_of_ones_own(any_loop: st
 
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine", "future"])
-async def test_who_exceeds_a_limit_holds_no_place_on_a_server_of_ones_own(kind: str) -> None:
+async def test_a_client_over_a_limit_holds_no_place_on_a_server_of_ones_own(kind: str) -> None:
     def authenticate(request: Request) -> Any:
         if kind == "plain":
             return Identity("ann")

@@ -908,7 +908,7 @@ async def test_dropped_messages_are_told_though_the_reply_is_lost(
         assert await ids(store, "ann") == ["m2", "unheard"]
 
 
-async def test_what_a_cancelled_call_removed_is_told(server: RedisServer) -> None:
+async def test_the_messages_that_a_cancelled_call_removed_are_told(server: RedisServer) -> None:
     async with cutter(server) as relay, opened(relay.url) as store:
         for number in range(4):
             await append(store, f"u{number % 2}", f"m{number}")
@@ -937,7 +937,7 @@ async def test_what_a_cancelled_call_removed_is_told(server: RedisServer) -> Non
         assert [(user, each.id) for user, each in await store.expire(0.0)] == [("ann", "1")]
 
 
-async def test_what_nobody_was_told_is_in_the_log_at_the_end(
+async def test_news_that_nobody_was_told_is_in_the_log_at_the_end(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(server.url) as store:
@@ -1372,7 +1372,7 @@ async def test_an_attempt_that_is_cut_short_tells_what_the_one_before_failed_wit
             session.connection.client = real
 
 
-async def test_what_waits_while_the_server_is_away_is_bounded(tmp_path: Path) -> None:
+async def test_the_queue_while_the_server_is_away_is_bounded(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server:
         async with opened(server.url, timeout=20.0, max_waiting_bytes=100_000) as store:
             server.pause()

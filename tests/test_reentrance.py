@@ -157,7 +157,9 @@ async def test_a_loop_inside_a_callback_mixes_no_clients(
 
 
 @on_asyncio
-async def test_who_is_heard_again_inside_its_own_callback_is_heard_in_order(any_loop: str) -> None:
+async def test_a_client_heard_again_inside_its_own_callback_is_heard_in_order(
+    any_loop: str,
+) -> None:
     # Beyond its rate it is paused; what it owes has passed while its callback still runs.
     told = watch()
     hub = Hub(HubConfig(message_rate=50, rate_limit_action="pause"), authenticate=named)
@@ -185,7 +187,7 @@ async def test_who_is_heard_again_inside_its_own_callback_is_heard_in_order(any_
 
 
 @on_asyncio
-async def test_what_was_held_back_comes_before_what_is_read_inside_its_callback(
+async def test_messages_held_back_come_before_those_read_inside_the_callback(
     any_loop: str,
 ) -> None:
     told = watch()
@@ -219,7 +221,7 @@ async def test_what_was_held_back_comes_before_what_is_read_inside_its_callback(
 
 @on_asyncio
 @pytest.mark.parametrize("end", ["half-close", "close", "reset", "tls"])
-async def test_what_came_before_the_end_is_heard_though_it_ends_inside_its_own_callback(
+async def test_messages_before_the_end_are_heard_though_it_comes_inside_the_callback(
     any_loop: str, end: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     told = watch()
@@ -425,7 +427,7 @@ async def test_a_message_to_a_user_skips_no_client_where_another_leaves_meanwhil
 @on_asyncio
 @pytest.mark.parametrize("what", ["evict", "overtake", "conflate", "disconnect"])
 @pytest.mark.parametrize("through", ["partial", "context"])
-async def test_what_is_queued_while_a_flush_writes_changes_nothing_that_it_has_sent(
+async def test_messages_queued_while_a_flush_writes_change_nothing_that_it_has_sent(
     any_loop: str, monkeypatch: pytest.MonkeyPatch, through: str, what: str
 ) -> None:
     # One client's frames go to its transport, whose code is Python's. That code sends to
@@ -483,7 +485,7 @@ async def test_what_is_queued_while_a_flush_writes_changes_nothing_that_it_has_s
 
 
 @on_asyncio
-async def test_who_leaves_while_a_flush_writes_gets_no_rest_of_a_frame(
+async def test_a_client_that_leaves_while_a_flush_writes_gets_no_rest_of_a_frame(
     any_loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two frames that the kernel took in part: while the first rest is written, its owner's

@@ -212,7 +212,7 @@ async def test_each_device_that_connects_gets_the_backlog() -> None:
 # --- order ---
 
 
-async def test_what_is_sent_while_a_client_catches_up_comes_behind_its_backlog() -> None:
+async def test_messages_sent_while_a_client_catches_up_come_behind_its_backlog() -> None:
     store = TroubledStore()
     hub = acking(store)
     async with running(hub):
@@ -285,7 +285,7 @@ async def test_no_copy_is_queued_while_the_first_one_waits_in_the_outbox() -> No
 # --- bounds ---
 
 
-async def test_what_waits_behind_a_backlog_is_bounded_in_bytes() -> None:
+async def test_the_queue_behind_a_backlog_is_bounded_in_bytes() -> None:
     store = TroubledStore()
     hub = acking(store, config=HubConfig(outbox_bytes=10_000))
     async with running(hub):
@@ -351,7 +351,7 @@ async def test_backlogs_of_many_users_wait_for_memory_and_all_arrive() -> None:
         assert not acks.starved
 
 
-async def test_what_timed_out_is_not_kept_for_a_client_that_does_not_read() -> None:
+async def test_a_message_that_timed_out_is_not_kept_for_a_client_that_does_not_read() -> None:
     hub = acking(config=HubConfig(outbox_messages=2), timeout=0.05, max_retries=0)
     async with running(hub):
         _raw, client = await join(hub, "a&user=ann", rcvbuf=4096)

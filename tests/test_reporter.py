@@ -703,7 +703,7 @@ async def test_an_overflow_is_logged_once_until_the_queue_has_been_empty(
 
 @MEASURES
 @pytest.mark.parametrize("kind", ["large", "small", "ids", "errors", "lost"])
-async def test_what_waits_takes_no_more_memory_than_its_bound(
+async def test_the_queue_takes_no_more_memory_than_its_bound(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind in ("small", "ids", "errors"):

@@ -346,7 +346,7 @@ def test_SIGHUP_loads_the_certificate_again(authority: trustme.CA, tmp_path: Pat
         assert server.wait(timeout=20) == 0
 
 
-def test_what_is_handed_over_must_be_a_socket(
+def test_a_descriptor_that_is_handed_over_must_be_a_socket(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
@@ -368,7 +368,7 @@ def test_sockets_that_nobody_handed_over(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @TLS
-async def test_whoever_has_connected_is_served_by_the_hub_that_drains(
+async def test_a_connected_client_is_served_by_the_hub_that_drains(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     # The kernel resets who is in the queue of a socket with SO_REUSEPORT that is closed.
@@ -394,7 +394,7 @@ async def test_whoever_has_connected_is_served_by_the_hub_that_drains(
 
 
 @TLS
-async def test_who_waits_in_the_queue_of_a_hub_that_drains_evicts_nobody(
+async def test_a_connection_in_the_backlog_of_a_hub_that_drains_evicts_nobody(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(max_handshakes=5))

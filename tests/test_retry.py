@@ -198,7 +198,7 @@ def test_durations_do_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("case", ["offline", "validation"])
-async def test_what_is_not_retried(case: str) -> None:
+async def test_failures_that_are_not_retried(case: str) -> None:
     hub = Hub(authenticate=named)
     hub.set_retry_config(AT_ONCE)
     async with running(hub):

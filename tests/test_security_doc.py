@@ -52,7 +52,7 @@ def test_every_attack_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
-def test_what_an_attack_moves_is_a_counter_and_its_settings_work(attack: Attack) -> None:
+def test_an_attack_moves_a_counter_and_its_settings_work(attack: Attack) -> None:
     make_hub(attack.settings)
     stats: Any = Hub().get_stats()
     for part in attack.counter.split(".") if attack.counter else ():

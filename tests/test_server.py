@@ -122,7 +122,9 @@ async def test_the_path_is_what_start_was_given_and_its_query_is_free() -> None:
     ],
     ids=str,
 )
-async def test_what_is_no_upgrade_on_the_hubs_path_is_426(replaced: dict[str, str]) -> None:
+async def test_a_request_on_the_hubs_path_that_is_no_upgrade_is_426(
+    replaced: dict[str, str],
+) -> None:
     hub = Hub()
     async with running(hub):
         answer = await ask(hub, **replaced)
@@ -302,7 +304,7 @@ BAD_HOSTS = ["a b/c@d", "a b", "user@x", "x:port", "x:99999", "x,y", "[::1", "\x
 
 @pytest.mark.parametrize("path", ["/health", "/none", "/ws"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "BREW"])
-async def test_whatever_a_request_is_for_it_has_one_sound_host(path: str, method: str) -> None:
+async def test_every_request_has_one_sound_host(path: str, method: str) -> None:
     hub = health_hub()
     async with running(hub):
 
@@ -725,7 +727,7 @@ async def test_a_host_that_is_not_allowed_is_403_whatever_its_origin() -> None:
         assert await upgraded(hub, RawClient.request(hub, Host="APP.EXAMPLE"))
 
 
-# --- what else B says of the handshake ---
+# --- the rest of the handshake ---
 
 
 @pytest.mark.fault(number="B3")
@@ -1171,7 +1173,7 @@ def test_cookies_are_told_as_they_are_but_for_blanks_and_quotes() -> None:
     }
 
 
-def test_what_a_request_tells_is_parsed_once() -> None:
+def test_the_parts_of_a_request_are_parsed_once() -> None:
     request = requested("/a%20b?c=d", "Cookie: e=f")
     assert request.query is request.query
     assert request.cookies is request.cookies

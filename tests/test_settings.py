@@ -600,7 +600,7 @@ def test_durations_as_text(tmp_path: Path, suffix: str, text: str, seconds: floa
 
 
 @pytest.mark.parametrize("text", ["100 ms", "ms", "-1s", "1e3s", "1.s", ".5s", "1d", "5S", "s1"])
-def test_what_is_no_duration_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_text_that_is_no_duration_is_refused(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, ".json", {"base_delay": text})
     expected = f"is {text!r}, expected a positive number of seconds"
     assert refusal(lambda: RetryConfig.from_file(path)) == f"{path}: base_delay {expected}"
@@ -611,7 +611,7 @@ def test_what_is_no_duration_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["backoff_factor", "message_rate", "max_retries", "jitter"])
-def test_what_is_no_time_is_no_duration(name: str) -> None:
+def test_a_text_that_is_no_time_is_no_duration(name: str) -> None:
     cls = HubConfig if name == "message_rate" else RetryConfig
     refusal(lambda: cls.from_env({f"WSC_{name.upper()}": "5s"}))
 
@@ -690,7 +690,7 @@ def test_an_unknown_key_is_named(tmp_path: Path, suffix: str) -> None:
         ({"wsc": {"retry": "x"}}, "wsc.retry is 'x', expected a table of settings"),
     ],
 )
-def test_what_stands_in_the_wrong_place_is_named(
+def test_a_setting_in_the_wrong_place_is_named(
     tmp_path: Path, suffix: str, content: dict[str, Any], error: str
 ) -> None:
     path = written(tmp_path, suffix, content)

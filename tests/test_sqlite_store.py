@@ -1184,7 +1184,7 @@ async def test_messages_are_in_the_database_after_a_quiet_second(path: Path) -> 
         await eventually(lambda: size_of(path) >= empty + 100_000)
 
 
-async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
+async def test_deletes_are_done_a_few_at_a_time_where_more_does_not_fit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transact = Transactions._transact

@@ -116,7 +116,7 @@ async def test_reset_clears_the_counters_and_keeps_the_gauges() -> None:
             assert (stats.queued_messages, stats.queued_bytes) == (1, 3)
 
 
-async def test_what_was_queued_for_a_connection_that_goes_away_is_counted() -> None:
+async def test_messages_queued_for_a_connection_that_goes_away_are_counted() -> None:
     hub = Hub(HubConfig(outbox_bytes=1 << 26, outbox_messages=10_000, close_timeout=0.1))
     async with running(hub):
         client = await RawClient.open(hub, rcvbuf=4096)

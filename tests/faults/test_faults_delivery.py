@@ -933,7 +933,7 @@ async def test_nothing_is_left_after_ten_thousand_rounds(store: bool) -> None:
 # --- attempts to break acks.py ---
 
 
-async def test_what_is_sent_again_in_one_tick_keeps_its_order() -> None:
+async def test_messages_sent_again_in_one_tick_keep_their_order() -> None:
     hub = acking(timeout=30.0, retry_interval=0.05, max_retries=1)
     async with running(hub):
         raw, _ = await join(hub, "a")
@@ -973,7 +973,7 @@ async def test_a_message_that_comes_while_the_held_ones_go_out() -> None:
         raw.close()
 
 
-async def test_what_waits_for_the_store_to_open_keeps_its_order() -> None:
+async def test_messages_that_wait_for_the_store_to_open_keep_their_order() -> None:
     store = SlowStore()
     hub = Hub(authenticate=named)
     async with running(hub):
@@ -1029,7 +1029,7 @@ async def test_a_store_whose_append_raises_at_once() -> None:
         assert_nothing_left(hub)
 
 
-async def test_what_another_client_acknowledges_during_a_replay_is_not_sent_again() -> None:
+async def test_a_message_acknowledged_elsewhere_during_a_replay_is_not_sent_again() -> None:
     store = MemoryOfflineStore()
     hub = acking(store, config=HubConfig(outbox_messages=20), timeout=30.0)
     async with running(hub):
