@@ -360,10 +360,13 @@ def test_a_module_that_is_run_exists(module: str) -> None:
     assert importlib.util.find_spec(module)
 
 
-@pytest.mark.parametrize("script", said(r"(?:\.venv/bin/)?python3? (\w+/[\w/]+\.py .*)"))
-def test_a_script_has_the_options_that_it_is_run_with(script: str) -> None:
-    name, *words = script.split()
-    sources = "".join(path.read_text() for path in (ROOT / name).parent.glob("*.py"))
+@pytest.mark.parametrize(
+    "command", said(r"(?:\.venv/bin/)?python3? (?:-m )?((?!setup)\w+[/.].+ --.*)")
+)
+def test_a_script_has_the_options_that_it_is_run_with(command: str) -> None:
+    script, *words = command.split()
+    path = ROOT / (script.removesuffix(".py").replace(".", "/") + ".py")
+    sources = "".join(each.read_text() for each in path.parent.glob("*.py"))
     for option in (word for word in words if word.startswith("--")):
         assert f'"{option}"' in sources
 
