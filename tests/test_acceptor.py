@@ -478,7 +478,7 @@ async def test_a_handshake_that_failed_leaves_nothing_to_the_garbage_collector(
 async def test_handshakes_under_way_outlive_the_stop_of_accepting(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    # A new process has taken over the port: whoever had connected has nobody else.
+    # A new process has taken over the port: the clients that had connected have nobody else.
     hub = Hub()
     async with running(hub, ssl=server_tls, reuse_port=True):
         (early,) = await silent_sockets(hub, 1)

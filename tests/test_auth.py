@@ -1,4 +1,4 @@
-"""The ready-made authenticators: whom they take, whom they refuse, and that they say nothing."""
+"""The ready-made authenticators: tokens that they take and refuse, and that they say nothing."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def b64(data: bytes) -> str:
 def signed_by_hand(
     payload: object, secret: bytes, header: object = None, digest: Any = hashlib.sha256
 ) -> str:
-    """A JWS with an HMAC, of whatever header and payload."""
+    """A JWS with an HMAC, of any header and payload."""
     header = {"alg": "HS256", "typ": "JWT"} if header is None else header
     parts = [
         part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, payload)
@@ -284,7 +284,7 @@ async def test_two_different_tokens_get_401() -> None:
 
 
 class Untouchable:
-    """Fails whoever computes anything."""
+    """Fails any computation."""
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"{name} is used")

@@ -1,4 +1,4 @@
-"""Limits on who connects how often, and on what a client sends a second."""
+"""Limits on connections and their rate, and on the messages of a client a second."""
 
 from __future__ import annotations
 

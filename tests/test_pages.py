@@ -129,7 +129,7 @@ def exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def close_code(sock: socket.socket) -> int:
-    """The code of the close frame behind whatever else comes; it is answered."""
+    """The code of the close frame behind all other frames; it is answered."""
     while True:
         first, size = exactly(sock, 2)
         if size == 126:

@@ -302,7 +302,7 @@ async def test_an_attached_hub_runs_before_the_first_request(any_loop: str) -> N
             await hub.attach()
         with pytest.raises(HubStateError, match="the hub does not listen"):
             hub.port  # noqa: B018 (it is a property)
-        # The heartbeat ends who is silent.
+        # The heartbeat ends silent clients.
         raw = await RawClient.open(at, "/any?id=a")
         frames = await raw.recv_rest()
         assert frames[-1].code == 1001

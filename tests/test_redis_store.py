@@ -1471,7 +1471,7 @@ async def test_open_fails_in_time_and_leaves_nothing(tmp_path: Path, any_loop: s
             await store.open()
     with pytest.raises(OfflineStoreError, match="not open"):
         await append(store, "ann", "1")
-    # Somebody who answers, but not like Redis.
+    # A server that answers, but not like Redis.
     async with asyncio.timeout(10):
         listener = await asyncio.start_server(talk, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]

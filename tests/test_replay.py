@@ -1,4 +1,4 @@
-"""Catching up: whom a message is for, in which order it comes, and what that may take."""
+"""Catching up: the recipient of a message, its order, and the memory that it may take."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def number(content: str) -> int:
     return int(content.split()[0])
 
 
-# --- whom a message is for ---
+# --- the recipient of a message ---
 
 
 @pytest.mark.parametrize("kind", ["acknowledged", "plain"])
@@ -80,7 +80,7 @@ async def test_a_message_for_one_client_goes_to_that_client_alone_while_another_
         assert await contents(phone, 1) == ["end"]
         assert hub.get_pending_acks("phone") == []
         assert {each.id for each in hub.get_pending_acks("laptop")} == {early.id, late.id}
-        # An acknowledgement counts from whom the message is for.
+        # An acknowledgement counts from the recipient of the message.
         for pending in (early, late):
             await acknowledge(phone, pending.id)
         await eventually(lambda: hub.get_stats().acks_ignored == 2)

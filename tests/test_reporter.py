@@ -90,7 +90,7 @@ class Heard:
 
 
 class Blocked:
-    """Hangs in its first call until it is let go; notes whom each call was for."""
+    """Hangs in its first call until it is let go; notes the recipient of each call."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()

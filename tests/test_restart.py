@@ -216,7 +216,7 @@ hub.run(sock=inherited_socket(NAME), **FILES)
 
 @contextmanager
 def inherited() -> Iterator[socket.socket]:
-    """A socket that listens; who connects waits in its backlog until a process serves it."""
+    """A socket that listens; a client waits in its backlog until a process serves it."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(128)
@@ -371,7 +371,7 @@ def test_sockets_that_nobody_handed_over(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_a_connected_client_is_served_by_the_hub_that_drains(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    # The kernel resets who is in the queue of a socket with SO_REUSEPORT that is closed.
+    # The kernel resets connections in the queue of a socket with SO_REUSEPORT that is closed.
     hub = Hub()
     async with running(hub, reuse_port=True, ssl=server_tls if tls else None):
         request, port = RawClient.request(hub), hub.port

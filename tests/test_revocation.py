@@ -171,7 +171,7 @@ async def test_a_user_that_is_disconnected_while_it_authenticates_is_not_let_in(
             door.set()
         frame = await ann.recv()
         assert (frame.code, frame.payload[2:]) == (4403, b"banned")
-        # Others are let in, and so is who asks again: that is for `authenticate` to refuse.
+        # Others are let in, and so is one that asks again: `authenticate` has to refuse it.
         await eventually(lambda: sorted(connected) == ["ann-2", "bob"])
         assert hub.get_stats().rejected["auth"] == 1
         await eventually(lambda: not hub._authenticating)

@@ -1,4 +1,4 @@
-"""Limits count themselves, who sends much waits for its turn; the TLS peer; the log is no flood."""
+"""Limits count themselves; clients that send much wait for their turn; TLS peers; a quiet log."""
 
 from __future__ import annotations
 

@@ -992,7 +992,7 @@ async def test_a_program_that_forgets_to_close_ends(path: Path) -> None:
         assert await ids(store) == ["m1"]
 
 
-# A disk that is full, whatever is on it; with nothing to free but the messages.
+# A disk that is full of anything; only the messages can be freed.
 
 # Fills the file system with messages (argv: directory, bytes of a message, messages at once, bytes
 # of another file), is killed or closes, removes all messages, and stores again.

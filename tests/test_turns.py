@@ -1,4 +1,4 @@
-"""Turns: who sends much, or is no client yet, waits for others; and nothing is lost by it."""
+"""Turns: a client that sends much, or is none yet, waits for others; and nothing is lost by it."""
 
 from __future__ import annotations
 

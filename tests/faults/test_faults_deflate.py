@@ -78,7 +78,7 @@ def fragments(opcode: int, data: bytes, count: int) -> bytes:
 
 
 def echoing(**settings: object) -> tuple[Hub, list[str | bytes], list[str], list[int]]:
-    """A hub with compression that echoes; what it hears, who has gone, and whose fault it was."""
+    """A hub with compression that echoes; its messages, the clients that have gone, faults."""
     config = HubConfig(enable_compression=True, **{"close_timeout": 0.5, **settings})  # type: ignore[arg-type]
     hub = Hub(config, authenticate=named)
     heard: list[str | bytes] = []

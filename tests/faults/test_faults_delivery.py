@@ -797,7 +797,7 @@ async def test_redis_stopped_and_started_again_loses_nothing_it_had_accepted(
             assert [(call[0], call[1], call[2]) for call in heard.calls] == [
                 (to_hub_message(lost, "ann"), "ann", "unknown")
             ]
-            # A user who is here does not notice; nor does one who comes back meanwhile, but for
+            # A connected user does not notice; nor does one who comes back meanwhile, but for
             # what is in the store. That follows by itself.
             bob, _ = await join(hub, "b&user=bob")
             hub.send_to_user("bob", HubMessage(content="live"))

@@ -302,14 +302,14 @@ async def test_an_authenticate_that_cannot_be_cancelled_makes_no_ghost(
         assert hub.get_client_by_id("one") is None
         assert seen == []
         if stopping is None:
-            # The same user again, who is nobody's newer connection.
+            # The same user again, whose connection replaces no other.
             with await RawClient.open(hub):
                 await eventually(lambda: hub.get_connected_client_ids() == ["one"])
                 assert seen == ["in"]
                 assert hub.get_stats().replaced_clients == 0
 
 
-# --- B7: who one is
+# --- B7: claims of an identity
 
 
 @pytest.mark.fault(number="B7")

@@ -140,7 +140,7 @@ async def test_stalled_clients_do_not_grow_memory(
         try:
             for number in range(rounds):
                 hub.broadcast(f"{number:08d}".encode() + bytes(1016))
-                # Paced by those who read, not by those who do not: a window of 64.
+                # Paced by the clients that read, not by the others: a window of 64.
                 while number - min(acknowledged.values()) > 64:
                     progress.clear()
                     await progress.wait()
@@ -150,7 +150,7 @@ async def test_stalled_clients_do_not_grow_memory(
             grown, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        # The backlog is 512 KB once, and a ring of 8 KB for each who has it.
+        # The backlog is 512 KB once, and a ring of 8 KB for each client that has it.
         assert grown < (6 << 20 if not tls else 16 << 20), f"{grown:,} bytes"
         assert hub.get_connected_clients() == stalled_count + live_count
         for number in range(live_count):
@@ -435,7 +435,7 @@ async def test_the_queue_stays_bounded_all_through_a_flood(any_loop: str) -> Non
 
 @pytest.mark.fault(number="E6")
 async def test_a_client_that_the_hub_does_not_read_is_not_silent() -> None:
-    # It is us who pause: that nothing arrives meanwhile is no sign of a dead client.
+    # The hub pauses: that nothing arrives meanwhile is no sign of a dead client.
     go_on = asyncio.Event()
     handled: list[str | bytes] = []
     hub = Hub(HubConfig(max_pending_callbacks=1, **HEARTBEAT), authenticate=named)
@@ -556,7 +556,7 @@ async def test_a_loop_that_stood_still_gives_its_clients_time_to_answer(any_loop
 
 
 async def raw_turns() -> None:
-    """A few turns of the loop: whatever was just begun waits for something by then."""
+    """A few turns of the loop: work that was just begun waits for something by then."""
     for _ in range(5):
         await asyncio.sleep(0)
 

@@ -60,7 +60,7 @@ REAPING = HubConfig(
 
 
 def recording(config: HubConfig | None = None) -> tuple[Hub, list[str | bytes], list[Client]]:
-    """A hub, what it receives, and who has gone."""
+    """A hub, its messages, and the clients that have gone."""
     hub = Hub(config or HubConfig(close_timeout=0.5))
     messages: list[str | bytes] = []
     gone: list[Client] = []

@@ -226,7 +226,7 @@ async def test_without_a_heartbeat_the_proxy_ends_an_idle_connection(
     assert [line for line in caplog.records if line.levelno >= logging.WARNING] == []
 
 
-# --- who the client is ---
+# --- the address of the client ---
 
 
 def by_address(request: Request) -> Identity:
@@ -263,7 +263,7 @@ async def test_the_address_is_what_a_trusted_proxy_says(
     seen: str,
     forged: list[tuple[str, str]],
 ) -> None:
-    """And of that only what it has appended itself; who comes past it is believed nothing."""
+    """And of that only the part that it has appended; a client past the proxy is not believed."""
     async with running(Echo(trusted_proxies=trusted, authenticate=by_address)) as hub:
         with proxying(name, tmp_path, hub.port) as proxy:
             async with dial(proxy, additional_headers=forged):
