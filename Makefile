@@ -37,22 +37,23 @@ NEWEST_TREE := build/newest
 # Left out is what a newer Python changes nothing of, or what takes long and tells little of it:
 # - browsers, proxies, clients, the store in Redis: what other programs do with what we send them;
 # - benchmarks, soak and torture: the long runs in short;
-# - the style of the sources, the table in security.md: texts;
+# - the style of the sources, the tables of security.md, the list of faults: texts;
 # - the wheel and the sdist: the environment is one that has been built and installed by this Python;
 # - what is run with batches and with outboxes, the second time: small sets have outboxes in all tests;
-# - the models of hypothesis, bombs (D1), contexts of zlib (D8) and crowds (F20, two thousand): what the
-#   compiled code does with bytes and memory;
+# - the models of hypothesis, bombs (fault D1), contexts of zlib (D8) and crowds (F20, two thousand): what
+#   the compiled code does with bytes and memory;
 # - with QUICK=1, as in CI: frames byte by byte, and waits of seconds (late loops, slow readers, masses).
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py \
 	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_style.py \
-	test_security_doc.py test_model.py $(if $(QUICK),test_faults_frames.py test_faults_slow_peers.py \
-	test_late_loop.py test_lingering.py test_masses.py)) -k "not (the_wheel or the_sources or outboxes or D1_ or D8_ or F20 or two_thousand)"
+	test_security_doc.py faults/test_readme.py test_model.py $(if $(QUICK),faults/test_faults_frames.py \
+	faults/test_faults_slow_peers.py test_late_loop.py test_lingering.py test_masses.py)) -k "not (the_wheel or the_sources or outboxes or two_thousand)" \
+	-m "not (fault(number='D1') or fault(number='D8') or fault(number='F20'))"
 
 # Of connections; with QUICK=1, as in CI, without those that take long.
-PICOWS_TESTS := test_contexts.py test_deflate.py test_faults_handshake.py test_faults_transport.py \
-	test_faults_transport_http.py test_hub.py test_limits.py test_reentrance.py test_server.py \
-	test_tls.py $(if $(QUICK),,test_faults_frames.py test_late_loop.py test_life_cycle.py \
-	test_lingering.py test_model.py)
+PICOWS_TESTS := test_contexts.py test_deflate.py test_hub.py test_limits.py test_reentrance.py \
+	test_server.py test_tls.py faults/test_faults_handshake.py faults/test_faults_transport.py \
+	faults/test_faults_transport_http.py $(if $(QUICK),,faults/test_faults_frames.py \
+	test_late_loop.py test_life_cycle.py test_lingering.py test_model.py)
 
 .PHONY: newest test-newest test-picows run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist clean
 

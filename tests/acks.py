@@ -1,4 +1,4 @@
-"""What the tests of acknowledgements and offline messages share: hubs, clients, and bad stores."""
+"""Shared by the tests of acknowledgements and offline messages: hubs, clients, and bad stores."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def eventually_count(store: OfflineStore, user_id: str, count: int) -> Non
 
 
 def failed(text: str) -> asyncio.Future[Any]:
-    """What a store's `append` returns where it cannot take the message."""
+    """The result of a store's `append` where it cannot take the message."""
     future = asyncio.get_running_loop().create_future()
     future.set_exception(OfflineStoreError(text))
     return future

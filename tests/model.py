@@ -9,7 +9,7 @@ import codecs
 import zlib
 from dataclasses import dataclass, field
 
-# What a server does: ("message", str | bytes), ("pong", payload), ("close", code or None for an
+# A server's acts: ("message", str | bytes), ("pong", payload), ("close", code or None for an
 # empty one), ("fail", close code).
 Event = tuple[str, object]
 

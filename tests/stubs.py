@@ -39,7 +39,7 @@ def documented(stub: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef
 
 
 def differing(stub: Path) -> list[str]:
-    """What has another docstring in the stub than in its module."""
+    """Names that have another docstring in the stub than in their module."""
     return [name for name, node, doc in documented(stub) if (ast.get_docstring(node) or "") != doc]
 
 

@@ -1,4 +1,4 @@
-"""What a TLS handshake costs before it begins, and when it may: `wsc_fast.listen.acceptor`."""
+"""The cost of a TLS handshake before it begins, and its turn: `wsc_fast.listen.acceptor`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wsc_fast.listen.tls.waiting_room import TLSWaitingRoom
 
 
 def hello(context: ssl.SSLContext) -> bytes:
-    """What a client of TLS sends first, in one record."""
+    """The first bytes of a client of TLS, in one record."""
     outgoing = ssl.MemoryBIO()
     with contextlib.suppress(ssl.SSLWantReadError):
         context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1").do_handshake()
@@ -60,7 +60,7 @@ def test_a_hello_is_whole_with_its_last_byte_and_not_before(
     assert hello_size(data + b"what follows") == len(data)
     asked = 0
     while asked < len(data):
-        # What it asks for is never more than there is, and always more than it has.
+        # It never asks for more than there is, and always for more than it has.
         more = hello_size(data[:asked])
         assert more is not None
         assert asked < more <= len(data)
@@ -112,7 +112,8 @@ async def test_a_hello_may_come_in_pieces(
         assert not acceptor(hub)._waiting_room
 
 
-async def test_B11_half_open_handshakes_of_tls_are_bounded(
+@pytest.mark.fault(number="B11")
+async def test_half_open_handshakes_of_tls_are_bounded(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(max_handshakes=50))
@@ -132,8 +133,9 @@ async def test_B11_half_open_handshakes_of_tls_are_bounded(
             sock.close()
 
 
+@pytest.mark.fault(number="B11")
 @pytest.mark.parametrize("sent", [None, 100])
-async def test_B11_without_a_hello_a_handshake_costs_a_socket(
+async def test_without_a_hello_a_handshake_costs_a_socket(
     any_loop: str, sent: int | None, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub()
@@ -153,7 +155,8 @@ async def test_B11_without_a_hello_a_handshake_costs_a_socket(
         assert hub.get_stats().rejected["gone"] >= 300
 
 
-async def test_B11_a_storm_of_handshakes_is_spread_over_turns(
+@pytest.mark.fault(number="B11")
+async def test_a_storm_of_handshakes_is_spread_over_turns(
     any_loop: str,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
@@ -362,7 +365,7 @@ def test_hellos_of_python_are_not_costly(client_tls: ssl.SSLContext) -> None:
 
 
 @pytest.mark.parametrize("way", ["plain", "TLS"])
-async def test_whoever_gives_way_is_counted_once(
+async def test_a_handshake_that_gives_way_is_counted_once(
     any_loop: str, way: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(max_handshakes=5))
@@ -410,7 +413,8 @@ async def test_the_time_for_a_handshake_of_tls_is_one(
         sock.close()
 
 
-async def test_B11_handshakes_of_tls_that_fail_are_counted(
+@pytest.mark.fault(number="B11")
+async def test_handshakes_of_tls_that_fail_are_counted(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(handshake_timeout=0.5))
@@ -474,7 +478,7 @@ async def test_a_handshake_that_failed_leaves_nothing_to_the_garbage_collector(
 async def test_handshakes_under_way_outlive_the_stop_of_accepting(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    # A new process has taken over the port: whoever had connected has nobody else.
+    # A new process has taken over the port: the clients that had connected have nobody else.
     hub = Hub()
     async with running(hub, ssl=server_tls, reuse_port=True):
         (early,) = await silent_sockets(hub, 1)

@@ -93,7 +93,8 @@ async def test_a_client_reports_that_it_failed() -> None:
         raw.close()
 
 
-async def test_B14_what_a_client_says_of_its_failure_cannot_draw_on_a_terminal() -> None:
+@pytest.mark.fault(number="B14")
+async def test_a_failure_that_a_client_reports_cannot_draw_on_a_terminal() -> None:
     hub = acking()
     async with running(hub):
         raw, _ = await join(hub, "a")
@@ -132,7 +133,8 @@ async def test_a_message_has_a_timeout_of_its_own() -> None:
         raw.close()
 
 
-async def test_G1_only_the_own_user_can_acknowledge() -> None:
+@pytest.mark.fault(number="G1")
+async def test_only_the_user_of_a_message_can_acknowledge_it() -> None:
     hub = acking()
     async with running(hub):
         ann, _ = await join(hub, "a&user=ann")
@@ -236,7 +238,7 @@ async def test_a_message_for_an_absent_user_is_stored_and_delivered_in_order() -
         raw.close()
 
 
-async def test_what_is_pending_at_the_stop_is_stored() -> None:
+async def test_pending_messages_are_stored_at_the_stop() -> None:
     store = MemoryOfflineStore()
     hub = acking(store)
     async with running(hub):
@@ -257,7 +259,8 @@ async def test_what_is_pending_at_the_stop_is_stored() -> None:
         raw.close()
 
 
-async def test_G6_stored_first_then_live_and_accepted_keeps_the_order() -> None:
+@pytest.mark.fault(number="G6")
+async def test_stored_messages_come_first_and_accepted_live_ones_behind_them() -> None:
     store = MemoryOfflineStore()
     hub = acking(store)
     async with running(hub):
@@ -275,7 +278,8 @@ async def test_G6_stored_first_then_live_and_accepted_keeps_the_order() -> None:
         raw.close()
 
 
-async def test_G3_a_replay_larger_than_the_outbox_is_paced() -> None:
+@pytest.mark.fault(number="G3")
+async def test_a_replay_larger_than_the_outbox_is_paced() -> None:
     store = MemoryOfflineStore()
     config = HubConfig(outbox_messages=64)
     hub = acking(store, config=config, offline_limit=100_000)
@@ -293,8 +297,9 @@ async def test_G3_a_replay_larger_than_the_outbox_is_paced() -> None:
         raw.close()
 
 
+@pytest.mark.fault(number="G16")
 @pytest.mark.parametrize("overflow", ["drop_oldest", "refuse"])
-async def test_G16_the_store_is_bounded_per_user(overflow: str) -> None:
+async def test_the_store_is_bounded_per_user(overflow: str) -> None:
     store = MemoryOfflineStore()
     hub = acking(store, offline_limit=3, offline_overflow=overflow)
     async with running(hub):
@@ -340,7 +345,8 @@ async def test_nothing_is_kept_in_memory_for_users_who_are_away() -> None:
         assert acks.count == 0
 
 
-async def test_G10_a_link_that_dies_in_mid_replay() -> None:
+@pytest.mark.fault(number="G10")
+async def test_a_link_that_dies_in_mid_replay_leaves_no_gap() -> None:
     store = MemoryOfflineStore()
     hub = acking(store)
     async with running(hub):
@@ -436,7 +442,7 @@ async def test_the_same_message_made_anew_after_a_restart_is_accepted_and_stored
             assert await store.count("ann") == 1
 
 
-async def test_what_the_caller_changes_after_the_call_changes_nothing() -> None:
+async def test_a_change_of_the_caller_after_the_call_changes_nothing() -> None:
     hub = acking()
     async with running(hub):
         raw, _ = await join(hub, "a")
@@ -472,7 +478,7 @@ async def test_data_is_nested_up_to_a_bound(depth: int) -> None:
         raw.close()
 
 
-async def test_what_no_decoder_takes_does_not_end_a_replay() -> None:
+async def test_a_message_that_no_decoder_takes_does_not_end_a_replay() -> None:
     store = MemoryOfflineStore()
     await store.open()
     deep = b'{"id":"deep","data":{"a":' + b"[" * TOO_DEEP + b"]" * TOO_DEEP + b"}}"
@@ -505,7 +511,7 @@ async def test_one_user_cannot_take_what_all_may_have_pending() -> None:
         other.close()
 
 
-async def test_what_is_pending_is_bounded_in_bytes() -> None:
+async def test_pending_messages_are_bounded_in_bytes() -> None:
     hub = acking(max_pending_bytes=50_000)
     message = {"content": "x" * 10_000}
     async with running(hub):
@@ -586,7 +592,7 @@ async def test_an_async_callback_may_wait_for_acknowledgements_of_its_own_client
         raw.reset()
 
 
-async def test_what_waits_for_an_async_callback_is_bounded_in_bytes(
+async def test_messages_that_wait_for_an_async_callback_are_bounded_in_bytes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = HubConfig(max_pending_callback_bytes=100_000, max_pending_callbacks=1_000_000)
@@ -617,7 +623,7 @@ async def send_many(raw: RawClient, count: int, size: int) -> None:
         await raw.send(TEXT, b"x" * size)
 
 
-# --- who is nobody ---
+# --- clients without an identity ---
 
 
 async def test_nothing_is_stored_for_clients_without_an_identity(

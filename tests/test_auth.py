@@ -1,4 +1,4 @@
-"""The ready-made authenticators: whom they take, whom they refuse, and that they say nothing."""
+"""The ready-made authenticators: tokens that they take and refuse, and that they say nothing."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def b64(data: bytes) -> str:
 def signed_by_hand(
     payload: object, secret: bytes, header: object = None, digest: Any = hashlib.sha256
 ) -> str:
-    """A JWS with an HMAC, of whatever header and payload."""
+    """A JWS with an HMAC, of any header and payload."""
     header = {"alg": "HS256", "typ": "JWT"} if header is None else header
     parts = [
         part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, payload)
@@ -131,12 +131,12 @@ def hs256(**options: Any) -> JWTAuthenticator:
 
 
 def token_of(**changed: Any) -> str:
-    """What `hs256()` takes, unless the claims are changed."""
+    """A token that `hs256()` takes, unless the claims are changed."""
     return jwt.encode(claims(**changed), SECRET, "HS256")
 
 
 async def status(hub: Hub, *headers: tuple[str, str], path: str = "/ws") -> int:
-    """What an upgrade is answered with, where it is refused."""
+    """The status of the answer to an upgrade that is refused."""
     answer = await exchange(hub, RawClient.request(hub, path, headers))
     return int(answer.split(b" ")[1])
 
@@ -199,7 +199,7 @@ async def test_the_bearer_entry_is_never_in_the_answer(
         assert OTHER.encode() not in answer
 
 
-def test_what_is_chosen_is_the_servers_name() -> None:
+def test_the_chosen_subprotocol_is_the_servers_name() -> None:
     assert choose_subprotocol(("chat",), [f"bearer.{TOKEN}"]) is None
     assert choose_subprotocol(("chat", "bearer."), [f"bearer.{TOKEN},chat"]) == "chat"
 
@@ -284,7 +284,7 @@ async def test_two_different_tokens_get_401() -> None:
 
 
 class Untouchable:
-    """Fails whoever computes anything."""
+    """Fails any computation."""
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"{name} is used")
@@ -342,8 +342,9 @@ def test_a_place_that_cannot_be_is_refused_at_once(options: dict[str, Any]) -> N
 # --- B7: only the Identity counts ---
 
 
+@pytest.mark.fault(number="B7")
 @pytest.mark.parametrize("kind", ["static", "jwt"])
-async def test_B7_a_client_cannot_choose_who_it_is(kind: str) -> None:
+async def test_a_client_cannot_choose_who_it_is(kind: str) -> None:
     static = kind == "static"
     authenticator = TokenAuthenticator({TOKEN: "ann"}) if static else hs256()
     # Claims that are not the user's are none of the hub's either.
@@ -630,7 +631,7 @@ def strict(**options: Any) -> JWTAuthenticator:
 
 def test_a_header_has_a_bound_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    # What no client needs, and would be read before the signature tells whose it is.
+    # No client needs a larger one, and it is read before the signature tells whose it is.
     size = HEADER_MAX * 3 // 4
     for length, user in ((size, "ann"), (size + 1, None)):
         header = b'{"alg":"HS256"}'.ljust(length)
@@ -688,7 +689,7 @@ def test_exp_may_be_left_out_where_it_is_not_required() -> None:
     assert hs256(require=())(request(token=token)) == Identity("ann")
     assert hs256(require=("jti",))(request(token=token)) is None
     assert hs256(require=("jti",))(request(token=token_of(exp=None, jti="1"))) == Identity("ann")
-    # What there is counts, required or not.
+    # A claim that is there counts, required or not.
     assert hs256(require=())(request(token=token_of(exp=1))) is None
 
 
@@ -762,13 +763,13 @@ def test_an_identity_ends_no_later_than_its_token(own: int | None, kept: int) ->
     assert made == Identity("x", expires_at=now + kept)
 
 
-def test_what_is_no_identity_is_the_applications_mistake() -> None:
+def test_an_answer_that_is_no_identity_is_the_applications_mistake() -> None:
     wrong: Any = lambda claims: claims["sub"]  # noqa: E731
     with pytest.raises(ValidationError, match="must return Identity or None, not str"):
         hs256(identity=wrong)(request(token=token_of()))
 
 
-async def test_what_identity_raises_is_500_and_reported() -> None:
+async def test_an_exception_of_identity_is_500_and_reported() -> None:
     def identity(claims: dict[str, Any]) -> Identity:
         raise RuntimeError("the application's")
 
@@ -1199,7 +1200,7 @@ def test_a_broken_file_keeps_the_old_keys_and_says_so_once(
     assert SECRET_MEMBER["k"] not in record.getMessage()
     key_file.write("new")
     assert users(authenticator, key_file) == [None, "new"]
-    # What breaks once more is said once more.
+    # A file that breaks once more makes one more line.
     key_file.write(text=text + " ")
     assert users(authenticator, key_file) == [None, "new"]
     assert sum(record.levelno == logging.WARNING for record in caplog.records) == 2
@@ -1529,7 +1530,7 @@ async def test_no_log_of_any_level_has_a_token(caplog: pytest.LogCaptureFixture)
     assert all(r.levelno == logging.DEBUG for r in caplog.records if r.name == "wsc_fast")
 
 
-def test_what_it_is_shows_no_secret() -> None:
+def test_its_repr_shows_no_secret() -> None:
     for authenticator in ALL:
         for text in (repr(authenticator), str(authenticator)):
             assert TOKEN not in text

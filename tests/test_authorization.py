@@ -34,7 +34,8 @@ async def test_only_who_may_join_joins() -> None:
         raw.close()
 
 
-async def test_F11_who_goes_while_the_hook_decides_joins_nothing() -> None:
+@pytest.mark.fault(number="F11")
+async def test_a_client_that_goes_while_the_hook_decides_joins_no_room() -> None:
     def allow(client: Client, room_id: str) -> bool:
         if room_id == "leaving":
             hub.disconnect_user(client.user_id)
@@ -66,7 +67,7 @@ def test_a_hook_must_be_plain() -> None:
             Hub(**{hook: decide})  # type: ignore[arg-type]
 
 
-async def test_nor_does_an_awaitable_allow_anything() -> None:
+async def test_an_awaitable_allows_nothing() -> None:
     seen: list[str | bytes] = []
     errors: list[Exception] = []
 

@@ -123,7 +123,7 @@ async def test_members_come_and_go_in_between(either_way: bool) -> None:
         assert await here.heard(2) == ["one", "three"]
 
 
-async def test_who_leaves_or_is_closed_gets_what_was_sent_before(
+async def test_a_client_that_leaves_or_is_closed_gets_what_was_sent_before(
     either_way: bool, to_room: bool
 ) -> None:
     async with crowd(to_room) as here:

@@ -1,7 +1,7 @@
 """The benchmark suite runs: each row for a moment, with few clients, and nothing is lost.
 
-The figures mean nothing here. What is asked is that the load generator, the C limit and our
-server understand each other in each row, and that results can be written, read and merged.
+The figures mean nothing here. These tests ask that the load generator, the C limit and
+our server understand each other in each row, and that results can be written, read and merged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(
     shutil.which("gcc") is None or shutil.which("taskset") is None, reason="needs gcc and taskset"
 )
-# Those that start other programs, or whose point is their size.
+# Rows that start other programs, or whose point is their size.
 ROWS = (
     *("fanout-w32", "room-w32", "direct", "echo-w16", "mixed", "idle", "rooms-1000x10"),
     *("latency-fanout", "latency-echo", "latency-mixed", "publishers", "json", "tls", "deflate"),

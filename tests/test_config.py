@@ -156,8 +156,9 @@ def test_a_list_of_origins_becomes_a_tuple() -> None:
     assert config.allowed_origins == ("https://a.example", "*.b.example")
 
 
+@pytest.mark.fault(number="A18")
 @pytest.mark.parametrize("timeout", [5.0, 20.0])
-def test_A18_a_heartbeat_that_could_never_be_answered_is_refused(timeout: float) -> None:
+def test_a_heartbeat_that_could_never_be_answered_is_refused(timeout: float) -> None:
     with pytest.raises(ConfigError, match="heartbeat_timeout"):
         HubConfig(heartbeat_interval=20.0, heartbeat_timeout=timeout)
 

@@ -220,7 +220,7 @@ async def test_callbacks_go_on_with_what_async_ones_have_set(any_loop: str, eage
     assert seen == ["authenticate", "connected", "now", "later", "now", "now", "later"]
 
 
-async def test_what_a_callback_starts_has_its_clients_context(any_loop: str) -> None:
+async def test_a_task_of_a_callback_has_its_clients_context(any_loop: str) -> None:
     hub = Hub(authenticate=named)
     seen: list[tuple[str, object]] = []
 

@@ -125,7 +125,7 @@ BOTH = "server_no_context_takeover; client_no_context_takeover"
             "permessage-deflate; client_max_window_bits=9; server_max_window_bits=10",
             f"permessage-deflate; {BOTH}; server_max_window_bits=10; client_max_window_bits=9",
         ),
-        # What is no offer of ours, or follows one.
+        # Elements that are no offer of ours, or follow one.
         (DEFAULT, "x-webkit-deflate-frame, permessage-deflate", f"permessage-deflate; {BOTH}"),
         (DEFAULT, " ,, permessage-deflate , foo; a=1", f"permessage-deflate; {BOTH}"),
     ],
@@ -155,8 +155,9 @@ BAD_PARAMETERS = [
 ]
 
 
+@pytest.mark.fault(number="D6")
 @pytest.mark.parametrize("bad", BAD_PARAMETERS)
-def test_D6_a_bad_offer_is_declined_and_a_good_one_after_it_is_not(bad: str) -> None:
+def test_a_bad_offer_is_declined_and_a_good_one_after_it_is_taken(bad: str) -> None:
     assert negotiate_deflate(DEFAULT, f"permessage-deflate; {bad}") is None
     if not bad.endswith("="):  # after which nothing can be read any more
         both = f"permessage-deflate; {bad}, permessage-deflate; server_max_window_bits=12"
@@ -166,11 +167,12 @@ def test_D6_a_bad_offer_is_declined_and_a_good_one_after_it_is_not(bad: str) -> 
 
 
 @pytest.mark.parametrize("bad", ["", ";", ",", "a b", 'a; b="x', "a; =1", "a=1", "\xff", "a;b=@"])
-def test_what_is_no_list_of_extensions_is_not_read(bad: str) -> None:
+def test_a_header_that_is_no_list_of_extensions_is_not_read(bad: str) -> None:
     assert list(parse_extensions(bad)) == []
 
 
-async def test_D6_a_declined_offer_still_gets_its_101() -> None:
+@pytest.mark.fault(number="D6")
+async def test_a_declined_offer_still_gets_its_101() -> None:
     hub = compressing()
     async with running(hub):
         for bad in BAD_PARAMETERS:
@@ -192,6 +194,7 @@ async def test_without_compression_no_offer_is_answered() -> None:
             assert agreed(raw) is None
 
 
+@pytest.mark.fault(number="B9")
 @MEASURES
 @pytest.mark.parametrize(
     "header",
@@ -204,17 +207,18 @@ async def test_without_compression_no_offer_is_answered() -> None:
         ";" * 15000,
     ],
 )
-def test_B9_a_header_is_read_in_linear_time(header: str) -> None:
+def test_a_header_is_read_in_linear_time(header: str) -> None:
     start = time.process_time()
     for turn in range(10):
         negotiate_deflate(DEFAULT, header + " " * turn)
     assert (time.process_time() - start) / 10 < 0.005
 
 
+@pytest.mark.fault(number="B10")
 @pytest.mark.parametrize(
     "name", ["constructor", ",;constructor", "__class__", "permessage-deflate; __class__"]
 )
-async def test_B10_magic_names_are_nothing(name: str) -> None:
+async def test_magic_names_in_an_offer_are_ignored(name: str) -> None:
     hub = compressing()
     async with running(hub):
         raw, _ = await join(hub, "a", headers=offers(name))
@@ -256,6 +260,7 @@ def test_more_offers_than_anybody_has_are_declined() -> None:
     assert negotiate_deflate(wanted, "permessage-deflate," + "x" * 4_078) is None
 
 
+@pytest.mark.fault(number="B13")
 @pytest.mark.parametrize(
     ("supported", "offered", "chosen"),
     [
@@ -273,19 +278,21 @@ def test_more_offers_than_anybody_has_are_declined() -> None:
         (("a",), [""], None),
     ],
 )
-def test_B13_a_subprotocol_is_one_that_was_offered(
+def test_a_subprotocol_is_one_that_was_offered(
     supported: tuple[str, ...], offered: list[str], chosen: str | None
 ) -> None:
     assert choose_subprotocol(supported, offered) == chosen
 
 
+@pytest.mark.fault(number="A23")
 @pytest.mark.parametrize("bad", ["", "a b", "a,b", "é", "a\r\nSet-Cookie: x=1"])
-def test_A23_a_subprotocol_that_no_header_can_carry_is_refused(bad: str) -> None:
+def test_a_subprotocol_that_no_header_can_carry_is_refused(bad: str) -> None:
     with pytest.raises(ConfigError, match="subprotocols"):
         HubConfig(subprotocols=(bad,))
 
 
-async def test_B13_the_subprotocol_is_in_the_101_and_on_the_client() -> None:
+@pytest.mark.fault(number="B13")
+async def test_the_subprotocol_is_in_the_101_and_on_the_client() -> None:
     hub = Hub(HubConfig(subprotocols=("v2", "v1")), authenticate=named)
     async with running(hub):
         raw, client = await join(hub, "a", headers=[("Sec-WebSocket-Protocol", "v1, v2")])
@@ -301,6 +308,7 @@ async def test_B13_the_subprotocol_is_in_the_101_and_on_the_client() -> None:
 # --- C9, D1, D2, D7: what comes in ---
 
 
+@pytest.mark.fault(number="C9")
 @pytest.mark.parametrize(
     "stream",
     [
@@ -313,7 +321,7 @@ async def test_B13_the_subprotocol_is_in_the_101_and_on_the_client() -> None:
         encode(TEXT, b"x", rsv=RSV1 | 1),
     ],
 )
-async def test_C9_a_reserved_bit_where_it_may_not_be_is_1002(any_loop: str, stream: bytes) -> None:
+async def test_a_reserved_bit_where_it_may_not_be_is_1002(any_loop: str, stream: bytes) -> None:
     hub = compressing()
     async with running(hub):
         other, _ = await join(hub, "other", headers=offers())
@@ -338,8 +346,9 @@ def pieces(data: bytes, count: int) -> Iterator[bytes]:
         )
 
 
+@pytest.mark.fault(number="D1")
 @pytest.mark.parametrize("fragments", [1, 7])
-async def test_D1_a_bomb_is_stopped_at_the_limit(fragments: int) -> None:
+async def test_a_bomb_is_stopped_at_the_limit(fragments: int) -> None:
     bomb = deflated(bytes(200 << 20))
     hub = compressing()
     heard: list[object] = []
@@ -355,11 +364,10 @@ async def test_D1_a_bomb_is_stopped_at_the_limit(fragments: int) -> None:
         assert process.memory_info().rss - before < 8 << 20
 
 
+@pytest.mark.fault(number="D2")
 @pytest.mark.parametrize("fragments", [1, 3])
 @pytest.mark.parametrize("noise", [False, True])
-async def test_D2_the_limit_is_of_the_inflated_message_and_exact(
-    fragments: int, noise: bool
-) -> None:
+async def test_the_limit_is_of_the_inflated_message_and_exact(fragments: int, noise: bool) -> None:
     limit = 70_000  # more than the scratch memory that is kept
     hub = compressing(max_message_size=limit)
     heard: list[bytes] = []
@@ -412,6 +420,7 @@ async def test_a_message_of_the_limit_is_taken_however_badly_it_is_compressed(
     assert len(heard) == 1
 
 
+@pytest.mark.fault(number="D7")
 @pytest.mark.parametrize(
     "payload",
     [
@@ -423,7 +432,7 @@ async def test_a_message_of_the_limit_is_taken_however_badly_it_is_compressed(
         b"\x02" + deflated(b"abc"),
     ],
 )
-async def test_D7_invalid_deflate_data_is_1007_and_others_live(payload: bytes) -> None:
+async def test_invalid_deflate_data_is_1007_and_others_live(payload: bytes) -> None:
     hub = compressing()
     async with running(hub):
         other, _ = await join(hub, "other", headers=offers())
@@ -435,8 +444,9 @@ async def test_D7_invalid_deflate_data_is_1007_and_others_live(payload: bytes) -
             assert inflated(await other.recv()) == b"still here"
 
 
+@pytest.mark.fault(number="D7")
 @pytest.mark.parametrize("keeps", [False, True])
-async def test_D7_a_last_block_marked_so_is_no_fault(keeps: bool) -> None:
+async def test_a_block_marked_as_the_last_is_no_fault(keeps: bool) -> None:
     # RFC 7692 section 7.2.3.4.
     hub = compressing(client_no_context_takeover=not keeps)
     async with running(hub):
@@ -468,7 +478,8 @@ async def test_no_client_can_refer_to_what_another_has_sent() -> None:
             assert (await thief.recv()).code == 1007
 
 
-async def test_C8_text_that_inflates_to_bad_utf8_is_1007() -> None:
+@pytest.mark.fault(number="C8")
+async def test_text_that_inflates_to_bad_utf8_is_1007() -> None:
     hub = compressing()
     async with running(hub):
         raw, _ = await join(hub, "a", headers=offers())
@@ -511,7 +522,8 @@ async def test_invariant_1_a_message_is_compressed_once_for_each_window(any_loop
                 assert frames[2].payload == b"short"
 
 
-async def test_D4_dropping_and_joining_late_breaks_no_stream() -> None:
+@pytest.mark.fault(number="D4")
+async def test_dropping_and_joining_late_breaks_no_stream() -> None:
     hub = compressing(overflow="drop_oldest", outbox_messages=3, write_buffer_size=4096)
     async with running(hub):
         raw, slow = await join(hub, "slow", headers=offers(), rcvbuf=4096)
@@ -533,7 +545,8 @@ async def test_D4_dropping_and_joining_late_breaks_no_stream() -> None:
 # --- D5: context takeover ---
 
 
-async def test_D5_a_kept_context_goes_on_from_message_to_message(any_loop: str) -> None:
+@pytest.mark.fault(number="D5")
+async def test_a_kept_context_goes_on_from_message_to_message(any_loop: str) -> None:
     hub = compressing(server_no_context_takeover=False, client_no_context_takeover=False)
     async with running(hub):
         raw, client = await join(hub, "a", headers=offers("permessage-deflate"))
@@ -559,8 +572,9 @@ async def test_D5_a_kept_context_goes_on_from_message_to_message(any_loop: str) 
             assert back.decompress((await raw.recv()).payload + TAIL) == text
 
 
+@pytest.mark.fault(number="D4")
 @pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest"])
-async def test_D4_what_a_kept_context_never_sent_is_no_part_of_its_stream(overflow: str) -> None:
+async def test_dropped_messages_are_no_part_of_the_stream_of_a_kept_context(overflow: str) -> None:
     hub = compressing(
         server_no_context_takeover=False,
         overflow=overflow,
@@ -612,7 +626,8 @@ async def test_a_message_for_kept_and_shared_contexts_reaches_all(any_loop: str)
 # --- D8: memory ---
 
 
-async def test_D8_a_connection_without_a_context_keeps_no_memory_for_one() -> None:
+@pytest.mark.fault(number="D8")
+async def test_a_connection_without_a_context_keeps_no_memory_for_one() -> None:
     hub = compressing()
     process = psutil.Process()
     async with running(hub):
@@ -641,8 +656,9 @@ async def test_D8_a_connection_without_a_context_keeps_no_memory_for_one() -> No
     assert compressed - plain < 300 * 2048
 
 
+@pytest.mark.fault(number="D8")
 @MEASURES
-async def test_D8_kept_contexts_go_with_their_connections() -> None:
+async def test_kept_contexts_go_with_their_connections() -> None:
     hub = compressing(server_no_context_takeover=False, client_no_context_takeover=False)
     process = psutil.Process()
 
@@ -714,7 +730,8 @@ async def test_websockets_and_the_hub_understand_each_other(any_loop: str, keeps
 # --- before authentication ---
 
 
-async def test_B5_what_is_held_before_authentication_is_bounded_once_inflated() -> None:
+@pytest.mark.fault(number="B5")
+async def test_messages_held_before_authentication_are_bounded_once_inflated() -> None:
     refused: list[Exception] = []
 
     async def never(request: Request) -> Identity | None:
@@ -738,7 +755,7 @@ async def test_B5_what_is_held_before_authentication_is_bounded_once_inflated() 
 # --- what cannot be compressed ---
 
 
-async def test_what_gets_no_shorter_goes_out_plain_from_a_kept_context_too() -> None:
+async def test_a_message_that_gets_no_shorter_goes_out_plain_from_a_kept_context_too() -> None:
     noise = os.urandom(200_000)
     text = b"hello " * 1000
     hub = compressing(server_no_context_takeover=False)

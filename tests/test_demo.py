@@ -82,7 +82,7 @@ async def test_a_name_that_changes_all_the_time_is_told_once_in_an_interval(
             assert (await heard(ann, "joined"))["name"] == "back"
             for kind, name in (("user_left", "ann19"), ("user_joined", "back")):
                 assert (await heard(bob, kind))["name"] == name
-            # What waits is given up by leaving.
+            # Leaving gives up a change that waits.
             monkeypatch.setattr(chat, "CHANGE_INTERVAL", 60.0)
             await say(ann, type="leave_room", room="lobby")
             await heard(ann, "user_left")

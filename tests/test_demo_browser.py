@@ -172,7 +172,7 @@ class Window:
             self.driver.save_screenshot(f"{folder}/{name}.png")
 
     def complaints(self) -> list[str]:
-        """What the console says, but for the failed connections of a server that is down."""
+        """The lines of the console, but for the failed connections of a server that is down."""
         log = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         return [
             entry["message"] for entry in log if "WebSocket connection to" not in entry["message"]

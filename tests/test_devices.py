@@ -169,7 +169,7 @@ async def test_order_holds_for_each_device_across_messages_of_both_kinds() -> No
         assert sorted(got) == sorted(expected)
 
 
-async def test_what_was_stored_before_any_device_was_known_goes_to_the_first_one(
+async def test_messages_stored_before_any_device_was_known_go_to_the_first_one(
     store: OfflineStore,
 ) -> None:
     hub = per_device(store)
@@ -321,7 +321,7 @@ async def test_a_store_that_is_away_is_an_error_of_the_message() -> None:
         for waiting in (pending, pending.accepted()):
             with pytest.raises(OfflineStoreError, match="cannot read"):
                 await waiting
-        # Who is connected gets messages all the same.
+        # A connected device gets messages all the same.
         raw = await RawClient.open(hub, "/ws?user=bob&device=phone")
         await eventually(lambda: hub.get_connected_clients() == 1)
         live = hub.send_ack_message_to_user("bob", ACKMessage(content="live"))

@@ -42,7 +42,7 @@ from wsc_fast import (
 
 REGISTRARS = ["on_client_connected", "on_client_disconnected", "on_message_received", "on_error"]
 
-# What ends a loop or a task when it gets past us; a callback may raise any of them.
+# These end a loop or a task when they get past us; a callback may raise any of them.
 HARD = [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit]
 
 
@@ -187,7 +187,8 @@ async def test_the_connect_callback_is_over_before_the_first_message() -> None:
 # --- order and backpressure ---
 
 
-async def test_F15_order_per_client_with_handlers_that_sleep_at_random(any_loop: str) -> None:
+@pytest.mark.fault(number="F15")
+async def test_handlers_that_sleep_at_random_keep_the_order_of_each_client(any_loop: str) -> None:
     hub = Hub()
     rng = random.Random(15)
     seen: dict[Client, list[int]] = {}
@@ -263,7 +264,8 @@ async def test_more_than_64_waiting_pause_that_clients_reading_and_nobody_elses(
             assert seen == list(range(total))
 
 
-async def test_E6_a_flood_over_the_bound_is_handled_in_order_and_nothing_is_lost() -> None:
+@pytest.mark.fault(number="E6")
+async def test_a_flood_over_the_bound_is_handled_in_order_and_nothing_is_lost() -> None:
     hub = Hub(HubConfig(max_pending_callbacks=1, read_buffer_size=8192))
     seen: list[int] = []
     waiting = 0
@@ -374,10 +376,9 @@ async def test_a_raising_message_callback_is_reported_and_the_connection_stays(
     assert caplog.records[-1].exc_info[1] is error
 
 
+@pytest.mark.fault(number="A27")
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
-async def test_A27_a_raising_connect_callback_closes_with_1011(
-    any_loop: str, is_async: bool
-) -> None:
+async def test_a_raising_connect_callback_closes_with_1011(any_loop: str, is_async: bool) -> None:
     hub = Hub()
     seen: list[str] = []
 
@@ -431,9 +432,10 @@ async def test_a_raising_disconnect_callback_leaves_nothing_behind(is_async: boo
     assert seen == ["out", "mine"]
 
 
+@pytest.mark.fault(number="A28")
 @pytest.mark.parametrize("kind", HARD)
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
-async def test_A28_a_message_callback_that_raises_what_ends_a_loop(
+async def test_a_base_exception_of_a_message_callback_closes_its_client_alone(
     any_loop: str, kind: type[BaseException], is_async: bool
 ) -> None:
     hub = Hub()
@@ -459,10 +461,11 @@ async def test_A28_a_message_callback_that_raises_what_ends_a_loop(
     assert failures == [kind]
 
 
+@pytest.mark.fault(number="A28")
 @pytest.mark.parametrize("kind", HARD[:2])
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
 @pytest.mark.parametrize("name", ["on_client_connected", "on_client_disconnected"])
-async def test_A28_other_callbacks_that_raise_what_ends_a_loop(
+async def test_a_base_exception_of_another_callback_hurts_nobody_else(
     kind: type[BaseException], is_async: bool, name: str
 ) -> None:
     hub = Hub()
@@ -521,9 +524,10 @@ async def test_an_on_error_callback_that_raises_is_logged_and_stops_no_other(
     assert sum("an on_error callback raised" in line for line in errors_in(caplog)) == 2
 
 
+@pytest.mark.fault(number="A28")
 @pytest.mark.parametrize("kind", HARD[:3])
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
-def test_A28_an_on_error_callback_that_raises_what_ends_a_loop(
+def test_a_base_exception_of_an_on_error_callback_hurts_nobody(
     kind: type[BaseException], is_async: bool
 ) -> None:
     async def scenario() -> None:
@@ -641,7 +645,8 @@ async def test_stop_lets_callbacks_under_way_finish() -> None:
     assert seen == ["message", "out"]
 
 
-async def test_F14_stop_with_a_stuck_callback_still_tells_of_the_disconnect() -> None:
+@pytest.mark.fault(number="F14")
+async def test_stop_with_a_stuck_callback_still_tells_of_the_disconnect() -> None:
     hub = Hub()
     begun = asyncio.Event()
     cancelled = asyncio.Event()
@@ -733,7 +738,7 @@ async def test_an_async_on_client_disconnected_that_never_ends_is_cancelled(any_
         assert hub.get_stats().limited["callback_close_timeout"] == 3
 
 
-async def test_what_a_client_sent_before_it_left_is_handled_however_long_it_takes_in_all(
+async def test_messages_before_a_leave_are_handled_however_long_it_takes_in_all(
     any_loop: str,
 ) -> None:
     # Each callback has the time, not all of them together.

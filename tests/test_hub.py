@@ -206,7 +206,8 @@ async def test_looking_up_what_is_not_there() -> None:
         assert repr(hub) == "<Hub running, 0 clients>"
 
 
-async def test_F10_a_newer_connection_with_the_same_id_replaces_the_older(any_loop: str) -> None:
+@pytest.mark.fault(number="F10")
+async def test_a_newer_connection_with_the_same_id_replaces_the_older(any_loop: str) -> None:
     hub = Hub(authenticate=by_query)
     seen: list[tuple[str, Client]] = []
     hub.on_client_connected(lambda client: seen.append(("in", client)))
@@ -292,7 +293,8 @@ async def test_aiohttp_and_websockets_clients_get_the_same() -> None:
         assert await one.receive_bytes() == await two.recv() == b"from websockets"
 
 
-async def test_F17_a_buffer_changed_after_the_call_is_sent_as_it_was() -> None:
+@pytest.mark.fault(number="F17")
+async def test_a_buffer_changed_after_the_call_is_sent_as_it_was() -> None:
     hub = Hub()
     async with running(hub):
         with await RawClient.open(hub) as client:
@@ -302,6 +304,7 @@ async def test_F17_a_buffer_changed_after_the_call_is_sent_as_it_was() -> None:
             assert (await client.recv()).payload == b"before"
 
 
+@pytest.mark.fault(number="F16")
 @pytest.mark.parametrize(
     ("message", "error"),
     [
@@ -314,7 +317,7 @@ async def test_F17_a_buffer_changed_after_the_call_is_sent_as_it_was() -> None:
     ],
     ids=["None", "int", "list", "dict", "surrogate", "strided"],
 )
-async def test_F16_a_message_that_cannot_be_sent_reaches_nobody(
+async def test_a_message_that_cannot_be_sent_reaches_nobody(
     message: Any, error: type[Exception]
 ) -> None:
     hub = Hub()
@@ -419,7 +422,7 @@ async def test_a_key_replaces_what_still_waits_under_it() -> None:
             it.send("cursor 4", key="cursor")
             assert await texts(client, 4) == ["plain 1", "other", "plain 2", "cursor 4"]
             assert hub.get_stats().conflated == 3
-            # What has gone out is not replaced.
+            # A message that has gone out is not replaced.
             hub.broadcast("cursor 5", key="cursor")
             assert await texts(client, 1) == ["cursor 5"]
             assert hub.get_stats().conflated == 3
@@ -527,7 +530,8 @@ async def test_rooms_from_creation_to_deletion() -> None:
         assert hub.get_room_clients("early") == []
 
 
-async def test_F13_joining_twice_is_joining_once_and_leaving_is_idempotent() -> None:
+@pytest.mark.fault(number="F13")
+async def test_joining_twice_is_joining_once_and_leaving_is_idempotent() -> None:
     hub = Hub(authenticate=by_query)
     async with running(hub):
         hub.create_room("r")
@@ -574,8 +578,9 @@ async def test_every_room_method_names_what_is_missing() -> None:
             assert hub.get_rooms() == ["r"]
 
 
+@pytest.mark.fault(number="F12")
 @pytest.mark.parametrize("bad", BAD_IDS, ids=repr)
-async def test_F12_ids_that_cannot_be_used(bad: Any) -> None:
+async def test_ids_that_cannot_be_used_are_refused(bad: Any) -> None:
     hub = Hub()
     async with running(hub):
         with await RawClient.open(hub):
@@ -609,13 +614,14 @@ async def test_ids_that_can_be_used(good: str) -> None:
             assert await texts(client, 1) == ["x"]
 
 
-async def test_F12_the_bound_on_rooms() -> None:
+@pytest.mark.fault(number="F12")
+async def test_the_number_of_rooms_is_bounded() -> None:
     hub = Hub(HubConfig(max_rooms=2))
     hub.create_room("1")
     hub.create_room("2")
     with pytest.raises(LimitError, match="2 rooms"):
         hub.create_room("3")
-    # What is there already is said first: the caller's answer to it is another.
+    # An existing room is reported before the bound: the caller's answer to it is another.
     with pytest.raises(RoomExistsError):
         hub.create_room("1")
     hub.delete_room("1")
@@ -626,8 +632,9 @@ async def test_F12_the_bound_on_rooms() -> None:
         none.create_room("1")
 
 
+@pytest.mark.fault(number="F12")
 @pytest.mark.parametrize("user", ["ann", "same"])
-async def test_F12_the_bound_on_rooms_of_a_client(user: str) -> None:
+async def test_the_number_of_rooms_of_a_client_is_bounded(user: str) -> None:
     hub = Hub(HubConfig(max_rooms_per_client=2), authenticate=by_query)
     async with running(hub):
         # A client is in its user's set too, unless their ids are the same: that is no room.
@@ -644,7 +651,8 @@ async def test_F12_the_bound_on_rooms_of_a_client(user: str) -> None:
             assert hub.get_client_rooms("same") == ["2", "3"]
 
 
-async def test_F11_a_client_that_has_left_joins_no_room() -> None:
+@pytest.mark.fault(number="F11")
+async def test_a_client_that_has_left_joins_no_room() -> None:
     hub = Hub()
     failures: list[type[BaseException]] = []
     done = asyncio.Event()
@@ -784,8 +792,9 @@ async def test_disconnect_lets_what_is_queued_go_out_first() -> None:
             assert await raw.recv_rest() == []
 
 
+@pytest.mark.fault(number="A14")
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 2999, 5000, 70000, -1, 10**12])
-async def test_A14_a_code_that_may_not_be_sent_leaves_the_connection_untouched(code: int) -> None:
+async def test_a_code_that_may_not_be_sent_leaves_the_connection_untouched(code: int) -> None:
     hub = Hub()
     async with running(hub):
         with await RawClient.open(hub) as raw:
@@ -796,7 +805,8 @@ async def test_A14_a_code_that_may_not_be_sent_leaves_the_connection_untouched(c
             assert await texts(raw, 1) == ["still there"]
 
 
-async def test_A14_a_long_reason_is_cut_on_a_code_point() -> None:
+@pytest.mark.fault(number="A14")
+async def test_a_long_reason_is_cut_on_a_code_point() -> None:
     hub = Hub()
     async with running(hub):
         with await RawClient.open(hub) as raw:
@@ -819,7 +829,7 @@ async def test_the_picows_transport_is_for_looking() -> None:
                     write()
             hub.broadcast("sound")
             assert await texts(raw, 1) == ["sound"]
-            # What only closes takes the client's own way out.
+            # A method that only closes takes the client's own way out.
             conn.disconnect()
             assert (await raw.recv()).code == 1000
 
@@ -961,7 +971,8 @@ async def test_messages_of_a_thread_arrive_in_its_order() -> None:
                 assert [int(n) for of, n in got if int(of) == name] == list(range(100))
 
 
-async def test_F18_eight_threads_call_everything_during_churn_and_after_stop() -> None:
+@pytest.mark.fault(number="F18")
+async def test_eight_threads_get_results_or_prompt_errors_amid_churn_and_after_stop() -> None:
     hub = Hub(
         HubConfig(max_rooms=20, outbox_messages=64, overflow="drop_oldest", close_timeout=0.5)
     )
@@ -1052,7 +1063,8 @@ async def test_F18_eight_threads_call_everything_during_churn_and_after_stop() -
     assert hub.connections == 0
 
 
-async def test_F9_a_callback_that_waits_for_a_thread_that_calls_the_hub() -> None:
+@pytest.mark.fault(number="F9")
+async def test_a_callback_that_waits_for_a_thread_that_calls_the_hub_does_not_hang() -> None:
     hub = Hub(HubConfig(thread_call_timeout=0.2))
     raised: list[BaseException] = []
 
@@ -1072,7 +1084,7 @@ async def test_F9_a_callback_that_waits_for_a_thread_that_calls_the_hub() -> Non
     async with running(hub):
         with await RawClient.open(hub) as raw:
             await raw.send(TEXT, b"go")
-            # What was given up does not happen afterwards.
+            # A call that was given up does not happen afterwards.
             assert await texts(raw, 1) == ["out of it"]
             hub.broadcast("next")
             assert await texts(raw, 1) == ["next"]

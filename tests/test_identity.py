@@ -1,4 +1,4 @@
-"""Who a client is: identities that have ended, ids that are taken, and a full hub."""
+"""The identity of a client: one that has ended, ids that are taken, and a full hub."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def refused(hub: Hub, path: str, is_async: bool) -> str:
     """How a client is refused: the status of the answer, or the close code."""
     if not is_async:
         return (await exchange(hub, RawClient.request(hub, path))).split(b" ")[1].decode()
-    # What comes with the upgrade is not heard either.
+    # A message that comes with the upgrade is not heard either.
     with await RawClient.open(hub, path, tail=encode(TEXT, b"a command")) as raw:
         frame = await raw.recv()
         await raw.send(CLOSE, frame.payload)
@@ -196,7 +196,7 @@ async def full_of_ghosts(hub: Hub, count: int) -> list[RawClient]:
 
 
 @ASYNC
-async def test_who_comes_back_to_a_full_hub_replaces_its_own_connection(
+async def test_a_client_that_comes_back_to_a_full_hub_replaces_its_own_connection(
     any_loop: str, is_async: bool
 ) -> None:
     hub = Hub(
@@ -291,7 +291,7 @@ async def test_a_full_hub_finds_out_about_few_at_once() -> None:
         for _ in range(5):
             assert await refused(hub, "/ws?user=u1&id=d1", False) == "503"
         assert len(asked) == 12
-        # Who leaves makes room for the next.
+        # A connection that leaves makes room for the next.
         waiting.pop().close()
         await eventually(lambda: len(hub._parts.admission._returning) == 9)
         waiting.append(await RawClient.open(hub, "/ws?user=u1&id=d1"))

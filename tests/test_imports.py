@@ -1,4 +1,4 @@
-"""Who may know whom in the package: read from the imports, and from the private names in use.
+"""The rules of who may know whom in the package, checked by imports and private names.
 
 1.  The compiled modules import nothing of the package but `errors`.
 2.  Nobody but its own users imports the hub. A part is given what it needs.
@@ -27,7 +27,7 @@ MODULES = {source.module for source in SOURCES}
 # Rooms that are looked at later. Any other one is looked at, a new one too.
 NOT_YET = ("adapters", "auth", "hub", "runtime", "upgrade")
 
-# What is wrong today, by file: modules that it may not import, and private names that it may not
+# The violations of today, by file: modules that it may not import, and private names that it may not
 # use. This is to become empty.
 EXCEPTIONS: dict[str, set[str]] = {
     "src_cy/engine.pyx": {"wsc_fast.messages", "wsc_fast.turns"},
@@ -125,7 +125,7 @@ def found_not_public(source: Source) -> set[str]:
 
 
 def imports_of(sources: Iterable[Source], without: dict[str, set[str]]) -> dict[str, set[str]]:
-    """What each module imports; all of its files together."""
+    """The imports of each module; all of its files together."""
     found: dict[str, set[str]] = defaultdict(set)
     for source in sources:
         found[source.module] |= source.imported(MODULES) - without.get(source.path, set())

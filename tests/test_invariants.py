@@ -111,7 +111,7 @@ async def test_invariant_2_a_long_backlog_goes_out_in_few_large_sends() -> None:
             hub.broadcast(b"x" * 20)
         for _ in range(10_000):
             assert len((await raws["c0"].recv()).payload) == 20
-        # What one send takes at most is 256 pieces.
+        # One send takes at most 256 pieces.
         assert hub.get_stats().send_calls <= 10_000 // 256 + 5
 
 
@@ -302,7 +302,7 @@ async def test_invariant_6_a_long_flush_yields_to_pings_reads_and_timers(any_loo
     async with crowd(hub, 200) as raws:
         loop = asyncio.get_running_loop()
         hub.reset_stats()
-        # What the loop does between two slices of the flush of 200 sends.
+        # The loop does this between two slices of the flush of 200 sends.
         sent: list[int] = []
 
         def turn() -> None:
@@ -415,7 +415,7 @@ async def test_invariant_7_callbacks_may_do_anything(any_loop: str, seed: int) -
             await asyncio.sleep(0)
 
     async def visit_patiently(name: str) -> None:
-        # Whoever waits for a message that nobody happens to send goes on after a while.
+        # A visitor that waits for a message that nobody happens to send goes on after a while.
         with contextlib.suppress(TimeoutError):
             await visit(name)
 
@@ -508,7 +508,7 @@ async def test_invariant_8_nothing_is_retained_for_who_has_gone(
                 raw.reset()
             await eventually(lambda: hub.connections == 0)
 
-        # What earlier tests left to the collector may go at any time, so the bound is from above.
+        # Objects of earlier tests may be collected at any time, so the bound is from above.
         gc.collect()
         descriptors = len(os.listdir("/proc/self/fd"))
         await come_and_go(0)

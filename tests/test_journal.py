@@ -69,7 +69,7 @@ async def test_a_store_that_was_away_when_it_was_attached_is_opened_later() -> N
         assert store.calls["open"] <= 4
 
 
-async def test_what_waits_for_a_store_to_open_comes_in_order_and_is_bounded() -> None:
+async def test_messages_that_wait_for_a_store_to_open_come_in_order_and_are_bounded() -> None:
     store = TroubledStore()
     store.gate.clear()
     hub = acking(None)
@@ -124,7 +124,7 @@ async def test_a_store_that_hangs_holds_up_plain_messages_for_its_patience_only(
         store.gate.set()
 
 
-async def test_what_a_store_held_comes_once_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_messages_of_a_store_come_once_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_access, "PATIENCE", 0.1)
     monkeypatch.setattr(store_access, "AWAY", 0.2)
     monkeypatch.setattr("wsc_fast.delivery.catching_up.REPLAY_AGAIN", 0.2)
@@ -181,7 +181,7 @@ async def test_a_page_that_is_not_full_is_the_last_one() -> None:
 # --- removing ---
 
 
-async def test_what_could_not_be_removed_is_removed_later_and_comes_to_nobody(
+async def test_a_message_that_could_not_be_removed_is_removed_later_and_comes_to_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(journal, "DELETE_AGAIN", 0.3)
@@ -282,7 +282,7 @@ def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @KINDS
 @pytest.mark.usefixtures("looking_often")
-async def test_what_another_process_stores_comes_to_a_user_who_is_connected_here(
+async def test_a_message_that_another_process_stores_comes_to_a_user_connected_here(
     kind: str, tmp_path: Path
 ) -> None:
     async with two_stores(kind, tmp_path) as (one, two):
@@ -296,7 +296,7 @@ async def test_what_another_process_stores_comes_to_a_user_who_is_connected_here
             for n in range(300):
                 there.send_ack_message_to_user("ann", ACKMessage(content=str(n)))
             assert await contents_acknowledged(raw, 300) == [str(n) for n in range(300)]
-            # What this process had stored and sent itself is not sent again.
+            # Messages that this process had stored and sent itself are not sent again.
             here.send_to_user("ann", HubMessage(content="end"))
             assert (await received(raw))["content"] == "end"
             await eventually_count(two, "ann", 3)
@@ -322,7 +322,9 @@ async def test_a_sender_is_told_when_another_process_has_delivered_its_message(
 
 
 @KINDS
-async def test_what_the_store_has_lost_is_sent_from_memory(kind: str, tmp_path: Path) -> None:
+async def test_a_message_that_the_store_has_lost_is_sent_from_memory(
+    kind: str, tmp_path: Path
+) -> None:
     async with two_stores(kind, tmp_path) as (one, two):
         hub = acking(one)
         async with running(hub):

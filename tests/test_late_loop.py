@@ -179,7 +179,7 @@ async def test_a_tls_handshake_that_stays_half_done_is_ended_and_counted(
         assert hub.get_stats().rejected["gone"] == 0
 
 
-async def test_what_an_authentication_service_has_answered_counts(any_loop: str) -> None:
+async def test_an_answer_of_the_authentication_service_counts_on_a_late_loop(any_loop: str) -> None:
     here, there = socket.socketpair()
     there.setblocking(False)
     asked = asyncio.Event()

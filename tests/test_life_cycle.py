@@ -291,15 +291,17 @@ async def test_a_bound_socket(any_loop: str) -> None:
         assert await asyncio_can_connect("127.0.0.1", port)
 
 
+@pytest.mark.fault(number="A7")
 @pytest.mark.parametrize("host", ["/tmp/hub.sock", "unix:/tmp/hub.sock", "\0hub", ["/tmp/x"]])
-async def test_A7_a_unix_socket_path_is_refused(host: Any) -> None:
+async def test_a_unix_socket_path_is_refused(host: Any) -> None:
     hub = Hub()
     with pytest.raises(ValueError, match="Unix"):
         await hub.start(host, 0)
     assert hub.loop is None
 
 
-async def test_A7_a_bound_unix_socket_is_refused(tmp_path: Path) -> None:
+@pytest.mark.fault(number="A7")
+async def test_a_bound_unix_socket_is_refused(tmp_path: Path) -> None:
     hub = Hub()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "hub.sock"))
@@ -338,7 +340,9 @@ async def test_a_path_that_cannot_be_served_is_refused(path: Any) -> None:
         ({"sock": "127.0.0.1"}, "sock"),
     ],
 )
-async def test_what_cannot_be_listened_on_is_refused(where: dict[str, Any], named: str) -> None:
+async def test_an_address_that_cannot_be_listened_on_is_refused(
+    where: dict[str, Any], named: str
+) -> None:
     hub = Hub()
     with pytest.raises(ValidationError, match=named):
         await hub.start(**{"port": 0, **where})
@@ -432,7 +436,8 @@ def test_a_hook_that_cannot_be_called_is_refused(hook: str) -> None:
         Hub(**{hook: "somebody"})  # type: ignore[arg-type]
 
 
-async def test_H2_after_a_failed_bind_the_hub_can_be_stopped_and_started(any_loop: str) -> None:
+@pytest.mark.fault(number="H2")
+async def test_after_a_failed_bind_the_hub_can_be_stopped_and_started(any_loop: str) -> None:
     hub = Hub()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -528,7 +533,8 @@ async def test_stop_tells_every_client_and_then_listens_no_more(any_loop: str) -
     assert not await asyncio_can_connect("127.0.0.1", port)
 
 
-async def test_H2_stop_before_the_start_and_after_the_stop(any_loop: str) -> None:
+@pytest.mark.fault(number="H2")
+async def test_stop_before_the_start_and_after_the_stop_does_nothing(any_loop: str) -> None:
     hub = Hub()
     await hub.stop()
     await hub.start(port=0)
@@ -538,7 +544,8 @@ async def test_H2_stop_before_the_start_and_after_the_stop(any_loop: str) -> Non
     assert hub.loop is None
 
 
-async def test_H2_stop_twice_at_once(any_loop: str) -> None:
+@pytest.mark.fault(number="H2")
+async def test_stops_at_once_are_one_stop(any_loop: str) -> None:
     hub = Hub()
     gone: list[Client] = []
     hub.on_client_disconnected(gone.append)
@@ -551,9 +558,12 @@ async def test_H2_stop_twice_at_once(any_loop: str) -> None:
     assert len(gone) == 1
 
 
+@pytest.mark.fault(number="H2")
 @pytest.mark.parametrize("where", ["message", "connected", "disconnected", "error"])
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
-async def test_H2_stop_from_a_callback(any_loop: str, where: str, is_async: bool) -> None:
+async def test_stop_from_a_callback_does_not_wait_for_itself(
+    any_loop: str, where: str, is_async: bool
+) -> None:
     hub = Hub()
     stopped = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
@@ -598,7 +608,8 @@ async def test_H2_stop_from_a_callback(any_loop: str, where: str, is_async: bool
         assert ws.close_code == 1001
 
 
-async def test_H2_stop_from_two_callbacks_at_once() -> None:
+@pytest.mark.fault(number="H2")
+async def test_stop_from_two_callbacks_at_once_does_not_wait_for_itself() -> None:
     hub = Hub()
     stopped = 0
 
@@ -620,7 +631,8 @@ async def test_H2_stop_from_two_callbacks_at_once() -> None:
         await eventually(lambda: stopped == 2)
 
 
-async def test_H2_stop_in_the_middle_of_a_broadcast() -> None:
+@pytest.mark.fault(number="H2")
+async def test_stop_in_the_middle_of_broadcasts_loses_none() -> None:
     hub = Hub(HubConfig(outbox_bytes=1 << 24))
     tasks: list[asyncio.Task[None]] = []
 
@@ -927,7 +939,7 @@ async def test_stop_under_load_over_tls(
 
 
 async def test_stop_lets_a_message_on_its_way_in_be_the_last() -> None:
-    # What a client sends after the hub began to close is not heard (RFC 6455 section 5.5.1).
+    # A message that comes after the hub began to close is not heard (RFC 6455 section 5.5.1).
     hub = Hub()
     seen: list[str] = []
     hub.on_message_received(lambda client, message: seen.append(str(message)))
@@ -945,8 +957,9 @@ async def test_stop_lets_a_message_on_its_way_in_be_the_last() -> None:
 # --- H1: whatever clients do ---
 
 
+@pytest.mark.fault(number="H1")
 @pytest.mark.parametrize("timeout", [0.0, 0.3])
-async def test_H1_stop_ends_by_its_timeout_and_closes_every_descriptor(
+async def test_stop_ends_by_its_timeout_and_closes_every_descriptor(
     any_loop: str, timeout: float
 ) -> None:
     cancelled = 0
@@ -995,7 +1008,8 @@ async def test_H1_stop_ends_by_its_timeout_and_closes_every_descriptor(
     await eventually(lambda: descriptors() == before)
 
 
-async def test_H1_a_silent_client_on_the_tls_port_goes_with_the_handshake_timeout(
+@pytest.mark.fault(number="H1")
+async def test_a_silent_client_on_the_tls_port_goes_with_the_handshake_timeout(
     any_loop: str, server_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(handshake_timeout=0.5))
@@ -1014,7 +1028,7 @@ async def test_H1_a_silent_client_on_the_tls_port_goes_with_the_handshake_timeou
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a callback"])
-async def test_who_is_told_of_a_disconnect_at_the_end_of_a_stop_has_a_second(
+async def test_a_disconnect_callback_at_the_end_of_a_stop_has_a_second(
     any_loop: str, busy: bool
 ) -> None:
     hub = Hub(HubConfig(close_timeout=60.0))
@@ -1064,7 +1078,8 @@ async def test_a_disconnect_callback_that_never_ends_holds_a_stop_up_for_a_secon
         raw.close()
 
 
-async def test_H1_a_client_that_arrives_while_the_hub_stops_is_not_served() -> None:
+@pytest.mark.fault(number="H1")
+async def test_a_client_that_arrives_while_the_hub_stops_is_not_served() -> None:
     hub = Hub()
     await hub.start(port=0)
     port = hub.port
@@ -1081,7 +1096,8 @@ async def test_H1_a_client_that_arrives_while_the_hub_stops_is_not_served() -> N
     assert hub.connections == 0
 
 
-async def test_H1_existing_clients_are_not_served_after_stop() -> None:
+@pytest.mark.fault(number="H1")
+async def test_existing_clients_are_not_served_after_stop() -> None:
     hub = Hub(HubConfig(close_timeout=30.0))
     seen: list[str] = []
     hub.on_message_received(lambda client, message: seen.append(str(message)))
@@ -1094,7 +1110,8 @@ async def test_H1_existing_clients_are_not_served_after_stop() -> None:
     assert seen == []
 
 
-async def test_H3_five_hundred_clients_are_told_to_go_without_a_stall() -> None:
+@pytest.mark.fault(number="H3")
+async def test_five_hundred_clients_are_told_to_go_without_a_stall() -> None:
     hub = Hub()
     await hub.start(port=0)
     clients = [await RawClient.open(hub) for _ in range(500)]

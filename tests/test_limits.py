@@ -1,4 +1,4 @@
-"""Limits on who connects how often, and on what a client sends a second."""
+"""Limits on connections and their rate, and on the messages of a client a second."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_floods_of_many_addresses_leave_some_of_the_rate_to_others() -> None:
             in_time += over is None
             refused.append(over)
     assert in_time == 20, refused
-    # Those of the flood still get what is beyond it, and nobody gets more than there is.
+    # The flood still gets the rest, and nobody gets more than there is.
     admitted = 0
     for number in range(1_000):
         now += 0.001
@@ -132,7 +132,8 @@ async def test_new_connections_a_second(name: str) -> None:
         assert hub.get_stats().rejected["rate"] >= 2
 
 
-async def test_B11_half_open_handshakes_are_bounded_and_an_honest_client_gets_in() -> None:
+@pytest.mark.fault(number="B11")
+async def test_half_open_handshakes_are_bounded_and_an_honest_client_gets_in() -> None:
     hub = Hub(HubConfig(max_handshakes=50))
     async with running(hub):
         silent = await silent_sockets(hub, 200)

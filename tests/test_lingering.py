@@ -25,7 +25,7 @@ from wsc_fast.upgrade import lingering as lingering_module
 
 BODY = bytes(range(256)) * 8_000
 GET = b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n"
-# What the kernel takes at once is little, so that the answer waits for its reader.
+# The kernel takes little at once, so that the answer waits for its reader.
 SMALL = 1 << 16
 
 
@@ -156,7 +156,9 @@ async def test_a_peer_that_stays_is_gone_after_the_close_timeout(
     assert hub.get_stats().limited["close_timeout"] == 0
 
 
-async def test_those_that_stay_are_bounded_with_those_that_have_not_asked(any_loop: str) -> None:
+async def test_lingering_connections_are_bounded_with_those_that_have_not_asked(
+    any_loop: str,
+) -> None:
     bound = 20
     hub = Hub(HubConfig(max_handshakes=bound, close_timeout=30.0, handshake_timeout=30.0))
     async with running(hub), contextlib.AsyncExitStack() as stack:
@@ -172,7 +174,7 @@ async def test_those_that_stay_are_bounded_with_those_that_have_not_asked(any_lo
             raw = await one(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b" 404 " in await raw.read_all()
         assert len(hub._parts.requests._answered) <= bound - 5
-        # Those that make the crowd have gone, and not those that were there before.
+        # The connections of the crowd have gone, and not those that were there before.
         assert len(hub._parts.requests._waiting) == 5
         assert hub.get_stats().limited["max_handshakes"] >= 2 * bound
         await serves_others(hub)

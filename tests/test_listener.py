@@ -29,7 +29,7 @@ class Greeter(asyncio.Protocol):
 
 
 class Owner:
-    """Whoever the Listener listens for."""
+    """Takes the place of the hub that the Listener listens for."""
 
     def __init__(self) -> None:
         self.settings = HubConfig()

@@ -27,7 +27,7 @@ def uri(host: str, port: int) -> str:
 
 
 async def addresses_served(hub: Hub, *hosts: str) -> list[str]:
-    """What the hub takes for the address of a client that comes to each of the hosts."""
+    """The address that the hub sees of a client that comes to each of the hosts."""
     found = []
     for host in hosts:
         async with websockets.connect(uri(host, hub.port)):

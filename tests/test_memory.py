@@ -1,8 +1,8 @@
 """When memory runs out: each allocation fails in its turn, and is survived or a clean MemoryError.
 
 A connection's life is played step by step, as a transport and the application would, on no loop;
-in one of the steps one allocation fails. Whatever that does, the rest is played on, what the peers
-have got has to be whole messages in the order of the calls, and nothing may be left at the end.
+in one of the steps one allocation fails. Then the rest is played on. The peers have to have whole
+messages in the order of the calls, and nothing may be left at the end.
 """
 
 # Each step is called before the next one is made.
@@ -359,17 +359,17 @@ def quiet() -> Iterator[None]:
 
 @pytest.mark.parametrize("overflow", ["disconnect", "drop_oldest", "drop_newest"])
 def test_a_life_without_failures_is_complete(overflow: str) -> None:
-    # What the other tests play: if nothing fails, everything has to have happened.
+    # The other tests play this. If nothing fails, everything has to have happened.
     life = Life(overflow)
     try:
         for step in life.steps():
             attempt(step)
         life.check()
         got = {peer.kind: len(peer.messages()) for peer in life.peers}
-        # Those that did not read were sent away where that is the policy, and hear nothing more.
+        # Peers that did not read were sent away where that is the policy, and hear nothing more.
         away = overflow == "disconnect"
         assert len(life.heard) == (0 if away else 3 * 4 + 2 * 2)
-        # What waits while a transport is busy is bounded; plain sockets take most of it at once.
+        # The queue of a busy transport is bounded; plain sockets take most of it at once.
         directly, through = (8, 6) if away else (14, 12)
         assert got == {"plain": directly, "shared": directly, "secure": through, "kept": through}
     finally:

@@ -283,7 +283,7 @@ def test_a_field_that_cannot_be_sent(field: str, value: Any) -> None:
     [{1, 2}, b"bytes", UUID(int=1), NOON],
     ids=["set", "bytes", "uuid", "datetime"],
 )
-def test_what_json_has_no_form_for_goes_out_as_msgspec_writes_it(value: Any) -> None:
+def test_values_without_a_json_form_go_out_as_msgspec_writes_them(value: Any) -> None:
     # It comes back as something else: a list or a str. Refusing it would be as well.
     assert type(on_wire(HubMessage(data={"n": value}))["data"]["n"]) in (list, str)
 
@@ -369,14 +369,16 @@ async def test_a_refused_message_reaches_nobody_but_the_handlers(method: str) ->
 # --- ids ---
 
 
-def test_G12_ids_differ() -> None:
+@pytest.mark.fault(number="G12")
+def test_message_ids_differ() -> None:
     ids = {HubMessage().id for _ in range(100_000)} | {ACKMessage().id for _ in range(100_000)}
     assert len(ids) == 200_000
     assert {len(each) for each in ids} == {24}
     assert all(each.isascii() for each in ids)
 
 
-def test_G12_ids_of_two_processes_differ() -> None:
+@pytest.mark.fault(number="G12")
+def test_message_ids_of_two_processes_differ() -> None:
     script = "from wsc_fast import HubMessage\nfor _ in range(20_000): print(HubMessage().id)"
     lists = [
         subprocess.run(

@@ -1,7 +1,7 @@
 """The parser against the model (model.py): streams of hypothesis, whole, byte by byte, in pieces.
 
 A real Client of a running hub, fed as a transport feeds it: through get_buffer and buffer_updated.
-What it sends goes to a real socket.
+Its output goes to a real socket.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Bench:
         hub.on_message_received(lambda client, message: self.heard.append(message))
 
     async def events(self, pieces: Iterator[bytes], deflate: bool) -> list[Event]:
-        """What a new client makes of a stream that comes in these pieces."""
+        """The events of a new client whose stream comes in these pieces."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
@@ -97,7 +97,7 @@ class Bench:
             for piece in pieces:
                 self.feed(client, piece)
             await asyncio.sleep(0)  # the flush
-            # What inflates to much has a turn of its own.
+            # A message that inflates to much has a turn of its own.
             while self.hub._count_waiting():  # noqa: ASYNC110 (there is no event to wait for)
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -264,15 +264,24 @@ def streams(draw: st.DrawFn) -> bytes:
     return bytes(stream)
 
 
+@pytest.mark.fault(number="C1")
+@pytest.mark.fault(number="C2")
+@pytest.mark.fault(number="C3")
+@pytest.mark.fault(number="C4")
+@pytest.mark.fault(number="C5")
+@pytest.mark.fault(number="C6")
+@pytest.mark.fault(number="C7")
+@pytest.mark.fault(number="C8")
 @STREAMS
 @given(st.lists(streams(), min_size=4, max_size=8), st.integers(0, 1 << 30))
-def test_C1_to_C8_any_stream_means_what_the_model_says(found: list[bytes], seed: int) -> None:
+def test_any_stream_means_what_the_model_says(found: list[bytes], seed: int) -> None:
     agree(found, False, seed)
 
 
+@pytest.mark.fault(number="C9")
 @STREAMS
 @given(st.lists(streams(), min_size=4, max_size=8), st.integers(0, 1 << 30))
-def test_C9_any_stream_with_compression_means_what_the_model_says(
+def test_any_stream_with_compression_means_what_the_model_says(
     found: list[bytes], seed: int
 ) -> None:
     agree(found, True, seed)
@@ -290,7 +299,8 @@ def test_every_size_and_offset_is_unmasked() -> None:
     agree(sound, False, 1)
 
 
-def test_C8_a_code_point_may_be_split_anywhere() -> None:
+@pytest.mark.fault(number="C8")
+def test_a_code_point_may_be_split_anywhere() -> None:
     text = "aé€🎈\U0010ffff\ud7ff\ue000".encode()
     found = []
     for cut in range(len(text) + 1):
@@ -316,7 +326,7 @@ def test_a_byte_anywhere_may_be_any_other(deflate: bool) -> None:
     agree(found, deflate, 3)
 
 
-async def test_what_the_model_says_holds_on_a_real_socket(any_loop: str) -> None:
+async def test_the_model_holds_on_a_real_socket(any_loop: str) -> None:
     rng = random.Random(9)
     hub = Hub(HubConfig(max_message_size=LIMIT, max_fragments=FRAGMENTS), authenticate=named)
     heard: list[str | bytes] = []

@@ -1,4 +1,4 @@
-"""What every offline store has to do, sentence by sentence of its interface.
+"""The contract of every offline store, sentence by sentence of its interface.
 
 A further store joins with one more entry in `STORES`.
 """
@@ -181,7 +181,8 @@ async def test_the_order_is_that_of_the_calls_not_of_the_awaits(
         assert await ids(opened) == [f"m{number}" for number in range(300)]
 
 
-async def test_G6_messages_of_the_same_millisecond_keep_their_order(store: Opener) -> None:
+@pytest.mark.fault(number="G6")
+async def test_messages_of_the_same_millisecond_keep_their_order(store: Opener) -> None:
     # Ids whose order as texts is another one.
     names = [str(number) for number in range(8, 12)] + ["b", "a"]
     async with store() as opened:
@@ -211,7 +212,8 @@ async def test_many_users_append_at_once(store: Opener, any_loop: str) -> None:
 # The same id again.
 
 
-async def test_G13_the_same_id_again_is_stored_once_at_its_first_place(store: Opener) -> None:
+@pytest.mark.fault(number="G13")
+async def test_the_same_id_again_is_stored_once_at_its_first_place(store: Opener) -> None:
     async with store() as opened:
         await append(opened, "m1", data=b"1")
         await append(opened, "m2", data=b"2")
@@ -245,7 +247,8 @@ async def test_the_same_id_with_other_data_at_the_limit_drops_nothing(store: Ope
         assert await ids(opened) == ["m1", "m2"]
 
 
-async def test_G13_the_same_id_twice_at_once(store: Opener) -> None:
+@pytest.mark.fault(number="G13")
+async def test_the_same_id_twice_at_once_is_stored_once(store: Opener) -> None:
     async with store() as opened:
         calls = [append(opened, name, data=name.encode()) for name in ["a", "b", "a"]]
         assert await asyncio.gather(*calls) == [[], [], []]
@@ -264,7 +267,8 @@ async def test_the_same_id_with_other_data_at_once_fails_alone(store: Opener) ->
         assert found == [("a", b"0"), ("b", b"1"), ("c", b"3")]
 
 
-async def test_G13_the_same_id_again_at_the_limit(store: Opener) -> None:
+@pytest.mark.fault(number="G13")
+async def test_the_same_id_again_at_the_limit_changes_nothing(store: Opener) -> None:
     async with store() as opened:
         await fill(opened, ["m1", "m2"], limit=2)
         assert await append(opened, "m1", limit=2, drop_oldest=True) == []
@@ -291,7 +295,8 @@ async def test_a_deleted_id_is_new_again(store: Opener) -> None:
 # The limit.
 
 
-async def test_G16_at_the_limit_a_message_is_refused(store: Opener) -> None:
+@pytest.mark.fault(number="G16")
+async def test_at_the_limit_a_message_is_refused(store: Opener) -> None:
     async with store() as opened:
         await fill(opened, ["m1", "m2"], limit=2)
         with pytest.raises(OfflineStoreFullError, match="ann"):
@@ -302,7 +307,8 @@ async def test_G16_at_the_limit_a_message_is_refused(store: Opener) -> None:
         assert await ids(opened) == ["m2", "m3"]
 
 
-async def test_G16_at_the_limit_the_oldest_is_dropped_and_reported(store: Opener) -> None:
+@pytest.mark.fault(number="G16")
+async def test_at_the_limit_the_oldest_is_dropped_and_reported(store: Opener) -> None:
     async with store() as opened:
         await fill(opened, ["m1", "m2"], limit=2)
         first, second = await opened.read("ann")
@@ -312,7 +318,8 @@ async def test_G16_at_the_limit_the_oldest_is_dropped_and_reported(store: Opener
         assert await opened.count("ann") == 2
 
 
-async def test_G16_a_limit_of_one(store: Opener) -> None:
+@pytest.mark.fault(number="G16")
+async def test_a_limit_of_one_keeps_the_newest(store: Opener) -> None:
     async with store() as opened:
         await fill(opened, ["m1"], limit=1, drop_oldest=True)
         (first,) = await opened.read("ann")
@@ -321,7 +328,8 @@ async def test_G16_a_limit_of_one(store: Opener) -> None:
         assert await opened.count("ann") == 1
 
 
-async def test_G16_a_lower_limit_drops_as_many_as_it_takes(store: Opener) -> None:
+@pytest.mark.fault(number="G16")
+async def test_a_lower_limit_drops_as_many_as_it_takes(store: Opener) -> None:
     async with store() as opened:
         await fill(opened, [f"m{n}" for n in range(5)], limit=5)
         with pytest.raises(OfflineStoreFullError):
@@ -347,7 +355,8 @@ async def test_a_much_lower_limit_is_reached_over_several_appends(store: Opener)
         assert await ids(opened) == [*names, *rest][-10:]
 
 
-async def test_G16_more_than_the_limit_at_once_drops_each_in_turn(store: Opener) -> None:
+@pytest.mark.fault(number="G16")
+async def test_more_than_the_limit_at_once_drops_each_in_turn(store: Opener) -> None:
     async with store() as opened:
         calls = [append(opened, f"m{n}", limit=3, drop_oldest=True) for n in range(10)]
         dropped = [[message.id for message in each] for each in await asyncio.gather(*calls)]
@@ -355,7 +364,8 @@ async def test_G16_more_than_the_limit_at_once_drops_each_in_turn(store: Opener)
         assert await ids(opened) == ["m7", "m8", "m9"]
 
 
-async def test_G16_a_refusal_fails_no_other_append(store: Opener) -> None:
+@pytest.mark.fault(number="G16")
+async def test_a_refusal_fails_no_other_append(store: Opener) -> None:
     async with store() as opened:
         calls = [
             append(opened, f"m{n}", user=user, limit=2) for n in range(4) for user in ("ann", "bob")
@@ -368,7 +378,8 @@ async def test_G16_a_refusal_fails_no_other_append(store: Opener) -> None:
         assert await ids(opened, "ann") == await ids(opened, "bob") == ["m0", "m1"]
 
 
-async def test_G16_the_limit_is_of_each_user(store: Opener) -> None:
+@pytest.mark.fault(number="G16")
+async def test_the_limit_is_of_each_user(store: Opener) -> None:
     async with store() as opened:
         for user in ("ann", "bob"):
             await fill(opened, ["m1", "m2"], user=user, limit=2)
@@ -376,7 +387,8 @@ async def test_G16_the_limit_is_of_each_user(store: Opener) -> None:
         assert await ids(opened, "bob") == ["m1", "m2"]
 
 
-async def test_G16_one_user_with_a_thousand_messages(store: Opener) -> None:
+@pytest.mark.fault(number="G16")
+async def test_the_limit_holds_for_a_user_with_a_thousand_messages(store: Opener) -> None:
     async with store() as opened:
         await fill(opened, [f"m{n}" for n in range(1000)], limit=1000)
         calls = [append(opened, f"n{n}", limit=1000, drop_oldest=True) for n in range(500)]
@@ -388,7 +400,8 @@ async def test_G16_one_user_with_a_thousand_messages(store: Opener) -> None:
 # read
 
 
-async def test_G6_pages_join_without_gap_or_overlap(store: Opener) -> None:
+@pytest.mark.fault(number="G6")
+async def test_pages_join_without_gap_or_overlap(store: Opener) -> None:
     names = [f"m{n}" for n in range(250)]
     async with store() as opened:
         await fill(opened, names)
@@ -793,7 +806,7 @@ async def test_missing_is_what_nobody_has_any_more(pair: Pair) -> None:
         assert sorted(await first.missing("ann", wanted)) == wanted
 
 
-async def test_what_is_about_to_be_stored_is_not_missing(pair: Pair) -> None:
+async def test_a_message_about_to_be_stored_is_not_missing(pair: Pair) -> None:
     async with pair() as (first, _):
         pending = [append(first, f"m{n}") for n in range(100)]
         assert await first.missing("ann", ["m0", "m99", "m100"]) == ["m100"]
@@ -838,7 +851,7 @@ async def test_a_random_walk_agrees_with_the_store_in_memory(store: Opener, seed
     users, names = ["ann", "bob", "cyd"], [f"m{n}" for n in range(12)]
 
     def seen(result: Any) -> Any:
-        """What may be compared: positions and times are each store's own."""
+        """The part that may be compared: positions and times are each store's own."""
         if isinstance(result, StoredMessage):
             return result.id, result.data
         if isinstance(result, list | tuple):

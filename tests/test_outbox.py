@@ -236,7 +236,7 @@ async def test_policy_and_bounds_change_while_the_hub_runs() -> None:
                 write_buffer_size=4096, close_timeout=1.0, overflow="drop_oldest", outbox_messages=4
             )
         )
-        # What waits stays until something new needs the room.
+        # Waiting messages stay until something new needs the room.
         assert at.client.queued_messages == 10
         at.client.send(numbered(10))
         assert at.client.queued_messages == 4
@@ -343,7 +343,7 @@ async def test_messages_of_one_tick_are_conflated_for_a_client_that_reads(any_lo
                 hub.broadcast(f"{number}", key="k")
             hub.broadcast("end")
             assert [(await raw.recv()).payload for _ in range(2)] == [b"4", b"end"]
-            # What was sent is not looked for: the key starts anew.
+            # A message that was sent is not looked for: the key starts anew.
             hub.broadcast("5", key="k")
             assert (await raw.recv()).payload == b"5"
             assert hub.get_stats().conflated == 4
@@ -437,7 +437,7 @@ async def four(hub: Hub) -> AsyncIterator[list[RawClient]]:
 
 
 async def received(hub: Hub, raws: list[RawClient]) -> list[list[bytes]]:
-    """What each client got up to now: a last broadcast marks the end."""
+    """The messages of each client up to now: a last broadcast marks the end."""
     hub.broadcast("end")
     got = []
     for raw in raws:

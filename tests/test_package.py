@@ -132,7 +132,7 @@ def runtime_module(stub: Path) -> Any:
 
 
 def names_in(body: list[ast.stmt]) -> dict[str, ast.stmt]:
-    """What a stub defines, by name."""
+    """The definitions of a stub, by name."""
     found: dict[str, ast.stmt] = {}
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -216,7 +216,7 @@ def test_the_stub_of_a_class_agrees_with_it(stub: Path, node: ast.ClassDef) -> N
                 assert parameters == stub_parameters(member), name
     if node.name == "Guard":
         return  # plays a socket and a logger for picows alone
-    # What picows calls on a listener is in picows' own stub.
+    # picows' own stub has the methods that picows calls on a listener.
     of_picows = re.compile(r"on_ws_|pause_writing|resume_writing").match
     runtime = {name for name in vars(cls) if not name.startswith("_") and not of_picows(name)}
     assert runtime <= set(stubbed)
@@ -313,7 +313,7 @@ def wheel(tree: Path) -> list[str]:
     out = tree / "wheel"
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), "."]
     if int(version("setuptools").partition(".")[0]) >= 77:
-        # What the build needs is here; otherwise pip fetches it into an environment of its own.
+        # The build's needs are here; otherwise pip fetches them into an environment of its own.
         command.insert(4, "--no-build-isolation")
     build(tree, *command)
     (path,) = out.glob("wsc_fast-*.whl")

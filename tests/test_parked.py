@@ -1,4 +1,4 @@
-"""What is kept of messages whose user is away: as long as somebody holds them, and no longer."""
+"""Messages whose user is away are kept as long as somebody holds them, and no longer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_a_message_is_found_by_mailbox_and_id_while_somebody_holds_it() ->
         parked.clear()
 
 
-async def test_what_nobody_holds_leaves_nothing_of_its_user() -> None:
+async def test_a_message_that_nobody_holds_leaves_nothing_of_its_user() -> None:
     hub = acking(MemoryOfflineStore())
     async with running(hub):
         kept = await accepted(hub, "kept", "m")

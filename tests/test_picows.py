@@ -87,7 +87,7 @@ async def test_picows_makes_the_connections_of_a_hub_that_is_started_so(
         protocols.clear()
 
 
-async def test_what_comes_with_the_request_is_heard_and_picows_writes_no_line(
+async def test_frames_that_come_with_the_request_are_heard_and_picows_writes_no_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     hub = Hub()
@@ -281,7 +281,7 @@ async def serving(hub: Hub, **options: Any) -> AsyncIterator[Any]:
 
 
 class _At:
-    """What RawClient takes for a hub."""
+    """Takes the place of a hub for RawClient."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -302,7 +302,7 @@ async def test_an_attached_hub_runs_before_the_first_request(any_loop: str) -> N
             await hub.attach()
         with pytest.raises(HubStateError, match="the hub does not listen"):
             hub.port  # noqa: B018 (it is a property)
-        # The heartbeat ends who is silent.
+        # The heartbeat ends silent clients.
         raw = await RawClient.open(at, "/any?id=a")
         frames = await raw.recv_rest()
         assert frames[-1].code == 1001
@@ -399,7 +399,7 @@ async def test_the_limits_of_addresses_hold_on_a_server_of_ones_own(any_loop: st
 
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine", "future"])
-async def test_who_exceeds_a_limit_holds_no_place_on_a_server_of_ones_own(kind: str) -> None:
+async def test_a_client_over_a_limit_holds_no_place_on_a_server_of_ones_own(kind: str) -> None:
     def authenticate(request: Request) -> Any:
         if kind == "plain":
             return Identity("ann")
@@ -414,7 +414,7 @@ async def test_who_exceeds_a_limit_holds_no_place_on_a_server_of_ones_own(kind: 
         await hub.attach()
         one = await RawClient.open(at)
         await eventually(lambda: hub.get_connected_clients() == 1)
-        # Those that are refused answer no close frame, and are gone at once all the same.
+        # Refused clients answer no close frame, and are gone at once all the same.
         refused = [await RawClient.open(at) for _ in range(5)]
         for raw in refused:
             assert (await raw.recv()).code == 1013

@@ -1,6 +1,6 @@
 """RedisOfflineStore: against a redis-server of our own, stopped, killed, paused, cut off and full.
 
-What every store must do is in test_offline_stores.py.
+test_offline_stores.py has the contract of every store.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ async def ids(store: OfflineStore, user: str) -> list[str]:
 
 
 def keys(server: RedisServer) -> set[str]:
-    """What is in the database, but the replies and the users that are kept for an hour."""
+    """The keys of the database, but the replies and the users that are kept for an hour."""
     found = {key.decode() for key in server.command("KEYS", "*")}
     return {key for key in found if not key.startswith((f"{PREFIX}reply:", f"{PREFIX}recent"))}
 
@@ -311,7 +311,7 @@ async def test_keys_go_with_their_messages_or_by_themselves(server: RedisServer)
             assert 990 < server.command("TTL", f"other:{key}") <= 1000
         server.command("EXPIRE", "other:order:ann", 10)
         server.command("EXPIRE", "other:messages:ann", 10)
-        # What is there already says nothing of the user.
+        # A message that is there already says nothing of the user.
         await append(store, "ann", "1")
         assert server.command("TTL", "other:order:ann") <= 10
         await append(store, "ann", "2")
@@ -359,7 +359,8 @@ async def test_expire_takes_the_oldest_of_all_users(server: RedisServer) -> None
         assert len(server.command("KEYS", f"{PREFIX}reply:*")) == 1
 
 
-async def test_G16_users_whose_keys_are_gone_do_not_hold_up_the_others(
+@pytest.mark.fault(number="G16")
+async def test_users_whose_keys_are_gone_do_not_hold_up_the_others(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(server.url) as store:
@@ -417,8 +418,9 @@ async def test_a_lowered_limit_drops_down_to_it(server: RedisServer) -> None:
 # --- junk, and a server that has trouble of its own ---
 
 
+@pytest.mark.fault(number="G20")
 @pytest.mark.parametrize("kind", ["messages", "order"])
-async def test_G20_junk_in_the_keys_of_one_user_does_not_touch_others(
+async def test_junk_in_the_keys_of_one_user_does_not_touch_others(
     server: RedisServer, kind: str
 ) -> None:
     async with opened(server.url) as store:
@@ -576,7 +578,7 @@ async def test_a_store_hears_for_whom_others_have_stored(
             assert set(users) <= {"ann", "\ud800:\0"}
             assert await store.appended(following) == (following, [])
             assert (await store.appended(-1))[0] >= following
-        # What is there already, or is refused, is no news.
+        # A message that is there already, or is refused, is no news.
         position, _ = await two.appended(-1)
         await append(one, "ann", "1")
         with pytest.raises(OfflineStoreFullError):
@@ -906,7 +908,7 @@ async def test_dropped_messages_are_told_though_the_reply_is_lost(
         assert await ids(store, "ann") == ["m2", "unheard"]
 
 
-async def test_what_a_cancelled_call_removed_is_told(server: RedisServer) -> None:
+async def test_the_messages_that_a_cancelled_call_removed_are_told(server: RedisServer) -> None:
     async with cutter(server) as relay, opened(relay.url) as store:
         for number in range(4):
             await append(store, f"u{number % 2}", f"m{number}")
@@ -935,7 +937,7 @@ async def test_what_a_cancelled_call_removed_is_told(server: RedisServer) -> Non
         assert [(user, each.id) for user, each in await store.expire(0.0)] == [("ann", "1")]
 
 
-async def test_what_nobody_was_told_is_in_the_log_at_the_end(
+async def test_news_that_nobody_was_told_is_in_the_log_at_the_end(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(server.url) as store:
@@ -1071,9 +1073,8 @@ async def test_a_read_of_a_server_that_hangs_is_cancelled_at_once(
 # --- connections lost, and servers that come back ---
 
 
-async def test_G13_a_reply_that_was_lost_is_the_same_the_second_time(
-    server: RedisServer, any_loop: str
-) -> None:
+@pytest.mark.fault(number="G13")
+async def test_a_lost_reply_is_the_same_the_second_time(server: RedisServer, any_loop: str) -> None:
     # The id alone would make the retry harmless, but what the first attempt dropped would be
     # known to nobody, and what was delivered and deleted meanwhile would come again.
     async with cutter(server) as relay, opened(relay.url) as store, opened(server.url) as other:
@@ -1169,7 +1170,8 @@ async def test_a_number_that_is_passed_is_refused(server: RedisServer) -> None:
         assert await ids(store, "ann") == ["1", "2", "5"]
 
 
-async def test_G20_the_server_is_restarted_five_times_under_load(
+@pytest.mark.fault(number="G20")
+async def test_five_restarts_of_the_server_under_load_lose_nothing(
     tmp_path: Path, any_loop: str
 ) -> None:
     with RedisServer(tmp_path, "--appendfsync", "always") as server:
@@ -1206,7 +1208,8 @@ async def test_G20_the_server_is_restarted_five_times_under_load(
         check_consistent(server)
 
 
-async def test_G8_kill_9_loses_nothing_with_fsync_always(tmp_path: Path) -> None:
+@pytest.mark.fault(number="G8")
+async def test_kill_9_loses_nothing_with_fsync_always(tmp_path: Path) -> None:
     with RedisServer(tmp_path, "--appendfsync", "always") as server:
         stored: set[str] = set()
         deleting: set[str] = set()
@@ -1311,8 +1314,9 @@ async def test_a_log_that_ends_within_a_batch_does_no_harm(tmp_path: Path) -> No
     print(f"{torn} of {len(starts) - 1} came back in part")
 
 
+@pytest.mark.fault(number="G18")
 @pytest.mark.parametrize("how", ["stopped", "hangs"])
-async def test_G18_calls_fail_in_time_while_the_server_is_away(
+async def test_calls_fail_in_time_while_the_server_is_away(
     tmp_path: Path, any_loop: str, how: str
 ) -> None:
     with RedisServer(tmp_path, "--appendfsync", "always") as server:
@@ -1368,7 +1372,7 @@ async def test_an_attempt_that_is_cut_short_tells_what_the_one_before_failed_wit
             session.connection.client = real
 
 
-async def test_what_waits_while_the_server_is_away_is_bounded(tmp_path: Path) -> None:
+async def test_the_queue_while_the_server_is_away_is_bounded(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server:
         async with opened(server.url, timeout=20.0, max_waiting_bytes=100_000) as store:
             server.pause()
@@ -1467,7 +1471,7 @@ async def test_open_fails_in_time_and_leaves_nothing(tmp_path: Path, any_loop: s
             await store.open()
     with pytest.raises(OfflineStoreError, match="not open"):
         await append(store, "ann", "1")
-    # Somebody who answers, but not like Redis.
+    # A server that answers, but not like Redis.
     async with asyncio.timeout(10):
         listener = await asyncio.start_server(talk, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]

@@ -1,5 +1,5 @@
-"""What runs in the middle of the hub's own work: a loop inside a callback, and Python code inside
-the loop's and the transports' calls.
+"""Code that runs in the middle of the hub's own work: a loop inside a callback, and Python code
+inside the loop's and the transports' calls.
 
 nest_asyncio, and dialogs under qasync, run the loop within a plain callback. Finalizers and signal
 handlers run wherever Python does, and asyncio's loop and transports are Python. uvloop's are not,
@@ -76,8 +76,8 @@ def turn_inside(seconds: float = 0.0) -> None:
 
 
 def watch() -> list[dict[str, Any]]:
-    """What the loop's exception handler is told, but for readers that asyncio itself cannot enter
-    twice: they are told again."""
+    """The reports to the loop's exception handler, but for readers that asyncio itself cannot
+    enter twice: they are told again."""
     told: list[dict[str, Any]] = []
 
     def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -157,7 +157,9 @@ async def test_a_loop_inside_a_callback_mixes_no_clients(
 
 
 @on_asyncio
-async def test_who_is_heard_again_inside_its_own_callback_is_heard_in_order(any_loop: str) -> None:
+async def test_a_client_heard_again_inside_its_own_callback_is_heard_in_order(
+    any_loop: str,
+) -> None:
     # Beyond its rate it is paused; what it owes has passed while its callback still runs.
     told = watch()
     hub = Hub(HubConfig(message_rate=50, rate_limit_action="pause"), authenticate=named)
@@ -185,7 +187,7 @@ async def test_who_is_heard_again_inside_its_own_callback_is_heard_in_order(any_
 
 
 @on_asyncio
-async def test_what_was_held_back_comes_before_what_is_read_inside_its_callback(
+async def test_messages_held_back_come_before_those_read_inside_the_callback(
     any_loop: str,
 ) -> None:
     told = watch()
@@ -219,7 +221,7 @@ async def test_what_was_held_back_comes_before_what_is_read_inside_its_callback(
 
 @on_asyncio
 @pytest.mark.parametrize("end", ["half-close", "close", "reset", "tls"])
-async def test_what_came_before_the_end_is_heard_though_it_ends_inside_its_own_callback(
+async def test_messages_before_the_end_are_heard_though_it_comes_inside_the_callback(
     any_loop: str, end: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     told = watch()
@@ -384,7 +386,7 @@ async def test_a_broadcast_within_a_broadcast_reaches_everybody_it_is_for(
                 assert await raw.recv() == Frame(BINARY, b"outer"), name
 
 
-class Deaf:
+class DoesNothing:
     """A failure handler."""
 
     def handle_send_failure(self, *args: object) -> None:
@@ -399,7 +401,7 @@ async def test_a_message_to_a_user_skips_no_client_where_another_leaves_meanwhil
     loop = asyncio.get_running_loop()
     hub = Hub(HubConfig(outbox_messages=1, overflow="drop_oldest"), authenticate=named)
     if where == "failure":
-        hub.add_send_failure_handler(Deaf())
+        hub.add_send_failure_handler(DoesNothing())
         between = Between(monkeypatch, hub._delivery, "lost")
     else:
         between = Between(monkeypatch, loop, "call_soon")
@@ -425,10 +427,10 @@ async def test_a_message_to_a_user_skips_no_client_where_another_leaves_meanwhil
 @on_asyncio
 @pytest.mark.parametrize("what", ["evict", "overtake", "conflate", "disconnect"])
 @pytest.mark.parametrize("through", ["partial", "context"])
-async def test_what_is_queued_while_a_flush_writes_changes_nothing_that_it_has_sent(
+async def test_messages_queued_while_a_flush_writes_change_nothing_that_it_has_sent(
     any_loop: str, monkeypatch: pytest.MonkeyPatch, through: str, what: str
 ) -> None:
-    # One client's frames go to its transport, whose code is Python's. What runs in there sends to
+    # One client's frames go to its transport, whose code is Python's. That code sends to
     # another client, whose frames the same flush has planned, or sent.
     between = Between(monkeypatch, _SelectorSocketTransport, "write")
     hub = Hub(
@@ -483,7 +485,7 @@ async def test_what_is_queued_while_a_flush_writes_changes_nothing_that_it_has_s
 
 
 @on_asyncio
-async def test_who_leaves_while_a_flush_writes_gets_no_rest_of_a_frame(
+async def test_a_client_that_leaves_while_a_flush_writes_gets_no_rest_of_a_frame(
     any_loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two frames that the kernel took in part: while the first rest is written, its owner's

@@ -37,6 +37,7 @@ from wsc_fast import (
     SQLiteOfflineStore,
     StoredMessage,
 )
+from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
 from wsc_fast.config.base import Settings
 from wsc_fast.config.kinds import kinds_of
 
@@ -53,7 +54,7 @@ UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 def section(text: str, title: str) -> str:
-    """What stands under a heading, up to the next one of the same level or a higher one."""
+    """The text under a heading, up to the next one of the same level or a higher one."""
     found = re.search(rf"^(#+) {re.escape(title)}\n(.*)", text, re.M | re.S)
     assert found, f"no section {title}"
     return re.split(rf"^#{{2,{len(found[1])}}} ", found[2], maxsplit=1, flags=re.M)[0]
@@ -260,6 +261,8 @@ def _defined(function: str) -> types.FunctionType:
         SQLiteOfflineStore,
         RedisOfflineStore,
         MemoryOfflineStore,
+        TokenAuthenticator,
+        JWTAuthenticator,
     ],
     ids=lambda cls: cls.__name__,
 )
@@ -273,6 +276,12 @@ def test_the_arguments_of_a_constructor_are_there_with_their_defaults(cls: type)
             if default == "<factory>":
                 default = repr(getattr(cls(), parameter.name))
             assert shown[parameter.name] == default
+
+
+@pytest.mark.parametrize(("call", "method"), [("hub.run", Hub.run), ("await hub.start", Hub.start)])
+def test_the_arguments_of_a_method_are_there_with_their_defaults(call: str, method: Any) -> None:
+    _, *real = inspect.signature(method).parameters.values()
+    assert signature(REFERENCE, call) == {p.name: repr(p.default) for p in real}
 
 
 # --- links ---

@@ -159,7 +159,7 @@ async def test_a_finalizer_during_a_broadcast_makes_it_skip_nobody(any_loop: str
 async def test_a_start_that_fails_late_leaves_nothing_behind(
     any_loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What failed behind create_server left a hub that said it ran, and could not be started again.
+    # A failure behind create_server left a hub that said it ran, and could not be started again.
     hub = Hub(HubConfig(receive_buffer_size=4096))
     with monkeypatch.context() as patch:
         # As with a kernel that refuses the option; a full table of descriptors is the same to us.

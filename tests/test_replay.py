@@ -1,4 +1,4 @@
-"""Catching up: whom a message is for, in which order it comes, and what that may take."""
+"""Catching up: the recipient of a message, its order, and the memory that it may take."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def number(content: str) -> int:
     return int(content.split()[0])
 
 
-# --- whom a message is for ---
+# --- the recipient of a message ---
 
 
 @pytest.mark.parametrize("kind", ["acknowledged", "plain"])
@@ -80,7 +80,7 @@ async def test_a_message_for_one_client_goes_to_that_client_alone_while_another_
         assert await contents(phone, 1) == ["end"]
         assert hub.get_pending_acks("phone") == []
         assert {each.id for each in hub.get_pending_acks("laptop")} == {early.id, late.id}
-        # An acknowledgement counts from whom the message is for.
+        # An acknowledgement counts from the recipient of the message.
         for pending in (early, late):
             await acknowledge(phone, pending.id)
         await eventually(lambda: hub.get_stats().acks_ignored == 2)
@@ -212,7 +212,7 @@ async def test_each_device_that_connects_gets_the_backlog() -> None:
 # --- order ---
 
 
-async def test_what_is_sent_while_a_client_catches_up_comes_behind_its_backlog() -> None:
+async def test_messages_sent_while_a_client_catches_up_come_behind_its_backlog() -> None:
     store = TroubledStore()
     hub = acking(store)
     async with running(hub):
@@ -285,7 +285,7 @@ async def test_no_copy_is_queued_while_the_first_one_waits_in_the_outbox() -> No
 # --- bounds ---
 
 
-async def test_what_waits_behind_a_backlog_is_bounded_in_bytes() -> None:
+async def test_the_queue_behind_a_backlog_is_bounded_in_bytes() -> None:
     store = TroubledStore()
     hub = acking(store, config=HubConfig(outbox_bytes=10_000))
     async with running(hub):
@@ -314,7 +314,7 @@ async def test_a_client_that_acknowledges_nothing_is_sent_a_window(size: int) ->
         got = [number(each) for each in await contents(raw, most)]
         assert got == list(range(most))
         table = hub._delivery.acks.table  # type: ignore[union-attr]
-        # What is in memory is what has been sent, and at most one page that was read for it.
+        # Memory holds the messages that were sent, and at most one page that was read for it.
         assert table.nbytes <= replay.WINDOW_BYTES + (2 << 20)
         ids = [each.id for each in hub.get_pending_acks("a")]
         assert len(ids) <= most + 1
@@ -351,7 +351,7 @@ async def test_backlogs_of_many_users_wait_for_memory_and_all_arrive() -> None:
         assert not table.starved
 
 
-async def test_what_timed_out_is_not_kept_for_a_client_that_does_not_read() -> None:
+async def test_a_message_that_timed_out_is_not_kept_for_a_client_that_does_not_read() -> None:
     hub = acking(config=HubConfig(outbox_messages=2), timeout=0.05, max_retries=0)
     async with running(hub):
         _raw, client = await join(hub, "a&user=ann", rcvbuf=4096)

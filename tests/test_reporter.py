@@ -90,7 +90,7 @@ class Heard:
 
 
 class Blocked:
-    """Hangs in its first call until it is let go; notes whom each call was for."""
+    """Hangs in its first call until it is let go; notes the recipient of each call."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -589,7 +589,7 @@ async def test_a_handler_that_is_removed_hears_no_more_and_may_come_back(kind: s
         hub.add_send_failure_handler(slow)
         miss(hub, "heard")
         let_go()
-        # What waited while it was away for a moment, it hears; what failed meanwhile, not.
+        # It hears failures that waited while it was away for a moment, and none of meanwhile.
         await eventually(lambda: "heard" in heard)
         assert "first" in heard
         assert "unheard" not in heard
@@ -705,7 +705,7 @@ async def test_an_overflow_is_logged_once_until_the_queue_has_been_empty(
 
 @MEASURES
 @pytest.mark.parametrize("kind", ["large", "small", "ids", "errors", "lost"])
-async def test_what_waits_takes_no_more_memory_than_its_bound(
+async def test_the_queue_takes_no_more_memory_than_its_bound(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind in ("small", "ids", "errors"):
@@ -728,7 +728,7 @@ async def test_what_waits_takes_no_more_memory_than_its_bound(
         tracemalloc.start()
         try:
             if kind == "lost":
-                # What is lost was there before: so all is freed that is not kept.
+                # The lost messages were there before: so all is freed that is not kept.
                 before = 0
                 for raw in clients:
                     raw.reset()

@@ -216,7 +216,7 @@ hub.run(sock=inherited_socket(NAME), **FILES)
 
 @contextmanager
 def inherited() -> Iterator[socket.socket]:
-    """A socket that listens; who connects waits in its backlog until a process serves it."""
+    """A socket that listens; a client waits in its backlog until a process serves it."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(128)
@@ -246,7 +246,7 @@ def serving(
 
 
 def answer(address: tuple[str, int], target: str = "/pid") -> bytes:
-    """What a request for a target is answered, upgrade or not; the connection is closed."""
+    """The answer to a request for a target, upgrade or not; the connection is closed."""
     with socket.create_connection(address, timeout=20) as client:
         client.sendall(UPGRADE % target.encode())
         got = b""
@@ -346,7 +346,7 @@ def test_SIGHUP_loads_the_certificate_again(authority: trustme.CA, tmp_path: Pat
         assert server.wait(timeout=20) == 0
 
 
-def test_what_is_handed_over_must_be_a_socket(
+def test_a_descriptor_that_is_handed_over_must_be_a_socket(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
@@ -368,10 +368,10 @@ def test_sockets_that_nobody_handed_over(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @TLS
-async def test_whoever_has_connected_is_served_by_the_hub_that_drains(
+async def test_a_connected_client_is_served_by_the_hub_that_drains(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    # The kernel resets who is in the queue of a socket with SO_REUSEPORT that is closed.
+    # The kernel resets connections in the queue of a socket with SO_REUSEPORT that is closed.
     hub = Hub()
     async with running(hub, reuse_port=True, ssl=server_tls if tls else None):
         request, port = RawClient.request(hub), hub.port
@@ -394,7 +394,7 @@ async def test_whoever_has_connected_is_served_by_the_hub_that_drains(
 
 
 @TLS
-async def test_who_waits_in_the_queue_of_a_hub_that_drains_evicts_nobody(
+async def test_a_connection_in_the_backlog_of_a_hub_that_drains_evicts_nobody(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(max_handshakes=5))

@@ -198,7 +198,7 @@ def test_durations_do_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("case", ["offline", "validation"])
-async def test_what_is_not_retried(case: str) -> None:
+async def test_failures_that_are_not_retried(case: str) -> None:
     hub = Hub(authenticate=named)
     hub.set_retry_config(AT_ONCE)
     async with running(hub):
@@ -273,8 +273,9 @@ def attempts_seen(hub: Hub) -> int:
     return hub.get_stats().refused
 
 
+@pytest.mark.fault(number="G14")
 @pytest.mark.parametrize("how", ["cancel", "timeout", "stop"])
-async def test_G14_no_attempt_after_cancel_timeout_or_stop(how: str) -> None:
+async def test_no_attempt_after_cancel_timeout_or_stop(how: str) -> None:
     config = RetryConfig(max_retries=100, base_delay=20.0)
     async with full_outbox(config) as (hub, raw, _, heard):
         before = attempts_seen(hub)
@@ -356,7 +357,8 @@ async def test_there_is_no_wait_while_the_hub_ends_or_has_ended(any_loop: str) -
             assert isinstance(results[-1].final_error, HubStoppedError)
 
 
-async def test_G14_a_timeout_in_the_turn_in_which_the_wait_ends(any_loop: str) -> None:
+@pytest.mark.fault(number="G14")
+async def test_a_timeout_in_the_turn_in_which_the_wait_ends_is_no_error(any_loop: str) -> None:
     loop = asyncio.get_running_loop()
     troubles: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: troubles.append(context))
@@ -376,7 +378,8 @@ async def test_G14_a_timeout_in_the_turn_in_which_the_wait_ends(any_loop: str) -
     assert troubles == []
 
 
-async def test_G14_cancelled_before_it_began() -> None:
+@pytest.mark.fault(number="G14")
+async def test_a_retry_cancelled_before_it_began_makes_no_attempt() -> None:
     async with full_outbox(AT_ONCE) as (hub, _, _, heard):
         before = attempts_seen(hub)
         task = asyncio.create_task(hub.send_to_user_with_retry("ann", HubMessage()))
@@ -387,7 +390,8 @@ async def test_G14_cancelled_before_it_began() -> None:
         assert heard.calls == []
 
 
-async def test_G14_a_client_that_leaves_during_the_back_off() -> None:
+@pytest.mark.fault(number="G14")
+async def test_a_client_that_leaves_during_the_back_off_ends_it() -> None:
     config = RetryConfig(max_retries=100, base_delay=0.01, backoff_factor=1.0)
     async with full_outbox(config) as (hub, raw, _, _):
         task = asyncio.create_task(hub.send_to_user_with_retry("ann", HubMessage()))
@@ -404,8 +408,9 @@ async def test_G14_a_client_that_leaves_during_the_back_off() -> None:
 # --- G15: storms and overflows ---
 
 
+@pytest.mark.fault(number="G15")
 @pytest.mark.parametrize("jitter", [False, True], ids=["fixed", "jitter"])
-def test_G15_two_thousand_retries_do_not_overflow(jitter: bool) -> None:
+def test_two_thousand_retries_do_not_overflow(jitter: bool) -> None:
     config = RetryConfig(
         max_retries=2000, base_delay=0.1, backoff_factor=2.0, max_delay=3.0, jitter=jitter
     )
@@ -420,7 +425,8 @@ def test_G15_two_thousand_retries_do_not_overflow(jitter: bool) -> None:
         assert set(delays[5:]) == {3.0}
 
 
-async def test_G15_two_thousand_retries_to_a_full_outbox() -> None:
+@pytest.mark.fault(number="G15")
+async def test_two_thousand_retries_to_a_full_outbox_are_one_failure() -> None:
     config = RetryConfig(
         max_retries=2000, base_delay=1e-6, backoff_factor=2.0, max_delay=1e-4, jitter=True
     )
@@ -432,8 +438,9 @@ async def test_G15_two_thousand_retries_to_a_full_outbox() -> None:
         await eventually(lambda: len(heard.calls) == 1)
 
 
+@pytest.mark.fault(number="G15")
 @pytest.mark.parametrize("max_delay", [1e12, 1e300])
-async def test_G15_a_huge_delay_can_be_waited_for_and_cancelled(
+async def test_a_huge_delay_can_be_waited_for_and_cancelled(
     max_delay: float, any_loop: str
 ) -> None:
     config = RetryConfig(max_retries=2000, base_delay=max_delay, max_delay=max_delay)
@@ -502,7 +509,8 @@ async def test_from_the_loop_of_another_thread() -> None:
         assert any(b'"id":"far"' in frame.payload for frame in await reading)
 
 
-async def test_G14_a_timeout_on_the_loop_of_another_thread() -> None:
+@pytest.mark.fault(number="G14")
+async def test_a_timeout_on_the_loop_of_another_thread_ends_the_retry_in_time() -> None:
     async with full_outbox(RetryConfig(base_delay=20.0)) as (hub, _, _, _):
         before = attempts_seen(hub)
 

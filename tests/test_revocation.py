@@ -1,6 +1,6 @@
-"""Who is not to be heard any more: disconnected users, and messages that are not to be published.
+"""Clients that the hub hears no more: disconnected users, and messages that are not allowed.
 
-And what the async callbacks of those who have gone, or go wrong, may take of a hub.
+Also the bounds of async callbacks whose client has gone, or which go wrong.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def expire(hub: Hub, client: Client) -> None:
 
 
 @pytest.mark.parametrize("how", [ban, end, expire])
-async def test_who_is_disconnected_is_heard_no_further(
+async def test_a_disconnected_client_is_heard_no_further(
     any_loop: str, how: Callable[[Hub, Client], None]
 ) -> None:
     def authenticate(request: Request) -> Identity:
@@ -120,7 +120,7 @@ async def test_a_user_that_is_disconnected_is_not_heard_though_it_has_left(state
 
 
 @pytest.mark.parametrize("how", ["leaves", "replaced", "stop"])
-async def test_what_others_have_sent_is_heard_to_the_end(how: str) -> None:
+async def test_messages_of_others_are_heard_to_the_end(how: str) -> None:
     hub = Hub(authenticate=named)
     slow = Slow()
     hub.on_message_received(slow)
@@ -171,7 +171,7 @@ async def test_a_user_that_is_disconnected_while_it_authenticates_is_not_let_in(
             door.set()
         frame = await ann.recv()
         assert (frame.code, frame.payload[2:]) == (4403, b"banned")
-        # Others are let in, and so is who asks again: that is for `authenticate` to refuse.
+        # Others are let in, and so is one that asks again: `authenticate` has to refuse it.
         await eventually(lambda: sorted(connected) == ["ann-2", "bob"])
         assert hub.get_stats().rejected["auth"] == 1
         await eventually(lambda: not hub._parts.admission._authenticating)
@@ -218,7 +218,7 @@ async def test_whether_a_message_may_be_published_is_asked_in_its_turn(any_loop:
         raw.close()
 
 
-async def test_what_waits_for_a_muted_client_is_refused_though_nobody_hears_messages() -> None:
+async def test_messages_of_a_muted_client_that_wait_are_refused_without_a_callback_too() -> None:
     hub = Hub(authorize_publish=lambda client, message: False)
     connected = Slow()
     hub.on_client_connected(connected)
@@ -235,7 +235,7 @@ async def test_what_waits_for_a_muted_client_is_refused_though_nobody_hears_mess
 
 
 @pytest.mark.parametrize("kind", ["plain", "compressed"])
-async def test_what_waits_is_bounded_as_it_is_in_memory(any_loop: str, kind: str) -> None:
+async def test_waiting_messages_are_bounded_as_they_are_in_memory(any_loop: str, kind: str) -> None:
     # Four bytes a character, of which one comes; and compressed a thousandth of that.
     text = "\U0001f600" + "a" * 20_000
     body = text.encode()
@@ -347,7 +347,9 @@ async def test_errors_of_nobody_have_a_bounded_number_of_async_callbacks() -> No
 
 
 @pytest.mark.parametrize("end", ["leaves", "breaks"])
-async def test_who_has_gone_counts_while_its_callbacks_go_on(any_loop: str, end: str) -> None:
+async def test_a_client_that_has_gone_counts_while_its_callbacks_go_on(
+    any_loop: str, end: str
+) -> None:
     hub = Hub(HubConfig(max_connections=3))
     slow = Slow()
     if end == "leaves":

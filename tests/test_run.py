@@ -1,4 +1,4 @@
-"""What `run` changes in its process: signals, open files; that all of it is given back."""
+"""`run` changes signals and open files of its process, and gives all of it back."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ HANDLERS = (
 
 @pytest.mark.parametrize("how", ["stop", "set", "loop", "exception"])
 def test_handlers_of_the_application_are_back_after_the_run(how: str) -> None:
-    # But for one that it has set meanwhile. Those of a loop have ended with it.
+    # But for one that it has set meanwhile. A loop's handlers have ended with it.
     with Script(HANDLERS, how) as script:
         port = script.port()
         with connect(f"ws://127.0.0.1:{port}/ws") as ws:

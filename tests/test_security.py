@@ -1,4 +1,4 @@
-"""Limits count themselves, who sends much waits for its turn; the TLS peer; the log is no flood."""
+"""Limits count themselves; clients that send much wait for their turn; TLS peers; a quiet log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from wsc_fast.log import LINES_A_SECOND, SafeLogger
 
 
 async def provoke(hub: Hub, data: bytes) -> list[Any]:
-    """What a connection is told that sends this."""
+    """The frames that answer these bytes."""
     with await RawClient.open(hub) as raw:
         await raw.send_raw(data)
         return await raw.recv_rest()

@@ -68,7 +68,7 @@ class Answer:
 async def ask(
     hub: Hub, path: str = "/ws", headers: list[tuple[str, str]] | None = None, **replaced: str
 ) -> Answer:
-    """What an upgrade request is refused with."""
+    """The answer that refuses an upgrade request."""
     answer = Answer(await exchange(hub, RawClient.request(hub, path, headers or (), **replaced)))
     assert answer["Connection"] == ("close, Upgrade" if answer.status == 426 else "close")
     if answer.status not in (204, 304):
@@ -122,7 +122,9 @@ async def test_the_path_is_what_start_was_given_and_its_query_is_free() -> None:
     ],
     ids=str,
 )
-async def test_what_is_no_upgrade_on_the_hubs_path_is_426(replaced: dict[str, str]) -> None:
+async def test_a_request_on_the_hubs_path_that_is_no_upgrade_is_426(
+    replaced: dict[str, str],
+) -> None:
     hub = Hub()
     async with running(hub):
         answer = await ask(hub, **replaced)
@@ -132,8 +134,9 @@ async def test_what_is_no_upgrade_on_the_hubs_path_is_426(replaced: dict[str, st
         assert hub.get_stats().rejected["request"] == 1
 
 
+@pytest.mark.fault(number="A21")
 @pytest.mark.parametrize("version", ["", "7", "8", "12", "14", "013", "13, 8", "x"])
-async def test_A21_another_version_is_426_and_names_ours(version: str) -> None:
+async def test_another_version_is_426_and_names_ours(version: str) -> None:
     hub = Hub()
     async with running(hub):
         answer = await ask(hub, Sec_WebSocket_Version=version)
@@ -141,6 +144,7 @@ async def test_A21_another_version_is_426_and_names_ours(version: str) -> None:
         assert answer["Sec-WebSocket-Version"] == "13"
 
 
+@pytest.mark.fault(number="A21")
 @pytest.mark.parametrize(
     ("headers", "replaced"),
     [
@@ -162,7 +166,7 @@ async def test_A21_another_version_is_426_and_names_ours(version: str) -> None:
     ],
     ids=str,
 )
-async def test_A21_a_malformed_upgrade_is_400(
+async def test_a_malformed_upgrade_is_400(
     headers: list[tuple[str, str]], replaced: dict[str, str]
 ) -> None:
     hub = Hub()
@@ -171,6 +175,7 @@ async def test_A21_a_malformed_upgrade_is_400(
         assert hub.connections == 0
 
 
+@pytest.mark.fault(number="A20")
 @pytest.mark.parametrize(
     "target",
     [
@@ -187,12 +192,13 @@ async def test_A21_a_malformed_upgrade_is_400(
     ],
     ids=ascii,
 )
-async def test_A20_a_target_that_is_no_path_is_400(target: str) -> None:
+async def test_a_target_that_is_no_path_is_400(target: str) -> None:
     hub = Hub()
     async with running(hub):
         assert (await ask(hub, target)).status == 400
 
 
+@pytest.mark.fault(number="A11")
 @pytest.mark.parametrize(
     ("headers", "replaced"),
     [
@@ -211,7 +217,7 @@ async def test_A20_a_target_that_is_no_path_is_400(target: str) -> None:
     ],
     ids=str,
 )
-async def test_A11_lists_in_connection_and_upgrade_are_understood(
+async def test_lists_in_connection_and_upgrade_are_understood(
     headers: list[tuple[str, str]], replaced: dict[str, str]
 ) -> None:
     hub = Hub()
@@ -298,7 +304,7 @@ BAD_HOSTS = ["a b/c@d", "a b", "user@x", "x:port", "x:99999", "x,y", "[::1", "\x
 
 @pytest.mark.parametrize("path", ["/health", "/none", "/ws"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "BREW"])
-async def test_whatever_a_request_is_for_it_has_one_sound_host(path: str, method: str) -> None:
+async def test_every_request_has_one_sound_host(path: str, method: str) -> None:
     hub = health_hub()
     async with running(hub):
 
@@ -508,7 +514,7 @@ async def test_the_next_upgrade_beyond_max_connections_is_503_with_retry_after()
                 assert answer.status == 503
                 assert int(answer["Retry-After"]) > 0
             assert hub.get_stats().rejected["full"] == 2
-            # What needs no slot is still answered.
+            # A request that needs no slot is still answered.
             assert (await get(hub, "/health")).status == 200
             second.close()
             await eventually(lambda: hub.connections == 1)
@@ -516,7 +522,8 @@ async def test_the_next_upgrade_beyond_max_connections_is_503_with_retry_after()
                 assert hub.get_connected_clients() == 2
 
 
-async def test_H4_two_hundred_at_once_at_a_limit_of_fifty(any_loop: str) -> None:
+@pytest.mark.fault(number="H4")
+async def test_two_hundred_at_once_at_a_limit_of_fifty_make_fifty_clients(any_loop: str) -> None:
     hub = Hub(HubConfig(max_connections=50))
     async with running(hub):
         for _ in range(3):
@@ -534,7 +541,8 @@ async def test_H4_two_hundred_at_once_at_a_limit_of_fifty(any_loop: str) -> None
             await eventually(lambda: hub.connections == 0)
 
 
-async def test_H4_no_failing_path_keeps_a_slot() -> None:
+@pytest.mark.fault(number="H4")
+async def test_no_failing_path_keeps_a_slot() -> None:
     async def authenticate(request: Request) -> Identity | None:
         how = request.query.get("how")
         if how == "raise":
@@ -619,8 +627,10 @@ BAD_ORIGINS = [
 ]
 
 
+@pytest.mark.fault(number="B1")
+@pytest.mark.fault(number="B2")
 @pytest.mark.parametrize("origin", BAD_ORIGINS, ids=lambda origin: ascii(origin)[:40])
-async def test_B1_B2_another_or_a_malformed_origin_is_403(origin: str) -> None:
+async def test_another_or_a_malformed_origin_is_403(origin: str) -> None:
     hub = Hub(HubConfig(allowed_origins=("https://app.example",)))
     async with running(hub):
         # Header values are stripped of white space, so that this one case is the good one.
@@ -632,7 +642,8 @@ async def test_B1_B2_another_or_a_malformed_origin_is_403(origin: str) -> None:
         assert hub.get_stats().rejected["origin"] == 1
 
 
-async def test_B1_two_origins_are_403() -> None:
+@pytest.mark.fault(number="B1")
+async def test_two_origins_are_403() -> None:
     hub = Hub(HubConfig(allowed_origins=("https://app.example",)))
     async with running(hub):
         headers = [("Origin", "https://app.example"), ("Origin", "https://app.example")]
@@ -699,7 +710,8 @@ def test_origin_allowed(
     assert origin_allowed(origin, host, tls, allowed) is expected
 
 
-async def test_B8_a_host_that_is_not_allowed_is_403_whatever_its_origin() -> None:
+@pytest.mark.fault(number="B8")
+async def test_a_host_that_is_not_allowed_is_403_whatever_its_origin() -> None:
     hub = Hub()
     async with running(hub):
         port = hub.port
@@ -715,11 +727,12 @@ async def test_B8_a_host_that_is_not_allowed_is_403_whatever_its_origin() -> Non
         assert await upgraded(hub, RawClient.request(hub, Host="APP.EXAMPLE"))
 
 
-# --- what else B says of the handshake ---
+# --- the rest of the handshake ---
 
 
+@pytest.mark.fault(number="B3")
 @pytest.mark.parametrize("refused", ["/none", "/ws", "/health"])
-async def test_B3_what_is_pipelined_behind_a_refused_upgrade_is_not_served(refused: str) -> None:
+async def test_a_request_pipelined_behind_a_refused_upgrade_is_not_served(refused: str) -> None:
     hub = Hub()
     served: list[str] = []
 
@@ -743,7 +756,8 @@ async def test_B3_what_is_pipelined_behind_a_refused_upgrade_is_not_served(refus
         assert served == []
 
 
-async def test_B4_a_client_that_leaves_while_it_is_authenticated_is_no_ghost(
+@pytest.mark.fault(number="B4")
+async def test_a_client_that_leaves_while_it_is_authenticated_is_no_ghost(
     any_loop: str,
 ) -> None:
     gate = asyncio.Event()
@@ -781,7 +795,8 @@ async def test_B4_a_client_that_leaves_while_it_is_authenticated_is_no_ghost(
             assert seen == ["in"]
 
 
-async def test_B4_stop_while_a_client_is_authenticated() -> None:
+@pytest.mark.fault(number="B4")
+async def test_stop_while_a_client_is_authenticated_makes_no_ghost() -> None:
     seen: list[str] = []
 
     async def authenticate(request: Request) -> Identity:
@@ -802,7 +817,8 @@ async def test_B4_stop_while_a_client_is_authenticated() -> None:
     assert seen == []
 
 
-async def test_B4_the_id_was_taken_while_two_of_it_were_authenticated() -> None:
+@pytest.mark.fault(number="B4")
+async def test_an_id_taken_while_two_of_it_are_authenticated_has_one_client() -> None:
     gates = {"1": asyncio.Event(), "2": asyncio.Event()}
 
     async def authenticate(request: Request) -> Identity:
@@ -825,7 +841,8 @@ async def test_B4_the_id_was_taken_while_two_of_it_were_authenticated() -> None:
             assert hub.get_stats().replaced_clients == 1
 
 
-async def test_B4_authentication_has_its_own_timeout() -> None:
+@pytest.mark.fault(number="B4")
+async def test_authentication_has_its_own_timeout() -> None:
     cancelled = asyncio.Event()
 
     async def authenticate(request: Request) -> Identity:
@@ -843,7 +860,8 @@ async def test_B4_authentication_has_its_own_timeout() -> None:
         assert hub.get_stats().rejected["auth"] == 1
 
 
-async def test_B5_frames_sent_before_authentication_is_done_keep_their_order() -> None:
+@pytest.mark.fault(number="B5")
+async def test_frames_sent_before_authentication_is_done_keep_their_order() -> None:
     gate = asyncio.Event()
     seen: list[str] = []
 
@@ -867,7 +885,8 @@ async def test_B5_frames_sent_before_authentication_is_done_keep_their_order() -
     assert seen == ["in", *map(str, range(1000)), "last"]
 
 
-async def test_B5_what_may_be_sent_before_authentication_is_bounded() -> None:
+@pytest.mark.fault(number="B5")
+async def test_frames_sent_before_authentication_are_bounded() -> None:
     seen: list[str] = []
 
     async def authenticate(request: Request) -> Identity:
@@ -898,7 +917,8 @@ async def test_B5_what_may_be_sent_before_authentication_is_bounded() -> None:
     assert seen == []
 
 
-async def test_B6_nothing_precedes_the_101(any_loop: str) -> None:
+@pytest.mark.fault(number="B6")
+async def test_nothing_precedes_the_101(any_loop: str) -> None:
     hub = Hub()
 
     @hub.on_client_connected
@@ -916,7 +936,8 @@ async def test_B6_nothing_precedes_the_101(any_loop: str) -> None:
             assert (await client.recv()).code == 4000
 
 
-async def test_B7_a_client_does_not_choose_its_id() -> None:
+@pytest.mark.fault(number="B7")
+async def test_a_client_does_not_choose_its_id() -> None:
     hub = Hub()
     hub.on_message_received(lambda client, message: client.send(f"{client.id} {client.user_id}"))
     async with running(hub):
@@ -936,11 +957,12 @@ async def test_B7_a_client_does_not_choose_its_id() -> None:
             assert hub.get_clients_by_user("alice") == []
 
 
+@pytest.mark.fault(number="B16")
 @pytest.mark.parametrize(
     ("method", "status"),
     [("POST", 405), ("OPTIONS", 405), ("PUT", 405), ("CONNECT", 405), ("get", 400), ("BREW", 400)],
 )
-async def test_B16_another_method_is_405_or_no_method_at_all(method: str, status: int) -> None:
+async def test_another_method_is_405_or_no_method_at_all(method: str, status: int) -> None:
     hub = Hub()
     hub.route("/health")(lambda request: "ok")
     async with running(hub):
@@ -951,7 +973,8 @@ async def test_B16_another_method_is_405_or_no_method_at_all(method: str, status
                 assert Answer(data)["Allow"] == "GET, HEAD"
 
 
-async def test_B16_HEAD_gets_what_GET_gets_but_for_the_body() -> None:
+@pytest.mark.fault(number="B16")
+async def test_HEAD_gets_what_GET_gets_but_for_the_body() -> None:
     hub = Hub()
     hub.route("/health")(lambda request: "ok")
     async with running(hub):
@@ -971,17 +994,19 @@ async def test_B16_HEAD_gets_what_GET_gets_but_for_the_body() -> None:
         assert hub.connections == 0
 
 
+@pytest.mark.fault(number="B16")
 @pytest.mark.parametrize(
     "version",
     ["HTTP/2.0", "HTTP/0.9", "http/1.1", "", "HTTP/1.", "HTTP/1.10", "HTTP/1.x", " HTTP/1.1"],
 )
-async def test_B16_another_http_version_is_400(version: str) -> None:
+async def test_another_http_version_is_400(version: str) -> None:
     hub = Hub()
     async with running(hub):
         data = await exchange(hub, f"GET /ws {version}\r\nHost: x\r\n\r\n".encode())
         assert Answer(data).status == 400
 
 
+@pytest.mark.fault(number="B16")
 @pytest.mark.parametrize(
     "path",
     [
@@ -994,7 +1019,7 @@ async def test_B16_another_http_version_is_400(version: str) -> None:
         "/health%20",
     ],
 )
-async def test_B16_routes_are_exact(path: str) -> None:
+async def test_routes_are_exact(path: str) -> None:
     hub = Hub()
     hub.route("/health")(lambda request: "ok")
     async with running(hub):
@@ -1148,7 +1173,7 @@ def test_cookies_are_told_as_they_are_but_for_blanks_and_quotes() -> None:
     }
 
 
-def test_what_a_request_tells_is_parsed_once() -> None:
+def test_the_parts_of_a_request_are_parsed_once() -> None:
     request = requested("/a%20b?c=d", "Cookie: e=f")
     assert request.query is request.query
     assert request.cookies is request.cookies
@@ -1202,7 +1227,7 @@ def test_a_route_is_a_plain_function() -> None:
         hub.route("/r")(later)  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="callable"):
         hub.route("/r")(None)  # type: ignore[arg-type]
-    # What was refused is not registered.
+    # A refused route is not registered.
     assert hub.route("/r")(handler := lambda request: "ok") is handler
 
 
@@ -1242,6 +1267,7 @@ async def test_a_route_that_returns_what_cannot_be_sent_is_a_plain_500(result: A
         assert hub.connections == 0
 
 
+@pytest.mark.fault(number="A23")
 @pytest.mark.parametrize(
     "make",
     [
@@ -1261,12 +1287,13 @@ async def test_a_route_that_returns_what_cannot_be_sent_is_a_plain_500(result: A
         lambda: Response(status="200\r\nSet-Cookie: x=1"),
     ],
 )
-def test_A23_a_response_that_http_cannot_carry(make: Callable[[], Response]) -> None:
+def test_a_response_that_http_cannot_carry_is_refused(make: Callable[[], Response]) -> None:
     with pytest.raises(ValidationError):
         make()
 
 
-async def test_A23_a_header_that_latin_1_can_carry_is_sent_or_refused() -> None:
+@pytest.mark.fault(number="A23")
+async def test_a_header_that_latin_1_can_carry_is_sent_or_refused() -> None:
     hub = Hub()
     hub.route("/r")(lambda request: Response(body="x", headers={"X-A": "gr\xf6\xdfe"}))
     async with running(hub):
@@ -1277,7 +1304,8 @@ async def test_A23_a_header_that_latin_1_can_carry_is_sent_or_refused() -> None:
         )
 
 
-async def test_A9_what_a_route_or_authenticate_raises_is_for_us_alone(
+@pytest.mark.fault(number="A9")
+async def test_an_exception_of_a_route_or_authenticate_goes_to_the_log_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fails(request: Request) -> str:
@@ -1417,9 +1445,10 @@ async def test_an_async_authenticate_that_raises_closes_with_1011() -> None:
         assert failures == ["password=hunter2"]
 
 
+@pytest.mark.fault(number="A28")
 @pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
-def test_A28_an_authenticate_that_raises_what_ends_a_loop(
+def test_a_base_exception_of_authenticate_hurts_nobody_else(
     kind: type[BaseException], is_async: bool
 ) -> None:
     async def scenario() -> None:
@@ -1447,7 +1476,8 @@ def test_A28_an_authenticate_that_raises_what_ends_a_loop(
     run_apart(scenario)
 
 
-async def test_A10_a_refused_upgrade_does_not_ask_who_it_is() -> None:
+@pytest.mark.fault(number="A10")
+async def test_a_refused_upgrade_does_not_ask_who_it_is() -> None:
     asked = 0
 
     async def authenticate(request: Request) -> Identity:

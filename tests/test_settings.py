@@ -57,7 +57,7 @@ def file_of(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-# What the settings are
+# The settings
 
 
 def test_the_defaults_of_the_contract() -> None:
@@ -302,16 +302,18 @@ def test_a_factor_of_one_waits_the_same_each_time() -> None:
     assert {config.delay(retry) for retry in (1, 2, 1000, 10**9)} == {0.5}
 
 
+@pytest.mark.fault(number="G15")
 @pytest.mark.parametrize("retry", [1024, 1025, 2_000, 10**6, 10**9])
 @pytest.mark.parametrize("factor", [2, 2.0, 1.5, 1e300, sys.float_info.max])
 @pytest.mark.parametrize("jitter", [False, True])
-def test_G15_a_late_retry_does_not_overflow(retry: int, factor: float, jitter: bool) -> None:
+def test_a_late_retry_does_not_overflow(retry: int, factor: float, jitter: bool) -> None:
     config = RetryConfig(max_retries=2_000, backoff_factor=factor, jitter=jitter)
     delay = config.delay(retry)
     assert 0 <= delay <= 30 if jitter else delay == 30
 
 
-def test_G15_jitter_spreads_over_the_whole_delay() -> None:
+@pytest.mark.fault(number="G15")
+def test_jitter_spreads_over_the_whole_delay() -> None:
     config = RetryConfig(base_delay=1, jitter=True)
     for retry, longest in ((1, 1), (3, 4), (50, 30)):
         delays = [config.delay(retry) for _ in range(1_000)]
@@ -598,7 +600,7 @@ def test_durations_as_text(tmp_path: Path, suffix: str, text: str, seconds: floa
 
 
 @pytest.mark.parametrize("text", ["100 ms", "ms", "-1s", "1e3s", "1.s", ".5s", "1d", "5S", "s1"])
-def test_what_is_no_duration_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_text_that_is_no_duration_is_refused(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, ".json", {"base_delay": text})
     expected = f"is {text!r}, expected a positive number of seconds"
     assert refusal(lambda: RetryConfig.from_file(path)) == f"{path}: base_delay {expected}"
@@ -609,7 +611,7 @@ def test_what_is_no_duration_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["backoff_factor", "message_rate", "max_retries", "jitter"])
-def test_what_is_no_time_is_no_duration(name: str) -> None:
+def test_a_text_that_is_no_time_is_no_duration(name: str) -> None:
     cls = HubConfig if name == "message_rate" else RetryConfig
     refusal(lambda: cls.from_env({f"WSC_{name.upper()}": "5s"}))
 
@@ -688,7 +690,7 @@ def test_an_unknown_key_is_named(tmp_path: Path, suffix: str) -> None:
         ({"wsc": {"retry": "x"}}, "wsc.retry is 'x', expected a table of settings"),
     ],
 )
-def test_what_stands_in_the_wrong_place_is_named(
+def test_a_setting_in_the_wrong_place_is_named(
     tmp_path: Path, suffix: str, content: dict[str, Any], error: str
 ) -> None:
     path = written(tmp_path, suffix, content)

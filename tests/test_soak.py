@@ -54,7 +54,7 @@ def test_a_number_tells_its_message(priority: int, key: int) -> None:
         ([ONE, TWO], [], 2, 2),
     ],
 )
-def test_what_is_right_has_no_difference(
+def test_a_right_stream_has_no_difference(
     wanted: list[int], got: list[int], edge: int, optional: int
 ) -> None:
     assert difference(wanted, got, edge, optional) == ""
@@ -76,7 +76,7 @@ def test_what_is_right_has_no_difference(
         ([ONE, TWO], [], 2, 1, "missing at the end"),
     ],
 )
-def test_what_is_wrong_is_told(
+def test_a_wrong_stream_is_told(
     wanted: list[int], got: list[int], edge: int, optional: int, text: str
 ) -> None:
     assert any(part in difference(wanted, got, edge, optional) for part in text.split("|"))

@@ -226,7 +226,9 @@ def lines_of_a_victim(path: Path, name: str, seed: int, count: int) -> list[str]
     return [line.strip() for line in lines if line.endswith("\n")]
 
 
-async def test_G8_G9_what_was_reported_outlasts_kill_9(path: Path) -> None:
+@pytest.mark.fault(number="G8")
+@pytest.mark.fault(number="G9")
+async def test_reported_appends_and_deletes_outlast_kill_9(path: Path) -> None:
     chance = random.Random(8)
     kept: set[str] = set()  # reported as stored
     asked: set[str] = set()  # perhaps deleted
@@ -255,7 +257,8 @@ async def test_G8_G9_what_was_reported_outlasts_kill_9(path: Path) -> None:
 # A database that is locked.
 
 
-async def test_G18_a_locked_database_is_waited_for(path: Path, any_loop: str) -> None:
+@pytest.mark.fault(number="G18")
+async def test_a_locked_database_is_waited_for(path: Path, any_loop: str) -> None:
     async with opened(path) as store:
         with locked(path) as other:
             pending = append(store, "m1")
@@ -267,7 +270,8 @@ async def test_G18_a_locked_database_is_waited_for(path: Path, any_loop: str) ->
             assert await pending == []
 
 
-async def test_G18_a_lock_that_stays_fails_what_waits_and_nothing_else(path: Path) -> None:
+@pytest.mark.fault(number="G18")
+async def test_a_lock_that_stays_fails_what_waits_and_nothing_else(path: Path) -> None:
     async with opened(path, busy_timeout=0.2) as store:
         await fill(store, ["m1", "m2"])
         with locked(path) as other:
@@ -277,7 +281,7 @@ async def test_G18_a_lock_that_stays_fails_what_waits_and_nothing_else(path: Pat
                 assert str(path) in str(error)
                 assert "locked" in str(error)
                 assert isinstance(error.__cause__, sqlite3.OperationalError)
-            # Who only reads is not held up.
+            # A call that only reads is not held up.
             assert await ids(store) == ["m1", "m2"]
             assert await store.count("ann") == 2
             # Also where the write before it fails.
@@ -291,7 +295,8 @@ async def test_G18_a_lock_that_stays_fails_what_waits_and_nothing_else(path: Pat
     check_sound(path)
 
 
-async def test_G18_batches_behind_a_lock_share_the_timeout(
+@pytest.mark.fault(number="G18")
+async def test_batches_behind_a_lock_share_the_timeout(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "_BATCH_ROWS", 5)
@@ -371,7 +376,8 @@ async def test_open_tries_again_when_the_timeout_was_not_heeded(
 # A disk that is full, or fails.
 
 
-async def test_G18_a_full_disk_fails_what_does_not_fit(path: Path) -> None:
+@pytest.mark.fault(number="G18")
+async def test_a_full_disk_fails_what_does_not_fit(path: Path) -> None:
     stored: list[str] = []
     async with opened(path, max_bytes=1 << 20) as store:
         for wave in range(100):
@@ -394,7 +400,8 @@ async def test_G18_a_full_disk_fails_what_does_not_fit(path: Path) -> None:
     check_sound(path)
 
 
-async def test_G16_a_million_users_take_max_bytes_and_no_more(path: Path) -> None:
+@pytest.mark.fault(number="G16")
+async def test_a_million_users_take_max_bytes_and_no_more(path: Path) -> None:
     stored, refused = 0, []
     async with opened(path, max_bytes=1 << 20) as store:
         while not refused:
@@ -407,7 +414,7 @@ async def test_G16_a_million_users_take_max_bytes_and_no_more(path: Path) -> Non
             "database or disk is full (max_bytes is 1048576)"
         }
         assert os.path.getsize(path) <= 1 << 20  # noqa: ASYNC240
-        # What goes makes room; and it is as full after the next start.
+        # Expired messages make room; and it is as full after the next start.
         assert len(await store.expire(1e12, 500)) == 500
         assert await append(store, "m", user="again") == []
     check_sound(path)
@@ -455,7 +462,8 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
-def test_G18_a_file_system_that_is_full(tmp_path: Path) -> None:
+@pytest.mark.fault(number="G18")
+def test_a_full_file_system_fails_appends_and_recovers(tmp_path: Path) -> None:
     apart = ["unshare", "--user", "--map-root-user", "--mount"]
     mount = f"mount -t tmpfs -o size=4m none {tmp_path}"
     if shutil.which("unshare") is None or subprocess.run([*apart, *mount.split()]).returncode:
@@ -506,7 +514,8 @@ asyncio.run(main())
 """
 
 
-def test_G18_an_io_error_fails_the_batch_and_the_next_one_works(path: Path) -> None:
+@pytest.mark.fault(number="G18")
+def test_an_io_error_fails_the_batch_and_the_next_one_works(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CRAMPED, str(path)],
         cwd=ROOT,
@@ -553,6 +562,7 @@ async def refused_and_untouched(path: Path, before: bytes, text: str) -> None:
     assert siblings(path) == [path.name]
 
 
+@pytest.mark.fault(number="G18")
 @pytest.mark.parametrize(
     "data",
     [
@@ -564,7 +574,7 @@ async def refused_and_untouched(path: Path, before: bytes, text: str) -> None:
     ],
     ids=["a-byte", "two-bytes", "a-text", "noise", "noise-behind-the-magic"],
 )
-async def test_G18_a_file_that_is_no_database_is_left_alone(path: Path, data: bytes) -> None:
+async def test_a_file_that_is_no_database_is_left_alone(path: Path, data: bytes) -> None:
     put(path, data)
     await refused_and_untouched(path, data, "not a database|malformed")
 
@@ -583,7 +593,8 @@ async def test_an_empty_file_becomes_a_database(path: Path) -> None:
         await fill(store, ["m1"])
 
 
-async def test_G18_a_damaged_database_raises_and_the_store_lives_on(path: Path) -> None:
+@pytest.mark.fault(number="G18")
+async def test_a_damaged_database_raises_and_the_store_lives_on(path: Path) -> None:
     async with opened(path) as store:
         await fill(store, [f"m{n}" for n in range(200)], data=bytes(1000))
     whole = content(path)
@@ -651,7 +662,9 @@ async def test_a_migration_that_fails_leaves_the_old_schema(
 # Back-pressure.
 
 
-async def test_G16_G18_what_waits_for_a_slow_disk_is_bounded(path: Path, any_loop: str) -> None:
+@pytest.mark.fault(number="G16")
+@pytest.mark.fault(number="G18")
+async def test_the_queue_for_a_slow_disk_is_bounded(path: Path, any_loop: str) -> None:
     async with opened(path, busy_timeout=60, max_waiting_bytes=100_000) as store:
         with locked(path) as other:
             calls = [append(store, f"m{n}", data=bytes(1000)) for n in range(1000)]
@@ -673,7 +686,7 @@ async def test_G16_G18_what_waits_for_a_slow_disk_is_bounded(path: Path, any_loo
             other.execute("ROLLBACK")
         assert await asyncio.gather(*[calls[n] for n in accepted]) == [[]] * len(accepted)
         assert sum([await each for each in deletes if each not in refused]) == 1
-        # What is through no longer counts.
+        # A message that is through no longer counts.
         for _ in range(5):
             await fill(store, [f"n{n}" for n in range(50)], data=bytes(1000))
             await store.delete("ann", [f"n{n}" for n in range(50)])
@@ -771,7 +784,8 @@ async def test_numbers_beyond_those_of_sqlite(path: Path) -> None:
         assert len(await store.expire(float("inf"), limit=10**30)) == 2
 
 
-async def test_G16_a_limit_of_nothing_refuses(path: Path) -> None:
+@pytest.mark.fault(number="G16")
+async def test_a_limit_of_zero_refuses_every_message(path: Path) -> None:
     async with opened(path) as store:
         for drop_oldest in (True, False):
             with pytest.raises(OfflineStoreFullError):
@@ -779,7 +793,8 @@ async def test_G16_a_limit_of_nothing_refuses(path: Path) -> None:
         assert await store.count("ann") == 0
 
 
-async def test_G16_users_without_messages_leave_nothing(path: Path) -> None:
+@pytest.mark.fault(number="G16")
+async def test_users_without_messages_leave_nothing(path: Path) -> None:
     async with opened(path) as store:
         users = [f"user{n}" for n in range(500)]
         await asyncio.gather(*[append(store, "m1", user=user) for user in users])
@@ -977,7 +992,7 @@ async def test_a_program_that_forgets_to_close_ends(path: Path) -> None:
         assert await ids(store) == ["m1"]
 
 
-# A disk that is full, whatever is on it; with nothing to free but the messages.
+# A disk that is full of anything; only the messages can be freed.
 
 # Fills the file system with messages (argv: directory, bytes of a message, messages at once, bytes
 # of another file), is killed or closes, removes all messages, and stores again.
@@ -1169,7 +1184,7 @@ async def test_messages_are_in_the_database_after_a_quiet_second(path: Path) -> 
         await eventually(lambda: size_of(path) >= empty + 100_000)
 
 
-async def test_what_removes_is_done_a_few_at_a_time_where_more_does_not_fit(
+async def test_deletes_are_done_a_few_at_a_time_where_more_does_not_fit(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transact = Transactions._transact
@@ -1353,7 +1368,7 @@ async def test_a_directory_that_is_gone_fails_until_it_is_back(tmp_path: Path) -
     check_sound(path)
 
 
-# Who may read the file.
+# The permissions of the file.
 
 
 def mode(path: Path) -> int:

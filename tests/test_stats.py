@@ -116,7 +116,7 @@ async def test_reset_clears_the_counters_and_keeps_the_gauges() -> None:
             assert (stats.queued_messages, stats.queued_bytes) == (1, 3)
 
 
-async def test_what_was_queued_for_a_connection_that_goes_away_is_counted() -> None:
+async def test_messages_queued_for_a_connection_that_goes_away_are_counted() -> None:
     hub = Hub(HubConfig(outbox_bytes=1 << 26, outbox_messages=10_000, close_timeout=0.1))
     async with running(hub):
         client = await RawClient.open(hub, rcvbuf=4096)
@@ -164,7 +164,8 @@ async def test_every_kind_of_error_is_in_the_error_count() -> None:
         assert (stats.callback_errors, stats.protocol_errors, stats.error_count) == (1, 1, 2)
 
 
-async def test_B15_no_name_of_a_peer_or_a_room_becomes_a_name_of_the_stats() -> None:
+@pytest.mark.fault(number="B15")
+async def test_no_name_of_a_peer_or_a_room_becomes_a_name_of_the_stats() -> None:
     def names(stats: HubStats) -> set[str]:
         found = set(stats.__struct_fields__)
         for field in stats.__struct_fields__:

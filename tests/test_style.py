@@ -1,10 +1,13 @@
-"""What every source file and every public method has to say about itself."""
+"""Every source file and public method says what it is for. Rules of imports and of words."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import io
 import re
+import tokenize
+from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ def public_methods(cls: type) -> list[tuple[str, Any]]:
             for name, value in vars(base).items():
                 if not name.startswith("_") and callable(value):
                     found.setdefault(name, value)
-    # What picows and the transport call is not for the application.
+    # The application does not call the methods of picows and the transport.
     overridden = (
         "on_ws_",
         "send_user_specific_ping",
@@ -176,3 +179,73 @@ def parameters_of(method: Any) -> list[str]:
     assert isinstance(function, ast.FunctionDef)
     arguments = function.args
     return [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)][1:]
+
+
+# --- words ---
+
+# Not yet rewritten in plain English.
+LATER = ("CHANGELOG.md", "architecture.md", "conftest.py", "support.py")
+PAGES = [path for folder in ("", "docs/**/", "tests/**/") for path in ROOT.glob(f"{folder}*.md")]
+PAGES = sorted(path for path in PAGES if path.name not in LATER)
+TESTS = [path for path in ROOT.glob("tests/**/*.py") if path.name not in LATER]
+# A sentence has its subject first. A label, which ends with a colon, and a heading may ask.
+RIDDLE = re.compile(r"(?:And |But |So |Or |Nor )?(?:Whoever|Whatever|Whom?|Whose|What|Those)\b")
+# Words of ours that have given way to others; `stash` is also one of pytest's.
+FORMER = re.compile(r"\b(?:twins?|deaf|(?<!\.)stash(?:ed|es)?|witness(?:es)?)\b", re.I)
+
+
+def prose_of_page(text: str) -> list[str]:
+    """Paragraphs, list items and cells of tables, without code and headings."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    text = re.sub(r"^ {4}.*$|^#.*$", "", text, flags=re.M)
+    return re.split(r"\n\s*\n|^\s*[-*] |^\d+\. |\|", text, flags=re.M)
+
+
+def prose_of_module(source: str) -> Iterator[str]:
+    """Docstrings, and blocks of comments."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from re.split(r"\n\s*\n", ast.get_docstring(node) or "")
+    comments: list[str] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            comments.append(token.string.lstrip("# -"))
+        elif token.type != tokenize.NL:
+            yield " ".join(comments)
+            comments.clear()
+
+
+def riddles(prose: Iterable[str]) -> list[str]:
+    """The sentences that open with a riddle."""
+    found = []
+    for part in prose:
+        for sentence in re.split(r"(?<=[.?!]) (?=[A-Z])", " ".join(part.split())):
+            if RIDDLE.match(sentence) and not sentence.endswith((":", "?")):
+                found.append(sentence)
+    return found
+
+
+def test_riddles_are_found() -> None:
+    page = (
+        "# What it is\n\nIt sends. Who\nleaves, goes.\n\n- Those stay.\n\n| What waits is kept |\n"
+    )
+    found = ["Who leaves, goes.", "Those stay.", "What waits is kept"]
+    assert riddles(prose_of_page(page)) == found
+    module = '"""It sends.\n\nWhat it is."""\n\n# Those\n# leave.\nx = 1\n\ny = 2  # What?\n'
+    assert riddles(prose_of_module(module)) == ["What it is.", "Those leave."]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_a_sentence_of_a_page_begins_with_its_subject(path: Path) -> None:
+    assert riddles(prose_of_page(path.read_text())) == []
+
+
+@pytest.mark.parametrize("path", TESTS, ids=named)
+def test_a_sentence_of_a_comment_begins_with_its_subject(path: Path) -> None:
+    assert riddles(prose_of_module(path.read_text())) == []
+
+
+@pytest.mark.parametrize("path", [*PAGES, *TESTS], ids=named)
+def test_a_former_word_is_not_used(path: Path) -> None:
+    words = {match[0] for match in FORMER.finditer(path.read_text())}
+    assert words == set() or path == Path(__file__)

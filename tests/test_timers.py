@@ -68,7 +68,7 @@ async def test_a_slot_of_80_000_items_costs_as_much_for_each_as_a_small_one() ->
     assert time.process_time() - began < 1.0, "quadratic: 3 s"
 
 
-async def test_what_one_turn_cannot_do_waits_for_the_next_after_sockets_are_read(
+async def test_work_beyond_one_turn_waits_for_the_next_after_sockets_are_read(
     any_loop: str,
 ) -> None:
     fired = Fired(budget=ONE_A_TURN)
@@ -198,7 +198,7 @@ async def test_timers_that_were_cleared_while_they_waited_for_the_loop_start_ane
     assert fired == ["b"]
 
 
-async def test_what_is_taken_back_leaves_no_memory_behind() -> None:
+async def test_a_cancelled_item_leaves_no_memory_behind() -> None:
     fired = Fired()
 
     def rounds(count: int) -> None:
@@ -269,7 +269,7 @@ async def test_a_time_that_is_no_number_is_refused() -> None:
 
 
 @pytest.mark.parametrize("where", ["callback", "timer", "read"])
-async def test_what_waits_in_a_socket_is_heard_before_a_late_item_fires(
+async def test_bytes_in_a_socket_are_heard_before_a_late_item_fires(
     any_loop: str, where: str
 ) -> None:
     fired = Fired()

@@ -37,7 +37,7 @@ from wsc_fast import Client, Hub, HubConfig, Identity, Request, handle_websocket
 
 @pytest.mark.parametrize("server", ["own", "own, OpenSSL in Python", "picows"])
 @pytest.mark.parametrize("pausing", ["turn", "rate", "callbacks"])
-async def test_what_tls_had_received_before_a_pause_is_heard_after_it(
+async def test_messages_that_tls_had_received_before_a_pause_are_heard_after_it(
     any_loop: str,
     server: str,
     pausing: str,
@@ -99,7 +99,7 @@ async def test_what_tls_had_received_before_a_pause_is_heard_after_it(
 
 
 @pytest.mark.parametrize("end", ["refused", "answered", "closed", "left"])
-async def test_who_waited_for_a_turn_ends_like_any_other(
+async def test_a_connection_that_waited_for_a_turn_ends_like_any_other(
     any_loop: str, end: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     # aiofastnet 1.2 hears nothing more of a transport that is paused when it is closed.
@@ -136,7 +136,7 @@ async def test_who_waited_for_a_turn_ends_like_any_other(
 
 
 @pytest.mark.parametrize("end", ["of TCP", "of TLS", "of TLS at once"])
-async def test_who_sent_and_left_while_it_was_paused_is_heard_to_the_end(
+async def test_a_client_that_sent_and_left_while_it_was_paused_is_heard_to_the_end(
     any_loop: str,
     openssl: str,
     end: str,
@@ -213,8 +213,9 @@ async def test_a_connection_that_could_not_begin_is_ended(
     assert heard == []
 
 
+@pytest.mark.fault(number="F1")
 @pytest.mark.parametrize("when", ["connected", "upgraded"])
-async def test_F1_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socket_to_its_owner(
+async def test_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socket_to_its_owner(
     any_loop: str,
     when: str,
     server_tls: ssl.SSLContext,
@@ -254,8 +255,9 @@ async def test_F1_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socke
             assert (await raw.recv()).payload == b"served"
 
 
+@pytest.mark.fault(number="A31")
 @pytest.mark.parametrize("broken", ["a record", "what follows the end"])
-async def test_A31_broken_tls_is_no_line(
+async def test_broken_tls_leaves_no_line_in_the_log(
     any_loop: str, broken: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub()

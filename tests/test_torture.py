@@ -39,8 +39,11 @@ def torture(*arguments: str) -> tuple[int, dict[str, str], str]:
     return run.returncode, row, run.stdout + run.stderr
 
 
+@pytest.mark.fault(number="G8")
 @pytest.mark.parametrize(("scenario", "store"), SCENARIOS)
-def test_G8_what_was_accepted_is_seen_once_and_in_order(scenario: str, store: str) -> None:
+def test_accepted_messages_outlast_kill_9_and_are_seen_once_in_order(
+    scenario: str, store: str
+) -> None:
     if store == "redis" and PROGRAM is None:
         pytest.skip("redis-server is not installed")
     status, row, said = torture("--quick", "--scenario", scenario, "--store", store)
@@ -73,7 +76,7 @@ def record(*numbers: int, order_of_accepted: bool = False) -> Ledger:
     return ledger
 
 
-def test_what_is_seen_in_order_is_right() -> None:
+def test_messages_seen_in_order_are_right() -> None:
     ledger = record(1, 2, 3, 4)
     ledger.see("ann", ("B", 1), "now")  # each sender has an order of its own
     ledger.judge()
@@ -94,7 +97,7 @@ def test_a_refused_one_has_no_order() -> None:
     assert not ledger.counts
 
 
-def test_one_that_nobody_awaited_has_an_order_unless_the_store_fails() -> None:
+def test_a_message_that_nobody_awaited_has_an_order_unless_the_store_fails() -> None:
     ledger = record(1, 4, 3, 5)
     ledger.judge()
     assert ledger.counts == {"disordered": 1}
@@ -103,13 +106,13 @@ def test_one_that_nobody_awaited_has_an_order_unless_the_store_fails() -> None:
     assert not ledger.counts
 
 
-def test_one_that_is_seen_twice_is_doubled() -> None:
+def test_a_message_that_is_seen_twice_is_doubled() -> None:
     ledger = record(1, 2, 2, 4)
     ledger.judge()
     assert ledger.counts == {"doubled": 1}
 
 
-def test_one_that_was_accepted_is_missing_until_it_is_seen() -> None:
+def test_an_accepted_message_is_missing_until_it_is_seen() -> None:
     ledger = record(1)
     ledger.accept("ann", ("A", 2))
     assert ledger.missing["ann"] == {("A", 2)}

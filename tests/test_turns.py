@@ -1,4 +1,4 @@
-"""Turns: who sends much, or is no client yet, waits for others; and nothing is lost by it."""
+"""Turns: a client that sends much, or is none yet, waits for others; and nothing is lost by it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support import (
 from wsc_fast import Client, Hub, HubConfig, Identity, Request
 
 
-async def test_what_one_read_brought_is_heard_over_several_turns(any_loop: str) -> None:
+async def test_messages_of_one_read_are_heard_over_several_turns(any_loop: str) -> None:
     count = 5_000
     hub = Hub()
     turn = 0
@@ -55,7 +55,7 @@ async def test_what_one_read_brought_is_heard_over_several_turns(any_loop: str) 
 
 @pytest.mark.parametrize("kind", ["whole", "fragments", "split", "context", "many"])
 @pytest.mark.parametrize("rated", [False, True], ids=["", "rated"])
-async def test_what_is_inflated_counts_and_not_how_small_it_came(rated: bool, kind: str) -> None:
+async def test_the_inflated_size_counts_and_not_how_small_it_came(rated: bool, kind: str) -> None:
     # To inflate one takes longer than any budget of a turn. They are 4 KB: none is a heavy read.
     size = 4_000_000
     body = deflated(bytes(size))
@@ -104,7 +104,7 @@ async def test_what_is_inflated_counts_and_not_how_small_it_came(rated: bool, ki
             await eventually(lambda: sum(heard.values()) == count * len(crowd))
             # As many as pass until the clock is looked at; those that came first may be as many.
             assert max(heard.values()) <= (2 if kind != "many" else 20)
-        # What is small once it is inflated waits behind them, and is heard.
+        # A message that is small once it is inflated waits behind them, and is heard.
         heard.clear()
         await crowd[0].send_raw(bomb + encode(TEXT, deflated(b"small"), rsv=4))
         await eventually(lambda: sum(heard.values()) == count // 3 + 1)
@@ -113,7 +113,7 @@ async def test_what_is_inflated_counts_and_not_how_small_it_came(rated: bool, ki
             raw.close()
 
 
-async def test_what_comes_with_the_end_of_tls_is_heard_in_turns_too(
+async def test_messages_that_come_with_the_end_of_tls_are_heard_in_turns_too(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     size, count = 4_000_000, 6
@@ -150,7 +150,7 @@ async def test_what_comes_with_the_end_of_tls_is_heard_in_turns_too(
 
 
 @TLS
-async def test_whoever_waits_is_heard_in_order_and_to_the_end(
+async def test_a_client_that_waits_is_heard_in_order_and_to_the_end(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     source = random.Random(7)
@@ -258,7 +258,7 @@ async def test_a_request_that_waited_too_long_is_not_let_in(any_loop: str) -> No
             raw.close()
 
 
-async def test_who_leaves_while_it_waits_is_forgotten(any_loop: str) -> None:
+async def test_a_client_that_leaves_while_it_waits_is_forgotten(any_loop: str) -> None:
     hub = Hub()
     hub.on_message_received(lambda client, message: busy(0.001))
     async with running(hub):

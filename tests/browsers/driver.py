@@ -91,7 +91,7 @@ class Browser:
         self._visits: list[tuple[int, str]] = []
         self._lost = False
         self._page: ServerConnection | None = None  # the one that came last
-        # What was asked of it -> its answer.
+        # A question to it -> its answer.
         self._asked: dict[int, Future[dict[str, Any]]] = {}
         self._lock = threading.Lock()
 

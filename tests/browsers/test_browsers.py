@@ -118,7 +118,7 @@ async def closed(browser: Browser) -> dict[str, Any]:
 
 
 async def attempt(browser: Browser, code: str, *args: Any) -> Any:
-    """What a script returns, or the text of its error."""
+    """The result of a script, or the text of its error."""
     return await browser.run(f"try {{ {code} }} catch (error) {{ return `${{error}}` }}", *args)
 
 

@@ -1,4 +1,4 @@
-"""What a client library has to offer to be tested, the skips, and a tap on the wire."""
+"""The interface of a client library that is tested, the skips, and a tap on the wire."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What every client library shows against a running hub, each on both of the hub's loops.
+"""Every client library against a running hub, each on both of the hub's loops.
 
-The clients are in python_peers.py, node_peers.py and curl_peer.py. What a library cannot do (offer
-compression, send fragments) is said there, and it is left out of those tests.
+The clients are in python_peers.py, node_peers.py and curl_peer.py. They say what a library
+cannot do (offer compression, send fragments), and these tests leave it out.
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ async def test_a_subprotocol_is_agreed_on(peer: type[Peer], any_loop: str) -> No
 
 
 def partings(hub: Hub) -> list[tuple[Client, int | None, str]]:
-    """Who has left, and how, as `on_client_disconnected` gets to know it; filled later."""
+    """Clients that have left, and how, as `on_client_disconnected` hears of it; filled later."""
     gone: list[tuple[Client, int | None, str]] = []
     hub.on_client_disconnected(
         lambda client: gone.append((client, client.close_code, client.close_reason))

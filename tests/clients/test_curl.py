@@ -1,4 +1,4 @@
-"""The curl tool: it prints what a hub sends. What libcurl does besides is in test_clients.py.
+"""The curl tool: it prints what a hub sends. test_clients.py has the other tests of libcurl.
 
 Skipped without a curl of 8.11 or newer, WSC_REQUIRE_CLIENTS or not: Debian 12 has none, and what
 counts is libcurl.

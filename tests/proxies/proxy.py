@@ -21,7 +21,7 @@ from tests.browsers.programs import Program, needed, started
 NAMES = ("nginx", "haproxy")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "proxies.md"
 
-# What nginx needs around a server; @ is our folder.
+# nginx needs this around a server; @ is our folder.
 NGINX = """
 daemon off;
 worker_processes 1;

@@ -113,7 +113,7 @@ async def test_a_hundred_clients_get_a_broadcast(name: str, tmp_path: Path) -> N
 
 
 async def test_a_client_that_does_not_read_delays_nobody(name: str, tmp_path: Path) -> None:
-    """What the proxy holds for it has a bound, and then its outbox overflows."""
+    """The proxy holds a bounded part for it, and then its outbox overflows."""
     async with running(Echo(close_timeout=0.5)) as hub:
         with proxying(name, tmp_path, hub.port) as proxy:
             async with dial(proxy) as ws:
@@ -226,7 +226,7 @@ async def test_without_a_heartbeat_the_proxy_ends_an_idle_connection(
     assert [line for line in caplog.records if line.levelno >= logging.WARNING] == []
 
 
-# --- who the client is ---
+# --- the address of the client ---
 
 
 def by_address(request: Request) -> Identity:
@@ -263,7 +263,7 @@ async def test_the_address_is_what_a_trusted_proxy_says(
     seen: str,
     forged: list[tuple[str, str]],
 ) -> None:
-    """And of that only what it has appended itself; who comes past it is believed nothing."""
+    """And of that only the part that it has appended; a client past the proxy is not believed."""
     async with running(Echo(trusted_proxies=trusted, authenticate=by_address)) as hub:
         with proxying(name, tmp_path, hub.port) as proxy:
             async with dial(proxy, additional_headers=forged):

@@ -1,4 +1,4 @@
-"""Section F of the fault list: fan-out, re-entrancy, memory, threads."""
+"""Faults of fan-out, callbacks, memory and threads (README.md, section F)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ pytestmark = pytest.mark.usefixtures("either_way")
 
 
 async def texts(raw: RawClient, end: bytes = b"end") -> list[str]:
-    """What comes up to a message `end`, or up to the close frame, as text."""
+    """All messages up to a message `end`, or up to the close frame, as text."""
     got = []
     while (frame := await raw.recv()).payload != end:
         if frame.opcode == CLOSE:
@@ -74,10 +74,11 @@ async def all_texts(hub: Hub, raws: dict[str, RawClient]) -> dict[str, list[str]
 # --- F1 ---
 
 
+@pytest.mark.fault(number="F1")
 @pytest.mark.parametrize("ending", ["abort", "reset"])
 @pytest.mark.parametrize("queued", ["before", "after"])
 @pytest.mark.parametrize("budget", [0.005, 1e-9])
-async def test_F1_nothing_is_written_to_a_reused_descriptor(
+async def test_nothing_is_written_to_a_reused_descriptor(
     any_loop: str, ending: str, queued: str, budget: float
 ) -> None:
     hub = Hub(HubConfig(flush_budget=budget), authenticate=named)
@@ -128,8 +129,9 @@ async def test_F1_nothing_is_written_to_a_reused_descriptor(
 # --- F2 ---
 
 
+@pytest.mark.fault(number="F2")
 @TLS
-async def test_F2_nothing_overtakes_what_the_transport_still_holds(
+async def test_no_message_overtakes_bytes_that_the_transport_still_holds(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(write_buffer_size=4096, **BOUNDLESS), authenticate=named)
@@ -158,8 +160,9 @@ async def test_F2_nothing_overtakes_what_the_transport_still_holds(
 # --- F3 ---
 
 
+@pytest.mark.fault(number="F3")
 @pytest.mark.parametrize("seed", range(4))
-async def test_F3_shared_plans_give_nobody_the_bytes_of_another(any_loop: str, seed: int) -> None:
+async def test_shared_plans_give_nobody_the_bytes_of_another(any_loop: str, seed: int) -> None:
     # Frames of one length, freed and made all the time, so that addresses are used again.
     hub = Hub(HubConfig(write_buffer_size=4096, **BOUNDLESS), authenticate=named)
     async with crowd(hub, 50, rcvbuf=4096) as raws:
@@ -169,7 +172,8 @@ async def test_F3_shared_plans_give_nobody_the_bytes_of_another(any_loop: str, s
 # --- F4 ---
 
 
-async def test_F4_over_tls_everything_is_encrypted_and_in_order(
+@pytest.mark.fault(number="F4")
+async def test_over_tls_everything_is_encrypted_and_in_order(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(authenticate=named)
@@ -189,8 +193,9 @@ async def test_F4_over_tls_everything_is_encrypted_and_in_order(
 # --- F5 ---
 
 
+@pytest.mark.fault(number="F5")
 @pytest.mark.parametrize("seed", range(3))
-async def test_F5_resets_during_broadcasts_hurt_nobody_else(any_loop: str, seed: int) -> None:
+async def test_resets_during_broadcasts_hurt_nobody_else(any_loop: str, seed: int) -> None:
     print(f"seed {seed}")
     draw = random.Random(seed)
     hub = Hub(HubConfig(write_buffer_size=4096, **BOUNDLESS), authenticate=named)
@@ -225,7 +230,8 @@ async def test_F5_resets_during_broadcasts_hurt_nobody_else(any_loop: str, seed:
 # --- F6 ---
 
 
-async def test_F6_members_that_change_in_a_callback_are_neither_skipped_nor_doubled(
+@pytest.mark.fault(number="F6")
+async def test_members_that_change_in_a_callback_are_neither_skipped_nor_doubled(
     any_loop: str,
 ) -> None:
     hub = Hub(authenticate=named)
@@ -268,8 +274,9 @@ async def test_F6_members_that_change_in_a_callback_are_neither_skipped_nor_doub
         assert hub.get_stats().callback_errors == 0
 
 
+@pytest.mark.fault(number="F6")
 @pytest.mark.parametrize("kind", ["awaited", "task"])
-async def test_F6_stopping_in_the_callback_loses_nothing_that_was_queued(
+async def test_stopping_in_the_callback_loses_nothing_that_was_queued(
     any_loop: str, kind: str
 ) -> None:
     hub = Hub(authenticate=named)
@@ -304,9 +311,10 @@ async def test_F6_stopping_in_the_callback_loses_nothing_that_was_queued(
 # --- F7 ---
 
 
+@pytest.mark.fault(number="F7")
 @pytest.mark.parametrize("then", ["leave", "delete", "disconnect", "leave and join"])
 @TLS
-async def test_F7_a_message_is_not_lost_to_what_follows_in_the_same_tick(
+async def test_a_message_is_not_lost_to_a_leave_or_close_of_the_same_tick(
     any_loop: str, tls: bool, then: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(authenticate=named)
@@ -336,8 +344,9 @@ async def test_F7_a_message_is_not_lost_to_what_follows_in_the_same_tick(
 # --- F8 ---
 
 
+@pytest.mark.fault(number="F8")
 @pytest.mark.parametrize("how", ["reset", "server"])
-async def test_F8_a_cascade_of_disconnects_does_not_recurse(any_loop: str, how: str) -> None:
+async def test_a_cascade_of_disconnects_does_not_recurse(any_loop: str, how: str) -> None:
     hub = Hub(HubConfig(**BOUNDLESS), authenticate=named)
     gone: Counter[str] = Counter()
     errors: list[BaseException] = []
@@ -362,7 +371,8 @@ async def test_F8_a_cascade_of_disconnects_does_not_recurse(any_loop: str, how: 
         assert errors == []
 
 
-async def test_F8_each_disconnect_closes_the_next_one() -> None:
+@pytest.mark.fault(number="F8")
+async def test_disconnects_that_each_close_the_next_client_do_not_recurse() -> None:
     hub = Hub(HubConfig(close_timeout=0.05), authenticate=named)
     gone: list[str] = []
 
@@ -383,7 +393,8 @@ async def test_F8_each_disconnect_closes_the_next_one() -> None:
 # --- F9 ---
 
 
-async def test_F9_evicting_in_a_broadcast_that_is_made_by_an_eviction() -> None:
+@pytest.mark.fault(number="F9")
+async def test_a_broadcast_within_an_eviction_of_a_broadcast_does_not_deadlock() -> None:
     hub = Hub(
         HubConfig(write_buffer_size=4096, outbox_messages=3, close_timeout=0.05), authenticate=named
     )
@@ -408,7 +419,10 @@ async def test_F9_evicting_in_a_broadcast_that_is_made_by_an_eviction() -> None:
         assert sorted(gone) == sorted(raws)
 
 
-async def test_F9_a_callback_that_waits_for_a_thread_that_calls_the_hub(any_loop: str) -> None:
+@pytest.mark.fault(number="F9")
+async def test_a_callback_that_waits_for_a_thread_that_calls_the_hub_does_not_hang(
+    any_loop: str,
+) -> None:
     hub = Hub(HubConfig(thread_call_timeout=0.2), authenticate=named)
     outcome: list[BaseException | int] = []
 
@@ -432,15 +446,16 @@ async def test_F9_a_callback_that_waits_for_a_thread_that_calls_the_hub(any_loop
         assert time.monotonic() - start < 2.0
         assert isinstance(outcome[0], LoopBusyError)
         assert isinstance(outcome[0], TimeoutError)
-        # What its caller was told has failed does not happen later on.
+        # The call has failed for its caller, so it does not happen later on.
         assert await all_texts(hub, raws) == {"c0": []}
 
 
 # --- F10 ---
 
 
+@pytest.mark.fault(number="F10")
 @pytest.mark.parametrize("death", ["reset", "close timeout", "answers"])
-async def test_F10_the_end_of_a_replaced_connection_leaves_the_new_one_alone(
+async def test_the_end_of_a_replaced_connection_leaves_the_new_one_alone(
     any_loop: str, death: str
 ) -> None:
     hub = Hub(HubConfig(close_timeout=0.1), authenticate=named)
@@ -479,7 +494,8 @@ async def test_F10_the_end_of_a_replaced_connection_leaves_the_new_one_alone(
                 old.send("to the old one")
 
 
-async def test_F10_a_user_of_several_clients_survives_the_end_of_one(any_loop: str) -> None:
+@pytest.mark.fault(number="F10")
+async def test_a_user_of_several_clients_survives_the_end_of_one(any_loop: str) -> None:
     hub = Hub(authenticate=named)
     gone: list[Client] = []
     hub.on_client_disconnected(gone.append)
@@ -503,7 +519,8 @@ async def test_F10_a_user_of_several_clients_survives_the_end_of_one(any_loop: s
 # --- F11 ---
 
 
-async def test_F11_who_has_gone_cannot_join(any_loop: str) -> None:
+@pytest.mark.fault(number="F11")
+async def test_a_client_that_has_gone_joins_no_room(any_loop: str) -> None:
     hub = Hub(authenticate=named)
     outcomes: list[type[BaseException] | None] = []
 
@@ -547,12 +564,13 @@ async def test_F11_who_has_gone_cannot_join(any_loop: str) -> None:
 # --- F12 ---
 
 
+@pytest.mark.fault(number="F12")
 @pytest.mark.parametrize(
     "name",
     ["", "x" * 257, "x" * (1 << 20), "a\0b", "\ud800", "a\nb", "\x7f", "\x85", 5, None, b"bytes"],
     ids=lambda name: ascii(name)[:20],
 )
-async def test_F12_names_that_cannot_be_used(name: Any) -> None:
+async def test_names_that_cannot_be_used_are_refused(name: Any) -> None:
     hub = Hub(authenticate=named)
     async with crowd(hub, 1):
         for call in (
@@ -570,8 +588,9 @@ async def test_F12_names_that_cannot_be_used(name: Any) -> None:
         assert hub.get_rooms() == []
 
 
+@pytest.mark.fault(number="F12")
 @pytest.mark.parametrize("name", [" ", "x" * 256, "größe", "𝄞" * 256, "a/b?c=d", "constructor"])
-async def test_F12_names_that_can_be_used(name: str) -> None:
+async def test_unusual_names_that_can_be_used_are_taken(name: str) -> None:
     hub = Hub(authenticate=named)
     async with crowd(hub, 1):
         hub.create_room(name)
@@ -584,7 +603,8 @@ async def test_F12_names_that_can_be_used(name: str) -> None:
         assert hub.get_client_rooms("c0") == []
 
 
-async def test_F12_endless_rooms_are_bounded_and_leave_nothing_behind() -> None:
+@pytest.mark.fault(number="F12")
+async def test_endless_rooms_are_bounded_and_leave_nothing_behind() -> None:
     hub = Hub(HubConfig(max_rooms=10_000, max_rooms_per_client=1_000), authenticate=named)
     async with crowd(hub, 2):
         with traced() as memory:
@@ -613,7 +633,8 @@ async def test_F12_endless_rooms_are_bounded_and_leave_nothing_behind() -> None:
 # --- F13 ---
 
 
-async def test_F13_joining_and_leaving_are_idempotent(any_loop: str) -> None:
+@pytest.mark.fault(number="F13")
+async def test_joining_and_leaving_are_idempotent(any_loop: str) -> None:
     hub = Hub(authenticate=named)
     async with running(hub):
         raws = {
@@ -725,9 +746,10 @@ async def by_callback(hub: Hub, raw: RawClient) -> None:
 ENDINGS = [value for name, value in globals().items() if name.startswith("by_")]
 
 
+@pytest.mark.fault(number="F14")
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: ending.__name__)
 @pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_F14_one_disconnect_for_each_connect_and_clean_state_before_it(
+async def test_each_connect_has_one_disconnect_and_a_clean_state_before_it(
     any_loop: str, kind: str, ending: Callable[[Hub, RawClient], Any]
 ) -> None:
     hub = Hub(HubConfig(close_timeout=0.1), authenticate=named)
@@ -772,7 +794,8 @@ async def test_F14_one_disconnect_for_each_connect_and_clean_state_before_it(
         raw.close()
 
 
-async def test_F14_a_connect_callback_that_raises_is_a_connect_too(any_loop: str) -> None:
+@pytest.mark.fault(number="F14")
+async def test_a_connect_callback_that_raises_is_a_connect_too(any_loop: str) -> None:
     hub = Hub(HubConfig(close_timeout=0.1), authenticate=named)
     disconnected: list[str] = []
     hub.on_client_disconnected(lambda client: disconnected.append(client.id))
@@ -789,7 +812,8 @@ async def test_F14_a_connect_callback_that_raises_is_a_connect_too(any_loop: str
             assert hub.get_connected_clients() == 0
 
 
-async def test_F14_who_was_never_connected_never_disconnects() -> None:
+@pytest.mark.fault(number="F14")
+async def test_a_client_that_was_never_connected_never_disconnects() -> None:
     events: list[str] = []
 
     async def never(request: Any) -> None:
@@ -810,7 +834,8 @@ async def test_F14_who_was_never_connected_never_disconnects() -> None:
 # --- F15 ---
 
 
-async def test_F15_async_callbacks_keep_the_order_of_each_client(any_loop: str) -> None:
+@pytest.mark.fault(number="F15")
+async def test_async_callbacks_keep_the_order_of_each_client(any_loop: str) -> None:
     draw = random.Random(15)
     hub = Hub(authenticate=named)
     events: dict[str, list[str]] = {f"c{number}": [] for number in range(20)}
@@ -858,12 +883,13 @@ async def test_F15_async_callbacks_keep_the_order_of_each_client(any_loop: str) 
 # --- F16 ---
 
 
+@pytest.mark.fault(number="F16")
 @pytest.mark.parametrize(
     "message",
     ["\ud800", "ok \udfff", None, 5, 1.5, object(), ["x"], memoryview(b"abcdef")[::2]],
     ids=lambda message: ascii(message)[:16],
 )
-async def test_F16_a_bad_message_is_refused_before_anyone_is_sent_to(message: Any) -> None:
+async def test_a_bad_message_is_refused_before_anyone_is_sent_to(message: Any) -> None:
     hub = Hub(authenticate=named)
     async with crowd(hub, 3) as raws:
         hub.create_room("room")
@@ -883,7 +909,8 @@ async def test_F16_a_bad_message_is_refused_before_anyone_is_sent_to(message: An
         assert await all_texts(hub, raws) == {"c0": [], "c1": [], "c2": []}
 
 
-async def test_F16_a_bad_exclude_counts_no_message() -> None:
+@pytest.mark.fault(number="F16")
+async def test_a_bad_exclude_counts_no_message() -> None:
     hub = Hub(authenticate=named)
     async with crowd(hub, 1):
         for exclude in ("c0", [[]], None):
@@ -895,8 +922,11 @@ async def test_F16_a_bad_exclude_counts_no_message() -> None:
 # --- F17 ---
 
 
+@pytest.mark.fault(number="F17")
 @pytest.mark.parametrize("kind", [bytearray, lambda data: memoryview(bytearray(data))])
-async def test_F17_what_the_caller_changes_later_is_not_sent(kind: Callable[[bytes], Any]) -> None:
+async def test_a_buffer_that_the_caller_changes_later_is_sent_as_it_was(
+    kind: Callable[[bytes], Any],
+) -> None:
     hub = Hub(HubConfig(write_buffer_size=4096, **BOUNDLESS), authenticate=named)
     async with crowd(hub, 2, rcvbuf=4096) as raws:
         hub.create_room("room")
@@ -918,7 +948,8 @@ async def test_F17_what_the_caller_changes_later_is_not_sent(kind: Callable[[byt
 # --- F18 ---
 
 
-async def test_F18_eight_threads_call_everything_while_clients_come_and_go(any_loop: str) -> None:
+@pytest.mark.fault(number="F18")
+async def test_eight_threads_call_everything_while_clients_come_and_go(any_loop: str) -> None:
     hub = Hub(HubConfig(close_timeout=0.2, **BOUNDLESS), authenticate=named)
     hub.on_message_received(lambda client, message: client.send(message))
     unexpected: list[BaseException] = []
@@ -1007,7 +1038,8 @@ async def test_F18_eight_threads_call_everything_while_clients_come_and_go(any_l
     assert unexpected == []
 
 
-async def test_F18_a_foreign_thread_gets_results_and_errors_as_the_loop_would(
+@pytest.mark.fault(number="F18")
+async def test_a_foreign_thread_gets_results_and_errors_as_the_loop_would(
     any_loop: str,
 ) -> None:
     hub = Hub(authenticate=named)
@@ -1031,9 +1063,10 @@ async def test_F18_a_foreign_thread_gets_results_and_errors_as_the_loop_would(
 # --- F19 ---
 
 
+@pytest.mark.fault(number="F19")
 @TLS
 @pytest.mark.parametrize("seed", range(2))
-async def test_F19_a_flush_in_slices_meets_sends_and_disconnects_between_them(
+async def test_a_flush_in_slices_meets_sends_and_disconnects_between_them(
     any_loop: str, seed: int, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     # A budget that is spent at once: one slice takes sixteen sends, or one TLS client.
@@ -1069,8 +1102,9 @@ KINDS = (
 )
 
 
+@pytest.mark.fault(number="F20")
 @pytest.mark.parametrize("batches", [50, 5], ids=["10000 without gc", "1000 with gc"])
-async def test_F20_ten_thousand_connects_leave_nothing_behind(batches: int) -> None:
+async def test_ten_thousand_connects_leave_nothing_behind(batches: int) -> None:
     batch = 200
     collecting = batches < 50
     hub = Hub(HubConfig(close_timeout=2.0))

@@ -1,6 +1,7 @@
-"""Section B of faults.md by number, the rows and parts of rows that test_server.py leaves out.
+"""Faults of the handshake and identity (README.md, section B), over real sockets.
 
-Behind them what the other modules leave out of section A. All of it over real sockets.
+test_server.py has the other rows and parts of rows. Behind them stand rows of section A that the
+modules about the transport leave out.
 """
 
 from __future__ import annotations
@@ -71,13 +72,13 @@ async def watched(hub: Hub) -> AsyncIterator[RawClient]:
     errors: list[BaseException] = []
     hub.on_error(unless_lost(lambda client, error: errors.append(error)))
     async with running(hub):
-        with await RawClient.open(hub, "/ws?id=witness") as witness:
+        with await RawClient.open(hub, "/ws?id=honest") as honest:
             await eventually(lambda: hub.get_connected_clients() == 1)
-            yield witness
+            yield honest
             await eventually(lambda: hub.connections == 1)
             assert hub.get_connected_clients() == 1
-            await witness.send(PING, b"alive")
-            assert await witness.recv() == Frame(PONG, b"alive")
+            await honest.send(PING, b"alive")
+            assert await honest.recv() == Frame(PONG, b"alive")
     assert errors == []
 
 
@@ -117,10 +118,11 @@ MALFORMED = [
 ]
 
 
+@pytest.mark.fault(number="B2")
 @QUIET
 @pytest.mark.parametrize("allowed", [(), ("https://*.example.org", "[::1]:80", "a")], ids=repr)
 @pytest.mark.parametrize("origin", MALFORMED, ids=lambda origin: ascii(origin)[:32])
-async def test_B2_a_malformed_origin_is_403_and_no_error(
+async def test_a_malformed_origin_is_403_and_no_error(
     origin: str, allowed: tuple[str, ...]
 ) -> None:
     asked: list[str] = []
@@ -131,14 +133,15 @@ async def test_B2_a_malformed_origin_is_403_and_no_error(
 
     hub = Hub(HubConfig(allowed_origins=allowed), authenticate=authenticate)
     async with watched(hub):
-        for path in ("/ws?id=witness", "/ws?id=a"):  # nor does it replace anybody
+        for path in ("/ws?id=honest", "/ws?id=a"):  # nor does it replace anybody
             request = RawClient.request(hub, path, [("Origin", origin)])
             assert status(await exchange(hub, request)) == 403
         rejected = hub.get_stats().rejected
         assert rejected["origin"] == sum(rejected.values()) == 2
-        assert asked == ["witness"]
+        assert asked == ["honest"]
 
 
+@pytest.mark.fault(number="B1")
 @QUIET
 @pytest.mark.parametrize(
     "origins",
@@ -150,13 +153,14 @@ async def test_B2_a_malformed_origin_is_403_and_no_error(
         ("https://app.example, https://evil.example",),
     ],
 )
-async def test_B1_two_origins_are_403_in_whatever_order(origins: tuple[str, ...]) -> None:
+async def test_two_origins_are_403_in_either_order(origins: tuple[str, ...]) -> None:
     hub = Hub(HubConfig(allowed_origins=("https://app.example",)))
     async with watched(hub):
         request = RawClient.request(hub, headers=[("Origin", origin) for origin in origins])
         assert status(await exchange(hub, request)) == 403
 
 
+@pytest.mark.fault(number="B1")
 @QUIET
 @pytest.mark.parametrize(
     "origin",
@@ -170,7 +174,7 @@ async def test_B1_two_origins_are_403_in_whatever_order(origins: tuple[str, ...]
         "http://evil.example:{port}",
     ],
 )
-async def test_B1_an_origin_that_only_resembles_the_hosts_own_is_403(origin: str) -> None:
+async def test_an_origin_that_only_resembles_the_hosts_own_is_403(origin: str) -> None:
     hub = Hub(authenticate=named)
     async with watched(hub):
         for host in ("127.0.0.1", "app.example"):
@@ -187,8 +191,9 @@ async def test_B1_an_origin_that_only_resembles_the_hosts_own_is_403(origin: str
 # --- B3: what is pipelined behind any refusal
 
 
+@pytest.mark.fault(number="B3")
 @pytest.mark.parametrize("apart", [False, True], ids=["one segment", "two segments"])
-async def test_B3_nothing_is_served_behind_any_refusal(any_loop: str, apart: bool) -> None:
+async def test_nothing_is_served_behind_any_refusal(any_loop: str, apart: bool) -> None:
     served: list[str] = []
 
     def authenticate(request: Request) -> Identity | None:
@@ -256,9 +261,10 @@ async def pipelined(hub: Hub, first: bytes, apart: bool) -> int:
 # --- B4: an authenticate that does not let itself be cancelled
 
 
+@pytest.mark.fault(number="B4")
 @QUIET
 @pytest.mark.parametrize("how", ["reset", "close", "stop"])
-async def test_B4_an_authenticate_that_cannot_be_cancelled_makes_no_ghost(
+async def test_an_authenticate_that_cannot_be_cancelled_makes_no_ghost(
     any_loop: str, how: str
 ) -> None:
     begun = asyncio.Event()
@@ -296,18 +302,19 @@ async def test_B4_an_authenticate_that_cannot_be_cancelled_makes_no_ghost(
         assert hub.get_client_by_id("one") is None
         assert seen == []
         if stopping is None:
-            # The same user again, who is nobody's newer connection.
+            # The same user again, whose connection replaces no other.
             with await RawClient.open(hub):
                 await eventually(lambda: hub.get_connected_client_ids() == ["one"])
                 assert seen == ["in"]
                 assert hub.get_stats().replaced_clients == 0
 
 
-# --- B7: who one is
+# --- B7: claims of an identity
 
 
+@pytest.mark.fault(number="B7")
 @QUIET
-async def test_B7_nobody_is_impersonated_or_evicted_by_what_a_client_says() -> None:
+async def test_no_claim_of_a_client_impersonates_or_evicts_anybody() -> None:
     tokens = {"Bearer a": Identity("alice", "alice"), "Bearer m": Identity("mallory")}
     hub = Hub(authenticate=lambda request: tokens[request.headers["Authorization"]])
     heard: list[tuple[str, object]] = []
@@ -353,9 +360,10 @@ LONG_HEADERS: dict[str, list[tuple[str, str]]] = {
 }
 
 
+@pytest.mark.fault(number="B9")
 @QUIET
 @pytest.mark.parametrize("kind", list(LONG_HEADERS))
-async def test_B9_a_long_header_takes_no_longer_than_it_is_long(kind: str) -> None:
+async def test_a_long_header_takes_no_longer_than_it_is_long(kind: str) -> None:
     parsed: list[object] = []
 
     def authenticate(request: Request) -> Identity:
@@ -384,9 +392,10 @@ async def test_B9_a_long_header_takes_no_longer_than_it_is_long(kind: str) -> No
 # --- B10, B13: names
 
 
+@pytest.mark.fault(number="B10")
 @QUIET
 @pytest.mark.parametrize("name", ["constructor", ",;constructor", "__class__", "__proto__", "{0}"])
-async def test_B10_magic_names_are_nothing_anywhere(name: str) -> None:
+async def test_magic_names_in_queries_cookies_and_offers_are_ignored(name: str) -> None:
     parsed: list[object] = []
 
     def authenticate(request: Request) -> Identity:
@@ -409,6 +418,7 @@ async def test_B10_magic_names_are_nothing_anywhere(name: str) -> None:
             assert await raw.recv() == Frame(PONG, b"p")
 
 
+@pytest.mark.fault(number="B13")
 @QUIET
 @pytest.mark.parametrize(
     ("wanted", "offered", "chosen"),
@@ -426,7 +436,7 @@ async def test_B10_magic_names_are_nothing_anywhere(name: str) -> None:
         (("a",), ["a b"], None),
     ],
 )
-async def test_B13_the_101_names_a_subprotocol_that_was_offered_or_none(
+async def test_the_101_names_a_subprotocol_that_was_offered_or_none(
     any_loop: str, wanted: tuple[str, ...], offered: list[str], chosen: str | None
 ) -> None:
     hub = Hub(HubConfig(subprotocols=wanted))
@@ -456,8 +466,9 @@ async def silent_ones(hub: Hub, count: int, sent: bytes = b"") -> AsyncIterator[
         yield raws
 
 
+@pytest.mark.fault(number="B11")
 @QUIET
-async def test_B11_two_thousand_silent_sockets_keep_no_honest_client_waiting(
+async def test_two_thousand_silent_sockets_keep_no_honest_client_waiting(
     any_loop: str,
 ) -> None:
     deadline = 2.5
@@ -484,11 +495,10 @@ async def test_B11_two_thousand_silent_sockets_keep_no_honest_client_waiting(
     assert hub.get_stats().connections_total == 1
 
 
+@pytest.mark.fault(number="B11")
 @QUIET
 @pytest.mark.parametrize("sent", [b"", b"GET /ws HTTP/1.1\r\n"], ids=["none", "half"])
-async def test_B11_connections_half_open_are_counted_and_bounded(
-    any_loop: str, sent: bytes
-) -> None:
+async def test_connections_half_open_are_counted_and_bounded(any_loop: str, sent: bytes) -> None:
     bound, count = 50, 200
     hub = Hub(HubConfig(max_handshakes=bound, handshake_timeout=30.0))
     async with watched(hub):
@@ -512,9 +522,10 @@ async def test_B11_connections_half_open_are_counted_and_bounded(
         assert hub.get_stats().rejected["handshakes"] == rejected == count - bound + 1
 
 
+@pytest.mark.fault(number="B11")
 @QUIET
 @TLS
-async def test_B11_a_byte_now_and_then_gains_no_time(
+async def test_a_byte_now_and_then_gains_no_time(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(handshake_timeout=0.4))
@@ -546,8 +557,9 @@ async def test_B11_a_byte_now_and_then_gains_no_time(
     assert hub.get_stats().connections_total == 0
 
 
+@pytest.mark.fault(number="B11")
 @QUIET
-async def test_B11_a_head_that_grows_is_not_parsed_anew_each_time(any_loop: str) -> None:
+async def test_a_head_that_grows_is_not_parsed_anew_each_time(any_loop: str) -> None:
     hub = Hub()
     async with watched(hub):
         request = RawClient.request(hub, "/ws?x", [(f"X{n}", "x" * 100) for n in range(120)])
@@ -561,7 +573,7 @@ async def test_B11_a_head_that_grows_is_not_parsed_anew_each_time(any_loop: str)
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)  # the hub has read it by now, alone
                 took.append(time.process_time() - before)
-        # What came last of 15 KB took no longer than what came first; the middle one of each, so
+        # The last parts of 15 KB took no longer than the first ones; the middle one of each, so
         # that no interruption counts. A parser that begins anew takes fifty times as long.
         early, late = sorted(took[:300])[150], sorted(took[-300:])[150]
         assert late < 4 * early
@@ -581,10 +593,11 @@ TOO_LARGE: dict[str, tuple[bytes, set[int | None]]] = {
 }
 
 
+@pytest.mark.fault(number="B12")
 @QUIET
 @pytest.mark.parametrize("piece", [None, 1_000], ids=["one segment", "pieces"])
 @pytest.mark.parametrize("kind", list(TOO_LARGE))
-async def test_B12_a_head_of_too_much_is_refused_and_no_error(
+async def test_a_head_of_too_much_is_refused_and_no_error(
     any_loop: str, kind: str, piece: int | None
 ) -> None:
     hub = Hub()
@@ -604,20 +617,22 @@ async def test_B12_a_head_of_too_much_is_refused_and_no_error(
         assert hub.get_stats().rejected["request"] == 1
 
 
+@pytest.mark.fault(number="B12")
 @QUIET
-async def test_B12_a_request_line_of_16_KB_is_refused() -> None:
+async def test_a_request_line_of_16_KB_is_refused() -> None:
     hub = Hub()
     async with watched(hub):
         assert status(await exchange(hub, RawClient.request(hub, "/" + "a" * 16_384))) == 431
 
 
 def hub_at(port: int) -> Any:
-    """What RawClient.request needs of a hub."""
+    """Takes the place of a hub for RawClient.request."""
     return type("Address", (), {"port": port})
 
 
+@pytest.mark.fault(number="B12")
 @QUIET
-async def test_B12_heads_without_end_take_no_memory_but_their_16_KB(any_loop: str) -> None:
+async def test_heads_without_end_take_no_memory_but_their_16_KB(any_loop: str) -> None:
     hub = Hub()
     count = 100
     async with watched(hub), silent_ones(hub, count) as raws:
@@ -657,12 +672,13 @@ def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "wsc_fast"]
 
 
+@pytest.mark.fault(number="B14")
 @pytest.mark.parametrize(
     "name",
     ["\u202eevil", "a b\xa0c", "größe", SCRIPT, "%1b[2J", "\\x1b[2J'\"", "{0} %s %(x)s"],
     ids=ascii,
 )
-async def test_B14_ids_are_escaped_in_the_log(
+async def test_ids_are_escaped_in_the_log(
     any_loop: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -691,9 +707,10 @@ async def test_B14_ids_are_escaped_in_the_log(
     assert unsafe(str(record.exc_info[1])) == []
 
 
+@pytest.mark.fault(number="B14")
 @pytest.mark.parametrize("bad", ["a\x1b[2J", "a\r\nERROR forged", "a\n", "\x7f", "\x9b2J", "\0"])
 @pytest.mark.parametrize("of", ["user", "client", "room"])
-async def test_B14_an_id_with_control_characters_is_refused_and_not_echoed(
+async def test_an_id_with_control_characters_is_refused_and_not_echoed(
     of: str, bad: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -731,8 +748,9 @@ ECHOED = {
 }
 
 
+@pytest.mark.fault(number="B14")
 @pytest.mark.parametrize("where", list(ECHOED))
-async def test_B14_an_answer_tells_nothing_of_the_request(
+async def test_an_answer_tells_nothing_of_the_request(
     where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -749,7 +767,8 @@ async def test_B14_an_answer_tells_nothing_of_the_request(
     assert [unsafe(line) for line in lines] == [[]] * len(lines)
 
 
-async def test_B14_what_an_offer_says_is_not_in_the_101() -> None:
+@pytest.mark.fault(number="B14")
+async def test_the_101_repeats_nothing_of_an_offer() -> None:
     hub = Hub(HubConfig(enable_compression=True, subprotocols=("a",)))
     headers = [
         ("Sec-WebSocket-Protocol", f"{SCRIPT}, a"),
@@ -762,8 +781,9 @@ async def test_B14_what_an_offer_says_is_not_in_the_101() -> None:
             assert b"script" not in raw.response
 
 
+@pytest.mark.fault(number="B14")
 @pytest.mark.parametrize("reason", ["\x1b[2J", "a\r\nERROR forged", SCRIPT, "\u202e", "\0"])
-async def test_B14_a_close_reason_of_the_peer_reaches_no_log(
+async def test_a_close_reason_of_the_peer_reaches_no_log(
     any_loop: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -785,7 +805,8 @@ async def test_B14_a_close_reason_of_the_peer_reaches_no_log(
     assert lines_of(caplog) == []
 
 
-async def test_B14_the_demo_shows_names_as_data_and_refuses_what_cannot_be_seen(
+@pytest.mark.fault(number="B14")
+async def test_the_demo_shows_names_as_data_and_refuses_invisible_ones(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -820,7 +841,7 @@ async def test_B14_the_demo_shows_names_as_data_and_refuses_what_cannot_be_seen(
                 assert answer["type"] == "error"
             answer = await said(type="chat_message", room="<b>", text="a\x1b[2J")
             assert answer["type"] == "error"
-            # What people have named is on no page: they come as messages, to be shown as text.
+            # Names that people chose are on no page: they come as messages, to be shown as text.
             again = await exchange(hub, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert again.partition(b"\r\n\r\n")[2] == page.partition(b"\r\n\r\n")[2]  # not the Date
             health = await exchange(hub, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -833,8 +854,9 @@ async def test_B14_the_demo_shows_names_as_data_and_refuses_what_cannot_be_seen(
 # --- A2: replies to what came ahead of a fault
 
 
+@pytest.mark.fault(number="A2")
 @QUIET
-async def test_A2_replies_ahead_of_a_fault_go_out_ahead_of_its_close(any_loop: str) -> None:
+async def test_replies_ahead_of_a_fault_go_out_ahead_of_its_close(any_loop: str) -> None:
     hub = Hub(HubConfig(close_timeout=0.5))
     hub.on_message_received(lambda client, message: client.send(message))
     async with running(hub):
@@ -848,7 +870,8 @@ async def test_A2_replies_ahead_of_a_fault_go_out_ahead_of_its_close(any_loop: s
     assert (stats.deliveries, stats.dropped["conn_closed"]) == (2, 0)
 
 
-async def test_A2_a_reply_after_the_close_is_refused_and_one_that_never_left_is_counted(
+@pytest.mark.fault(number="A2")
+async def test_a_reply_after_the_close_is_refused_and_one_that_never_left_is_counted(
     any_loop: str,
 ) -> None:
     hub = Hub(HubConfig(close_timeout=10.0, outbox_bytes=8 * MIB), authenticate=named)
@@ -915,7 +938,8 @@ async def unhurt_loop() -> AsyncIterator[None]:
     assert raised == []
 
 
-async def test_A7_a_logger_that_raises_costs_no_peers_fault_its_report(
+@pytest.mark.fault(number="A7")
+async def test_a_logger_that_raises_keeps_no_fault_of_a_peer_from_on_error(
     any_loop: str, broken_log: Broken
 ) -> None:
     hub = Hub(HubConfig(close_timeout=0.3))
@@ -930,8 +954,9 @@ async def test_A7_a_logger_that_raises_costs_no_peers_fault_its_report(
     assert len(errors) == 1
 
 
+@pytest.mark.fault(number="A7")
 @pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_A7_a_logger_that_raises_ends_no_connection_whose_callback_raised(
+async def test_a_logger_that_raises_ends_no_connection_whose_callback_raised(
     any_loop: str, kind: str, broken_log: Broken
 ) -> None:
     hub = Hub(HubConfig(close_timeout=0.3))
@@ -957,8 +982,9 @@ async def test_A7_a_logger_that_raises_ends_no_connection_whose_callback_raised(
     assert [type(error) for error in errors] == [LookupError]
 
 
+@pytest.mark.fault(number="A7")
 @pytest.mark.parametrize("path", ["/ws", "/page"])
-async def test_A7_a_logger_that_raises_costs_no_request_its_500(
+async def test_a_logger_that_raises_keeps_no_500_from_a_request(
     any_loop: str, path: str, broken_log: Broken
 ) -> None:
     def fail(request: Request) -> Any:
@@ -1018,7 +1044,8 @@ with asyncio.Runner(loop_factory=LOOPS[sys.argv[1]]) as runner:
 """
 
 
-def test_A7_a_logger_that_raises_costs_no_connection_that_is_made(any_loop: str) -> None:
+@pytest.mark.fault(number="A7")
+def test_a_logger_that_raises_ends_no_connection_that_is_made(any_loop: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WARNED_AT_ONCE, any_loop],
         capture_output=True,
@@ -1032,9 +1059,10 @@ def test_A7_a_logger_that_raises_costs_no_connection_that_is_made(any_loop: str)
 # --- A16, A19: memory
 
 
+@pytest.mark.fault(number="A16")
 @QUIET
 @TLS
-async def test_A16_pings_without_end_take_less_than_a_megabyte(
+async def test_pings_without_end_take_less_than_a_megabyte(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(outbox_bytes=64 * MIB))
@@ -1080,8 +1108,9 @@ async def read_to_close(raw: RawClient) -> list[Frame]:
     return frames
 
 
+@pytest.mark.fault(number="A19")
 @QUIET
-async def test_A19_connections_share_one_read_buffer_and_keep_nothing(any_loop: str) -> None:
+async def test_connections_share_one_read_buffer_and_keep_nothing(any_loop: str) -> None:
     count = 24
     async with AsyncExitStack() as stack:
         hub = Hub(HubConfig(close_timeout=0.5), authenticate=named)
@@ -1110,8 +1139,9 @@ async def test_A19_connections_share_one_read_buffer_and_keep_nothing(any_loop: 
 # --- A31: the log under faults
 
 
+@pytest.mark.fault(number="A31")
 @pytest.mark.parametrize("step", [1, 100], ids=["bytes", "chunks"])
-async def test_A31_a_fault_is_no_line_but_at_debug_and_there_one(
+async def test_a_fault_of_a_peer_leaves_one_line_at_debug_and_none_above(
     any_loop: str, step: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -1131,7 +1161,8 @@ async def test_A31_a_fault_is_no_line_but_at_debug_and_there_one(
     assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
 
 
-async def test_A31_refusals_are_a_few_lines_whoever_asks(
+@pytest.mark.fault(number="A31")
+async def test_refusals_leave_a_few_lines_in_the_log(
     any_loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -1150,7 +1181,7 @@ async def test_A31_refusals_are_a_few_lines_whoever_asks(
             ]
             answer = await exchange(hub, requests[number % len(requests)])
             assert 400 <= status(answer) < 500
-    # What an operator has to know, and no more often than that.
+    # An operator has to know of these two, and no more often than that.
     assert {record.levelno for record in caplog.records} == {logging.INFO}
     kinds = Counter(record.msg.partition(" (%d more")[0] for record in caplog.records)
     assert len(kinds) == 2  # an origin, and bytes that are no request

@@ -1,4 +1,4 @@
-"""Section D of faults.md by number: the parts of its rows that test_deflate.py leaves out."""
+"""Faults of compression (README.md, section D): what test_deflate.py leaves out of its rows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def fragments(opcode: int, data: bytes, count: int) -> bytes:
 
 
 def echoing(**settings: object) -> tuple[Hub, list[str | bytes], list[str], list[int]]:
-    """A hub with compression that echoes; what it hears, who has gone, and whose fault it was."""
+    """A hub with compression that echoes; its messages, the clients that have gone, faults."""
     config = HubConfig(enable_compression=True, **{"close_timeout": 0.5, **settings})  # type: ignore[arg-type]
     hub = Hub(config, authenticate=named)
     heard: list[str | bytes] = []
@@ -108,7 +108,7 @@ BOMB = """
 import asyncio, sys, zlib
 from tests.conftest import LOOPS
 from tests.support import RawClient, eventually, running
-from tests.test_faults_deflate import BINARY, MIB, echoing, fragments, join, offer
+from tests.faults.test_faults_deflate import BINARY, MIB, echoing, fragments, join, offer
 
 def memory(which: str) -> int:
     with open("/proc/self/status") as status:
@@ -161,10 +161,11 @@ def explode(loop: str, count: int, keeps: bool, limit: int, clients: int) -> tup
     return grown, left
 
 
+@pytest.mark.fault(number="D1")
 @MEASURES
 @pytest.mark.parametrize("count", [1, 7], ids=["whole", "fragmented"])
 @pytest.mark.parametrize("keeps", [False, True], ids=["shared context", "kept context"])
-def test_D1_the_peak_of_a_bomb_is_the_limit_and_a_little(
+def test_the_peak_of_a_bomb_is_the_limit_and_a_little(
     any_loop: str, keeps: bool, count: int
 ) -> None:
     grown, _ = explode(any_loop, count, keeps, MIB, 1)
@@ -172,17 +173,19 @@ def test_D1_the_peak_of_a_bomb_is_the_limit_and_a_little(
     assert grown < 4 * MIB, f"{grown:,} bytes"
 
 
+@pytest.mark.fault(number="D1")
 @MEASURES
 @pytest.mark.parametrize("keeps", [False, True], ids=["shared context", "kept context"])
-def test_D1_many_bombs_at_once_take_no_more_than_what_came_and_one_limit(keeps: bool) -> None:
+def test_many_bombs_at_once_take_no_more_than_what_came_and_one_limit(keeps: bool) -> None:
     clients = 20
     grown, _ = explode("uvloop", 7, keeps, MIB, clients)
     # The read buffers of both ends are in it, and 40 KB of zlib for each kept context.
     assert grown < 8 * MIB, f"{grown:,} bytes"
 
 
+@pytest.mark.fault(number="D1")
 @MEASURES
-def test_D1_nothing_of_a_bomb_is_left_behind() -> None:
+def test_nothing_of_a_bomb_is_left_behind() -> None:
     grown, left = explode("uvloop", 1, False, 64 * MIB, 1)
     assert grown < 70 * MIB
     assert left < 8 * MIB, f"{left:,} bytes"
@@ -191,9 +194,10 @@ def test_D1_nothing_of_a_bomb_is_left_behind() -> None:
 # --- D2: just over the limit
 
 
+@pytest.mark.fault(number="D2")
 @pytest.mark.parametrize("keeps", [False, True], ids=["shared context", "kept context"])
 @pytest.mark.parametrize("limit", [125, 65_535, 65_536, MIB])
-async def test_D2_a_message_of_the_limit_is_whole_and_one_over_it_is_never_cut(
+async def test_a_message_of_the_limit_is_whole_and_one_over_it_is_never_cut(
     limit: int, keeps: bool
 ) -> None:
     hub, heard, gone, faults = echoing(
@@ -223,7 +227,8 @@ async def test_D2_a_message_of_the_limit_is_whole_and_one_over_it_is_never_cut(
 # --- D4: shared frames
 
 
-async def test_D4_two_sets_of_parameters_a_late_joiner_and_dropped_frames_break_no_stream(
+@pytest.mark.fault(number="D4")
+async def test_two_sets_of_parameters_a_late_joiner_and_dropped_frames_break_no_stream(
     any_loop: str,
 ) -> None:
     hub, _, _, _ = echoing(overflow="drop_oldest", outbox_messages=4, write_buffer_size=4096)
@@ -262,9 +267,10 @@ async def test_D4_two_sets_of_parameters_a_late_joiner_and_dropped_frames_break_
 # --- D5: kept contexts
 
 
+@pytest.mark.fault(number="D5")
 @pytest.mark.parametrize("count", [1, 5], ids=["whole", "fragmented"])
 @pytest.mark.parametrize("window", [9, 12, 15])
-async def test_D5_large_messages_of_a_kept_context_both_inflate(
+async def test_large_messages_of_a_kept_context_both_inflate(
     any_loop: str, window: int, count: int
 ) -> None:
     hub, heard, _, faults = echoing(
@@ -297,6 +303,7 @@ async def test_D5_large_messages_of_a_kept_context_both_inflate(
 # --- D6: offers, on the wire
 
 
+@pytest.mark.fault(number="D6")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -315,7 +322,7 @@ async def test_D5_large_messages_of_a_kept_context_both_inflate(
         ],
     ],
 )
-async def test_D6_a_good_offer_after_a_bad_one_is_taken(headers: list[str]) -> None:
+async def test_a_good_offer_after_a_bad_one_is_taken(headers: list[str]) -> None:
     hub, _, _, _ = echoing()
     async with running(hub):
         lines = [line for text in headers for line in offer(text)]
@@ -330,10 +337,11 @@ async def test_D6_a_good_offer_after_a_bad_one_is_taken(headers: list[str]) -> N
             assert Deflater().unpack(await raw.recv()) == b"x" * 1_000
 
 
+@pytest.mark.fault(number="D6")
 @pytest.mark.parametrize("settings", [{}, {"server_max_window_bits": 11}], ids=str)
 @pytest.mark.parametrize("quoted", [False, True])
 @pytest.mark.parametrize("window", range(9, 16))
-async def test_D6_what_is_agreed_on_is_within_the_offer_and_kept_to(
+async def test_the_agreed_parameters_are_within_the_offer_and_kept_to(
     window: int, quoted: bool, settings: dict[str, int]
 ) -> None:
     hub, _, _, _ = echoing(**settings)
@@ -368,6 +376,7 @@ async def test_D6_what_is_agreed_on_is_within_the_offer_and_kept_to(
 # --- D7: what is no deflate data
 
 
+@pytest.mark.fault(number="D7")
 @pytest.mark.parametrize("keeps", [False, True], ids=["shared context", "kept context"])
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(
@@ -382,7 +391,7 @@ async def test_D6_what_is_agreed_on_is_within_the_offer_and_kept_to(
     ],
     ids=lambda payload: payload[:8].hex(),
 )
-async def test_D7_invalid_data_ends_its_connection_alone_whatever_context_it_has(
+async def test_invalid_data_ends_its_connection_alone_whatever_context_it_has(
     any_loop: str, payload: bytes, count: int, keeps: bool
 ) -> None:
     hub, heard, gone, faults = echoing(client_no_context_takeover=not keeps)
@@ -417,7 +426,7 @@ import asyncio, random, sys
 import psutil
 from tests.conftest import LOOPS
 from tests.support import RawClient, eventually, running
-from tests.test_faults_deflate import RSV1, TEXT, Deflater, echoing, encode, join, offer
+from tests.faults.test_faults_deflate import RSV1, TEXT, Deflater, echoing, encode, join, offer
 
 async def main(count: int) -> None:
     hub, heard, gone, faults = echoing(
@@ -471,7 +480,7 @@ with asyncio.Runner(loop_factory=LOOPS[sys.argv[1]]) as runner:
 
 
 def waves(loop: str, **environment: str) -> list[int]:
-    """What WAVES prints."""
+    """The figures that WAVES prints."""
     done = subprocess.run(
         [sys.executable, "-c", WAVES, loop, "60"],
         env={**os.environ, **environment},
@@ -484,8 +493,9 @@ def waves(loop: str, **environment: str) -> list[int]:
     return [int(number) for number in done.stdout.split()]
 
 
+@pytest.mark.fault(number="D8")
 @MEASURES
-def test_D8_a_context_takes_what_is_documented_and_gives_it_back(any_loop: str) -> None:
+def test_a_context_takes_what_is_documented_and_gives_it_back(any_loop: str) -> None:
     # A fixed threshold: what is freed goes back to the system at once.
     shared, client, server, both, left, _ = waves(
         any_loop, MALLOC_MMAP_THRESHOLD_=str(16 * KIB), MALLOC_TRIM_THRESHOLD_="0"
@@ -500,14 +510,16 @@ def test_D8_a_context_takes_what_is_documented_and_gives_it_back(any_loop: str) 
     assert left < 9 * MIB
 
 
+@pytest.mark.fault(number="D8")
 @MEASURES
-def test_D8_clients_that_come_and_go_leave_nothing_behind(any_loop: str) -> None:
+def test_clients_that_come_and_go_leave_nothing_behind(any_loop: str) -> None:
     *_, more = waves(any_loop)
     # Three more waves, of 18 MB each.
     assert more < 2 * MIB
 
 
-async def test_A32_a_message_that_was_inflated_is_the_applications_own_copy(
+@pytest.mark.fault(number="A32")
+async def test_an_inflated_message_is_the_applications_own_copy(
     any_loop: str,
 ) -> None:
     hub, heard, _, _ = echoing()

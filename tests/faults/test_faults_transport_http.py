@@ -1,6 +1,6 @@
-"""Section A of faults.md, around the open connection: upgrade, HTTP, files, signals, TLS set-up.
+"""Faults around the open connection: upgrade, HTTP, files, signals, TLS (README.md, section A).
 
-The rest of the section is in test_faults_transport.py. Each test is named by its fault's number.
+test_faults_transport.py has the rest of the section.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def values(answer: bytes, name: str) -> list[str]:
 # --- A7: connection_made that raises
 
 
+@pytest.mark.fault(number="A7")
 @pytest.mark.parametrize("host", ["/tmp/hub.sock", "unix:/tmp/hub.sock", "\0hub"])
-async def test_A7_a_unix_path_is_refused(host: str) -> None:
+async def test_a_unix_path_is_refused(host: str) -> None:
     hub = Hub()
     for hosts in (host, ["127.0.0.1", host]):
         with pytest.raises(ValueError, match="Unix socket") as raised:
@@ -66,7 +67,8 @@ async def test_A7_a_unix_path_is_refused(host: str) -> None:
     assert hub.loop is None
 
 
-async def test_A7_a_unix_socket_is_refused(tmp_path: Path) -> None:
+@pytest.mark.fault(number="A7")
+async def test_a_unix_socket_is_refused(tmp_path: Path) -> None:
     hub = Hub()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "hub.sock"))
@@ -76,8 +78,9 @@ async def test_A7_a_unix_socket_is_refused(tmp_path: Path) -> None:
         await serves_others(hub)
 
 
+@pytest.mark.fault(number="A7")
 @pytest.mark.usefixtures("only_hub_transport")
-async def test_A7_a_connection_that_is_no_TCP_is_served(any_loop: str) -> None:
+async def test_a_connection_that_is_no_TCP_is_served(any_loop: str) -> None:
     hub = Hub()
     async with running(hub):
         ours, theirs = socket.socketpair()
@@ -94,7 +97,8 @@ async def test_A7_a_connection_that_is_no_TCP_is_served(any_loop: str) -> None:
         await serves_others(hub)
 
 
-async def test_A7_peers_that_reset_at_once_do_no_harm(
+@pytest.mark.fault(number="A7")
+async def test_peers_that_reset_at_once_do_no_harm(
     any_loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = Hub()
@@ -114,9 +118,10 @@ async def test_A7_peers_that_reset_at_once_do_no_harm(
 # --- A9, A28: what authenticate and routes raise
 
 
+@pytest.mark.fault(number="A9")
 @pytest.mark.parametrize("where", ["authenticate", "route"])
 @pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
-async def test_A9_what_a_factory_raises_is_for_the_log_alone(
+async def test_an_exception_of_the_factory_goes_to_the_log_alone(
     any_loop: str, where: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(request: Request) -> Any:
@@ -136,8 +141,9 @@ async def test_A9_what_a_factory_raises_is_for_the_log_alone(
     assert SECRET in caplog.text
 
 
+@pytest.mark.fault(number="A9")
 @pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
-async def test_A9_nor_does_an_async_authenticate_tell_the_peer(
+async def test_an_exception_of_an_async_authenticate_goes_to_the_log_alone(
     any_loop: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(request: Request) -> Identity:
@@ -159,7 +165,8 @@ async def test_A9_nor_does_an_async_authenticate_tell_the_peer(
 # --- A10, A11, A20, A21: the request
 
 
-async def test_A10_a_refused_upgrade_takes_nothing(any_loop: str) -> None:
+@pytest.mark.fault(number="A10")
+async def test_a_refused_upgrade_takes_nothing(any_loop: str) -> None:
     asked: list[str] = []
 
     def authenticate(request: Request) -> Identity:
@@ -208,8 +215,9 @@ UPGRADES: dict[str, tuple[dict[str, str], list[tuple[str, str]]]] = {
 }
 
 
+@pytest.mark.fault(number="A11")
 @pytest.mark.parametrize("kind", list(UPGRADES))
-async def test_A11_a_list_of_tokens_is_an_upgrade(kind: str) -> None:
+async def test_a_list_of_tokens_is_an_upgrade(kind: str) -> None:
     replaced, more = UPGRADES[kind]
 
     async def authenticate(request: Request) -> Identity:
@@ -225,14 +233,16 @@ async def test_A11_a_list_of_tokens_is_an_upgrade(kind: str) -> None:
             assert await raw.recv() == Frame(PONG, b"p")
 
 
+@pytest.mark.fault(number="A11")
 @pytest.mark.parametrize("connection", ["close", "upgraded", "not-upgrade", "up grade"])
-async def test_A11_another_token_is_none(connection: str) -> None:
+async def test_a_connection_header_without_the_token_is_no_upgrade(connection: str) -> None:
     hub = Hub()
     async with running(hub):
         answer = await exchange(hub, RawClient.request(hub, Connection=connection))
         assert head(answer)[0] == 426
 
 
+@pytest.mark.fault(number="A20")
 @pytest.mark.parametrize(
     "target",
     [
@@ -254,7 +264,7 @@ async def test_A11_another_token_is_none(connection: str) -> None:
         b"",
     ],
 )
-async def test_A20_a_target_that_is_no_path_is_a_bad_request(target: bytes) -> None:
+async def test_a_target_that_is_no_path_is_a_bad_request(target: bytes) -> None:
     hub = Hub()
     async with running(hub):
         request = RawClient.request(hub).replace(b"/ws", target, 1)
@@ -264,6 +274,7 @@ async def test_A20_a_target_that_is_no_path_is_a_bad_request(target: bytes) -> N
         assert hub.connections == 0
 
 
+@pytest.mark.fault(number="A21")
 @pytest.mark.parametrize(
     ("replaced", "more"),
     [
@@ -277,7 +288,7 @@ async def test_A20_a_target_that_is_no_path_is_a_bad_request(target: bytes) -> N
     ],
     ids=["no host", "two hosts", "bad host", "two keys", "no key", "short key", "odd key"],
 )
-async def test_A21_headers_that_leave_it_open_are_a_bad_request(
+async def test_headers_that_contradict_each_other_are_a_bad_request(
     replaced: dict[str, str], more: list[tuple[str, str]]
 ) -> None:
     hub = Hub()
@@ -287,8 +298,9 @@ async def test_A21_headers_that_leave_it_open_are_a_bad_request(
         assert values(answer, "Connection") == ["close"]
 
 
+@pytest.mark.fault(number="A21")
 @pytest.mark.parametrize("version", ["", "0", "7", "8", "12", "99", "13, 8", "13x"])
-async def test_A21_another_version_is_told_ours(version: str) -> None:
+async def test_another_version_is_answered_with_ours(version: str) -> None:
     hub = Hub()
     async with running(hub):
         answer = await exchange(hub, RawClient.request(hub, Sec_WebSocket_Version=version))
@@ -299,7 +311,8 @@ async def test_A21_another_version_is_told_ours(version: str) -> None:
 # --- A22, A23: the answer
 
 
-async def test_A22_every_answer_is_a_new_one(any_loop: str) -> None:
+@pytest.mark.fault(number="A22")
+async def test_every_answer_is_a_new_one(any_loop: str) -> None:
     hub = Hub(HubConfig(max_connections=1), authenticate=named)
     headers = {"X-Kept": "1"}
     kept = Response(body="page", headers=headers)
@@ -333,7 +346,8 @@ async def test_A22_every_answer_is_a_new_one(any_loop: str) -> None:
     assert headers == {"X-Kept": "1"}
 
 
-async def test_A22_a_content_length_of_the_routes_own_is_not_sent_twice() -> None:
+@pytest.mark.fault(number="A22")
+async def test_a_content_length_of_the_routes_own_is_not_sent_twice() -> None:
     hub = Hub()
     hub.route("/page")(lambda request: Response(body="page", headers={"Content-Length": "99"}))
     async with running(hub):
@@ -341,6 +355,7 @@ async def test_A22_a_content_length_of_the_routes_own_is_not_sent_twice() -> Non
         assert head(answer)[0] == 500 or values(answer, "Content-Length") == ["4"]
 
 
+@pytest.mark.fault(number="A23")
 @pytest.mark.parametrize(
     "options",
     [
@@ -355,7 +370,7 @@ async def test_A22_a_content_length_of_the_routes_own_is_not_sent_twice() -> Non
         {"content_type": "text/html\r\nSet-Cookie: x=1"},
     ],
 )
-async def test_A23_a_line_break_in_a_header_is_refused(options: dict[str, Any]) -> None:
+async def test_a_line_break_in_a_header_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Response(**options)
     hub = Hub()
@@ -367,7 +382,8 @@ async def test_A23_a_line_break_in_a_header_is_refused(options: dict[str, Any]) 
         assert b"<script>" not in answer
 
 
-async def test_A23_also_when_it_comes_in_after_the_response_was_made() -> None:
+@pytest.mark.fault(number="A23")
+async def test_a_header_changed_after_the_response_was_made_is_not_sent() -> None:
     hub = Hub()
     headers = {"X-A": "a"}
     kept = Response(headers=headers)
@@ -381,6 +397,7 @@ async def test_A23_also_when_it_comes_in_after_the_response_was_made() -> None:
 # --- A18, A25: settings and deadlines
 
 
+@pytest.mark.fault(number="A18")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -393,14 +410,15 @@ async def test_A23_also_when_it_comes_in_after_the_response_was_made() -> None:
         {"heartbeat_interval": "20"},
     ],
 )
-def test_A18_a_heartbeat_that_cannot_work_is_refused_at_once(settings: dict[str, Any]) -> None:
+def test_a_heartbeat_that_cannot_work_is_refused_at_once(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="heartbeat") as raised:
         HubConfig(**settings)
     assert isinstance(raised.value, ConfigError)
 
 
+@pytest.mark.fault(number="A25")
 @pytest.mark.parametrize("stage", ["TCP", "half a TLS hello", "TLS", "plain"])
-async def test_A25_a_silent_client_is_gone_after_the_handshake_timeout(
+async def test_a_silent_client_is_gone_after_the_handshake_timeout(
     any_loop: str, stage: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(HubConfig(handshake_timeout=0.3))
@@ -470,7 +488,8 @@ with asyncio.Runner(loop_factory=LOOPS[sys.argv[1]]) as runner:
 """
 
 
-async def test_A29_running_out_of_files_refuses_that_connection_alone(
+@pytest.mark.fault(number="A29")
+async def test_running_out_of_files_refuses_that_connection_alone(
     any_loop: str, tmp_path: Path
 ) -> None:
     async def attempt(hub: Any) -> RawClient | None:
@@ -574,7 +593,8 @@ with asyncio.Runner(loop_factory=LOOPS[sys.argv[1]]) as runner:
 """
 
 
-def test_A30_a_broken_pipe_does_not_kill_the_process(any_loop: str) -> None:
+@pytest.mark.fault(number="A30")
+def test_a_broken_pipe_does_not_kill_the_process(any_loop: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BROKEN_PIPE, any_loop],
         capture_output=True,
@@ -606,7 +626,8 @@ print("stopped", signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL, flush=True)
 """
 
 
-async def test_A30_nor_what_the_transport_writes_under_run() -> None:
+@pytest.mark.fault(number="A30")
+async def test_a_broken_pipe_of_the_transport_does_not_kill_the_process_under_run() -> None:
     with start_script(RUN) as process:
         hub: Any = SimpleNamespace(port=int(process.stdout.readline()))
 
@@ -627,7 +648,8 @@ async def test_A30_nor_what_the_transport_writes_under_run() -> None:
 # --- A31: the log of an honest hub
 
 
-async def test_A31_connections_make_no_lines(
+@pytest.mark.fault(number="A31")
+async def test_connections_leave_no_lines_in_the_log(
     any_loop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -640,7 +662,7 @@ async def test_A31_connections_make_no_lines(
     assert caplog.records == []
 
 
-# --- What picows gets right by itself (the list at the top of faults.md)
+# --- requests that picows judges right by itself
 
 
 @pytest.mark.parametrize(

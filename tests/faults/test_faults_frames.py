@@ -1,7 +1,6 @@
-"""Section C of faults.md, by number: what frames and messages of a peer must not do to a hub.
+"""Faults of frames and messages (README.md, section C), over real sockets.
 
-All of it over real sockets. What any stream means, case by case, is in test_model.py; the rows of
-section C about compression (C9) are in test_deflate.py. `M(op, "x")` is `encode(op, b"x")` here.
+test_model.py checks the meaning of any stream; test_deflate.py has the row about compression (C9).
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("quiet_log")
 
 @dataclass
 class Stage:
-    """A hub, and what its callbacks were told of everybody but the witness."""
+    """A hub, and what its callbacks were told of everybody but the honest client."""
 
     hub: Hub
     messages: list[str | bytes] = field(default_factory=list)
@@ -86,17 +85,17 @@ async def stage(
             await eventually(lambda: hub.connections == 0)
             assert len(it.gone) == len(set(it.gone))
             return
-        witness, client = await join(hub, "witness")
-        with witness:
+        honest, client = await join(hub, "honest")
+        with honest:
             yield it
-            await eventually(lambda: hub.get_connected_client_ids() == ["witness"])
+            await eventually(lambda: hub.get_connected_client_ids() == ["honest"])
             await eventually(lambda: hub.connections == 1)
             hub.broadcast("still here")
-            assert await witness.recv() == Frame(TEXT, b"still here")
-            await witness.send(PING, b"alive")
-            assert await witness.recv() == Frame(PONG, b"alive")
+            assert await honest.recv() == Frame(TEXT, b"still here")
+            await honest.send(PING, b"alive")
+            assert await honest.recv() == Frame(PONG, b"alive")
             assert client.is_connected()
-    it.gone.remove("witness")
+    it.gone.remove("honest")
     assert len(it.gone) == len(set(it.gone)), "told twice that a client has gone"
 
 
@@ -151,7 +150,8 @@ def cut(data: bytes, count: int) -> list[bytes]:
 # --- C1: endless empty continuations
 
 
-async def test_C1_a_million_empty_continuations_end_at_the_bound(any_loop: str) -> None:
+@pytest.mark.fault(number="C1")
+async def test_a_million_empty_continuations_end_at_the_bound(any_loop: str) -> None:
     async with stage() as it:
         raw, _ = await join(it.hub, "a")
         block = encode(CONTINUATION, fin=False) * 10_000
@@ -170,8 +170,9 @@ async def test_C1_a_million_empty_continuations_end_at_the_bound(any_loop: str) 
         assert it.messages == []
 
 
+@pytest.mark.fault(number="C1")
 @pytest.mark.parametrize("limit", [1, 2, 9])
-async def test_C1_the_bound_on_fragments_is_exact(limit: int) -> None:
+async def test_the_bound_on_fragments_is_exact(limit: int) -> None:
     async with stage(max_fragments=limit) as it:
         raw, _ = await join(it.hub, "a")
         with raw:
@@ -186,8 +187,9 @@ async def test_C1_the_bound_on_fragments_is_exact(limit: int) -> None:
 # --- C2: endless small fragments
 
 
+@pytest.mark.fault(number="C2")
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-async def test_C2_small_fragments_without_end_are_bounded_and_kept_flat(opcode: int) -> None:
+async def test_small_fragments_without_end_are_bounded_and_kept_flat(opcode: int) -> None:
     count = 131_000
     endless = encode(opcode, b"x", fin=False) + encode(CONTINUATION, b"x", fin=False) * (count - 1)
     async with stage() as it:
@@ -211,7 +213,8 @@ async def test_C2_small_fragments_without_end_are_bounded_and_kept_flat(opcode: 
         assert it.messages == [whole.decode() if opcode == TEXT else whole]
 
 
-async def test_C2_a_silent_peer_cannot_hold_an_unfinished_message() -> None:
+@pytest.mark.fault(number="C2")
+async def test_a_silent_peer_cannot_hold_an_unfinished_message() -> None:
     part = encode(BINARY, bytes(200 * KIB), fin=False)
     async with stage(watched=False, heartbeat_interval=0.3, heartbeat_timeout=1.0) as it:
         raws = [(await join(it.hub, f"{number}"))[0] for number in range(10)]
@@ -235,8 +238,9 @@ async def test_C2_a_silent_peer_cannot_hold_an_unfinished_message() -> None:
         assert it.messages == []
 
 
+@pytest.mark.fault(number="C2")
 @pytest.mark.parametrize("feeding", [False, True], ids=["holding", "a byte now and then"])
-async def test_C2_nor_can_one_that_goes_on_answering_pings(feeding: bool) -> None:
+async def test_a_peer_that_answers_pings_cannot_hold_an_unfinished_message(feeding: bool) -> None:
     async with stage(
         watched=False, heartbeat_interval=0.1, heartbeat_timeout=5.0, message_timeout=0.5
     ) as it:
@@ -257,7 +261,8 @@ async def test_C2_nor_can_one_that_goes_on_answering_pings(feeding: bool) -> Non
         assert it.errors == [1008]
 
 
-async def test_C2_a_message_may_take_as_long_as_the_hub_itself_does_not_read() -> None:
+@pytest.mark.fault(number="C2")
+async def test_a_message_may_take_as_long_as_the_hub_itself_does_not_read() -> None:
     go_on = asyncio.Event()
     async with stage(
         watched=False,
@@ -289,8 +294,9 @@ async def test_C2_a_message_may_take_as_long_as_the_hub_itself_does_not_read() -
 # --- C3: a limit of each frame only
 
 
+@pytest.mark.fault(number="C3")
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-async def test_C3_the_limit_is_of_the_message_and_kept_at_the_second_header(opcode: int) -> None:
+async def test_the_limit_is_of_the_message_and_kept_at_the_second_header(opcode: int) -> None:
     async with stage() as it:
         raw, _ = await join(it.hub, "a")
         first = encode(opcode, b"x" * 600_000, fin=False)
@@ -311,9 +317,10 @@ async def test_C3_the_limit_is_of_the_message_and_kept_at_the_second_header(opco
 # --- C4: off by one
 
 
+@pytest.mark.fault(number="C4")
 @pytest.mark.parametrize("count", [1, 2, 7], ids=["whole", "2 fragments", "7 fragments"])
 @pytest.mark.parametrize("limit", [125, 126, 1000, 65_535, 65_536, 200_000])
-async def test_C4_the_limit_passes_whole_and_one_byte_more_does_not(limit: int, count: int) -> None:
+async def test_the_limit_passes_whole_and_one_byte_more_does_not(limit: int, count: int) -> None:
     async with stage(max_message_size=limit) as it:
         text = ("é" * limit).encode()[: limit // 2 * 2].rjust(limit, b"a")  # bytes, not characters
         fitting = [(BINARY, random.Random(limit).randbytes(limit)), (TEXT, b"x" * limit)]
@@ -335,14 +342,16 @@ async def test_C4_the_limit_passes_whole_and_one_byte_more_does_not(limit: int, 
         assert it.errors == [1009] * 3
 
 
+@pytest.mark.fault(number="C4")
 @pytest.mark.parametrize("count", [1, 2])
-async def test_C4_as_many_characters_as_the_limit_has_bytes_are_too_many(count: int) -> None:
+async def test_as_many_characters_as_the_limit_has_bytes_are_too_many(count: int) -> None:
     async with stage(max_message_size=1000) as it:
         await refused(it, fragments(TEXT, cut("é".encode() * 1000, count)), 1009)
         await refused(it, fragments(TEXT, cut("🎈".encode() * 1000, count)), 1009)
 
 
-async def test_C4_an_empty_fragment_more_is_no_byte_more() -> None:
+@pytest.mark.fault(number="C4")
+async def test_an_empty_fragment_more_is_no_byte_more() -> None:
     async with stage(max_message_size=1000) as it:
         raw, _ = await join(it.hub, "a")
         with raw:
@@ -356,6 +365,7 @@ async def test_C4_an_empty_fragment_more_is_no_byte_more() -> None:
 # --- C5: what a length claims
 
 
+@pytest.mark.fault(number="C5")
 @WHOLE_OR_SPLIT
 @pytest.mark.parametrize("first", [b"\x82", b"\x81", b"\x02", b"\x01"])
 @pytest.mark.parametrize(
@@ -371,22 +381,24 @@ async def test_C4_an_empty_fragment_more_is_no_byte_more() -> None:
     ],
     ids=lambda value: value.hex() if isinstance(value, bytes) else str(value),
 )
-async def test_C5_a_length_that_cannot_be_is_refused_before_its_payload(
+async def test_a_length_that_cannot_be_is_refused_before_its_payload(
     any_loop: str, first: bytes, length: bytes, code: int, split: bool
 ) -> None:
     async with stage() as it:
         await refused(it, first + b"\xff" + length + b"\0\0\0\0", code, split=split)
 
 
+@pytest.mark.fault(number="C5")
 @pytest.mark.parametrize("length", [b"\x7f" + b"\xff" * 7, b"\0\0\0\0\x7f\xff\xff\xff"])
-async def test_C5_nor_can_it_overflow_what_is_there_already(length: bytes) -> None:
+async def test_a_length_cannot_overflow_the_sum_with_earlier_fragments(length: bytes) -> None:
     async with stage() as it:
         begun = encode(BINARY, b"x" * 100, fin=False)
         await refused(it, begun + b"\x80\xff" + length + b"\0\0\0\0", 1009)
 
 
+@pytest.mark.fault(number="C5")
 @pytest.mark.parametrize("fin", [True, False], ids=["frame", "fragment"])
-async def test_C5_memory_grows_with_what_came_and_not_with_what_is_claimed(fin: bool) -> None:
+async def test_memory_grows_with_bytes_received_and_not_with_a_claimed_length(fin: bool) -> None:
     count = 1000
     async with stage() as it:
         async with AsyncExitStack() as open_ones:
@@ -428,9 +440,10 @@ OUT_OF_ORDER = {
 }
 
 
+@pytest.mark.fault(number="C6")
 @WHOLE_OR_SPLIT
 @pytest.mark.parametrize("kind", list(OUT_OF_ORDER))
-async def test_C6_a_fragment_out_of_order_is_1002(any_loop: str, kind: str, split: bool) -> None:
+async def test_a_fragment_out_of_order_is_1002(any_loop: str, kind: str, split: bool) -> None:
     async with stage() as it:
         stream = OUT_OF_ORDER[kind] + encode(TEXT, b"never heard")
         if kind == "a continuation after a ping":
@@ -445,8 +458,9 @@ async def test_C6_a_fragment_out_of_order_is_1002(any_loop: str, kind: str, spli
             await refused(it, stream, 1002, split=split)
 
 
+@pytest.mark.fault(number="C6")
 @pytest.mark.parametrize("message", [encode(TEXT, b"x"), fragments(TEXT, [b"", b"x"])])
-async def test_C6_a_continuation_of_a_message_that_is_over_is_1002(message: bytes) -> None:
+async def test_a_continuation_of_a_message_that_is_over_is_1002(message: bytes) -> None:
     async with stage() as it:
         raw, _ = await join(it.hub, "a")
         with raw:
@@ -459,9 +473,10 @@ async def test_C6_a_continuation_of_a_message_that_is_over_is_1002(message: byte
 # --- C7: control frames inside a message
 
 
+@pytest.mark.fault(number="C7")
 @WHOLE_OR_SPLIT
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-async def test_C7_pings_inside_a_message_are_answered_and_no_part_of_it(
+async def test_pings_inside_a_message_are_answered_and_no_part_of_it(
     any_loop: str, opcode: int, split: bool
 ) -> None:
     # Between all its fragments, and in the middle of a code point.
@@ -485,9 +500,10 @@ async def test_C7_pings_inside_a_message_are_answered_and_no_part_of_it(
         assert it.errors == []
 
 
+@pytest.mark.fault(number="C7")
 @WHOLE_OR_SPLIT
 @pytest.mark.parametrize("payload", [b"", NORMAL, struct.pack("!H", 4999) + "größe".encode()])
-async def test_C7_a_close_inside_a_message_is_clean_and_ends_it(
+async def test_a_close_inside_a_message_is_clean_and_ends_it(
     any_loop: str, payload: bytes, split: bool
 ) -> None:
     async with stage() as it:
@@ -514,18 +530,20 @@ BAD_TEXT = {
 }
 
 
+@pytest.mark.fault(number="C8")
 @WHOLE_OR_SPLIT
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("kind", list(BAD_TEXT))
-async def test_C8_a_text_that_is_not_utf8_is_1007(kind: str, count: int, split: bool) -> None:
+async def test_a_text_that_is_not_utf8_is_1007(kind: str, count: int, split: bool) -> None:
     async with stage() as it:
         for ahead in (b"", b"plain ", "größe €".encode() * 3):
             stream = fragments(TEXT, cut(ahead + BAD_TEXT[kind], count))
             await refused(it, stream, 1007, split=split)
 
 
+@pytest.mark.fault(number="C8")
 @WHOLE_OR_SPLIT
-async def test_C8_a_code_point_may_be_split_over_fragments(any_loop: str, split: bool) -> None:
+async def test_a_code_point_may_be_split_over_fragments(any_loop: str, split: bool) -> None:
     text = "é€🎈\U0010ffff"
     data = text.encode()
     async with stage() as it:
@@ -545,11 +563,12 @@ async def test_C8_a_code_point_may_be_split_over_fragments(any_loop: str, split:
 # --- C10: faults of one connection
 
 
+@pytest.mark.fault(number="C10")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize(
     "where", ["connected", "handshake", "101", "head", "payload", "fragment", "close", "our close"]
 )
-async def test_C10_a_reset_anywhere_ends_that_connection_alone(
+async def test_a_reset_anywhere_ends_that_connection_alone(
     any_loop: str, where: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     begun = {
@@ -588,7 +607,7 @@ async def test_C10_a_reset_anywhere_ends_that_connection_alone(
         assert it.messages == []
         assert it.errors == []
         await eventually(lambda: hub.connections == (0 if tls else 1))
-        # What was upgraded before its reset was seen has been told of, and everything else not.
+        # The callbacks heard of connections upgraded before their reset was seen, and of no others.
         assert len(it.gone) == hub.get_stats().connections_total - (0 if tls else 1)
 
 
@@ -642,10 +661,9 @@ async def end(raw: RawClient, how: int) -> None:
             await raw.read_all()
 
 
+@pytest.mark.fault(number="C10")
 @pytest.mark.parametrize("compression", [False, True], ids=["plain", "deflate"])
-async def test_C10_whatever_frames_one_sends_others_are_unaffected(
-    any_loop: str, compression: bool
-) -> None:
+async def test_no_frames_of_one_client_affect_others(any_loop: str, compression: bool) -> None:
     rng = random.Random(10)
     count = 2_000
     headers = [("Sec-WebSocket-Extensions", "permessage-deflate")] if compression else []
@@ -696,7 +714,8 @@ def fuzzed_request(hub: Hub, rng: random.Random) -> bytes:
     return bytes(request)
 
 
-async def test_C10_whatever_request_one_sends_others_are_unaffected(any_loop: str) -> None:
+@pytest.mark.fault(number="C10")
+async def test_no_request_of_one_client_affects_others(any_loop: str) -> None:
     rng = random.Random(11)
     hub = Hub(HubConfig(close_timeout=0.2, enable_compression=True, subprotocols=("b",)))
     faults: list[BaseException] = []
@@ -715,16 +734,16 @@ async def test_C10_whatever_request_one_sends_others_are_unaffected(any_loop: st
             statuses.append(answer[9:12])
 
     async with running(hub):
-        with await RawClient.open(hub) as witness:
-            await witness.send(PING, b"alive")
-            assert await witness.recv() == Frame(PONG, b"alive")
+        with await RawClient.open(hub) as honest:
+            await honest.send(PING, b"alive")
+            assert await honest.recv() == Frame(PONG, b"alive")
             for _ in range(40):
                 requests = [fuzzed_request(hub, rng) for _ in range(20)]
                 await asyncio.gather(*map(attack, requests))
             await eventually(lambda: hub.connections == 1)
             assert len(gone) == len(set(gone)) == hub.get_stats().connections_total - 1
-            await witness.send(PING, b"alive")
-            assert await witness.recv() == Frame(PONG, b"alive")
+            await honest.send(PING, b"alive")
+            assert await honest.recv() == Frame(PONG, b"alive")
     # Bytes behind a head that ended early are frames: their faults are the only ones.
     assert {type(error) for error in faults} <= {ProtocolError}
     assert b"500" not in statuses
@@ -754,9 +773,10 @@ async def longest_turn() -> AsyncIterator[list[float]]:
         watching.cancel()
 
 
+@pytest.mark.fault(number="C11")
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_C11_coalesced_messages_are_all_handled_and_starve_nobody(
+async def test_coalesced_messages_are_all_handled_and_starve_nobody(
     any_loop: str, kind: str, opcode: int
 ) -> None:
     count = 50_000
@@ -773,7 +793,7 @@ async def test_C11_coalesced_messages_are_all_handled_and_starve_nobody(
             async with longest_turn() as longest:
                 await raw.send_raw(burst)
                 await eventually(lambda: len(it.messages) == count)
-            # What one read brings is at most 21,845 of them; the rest of the bound is for a
+            # One read brings at most 21,845 of them; the rest of the bound is for a
             # machine that does something else.
             assert longest[0] < 1.0
             assert set(it.messages) == {"" if opcode == TEXT else b""}
@@ -782,7 +802,8 @@ async def test_C11_coalesced_messages_are_all_handled_and_starve_nobody(
         assert it.hub.get_stats().messages_in == count
 
 
-async def test_C11_nor_do_messages_byte_by_byte(any_loop: str) -> None:
+@pytest.mark.fault(number="C11")
+async def test_messages_that_come_byte_by_byte_starve_nobody(any_loop: str) -> None:
     count = 1_000
     async with stage() as it:
         raw, _ = await join(it.hub, "a")
@@ -795,7 +816,8 @@ async def test_C11_nor_do_messages_byte_by_byte(any_loop: str) -> None:
         await eventually(lambda: it.gone == ["a"])
 
 
-async def test_C11_control_frames_without_end_starve_nobody(any_loop: str) -> None:
+@pytest.mark.fault(number="C11")
+async def test_control_frames_without_end_starve_nobody(any_loop: str) -> None:
     async with stage() as it:
         raw, _ = await join(it.hub, "a")
         with raw:
@@ -826,9 +848,10 @@ async def closing(it: Stage, tls: ssl.SSLContext | None) -> AsyncIterator[tuple[
     assert it.hub.get_stats().protocol_errors == 0
 
 
+@pytest.mark.fault(number="C12")
 @TLS
 @pytest.mark.parametrize("first", ["theirs", "ours"])
-async def test_C12_closes_of_both_in_one_tick_are_one_close(
+async def test_closes_of_both_in_one_tick_are_one_close(
     any_loop: str, first: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     async with (
@@ -845,8 +868,9 @@ async def test_C12_closes_of_both_in_one_tick_are_one_close(
         assert await raw.recv_rest() == [Frame(CLOSE, struct.pack("!H", 4000) + b"ours")]
 
 
+@pytest.mark.fault(number="C12")
 @TLS
-async def test_C12_a_disconnect_by_the_handler_ahead_of_the_peers_close(
+async def test_a_disconnect_by_the_handler_ahead_of_the_peers_close_is_one_close(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     async with stage(server_tls if tls else None, close_timeout=10.0) as it:
@@ -858,9 +882,10 @@ async def test_C12_a_disconnect_by_the_handler_ahead_of_the_peers_close(
         assert it.messages == ["x"]
 
 
+@pytest.mark.fault(number="C12")
 @TLS
 @pytest.mark.parametrize("segments", [1, 3])
-async def test_C12_three_closes_are_answered_once(
+async def test_three_closes_are_answered_once(
     any_loop: str, segments: int, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     closes = [encode(CLOSE, struct.pack("!H", code)) for code in (4001, 4002, 999)]
@@ -878,8 +903,9 @@ async def test_C12_three_closes_are_answered_once(
         assert await raw.recv_rest() == [Frame(CLOSE, struct.pack("!H", 4001))]
 
 
+@pytest.mark.fault(number="C12")
 @TLS
-async def test_C12_three_disconnects_and_three_answers_are_one_close(
+async def test_three_disconnects_and_three_answers_are_one_close(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     async with stage(server_tls if tls else None, close_timeout=10.0) as it:

@@ -1,4 +1,4 @@
-"""Section E of the fault list: slow peers, heartbeats and time."""
+"""Faults of slow peers, heartbeats and time (README.md, section E)."""
 
 from __future__ import annotations
 
@@ -74,8 +74,9 @@ async def read_until_close(raw: RawClient) -> list[Frame]:
 # --- E1 ---
 
 
+@pytest.mark.fault(number="E1")
 @TLS
-async def test_E1_after_an_overflow_comes_a_prefix_then_the_close(
+async def test_after_an_overflow_comes_a_prefix_then_the_close(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(small(outbox_messages=20), authenticate=named)
@@ -108,8 +109,9 @@ async def test_E1_after_an_overflow_comes_a_prefix_then_the_close(
 # --- E2 ---
 
 
+@pytest.mark.fault(number="E2")
 @TLS
-async def test_E2_stalled_clients_do_not_grow_memory(
+async def test_stalled_clients_do_not_grow_memory(
     tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     stalled_count, live_count, rounds = (30, 4, 2_000) if tls else (100, 4, 2_000)
@@ -138,7 +140,7 @@ async def test_E2_stalled_clients_do_not_grow_memory(
         try:
             for number in range(rounds):
                 hub.broadcast(f"{number:08d}".encode() + bytes(1016))
-                # Paced by those who read, not by those who do not: a window of 64.
+                # Paced by the clients that read, not by the others: a window of 64.
                 while number - min(acknowledged.values()) > 64:
                     progress.clear()
                     await progress.wait()
@@ -148,7 +150,7 @@ async def test_E2_stalled_clients_do_not_grow_memory(
             grown, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        # The backlog is 512 KB once, and a ring of 8 KB for each who has it.
+        # The backlog is 512 KB once, and a ring of 8 KB for each client that has it.
         assert grown < (6 << 20 if not tls else 16 << 20), f"{grown:,} bytes"
         assert hub.get_connected_clients() == stalled_count + live_count
         for number in range(live_count):
@@ -162,9 +164,10 @@ async def test_E2_stalled_clients_do_not_grow_memory(
 # --- E3 ---
 
 
+@pytest.mark.fault(number="E3")
 @pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest"])
 @TLS
-async def test_E3_dropping_tears_no_frame_and_keeps_control_frames(
+async def test_dropping_tears_no_frame_and_keeps_control_frames(
     any_loop: str,
     tls: bool,
     overflow: str,
@@ -209,7 +212,8 @@ async def pace(step: float, end: float) -> AsyncIterator[None]:
         yield
 
 
-async def test_E4_a_slow_upload_survives_the_heartbeat(any_loop: str) -> None:
+@pytest.mark.fault(number="E4")
+async def test_a_slow_upload_survives_the_heartbeat(any_loop: str) -> None:
     received: list[str | bytes] = []
     hub = Hub(HubConfig(**HEARTBEAT), authenticate=named)
     hub.on_message_received(lambda client, message: received.append(message))
@@ -229,7 +233,8 @@ async def test_E4_a_slow_upload_survives_the_heartbeat(any_loop: str) -> None:
             assert hub.get_stats().heartbeat_timeouts == 0
 
 
-async def test_E4_a_slow_first_frame_to_a_picows_server_survives_the_heartbeat() -> None:
+@pytest.mark.fault(number="E4")
+async def test_a_slow_first_frame_to_a_picows_server_survives_the_heartbeat() -> None:
     # Until it is whole picows reads, and the hub hears of nothing.
     received: list[str | bytes] = []
     hub = Hub(HubConfig(**HEARTBEAT), authenticate=named)
@@ -254,7 +259,8 @@ async def test_E4_a_slow_first_frame_to_a_picows_server_survives_the_heartbeat()
         await hub.stop()
 
 
-async def test_E4_a_slow_upload_in_fragments_survives_the_heartbeat() -> None:
+@pytest.mark.fault(number="E4")
+async def test_a_slow_upload_in_fragments_survives_the_heartbeat() -> None:
     received: list[str | bytes] = []
     hub = Hub(HubConfig(**HEARTBEAT), authenticate=named)
     hub.on_message_received(lambda client, message: received.append(message))
@@ -271,8 +277,9 @@ async def test_E4_a_slow_upload_in_fragments_survives_the_heartbeat() -> None:
             assert received == ["part " * count + "end"]
 
 
+@pytest.mark.fault(number="E4")
 @TLS
-async def test_E4_a_backlog_read_slowly_survives_the_heartbeat(
+async def test_a_backlog_read_slowly_survives_the_heartbeat(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub(small(outbox_bytes=1 << 22, **HEARTBEAT), authenticate=named)
@@ -290,7 +297,8 @@ async def test_E4_a_backlog_read_slowly_survives_the_heartbeat(
         assert hub.get_stats().heartbeat_timeouts == 0
 
 
-async def test_E4_a_backlog_in_the_kernel_read_slowly_survives_the_heartbeat() -> None:
+@pytest.mark.fault(number="E4")
+async def test_a_backlog_in_the_kernel_read_slowly_survives_the_heartbeat() -> None:
     # With the kernel's own buffer sizes all of it leaves the outbox at once, but the client is
     # still at work on it, and the ping stands behind it.
     hub = Hub(HubConfig(**HEARTBEAT), authenticate=named)
@@ -308,8 +316,9 @@ async def test_E4_a_backlog_in_the_kernel_read_slowly_survives_the_heartbeat() -
 # --- E5 ---
 
 
+@pytest.mark.fault(number="E5")
 @TLS
-async def test_E5_an_unanswered_close_ends_at_its_timeout_whatever_comes(
+async def test_an_unanswered_close_ends_at_its_timeout_under_any_traffic(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     gone: list[Client] = []
@@ -335,7 +344,8 @@ async def test_E5_an_unanswered_close_ends_at_its_timeout_whatever_comes(
         assert hub.connections == 0
 
 
-async def test_E5_a_close_behind_a_backlog_that_is_not_read_ends_at_its_timeout() -> None:
+@pytest.mark.fault(number="E5")
+async def test_a_close_behind_a_backlog_that_is_not_read_ends_at_its_timeout() -> None:
     gone: list[Client] = []
     hub = Hub(small(close_timeout=0.3), authenticate=named)
     hub.on_client_disconnected(gone.append)
@@ -354,7 +364,8 @@ async def test_E5_a_close_behind_a_backlog_that_is_not_read_ends_at_its_timeout(
 # --- E6 ---
 
 
-async def test_E6_a_flood_is_not_read_while_an_async_handler_is_behind(any_loop: str) -> None:
+@pytest.mark.fault(number="E6")
+async def test_a_flood_is_not_read_while_an_async_handler_is_behind(any_loop: str) -> None:
     total, size = 20_000, 1_024
     handled: list[int] = []
     go_on = asyncio.Event()
@@ -399,7 +410,8 @@ async def test_E6_a_flood_is_not_read_while_an_async_handler_is_behind(any_loop:
             assert client.is_connected()
 
 
-async def test_E6_what_waits_stays_bounded_all_through_a_flood(any_loop: str) -> None:
+@pytest.mark.fault(number="E6")
+async def test_the_queue_stays_bounded_all_through_a_flood(any_loop: str) -> None:
     total, size = 60_000, 128
     handled = most = 0
     hub = Hub(HubConfig(max_pending_callbacks=64), authenticate=named)
@@ -421,8 +433,9 @@ async def test_E6_what_waits_stays_bounded_all_through_a_flood(any_loop: str) ->
     assert most == 64 + 1
 
 
-async def test_E6_a_client_that_the_hub_does_not_read_is_not_silent() -> None:
-    # It is us who pause: that nothing arrives meanwhile is no sign of a dead client.
+@pytest.mark.fault(number="E6")
+async def test_a_client_that_the_hub_does_not_read_is_not_silent() -> None:
+    # The hub pauses: that nothing arrives meanwhile is no sign of a dead client.
     go_on = asyncio.Event()
     handled: list[str | bytes] = []
     hub = Hub(HubConfig(max_pending_callbacks=1, **HEARTBEAT), authenticate=named)
@@ -457,7 +470,8 @@ while data := sock.recv(4096):
 """
 
 
-async def test_E8_a_stopped_process_is_gone_within_interval_and_timeout() -> None:
+@pytest.mark.fault(number="E8")
+async def test_a_stopped_process_is_gone_within_interval_and_timeout() -> None:
     gone: list[Client] = []
     hub = Hub(HubConfig(**HEARTBEAT, close_timeout=0.1), authenticate=named)
     hub.on_client_disconnected(gone.append)
@@ -492,12 +506,13 @@ async def test_E8_a_stopped_process_is_gone_within_interval_and_timeout() -> Non
 
 
 async def answer_pings(raw: RawClient) -> None:
-    """What a living client does, until something else comes."""
+    """Does as a living client does, until something else comes."""
     while (frame := await raw.recv()).opcode == PING:
         await raw.send(PONG, frame.payload)
 
 
-async def test_E8_silence_is_closed_and_any_frame_is_life(any_loop: str) -> None:
+@pytest.mark.fault(number="E8")
+async def test_silence_is_closed_and_any_frame_is_life(any_loop: str) -> None:
     gone: list[str] = []
     hub = Hub(HubConfig(**HEARTBEAT, close_timeout=0.1), authenticate=named)
     hub.on_client_disconnected(lambda client: gone.append(client.id))
@@ -518,7 +533,8 @@ async def test_E8_silence_is_closed_and_any_frame_is_life(any_loop: str) -> None
         assert hub.get_stats().heartbeat_timeouts == 1
 
 
-async def test_E8_a_loop_that_stood_still_gives_its_clients_time_to_answer(any_loop: str) -> None:
+@pytest.mark.fault(number="E8")
+async def test_a_loop_that_stood_still_gives_its_clients_time_to_answer(any_loop: str) -> None:
     gone: list[str] = []
     hub = Hub(HubConfig(**HEARTBEAT, close_timeout=0.1), authenticate=named)
     hub.on_client_disconnected(lambda client: gone.append(client.id))
@@ -531,7 +547,7 @@ async def test_E8_a_loop_that_stood_still_gives_its_clients_time_to_answer(any_l
             await raw_turns()
             # A callback that blocks, or a process that is stopped for a while: nobody was asked.
             time.sleep(2 * HEARTBEAT["heartbeat_timeout"])  # noqa: ASYNC251
-            # Who does not answer goes all the same, and the timeout is as before.
+            # A client that does not answer goes all the same, and the timeout is as before.
             await eventually(lambda: gone == ["silent"])
             assert client.is_connected()
             await eventually(lambda: hub._heartbeat_timeout == HEARTBEAT["heartbeat_timeout"])
@@ -540,12 +556,13 @@ async def test_E8_a_loop_that_stood_still_gives_its_clients_time_to_answer(any_l
 
 
 async def raw_turns() -> None:
-    """A few turns of the loop: whatever was just begun waits for something by then."""
+    """A few turns of the loop: work that was just begun waits for something by then."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def test_E8_a_stalled_outbox_does_not_keep_a_dead_peer() -> None:
+@pytest.mark.fault(number="E8")
+async def test_a_stalled_outbox_does_not_keep_a_dead_peer() -> None:
     hub = Hub(small(**HEARTBEAT, close_timeout=0.1), authenticate=named)
     async with running(hub):
         raw, client = await join(hub, "dead", rcvbuf=4096)
@@ -561,7 +578,8 @@ async def test_E8_a_stalled_outbox_does_not_keep_a_dead_peer() -> None:
 # --- E9 ---
 
 
-async def test_E9_pings_of_clients_that_came_together_are_spread() -> None:
+@pytest.mark.fault(number="E9")
+async def test_pings_of_clients_that_came_together_are_spread() -> None:
     count, interval = 200, 1.0
     hub = Hub(HubConfig(heartbeat_interval=interval, heartbeat_timeout=10.0), authenticate=named)
     async with running(hub):

@@ -1,6 +1,7 @@
-"""Faults of acknowledgements, offline messages and retries that other hubs had (faults.md, G).
+"""Faults of acknowledgements, offline messages and retries (README.md, section G).
 
-What test_acks.py does not provoke already; the last part are attempts to break our own code.
+test_acks.py and the tests of the stores provoke the other rows. The last part tries to break our
+own code.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from wsc_fast.stores.sqlite.transactions import Transactions
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Heard:
@@ -137,9 +138,10 @@ def assert_nothing_left(hub: Hub) -> None:
 # --- G4, G7 ---
 
 
+@pytest.mark.fault(number="G4")
 @pytest.mark.parametrize("same_id", [False, True], ids=["another id", "the same id"])
 @pytest.mark.parametrize("store", [False, True], ids=["memory", "store"])
-async def test_G4_a_half_open_old_connection_swallows_nothing(same_id: bool, store: bool) -> None:
+async def test_a_half_open_old_connection_swallows_nothing(same_id: bool, store: bool) -> None:
     hub = acking(MemoryOfflineStore() if store else None, retry_interval=60.0, timeout=120.0)
     async with running(hub):
         # Nobody reads from the old one any more, and nobody closes it.
@@ -161,7 +163,8 @@ async def test_G4_a_half_open_old_connection_swallows_nothing(same_id: bool, sto
         new.close()
 
 
-async def test_G4_an_old_connection_that_goes_silent_in_mid_replay() -> None:
+@pytest.mark.fault(number="G4")
+async def test_an_old_connection_silent_in_mid_replay_holds_up_no_new_one() -> None:
     hub = acking(MemoryOfflineStore(), offline_limit=5000)
     async with running(hub):
         for n in range(replay.WINDOW + 500):
@@ -253,7 +256,7 @@ async def test_a_device_that_does_not_read_takes_nothing_from_the_other(why: str
         last = hub.send_ack_message_to_user("ann", ACKMessage(content="last"))
         if why == "closes":
             client.disconnect()
-        # What it has got is not sent to it again before the retry interval; what is new comes.
+        # Messages that it has are not sent again before the retry interval; new ones come.
         assert (await received_within(one, 1.0))["content"] == "last"
         for pending in hub.get_pending_acks("a"):
             await acknowledge(one, pending.id)
@@ -288,7 +291,8 @@ async def test_a_stalled_client_does_not_hold_up_the_users_other(how: str) -> No
         other.close()
 
 
-async def test_G11_a_message_behind_a_replay_times_out_too() -> None:
+@pytest.mark.fault(number="G11")
+async def test_a_message_behind_a_replay_times_out_too() -> None:
     hub = acking(config=HubConfig(outbox_messages=2), timeout=0.1, max_retries=0)
     async with running(hub):
         raw, client = await join(hub, "a&user=ann", rcvbuf=4096)
@@ -304,7 +308,8 @@ async def test_G11_a_message_behind_a_replay_times_out_too() -> None:
             raw.reset()
 
 
-async def test_G7_joining_while_everything_is_published() -> None:
+@pytest.mark.fault(number="G7")
+async def test_a_client_that_joins_amid_constant_publishing_gets_each_once_in_order() -> None:
     store = MemoryOfflineStore()
     hub = acking(store, config=HubConfig(outbox_messages=10_000), offline_limit=10_000)
     async with running(hub):
@@ -344,8 +349,9 @@ async def test_G7_joining_while_everything_is_published() -> None:
         raw.close()
 
 
+@pytest.mark.fault(number="G6")
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_G6_live_messages_during_the_replay_of_a_thousand(kind: str, tmp_path: Path) -> None:
+async def test_live_messages_come_behind_a_replay_of_a_thousand(kind: str, tmp_path: Path) -> None:
     store: Any = MemoryOfflineStore() if kind == "memory" else SQLiteOfflineStore(tmp_path / "db")
     hub = acking(store, config=HubConfig(outbox_messages=64), offline_limit=10_000)
     async with running(hub):
@@ -399,13 +405,14 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 
 
 class Address:
-    """What RawClient.open needs of a hub."""
+    """Takes the place of a hub for RawClient.open."""
 
     def __init__(self, port: int) -> None:
         self.port = port
 
 
-async def test_G9_acknowledged_is_not_delivered_again_after_kill_9(tmp_path: Path) -> None:
+@pytest.mark.fault(number="G9")
+async def test_an_acknowledged_message_is_not_delivered_again_after_kill_9(tmp_path: Path) -> None:
     path = str(tmp_path / "offline.db")
 
     def start(count: int) -> tuple[subprocess.Popen[str], Any]:
@@ -455,8 +462,9 @@ def close(process: subprocess.Popen[str]) -> None:
 # --- G11, G12, G13, G17 ---
 
 
+@pytest.mark.fault(number="G11")
 @pytest.mark.parametrize(("end", "count"), [("timeout", 100_000), ("disconnect", 10_000)])
-async def test_G11_messages_that_nobody_acknowledges_leave_nothing(end: str, count: int) -> None:
+async def test_messages_that_nobody_acknowledges_leave_nothing(end: str, count: int) -> None:
     timeout = count / 20_000
     hub = acking(
         timeout=timeout, max_retries=0, max_pending_per_user=count, max_pending_bytes=1 << 30
@@ -495,7 +503,8 @@ async def test_G11_messages_that_nobody_acknowledges_leave_nothing(end: str, cou
     assert sum(type(each) is PendingACK for each in gc.get_objects()) == 0
 
 
-async def test_G12_late_and_old_acknowledgements_complete_nothing() -> None:
+@pytest.mark.fault(number="G12")
+async def test_late_and_old_acknowledgements_complete_nothing() -> None:
     hub = acking(timeout=0.1, max_retries=0)
     async with running(hub):
         raw, _ = await join(hub, "a")
@@ -521,7 +530,8 @@ async def test_G12_late_and_old_acknowledgements_complete_nothing() -> None:
         raw.close()
 
 
-async def test_G13_a_retry_under_the_same_id_is_seen_again_and_stored_once() -> None:
+@pytest.mark.fault(number="G13")
+async def test_a_retry_under_the_same_id_is_seen_again_and_stored_once() -> None:
     store = MemoryOfflineStore()
     hub = acking(store, timeout=0.2, max_retries=0)
     async with running(hub):
@@ -543,7 +553,8 @@ async def test_G13_a_retry_under_the_same_id_is_seen_again_and_stored_once() -> 
         raw.close()
 
 
-async def test_G13_the_same_message_twice_to_an_absent_user() -> None:
+@pytest.mark.fault(number="G13")
+async def test_the_same_message_twice_to_an_absent_user_is_delivered_once() -> None:
     hub = acking(MemoryOfflineStore())
     async with running(hub):
         message = ACKMessage(id="m")
@@ -558,7 +569,8 @@ async def test_G13_the_same_message_twice_to_an_absent_user() -> None:
         raw.close()
 
 
-async def test_G13_another_message_with_the_id_of_a_stored_one_is_refused() -> None:
+@pytest.mark.fault(number="G13")
+async def test_another_message_with_the_id_of_a_stored_one_is_refused() -> None:
     hub = acking(MemoryOfflineStore())
     async with running(hub):
         first = hub.send_ack_message_to_user("ann", ACKMessage(id="m", content="1"))
@@ -567,8 +579,11 @@ async def test_G13_another_message_with_the_id_of_a_stored_one_is_refused() -> N
             hub.send_ack_message_to_user("ann", ACKMessage(id="m", content="2"))
 
 
+@pytest.mark.fault(number="G13")
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_G13_sent_again_right_after_its_confirmation(kind: str, tmp_path: Path) -> None:
+async def test_a_message_sent_again_right_after_its_confirmation_is_stored_anew(
+    kind: str, tmp_path: Path
+) -> None:
     store: Any = MemoryOfflineStore() if kind == "memory" else SQLiteOfflineStore(tmp_path / "db")
     hub = acking(store)
     async with running(hub):
@@ -593,7 +608,8 @@ async def test_G13_sent_again_right_after_its_confirmation(kind: str, tmp_path: 
         raw.close()
 
 
-async def test_G15_ten_thousand_pending_to_a_dead_client() -> None:
+@pytest.mark.fault(number="G15")
+async def test_ten_thousand_pending_to_a_dead_client_time_out_without_a_storm() -> None:
     count = 10_000
     config = HubConfig(outbox_messages=100)
     hub = acking(config=config, timeout=3.0, retry_interval=0.05, max_retries=2000)
@@ -623,7 +639,8 @@ async def test_G15_ten_thousand_pending_to_a_dead_client() -> None:
         watcher.close()
 
 
-async def test_G17_two_clients_of_a_user_at_once() -> None:
+@pytest.mark.fault(number="G17")
+async def test_two_clients_of_a_user_at_once_lose_nothing() -> None:
     store = MemoryOfflineStore()
     hub = acking(store)
     async with running(hub):
@@ -665,7 +682,8 @@ async def p99_of_broadcasts(hub: Hub, raw: RawClient, done: Callable[[], object]
     return sorted(times)[int(len(times) * 0.99)]
 
 
-async def test_G18_a_locked_database_stalls_nobody(tmp_path: Path) -> None:
+@pytest.mark.fault(number="G18")
+async def test_a_locked_database_stalls_nobody(tmp_path: Path) -> None:
     path = tmp_path / "offline.db"
     hub = acking(SQLiteOfflineStore(path, busy_timeout=0.5))
     heard = Heard(hub)
@@ -697,7 +715,10 @@ async def test_G18_a_locked_database_stalls_nobody(tmp_path: Path) -> None:
         back.close()
 
 
-async def test_G18_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault(number="G18")
+async def test_a_full_disk_is_reported_and_recovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connect = database.connect
 
     def small(*arguments: Any) -> Any:
@@ -726,7 +747,7 @@ async def test_G18_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert "full" in str(heard.calls[0][3])
         hub.broadcast("still")
         assert (await raw.recv()).payload == b"still"
-        # What is stored is delivered, and makes room.
+        # Stored messages are delivered, and make room.
         back, _ = await join(hub, "a&user=ann")
         for message_id in stored:
             assert (await received(back))["id"] == message_id
@@ -739,7 +760,8 @@ async def test_G18_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raw.close()
 
 
-async def test_G18_a_file_that_is_no_database(tmp_path: Path) -> None:
+@pytest.mark.fault(number="G18")
+async def test_a_file_that_is_no_database_stops_the_start_alone(tmp_path: Path) -> None:
     path = tmp_path / "offline.db"
     path.write_bytes(b"junk" * 10_000)
     hub = acking(SQLiteOfflineStore(path))
@@ -751,7 +773,11 @@ async def test_G18_a_file_that_is_no_database(tmp_path: Path) -> None:
         await hub.send_ack_message_to_user("ann", ACKMessage()).accepted()
 
 
-async def test_G18_G20_redis_is_stopped_and_started_again(tmp_path: Path) -> None:
+@pytest.mark.fault(number="G18")
+@pytest.mark.fault(number="G20")
+async def test_redis_stopped_and_started_again_loses_nothing_it_had_accepted(
+    tmp_path: Path,
+) -> None:
     with RedisServer(tmp_path, "--appendfsync", "always") as server:
         hub = acking(RedisOfflineStore(server.url, timeout=0.5))
         heard = Heard(hub)
@@ -771,7 +797,7 @@ async def test_G18_G20_redis_is_stopped_and_started_again(tmp_path: Path) -> Non
             assert [(call[0], call[1], call[2]) for call in heard.calls] == [
                 (to_hub_message(lost, "ann"), "ann", "unknown")
             ]
-            # A user who is here does not notice; nor does one who comes back meanwhile, but for
+            # A connected user does not notice; nor does one who comes back meanwhile, but for
             # what is in the store. That follows by itself.
             bob, _ = await join(hub, "b&user=bob")
             hub.send_to_user("bob", HubMessage(content="live"))
@@ -786,8 +812,9 @@ async def test_G18_G20_redis_is_stopped_and_started_again(tmp_path: Path) -> Non
                 raw.close()
 
 
+@pytest.mark.fault(number="G18")
 @pytest.mark.parametrize("delay", [0.2])
-async def test_G18_a_slow_disk_stalls_nobody(
+async def test_a_slow_disk_stalls_nobody(
     delay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transact = Transactions._transact
@@ -813,7 +840,8 @@ async def test_G18_a_slow_disk_stalls_nobody(
         back.close()
 
 
-async def test_G18_junk_in_the_store_harms_no_other_message() -> None:
+@pytest.mark.fault(number="G18")
+async def test_junk_in_the_store_harms_no_other_message() -> None:
     store = MemoryOfflineStore()
     await store.open()
     await store.append("ann", "junk", b"junk", limit=10, drop_oldest=True)
@@ -905,7 +933,7 @@ async def test_nothing_is_left_after_ten_thousand_rounds(store: bool) -> None:
 # --- attempts to break acks.py ---
 
 
-async def test_what_is_sent_again_in_one_tick_keeps_its_order() -> None:
+async def test_messages_sent_again_in_one_tick_keep_their_order() -> None:
     hub = acking(timeout=30.0, retry_interval=0.05, max_retries=1)
     async with running(hub):
         raw, _ = await join(hub, "a")
@@ -946,7 +974,7 @@ async def test_a_message_that_comes_while_the_held_ones_go_out() -> None:
         raw.close()
 
 
-async def test_what_waits_for_the_store_to_open_keeps_its_order() -> None:
+async def test_messages_that_wait_for_the_store_to_open_keep_their_order() -> None:
     store = SlowStore()
     hub = Hub(authenticate=named)
     async with running(hub):
@@ -1002,7 +1030,7 @@ async def test_a_store_whose_append_raises_at_once() -> None:
         assert_nothing_left(hub)
 
 
-async def test_what_another_client_acknowledges_during_a_replay_is_not_sent_again() -> None:
+async def test_a_message_acknowledged_elsewhere_during_a_replay_is_not_sent_again() -> None:
     store = MemoryOfflineStore()
     hub = acking(store, config=HubConfig(outbox_messages=20), timeout=30.0)
     async with running(hub):
@@ -1310,7 +1338,7 @@ async def test_a_replay_ends_though_its_store_swallows_the_cancellation() -> Non
         await eventually(lambda: store.waiting == 0)
         await asyncio.sleep(0)
         assert_nothing_left(hub)
-        # What it had read does not overtake what the next one reads.
+        # Messages that it had read do not overtake those that the next one reads.
         raw, _ = await join(hub, "b&user=ann")
         await eventually(lambda: store.waiting == 1)
         with pytest.raises(TimeoutError):

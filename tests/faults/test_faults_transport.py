@@ -1,7 +1,6 @@
-"""Section A of faults.md, the open connection: frames, closes and back-pressure over picows.
+"""Faults of the open connection: frames, closes and back-pressure (README.md, section A).
 
-What concerns the upgrade, HTTP, files and signals is in test_faults_transport_http.py. `M(op, "x")`
-of that list is `encode(op, b"x")` here. Each test is named by the number of its fault.
+test_faults_transport_http.py has the rows about the upgrade, HTTP, files and signals.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ REAPING = HubConfig(
 
 
 def recording(config: HubConfig | None = None) -> tuple[Hub, list[str | bytes], list[Client]]:
-    """A hub, what it receives, and who has gone."""
+    """A hub, its messages, and the clients that have gone."""
     hub = Hub(config or HubConfig(close_timeout=0.5))
     messages: list[str | bytes] = []
     gone: list[Client] = []
@@ -93,9 +92,10 @@ async def half_send(client: Client) -> list[Frame]:
     return [Frame(BINARY, bytes(6 * MIB))] * await stall(client, 6 * MIB)
 
 
+@pytest.mark.fault(number="A1")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("provoked", ["pong", "protocol error"])
-async def test_A1_nothing_lands_inside_a_half_sent_frame(
+async def test_nothing_lands_inside_a_half_sent_frame(
     any_loop: str,
     tls: bool,
     provoked: str,
@@ -121,8 +121,9 @@ async def test_A1_nothing_lands_inside_a_half_sent_frame(
                 assert only_close(frames[len(expected) :]) == 1002
 
 
+@pytest.mark.fault(number="A2")
 @pytest.mark.parametrize("ahead", [0, 1, 2, 3])
-async def test_A2_nothing_follows_the_close_for_a_fault_that_was_parsed_ahead(
+async def test_nothing_follows_the_close_for_a_fault_that_was_parsed_ahead(
     any_loop: str, ahead: int
 ) -> None:
     hub = Hub()
@@ -152,8 +153,9 @@ async def test_A2_nothing_follows_the_close_for_a_fault_that_was_parsed_ahead(
             assert seen == valid
 
 
+@pytest.mark.fault(number="A3")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_A3_a_stream_under_back_pressure_is_not_corrupted(
+async def test_a_stream_under_back_pressure_is_not_corrupted(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub, _, _ = recording(HubConfig(outbox_bytes=64 * MIB))
@@ -171,8 +173,9 @@ async def test_A3_a_stream_under_back_pressure_is_not_corrupted(
                 assert await raw.recv() == Frame(BINARY, message)
 
 
+@pytest.mark.fault(number="A5")
 @pytest.mark.parametrize("code", [1000, 999], ids=["valid", "invalid"])
-async def test_A5_frames_after_a_close_are_ignored(any_loop: str, code: int) -> None:
+async def test_frames_after_a_close_are_ignored(any_loop: str, code: int) -> None:
     hub, messages, gone = recording()
     close = struct.pack("!H", code)
     async with running(hub):
@@ -190,9 +193,10 @@ async def test_A5_frames_after_a_close_are_ignored(any_loop: str, code: int) -> 
     assert len(gone) == 1
 
 
+@pytest.mark.fault(number="A6")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("end", ["bad opcode", "half-close", "client close", "server close"])
-async def test_A6_a_peer_that_does_not_read_is_reaped(
+async def test_a_peer_that_does_not_read_is_reaped(
     any_loop: str,
     tls: bool,
     end: str,
@@ -231,7 +235,8 @@ async def test_A6_a_peer_that_does_not_read_is_reaped(
     assert gone.count(client) == 1
 
 
-async def test_A6_over_TLS_too_when_the_transport_does_not_tell_what_it_holds(
+@pytest.mark.fault(number="A6")
+async def test_a_peer_that_does_not_read_is_reaped_though_TLS_hides_the_backlog(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub, _, gone = recording(REAPING)
@@ -247,10 +252,9 @@ async def test_A6_over_TLS_too_when_the_transport_does_not_tell_what_it_holds(
     assert gone == [client]
 
 
+@pytest.mark.fault(number="A6")
 @pytest.mark.parametrize("end", ["by itself", "by stop"])
-async def test_A6_a_peer_that_does_not_read_a_routes_answer_is_reaped(
-    any_loop: str, end: str
-) -> None:
+async def test_a_peer_that_does_not_read_a_routes_answer_is_reaped(any_loop: str, end: str) -> None:
     hub = Hub(HubConfig(close_timeout=0.3, handshake_timeout=0.3 if end == "by itself" else 10.0))
     asked = asyncio.Event()
 
@@ -272,8 +276,9 @@ async def test_A6_a_peer_that_does_not_read_a_routes_answer_is_reaped(
             await eventually(lambda: process.num_fds() <= without + 1, timeout=2.0)
 
 
+@pytest.mark.fault(number="A12")
 @pytest.mark.parametrize("code", [0, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535])
-async def test_A12_a_close_code_that_must_not_be_sent_is_a_protocol_error(code: int) -> None:
+async def test_a_close_code_that_must_not_be_sent_is_a_protocol_error(code: int) -> None:
     hub, _, _ = recording()
     async with running(hub):
         with await connect(hub) as raw:
@@ -281,8 +286,9 @@ async def test_A12_a_close_code_that_must_not_be_sent_is_a_protocol_error(code: 
             assert only_close(await raw.recv_rest()) == 1002
 
 
+@pytest.mark.fault(number="A12")
 @pytest.mark.parametrize("code", [1000, 1001, 1003, 1007, 1014, 3000, 4999])
-async def test_A12_a_sound_close_code_is_echoed(code: int) -> None:
+async def test_a_sound_close_code_is_echoed(code: int) -> None:
     hub, _, _ = recording()
     async with running(hub):
         with await connect(hub) as raw:
@@ -291,7 +297,8 @@ async def test_A12_a_sound_close_code_is_echoed(code: int) -> None:
     assert hub.get_stats().protocol_errors == 0
 
 
-async def test_A13_an_empty_close_is_answered_with_an_empty_one(any_loop: str) -> None:
+@pytest.mark.fault(number="A13")
+async def test_an_empty_close_is_answered_with_an_empty_one(any_loop: str) -> None:
     hub, _, _ = recording()
     async with running(hub):
         with await connect(hub) as raw:
@@ -299,7 +306,8 @@ async def test_A13_an_empty_close_is_answered_with_an_empty_one(any_loop: str) -
             assert await raw.read_all() == b"\x88\0"
 
 
-async def test_A13_a_close_without_a_code_sends_1000() -> None:
+@pytest.mark.fault(number="A13")
+async def test_a_close_without_a_code_sends_1000() -> None:
     hub, _, _ = recording()
     async with running(hub):
         with await connect(hub) as raw:
@@ -307,10 +315,11 @@ async def test_A13_a_close_without_a_code_sends_1000() -> None:
             assert await raw.recv() == Frame(CLOSE, b"\x03\xe8")
 
 
+@pytest.mark.fault(number="A14")
 @pytest.mark.parametrize(
     "code", [-1, 0, 999, 1004, 1005, 1006, 1015, 2999, 5000, 65536 + 1000, 70000, 1 << 31, 1 << 64]
 )
-async def test_A14_a_code_that_cannot_be_sent_leaves_the_connection_untouched(code: int) -> None:
+async def test_a_code_that_cannot_be_sent_leaves_the_connection_untouched(code: int) -> None:
     hub, _, _ = recording()
     async with running(hub):
         with await connect(hub) as raw:
@@ -322,8 +331,9 @@ async def test_A14_a_code_that_cannot_be_sent_leaves_the_connection_untouched(co
             assert await raw.recv() == Frame(TEXT, b"still here")
 
 
+@pytest.mark.fault(number="A14")
 @pytest.mark.parametrize("reason", [None, 5, b"bytes", ["x"]])
-async def test_A14_a_reason_that_is_no_text_leaves_the_connection_untouched(reason: Any) -> None:
+async def test_a_reason_that_is_no_text_leaves_the_connection_untouched(reason: Any) -> None:
     hub, _, _ = recording()
     with pytest.raises(ValidationError, match="reason"):
         hub.disconnect_user("nobody", reason=reason)
@@ -337,6 +347,7 @@ async def test_A14_a_reason_that_is_no_text_leaves_the_connection_untouched(reas
             assert await raw.recv() == Frame(TEXT, b"still here")
 
 
+@pytest.mark.fault(number="A14")
 @pytest.mark.parametrize(
     ("reason", "on_the_wire"),
     [
@@ -347,7 +358,7 @@ async def test_A14_a_reason_that_is_no_text_leaves_the_connection_untouched(reas
         ("\ud800", "?"),
     ],
 )
-async def test_A14_a_reason_is_cut_on_a_code_point(reason: str, on_the_wire: str) -> None:
+async def test_a_reason_is_cut_on_a_code_point(reason: str, on_the_wire: str) -> None:
     hub, _, _ = recording()
     async with running(hub):
         with await connect(hub) as raw:
@@ -355,9 +366,10 @@ async def test_A14_a_reason_is_cut_on_a_code_point(reason: str, on_the_wire: str
             assert await raw.recv() == Frame(CLOSE, b"\x03\xe8" + on_the_wire.encode())
 
 
+@pytest.mark.fault(number="A15")
 @pytest.mark.parametrize("opcode", [TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG])
 @pytest.mark.parametrize("rsv", [1, 2, 4, 7])
-async def test_A15_a_reserved_bit_is_a_protocol_error(opcode: int, rsv: int) -> None:
+async def test_a_reserved_bit_is_a_protocol_error(opcode: int, rsv: int) -> None:
     hub, messages, _ = recording()
     async with running(hub):
         with await connect(hub) as raw:
@@ -367,9 +379,10 @@ async def test_A15_a_reserved_bit_is_a_protocol_error(opcode: int, rsv: int) -> 
     assert messages == []
 
 
+@pytest.mark.fault(number="A16")
 @MEASURES
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_A16_pings_of_a_peer_that_does_not_read_take_no_memory(
+async def test_pings_of_a_peer_that_does_not_read_take_no_memory(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub, _, _ = recording()
@@ -392,7 +405,7 @@ async def test_A16_pings_of_a_peer_that_does_not_read_take_no_memory(
             assert client.queued_messages == 33
             assert client.queued_bytes <= 33 * 127
             assert client.conn.underlying_transport.get_write_buffer_size() <= held
-            # What else the process needs meanwhile (read buffers, this client) is in it too.
+            # The process's other needs meanwhile (read buffers, this client) are in it too.
             assert process.memory_info().rss - before <= 4 * MIB
             expected += [Frame(PONG, b"p" * 125)] * 32 + [Frame(PONG, b"last")]
             assert [await raw.recv() for _ in expected] == expected
@@ -434,13 +447,14 @@ with asyncio.Runner(loop_factory=LOOPS[sys.argv[1]]) as runner:
 """
 
 
+@pytest.mark.fault(number="A19")
 @MEASURES
 @pytest.mark.parametrize(
     ("clients", "largest", "size", "count"),
     [(24, MIB, MIB, 1), (16, 4096, 100, 20_000)],
     ids=["one large message", "many small messages"],
 )
-def test_A19_a_read_buffer_stays_within_its_documented_bound(
+def test_a_read_buffer_stays_within_its_documented_bound(
     any_loop: str, clients: int, largest: int, size: int, count: int
 ) -> None:
     arguments = [any_loop, *map(str, (clients, largest, size, count))]
@@ -459,10 +473,9 @@ def test_A19_a_read_buffer_stays_within_its_documented_bound(
     assert int(done.stdout) <= bound, f"{int(done.stdout) / clients / 1024:.0f} KiB per client"
 
 
+@pytest.mark.fault(number="A26")
 @pytest.mark.parametrize("how", ["disconnect", "abort", "close", "picows"])
-async def test_A26_after_the_end_nothing_is_heard_and_nothing_is_sent(
-    any_loop: str, how: str
-) -> None:
+async def test_after_the_end_nothing_is_heard_and_nothing_is_sent(any_loop: str, how: str) -> None:
     hub, _, gone = recording()
     heard: list[str] = []
 
@@ -494,8 +507,9 @@ async def test_A26_after_the_end_nothing_is_heard_and_nothing_is_sent(
     assert codes == {"disconnect": [4000], "close": [1000]}.get(how, [])
 
 
+@pytest.mark.fault(number="A27")
 @pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_A27_no_message_is_heard_of_a_client_whose_connect_callback_raised(
+async def test_no_message_is_heard_of_a_client_whose_connect_callback_raised(
     any_loop: str, kind: str
 ) -> None:
     hub, messages, gone = recording()
@@ -539,12 +553,13 @@ def on_loop(kind: str, test: Coroutine[Any, Any, None]) -> None:
         pytest.fail(f"{error!r} came out of the loop")
 
 
+@pytest.mark.fault(number="A28")
 @pytest.mark.parametrize("kind", ["plain", "async"])
 @pytest.mark.parametrize("where", ["connected", "message"])
 @pytest.mark.parametrize(
     "error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit]
 )
-def test_A28_what_is_no_exception_closes_with_1011_and_leaves_the_loop_alone(
+def test_a_base_exception_closes_with_1011_and_leaves_the_loop_alone(
     any_loop: str, kind: str, where: str, error: type[BaseException]
 ) -> None:
     async def test() -> None:
@@ -576,10 +591,11 @@ def test_A28_what_is_no_exception_closes_with_1011_and_leaves_the_loop_alone(
     on_loop(any_loop, test())
 
 
+@pytest.mark.fault(number="A28")
 @pytest.mark.parametrize("kind", ["plain", "async"])
 @pytest.mark.parametrize("where", ["disconnected", "error"])
 @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt])
-def test_A28_nor_does_it_hurt_in_a_callback_without_a_client_to_close(
+def test_a_base_exception_of_a_callback_without_a_client_hurts_nobody(
     any_loop: str, kind: str, where: str, error: type[BaseException]
 ) -> None:
     async def test() -> None:
@@ -606,8 +622,9 @@ def test_A28_nor_does_it_hurt_in_a_callback_without_a_client_to_close(
     on_loop(any_loop, test())
 
 
+@pytest.mark.fault(number="A31")
 @pytest.mark.parametrize("pacing", ["bytes", "chunks"])
-async def test_A31_a_faulty_peer_does_not_fill_the_log(
+async def test_a_faulty_peer_does_not_fill_the_log(
     any_loop: str, pacing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub, _, gone = recording()
@@ -629,7 +646,8 @@ async def test_A31_a_faulty_peer_does_not_fill_the_log(
     assert len(caplog.records) <= 10
 
 
-async def test_A32_a_message_is_the_applications_own_copy(any_loop: str) -> None:
+@pytest.mark.fault(number="A32")
+async def test_a_message_is_the_applications_own_copy(any_loop: str) -> None:
     hub, messages, _ = recording()
     async with running(hub):
         with await connect(hub) as raw:
@@ -644,8 +662,7 @@ async def test_A32_a_message_is_the_applications_own_copy(any_loop: str) -> None
     assert {type(message) for message in messages} == {bytes, str}
 
 
-# What picows gets right by itself; here so that a later release of it, or a way around its
-# parser, does not lose it (the list at the top of faults.md).
+# picows gets these right by itself. A later release of it, or a way around its parser, might not.
 PICOWS_FAULTS = {
     "unmasked frame": (encode(TEXT, b"x", masked=False), 1002),
     **{f"reserved opcode {op}": (encode(op, b"x"), 1002) for op in (3, 4, 5, 6, 7, 11, 12, 15)},

@@ -1,0 +1,414 @@
+"""The code of README.md and docs/*.md: each Python block runs, each command exists.
+
+A program that serves tells its clients that it ends, by SIGINT and by SIGTERM. A program that ends
+by itself succeeds. The other blocks of a page run one after the other, in one namespace.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+import trustme
+
+from tests.clients.node_peers import node, own_websocket
+from tests.clients.support import missing
+from tests.support import CLOSE, TEXT, RawClient, encode, eventually, running
+from wsc_fast import ACKMessage, AckStatus, Hub, HubMessage, Identity
+from wsc_fast.cli import _app
+from wsc_fast.messages import Acknowledgement
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Pages whose Python blocks all run in another test, which has what they need.
+ELSEWHERE = {
+    "docs/authentication.md": "test_auth.py",
+    "docs/delivery.md": "test_docs.py",
+    "docs/security.md": "test_security_doc.py",
+}
+# Programs with a test of their own below.
+RESTARTING = ("docs/how-to.md", "Restarting")
+CLIENT_IN_PYTHON = ("docs/wire.md", "In Python")
+CLIENT_IN_A_BROWSER = ("docs/wire.md", "In a browser")
+# Programs that end by themselves.
+ENDING = ("Compression", "Memory", "Slow consumers")
+# Blocks in other languages: configurations of proxies run in tests/proxies.
+LANGUAGES = {"python", "sh", "yaml", "json", "js", "javascript", "nginx", "haproxy"}
+
+
+class Block(NamedTuple):
+    """A block of code of a page, under the last heading before it."""
+
+    page: str
+    title: str
+    language: str
+    code: str
+
+    def is_program(self) -> bool:
+        return 'if __name__ == "__main__":' in self.code or "\nhub.run(" in self.code
+
+
+def blocks() -> Iterator[Block]:
+    for path in PAGES:
+        page, title = str(path.relative_to(ROOT)), ""
+        for heading, language, code in re.findall(
+            r"^#+ ([^\n]+)$|^```(\w*)\n(.*?)^```$", path.read_text(), re.M | re.S
+        ):
+            title = heading or title
+            if not heading:
+                yield Block(page, title, language, code)
+
+
+BLOCKS = list(blocks())
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+PROGRAMS = {(block.page, block.title): block.code for block in PYTHON if block.is_program()}
+SERVING = [
+    key for key in PROGRAMS if key not in (RESTARTING, CLIENT_IN_PYTHON) and key[1] not in ENDING
+]
+# All that any program that serves asks of a client.
+QUERY = "user=ann&device=phone&token=t0ken&name=ann"
+REQUEST = (
+    f"GET /ws?{QUERY} HTTP/1.1\r\nHost: app.example\r\nUpgrade: websocket\r\n"
+    "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: chat.v1\r\n"
+    "Authorization: Bearer s3cr3t-key\r\n\r\n"
+).encode()
+
+
+def free_ports(count: int) -> list[int]:
+    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in taken]
+    for sock in taken:
+        sock.close()
+    return ports
+
+
+def on_other_ports(code: str, ports: list[int]) -> str:
+    """The program on free ports in place of its own, and on IPv4 alone."""
+    code = re.sub(r"hub\.(run|start)\(\)", r"hub.\1(port=8080)", code)
+    code = code.replace("async with hub:", "await hub.start(port=8080)\n    async with hub:")
+    code = code.replace('["127.0.0.1", "::1"]', '"127.0.0.1"')
+    for old, new in zip(("8080", "8443", "8000", "8081"), (ports[0], *ports), strict=False):
+        code = re.sub(rf"(?<![\d:]){old}\b", str(new), code)
+    return code
+
+
+def connected(port: int) -> socket.socket:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=10)
+        except OSError:
+            assert time.monotonic() < deadline, "it does not listen"
+            time.sleep(0.02)
+
+
+def exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        assert more, "no close frame"
+        data += more
+    return data
+
+
+def close_code(sock: socket.socket) -> int:
+    """The code of the close frame behind all other frames; it is answered."""
+    while True:
+        first, size = exactly(sock, 2)
+        if size == 126:
+            size = int.from_bytes(exactly(sock, 2), "big")
+        payload = exactly(sock, size)
+        if first & 15 == CLOSE:
+            sock.sendall(encode(CLOSE, payload))
+            return int.from_bytes(payload[:2], "big")
+
+
+@contextmanager
+def started(
+    command: Sequence[str], folder: Path, env: dict[str, str] | None = None, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A process in a folder that finds the package; killed if it lives in the end."""
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 15) -> str:
+    """The output of a process, which has to end by itself, and well."""
+    out, err = process.communicate(timeout=timeout)
+    assert (process.returncode, err) == (0, "")
+    return out
+
+
+def identified(key: tuple[str, str]) -> str:
+    return f"{Path(key[0]).stem}: {key[1]}"
+
+
+def test_there_are_programs() -> None:
+    assert len(SERVING) > 20
+    assert len(PROGRAMS) == sum(block.is_program() for block in PYTHON), "two under one heading"
+
+
+def test_the_language_of_each_block_is_known() -> None:
+    assert {block.language for block in BLOCKS} <= LANGUAGES
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("key", SERVING, ids=identified)
+def test_a_program_tells_its_clients_that_it_ends(
+    key: tuple[str, str],
+    number: signal.Signals,
+    tmp_path: Path,
+    authority: trustme.CA,
+    client_tls: ssl.SSLContext,
+) -> None:
+    ports = free_ports(4)
+    tls = None
+    if key[1] == "TLS":
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / "server.pem")
+        certificate.private_key_pem.write_to_path(tmp_path / "server.key")
+        tls = client_tls
+    command = [sys.executable, "-c", on_other_ports(PROGRAMS[key], ports)]
+    with started(command, tmp_path) as process:
+        with connected(ports[0]) as plain:
+            sock = plain if tls is None else tls.wrap_socket(plain, server_hostname="localhost")
+            assert upgraded(sock).startswith(b"HTTP/1.1 101 ")
+            process.send_signal(number)
+            assert close_code(sock) == 1001
+            sock.close()
+        _, err = process.communicate(timeout=15)
+        assert process.returncode == 0
+        assert "Traceback" not in err
+
+
+def upgraded(sock: socket.socket) -> bytes:
+    """The answer to an upgrade."""
+    sock.sendall(REQUEST)
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += exactly(sock, 1)
+    return head
+
+
+@pytest.mark.parametrize("title", ENDING)
+def test_a_program_that_ends_by_itself_succeeds(title: str, tmp_path: Path) -> None:
+    # From a file: a process that it spawns imports it.
+    (tmp_path / "program.py").write_text(PROGRAMS["docs/how-to.md", title])
+    with started([sys.executable, "program.py"], tmp_path) as process:
+        assert ended(process, timeout=60)
+
+
+def test_the_recipe_of_restarting_serves_the_socket_that_it_inherits(tmp_path: Path) -> None:
+    program = PROGRAMS[RESTARTING].replace("drain_period=10.0", "drain_period=0.1")
+    (tmp_path / "echo.py").write_text(program)
+    command = ["sh", "-c", 'LISTEN_PID=$$ exec "$0" -m echo', sys.executable]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        descriptor = partial(os.dup2, listening.fileno(), 3, True)
+        with started(
+            command, tmp_path, {"LISTEN_FDS": "1"}, pass_fds=[3], preexec_fn=descriptor
+        ) as process:
+            with connected(listening.getsockname()[1]) as sock:
+                assert upgraded(sock).startswith(b"HTTP/1.1 101 ")
+                sock.sendall(encode(TEXT, b"hello"))
+                assert exactly(sock, 7) == b"\x81\x05hello"
+                process.send_signal(signal.SIGTERM)
+                assert close_code(sock) == 1012
+            assert ended(process) == ""
+
+
+def client_program(language: str) -> list[str]:
+    """The command of a client of the page about the wire, for the port 8080."""
+    if language == "Python":
+        return [sys.executable, "-u", "-c", PROGRAMS[CLIENT_IN_PYTHON]]
+    (code,) = [each.code for each in BLOCKS if (each.page, each.title) == CLIENT_IN_A_BROWSER]
+    found = node()
+    if found is None or own_websocket(found[0]) is not None:
+        missing("there is no Node with a WebSocket of its own")
+    return [found[0], "-e", code]
+
+
+@pytest.mark.parametrize("language", ["Python", "JavaScript"])
+async def test_a_client_acknowledges_and_shows_each_message_once(
+    language: str, tmp_path: Path
+) -> None:
+    hub = Hub(authenticate=lambda request: Identity(request.query["user"]))
+    hub.enable_ack()
+    command = client_program(language)
+    async with running(hub):
+        command[-1] = command[-1].replace("8080", str(hub.port))
+        # Node does not run with the library of a sanitizer.
+        env = {} if language == "Python" else {"LD_PRELOAD": ""}
+        with started(command, tmp_path, env) as process:
+            await eventually(lambda: hub.get_clients_by_user("ann"), timeout=20)
+            for content in ("one", "one", "two"):
+                message = ACKMessage(id=content, content=content)
+                assert await hub.send_ack_message_to_user("ann", message) is AckStatus.CONFIRMED
+            hub.get_clients_by_user("ann")[0].disconnect(4401)  # it does not come back
+            await eventually(lambda: process.poll() is not None, timeout=20)
+            assert ended(process) == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    "page", sorted({block.page for block in PYTHON if not block.is_program()} - set(ELSEWHERE))
+)
+def test_the_blocks_of_a_page_run_in_their_order(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in BLOCKS:
+        if block.page != page:
+            continue
+        if block.language == "sh":
+            for name, value in exports(block.code):
+                monkeypatch.setenv(name, value)
+        elif block.language == "yaml":
+            Path("settings.yaml").write_text(block.code)
+        elif block.language == "python" and not block.is_program():
+            exec(compile(block.code, page, "exec"), names)
+
+
+def exports(script: str) -> Iterator[tuple[str, str]]:
+    for line in script.splitlines():
+        command, *words = shlex.split(line)
+        for word in words if command == "export" else ():
+            name, _, value = word.partition("=")
+            yield name, value
+
+
+@pytest.mark.parametrize(("page", "test"), ELSEWHERE.items())
+def test_the_blocks_of_a_page_run_in_another_test(page: str, test: str) -> None:
+    text = (ROOT / "tests" / test).read_text()
+    assert page in text
+    assert "exec(" in text
+    assert not any(block.is_program() for block in PYTHON if block.page == page)
+
+
+def test_the_messages_on_the_wire_are_what_they_are_said_to_be() -> None:
+    message, acknowledgement = (block.code for block in BLOCKS if block.language == "json")
+    assert msgspec.json.decode(message, type=HubMessage).require_ack
+    decoded = msgspec.json.decode(acknowledgement, type=Acknowledgement)
+    assert decoded.message_id == msgspec.json.decode(message)["id"]
+
+
+# --- commands and paths ---
+
+
+def code_spans() -> Iterator[str]:
+    """The code between backticks, indented by four, or in a block for the shell."""
+    for path in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+        for quoted, line in re.findall(r"`([^`\n]+)`|^ {4}(\S.+)$", text, re.M):
+            yield quoted or line
+    for block in BLOCKS:
+        if block.language == "sh":
+            yield from block.code.splitlines()
+
+
+SPANS = sorted(set(code_spans()))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def said(pattern: str) -> list[str]:
+    """The first group of a pattern, of each span that begins so."""
+    found = {match[1] for span in SPANS if (match := re.match(pattern, span))}
+    assert found
+    return sorted(found)
+
+
+def test_each_target_of_make_exists() -> None:
+    (targets,) = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert set(said(r"make ([a-z][\w-]*)")) <= set(targets.split())
+
+
+def test_each_command_of_wsc_fast_exists() -> None:
+    commands = [each.callback.__name__ for each in _app().registered_commands if each.callback]
+    assert said(r"wsc-fast (\w+)") == sorted(commands)
+
+
+@pytest.mark.parametrize("module", said(r"(?:\.venv/bin/)?python3? -m ([\w.]+)"))
+def test_a_module_that_is_run_exists(module: str) -> None:
+    assert importlib.util.find_spec(module)
+
+
+@pytest.mark.parametrize(
+    "command", said(r"(?:\.venv/bin/)?python3? (?:-m )?((?!setup)\w+[/.].+ --.*)")
+)
+def test_a_script_has_the_options_that_it_is_run_with(command: str) -> None:
+    script, *words = command.split()
+    path = ROOT / (script.removesuffix(".py").replace(".", "/") + ".py")
+    sources = "".join(each.read_text() for each in path.parent.glob("*.py"))
+    for option in (word for word in words if word.startswith("--")):
+        assert f'"{option}"' in sources
+
+
+FOLDERS = r"(?:tests|trials|benchmarks|examples|src_cy|wsc_fast)/"
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted({path for span in SPANS for path in re.findall(rf"(?<![\w/]){FOLDERS}[\w./*-]*", span)}),
+)
+def test_a_path_of_the_repository_exists(path: str) -> None:
+    assert "NAME" in path or any(ROOT.glob(path))
+
+
+def test_each_extra_exists() -> None:
+    extras = {name for span in SPANS for name in re.findall(r"(?:wsc_fast|\.)\[(\w+)\]", span)}
+    assert extras
+    assert extras <= set(PROJECT["optional-dependencies"])
+
+
+# --- what a recipe says ---
+
+
+async def test_the_recipe_of_devices_says_online_and_offline_once(
+    any_loop: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, Any] = {"__name__": "recipe"}
+    exec(PROGRAMS["docs/how-to.md", "One connection per device"], names)
+    async with running(names["hub"]) as hub:
+        for number in range(20):
+            phone = await RawClient.open(hub, "/ws?user=ann&device=phone")
+            tablet = await RawClient.open(hub, "/ws?user=ann&device=tablet")
+            newer = await RawClient.open(hub, "/ws?user=ann&device=phone")
+            assert (await phone.recv()).code == 4409
+            if number % 2:
+                hub.disconnect_user("ann")  # both in one moment
+            for raw in (phone, tablet, newer):
+                raw.close()
+            await eventually(lambda: hub.connections == 0)
+            said = capsys.readouterr().out.splitlines()
+            assert said[0] == "ann is online"
+            assert said[-1] == "ann is offline"
+            assert said[1:-1] in ([], ["ann/phone was replaced by a newer connection"])
+        assert names["devices"] == {}
