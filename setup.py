@@ -17,6 +17,7 @@ MODULES = (
     "memory",
     "frames",
     "outbox",
+    "loop_context",
     "fanout",
     "members",
     "deflate",

@@ -276,7 +276,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef Guard guard
         if self.stream is not None and self.transport is None:
             guard = Guard(self, self.stream)
-            self.transport = WSTransport(False, guard, guard, self.engine.loop)
+            self.transport = WSTransport(False, guard, guard, self.engine.loop_context.loop)
             self.silence(guard)
         return self.transport
 
@@ -315,15 +315,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     @property
     def queued_messages(self):
         """int: frames that wait to be sent to it."""
-        if self.engine.in_batch(self) and not self.detached:
-            return len(self.engine._batch_frames)
+        if self.engine.fanout.in_batch(self) and not self.detached:
+            return len(self.engine.fanout.batch_frames)
         return self.box.count
 
     @property
     def queued_bytes(self):
         """int: bytes of these frames, headers included."""
-        if self.engine.in_batch(self) and not self.detached:
-            return self.engine.batch_bytes
+        if self.engine.fanout.in_batch(self) and not self.detached:
+            return self.engine.fanout.batch_bytes
         return self.box.nbytes
 
     @property
@@ -362,7 +362,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return
         if self.state != OPEN:
             error = ClientDisconnectedError(f"client {self.id!a} is not connected")
-            if self.engine.limits.evicted != NULL:
+            if self.engine.fanout.tells_losses():
                 self.engine._refused(message, self.id, "conn_closed", error, self.user_id)
             raise error
         self.engine.deliver(self, self.engine.framed(message, self.id), key, RUN_NORMAL)
@@ -471,7 +471,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             # transports compare with >=, so that 0 would pause them for ever.
             stream.set_write_buffer_limits(high=1 if secure and not self.drains else 0, low=0)
             if stream.get_write_buffer_size() > 0:
-                self.engine.set_blocked(self, True)
+                self.engine.fanout.set_blocked(self, True)
             self.engine._connected(self)
         except BaseException as error:
             self.failed(error)
@@ -648,7 +648,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Makes its context the current one; returns what PyContext_Exit is to leave."""
         cdef object context = self.variables
         if context is None:
-            context = self.variables = PyContext_Copy(self.engine.variables)
+            context = self.variables = PyContext_Copy(self.engine.loop_context.variables)
         elif self.inbox is not None:
             context = PyContext_Copy(context)  # the Inbox's task may go on meanwhile
         if try_to_enter(<PyObject*>context) < 0:
@@ -764,7 +764,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return False
         if self.rate_timer is None:
             self.pause_reading(PAUSED_FOR_RATE)
-            self.rate_timer = engine.call_later(owed, self._rate_passed)
+            self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
         return True
 
     cdef bint is_paused(self) noexcept:
@@ -826,7 +826,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             owed = max(owed, -self.byte_tokens / engine.byte_rate)
         owed -= wsc_coarse_now() - self.counted_at
         if owed > 0:
-            self.rate_timer = engine.call_later(owed, self._rate_passed)
+            self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
         else:
             self.resume_reading(PAUSED_FOR_RATE)
 
@@ -942,26 +942,26 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     # --- sending ---
 
     cdef int push_control(self, bytes frame, object key) except -1:
-        self.engine.detach_if_batched(self)
+        self.engine.fanout.detach_if_batched(self)
         if outbox_push(
-            &self.box, &self.engine.limits, &self.engine.counters,
+            &self.box, &self.engine.fanout.limits, &self.engine.fanout.counters,
             <PyObject*>frame, NULL if key is None else <PyObject*>key, RUN_CONTROL,
         ) == NO_MEMORY:
             raise MemoryError("no memory for an outbox")
-        return self.engine.mark(self)
+        return self.engine.fanout.mark(self)
 
     cpdef pause_writing(self):
-        self.engine.set_blocked(self, True)
+        self.engine.fanout.set_blocked(self, True)
 
     cpdef resume_writing(self):
-        self.engine.set_blocked(self, False)
+        self.engine.fanout.set_blocked(self, False)
         if self.state == CLOSED:
             return
         if self.handshake is not None:
             self.handshake.drained()
             return
         if self.box.count:
-            self.engine.mark(self)
+            self.engine.fanout.mark(self)
         elif self.state == CLOSING:
             self.drained()
 
@@ -974,7 +974,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef list frames = None
         if self.state != OPEN:
             return 0
-        if self.engine.limits.evicted != NULL:
+        if self.engine.fanout.tells_losses():
             frames = outbox_data(&self.box)
         dropped = outbox_clear(&self.box)
         # The message that found no room is one more.
@@ -1065,9 +1065,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 return self.abort()
             self.close_queued = True
             self.resume_reading(PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE)
-            return self.engine.mark(self)
+            return self.engine.fanout.mark(self)
         except BaseException:
-            if self.engine.loop.is_closed():
+            if self.engine.loop_context.loop.is_closed():
                 raise HubStoppedError("the loop of the hub is closed") from None
             self.abort()
             raise
@@ -1076,7 +1076,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Begins the time that closing may take, unless it runs already."""
         if self.close_slot < 0:
             self.close_slot = self.engine._deadlines.set(
-                self._abort_for_timeout, self.engine.loop.time() + self.engine._close_timeout
+                self._abort_for_timeout,
+                self.engine.loop_context.loop.time() + self.engine._close_timeout,
             )
         return 0
 
@@ -1131,7 +1132,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.input_closed = True
         self.fd = -1
         self.dirty_at = -1
-        self.engine.set_blocked(self, False)
+        self.engine.fanout.set_blocked(self, False)
         self.close_slot = -1
         self.rate_timer = None
         self.authenticating = None
@@ -1161,7 +1162,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Ends the connection at once; connection_lost follows in a later turn."""
         if self.state < CLOSING:
             self.leave()
-        self.engine.unmark(self)
+        self.engine.fanout.unmark(self)
         if self.stream is not None:
             self.stream.abort()
         return 0
@@ -1192,7 +1193,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             # uvloop's closes though we have paused it. The descriptor may be another's by then.
             self.lost_early = (error,)
             self.fd = self.descriptor = -1
-            self.engine.set_blocked(self, True)
+            self.engine.fanout.set_blocked(self, True)
             if not self.listening:
                 self.engine.queue_reader(self)
             return
@@ -1231,7 +1232,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef unsigned int lost
         cdef list frames = None
         cdef bint broken = self.end_code is None
-        self.engine.set_blocked(self, False)
+        self.engine.fanout.set_blocked(self, False)
         if self.state == CLOSED or self.stream is None:
             return 0
         self.state = CLOSED
@@ -1243,11 +1244,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.context = None
         if broken:
             self.end_code = 1006
-        self.engine.unmark(self)
+        self.engine.fanout.unmark(self)
         self.engine.closing.discard(self)
         self.engine.connections -= 1
         try:
-            if self.engine.limits.evicted != NULL and self.box.count:
+            if self.engine.fanout.tells_losses() and self.box.count:
                 frames = outbox_data(&self.box)
                 if self.close_queued:
                     frames.pop()  # the last one is our close frame

@@ -20,8 +20,11 @@ from libc.math cimport INFINITY
 from libc.string cimport memset
 
 from wsc_fast._core.deflate cimport Codec
+from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
 from wsc_fast._core.frames cimport FIN_TEXT, encode, encode_message
+from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.members cimport MemberSet, Room, push_all
+from wsc_fast._core.memory cimport AN_ENGINE, born, died
 from wsc_fast._core.messages cimport HubMessageEncoder
 from wsc_fast._core.outbox cimport (
     CONNECTING,
@@ -139,10 +142,14 @@ cdef str checked_key(object key):
     return key
 
 
-cdef class Engine(Fanout):
+cdef class Engine(FanoutNeeds):
     """Base of Hub: what it does with clients, users, rooms and messages (internal)."""
 
     def __cinit__(self):
+        born(AN_ENGINE)
+        memset(&self.counters, 0, sizeof(Counted))
+        self.loop_context = LoopContext()
+        self.fanout = Fanout(self, self.loop_context)
         self.clients = {}
         self.users = {}
         self.rooms = {}
@@ -158,11 +165,30 @@ cdef class Engine(Fanout):
         self.read_deadline = INFINITY
         self.read_turn = 1
 
+    def __dealloc__(self):
+        died(AN_ENGINE)
+
+    @property
+    def loop(self):
+        """asyncio.AbstractEventLoop | None: the loop it runs on, None while it does not run."""
+        return self.loop_context.loop
+
+    @property
+    def longest_flush(self):
+        """float: of the flushes since the last reset, seconds."""
+        return self.fanout.longest_flush
+
+    @property
+    def _fanout(self):
+        """Fanout: for tests and measurements."""
+        return self.fanout
+
     # --- the loop and the configuration (for hub.py) ---
 
     def _attach(self, loop):
         """Binds to the running loop of this thread, or to none."""
-        self.attach(loop)
+        self.loop_context.attach(loop)
+        self.fanout.attach()
         self._deadlines.attach(loop)
         self.waiting_requests.clear()
         self.waiting_readers.clear()
@@ -171,18 +197,18 @@ cdef class Engine(Fanout):
 
     def _new_context(self):
         """A contextvars.Context for what is no client's."""
-        return PyContext_Copy(self.variables)
+        return PyContext_Copy(self.loop_context.variables)
 
     def _is_away(self):
         """Whether the hub runs, and in another thread."""
         return self.away()
 
     def _set_limits(self, unsigned int messages, Py_ssize_t nbytes, str policy, double budget):
-        self.end_batch()
-        self.limits.messages = messages
-        self.limits.nbytes = nbytes
-        self.limits.policy = POLICIES[policy]
-        self.budget = budget
+        self.fanout.end_batch()
+        self.fanout.limits.messages = messages
+        self.fanout.limits.nbytes = nbytes
+        self.fanout.limits.policy = POLICIES[policy]
+        self.fanout.budget = budget
 
     def _set_rates(self, double messages, double nbytes, str action):
         """Bounds what each client may send a second; 0 is no bound."""
@@ -259,7 +285,7 @@ cdef class Engine(Fanout):
 
     def _watch_losses(self, watched):
         """Whether `_lost` is called for what is dropped or not sent."""
-        self.limits.evicted = <PyObject*>self.evicted if watched else NULL
+        self.fanout.tell_losses(watched)
 
     cdef int over(self, str limit) except -1:
         """A limit was met: counts it under the name of its setting."""
@@ -308,8 +334,8 @@ cdef class Engine(Fanout):
         return self.call_read_turn()
 
     cdef int call_read_turn(self) except -1:
-        if not self.read_turn_due and self.loop is not None:
-            self.call_soon(self._read_turn)
+        if not self.read_turn_due and self.loop_context.loop is not None:
+            self.loop_context.call_soon(self._read_turn)
             self.read_turn_due = True
         return 0
 
@@ -355,7 +381,7 @@ cdef class Engine(Fanout):
                 self.call_read_turn()
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
-        if self.limits.evicted != NULL and frames:
+        if self.fanout.tells_losses() and frames:
             self._lost(sink, frames, reason, error)
         return 0
 
@@ -376,8 +402,8 @@ cdef class Engine(Fanout):
         cdef MemberSet user
         self.everyone.append(sink)
         sink.slot = PyList_GET_SIZE(self.everyone) - 1
-        if self.batch_items is self.everyone:
-            self.enter_batch(sink)
+        if self.fanout.batch_items is self.everyone:
+            self.fanout.enter_batch(sink)
         if sink.user_id != sink.id:
             user = self.users.get(sink.user_id)
             if user is None:
@@ -393,8 +419,8 @@ cdef class Engine(Fanout):
         cdef MemberSet user
         if sink.slot < 0:
             return 0
-        if self.in_batch(sink):
-            self.leave_batch(sink)
+        if self.fanout.in_batch(sink):
+            self.fanout.leave_batch(sink)
         if sink.memberships is not None:
             for members in list(sink.memberships):
                 (<MemberSet>members).discard(sink)
@@ -600,7 +626,7 @@ cdef class Engine(Fanout):
         try:
             sink = self.find_client(client_id)
         except ClientNotFoundError as error:
-            if self.limits.evicted != NULL:
+            if self.fanout.tells_losses():
                 self._refused(message, client_id, "conn_closed", error)
             raise
         self.deliver(sink, self.framed(message, client_id), key, RUN_NORMAL)
@@ -624,7 +650,7 @@ cdef class Engine(Fanout):
         try:
             return encode_message(message)
         except ValidationError as error:
-            if self.limits.evicted != NULL:
+            if self.fanout.tells_losses():
                 self._refused(message, recipient, "validation", error)
             raise
 
@@ -652,17 +678,19 @@ cdef class Engine(Fanout):
         """Queues a frame for one client: PUSHED, REFUSED or NO_MEMORY."""
         cdef int result
         cdef list dropped = None
-        self.detach_if_batched(sink)
+        self.fanout.detach_if_batched(sink)
         if sink.window:
             frame = self.codec.compressed_form(frame, sink.window)
-        result = outbox_push(&sink.box, &self.limits, &self.counters, <PyObject*>frame, key, run)
+        result = outbox_push(
+            &sink.box, &self.fanout.limits, &self.fanout.counters, <PyObject*>frame, key, run
+        )
         if result == REFUSED or result == NO_MEMORY:
             return result
-        self.counters.deliveries += 1
+        self.fanout.counters.deliveries += 1
         if result == MADE_ROOM:
-            dropped = self.taken()
+            dropped = self.fanout.taken()
         if sink.dirty_at < 0:
-            self.mark(sink)
+            self.fanout.mark(sink)
         if dropped is not None:
             self.lose(sink, dropped, "queue_full", None)
         return PUSHED
@@ -670,8 +698,8 @@ cdef class Engine(Fanout):
     cdef object queue_full(self, Sink sink):
         return QueueFullError(
             f"the outbox of client {sink.id!a} is full: {sink.box.count} messages, "
-            f"{sink.box.nbytes} bytes wait (bounds: {self.limits.messages} messages, "
-            f"{self.limits.nbytes} bytes)"
+            f"{sink.box.nbytes} bytes wait (bounds: {self.fanout.limits.messages} messages, "
+            f"{self.fanout.limits.nbytes} bytes)"
         )
 
     def send_to_user(self, user_id, message):
@@ -748,7 +776,7 @@ cdef class Engine(Fanout):
         cdef list items
         self.counters.messages_out += 1
         if user is not None:
-            self.schedule_before_walk(user.items)
+            self.fanout.schedule_before_walk(user.items)
         if sink is not None and sink.user_id == user_id:
             # Its id is the user's too, and it stands in no set of users.
             if self.offer(sink, frame, run):
@@ -757,7 +785,7 @@ cdef class Engine(Fanout):
                 refused = [sink]
         if user is not None:
             # Where the application is told of losses on the way, clients may leave meanwhile.
-            items = user.items if self.limits.evicted == NULL else list(user.items)
+            items = list(user.items) if self.fanout.tells_losses() else user.items
             for sink in items:
                 if sink.state != OPEN:
                     continue
@@ -804,15 +832,15 @@ cdef class Engine(Fanout):
             key_ptr = <PyObject*>checked
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
-            self.schedule_before_walk(items)
-            return push_all(self, items, members, None, frame, key_ptr)
+            self.fanout.schedule_before_walk(items)
+            return push_all(self.fanout, items, members, None, frame, key_ptr)
         skipped = self.excluded(exclude)
         self.counters.messages_out += 1
-        self.schedule_before_walk(items)
+        self.fanout.schedule_before_walk(items)
         try:
             for sink in skipped:
                 sink.skip = True
-            return push_all(self, items, members, skipped, frame, key_ptr)
+            return push_all(self.fanout, items, members, skipped, frame, key_ptr)
         finally:
             for sink in skipped:
                 sink.skip = False
@@ -879,8 +907,8 @@ cdef class Engine(Fanout):
             self._on_loop(partial(self.delete_room, room_id))
             return
         room = self.find_room(room_id)
-        if self.batch_set is room:
-            self.end_batch()
+        if self.fanout.batch_set is room:
+            self.fanout.end_batch()
         del self.rooms[room_id]
         for sink in list(room.items):
             room.discard(<Sink>sink)
@@ -923,8 +951,8 @@ cdef class Engine(Fanout):
                     f"client {client_id!a} is in {self._max_rooms_per_client} rooms, as many as "
                     "max_rooms_per_client allows"
                 )
-        if room.add(sink) and self.batch_set is room:
-            self.enter_batch(sink)
+        if room.add(sink) and self.fanout.batch_set is room:
+            self.fanout.enter_batch(sink)
 
     def leave_room(self, client_id, room_id):
         """Ends a client's membership of a room, if it has one.
@@ -946,8 +974,8 @@ cdef class Engine(Fanout):
             return
         room = self.find_room(room_id)
         sink = self.find_client(client_id)
-        if self.batch_set is room and self.in_batch(sink):
-            self.leave_batch(sink)
+        if self.fanout.batch_set is room and self.fanout.in_batch(sink):
+            self.fanout.leave_batch(sink)
         room.discard(sink)
 
     def get_room_clients(self, room_id):
@@ -1007,8 +1035,7 @@ cdef class Engine(Fanout):
         cdef double now = wsc_coarse_now()
         cdef Py_ssize_t turns = <Py_ssize_t>(PyList_GET_SIZE(self.everyone) * share) + 1
         cdef Sink sink
-        if PyList_GET_SIZE(self.dirty) and not self.scheduled:
-            self.schedule()  # there was no memory for it when it was due
+        self.fanout.make_up()
         for _ in range(min(turns, PyList_GET_SIZE(self.everyone))):
             # A check may take its client out of the list, so the place is bounded each time.
             if self.sweep_at >= PyList_GET_SIZE(self.everyone):
@@ -1026,8 +1053,7 @@ cdef class Engine(Fanout):
     def _forget_connections(self):
         """The loop was closed under the hub: its connections went with it, and nobody was told."""
         cdef Sink sink
-        self.end_batch()
-        self.dirty.clear()
+        self.fanout.forget()
         for sink in [*self.everyone, *self.closing]:
             self.expel(sink)
             sink.forget()
@@ -1042,15 +1068,14 @@ cdef class Engine(Fanout):
         cdef Sink sink
         cdef Py_ssize_t messages = 0
         cdef Py_ssize_t nbytes = 0
-        cdef Py_ssize_t waiting
-        cdef dict counters = self.counters
+        cdef Py_ssize_t waiting = self.fanout.count_batched()
+        cdef dict counters = {**self.counters, **self.fanout.counters}
         for sink in self.everyone:
             messages += sink.box.count
             nbytes += sink.box.nbytes
-        if self.batch_items is not None:
-            waiting = PyList_GET_SIZE(self.batch_items) - PyList_GET_SIZE(self.batch_detached)
-            messages += waiting * PyList_GET_SIZE(self._batch_frames)
-            nbytes += waiting * self.batch_bytes
+        if waiting:
+            messages += waiting * PyList_GET_SIZE(self.fanout.batch_frames)
+            nbytes += waiting * self.fanout.batch_bytes
         counters["compressed"] = 0 if self.codec is None else self.codec.compressions
         counters["queued_messages"] = messages
         counters["queued_bytes"] = nbytes
@@ -1058,11 +1083,12 @@ cdef class Engine(Fanout):
         return counters
 
     def _reset_counters(self):
-        memset(&self.counters, 0, sizeof(Counters))
+        memset(&self.counters, 0, sizeof(Counted))
+        memset(&self.fanout.counters, 0, sizeof(Counters))
         if self.codec is not None:
             self.codec.compressions = 0
         self.limited = dict.fromkeys(LIMITS, 0)
-        self.longest_flush = 0.0
+        self.fanout.longest_flush = 0.0
 
     def _count_rejected(self, str why):
         if why == "full":

@@ -518,7 +518,7 @@ cdef class AckTable:
                 full.append(client)
         if taken:
             pending.sent_count += 1
-            pending.sent_at = self._hub.flush_number
+            pending.sent_at = self._hub.fanout.flush_number
         self.begin(pending)
         if full is not None:
             for client in full:
@@ -535,7 +535,7 @@ cdef class AckTable:
         taken = self._hub.offer(client, frame_of(pending), pending._priority - 1)
         if taken:
             pending.sent_count += 1
-            pending.sent_at = self._hub.flush_number
+            pending.sent_at = self._hub.fanout.flush_number
         self.begin(pending)
         return taken
 
@@ -551,7 +551,7 @@ cdef class AckTable:
             if replay is not None and not replay.has_sent(pending):
                 continue  # its turn comes
             sent_once = True
-            if self._hub.may_wait(client, before):
+            if self._hub.fanout.may_wait(client, before):
                 continue  # rule 4
             if frame is None:
                 frame = frame_of(pending)
@@ -561,7 +561,7 @@ cdef class AckTable:
         if taken:
             pending.sent_count += 1
             pending.retries += 1
-            pending.sent_at = self._hub.flush_number
+            pending.sent_at = self._hub.fanout.flush_number
         if sent_once:
             self.schedule(pending, now)
         else:

@@ -8,7 +8,8 @@ the tick.
 from cpython.object cimport PyObject
 
 from wsc_fast._core.deflate cimport Codec
-from wsc_fast._core.fanout cimport Fanout
+from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
+from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.outbox cimport Sink
 from wsc_fast._core.timers cimport Timers
@@ -37,8 +38,36 @@ cdef enum:
     SETTLED = 1  # an acknowledgement of what was pending
     IGNORED = 2  # an acknowledgement of nothing
 
-cdef class Engine(Fanout):
+cdef struct Counted:
+    # Of connections and calls. Written by the loop's thread only; each is read by get_stats.
+    unsigned long long messages_in
+    unsigned long long bytes_in
+    unsigned long long messages_out       # calls that framed a message
+    unsigned long long dropped_slow       # backlog of a client that was disconnected for being slow
+    unsigned long long dropped_closed     # backlog of a connection that went away
+    unsigned long long refused            # QueueFullError
+    unsigned long long slow_disconnects
+    unsigned long long connections
+    unsigned long long replaced_clients
+    unsigned long long protocol_errors
+    unsigned long long heartbeat_timeouts
+    unsigned long long callback_errors
+    unsigned long long rejected_full
+    unsigned long long rejected_origin
+    unsigned long long rejected_auth
+    unsigned long long rejected_request
+    unsigned long long rejected_address
+    unsigned long long rejected_rate
+    unsigned long long rejected_handshakes
+    unsigned long long rejected_gone      # left before its request was whole
+    unsigned long long rate_limited       # messages beyond a client's rate
+
+cdef class Engine(FanoutNeeds):
     cdef:
+        # Its parts. None of them knows the engine but as its `FanoutNeeds`.
+        LoopContext loop_context
+        Fanout fanout
+        Counted counters
         # What the transports of all connections read into, one at a time (receiver.pxd).
         readonly object _read_view    # memoryview of what follows the headroom; keeps the memory
         unsigned char* read_area

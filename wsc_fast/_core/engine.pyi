@@ -6,7 +6,7 @@ from typing import Any
 from typing_extensions import disjoint_base
 
 from wsc_fast._core.connection import Client
-from wsc_fast._core.fanout import Fanout
+from wsc_fast._core.fanout import Fanout, FanoutNeeds
 from wsc_fast._core.timers import Timers
 from wsc_fast.messages import HubMessage
 
@@ -29,7 +29,7 @@ def check_id(kind: str, value: object) -> str:
     """
 
 @disjoint_base
-class Engine(Fanout):
+class Engine(FanoutNeeds):
     """Base of Hub: what it does with clients, users, rooms and messages (internal)."""
 
     _max_rooms: int
@@ -42,6 +42,14 @@ class Engine(Fanout):
     _close_timeout: float
     _message_timeout: float
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """asyncio.AbstractEventLoop | None: the loop it runs on, None while it does not run."""
+    @property
+    def longest_flush(self) -> float:
+        """float: of the flushes since the last reset, seconds."""
+    @property
+    def _fanout(self) -> Fanout: ...
     @property
     def _read_view(self) -> memoryview: ...
     @property
