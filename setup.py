@@ -18,6 +18,8 @@ MODULES = (
     "frames",
     "outbox",
     "loop_context",
+    "read_buffer",
+    "read_turns",
     "fanout",
     "members",
     "deflate",

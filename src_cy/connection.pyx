@@ -714,7 +714,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 if self.deferred_input is not None:
                     # First what was read already, at its turn.
                     self.reading_paused = PAUSED_FOR_TURN
-                    self.engine.queue_reader(self)
+                    self.engine.turns.queue(self)
                 elif self.stream is not None:
                     self.stream.resume_reading()
         return 0
@@ -722,7 +722,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     cdef int listened(self) except -1:
         Receiver.listened(self)
         if self.lost_early is not None:
-            self.engine.queue_reader(self)
+            self.engine.turns.queue(self)
         elif self.ended_inside:
             self.ended_inside = False
             if not self.eof_received() and self.stream is not None:
@@ -784,7 +784,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.listening:
             self.interrupted = True  # a loop inside its callback: the end of that comes first
             return 0
-        self.turn = self.engine.read_turn
+        self.turn = self.engine.turns.number
         self.reading_paused &= ~PAUSED_FOR_TURN
         if self.lost_early is not None:
             return self.take_last_turn()
@@ -803,7 +803,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.halted = False
         self.take_deferred_input()
         if self.deferred_input is not None:
-            return self.engine.queue_reader(self)
+            return self.engine.turns.queue(self)
         self.lost_early = None
         self.connection_lost(lost[0])
         return 0
@@ -1195,7 +1195,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.fd = self.descriptor = -1
             self.engine.fanout.set_blocked(self, True)
             if not self.listening:
-                self.engine.queue_reader(self)
+                self.engine.turns.queue(self)
             return
         self.deferred_input = None
         if self.handshake is not None:

@@ -6,17 +6,14 @@ is not running there is no loop's thread, and calls work where they are made.
 """
 
 import re
-from collections import deque
 from functools import partial
 
-from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.contextvars cimport PyContext_Copy
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.math cimport INFINITY
 from libc.string cimport memset
 
 from wsc_fast._core.deflate cimport Codec
@@ -27,7 +24,6 @@ from wsc_fast._core.members cimport MemberSet, Room, push_all
 from wsc_fast._core.memory cimport AN_ENGINE, born, died
 from wsc_fast._core.messages cimport HubMessageEncoder
 from wsc_fast._core.outbox cimport (
-    CONNECTING,
     DISCONNECT,
     DROP_NEWEST,
     DROP_OLDEST,
@@ -41,6 +37,8 @@ from wsc_fast._core.outbox cimport (
     Sink,
     outbox_push,
 )
+from wsc_fast._core.read_buffer cimport ReadBuffer
+from wsc_fast._core.read_turns cimport ReadTurns
 from wsc_fast._core.timers cimport Timers
 
 from wsc_fast.errors import (
@@ -57,7 +55,6 @@ from wsc_fast.turns import MOST_ENDS
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
-    double wsc_now()
 
 cdef HubMessageEncoder ENCODER = encoder
 
@@ -93,15 +90,6 @@ cdef tuple LIMITS = (
     "max_rooms_per_client",
     "close_timeout",
 )
-
-cdef enum:
-    MOST_READERS_AT_ONCE = 64
-# Seconds that heavy reads may take of one turn of the loop before the others wait for the next: as
-# much as everything else took of the last one, within these bounds.
-cdef double READ_BUDGET = 0.0003
-cdef double READ_BUDGET_MOST = 0.001
-# The least of a hub that bounds what its clients may send, and so expects no more of any of them.
-cdef double READ_BUDGET_RATED = 0.00015
 
 # The longest id of a client, a user or a room, in characters.
 cdef Py_ssize_t ID_MAX = 256
@@ -158,12 +146,8 @@ cdef class Engine(FanoutNeeds):
         self.everyone = []
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
-        self.waiting_requests = deque()
-        self.waiting_readers = deque()
-        self.readers_at_once = 1
-        self._set_turns(READ_SMALL, READ_BUDGET)
-        self.read_deadline = INFINITY
-        self.read_turn = 1
+        self.turns = ReadTurns(self.loop_context)
+        self.read_buffer = ReadBuffer()
 
     def __dealloc__(self):
         died(AN_ENGINE)
@@ -190,9 +174,7 @@ cdef class Engine(FanoutNeeds):
         self.loop_context.attach(loop)
         self.fanout.attach()
         self._deadlines.attach(loop)
-        self.waiting_requests.clear()
-        self.waiting_readers.clear()
-        self.crowded = self.read_turn_due = False
+        self.turns.attach()
         self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
 
     def _new_context(self):
@@ -217,31 +199,17 @@ cdef class Engine(FanoutNeeds):
         self.rate_action = RATE_ACTIONS[action]
         self.rated = messages > 0 or nbytes > 0
         self.pausing = self.rated and self.rate_action == RATE_PAUSE
-        if self.rated:
-            self._set_turns(READ_LEAST, READ_BUDGET_RATED)
-        else:
-            self._set_turns(READ_SMALL, READ_BUDGET)
+        self.turns.set_rated(self.rated)
+        self.read_buffer.set_least(self.turns.heavy_read)
 
     def _set_turns(self, Py_ssize_t heavy_read, double budget):
         """Which reads are heavy, in bytes, and what they may take of a turn at least, seconds."""
-        self.heavy_read = heavy_read
-        self.least_budget = self.read_budget = budget
-        if self._read_view is not None:
-            self.least_view = self._read_view[:heavy_read]
+        self.turns.set(heavy_read, budget)
+        self.read_buffer.set_least(heavy_read)
 
     def _set_read_buffer(self, Py_ssize_t size):
         """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
-        cdef bytearray memory = bytearray(READ_HEADROOM + max(size, <Py_ssize_t>READ_WHOLE))
-        self._read_view = memoryview(memory)[READ_HEADROOM:READ_HEADROOM + size]
-        self.whole_view = memoryview(memory)[READ_HEADROOM:READ_HEADROOM + READ_WHOLE]
-        self.small_view = self._read_view[:READ_SMALL]
-        self.least_view = self._read_view[:self.heavy_read]
-        self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM
-        self.reading = False
-
-    cdef int change_buffer(self) except -1:
-        self._set_read_buffer(len(self._read_view))
-        return 0
+        self.read_buffer.make(size)
 
     def _set_compression(self, enabled, int level, Py_ssize_t threshold):
         """Makes the compression contexts anew, or drops them; for a hub that does not run."""
@@ -295,90 +263,9 @@ cdef class Engine(FanoutNeeds):
     def _count_limit(self, str limit):
         self.over(limit)
 
-    # --- turns of those who send much ---
-
     def _count_waiting(self):
         """How many connections wait for their turn to be read."""
-        return self.count_waiting()
-
-    cdef Py_ssize_t count_waiting(self) except -1:
-        return len(self.waiting_requests) + len(self.waiting_readers)
-
-    cdef int read_much(self, Sink receiver, double spent, bint more) except -1:
-        """A heavy read took so long, and there may be more to read; beyond the budget of this turn
-        its connection has to wait."""
-        self.read_spent += spent
-        self.call_read_turn()
-        if self.crowded or self.read_spent > self.read_budget:
-            self.crowded = True
-            if more:
-                self.wait_for_turn(receiver)
-        return 0
-
-    cdef bint has_turn(self, unsigned long long turn) noexcept:
-        """Whether the one whose last turn this was may be heard now."""
-        return not self.crowded or (
-            turn == self.read_turn and self.read_spent <= self.read_budget
-        )
-
-    cdef int wait_for_turn(self, Sink receiver) except -1:
-        if receiver.wait_for_turn():
-            self.queue_reader(receiver)
-        return 0
-
-    cdef int queue_reader(self, Sink receiver) except -1:
-        if receiver.state == CONNECTING:
-            self.waiting_requests.append(receiver)
-        else:
-            self.waiting_readers.append(receiver)
-        return self.call_read_turn()
-
-    cdef int call_read_turn(self) except -1:
-        if not self.read_turn_due and self.loop_context.loop is not None:
-            self.loop_context.call_soon(self._read_turn)
-            self.read_turn_due = True
-        return 0
-
-    def _read_turn(self):
-        """Once in a turn of the loop, before it reads: the next few may."""
-        cdef double now = wsc_now()
-        cdef double others = now - self.turn_began - self.read_spent
-        cdef double began
-        cdef Py_ssize_t most
-        cdef object queue
-        self.read_turn_due = False
-        if self.read_spent > self.read_budget:
-            self.readers_at_once = max(1, self.readers_at_once // 2)
-        elif self.readers_at_once < MOST_READERS_AT_ONCE:
-            self.readers_at_once += 1
-        # Without anybody waiting the loop may have slept since, and so it says nothing.
-        self.read_budget = self.least_budget
-        if self.crowded:
-            self.read_budget = min(max(others, self.least_budget), READ_BUDGET_MOST)
-        self.turn_began = now
-        self.read_turn += 1
-        self.read_spent = 0
-        most = min(self.readers_at_once, self.count_waiting())
-        try:
-            # Whoever waited may have had a turn in a loop inside a callback.
-            while most > 0 and self.count_waiting() and self.read_spent <= self.read_budget:
-                # One of those who want to come in, one of those who are here: neither crowd holds
-                # up the other.
-                self.requests_next = not self.requests_next
-                queue = self.waiting_requests if self.requests_next else self.waiting_readers
-                if not queue:
-                    queue = self.waiting_readers if self.requests_next else self.waiting_requests
-                most -= 1
-                began = wsc_now()
-                self.read_deadline = began + self.read_budget
-                (<Sink>queue.popleft()).take_turn()
-                self.read_spent += wsc_now() - began
-        finally:
-            # Whatever becomes of one, the others get their turn.
-            self.read_deadline = INFINITY
-            self.crowded = self.count_waiting() > 0
-            if self.crowded:
-                self.call_read_turn()
+        return self.turns.count_waiting()
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
         if self.fanout.tells_losses() and frames:
