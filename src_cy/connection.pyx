@@ -13,16 +13,15 @@ States: CONNECTING -> OPEN -> CLOSING -> CLOSED, or from any state straight to C
 data is neither heard nor sent (RFC 6455 sections 5.5.1 and 7.1); what was queued before the close
 still goes out ahead of the close frame.
 
-What a peer's bytes say is receiver.pyx's business, how frames go out fanout.pyx's.
+receiver.pyx takes what a peer's bytes say, fanout.pyx sends frames, picows_connection.pyx has what
+concerns picows, and rates.pyx counts what a client sends.
 
-picows writes nothing after the 101, and reads nothing after the first frame: `Client` is then the
-transport's protocol itself. A hub's own server (upgrade/handshake.py) hands connections over at
-once, a picows server of the application's (`handle_websocket`) at the end of the read that brings
-the first frame, since before that picows does not tell what is left in its buffer.
+Ownership: a client holds its transport, and the transport holds it, as its protocol, until the
+connection is lost; `let_go` undoes by hand what makes a cycle. The engine's sets hold it while it
+is open or closing, the queues of turns while it waits there.
 """
 
 import asyncio
-import sys
 from datetime import datetime, timezone
 from functools import partial
 from time import time as wall_time
@@ -41,11 +40,9 @@ from cpython.unicode cimport (
     PyUnicode_DecodeUTF8,
     PyUnicode_GET_LENGTH,
 )
-from libc.stdint cimport uint8_t
-from picows.picows cimport WSFrame, WSTransport
 
 from wsc_fast._core.deflate cimport Context
-from wsc_fast._core.engine cimport NO_ACK, RATE_CLOSE, RATE_DROP, SETTLED, Engine
+from wsc_fast._core.engine cimport NO_ACK, SETTLED, Engine
 from wsc_fast._core.frames cimport (
     FIN_PONG,
     check_close,
@@ -53,7 +50,6 @@ from wsc_fast._core.frames cimport (
     encode,
     encode_close,
 )
-from wsc_fast._core.memory cimport A_GUARD, born, died
 from wsc_fast._core.outbox cimport (
     CLOSED,
     CLOSING,
@@ -68,13 +64,12 @@ from wsc_fast._core.outbox cimport (
     outbox_push,
     outbox_trim,
 )
-from wsc_fast._core.receiver cimport CLOSE, PING, PONG, Receiver, wsc_head
-
-from picows import WSProtocolError
+from wsc_fast._core.picows_connection cimport PicowsConnection
+from wsc_fast._core.rates cimport RATE_CLOSE, RATE_DROP, Allowance, new_allowance
+from wsc_fast._core.receiver cimport CLOSE, PING, PONG
 
 from wsc_fast.errors import (
     ClientDisconnectedError,
-    HubStateError,
     HubStoppedError,
     ProtocolError,
     ValidationError,
@@ -113,55 +108,6 @@ cdef enum:
     PAUSED_FOR_TURN = 4
     # The longest text that may be an acknowledgement.
     ACK_CHARACTERS = 4096
-
-
-cdef class Guard:
-    """What a picows transport sees in place of its logger and of the asyncio transport.
-
-    picows means to write in two cases after the upgrade: the application asks it to, or its parser
-    met a protocol error. It then finds `is_close_frame_sent` true and only logs that, which comes
-    here. Closing and aborting come here too, so that they take the client's own way out.
-    """
-
-    cdef:
-        Receiver client            # None once the connection is gone
-        object stream              # the asyncio transport
-
-    def __cinit__(self, Receiver client not None, stream):
-        born(A_GUARD)
-        self.client = client
-        self.stream = stream
-
-    def __dealloc__(self):
-        died(A_GUARD)
-
-    def isEnabledFor(self, level):
-        return False
-
-    def debug(self, *args):
-        error = sys.exc_info()[1]
-        if self.client is not None and isinstance(error, PARSER_ERRORS):
-            self.client._picows_failed(error)
-            return
-        # Where it is picows' automatic pong, picows comes back with this very error, and we close.
-        raise HubStateError(
-            "the hub writes to this connection: use Client.send and Client.disconnect, and "
-            "enable_auto_pong=False on a picows server of your own"
-        )
-
-    def close(self):
-        if self.client is not None:
-            self.client.disconnect()
-
-    def abort(self):
-        if self.client is not None:
-            self.client._abort()
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-
-cdef tuple PARSER_ERRORS = (WSProtocolError, MemoryError, HubStateError)
 
 
 def peer_address(stream):
@@ -209,7 +155,7 @@ cdef bint keeps_input(stream):
     )
 
 
-cdef class Client(Receiver, asyncio.BufferedProtocol):
+cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     """One live WebSocket connection, as the hub's callbacks get it (go-wsc `Client`).
 
     Stays valid after the connection has gone: `is_connected()` is then False and `send` raises.
@@ -217,11 +163,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     """
 
     cdef:
-        object stream              # the asyncio transport; None before and after the connection
         int descriptor             # of its socket, for looking only; Sink.fd is for writing
         bint secure                # TLS
-        WSTransport transport      # picows', made when `conn` is asked for; or what picows made
-        object picows_protocol     # where picows made the connection, once it is ours
         long long close_slot       # of `Engine._deadlines`, while CLOSING; else -1
         dict data                  # user_data; None until first used
         object variables           # contextvars.Context of its callbacks; None before the first
@@ -245,10 +188,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint failing               # we closed because of the peer's fault
         unsigned char reading_paused  # by us, bit by bit for what reason
         unsigned char ended_inside    # its peer's stream has, in a loop inside its callback
-        # Token buckets of what it may send, negative while it owes: when they were counted.
-        double message_tokens
-        double byte_tokens
-        double counted_at
+        Allowance allowance        # None where no rate has counted anything yet
         object rate_timer          # while reading is paused for that
         bint close_queued          # our close frame went into the outbox
         # Its transport has gone, with this error, before all that had come was heard; or None.
@@ -266,19 +206,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def hub(self):
         """Hub: the hub that it is connected to."""
         return self.engine
-
-    @property
-    def conn(self):
-        """picows.WSTransport | None: the connection; None before the upgrade and after the end.
-
-        For looking, not for writing: what it would write itself ends in a HubStateError.
-        """
-        cdef Guard guard
-        if self.stream is not None and self.transport is None:
-            guard = Guard(self, self.stream)
-            self.transport = WSTransport(False, guard, guard, self.engine.loop)
-            self.silence(guard)
-        return self.transport
 
     @property
     def close_code(self):
@@ -315,15 +242,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     @property
     def queued_messages(self):
         """int: frames that wait to be sent to it."""
-        if self.engine.in_batch(self) and not self.detached:
-            return len(self.engine._batch_frames)
+        if self.engine.fanout.in_batch(self) and not self.detached:
+            return len(self.engine.fanout.batch_frames)
         return self.box.count
 
     @property
     def queued_bytes(self):
         """int: bytes of these frames, headers included."""
-        if self.engine.in_batch(self) and not self.detached:
-            return self.engine.batch_bytes
+        if self.engine.fanout.in_batch(self) and not self.detached:
+            return self.engine.fanout.batch_bytes
         return self.box.nbytes
 
     @property
@@ -362,7 +289,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             return
         if self.state != OPEN:
             error = ClientDisconnectedError(f"client {self.id!a} is not connected")
-            if self.engine.limits.evicted != NULL:
+            if self.engine.fanout.tells_losses():
                 self.engine.deliveries.refused(message, self.id, "conn_closed", error, self.user_id)
             raise error
         self.engine.deliver(self, self.engine.framed(message, self.id), key, RUN_NORMAL)
@@ -460,10 +387,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.descriptor = descriptor
         self.secure = secure
         self.fd = -1 if secure or self.packs else descriptor
-        # Full buckets: as much at once as comes in one second.
-        self.message_tokens = max(self.engine.message_rate, 1)
-        self.byte_tokens = self.engine.byte_rate
-        self.counted_at = wsc_coarse_now()
         self.engine.connections += 1
         self.engine.counters.connections += 1
         try:
@@ -471,10 +394,16 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             # transports compare with >=, so that 0 would pause them for ever.
             stream.set_write_buffer_limits(high=1 if secure and not self.drains else 0, low=0)
             if stream.get_write_buffer_size() > 0:
-                self.engine.set_blocked(self, True)
+                self.engine.fanout.set_blocked(self, True)
             self.engine.admission.connected(self)
         except BaseException as error:
             self.failed(error)
+
+    cdef int begin_on(self, object stream, int descriptor, bint secure) except -1:
+        self.late_address = not self.remote_address
+        self.drains = keeps_input(stream)
+        self._begin(stream, descriptor, secure, self.remote_address or peer_address(stream))
+        return 0
 
     def _agree(self, subprotocol, deflate):
         """What the upgrade negotiated.
@@ -507,52 +436,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Takes what came in one segment with the upgrade."""
         self.feed(data, len(data))
 
-    cpdef on_ws_connected(self, WSTransport transport):
-        """picows has made the connection (adapters/picows.py)."""
-        stream = transport.underlying_transport
-        self.late_address = not self.remote_address
-        self.transport = transport
-        self.drains = keeps_input(stream)
-        self.silence(Guard(self, stream))
-        self._begin(
-            stream,
-            transport._socket,
-            transport.is_secure,
-            self.remote_address or peer_address(stream),
-        )
-
-    cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
-        """picows has parsed a frame of the read that brought the first one."""
-        cdef wsc_head head
-        self.last_seen = wsc_coarse_now()
-        head.opcode = <uint8_t>frame.msg_type
-        head.fin = frame.fin
-        head.rsv = frame.rsv1 << 2 | frame.rsv2 << 1 | frame.rsv3
-        head.size = frame.payload_size
-        head.key = 0  # picows has unmasked it
-        try:
-            if not self.input_closed:
-                self.take_frame(&head, <uint8_t*>frame.payload_ptr)
-            if frame.last_in_buffer and self.picows_protocol is None:
-                self.take_over()
-                self.feed(frame.payload_ptr + frame.payload_size, frame.tail_size)
-        except BaseException as error:
-            self.input_closed = True
-            self.failed(error)
-
-    cpdef send_user_specific_ping(self, WSTransport transport):
-        """picows' automatic ping, where it is on: through the outbox."""
-        if self.state == OPEN:
-            self.push_control(PING_FRAME, PING_KEY)
-
-    def _picows_failed(self, error):
-        """picows' parser met a fault; called in the middle of its work on a read."""
-        self.take_over()
-        if isinstance(error, WSProtocolError):
-            self.refuse(int(error.args[0]), "protocol error")
-        else:
-            self.refuse(1011, "")
-
     def _set_remote_address(self, str remote_address not None):
         """Whose connection picows is to make, where that is known before."""
         self.remote_address = remote_address
@@ -560,30 +443,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def _address_came_late(self):
         """Whether its address was not known yet when its upgrade was accepted."""
         return self.late_address
-
-    def _take_over(self):
-        """picows has made the connection, and is to read nothing of it."""
-        self.take_over()
-
-    cdef int take_over(self) except -1:
-        """The transport reads for us from here on, and picows for nobody."""
-        if self.stream is not None and self.picows_protocol is None:
-            self.picows_protocol = self.stream.get_protocol()
-            self.stream.set_protocol(self)
-        return 0
-
-    cdef int silence(self, Guard guard) except -1:
-        """picows can write no more, and needs nothing of what it would write with."""
-        cdef WSTransport transport = self.transport
-        transport.is_close_frame_sent = True
-        transport._logger = guard
-        transport.underlying_transport = guard
-        transport._write_buffer = None
-        transport._tr_write = None
-        transport._tr_get_write_buffer_size = None
-        transport.request = None
-        transport.response = None
-        return 0
 
     def _enter(self, str client_id, str user_id, user_data):
         """Makes it an open client of the hub under an identity; the id must be free."""
@@ -648,7 +507,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Makes its context the current one; returns what PyContext_Exit is to leave."""
         cdef object context = self.variables
         if context is None:
-            context = self.variables = PyContext_Copy(self.engine.variables)
+            context = self.variables = PyContext_Copy(self.engine.loop_context.variables)
         elif self.inbox is not None:
             context = PyContext_Copy(context)  # the Inbox's task may go on meanwhile
         if try_to_enter(<PyObject*>context) < 0:
@@ -714,15 +573,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 if self.deferred_input is not None:
                     # First what was read already, at its turn.
                     self.reading_paused = PAUSED_FOR_TURN
-                    self.engine.queue_reader(self)
+                    self.engine.turns.queue(self)
                 elif self.stream is not None:
                     self.stream.resume_reading()
         return 0
 
     cdef int listened(self) except -1:
-        Receiver.listened(self)
+        PicowsConnection.listened(self)
         if self.lost_early is not None:
-            self.engine.queue_reader(self)
+            self.engine.turns.queue(self)
         elif self.ended_inside:
             self.ended_inside = False
             if not self.eof_received() and self.stream is not None:
@@ -731,40 +590,25 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef bint within_rate(self, Py_ssize_t size) except -1:
         """Counts a message against the client's rates; whether the message is to be heard."""
-        cdef double now = wsc_coarse_now()
-        cdef double passed = now - self.counted_at
-        cdef double owed = 0
         cdef Engine engine = self.engine
-        self.counted_at = now
-        if engine.message_rate > 0:
-            self.message_tokens = min(
-                self.message_tokens + passed * engine.message_rate, max(engine.message_rate, 1)
-            ) - 1
-            owed = -self.message_tokens / engine.message_rate
-        if engine.byte_rate > 0:
-            self.byte_tokens = min(
-                self.byte_tokens + passed * engine.byte_rate, engine.byte_rate
-            ) - size
-            owed = max(owed, -self.byte_tokens / engine.byte_rate)
+        cdef double now = wsc_coarse_now()
+        cdef double owed
+        if self.allowance is None:
+            self.allowance = new_allowance(&engine.rates, now)
+        owed = self.allowance.count(&engine.rates, size, now)
         if owed <= 0:
             return True
         engine.counters.rate_limited += 1
-        engine.over(
-            "message_rate" if engine.message_rate > 0 and self.message_tokens < 0 else "byte_rate"
-        )
-        if engine.rate_action == RATE_CLOSE:
+        engine.over(self.allowance.limit_met(&engine.rates))
+        if engine.rates.action == RATE_CLOSE:
             self.refuse(1008, "too many messages")
             return False
-        if engine.rate_action == RATE_DROP:
-            # What is not heard is not owed.
-            if engine.message_rate > 0:
-                self.message_tokens += 1
-            if engine.byte_rate > 0:
-                self.byte_tokens += size
+        if engine.rates.action == RATE_DROP:
+            self.allowance.give_back(&engine.rates, size)
             return False
         if self.rate_timer is None:
             self.pause_reading(PAUSED_FOR_RATE)
-            self.rate_timer = engine.call_later(owed, self._rate_passed)
+            self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
         return True
 
     cdef bint is_paused(self) noexcept:
@@ -784,7 +628,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.listening:
             self.interrupted = True  # a loop inside its callback: the end of that comes first
             return 0
-        self.turn = self.engine.read_turn
+        self.turn = self.engine.turns.number
         self.reading_paused &= ~PAUSED_FOR_TURN
         if self.lost_early is not None:
             return self.take_last_turn()
@@ -803,7 +647,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.halted = False
         self.take_deferred_input()
         if self.deferred_input is not None:
-            return self.engine.queue_reader(self)
+            return self.engine.turns.queue(self)
         self.lost_early = None
         self.connection_lost(lost[0])
         return 0
@@ -815,18 +659,14 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def _rate_passed(self):
         """What the client owed has been waited for; or is waited for some more."""
-        cdef double owed = 0
         cdef Engine engine = self.engine
+        cdef double owed
         self.rate_timer = None
         if self.state != OPEN:
             return
-        if engine.message_rate > 0:
-            owed = -self.message_tokens / engine.message_rate
-        if engine.byte_rate > 0:
-            owed = max(owed, -self.byte_tokens / engine.byte_rate)
-        owed -= wsc_coarse_now() - self.counted_at
+        owed = self.allowance.owed(&engine.rates, wsc_coarse_now())
         if owed > 0:
-            self.rate_timer = engine.call_later(owed, self._rate_passed)
+            self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
         else:
             self.resume_reading(PAUSED_FOR_RATE)
 
@@ -849,7 +689,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         ):
             answer = self.engine.ack_filter(self, content)
         # The hub has asked for an acknowledgement that settles something: no rate bounds it.
-        if self.engine.rated and answer != SETTLED and not self.within_rate(size):
+        if self.engine.rates.bounded and answer != SETTLED and not self.within_rate(size):
             return 0
         self.engine.counters.messages_in += 1
         self.engine.counters.bytes_in += size
@@ -884,7 +724,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if opcode == PONG and self.pong_due:
             self.pong_due = False  # the hub has asked for it: no rate bounds it
         elif (
-            self.engine.rated and self.engine.rate_action != RATE_DROP  # a ping is to be answered
+            self.engine.rates.bounded
+            and self.engine.rates.action != RATE_DROP  # a ping is to be answered
             and self.state == OPEN and not self.within_rate(size)
         ):
             return 0
@@ -942,26 +783,29 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     # --- sending ---
 
     cdef int push_control(self, bytes frame, object key) except -1:
-        self.engine.detach_if_batched(self)
+        self.engine.fanout.detach_if_batched(self)
         if outbox_push(
-            &self.box, &self.engine.limits, &self.engine.counters,
+            &self.box, &self.engine.fanout.limits, &self.engine.fanout.counters,
             <PyObject*>frame, NULL if key is None else <PyObject*>key, RUN_CONTROL,
         ) == NO_MEMORY:
             raise MemoryError("no memory for an outbox")
-        return self.engine.mark(self)
+        return self.engine.fanout.mark(self)
+
+    cdef int ping(self) except -1:
+        return self.push_control(PING_FRAME, PING_KEY)
 
     cpdef pause_writing(self):
-        self.engine.set_blocked(self, True)
+        self.engine.fanout.set_blocked(self, True)
 
     cpdef resume_writing(self):
-        self.engine.set_blocked(self, False)
+        self.engine.fanout.set_blocked(self, False)
         if self.state == CLOSED:
             return
         if self.handshake is not None:
             self.handshake.drained()
             return
         if self.box.count:
-            self.engine.mark(self)
+            self.engine.fanout.mark(self)
         elif self.state == CLOSING:
             self.drained()
 
@@ -974,7 +818,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         cdef list frames = None
         if self.state != OPEN:
             return 0
-        if self.engine.limits.evicted != NULL:
+        if self.engine.fanout.tells_losses():
             frames = outbox_data(&self.box)
         dropped = outbox_clear(&self.box)
         # The message that found no room is one more.
@@ -1035,7 +879,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 self.pinged_at = now
                 self.pong_due = True
                 wsc_progress(self.descriptor, &since_data, &self.acked)
-                return self.push_control(PING_FRAME, PING_KEY)
+                return self.ping()
         return 0
 
     # --- closing ---
@@ -1065,9 +909,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 return self.abort()
             self.close_queued = True
             self.resume_reading(PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE)
-            return self.engine.mark(self)
+            return self.engine.fanout.mark(self)
         except BaseException:
-            if self.engine.loop.is_closed():
+            if self.engine.loop_context.loop.is_closed():
                 raise HubStoppedError("the loop of the hub is closed") from None
             self.abort()
             raise
@@ -1076,7 +920,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Begins the time that closing may take, unless it runs already."""
         if self.close_slot < 0:
             self.close_slot = self.engine._deadlines.set(
-                self._abort_for_timeout, self.engine.loop.time() + self.engine._close_timeout
+                self._abort_for_timeout,
+                self.engine.loop_context.loop.time() + self.engine._close_timeout,
             )
         return 0
 
@@ -1131,7 +976,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.input_closed = True
         self.fd = -1
         self.dirty_at = -1
-        self.engine.set_blocked(self, False)
+        self.engine.fanout.set_blocked(self, False)
         self.close_slot = -1
         self.rate_timer = None
         self.authenticating = None
@@ -1157,11 +1002,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Ends the connection at once, without a close frame (for hub.py)."""
         self.abort()
 
+    cdef int close_normally(self) except -1:
+        self.disconnect()
+        return 0
+
     cdef int abort(self) except -1:
         """Ends the connection at once; connection_lost follows in a later turn."""
         if self.state < CLOSING:
             self.leave()
-        self.engine.unmark(self)
+        self.engine.fanout.unmark(self)
         if self.stream is not None:
             self.stream.abort()
         return 0
@@ -1192,19 +1041,15 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             # uvloop's closes though we have paused it. The descriptor may be another's by then.
             self.lost_early = (error,)
             self.fd = self.descriptor = -1
-            self.engine.set_blocked(self, True)
+            self.engine.fanout.set_blocked(self, True)
             if not self.listening:
-                self.engine.queue_reader(self)
+                self.engine.turns.queue(self)
             return
         self.deferred_input = None
         if self.handshake is not None:
             self.handshake.lost()
             self.handshake = None
-        picows_protocol = self.picows_protocol
-        if picows_protocol is not None:
-            # It has futures and tasks of its own to end, and calls us back.
-            self.picows_protocol = None
-            picows_protocol.connection_lost(error)
+        self.tell_picows_lost(error)
         self.gone()
 
     def eof_received(self):
@@ -1224,14 +1069,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             self.resume_to_close(stream)
         return self.stream is not None and self.end_of_stream()
 
-    cpdef on_ws_disconnected(self, WSTransport transport):
-        self.gone()
-
     cdef int gone(self) except -1:
         cdef unsigned int lost
         cdef list frames = None
         cdef bint broken = self.end_code is None
-        self.engine.set_blocked(self, False)
+        self.engine.fanout.set_blocked(self, False)
         if self.state == CLOSED or self.stream is None:
             return 0
         self.state = CLOSED
@@ -1243,11 +1085,11 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.context = None
         if broken:
             self.end_code = 1006
-        self.engine.unmark(self)
+        self.engine.fanout.unmark(self)
         self.engine.closing.discard(self)
         self.engine.connections -= 1
         try:
-            if self.engine.limits.evicted != NULL and self.box.count:
+            if self.engine.fanout.tells_losses() and self.box.count:
                 frames = outbox_data(&self.box)
                 if self.close_queued:
                     frames.pop()  # the last one is our close frame
@@ -1290,15 +1132,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef int let_go(self) except -1:
         """Undoes by hand what made a cycle, so that nothing waits for the garbage collector."""
-        cdef WSTransport transport = self.transport
         cdef object stream = self.stream
-        self.transport = None
         self.write = None
         self.stream = None
-        if transport is not None:
-            (<Guard>transport._logger).client = None
-            transport.underlying_transport = stream
-            transport.is_disconnected = True
-            if not transport.disconnected_future.done() and not transport._loop.is_closed():
-                transport.disconnected_future.set_result(None)
-        return 0
+        return self.leave_picows(stream)

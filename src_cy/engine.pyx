@@ -6,24 +6,23 @@ While the hub is not running there is no loop's thread, and calls work where the
 """
 
 import re
-from collections import deque
 from functools import partial
 
-from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.contextvars cimport PyContext_Copy
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.math cimport INFINITY
 from libc.string cimport memset
 
 from wsc_fast._core.deflate cimport Codec
+from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
 from wsc_fast._core.frames cimport encode_message
+from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.members cimport MemberSet, Room, push_all
-from wsc_fast._core.messages cimport HubMessageEncoder
+from wsc_fast._core.memory cimport AN_ENGINE, born, died
+from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport (
-    CONNECTING,
     DISCONNECT,
     DROP_NEWEST,
     DROP_OLDEST,
@@ -37,8 +36,12 @@ from wsc_fast._core.outbox cimport (
     Sink,
     outbox_push,
 )
+from wsc_fast._core.rates cimport RATE_CLOSE, RATE_DROP, RATE_PAUSE
+from wsc_fast._core.read_buffer cimport ReadBuffer
+from wsc_fast._core.read_turns cimport ReadTurns
 from wsc_fast._core.timers cimport Timers
 
+from wsc_fast._core.timers import MOST_ENDS
 from wsc_fast.errors import (
     ClientNotFoundError,
     LimitError,
@@ -48,14 +51,9 @@ from wsc_fast.errors import (
     RoomNotFoundError,
     ValidationError,
 )
-from wsc_fast.messages import encoder
-from wsc_fast.turns import MOST_ENDS
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
-    double wsc_now()
-
-cdef HubMessageEncoder ENCODER = encoder
 
 cdef dict POLICIES = {
     "disconnect": DISCONNECT,
@@ -89,15 +87,6 @@ cdef tuple LIMITS = (
     "max_rooms_per_client",
     "close_timeout",
 )
-
-cdef enum:
-    MOST_READERS_AT_ONCE = 64
-# Seconds that heavy reads may take of one turn of the loop before the others wait for the next: as
-# much as everything else took of the last one, within these bounds.
-cdef double READ_BUDGET = 0.0003
-cdef double READ_BUDGET_MOST = 0.001
-# The least of a hub that bounds what its clients may send, and so expects no more of any of them.
-cdef double READ_BUDGET_RATED = 0.00015
 
 # The longest id of a client, a user or a room, in characters.
 cdef Py_ssize_t ID_MAX = 256
@@ -138,10 +127,14 @@ cdef str checked_key(object key):
     return key
 
 
-cdef class Engine(Fanout):
+cdef class Engine(FanoutNeeds):
     """Base of Hub: what it does with clients, users, rooms and messages (internal)."""
 
     def __cinit__(self):
+        born(AN_ENGINE)
+        memset(&self.counters, 0, sizeof(Counted))
+        self.loop_context = LoopContext()
+        self.fanout = Fanout(self, self.loop_context)
         self.clients = {}
         self.users = {}
         self.rooms = {}
@@ -150,22 +143,35 @@ cdef class Engine(Fanout):
         self.everyone = []
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
-        self.waiting_requests = deque()
-        self.waiting_readers = deque()
-        self.readers_at_once = 1
-        self._set_turns(READ_SMALL, READ_BUDGET)
-        self.read_deadline = INFINITY
-        self.read_turn = 1
+        self.turns = ReadTurns(self.loop_context)
+        self.read_buffer = ReadBuffer()
+
+    def __dealloc__(self):
+        died(AN_ENGINE)
+
+    @property
+    def loop(self):
+        """asyncio.AbstractEventLoop | None: the loop it runs on, None while it does not run."""
+        return self.loop_context.loop
+
+    @property
+    def longest_flush(self):
+        """float: of the flushes since the last reset, seconds."""
+        return self.fanout.longest_flush
+
+    @property
+    def _fanout(self):
+        """Fanout: for tests and measurements."""
+        return self.fanout
 
     # --- the loop and the configuration (for hub.py) ---
 
     def _attach(self, loop):
         """Binds to the running loop of this thread, or to none."""
-        self.attach(loop)
+        self.loop_context.attach(loop)
+        self.fanout.attach()
         self._deadlines.attach(loop)
-        self.waiting_requests.clear()
-        self.waiting_readers.clear()
-        self.crowded = self.read_turn_due = False
+        self.turns.attach()
         self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
 
     def _join(self, requests, admission, application, deliveries):
@@ -204,51 +210,37 @@ cdef class Engine(Fanout):
 
     def _new_context(self):
         """A contextvars.Context for what is no client's."""
-        return PyContext_Copy(self.variables)
+        return PyContext_Copy(self.loop_context.variables)
 
     def _is_away(self):
         """Whether the hub runs, and in another thread."""
         return self.away()
 
     def _set_limits(self, unsigned int messages, Py_ssize_t nbytes, str policy, double budget):
-        self.end_batch()
-        self.limits.messages = messages
-        self.limits.nbytes = nbytes
-        self.limits.policy = POLICIES[policy]
-        self.budget = budget
+        self.fanout.end_batch()
+        self.fanout.limits.messages = messages
+        self.fanout.limits.nbytes = nbytes
+        self.fanout.limits.policy = POLICIES[policy]
+        self.fanout.budget = budget
 
     def _set_rates(self, double messages, double nbytes, str action):
         """Bounds what each client may send a second; 0 is no bound."""
-        self.message_rate = messages
-        self.byte_rate = nbytes
-        self.rate_action = RATE_ACTIONS[action]
-        self.rated = messages > 0 or nbytes > 0
-        self.pausing = self.rated and self.rate_action == RATE_PAUSE
-        if self.rated:
-            self._set_turns(READ_LEAST, READ_BUDGET_RATED)
-        else:
-            self._set_turns(READ_SMALL, READ_BUDGET)
+        self.rates.messages = messages
+        self.rates.nbytes = nbytes
+        self.rates.action = RATE_ACTIONS[action]
+        self.rates.bounded = messages > 0 or nbytes > 0
+        self.rates.pausing = self.rates.bounded and self.rates.action == RATE_PAUSE
+        self.turns.set_rated(self.rates.bounded)
+        self.read_buffer.set_least(self.turns.heavy_read)
 
     def _set_turns(self, Py_ssize_t heavy_read, double budget):
         """Which reads are heavy, in bytes, and what they may take of a turn at least, seconds."""
-        self.heavy_read = heavy_read
-        self.least_budget = self.read_budget = budget
-        if self._read_view is not None:
-            self.least_view = self._read_view[:heavy_read]
+        self.turns.set(heavy_read, budget)
+        self.read_buffer.set_least(heavy_read)
 
     def _set_read_buffer(self, Py_ssize_t size):
         """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
-        cdef bytearray memory = bytearray(READ_HEADROOM + max(size, <Py_ssize_t>READ_WHOLE))
-        self._read_view = memoryview(memory)[READ_HEADROOM:READ_HEADROOM + size]
-        self.whole_view = memoryview(memory)[READ_HEADROOM:READ_HEADROOM + READ_WHOLE]
-        self.small_view = self._read_view[:READ_SMALL]
-        self.least_view = self._read_view[:self.heavy_read]
-        self.read_area = <unsigned char*>PyByteArray_AS_STRING(memory) + READ_HEADROOM
-        self.reading = False
-
-    cdef int change_buffer(self) except -1:
-        self._set_read_buffer(len(self._read_view))
-        return 0
+        self.read_buffer.make(size)
 
     def _set_compression(self, enabled, int level, Py_ssize_t threshold):
         """Makes the compression contexts anew, or drops them; for a hub that does not run."""
@@ -259,6 +251,10 @@ cdef class Engine(Fanout):
 
     cdef bytes compressed_form(self, bytes frame, int window):
         return self.codec.compressed_form(frame, window)
+
+    def _set_forms(self, MessageForms forms not None):
+        """Hands down what messages.py has for the engine; to be called first of all."""
+        self.forms = forms
 
     def _set_acks(self, take, replaying, hold, ran_empty):
         """Joins the acknowledgements to the engine.
@@ -293,7 +289,7 @@ cdef class Engine(Fanout):
 
     def _watch_losses(self, watched):
         """Whether `Deliveries.lost` is called for what is dropped or not sent."""
-        self.limits.evicted = <PyObject*>self.evicted if watched else NULL
+        self.fanout.tell_losses(watched)
 
     cdef int over(self, str limit) except -1:
         """A limit was met: counts it under the name of its setting."""
@@ -303,93 +299,12 @@ cdef class Engine(Fanout):
     def _count_limit(self, str limit):
         self.over(limit)
 
-    # --- turns of those who send much ---
-
     def _count_waiting(self):
         """How many connections wait for their turn to be read."""
-        return self.count_waiting()
-
-    cdef Py_ssize_t count_waiting(self) except -1:
-        return len(self.waiting_requests) + len(self.waiting_readers)
-
-    cdef int read_much(self, Sink receiver, double spent, bint more) except -1:
-        """A heavy read took so long, and there may be more to read; beyond the budget of this turn
-        its connection has to wait."""
-        self.read_spent += spent
-        self.call_read_turn()
-        if self.crowded or self.read_spent > self.read_budget:
-            self.crowded = True
-            if more:
-                self.wait_for_turn(receiver)
-        return 0
-
-    cdef bint has_turn(self, unsigned long long turn) noexcept:
-        """Whether the one whose last turn this was may be heard now."""
-        return not self.crowded or (
-            turn == self.read_turn and self.read_spent <= self.read_budget
-        )
-
-    cdef int wait_for_turn(self, Sink receiver) except -1:
-        if receiver.wait_for_turn():
-            self.queue_reader(receiver)
-        return 0
-
-    cdef int queue_reader(self, Sink receiver) except -1:
-        if receiver.state == CONNECTING:
-            self.waiting_requests.append(receiver)
-        else:
-            self.waiting_readers.append(receiver)
-        return self.call_read_turn()
-
-    cdef int call_read_turn(self) except -1:
-        if not self.read_turn_due and self.loop is not None:
-            self.call_soon(self._read_turn)
-            self.read_turn_due = True
-        return 0
-
-    def _read_turn(self):
-        """Once in a turn of the loop, before it reads: the next few may."""
-        cdef double now = wsc_now()
-        cdef double others = now - self.turn_began - self.read_spent
-        cdef double began
-        cdef Py_ssize_t most
-        cdef object queue
-        self.read_turn_due = False
-        if self.read_spent > self.read_budget:
-            self.readers_at_once = max(1, self.readers_at_once // 2)
-        elif self.readers_at_once < MOST_READERS_AT_ONCE:
-            self.readers_at_once += 1
-        # Without anybody waiting the loop may have slept since, and so it says nothing.
-        self.read_budget = self.least_budget
-        if self.crowded:
-            self.read_budget = min(max(others, self.least_budget), READ_BUDGET_MOST)
-        self.turn_began = now
-        self.read_turn += 1
-        self.read_spent = 0
-        most = min(self.readers_at_once, self.count_waiting())
-        try:
-            # Whoever waited may have had a turn in a loop inside a callback.
-            while most > 0 and self.count_waiting() and self.read_spent <= self.read_budget:
-                # One of those who want to come in, one of those who are here: neither crowd holds
-                # up the other.
-                self.requests_next = not self.requests_next
-                queue = self.waiting_requests if self.requests_next else self.waiting_readers
-                if not queue:
-                    queue = self.waiting_readers if self.requests_next else self.waiting_requests
-                most -= 1
-                began = wsc_now()
-                self.read_deadline = began + self.read_budget
-                (<Sink>queue.popleft()).take_turn()
-                self.read_spent += wsc_now() - began
-        finally:
-            # Whatever becomes of one, the others get their turn.
-            self.read_deadline = INFINITY
-            self.crowded = self.count_waiting() > 0
-            if self.crowded:
-                self.call_read_turn()
+        return self.turns.count_waiting()
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
-        if self.limits.evicted != NULL and frames:
+        if self.fanout.tells_losses() and frames:
             self.deliveries.lost(sink, frames, reason, error)
         return 0
 
@@ -410,8 +325,8 @@ cdef class Engine(Fanout):
         cdef MemberSet user
         self.everyone.append(sink)
         sink.slot = PyList_GET_SIZE(self.everyone) - 1
-        if self.batch_items is self.everyone:
-            self.enter_batch(sink)
+        if self.fanout.batch_items is self.everyone:
+            self.fanout.enter_batch(sink)
         if sink.user_id != sink.id:
             user = self.users.get(sink.user_id)
             if user is None:
@@ -427,8 +342,8 @@ cdef class Engine(Fanout):
         cdef MemberSet user
         if sink.slot < 0:
             return 0
-        if self.in_batch(sink):
-            self.leave_batch(sink)
+        if self.fanout.in_batch(sink):
+            self.fanout.leave_batch(sink)
         if sink.memberships is not None:
             for members in list(sink.memberships):
                 (<MemberSet>members).discard(sink)
@@ -634,7 +549,7 @@ cdef class Engine(Fanout):
         try:
             sink = self.find_client(client_id)
         except ClientNotFoundError as error:
-            if self.limits.evicted != NULL:
+            if self.fanout.tells_losses():
                 self.deliveries.refused(message, client_id, "conn_closed", error)
             raise
         self.deliver(sink, self.framed(message, client_id), key, RUN_NORMAL)
@@ -658,7 +573,7 @@ cdef class Engine(Fanout):
         try:
             return encode_message(message)
         except ValidationError as error:
-            if self.limits.evicted != NULL:
+            if self.fanout.tells_losses():
                 self.deliveries.refused(message, recipient, "validation", error)
             raise
 
@@ -686,17 +601,19 @@ cdef class Engine(Fanout):
         """Queues a frame for one client: PUSHED, REFUSED or NO_MEMORY."""
         cdef int result
         cdef list dropped = None
-        self.detach_if_batched(sink)
+        self.fanout.detach_if_batched(sink)
         if sink.window:
             frame = self.codec.compressed_form(frame, sink.window)
-        result = outbox_push(&sink.box, &self.limits, &self.counters, <PyObject*>frame, key, run)
+        result = outbox_push(
+            &sink.box, &self.fanout.limits, &self.fanout.counters, <PyObject*>frame, key, run
+        )
         if result == REFUSED or result == NO_MEMORY:
             return result
-        self.counters.deliveries += 1
+        self.fanout.counters.deliveries += 1
         if result == MADE_ROOM:
-            dropped = self.taken()
+            dropped = self.fanout.taken()
         if sink.dirty_at < 0:
-            self.mark(sink)
+            self.fanout.mark(sink)
         if dropped is not None:
             self.lose(sink, dropped, "queue_full", None)
         return PUSHED
@@ -704,8 +621,8 @@ cdef class Engine(Fanout):
     cdef object queue_full(self, Sink sink):
         return QueueFullError(
             f"the outbox of client {sink.id!a} is full: {sink.box.count} messages, "
-            f"{sink.box.nbytes} bytes wait (bounds: {self.limits.messages} messages, "
-            f"{self.limits.nbytes} bytes)"
+            f"{sink.box.nbytes} bytes wait (bounds: {self.fanout.limits.messages} messages, "
+            f"{self.fanout.limits.nbytes} bytes)"
         )
 
     def send_to_user(self, user_id, message):
@@ -743,8 +660,8 @@ cdef class Engine(Fanout):
         if type(user_id) is not str:
             check_id("user", user_id)
         if self.replaying is not None and user_id in self.replaying:
-            return self.hold(user_id, message, ENCODER.encode(message))
-        frame = ENCODER.encode_frame(message)
+            return self.hold(user_id, message, self.forms.encoder.encode(message))
+        frame = self.forms.encoder.encode_frame(message)
         queued = self.offer_to_user(user_id, frame, message.priority - 1)
         if queued <= 0:
             raise self.deliveries.not_queued(user_id, queued)
@@ -765,7 +682,7 @@ cdef class Engine(Fanout):
         cdef list items
         self.counters.messages_out += 1
         if user is not None:
-            self.schedule_before_walk(user.items)
+            self.fanout.schedule_before_walk(user.items)
         if sink is not None and sink.user_id == user_id:
             # Its id is the user's too, and it stands in no set of users.
             if self.offer(sink, frame, run):
@@ -774,7 +691,7 @@ cdef class Engine(Fanout):
                 refused = [sink]
         if user is not None:
             # Where the application is told of losses on the way, clients may leave meanwhile.
-            items = user.items if self.limits.evicted == NULL else list(user.items)
+            items = list(user.items) if self.fanout.tells_losses() else user.items
             for sink in items:
                 if sink.state != OPEN:
                     continue
@@ -813,15 +730,15 @@ cdef class Engine(Fanout):
             key_ptr = <PyObject*>checked
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
-            self.schedule_before_walk(items)
-            return push_all(self, items, members, None, frame, key_ptr)
+            self.fanout.schedule_before_walk(items)
+            return push_all(self.fanout, items, members, None, frame, key_ptr)
         skipped = self.excluded(exclude)
         self.counters.messages_out += 1
-        self.schedule_before_walk(items)
+        self.fanout.schedule_before_walk(items)
         try:
             for sink in skipped:
                 sink.skip = True
-            return push_all(self, items, members, skipped, frame, key_ptr)
+            return push_all(self.fanout, items, members, skipped, frame, key_ptr)
         finally:
             for sink in skipped:
                 sink.skip = False
@@ -888,8 +805,8 @@ cdef class Engine(Fanout):
             self.deliveries.on_loop(partial(self.delete_room, room_id))
             return
         room = self.find_room(room_id)
-        if self.batch_set is room:
-            self.end_batch()
+        if self.fanout.batch_set is room:
+            self.fanout.end_batch()
         del self.rooms[room_id]
         for sink in list(room.items):
             room.discard(<Sink>sink)
@@ -932,8 +849,8 @@ cdef class Engine(Fanout):
                     f"client {client_id!a} is in {self._max_rooms_per_client} rooms, as many as "
                     "max_rooms_per_client allows"
                 )
-        if room.add(sink) and self.batch_set is room:
-            self.enter_batch(sink)
+        if room.add(sink) and self.fanout.batch_set is room:
+            self.fanout.enter_batch(sink)
 
     def leave_room(self, client_id, room_id):
         """Ends a client's membership of a room, if it has one.
@@ -955,8 +872,8 @@ cdef class Engine(Fanout):
             return
         room = self.find_room(room_id)
         sink = self.find_client(client_id)
-        if self.batch_set is room and self.in_batch(sink):
-            self.leave_batch(sink)
+        if self.fanout.batch_set is room and self.fanout.in_batch(sink):
+            self.fanout.leave_batch(sink)
         room.discard(sink)
 
     def get_room_clients(self, room_id):
@@ -1016,8 +933,7 @@ cdef class Engine(Fanout):
         cdef double now = wsc_coarse_now()
         cdef Py_ssize_t turns = <Py_ssize_t>(PyList_GET_SIZE(self.everyone) * share) + 1
         cdef Sink sink
-        if PyList_GET_SIZE(self.dirty) and not self.scheduled:
-            self.schedule()  # there was no memory for it when it was due
+        self.fanout.make_up()
         for _ in range(min(turns, PyList_GET_SIZE(self.everyone))):
             # A check may take its client out of the list, so the place is bounded each time.
             if self.sweep_at >= PyList_GET_SIZE(self.everyone):
@@ -1035,8 +951,7 @@ cdef class Engine(Fanout):
     def _forget_connections(self):
         """The loop was closed under the hub: its connections went with it, and nobody was told."""
         cdef Sink sink
-        self.end_batch()
-        self.dirty.clear()
+        self.fanout.forget()
         for sink in [*self.everyone, *self.closing]:
             self.expel(sink)
             sink.forget()
@@ -1051,15 +966,14 @@ cdef class Engine(Fanout):
         cdef Sink sink
         cdef Py_ssize_t messages = 0
         cdef Py_ssize_t nbytes = 0
-        cdef Py_ssize_t waiting
-        cdef dict counters = self.counters
+        cdef Py_ssize_t waiting = self.fanout.count_batched()
+        cdef dict counters = {**self.counters, **self.fanout.counters}
         for sink in self.everyone:
             messages += sink.box.count
             nbytes += sink.box.nbytes
-        if self.batch_items is not None:
-            waiting = PyList_GET_SIZE(self.batch_items) - PyList_GET_SIZE(self.batch_detached)
-            messages += waiting * PyList_GET_SIZE(self._batch_frames)
-            nbytes += waiting * self.batch_bytes
+        if waiting:
+            messages += waiting * PyList_GET_SIZE(self.fanout.batch_frames)
+            nbytes += waiting * self.fanout.batch_bytes
         counters["compressed"] = 0 if self.codec is None else self.codec.compressions
         counters["queued_messages"] = messages
         counters["queued_bytes"] = nbytes
@@ -1067,11 +981,12 @@ cdef class Engine(Fanout):
         return counters
 
     def _reset_counters(self):
-        memset(&self.counters, 0, sizeof(Counters))
+        memset(&self.counters, 0, sizeof(Counted))
+        memset(&self.fanout.counters, 0, sizeof(Counters))
         if self.codec is not None:
             self.codec.compressions = 0
         self.limited = dict.fromkeys(LIMITS, 0)
-        self.longest_flush = 0.0
+        self.fanout.longest_flush = 0.0
 
     def _count_rejected(self, str why):
         if why == "full":

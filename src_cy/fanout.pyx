@@ -21,7 +21,8 @@ A flush that has spent its time budget leaves the rest of the dirty list for the
 loop and schedules itself; the list is first in, first out, so that nobody waits for ever. Those
 without a descriptor have a budget of their own.
 
-Ownership: the dirty list holds a reference to each sink. Jobs, iovecs, the frame pool and the
+Ownership: the one who holds a Fanout is its `needs`, in a cycle that ends with both. The dirty list
+holds a reference to each sink. Jobs, iovecs, the frame pool and the
 arena are memory of one plan; what they point to is kept alive by the outboxes, which nobody else
 can change while the loop's thread is inside the flush.
 """
@@ -30,14 +31,14 @@ from cpython.bytes cimport (
     PyBytes_AS_STRING,
     PyBytes_GET_SIZE,
 )
-from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_New
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
 from libc.errno cimport ENOMEM, EPIPE
 from libc.string cimport memcpy, memset
 
-from wsc_fast._core.memory cimport AN_ENGINE, allocate, born, died
+from wsc_fast._core.loop_context cimport LoopContext
+from wsc_fast._core.memory cimport A_FANOUT, allocate, born, died
 from wsc_fast._core.outbox cimport (
     CLOSING,
     PUSHED,
@@ -91,24 +92,37 @@ cdef extern from "net.h" nogil:
 cdef Py_ssize_t NOT_TRIED = -(1 << 30)
 
 
-cdef class Fanout:
-    """Base of Hub: the dirty list of one event loop and the flush (internal)."""
+cdef class FanoutNeeds:
+    """What a Fanout needs of the one who holds it (internal)."""
 
-    def __cinit__(self):
-        born(AN_ENGINE)  # the base's part is made first, and may be all that is
+    cdef bytes compressed_form(self, bytes frame, int window):
+        return frame
+
+    cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
+        return 0
+
+    cdef int ran_empty(self, Sink sink) except -1:
+        return 0
+
+
+cdef class Fanout:
+    """The dirty list of one event loop and the flush (internal)."""
+
+    def __cinit__(self, FanoutNeeds needs not None, LoopContext loop_context not None):
+        born(A_FANOUT)
+        self.needs = needs
+        self.loop_context = loop_context
         memset(&self.counters, 0, sizeof(Counters))
         memset(&self.limits, 0, sizeof(Limits))
         self.evicted = []
-        self.loop = None
-        self.variables = PyContext_New()
         self.dirty = []
         self.stalled = set()
         self.batch_items = None
         # Below these a batch costs more than it saves.
-        self._batch_least = 32
-        self._batch_share = 8
+        self.batch_least = 32
+        self.batch_share = 8
         self.budget = 0.005
-        self._flush_callback = None
+        self.flush_callback = None
         self.jobs = <Job*>allocate(PLAN_JOBS * sizeof(Job))
         self.iovs = <iovec*>allocate(PLAN_IOVS * sizeof(iovec))
         self.pool = <PyObject**>allocate(PLAN_FRAMES * sizeof(PyObject*))
@@ -117,27 +131,28 @@ cdef class Fanout:
             raise MemoryError("no memory for the send plan of a hub")
 
     def __dealloc__(self):
-        died(AN_ENGINE)
+        died(A_FANOUT)
         PyMem_Free(self.jobs)
         PyMem_Free(self.iovs)
         PyMem_Free(self.pool)
         PyMem_Free(self.arena)
 
-    cdef int attach(self, object loop) except -1:
-        # Binds to a running loop, or to none. The bound method is a cycle only while attached.
-        self.loop = loop
-        self.variables = PyContext_CopyCurrent() if loop is not None else PyContext_New()
-        self._flush_callback = self._flush if loop is not None else None
+    cdef int attach(self) except -1:
+        # The bound method is a cycle only while attached.
+        self.flush_callback = self.flush if self.loop_context.loop is not None else None
         self.scheduled = False
         return 0
 
-    cdef bytes compressed_form(self, bytes frame, int window):
-        return frame
-
-    cdef int ran_empty(self, Sink sink) except -1:
+    cdef int forget(self) except -1:
+        self.end_batch()
+        self.dirty.clear()
         return 0
 
-    cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
+    cdef int make_up(self) except -1:
+        return self.schedule() if PyList_GET_SIZE(self.dirty) and not self.scheduled else 0
+
+    cdef int tell_losses(self, bint told) except -1:
+        self.limits.evicted = <PyObject*>self.evicted if told else NULL
         return 0
 
     cdef list taken(self):
@@ -162,14 +177,15 @@ cdef class Fanout:
         return 0
 
     cdef int schedule(self) except -1:
+        cdef object loop = self.loop_context.loop
         cdef object sink
-        if self.loop is not None:
+        if loop is not None:
             self.scheduled = True  # first: Python runs in the loop, and may come back here
             try:
-                self.call_soon(self._flush_callback)
+                self.loop_context.call_soon(self.flush_callback)
             except BaseException:
                 self.scheduled = False
-                if not self.loop.is_closed():
+                if not loop.is_closed():
                     raise
                 while PyList_GET_SIZE(self.dirty):  # so that the next send comes here too
                     sink = self.dirty.pop()
@@ -177,14 +193,6 @@ cdef class Fanout:
                         (<Sink>sink).dirty_at = -1
                 raise HubStoppedError("the loop of the hub is closed") from None
         return 0
-
-    # A copy for each call: a loop that runs inside a callback could not enter a context twice.
-
-    cdef object call_soon(self, object callback):
-        return self.loop.call_soon(callback, context=PyContext_Copy(self.variables))
-
-    cdef object call_later(self, double seconds, object callback):
-        return self.loop.call_later(seconds, callback, context=PyContext_Copy(self.variables))
 
     cdef int unmark(self, Sink sink) except -1:
         """The sink takes no part in any flush until it is marked again (rule 4)."""
@@ -218,12 +226,12 @@ cdef class Fanout:
         cdef Py_ssize_t busy = PyList_GET_SIZE(self.dirty) + len(self.stalled)
         cdef Py_ssize_t size = PyList_GET_SIZE(items)
         cdef Sink sink
-        if busy * self._batch_share > size:
+        if busy * self.batch_share > size:
             return False
         if (<Sink>PyList_GET_ITEM(items, 0)).fd < 0:
             return False  # mostly that means TLS for all
         self.batch_set = members
-        self._batch_frames = []
+        self.batch_frames = []
         self.batch_forms = []
         self.batch_detached = []
         self.batch_bytes = 0
@@ -250,10 +258,10 @@ cdef class Fanout:
             if not self.begin_batch(items, members):
                 return False
         else:
-            count = PyList_GET_SIZE(self._batch_frames)
+            count = PyList_GET_SIZE(self.batch_frames)
             if (
                 self.batch_items is not items
-                or PyList_GET_SIZE(self.batch_detached) * self._batch_share > PyList_GET_SIZE(items)
+                or PyList_GET_SIZE(self.batch_detached) * self.batch_share > PyList_GET_SIZE(items)
                 # What an outbox would refuse, or one send would not take.
                 or count and (
                     count >= min(self.limits.messages, <Py_ssize_t>SEND_IOVS)
@@ -265,7 +273,7 @@ cdef class Fanout:
             for sink in skipped:
                 self.detach_if_batched(sink)
         self.batch_forms.append(None)  # one too many, where there is no memory for the frame
-        self._batch_frames.append(frame)
+        self.batch_frames.append(frame)
         self.batch_bytes += size
         return True
 
@@ -282,17 +290,17 @@ cdef class Fanout:
             try:
                 cache = self.batch_cache(index)
                 if cache[window] is None:
-                    cache[window] = self.compressed_form(self._batch_frames[index], window)
+                    cache[window] = self.needs.compressed_form(self.batch_frames[index], window)
                 return PyList_GET_ITEM(cache, window)
             except MemoryError:
                 pass  # as it is, it will do too
-        return PyList_GET_ITEM(self._batch_frames, index)
+        return PyList_GET_ITEM(self.batch_frames, index)
 
     cdef bint copy_to_outbox(self, Sink sink) except -1:
         """Puts the batch into a member's own outbox; False: there is no memory."""
         cdef Py_ssize_t i
         cdef bint marked = True
-        for i in range(PyList_GET_SIZE(self._batch_frames)):
+        for i in range(PyList_GET_SIZE(self.batch_frames)):
             if outbox_push(
                 &sink.box, &self.limits, &self.counters,
                 self.batch_form(i, sink.window), NULL, RUN_NORMAL,
@@ -381,7 +389,7 @@ cdef class Fanout:
             sink.detached = False
         self.batch_items = None
         self.batch_set = None
-        self._batch_frames = None
+        self.batch_frames = None
         self.batch_forms = None
         self.batch_detached = None
         return 0
@@ -401,7 +409,7 @@ cdef class Fanout:
         memset(&box, 0, sizeof(Outbox))
         box.ring = ring
         box.capacity = SEND_IOVS
-        box.count = <unsigned int>PyList_GET_SIZE(self._batch_frames)
+        box.count = <unsigned int>PyList_GET_SIZE(self.batch_frames)
         self.batch_leaves = False
         self.batch_at = 0 if box.count else size  # no frame: there was no memory for the first
         while self.batch_at < size and planned < PLAN_JOBS:
@@ -477,7 +485,11 @@ cdef class Fanout:
 
     # --- the flush ---
 
-    def _flush(self):
+    def flush(self):
+        """Sends to each client what it waits for; the loop calls it at the end of its turn.
+
+        Thread-safety: the loop's thread.
+        """
         cdef double start = wsc_now()
         cdef double end
         cdef list unfinished
@@ -767,7 +779,7 @@ cdef class Fanout:
         if sink.box.count:
             return 0
         if sink.awaited:
-            self.ran_empty(sink)
+            self.needs.ran_empty(sink)
         if sink.state == CLOSING and not sink.box.count and not sink.blocked:
             return sink.drained()
         return 0

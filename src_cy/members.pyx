@@ -94,7 +94,7 @@ cdef Py_ssize_t push_all(
 ) except -1:
     cdef Py_ssize_t queued
     cdef Py_ssize_t last
-    if fanout.batch_items is None and PyList_GET_SIZE(items) < fanout._batch_least:
+    if fanout.batch_items is None and PyList_GET_SIZE(items) < fanout.batch_least:
         return push_each(fanout, items, frame, key, None)
     if key != NULL or not fanout.join_batch(items, members, skipped, frame):
         fanout.end_batch()
@@ -102,7 +102,7 @@ cdef Py_ssize_t push_all(
     queued = PyList_GET_SIZE(items) - PyList_GET_SIZE(fanout.batch_detached)
     fanout.counters.deliveries += queued
     if PyList_GET_SIZE(fanout.batch_detached):
-        last = PyList_GET_SIZE(fanout._batch_frames) - 1
+        last = PyList_GET_SIZE(fanout.batch_frames) - 1
         queued += push_each(fanout, fanout.batch_detached, frame, NULL, fanout.batch_cache(last))
     return queued
 
@@ -142,7 +142,7 @@ cdef Py_ssize_t push_each(
                     forms = [None] * 16
                 form = PyList_GET_ITEM(forms, window)
                 if form == <PyObject*>None:
-                    forms[window] = fanout.compressed_form(frame, window)
+                    forms[window] = fanout.needs.compressed_form(frame, window)
                     form = PyList_GET_ITEM(forms, window)
             result = outbox_push(
                 &(<Sink>member).box, limits, counters, form, key, RUN_NORMAL
@@ -175,5 +175,5 @@ cdef Py_ssize_t push_each(
             sink.too_slow(<PyObject*>refused)
     if lost is not None:
         for sink, frames, reason in lost:
-            fanout.lose(sink, frames, reason, None)
+            fanout.needs.lose(sink, frames, reason, None)
     return queued

@@ -1,6 +1,8 @@
 """What a test asks the debug build about the engine's memory (memory.pxd)."""
 
-cdef tuple NAMES = ("Sink", "Engine", "MemberSet", "Codec", "Context", "RequestHead", "Guard")
+cdef tuple NAMES = (
+    "Sink", "Engine", "MemberSet", "Codec", "Context", "RequestHead", "Guard", "Fanout",
+)
 
 
 def live_objects():

@@ -21,7 +21,7 @@ from libc.math cimport INFINITY
 from wsc_fast._core.engine cimport IGNORED, NO_ACK, SETTLED, Engine
 from wsc_fast._core.frames cimport FIN_TEXT, encode
 from wsc_fast._core.members cimport MemberSet
-from wsc_fast._core.messages cimport HubMessageEncoder
+from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport OPEN, Sink
 from wsc_fast._core.timers cimport Timers
 
@@ -37,25 +37,7 @@ from wsc_fast.errors import (
     ValidationError,
     shown,
 )
-from wsc_fast.messages import (
-    NO_ACKNOWLEDGEMENT,
-    ACKMessage,
-    AckStatus,
-    decode_acknowledgement,
-    decode_hub_message,
-    encoder,
-    is_same_message,
-    to_ack_message,
-    to_hub_message,
-)
-
-cdef HubMessageEncoder ENCODER = encoder
 cdef double CLOCK_TICK = TICK
-cdef object PENDING = AckStatus.PENDING
-cdef object CONFIRMED = AckStatus.CONFIRMED
-cdef object FAILED = AckStatus.FAILED
-cdef object TIMEOUT = AckStatus.TIMEOUT
-cdef object DROPPED = AckStatus.DROPPED
 
 # Seconds; about thirty years, which a loop's clock can carry.
 cdef double LONGEST_TIMEOUT = 1e9
@@ -96,7 +78,8 @@ cdef class PendingACK:
 
     @property
     def message(self):
-        message = to_ack_message(decode_hub_message(self._data))
+        cdef MessageForms forms = self._table.forms
+        message = forms.to_ack_message(forms.decode_hub_message(self._data))
         message.timeout = self._given_timeout
         return message
 
@@ -112,11 +95,11 @@ cdef class PendingACK:
 
     cpdef bint done(self) noexcept:
         """Whether the outcome is known. Thread-safety: any thread."""
-        return self._error is not None or self.status is CONFIRMED
+        return self._error is not None or self.status is self._table.forms.confirmed
 
     cpdef bint _is_open(self) noexcept:
         # Whether it is to be sent.
-        return self.status is PENDING and self._error is None
+        return self.status is self._table.forms.pending and self._error is None
 
     cdef double timeout(self) noexcept:
         # Seconds.
@@ -156,7 +139,7 @@ cdef class PendingACK:
         if waiter.done():
             return 0  # cancelled
         if self._error is None:
-            waiter.set_result(CONFIRMED)
+            waiter.set_result(self._table.forms.confirmed)
         else:
             # A new traceback for each who awaits it.
             waiter.set_exception(self._error.with_traceback(None))
@@ -296,6 +279,7 @@ cdef class AckTable:
         self.engine = engine
         self.owner = owner
         self.has_store = has_store
+        self.forms = engine.forms
         self.counters = counters
         self.default_timeout = config.timeout
         self.retry_interval = config.retry_interval
@@ -369,7 +353,7 @@ cdef class AckTable:
         pending._data = data
         pending._priority = priority
         pending._given_timeout = timeout
-        pending.status = PENDING
+        pending.status = self.forms.pending
         pending.deadline = INFINITY
         pending._slot = -1
         return pending
@@ -414,7 +398,7 @@ cdef class AckTable:
         """The HubMessage that an ACKMessage goes out as, as JSON; checks what is given."""
         if self.stopped:
             raise HubStoppedError("the hub has stopped")
-        if not isinstance(message, ACKMessage):
+        if not isinstance(message, self.forms.ACKMessage):
             raise ValidationError(f"expected an ACKMessage, not {type(message).__name__}")
         timeout = message.timeout
         if timeout is not None and (
@@ -424,7 +408,7 @@ cdef class AckTable:
                 f"ACKMessage.timeout is {shown(timeout)}, expected a positive number of seconds, "
                 f"at most {LONGEST_TIMEOUT:.0f}, or None"
             )
-        return ENCODER.encode(to_hub_message(message, user_id))
+        return self.forms.encoder.encode(self.forms.to_hub_message(message, user_id))
 
     cdef PendingACK send(self, str user_id, Sink client, message):
         cdef bytes data = self.encoded(user_id, message)
@@ -504,7 +488,7 @@ cdef class AckTable:
 
     cpdef int check_same(self, PendingACK pending, bytes data) except -1:
         """ValidationError for other content under the id of a message."""
-        if pending._data != data and not is_same_message(pending._data, data):
+        if pending._data != data and not self.forms.is_same_message(pending._data, data):
             raise ValidationError(
                 f"another message with the id {pending.id!a} waits for its acknowledgement"
             )
@@ -610,7 +594,7 @@ cdef class AckTable:
                 full.append(client)
         if taken:
             pending.sent_count += 1
-            pending.sent_at = self.engine.flush_number
+            pending.sent_at = self.engine.fanout.flush_number
         self.begin(pending)
         if full is not None:
             for client in full:
@@ -627,7 +611,7 @@ cdef class AckTable:
         taken = self.engine.offer(client, frame_of(pending), pending._priority - 1)
         if taken:
             pending.sent_count += 1
-            pending.sent_at = self.engine.flush_number
+            pending.sent_at = self.engine.fanout.flush_number
         self.begin(pending)
         return taken
 
@@ -654,7 +638,7 @@ cdef class AckTable:
             if replay is not None and not replay.has_sent(pending):
                 continue  # its turn comes
             sent_once = True
-            if self.engine.may_wait(client, before):
+            if self.engine.fanout.may_wait(client, before):
                 continue  # rule 4
             if frame is None:
                 frame = frame_of(pending)
@@ -664,7 +648,7 @@ cdef class AckTable:
         if taken:
             pending.sent_count += 1
             pending.retries += 1
-            pending.sent_at = self.engine.flush_number
+            pending.sent_at = self.engine.fanout.flush_number
         if sent_once:
             self.schedule(pending, now)
         else:
@@ -734,8 +718,8 @@ cdef class AckTable:
         cdef Mailbox mailbox
         cdef list found
         try:
-            answer = decode_acknowledgement(text)
-        except NO_ACKNOWLEDGEMENT:
+            answer = self.forms.decode_acknowledgement(text)
+        except self.forms.no_acknowledgement:
             return NO_ACK
         message_id = answer.message_id
         mailbox = self.mailboxes.get(self.key_of(client))
@@ -755,12 +739,12 @@ cdef class AckTable:
         for pending in found:
             if answer.status == "confirmed":
                 self.counters.acks_confirmed += 1
-                self.settle(pending, CONFIRMED, None)
+                self.settle(pending, self.forms.confirmed, None)
             else:
                 self.counters.acks_failed += 1
                 why = answer.error or "the client could not process it"
                 error = AckFailedError(pending.id, why)
-                self.settle(pending, FAILED, error)
+                self.settle(pending, self.forms.failed, error)
                 self.owner.report(pending, error)
         return SETTLED
 
@@ -775,7 +759,7 @@ cdef class AckTable:
 
     cpdef int settle(self, PendingACK pending, status, error) except -1:
         """The end of a message: out of its mailbox, and its waiters told."""
-        cdef bint answered = status is CONFIRMED or status is FAILED
+        cdef bint answered = status is self.forms.confirmed or status is self.forms.failed
         cdef Mailbox mailbox
         cdef PendingACK follower
         cdef list waiters
@@ -789,7 +773,7 @@ cdef class AckTable:
             if mailbox.replays:
                 for replay in mailbox.replays.values():
                     replay.settled(pending, answered)
-            if pending._stored and status is TIMEOUT:
+            if pending._stored and status is self.forms.timeout:
                 mailbox.lapsed[pending.id] = None
                 if len(mailbox._lapsed) > MOST_LAPSED:
                     del mailbox._lapsed[next(iter(mailbox._lapsed))]
@@ -847,10 +831,10 @@ cdef class AckTable:
     cpdef int give_up(self, PendingACK pending, error) except -1:
         """A message ends undelivered: it has timed out, or was dropped for this error."""
         if isinstance(error, AckTimeoutError):
-            self.settle(pending, TIMEOUT, error)
+            self.settle(pending, self.forms.timeout, error)
         else:
             self.counters.acks_dropped += 1
-            self.settle(pending, DROPPED, error)
+            self.settle(pending, self.forms.dropped, error)
         self.owner.report(pending, error)
         return 0
 

@@ -15,7 +15,7 @@ Rules
 The buffer belongs to the engine, and to one connection only from the transport's read to the end
 of `buffer_updated`, which are one step of the loop. So nothing may point into it any longer, and
 what a read leaves behind goes into `tail` (less than a control frame) or `parts`. A loop inside a
-callback reads within this step: `Engine.reading` tells, and the next read has another buffer.
+callback reads within this step: `ReadBuffer.in_use` tells, and the next read has another buffer.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
@@ -27,8 +27,10 @@ from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
 from wsc_fast._core.deflate cimport INFLATE_INVALID, INFLATE_TOO_BIG, RSV1, Codec
-from wsc_fast._core.engine cimport READ_HEADROOM, Engine
+from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.outbox cimport CLOSING, CONNECTING, Sink
+from wsc_fast._core.read_buffer cimport READ_HEADROOM, ReadBuffer
+from wsc_fast._core.read_turns cimport ReadTurns
 
 cdef extern from "wire.h":
     pass  # receiver.pxd declares what is in it
@@ -69,22 +71,24 @@ cdef class Receiver(Sink):
 
     def get_buffer(self, size_hint):
         """Where the transport is to read to (asyncio.BufferedProtocol)."""
-        if self.engine.reading:
-            self.engine.change_buffer()
+        cdef ReadBuffer buffer = self.engine.read_buffer
+        cdef ReadTurns turns = self.engine.turns
+        if buffer.in_use:
+            buffer.change()
         if self.drains:
             # aiofastnet 1.2 does not look again at what it has decrypted or received before it was
             # paused, and ends the connection once that fills its buffer.
-            return self.engine.whole_view
-        if not self.engine.has_turn(self.turn):
-            return self.engine.least_view
-        if self.handshake is not None or self.engine.pausing or self.engine.crowded:
-            return self.engine.small_view
-        return self.engine._read_view
+            return buffer.whole_view
+        if not turns.has_turn(self.turn):
+            return buffer.least_view
+        if self.handshake is not None or self.engine.rates.pausing or turns.crowded:
+            return buffer.small_view
+        return buffer.view
 
     def buffer_updated(self, Py_ssize_t size):
         """The transport has read (asyncio.BufferedProtocol)."""
         if (
-            size >= self.engine.heavy_read or self.handshake is not None
+            size >= self.engine.turns.heavy_read or self.handshake is not None
             or self.deferred_input is not None or self.listening
             or (self.context is not None and self.context.client_window)
         ):
@@ -96,22 +100,22 @@ cdef class Receiver(Sink):
         """One that takes its time: a large one, or that of a request."""
         cdef double began
         if self.listening:
-            self.put_aside(self.engine.read_area, size)
+            self.put_aside(self.engine.read_buffer.area, size)
             self.interrupted = self.wait_for_turn() or self.interrupted
             return 0
-        if self.deferred_input is not None or not self.engine.has_turn(self.turn):
-            self.put_aside(self.engine.read_area, size)
-            return self.engine.wait_for_turn(self)
+        if self.deferred_input is not None or not self.engine.turns.has_turn(self.turn):
+            self.put_aside(self.engine.read_buffer.area, size)
+            return self.engine.turns.wait(self)
         began = wsc_now()
-        self.engine.read_deadline = began + self.engine.read_budget
+        self.engine.turns.deadline = began + self.engine.turns.budget
         try:
             self.take_read(size)
         finally:
-            self.engine.read_deadline = INFINITY
-        return self.engine.read_much(
+            self.engine.turns.deadline = INFINITY
+        return self.engine.turns.spend(
             self,
             wsc_now() - began,
-            size >= self.engine.heavy_read or self.deferred_input is not None,
+            size >= self.engine.turns.heavy_read or self.deferred_input is not None,
         )
 
     cdef int take_deferred(self) except -1:
@@ -120,15 +124,15 @@ cdef class Receiver(Sink):
         self.deferred = False
         if self.deferred_input is None or self.is_paused():
             return 0
-        if not self.engine.has_turn(self.turn):
-            return self.engine.wait_for_turn(self)
+        if not self.engine.turns.has_turn(self.turn):
+            return self.engine.turns.wait(self)
         began = wsc_now()
-        self.engine.read_deadline = began + self.engine.read_budget
+        self.engine.turns.deadline = began + self.engine.turns.budget
         try:
             self.take_deferred_input()
         finally:
-            self.engine.read_deadline = INFINITY
-        return self.engine.read_much(self, wsc_now() - began, self.deferred_input is not None)
+            self.engine.turns.deadline = INFINITY
+        return self.engine.turns.spend(self, wsc_now() - began, self.deferred_input is not None)
 
     cdef bint is_paused(self) noexcept:
         return False
@@ -158,7 +162,7 @@ cdef class Receiver(Sink):
         self.listening = False
         if self.interrupted:
             self.interrupted = False
-            self.engine.queue_reader(self)
+            self.engine.turns.queue(self)
         return 0
 
     cdef int take_deferred_input(self) except -1:
@@ -170,19 +174,19 @@ cdef class Receiver(Sink):
 
     cdef int take_rest(self) except -1:
         """What was put aside, though it be beyond the rate: the peer's stream has ended."""
-        cdef double deadline = self.engine.read_deadline
-        self.engine.read_deadline = DBL_MAX
+        cdef double deadline = self.engine.turns.deadline
+        self.engine.turns.deadline = DBL_MAX
         try:
             while self.deferred_input is not None and not self.listening:
                 self.halted = False
                 self.take_deferred_input()
         finally:
-            self.engine.read_deadline = deadline
+            self.engine.turns.deadline = deadline
         return 0
 
     cdef int take_read(self, Py_ssize_t size) except -1:
-        cdef uint8_t* data = self.engine.read_area
-        cdef object _buffer = self.engine._read_view  # kept, though another takes its place
+        cdef uint8_t* data = self.engine.read_buffer.area
+        cdef object _buffer = self.engine.read_buffer.view  # kept, though another takes its place
         cdef Py_ssize_t before
         if self.input_closed:
             return 0
@@ -190,7 +194,7 @@ cdef class Receiver(Sink):
             self.handshake.received(PyBytes_FromStringAndSize(<const char*>data, size))
             return 0
         self.last_seen = wsc_coarse_now()
-        self.engine.reading = self.listening = True
+        self.engine.read_buffer.in_use = self.listening = True
         try:
             if self.tail is not None:
                 before = PyBytes_GET_SIZE(self.tail)
@@ -204,7 +208,7 @@ cdef class Receiver(Sink):
             self.input_closed = True  # where the next frame begins is not known any more
             self.failed(error)
         finally:
-            self.engine.reading = False
+            self.engine.read_buffer.in_use = False
             self.listened()
         if self.deferred:
             self.take_deferred()
@@ -212,15 +216,15 @@ cdef class Receiver(Sink):
 
     cdef int feed(self, const char* data, Py_ssize_t size) except -1:
         """Takes bytes that were read before this was the transport's protocol."""
-        cdef Py_ssize_t room = len(self.engine._read_view)
+        cdef Py_ssize_t room = len(self.engine.read_buffer.view)
         cdef Py_ssize_t some
         while size > 0:
             some = min(size, room)
             if self.deferred_input is not None:
                 return self.put_aside(<const uint8_t*>data, size)
-            if self.engine.reading:
-                self.engine.change_buffer()
-            memcpy(self.engine.read_area, data, some)
+            if self.engine.read_buffer.in_use:
+                self.engine.read_buffer.change()
+            memcpy(self.engine.read_buffer.area, data, some)
             self.take_read(some)
             data += some
             size -= some
@@ -233,10 +237,10 @@ cdef class Receiver(Sink):
         cdef Py_ssize_t some
         cdef unsigned int frames = 0
         cdef bint light = (
-            self.engine.read_deadline == INFINITY and self.state != CONNECTING
+            self.engine.turns.deadline == INFINITY and self.state != CONNECTING
             and (self.context is None or not self.context.client_window)
         )
-        self.inflatable = <int>self.engine.heavy_read if light else INT_MAX
+        self.inflatable = <int>self.engine.turns.heavy_read if light else INT_MAX
         # Each turn may call the application, which may end this connection.
         while at < size and not self.input_closed:
             left = size - at
@@ -245,11 +249,12 @@ cdef class Receiver(Sink):
             frames += 1
             if (
                 (frames % FRAMES_AT_ONCE == 0 or self.inflated)
-                and self.engine.read_deadline != INFINITY and wsc_now() > self.engine.read_deadline
+                and self.engine.turns.deadline != INFINITY
+                and wsc_now() > self.engine.turns.deadline
             ):
                 self.inflated = False
                 self.put_back(data + at, left)
-                return self.engine.wait_for_turn(self)
+                return self.engine.turns.wait(self)
             if self.remaining:
                 some = left if <uint64_t>left < self.remaining else <Py_ssize_t>self.remaining
                 at += some

@@ -320,7 +320,7 @@ def play(overflow: str, failing: int, number: int, arm: Arm, disarm: Callable[[]
     """Plays a life, with an allocation of one step failing; whether there was such a step."""
     life = Life(overflow)
     if overflow == "drop_oldest":  # broadcasts in batches, and otherwise not
-        life.hub._batch_least = life.hub._batch_share = 1
+        life.hub._fanout.batch_least = life.hub._fanout.batch_share = 1
     reached = False
     try:
         for index, step in enumerate(life.steps()):

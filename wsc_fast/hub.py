@@ -37,6 +37,7 @@ from wsc_fast.listen.arguments import check_listen_arguments
 from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.needs import Needs as ListenerNeeds
 from wsc_fast.listen.sockets import Host
+from wsc_fast.messages import message_forms
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.heartbeat import Heartbeat
 from wsc_fast.runtime.life import Life, Parts
@@ -87,6 +88,8 @@ class Hub(DeliveryFace):
         authorize_join: Callable[[Client, str], bool] | None = None,
         authorize_publish: Callable[[Client, str | bytes], bool] | None = None,
     ) -> None:
+        super().__init__()
+        self._set_forms(message_forms)
         self.config = HubConfig()
         self._runner: Runner | None = None  # while `run` runs
         # Of the hub itself the parts get what they need, and nothing else.

@@ -1,6 +1,6 @@
 """A hub's single calls, with real clients on real sockets: queues, flush, rooms, clients, ACKs.
 
-`hub._flush()` is what the loop calls at the end of a turn. Between two rounds, while nothing is
+`Fanout.flush()` is what the loop calls at the end of a turn. Between two rounds, while nothing is
 measured, it empties the outboxes, and the clients read.
 """
 
@@ -45,7 +45,7 @@ EVERYBODY = pytest.mark.parametrize("who", ["wsc_fast", "Python", "picows", "web
 def emptying(hub: Hub, peers: Peers) -> Callable[[], None]:
     def empty() -> None:
         while hub.get_stats().queued_messages:
-            hub._flush()
+            hub._fanout.flush()
             peers.drain()
 
     return empty
@@ -282,7 +282,7 @@ async def test_flush(measure: Measure, waiting: int, who: str) -> None:
                 for _ in range(waiting):
                     hub.broadcast(TEXT)
 
-            measure(what, who, hub._flush, between=queue, **options)
+            measure(what, who, hub._fanout.flush, between=queue, **options)
             assert hub.get_stats().queued_messages == 0
     else:
         theirs, _ = plain_hub(CLIENTS)
@@ -308,7 +308,7 @@ async def test_to_the_kernel(measure: Measure, waiting: int, who: str) -> None:
             def ours() -> None:
                 for _ in range(waiting):
                     hub.broadcast(TEXT)
-                hub._flush()
+                hub._fanout.flush()
 
             measure(what, who, ours, between=peers.drain, **options)
             assert hub.get_stats().queued_messages == 0

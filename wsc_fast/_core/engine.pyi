@@ -6,7 +6,8 @@ from typing import Any
 from typing_extensions import disjoint_base
 
 from wsc_fast._core.connection import Client
-from wsc_fast._core.fanout import Fanout
+from wsc_fast._core.fanout import Fanout, FanoutNeeds
+from wsc_fast._core.messages import MessageForms
 from wsc_fast._core.settings import Settings
 from wsc_fast._core.timers import Timers
 from wsc_fast.messages import HubMessage
@@ -30,7 +31,7 @@ def check_id(kind: str, value: object) -> str:
     """
 
 @disjoint_base
-class Engine(Fanout):
+class Engine(FanoutNeeds):
     """Base of Hub: what it does with clients, users, rooms and messages (internal)."""
 
     _max_rooms: int
@@ -44,7 +45,13 @@ class Engine(Fanout):
     _message_timeout: float
 
     @property
-    def _read_view(self) -> memoryview: ...
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """asyncio.AbstractEventLoop | None: the loop it runs on, None while it does not run."""
+    @property
+    def longest_flush(self) -> float:
+        """float: of the flushes since the last reset, seconds."""
+    @property
+    def _fanout(self) -> Fanout: ...
     @property
     def connections(self) -> int: ...
     @property
@@ -307,6 +314,7 @@ class Engine(Fanout):
     def _set_turns(self, heavy_read: int, budget: float) -> None: ...
     def _set_read_buffer(self, size: int) -> None: ...
     def _set_compression(self, enabled: bool, level: int, threshold: int) -> None: ...
+    def _set_forms(self, forms: MessageForms) -> None: ...
     def _set_acks(
         self,
         take: Callable[[Client, str], int],

@@ -28,8 +28,10 @@ So each member has the frames of the batch, or it is `detached`: never both. No 
 flush, nor a change of its limits.
 """
 
+cimport cython
 from cpython.object cimport PyObject
 
+from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.outbox cimport Counters, Limits, Outbox, Sink
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -52,34 +54,45 @@ cdef struct Sequence:
     PyObject** frames   # into the plan's frame pool
     Job job
 
+cdef class FanoutNeeds:
+    # What a fan-out needs of the one who holds it (the engine); without it frames go out as they
+    # are, and nobody is told of anything.
+
+    # The compressed form of a frame, for clients that agreed on this window.
+    cdef bytes compressed_form(self, bytes frame, int window)
+    # These frames did not reach a client, and the application asked to hear of it.
+    cdef int lose(self, Sink sink, list frames, str reason, object error) except -1
+    # An outbox has run empty for whose end somebody waits.
+    cdef int ran_empty(self, Sink sink) except -1
+
+
+@cython.final
 cdef class Fanout:
     cdef:
+        FanoutNeeds needs
+        LoopContext loop_context
         Counters counters
         Limits limits
         list evicted                # what limits.evicted points to; empty between calls
         double budget               # seconds per flush
-        readonly object loop        # the running asyncio loop, or None
-        # contextvars.Context, as it was where the hub was started: what the engine itself does runs
-        # in a copy of it, and each client's callbacks begin with one.
-        object variables
         list dirty                  # of Sink, with None where one has left
         set stalled                 # of Sink: those that are blocked
         list batch_items            # of Sink: the set that the batch is for; None: there is none
         object batch_set            # the MemberSet of these items; None: all clients of the hub
-        readonly list _batch_frames  # bytes, in the order of the calls; None: there is no batch
+        readonly list batch_frames  # bytes, in the order of the calls; None: there is no batch
         list batch_forms            # for each frame a list of its forms by window, or None
         list batch_detached         # of Sink: members with `detached`
         Py_ssize_t batch_bytes      # of the frames
         Py_ssize_t batch_at         # how far in the items the plan came
         bint batch_leaves           # it left out some before that
-        # Smaller sets have no batch, nor those of which more than one in `_batch_share` is
+        # Smaller sets have no batch, nor those of which more than one in `batch_share` is
         # detached.
-        public Py_ssize_t _batch_least
-        public Py_ssize_t _batch_share
+        public Py_ssize_t batch_least
+        public Py_ssize_t batch_share
         bint scheduled              # a flush will come, or is under way
         bint through_due            # some who are dirty have no descriptor to write to
         unsigned long long flush_number  # of the flush under way, or of the last one
-        object _flush_callback      # bound method, made once
+        object flush_callback      # bound method, made once
         Job* jobs
         iovec* iovs
         PyObject** pool             # frame pointers of the sequences of one plan
@@ -89,27 +102,32 @@ cdef class Fanout:
         Py_ssize_t arena_used
         readonly double longest_flush  # seconds
 
-    # The compressed form of a frame, for engine.pyx.
-    cdef bytes compressed_form(self, bytes frame, int window)
-    # These frames did not reach a client, and the application asked to hear of it; for engine.pyx.
-    cdef int lose(self, Sink sink, list frames, str reason, object error) except -1
-    # An outbox has run empty for whose end somebody waits; for engine.pyx.
-    cdef int ran_empty(self, Sink sink) except -1
+    # Binds to the loop of `loop_context`, or to none.
+    cdef int attach(self) except -1
+    # The loop is gone, and with it what was to be sent: no call of either.
+    cdef int forget(self) except -1
+    # Schedules the flush for which there was no memory when it was due.
+    cdef int make_up(self) except -1
+    # How many members wait for the frames of the batch.
+    cdef inline Py_ssize_t count_batched(self) noexcept:
+        if self.batch_items is None:
+            return 0
+        return len(self.batch_items) - len(self.batch_detached)
+    # Whether somebody wants to hear of what is dropped or not sent.
+    cdef inline bint tells_losses(self) noexcept:
+        return self.limits.evicted != NULL
+    cdef int tell_losses(self, bint told) except -1
     # Whether what was queued for a sink before this flush had begun may still wait here.
     cdef inline bint may_wait(self, Sink sink, unsigned long long flush_number) noexcept:
         return sink.blocked or (sink.box.count != 0 and sink.emptied <= flush_number)
     cdef list taken(self)
     cdef int mark(self, Sink sink) except -1
     cdef int unmark(self, Sink sink) except -1
-    cdef int attach(self, object loop) except -1
     cdef int schedule(self) except -1
     # To be called before a set is walked: asyncio's loop is Python, where a finalizer or a signal
     # handler may change the set. Once a flush is due, marking calls the loop no more.
     cdef inline int schedule_before_walk(self, list items) except -1:
         return 0 if self.scheduled or not items else self.schedule()
-    # As the loop's own, but in a context that is no client's.
-    cdef object call_soon(self, object callback)
-    cdef object call_later(self, double seconds, object callback)
     cdef int set_blocked(self, Sink sink, bint blocked) except -1
     cdef bint in_batch(self, Sink sink) except -1
     cdef bint join_batch(self, list items, object members, list skipped, bytes frame) except -1

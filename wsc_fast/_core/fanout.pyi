@@ -1,17 +1,27 @@
-import asyncio
+from typing import Self, final
 
 from typing_extensions import disjoint_base
 
+from wsc_fast._core.loop_context import LoopContext
+
 @disjoint_base
+class FanoutNeeds:
+    """What a Fanout needs of the one who holds it (internal)."""
+
+@final
 class Fanout:
-    """Base of Hub: the dirty list of one event loop and the flush (internal)."""
+    """The dirty list of one event loop and the flush (internal)."""
 
-    _batch_least: int
-    _batch_share: int
+    batch_least: int
+    batch_share: int
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None: ...
+    def __new__(cls, needs: FanoutNeeds, loop_context: LoopContext) -> Self: ...
     @property
     def longest_flush(self) -> float: ...
     @property
-    def _batch_frames(self) -> list[bytes] | None: ...
+    def batch_frames(self) -> list[bytes] | None: ...
+    def flush(self) -> None:
+        """Sends to each client what it waits for; the loop calls it at the end of its turn.
+
+        Thread-safety: the loop's thread.
+        """

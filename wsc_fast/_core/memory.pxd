@@ -26,7 +26,8 @@ cdef enum:
     A_CONTEXT = 4
     A_HEAD = 5
     A_GUARD = 6
-    KINDS = 7
+    A_FANOUT = 7
+    KINDS = 8
 
 cdef struct Known:
     long live[KINDS]

@@ -64,10 +64,7 @@ cdef struct Limits:
     PyObject* evicted
 
 cdef struct Counters:
-    # Written by the loop's thread only; each is read by get_stats.
-    unsigned long long messages_in
-    unsigned long long bytes_in
-    unsigned long long messages_out       # calls that framed a message
+    # Of what is sent. Written by the loop's thread only; each is read by get_stats.
     unsigned long long deliveries         # frames put into an outbox
     unsigned long long frames_sent        # frames given to the kernel or the transport
     unsigned long long bytes_out
@@ -78,24 +75,6 @@ cdef struct Counters:
     unsigned long long control_replaced   # pings and pongs
     unsigned long long dropped_oldest
     unsigned long long dropped_newest
-    unsigned long long dropped_slow       # backlog of a client that was disconnected for being slow
-    unsigned long long dropped_closed     # backlog of a connection that went away
-    unsigned long long refused            # QueueFullError
-    unsigned long long slow_disconnects
-    unsigned long long connections
-    unsigned long long replaced_clients
-    unsigned long long protocol_errors
-    unsigned long long heartbeat_timeouts
-    unsigned long long callback_errors
-    unsigned long long rejected_full
-    unsigned long long rejected_origin
-    unsigned long long rejected_auth
-    unsigned long long rejected_request
-    unsigned long long rejected_address
-    unsigned long long rejected_rate
-    unsigned long long rejected_handshakes
-    unsigned long long rejected_gone      # left before its request was whole
-    unsigned long long rate_limited       # messages beyond a client's rate
 
 # The sending half of a connection: what fanout.pyx and members.pyx need to know of a client.
 cdef class Sink(WSListener):
@@ -111,7 +90,7 @@ cdef class Sink(WSListener):
         Py_ssize_t slot            # where it stands in the set of all clients, or -1
         unsigned char state
         bint blocked               # the transport holds bytes: only the transport may write
-        bint awaited               # `Fanout.ran_empty` is called when its outbox has run empty
+        bint awaited               # `FanoutNeeds.ran_empty` is called when its outbox has run empty
         unsigned long long emptied  # number of the flush in which its outbox last ran empty
         object write               # bound method: the asyncio transport's write
         dict memberships           # MemberSet -> int, the slot there; None until the first

@@ -16,6 +16,7 @@ holds the table, and is the `TableOwner` that the table asks.
 cimport cython
 
 from wsc_fast._core.engine cimport Engine
+from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport Sink
 from wsc_fast._core.timers cimport Timers
 
@@ -82,6 +83,7 @@ cdef class CatchUp:
 cdef class AckTable:
     cdef:
         Engine engine
+        MessageForms forms           # of the engine
         readonly TableOwner owner  # Acks
         readonly bint has_store    # the messages of users who are away are kept
         public object counters     # AckCounters

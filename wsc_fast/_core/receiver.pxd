@@ -76,7 +76,7 @@ cdef class Receiver(Sink):
         bytearray parts            # payload of the unfinished message so far, or None
         bytes tail                 # the beginning of a head or of a control frame, or None
         bytes deferred_input                # what was read and has to wait for its turn, or None
-        unsigned long long turn    # the last one that it had (Engine.read_turn)
+        unsigned long long turn    # the last one that it had (ReadTurns.number)
         bint halted                # what is left of this read has to wait
         bint listening             # what it has sent is being taken: a callback may be under way
         bint interrupted           # and a loop inside that callback has read more, or has its turn
