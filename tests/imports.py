@@ -1,4 +1,4 @@
-"""What each file of the project imports, and which private names it uses: for test_imports.py.
+"""Reads the imports and the private names of each file of the project: for test_imports.py.
 
 Python files and stubs are read as syntax trees, wherever in them an import stands: one under
 TYPE_CHECKING or within a function is one like any other. Cython files are read as text without
@@ -26,7 +26,7 @@ OWN = ("self", "cls")
 
 @dataclass
 class Source:
-    """What one file says.
+    """The imports and private names of one file.
 
     Attributes:
         path: from the root of the project, with slashes.
@@ -172,7 +172,7 @@ def _read_cython(text: str, source: Source) -> None:
 
 
 def _without_text(match: re.Match[str]) -> str:
-    """What is left of a string or a comment: of an f-string, what stands in its braces."""
+    """The rest of a string or a comment: of an f-string, the parts in braces."""
     if match["text"] is None:
         return ""
     if "f" in (match["prefix"] or "").lower():

@@ -1,4 +1,4 @@
-"""Who may know whom in the package: read from the imports, and from the private names in use.
+"""The rules of who may know whom in the package, checked by imports and private names.
 
 1.  The compiled modules import nothing of the package but `errors`.
 2.  Nobody but its own users imports the hub. A part is given what it needs.
@@ -27,8 +27,8 @@ MODULES = {source.module for source in SOURCES}
 # Rooms that are looked at later. Any other one is looked at, a new one too.
 NOT_YET = ("adapters", "auth", "hub", "runtime", "upgrade")
 
-# What is wrong today, by file: modules that it may not import, and private names that it may not
-# use. This is to become empty.
+# The violations of today, by file: modules that it may not import, and private names that it may
+# not use. This is to become empty.
 EXCEPTIONS: dict[str, set[str]] = {
     "src_cy/connection.pyx": {
         "_await_result",
@@ -87,11 +87,11 @@ DEFINED = defined_by_room()
 DEFINED_ANYWHERE = set().union(*DEFINED.values())
 
 
-# --- what each rule finds ---
+# --- the findings of each rule ---
 
 
 def found_below(source: Source) -> set[str]:
-    """Rule 1: what a compiled module imports from above it."""
+    """Rule 1: the modules above it that a compiled module imports."""
     if source.room != "_core":
         return set()
     return {
@@ -102,7 +102,7 @@ def found_below(source: Source) -> set[str]:
 
 
 def found_of_the_face(source: Source) -> set[str]:
-    """Rule 2: how a file imports the hub that is none of its users."""
+    """Rule 2: the hub, where a file imports it that is none of its users."""
     if source.room in (*USERS_OF_THE_FACE, *USERS_OF_THE_PACKAGE):
         return set()
     return source.imported(MODULES) & FACE
@@ -137,7 +137,7 @@ def found_not_public(source: Source) -> set[str]:
 
 
 def imports_of(sources: Iterable[Source], without: dict[str, set[str]]) -> dict[str, set[str]]:
-    """What each module imports; all of its files together."""
+    """The imports of each module; all of its files together."""
     found: dict[str, set[str]] = defaultdict(set)
     for source in sources:
         found[source.module] |= source.imported(MODULES) - without.get(source.path, set())
