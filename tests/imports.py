@@ -99,6 +99,8 @@ def _read_python(text: str, source: Source) -> None:
             assert node.level == 0, f"{source.path} imports {'.' * node.level}{node.module or ''}"
             names = {alias.name for alias in node.names}
             source.imports.setdefault(node.module or "", set()).update(names)
+        elif isinstance(node, ast.Call) and (module := _imported_by(node)) is not None:
+            source.imports.setdefault(module, set())
         elif isinstance(node, ast.ClassDef):
             source.defines |= set(_defined(node.body))
         elif isinstance(node, ast.Attribute) and is_private(node.attr):
@@ -106,6 +108,15 @@ def _read_python(text: str, source: Source) -> None:
                 source.uses.add(node.attr)
             elif isinstance(node.ctx, ast.Store):
                 source.defines.add(node.attr)
+
+
+def _imported_by(call: ast.Call) -> str | None:
+    """The module of `import_module("a.b")`; None for other calls."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name not in ("import_module", "__import__") or not call.args:
+        return None
+    module = call.args[0]
+    return module.value if _is_text(module) else None  # type: ignore[attr-defined]
 
 
 def _is_own(value: ast.expr) -> bool:
