@@ -127,8 +127,13 @@ def _is_own(value: ast.expr) -> bool:
 
 
 def _defined(body: list[ast.stmt]) -> Iterator[str]:
-    """The private names that the body of a class or of a file defines."""
+    """The private names that the body of a class or of a file defines.
+
+    Names that it only declares, under TYPE_CHECKING, are another's.
+    """
     for node in body:
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             names = {node.name}
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):

@@ -283,6 +283,8 @@ class A(B):
         self._own.public._of_part()
     if TYPE_CHECKING:
         def _declared(self): ...
+    if sys.platform == "linux":
+        def _in_block(self): ...
 def _function(self): return __name__, self.__class__
 """
 
@@ -295,7 +297,7 @@ def test_private_names_are_told_apart_by_whose_they_are(tmp_path: Path) -> None:
         "_in_slots",
         "_of_class",
         "_of_object",
-        "_declared",
+        "_in_block",
         "_function",
     }
 
