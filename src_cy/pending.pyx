@@ -45,7 +45,7 @@ cdef double LONGEST_TIMEOUT = 1e9
 cdef Py_ssize_t MOST_LAPSED = 1_000
 # The least of what one mailbox may have pending unless ACKConfig.max_pending_per_user says more.
 cdef Py_ssize_t LEAST_SHARE = 16
-# Clients that go on to catch up in one turn of the loop, of those who waited for memory.
+# Clients that waited for memory and go on to catch up in one turn of the loop.
 cdef Py_ssize_t MOST_WOKEN = 20
 
 
@@ -110,7 +110,7 @@ cdef class PendingACK:
     def __await__(self):
         loop = get_running_loop()
         own = self._table.loop
-        # A Future for each who waits, so that cancelling one leaves the others.
+        # A Future for each waiter, so that cancelling one leaves the others.
         if self.done():
             waiter = loop.create_future()
             self.tell(waiter)
@@ -135,15 +135,15 @@ cdef class PendingACK:
             self.more_waiters.append(waiter)
 
     cdef int tell(self, waiter) except -1:
-        """Gives the outcome to one who waits."""
+        """Gives the outcome to one waiter."""
         if waiter.done():
             return 0  # cancelled
         if self._error is None:
             waiter.set_result(self._table.forms.confirmed)
         else:
-            # A new traceback for each who awaits it.
+            # A new traceback for each waiter.
             waiter.set_exception(self._error.with_traceback(None))
-            waiter.exception()  # who does not wait any longer has no need of a line in the log
+            waiter.exception()  # a waiter that has given up needs no line in the log
         return 0
 
     async def accepted(self):
@@ -175,7 +175,7 @@ cdef class PendingACK:
 
 @cython.freelist(1024)
 cdef class Mailbox:
-    """What one user, or one device, has not acknowledged (internal)."""
+    """The messages that one user, or one device, has not acknowledged (internal)."""
 
     def __cinit__(self, str key not None, str user_id not None):
         self.key = key
@@ -192,7 +192,7 @@ cdef class Mailbox:
 
 
 cdef class TableOwner:
-    """What a table asks of its owner, which is Acks (delivery/acks.py); internal."""
+    """The owner of a table, as the table sees it: Acks (delivery/acks.py); internal."""
 
     def key_of(self, client):
         """The mailbox of a client, where each device has one of its own."""
@@ -236,7 +236,7 @@ cdef class TableOwner:
 
 
 cdef class CatchUp:
-    """What a table tells a client that catches up, which is a Replay (delivery/replay.py)."""
+    """A client that catches up, as the table sees it: a Replay (delivery/replay.py); internal."""
 
     def put(self, pending):
         """A message was sent: it goes out when its turn comes."""
@@ -268,7 +268,7 @@ cdef class AckTable:
         config: ACKConfig.
         has_store: whether the messages of users who are away are kept.
         counters: AckCounters.
-        owner: who does what is not every message's business.
+        owner: does the work that is not every message's.
 
     Thread-safety: the loop's thread.
     """
@@ -576,7 +576,7 @@ cdef class AckTable:
         return other is None or other.user_id != pending.user_id
 
     cpdef int send_live(self, Mailbox mailbox, PendingACK pending) except -1:
-        """Sends a message to all that it is for; to who is catching up when its turn comes."""
+        """Sends a message to all clients that it is for; to one that catches up, in its turn."""
         cdef list full = None
         cdef bint taken = False
         cdef bytes frame = frame_of(pending)
@@ -598,7 +598,7 @@ cdef class AckTable:
         self.begin(pending)
         if full is not None:
             for client in full:
-                # What comes now queues up behind it.
+                # Later messages queue up behind it.
                 self.owner.catch_up(mailbox, client, [pending])
         return 0
 
@@ -749,7 +749,7 @@ cdef class AckTable:
         return SETTLED
 
     cdef list waiting_for(self, Mailbox mailbox, Sink client, object message_id):
-        """What an acknowledgement of this client settles: one message may have gone out twice."""
+        """The messages that an acknowledgement of this client settles: one may be out twice."""
         cdef PendingACK pending
         cdef list found = []
         for pending in self.of_id(mailbox, message_id):
@@ -780,7 +780,7 @@ cdef class AckTable:
             self.release(mailbox)
         if self.starved and self.has_memory():
             self.wake_starved()
-        # What is still being stored is deleted when that is done.
+        # A message that is still being stored is deleted when that is done.
         if pending._stored and answered and not self.leave_to_namesake(mailbox, pending):
             self.owner.delete(pending._mailbox, pending.id)
         if pending.waiter is not None:
@@ -816,7 +816,7 @@ cdef class AckTable:
         return self.nbytes < self.most_bytes
 
     cdef int wake_starved(self) except -1:
-        """Some of those who wait for memory go on."""
+        """Some of the clients that wait for memory go on."""
         for _ in range(min(MOST_WOKEN, len(self.starved))):
             self.starved.pop().wake()
         return 0

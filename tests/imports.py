@@ -1,4 +1,4 @@
-"""The imports of each file of the project, and which private names it uses: for test_imports.py.
+"""Reads the imports and the private names of each file of the project: for test_imports.py.
 
 Python files and stubs are read as syntax trees, wherever in them an import stands: one under
 TYPE_CHECKING or within a function is one like any other. Cython files are read as text without
@@ -99,6 +99,8 @@ def _read_python(text: str, source: Source) -> None:
             assert node.level == 0, f"{source.path} imports {'.' * node.level}{node.module or ''}"
             names = {alias.name for alias in node.names}
             source.imports.setdefault(node.module or "", set()).update(names)
+        elif isinstance(node, ast.Call) and (module := _imported_by(node)) is not None:
+            source.imports.setdefault(module, set())
         elif isinstance(node, ast.ClassDef):
             source.defines |= set(_defined(node.body))
         elif isinstance(node, ast.Attribute) and is_private(node.attr):
@@ -106,6 +108,15 @@ def _read_python(text: str, source: Source) -> None:
                 source.uses.add(node.attr)
             elif isinstance(node.ctx, ast.Store):
                 source.defines.add(node.attr)
+
+
+def _imported_by(call: ast.Call) -> str | None:
+    """The module of `import_module("a.b")`; None for other calls."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name not in ("import_module", "__import__") or not call.args:
+        return None
+    module = call.args[0]
+    return module.value if _is_text(module) else None  # type: ignore[attr-defined]
 
 
 def _is_own(value: ast.expr) -> bool:
@@ -116,8 +127,13 @@ def _is_own(value: ast.expr) -> bool:
 
 
 def _defined(body: list[ast.stmt]) -> Iterator[str]:
-    """The private names that the body of a class or of a file defines."""
+    """The private names that the body of a class or of a file defines.
+
+    Names that it only declares, under TYPE_CHECKING, are another's.
+    """
     for node in body:
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             names = {node.name}
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
@@ -172,7 +188,7 @@ def _read_cython(text: str, source: Source) -> None:
 
 
 def _without_text(match: re.Match[str]) -> str:
-    """The rest of a string or a comment: of an f-string, what stands in its braces."""
+    """The rest of a string or a comment: of an f-string, the parts in braces."""
     if match["text"] is None:
         return ""
     if "f" in (match["prefix"] or "").lower():

@@ -9,8 +9,8 @@ A client is live in its mailbox, and then gets what is sent at once, or it is ca
 has a `Replay` (delivery/replay.py), whose line holds what it gets next, in order. So the state of
 one client changes nothing for the others.
 
-What else becomes of a message, while its user is away, is in delivery/acks.py: its class `Acks`
-holds the table, and is the `TableOwner` that the table asks.
+A message whose user is away is the business of delivery/acks.py: its class `Acks` holds the table,
+and is the `TableOwner` that the table asks.
 """
 
 cimport cython
@@ -30,15 +30,15 @@ cdef class PendingACK:
         public object status       # AckStatus
         int sent_count             # how often it was sent
         AckTable _table
-        object waiter              # a Future, of who waits; None where nobody does
-        list more_waiters          # of those who came later, or None
+        object waiter              # a Future of the first waiter, or None
+        list more_waiters          # of further waiters, or None
         double deadline            # of the loop's clock; set by the first send
         double due                 # when its timer is to do something
         readonly long long _slot   # of the timer, or -1
         int retries
         unsigned long long sent_at  # Fanout.flush_number when it was last queued
         list followers             # weak, of PendingACK that end as this one does; or None
-        PendingACK leader          # of whom it is a follower, or None
+        PendingACK leader          # the one that it follows, or None
         public object _group       # delivery/devices.py: Group; None: it is alone
         public object _children    # of the message to a user: a list, one for each device; or None
         # Of delivery/acks.py too:
@@ -58,7 +58,7 @@ cdef class PendingACK:
     cdef double timeout(self) noexcept
 
 cdef class Mailbox:
-    # What one user, or one device, has not acknowledged.
+    # The messages that one user, or one device, has not acknowledged.
     cdef:
         readonly str key
         readonly str user_id

@@ -86,7 +86,6 @@ class Mailbox:
     def lapsed(self) -> dict[str, None]:
         """Ids of what is in the store, has timed out, and may still be acknowledged."""
 
-@disjoint_base
 class TableOwner:
     """What a table asks of its owner, which is Acks (delivery/acks.py); internal."""
     def key_of(self, client: Client) -> str:
@@ -109,7 +108,6 @@ class TableOwner:
         """Tells the failure handlers that a message was not delivered."""
     async def accepted(self, pending: PendingACK) -> None: ...
 
-@disjoint_base
 class CatchUp:
     """What a table tells a client that catches up, which is a Replay (delivery/replay.py)."""
     def put(self, pending: PendingACK) -> None:
@@ -124,7 +122,6 @@ class CatchUp:
         """There may be room."""
 
 @final
-@disjoint_base
 class AckTable:
     """The pending messages of one hub (internal).
 

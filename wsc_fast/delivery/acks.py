@@ -7,10 +7,10 @@ user is connected a message goes out at once, and again at each retry interval: 
 with an offline store its messages move there (storing.py), and nothing of them stays in memory but
 what callers hold; without one they wait for their timeouts.
 
-A message leaves the store when it was acknowledged. After a crash, what was stored and not known to
-be acknowledged is delivered again under the same id.
+A message leaves the store when it was acknowledged. After a crash the hub delivers the messages of
+the store again, under the same ids.
 
-Here the parts are joined: their life, clients that come and go, and what the store tells.
+This file joins the parts: their life, clients that come and go, and the news of the store.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Acks(TableOwner):
                 self.catching_up,
                 config.max_pending_bytes,
             )
-        # What the engine and the facade call for each message, without a step between.
+        # The engine and the facade call these for each message: no step stands between.
         self.start = table.start
         self.take = table.take
         self.hold = self.catching_up.hold
@@ -139,7 +139,7 @@ class Acks(TableOwner):
 
     @property
     def counters(self) -> AckCounters:
-        """What has happened since they were last set."""
+        """The counters since the last reset."""
         return self._counters
 
     @counters.setter
@@ -190,7 +190,7 @@ class Acks(TableOwner):
         for mailbox in list(self.table.mailboxes.values()):
             self.catching_up.end_all(mailbox, stopped)
         await self._empty_mailboxes(stopped)
-        # What has to be written gets some time even where the clients have used it up.
+        # The writing gets some time even where the clients have used it up.
         deadline = max(deadline, loop.time() + STORE_GRACE)
         if self._journal is not None:
             await self._journal.write_out(deadline)
@@ -245,7 +245,7 @@ class Acks(TableOwner):
         if self._journal is not None:
             self._journal.forget()
 
-    # --- what the facade asks ---
+    # --- for the facade ---
 
     def pending_of(self, client: Client) -> list[ACKMessage]:
         """The messages that an acknowledgement of this client would settle."""
@@ -300,7 +300,7 @@ class Acks(TableOwner):
         else:
             self.table.release(mailbox)
 
-    # --- what the table asks ---
+    # --- for the table ---
 
     def key_of(self, client: Client) -> str:
         """The mailbox of a client, where each device has one of its own."""
@@ -369,7 +369,7 @@ class Acks(TableOwner):
         else:
             await self._storing.accepted(pending)
 
-    # --- what the journal tells ---
+    # --- for the journal ---
 
     def appended(self, pending: PendingACK, error: BaseException | None) -> None:
         """A message is in the store, or is not."""
@@ -407,7 +407,7 @@ class Acks(TableOwner):
         self._failures.report(failure, of_call=False)
 
     def stored_elsewhere(self, key: str) -> None:
-        """Another process has stored messages for a user: who is connected here gets them."""
+        """Another process has stored messages for a user: its clients that are here get them."""
         if self.table.stopped:
             return
         user_id = user_of_key(key)

@@ -19,8 +19,9 @@ from wsc_fast.messages import HubMessage, decode_hub_message, message_of
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What failures have in common that differ in their message only: one failure, or all that a
-    client's outbox held. The queues of all handlers share it.
+    """The common part of failures that differ in their message only.
+
+    They are one failure, or all of a client's outbox. The queues of all handlers share it.
     """
 
     failure: Failure  # its message is not looked at
@@ -89,7 +90,7 @@ def _decoded(item: Message) -> HubMessage | str | bytes:
 
 
 class Capacity:
-    """How much of a queue is free, and who holds the rest.
+    """The free part of a queue, and the parts that recipients hold.
 
     One recipient may hold as much as is free: alone it gets half of the queue, and the more hold
     much, the more is left for one that comes new.

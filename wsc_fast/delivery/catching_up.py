@@ -1,4 +1,4 @@
-"""Which clients catch up with their mailbox, when that begins, and what comes of it.
+"""The clients that catch up with their mailbox: the beginning and the end of that.
 
 A client catches up when it has connected, when its outbox had no room for a message, and when
 another process has stored a message for it. Meanwhile messages without acknowledgement wait behind
@@ -160,7 +160,7 @@ class CatchingUp:
 
         Args:
             mailbox: of the client.
-            client: who is behind.
+            client: the one that is behind.
             line: what is pending for it.
             sent: what it has got already, of what the store may hold.
             from_store: whether to read the store, where there is one.
@@ -252,7 +252,7 @@ class CatchingUp:
             self._redirect(mailbox, client, others)
 
     def _redirect(self, mailbox: Mailbox, left: Client, others: list[Client]) -> None:
-        """What was for one client alone goes to the others of the user."""
+        """The messages for one client alone go to the others of the user."""
         if not mailbox.directed:
             return
         line = [
@@ -284,7 +284,7 @@ class CatchingUp:
         for item in replay.end():
             self._report_held(item, mailbox.user_id, error)
 
-    # --- what the store holds ---
+    # --- messages of the store ---
 
     async def prepare(self, client: Client) -> None:
         """To be awaited before the store is read for a client."""
@@ -329,8 +329,8 @@ class CatchingUp:
     def all_read(self, mailbox: Mailbox) -> None:
         """A replay has read all that the store holds for a mailbox.
 
-        What is parked still has gone from the store, by somebody else's doing or a loss: it is sent
-        from memory.
+        A message that is parked still has gone from the store: another process has removed it, or
+        the store has lost it. It is sent from memory.
         """
         for pending in self._parked.of(mailbox.key):
             if pending._storing is None and pending.status is AckStatus.STORED:

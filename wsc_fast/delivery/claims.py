@@ -10,7 +10,7 @@ from wsc_fast.stores.base import OfflineStore
 
 
 class Claimant(Protocol):
-    """A user of a store, of whom at most one may be in use."""
+    """A user of a store. At most one of them may be in use."""
 
     def is_in_use(self) -> bool:
         """Whether its hub runs, or has not run yet."""
@@ -22,7 +22,7 @@ _claimants: weakref.WeakKeyDictionary[OfflineStore, weakref.ref[Claimant]] = (
 
 
 def claim(store: OfflineStore, claimant: Claimant) -> None:
-    """Notes who uses a store.
+    """Notes the user of a store.
 
     Args:
         store: an offline store.

@@ -6,8 +6,8 @@ for all of them: the first acknowledgement confirms it, and where none comes it 
 
 Which devices a user has is kept in the offline store, in a mailbox of its own: an entry for each
 device, so that the store's bounds in number and age are those of the devices. A device that has
-been forgotten is a new one when it comes back. What was stored for a user of whom no device was
-known goes to the first one.
+been forgotten is a new one when it comes back. Messages that were stored while no device of their
+user was known go to the first one.
 
 Keys of mailboxes: of the devices of a user, of one device, and the user id itself for clients
 without a device id and for users without devices. No id holds the character between the parts.
@@ -67,7 +67,7 @@ def is_of_devices(key: str) -> bool:
 class Group:
     """The deliveries of one message to the devices of a user.
 
-    The caller's PendingACK holds them, and they hold this; so who lets go of it takes no memory.
+    The caller's PendingACK holds them, and they hold this; so a caller that lets go of it frees it.
     """
 
     __slots__ = ("_parent", "confirmed", "waiting")
@@ -113,7 +113,7 @@ class Devices:
         # Users whose devices have changed since they were read.
         self._stale: set[str] = set()
         self._loading: dict[str, asyncio.Task[Exception | None]] = {}
-        # What callers hold, so that the same message again is found.
+        # The PendingACKs that callers hold, so that the same message again is found.
         self._parents = Parked()
 
     def clear(self) -> None:
@@ -167,7 +167,7 @@ class Devices:
         *,
         raising: bool,
     ) -> None:
-        """One delivery for each device, and for who is connected without a device id."""
+        """One delivery for each device, and one for clients without a device id."""
         table, user_id = self._table, parent.user_id
         keys = [key_of_device(user_id, device_id) for device_id in devices]
         if not keys or table.has_clients(user_id, user_id):
@@ -326,7 +326,7 @@ class Devices:
             devices = dict.fromkeys(self._connected(user_id))
         if user_id in self._known:
             self._known[user_id] = devices if error is None else None
-        # What is sent meanwhile waits behind it.
+        # Messages that are sent meanwhile wait behind it.
         while waiting := self._waiting.get(user_id):
             some = waiting[:AT_ONCE]
             del waiting[:AT_ONCE]
@@ -365,7 +365,7 @@ class Devices:
         return noted is None or time.time() - noted.stored_at > age
 
     async def _hand_over(self, user_id: str, key: str) -> None:
-        """What was stored while no device was known goes to the first one."""
+        """Messages that were stored while no device was known go to the first one."""
         store = self._access.store
         after = 0
         while page := await store.read(user_id, after=after, limit=PAGE):

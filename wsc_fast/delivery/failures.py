@@ -1,7 +1,6 @@
-"""What a failure is: a message that was not delivered, why, and which handlers hear of it how.
+"""A failure: the message that was not delivered, why, and the handlers that hear of it.
 
-Which failure calls which handler is a table in docs/delivery.md. How they are told is the business
-of reporter.py.
+Which failure calls which handler is a table in docs/delivery.md. reporter.py tells them.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from wsc_fast.errors import (
 )
 from wsc_fast.messages import ACKMessage, HubMessage, encode_hub_message, to_hub_message
 
-# What is kept of a message that its client may not publish, in characters or bytes.
+# A message that its client may not publish is kept up to here, in characters or bytes.
 REFUSED_EXCERPT = 1_024
 
 # Set while a handler runs, in whatever it awaits, starts or calls in its thread.
@@ -178,7 +177,7 @@ def copied(message: HubMessage) -> HubMessage:
 
 
 def _bare(error: Exception) -> Exception:
-    """The same without a traceback, which would keep the variables of whoever made the call."""
+    """The same without a traceback, which would keep the variables of the caller."""
     if error.__traceback__ is None or not isinstance(error, WSCError):
         return error
     try:

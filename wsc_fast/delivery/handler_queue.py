@@ -1,4 +1,4 @@
-"""One failure handler: what waits for it, and the task that tells it of that, in order.
+"""One failure handler: the failures that wait for it, and the task that tells it of them in order.
 
 Handlers run beside the deliveries, never within them, and a slow handler holds up no other. Plain
 methods run in a thread of that handler, so that one that blocks, on a database say, does not hold
@@ -40,7 +40,7 @@ SLICE = 0.001
 
 
 class Owner(Protocol):
-    """What a queue tells, and what it asks."""
+    """The interface that a queue needs of its owner."""
 
     @property
     def ids(self) -> str:
@@ -91,7 +91,7 @@ def _hand_over(future: asyncio.Future[Any], result: Any) -> None:
 
 
 class HandlerQueue:
-    """One handler object: what waits for it, and the task that tells it of that in order.
+    """One handler object: the failures that wait for it, and the task that tells it of them.
 
     Thread-safety: the loop's thread. `methods` is replaced from any thread, and never changed.
     """
@@ -217,7 +217,7 @@ class HandlerQueue:
             self._owner.sweep()
 
     def tasks(self) -> list[asyncio.Task[Any]]:
-        """What is under way for the handler."""
+        """The tasks that are under way for the handler."""
         return [*self._running, *([self._worker] if self._worker is not None else [])]
 
     def clear(self) -> int:
@@ -241,7 +241,7 @@ class HandlerQueue:
 def _in_handler(
     method: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> tuple[Any, BaseException | None]:
-    # What it raises is handed over, since SystemExit and CancelledError would do more on their way.
+    # An exception is handed over: SystemExit and CancelledError would do more on their way.
     handling.set(True)
     try:
         return method(*arguments), None

@@ -1,11 +1,11 @@
-"""The offline store as the acknowledgements use it: what is written, removed, and looked up there.
+"""The offline store as the acknowledgements use it: writing, removing and reading.
 
     append     in the order of the calls, whatever some of them have to wait for
     delete     what is acknowledged, once in a turn of the loop; again later where that failed
     page       the next messages of a mailbox, for a replay
 
-Whether the store is there at all is known by store_access.py. What is done now and then, and what
-the store lets go of, is in upkeep.py.
+store_access.py knows whether the store is there at all. upkeep.py does the work of now and then,
+and tells of the messages that the store has dropped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Owner(upkeep.Owner, Protocol):
-    """What the journal tells, and what it asks."""
+    """The interface that the journal needs of its owner."""
 
     def appended(self, pending: PendingACK, error: BaseException | None) -> None:
         """A message is in the store, or is not."""
@@ -56,7 +56,7 @@ class Owner(upkeep.Owner, Protocol):
 
 
 class Journal:
-    """What a hub does with its offline store.
+    """Writes to the offline store of a hub, and reads it.
 
     Args:
         store: OfflineStore.
@@ -286,7 +286,7 @@ class Journal:
         self.access.failed("acknowledged messages could not be removed", error)
         if self._loop is None:
             return
-        # Those beyond the bound come again under the same id.
+        # Messages beyond the bound come again under the same id.
         for message_id in ids[: max(0, MOST_UNDELETED - self._undeleted_count)]:
             undeleted = self._undeleted.setdefault(key, {})
             self._undeleted_count += message_id not in undeleted
@@ -321,7 +321,7 @@ class Journal:
     async def _read(self, key: str, after: int) -> list[StoredMessage]:
         await self.access.opened()
         if self._appending is not None:
-            # What was to be stored before this is asked is in the page, too.
+            # The page holds messages, too, that were to be stored before this is asked.
             await asyncio.wait([self._appending])
         return await self.access.store.read(key, after=after, limit=PAGE, max_bytes=PAGE_BYTES)
 

@@ -1,4 +1,4 @@
-"""What this room needs of the hub that it delivers for, so that it knows no hub."""
+"""All that this room needs of the hub that it delivers for, so that it knows no hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a hub gives to this room.
+    """The things that a hub gives to this room.
 
     Attributes:
         engine: the loop and the clients; messages go out through it.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wsc_fast.delivery.needs import Settings
     from wsc_fast.stores.base import StoredMessage
 
-# What a replay has out without an acknowledgement, in messages and in bytes.
+# A replay has at most so much out without an acknowledgement, in messages and in bytes.
 WINDOW = 1_000
 WINDOW_BYTES = 4 << 20
 # Messages and bytes in a client's outbox up to which a replay goes on sending; at most half of what
@@ -49,7 +49,7 @@ class ClientLeftError(Exception):
 
 
 class Owner(Protocol):
-    """What a replay asks, and whom it tells, besides the table."""
+    """The interface that a replay needs of its owner."""
 
     table: AckTable
 
@@ -83,9 +83,9 @@ class Replay(CatchUp):
     """Brings one client up to date.
 
     Args:
-        owner: who has begun it.
+        owner: the one that has begun it.
         mailbox: of the client's user, or device.
-        client: who is behind.
+        client: the one that is behind.
         line: what is pending for it.
         sent: what it has got already, of what the store may hold.
         from_store: whether to read the store first.
@@ -110,10 +110,10 @@ class Replay(CatchUp):
         self._owner = owner
         self._table = owner.table
         self._line: deque[PendingACK | Held] = deque(line)
-        # What was sent since it began: that goes by the line, also where the store holds it, so
-        # that it comes behind what is held.
+        # Messages that were sent since it began. They go by the line, also where the store holds
+        # them, so that they come behind the messages that are held.
         self._later: set[PendingACK] = set()
-        # What it has sent and nobody has settled.
+        # Messages that it has sent and nobody has settled.
         self._sent = set(sent)
         self._sent_bytes = sum(len(pending._data) for pending in sent)
         self._from_store = from_store
@@ -140,7 +140,7 @@ class Replay(CatchUp):
         """A message was sent: it goes out when its turn comes."""
         self._line.append(pending)
         self._later.add(pending)
-        # What has ended meanwhile is not kept until its turn.
+        # A message that has ended meanwhile is not kept until its turn.
         if len(self._line) > 2 * (len(self.mailbox.pending) + self._held) + 16:
             first = self._line[0]
             self._line = deque(

@@ -57,9 +57,9 @@ class FailureReporter:
 
     def __init__(self, needs: Needs) -> None:
         self._needs = needs
-        self._lock = threading.Lock()  # of those who add and remove
+        self._lock = threading.Lock()  # held while a handler is added or removed
         self._queues: tuple[HandlerQueue, ...] = ()  # one for each handler object
-        # Those that hear of each reason.
+        # The queues that hear of each reason.
         self._hearing: dict[SendFailureReason, list[HandlerQueue]] = {}
         self._recursion_logged = False
         self._number = 0  # of failures queued so far
@@ -171,7 +171,7 @@ class FailureReporter:
         """Counts what a client's outbox has lost, and queues it for the handlers.
 
         The acknowledgement of a message that requires one, or its absence, tells what became of it:
-        it is no failure here. Those that no queue has room for are not looked at, and count.
+        it is no failure here. Frames that no queue has room for are not looked at, and count.
 
         Args:
             frames: what was lost.
@@ -203,7 +203,7 @@ class FailureReporter:
     def _queues_for(
         self, reason: SendFailureReason, count: int, of_call: bool
     ) -> Sequence[HandlerQueue]:
-        """Those that are to hear of failures; none if these are a handler's own doing."""
+        """The queues that are to hear of failures; none if these are a handler's own doing."""
         if not self.active:
             return ()
         queues = self._hearing[reason]

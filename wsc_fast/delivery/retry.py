@@ -45,7 +45,7 @@ class SendAttempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SendResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a send with retries (go-wsc `SendResult`).
+    """The outcome of a send with retries (go-wsc `SendResult`).
 
     Attributes:
         success: whether the message was queued for at least one client.

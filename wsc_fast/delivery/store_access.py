@@ -16,7 +16,7 @@ from wsc_fast.errors import OfflineStoreError
 from wsc_fast.log import log
 from wsc_fast.stores.base import OfflineStore
 
-# What is read at a time, in messages and in bytes.
+# One reading is of so much, in messages and in bytes.
 PAGE = 200
 PAGE_BYTES = 1 << 20
 # Seconds without any answer of the store after which it counts as away, and how long it then does.

@@ -1,9 +1,9 @@
-"""What goes from memory into the offline store, and when.
+"""The way of messages from memory into the offline store.
 
 A message is stored when somebody waits for `accepted`, when its user is away, and when the hub
-stops. Whatever was sent to that user before it is stored first, so that the store's order is the
-order of sending. When the last client of a mailbox has gone, the mailbox is parked: its messages
-move to the store, and nothing of them stays in memory but what callers hold.
+stops. All messages that were sent to that user before it are stored first, so that the store's
+order is the order of sending. When the last client of a mailbox has gone, the mailbox is parked:
+its messages move to the store, and memory keeps those alone whose PendingACK a caller holds.
 
 Nothing here takes more than a bounded number of steps in one turn of the loop, however many
 messages or users are concerned.

@@ -1,4 +1,4 @@
-"""What is done now and then with the offline store, and what the store has let go of.
+"""Work on the offline store that is done now and then, and news of the messages that it drops.
 
 expire     removes what is too old
 trim       removes what is beyond a limit that was lowered
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LOOK_EVERY = 1.0
 CHECK_EVERY = 5.0
 EXPIRE_EVERY = 60.0
-# Users with new messages of whom one look tells, and those of whom one turn of the loop does.
+# One look tells of so many users with new messages; one turn of the loop tells of so many.
 NEWS_AT_ONCE = 1_000
 USERS_AT_ONCE = 100
 # Seconds for which a store surely remembers what others have stored.
@@ -38,7 +38,7 @@ TOLD_AT_ONCE = 50
 
 
 class Owner(Protocol):
-    """What the upkeep tells, and what it asks."""
+    """The interface that the upkeep needs of its owner."""
 
     def dropped(self, key: str, stored: StoredMessage, age: float | None) -> None:
         """The store has let go of a message: for its age in seconds, or, None, for its bound."""
@@ -81,7 +81,7 @@ class Upkeep:
         self._attached = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._trimming: set[str] = set()  # mailboxes with more messages than they may have
-        # What was dropped and is not told yet: mailbox, message, age.
+        # Messages that were dropped and are not told yet: mailbox, message, age.
         self._dropped: deque[tuple[str, StoredMessage, float | None]] = deque()
         self._told_all = asyncio.Event()
 
@@ -115,7 +115,7 @@ class Upkeep:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # --- what the store lets go of ---
+    # --- messages that the store has dropped ---
 
     @property
     def is_telling(self) -> bool:
