@@ -175,6 +175,8 @@ class Hub(Delivery):
         self._handshaking: dict[Handshake, int] = {}
         # Those that were answered and not upgraded, while their peers read; oldest first.
         self._answered: dict[Handshake, None] = {}
+        # Those of them whose answer the kernel has; oldest first.
+        self._lingering: dict[Handshake, None] = {}
         # Whether any client has had an id of the application's; and those who are let into a full
         # hub to find out whose connection they replace.
         self._names_clients = False
@@ -673,6 +675,7 @@ class Hub(Delivery):
         self._handshaking.clear()
         self._returning.clear()
         self._answered.clear()
+        self._lingering.clear()
         for task in self._tasks:
             joining: Client | None = getattr(task, "wsc_client", None)
             if joining is not None:

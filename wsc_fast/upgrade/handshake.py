@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 # How the first record of a TLS stream begins (RFC 8446 section 5.1): a handshake.
 _TLS_RECORD = b"\x16\x03"
+# How many have their answer and have not ended their half: one of so many `max_handshakes`, and at
+# least so many. The hub holds a connection of whoever sends on no longer than others leave it room.
+_LINGERING_SHARE = 8
+_LEAST_LINGERING = 64
 
 
 class Handshake:
@@ -139,6 +143,24 @@ class Handshake:
         self._lingering = Lingering(
             self._hub, self._client, self._transport, self._descriptor, answer
         )
+        if not self._transport.get_write_buffer_size():
+            self._linger()
+
+    def _linger(self) -> None:
+        """The kernel has the answer: only the end of the peer's half is waited for.
+
+        One more than there may be ends the oldest. It costs that peer nothing, unless it sends on.
+        """
+        lingering = self._hub._lingering
+        if self in lingering:
+            return
+        most = max(_LEAST_LINGERING, self._hub.config.max_handshakes // _LINGERING_SHARE)
+        if len(lingering) >= most:
+            self._hub._count_limit("max_handshakes")
+            oldest = next(iter(lingering))
+            oldest.settle()
+            oldest.abort()
+        lingering[self] = None
 
     def descriptor(self) -> int:
         """Of its socket; -1 where it may be closed already."""
@@ -148,6 +170,7 @@ class Handshake:
         """The transport has written all that it was given."""
         if self._lingering is not None:
             self._lingering.drained()
+            self._linger()
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -160,6 +183,7 @@ class Handshake:
     def settle(self) -> bool:
         """Has the hub forget this handshake; returns whether it was still without an answer."""
         self._hub._answered.pop(self, None)
+        self._hub._lingering.pop(self, None)
         slot = self._hub._handshaking.pop(self, None)
         if slot is None:
             return False
