@@ -1165,8 +1165,6 @@ class Hub(Delivery):
 
     def _disconnected(self, client: Client, announced: bool) -> None:
         """Called by a Client once its connection is gone."""
-        if client._counted:
-            self._limits.gone(client.remote_address)
         expiry = self._expiring.pop(client, None)
         if expiry is not None:
             self._expiries.cancel(client, expiry[1])
@@ -1182,8 +1180,16 @@ class Hub(Delivery):
     def _limit_callbacks(self, client: Client) -> None:
         """A client has gone: an async callback of it that is under way has so long from now on."""
         inbox = client._get_inbox()
-        if inbox is not None:
+        if inbox is None:
+            self._leave_address(client)
+        else:
             inbox.limit()
+
+    def _leave_address(self, client: Client) -> None:
+        """A client has gone and so have its callbacks: it is none of its address any more."""
+        if client._counted:
+            client._counted = False
+            self._limits.gone(client.remote_address)
 
     # --- callbacks, called by Client ---
 

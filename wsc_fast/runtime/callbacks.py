@@ -242,6 +242,8 @@ class Inbox:
 
     def _end(self) -> None:
         self._hub._outlasting.discard(self)
+        if self._client._transport() is None:
+            self._hub._leave_address(self._client)
         of_user = self._hub._inboxes.get(self._client.user_id, set())
         of_user.discard(self)
         if not of_user:
