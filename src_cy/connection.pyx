@@ -108,6 +108,8 @@ cdef enum:
     PAUSED_FOR_TURN = 4
     # The longest text that may be an acknowledgement.
     ACK_CHARACTERS = 4096
+    # How many messages in a row a client has to be allowed after a refused one (receiver.pxd).
+    DOUBTS = 64
 
 
 def peer_address(stream):
@@ -695,12 +697,13 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         self.engine.counters.bytes_in += size
         if answer != NO_ACK:
             return 0
-        if (
-            self.engine.publish_filter is not None
-            and self.inbox is None  # else it is asked in its turn
-            and not self.engine.publish_filter(self, content)
-        ):
-            return 0
+        # With an inbox, the hub asks in the message's turn.
+        if self.engine.publish_filter is not None and self.inbox is None:
+            if not self.engine.publish_filter(self, content):
+                self.doubts = DOUBTS
+                return 0
+            if self.doubts:
+                self.doubts -= 1
         handler = self.engine.message_handler
         if handler is not None and self.inbox is None:
             result = None

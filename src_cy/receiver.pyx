@@ -89,7 +89,7 @@ cdef class Receiver(Sink):
         """The transport has read (asyncio.BufferedProtocol)."""
         if (
             size >= self.engine.turns.heavy_read or self.handshake is not None
-            or self.deferred_input is not None or self.listening
+            or self.deferred_input is not None or self.listening or self.doubts
             or (self.context is not None and self.context.client_window)
         ):
             self.take_heavy_read(size)
@@ -97,7 +97,7 @@ cdef class Receiver(Sink):
             self.take_read(size)
 
     cdef int take_heavy_read(self, Py_ssize_t size) except -1:
-        """One that takes its time: a large one, or that of a request."""
+        """One that takes its time: a large one, that of a request, or of what may be refused."""
         cdef double began
         if self.listening:
             self.put_aside(self.engine.read_buffer.area, size)

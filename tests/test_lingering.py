@@ -183,6 +183,27 @@ async def test_lingering_connections_are_bounded_with_those_that_have_not_asked(
             assert (await raw.read_response()).startswith(b"HTTP/1.1 404 ")
 
 
+async def test_few_wait_for_the_end_of_a_peer_that_has_its_answer(any_loop: str) -> None:
+    hub = serving_much(close_timeout=30.0, max_handshakes=800)
+    async with running(hub), contextlib.AsyncExitStack() as stack:
+
+        async def one(request: bytes) -> RawClient:
+            raw = stack.enter_context(await open_client(hub, None, upgrade=False, rcvbuf=SMALL))
+            await raw.send_raw(request)
+            return raw
+
+        download = await one(GET)
+        await eventually(lambda: len(hub._parts.requests._answered) == 1)
+        refused = [await one(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(150)]
+        for raw in refused:
+            # A peer that sends nothing more gets its answer and no reset, whenever it reads.
+            assert b" 404 " in await raw.read_all()
+        # Of 800 an eighth; the one whose answer is still on its way is none of these.
+        assert len(hub._parts.requests._answered) == 101
+        assert hub.get_stats().limited["max_handshakes"] == 50
+        assert (await download.read_all()).endswith(BODY)
+
+
 @pytest.mark.parametrize(
     "leave", [RawClient.close, RawClient.reset, RawClient.vanish], ids=["close", "reset", "vanish"]
 )

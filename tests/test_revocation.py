@@ -371,6 +371,30 @@ async def test_a_client_that_has_gone_counts_while_its_callbacks_go_on(
         await eventually(lambda: hub.get_stats().connections_total == 4)
 
 
+@pytest.mark.parametrize("end", ["leaves", "resets"])
+async def test_who_has_gone_counts_for_its_address_while_its_callbacks_go_on(
+    any_loop: str, end: str
+) -> None:
+    hub = Hub(HubConfig(max_connections_per_address=2))
+    slow = Slow()
+    hub.on_message_received(slow)
+    async with running(hub):
+        for number in range(2):
+            raw = await RawClient.open(hub)
+            await raw.send_raw(encode(TEXT, b"much"))
+            await eventually(lambda: len(slow.begun) == number + 1)  # noqa: B023
+            raw.close() if end == "leaves" else raw.reset()
+            await eventually(lambda: hub.connections == 0)
+        assert b" 429 " in await exchange(hub, RawClient.request(hub))
+        assert hub.get_stats().limited["max_connections_per_address"] == 1
+        slow.let()
+        await eventually(lambda: not hub._parts.tasks)
+        with await RawClient.open(hub), await RawClient.open(hub):
+            assert b" 429 " in await exchange(hub, RawClient.request(hub))
+        await eventually(lambda: hub.connections == 0)
+        (await RawClient.open(hub)).close()
+
+
 async def test_an_async_on_error_that_never_ends_is_cancelled_once_its_client_has_gone() -> None:
     hub = Hub(HubConfig(callback_close_timeout=0.05))
     gone: list[Client] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import ssl
 import struct
@@ -326,3 +327,43 @@ async def test_a_broadcast_does_not_wait_for_those_who_send_much(any_loop: str) 
         assert hub._count_waiting() > 0
         for raw in [*crowd, listener]:
             raw.reset()
+
+
+async def test_whoever_is_refused_what_it_publishes_waits_and_the_others_do_not(
+    any_loop: str,
+) -> None:
+    senders, each = 50, 4
+    turn = 0
+    asked: dict[int, int] = {}
+    heard_at: list[int] = []
+
+    def may_publish(client: Client, message: str | bytes) -> bool:
+        asked[turn] = asked.get(turn, 0) + 1
+        if message == "fine":
+            return True
+        busy(0.0002)
+        return False
+
+    hub = Hub(authorize_publish=may_publish)
+
+    @hub.on_message_received
+    def note(client: Client, message: str | bytes) -> None:
+        heard_at.append(turn)
+
+    async with running(hub), contextlib.AsyncExitStack() as stack:
+        other = stack.enter_context(await RawClient.open(hub))
+        clients = [stack.enter_context(await RawClient.open(hub)) for _ in range(senders)]
+        for raw in clients:
+            await raw.send_raw(encode(TEXT, b"spam"))
+        await eventually(lambda: hub.get_stats().unauthorized == senders)
+        asked.clear()
+        for raw in clients:
+            raw.sock.send(encode(TEXT, b"spam") * each)
+        other.sock.send(encode(TEXT, b"fine"))
+        while sum(asked.values()) < senders * each + 1:
+            turn += 1
+            await asyncio.sleep(0)
+        # A turn asks for what its budget allows, and for one read more. All came at once.
+        assert max(asked.values()) <= 8 * each
+        assert heard_at[0] < turn
+        assert hub.get_stats().unauthorized == senders * (each + 1)

@@ -116,6 +116,7 @@ class Hub(DeliveryFace):
             authorize_join=authorize_join,
             authorize_publish=authorize_publish,
             awaits_acknowledgement=delivery.awaits_acknowledgement,
+            gone=lambda client: admission.leave_address(client),
             denied=delivery.denied,
         )
         listener = Listener(

@@ -7,7 +7,8 @@ the attackers (swarm.py), who get what is left of that core. In each of three ro
 clients' p99 is measured before the attack, and during it from its first connection on; the row has
 the median of the three ratios. With --quick there is one round, and two more only where that one
 breaks the bound. Memory is the peak of the server's resident memory (VmHWM) beyond what it had when
-its honest clients were connected.
+its honest clients were connected. Each round begins once the hub has ended what the last one left:
+the bound of memory is that of the attackers of one round, and of what all rounds leak.
 
 The server's CPU time is that during the attack, without what the honest clients took before it.
 
@@ -43,6 +44,11 @@ ROUNDS = 3
 # Seconds: before the attack, and during it.
 BEFORE, DURING = 2.0, 4.0
 QUICK_BEFORE, QUICK_DURING = 1.0, 2.0
+# Connections that the hub has while nobody attacks: the honest clients', and a newcomer's or two.
+HONEST = 105
+# Seconds that the hub may take to end what an attack has left. It notices by its heartbeat that a
+# client has gone which it does not read.
+SETTLING = 30.0
 # The attackers' ramp before their tame phase is measured.
 TAME_RAMP = 1.0
 
@@ -220,6 +226,7 @@ def one_round(
     row: Row, server: Worker, honest: Worker, port: str, cpu: int, before: float, during: float
 ) -> None:
     attack = row.attack
+    settle(server)
     began = cpu_time(server)
     if attack.tame is None:
         row.before.append(honest.ask(str(before))["p99"])
@@ -247,6 +254,16 @@ def one_round(
     row.refused += measured["refused"]
     row.counted = value(server.ask("stats"), attack.counter)
     row.growth = 0.0
+
+
+def settle(server: Worker) -> None:
+    """Waits until the connections of the last attack have gone, and their callbacks have ended."""
+    deadline = time.monotonic() + SETTLING
+    while time.monotonic() < deadline:
+        stats = server.ask("stats")
+        if stats["connections"] <= HONEST and not stats["asleep"]:
+            return
+        time.sleep(0.1)
 
 
 @contextmanager

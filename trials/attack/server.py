@@ -60,6 +60,17 @@ INTERNET: dict[str, Any] = {
 
 
 USERS = itertools.count()
+# Slow callbacks under way. What they and the messages behind them hold outlasts the connection.
+asleep = 0
+
+
+async def sleep() -> None:
+    global asleep
+    asleep += 1
+    try:
+        await asyncio.sleep(SLOW)
+    finally:
+        asleep -= 1
 
 
 def authenticate(request: Request) -> Identity | None:
@@ -101,7 +112,7 @@ def make_hub(settings: dict[str, Any], hooks: bool = False) -> Hub:
             except LimitError:
                 client.send("too many rooms")
         elif isinstance(message, str) and message.startswith("slow"):
-            return asyncio.sleep(SLOW)
+            return sleep()
         else:
             client.send(message if len(message) <= 1024 else str(len(message)))
         return None
@@ -133,7 +144,7 @@ async def main(settings: dict[str, Any], tls: bool, hooks: bool) -> None:
     while command := (await commands.readline()).split():
         answer: Any = {}
         if command[0] == b"stats":
-            answer = msgspec.to_builtins(hub.get_stats())
+            answer = msgspec.to_builtins(hub.get_stats()) | {"asleep": asleep}
         else:
             broadcaster = asyncio.create_task(broadcast(float(command[1])))
         print(json.dumps(answer), flush=True)

@@ -65,7 +65,7 @@ class PendingACK:
 
 @disjoint_base
 class Mailbox:
-    """What one user, or one device, has not acknowledged (internal)."""
+    """The messages that one user, or one device, has not acknowledged (internal)."""
 
     unstored: deque[PendingACK] | None
     unstored_stale: bool
@@ -87,7 +87,7 @@ class Mailbox:
         """Ids of what is in the store, has timed out, and may still be acknowledged."""
 
 class TableOwner:
-    """What a table asks of its owner, which is Acks (delivery/acks.py); internal."""
+    """The owner of a table, as the table sees it: Acks (delivery/acks.py); internal."""
     def key_of(self, client: Client) -> str:
         """The mailbox of a client, where each device has one of its own."""
     def send_to_devices(self, user_id: str, message: ACKMessage) -> PendingACK:
@@ -109,7 +109,7 @@ class TableOwner:
     async def accepted(self, pending: PendingACK) -> None: ...
 
 class CatchUp:
-    """What a table tells a client that catches up, which is a Replay (delivery/replay.py)."""
+    """A client that catches up, as the table sees it: a Replay (delivery/replay.py); internal."""
     def put(self, pending: PendingACK) -> None:
         """A message was sent: it goes out when its turn comes."""
     def has_sent(self, pending: PendingACK) -> bool:
@@ -130,7 +130,7 @@ class AckTable:
         config: ACKConfig.
         has_store: whether the messages of users who are away are kept.
         counters: AckCounters.
-        owner: who does what is not every message's business.
+        owner: does the work that is not every message's.
 
     Thread-safety: the loop's thread.
     """
@@ -206,7 +206,7 @@ class AckTable:
     def counts_from(self, pending: PendingACK, client: Client) -> bool:
         """Whether a message is for this client, and an acknowledgement of this client counts."""
     def send_live(self, mailbox: Mailbox, pending: PendingACK) -> int:
-        """Sends a message to all that it is for; to who is catching up when its turn comes."""
+        """Sends a message to all clients that it is for; to one that catches up, in its turn."""
     def send_now(self, pending: PendingACK, client: Client) -> bool:
         """Sends a message to one client; whether its outbox took it."""
     def send_plain(self, client: Client, data: bytes, priority: int) -> bool:

@@ -14,7 +14,8 @@ Turns. A connection that sends much may not hold up the others, nor may those th
 yet: once heavy reads have taken their budget of one turn of the loop, what comes of them is put
 aside (`deferred_input`) and not looked at, nor more read, until their turn comes, first come, first
 served. A client that sends little never waits. A small read is heavy all the same where it inflates
-to as much as a heavy one brings.
+to as much as a heavy one brings, and where its client was lately refused what it wanted to publish:
+each such message costs as much as several others.
 
 A loop inside a callback (a plain one that calls `run_until_complete` of a patched asyncio, or opens
 a modal dialog) may read while the buffer is in use: for another connection the hub then makes a
@@ -96,6 +97,7 @@ cdef class Receiver(Sink):
         uint8_t part_fin
         uint8_t deferred           # what is left of this read inflates to more than that
         uint8_t inflated           # something was, since the last look at the clock
+        uint8_t doubts             # so many messages have to be allowed before its reads are light
         bint input_closed                  # nothing of the peer is heard any more
         bint drains                # each read has to take all that the transport has (`get_buffer`)
 

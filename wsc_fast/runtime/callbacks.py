@@ -40,6 +40,7 @@ class Callbacks:
         settings: those that hold now.
         authorize_join, authorize_publish: the application's hooks; see Hub.
         awaits_acknowledgement: whether something is pending that a client may acknowledge.
+        gone: hears of a client that has gone, once none of its callbacks goes on.
         denied: hears of a message that its client may not publish.
 
     Attributes:
@@ -59,6 +60,7 @@ class Callbacks:
         authorize_join: Callable[[Client, str], bool] | None,
         authorize_publish: Callable[[Client, str | bytes], bool] | None,
         awaits_acknowledgement: Callable[[Client], bool],
+        gone: Callable[[Client], None],
         denied: Callable[[Client, str | bytes, PermissionDeniedError], None],
     ) -> None:
         for hook in (authorize_join, authorize_publish):
@@ -73,13 +75,20 @@ class Callbacks:
         self._authorize_join = authorize_join
         self._authorize_publish = authorize_publish
         self._denied = denied
+        self._gone = gone
         may_publish = self._may_publish if authorize_publish is not None else None
         engine._set_filters(
             self._may_join if authorize_join is not None else None,
             may_publish,
         )
         self.inboxes = Inboxes(
-            engine, tasks, settings, may_publish, awaits_acknowledgement, self.callback_failed
+            engine,
+            tasks,
+            settings,
+            may_publish,
+            awaits_acknowledgement,
+            gone,
+            self.callback_failed,
         )
         self.unauthorized = 0
         self.unreported_errors = 0
@@ -136,6 +145,8 @@ class Callbacks:
         inbox: Inbox | None = client._get_inbox()
         if inbox is not None:
             inbox.limit()
+        else:
+            self._gone(client)
 
     def receive(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
         """See `upward.Application`."""

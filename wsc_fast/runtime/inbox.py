@@ -47,6 +47,7 @@ class Inboxes:
         settings: those that hold now.
         may_publish: whether a message may be published; None where everything may.
         awaits_acknowledgement: whether something is pending that a client may acknowledge.
+        gone: hears that no callback goes on of a client that has gone.
         failed: hears of what a callback raised; the flag closes the client.
 
     Attributes:
@@ -63,6 +64,7 @@ class Inboxes:
         settings: Callable[[], Settings],
         may_publish: Callable[[Client, str | bytes], bool] | None,
         awaits_acknowledgement: Callable[[Client], bool],
+        gone: Callable[[Client], None],
         failed: Callable[[Client, BaseException, bool], None],
     ) -> None:
         self.engine = engine
@@ -70,6 +72,7 @@ class Inboxes:
         self.settings = settings
         self.may_publish = may_publish
         self.awaits_acknowledgement = awaits_acknowledgement
+        self.gone = gone
         self.failed = failed
         self.outlasting: set[Inbox] = set()
         self.abandoned = 0
@@ -314,6 +317,8 @@ class Inbox:
             self._end_limit()
             self._client._set_inbox(None)
             self._inboxes.ended(self, self._client.user_id)
+            if self._client._transport() is None:
+                self._inboxes.gone(self._client)
             # Something waits only where a callback was cancelled.
             self._abandon_messages()
             for handlers, args, fatal in self._waiting:

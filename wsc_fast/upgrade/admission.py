@@ -368,8 +368,6 @@ class Admission:
 
     def disconnected(self, client: Client, announced: bool) -> None:
         """See `upward.Admission`."""
-        if client._counted:
-            self._limits.gone(client.remote_address)
         expiry = self._expiring.pop(client, None)
         if expiry is not None:
             self._expiries.cancel(client, expiry[1])
@@ -381,3 +379,9 @@ class Admission:
         if announced:
             self._callbacks.disconnected(client)
         self._callbacks.limit(client)
+
+    def leave_address(self, client: Client) -> None:
+        """A client and its callbacks have gone: it is none of its address any more."""
+        if client._counted:
+            client._counted = False
+            self._limits.gone(client.remote_address)

@@ -28,6 +28,10 @@ from wsc_fast.upgrade.policy import Policy
 
 # How the first record of a TLS stream begins (RFC 8446 section 5.1): a handshake.
 _TLS_RECORD = b"\x16\x03"
+# Connections whose peers have their answer, and have not ended their half: of `max_handshakes` one
+# of so many, and at least so many.
+_LINGERING_SHARE = 8
+_LEAST_LINGERING = 64
 
 MakeConnection = Callable[[Client, asyncio.Transport, str, dict[str, str], str], None]
 
@@ -81,6 +85,8 @@ class Requests:
         self._waiting: dict[Handshake, int] = {}
         # Those that were answered and not upgraded, while their peers read; oldest first.
         self._answered: dict[Handshake, None] = {}
+        # Those of them whose answer the kernel has; oldest first.
+        self._lingering: dict[Handshake, None] = {}
 
     def begin(self, client: Client, transport: asyncio.Transport) -> Handshake | None:
         """See `upward.Requests`."""
@@ -101,13 +107,16 @@ class Requests:
         self.engine._count_rejected("handshakes")
         self.engine._count_limit("max_handshakes")
         larger = self._answered if len(self._answered) >= len(self._waiting) else self._waiting
-        oldest = next(iter(larger))
-        self.settle(oldest)
-        oldest.abort()
+        self._abort(next(iter(larger)))
+
+    def _abort(self, handshake: Handshake) -> None:
+        self.settle(handshake)
+        handshake.abort()
 
     def settle(self, handshake: Handshake) -> bool:
         """Forgets a handshake; returns whether it was still without an answer."""
         self._answered.pop(handshake, None)
+        self._lingering.pop(handshake, None)
         slot = self._waiting.pop(handshake, None)
         if slot is None:
             return False
@@ -118,6 +127,19 @@ class Requests:
         """A request has got an answer that is no 101."""
         self.settle(handshake)
         self._answered[handshake] = None
+
+    def lingers(self, handshake: Handshake) -> None:
+        """The kernel has the answer: only the end of the peer's half is waited for.
+
+        One more than there may be ends the oldest. It costs that peer nothing, unless it sends on.
+        """
+        if handshake in self._lingering:
+            return
+        most = max(_LEAST_LINGERING, self.settings().max_handshakes // _LINGERING_SHARE)
+        if len(self._lingering) >= most:
+            self.engine._count_limit("max_handshakes")
+            self._abort(next(iter(self._lingering)))
+        self._lingering[handshake] = None
 
     def timed_out(self, handshake: Handshake) -> None:
         """A request was not whole in time; its deadline is over."""
@@ -145,6 +167,7 @@ class Requests:
         """The loop was closed: the connections went with it."""
         self._waiting.clear()
         self._answered.clear()
+        self._lingering.clear()
 
 
 class Handshake:
@@ -270,6 +293,8 @@ class Handshake:
             self._descriptor,
             answer,
         )
+        if not self.transport.get_write_buffer_size():
+            requests.lingers(self)
 
     def descriptor(self) -> int:
         """Of its socket; -1 where it may be closed already."""
@@ -279,6 +304,7 @@ class Handshake:
         """The transport has written all that it was given."""
         if self._lingering is not None:
             self._lingering.drained()
+            self._requests.lingers(self)
 
     def lost(self) -> None:
         """The connection is gone."""

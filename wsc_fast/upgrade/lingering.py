@@ -7,6 +7,8 @@ Rules
 2.  A peer that takes the answer slowly gets all of it, however long that takes, if it takes some in
     every `close_timeout`, and LEAST_RATE bytes a second on average.
 3.  Once the peer has taken the answer, it has `close_timeout` to end its half.
+4.  Once the kernel has the answer, only peers that still send need the connection. The hub holds
+    few of these (handshake.py), and one more ends the oldest.
 
 TLS has no half-closed streams: its transports send what is written, say goodbye and close.
 """
