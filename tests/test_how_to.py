@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.support import CLOSE, RawClient, encode, eventually, running
+from wsc_fast.testing import CLOSE, RawClient, encode, eventually, running
 
 PAGE = (Path(__file__).parents[1] / "docs/how-to.md").read_text()
 # Those that end by themselves, and the one that needs a socket of systemd's (test_restart.py).

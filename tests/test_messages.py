@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from tests.support import MEASURES, TEXT, TOO_DEEP, eventually, join, named, running
+from tests.support import MEASURES, TOO_DEEP, join, named
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -34,6 +34,7 @@ from wsc_fast.messages import (
     to_ack_message,
     to_hub_message,
 )
+from wsc_fast.testing import TEXT, eventually, running
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 # Every field, none of them at its default.

@@ -7,8 +7,8 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.support import Frame
 from wsc_fast import Hub
+from wsc_fast.testing import Frame
 
 
 class Wire:

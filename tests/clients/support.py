@@ -15,8 +15,8 @@ from typing import ClassVar, NoReturn
 
 import pytest
 
-from tests.support import Frame
 from wsc_fast import Hub
+from wsc_fast.testing import Frame
 
 # Of one step of a client: well beyond what it takes, and within pytest's own timeout.
 PATIENCE = 20.0
