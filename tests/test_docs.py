@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from redis_server import RedisServer
 
+from tests.redis_server import RedisServer
 from tests.support import join, named
 from wsc_fast import (
     ACKConfig,

@@ -22,8 +22,8 @@ from typing import Any
 
 import conftest
 import pytest
-from test_offline_stores import append, fill, ids
 
+from tests.test_offline_stores import append, fill, ids
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
 from wsc_fast.stores.base import MOST_DROPPED, READ_BYTES, StoredMessage
 from wsc_fast.stores.sqlite import database, files, others, worker

@@ -1,6 +1,6 @@
 """A long run of everything at once, checked by a model.
 
-    python trials/soak/run.py [--quick] [--seconds 1800] [--clients 5000] [--seed 1] [--rate 20000]
+    python -m trials.soak.run [--quick] [--seconds 1800] [--clients 5000] [--seed 1] [--rate 20000]
 
 Starts a hub (server.py) and, in this process, clients on raw connections that come and go. The
 hub's log says who should get what; the model here compares. For a client that behaves:
@@ -57,7 +57,8 @@ from typing import Any
 
 import msgspec
 import uvloop
-from messages import (
+
+from trials.soak.messages import (
     BYE_NUMBER,
     CLOSE_TIMEOUT,
     HANDSHAKE_TIMEOUT,
@@ -71,7 +72,6 @@ from messages import (
     watch_lateness,
 )
 
-HERE = Path(__file__).parent
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 SLOW = 1013
 # How long a client that behaves waits for the end that it asked for, or for its upgrade.
@@ -837,7 +837,7 @@ class Soak:
     async def start(self, directory: str) -> None:
         options = self.options
         self.server = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(HERE / "server.py"), "--seed", str(options.seed)),
+            *(sys.executable, "-m", "trials.soak.server", "--seed", str(options.seed)),
             *("--rate", str(options.rate), "--store", f"{directory}/offline.db"),
             *("--singles", str(self.singles), "--shared", str(self.shared)),
             *("--transport", options.transport, *(["--tls"] if options.tls else [])),

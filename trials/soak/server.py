@@ -40,7 +40,8 @@ from typing import Any
 
 import trustme
 import uvloop
-from messages import (
+
+from trials.soak.messages import (
     BYE,
     CLOSE_TIMEOUT,
     HANDSHAKE_TIMEOUT,
@@ -53,7 +54,6 @@ from messages import (
     parse,
     watch_lateness,
 )
-
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
