@@ -176,3 +176,11 @@ def parameters_of(method: Any) -> list[str]:
     assert isinstance(function, ast.FunctionDef)
     arguments = function.args
     return [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)][1:]
+
+
+@pytest.mark.parametrize("folder", ["wsc_fast", "tests", "trials", "benchmarks", "examples"])
+def test_no_file_changes_the_path_of_imports(folder: str) -> None:
+    edit = re.compile(r"^\s*sys\.path\b(?!_)", re.M)
+    edited = [path for path in ROOT.glob(f"{folder}/**/*.py") if edit.search(path.read_text())]
+    # A program that a test runs in a process of its own may.
+    assert edited in ([], [ROOT / "tests/test_process.py"])
