@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trials.soak.messages import BYE_NUMBER, body, key_of, number_of, parse, priority_of
-from trials.soak.run import SLOW, Model, Record, difference
+from trials.soak.model import SLOW, Model, Record, difference
 
 ROOT = Path(__file__).parents[1]
 ONE, TWO, THREE, FOUR = (number_of(counter) for counter in range(1, 5))
