@@ -54,7 +54,7 @@ def build() -> set[str]:
             features.add(feature)
             options.append(define)
             libraries += needs
-    sources = [*HERE.glob("*.c"), *HERE.glob("*.h")]
+    sources = [*HERE.glob("*.c"), *HERE.glob("*.h"), *HERE.glob("load/*.h")]
     newest = max(source.stat().st_mtime for source in sources)
     for name in ("loadgen", "limit_server"):
         target = BUILD / name
