@@ -90,7 +90,7 @@ class Model:
             print(f"VIOLATION: {text}", file=sys.stderr, flush=True)
 
     def take(self, line: list[Any]) -> None:
-        """One line of the hub's log; see server.py."""
+        """One line of the hub's log; see log.py."""
         kind = line[0]
         if kind == "B":
             excluded = set(line[2])
