@@ -120,9 +120,23 @@ def test_a_frame_is_taken_when_it_is_whole_and_not_before(size: int) -> None:
     assert data == b"\x81"
 
 
+@pytest.mark.parametrize("mask", MASKS, ids=["plain", "mixed", "ones"])
+@pytest.mark.parametrize("size", [0, 5, 200, 70_000])
+def test_a_frame_of_a_client_is_taken_and_unmasked(size: int, mask: bytes) -> None:
+    payload = bytes(range(256)) * (size // 256 + 1)
+    whole = encode(BINARY, payload[:size], fin=False, mask=mask)
+    for cut in {*range(15), len(whole) - 1} & {*range(len(whole))}:
+        assert take_frame(bytearray(whole[:cut]), masked=True) is None
+    data = bytearray(whole * 2)
+    wanted = Frame(BINARY, payload[:size], fin=False)
+    assert [take_frame(data, masked=True) for _ in range(3)] == [wanted, wanted, None]
+
+
 def test_a_masked_frame_of_a_server_is_a_failure() -> None:
-    with pytest.raises(AssertionError, match="masked"):
+    with pytest.raises(AssertionError, match="mask bit"):
         take_frame(bytearray(encode(TEXT, b"hello")))
+    with pytest.raises(AssertionError, match="mask bit"):
+        take_frame(bytearray(encode(TEXT, b"hello", masked=False)), masked=True)
 
 
 def test_a_request_says_what_it_is_told_to() -> None:

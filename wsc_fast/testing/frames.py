@@ -109,32 +109,37 @@ def apply_mask(payload: bytes, mask: bytes) -> bytes:
     return (int.from_bytes(payload) ^ int.from_bytes(whole)).to_bytes(size)
 
 
-def take_frame(data: bytearray) -> Frame | None:
-    """Takes the first frame of a server out of `data`.
+def take_frame(data: bytearray, *, masked: bool = False) -> Frame | None:
+    """Takes the first frame out of `data`.
 
     Args:
         data: what has come; the frame is deleted from it.
+        masked: whether it has to have a mask: True for what a client has sent, which is unmasked,
+            False for what a server has sent.
 
     Returns:
         the frame, or None if it is not whole yet.
 
     Raises:
-        AssertionError: if the frame is masked, which a server must not do.
+        AssertionError: if it has no mask and must have one, or the other way round.
     """
     if len(data) < 2:
         return None
-    assert not data[1] & 0x80, "a server frame is masked"
+    assert bool(data[1] & 0x80) is masked, f"the mask bit is not {masked}"
     size, start = data[1] & 0x7F, 2
     if size > 125:
         start = 4 if size == 126 else 10
         if len(data) < start:
             return None
         size = int.from_bytes(data[2:start])
-    if len(data) < start + size:
+    begin = start + 4 if masked else start
+    if len(data) < begin + size:
         return None
-    payload = bytes(data[start : start + size])
+    payload = bytes(data[begin : begin + size])
+    if masked:
+        payload = apply_mask(payload, bytes(data[start:begin]))
     frame = Frame(data[0] & 0x0F, payload, bool(data[0] & 0x80), data[0] >> 4 & 7)
-    del data[: start + size]
+    del data[: begin + size]
     return frame
 
 
