@@ -1,4 +1,4 @@
-"""What our own tests share beside wsc_fast.testing: crowds, stalls, measures, markers."""
+"""Helpers of our own tests beside wsc_fast.testing: crowds, stalled clients, measures, markers."""
 
 from __future__ import annotations
 

@@ -184,3 +184,8 @@ def test_no_file_changes_the_path_of_imports(folder: str) -> None:
     edited = [path for path in ROOT.glob(f"{folder}/**/*.py") if edit.search(path.read_text())]
     # A program that a test runs in a process of its own may.
     assert edited in ([], [ROOT / "tests/test_process.py"])
+
+
+@pytest.mark.parametrize("name", ["tests/model.py", "trials/soak/model.py", "trials/fuzz/heads.py"])
+def test_a_model_uses_neither_the_product_nor_the_kit(name: str) -> None:
+    assert imported(ROOT / name) == {}

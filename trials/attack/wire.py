@@ -1,4 +1,4 @@
-"""What attackers send beside the bytes of wsc_fast.testing: heads that never end, and bombs."""
+"""Bytes of attackers beside those of wsc_fast.testing: heads that never end, and bombs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the soak's server calls at random: sends of all kinds, rooms, closes, and misuses."""
+"""The random calls of the soak's server: sends of all kinds, rooms, closes, and misuses."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ class Calls:
                 self.log.violation("a misuse was not refused")
 
     def check(self) -> None:
-        """What the hub says of rooms and clients against what was done."""
+        """Compares the hub's answers about rooms and clients with the calls."""
         open_ = {client.id for client in self.roster.here if client.is_connected()}
         if open_ != set(self.hub.get_connected_client_ids()):
             self.log.violation("get_connected_client_ids differs from the model")

@@ -1,6 +1,6 @@
 """All clients of a soak: what they share, and the time that each lets pass.
 
-How they live is in behaving.py and misbehaving.py, who lives how in slots.py.
+Their ways of life are in behaving.py and misbehaving.py; slots.py gives each client one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PATIENCE = 30.0
 
 
 class Clients:
-    """What the clients know of the run, and their connections.
+    """The clients' view of the run, and their connections.
 
     Attributes:
         running: new clients come.

@@ -3,8 +3,8 @@
 The median of the RSS in the last quarter of the warm-up (a minute, or half of a shorter run) is
 compared with that of the last quarter of the run: it may be at most 2 % more. In runs under a
 quarter of an hour 3 MB will do too, which an allocator keeps more or less of, and under three
-minutes 10 %. Over TLS the warm-up takes five minutes. What this misses shows in the blocks of
-memory that are left when everybody has gone.
+minutes 10 %. Over TLS the warm-up takes five minutes. A smaller leak shows in the blocks
+of memory that are left when everybody has gone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from trials.soak.messages import LATE
 
-# What the memory may grow by in a short run, in bytes.
+# The growth that a short run may have, in bytes.
 SLACK = 3e6
 
 
@@ -43,7 +43,7 @@ class Memory:
             await asyncio.sleep(0.5)
 
     def judge(self, seconds: float, tls: bool) -> tuple[str, bool]:
-        """What a run of so many seconds shows, in words, and whether it grew too much."""
+        """The finding for a run of so many seconds, in words, and whether memory grew too much."""
         # OpenSSL allocates what each connection needs; malloc's heap fits after some minutes.
         warm = min(300.0 if tls else 60.0, seconds / 2)
         early = [size for at, size in self.sizes if warm * 0.75 <= at <= warm]

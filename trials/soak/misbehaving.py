@@ -16,7 +16,7 @@ from trials.soak.messages import (
 from trials.soak.model import SLOW
 from wsc_fast.testing import PING, TEXT, encode
 
-# What a peer may not send (RFC 6455), and the codes that it may be closed with.
+# Bytes that no peer may send (RFC 6455), and the codes that it may be closed with.
 MALFORMED: list[tuple[bytes, tuple[int, ...]]] = [
     (b"\x81\x05hello", (1002,)),  # not masked
     (b"\xf1\x80\0\0\0\0", (1002,)),  # reserved bits

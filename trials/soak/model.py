@@ -1,10 +1,10 @@
-"""What the hub's log says that each client should get, compared with what it got.
+"""The model: it compares what each client should get, by the hub's log, with what it got.
 
 For a client that behaves:
 
-- It counts as connected from its E line. What the log has for it after that arrives, each once,
-  in the order of the log: raw messages among themselves, and HubMessages of each priority among
-  themselves (a replay may hold those back).
+- It counts as connected from its E line. All that the log has for it after that arrives, each
+  once, in the order of the log: raw messages among themselves, and HubMessages of each priority
+  among themselves (a replay may hold those back).
 - Up to its Y or K line (it said goodbye, or the hub closes it) all of that has to arrive; what was
   sent after a Y may, without a gap. A message with a conflation key may be left out where a later
   one under the key arrives. A HubMessage that was held behind a replay may be missing at the end
@@ -194,12 +194,12 @@ class Model:
                     break
 
     def compare_hub(self, record: Record, good: bool) -> None:
-        # What was held has to come if something not held was sent later: the replay was over.
+        # A held one has to come if one that was not held was sent later: the replay was over.
         certain = max((i for i, (_, held) in enumerate(record.wanted_hub) if not held), default=-1)
         edge = min(max(record.edge_hub, 0), certain + 1) if good else 0
         got_or_lost = record.got_hub
         if not good:
-            # What the hub gave to the kernel was sent, though nobody read it.
+            # The hub gave it to the kernel, which counts as sent, though nobody read it.
             got_or_lost = [*record.early, *(n for n, held in record.wanted_hub if held)]
         for number in got_or_lost:
             if number in self.held_got:

@@ -28,7 +28,7 @@ from wsc_fast.testing import (
 )
 
 Headers = Sequence[tuple[str, str]]
-# What touching the socket of a connection raises that has gone already.
+# Raised where the socket of a connection is touched that has gone already.
 GONE = (OSError, AttributeError, ValueError)
 
 decode = msgspec.json.decode

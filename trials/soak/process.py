@@ -75,7 +75,7 @@ class HubProcess:
             await self.process.stdin.drain()
 
     async def stat(self) -> dict[str, int]:
-        """What the hub and its process hold at this moment."""
+        """Counts of all that the hub and its process hold at this moment."""
         await self.command("stat")
         async with asyncio.timeout(120):
             return await self.stats.get()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Who is there and in which rooms, as the soak's server knows it from its own calls."""
+"""The clients that are there, and their rooms, as the soak's server knows from its own calls."""
 
 from __future__ import annotations
 

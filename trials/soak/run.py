@@ -34,8 +34,8 @@ from trials.soak.slots import slot, user_of
 from wsc_fast.testing import trusting
 
 BLOCKS = "allocated blocks"
-# What has to be as before once everybody has gone, and how much more there may be. Of blocks of
-# memory (sys.getallocatedblocks) caches hold some; one for each connection would be more.
+# These have to be as before once everybody has gone, but for so many more. Caches hold some blocks
+# of memory (sys.getallocatedblocks); one for each connection would be more.
 NONE_LEFT = (
     *("client objects", "connections", "connected clients", "closing clients", "handshakes"),
     *("hub tasks", "our tasks", "pending acks", "ack queues", "parked acks", "ack replays"),

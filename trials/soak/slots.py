@@ -1,4 +1,4 @@
-"""Who lives how: a slot has one client after the other, each of a kind that its number tells."""
+"""Slots: each has one client after the other, of a kind that its number tells."""
 
 from __future__ import annotations
 

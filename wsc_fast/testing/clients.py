@@ -1,7 +1,7 @@
 """Clients on bare sockets. They read only when told to, and send whatever they are told to.
 
-`RawClient` and `TLSClient` belong to one event loop. What is read stays in `buffer` until a frame
-of it is whole.
+`RawClient` and `TLSClient` belong to one event loop. Bytes that were read stay in `buffer`
+until a frame is whole.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happens to the sockets of clients: networks that go away, and resets."""
+"""Faults of networks on the sockets of clients: packets that are lost, and resets."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import trustme
 
-# Whom a certificate is for, if nothing else is said.
+# A certificate is for these, if nothing else is said.
 NAMES = ("localhost", "127.0.0.1")
 
 
