@@ -12,6 +12,9 @@ The tests of wsc_fast use it too. Its modules: `frames` and `requests` make byte
 connections, `clients` joins these, `tls` has certificates, `hubs` runs a hub, `waiting` waits for
 a condition. It uses public names of wsc_fast alone, and writes and reads frames by itself. Nothing
 of it belongs in a program that serves.
+
+Thread-safety: clients, `running`, `eventually` and `eventually_async` belong to the loop of their
+test. All else may be called in any thread.
 """
 
 from wsc_fast.testing.clients import RawClient, TLSClient, open_client
