@@ -152,7 +152,7 @@ class Soak:
             await asyncio.sleep(0.2)
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What asyncio reports of this process: a reset is no fault here, all else is."""
+        """Asyncio reports an error of this process: a reset is no fault here, all else is."""
         error = context.get("exception")
         if not isinstance(error, OSError):
             self.model.violation(f"the harness: {context['message']}: {error!r}")

@@ -33,7 +33,7 @@ def headers_of(index: int) -> Headers:
 async def slot(clients: Clients, index: int, user: str, seconds: float) -> None:
     """One client after the other, until all have to leave.
 
-    What costs the server memory is a matter of the slot, so that as much of it is there always.
+    Clients that cost the server much memory have slots of their own, so that their number stays.
 
     Args:
         clients: what they share.
