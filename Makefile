@@ -85,11 +85,11 @@ SLOW := --exclude '9.*' $(if $(QUICK),--exclude '12.*' --exclude '13.*')
 
 conformance: $(BUILT)
 	$(BIN)/pip install -q -e '.[conformance]'
-	$(BIN)/python trials/conformance/run.py $(ARGS)
+	$(BIN)/python -m trials.conformance.run $(ARGS)
 ifndef ARGS
-	$(BIN)/python trials/conformance/run.py --loop asyncio $(SLOW)
-	$(BIN)/python trials/conformance/run.py --tls $(SLOW)
-	$(BIN)/python trials/conformance/run.py --transport picows $(SLOW)
+	$(BIN)/python -m trials.conformance.run --loop asyncio $(SLOW)
+	$(BIN)/python -m trials.conformance.run --tls $(SLOW)
+	$(BIN)/python -m trials.conformance.run --transport picows $(SLOW)
 endif
 
 # The parsers and the receiving half of a connection against plain versions, with sanitizers.
@@ -99,21 +99,21 @@ fuzz: $(BUILT)
 		-o build/fuzz/wire trials/fuzz/fuzz_wire.c
 	build/fuzz/wire trials/fuzz/corpus/wire
 	build/fuzz/wire $(INPUTS) $(SEED)
-	$(BIN)/python trials/fuzz/fuzz_stream.py trials/fuzz/corpus/stream
-	$(BIN)/python trials/fuzz/fuzz_stream.py --count $(STREAMS) --seed $(SEED)
+	$(BIN)/python -m trials.fuzz.fuzz_stream trials/fuzz/corpus/stream
+	$(BIN)/python -m trials.fuzz.fuzz_stream --count $(STREAMS) --seed $(SEED)
 
 # Servers and stores that are killed, full, late and shared: 50 rounds of each scenario over SQLite and
 # Redis, in 15 to 30 minutes; with QUICK=1, as in the tests, a few rounds of each.
 torture: $(BUILT)
-	$(BIN)/python trials/torture/run.py $(if $(QUICK),--quick) $(ARGS)
+	$(BIN)/python -m trials.torture.run $(if $(QUICK),--quick) $(ARGS)
 
 # Everything at once for half an hour, compared with a model; with QUICK=1, as in CI, for 3 minutes.
 soak: $(BUILT)
-	$(BIN)/python trials/soak/run.py $(if $(QUICK),--quick) $(ARGS)
+	$(BIN)/python -m trials.soak.run $(if $(QUICK),--quick) $(ARGS)
 
 # What attackers can do to a hub and its honest clients, as a table; QUICK=1 takes two minutes.
 attack: $(BUILT)
-	$(BIN)/python trials/attack/run.py $(if $(QUICK),--quick) $(ARGS)
+	$(BIN)/python -m trials.attack.run $(if $(QUICK),--quick) $(ARGS)
 
 lint: $(BUILT)
 	$(BIN)/ruff check .

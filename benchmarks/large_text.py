@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import struct
 import time
 from statistics import median
 
 import psutil
 from compression import Serving
+
+from wsc_fast.testing import TEXT, encode
 
 OURS = """
 from wsc_fast import Hub, HubConfig
@@ -60,12 +61,7 @@ IN_FLIGHT = 2
 def framed(sample: str, size: int) -> bytes:
     """A client's frame with a text of about `size` bytes."""
     payload = sample.encode() * (size // len(sample.encode()))
-    # Masked with the same four bytes over and over: as one large number.
-    key = b"\x9a\x21\xf3\x5c"
-    mask = (key * (len(payload) // 4 + 1))[: len(payload)]
-    masked = int.from_bytes(payload) ^ int.from_bytes(mask)
-    head = struct.pack("!BBQ", 0x81, 0xFF, len(payload))
-    return head + key + masked.to_bytes(len(payload))
+    return encode(TEXT, payload, mask=b"\x9a\x21\xf3\x5c")
 
 
 def measure(

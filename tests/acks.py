@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.support import TEXT, RawClient, eventually, eventually_async, named, running
+from tests.support import named
 from wsc_fast import ACKConfig, Hub, HubConfig, MemoryOfflineStore, OfflineStore, OfflineStoreError
+from wsc_fast.testing import TEXT, RawClient, eventually, eventually_async, running
 
 
 def acking(store: Any = None, *, config: HubConfig | None = None, **settings: Any) -> Hub:

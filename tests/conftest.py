@@ -20,10 +20,10 @@ import pytest
 import trustme
 import uvloop
 
-from tests.support import RawClient
 from wsc_fast import Hub
 from wsc_fast._core.memory import live_objects
 from wsc_fast.log import log
+from wsc_fast.testing import Authority, RawClient
 
 # What of the engine lived before a test that passed (nothing is counted but in the debug build).
 LIVE = pytest.StashKey[dict[str, int]]()
@@ -100,25 +100,27 @@ def _fresh_log() -> None:
 
 
 @pytest.fixture(scope="session")
-def authority() -> trustme.CA:
-    """The test's own certificate authority."""
-    return trustme.CA()
+def certificates() -> Authority:
+    """The tests' own certificate authority."""
+    return Authority()
 
 
 @pytest.fixture(scope="session")
-def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+def authority(certificates: Authority) -> trustme.CA:
+    """The same, for certificates that `Authority` does not make."""
+    return certificates.ca
+
+
+@pytest.fixture(scope="session")
+def server_tls(certificates: Authority) -> ssl.SSLContext:
     """A server's context for localhost and 127.0.0.1."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
-    return context
+    return certificates.server_context()
 
 
 @pytest.fixture(scope="session")
-def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+def client_tls(certificates: Authority) -> ssl.SSLContext:
     """A client's context that trusts `server_tls`."""
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
+    return certificates.client_context()
 
 
 @pytest.fixture(params=["OpenSSL", "OpenSSL in Python"])

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import random
 
-from tests.support import CLOSE, RawClient
 from wsc_fast import Hub
+from wsc_fast.testing import CLOSE, RawClient
 
 END = b"end of the fuzz"
 

@@ -15,20 +15,13 @@ import pytest
 import trustme
 
 import wsc_fast.listen.tls.scheduler as scheduler_module
-from tests.support import TEXT, TLSClient, eventually, running, silent_sockets
+from tests.support import silent_sockets
 from wsc_fast import Hub, HubConfig
 from wsc_fast.listen.acceptor import Acceptor
 from wsc_fast.listen.tls.hello import hello_size, is_costly
 from wsc_fast.listen.tls.scheduler import HandshakeScheduler
 from wsc_fast.listen.tls.waiting_room import TLSWaitingRoom
-
-
-def hello(context: ssl.SSLContext) -> bytes:
-    """The first bytes of a client of TLS, in one record."""
-    outgoing = ssl.MemoryBIO()
-    with contextlib.suppress(ssl.SSLWantReadError):
-        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1").do_handshake()
-    return outgoing.read()
+from wsc_fast.testing import TEXT, TLSClient, client_hello, eventually, reset_when_closed, running
 
 
 def records(data: bytes, size: int) -> bytes:
@@ -55,7 +48,7 @@ def transports() -> int:
 def test_a_hello_is_whole_with_its_last_byte_and_not_before(
     size: int, client_tls: ssl.SSLContext
 ) -> None:
-    data = records(hello(client_tls), size)
+    data = records(client_hello(client_tls), size)
     assert hello_size(data) == len(data)
     assert hello_size(data + b"what follows") == len(data)
     asked = 0
@@ -122,7 +115,7 @@ async def test_half_open_handshakes_of_tls_are_bounded(
         for sock in silent:
             # Some are silent, some stop within their hello, some after it.
             with contextlib.suppress(OSError):
-                sock.send(hello(client_tls)[: [0, 100, None][sock.fileno() % 3]])
+                sock.send(client_hello(client_tls)[: [0, 100, None][sock.fileno() % 3]])
         await eventually(lambda: hub.get_stats().rejected["handshakes"] >= 150)
         assert hub.get_stats().limited["max_handshakes"] >= 150
         assert len(acceptor(hub)._shaking) + len(acceptor(hub)._waiting_room) <= 50
@@ -145,7 +138,7 @@ async def test_without_a_hello_a_handshake_costs_a_socket(
         silent = await silent_sockets(hub, 300)
         if sent is not None:
             for sock in silent:
-                sock.send(hello(client_tls)[:sent])
+                sock.send(client_hello(client_tls)[:sent])
         await eventually(lambda: len(acceptor(hub)._waiting_room) == 300)
         with await TLSClient.open_tls(hub, client_tls):  # by now all that was sent has been seen
             assert transports() == before + 1
@@ -176,7 +169,7 @@ async def test_a_storm_of_handshakes_is_spread_over_turns(
         crowd = await silent_sockets(hub, 40)
         await eventually(lambda: len(acceptor(hub)._waiting_room) == 40)
         for sock in crowd:
-            sock.send(hello(client_tls))
+            sock.send(client_hello(client_tls))
         while len(begun) < 40:
             turn += 1
             await asyncio.sleep(0)
@@ -361,7 +354,7 @@ async def test_hellos_that_are_refused_take_turns_too(
 
 
 def test_hellos_of_python_are_not_costly(client_tls: ssl.SSLContext) -> None:
-    assert not is_costly(hello(client_tls))
+    assert not is_costly(client_hello(client_tls))
 
 
 @pytest.mark.parametrize("way", ["plain", "TLS"])
@@ -401,7 +394,7 @@ async def test_the_time_for_a_handshake_of_tls_is_one(
     async with running(hub, ssl=server_tls):
         (sock,) = await silent_sockets(hub, 1)
         began = loop.time()
-        data = hello(client_tls)
+        data = client_hello(client_tls)
         sock.send(data[:-1])
         await asyncio.sleep(0.7)  # it is slow
         sock.send(data[-1:])
@@ -423,12 +416,12 @@ async def test_handshakes_of_tls_that_fail_are_counted(
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
     async with running(hub, ssl=server_tls):
         leaving, torn, confused, silent, stuck = await silent_sockets(hub, 5)
-        torn.send(hello(client_tls)[:100])
+        torn.send(client_hello(client_tls)[:100])
         await eventually(lambda: len(acceptor(hub)._waiting_room) == 5)
         leaving.close()
         torn.close()
         confused.send(b"GET / HTTP/1.1\r\n\r\n")
-        stuck.send(hello(client_tls))
+        stuck.send(client_hello(client_tls))
         await eventually(lambda: hub.get_stats().rejected["gone"] == 3)
         await eventually(lambda: hub.get_stats().limited["handshake_timeout"] == 2)
         assert await asyncio.get_running_loop().sock_recv(silent, 1) == b""
@@ -456,7 +449,7 @@ async def test_a_handshake_that_failed_leaves_nothing_to_the_garbage_collector(
             before = transports()
             for _ in range(10):
                 (sock,) = await silent_sockets(hub, 1)
-                await loop.sock_sendall(sock, hello(client_tls))
+                await loop.sock_sendall(sock, client_hello(client_tls))
                 assert await loop.sock_recv(sock, 65536)
                 if end == "is given up":
                     acceptor(hub)._end_oldest()
@@ -467,7 +460,7 @@ async def test_a_handshake_that_failed_leaves_nothing_to_the_garbage_collector(
                         while await loop.sock_recv(sock, 65536):
                             pass
                 if end == "resets":
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    reset_when_closed(sock)
                 sock.close()
                 await eventually(lambda: not acceptor(hub)._shaking)
             await eventually(lambda: transports() <= before, timeout=2.0)
@@ -491,7 +484,7 @@ async def test_handshakes_under_way_outlive_the_stop_of_accepting(
         await middle.send_raw(request)
         await middle.read_response()
         assert middle.response.startswith(b"HTTP/1.1 101 ")
-        early.send(hello(client_tls))
+        early.send(client_hello(client_tls))
         assert (await asyncio.get_running_loop().sock_recv(early, 1))[0] == 22
         middle.close()
         early.close()

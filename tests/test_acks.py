@@ -17,18 +17,7 @@ from tests.acks import (
     eventually_count,
     received,
 )
-from tests.support import (
-    PING,
-    PONG,
-    TEXT,
-    TOO_DEEP,
-    RawClient,
-    eventually,
-    join,
-    known,
-    named,
-    running,
-)
+from tests.support import TOO_DEEP, join, known, named
 from wsc_fast import (
     ACKConfig,
     AckDroppedError,
@@ -50,6 +39,7 @@ from wsc_fast import (
     ValidationError,
 )
 from wsc_fast.delivery.storing import AT_ONCE
+from wsc_fast.testing import PING, PONG, TEXT, RawClient, eventually, running
 
 
 async def test_a_message_is_confirmed_by_its_client() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.support import RawClient, exchange, only_client, running
+from tests.support import exchange, only_client
 from wsc_fast import ConfigError, Hub, HubConfig
 from wsc_fast.addresses import (
     AllowedOrigins,
@@ -22,6 +22,7 @@ from wsc_fast.addresses import (
     parse_network,
     parse_origin,
 )
+from wsc_fast.testing import RawClient, running
 
 # --- each literal that HubConfig takes matches itself
 

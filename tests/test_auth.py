@@ -32,20 +32,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from tests.support import (
-    CLOSE,
-    RawClient,
-    eventually,
-    exchange,
-    only_client,
-    running,
-    uri,
-    wait_until,
-)
+from tests.support import exchange, only_client
 from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request, ValidationError
 from wsc_fast import auth as auth_module
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.auth import HEADER_MAX, TOKEN_MAX, JWTAuthenticator, TokenAuthenticator
+from wsc_fast.testing import CLOSE, RawClient, eventually, running, uri, wait_until
 from wsc_fast.upgrade.negotiation import choose_subprotocol
 
 TOKEN = "Rk3sVq8yT0uWz1xB-static"

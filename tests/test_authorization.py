@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import TEXT, eventually, join, named, running
+from tests.support import join, named
 from wsc_fast import (
     Client,
     ClientNotFoundError,
@@ -16,6 +16,7 @@ from wsc_fast import (
     SendFailureReason,
     ValidationError,
 )
+from wsc_fast.testing import TEXT, eventually, running
 
 
 async def test_only_who_may_join_joins() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import websockets
 
-from tests.support import CLOSE, RawClient, eventually, join, known, named, running, stall, uri
+from tests.support import join, known, named, stall
 from wsc_fast import Client, Hub, HubConfig, QueueFullError
+from wsc_fast.testing import CLOSE, RawClient, eventually, running, uri
 
 COUNT = 40
 

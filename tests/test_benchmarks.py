@@ -7,14 +7,17 @@ our server understand each other in each row, and that results can be written, r
 from __future__ import annotations
 
 import shutil
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from benchmarks.suite import scenarios
+from benchmarks.suite.machine import Machine, build
+from benchmarks.suite.measure import Measure, Timing
+from benchmarks.suite.results import Results, Run, faults, power_law
+from benchmarks.suite.servers import SERVERS, available
+
 pytestmark = pytest.mark.skipif(
     shutil.which("gcc") is None or shutil.which("taskset") is None, reason="needs gcc and taskset"
 )
@@ -25,26 +28,13 @@ ROWS = (
 )
 
 
-@pytest.fixture(scope="module")
-def suite() -> Iterator[None]:
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
-
-
 @pytest.mark.parametrize("name", ROWS)
-def test_a_row_runs_without_faults(suite: None, name: str) -> None:
-    from suite.machine import Machine, build
-    from suite.measure import Measure, Timing
-    from suite.results import faults
-    from suite.scenarios import ROWS
-    from suite.servers import SERVERS, available
-
+def test_a_row_runs_without_faults(name: str) -> None:
     features = build()
     environment, skipped = available({"wsc"})
     assert not skipped
     measure = Measure(Machine(environment), Timing(1, seconds=0.1, warmup=0.05, full=False))
-    row = ROWS[name]
+    row = scenarios.ROWS[name]
     case = replace(row.cases[0], connections=min(row.cases[0].connections, 40))
     if "--rooms" in case.options:
         others = [option for option in case.options if option == "--random"]
@@ -59,9 +49,7 @@ def test_a_row_runs_without_faults(suite: None, name: str) -> None:
             assert row.kind == "idle" or result["latency_us"]["samples"] > 0
 
 
-def test_a_later_row_replaces_an_earlier_one(suite: None, tmp_path: Path) -> None:
-    from suite.results import Results, Run, power_law
-
+def test_a_later_row_replaces_an_earlier_one(tmp_path: Path) -> None:
     def runs(row: str, *rates: float) -> list[Run]:
         return [
             Run(row, "", 0, "wsc", turn, {"failure": None, "rate": rate})

@@ -25,19 +25,9 @@ import picows
 import pytest
 import websockets
 
-from tests.support import (
-    CLOSE,
-    TEXT,
-    RawClient,
-    encode,
-    eventually,
-    exchange,
-    named,
-    only_client,
-    running,
-    uri,
-)
+from tests.support import exchange, named, only_client
 from wsc_fast import Client, Hub, HubConfig, Identity, Request, handle_websocket
+from wsc_fast.testing import CLOSE, TEXT, RawClient, encode, eventually, running, uri
 
 # Set by what starts the hub, and by the callbacks.
 application: ContextVar[str] = ContextVar("application", default="")

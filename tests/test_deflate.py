@@ -13,26 +13,21 @@ import psutil
 import pytest
 import websockets
 
-from tests.support import (
+from tests.support import MEASURES, agreed, join, named, only_client, stall
+from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request
+from wsc_fast.testing import (
     BINARY,
     CLOSE,
     CONTINUATION,
-    MEASURES,
     PING,
     TEXT,
     Frame,
     RawClient,
-    agreed,
     deflated,
     encode,
     eventually,
-    join,
-    named,
-    only_client,
     running,
-    stall,
 )
-from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request
 from wsc_fast.upgrade.negotiation import (
     Deflate,
     choose_subprotocol,

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import TEXT, RawClient, eventually, exchange, running
+from tests.support import exchange
 from wsc_fast import HubConfig
 from wsc_fast.demo import chat, create_hub
+from wsc_fast.testing import TEXT, RawClient, eventually, running
 
 ROOMS = ["nowhere", "", " ", "x" * 41, "\x00", "\u202e", "\u200d", "__proto__", "a\u2028x"]
 

@@ -20,7 +20,6 @@ from tests.acks import (
     received,
 )
 from tests.acks import running_and_aborting as running
-from tests.support import RawClient, eventually, eventually_async
 from wsc_fast import (
     ACKConfig,
     AckFailedError,
@@ -39,6 +38,7 @@ from wsc_fast import (
     ValidationError,
 )
 from wsc_fast.delivery.devices import key_of_device, key_of_devices
+from wsc_fast.testing import RawClient, eventually, eventually_async
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from redis_server import RedisServer
 
-from tests.support import TEXT, RawClient, eventually, join, named, running
+from tests.redis_server import RedisServer
+from tests.support import join, named
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -23,6 +23,7 @@ from wsc_fast import (
     QueueFullError,
     UserOfflineError,
 )
+from wsc_fast.testing import TEXT, RawClient, eventually, running
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/delivery.md").read_text(), re.S)

@@ -6,9 +6,7 @@ import asyncio
 import gc
 import logging
 import random
-import socket
 import ssl
-import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,19 +14,7 @@ from typing import Any
 import pytest
 import websockets
 
-from tests.support import (
-    CLOSE,
-    TEXT,
-    TLS,
-    RawClient,
-    encode,
-    eventually,
-    only_client,
-    run_apart,
-    running,
-    unless_lost,
-    uri,
-)
+from tests.support import TLS, only_client, run_apart, unless_lost
 from wsc_fast import (
     Client,
     ConnectionLostError,
@@ -38,6 +24,16 @@ from wsc_fast import (
     ProtocolError,
     Request,
     ValidationError,
+)
+from wsc_fast.testing import (
+    CLOSE,
+    TEXT,
+    RawClient,
+    encode,
+    eventually,
+    reset_when_closed,
+    running,
+    uri,
 )
 
 REGISTRARS = ["on_client_connected", "on_client_disconnected", "on_message_received", "on_error"]
@@ -828,7 +824,7 @@ async def test_on_error_hears_of_a_connection_that_broke(
         client = only_client(hub)
         if end == "reset":
             sock = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset_when_closed(sock)
             writer.transport.abort()
         else:
             writer.close()

@@ -21,17 +21,7 @@ import msgspec
 import pytest
 
 from tests.acks import FullStore, acknowledge, received
-from tests.support import (
-    TEXT,
-    RawClient,
-    eventually,
-    join,
-    known,
-    named,
-    run_apart,
-    running,
-    stall,
-)
+from tests.support import join, known, named, run_apart, stall
 from wsc_fast import (
     ACKConfig,
     AckDroppedError,
@@ -60,6 +50,7 @@ from wsc_fast import (
 )
 from wsc_fast.delivery import failures, handler_queue
 from wsc_fast.messages import to_hub_message
+from wsc_fast.testing import TEXT, RawClient, eventually, running
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 

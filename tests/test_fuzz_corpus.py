@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from trials.fuzz.fuzz_stream import REQUEST, Benches, Disagreement, benches, check
+from trials.fuzz.heads import Unexpected
+
 FUZZ = Path(__file__).parent.parent / "trials/fuzz"
-sys.path.insert(0, str(FUZZ))
-
-from fuzz_stream import REQUEST, Benches, Disagreement, benches, check  # noqa: E402
-from heads import Unexpected  # noqa: E402
-
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 STREAMS = sorted((FUZZ / "corpus" / "stream").iterdir())
 
@@ -73,10 +70,10 @@ def test_a_stream_means_what_the_model_says(path: Path, on: Benches) -> None:
 
 
 def test_a_disagreement_is_seen(on: Benches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.DATA", {0, 1})
+    monkeypatch.setattr("tests.model.DATA", {0, 1})
     with pytest.raises(Disagreement):
         check(b"\x00\x00\x82\x81abcdx", on)
-    monkeypatch.setattr("heads.HEAD_MAX", 4)
+    monkeypatch.setattr("trials.fuzz.heads.HEAD_MAX", 4)
     with pytest.raises(Unexpected):
         check(bytes([REQUEST, 0]) + b"GET / HTTP/1.1\r\n\r\n", on)
 

@@ -18,16 +18,7 @@ import picows
 import pytest
 import websockets
 
-from tests.support import (
-    CLOSE,
-    TEXT,
-    Frame,
-    RawClient,
-    eventually,
-    only_client,
-    running,
-    uri,
-)
+from tests.support import only_client
 from wsc_fast import (
     Client,
     ClientDisconnectedError,
@@ -46,6 +37,7 @@ from wsc_fast import (
     ValidationError,
     WSCError,
 )
+from wsc_fast.testing import CLOSE, TEXT, Frame, RawClient, eventually, running, uri
 
 # Broadcasts through batches, however few the clients, and without.
 pytestmark = pytest.mark.usefixtures("either_way")

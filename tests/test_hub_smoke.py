@@ -7,8 +7,8 @@ import ssl
 import pytest
 import websockets
 
-from tests.support import RawClient, running
 from wsc_fast import Client, Hub
+from wsc_fast.testing import RawClient, running
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

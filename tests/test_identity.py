@@ -9,17 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import (
-    CLOSE,
-    TEXT,
-    RawClient,
-    encode,
-    eventually,
-    exchange,
-    known,
-    only_client,
-    running,
-)
+from tests.support import exchange, known, only_client
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -32,6 +22,7 @@ from wsc_fast import (
     Request,
     TokenAuthenticator,
 )
+from wsc_fast.testing import CLOSE, TEXT, RawClient, encode, eventually, running
 
 ASYNC = pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
 

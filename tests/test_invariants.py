@@ -18,25 +18,9 @@ from collections import Counter
 import pytest
 
 from tests.oracle import Oracle
-from tests.support import (
-    BOUNDLESS,
-    CLOSE,
-    PING,
-    PONG,
-    TEXT,
-    TLS,
-    RawClient,
-    TLSClient,
-    crowd,
-    eventually,
-    known,
-    named,
-    running,
-    stall,
-    traced,
-    unless_lost,
-)
+from tests.support import BOUNDLESS, TLS, crowd, known, named, stall, traced, unless_lost
 from wsc_fast import Client, Hub, HubConfig, SendError, WSCError
+from wsc_fast.testing import CLOSE, PING, PONG, TEXT, RawClient, TLSClient, eventually, running
 
 # Broadcasts through batches, however few the clients, and without.
 pytestmark = pytest.mark.usefixtures("either_way")

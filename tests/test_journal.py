@@ -23,7 +23,7 @@ from tests.acks import (
 )
 from tests.acks import running_and_aborting as running
 from tests.redis_server import RedisServer
-from tests.support import RawClient, eventually, eventually_async, join
+from tests.support import join
 from wsc_fast import (
     ACKConfig,
     AckDroppedError,
@@ -38,6 +38,7 @@ from wsc_fast import (
     SQLiteOfflineStore,
 )
 from wsc_fast.delivery import journal, store_access, upkeep
+from wsc_fast.testing import RawClient, eventually, eventually_async
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 

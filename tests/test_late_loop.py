@@ -13,22 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support import (
-    CLOSE,
-    CONTINUATION,
-    PING,
-    PONG,
-    TEXT,
-    Frame,
-    RawClient,
-    TLSClient,
-    busy,
-    encode,
-    eventually,
-    join,
-    named,
-    running,
-)
+from tests.support import busy, join, named
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -39,6 +24,19 @@ from wsc_fast import (
     Identity,
     Request,
     RetryConfig,
+)
+from wsc_fast.testing import (
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Frame,
+    RawClient,
+    TLSClient,
+    encode,
+    eventually,
+    running,
 )
 
 SHORT = 0.3  # the setting whose time is over when the loop is back

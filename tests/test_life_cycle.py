@@ -24,17 +24,7 @@ import websockets
 from websockets.sync.client import connect
 
 from tests.script import ANNOUNCE, Script
-from tests.support import (
-    CLOSE,
-    IPV6,
-    TEXT,
-    RawClient,
-    eventually,
-    only_client,
-    running,
-    tls_options,
-    uri,
-)
+from tests.support import IPV6, only_client, tls_options
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -51,6 +41,7 @@ from wsc_fast import (
     ValidationError,
 )
 from wsc_fast.config.kinds import kinds_of
+from wsc_fast.testing import CLOSE, TEXT, RawClient, eventually, running, uri
 
 
 async def descriptors_before() -> int:
@@ -808,7 +799,7 @@ def test_a_hub_whose_loop_was_closed_under_it_can_be_stopped_and_started() -> No
 # In a process of its own, since a loop that is closed leaves sockets open, and warns of them.
 CLOSED_LOOP = """
     import asyncio, sys, threading, uvloop
-    from tests.support import RawClient
+    from wsc_fast.testing import RawClient
     from wsc_fast import ACKMessage, Hub, HubConfig, HubMessage, HubStoppedError
 
     kind, count, elsewhere = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"

@@ -8,20 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support import (
-    TEXT,
-    TLS,
-    RawClient,
-    encode,
-    eventually,
-    exchange,
-    open_client,
-    running,
-    silent_sockets,
-    tls_options,
-)
+from tests.support import TLS, exchange, silent_sockets, tls_options
 from wsc_fast import Client, Hub, HubConfig
 from wsc_fast.listen.limits import MAX_BUCKETS, Buckets, ConnectionLimits, address_key
+from wsc_fast.testing import TEXT, RawClient, encode, eventually, open_client, running
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support import (
-    TLS,
-    RawClient,
-    eventually,
-    open_client,
-    running,
-    serves_others,
-    tls_options,
-)
+from tests.support import TLS, serves_others, tls_options
 from wsc_fast import Hub, HubConfig, Request
+from wsc_fast.testing import RawClient, eventually, open_client, running
 from wsc_fast.upgrade import lingering as lingering_module
 
 BODY = bytes(range(256)) * 8_000

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.support import eventually
 from wsc_fast import HubConfig, HubStateError, HubStoppedError, ListenError
 from wsc_fast._core.timers import Timers
 from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.needs import Needs
+from wsc_fast.testing import eventually
 
 ROOM = Path(__file__).parent.parent / "wsc_fast/listen"
 

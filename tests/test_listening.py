@@ -15,9 +15,10 @@ import pytest
 import websockets
 
 import wsc_fast.listen.sockets as sockets_module
-from tests.support import IPV6, only_client, running
+from tests.support import IPV6, only_client
 from wsc_fast import Hub, ListenError
 from wsc_fast.listen.sockets import _Place, bound_sockets
+from wsc_fast.testing import running
 
 NOWHERE = "192.0.2.1"  # RFC 5737: of no machine
 

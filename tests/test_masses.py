@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support import busy, crowd, eventually, running, silent_sockets
+from tests.support import busy, crowd, silent_sockets
 from wsc_fast import Hub, HubConfig, Identity
+from wsc_fast.testing import eventually, running
 from wsc_fast.turns import BUDGET, MOST_ENDS, in_turns
 
 MANY = 12 * MOST_ENDS

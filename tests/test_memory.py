@@ -26,10 +26,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import CLOSE, CONTINUATION, PING, TEXT, deflated, encode
 from wsc_fast import Client, Hub, HubConfig, WSCError
 from wsc_fast._core import DEBUG_BUILD
 from wsc_fast._core.memory import fail_allocation, live_objects
+from wsc_fast.testing import CLOSE, CONTINUATION, PING, TEXT, deflated, encode
 from wsc_fast.upgrade.negotiation import Deflate
 
 ROOT = Path(__file__).parent.parent

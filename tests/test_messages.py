@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from tests.support import MEASURES, TEXT, TOO_DEEP, eventually, join, named, running
+from tests.support import MEASURES, TOO_DEEP, join, named
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -34,6 +34,7 @@ from wsc_fast.messages import (
     to_ack_message,
     to_hub_message,
 )
+from wsc_fast.testing import TEXT, encode, eventually, running
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 # Every field, none of them at its default.
@@ -399,12 +400,7 @@ def test_message_ids_of_two_processes_differ() -> None:
 
 
 def framed(payload: bytes, opcode: int = TEXT) -> bytes:
-    size = len(payload)
-    if size < 126:
-        return bytes([0x80 | opcode, size]) + payload
-    if size < 65536:
-        return bytes([0x80 | opcode, 126]) + size.to_bytes(2, "big") + payload
-    return bytes([0x80 | opcode, 127]) + size.to_bytes(8, "big") + payload
+    return encode(opcode, payload, masked=False)
 
 
 @pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536])

@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.model import Event, Model
-from tests.support import RawClient, deflated, eventually, join, named, running
+from tests.support import join, named
 from wsc_fast import Client, Hub, HubConfig
+from wsc_fast.testing import apply_mask, deflated, eventually, head, running, take_frame
 from wsc_fast.upgrade.negotiation import Deflate
 
 LIMIT = 70_000
@@ -106,15 +107,13 @@ class Bench:
             with suppress(BlockingIOError):
                 sent += theirs.recv(1 << 20)
         events: list[Event] = [("message", message) for message in self.heard]
-        raw = RawClient(theirs)
-        raw.buffer = sent
-        while (frame := raw._parse()) is not None:
+        while (frame := take_frame(sent)) is not None:
             if frame.opcode == 10:
                 events.append(("pong", frame.payload))
             else:
                 assert frame.opcode == 8
                 events.append(("close", int.from_bytes(frame.payload[:2], "big") or None))
-        assert not raw.buffer
+        assert not sent
         return events
 
     @staticmethod
@@ -180,15 +179,16 @@ def agree(streams: list[bytes], deflate: bool, seed: int) -> None:
 
 
 def masked(first: int, payload: bytes, key: bytes, form: int = 0, size: int | None = None) -> bytes:
-    """A client's frame; `form` 1 or 2 writes the length longer than need be."""
-    size = len(payload) if size is None else size
-    if size < 126 and form == 0:
-        head = bytes([first, 128 | size])
-    elif size < 65536 and form < 2:
-        head = bytes([first, 128 | 126]) + size.to_bytes(2, "big")
-    else:
-        head = bytes([first, 128 | 127]) + size.to_bytes(8, "big")
-    return head + key + bytes(byte ^ key[i % 4] for i, byte in enumerate(payload))
+    """A client's frame; `form` 1 or 2 writes the length longer than need be, `size` lies."""
+    start = head(
+        first & 15,
+        len(payload) if size is None else size,
+        fin=first > 127,
+        rsv=first >> 4 & 7,
+        mask=key,
+        length_bytes=(0, 2, 8)[form],
+    )
+    return start + apply_mask(payload, key)
 
 
 KEYS = st.binary(min_size=4, max_size=4)
@@ -225,8 +225,8 @@ def messages(draw: st.DrawFn) -> bytes:
     cuts = sorted(draw(st.lists(st.integers(0, len(payload)), max_size=4)))
     frames = []
     for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(payload)], strict=True)):
-        head = (0 if number else first) | (0x80 if number == len(cuts) else 0)
-        frames.append(masked(head, payload[start:end], draw(KEYS)))
+        bits = (0 if number else first) | (0x80 if number == len(cuts) else 0)
+        frames.append(masked(bits, payload[start:end], draw(KEYS)))
         if draw(st.integers(0, 5)) == 0:
             frames.append(masked(0x80 | draw(st.sampled_from([9, 10])), b"ping", draw(KEYS)))
     return b"".join(frames)

@@ -13,19 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import (
-    CLOSE,
-    PING,
-    PONG,
-    TEXT,
-    RawClient,
-    eventually,
-    join,
-    named,
-    running,
-    stall,
-)
+from tests.support import join, named, stall
 from wsc_fast import Client, ConfigError, Hub, HubConfig, QueueFullError, ValidationError
+from wsc_fast.testing import CLOSE, PING, PONG, TEXT, RawClient, eventually, running
 
 # Broadcasts through batches, however few the clients, and without.
 pytestmark = pytest.mark.usefixtures("either_way")

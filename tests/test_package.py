@@ -276,7 +276,12 @@ def test_the_sdist_holds_all_sources_in_c(tmp_path: Path) -> None:
         for pattern in ("*.h", "*.pyx", "*.pxd", "benchmarks/**/*.c", "trials/**/*.c")
         for path in tmp_path.rglob(pattern)
     }
-    assert {"benchmarks/loadgen.c", "trials/fuzz/fuzz_wire.c", "src_cy/wire.h"} <= wanted
+    assert {
+        "benchmarks/loadgen.c",
+        "benchmarks/load/state.h",
+        "trials/fuzz/fuzz_wire.c",
+        "src_cy/wire.h",
+    } <= wanted
     assert wanted <= set(listed)
 
 

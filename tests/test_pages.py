@@ -29,10 +29,10 @@ import trustme
 
 from tests.clients.node_peers import node, own_websocket
 from tests.clients.support import missing
-from tests.support import CLOSE, TEXT, RawClient, encode, eventually, running
 from wsc_fast import ACKMessage, AckStatus, Hub, HubMessage, Identity
 from wsc_fast.cli import _app
 from wsc_fast.messages import Acknowledgement
+from wsc_fast.testing import CLOSE, TEXT, RawClient, encode, eventually, running
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -7,9 +7,9 @@ import gc
 import pytest
 
 from tests.acks import acking
-from tests.support import running
 from wsc_fast import ACKMessage, Hub, MemoryOfflineStore, PendingACK
 from wsc_fast.delivery.parked import Parked
+from wsc_fast.testing import running
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 

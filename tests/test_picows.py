@@ -20,17 +20,7 @@ import pytest
 import websockets
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # no stub has it
 
-from tests.support import (
-    TEXT,
-    TLS,
-    RawClient,
-    encode,
-    eventually,
-    exchange,
-    named,
-    only_client,
-    running,
-)
+from tests.support import TLS, exchange, named, only_client
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -48,6 +38,7 @@ from wsc_fast import (
     ValidationError,
     handle_websocket,
 )
+from wsc_fast.testing import TEXT, RawClient, encode, eventually, running
 
 # --- transport="picows" (the tests of the handshake run on it too: `make test-picows`) ---
 
@@ -106,7 +97,7 @@ async def test_frames_that_come_with_the_request_are_heard_and_picows_writes_no_
 CLOSED_LOOP = """
 import gc, uvloop
 from picows.picows import WSProtocol
-from tests.support import RawClient, eventually
+from wsc_fast.testing import RawClient, eventually
 from wsc_fast import Client, Hub
 
 hub = Hub()

@@ -34,8 +34,9 @@ def run(code: str, *args: str, preload: Path | None = None) -> tuple[int, str, s
 BEGIN = """
 import asyncio, ctypes, gc, multiprocessing, os, signal, socket, sys, threading, time, warnings
 import uvloop
-from tests.support import BINARY, TEXT, RawClient, eventually, join, named, running
-from wsc_fast import Hub, HubConfig, HubStoppedError, ClientDisconnectedError, Identity
+from tests.support import join, named
+from wsc_fast.testing import BINARY, RawClient, TEXT, eventually, running
+from wsc_fast import (Hub, HubConfig, HubStoppedError, ClientDisconnectedError, Identity)
 
 def run(main):
     factory = uvloop.new_event_loop if sys.argv[1] == "uvloop" else asyncio.new_event_loop

@@ -24,7 +24,6 @@ from typing import Any
 import pytest
 
 from tests.redis_server import PROGRAM, Cutter, RedisServer, cutter, free_port
-from tests.support import eventually
 from wsc_fast.errors import (
     ConfigError,
     MessageExistsError,
@@ -37,6 +36,7 @@ from wsc_fast.stores.redis.lane import BATCH_OPERATIONS
 from wsc_fast.stores.redis.pace import LEAST_BYTES, MOST_BYTES
 from wsc_fast.stores.redis.session import BATCH_MESSAGES
 from wsc_fast.stores.redis.store import MOST_TIMEOUT, MOST_TTL, RedisOfflineStore
+from wsc_fast.testing import eventually
 
 PREFIX = "wsc:offline:"
 

@@ -23,7 +23,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import (
+from tests.support import crowd, exchange, join, known, named, serves_others
+from wsc_fast import Client, Hub, HubConfig, HubMessage, Identity, Priority, Request, Response
+from wsc_fast.testing import (
     BINARY,
     CONTINUATION,
     PING,
@@ -32,19 +34,12 @@ from tests.support import (
     Frame,
     RawClient,
     TLSClient,
-    crowd,
     deflated,
     encode,
     eventually,
-    exchange,
-    join,
-    known,
-    named,
     open_client,
     running,
-    serves_others,
 )
-from wsc_fast import Client, Hub, HubConfig, HubMessage, Identity, Priority, Request, Response
 
 on_asyncio = pytest.mark.parametrize("any_loop", ["asyncio"])
 DEFLATE = [("Sec-WebSocket-Extensions", "permessage-deflate")]

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import BINARY, PING, Frame, RawClient, eventually, join, named, running, stall
+from tests.support import join, named, stall
 from wsc_fast import Client, ClientDisconnectedError, Hub, HubConfig, ListenError, ValidationError
 from wsc_fast import hub as hub_module
+from wsc_fast.testing import BINARY, PING, Frame, RawClient, eventually, running
 
 BAD_FRAME = b"\x83\x80\0\0\0\0"
 
@@ -74,7 +75,8 @@ async def test_a_waiting_pong_does_not_tear_a_hole_into_the_queue(overflow: Any)
 # In a process of its own: the closed loop leaves transports that only the collector finds.
 LOOP_CLOSED = """
 import asyncio, sys
-from tests.support import RawClient, join, named, running
+from tests.support import join, named
+from wsc_fast.testing import RawClient, running
 from wsc_fast import ClientDisconnectedError, Hub, HubConfig
 
 hub = Hub(HubConfig(close_timeout=0.1), authenticate=named)

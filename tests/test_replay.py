@@ -19,7 +19,7 @@ from tests.acks import (
     received,
 )
 from tests.acks import running_and_aborting as running
-from tests.support import RawClient, eventually, join, stall
+from tests.support import join, stall
 from wsc_fast import (
     ACKMessage,
     AckStatus,
@@ -30,6 +30,7 @@ from wsc_fast import (
     PendingFullError,
 )
 from wsc_fast.delivery import replay
+from wsc_fast.testing import RawClient, eventually
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 

@@ -26,20 +26,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.script import Script
-from tests.support import (
-    MEASURES,
-    TEXT,
-    TOO_DEEP,
-    RawClient,
-    deflated,
-    encode,
-    eventually,
-    join,
-    named,
-    running,
-    stall,
-    wait_until,
-)
+from tests.support import MEASURES, TOO_DEEP, join, named, stall
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -65,6 +52,7 @@ from wsc_fast.messages import (
     message_of,
     requires_ack,
 )
+from wsc_fast.testing import TEXT, RawClient, deflated, encode, eventually, running, wait_until
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 

@@ -22,8 +22,9 @@ import pytest
 import trustme
 
 import wsc_fast.listen.sockets as sockets_module
-from tests.support import TLS, RawClient, eventually, exchange, running, wait_until
+from tests.support import TLS, exchange
 from wsc_fast import ConfigError, Hub, HubConfig, HubStateError, ValidationError, inherited_socket
+from wsc_fast.testing import RawClient, eventually, running, wait_until
 
 
 async def test_a_drain_sends_clients_away_in_slices() -> None:

@@ -16,17 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support import (
-    CLOSE,
-    RawClient,
-    eventually,
-    join,
-    known,
-    named,
-    run_apart,
-    running,
-    stall,
-)
+from tests.support import join, known, named, run_apart, stall
 from wsc_fast import (
     Client,
     ConfigError,
@@ -42,6 +32,7 @@ from wsc_fast import (
 )
 from wsc_fast._core.timers import Timers
 from wsc_fast.delivery.retry import Sleepers, send_with_retry
+from wsc_fast.testing import CLOSE, RawClient, eventually, running
 
 OUTBOX = 64
 FULL = HubConfig(outbox_messages=OUTBOX, overflow="drop_newest", close_timeout=0.2)

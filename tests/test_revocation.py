@@ -13,21 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import (
-    CLOSE,
-    TEXT,
-    RawClient,
-    deflated,
-    encode,
-    eventually,
-    exchange,
-    join,
-    known,
-    named,
-    only_client,
-    running,
-)
+from tests.support import exchange, join, known, named, only_client
 from wsc_fast import Client, Hub, HubConfig, Identity, Request
+from wsc_fast.testing import CLOSE, TEXT, RawClient, deflated, encode, eventually, running
 
 
 class Slow:

@@ -16,8 +16,8 @@ import websockets
 from websockets.sync.client import connect
 
 from tests.script import ANNOUNCE, Script
-from tests.support import wait_until
 from wsc_fast.runtime.process import OpenFiles, SignalHandlers
+from wsc_fast.testing import wait_until
 
 PREAMBLE = (
     ANNOUNCE

@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 import trustme
-from support import (
+
+from tests.support import exchange, stall
+from wsc_fast import Client, Hub, HubConfig, Identity, LimitError, Request
+from wsc_fast.log import LINES_A_SECOND, SafeLogger
+from wsc_fast.testing import (
     BINARY,
     CLOSE,
     CONTINUATION,
@@ -20,13 +24,8 @@ from support import (
     TLSClient,
     encode,
     eventually,
-    exchange,
     running,
-    stall,
 )
-
-from wsc_fast import Client, Hub, HubConfig, Identity, LimitError, Request
-from wsc_fast.log import LINES_A_SECOND, SafeLogger
 
 
 async def provoke(hub: Hub, data: bytes) -> list[Any]:

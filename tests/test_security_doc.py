@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trials.attack.attacks import ATTACKS, Attack
+from trials.attack.server import INTERNET, make_hub
 from wsc_fast import Hub, HubConfig
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "trials/attack"))
-
-from trials.attack.attacks import ATTACKS, Attack  # noqa: E402
-from trials.attack.server import INTERNET, make_hub  # noqa: E402
-
 TEXT = (ROOT / "docs/security.md").read_text()
 LIMITS = re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \| ([^|]+) \|$", TEXT, re.M)
 

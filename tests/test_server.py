@@ -21,18 +21,7 @@ import websockets
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.support import (
-    CLOSE,
-    TEXT,
-    RawClient,
-    encode,
-    eventually,
-    exchange,
-    only_client,
-    run_apart,
-    running,
-    uri,
-)
+from tests.support import exchange, only_client, run_apart
 from wsc_fast import (
     Client,
     Hub,
@@ -45,6 +34,7 @@ from wsc_fast import (
 )
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.addresses import origin_allowed
+from wsc_fast.testing import CLOSE, TEXT, RawClient, encode, eventually, running, uri
 
 
 class Answer:

@@ -8,20 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from trials.soak.messages import BYE_NUMBER, body, key_of, number_of, parse, priority_of
+from trials.soak.model import SLOW, Model, Record, difference
+
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "trials/soak"))
-
-from messages import BYE_NUMBER, body, key_of, number_of, parse, priority_of  # noqa: E402
-
-from trials.soak.run import SLOW, Model, Record, difference  # noqa: E402
-
 ONE, TWO, THREE, FOUR = (number_of(counter) for counter in range(1, 5))
 K1, K2, K3 = (number_of(counter, key=5) for counter in range(11, 14))
 
 
 def test_ten_seconds_of_everything_at_once() -> None:
     run = subprocess.run(
-        [sys.executable, ROOT / "trials/soak/run.py", "--seconds", "10", "--clients", "100"],
+        [sys.executable, "-m", "trials.soak.run", "--seconds", "10", "--clients", "100"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=110,

@@ -22,15 +22,15 @@ from typing import Any
 
 import conftest
 import pytest
-from test_offline_stores import append, fill, ids
 
-from tests.support import eventually
+from tests.test_offline_stores import append, fill, ids
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
 from wsc_fast.stores.base import MOST_DROPPED, READ_BYTES, StoredMessage
 from wsc_fast.stores.sqlite import database, files, others, worker
 from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 from wsc_fast.stores.sqlite.transactions import Transactions
 from wsc_fast.stores.sqlite.worker import Worker
+from wsc_fast.testing import eventually
 
 ROOT = Path(__file__).parent.parent
 

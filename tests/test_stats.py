@@ -8,19 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support import (
-    CLOSE,
-    PING,
-    TEXT,
-    RawClient,
-    eventually,
-    exchange,
-    join,
-    named,
-    only_client,
-    running,
-)
+from tests.support import exchange, join, named, only_client
 from wsc_fast import Hub, HubConfig, HubStats
+from wsc_fast.testing import CLOSE, PING, TEXT, RawClient, eventually, running
 
 GAUGES = {"connected_clients", "active_rooms", "connections", "queued_messages", "queued_bytes"}
 

@@ -249,3 +249,16 @@ def test_a_sentence_of_a_comment_begins_with_its_subject(path: Path) -> None:
 def test_a_former_word_is_not_used(path: Path) -> None:
     words = {match[0] for match in FORMER.finditer(path.read_text())}
     assert words == set() or path == Path(__file__)
+
+
+@pytest.mark.parametrize("folder", ["wsc_fast", "tests", "trials", "benchmarks", "examples"])
+def test_no_file_changes_the_path_of_imports(folder: str) -> None:
+    edit = re.compile(r"^\s*sys\.path\b(?!_)", re.M)
+    edited = [path for path in ROOT.glob(f"{folder}/**/*.py") if edit.search(path.read_text())]
+    # A program that a test runs in a process of its own may.
+    assert edited in ([], [ROOT / "tests/test_process.py"])
+
+
+@pytest.mark.parametrize("name", ["tests/model.py", "trials/soak/model.py", "trials/fuzz/heads.py"])
+def test_a_model_uses_neither_the_product_nor_the_kit(name: str) -> None:
+    assert imported(ROOT / name) == {}

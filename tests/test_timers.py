@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import MEASURES, busy, eventually, traced
+from tests.support import MEASURES, busy, traced
 from wsc_fast import ValidationError
 from wsc_fast._core.timers import LATE, TICK, Timers
+from wsc_fast.testing import eventually
 
 ONE_A_TURN = 0.0  # a budget that no item fits in, so that each turn fires one
 SOON = 2 * TICK

@@ -17,22 +17,19 @@ import pytest
 import trustme
 import websockets
 
-from tests.support import (
+from tests.support import BOUNDLESS, TLS, busy, unless_lost
+from wsc_fast import Client, Hub, HubConfig, Identity, Request, handle_websocket
+from wsc_fast.testing import (
     BINARY,
-    BOUNDLESS,
     CLOSE,
     TEXT,
-    TLS,
     RawClient,
     TLSClient,
-    busy,
     encode,
     eventually,
     open_client,
     running,
-    unless_lost,
 )
-from wsc_fast import Client, Hub, HubConfig, Identity, Request, handle_websocket
 
 
 @pytest.mark.parametrize("server", ["own", "own, OpenSSL in Python", "picows"])

@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from redis_server import PROGRAM
+
+from tests.redis_server import PROGRAM
+from trials.torture.ledger import Ledger, ranges
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "trials/torture"))
-
-from ledger import Ledger, ranges  # noqa: E402
-
 SCENARIOS = [
     (scenario, store)
     for scenario in ("kill", "full-disk", "late-store", "two-processes", "rolling-restart")
@@ -28,7 +26,8 @@ def torture(*arguments: str) -> tuple[int, dict[str, str], str]:
     The row is empty where nothing was played.
     """
     run = subprocess.run(
-        [sys.executable, ROOT / "trials/torture/run.py", *arguments],
+        [sys.executable, "-m", "trials.torture.run", *arguments],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=110,

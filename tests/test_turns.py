@@ -12,24 +12,22 @@ from typing import Any
 
 import pytest
 
-from tests.support import (
+from tests.support import BOUNDLESS, TLS, busy
+from wsc_fast import Client, Hub, HubConfig, Identity, Request
+from wsc_fast.testing import (
     BINARY,
-    BOUNDLESS,
     CLOSE,
     CONTINUATION,
     PING,
     TEXT,
-    TLS,
     Frame,
     RawClient,
     TLSClient,
-    busy,
     deflated,
     encode,
     eventually,
     running,
 )
-from wsc_fast import Client, Hub, HubConfig, Identity, Request
 
 
 async def test_messages_of_one_read_are_heard_over_several_turns(any_loop: str) -> None:

@@ -27,6 +27,7 @@ from wsc_fast import Client, HubMessage
 from wsc_fast._core.frames import encode_frame
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.messages import decode_hub_message, encode_hub_message
+from wsc_fast.testing import encode
 
 Message = str | bytes
 MASK = b"\x12\x9a\x3c\xe5"
@@ -45,15 +46,7 @@ def message_of(kind: str, size: int) -> Message:
 
 def masked(first: int, payload: bytes) -> bytes:
     """A client's frame."""
-    size = len(payload)
-    head = bytes((first,))
-    if size < 126:
-        head += bytes((0x80 | size,))
-    elif size < 65536:
-        head += b"\xfe" + size.to_bytes(2, "big")
-    else:
-        head += b"\xff" + size.to_bytes(8, "big")
-    return head + MASK + plain.unmask(payload, MASK)
+    return encode(first & 15, payload, rsv=first >> 4 & 7, mask=MASK)
 
 
 # --- out: a message -> its frame ---

@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wsc_fast.testing import Authority
+
 HERE = Path(__file__).resolve().parent.parent
 ROOT = HERE.parent
 BUILD = ROOT / "build" / "bench"
-CERTIFICATE, KEY = BUILD / "cert.pem", BUILD / "key.pem"
+CERTIFICATE, KEY = BUILD / "certificate.pem", BUILD / "key.pem"
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 5.0
@@ -54,7 +56,7 @@ def build() -> set[str]:
             features.add(feature)
             options.append(define)
             libraries += needs
-    sources = [*HERE.glob("*.c"), *HERE.glob("*.h")]
+    sources = [*HERE.glob("*.c"), *HERE.glob("*.h"), *HERE.glob("load/*.h")]
     newest = max(source.stat().st_mtime for source in sources)
     for name in ("loadgen", "limit_server"):
         target = BUILD / name
@@ -64,24 +66,8 @@ def build() -> set[str]:
         if subprocess.run([*command, str(HERE / f"{name}.c"), *libraries]).returncode != 0:
             raise BenchmarkError(f"gcc could not build {name}.c")
     if "tls" in features and not (CERTIFICATE.exists() and KEY.exists()):
-        if shutil.which("openssl") is None:
-            features.remove("tls")
-        else:
-            make_certificate()
+        Authority().write(BUILD)
     return features
-
-
-def make_certificate() -> None:
-    command = [
-        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
-        *("-nodes", "-days", "3650", "-subj", "/CN=localhost"),
-        *("-keyout", str(KEY), "-out", str(CERTIFICATE)),
-    ]
-    subprocess.run(
-        command,
-        check=True,
-        capture_output=True,
-    )
 
 
 def max_connections(wanted: int) -> int:

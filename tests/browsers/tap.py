@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.support import Frame
 from wsc_fast import Hub
+from wsc_fast.testing import Frame, take_frame
 
 
 class Wire:
@@ -25,24 +24,10 @@ class Wire:
 
     def frames_up(self) -> list[Frame]:
         """The whole frames of the browser, unmasked but not decompressed."""
-        data = bytes(self.up.partition(b"\r\n\r\n")[2])
+        data = self.up.partition(b"\r\n\r\n")[2]
         frames = []
-        at = 0
-        while len(data) >= at + 2:
-            first, second = data[at : at + 2]
-            assert second & 0x80, "a browser's frame is not masked"
-            size, at = second & 0x7F, at + 2
-            if size == 126:
-                (size,), at = struct.unpack_from("!H", data, at), at + 2
-            elif size == 127:
-                (size,), at = struct.unpack_from("!Q", data, at), at + 8
-            mask, masked = data[at : at + 4], data[at + 4 : at + 4 + size]
-            if len(masked) < size:
-                break
-            at += 4 + size
-            key = int.from_bytes((mask * (size // 4 + 1))[:size], "big")
-            payload = (int.from_bytes(masked, "big") ^ key).to_bytes(size, "big")
-            frames.append(Frame(first & 15, payload, bool(first & 0x80), first >> 4 & 7))
+        while (frame := take_frame(data, masked=True)) is not None:
+            frames.append(frame)
         return frames
 
 

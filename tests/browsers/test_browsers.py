@@ -18,8 +18,9 @@ import pytest
 
 from tests.browsers.driver import EXECUTABLES, PAGE, Browser, browsing
 from tests.browsers.tap import Tap, tapped
-from tests.support import CLOSE, PONG, TEXT, eventually, only_client, running
+from tests.support import only_client
 from wsc_fast import Client, Hub, HubConfig, Identity, Request, Response
+from wsc_fast.testing import CLOSE, PONG, TEXT, eventually, running
 
 # How a page gets a connection that ends in this way, where a plain one does not.
 CONNECTING = {

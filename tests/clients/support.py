@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import os
 import ssl
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,8 +14,8 @@ from typing import ClassVar, NoReturn
 
 import pytest
 
-from tests.support import Frame
 from wsc_fast import Hub
+from wsc_fast.testing import Frame, take_frame
 
 # Of one step of a client: well beyond what it takes, and within pytest's own timeout.
 PATIENCE = 20.0
@@ -110,7 +109,7 @@ def closing(payload: bytes) -> Closing:
     """Code and reason in the payload of a close frame."""
     if not payload:
         return 1005, ""
-    return struct.unpack("!H", payload[:2])[0], payload[2:].decode()
+    return int.from_bytes(payload[:2]), payload[2:].decode()
 
 
 class Tap:
@@ -136,39 +135,20 @@ class Tap:
     @property
     def from_client(self) -> list[Frame]:
         """The whole frames that the client has sent, unmasked."""
-        return frames(self.up)
+        return frames(self.up, masked=True)
 
     @property
     def from_hub(self) -> list[Frame]:
         """The whole frames that the hub has sent."""
-        return frames(self.down)
+        return frames(self.down, masked=False)
 
 
-def frames(stream: bytes | bytearray) -> list[Frame]:
+def frames(stream: bytearray, *, masked: bool) -> list[Frame]:
     """The whole frames after the HTTP head."""
-    data = bytes(stream).partition(b"\r\n\r\n")[2]
+    data = stream.partition(b"\r\n\r\n")[2]
     found = []
-    at = 0
-    while len(data) >= at + 2:
-        first, second = data[at], data[at + 1]
-        start, size = at + 2, second & 0x7F
-        extended = {126: "!H", 127: "!Q"}.get(size)
-        if extended is not None:
-            if len(data) < start + struct.calcsize(extended):
-                break
-            (size,) = struct.unpack_from(extended, data, start)
-            start += struct.calcsize(extended)
-        mask = data[start : start + 4] if second & 0x80 else b""
-        start += len(mask)
-        payload = data[start : start + size]
-        if len(payload) < size:
-            break
-        if mask:
-            pad = (mask * (size // 4 + 1))[:size]
-            number = int.from_bytes(payload, "big") ^ int.from_bytes(pad, "big")
-            payload = number.to_bytes(size, "big")
-        found.append(Frame(first & 0x0F, payload, bool(first & 0x80), first >> 4 & 7))
-        at = start + size
+    while (frame := take_frame(data, masked=masked)) is not None:
+        found.append(frame)
     return found
 
 

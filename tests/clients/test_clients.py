@@ -20,19 +20,9 @@ from tests.clients.curl_peer import CurlPeer
 from tests.clients.node_peers import NodePeer, WsPeer
 from tests.clients.python_peers import python_peers
 from tests.clients.support import Message, Peer, closing, tapped
-from tests.support import (
-    BINARY,
-    CLOSE,
-    CONTINUATION,
-    PONG,
-    TEXT,
-    eventually,
-    only_client,
-    running,
-    tls_options,
-    uri,
-)
+from tests.support import only_client, tls_options
 from wsc_fast import Client, Hub, HubConfig
+from wsc_fast.testing import BINARY, CLOSE, CONTINUATION, PONG, TEXT, eventually, running, uri
 
 PEERS: list[type[Peer]] = [*python_peers(), NodePeer, WsPeer, CurlPeer]
 MEGABYTE = 1 << 20

@@ -15,8 +15,9 @@ import pytest
 import trustme
 
 from tests.clients.support import PATIENCE
-from tests.support import eventually, only_client, running, tls_options, uri
+from tests.support import only_client, tls_options
 from wsc_fast import Client, Hub, HubConfig
+from wsc_fast.testing import eventually, running, uri
 
 
 @pytest.fixture

@@ -10,25 +10,20 @@ import zlib
 
 import pytest
 
-from tests.support import (
+from tests.support import MEASURES, agreed, join, named, stall, unless_lost
+from wsc_fast import Client, Hub, HubConfig, ProtocolError
+from wsc_fast.testing import (
     BINARY,
     CLOSE,
     CONTINUATION,
-    MEASURES,
     PING,
     PONG,
     TEXT,
     Frame,
-    agreed,
     encode,
     eventually,
-    join,
-    named,
     running,
-    stall,
-    unless_lost,
 )
-from wsc_fast import Client, Hub, HubConfig, ProtocolError
 
 KIB, MIB = 1 << 10, 1 << 20
 RSV1 = 4
@@ -107,7 +102,7 @@ def echoing(**settings: object) -> tuple[Hub, list[str | bytes], list[str], list
 BOMB = """
 import asyncio, sys, zlib
 from tests.conftest import LOOPS
-from tests.support import RawClient, eventually, running
+from wsc_fast.testing import RawClient, eventually, running
 from tests.faults.test_faults_deflate import BINARY, MIB, echoing, fragments, join, offer
 
 def memory(which: str) -> int:
@@ -425,7 +420,7 @@ WAVES = """
 import asyncio, random, sys
 import psutil
 from tests.conftest import LOOPS
-from tests.support import RawClient, eventually, running
+from wsc_fast.testing import RawClient, eventually, running
 from tests.faults.test_faults_deflate import RSV1, TEXT, Deflater, echoing, encode, join, offer
 
 async def main(count: int) -> None:

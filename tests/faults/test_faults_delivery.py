@@ -25,18 +25,7 @@ import pytest
 
 from tests.acks import acking, acknowledge, eventually_count, failed, received
 from tests.redis_server import RedisServer
-from tests.support import (
-    PING,
-    PONG,
-    RawClient,
-    eventually,
-    join,
-    known,
-    named,
-    run_apart,
-    running,
-    stall,
-)
+from tests.support import join, known, named, run_apart, stall
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -59,6 +48,7 @@ from wsc_fast.delivery.replay import Held, Replay
 from wsc_fast.messages import to_hub_message
 from wsc_fast.stores.sqlite import database
 from wsc_fast.stores.sqlite.transactions import Transactions
+from wsc_fast.testing import PING, PONG, RawClient, eventually, running
 
 pytestmark = pytest.mark.usefixtures("closing_sockets")
 

@@ -18,24 +18,7 @@ from typing import Any
 import pytest
 
 from tests.oracle import Oracle
-from tests.support import (
-    BOUNDLESS,
-    CLOSE,
-    TEXT,
-    TLS,
-    Frame,
-    RawClient,
-    crowd,
-    encode,
-    eventually,
-    join,
-    known,
-    named,
-    running,
-    stall,
-    traced,
-    unless_lost,
-)
+from tests.support import BOUNDLESS, TLS, crowd, join, known, named, stall, traced, unless_lost
 from wsc_fast import (
     Client,
     ClientDisconnectedError,
@@ -50,6 +33,7 @@ from wsc_fast import (
     ValidationError,
     WSCError,
 )
+from wsc_fast.testing import CLOSE, TEXT, Frame, RawClient, encode, eventually, running
 
 # Broadcasts through batches, however few the clients, and without.
 pytestmark = pytest.mark.usefixtures("either_way")

@@ -19,28 +19,22 @@ from typing import Any
 
 import pytest
 
-from tests.support import (
+from tests.support import TLS, join, known, named, tls_options, traced, unless_lost
+from wsc_fast import Client, Hub, HubConfig, ProtocolError
+from wsc_fast.testing import (
     BINARY,
     CLOSE,
     CONTINUATION,
     PING,
     PONG,
     TEXT,
-    TLS,
     Frame,
     RawClient,
     encode,
     eventually,
-    join,
-    known,
-    named,
     open_client,
     running,
-    tls_options,
-    traced,
-    unless_lost,
 )
-from wsc_fast import Client, Hub, HubConfig, ProtocolError
 
 KIB, MIB = 1 << 10, 1 << 20
 NORMAL = struct.pack("!H", 1000)

@@ -23,23 +23,12 @@ import psutil
 import pytest
 
 from tests.support import (
-    BINARY,
-    CLOSE,
-    PING,
-    PONG,
-    TEXT,
     TLS,
-    Frame,
-    RawClient,
-    TLSClient,
-    encode,
-    eventually,
     exchange,
     join,
     known,
     named,
     only_client,
-    running,
     stall,
     tls_options,
     unless_lost,
@@ -57,6 +46,19 @@ from wsc_fast import (
 )
 from wsc_fast.demo.chat import create_hub
 from wsc_fast.log import LINES_A_SECOND
+from wsc_fast.testing import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    Frame,
+    RawClient,
+    TLSClient,
+    encode,
+    eventually,
+    running,
+)
 
 KIB, MIB = 1 << 10, 1 << 20
 QUIET = pytest.mark.usefixtures("quiet_log")
@@ -1005,7 +1007,7 @@ async def test_a_logger_that_raises_keeps_no_500_from_a_request(
 WARNED_AT_ONCE = """
 import asyncio, logging, resource, sys, psutil
 from tests.conftest import LOOPS
-from tests.support import RawClient
+from wsc_fast.testing import RawClient
 from wsc_fast import Hub, HubConfig
 
 lines = []

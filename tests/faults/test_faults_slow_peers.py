@@ -18,25 +18,22 @@ import aiohttp
 import picows
 import pytest
 
-from tests.support import (
+from tests.support import TLS, join, named, stall
+from wsc_fast import Client, Hub, HubConfig, QueueFullError, handle_websocket
+from wsc_fast.testing import (
     BINARY,
     CLOSE,
     CONTINUATION,
     PING,
     PONG,
     TEXT,
-    TLS,
     Frame,
     RawClient,
     TLSClient,
     encode,
     eventually,
-    join,
-    named,
     running,
-    stall,
 )
-from wsc_fast import Client, Hub, HubConfig, QueueFullError, handle_websocket
 
 
 def small(**settings: Any) -> HubConfig:

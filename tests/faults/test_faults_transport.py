@@ -20,25 +20,7 @@ import psutil
 import pytest
 
 from tests.conftest import LOOPS
-from tests.support import (
-    BINARY,
-    CLOSE,
-    CONTINUATION,
-    MEASURES,
-    PING,
-    PONG,
-    TEXT,
-    Frame,
-    RawClient,
-    TLSClient,
-    encode,
-    eventually,
-    only_client,
-    running,
-    serves_others,
-    stall,
-    tls_options,
-)
+from tests.support import MEASURES, only_client, serves_others, stall, tls_options
 from wsc_fast import (
     Client,
     ClientDisconnectedError,
@@ -47,6 +29,20 @@ from wsc_fast import (
     ProtocolError,
     Request,
     ValidationError,
+)
+from wsc_fast.testing import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Frame,
+    RawClient,
+    TLSClient,
+    encode,
+    eventually,
+    running,
 )
 
 MIB = 1 << 20
@@ -416,7 +412,7 @@ async def test_pings_of_a_peer_that_does_not_read_take_no_memory(
 READ_BUFFERS = """
 import asyncio, psutil, sys
 from tests.conftest import LOOPS
-from tests.support import BINARY, RawClient, encode, eventually, running
+from wsc_fast.testing import BINARY, RawClient, encode, eventually, running
 from wsc_fast import Hub, HubConfig
 
 async def main(clients: int, largest: int, size: int, count: int) -> None:

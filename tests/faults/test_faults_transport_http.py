@@ -20,7 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support import (
+from tests.support import exchange, join, named, serves_others
+from wsc_fast import ConfigError, Hub, HubConfig, Identity, Request, Response, ValidationError
+from wsc_fast._core.connection import Client
+from wsc_fast.testing import (
     PING,
     PONG,
     TEXT,
@@ -29,14 +32,8 @@ from tests.support import (
     TLSClient,
     encode,
     eventually,
-    exchange,
-    join,
-    named,
     running,
-    serves_others,
 )
-from wsc_fast import ConfigError, Hub, HubConfig, Identity, Request, Response, ValidationError
-from wsc_fast._core.connection import Client
 
 SECRET = "password=hunter2"
 
@@ -565,7 +562,7 @@ async def test_running_out_of_files_refuses_that_connection_alone(
 BROKEN_PIPE = """
 import asyncio, signal, socket, sys
 from tests.conftest import LOOPS
-from tests.support import RawClient, eventually, running
+from wsc_fast.testing import RawClient, eventually, running
 from wsc_fast import Hub
 
 async def main() -> None:

@@ -21,8 +21,9 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from tests.proxies.proxy import NAMES, Proxy, proxying
-from tests.support import RawClient, eventually, only_client, running, unless_lost
+from tests.support import only_client, unless_lost
 from wsc_fast import Client, Hub, HubConfig, Identity, Request, Response
+from wsc_fast.testing import RawClient, eventually, running
 
 CLIENT = "127.0.0.2"
 PROXY = "127.0.0.1"

@@ -1,6 +1,6 @@
 """The attacks: what the attackers do, what the hub is set to, what it may cost, what counts it.
 
-`attacks.py NAME CPU PORT SECONDS [tame]` runs one against a server.
+`python -m trials.attack.attacks NAME CPU PORT SECONDS [tame]` runs one against a server.
 """
 
 from __future__ import annotations
@@ -13,20 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarm import Script, Swarm, be_cheap
-from wire import (
-    BINARY,
-    CONTINUATION,
-    DEFLATE,
-    PING,
-    TEXT,
-    bomb,
-    client_hello,
-    frame,
-    head,
-    request,
-    small_bomb,
-)
+from trials.attack.swarm import Script, Swarm, be_cheap
+from trials.attack.wire import DEFLATE, bomb, request, small_bomb
+from wsc_fast.testing import BINARY, CONTINUATION, PING, TEXT, client_hello, encode, head
 
 MIB = 1 << 20
 
@@ -73,16 +62,16 @@ def acknowledgements() -> bytes:
         json.dumps({"type": "ack", "message_id": f"{source.getrandbits(144):036x}"})
         for _ in range(500)
     ]
-    return b"".join(frame(TEXT, body.encode()) for body in bodies)
+    return b"".join(encode(TEXT, body.encode()) for body in bodies)
 
 
 def joins() -> bytes:
     source = random.Random(2)
-    return b"".join(frame(TEXT, b"join %032x" % source.getrandbits(128)) for _ in range(50_000))
+    return b"".join(encode(TEXT, b"join %032x" % source.getrandbits(128)) for _ in range(50_000))
 
 
-JOIN_SIZE = len(frame(TEXT, b"join %032x" % 0))
-TINY = frame(TEXT, b"x") * 8_000
+JOIN_SIZE = len(encode(TEXT, b"join %032x" % 0))
+TINY = encode(TEXT, b"x") * 8_000
 # No bound on what a client sends, as by default.
 UNLIMITED = {"message_rate": 0.0, "byte_rate": 0.0}
 # No bound on how many ask: each request is looked at to its end.
@@ -90,7 +79,7 @@ ASKED = {"connection_rate": 0.0, "connection_rate_per_address": 0.0}
 # Of the size that docs/security.md recommends at most, once it is inflated; four bytes a character.
 SMALL_BOMB = small_bomb("\U0001f600" + "a" * 60_000)
 SLOW_BOMB = small_bomb("slow \U0001f600" + "a" * 60_000)
-SPAM = frame(TEXT, b"spam") * 4
+SPAM = encode(TEXT, b"spam") * 4
 
 ATTACKS = [
     Attack("control", "none: the attackers' core is busy with itself", None, "", 8),
@@ -193,7 +182,7 @@ ATTACKS = [
         lambda: Script(
             1_000,
             request(),
-            frame(PING, bytes(125)) * 500,
+            encode(PING, bytes(125)) * 500,
             reads=False,
             receive_buffer=4096,
             again=True,
@@ -205,7 +194,7 @@ ATTACKS = [
         "pings-unlimited",
         "the same, without message_rate and byte_rate",
         lambda: Script(
-            1_000, request(), frame(PING, bytes(125)) * 500, reads=False, receive_buffer=4096
+            1_000, request(), encode(PING, bytes(125)) * 500, reads=False, receive_buffer=4096
         ),
         "control_replaced",
         48,
@@ -257,8 +246,8 @@ ATTACKS = [
         "1,000 floods of empty fragments",
         lambda: Script(
             1_000,
-            request() + frame(TEXT, fin=False),
-            frame(CONTINUATION, fin=False) * 8_000,
+            request() + encode(TEXT, fin=False),
+            encode(CONTINUATION, fin=False) * 8_000,
             again=True,
         ),
         "limited.max_fragments",
@@ -269,8 +258,8 @@ ATTACKS = [
         "the same, under the default bound of 16,384",
         lambda: Script(
             1_000,
-            request() + frame(TEXT, fin=False),
-            frame(CONTINUATION, fin=False) * 8_000,
+            request() + encode(TEXT, fin=False),
+            encode(CONTINUATION, fin=False) * 8_000,
             again=True,
         ),
         "limited.max_fragments",

@@ -1,4 +1,6 @@
-"""100 honest clients and, now and then, a new one: `honest.py CPU PORT [tls]`.
+"""100 honest clients and, now and then, a new one.
+
+    python -m trials.attack.honest CPU PORT [tls]
 
 Each client sends 20 messages a second, each of which comes back; its latency is from right before
 the send to right after the read, whatever else this process was late with. For each line "SECONDS"
@@ -21,7 +23,7 @@ import ssl
 import sys
 import time
 
-from wire import BINARY, frame, request, trusting
+from wsc_fast.testing import BINARY, encode, reset_when_closed, trusting, upgrade_request
 
 CLIENTS = 100
 TICK = 0.002
@@ -75,7 +77,7 @@ class Crowd:
         self.came = 0
         self.poll = select.epoll()
         self.lost = 0  # clients that the server has closed
-        self.frame = frame(BINARY, bytes(PAYLOAD))
+        self.frame = encode(BINARY, bytes(PAYLOAD))
         self.answer = PAYLOAD + 2
         for number in range(CLIENTS):
             sock = socket.socket()
@@ -84,7 +86,7 @@ class Crowd:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if tls is not None:
                 sock = tls.wrap_socket(sock)
-            sock.sendall(request())
+            sock.sendall(upgrade_request())
             assert sock.recv(4096).startswith(b"HTTP/1.1 101 ")
             sock.setblocking(False)
             self.clients[sock.fileno()] = Client(sock)
@@ -178,7 +180,7 @@ class Crowd:
                 self.poll.modify(number, select.EPOLLIN)
                 if self.tls is None or newcomer.shake_hands(self.tls):
                     newcomer.asked = True
-                    newcomer.sock.send(request())
+                    newcomer.sock.send(upgrade_request())
                 return
             status = receive(newcomer.sock)[9:12]
         except BlockingIOError:
@@ -190,7 +192,7 @@ class Crowd:
         else:
             self.refused += 1
         self.poll.unregister(number)
-        newcomer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        reset_when_closed(newcomer.sock)
         newcomer.sock.close()
         del self.newcomers[number]
 

@@ -1,6 +1,6 @@
 """Attacks a hub, and measures what it takes and what its honest clients notice.
 
-    python trials/attack/run.py [--quick] [--only NAME ...]
+    python -m trials.attack.run [--quick] [--only NAME ...]
 
 For each attack: a server process on one core; on another one 100 honest clients (honest.py), and
 the attackers (swarm.py), who get what is left of that core. In each of three rounds the honest
@@ -34,9 +34,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attacks import ATTACKS, Attack
+from trials.attack.attacks import ATTACKS, Attack
 
-HERE = Path(__file__).parent
 MOST_RATIO = 2.0
 # Seconds of p99 that no client over a network notices, however little it was before.
 UNNOTICED = 0.003
@@ -54,11 +53,11 @@ TAME_RAMP = 1.0
 
 
 class Worker:
-    """A process that answers a line for each line."""
+    """A program of this folder, which answers a line for each line."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, program: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, "-m", f"trials.attack.{program}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -93,8 +92,8 @@ class Worker:
 
 
 @contextmanager
-def worker(*arguments: str) -> Iterator[Worker]:
-    it = Worker(*arguments)
+def worker(program: str, *arguments: str) -> Iterator[Worker]:
+    it = Worker(program, *arguments)
     try:
         yield it
     finally:
@@ -205,9 +204,9 @@ def run(attack: Attack, quick: bool) -> Row:
     settings = json.dumps(attack.settings)
     tls = ["tls"] if attack.tls else []
     hooks = ["hooks"] if attack.hooks else []
-    with worker(str(HERE / "server.py"), str(server_cpu), settings, *tls, *hooks) as server:
+    with worker("server", str(server_cpu), settings, *tls, *hooks) as server:
         port = server.hear().strip()
-        with worker(str(HERE / "honest.py"), str(client_cpu), port, *tls) as honest:
+        with worker("honest", str(client_cpu), port, *tls) as honest:
             honest.hear()
             honest.ask("1.0")  # what is made at first use is made by now
             if attack.broadcast:
@@ -269,8 +268,7 @@ def settle(server: Worker) -> None:
 @contextmanager
 def attackers(attack: Attack, cpu: int, port: str, seconds: float, *tame: str) -> Iterator[Worker]:
     """The attacking process, ready to begin."""
-    program = str(HERE / "attacks.py")
-    with worker(program, attack.name, str(cpu), port, str(seconds), *tame) as swarm:
+    with worker("attacks", attack.name, str(cpu), port, str(seconds), *tame) as swarm:
         swarm.hear()
         yield swarm
 

@@ -1,4 +1,6 @@
-"""The hub under attack, in a process of its own: `server.py CPU SETTINGS [tls] [hooks]`.
+"""The hub under attack, in a process of its own.
+
+    python -m trials.attack.server CPU SETTINGS [tls] [hooks]
 
 SETTINGS is JSON. The hub answers each message with itself, as one does that has a user's command to
 answer; one of more than 1 KB with its length. A message "join ROOM" makes its sender a member of
@@ -19,14 +21,12 @@ import itertools
 import json
 import os
 import resource
-import ssl
 import sys
 import time
 from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
-import trustme
 import uvloop
 
 from wsc_fast import (
@@ -39,6 +39,7 @@ from wsc_fast import (
     Request,
     RoomExistsError,
 )
+from wsc_fast.testing import Authority
 
 SLOW = 0.5  # seconds
 
@@ -120,15 +121,9 @@ def make_hub(settings: dict[str, Any], hooks: bool = False) -> Hub:
     return hub
 
 
-def certificate() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
-    return context
-
-
 async def main(settings: dict[str, Any], tls: bool, hooks: bool) -> None:
     hub = make_hub(settings, hooks)
-    await hub.start(port=0, ssl=certificate() if tls else None)
+    await hub.start(port=0, ssl=Authority().server_context() if tls else None)
     print(hub.port, flush=True)
     loop = asyncio.get_running_loop()
     commands = asyncio.StreamReader()

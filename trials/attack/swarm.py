@@ -15,6 +15,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from wsc_fast.testing import reset_when_closed
+
 # The most that are connecting at once: more than the kernel's backlog would be lost there.
 CONNECTING = 200
 ADDRESSES = 200
@@ -111,7 +113,7 @@ class Swarm:
         if self.script.receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.script.receive_buffer)
         # To go without a FIN leaves no TIME_WAIT, of which a storm would have too many.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        reset_when_closed(sock)
         try:
             sock.bind((f"127.3.{self.made % ADDRESSES}.1", 0))
             code = sock.connect_ex(("127.0.0.1", self.port))

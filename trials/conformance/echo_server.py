@@ -1,6 +1,6 @@
 """The server under test: a hub that sends every message back.
 
-    python echo_server.py PORT [uvloop|asyncio] [hub|picows] [CERTIFICATE KEY]
+    python -m trials.conformance.echo_server PORT [uvloop|asyncio] [hub|picows] [CERTIFICATE KEY]
 
 Prints "ready" once it listens; serves until it is terminated.
 """

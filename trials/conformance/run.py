@@ -1,7 +1,7 @@
 """Runs the Autobahn cases (by kosoku) against a server and judges every one of them.
 
-    python trials/conformance/run.py          all 517 cases, uvloop
-    python trials/conformance/run.py --loop asyncio --tls --exclude '9.*'
+    python -m trials.conformance.run          all 517 cases, uvloop
+    python -m trials.conformance.run --loop asyncio --tls --exclude '9.*'
 
 The report goes to build/conformance/ (index.html, and index.json, which is what is judged). The
 exit status is 1 if any case failed in behaviour or close behaviour, or did not run.
@@ -24,9 +24,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import trustme
+from wsc_fast.testing import Authority
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 CASES = 517
 # Informational cases probe what the RFC leaves open.
 GOOD = {"OK", "INFORMATIONAL"}
@@ -68,20 +68,14 @@ def free_port() -> int:
 async def run(arguments: argparse.Namespace, report: Path) -> float:
     """Starts the server, runs the cases; returns how many seconds they took."""
     port = address = free_port()
-    command = [sys.executable, str(HERE / f"{arguments.server}_server.py"), str(port)]
+    command = [sys.executable, "-m", f"trials.conformance.{arguments.server}_server", str(port)]
     async with contextlib.AsyncExitStack() as stack:
         if arguments.server == "echo":
             command += [arguments.loop, arguments.transport]
         if arguments.tls:
-            authority = trustme.CA()
-            certificate = authority.issue_cert("localhost")
-            files = [report / "certificate.pem", report / "key.pem"]
-            certificate.cert_chain_pems[0].write_to_path(files[0])
-            certificate.private_key_pem.write_to_path(files[1])
-            command += map(str, files)
-            context = ssl.create_default_context()
-            authority.configure_trust(context)
-            address = await stack.enter_async_context(tunnel(port, context))
+            authority = Authority()
+            command += map(str, authority.write(report))
+            address = await stack.enter_async_context(tunnel(port, authority.client_context()))
         server = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         stack.push_async_callback(server.wait)
         stack.callback(server.terminate)
@@ -94,7 +88,7 @@ async def run(arguments: argparse.Namespace, report: Path) -> float:
         start = time.monotonic()
         cases = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(HERE / "cases.py"),
+            *("-m", "trials.conformance.cases"),
             *options,
             f"127.0.0.1:{address}",
             stdout=subprocess.DEVNULL,
@@ -139,7 +133,7 @@ def main() -> None:
     parser.add_argument("--cases", action="append", default=[], metavar="GLOB")
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB")
     parser.add_argument("--parallel", type=int, default=4)
-    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "build" / "conformance")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "conformance")
     arguments = parser.parse_args()
 
     name = f"{arguments.server}-{arguments.loop}"

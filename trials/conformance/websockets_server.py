@@ -1,6 +1,6 @@
 """The same server on `websockets`, to compare how long a run takes.
 
-python websockets_server.py PORT
+python -m trials.conformance.websockets_server PORT
 """
 
 import asyncio

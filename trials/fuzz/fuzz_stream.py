@@ -1,8 +1,8 @@
 """Fuzzes the compiled Client: bytes of a peer, against the plain models of RFC 6455 and 9112.
 
-    python trials/fuzz/fuzz_stream.py --count 200000 --seed 1     random streams
-    python trials/fuzz/fuzz_stream.py trials/fuzz/corpus/stream   the files and directories named
-    python trials/fuzz/fuzz_stream.py --guided DIR -runs=100000   atheris: libFuzzer's arguments
+    python -m trials.fuzz.fuzz_stream --count 200000 --seed 1     random streams
+    python -m trials.fuzz.fuzz_stream trials/fuzz/corpus/stream   the files and directories named
+    python -m trials.fuzz.fuzz_stream --guided DIR -runs=100000   atheris: libFuzzer's arguments
 
 An input is a byte of options (below), a byte that seeds how it is split, and the stream. Each is
 fed whole, byte by byte and in random pieces, these also with turns to wait for, without a loop and
@@ -27,14 +27,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests")]
-
-from heads import Answer, answer_to  # noqa: E402
-from model import Model  # noqa: E402
-
-from wsc_fast import Client, ConnectionLostError, Hub, HubConfig, ProtocolError  # noqa: E402
-from wsc_fast.upgrade.negotiation import Deflate  # noqa: E402
+from tests.model import Model
+from trials.fuzz.heads import Answer, answer_to
+from wsc_fast import Client, ConnectionLostError, Hub, HubConfig, ProtocolError
+from wsc_fast.testing import apply_mask, head
+from wsc_fast.upgrade.negotiation import Deflate
 
 # The byte of options. KIND: what was negotiated, or that the stream begins with a request.
 KIND, PLAIN, DEFLATE, TAKEOVER, REQUEST = 3, 0, 1, 2, 3
@@ -446,16 +443,16 @@ def masked(
     rng: random.Random, first: int, payload: bytes, form: int = 0, size: int | None = None
 ) -> bytes:
     """A client's frame; `form` 1 or 2 writes the length longer than need be, `size` lies."""
-    size = len(payload) if size is None else size
-    if size < 126 and form == 0:
-        head = bytes([first, 128 | size])
-    elif size < 65536 and form < 2:
-        head = bytes([first, 128 | 126]) + size.to_bytes(2, "big")
-    else:
-        head = bytes([first, 128 | 127]) + size.to_bytes(8, "big")
-    key = rng.choice([b"\0\0\0\0", rng.randbytes(4)])
-    whole = int.from_bytes((key * (len(payload) // 4 + 1))[: len(payload)], "big")
-    return head + key + (int.from_bytes(payload, "big") ^ whole).to_bytes(len(payload), "big")
+    mask = rng.choice([b"\0\0\0\0", rng.randbytes(4)])
+    start = head(
+        first & 15,
+        len(payload) if size is None else size,
+        fin=first > 127,
+        rsv=first >> 4 & 7,
+        mask=mask,
+        length_bytes=(0, 2, 8)[form],
+    )
+    return start + apply_mask(payload, mask)
 
 
 BROKEN = (b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"\xff", b"\xf0\x9f\x8e")
@@ -520,8 +517,8 @@ def message(rng: random.Random, options: int, z: Any) -> tuple[bytes, Any]:
     parts = []
     ends = [*cuts, len(payload)]
     for number, (start, end) in enumerate(zip([0, *cuts], ends, strict=True)):
-        head = (0 if number else first) | (0x80 if number == len(cuts) else 0)
-        parts.append(masked(rng, head, payload[start:end]))
+        bits = (0 if number else first) | (0x80 if number == len(cuts) else 0)
+        parts.append(masked(rng, bits, payload[start:end]))
         if rng.randrange(5) == 0:
             ping = rng.randbytes(rng.choice([0, 3, 124, 125]))
             parts.append(masked(rng, 0x80 | rng.choice([9, 10]), ping))
@@ -621,7 +618,7 @@ MORE = (
 )
 
 
-def head(rng: random.Random) -> bytes:
+def request_head(rng: random.Random) -> bytes:
     """A request head; mostly an upgrade."""
     odd = rng.randrange(3) == 0
 
@@ -653,7 +650,7 @@ def random_input(rng: random.Random) -> bytes:
     options |= (SECURE if rng.randrange(4) == 0 else 0) | (ECHO if rng.randrange(3) == 0 else 0)
     if rng.randrange(100) == 0:
         options |= LARGE
-    stream = bytearray(head(rng) if options & KIND == REQUEST else b"")
+    stream = bytearray(request_head(rng) if options & KIND == REQUEST else b"")
     z = zlib.compressobj(wbits=-15)
     for _ in range(rng.choice([0, 1, 1, 2, 3, 5])):
         if rng.randrange(5):

@@ -1,4 +1,4 @@
-"""What both halves of the soak know of a message: its number tells its content.
+"""Messages as both halves of the soak know them: the number of one tells its content.
 
 A number holds how the message was sent, so that neither half keeps a table of them:
 

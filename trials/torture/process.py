@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ledger import Ledger, Name, ranges
-from users import Door
+from trials.torture.ledger import Ledger, Name, ranges
+from trials.torture.users import Door
 
-PROGRAM = Path(__file__).with_name("server.py")
 # Seconds in which a server starts, or stops after SIGTERM.
 START, STOP = 30.0, 30.0
 # Most bytes of a line: a Look names the messages of all users.
@@ -126,7 +125,8 @@ class Server:
         with log.open("ab") as errors:
             process = await asyncio.create_subprocess_exec(
                 *(within or []),
-                *(sys.executable, str(PROGRAM), "--store", store, "--sender", sender),
+                *(sys.executable, "-m", "trials.torture.server"),
+                *("--store", store, "--sender", sender),
                 *listen,
                 *more,
                 stdin=asyncio.subprocess.PIPE,

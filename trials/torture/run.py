@@ -1,6 +1,6 @@
 """Breaks servers and stores again and again, and counts what the users of the servers saw.
 
-    python trials/torture/run.py [--scenario NAME ...] [--store sqlite|redis] [--rounds N] [--quick]
+    python -m trials.torture.run [--scenario NAME ...] [--store sqlite|redis] [--rounds N] [--quick]
 
 The scenarios (scenarios.py):
 
@@ -32,12 +32,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from faults import FAULTS
-from ledger import KINDS, Ledger
-from process import ServerFailed
-from scenarios import SCENARIOS, Trial
-from stores import Place, Redis, SmallDisk, SQLiteFile, has_redis, has_small_disks
-from users import Crowd
+from trials.torture.faults import FAULTS
+from trials.torture.ledger import KINDS, Ledger
+from trials.torture.process import ServerFailed
+from trials.torture.scenarios import SCENARIOS, Trial
+from trials.torture.stores import Place, Redis, SmallDisk, SQLiteFile, has_redis, has_small_disks
+from trials.torture.users import Crowd
 
 ROUNDS = 50
 DISK = 6  # megabytes

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ledger import Ledger, ranges
-from process import Look, Server
-from stores import Place, SmallDisk
-from users import Crowd, Door, Mood
+from trials.torture.ledger import Ledger, ranges
+from trials.torture.process import Look, Server
+from trials.torture.stores import Place, SmallDisk
+from trials.torture.users import Crowd, Door, Mood
 
 # Numbers that one life of a sender has for itself, so that none is used twice.
 STRIDE = 1_000_000

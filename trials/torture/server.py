@@ -32,8 +32,8 @@ import traceback
 from typing import Any
 
 import uvloop
-from faults import FAULTS, faulty
 
+from trials.torture.faults import FAULTS, faulty
 from wsc_fast import (
     ACKConfig,
     ACKMessage,

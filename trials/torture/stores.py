@@ -13,13 +13,10 @@ import asyncio
 import random
 import shutil
 import sqlite3
-import sys
 from pathlib import Path
 from typing import Self
 
-sys.path.append(str(Path(__file__).parents[2] / "tests"))
-
-from redis_server import PROGRAM, RedisServer
+from tests.redis_server import PROGRAM, RedisServer
 
 # A command in a mount namespace of its own, where it may mount.
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")

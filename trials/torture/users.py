@@ -21,7 +21,8 @@ from enum import Enum, auto
 from typing import Any, Self
 
 import aiohttp
-from ledger import Ledger
+
+from trials.torture.ledger import Ledger
 
 # Seconds in which a server has to answer an upgrade, and a close frame.
 UPGRADE, CLOSE = 10.0, 1.0

@@ -1,0 +1,1 @@
+"""The Autobahn cases, by kosoku, against a hub that echoes."""
