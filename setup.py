@@ -20,6 +20,7 @@ MODULES = (
     "loop_context",
     "read_buffer",
     "read_turns",
+    "rates",
     "fanout",
     "members",
     "deflate",

@@ -45,7 +45,7 @@ from libc.stdint cimport uint8_t
 from picows.picows cimport WSFrame, WSTransport
 
 from wsc_fast._core.deflate cimport Context
-from wsc_fast._core.engine cimport NO_ACK, RATE_CLOSE, RATE_DROP, SETTLED, Engine
+from wsc_fast._core.engine cimport NO_ACK, SETTLED, Engine
 from wsc_fast._core.frames cimport (
     FIN_PONG,
     check_close,
@@ -68,6 +68,7 @@ from wsc_fast._core.outbox cimport (
     outbox_push,
     outbox_trim,
 )
+from wsc_fast._core.rates cimport RATE_CLOSE, RATE_DROP, Allowance, new_allowance
 from wsc_fast._core.receiver cimport CLOSE, PING, PONG, Receiver, wsc_head
 
 from picows import WSProtocolError
@@ -245,10 +246,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         bint failing               # we closed because of the peer's fault
         unsigned char reading_paused  # by us, bit by bit for what reason
         unsigned char ended_inside    # its peer's stream has, in a loop inside its callback
-        # Token buckets of what it may send, negative while it owes: when they were counted.
-        double message_tokens
-        double byte_tokens
-        double counted_at
+        Allowance allowance        # None where no rate has counted anything yet
         object rate_timer          # while reading is paused for that
         bint close_queued          # our close frame went into the outbox
         # Its transport has gone, with this error, before all that had come was heard; or None.
@@ -460,10 +458,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         self.descriptor = descriptor
         self.secure = secure
         self.fd = -1 if secure or self.packs else descriptor
-        # Full buckets: as much at once as comes in one second.
-        self.message_tokens = max(self.engine.message_rate, 1)
-        self.byte_tokens = self.engine.byte_rate
-        self.counted_at = wsc_coarse_now()
         self.engine.connections += 1
         self.engine.counters.connections += 1
         try:
@@ -731,36 +725,21 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef bint within_rate(self, Py_ssize_t size) except -1:
         """Counts a message against the client's rates; whether the message is to be heard."""
-        cdef double now = wsc_coarse_now()
-        cdef double passed = now - self.counted_at
-        cdef double owed = 0
         cdef Engine engine = self.engine
-        self.counted_at = now
-        if engine.message_rate > 0:
-            self.message_tokens = min(
-                self.message_tokens + passed * engine.message_rate, max(engine.message_rate, 1)
-            ) - 1
-            owed = -self.message_tokens / engine.message_rate
-        if engine.byte_rate > 0:
-            self.byte_tokens = min(
-                self.byte_tokens + passed * engine.byte_rate, engine.byte_rate
-            ) - size
-            owed = max(owed, -self.byte_tokens / engine.byte_rate)
+        cdef double now = wsc_coarse_now()
+        cdef double owed
+        if self.allowance is None:
+            self.allowance = new_allowance(&engine.rates, now)
+        owed = self.allowance.count(&engine.rates, size, now)
         if owed <= 0:
             return True
         engine.counters.rate_limited += 1
-        engine.over(
-            "message_rate" if engine.message_rate > 0 and self.message_tokens < 0 else "byte_rate"
-        )
-        if engine.rate_action == RATE_CLOSE:
+        engine.over(self.allowance.limit_met(&engine.rates))
+        if engine.rates.action == RATE_CLOSE:
             self.refuse(1008, "too many messages")
             return False
-        if engine.rate_action == RATE_DROP:
-            # What is not heard is not owed.
-            if engine.message_rate > 0:
-                self.message_tokens += 1
-            if engine.byte_rate > 0:
-                self.byte_tokens += size
+        if engine.rates.action == RATE_DROP:
+            self.allowance.give_back(&engine.rates, size)
             return False
         if self.rate_timer is None:
             self.pause_reading(PAUSED_FOR_RATE)
@@ -815,16 +794,12 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     def _rate_passed(self):
         """What the client owed has been waited for; or is waited for some more."""
-        cdef double owed = 0
         cdef Engine engine = self.engine
+        cdef double owed
         self.rate_timer = None
         if self.state != OPEN:
             return
-        if engine.message_rate > 0:
-            owed = -self.message_tokens / engine.message_rate
-        if engine.byte_rate > 0:
-            owed = max(owed, -self.byte_tokens / engine.byte_rate)
-        owed -= wsc_coarse_now() - self.counted_at
+        owed = self.allowance.owed(&engine.rates, wsc_coarse_now())
         if owed > 0:
             self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
         else:
@@ -849,7 +824,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         ):
             answer = self.engine.ack_filter(self, content)
         # The hub has asked for an acknowledgement that settles something: no rate bounds it.
-        if self.engine.rated and answer != SETTLED and not self.within_rate(size):
+        if self.engine.rates.bounded and answer != SETTLED and not self.within_rate(size):
             return 0
         self.engine.counters.messages_in += 1
         self.engine.counters.bytes_in += size
@@ -884,7 +859,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if opcode == PONG and self.pong_due:
             self.pong_due = False  # the hub has asked for it: no rate bounds it
         elif (
-            self.engine.rated and self.engine.rate_action != RATE_DROP  # a ping is to be answered
+            self.engine.rates.bounded
+            and self.engine.rates.action != RATE_DROP  # a ping is to be answered
             and self.state == OPEN and not self.within_rate(size)
         ):
             return 0

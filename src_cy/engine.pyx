@@ -37,6 +37,7 @@ from wsc_fast._core.outbox cimport (
     Sink,
     outbox_push,
 )
+from wsc_fast._core.rates cimport RATE_CLOSE, RATE_DROP, RATE_PAUSE
 from wsc_fast._core.read_buffer cimport ReadBuffer
 from wsc_fast._core.read_turns cimport ReadTurns
 from wsc_fast._core.timers cimport Timers
@@ -194,12 +195,12 @@ cdef class Engine(FanoutNeeds):
 
     def _set_rates(self, double messages, double nbytes, str action):
         """Bounds what each client may send a second; 0 is no bound."""
-        self.message_rate = messages
-        self.byte_rate = nbytes
-        self.rate_action = RATE_ACTIONS[action]
-        self.rated = messages > 0 or nbytes > 0
-        self.pausing = self.rated and self.rate_action == RATE_PAUSE
-        self.turns.set_rated(self.rated)
+        self.rates.messages = messages
+        self.rates.nbytes = nbytes
+        self.rates.action = RATE_ACTIONS[action]
+        self.rates.bounded = messages > 0 or nbytes > 0
+        self.rates.pausing = self.rates.bounded and self.rates.action == RATE_PAUSE
+        self.turns.set_rated(self.rates.bounded)
         self.read_buffer.set_least(self.turns.heavy_read)
 
     def _set_turns(self, Py_ssize_t heavy_read, double budget):

@@ -81,7 +81,7 @@ cdef class Receiver(Sink):
             return buffer.whole_view
         if not turns.has_turn(self.turn):
             return buffer.least_view
-        if self.handshake is not None or self.engine.pausing or turns.crowded:
+        if self.handshake is not None or self.engine.rates.pausing or turns.crowded:
             return buffer.small_view
         return buffer.view
 

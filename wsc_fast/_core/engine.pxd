@@ -12,15 +12,10 @@ from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
 from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.outbox cimport Sink
+from wsc_fast._core.rates cimport Rates
 from wsc_fast._core.read_buffer cimport ReadBuffer
 from wsc_fast._core.read_turns cimport ReadTurns
 from wsc_fast._core.timers cimport Timers
-
-cdef enum:
-    # What happens to a client that sends faster than its rate.
-    RATE_CLOSE = 0
-    RATE_DROP = 1
-    RATE_PAUSE = 2
 
 cdef enum:
     # What an incoming text was.
@@ -80,12 +75,7 @@ cdef class Engine(FanoutNeeds):
         public double _message_timeout
         # How often each limit was met: setting -> int; counted where something is refused.
         dict limited
-        # Messages and bytes that each client may send a second; 0 is no bound.
-        bint rated
-        double message_rate
-        double byte_rate
-        int rate_action
-        bint pausing                 # its being met pauses, and the rest of the read waits
+        Rates rates                  # of what each client sends
         # What is to be called at its time: a handshake's end, a close timeout, the heartbeat.
         readonly Timers _deadlines
         # Connections from the handshake's end until the transport is gone, closing ones too.

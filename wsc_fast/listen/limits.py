@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
+from wsc_fast._core.rates import TokenBucket
 from wsc_fast.addresses import address_key
 
 # Buckets of addresses that are kept; beyond it the full ones go, which are as good as new.
@@ -24,9 +25,8 @@ class Buckets:
 
     def __init__(self, rate: float, clock: Callable[[], float] = monotonic) -> None:
         self._rate = rate
-        self._burst = max(1.0, rate)
         self._clock = clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
+        self._buckets: dict[str, TokenBucket] = {}
 
     def take(self, key: str, *, keep: float = 0.0) -> bool:
         """Whether there is one more for this key, which is then taken.
@@ -37,10 +37,10 @@ class Buckets:
         if self._rate <= 0:
             return True
         now = self._clock()
-        tokens, counted = self._buckets.get(key, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - counted) * self._rate)
-        allowed = tokens >= min(1.0 + keep * self._burst, self._burst)
-        self._buckets[key] = (tokens - 1.0 if allowed else tokens, now)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = TokenBucket(self._rate, now)
+        allowed = bucket.take(self._rate, now, keep)
         if len(self._buckets) > MAX_BUCKETS:
             self._prune(now)
         return allowed
@@ -48,13 +48,13 @@ class Buckets:
     def asked_within(self, key: str, seconds: float) -> bool:
         """Whether this key has asked for one so lately; never where everything is allowed."""
         found = self._buckets.get(key)
-        return found is not None and self._clock() - found[1] < seconds
+        return found is not None and self._clock() - found.counted_at < seconds
 
     def _prune(self, now: float) -> None:
         kept = {
-            key: (tokens, counted)
-            for key, (tokens, counted) in self._buckets.items()
-            if tokens + (now - counted) * self._rate < self._burst
+            key: bucket
+            for key, bucket in self._buckets.items()
+            if not bucket.is_full(self._rate, now)
         }
         # An attack from more addresses than that: whoever came first has waited longest.
         while len(kept) > MAX_BUCKETS // 2:

@@ -1,0 +1,71 @@
+"""Token buckets: how much of something there may be a second, and who has sent more than that.
+
+A bucket fills at its rate, up to as much as comes in one second (at least one). Whoever sends takes
+out of it. Two of those who bound something use it:
+
+    Allowance     what a client may still send, in messages and bytes: a message is counted when it
+                  is there, so that a bucket may fall below zero, and is then owed (connection.pyx)
+    TokenBucket   how many may come in: nobody is let in whom the bucket has no token for
+                  (listen/limits.py)
+
+Rates are handed in, since a running hub may take new ones. Ownership: nothing here holds anything.
+"""
+
+cimport cython
+
+cdef enum:
+    # What happens to a client that sends faster than its rate.
+    RATE_CLOSE = 0
+    RATE_DROP = 1
+    RATE_PAUSE = 2
+
+cdef struct Rates:
+    # Messages and bytes that each client may send a second; 0 is no bound.
+    double messages
+    double nbytes
+    int action
+    bint bounded               # one of them is
+    bint pausing               # its being met pauses, and the rest of the read waits
+
+cdef struct Bucket:
+    double tokens              # below 0: what is owed
+    double counted_at          # seconds, on the clock of whoever uses it
+
+
+cdef inline double burst(double rate) noexcept:
+    # The most that a bucket holds.
+    return max(rate, 1)
+
+
+cdef inline void fill(Bucket* bucket, double rate, double now) noexcept:
+    bucket.tokens = min(bucket.tokens + (now - bucket.counted_at) * rate, burst(rate))
+    bucket.counted_at = now
+
+
+cdef inline double owed(const Bucket* bucket, double rate, double now) noexcept:
+    # Seconds from `now` until nothing is owed; below 0 where nothing is.
+    return -bucket.tokens / rate - (now - bucket.counted_at)
+
+
+@cython.final
+cdef class Allowance:
+    cdef:
+        Bucket messages
+        Bucket nbytes
+
+    # Counts a message of this many bytes; the seconds that are owed for it, as `owed`.
+    cdef double count(self, const Rates* rates, Py_ssize_t size, double now) noexcept
+    # The message was not heard, and so is not owed.
+    cdef int give_back(self, const Rates* rates, Py_ssize_t size) noexcept
+    cdef double owed(self, const Rates* rates, double now) noexcept
+    # The name of the setting that was met.
+    cdef str limit_met(self, const Rates* rates)
+
+
+# With full buckets.
+cdef Allowance new_allowance(const Rates* rates, double now)
+
+
+@cython.final
+cdef class TokenBucket:
+    cdef Bucket bucket
