@@ -26,6 +26,7 @@ MODULES = (
     "deflate",
     "engine",
     "receiver",
+    "picows_connection",
     "connection",
     "handshake",
     "messages",

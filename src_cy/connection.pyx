@@ -13,16 +13,15 @@ States: CONNECTING -> OPEN -> CLOSING -> CLOSED, or from any state straight to C
 data is neither heard nor sent (RFC 6455 sections 5.5.1 and 7.1); what was queued before the close
 still goes out ahead of the close frame.
 
-What a peer's bytes say is receiver.pyx's business, how frames go out fanout.pyx's.
+receiver.pyx takes what a peer's bytes say, fanout.pyx sends frames, picows_connection.pyx has what
+concerns picows, and rates.pyx counts what a client sends.
 
-picows writes nothing after the 101, and reads nothing after the first frame: `Client` is then the
-transport's protocol itself. A hub's own server (upgrade/handshake.py) hands connections over at
-once, a picows server of the application's (`handle_websocket`) at the end of the read that brings
-the first frame, since before that picows does not tell what is left in its buffer.
+Ownership: a client holds its transport, and the transport holds it, as its protocol, until the
+connection is lost; `let_go` undoes by hand what makes a cycle. The engine's sets hold it while it
+is open or closing, the queues of turns while it waits there.
 """
 
 import asyncio
-import sys
 from datetime import datetime, timezone
 from functools import partial
 from time import time as wall_time
@@ -41,8 +40,6 @@ from cpython.unicode cimport (
     PyUnicode_DecodeUTF8,
     PyUnicode_GET_LENGTH,
 )
-from libc.stdint cimport uint8_t
-from picows.picows cimport WSFrame, WSTransport
 
 from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport NO_ACK, SETTLED, Engine
@@ -53,7 +50,6 @@ from wsc_fast._core.frames cimport (
     encode,
     encode_close,
 )
-from wsc_fast._core.memory cimport A_GUARD, born, died
 from wsc_fast._core.outbox cimport (
     CLOSED,
     CLOSING,
@@ -68,14 +64,12 @@ from wsc_fast._core.outbox cimport (
     outbox_push,
     outbox_trim,
 )
+from wsc_fast._core.picows_connection cimport PicowsConnection
 from wsc_fast._core.rates cimport RATE_CLOSE, RATE_DROP, Allowance, new_allowance
-from wsc_fast._core.receiver cimport CLOSE, PING, PONG, Receiver, wsc_head
-
-from picows import WSProtocolError
+from wsc_fast._core.receiver cimport CLOSE, PING, PONG
 
 from wsc_fast.errors import (
     ClientDisconnectedError,
-    HubStateError,
     HubStoppedError,
     ProtocolError,
     ValidationError,
@@ -114,55 +108,6 @@ cdef enum:
     PAUSED_FOR_TURN = 4
     # The longest text that may be an acknowledgement.
     ACK_CHARACTERS = 4096
-
-
-cdef class Guard:
-    """What a picows transport sees in place of its logger and of the asyncio transport.
-
-    picows means to write in two cases after the upgrade: the application asks it to, or its parser
-    met a protocol error. It then finds `is_close_frame_sent` true and only logs that, which comes
-    here. Closing and aborting come here too, so that they take the client's own way out.
-    """
-
-    cdef:
-        Receiver client            # None once the connection is gone
-        object stream              # the asyncio transport
-
-    def __cinit__(self, Receiver client not None, stream):
-        born(A_GUARD)
-        self.client = client
-        self.stream = stream
-
-    def __dealloc__(self):
-        died(A_GUARD)
-
-    def isEnabledFor(self, level):
-        return False
-
-    def debug(self, *args):
-        error = sys.exc_info()[1]
-        if self.client is not None and isinstance(error, PARSER_ERRORS):
-            self.client._picows_failed(error)
-            return
-        # Where it is picows' automatic pong, picows comes back with this very error, and we close.
-        raise HubStateError(
-            "the hub writes to this connection: use Client.send and Client.disconnect, and "
-            "enable_auto_pong=False on a picows server of your own"
-        )
-
-    def close(self):
-        if self.client is not None:
-            self.client.disconnect()
-
-    def abort(self):
-        if self.client is not None:
-            self.client._abort()
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-
-cdef tuple PARSER_ERRORS = (WSProtocolError, MemoryError, HubStateError)
 
 
 def peer_address(stream):
@@ -210,7 +155,7 @@ cdef bint keeps_input(stream):
     )
 
 
-cdef class Client(Receiver, asyncio.BufferedProtocol):
+cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     """One live WebSocket connection, as the hub's callbacks get it (go-wsc `Client`).
 
     Stays valid after the connection has gone: `is_connected()` is then False and `send` raises.
@@ -218,11 +163,8 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     """
 
     cdef:
-        object stream              # the asyncio transport; None before and after the connection
         int descriptor             # of its socket, for looking only; Sink.fd is for writing
         bint secure                # TLS
-        WSTransport transport      # picows', made when `conn` is asked for; or what picows made
-        object picows_protocol     # where picows made the connection, once it is ours
         long long close_slot       # of `Engine._deadlines`, while CLOSING; else -1
         dict data                  # user_data; None until first used
         object variables           # contextvars.Context of its callbacks; None before the first
@@ -264,19 +206,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def hub(self):
         """Hub: the hub that it is connected to."""
         return self.engine
-
-    @property
-    def conn(self):
-        """picows.WSTransport | None: the connection; None before the upgrade and after the end.
-
-        For looking, not for writing: what it would write itself ends in a HubStateError.
-        """
-        cdef Guard guard
-        if self.stream is not None and self.transport is None:
-            guard = Guard(self, self.stream)
-            self.transport = WSTransport(False, guard, guard, self.engine.loop_context.loop)
-            self.silence(guard)
-        return self.transport
 
     @property
     def close_code(self):
@@ -470,6 +399,12 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         except BaseException as error:
             self.failed(error)
 
+    cdef int begin_on(self, object stream, int descriptor, bint secure) except -1:
+        self.late_address = not self.remote_address
+        self.drains = keeps_input(stream)
+        self._begin(stream, descriptor, secure, self.remote_address or peer_address(stream))
+        return 0
+
     def _agree(self, subprotocol, deflate):
         """What the upgrade negotiated.
 
@@ -501,52 +436,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Takes what came in one segment with the upgrade."""
         self.feed(data, len(data))
 
-    cpdef on_ws_connected(self, WSTransport transport):
-        """picows has made the connection (adapters/picows.py)."""
-        stream = transport.underlying_transport
-        self.late_address = not self.remote_address
-        self.transport = transport
-        self.drains = keeps_input(stream)
-        self.silence(Guard(self, stream))
-        self._begin(
-            stream,
-            transport._socket,
-            transport.is_secure,
-            self.remote_address or peer_address(stream),
-        )
-
-    cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
-        """picows has parsed a frame of the read that brought the first one."""
-        cdef wsc_head head
-        self.last_seen = wsc_coarse_now()
-        head.opcode = <uint8_t>frame.msg_type
-        head.fin = frame.fin
-        head.rsv = frame.rsv1 << 2 | frame.rsv2 << 1 | frame.rsv3
-        head.size = frame.payload_size
-        head.key = 0  # picows has unmasked it
-        try:
-            if not self.input_closed:
-                self.take_frame(&head, <uint8_t*>frame.payload_ptr)
-            if frame.last_in_buffer and self.picows_protocol is None:
-                self.take_over()
-                self.feed(frame.payload_ptr + frame.payload_size, frame.tail_size)
-        except BaseException as error:
-            self.input_closed = True
-            self.failed(error)
-
-    cpdef send_user_specific_ping(self, WSTransport transport):
-        """picows' automatic ping, where it is on: through the outbox."""
-        if self.state == OPEN:
-            self.push_control(PING_FRAME, PING_KEY)
-
-    def _picows_failed(self, error):
-        """picows' parser met a fault; called in the middle of its work on a read."""
-        self.take_over()
-        if isinstance(error, WSProtocolError):
-            self.refuse(int(error.args[0]), "protocol error")
-        else:
-            self.refuse(1011, "")
-
     def _set_remote_address(self, str remote_address not None):
         """Whose connection picows is to make, where that is known before."""
         self.remote_address = remote_address
@@ -554,30 +443,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
     def _address_came_late(self):
         """Whether its address was not known yet when its upgrade was accepted."""
         return self.late_address
-
-    def _take_over(self):
-        """picows has made the connection, and is to read nothing of it."""
-        self.take_over()
-
-    cdef int take_over(self) except -1:
-        """The transport reads for us from here on, and picows for nobody."""
-        if self.stream is not None and self.picows_protocol is None:
-            self.picows_protocol = self.stream.get_protocol()
-            self.stream.set_protocol(self)
-        return 0
-
-    cdef int silence(self, Guard guard) except -1:
-        """picows can write no more, and needs nothing of what it would write with."""
-        cdef WSTransport transport = self.transport
-        transport.is_close_frame_sent = True
-        transport._logger = guard
-        transport.underlying_transport = guard
-        transport._write_buffer = None
-        transport._tr_write = None
-        transport._tr_get_write_buffer_size = None
-        transport.request = None
-        transport.response = None
-        return 0
 
     def _enter(self, str client_id, str user_id, user_data):
         """Makes it an open client of the hub under an identity; the id must be free."""
@@ -714,7 +579,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         return 0
 
     cdef int listened(self) except -1:
-        Receiver.listened(self)
+        PicowsConnection.listened(self)
         if self.lost_early is not None:
             self.engine.turns.queue(self)
         elif self.ended_inside:
@@ -926,6 +791,9 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
             raise MemoryError("no memory for an outbox")
         return self.engine.fanout.mark(self)
 
+    cdef int ping(self) except -1:
+        return self.push_control(PING_FRAME, PING_KEY)
+
     cpdef pause_writing(self):
         self.engine.fanout.set_blocked(self, True)
 
@@ -1011,7 +879,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
                 self.pinged_at = now
                 self.pong_due = True
                 wsc_progress(self.descriptor, &since_data, &self.acked)
-                return self.push_control(PING_FRAME, PING_KEY)
+                return self.ping()
         return 0
 
     # --- closing ---
@@ -1134,6 +1002,10 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         """Ends the connection at once, without a close frame (for hub.py)."""
         self.abort()
 
+    cdef int close_normally(self) except -1:
+        self.disconnect()
+        return 0
+
     cdef int abort(self) except -1:
         """Ends the connection at once; connection_lost follows in a later turn."""
         if self.state < CLOSING:
@@ -1177,11 +1049,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if self.handshake is not None:
             self.handshake.lost()
             self.handshake = None
-        picows_protocol = self.picows_protocol
-        if picows_protocol is not None:
-            # It has futures and tasks of its own to end, and calls us back.
-            self.picows_protocol = None
-            picows_protocol.connection_lost(error)
+        self.tell_picows_lost(error)
         self.gone()
 
     def eof_received(self):
@@ -1200,9 +1068,6 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
         if stream is not None:
             self.resume_to_close(stream)
         return self.stream is not None and self.end_of_stream()
-
-    cpdef on_ws_disconnected(self, WSTransport transport):
-        self.gone()
 
     cdef int gone(self) except -1:
         cdef unsigned int lost
@@ -1267,15 +1132,7 @@ cdef class Client(Receiver, asyncio.BufferedProtocol):
 
     cdef int let_go(self) except -1:
         """Undoes by hand what made a cycle, so that nothing waits for the garbage collector."""
-        cdef WSTransport transport = self.transport
         cdef object stream = self.stream
-        self.transport = None
         self.write = None
         self.stream = None
-        if transport is not None:
-            (<Guard>transport._logger).client = None
-            transport.underlying_transport = stream
-            transport.is_disconnected = True
-            if not transport.disconnected_future.done() and not transport._loop.is_closed():
-                transport.disconnected_future.set_result(None)
-        return 0
+        return self.leave_picows(stream)

@@ -5,11 +5,10 @@ from contextvars import Context
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
-from picows import WSTransport
 from typing_extensions import disjoint_base
 
 from wsc_fast._core.engine import Engine, _Message
-from wsc_fast._core.receiver import Receiver
+from wsc_fast._core.picows_connection import PicowsConnection
 from wsc_fast.hub import Hub
 from wsc_fast.runtime.callbacks import Inbox
 from wsc_fast.upgrade.negotiation import Deflate
@@ -41,21 +40,7 @@ def acknowledged(descriptor: int) -> int:
     """
 
 @disjoint_base
-class Guard:
-    """What a picows transport sees in place of its logger and of the asyncio transport.
-
-    picows means to write in two cases after the upgrade: the application asks it to, or its parser
-    met a protocol error. It then finds `is_close_frame_sent` true and only logs that, which comes
-    here. Closing and aborting come here too, so that they take the client's own way out.
-    """
-    def __new__(cls, client: Receiver, stream: asyncio.Transport) -> Self: ...
-    def isEnabledFor(self, level: int) -> bool: ...
-    def debug(self, *args: Any) -> None: ...
-    def close(self) -> None: ...
-    def abort(self) -> None: ...
-
-@disjoint_base
-class Client(Receiver, BufferedProtocol):
+class Client(PicowsConnection, BufferedProtocol):
     """One live WebSocket connection, as the hub's callbacks get it (go-wsc `Client`).
 
     Stays valid after the connection has gone: `is_connected()` is then False and `send` raises.
@@ -69,12 +54,6 @@ class Client(Receiver, BufferedProtocol):
     @property
     def hub(self) -> Hub:
         """Hub: the hub that it is connected to."""
-    @property
-    def conn(self) -> WSTransport | None:
-        """picows.WSTransport | None: the connection; None before the upgrade and after the end.
-
-        For looking, not for writing: what it would write itself ends in a HubStateError.
-        """
     @property
     def remote_address(self) -> str: ...
     @property
@@ -181,12 +160,8 @@ class Client(Receiver, BufferedProtocol):
         """The transport is gone (asyncio.BaseProtocol)."""
     def eof_received(self) -> bool:
         """The peer half-closed (asyncio.BufferedProtocol)."""
-    def send_user_specific_ping(self, transport: WSTransport) -> None:
-        """picows' automatic ping, where it is on: through the outbox."""
-    def _picows_failed(self, error: BaseException) -> None: ...
     def _set_remote_address(self, remote_address: str) -> None: ...
     def _address_came_late(self) -> bool: ...
-    def _take_over(self) -> None: ...
     def _set_device(self, device_id: str | None) -> None: ...
     def _enter(self, client_id: str, user_id: str, user_data: dict[Any, Any] | None) -> None: ...
     def _hold_input(self) -> None: ...
