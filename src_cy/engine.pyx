@@ -22,7 +22,7 @@ from wsc_fast._core.frames cimport FIN_TEXT, encode, encode_message
 from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.members cimport MemberSet, Room, push_all
 from wsc_fast._core.memory cimport AN_ENGINE, born, died
-from wsc_fast._core.messages cimport HubMessageEncoder
+from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport (
     DISCONNECT,
     DROP_NEWEST,
@@ -42,6 +42,7 @@ from wsc_fast._core.read_buffer cimport ReadBuffer
 from wsc_fast._core.read_turns cimport ReadTurns
 from wsc_fast._core.timers cimport Timers
 
+from wsc_fast._core.timers import MOST_ENDS
 from wsc_fast.errors import (
     ClientNotFoundError,
     LimitError,
@@ -51,13 +52,9 @@ from wsc_fast.errors import (
     RoomNotFoundError,
     ValidationError,
 )
-from wsc_fast.messages import encoder
-from wsc_fast.turns import MOST_ENDS
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
-
-cdef HubMessageEncoder ENCODER = encoder
 
 cdef dict POLICIES = {
     "disconnect": DISCONNECT,
@@ -221,6 +218,10 @@ cdef class Engine(FanoutNeeds):
 
     cdef bytes compressed_form(self, bytes frame, int window):
         return self.codec.compressed_form(frame, window)
+
+    def _set_forms(self, MessageForms forms not None):
+        """Hands down what messages.py has for the engine; to be called first of all."""
+        self.forms = forms
 
     def _set_acks(self, take, replaying, hold, ran_empty):
         """Joins the acknowledgements to the engine.
@@ -625,8 +626,8 @@ cdef class Engine(FanoutNeeds):
         if type(user_id) is not str:
             check_id("user", user_id)
         if self.replaying is not None and user_id in self.replaying:
-            return self.hold(user_id, message, ENCODER.encode(message))
-        frame = ENCODER.encode_frame(message)
+            return self.hold(user_id, message, self.forms.encoder.encode(message))
+        frame = self.forms.encoder.encode_frame(message)
         queued = self.offer_to_user(user_id, frame, message.priority - 1)
         if queued <= 0:
             raise self._not_queued(user_id, queued)

@@ -153,3 +153,25 @@ cdef class HubMessageEncoder:
         )
         self.give_back(buffer)
         return text
+
+
+cdef class MessageForms:
+    """See messages.pxd. The arguments are what messages.py has under these names."""
+
+    def __init__(
+        self, HubMessageEncoder encoder not None, ACKMessage, AckStatus, *, decode_acknowledgement,
+        decode_hub_message, is_same_message, to_ack_message, to_hub_message, no_acknowledgement,
+    ):
+        self.encoder = encoder
+        self.ACKMessage = ACKMessage
+        self.decode_acknowledgement = decode_acknowledgement
+        self.decode_hub_message = decode_hub_message
+        self.is_same_message = is_same_message
+        self.to_ack_message = to_ack_message
+        self.to_hub_message = to_hub_message
+        self.no_acknowledgement = no_acknowledgement
+        self.pending = AckStatus.PENDING
+        self.confirmed = AckStatus.CONFIRMED
+        self.failed = AckStatus.FAILED
+        self.timeout = AckStatus.TIMEOUT
+        self.dropped = AckStatus.DROPPED

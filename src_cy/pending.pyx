@@ -21,7 +21,7 @@ from libc.math cimport INFINITY
 from wsc_fast._core.engine cimport IGNORED, NO_ACK, SETTLED, Engine
 from wsc_fast._core.frames cimport FIN_TEXT, encode
 from wsc_fast._core.members cimport MemberSet
-from wsc_fast._core.messages cimport HubMessageEncoder
+from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport OPEN, Sink
 from wsc_fast._core.timers cimport Timers
 
@@ -37,25 +37,7 @@ from wsc_fast.errors import (
     ValidationError,
     shown,
 )
-from wsc_fast.messages import (
-    NO_ACKNOWLEDGEMENT,
-    ACKMessage,
-    AckStatus,
-    decode_acknowledgement,
-    decode_hub_message,
-    encoder,
-    is_same_message,
-    to_ack_message,
-    to_hub_message,
-)
-
-cdef HubMessageEncoder ENCODER = encoder
 cdef double CLOCK_TICK = TICK
-cdef object PENDING = AckStatus.PENDING
-cdef object CONFIRMED = AckStatus.CONFIRMED
-cdef object FAILED = AckStatus.FAILED
-cdef object TIMEOUT = AckStatus.TIMEOUT
-cdef object DROPPED = AckStatus.DROPPED
 
 # Seconds; about thirty years, which a loop's clock can carry.
 cdef double LONGEST_TIMEOUT = 1e9
@@ -94,7 +76,8 @@ cdef class PendingACK:
 
     @property
     def message(self):
-        message = to_ack_message(decode_hub_message(self._data))
+        cdef MessageForms forms = self._acks.forms
+        message = forms.to_ack_message(forms.decode_hub_message(self._data))
         message.timeout = self._given_timeout
         return message
 
@@ -110,11 +93,11 @@ cdef class PendingACK:
 
     cpdef bint done(self) noexcept:
         """Whether the outcome is known. Thread-safety: any thread."""
-        return self._error is not None or self.status is CONFIRMED
+        return self._error is not None or self.status is self._acks.forms.confirmed
 
     cpdef bint _is_open(self) noexcept:
         # Whether it is to be sent.
-        return self.status is PENDING and self._error is None
+        return self.status is self._acks.forms.pending and self._error is None
 
     cdef double timeout(self) noexcept:
         # Seconds.
@@ -154,7 +137,7 @@ cdef class PendingACK:
         if waiter.done():
             return 0  # cancelled
         if self._error is None:
-            waiter.set_result(CONFIRMED)
+            waiter.set_result(self._acks.forms.confirmed)
         else:
             # A new traceback for each who awaits it.
             waiter.set_exception(self._error.with_traceback(None))
@@ -214,6 +197,7 @@ cdef class AckTable:
 
     def __init__(self, Engine hub not None, config, store, counters, parked):
         self._hub = hub
+        self.forms = hub.forms
         self.config = config
         self.store = store
         self.counters = counters
@@ -270,7 +254,7 @@ cdef class AckTable:
         pending._data = data
         pending._priority = priority
         pending._given_timeout = timeout
-        pending.status = PENDING
+        pending.status = self.forms.pending
         pending.deadline = INFINITY
         pending._slot = -1
         return pending
@@ -315,7 +299,7 @@ cdef class AckTable:
         """The HubMessage that an ACKMessage goes out as, as JSON; checks what is given."""
         if self._stopped:
             raise HubStoppedError("the hub has stopped")
-        if not isinstance(message, ACKMessage):
+        if not isinstance(message, self.forms.ACKMessage):
             raise ValidationError(f"expected an ACKMessage, not {type(message).__name__}")
         timeout = message.timeout
         if timeout is not None and (
@@ -325,7 +309,7 @@ cdef class AckTable:
                 f"ACKMessage.timeout is {shown(timeout)}, expected a positive number of seconds, "
                 f"at most {LONGEST_TIMEOUT:.0f}, or None"
             )
-        return ENCODER.encode(to_hub_message(message, user_id))
+        return self.forms.encoder.encode(self.forms.to_hub_message(message, user_id))
 
     cdef PendingACK send(self, str user_id, Sink client, message):
         cdef bytes data = self.encoded(user_id, message)
@@ -409,7 +393,7 @@ cdef class AckTable:
 
     cdef int check_same(self, PendingACK pending, bytes data) except -1:
         """ValidationError for other content under the id of a message."""
-        if pending._data != data and not is_same_message(pending._data, data):
+        if pending._data != data and not self.forms.is_same_message(pending._data, data):
             raise ValidationError(
                 f"another message with the id {pending.id!a} waits for its acknowledgement"
             )
@@ -631,8 +615,8 @@ cdef class AckTable:
         cdef Mailbox mailbox
         cdef list found
         try:
-            answer = decode_acknowledgement(text)
-        except NO_ACKNOWLEDGEMENT:
+            answer = self.forms.decode_acknowledgement(text)
+        except self.forms.no_acknowledgement:
             return NO_ACK
         message_id = answer.message_id
         mailbox = self._users.get(self.key_of(client))
@@ -652,12 +636,12 @@ cdef class AckTable:
         for pending in found:
             if answer.status == "confirmed":
                 self.counters.acks_confirmed += 1
-                self.settle(pending, CONFIRMED, None)
+                self.settle(pending, self.forms.confirmed, None)
             else:
                 self.counters.acks_failed += 1
                 why = answer.error or "the client could not process it"
                 error = AckFailedError(pending.id, why)
-                self.settle(pending, FAILED, error)
+                self.settle(pending, self.forms.failed, error)
                 self._report(pending, error)
         return SETTLED
 
@@ -672,7 +656,7 @@ cdef class AckTable:
 
     cdef int settle(self, PendingACK pending, status, error) except -1:
         """The end of a message: out of its mailbox, and its waiters told."""
-        cdef bint answered = status is CONFIRMED or status is FAILED
+        cdef bint answered = status is self.forms.confirmed or status is self.forms.failed
         cdef Mailbox mailbox
         cdef PendingACK follower
         cdef list waiters
@@ -686,7 +670,7 @@ cdef class AckTable:
             if mailbox.replays:
                 for replay in mailbox.replays.values():
                     replay.settled(pending, answered)
-            if pending._stored and status is TIMEOUT:
+            if pending._stored and status is self.forms.timeout:
                 mailbox.lapsed[pending.id] = None
                 if len(mailbox._lapsed) > MOST_LAPSED:
                     del mailbox._lapsed[next(iter(mailbox._lapsed))]
@@ -733,10 +717,10 @@ cdef class AckTable:
 
     cdef int give_up(self, PendingACK pending, error) except -1:
         if isinstance(error, AckTimeoutError):
-            self.settle(pending, TIMEOUT, error)
+            self.settle(pending, self.forms.timeout, error)
         else:
             self.counters.acks_dropped += 1
-            self.settle(pending, DROPPED, error)
+            self.settle(pending, self.forms.dropped, error)
         self._report(pending, error)
         return 0
 

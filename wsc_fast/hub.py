@@ -51,7 +51,7 @@ from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.sockets import Host
 from wsc_fast.log import log
-from wsc_fast.messages import IdFactory
+from wsc_fast.messages import IdFactory, message_forms
 from wsc_fast.runtime.callbacks import Handlers, Inbox, dispatch, is_awaitable, wait_for
 from wsc_fast.runtime.deadlines import time_limit
 from wsc_fast.runtime.process import last_file
@@ -139,6 +139,7 @@ class Hub(Delivery):
                     f"{hook.__name__} must be a plain function, not async: it decides at once"
                 )
         super().__init__()
+        self._set_forms(message_forms)
         self._authenticate = authenticate
         self._authorize_join = authorize_join
         self._authorize_publish = authorize_publish

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from wsc_fast._core.messages import HubMessageEncoder
+from wsc_fast._core.messages import HubMessageEncoder, MessageForms
 from wsc_fast.errors import ValidationError, shown
 
 # The longest id of a message, in characters.
@@ -380,3 +380,17 @@ def _payload(frame: bytes) -> bytes:
     if frame[0] & _RSV1:
         return zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff")
     return payload
+
+
+# For the compiled modules, none of which imports this one.
+message_forms = MessageForms(
+    encoder,
+    ACKMessage,
+    AckStatus,
+    decode_acknowledgement=decode_acknowledgement,
+    decode_hub_message=decode_hub_message,
+    is_same_message=is_same_message,
+    to_ack_message=to_ack_message,
+    to_hub_message=to_hub_message,
+    no_acknowledgement=NO_ACKNOWLEDGEMENT,
+)

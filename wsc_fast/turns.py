@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from wsc_fast._core.timers import MOST_ENDS
+
+__all__ = ["MOST_ENDS", "in_turns"]
+
 T = TypeVar("T")
 
 # Seconds of a turn. One call may exceed them.
 BUDGET = 0.002
-# Connections that may end in one turn. To abort one takes 2 microseconds, but the end of its
-# transport, later in the same turn, another 70.
-MOST_ENDS = 32
 
 
 async def in_turns(items: Iterable[T], call: Callable[[T], object], most: int = 1 << 30) -> None:

@@ -11,6 +11,7 @@ from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
 from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.members cimport MemberSet
+from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport Sink
 from wsc_fast._core.rates cimport Rates
 from wsc_fast._core.read_buffer cimport ReadBuffer
@@ -63,6 +64,7 @@ cdef class Engine(FanoutNeeds):
         unsigned long thread_id      # of the loop's thread; 0 while not running
         Py_ssize_t sweep_at          # where the heartbeat goes on in `everyone`
         Codec codec                  # None where compression is off
+        MessageForms forms           # of HubMessages and ACKMessages
         # Copies of settings, by `Hub.set_config`; some are longer for a while (hub.py).
         public Py_ssize_t _max_rooms
         public Py_ssize_t _max_rooms_per_client

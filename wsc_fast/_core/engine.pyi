@@ -7,6 +7,7 @@ from typing_extensions import disjoint_base
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.fanout import Fanout, FanoutNeeds
+from wsc_fast._core.messages import MessageForms
 from wsc_fast._core.timers import Timers
 from wsc_fast.messages import HubMessage
 
@@ -306,6 +307,7 @@ class Engine(FanoutNeeds):
     def _set_turns(self, heavy_read: int, budget: float) -> None: ...
     def _set_read_buffer(self, size: int) -> None: ...
     def _set_compression(self, enabled: bool, level: int, threshold: int) -> None: ...
+    def _set_forms(self, forms: MessageForms) -> None: ...
     def _set_acks(
         self,
         take: Callable[[Client, str], int],

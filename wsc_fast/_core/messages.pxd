@@ -1,4 +1,7 @@
-"""HubMessages on their way out, checked and encoded in one call: made once, by messages.py."""
+"""HubMessages on their way out, checked and encoded in one call; what else messages.py has for us.
+
+Both objects are made once, by messages.py, and handed down, since no compiled module imports it.
+"""
 
 cdef class HubMessageEncoder:
     cdef:
@@ -19,3 +22,21 @@ cdef class HubMessageEncoder:
     cdef int give_back(self, bytearray buffer) except -1
     cdef bytes encode_frame(self, object message)
     cpdef bytes encode(self, object message)
+
+cdef class MessageForms:
+    cdef:
+        HubMessageEncoder encoder
+        object ACKMessage
+        # Functions of messages.py, under these names.
+        object decode_acknowledgement
+        object decode_hub_message
+        object is_same_message
+        object to_ack_message
+        object to_hub_message
+        tuple no_acknowledgement   # exceptions of decode_acknowledgement for any other text
+        # AckStatus
+        object pending
+        object confirmed
+        object failed
+        object timeout
+        object dropped

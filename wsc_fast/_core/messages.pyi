@@ -1,11 +1,12 @@
 from collections.abc import Callable
 from datetime import datetime, tzinfo
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import TypeVar
 
 from typing_extensions import disjoint_base
 
 _T = TypeVar("_T")
+_M = TypeVar("_M")
 
 @disjoint_base
 class HubMessageEncoder:
@@ -37,3 +38,20 @@ class HubMessageEncoder:
 
         Thread-safety: any thread.
         """
+
+@disjoint_base
+class MessageForms:
+    """See messages.pxd. The arguments are what messages.py has under these names."""
+    def __init__(
+        self,
+        encoder: HubMessageEncoder,
+        ACKMessage: type[_M],
+        AckStatus: type[StrEnum],
+        *,
+        decode_acknowledgement: Callable[[str], object],
+        decode_hub_message: Callable[[bytes], _T],
+        is_same_message: Callable[[bytes, bytes], bool],
+        to_ack_message: Callable[[_T], _M],
+        to_hub_message: Callable[[_M, str], _T],
+        no_acknowledgement: tuple[type[Exception], ...],
+    ) -> None: ...

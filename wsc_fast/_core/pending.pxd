@@ -14,6 +14,7 @@ is the Python half of AckTable.
 """
 
 from wsc_fast._core.engine cimport Engine
+from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport Sink
 from wsc_fast._core.timers cimport Timers
 
@@ -72,6 +73,7 @@ cdef class Mailbox:
 cdef class AckTable:
     cdef:
         readonly Engine _hub
+        MessageForms forms         # of the engine
         readonly object config     # ACKConfig
         public object store        # OfflineStore, or None
         public object counters     # AckCounters

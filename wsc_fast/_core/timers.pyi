@@ -9,6 +9,7 @@ _T = TypeVar("_T")
 TICK: float
 LATE: float
 TURNS: int
+MOST_ENDS: int
 
 @disjoint_base
 class Timers(Generic[_T]):
