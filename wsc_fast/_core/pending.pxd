@@ -11,6 +11,9 @@ one client changes nothing for the others.
 
 What else becomes of a message, while its user is away, is in delivery/acks.py, whose class `Acks`
 is the Python half of AckTable.
+
+Ownership: a mailbox holds its pending messages, and the timers hold those that were sent. Each
+PendingACK holds its AckTable, and knows its followers weakly.
 """
 
 from wsc_fast._core.engine cimport Engine
