@@ -20,12 +20,11 @@ from libc.math cimport INFINITY
 
 from wsc_fast._core.engine cimport IGNORED, NO_ACK, SETTLED, Engine
 from wsc_fast._core.frames cimport FIN_TEXT, encode
-from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport OPEN, Sink
 from wsc_fast._core.timers cimport Timers
 
-from wsc_fast._core.engine import check_id
+from wsc_fast._core.clients import check_id
 from wsc_fast._core.timers import TICK
 from wsc_fast.errors import (
     AckFailedError,
@@ -274,7 +273,7 @@ cdef class AckTable:
             if self.per_device:
                 return self._send_to_devices(recipient, message)
             return self.send(recipient, None, message)
-        client = self._hub.clients.get(recipient)
+        client = self._hub.clients.by_id.get(recipient)
         if client is None:
             check_id("client", recipient)
             raise ClientNotFoundError(f"no connected client has the id {recipient!a}")
@@ -286,11 +285,7 @@ cdef class AckTable:
 
     cdef list clients_of(self, str mailbox, str user_id):
         """The connected clients of a mailbox."""
-        cdef MemberSet user = self._hub.users.get(user_id)
-        cdef list clients = [] if user is None else list(user.items)
-        cdef Sink named = self._hub.clients.get(user_id)
-        if named is not None and named.user_id == user_id:
-            clients.append(named)
+        cdef list clients = self._hub.clients.of_user(user_id)
         if self.per_device:
             clients = [client for client in clients if self._key_of(client) == mailbox]
         return clients
@@ -360,7 +355,7 @@ cdef class AckTable:
         """Whether a mailbox has a connected client."""
         if self.per_device:
             return len(self.clients_of(mailbox, user_id)) > 0
-        return self._hub._has_clients(user_id)
+        return self._hub.clients.has_user(user_id)
 
     def _clients_of(self, Mailbox mailbox not None):
         """The connected clients of a mailbox."""
@@ -470,7 +465,7 @@ cdef class AckTable:
         """The clients that a message is for by now."""
         cdef Sink client
         if pending._client_id is not None:
-            client = self._hub.clients.get(pending._client_id)
+            client = self._hub.clients.by_id.get(pending._client_id)
             if client is not None and client.user_id == pending.user_id:
                 return [client]
         return self.clients_of(pending._mailbox, pending.user_id)
@@ -480,7 +475,7 @@ cdef class AckTable:
         cdef Sink other
         if pending._client_id is None or pending._client_id == client.id:
             return True
-        other = self._hub.clients.get(pending._client_id)
+        other = self._hub.clients.by_id.get(pending._client_id)
         return other is None or other.user_id != pending.user_id
 
     cdef int send_live(self, Mailbox mailbox, PendingACK pending) except -1:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from wsc_fast._core.engine import check_id
+from wsc_fast._core.clients import check_id
 from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
 from wsc_fast.delivery.devices import Devices, is_of_devices, key_of_device, user_of_key
 from wsc_fast.delivery.failures import Failure, reason_of

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
-from wsc_fast._core.engine import Engine, check_id
+from wsc_fast._core.clients import check_id
+from wsc_fast._core.engine import Engine
 from wsc_fast._core.pending import PendingACK
 from wsc_fast.config import ACKConfig, HubConfig, RetryConfig
 from wsc_fast.delivery.acks import AckCounters, Acks
