@@ -23,6 +23,7 @@ MODULES = (
     "rates",
     "fanout",
     "members",
+    "clients",
     "deflate",
     "engine",
     "receiver",

@@ -453,7 +453,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         if user_data:
             self.data = dict(user_data)
         self.state = OPEN
-        self.engine.admit(self)
+        self.engine.clients.admit(self)
         self.announced = True
 
     def _set_device(self, str device_id):
@@ -839,7 +839,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         cdef unsigned long long acked = 0
         cdef double idle = now - self.last_seen
         if self.state != OPEN:
-            return self.engine.expel(self)  # there was no memory for it when it left
+            return self.engine.clients.expel(self)  # there was no memory for it when it left
         if self.may_close():
             outbox_trim(&self.box)
         if self.listening or self.lost_early is not None:
@@ -931,8 +931,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     cdef int leave(self) except -1:
         """CLOSING: out of every set, with nothing more to hear."""
         self.state = CLOSING
-        self.engine.expel(self)
-        self.engine.closing.add(self)
+        self.engine.clients.expel(self)
+        self.engine.clients.closing.add(self)
         self.parts = None
         self.held = None
         return 0
@@ -1089,14 +1089,14 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         if broken:
             self.end_code = 1006
         self.engine.fanout.unmark(self)
-        self.engine.closing.discard(self)
+        self.engine.clients.closing.discard(self)
         self.engine.connections -= 1
         try:
             if self.engine.fanout.tells_losses() and self.box.count:
                 frames = outbox_data(&self.box)
                 if self.close_queued:
                     frames.pop()  # the last one is our close frame
-            self.engine.expel(self)
+            self.engine.clients.expel(self)
             self.end_timers()
         except BaseException as error:
             self.engine.application.report(self, error)

@@ -1,20 +1,20 @@
-"""Clients, users, rooms and the send calls of a Hub.
+"""The calls of a Hub: clients, users, rooms, and what is sent to them; see engine.pxd.
 
 Threads: every public method may be called from any thread. Off the loop's thread it hands itself
 to the loop through `deliveries.on_loop` (upward.py) and returns or raises there as it would here.
 While the hub is not running there is no loop's thread, and calls work where they are made.
 """
 
-import re
 from functools import partial
 
 from cpython.contextvars cimport PyContext_Copy
 from cpython.dict cimport PyDict_GetItemWithError
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memset
 
+from wsc_fast._core.clients cimport ClientRegistry
 from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
 from wsc_fast._core.frames cimport encode_message
@@ -41,6 +41,7 @@ from wsc_fast._core.read_buffer cimport ReadBuffer
 from wsc_fast._core.read_turns cimport ReadTurns
 from wsc_fast._core.timers cimport Timers
 
+from wsc_fast._core.clients import check_id
 from wsc_fast._core.timers import MOST_ENDS
 from wsc_fast.errors import (
     ClientNotFoundError,
@@ -88,39 +89,6 @@ cdef tuple LIMITS = (
     "close_timeout",
 )
 
-# The longest id of a client, a user or a room, in characters.
-cdef Py_ssize_t ID_MAX = 256
-cdef object find_forbidden = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-).search
-
-
-def check_id(str kind, value):
-    """Checks the id of a client, a user or a room.
-
-    Args:
-        kind: what it is the id of, for the error's text.
-        value: a non-empty str of at most 256 characters without control characters and line ends.
-
-    Returns:
-        str: the value.
-
-    Raises:
-        ValidationError: it is not that.
-
-    Thread-safety: any thread.
-    """
-    if type(value) is not str:
-        raise ValidationError(f"a {kind} id must be a str, not {type(value).__name__}")
-    if not 0 < len(value) <= ID_MAX:
-        raise ValidationError(
-            f"a {kind} id must have 1 to {ID_MAX} characters, this one has {len(value)}"
-        )
-    if find_forbidden(value) is not None:
-        raise ValidationError(f"a {kind} id may not hold control characters or newlines: {value!a}")
-    return value
-
-
 cdef str checked_key(object key):
     if type(key) is not str:
         raise ValidationError(f"a conflation key must be a str, not {type(key).__name__}")
@@ -135,12 +103,9 @@ cdef class Engine(FanoutNeeds):
         memset(&self.counters, 0, sizeof(Counted))
         self.loop_context = LoopContext()
         self.fanout = Fanout(self, self.loop_context)
-        self.clients = {}
-        self.users = {}
+        self.clients = ClientRegistry(self.fanout)
         self.rooms = {}
-        self.closing = set()
         self._deadlines = Timers(most=MOST_ENDS)
-        self.everyone = []
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
         self.turns = ReadTurns(self.loop_context)
@@ -315,70 +280,6 @@ cdef class Engine(FanoutNeeds):
     cdef bint away(self) noexcept:
         return self.thread_id != 0 and self.thread_id != PyThread_get_thread_ident()
 
-    # --- who is here (for connection.pyx) ---
-
-    cdef int admit(self, Sink sink) except -1:
-        """Makes a connection one of the hub's clients; its id must be free.
-
-        Where memory runs out it is in some of the sets, and `expel` takes it out of them.
-        """
-        cdef MemberSet user
-        self.everyone.append(sink)
-        sink.slot = PyList_GET_SIZE(self.everyone) - 1
-        if self.fanout.batch_items is self.everyone:
-            self.fanout.enter_batch(sink)
-        if sink.user_id != sink.id:
-            user = self.users.get(sink.user_id)
-            if user is None:
-                user = MemberSet.__new__(MemberSet, sink.user_id)
-                self.users[sink.user_id] = user
-            user.add(sink)
-        self.clients[sink.id] = sink
-        return 0
-
-    cdef int expel(self, Sink sink) except -1:
-        """Takes a client out of every set, so that nothing more is queued for it; idempotent."""
-        cdef Sink last
-        cdef MemberSet user
-        if sink.slot < 0:
-            return 0
-        if self.fanout.in_batch(sink):
-            self.fanout.leave_batch(sink)
-        if sink.memberships is not None:
-            for members in list(sink.memberships):
-                (<MemberSet>members).discard(sink)
-        user = self.users.get(sink.user_id)
-        if user is not None and user.size() == 0:
-            del self.users[sink.user_id]
-        # Compared by identity: the id may belong to the connection that replaced this one.
-        if self.clients.get(sink.id) is sink:
-            del self.clients[sink.id]
-        # Last, so that what did not come to its end, for want of memory, is done the next time.
-        last = <Sink>self.everyone.pop()
-        if last is not sink:
-            self.everyone[sink.slot] = last
-            last.slot = sink.slot
-        sink.slot = -1
-        return 0
-
-    cdef Sink find_client(self, object client_id):
-        cdef PyObject* found = NULL
-        if type(client_id) is str:
-            found = PyDict_GetItemWithError(self.clients, client_id)
-        if found == NULL:
-            check_id("client", client_id)
-            raise ClientNotFoundError(f"no connected client has the id {client_id!a}")
-        return <Sink>found
-
-    cdef MemberSet find_room(self, object room_id):
-        cdef PyObject* found = NULL
-        if type(room_id) is str:
-            found = PyDict_GetItemWithError(self.rooms, room_id)
-        if found == NULL:
-            check_id("room", room_id)
-            raise RoomNotFoundError(f"there is no room with the id {room_id!a}")
-        return <MemberSet>found
-
     # --- connection management ---
 
     def get_connected_clients(self):
@@ -389,7 +290,7 @@ cdef class Engine(FanoutNeeds):
 
         Thread-safety: any thread. Source: go-wsc `GetConnectedClients`.
         """
-        return PyList_GET_SIZE(self.everyone)
+        return PyList_GET_SIZE(self.clients.everyone)
 
     def get_connected_client_ids(self):
         """The ids of all connected clients.
@@ -399,7 +300,7 @@ cdef class Engine(FanoutNeeds):
 
         Thread-safety: any thread. Source: go-wsc `GetConnectedClientsIDs`.
         """
-        return list(self.clients)
+        return list(self.clients.by_id)
 
     def get_client_by_id(self, client_id):
         """The connected client with this id.
@@ -417,7 +318,7 @@ cdef class Engine(FanoutNeeds):
         """
         if type(client_id) is not str:
             check_id("client", client_id)
-        return self.clients.get(client_id)
+        return self.clients.by_id.get(client_id)
 
     def get_all_connected_users(self):
         """The ids of all users with at least one connected client.
@@ -427,11 +328,7 @@ cdef class Engine(FanoutNeeds):
 
         Thread-safety: any thread. Source: go-wsc `GetAllConnectedUsers`.
         """
-        cdef set users = set(self.users)
-        cdef Sink sink
-        for sink in self.everyone:
-            users.add(sink.user_id)
-        return list(users)
+        return self.clients.user_ids()
 
     def get_clients_by_user(self, user_id):
         """The connected clients of a user.
@@ -447,17 +344,9 @@ cdef class Engine(FanoutNeeds):
 
         Thread-safety: any thread.
         """
-        cdef MemberSet user
-        cdef list found
-        cdef Sink sink
         if type(user_id) is not str:
             check_id("user", user_id)
-        user = self.users.get(user_id)
-        found = [] if user is None else list(user.items)
-        sink = self.clients.get(user_id)
-        if sink is not None and sink.user_id == user_id:
-            found.append(sink)
-        return found
+        return self.clients.of_user(user_id)
 
     # --- sending ---
 
@@ -483,7 +372,7 @@ cdef class Engine(FanoutNeeds):
             return self.deliveries.send_on_loop(
                 partial(self.broadcast, message, exclude=exclude, key=key), message, ""
             )
-        return self.publish(self.everyone, None, message, exclude, key, "")
+        return self.publish(self.clients.everyone, None, message, exclude, key, "")
 
     def broadcast_text(self, text):
         """Queues a text message for every connected client.
@@ -547,7 +436,7 @@ cdef class Engine(FanoutNeeds):
             )
             return
         try:
-            sink = self.find_client(client_id)
+            sink = self.clients.find(client_id)
         except ClientNotFoundError as error:
             if self.fanout.tells_losses():
                 self.deliveries.refused(message, client_id, "conn_closed", error)
@@ -667,24 +556,18 @@ cdef class Engine(FanoutNeeds):
             raise self.deliveries.not_queued(user_id, queued)
         return queued
 
-    cdef bint has_clients(self, str user_id) except -1:
-        """Whether a user has a connected client."""
-        cdef Sink sink = self.clients.get(user_id)
-        return user_id in self.users or (sink is not None and sink.user_id == user_id)
-
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0:
         # How many clients it was queued for; 0: the user has none; below 0: the outboxes of that
         # many are full, and there is no other.
-        cdef MemberSet user = self.users.get(user_id)
-        cdef Sink sink = self.clients.get(user_id)
+        cdef MemberSet user = self.clients.users.get(user_id)
+        cdef Sink sink = self.clients.named_as(user_id)
         cdef Py_ssize_t queued = 0
         cdef list refused = None
         cdef list items
         self.counters.messages_out += 1
         if user is not None:
             self.fanout.schedule_before_walk(user.items)
-        if sink is not None and sink.user_id == user_id:
-            # Its id is the user's too, and it stands in no set of users.
+        if sink is not None:
             if self.offer(sink, frame, run):
                 queued = 1
             else:
@@ -758,12 +641,21 @@ cdef class Engine(FanoutNeeds):
             ) from None
         for item in items:
             if not isinstance(item, Sink):
-                item = self.clients.get(check_id("client", item))
+                item = self.clients.by_id.get(check_id("client", item))
             if item is not None:
                 found.append(item)
         return found
 
     # --- rooms ---
+
+    cdef MemberSet find_room(self, object room_id):
+        cdef PyObject* found = NULL
+        if type(room_id) is str:
+            found = PyDict_GetItemWithError(self.rooms, room_id)
+        if found == NULL:
+            check_id("room", room_id)
+            raise RoomNotFoundError(f"there is no room with the id {room_id!a}")
+        return <MemberSet>found
 
     def create_room(self, room_id):
         """Makes an empty room.
@@ -831,7 +723,7 @@ cdef class Engine(FanoutNeeds):
         if self.away():
             self.deliveries.on_loop(partial(self.join_room, client_id, room_id))
             return
-        sink = self.find_client(client_id)
+        sink = self.clients.find(client_id)
         room = self.find_room(room_id)
         if self.join_filter is not None:
             if not self.join_filter(sink, room_id):
@@ -871,7 +763,7 @@ cdef class Engine(FanoutNeeds):
             self.deliveries.on_loop(partial(self.leave_room, client_id, room_id))
             return
         room = self.find_room(room_id)
-        sink = self.find_client(client_id)
+        sink = self.clients.find(client_id)
         if self.fanout.batch_set is room and self.fanout.in_batch(sink):
             self.fanout.leave_batch(sink)
         room.discard(sink)
@@ -924,42 +816,30 @@ cdef class Engine(FanoutNeeds):
         """
         if self.away():
             return self.deliveries.on_loop(partial(self.get_client_rooms, client_id))
-        return rooms_of(self.find_client(client_id))
+        return rooms_of(self.clients.find(client_id))
 
     # --- heartbeat and stats (for hub.py) ---
 
     def _sweep(self, double share):
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
-        cdef double now = wsc_coarse_now()
-        cdef Py_ssize_t turns = <Py_ssize_t>(PyList_GET_SIZE(self.everyone) * share) + 1
-        cdef Sink sink
         self.fanout.make_up()
-        for _ in range(min(turns, PyList_GET_SIZE(self.everyone))):
-            # A check may take its client out of the list, so the place is bounded each time.
-            if self.sweep_at >= PyList_GET_SIZE(self.everyone):
-                self.sweep_at = 0
-                if PyList_GET_SIZE(self.everyone) == 0:
-                    return
-            # Held: the check may call the application, which may do away with the client.
-            sink = <Sink>PyList_GET_ITEM(self.everyone, self.sweep_at)
-            self.sweep_at += 1
-            sink.check_alive(now)
+        self.clients.sweep(share, wsc_coarse_now())
 
     def _open_clients(self):
-        return list(self.everyone)
+        return list(self.clients.everyone)
 
     def _forget_connections(self):
         """The loop was closed under the hub: its connections went with it, and nobody was told."""
         cdef Sink sink
         self.fanout.forget()
-        for sink in [*self.everyone, *self.closing]:
-            self.expel(sink)
+        for sink in [*self.clients.everyone, *self.clients.closing]:
+            self.clients.expel(sink)
             sink.forget()
-        self.closing.clear()
+        self.clients.closing.clear()
         self.connections = 0
 
     def _closing_clients(self):
-        return list(self.closing)
+        return list(self.clients.closing)
 
     def _counters(self):
         """The counters since the last reset, and the outbox totals of this moment."""
@@ -968,7 +848,7 @@ cdef class Engine(FanoutNeeds):
         cdef Py_ssize_t nbytes = 0
         cdef Py_ssize_t waiting = self.fanout.count_batched()
         cdef dict counters = {**self.counters, **self.fanout.counters}
-        for sink in self.everyone:
+        for sink in self.clients.everyone:
             messages += sink.box.count
             nbytes += sink.box.nbytes
         if waiting:

@@ -20,12 +20,11 @@ from libc.math cimport INFINITY
 
 from wsc_fast._core.engine cimport IGNORED, NO_ACK, SETTLED, Engine
 from wsc_fast._core.frames cimport FIN_TEXT, encode
-from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport OPEN, Sink
 from wsc_fast._core.timers cimport Timers
 
-from wsc_fast._core.engine import check_id
+from wsc_fast._core.clients import check_id
 from wsc_fast._core.timers import TICK
 from wsc_fast.errors import (
     AckFailedError,
@@ -328,11 +327,11 @@ cdef class AckTable:
 
     cpdef bint is_here(self, str user_id) except -1:
         """Whether a user has a connected client."""
-        return self.engine.has_clients(user_id)
+        return self.engine.clients.has_user(user_id)
 
     def all_clients(self):
         """The connected clients of the hub."""
-        return list(self.engine.everyone)
+        return list(self.engine.clients.everyone)
 
     def await_empty(self, Sink client not None):
         """Has `ran_empty` be called, once, when the outbox of a client has run empty."""
@@ -373,7 +372,7 @@ cdef class AckTable:
             if self.per_device:
                 return self.owner.send_to_devices(recipient, message)
             return self.send(recipient, None, message)
-        client = self.engine.clients.get(recipient)
+        client = self.engine.clients.by_id.get(recipient)
         if client is None:
             check_id("client", recipient)
             raise ClientNotFoundError(f"no connected client has the id {recipient!a}")
@@ -385,11 +384,7 @@ cdef class AckTable:
 
     cpdef list clients_of(self, str mailbox, str user_id):
         """The connected clients of a mailbox."""
-        cdef MemberSet user = self.engine.users.get(user_id)
-        cdef list clients = [] if user is None else list(user.items)
-        cdef Sink named = self.engine.clients.get(user_id)
-        if named is not None and named.user_id == user_id:
-            clients.append(named)
+        cdef list clients = self.engine.clients.of_user(user_id)
         if self.per_device:
             clients = [client for client in clients if self.key_of(client) == mailbox]
         return clients
@@ -562,7 +557,7 @@ cdef class AckTable:
         """The clients that a message is for by now."""
         cdef Sink client
         if pending._client_id is not None:
-            client = self.engine.clients.get(pending._client_id)
+            client = self.engine.clients.by_id.get(pending._client_id)
             if client is not None and client.user_id == pending.user_id:
                 return [client]
         return self.clients_of(pending._mailbox, pending.user_id)
@@ -572,7 +567,7 @@ cdef class AckTable:
         cdef Sink other
         if pending._client_id is None or pending._client_id == client.id:
             return True
-        other = self.engine.clients.get(pending._client_id)
+        other = self.engine.clients.by_id.get(pending._client_id)
         return other is None or other.user_id != pending.user_id
 
     cpdef int send_live(self, Mailbox mailbox, PendingACK pending) except -1:

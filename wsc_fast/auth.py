@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from wsc_fast._core.engine import check_id
+from wsc_fast._core.clients import check_id
 from wsc_fast._core.handshake import MOST_PAIRS
 from wsc_fast.errors import ConfigError, ValidationError
 from wsc_fast.log import log

@@ -3,10 +3,17 @@
 Way of a message through it: the public method checks its thread, frames the message once, finds
 the recipients, and pushes the frame to each; the flush (fanout.pxd) does the rest at the end of
 the tick.
+
+Each part of it has one reason: `fanout` sends, `clients` knows who is connected, `turns` says who
+is read, `read_buffer` is what they read into, `loop_context` calls the loop.
+
+Ownership: the engine owns its parts. Each connection owns a reference to the engine, and the engine
+one to each open client (`clients`), until that is gone.
 """
 
 from cpython.object cimport PyObject
 
+from wsc_fast._core.clients cimport ClientRegistry
 from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
 from wsc_fast._core.loop_context cimport LoopContext
@@ -50,19 +57,15 @@ cdef struct Counted:
 
 cdef class Engine(FanoutNeeds):
     cdef:
-        # Its parts. None of them knows the engine but as its `FanoutNeeds`.
+        # Its parts, none of which knows the engine; `fanout` has it as its FanoutNeeds.
         LoopContext loop_context
         Fanout fanout
+        ClientRegistry clients
         ReadTurns turns
         ReadBuffer read_buffer
         Counted counters
-        dict clients       # id -> Sink, the open ones
-        dict users         # user id -> MemberSet, of clients whose user_id is not their id
         dict rooms         # id -> Room
-        set closing        # of Sink: those in the closing handshake, or being aborted
-        list everyone      # of Sink, the open ones, dense; Sink.slot is the place in it
         unsigned long thread_id      # of the loop's thread; 0 while not running
-        Py_ssize_t sweep_at          # where the heartbeat goes on in `everyone`
         Codec codec                  # None where compression is off
         MessageForms forms           # of HubMessages and ACKMessages
         # Who hears of what happens here: the interfaces of upward.py, in its order.
@@ -105,13 +108,10 @@ cdef class Engine(FanoutNeeds):
 
     cdef int over(self, str limit) except -1
     cdef bint away(self) noexcept
-    cdef int admit(self, Sink sink) except -1
-    cdef int expel(self, Sink sink) except -1
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
     cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
     cpdef Py_ssize_t _send_message(self, user_id, message) except -1
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0
-    cdef bint has_clients(self, str user_id) except -1
     cdef int await_empty(self, Sink sink) except -1
     cdef bint offer(self, Sink sink, bytes frame, int run) except -1
     cdef object queue_full(self, Sink sink)
@@ -121,5 +121,4 @@ cdef class Engine(FanoutNeeds):
         object recipient,
     ) except -1
     cdef list excluded(self, object exclude)
-    cdef Sink find_client(self, object client_id)
     cdef MemberSet find_room(self, object room_id)

@@ -14,22 +14,6 @@ from wsc_fast.messages import HubMessage
 
 _Message = bytes | bytearray | memoryview | str
 
-def check_id(kind: str, value: object) -> str:
-    """Checks the id of a client, a user or a room.
-
-    Args:
-        kind: what it is the id of, for the error's text.
-        value: a non-empty str of at most 256 characters without control characters and line ends.
-
-    Returns:
-        str: the value.
-
-    Raises:
-        ValidationError: it is not that.
-
-    Thread-safety: any thread.
-    """
-
 @disjoint_base
 class Engine(FanoutNeeds):
     """Base of Hub: what it does with clients, users, rooms and messages (internal)."""

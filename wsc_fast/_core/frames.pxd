@@ -2,6 +2,8 @@
 
 A frame is a plain `bytes` object: immutable, counted by Python, shareable between clients, rooms,
 history and threads. Server frames are never masked (RFC 6455 section 5.1).
+
+Ownership: a frame belongs to the caller; nothing here keeps one.
 """
 
 cdef enum:

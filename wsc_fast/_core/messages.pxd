@@ -1,6 +1,9 @@
 """HubMessages on their way out, checked and encoded in one call; what else messages.py has for us.
 
 Both objects are made once, by messages.py, and handed down, since no compiled module imports it.
+
+Ownership: the encoder owns one buffer, which a call takes away while it fills it. A frame or text
+belongs to the caller.
 """
 
 cdef class HubMessageEncoder:

@@ -11,6 +11,9 @@ one client changes nothing for the others.
 
 A message whose user is away is the business of delivery/acks.py: its class `Acks` holds the table,
 and is the `TableOwner` that the table asks.
+
+Ownership: a mailbox holds its pending messages, and the timers hold those that were sent. Each
+PendingACK holds its AckTable, and knows its followers weakly.
 """
 
 cimport cython

@@ -24,6 +24,9 @@ left.
 
 So a connection holds no more than the bytes that have come of an unfinished message, and nothing
 at all between messages.
+
+Ownership: `parts`, `tail` and `deferred_input` are the connection's. The buffer is the engine's; a
+read under way keeps the one that it has begun with.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

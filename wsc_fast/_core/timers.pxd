@@ -16,6 +16,9 @@ Rules
 States of `called`: the loop is to call us at `next`, or in one of its next turns. In the latter
 case, and while items fire, `next` is `passed`: every slot that is set then is later, and leaves
 the call alone.
+
+Ownership: a Timers holds its items until they fire or are taken back, and the loop holds the Timers
+while an item is due.
 """
 
 cdef class Timers:

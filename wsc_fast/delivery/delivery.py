@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import msgspec
 
+from wsc_fast._core.clients import check_id
 from wsc_fast._core.connection import Client
-from wsc_fast._core.engine import check_id
 from wsc_fast._core.pending import PendingACK
 from wsc_fast.config import ACKConfig, RetryConfig
 from wsc_fast.delivery.acks import AckCounters, Acks

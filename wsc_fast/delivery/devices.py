@@ -22,7 +22,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
-from wsc_fast._core.engine import check_id
+from wsc_fast._core.clients import check_id
 from wsc_fast._core.pending import AckTable, PendingACK
 from wsc_fast.delivery.parked import Parked
 from wsc_fast.delivery.store_access import PAGE, StoreAccess, store_error

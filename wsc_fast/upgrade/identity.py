@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from wsc_fast._core.engine import check_id
+from wsc_fast._core.clients import check_id
 from wsc_fast.errors import ValidationError
 
 
