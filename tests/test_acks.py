@@ -39,7 +39,7 @@ from wsc_fast import (
     ValidationError,
 )
 from wsc_fast.delivery.storing import AT_ONCE
-from wsc_fast.testing import PING, PONG, TEXT, RawClient, eventually, running
+from wsc_fast.testing import PING, PONG, TEXT, RawClient, encode, eventually, running
 
 
 async def test_a_message_is_confirmed_by_its_client() -> None:
@@ -579,6 +579,34 @@ async def test_an_async_callback_may_wait_for_acknowledgements_of_its_own_client
             assert message["content"] == f"message {n}"
             await acknowledge(raw, message["id"])
         await eventually(lambda: outcomes == [AckStatus.CONFIRMED] * 300)
+        raw.reset()
+
+
+@pytest.mark.parametrize("first", [0, 5])
+async def test_a_callback_hears_acknowledgements_though_one_read_brought_more_than_may_wait(
+    first: int,
+) -> None:
+    hub = acking(timeout=10.0, retry_interval=5.0)
+    begun = asyncio.Event()
+    outcomes: list[AckStatus] = []
+
+    @hub.on_message_received
+    async def received_from(client: Any, message: str) -> None:
+        # Reading is paused by now, and nothing is awaited yet.
+        await begun.wait()
+        if int(message) >= first:
+            outcomes.append(await hub.send_ack_message(client.id, ACKMessage(content=message)))
+
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        await raw.send_raw(b"".join(encode(TEXT, str(n).encode()) for n in range(300)))
+        await eventually(lambda: hub.get_stats().limited["max_pending_callbacks"] > 0)
+        begun.set()
+        for n in range(first, 300):
+            message = await received(raw)
+            assert message["content"] == str(n)
+            await acknowledge(raw, message["id"])
+        await eventually(lambda: outcomes == [AckStatus.CONFIRMED] * (300 - first))
         raw.reset()
 
 

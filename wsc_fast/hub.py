@@ -40,6 +40,7 @@ from wsc_fast.listen.sockets import Host
 from wsc_fast.messages import message_forms
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.heartbeat import Heartbeat
+from wsc_fast.runtime.inbox import Inbox
 from wsc_fast.runtime.life import Life, Parts
 from wsc_fast.runtime.process import FileLimit
 from wsc_fast.runtime.runner import Runner, Served
@@ -97,6 +98,7 @@ class Hub(DeliveryFace):
         settings: Callable[[], HubConfig] = lambda: self.config  # noqa: E731
         state, files, site, tasks = State(), FileLimit(), Site(), Tasks(engine)
         calls = ThreadCalls(engine, lambda: self.config.thread_call_timeout)
+        paused: set[Inbox] = set()
         delivery = Delivery(
             DeliveryNeeds(
                 engine=engine,
@@ -104,6 +106,7 @@ class Hub(DeliveryFace):
                 knows_users=lambda: authenticate is not None,
                 is_away=engine._is_away,
                 watch_losses=engine._watch_losses,
+                paused=paused,
                 report=lambda error: callbacks.report(None, error),
             ),
             state,
@@ -116,6 +119,7 @@ class Hub(DeliveryFace):
             authorize_join=authorize_join,
             authorize_publish=authorize_publish,
             awaits_acknowledgement=delivery.awaits_acknowledgement,
+            paused=paused,
             gone=lambda client: admission.leave_address(client),
             denied=delivery.denied,
         )

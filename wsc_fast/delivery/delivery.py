@@ -169,11 +169,20 @@ class Delivery:
             if self.acks is None:
                 raise HubStateError("acknowledgements are not enabled: call enable_ack first")
             if self._engine._is_away():
-                return self._calls.make(partial(self.acks.start, recipient, message, to_client))
-            return self.acks.start(recipient, message, to_client)
+                return self._calls.make(partial(self._start_ack, recipient, message, to_client))
+            return self._start_ack(recipient, message, to_client)
         except Exception as error:
             self._failed(message, recipient, error, to_client=to_client)
             raise
+
+    def _start_ack(self, recipient: str, message: ACKMessage, to_client: bool) -> PendingACK:
+        assert self.acks is not None
+        pending = self.acks.start(recipient, message, to_client)
+        if self._needs.paused:
+            # A callback may await the acknowledgement of this message, with its client not read.
+            for paused in list(self._needs.paused):
+                paused.look_again()
+        return pending
 
     def get_pending(self, client_id: str) -> list[ACKMessage]:
         """See `Hub.get_pending_acks`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,13 @@ class Settings(Protocol):
     def thread_call_timeout(self) -> float: ...
 
 
+class Paused(Protocol):
+    """A client that is not read, since too many of its messages wait for an async callback."""
+
+    def look_again(self) -> None:
+        """An acknowledgement is awaited from now on, perhaps by that callback."""
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """The things that a hub gives to this room.
@@ -30,6 +37,7 @@ class Needs:
         knows_users: whether the hub knows a user again, which needs `authenticate`.
         is_away: whether the hub runs in another thread than the caller's.
         watch_losses: has the engine tell of frames that are dropped or not sent, or not.
+        paused: clients that are not read, and whose acknowledgements are not heard.
         report: tells the application of an error; no client is named with it.
     """
 
@@ -38,4 +46,5 @@ class Needs:
     knows_users: Callable[[], bool]
     is_away: Callable[[], bool]
     watch_losses: Callable[[bool], None]
+    paused: Collection[Paused]
     report: Callable[[BaseException], None]

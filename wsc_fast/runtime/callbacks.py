@@ -40,6 +40,7 @@ class Callbacks:
         settings: those that hold now.
         authorize_join, authorize_publish: the application's hooks; see Hub.
         awaits_acknowledgement: whether something is pending that a client may acknowledge.
+        paused: see Inboxes.
         gone: hears of a client that has gone, once none of its callbacks goes on.
         denied: hears of a message that its client may not publish.
 
@@ -60,6 +61,7 @@ class Callbacks:
         authorize_join: Callable[[Client, str], bool] | None,
         authorize_publish: Callable[[Client, str | bytes], bool] | None,
         awaits_acknowledgement: Callable[[Client], bool],
+        paused: set[Inbox],
         gone: Callable[[Client], None],
         denied: Callable[[Client, str | bytes, PermissionDeniedError], None],
     ) -> None:
@@ -87,6 +89,7 @@ class Callbacks:
             settings,
             may_publish,
             awaits_acknowledgement,
+            paused,
             gone,
             self.callback_failed,
         )

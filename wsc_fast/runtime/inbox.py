@@ -47,6 +47,8 @@ class Inboxes:
         settings: those that hold now.
         may_publish: whether a message may be published; None where everything may.
         awaits_acknowledgement: whether something is pending that a client may acknowledge.
+        paused: the inboxes whose clients are not read, for the part that sends messages which
+            their clients may acknowledge.
         gone: hears that no callback goes on of a client that has gone.
         failed: hears of what a callback raised; the flag closes the client.
 
@@ -64,6 +66,7 @@ class Inboxes:
         settings: Callable[[], Settings],
         may_publish: Callable[[Client, str | bytes], bool] | None,
         awaits_acknowledgement: Callable[[Client], bool],
+        paused: set[Inbox],
         gone: Callable[[Client], None],
         failed: Callable[[Client, BaseException, bool], None],
     ) -> None:
@@ -72,6 +75,7 @@ class Inboxes:
         self.settings = settings
         self.may_publish = may_publish
         self.awaits_acknowledgement = awaits_acknowledgement
+        self.paused = paused
         self.gone = gone
         self.failed = failed
         self.outlasting: set[Inbox] = set()
@@ -83,6 +87,7 @@ class Inboxes:
 
     def ended(self, inbox: Inbox, user_id: str) -> None:
         self.outlasting.discard(inbox)
+        self.paused.discard(inbox)
         of_user = self._of_user.get(user_id, set())
         of_user.discard(inbox)
         if not of_user:
@@ -97,6 +102,7 @@ class Inboxes:
         """The loop was closed: their tasks went with it."""
         self._of_user.clear()
         self.outlasting.clear()
+        self.paused.clear()
 
 
 def is_awaitable(value: object) -> bool:
@@ -270,6 +276,7 @@ class Inbox:
         self._nbytes += _size_of(args)
         if not self._paused and (limit := self._limit_met(1)) is not None:
             self._paused = True
+            self._inboxes.paused.add(self)
             self._inboxes.engine._count_limit(limit)
             self._client._pause_reading()
             if self._inboxes.awaits_acknowledgement(self._client):
@@ -298,9 +305,18 @@ class Inbox:
         if self._deadline is not None:
             self.limit()
         if self._paused and self._limit_met(0.5) is None:
-            self._paused = False
-            self._client._resume_reading()
+            self._resume()
         return event
+
+    def look_again(self) -> None:
+        """Something is sent that its client may acknowledge: then only the bytes are bounded."""
+        if self._limit_met(1) is None:
+            self._resume()
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._inboxes.paused.discard(self)
+        self._client._resume_reading()
 
     async def _run(
         self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
