@@ -92,6 +92,7 @@ cdef class Receiver(Sink):
         unsigned int fragments
         int inflatable             # bytes that a small read may still inflate; INT_MAX: no bound
         uint8_t[3] text            # a wsc_utf8
+        uint8_t doubts             # so many messages have to be allowed before its reads are light
         Context context            # compression of this connection alone, or None
         bint inflates              # permessage-deflate is agreed on
         bint part_deflated
@@ -100,7 +101,6 @@ cdef class Receiver(Sink):
         uint8_t part_fin
         uint8_t deferred           # what is left of this read inflates to more than that
         uint8_t inflated           # something was, since the last look at the clock
-        uint8_t doubts             # so many messages have to be allowed before its reads are light
         bint input_closed                  # nothing of the peer is heard any more
         bint drains                # each read has to take all that the transport has (`get_buffer`)
 
