@@ -1,4 +1,4 @@
-"""Who is measured, and how each is started."""
+"""The servers that are measured, and how each is started."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _MODULES = {"python-socketio": "socketio"}
 
 
 def load_options(server: Server) -> list[str]:
-    """What the load generator must know to speak this server's protocol."""
+    """The options by which the load generator speaks this server's protocol."""
     if not server.event:
         return []
     path = "/socket.io/?EIO=4&transport=websocket"

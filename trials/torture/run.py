@@ -91,7 +91,7 @@ def directory_of(
 
 
 async def why_not(name: str, store: str) -> str:
-    """What a scenario over this store needs and is not there; "" if nothing."""
+    """The thing that a scenario over this store needs and that is missing; "" if nothing is."""
     if store == "redis" and not has_redis():
         return "redis-server is not installed"
     if name == "full-disk" and not await has_small_disks():
