@@ -142,7 +142,7 @@ class _Refused(Exception):
 
 
 class _Person:
-    """What the chat keeps with a client."""
+    """The chat's notes on a client."""
 
     def __init__(self) -> None:
         self.rooms: set[str] = set()
@@ -151,7 +151,7 @@ class _Person:
 
 
 class _Room:
-    """What the chat knows of a room beyond the hub's membership."""
+    """The chat's notes on a room beyond the hub's membership."""
 
     def __init__(self) -> None:
         self.members: dict[str, str] = {}  # client id -> name in this room

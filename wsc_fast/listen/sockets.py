@@ -39,9 +39,9 @@ class _Place(NamedTuple):
 async def bound_sockets(host: Host, port: int, reuse_port: bool) -> list[socket.socket]:
     """Sockets that are bound, for all addresses of the hosts and with one port.
 
-    What is written as an address has to be one of this machine. Of the addresses that a name stands
-    for, one has to be: where `localhost` is ::1 too, a container may have no IPv6. "::" takes IPv4
-    as well, if no host is an IPv4 address.
+    A host that is written as an address has to be one of this machine. Of the addresses that a
+    name stands for, one has to be: where `localhost` is ::1 too, a container may have no IPv6.
+    "::" takes IPv4 as well, if no host is an IPv4 address.
 
     Args:
         host: an address, a name, a list of these, or None or "" for all interfaces.

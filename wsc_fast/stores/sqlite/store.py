@@ -33,11 +33,11 @@ class SQLiteOfflineStore:
     """A SharedOfflineStore in an SQLite database.
 
     One thread does all the work, so that no call blocks the event loop however slow the disk is.
-    What waits while it is busy is written in one transaction (group commit): the more load, the
+    Calls that wait while it is busy are done in one transaction (group commit): the more load, the
     fewer commits per message.
 
-    What is reported as stored or deleted outlasts the end of the process, kill -9 included. What a
-    power cut or a crash of the kernel costs depends on `synchronous`:
+    A message that is reported as stored or deleted is so after the end of the process too, kill -9
+    included. The cost of a power cut or a crash of the kernel depends on `synchronous`:
 
     - "FULL": nothing. Each transaction is on the disk (fsync) before it is reported; that is, if
       the disk and the file system keep what they promise on fsync.

@@ -1,4 +1,4 @@
-"""What the thread does with a batch of calls: transactions, on a full disk, too.
+"""The thread's work on a batch of calls: transactions, also on a full disk.
 
 On a full disk the store has to recover by itself once messages are acknowledged, and SQLite needs
 room to remove one: the pages that change are written into the log, and the log can be emptied only
@@ -274,7 +274,7 @@ class Transactions:
             self.close()
 
     def trouble(self, cause: BaseException) -> OfflineStoreError:
-        """What is reported for an error: one for each entry, since each gets its own traceback."""
+        """The error to report for one: a new one for each entry, for a traceback of its own."""
         text = str(cause) or type(cause).__name__
         if database.code(cause) == sqlite3.SQLITE_BUSY:
             text += f", by another process, for longer than {self._busy_timeout:g} s"

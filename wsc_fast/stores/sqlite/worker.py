@@ -55,7 +55,7 @@ class Worker:
         # The thread's alone: the loop only names it in what it asks.
         self._transactions = transactions
         self.others = transactions.others
-        # What is through, and has yet to be told to the callers; the loop's.
+        # Entries that are done, and whose callers are yet to be told; the loop's.
         self._done: deque[Entry] = deque()
         self._telling = False
         self._ended = False
