@@ -25,7 +25,7 @@ from wsc_fast._core.memory import live_objects
 from wsc_fast.log import log
 from wsc_fast.testing import Authority, RawClient
 
-# What of the engine lived before a test that passed (nothing is counted but in the debug build).
+# Live objects of the engine before a test that passed (only the debug build counts them).
 LIVE = pytest.StashKey[dict[str, int]]()
 
 
