@@ -89,7 +89,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
 
 def grown(before: dict[str, int]) -> dict[str, int]:
-    """Of which kinds more objects live than did before."""
+    """The kinds of which more objects live than before."""
     return {kind: n for kind, n in live_objects().items() if n > before.get(kind, 0)}
 
 

@@ -10,8 +10,8 @@ Rules:
        level debug, which names its kind in our words or as the class of an exception.
     4. A token is compared by its digest, in constant time; what is refused earlier depends on the
        request and on what is public (algorithms, key ids, times), never on a secret.
-    5. Which key and which algorithms are tried is the configuration's choice. A token's header can
-       only name one of them; a key of one family is never given to another.
+    5. The configuration decides which key and which algorithms are tried. A token's header can only
+       name one of them; a key of one family is never given to another.
     6. Only the Identity counts: no id is taken from the path, the query, or any header.
 """
 

@@ -115,7 +115,7 @@ def available(wanted: set[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def versions(names: set[str], environment: dict[str, str]) -> dict[str, str]:
-    """Of what these servers import, and of what they use where it is installed."""
+    """The versions of the packages that these servers import, or use where they are installed."""
     imported = {package for name in names for package in SERVERS[name].packages}
     packages = sorted(imported | {"aiofastnet", "python-engineio"})
     code = (

@@ -85,7 +85,7 @@ cdef class Fanout:
         Py_ssize_t batch_bytes      # of the frames
         Py_ssize_t batch_at         # how far in the items the plan came
         bint batch_leaves           # it left out some before that
-        # Smaller sets have no batch, nor those of which more than one in `batch_share` is
+        # Smaller sets have no batch, and no set has one of which more than one in `batch_share` is
         # detached.
         public Py_ssize_t batch_least
         public Py_ssize_t batch_share

@@ -67,7 +67,7 @@ cdef struct Limits:
     PyObject* evicted
 
 cdef struct Counters:
-    # Of what is sent. Written by the loop's thread only; each is read by get_stats.
+    # Counts of sends. The loop's thread alone writes them; get_stats reads each.
     unsigned long long deliveries         # frames put into an outbox
     unsigned long long frames_sent        # frames given to the kernel or the transport
     unsigned long long bytes_out

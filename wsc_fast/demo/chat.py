@@ -6,7 +6,7 @@ Clients talk JSON text messages with a "type"; the two unions below are the whol
     server -> client    joined, user_joined, user_left, chat_message, room_list, error
 
 Rules that hold throughout:
-- Whatever a client sends, the worst answer is an `error` message: junk never raises.
+- The worst answer to a client is an `error` message, whatever it sends: junk never raises.
 - Everything a client can make the server keep is bounded by the constants below.
 - The chat's own state changes before it calls the hub, because any send may end a slow client, and
   so come back here through `on_client_disconnected`.

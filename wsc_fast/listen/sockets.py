@@ -1,7 +1,7 @@
-"""Which sockets a hub listens on: those that it binds, and those of the service manager.
+"""The sockets that a hub listens on: its own, and those of the service manager.
 
-Which sockets a hub binds is decided here and not by the loop: asyncio and uvloop, and the versions
-of Python, differ in what they do where one of several addresses cannot be had.
+This module binds them, and not the loop: asyncio and uvloop, and the versions of Python, each do
+something else where one of several addresses cannot be had.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class SharedOfflineStore(OfflineStore, Protocol):
     """
 
     async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
-        """For whom others have stored messages.
+        """The users for whom others have stored messages.
 
         Args:
             after: the position behind which to look, as the last call returned it; -1 asks for the
@@ -147,7 +147,7 @@ class SharedOfflineStore(OfflineStore, Protocol):
         ...
 
     async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
-        """Which of these messages are not in the store.
+        """The ids of these messages that are not in the store.
 
         Args:
             user_id: whose messages.

@@ -342,7 +342,7 @@ class SQLiteOfflineStore:
         return await future
 
     async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
-        """For whom others have stored messages; see `SharedOfflineStore.appended`.
+        """The users for whom others have stored messages; see `SharedOfflineStore.appended`.
 
         It costs a look at one row while nobody else stores anything. Another store object on the
         same file counts as another, also in this process.
@@ -366,7 +366,7 @@ class SQLiteOfflineStore:
         return found
 
     async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
-        """Which of these messages are not in the store; see `SharedOfflineStore.missing`.
+        """The ids of these messages that are not in the store; see `SharedOfflineStore.missing`.
 
         Args:
             user_id: whose messages.

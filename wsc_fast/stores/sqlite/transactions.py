@@ -8,8 +8,8 @@ where the database has room for all that is in it. So:
   database, and a part that is kept for removing messages.
 - Near that bound the log is emptied before each transaction that appends. One that fails can
   then be taken back, log and all, with no room at all.
-- What removes is never refused. If it fails for want of room, the log is emptied and it is done
-  once more, a few at a time.
+- A removal is never refused. If it fails for want of room, the log is emptied and it is done once
+  more, a few at a time.
 - A log that nobody writes to is emptied after a second, so that another program which fills the
   disk later finds the store's messages in the database.
 """

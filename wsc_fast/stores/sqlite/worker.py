@@ -5,9 +5,9 @@ The rules:
 - Only the worker thread touches the database; only the event loop touches futures and the count
   of waiting bytes. Between them stand a queue (loop to worker) and `call_soon_threadsafe`.
 - The queue is the order of everything: a call takes its place when it is made.
-- Whatever waits becomes one transaction (a batch), in that order. Nothing is reported before its
-  COMMIT has returned and its files have been seen in their places. A transaction that fails leaves
-  nothing behind.
+- All calls that wait become one transaction (a batch), in that order. Nothing is reported before
+  its COMMIT has returned and its files have been seen in their places. A transaction that fails
+  leaves nothing behind.
 """
 
 from __future__ import annotations
