@@ -196,23 +196,31 @@ PAGES = sorted([*written(".md"), *ROOT.glob("docs/**/*.md")])
 MODULES = written(".py", ".pyi")
 OTHERS = sorted([ROOT / "Makefile", *written(".pyx", ".pxd", ".h", ".c", ".lua")])
 # A sentence has its subject first. A label, which ends with a colon, and a heading may ask.
-RIDDLE = re.compile(r"(?:And |But |So |Or |Nor )?(?:Whoever|Whatever|Whom?|Whose|What|Those)\b")
+ASKING = "who|whoever|whom|whose|what|whatever|which"
+RIDDLE = re.compile(
+    rf"(?:{ASKING.title()}|(?:And|But|So|Or|By|For|Of|To) (?:{ASKING})|Nor|Those)\b"
+)
 # Words of ours that have given way to others; `stash` is also one of pytest's.
 FORMER = re.compile(r"\b(?:twins?|deaf|(?<!\.)stash(?:ed|es)?|witness(?:es)?)\b", re.I)
+
+
+def paragraphs(text: str) -> list[str]:
+    """Paragraphs and list items."""
+    return re.split(r"\n\s*\n|^\s*[-*] |^\s*\d+\. ", text, flags=re.M)
 
 
 def prose_of_page(text: str) -> list[str]:
     """Paragraphs, list items and cells of tables, without code and headings."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     text = re.sub(r"^ {4}.*$|^#.*$", "", text, flags=re.M)
-    return re.split(r"\n\s*\n|^\s*[-*] |^\d+\. |\|", text, flags=re.M)
+    return [cell for part in paragraphs(text) for cell in part.split("|")]
 
 
 def prose_of_module(source: str) -> Iterator[str]:
     """Docstrings, and blocks of comments."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from re.split(r"\n\s*\n", ast.get_docstring(node) or "")
+            yield from paragraphs(ast.get_docstring(node) or "")
     comments: list[str] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -227,7 +235,7 @@ def prose_of_source(source: str) -> Iterator[str]:
     quoted = re.compile(r'"""(.*?)"""|/\*(.*?)\*/', re.S)
     for match in quoted.finditer(source):
         text = re.sub(r"^ *\* ?", "", match[1] or match[2] or "", flags=re.M)
-        yield from re.split(r"\n\s*\n", text)
+        yield from paragraphs(text)
     comments: list[str] = []
     for line in quoted.sub("", source).splitlines():
         code, *comment = re.split(r"(?:^|\s)(?:#:?|--|//) ", line, maxsplit=1)
@@ -256,8 +264,11 @@ def test_riddles_are_found() -> None:
     )
     found = ["Who leaves, goes.", "Those stay.", "What waits is kept"]
     assert riddles(prose_of_page(page)) == found
-    module = '"""It sends.\n\nWhat it is."""\n\n# Those\n# leave.\nx = 1\n\ny = 2  # What?\n'
+    module = '"""It sends.\n\n- What it is."""\n\n# Those\n# leave.\nx = 1\n\ny = 2  # What?\n'
     assert riddles(prose_of_module(module)) == ["What it is.", "Those leave."]
+    openings = "For whom it is. It waits for those. Nor does it stay. Which is it. Of those one is."
+    found = ["For whom it is.", "Nor does it stay.", "Which is it."]
+    assert riddles([openings]) == found
 
 
 def test_riddles_in_other_sources_are_found() -> None:
