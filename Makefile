@@ -111,7 +111,7 @@ torture: $(BUILT)
 soak: $(BUILT)
 	$(BIN)/python -m trials.soak.run $(if $(QUICK),--quick) $(ARGS)
 
-# What attackers can do to a hub and its honest clients, as a table; QUICK=1 takes two minutes.
+# The effect of attacks on a hub and its honest clients, as a table; QUICK=1 takes two minutes.
 attack: $(BUILT)
 	$(BIN)/python -m trials.attack.run $(if $(QUICK),--quick) $(ARGS)
 
@@ -159,8 +159,9 @@ debug: $(VENV)/.made
 		.venv/bin/pip install -q -e '.[test,cli]'
 	cd $(DEBUG_TREE) && $(DEBUG_ENV) PYTHONFAULTHANDLER=1 .venv/bin/python -m pytest $(DEBUG_LESS) $(ARGS)
 
-# What the engine does with memory, under valgrind: some thirty times slower, so no real clients and
-# no test that measures. Only a report with our modules in it counts, see tests/valgrind.py.
+# The tests under valgrind, which checks the engine's use of memory. It is some thirty times slower,
+# so no real clients and no test that measures. Only a report with our modules in it counts, see
+# tests/valgrind.py.
 valgrind: $(BUILT)
 	$(BIN)/python tests/valgrind.py $(ARGS)
 

@@ -25,7 +25,7 @@ import psutil
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
 OFFER = "permessage-deflate; client_max_window_bits"
-# What a chat's members, a table's rows or a feed's items look like.
+# A message with a list: the members of a chat, the rows of a table, the items of a feed.
 MESSAGE = json.dumps(
     {
         "type": "update",

@@ -1,4 +1,4 @@
-"""What delivery costs: HubMessages beside plain sends, acknowledgements, the offline stores.
+"""The costs of delivery: HubMessages beside plain sends, acknowledgements, the offline stores.
 
     python benchmarks/delivery.py [--seconds 2] [--clients 1000] [--store DIRECTORY] [--redis URL]
 

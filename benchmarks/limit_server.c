@@ -161,8 +161,8 @@ static void accept_key(const char *key, char answer[29])
 
 /* ---- clients ---- */
 
-/* A client that is gone leaves its rooms when one of them is next walked. What it was stays, since events of this
- * turn may still name it: a few bytes, and a benchmark's server lives for one run. */
+/* A client that is gone leaves its rooms when one of them is next walked. Its struct is never freed, since events of
+ * this turn may still name it: a few bytes, and a benchmark's server lives for one run. */
 static void drop(struct client *c)
 {
     if (c->dead)

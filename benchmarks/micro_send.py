@@ -1,4 +1,4 @@
-"""What one `hub.send_to_client` costs its caller, in nanoseconds.
+"""The cost of one `hub.send_to_client` for its caller, in nanoseconds.
 
 One hub and one real client in one process. The calls are timed in batches that fit in the client's
 outbox; between two batches, outside the timed part, the loop flushes and the client reads. Within a

@@ -1,8 +1,8 @@
-"""What `make bench` and `make bench-full` run: every claim of the project, measured here and now.
+"""The program of `make bench` and `make bench-full`: measures every claim of the project.
 
 Builds the load generator and the C limit, runs each server on one core and the load on another, in
 interleaved rounds, and prints Markdown: the main table, the targets beside what was measured, then
-each row. Every single run is in the JSON. What is where: suite/__init__.py.
+each row. Every single run is in the JSON. suite/__init__.py lists the modules.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    # So that a server in hand is stopped too, whoever ends this.
+    # A signal to end this program stops the server under measure too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(run(parse_arguments()))

@@ -1,4 +1,4 @@
-"""Who is connected; see clients.pxd."""
+"""The registry of open clients; see clients.pxd."""
 
 import re
 

@@ -93,12 +93,12 @@ cdef bytes PING_FRAME = b"\x89\x00"
 # one that still waits.
 cdef object PING_KEY = object()
 cdef object PONG_KEY = object()
-# What an acknowledgement holds, and no message needs to be looked at without.
+# Each acknowledgement holds this text: a message without it is none, and need not be decoded.
 cdef str ACK_MARK = '"message_id"'
 
 cdef enum:
-    # What a few pings take on the wire, over TLS too: that the peer's kernel acknowledges them says
-    # nothing of the peer, and more than that was read by it.
+    # Bytes of a few pings on the wire, over TLS too. The peer's kernel may have acknowledged these
+    # by itself; more than that was read by the peer.
     PING_BYTES = 256
     # Pongs that wait one by one; beyond that a newer one replaces the newest.
     MOST_PONGS = 32
@@ -408,7 +408,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         return 0
 
     def _agree(self, subprotocol, deflate):
-        """What the upgrade negotiated.
+        """Takes the results of the upgrade's negotiation.
 
         Args:
             subprotocol: a str or None.
@@ -439,7 +439,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         self.feed(data, len(data))
 
     def _set_remote_address(self, str remote_address not None):
-        """Whose connection picows is to make, where that is known before."""
+        """Sets the peer's address before picows makes the connection, where it is known."""
         self.remote_address = remote_address
 
     def _address_came_late(self):
@@ -457,7 +457,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         self.announced = True
 
     def _set_device(self, str device_id):
-        """Which device it runs on, as its Identity says; None: not known."""
+        """Sets the device that it runs on, as its Identity says; None: not known."""
         self.device_id = device_id
 
     def _hold_input(self):
@@ -480,7 +480,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             self.listened()
 
     def _give_up(self):
-        """What is not connected yet ends as it is."""
+        """Ends a connection that is no client yet: its input is not looked at any more."""
         self.input_closed = True
 
     def _transport(self):
@@ -660,7 +660,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         return None if stream is None or stream.is_closing() else stream
 
     def _rate_passed(self):
-        """What the client owed has been waited for; or is waited for some more."""
+        """The client is read again if it owes nothing any more; else the timer is set once more."""
         cdef Engine engine = self.engine
         cdef double owed
         self.rate_timer = None
@@ -1021,8 +1021,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     cdef bint end_of_stream(self) except -1:
         """The peer half-closed; returns whether the transport is to stay open for writing.
 
-        What is queued for it still goes out, within the close timeout: a close frame that it has
-        sent just before is answered, and so is a request by a client that only reads from then on.
+        Queued messages still go out, within the close timeout: a close frame that it has sent just
+        before is answered, and so is a request by a client that only reads from then on.
         """
         if self.state < CLOSING:
             self.leave()
@@ -1040,8 +1040,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             self.deferred_input is not None
             and error is None and self.secure and self.handshake is None
         ):
-            # What has come of it is heard first; TLS may bring its end in the same read, and
-            # uvloop's closes though we have paused it. The descriptor may be another's by then.
+            # Its received bytes are heard first. TLS may bring its end in the same read, and
+            # uvloop's TLS closes though it is paused. The descriptor may be another's by then.
             self.lost_early = (error,)
             self.fd = self.descriptor = -1
             self.engine.fanout.set_blocked(self, True)

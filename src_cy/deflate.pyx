@@ -47,7 +47,7 @@ cdef enum:
     MEMORY_LEVEL = 8
     LARGEST_WINDOW = 15
     LARGEST_PAYLOAD = 1073741824
-    # What scratch memory is kept between messages.
+    # Bytes of scratch memory that are kept between messages.
     KEPT_SCRATCH = 65536
     # A flush of a deflater adds an empty block, and stored blocks add five bytes each 16 KiB or so.
     SLACK = 64
@@ -249,12 +249,12 @@ cdef class Codec:
 
 
 cdef class Context:
-    """What one connection keeps of its messages, where context takeover is agreed on (internal).
+    """The state that one connection keeps from message to message with context takeover (internal).
 
     Args:
         codec: of the hub.
-        server_window: window bits of what goes out, 9 to 15; 0: no context is kept for it.
-        client_window: likewise of what comes in.
+        server_window: window bits of outgoing messages, 9 to 15; 0: no context is kept for them.
+        client_window: likewise of incoming messages.
     """
 
     def __cinit__(self, Codec codec not None, int server_window, int client_window):

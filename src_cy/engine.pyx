@@ -199,7 +199,7 @@ cdef class Engine(FanoutNeeds):
         self.read_buffer.set_least(self.turns.heavy_read)
 
     def _set_turns(self, Py_ssize_t heavy_read, double budget):
-        """Which reads are heavy, in bytes, and what they may take of a turn at least, seconds."""
+        """Sets the bytes of a heavy read, and the least seconds that such reads have in a turn."""
         self.turns.set(heavy_read, budget)
         self.read_buffer.set_least(heavy_read)
 

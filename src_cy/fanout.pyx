@@ -1,6 +1,6 @@
 """The dirty list and the flush: at the end of a tick every client with a backlog gets one send.
 
-Who may write when
+Rules of writing
 1.  A descriptor is written to by the flush alone, while its transport holds nothing (`blocked` is
     False). With write-buffer limits of 0 the transport says so: `pause_writing` comes with the
     first byte that it keeps, `resume_writing` when nothing is left.
@@ -18,7 +18,7 @@ Who may write when
     until it ends, and transports are called once everything sent is settled.
 
 A flush that has spent its time budget leaves the rest of the dirty list for the next turn of the
-loop and schedules itself; the list is first in, first out, so that nobody waits for ever. Those
+loop and schedules itself; the list is first in, first out, so that nobody waits for ever. Sinks
 without a descriptor have a budget of their own.
 
 Ownership: the one who holds a Fanout is its `needs`, in a cycle that ends with both. The dirty list
@@ -67,10 +67,10 @@ cdef enum:
     ARENA_SIZE = 1048576
     # Sequences up to this size are copied together once; longer ones go out by iovec.
     COPY_MAX = 65536
-    # What one send is offered at most, beyond the first frame, and in how many pieces.
+    # One send is offered at most so many bytes beyond the first frame, in so many pieces.
     SEND_MAX = 1048576
     SEND_IOVS = 256
-    # What a TLS transport is given at most in one turn, beyond the first frame.
+    # A TLS transport is given at most so many bytes in one turn, beyond the first frame.
     TLS_SEND_MAX = 262144
     # How many recent sequences a new one is compared with.
     RECENT = 8
@@ -93,7 +93,7 @@ cdef Py_ssize_t NOT_TRIED = -(1 << 30)
 
 
 cdef class FanoutNeeds:
-    """What a Fanout needs of the one who holds it (internal)."""
+    """The calls that a Fanout makes to its holder (internal)."""
 
     cdef bytes compressed_form(self, bytes frame, int window):
         return frame
@@ -156,8 +156,8 @@ cdef class Fanout:
         return 0
 
     cdef list taken(self):
-        """What was dropped to make room since the last call."""
-        # A finalizer that sends would take what is not its own.
+        """The frames that were dropped to make room since the last call."""
+        # A finalizer that sends would take frames of another call.
         cdef bint collecting = PyGC_Disable()
         try:
             return list(self.evicted)
@@ -248,8 +248,7 @@ cdef class Fanout:
     cdef bint join_batch(self, list items, object members, list skipped, bytes frame) except -1:
         """A broadcast to a set: whether the frame is in its batch now.
 
-        Those of the set that are `detached` get it from the caller. None of `skipped` is in the
-        batch.
+        Members that are `detached` get it from the caller. None of `skipped` is in the batch.
         """
         cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
         cdef Py_ssize_t count
@@ -262,7 +261,7 @@ cdef class Fanout:
             if (
                 self.batch_items is not items
                 or PyList_GET_SIZE(self.batch_detached) * self.batch_share > PyList_GET_SIZE(items)
-                # What an outbox would refuse, or one send would not take.
+                # An outbox would refuse the frame, or one send would not take it.
                 or count and (
                     count >= min(self.limits.messages, <Py_ssize_t>SEND_IOVS)
                     or self.batch_bytes + size > min(self.limits.nbytes, <Py_ssize_t>SEND_MAX)
@@ -517,10 +516,10 @@ cdef class Fanout:
                 self.schedule()
 
     cdef int send(self, double deadline, list unfinished) except -1:
-        """Plans, sends and settles what goes to descriptors.
+        """Plans, sends and settles the frames of sinks with a descriptor.
 
-        What was planned may not change before it is settled, and in Python's code anything may
-        happen: a finalizer, a signal handler. So none runs here; what needs it is `unfinished`.
+        A plan may not change before it is settled, and Python code may do anything: a finalizer, a
+        signal handler. So none runs here; work that needs it goes into `unfinished`.
         """
         cdef Py_ssize_t planned
         cdef Py_ssize_t own
@@ -685,7 +684,7 @@ cdef class Fanout:
         return self.finish(sink, rest, error)
 
     cdef int finish(self, Sink sink, object rest, int error) except -1:
-        """What may call Python for a sink that was settled; it may have left by now."""
+        """The work on a settled sink that may call Python; the sink may have left by now."""
         if error:
             return self.give_up(sink, error)
         if rest is None:
@@ -736,7 +735,7 @@ cdef class Fanout:
         except MemoryError:
             data = None
         if data is None:
-            # What went into the context cannot be taken back, and others wait behind this one.
+            # Bytes in the context cannot be taken back, and other messages wait behind this one.
             return self.give_up(sink, ENOMEM)
         self.counters.sends += 1
         outbox_take(box, frames)

@@ -1,6 +1,6 @@
 """Payload -> frame, once per message, however many clients receive it.
 
-What this module does not do: compress (deflate.pyx), mask (servers never do), or queue.
+This module does not compress (deflate.pyx), mask (servers never do), or queue.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer

@@ -42,7 +42,7 @@ cdef extern from "Python.h":
 
 # Pairs of a query, and cookies, that are looked at; browsers keep 180 cookies of a site.
 MOST_PAIRS = 256
-# What a target in absolute form begins with (RFC 9112 section 3.2.2, RFC 6455 section 4.2.1).
+# A target in absolute form begins so (RFC 9112 section 3.2.2, RFC 6455 section 4.2.1).
 cdef tuple SCHEMES = (b"http://", b"https://", b"ws://", b"wss://")
 
 
@@ -302,7 +302,7 @@ cdef str trimmed(const char* data, Py_ssize_t size):
 
 
 cdef str decoded(const char* data, Py_ssize_t size, bint plus):
-    """What urllib.parse.unquote gives, or unquote_plus; in time that grows with the size only."""
+    """Does as urllib.parse.unquote, or unquote_plus, in time that grows with the size only."""
     cdef bytes out
     cdef char* to
     cdef Py_ssize_t at = 0

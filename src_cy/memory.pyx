@@ -1,4 +1,4 @@
-"""What a test asks the debug build about the engine's memory (memory.pxd)."""
+"""Counts of the engine's live objects, for tests of the debug build (memory.pxd)."""
 
 cdef tuple NAMES = (
     "Sink", "Engine", "MemberSet", "Codec", "Context", "RequestHead", "Guard", "Fanout",

@@ -80,7 +80,8 @@ cdef void move(Outbox* box, unsigned int to, unsigned int source) noexcept:
 
 
 cdef void release(Outbox* box, PyObject* frame, PyObject* key) noexcept:
-    # What outbox_append or outbox_push took. Freeing a bytes or a str runs no code of anybody.
+    # Gives back the references that outbox_append or outbox_push took. To free a bytes or a str
+    # runs no Python code.
     Py_XDECREF(key)
     Py_DECREF(<object>frame)
 

@@ -1,4 +1,4 @@
-"""What a connection has to do with picows; see picows_connection.pxd."""
+"""The part of a connection that deals with picows; see picows_connection.pxd."""
 
 import sys
 
@@ -23,7 +23,7 @@ cdef tuple PARSER_ERRORS = (WSProtocolError, MemoryError, HubStateError)
 
 
 cdef class Guard:
-    """What a picows transport sees in place of its logger and of the asyncio transport.
+    """Stands in a picows transport for its logger and for the asyncio transport.
 
     picows means to write in two cases after the upgrade: the application asks it to, or its parser
     met a protocol error. It then finds `is_close_frame_sent` true and only logs that, which comes

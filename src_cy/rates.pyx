@@ -3,7 +3,7 @@
 from libc.math cimport INFINITY
 
 cdef class Allowance:
-    """What one client may still send (internal)."""
+    """The messages and bytes that one client may still send (internal)."""
 
     cdef double count(self, const Rates* rates, Py_ssize_t size, double now) noexcept:
         if rates.messages > 0:

@@ -102,10 +102,9 @@ cdef class ReadTurns:
         self.spent = 0
         most = min(self.at_once, self.count_waiting())
         try:
-            # Whoever waited may have had a turn in a loop inside a callback.
+            # A connection that waited may have had its turn in a loop inside a callback.
             while most > 0 and self.count_waiting() and self.spent <= self.budget:
-                # One of those who want to come in, one of those who are here: neither crowd holds
-                # up the other.
+                # Requests and clients alternate, so that neither crowd holds up the other.
                 self.requests_next = not self.requests_next
                 queue = self.requests if self.requests_next else self.readers
                 if not queue:
@@ -116,7 +115,7 @@ cdef class ReadTurns:
                 (<Sink>queue.popleft()).take_turn()
                 self.spent += wsc_now() - began
         finally:
-            # Whatever becomes of one, the others get their turn.
+            # An error of one must not cost the others their turn.
             self.deadline = INFINITY
             self.crowded = self.count_waiting() > 0
             if self.crowded:

@@ -1,7 +1,7 @@
 """Frames out of bytes (receiver.pxd tells the way): the parser, reassembly, UTF-8, bounds.
 
 Rules
-1.  What a frame claims costs nothing: memory grows with the bytes that have come. A message that
+1.  The size that a frame claims costs nothing: memory grows with received bytes. A message that
     would be too long is refused at the head that says so.
 2.  Text is checked as it comes, and refused at the first byte that is wrong (RFC 6455 section 8.1
     lets us). Where a whole message is in the buffer, decoding checks it.
@@ -43,7 +43,7 @@ cdef extern from "Python.h":
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     void* PyUnicode_1BYTE_DATA(object)
 
-# What a message or its pieces cost besides the payload while they are held back.
+# A message, and each piece of one, costs this besides its payload while it is held back.
 cdef enum:
     HELD_COST = 128
     # How many frames of a heavy read are taken before the next look at the clock.
@@ -97,7 +97,7 @@ cdef class Receiver(Sink):
             self.take_read(size)
 
     cdef int take_heavy_read(self, Py_ssize_t size) except -1:
-        """One that takes its time: a large one, that of a request, or of what may be refused."""
+        """A read that costs much: large, of a request, or of a client that was lately refused."""
         cdef double began
         if self.listening:
             self.put_aside(self.engine.read_buffer.area, size)
@@ -119,7 +119,7 @@ cdef class Receiver(Sink):
         )
 
     cdef int take_deferred(self) except -1:
-        """What is left of a small read inflates to much, and is taken like that of a heavy one."""
+        """Takes the rest of a small read, which inflates to much, like that of a heavy one."""
         cdef double began
         self.deferred = False
         if self.deferred_input is None or self.is_paused():
@@ -158,7 +158,7 @@ cdef class Receiver(Sink):
         return 0
 
     cdef int listened(self) except -1:
-        """What it has sent is taken; what was read inside a callback has a turn of its own."""
+        """The received bytes are taken; bytes read inside a callback have a turn of their own."""
         self.listening = False
         if self.interrupted:
             self.interrupted = False
@@ -173,7 +173,7 @@ cdef class Receiver(Sink):
         return 0
 
     cdef int take_rest(self) except -1:
-        """What was put aside, though it be beyond the rate: the peer's stream has ended."""
+        """Takes the bytes put aside, beyond the rate too: the peer's stream has ended."""
         cdef double deadline = self.engine.turns.deadline
         self.engine.turns.deadline = DBL_MAX
         try:
@@ -413,7 +413,7 @@ cdef class Receiver(Sink):
         cdef object content = None
         cdef Py_ssize_t message = size
         if self.state == CONNECTING:
-            # What is held back counts as it will be held: inflated.
+            # A message that is held back counts with its inflated size, in which it is held.
             room = max(self.engine._auth_input_bytes - self.held_bytes, 0)
             limit = min(limit, room)
         if self.inflatable != INT_MAX:

@@ -43,10 +43,10 @@ cdef class Timers:
 
     Args:
         fire: called in a context of its own (contextvars); without it items are callables, which
-            are called. What is raised goes to the loop's exception handler, and the other items
-            fire all the same.
+            are called. Exceptions go to the loop's exception handler, and the other items fire
+            all the same.
         budget: seconds of a turn of the loop that firing may take; one item may exceed it.
-        most: items of a turn, for those that leave the loop more to do than `fire` takes.
+        most: items of a turn, for items that cause the loop more work than `fire` itself.
 
     Thread-safety: the loop's thread.
     """
@@ -55,7 +55,7 @@ cdef class Timers:
         self.fire = fire
         self.budget = budget
         self.most = most
-        # Not that of whoever happened to set the first timer.
+        # Not the context of the code that happened to set the first timer.
         self.context = Context()
         self.attach(None)
 
@@ -203,5 +203,5 @@ cdef class Timers:
         finally:
             if not self.firing:
                 self.line = iter(())  # the former one keeps what it has walked over
-            # Whatever one of them did, the others get their turn.
+            # An error of one must not cost the others their turn.
             self.schedule()

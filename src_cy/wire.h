@@ -16,7 +16,7 @@ typedef uint8_t wsc_block __attribute__((vector_size(16)));
 enum {
     WSC_HEAD_MAX = 14,
     WSC_CONTROL_MAX = 125,
-    /* What wsc_read_head says of a head that no frame of a client may have. */
+    /* Results of wsc_read_head for a head that no frame of a client may have. */
     WSC_BAD_OPCODE = -1,
     WSC_BAD_CONTROL = -2,
     WSC_BAD_LENGTH = -3,

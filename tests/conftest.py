@@ -25,7 +25,7 @@ from wsc_fast._core.memory import live_objects
 from wsc_fast.log import log
 from wsc_fast.testing import Authority, RawClient
 
-# What of the engine lived before a test that passed (nothing is counted but in the debug build).
+# Live objects of the engine before a test that passed (only the debug build counts them).
 LIVE = pytest.StashKey[dict[str, int]]()
 
 
@@ -89,7 +89,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
 
 def grown(before: dict[str, int]) -> dict[str, int]:
-    """Of which kinds more objects live than did before."""
+    """The kinds of which more objects live than before."""
     return {kind: n for kind, n in live_objects().items() if n > before.get(kind, 0)}
 
 

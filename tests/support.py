@@ -57,7 +57,7 @@ async def silent_sockets(hub: Hub, count: int) -> list[socket.socket]:
 
 
 def busy(seconds: float) -> None:
-    """What an application does for so long without giving the loop its turn."""
+    """Works for so long without giving the loop its turn, as an application may."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass

@@ -180,7 +180,7 @@ async def test_a_storm_of_handshakes_is_spread_over_turns(
 
 
 class Clock:
-    """Of which the test decides what time it is."""
+    """A clock whose time the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0

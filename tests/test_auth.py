@@ -184,7 +184,7 @@ async def test_the_bearer_entry_is_never_in_the_answer(
         with await RawClient.open(hub, headers=headers) as client:
             assert b"bearer" not in client.response.lower()
             assert TOKEN.encode() not in client.response
-        # Nor in a refusal.
+        # A refusal does not contain it either.
         headers = [("Sec-WebSocket-Protocol", offers.format(OTHER))]
         answer = await exchange(hub, RawClient.request(hub, "/ws", headers))
         assert answer.startswith(b"HTTP/1.1 401 ")

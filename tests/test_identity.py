@@ -77,7 +77,7 @@ async def test_an_identity_that_has_ended_has_no_effect(
         hub.on_client_connected(lambda client: told.append(client.id))
         expected = "4401 authentication expired" if is_async else "401"
         assert await refused(hub, f"/ws?user=ann&in={ended}", is_async) == expected
-        # Nor is the connection replaced whose id it has.
+        # The connection that has its id is not replaced either.
         assert await refused(hub, f"/ws?user=bob&id=b&in={ended}", is_async) == expected
         assert only_client(hub).id == "b"
         assert told == []

@@ -1,4 +1,4 @@
-"""Which sockets a hub binds: several families and addresses, names, and addresses not of here."""
+"""The sockets that a hub binds: families and addresses, names, and addresses not of here."""
 
 from __future__ import annotations
 

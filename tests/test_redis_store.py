@@ -274,7 +274,7 @@ async def test_two_hubs_append_to_the_same_user(server: RedisServer, any_loop: s
                 for store in (one, two)
             )
         )
-        # Which of the two came first is the server's business.
+        # The server decides which of the two comes first.
         assert {message.id for each in dropped for message in each} == {
             message.id for message in found[:2]
         }
@@ -293,7 +293,7 @@ async def test_positions_grow_even_when_the_server_has_lost_everything(
         await append(store, "ann", "b")
         (found,) = await store.read("ann", after=last)
         assert found.id == "b"
-        # Nor does the clock of the server turn positions back.
+        # The clock of the server does not turn positions back either.
         server.command("SET", f"{PREFIX}position", found.position + 3_600_000_000)
         await append(store, "ann", "c")
         await append(store, "ann", "d")
@@ -561,7 +561,7 @@ async def test_a_store_hears_for_whom_others_have_stored(
         await append(one, "before", "m")
         position, users = await one.appended(-1)
         assert users == []
-        # Neither its own nor what was there before.
+        # It is told neither of its own messages nor of earlier ones.
         await append(one, "ann", "1")
         assert (await one.appended(position))[1] == []
         both = await two.appended(position)

@@ -1,6 +1,6 @@
 """How failure handlers are told: one kind of message, a queue for each, bounds, and the end.
 
-Which failure calls which handler is in test_failures.py.
+test_failures.py tests which failure calls which handler.
 """
 
 from __future__ import annotations

@@ -183,29 +183,44 @@ def parameters_of(method: Any) -> list[str]:
 
 # --- words ---
 
-# Not yet rewritten in plain English.
-LATER = ("CHANGELOG.md", "architecture.md", "conftest.py", "support.py")
-PAGES = [path for folder in ("", "docs/**/", "tests/**/") for path in ROOT.glob(f"{folder}*.md")]
-PAGES = sorted(path for path in PAGES if path.name not in LATER)
-TESTS = [path for path in ROOT.glob("tests/**/*.py") if path.name not in LATER]
+FOLDERS = ("wsc_fast", "src_cy", "tests", "trials", "benchmarks", "examples")
+
+
+def written(*suffixes: str) -> list[Path]:
+    """Our files with one of these suffixes."""
+    inside = (path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*"))
+    return sorted(path for path in (*ROOT.glob("*"), *inside) if path.suffix in suffixes)
+
+
+PAGES = sorted([*written(".md"), *ROOT.glob("docs/**/*.md")])
+MODULES = written(".py", ".pyi")
+OTHERS = sorted([ROOT / "Makefile", *written(".pyx", ".pxd", ".h", ".c", ".lua")])
 # A sentence has its subject first. A label, which ends with a colon, and a heading may ask.
-RIDDLE = re.compile(r"(?:And |But |So |Or |Nor )?(?:Whoever|Whatever|Whom?|Whose|What|Those)\b")
+ASKING = "who|whoever|whom|whose|what|whatever|which"
+RIDDLE = re.compile(
+    rf"(?:{ASKING.title()}|(?:And|But|So|Or|By|For|Of|To) (?:{ASKING})|Nor|Those)\b"
+)
 # Words of ours that have given way to others; `stash` is also one of pytest's.
 FORMER = re.compile(r"\b(?:twins?|deaf|(?<!\.)stash(?:ed|es)?|witness(?:es)?)\b", re.I)
+
+
+def paragraphs(text: str) -> list[str]:
+    """Paragraphs and list items."""
+    return re.split(r"\n\s*\n|^\s*[-*] |^\s*\d+\. ", text, flags=re.M)
 
 
 def prose_of_page(text: str) -> list[str]:
     """Paragraphs, list items and cells of tables, without code and headings."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     text = re.sub(r"^ {4}.*$|^#.*$", "", text, flags=re.M)
-    return re.split(r"\n\s*\n|^\s*[-*] |^\d+\. |\|", text, flags=re.M)
+    return [cell for part in paragraphs(text) for cell in part.split("|")]
 
 
 def prose_of_module(source: str) -> Iterator[str]:
     """Docstrings, and blocks of comments."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from re.split(r"\n\s*\n", ast.get_docstring(node) or "")
+            yield from paragraphs(ast.get_docstring(node) or "")
     comments: list[str] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -213,6 +228,24 @@ def prose_of_module(source: str) -> Iterator[str]:
         elif token.type != tokenize.NL:
             yield " ".join(comments)
             comments.clear()
+
+
+def prose_of_source(source: str) -> Iterator[str]:
+    """Docstrings, and blocks of comments, of Cython, C, Lua and make."""
+    quoted = re.compile(r'"""(.*?)"""|/\*(.*?)\*/', re.S)
+    for match in quoted.finditer(source):
+        text = re.sub(r"^ *\* ?", "", match[1] or match[2] or "", flags=re.M)
+        yield from paragraphs(text)
+    comments: list[str] = []
+    for line in quoted.sub("", source).splitlines():
+        code, *comment = re.split(r"(?:^|\s)(?:#:?|--|//) ", line, maxsplit=1)
+        if comment and not code.strip():
+            comments += comment
+            continue
+        yield " ".join(comments)
+        yield from comment
+        comments.clear()
+    yield " ".join(comments)
 
 
 def riddles(prose: Iterable[str]) -> list[str]:
@@ -231,8 +264,19 @@ def test_riddles_are_found() -> None:
     )
     found = ["Who leaves, goes.", "Those stay.", "What waits is kept"]
     assert riddles(prose_of_page(page)) == found
-    module = '"""It sends.\n\nWhat it is."""\n\n# Those\n# leave.\nx = 1\n\ny = 2  # What?\n'
+    module = '"""It sends.\n\n- What it is."""\n\n# Those\n# leave.\nx = 1\n\ny = 2  # What?\n'
     assert riddles(prose_of_module(module)) == ["What it is.", "Those leave."]
+    openings = "For whom it is. It waits for those. Nor does it stay. Which is it. Of those one is."
+    found = ["For whom it is.", "Nor does it stay.", "Which is it."]
+    assert riddles([openings]) == found
+
+
+def test_riddles_in_other_sources_are_found() -> None:
+    cython = '"""It.\n\nWhat it is."""\n\n# Those\n# leave.\ncdef int x  # Who is in\n'
+    assert riddles(prose_of_source(cython)) == ["What it is.", "Those leave.", "Who is in"]
+    c = "/* It sends. Who\n * leaves, goes. */\nint x; /* What waits */\n#include <Who.h>\n"
+    assert riddles(prose_of_source(c)) == ["Who leaves, goes.", "What waits"]
+    assert riddles(prose_of_source("-- Those\n-- stay.\nlocal x = 1\n")) == ["Those stay."]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=named)
@@ -240,12 +284,17 @@ def test_a_sentence_of_a_page_begins_with_its_subject(path: Path) -> None:
     assert riddles(prose_of_page(path.read_text())) == []
 
 
-@pytest.mark.parametrize("path", TESTS, ids=named)
+@pytest.mark.parametrize("path", MODULES, ids=named)
 def test_a_sentence_of_a_comment_begins_with_its_subject(path: Path) -> None:
     assert riddles(prose_of_module(path.read_text())) == []
 
 
-@pytest.mark.parametrize("path", [*PAGES, *TESTS], ids=named)
+@pytest.mark.parametrize("path", OTHERS, ids=named)
+def test_a_sentence_of_other_sources_begins_with_its_subject(path: Path) -> None:
+    assert riddles(prose_of_source(path.read_text())) == []
+
+
+@pytest.mark.parametrize("path", [*PAGES, *MODULES, *OTHERS], ids=named)
 def test_a_former_word_is_not_used(path: Path) -> None:
     words = {match[0] for match in FORMER.finditer(path.read_text())}
     assert words == set() or path == Path(__file__)

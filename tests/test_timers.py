@@ -212,7 +212,7 @@ async def test_a_cancelled_item_leaves_no_memory_behind() -> None:
         rounds(100_000)
         assert memory()[0] < 10_000
     assert not fired.timers.slots
-    # Nor do the slots of long-lived ones grow by it.
+    # The slots of long-lived ones do not grow by it either.
     for number in range(1_000):
         fired.set(number, 3600.0 + number)
     with traced() as memory:

@@ -39,7 +39,7 @@ _HOST = re.compile(r"([a-z0-9._~-]{1,255}|\[[0-9a-f:.]{2,45}\])(?::([0-9]{1,5}))
 # (RFC 6454 section 6.2; RFC 3986 section 3.1 for the scheme).
 _WEB_ORIGIN = re.compile(r"(https?)://(.+)").fullmatch
 _OTHER_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]*").fullmatch
-# What no origin has behind its scheme: a path, a query, a fragment; and * means something else.
+# An origin has no path, query or fragment behind its scheme; and * means something else.
 _NO_ORIGIN = re.compile(r"[/?#*]").search
 _IP = re.compile(r"[0-9A-Fa-f:.]{2,45}").fullmatch
 _NETWORK = re.compile(r"[0-9A-Fa-f:.]{2,45}(?:/[0-9.]{1,15})?").fullmatch
@@ -63,7 +63,7 @@ class Origin(NamedTuple):
 
 
 def parse_host(text: str) -> Host | None:
-    """What a Host header says, or the authority of a target or an origin.
+    """Name and port of a Host header, or of the authority of a target or an origin.
 
     Args:
         text: "name", "name:port", "[IPv6]" or "[IPv6]:port".
@@ -236,7 +236,7 @@ def parse_hop(text: str) -> Address | None:
 
 
 def forwarded_address(peer: str, forwarded_for: list[str], trusted: tuple[Network, ...]) -> str:
-    """Whose request a proxy has passed on.
+    """The address of the client whose request a proxy has passed on.
 
     Args:
         peer: the address that the connection comes from.
@@ -273,7 +273,7 @@ def is_trusted(address: Address, trusted: tuple[Network, ...]) -> bool:
 
 
 def address_key(address: str) -> str:
-    """What counts as one address: IPv4 by itself, IPv6 by its /64, which is what one site has.
+    """The key of an address in counts: IPv4 by itself, IPv6 by its /64, since a site has all of it.
 
     Args:
         address: an IP address; other text stands for itself.

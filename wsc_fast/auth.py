@@ -4,14 +4,14 @@ Rules:
 
     1. A token is taken from the places that are switched on. Two different ones in a request, one
        that is too long, and one that is no visible ASCII are refused before anything is computed.
-    2. Whatever a request carries, the answer is an Identity or None. Only the application's own
+    2. The answer is an Identity or None, whatever a request carries. Only the application's own
        `identity` function may raise.
     3. No token, no part of one and nothing that one says goes to a log: a refusal is one line of
        level debug, which names its kind in our words or as the class of an exception.
     4. A token is compared by its digest, in constant time; what is refused earlier depends on the
        request and on what is public (algorithms, key ids, times), never on a secret.
-    5. Which key and which algorithms are tried is the configuration's choice. A token's header can
-       only name one of them; a key of one family is never given to another.
+    5. The configuration decides which key and which algorithms are tried. A token's header can only
+       name one of them; a key of one family is never given to another.
     6. Only the Identity counts: no id is taken from the path, the query, or any header.
 """
 
@@ -225,7 +225,7 @@ class TokenAuthenticator(_TokenReader):
         self._unknown = bytes(hashlib.sha256().digest_size), Identity("")
 
     def __call__(self, request: Request) -> Identity | None:
-        """Whose request it is.
+        """The identity whose token a request carries.
 
         Args:
             request: an upgrade.
@@ -299,7 +299,7 @@ class JWTAuthenticator(_TokenReader):
             refused then. None takes any.
         identity: `identity(claims) -> Identity | None`, plain: makes the Identity of the claims of
             a token that is good; None refuses. Its `expires_at` can be earlier than the token's,
-            not later. What it raises is reported like what any `authenticate` raises.
+            not later. Its exceptions are reported like those of any `authenticate`.
         header: take it from `Authorization: Bearer TOKEN`.
         cookie: take it from the cookie of this name.
         subprotocol: take it from an offered subprotocol `bearer.TOKEN`; the client offers a real
@@ -377,7 +377,7 @@ class JWTAuthenticator(_TokenReader):
             raise ConfigError(f"jwks must be a path or a mapping, not {type(jwks).__name__}")
 
     def __call__(self, request: Request) -> Identity | None:
-        """Whose request it is.
+        """The identity whose token a request carries.
 
         Args:
             request: an upgrade.
@@ -541,7 +541,7 @@ def _key_of(key: object, names: tuple[str, ...]) -> _Key:
 
 
 def _public(key: Any) -> Any:
-    # What only verifies need not hold the private half.
+    # A public key verifies as well, so the private half is not kept.
     return key.public_key() if hasattr(key, "public_key") else key
 
 
@@ -571,7 +571,7 @@ def _some_keys_of(document: object, wanted: tuple[str, ...] | None) -> _Keys:
 def _keys_of(document: object, wanted: tuple[str, ...] | None) -> tuple[_Keys, list[ConfigError]]:
     """The keys of a JWKS, and why others of it cannot be used; ConfigError for what is no JWKS.
 
-    What cannot be used counts as if it were not there (RFC 7517 section 5).
+    A key that cannot be used counts as if it were not there (RFC 7517 section 5).
     """
     members = document.get("keys") if isinstance(document, Mapping) else None
     if not isinstance(members, (list, tuple)):
@@ -705,7 +705,7 @@ class _KeyFile:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(0, "not a file")
             data = file.read(JWKS_MAX + 1)
-        # What was written a moment ago may be written once more at the same mtime.
+        # A file of a moment ago may be written once more at the same mtime.
         settled = time.time() - status.st_mtime > JWKS_RECHECK
         self._seen = _version(status) if settled else None
         self._content = hashlib.sha256(data).digest()

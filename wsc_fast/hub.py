@@ -335,9 +335,10 @@ class Hub(DeliveryFace):
         """Starts serving on the running loop; returns once the address is listened on.
 
         Args:
-            host: an address or a name, a list of them, or None or "" for all interfaces. What is
-                written as an address has to be one of this machine; of those that a name stands for
-                one has to be. "::" takes IPv4 as well, if the list has no IPv4 address.
+            host: an address or a name, a list of them, or None or "" for all interfaces. A host
+                that is written as an address has to be one of this machine; of the addresses that a
+                name stands for, one has to be. "::" takes IPv4 as well, if the list has no IPv4
+                address.
             port: 0 chooses one that is free at each address, see `port`.
             path: of the WebSocket endpoint, exact.
             ssl: serve wss:// with this context.
@@ -395,8 +396,9 @@ class Hub(DeliveryFace):
         """Stops gracefully: accepts nothing more, flushes outboxes, closes all with 1001.
 
         Args:
-            timeout: seconds; what is not closed by then is aborted, and async callbacks that are
-                under way then are cancelled. Those that are told of a disconnect have a second.
+            timeout: seconds; connections that are not closed by then are aborted, and async
+                callbacks that are under way then are cancelled. Callbacks that hear of a disconnect
+                have a second.
 
         Raises:
             ValidationError: the timeout is no number of seconds.
@@ -410,8 +412,8 @@ class Hub(DeliveryFace):
         """Sends the clients away with 1012, a few at a time, so that not all come back at once.
 
         Where another process may serve the port (`sock`, `reuse_port`), the hub accepts nothing
-        more: whoever connects from now on is that process's. Else new upgrades get 503 from now on,
-        while routes go on being served. `stop` is to follow.
+        more: clients that connect from now on are that process's. Else new upgrades get 503 from
+        now on, while routes go on being served. `stop` is to follow.
 
         Args:
             period: seconds that it takes at most; it ends once nobody is connected.

@@ -1,8 +1,8 @@
 """The package's logger, which cannot raise, and cannot flood.
 
-What a handler or a filter of the application raises would otherwise end a connection, or a
-callback would not be told of. And what a peer does a thousand times a second, such as sending what
-a callback raises for, is a few lines a second: of each kind of line, LINES_A_SECOND.
+An exception of the application's handler or filter would otherwise end a connection, or keep a
+callback from being called. An event that a peer causes a thousand times a second, such as an
+exception of a callback, is a few lines a second: of each kind of line, LINES_A_SECOND.
 """
 
 from __future__ import annotations

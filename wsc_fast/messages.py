@@ -23,7 +23,7 @@ _BINARY, _RSV1 = 2, 0x40
 
 
 class Priority(IntEnum):
-    """What goes ahead in a client's outbox under back-pressure, and is dropped last.
+    """The rank of a message under back-pressure: a high one goes ahead, and is dropped last.
 
     Order holds within a priority. Source: go-wsc `Priority`.
     """
@@ -130,7 +130,7 @@ class ACKMessage(msgspec.Struct, kw_only=True):
 
 
 class AckStatus(StrEnum):
-    """What became of a message with acknowledgement, so far."""
+    """The state of a message with acknowledgement."""
 
     PENDING = "pending"
     STORED = "stored"  # its user is away, and it is in the offline store
@@ -141,7 +141,7 @@ class AckStatus(StrEnum):
 
 
 class Acknowledgement(msgspec.Struct):
-    """What a client answers to a message that requires it; other JSON does not decode to this."""
+    """A client's answer to a message that requires one; other JSON does not decode to this."""
 
     type: Literal["ack"]
     message_id: str
@@ -167,7 +167,8 @@ DATA_DEPTH_MAX = 100
 
 
 def _mended(message: HubMessage) -> HubMessage:
-    # What is right though unusual, such as a plain int for a Priority; the rest is an error.
+    # Mends fields that are right though unusual, such as a plain int for a Priority; others are an
+    # error.
     if not isinstance(message, HubMessage):
         raise ValidationError(f"expected a HubMessage, not {type(message).__name__}")
     created, priority = message.create_at, message.priority
@@ -217,7 +218,7 @@ def _check_data(data: object) -> None:
 
 
 def _items(value: Any) -> Collection[Any]:
-    """What stands directly in a value of `data`; ValidationError if JSON cannot carry it."""
+    """The values directly within a value of `data`; ValidationError if JSON cannot carry it."""
     kind = type(value)
     if kind is float:
         if not -math.inf < value < math.inf:
@@ -231,7 +232,7 @@ def _items(value: Any) -> Collection[Any]:
         return below
     if isinstance(value, (list, tuple, set, frozenset)):
         return value
-    # What msgspec writes as something else: structs, dataclasses, other mappings.
+    # msgspec writes these as something else: structs, dataclasses, other mappings.
     plain = _as_json_would_be(value)
     return () if type(plain) is kind else (plain,)
 

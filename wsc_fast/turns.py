@@ -1,4 +1,4 @@
-"""What concerns very many connections or messages, done over several turns of the loop."""
+"""Work on very many connections or messages, done over several turns of the loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What connecting costs, and whether accepting many in a turn of uvloop pays: docs/performance.md.
+"""The cost of connecting, and whether many accepts in a turn of uvloop pay: docs/performance.md.
 
     python benchmarks/experiments/accepting.py LOADGEN --rounds 9
 

@@ -1,4 +1,4 @@
-"""What one build of the package costs a fan-out, to compare builds by turns: docs/performance.md.
+"""The cost of a fan-out in one build of the package beside others, by turns: docs/performance.md.
 
     python benchmarks/experiments/fanout_walk.py --clients 1000 --rounds 9 TREE TREE ...
 

@@ -1,4 +1,4 @@
-"""What keeping freed PendingACKs and UserQueues gives acknowledged messages: docs/performance.md.
+"""The gain of keeping freed PendingACKs and UserQueues for reuse: docs/performance.md.
 
     python benchmarks/experiments/freelist.py --rounds 9 TREE TREE ...
 

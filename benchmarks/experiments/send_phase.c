@@ -1,4 +1,4 @@
-/* What other ways there are to hand a fan-out to the kernel, and what they cost: docs/performance.md.
+/* Other ways to hand a fan-out to the kernel, and their costs: docs/performance.md.
  *
  *     cc -O2 -o send_phase send_phase.c && ./send_phase [ROUNDS]
  *

@@ -1,5 +1,4 @@
-/* What a Python program tells callgrind, which listens for these instructions only. Outside valgrind
- * they do nothing. */
+/* Requests by which a Python program controls callgrind. Outside valgrind they do nothing. */
 #include <valgrind/callgrind.h>
 
 void start(void) { CALLGRIND_START_INSTRUMENTATION; }

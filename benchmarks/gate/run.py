@@ -4,8 +4,8 @@
     python benchmarks/gate/run.py --record        records anew, in gate.json
 
 Times are of little use on a machine that others share; what a program executes is not. valgrind
-counts it, so that any x86-64 or ARM machine will do, busy or not. What the kernel does is not in
-it, and neither is what a cache miss costs: the other benchmarks are for that.
+counts it, so that any x86-64 or ARM machine will do, busy or not. The count contains neither the
+work of the kernel nor the cost of cache misses: the other benchmarks are for that.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 FIGURES = HERE.parent / "gate.json"
 
-# What a figure may rise by: so many times the spread that it had in the recorded runs, and no less
-# than this, since a build elsewhere is no run of the same build (paths have other lengths).
+# A figure may rise by so many times the spread that it had in the recorded runs, and by LEAST in
+# any case, since a build elsewhere is no run of the same build (paths have other lengths).
 SPREADS = 5
 LEAST = 0.01
-# Where the compiler, Python or a library is another one than recorded: beyond what those that were
-# tried make of it (README.md).
+# The bound where the compiler, Python or a library is another one than recorded. It is above the
+# rise with each of the toolchains that were tried (README.md).
 OTHER_TOOLCHAIN = 0.35
 
 # Ours over a peer's; ours may be the sum of several figures.
@@ -148,7 +148,7 @@ def build_library() -> Path:
 
 
 def toolchain() -> dict[str, str]:
-    """What counts depend on, besides our own source."""
+    """The programs and libraries that counts depend on, besides our own source."""
     modules = [path.read_bytes() for path in ROOT.glob("wsc_fast/_core/fanout*.so")]
     assert len(modules) == 1, "build first: one compiled wsc_fast/_core/fanout"
     compiler = re.search(rb"GCC: \([^)]*\) [\d.]+|clang version [\d.]+", modules[0])
@@ -168,7 +168,7 @@ def toolchain() -> dict[str, str]:
 
 
 def ratios(figures: Figures) -> Figures:
-    """Those whose parts were counted."""
+    """The ratios of which all parts were counted."""
     return {
         name: sum(figures[part] for part in ours) / figures[peer]
         for name, (ours, peer) in RATIOS.items()
@@ -188,7 +188,7 @@ def summary(runs: Collection[Figures]) -> dict[str, dict[str, float]]:
 
 
 def recorded_of(runs: Collection[Figures]) -> dict[str, Any]:
-    """What gate.json holds."""
+    """The contents of gate.json."""
     return {
         "about": "instructions per message, counted by valgrind; see benchmarks/README.md",
         "recorded": date.today().isoformat(),
@@ -241,7 +241,7 @@ def table(comparisons: Iterable[Comparison]) -> str:
 
 
 def differing(recorded: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
-    """What of the toolchain is another one than recorded: now, and then."""
+    """The parts of the toolchain that differ from the recorded ones: now, and then."""
     before = recorded["toolchain"]
     return {
         name: (tool, before.get(name))

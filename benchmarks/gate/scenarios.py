@@ -1,4 +1,4 @@
-"""What the gate counts: small, repeatable pieces of a hub's work, in one process, on real sockets.
+"""The pieces of a hub's work that the gate counts: small, repeatable, in one process, on sockets.
 
     scenarios.py LIBRARY [NAME ...]
 
@@ -55,7 +55,7 @@ REQUEST = (
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{}\r\n"
 )
 DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
-# Whatever goes by the clock happens too late to be seen, however slow valgrind is.
+# Timers fire too late to be counted, however slow valgrind is.
 LATE = 3600.0
 CONFIG: dict[str, Any] = {
     "handshake_timeout": LATE,
@@ -163,7 +163,7 @@ def server_sides(port: int) -> Iterator[int]:
         if not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
             continue  # the second is what listed the directory
         with socket.socket(fileno=os.dup(int(name))) as sock, contextlib.suppress(OSError):
-            # What listens has no peer.
+            # A listening socket has no peer.
             if (
                 sock.family == socket.AF_INET
                 and sock.getpeername()

@@ -162,7 +162,7 @@ static void pump(struct stream *s)
     }
 }
 
-/* Those of which a message has arrived everywhere since the last time, and those that were blocked. */
+/* Sends for the connections whose last message has arrived everywhere, and for those that were blocked. */
 static void pump_ready(void)
 {
     uint32_t count = ready_count, kept = 0;

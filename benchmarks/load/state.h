@@ -1,4 +1,4 @@
-/* What all parts of the load generator share: its types, its options, and the state of the run. */
+/* The parts of the load generator share this: its types, its options, and the state of the run. */
 
 #include <arpa/inet.h>
 #include <errno.h>

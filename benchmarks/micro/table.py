@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# What go-wsc's documentation publishes, of a machine that it does not describe.
+# The figures in go-wsc's documentation, of a machine that it does not describe.
 GO_WSC = {
     "registration of a client": ("registration", 2430),
     "client.send, 128 B": ("message", 138),

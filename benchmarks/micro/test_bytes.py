@@ -1,4 +1,4 @@
-"""What works on bytes alone: frames, masks, UTF-8, compression, request heads, JSON."""
+"""Functions that work on bytes alone: frames, masks, UTF-8, compression, request heads, JSON."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ async def test_message_in(measure: Measure, kind: str, size: str, who: str) -> N
         "Python": plain.message,
         "websockets": websockets_reader(),
         "wsproto": wsproto_reader(),
-        # Those change the bytes that they are given, or copy them; so there are the same each time.
+        # These functions change their bytes, or copy them. A copy gives each round the same bytes.
         **{name: lambda _, mask=mask: mask(covered[:]) for name, mask in MASKERS.items()},  # type: ignore[misc]
     }
     await read_by(measure, f"message in: {kind}, {size}", who, data, message, others)

@@ -114,7 +114,7 @@ def refused(hub: Hub) -> None:
     raise AssertionError("the outbox is full")
 
 
-# What is pushed, the bound, the policy, the key of the last that waits, the call.
+# By the kind of push: the bound, the policy, the key of the last that waits, the call.
 OUTBOX: dict[str, tuple[int, str, str | None, Callable[[Hub], object]]] = {
     "behind others": (10_000, "disconnect", None, lambda hub: hub.send_to_client("client0", TEXT)),
     "a HubMessage of a priority above theirs": (

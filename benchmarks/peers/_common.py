@@ -1,4 +1,4 @@
-"""What the servers here share: their arguments, who hears what, and the work of the JSON handler.
+"""The servers here share this: arguments, audiences of messages, and the work of the JSON handler.
 
     NAME_server.py fanout|room|direct|echo|mixed|json PORT [--tls CERT KEY] [--deflate]
 
@@ -45,7 +45,7 @@ def answer(message: str) -> str:
 
 
 class Audience:
-    """Who hears what, for libraries whose broadcast is a loop over a set of connections."""
+    """The receivers of each message, for libraries whose broadcast loops over connections."""
 
     def __init__(self, mode):
         self.mode = mode

@@ -30,7 +30,7 @@ RESERVED_FDS = 500  # what a server needs beside its connections, generously
 FIRST_PORT = 21_000  # below the range from which the load's own ports come
 
 Result = dict[str, Any]
-# What a C program is built with beside gcc's own: header, define, libraries.
+# A C program is built with these beside gcc's own: header, define, libraries.
 _OPTIONAL = (
     ("tls", "openssl/ssl.h", "-DWITH_TLS", ("-lssl", "-lcrypto")),
     ("deflate", "zlib.h", "-DWITH_ZLIB", ("-lz",)),
@@ -163,7 +163,7 @@ class Machine:
 
 
 def first_line(*command: str) -> str:
-    """What a program says of itself; "unknown" where there is none."""
+    """The first line of a program's output; "unknown" where there is no such program."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

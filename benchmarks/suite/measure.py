@@ -39,8 +39,8 @@ class Timing:
 def rounds_of(
     row: Row, servers: list[str], timing: Timing, features: set[str]
 ) -> Iterator[tuple[int, Case, str]]:
-    """Which case of which server, and when: each round begins with another server, so that none
-    always has the quiet or the warm minute."""
+    """The runs of a row, in their order: each round begins with another server, so that none always
+    has the quiet or the warm minute."""
     rounds = min(timing.rounds, row.rounds or timing.rounds)
     for turn in range(rounds):
         names = [name for name in servers if name not in row.once or timing.full or turn == 0]

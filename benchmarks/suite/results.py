@@ -28,7 +28,7 @@ class Run:
 
 @dataclass
 class Results:
-    """What was measured. A session is the machine, the versions and the command of one start."""
+    """The figures of all runs. A session is machine, versions and command of one start."""
 
     sessions: list[dict[str, Any]]
     runs: list[Run]
@@ -90,7 +90,7 @@ class Results:
 
 
 def faults(result: Result) -> str:
-    """What the load generator objected to, or an empty text."""
+    """The faults that the load generator found, or an empty text."""
     found = [f"{result[kind]:,} {kind.replace('_', ' ')}" for kind in _FAULTS if result.get(kind)]
     return "; ".join(([result["failure"]] if result.get("failure") else []) + found)
 

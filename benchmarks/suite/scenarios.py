@@ -1,4 +1,4 @@
-"""What is measured: rows, each of one or several cases, as data.
+"""The rows that are measured, each of one or several cases, as data.
 
 A row compares servers in one respect. `make bench` runs the main rows: in all rounds for those
 servers that are near each other, once for the rest (`once`). `make bench-full` runs all rows, for
@@ -18,7 +18,7 @@ EVERY = (
 )
 NEAR = EVERY[:4]
 DISTANT = EVERY[4:]
-# What the JSON handler gets behind the id, and what it answers.
+# The JSON handler's request behind the id, and its answer.
 ITEMS = [(1250, 2), (99, 12), (48_000, 1)]
 ORDER = ",".join(f'{{"price":{price},"count":{count}}}' for price, count in ITEMS)
 JSON_REQUEST = ('{"id":"', f'","items":[{ORDER}]}}')

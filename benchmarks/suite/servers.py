@@ -1,4 +1,4 @@
-"""Who is measured, and how each is started."""
+"""The servers that are measured, and how each is started."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _MODULES = {"python-socketio": "socketio"}
 
 
 def load_options(server: Server) -> list[str]:
-    """What the load generator must know to speak this server's protocol."""
+    """The options by which the load generator speaks this server's protocol."""
     if not server.event:
         return []
     path = "/socket.io/?EIO=4&transport=websocket"
@@ -115,7 +115,7 @@ def available(wanted: set[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def versions(names: set[str], environment: dict[str, str]) -> dict[str, str]:
-    """Of what these servers import, and of what they use where it is installed."""
+    """The versions of the packages that these servers import, or use where they are installed."""
     imported = {package for name in names for package in SERVERS[name].packages}
     packages = sorted(imported | {"aiofastnet", "python-engineio"})
     code = (

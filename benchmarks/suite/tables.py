@@ -135,7 +135,7 @@ _KINDS: dict[str, tuple[list[str], Callable[[list[Result]], list[str]]]] = {
 
 
 def cost(row: str) -> tuple[str, Callable[[Result], float]]:
-    """What a growth row shows on its y axis: CPU time of the server in microseconds."""
+    """The y axis of a growth row: CPU time of the server in microseconds."""
     if row == "grow-clients":
         return (
             "CPU time a broadcast, us",

@@ -787,8 +787,8 @@ async def test_redis_stopped_and_started_again_loses_nothing_it_had_accepted(
             assert [(call[0], call[1], call[2]) for call in heard.calls] == [
                 (to_hub_message(lost, "ann"), "ann", "unknown")
             ]
-            # A connected user does not notice; nor does one who comes back meanwhile, but for
-            # what is in the store. That follows by itself.
+            # A connected user does not notice. A user who comes back meanwhile lacks only the
+            # messages of the store, which follow by themselves.
             bob, _ = await join(hub, "b&user=bob")
             hub.send_to_user("bob", HubMessage(content="live"))
             assert (await received(bob))["content"] == "live"

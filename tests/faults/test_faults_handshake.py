@@ -69,7 +69,7 @@ METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 async def watched(hub: Hub) -> AsyncIterator[RawClient]:
     """Runs a hub with a client who must be served at the end, and have heard nothing till then.
 
-    Nor may `on_error` have heard of anything.
+    `on_error` may not have heard of anything either.
     """
     errors: list[BaseException] = []
     hub.on_error(unless_lost(lambda client, error: errors.append(error)))

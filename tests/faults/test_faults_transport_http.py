@@ -187,7 +187,7 @@ async def test_a_refused_upgrade_takes_nothing(any_loop: str) -> None:
             assert head(await exchange(hub, no_upgrade))[0] == 426
             assert head(await exchange(hub, request(hub, Sec_WebSocket_Key="short")))[0] == 400
             assert head(await exchange(hub, request(hub, Host="")))[0] == 400
-            # Neither heard of, nor taken for a newer connection of the same client.
+            # They were not heard of, nor taken for newer connections of the same client.
             assert asked == ["/ws"]
             assert seen == [older]
             assert hub.get_client_by_id("alice") is older

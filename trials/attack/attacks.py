@@ -205,7 +205,7 @@ ATTACKS = [
         "1,000 compressed bombs (60 MiB in 61 KB), again and again",
         lambda: Script(1_000, request(DEFLATE), bomb(60 * MIB), again=True),
         "limited.max_message_size",
-        # What comes of each is kept until it is whole.
+        # The hub keeps what it has inflated of each message until the message is whole.
         80,
         {"byte_rate": 1e9},
     ),

@@ -103,7 +103,7 @@ class Crowd:
             if now >= began + seconds:
                 break
             if now >= began + ticks * TICK:
-                # Those that this process was late for are not made up for: no bursts.
+                # Ticks that this process was late for are left out: no bursts.
                 ticks = int((now - began) / TICK) + 1
                 self.send()
                 if ticks % NEWCOMER_TICKS == 0:

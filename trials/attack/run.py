@@ -102,7 +102,7 @@ def worker(program: str, *arguments: str) -> Iterator[Worker]:
 
 @dataclass
 class Row:
-    """What was measured of one attack."""
+    """The measurements of one attack."""
 
     attack: Attack
     before: list[float] = field(default_factory=list)  # p99, seconds
@@ -235,7 +235,7 @@ def one_round(
             time.sleep(TAME_RAMP)
             row.before.append(honest.ask(str(before))["p99"])
             tame.hear()
-    # What the last attack has left, such as connections in their closing handshake.
+    # The last attack may have left work, such as connections in their closing handshake.
     server.ask("stats")
     usual = (cpu_time(server) - began) / before
     with attackers(attack, cpu, port, during) as swarm:

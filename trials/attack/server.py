@@ -43,7 +43,7 @@ from wsc_fast.testing import Authority
 
 SLOW = 0.5  # seconds
 
-# What docs/security.md recommends to a hub that the internet can reach.
+# The settings that docs/security.md recommends to a hub that the internet can reach.
 INTERNET: dict[str, Any] = {
     "max_connections": 15_000,
     "max_connections_per_address": 50,
@@ -61,7 +61,8 @@ INTERNET: dict[str, Any] = {
 
 
 USERS = itertools.count()
-# Slow callbacks under way. What they and the messages behind them hold outlasts the connection.
+# Slow callbacks under way. The memory of each, and of the messages behind it, outlasts the
+# connection.
 asleep = 0
 
 

@@ -26,7 +26,7 @@ EXPECTED_END = select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
 
 @dataclass(frozen=True)
 class Script:
-    """What each connection of an attack does.
+    """The behaviour of each connection of an attack.
 
     Attributes:
         count: connections at once.
@@ -165,14 +165,14 @@ class Swarm:
                 return
         if script.then and not script.every:
             peer.sending = memoryview(script.then)
-            return  # whoever else is ready comes first
+            return  # other peers that are ready come first
         if script.every:
             self.patient.append((time.monotonic() + script.every, peer))
         events = select.EPOLLRDHUP | (select.EPOLLIN if script.reads else 0)
         self.poll.modify(peer.sock, events)
 
     def trickle(self) -> None:
-        """Those whose time has come send a little more."""
+        """Peers whose time has come send a little more."""
         script = self.script
         now = time.monotonic()
         while self.patient and self.patient[0][0] <= now:

@@ -220,7 +220,7 @@ class Bench:
             client.send(message)
 
     def read(self, client: Client, transport: Transport, data: bytes) -> None:
-        """What a transport does with what has come, as soon as it may."""
+        """Hands received bytes to the client as a transport does, as soon as it may."""
         while data:
             if transport.paused:
                 self.loop.turn()
@@ -321,7 +321,7 @@ def equal(what: str, found: object, wanted: object) -> None:
 
 
 class Wanted:
-    """What has to come of a stream, in whatever pieces it comes."""
+    """The results that a stream must have, in whatever pieces it comes."""
 
     def __init__(self, options: int, stream: bytes, limits: tuple[int, int]) -> None:
         self.options = options

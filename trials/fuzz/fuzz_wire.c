@@ -111,7 +111,7 @@ static size_t plain_utf8(const uint8_t *in, size_t size, int *pending) {
         for (int i = 1; i <= count; i++) {
             uint32_t least, most;
             int left = 6 * (count - i + 1);
-            /* What the code point can still be, before the next byte is looked at. */
+            /* The range of code points that are still possible before the next byte is read. */
             least = point << left, most = (point << left) + (1u << left) - 1;
             if (most < low || least > 0x10ffff || (least >= 0xd800 && most <= 0xdfff)) return at;
             if (at + (size_t)i == size) {

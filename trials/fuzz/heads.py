@@ -35,7 +35,7 @@ class Unexpected(Exception):
 
 @dataclass
 class Agreed:
-    """What the hub's Sec-WebSocket-Extensions says."""
+    """The contents of the hub's Sec-WebSocket-Extensions."""
 
     keeps: bool  # the client's context
     server_keeps: bool
@@ -44,7 +44,7 @@ class Agreed:
 
 @dataclass
 class Answer:
-    """What has to be answered.
+    """The answer that a request must get.
 
     Attributes:
         status: 0 while the head is not complete.
@@ -173,7 +173,7 @@ def deflate_of(values: list[str]) -> Agreed | None:
 
 
 def answer_to(stream: bytes, tls: bool) -> Answer:
-    """What a hub with the path /ws and a route /health answers to the first request of a stream."""
+    """The answer of a hub with the path /ws and a route /health to a stream's first request."""
     end = stream.find(b"\r\n\r\n")
     if not 0 <= end <= HEAD_MAX - 4:
         if not begins_a_request(stream.decode("latin-1")):

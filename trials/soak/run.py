@@ -6,8 +6,8 @@ Starts a hub (server.py) in a process of its own and, in this process, clients o
 that come and go (slots.py). The hub's log says who should get what; model.py compares, and says
 what is right. memory.py judges the memory of the hub's process.
 
-Exit status 1 on any violation. Which numbers are drawn follows from the seed; how the processes
-interleave does not.
+Exit status 1 on any violation. The seed decides which numbers are drawn, and not how the processes
+interleave.
 
 A slow machine makes for less load and for no violation: where one of the two processes is late, the
 hub gets less to do and fewer clients come; and the connections that live while one of them stands

@@ -247,7 +247,7 @@ def make_hub(options: argparse.Namespace, callbacks: Callbacks, log: Log) -> Soa
             write_buffer_size=1 << 15,
             outbox_messages=512,
             max_message_size=1 << 17,
-            # More than anybody who behaves sends: whoever floods is read no further.
+            # Peers that behave send less than this; a peer that floods is read no further.
             message_rate=500.0,
             byte_rate=1 << 20,
             rate_limit_action="pause",

@@ -18,7 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 
-# What can go wrong, as the columns of the table.
+# The kinds of faults, as the columns of the table.
 KINDS = {
     "lost": "accepted and never seen",
     "doubled": "seen under two ids",
@@ -37,7 +37,7 @@ Name = tuple[str, int]  # sender and number
 
 
 class Ledger:
-    """What is known of all messages of one scenario."""
+    """The fates of all messages of one scenario, as far as they are known."""
 
     def __init__(self, users: Collection[str], *, order_of_accepted: bool = False) -> None:
         """Begins with nothing.

@@ -26,7 +26,7 @@ class ServerFailed(Exception):
 
 @dataclass
 class Look:
-    """Which messages are where, and who waits, as a server tells it."""
+    """The places of messages, and the senders that wait, as a server tells them."""
 
     server: str
     stored: dict[str, set[Name]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Look:
         return bool(self.trouble) + len(self.awaiting) + sum(map(len, self.stored.values()))
 
     def where(self, user: str, names: set[Name]) -> str:
-        """Which of these messages are in the store, and which in the memory of the hub."""
+        """Tells which of these messages are in the store, and which in the memory of the hub."""
         store = f"unreadable: {self.trouble}" if self.trouble else ""
         if user in self.stored:
             store = ranges(self.stored[user] & names)

@@ -17,8 +17,8 @@ moments everything has to arrive without anybody connecting anew.
 
 Prints a table. The exit status is 1 if a message that was accepted was lost, doubled, out of order
 or late, stayed in the store, or left its sender waiting, or if a server failed; each such case is
-printed with what is known of it. Which faults are drawn follows from the seed; how the processes
-interleave does not.
+printed with what is known of it. The seed decides which faults are drawn, and not how the processes
+interleave.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def directory_of(
 
 
 async def why_not(name: str, store: str) -> str:
-    """What a scenario over this store needs and is not there; "" if nothing."""
+    """The thing that a scenario over this store needs and that is missing; "" if nothing is."""
     if store == "redis" and not has_redis():
         return "redis-server is not installed"
     if name == "full-disk" and not await has_small_disks():

@@ -69,7 +69,7 @@ class Application:
         self._publishing = False
         self._publishers: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, int] = {}
-        # Who waits for `accepted`, and who for the acknowledgement.
+        # Messages that wait for `accepted`, and those that wait for the acknowledgement.
         self._accepting: set[str] = set()
         self._awaiting: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()

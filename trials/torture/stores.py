@@ -23,7 +23,7 @@ UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 
 
 class Place:
-    """What all places have in common."""
+    """The base of all places."""
 
     url: str
     within: list[str] = []

@@ -86,7 +86,7 @@ class Crowd:
             user.told.set()
 
     def absent(self) -> list[User]:
-        """Those who are not connected."""
+        """Users who are not connected."""
         return [user for user in self.users.values() if user.door is None]
 
     def check(self) -> None:
@@ -110,7 +110,7 @@ class User:
         self._left = False
 
     def history(self) -> str:
-        """What happened to it last, for reports."""
+        """The last events of this user, for reports."""
         return ", ".join(self._history) or "was never connected"
 
     async def live(self) -> None:

@@ -1,4 +1,4 @@
-"""Who is connected: the open clients of a hub, by their ids, by their users, and one by one.
+"""The registry of a hub's open clients: by their ids, by their users, and one by one.
 
     admit      a connection is a client from here on; its id must be free
     expel      out of every set, so that nothing more is queued for it

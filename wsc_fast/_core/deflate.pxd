@@ -15,7 +15,7 @@ for each message, or by the connection's own where its client keeps its context.
 
 from libc.stdint cimport uint8_t
 
-# Of zlib_abi.h, which is not installed: whoever cimports this has pointers to it only.
+# Of zlib_abi.h, which is not installed: a module that cimports this has pointers to it only.
 cdef extern from * nogil:
     """
     struct wsc_zstream;
@@ -30,7 +30,7 @@ cdef extern from * nogil:
         int data_type
 
 cdef enum:
-    # What Codec.inflate says instead of a size.
+    # Results of Codec.inflate instead of a size.
     INFLATE_INVALID = -2
     INFLATE_TOO_BIG = -3
 

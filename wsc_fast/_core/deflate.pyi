@@ -21,12 +21,12 @@ class Codec:
 
 @disjoint_base
 class Context:
-    """What one connection keeps of its messages, where context takeover is agreed on (internal).
+    """The state that one connection keeps from message to message with context takeover (internal).
 
     Args:
         codec: of the hub.
-        server_window: window bits of what goes out, 9 to 15; 0: no context is kept for it.
-        client_window: likewise of what comes in.
+        server_window: window bits of outgoing messages, 9 to 15; 0: no context is kept for them.
+        client_window: likewise of incoming messages.
     """
     def __new__(cls, codec: Codec, server_window: int, client_window: int) -> Self: ...
 

@@ -1,4 +1,4 @@
-"""What the Hub does with clients, users, rooms and messages, compiled: the base class of Hub.
+"""The compiled base class of Hub: its work on clients, users, rooms and messages.
 
 Way of a message through it: the public method checks its thread, frames the message once, finds
 the recipients, and pushes the frame to each; the flush (fanout.pxd) does the rest at the end of
@@ -26,7 +26,7 @@ from wsc_fast._core.read_turns cimport ReadTurns
 from wsc_fast._core.timers cimport Timers
 
 cdef enum:
-    # What an incoming text was.
+    # The kinds of incoming texts.
     NO_ACK = 0
     SETTLED = 1  # an acknowledgement of what was pending
     IGNORED = 2  # an acknowledgement of nothing
@@ -68,7 +68,7 @@ cdef class Engine(FanoutNeeds):
         unsigned long thread_id      # of the loop's thread; 0 while not running
         Codec codec                  # None where compression is off
         MessageForms forms           # of HubMessages and ACKMessages
-        # Who hears of what happens here: the interfaces of upward.py, in its order.
+        # Higher layers that hear of events here: the interfaces of upward.py, in its order.
         object requests
         object admission
         object application
@@ -86,11 +86,11 @@ cdef class Engine(FanoutNeeds):
         # How often each limit was met: setting -> int; counted where something is refused.
         dict limited
         Rates rates                  # of what each client sends
-        # What is to be called at its time: a handshake's end, a close timeout, the heartbeat.
+        # Calls that are due at a time: a handshake's end, a close timeout, the heartbeat.
         readonly Timers _deadlines
         # Connections from the handshake's end until the transport is gone, closing ones too.
         readonly Py_ssize_t connections
-        # What on_message_received has set: all of them, and the only one where there is one.
+        # The handlers of on_message_received: all of them, and the only one where there is one.
         tuple message_handlers
         object message_handler
         # `filter(client, text) -> int` for what may be an acknowledgement; None where none counts.

@@ -1,27 +1,27 @@
-"""Who has something to send, and the flush that sends it.
+"""The list of sinks with something to send, and the flush that sends it.
 
 Way of a flush (one turn of the loop; fanout.pyx tells the rules):
 
     mark      a push made an outbox non-empty: the sink joins the dirty list, a flush is scheduled
     plan      GIL held: per dirty sink a Job; equal pending sequences share one buffer
     send      GIL released once, a plain C loop over the jobs until the time budget is spent
-    settle    GIL held: pop what was taken
-    finish    hand the rests of half-sent frames to their transports, give up who is broken, close
-              who was drained; then write for those who have no descriptor
+    settle    GIL held: pop the frames that the kernel took
+    finish    hand the rests of half-sent frames to their transports, give up broken sinks, close
+              drained ones; then write for sinks without a descriptor
 
-From plan to settle no code of Python's runs, in which a finalizer or a signal handler might change
-what was planned or sent. Nor does any while a set is walked: the flush is scheduled before it.
+From plan to settle no Python code runs, in which a finalizer or a signal handler might change the
+plan. None runs while a set is walked either: the flush is scheduled before it.
 
-The batch: what was broadcast to one large set in this tick and is in no outbox yet. Most members
-of a set have nothing else waiting, so that all of them wait for the very same frames; these stand
-here once, and the flush sends them to each member straight from here.
+The batch: frames that were broadcast to one large set in this tick and are in no outbox yet. Most
+members of a set have nothing else waiting, so that all of them wait for the very same frames; these
+stand here once, and the flush sends them to each member straight from here.
 
     join_batch   a broadcast: the frame joins the batch of its set, or begins one
     set_detached a member gets something else, or is left out: it leaves the batch for its own
                  outbox, with the frames that are in the batch by then, and gets later ones there
     leave_batch  a member leaves the set: the same
     plan_batch, settle_batch
-                 the flush: a job for each member; who was not reached, or in part, is detached
+                 the flush: a job for each member; one reached in part or not at all is detached
     end_batch    something comes that the batch cannot carry: everybody is detached
 
 So each member has the frames of the batch, or it is `detached`: never both. No batch outlives a
@@ -55,8 +55,8 @@ cdef struct Sequence:
     Job job
 
 cdef class FanoutNeeds:
-    # What a fan-out needs of the one who holds it (the engine); without it frames go out as they
-    # are, and nobody is told of anything.
+    # The calls that a fan-out makes to its holder, the engine. Without one frames go out as they
+    # are, and nothing is told.
 
     # The compressed form of a frame, for clients that agreed on this window.
     cdef bytes compressed_form(self, bytes frame, int window)
@@ -85,7 +85,7 @@ cdef class Fanout:
         Py_ssize_t batch_bytes      # of the frames
         Py_ssize_t batch_at         # how far in the items the plan came
         bint batch_leaves           # it left out some before that
-        # Smaller sets have no batch, nor those of which more than one in `batch_share` is
+        # Smaller sets have no batch, and no set has one of which more than one in `batch_share` is
         # detached.
         public Py_ssize_t batch_least
         public Py_ssize_t batch_share

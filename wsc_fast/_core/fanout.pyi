@@ -6,7 +6,7 @@ from wsc_fast._core.loop_context import LoopContext
 
 @disjoint_base
 class FanoutNeeds:
-    """What a Fanout needs of the one who holds it (internal)."""
+    """The calls that a Fanout makes to its holder (internal)."""
 
 @final
 class Fanout:

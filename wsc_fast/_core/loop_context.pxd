@@ -1,11 +1,11 @@
 """The loop that a hub runs on, and the context in which the hub itself is called.
 
-What the engine does by itself (flushes, turns of readers, timers of rates) may not run in the
-context of the client that happened to cause it. So the loop calls it in a copy of the context in
-which the hub was started.
+The engine's own work (flushes, turns of readers, timers of rates) may not run in the context of the
+client that happened to cause it. So the loop calls it in a copy of the context in which the hub
+was started.
 
 Ownership: the parts of an engine share one LoopContext. It holds the loop while the hub runs, and
-none of what is called: the loop holds that until it has called.
+no callable: the loop holds each until it has called it.
 """
 
 cimport cython

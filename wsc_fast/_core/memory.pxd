@@ -18,7 +18,7 @@ cdef extern from *:
     bint WSC_IS_DEBUG
 
 cdef enum:
-    # What is counted: memory.pyx has the names.
+    # The classes that are counted; memory.pyx has their names.
     A_SINK = 0
     AN_ENGINE = 1
     A_MEMBER_SET = 2

@@ -11,7 +11,7 @@ A frame that the kernel took in part leaves the outbox at once: its rest belongs
 (see fanout.pyx). So everything here may be dropped or replaced without tearing a frame.
 
 Ownership: an outbox owns its rings, and a reference to each frame and key in them, from the push
-until the frame is taken, dropped or replaced. What `outbox_at` returns is borrowed.
+until the frame is taken, dropped or replaced. `outbox_at` returns a borrowed reference.
 """
 
 from cpython.bytes cimport PyBytes_GET_SIZE
@@ -67,7 +67,7 @@ cdef struct Limits:
     PyObject* evicted
 
 cdef struct Counters:
-    # Of what is sent. Written by the loop's thread only; each is read by get_stats.
+    # Counts of sends. The loop's thread alone writes them; get_stats reads each.
     unsigned long long deliveries         # frames put into an outbox
     unsigned long long frames_sent        # frames given to the kernel or the transport
     unsigned long long bytes_out

@@ -1,4 +1,4 @@
-"""What a connection has to do with picows, besides being its listener.
+"""The part of a connection that deals with picows, besides being its listener.
 
 picows writes nothing after the 101, and reads nothing after the first frame: the connection is then
 the transport's protocol itself. A hub's own server (upgrade/handshake.py) hands connections over at

@@ -8,7 +8,7 @@ from wsc_fast._core.receiver import Receiver
 
 @disjoint_base
 class Guard:
-    """What a picows transport sees in place of its logger and of the asyncio transport.
+    """Stands in a picows transport for its logger and for the asyncio transport.
 
     picows means to write in two cases after the upgrade: the application asks it to, or its parser
     met a protocol error. It then finds `is_close_frame_sent` true and only logs that, which comes

@@ -1,11 +1,11 @@
-"""Token buckets: how much of something there may be a second, and who has sent more than that.
+"""Token buckets, which bound how much of something there may be a second.
 
-A bucket fills at its rate, up to as much as comes in one second (at least one). Whoever sends takes
-out of it. Two of those who bound something use it:
+A bucket fills at its rate, up to as much as comes in one second (at least one). Each message takes
+tokens out of it. Two classes use it:
 
-    Allowance     what a client may still send, in messages and bytes: a message is counted when it
+    Allowance     the messages and bytes that a client may still send. A message is counted when it
                   is there, so that a bucket may fall below zero, and is then owed (connection.pyx)
-    TokenBucket   how many may come in: nobody is let in whom the bucket has no token for
+    TokenBucket   the connections that may come in: one is let in only if the bucket has a token
                   (listen/limits.py)
 
 Rates are handed in, since a running hub may take new ones. Ownership: nothing here holds anything.
@@ -14,7 +14,7 @@ Rates are handed in, since a running hub may take new ones. Ownership: nothing h
 cimport cython
 
 cdef enum:
-    # What happens to a client that sends faster than its rate.
+    # The action on a client that sends faster than its rate.
     RATE_CLOSE = 0
     RATE_DROP = 1
     RATE_PAUSE = 2
@@ -28,8 +28,8 @@ cdef struct Rates:
     bint pausing               # its being met pauses, and the rest of the read waits
 
 cdef struct Bucket:
-    double tokens              # below 0: what is owed
-    double counted_at          # seconds, on the clock of whoever uses it
+    double tokens              # below 0: they are owed
+    double counted_at          # seconds, on the clock of the bucket's user
 
 
 cdef inline double burst(double rate) noexcept:

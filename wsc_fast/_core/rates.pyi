@@ -2,7 +2,7 @@ from typing import Self, final
 
 @final
 class Allowance:
-    """What one client may still send (internal)."""
+    """The messages and bytes that one client may still send (internal)."""
 
 @final
 class TokenBucket:

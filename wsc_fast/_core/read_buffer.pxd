@@ -4,8 +4,9 @@ A transport asks for memory right before it reads, and tells right after that it
 one step of the loop. So one buffer serves all, and an idle connection holds none. Nothing may point
 into it once that step is over.
 
-Ownership: each view keeps the memory. `area` points into the memory of `view`. Whoever takes bytes
-out of `area` while Python code runs holds a reference to `view`, since `change` replaces both.
+Ownership: each view keeps the memory. `area` points into the memory of `view`. Code that takes
+bytes out of `area` while Python code runs holds a reference to `view`, since `change` replaces
+both.
 """
 
 cimport cython
@@ -14,7 +15,7 @@ cdef enum:
     # Room before the read buffer for what the last read of a connection left behind: a head or
     # a control frame.
     READ_HEADROOM = 256
-    # What a connection may read at once before its upgrade, and where its rate can pause it.
+    # Bytes that a connection may read at once before its upgrade, and where its rate can pause it.
     READ_SMALL = 8192
     # More than an aiofastnet transport can have received and not handed over: its buffer of
     # 16 records and their heads, and one record that is decrypted.

@@ -38,7 +38,7 @@ cdef class ReadTurns:
         bint crowded
         bint called                  # the loop is to call `run`
 
-    # Which reads are heavy, in bytes, and what they may take of a turn at least, seconds.
+    # Sets the bytes of a heavy read, and the least seconds that such reads have in a turn.
     cdef int set(self, Py_ssize_t heavy_read, double budget) except -1
     # Likewise, by whether the hub bounds what its clients may send.
     cdef int set_rated(self, bint rated) except -1

@@ -10,17 +10,16 @@ Way of what a peer sends (RFC 6455 section 5):
     take_deflated     a whole message that is compressed
     take_message      one whole message, for the subclass; take_control likewise
 
-Turns. A connection that sends much may not hold up the others, nor may those that are not upgraded
-yet: once heavy reads have taken their budget of one turn of the loop, what comes of them is put
-aside (`deferred_input`) and not looked at, nor more read, until their turn comes, first come, first
-served. A client that sends little never waits. A small read is heavy all the same where it inflates
-to as much as a heavy one brings, and where its client was lately refused what it wanted to publish:
-each such message costs as much as several others.
+Turns. A connection that sends much may not hold up the others, upgraded or not: once heavy reads
+have taken their budget of one turn of the loop, their bytes are put aside (`deferred_input`) and
+not looked at, and no more is read, until their turn comes, first come, first served. A client that
+sends little never waits. A small read is heavy all the same where it inflates to as much as a heavy
+one brings, and where its client was lately refused a publication: each such message costs as much
+as several others.
 
 A loop inside a callback (a plain one that calls `run_until_complete` of a patched asyncio, or opens
 a modal dialog) may read while the buffer is in use: for another connection the hub then makes a
-buffer anew, and what comes of the same connection is put aside, behind what the callback's read has
-left.
+buffer anew, and bytes of the same connection are put aside, behind the rest of the callback's read.
 
 So a connection holds no more than the bytes that have come of an unfinished message, and nothing
 at all between messages.
@@ -35,7 +34,7 @@ from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.outbox cimport Sink
 
-# Of wire.h, which is not installed: whoever cimports this has pointers to them only.
+# Of wire.h, which is not installed: a module that cimports this has pointers to them only.
 cdef extern from * nogil:
     """
     struct wsc_head;

@@ -1,4 +1,4 @@
-"""What the compiled code reads of the settings, and of what an upgrade agreed on."""
+"""The settings and the results of an upgrade that the compiled code reads."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Settings(Protocol):
 
 
 class Compression(Protocol):
-    """What an upgrade agreed on of permessage-deflate (RFC 7692 section 7.1)."""
+    """The parameters of permessage-deflate that an upgrade agreed on (RFC 7692 section 7.1)."""
 
     @property
     def server_no_context_takeover(self) -> bool: ...

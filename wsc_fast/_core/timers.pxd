@@ -10,7 +10,7 @@ Rules
 4.  Where the loop comes late it stood still: what the timers wait for may lie in a socket. uvloop
     runs timers before it looks. So the loop takes TURNS turns first, and only then does fire what
     was due when the lateness showed.
-5.  What is set while items fire is never part of the same firing, however early its time is. So
+5.  An item set while others fire is never part of the same firing, however early its time is. So
     `fire` may raise, and may set, cancel and clear.
 
 States of `called`: the loop is to call us at `next`, or in one of its next turns. In the latter

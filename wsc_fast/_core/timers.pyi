@@ -17,10 +17,10 @@ class Timers(Generic[_T]):
 
     Args:
         fire: called in a context of its own (contextvars); without it items are callables, which
-            are called. What is raised goes to the loop's exception handler, and the other items
-            fire all the same.
+            are called. Exceptions go to the loop's exception handler, and the other items fire
+            all the same.
         budget: seconds of a turn of the loop that firing may take; one item may exceed it.
-        most: items of a turn, for those that leave the loop more to do than `fire` takes.
+        most: items of a turn, for items that cause the loop more work than `fire` itself.
 
     Thread-safety: the loop's thread.
     """

@@ -1,4 +1,4 @@
-"""What the compiled code calls upward: small interfaces, which higher layers implement.
+"""The compiled code's calls upward: small interfaces, which higher layers implement.
 
 An `Engine` is given one object of each of the first four (`join`). It calls nothing else of the
 package above it, but for the functions that are handed to it (`_set_acks`, `_set_filters`). All of
@@ -23,7 +23,7 @@ Handlers = tuple[Callable[..., Any], ...]
 
 
 class Requests(Protocol):
-    """Who answers the requests of the hub's own server."""
+    """Answers the requests of the hub's own server."""
 
     def begin(self, client: Client, transport: asyncio.Transport) -> Request | None:
         """A connection to the hub's own server was made; None ends it.
@@ -35,7 +35,7 @@ class Requests(Protocol):
 
 
 class Admission(Protocol):
-    """Who makes clients of connections, and hears of their ends."""
+    """Makes clients of connections, and hears of their ends."""
 
     def connected(self, client: Client) -> None:
         """The upgrade is done: 101 is written."""
@@ -50,7 +50,7 @@ class Admission(Protocol):
 
 
 class Application(Protocol):
-    """Who calls the application's callbacks, and hears of what they raise."""
+    """Calls the application's callbacks, and hears of their exceptions."""
 
     def receive(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
         """A message came. Called where its handlers cannot be called straight from C.
@@ -78,7 +78,7 @@ class Application(Protocol):
 
 
 class Deliveries(Protocol):
-    """Who hears of messages that do not reach their clients, and of calls of other threads."""
+    """Hears of messages that do not reach their clients, and of calls of other threads."""
 
     def on_loop(self, call: Callable[[], T]) -> T:
         """Runs a call on the loop's thread; returns or raises what it does there."""

@@ -83,7 +83,7 @@ class Door:
             self._life.check_settings = check
 
     def new_client(self) -> Client:
-        """What a connection will be if its request is accepted."""
+        """The client that a connection becomes if its request is accepted."""
         return Client(self._engine)
 
     def accept(

@@ -26,11 +26,11 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
     after `await hub.attach()`. Without that the first request attaches the hub, and its offline
     store opens meanwhile. Any path is served, but for the hub's routes. Once the hub is stopped,
     requests get 503. `await hub.stop()` closes the clients; the server is its owner's to close.
-    What `attach` would raise is logged, and the request gets 500.
+    An error that `attach` would raise is logged, and the request gets 500.
 
     Args:
-        hub: whose clients they are.
-        request: what picows calls its listener factory with.
+        hub: the hub that the clients belong to.
+        request: the argument with which picows calls its listener factory.
 
     Returns:
         what picows expects of its factory.
@@ -67,7 +67,7 @@ def _head_of(request: WSUpgradeRequest, max_headers: int) -> RequestHead:
 def _answer(
     request: WSUpgradeRequest, client: Client, decided: WSUpgradeResponse | dict[str, str]
 ) -> WSUpgradeResponseWithListener:
-    """What a picows server is told of what `accept` decided."""
+    """The form in which a picows server gets the decision of `accept`."""
     if isinstance(decided, WSUpgradeResponse):
         return WSUpgradeResponseWithListener(decided, None)
     # picows accepts nothing but exactly this (RFC 6455 section 4.2.1 has lists).

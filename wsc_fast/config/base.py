@@ -1,4 +1,4 @@
-"""What all settings have in common: the checks, and the ways in by environment and file."""
+"""The base of all settings: the checks, and the ways in by environment and file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _nearest(cls: Any, name: str) -> str:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, metaclass=_SettingsMeta):
-    """What HubConfig, RetryConfig and ACKConfig have in common: the checks and the loading."""
+    """The base of HubConfig, RetryConfig and ACKConfig: the checks and the loading."""
 
     _prefix: ClassVar[str] = "WSC_"
     _table: ClassVar[str] = ""

@@ -56,7 +56,7 @@ def _mapping(called: str, value: Any) -> dict[str, Any]:
 
 
 def read(file: str) -> Any:
-    """What a file holds.
+    """The content of a file, decoded.
 
     Raises:
         ConfigError: no such format, or it cannot be read.

@@ -1,4 +1,4 @@
-"""What a setting may be: the kinds of values, with their bounds, texts and errors.
+"""The kinds of settings: their values, with bounds, texts and errors.
 
 A setting is declared once, as a field of its class: the annotation has its kind and its bounds
 (`Annotated[int, Meta(ge=1, le=100), LIVE]`), and all checks are made from that.
@@ -63,7 +63,7 @@ Origins = Annotated[
 
 
 class Kind:
-    """What one setting may be.
+    """The values that one setting may have.
 
     Attributes:
         type: as msgspec describes it, with its bounds.

@@ -111,8 +111,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         authentication_timeout: for an async `authenticate`; then the connection closes with 4401.
         authentication_input_bytes: what a client may send while that runs; more closes with 1008.
         max_pending_callbacks: messages of one client that wait for an async `on_message_received`;
-            beyond it nothing is read from that client until they drain. What a read under way has
-            brought is taken all the same. While acknowledgements of the client's user are awaited
+            beyond it nothing is read from that client until they drain. Messages of a read under
+            way are taken all the same. While acknowledgements of the client's user are awaited
             reading goes on, since a callback may wait for them, up to the next bound.
         max_pending_callback_bytes: what these messages may take in memory, with 256 bytes for each
             beside itself; beyond it nothing is read from that client until they drain.
@@ -281,8 +281,8 @@ class ACKConfig(Settings, frozen=True, kw_only=True):
     """Settings of acknowledged messages (go-wsc `ACKConfig`). Times are seconds.
 
     Attributes:
-        timeout: from the first send to AckTimeoutError. What is left of the retransmissions by
-            then is not made.
+        timeout: from the first send to AckTimeoutError. Retransmissions that are due later are not
+            made.
         max_retries: retransmissions of a message that is not acknowledged.
         retry_interval: between them.
         enable_offline_messages: what a user does not get is kept until the user connects.

@@ -1,4 +1,4 @@
-"""Which hub uses which offline store: a store that one hub closes is closed for all."""
+"""Claims of hubs on offline stores: a store that one hub closes is closed for all."""
 
 from __future__ import annotations
 

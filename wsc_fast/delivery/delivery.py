@@ -1,7 +1,8 @@
-"""What does more than put a message into an outbox: retries, acknowledgements, told failures.
+"""The part of a hub that does more than put a message into an outbox.
 
-`Delivery` is that part of a hub. It implements `_core.upward.Deliveries`, so the compiled code
-tells it of sends that fail and of messages that are lost.
+`Delivery` has retries, acknowledgements, and failures that handlers hear of. It implements
+`_core.upward.Deliveries`, so the compiled code tells it of sends that fail and of messages that are
+lost.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A message to a user is one delivery for each of the user's devices, connected or
 acknowledged, sent again, stored and dropped by itself. The PendingACK that the caller has stands
 for all of them: the first acknowledgement confirms it, and where none comes it ends with the last.
 
-Which devices a user has is kept in the offline store, in a mailbox of its own: an entry for each
+The offline store keeps the devices of a user, in a mailbox of its own: an entry for each
 device, so that the store's bounds in number and age are those of the devices. A device that has
 been forgotten is a new one when it comes back. Messages that were stored while no device of their
 user was known go to the first one.

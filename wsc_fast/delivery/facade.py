@@ -1,6 +1,6 @@
 """The half of the hub's face that is about deliveries: a base of Hub, with nothing of its own.
 
-What these calls do is in delivery.py.
+delivery.py does the work of these calls.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DeliveryFace(Engine):
     async def send_to_user_with_retry(self, user_id: str, message: HubMessage) -> SendResult:
         """Queues a message for every client of a user, again and again while that may help.
 
-        Which failures are tried again, how often, and after how long, is set by `set_retry_config`.
+        `set_retry_config` sets which failures are tried again, how often, and after how long.
         Cancelling it, an `asyncio.timeout` around it or the hub's stop end the waiting at once.
 
         Args:

@@ -1,6 +1,6 @@
 """A failure: the message that was not delivered, why, and the handlers that hear of it.
 
-Which failure calls which handler is a table in docs/delivery.md. reporter.py tells them.
+A table in docs/delivery.md says which failure calls which handler. reporter.py tells them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Each handler object has a queue of its own (handler_queue.py). A failure that a 
 counted. So is one that a handler causes itself: no handler hears of it, or a handler which sends to
 the same absent user would call itself for ever.
 
-Which failure calls which handler is a table in docs/delivery.md.
+A table in docs/delivery.md says which failure calls which handler.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Clients talk JSON text messages with a "type"; the two unions below are the whol
     server -> client    joined, user_joined, user_left, chat_message, room_list, error
 
 Rules that hold throughout:
-- Whatever a client sends, the worst answer is an `error` message: junk never raises.
+- The worst answer to a client is an `error` message, whatever it sends: junk never raises.
 - Everything a client can make the server keep is bounded by the constants below.
 - The chat's own state changes before it calls the hub, because any send may end a slow client, and
   so come back here through `on_client_disconnected`.
@@ -142,7 +142,7 @@ class _Refused(Exception):
 
 
 class _Person:
-    """What the chat keeps with a client."""
+    """The chat's notes on a client."""
 
     def __init__(self) -> None:
         self.rooms: set[str] = set()
@@ -151,7 +151,7 @@ class _Person:
 
 
 class _Room:
-    """What the chat knows of a room beyond the hub's membership."""
+    """The chat's notes on a room beyond the hub's membership."""
 
     def __init__(self) -> None:
         self.members: dict[str, str] = {}  # client id -> name in this room

@@ -4,8 +4,8 @@ A TLS handshake costs its peer a few bytes, which it may have prepared, and us 1
 6 ms that nobody can interrupt, most of it for a signature. So what a peer can have is bounded:
 
 - Until its ClientHello is there to the end, a connection is a socket and a deadline
-  (`TLSWaitingRoom`). What is no ClientHello, or asks for a key exchange that takes 10 to 180 ms,
-  ends there.
+  (`TLSWaitingRoom`). A connection that sends something else, or asks for a key exchange that takes
+  10 to 180 ms, ends there.
 - The `HandshakeScheduler` says how many begin in a turn of the loop, and how long those under way
   may read.
 """
@@ -30,8 +30,8 @@ from wsc_fast.listen.tls.handshake_loop import HandshakeLoop
 from wsc_fast.listen.tls.waiting_room import TLSWaitingRoom
 from wsc_fast.runtime.deadlines import Deadline
 
-# What a TLS connection may have received, and what it may have encrypted and not sent: one and two
-# records of the largest size. aiofastnet would take 257 KiB for each.
+# A TLS connection may hold one record of the largest size that it has received, and two that it has
+# encrypted and not sent. aiofastnet would take 257 KiB for each.
 _TLS_RECEIVED = 16 * 1024 + 64
 _TLS_SENT = 2 * _TLS_RECEIVED
 # Seconds after which a handshake has certainly ended: our own deadline comes long before.
@@ -254,7 +254,7 @@ class Acceptor:
             self._needs.report(error)
 
     def stop_accepting(self) -> None:
-        """Leaves the port to others; whoever has connected goes on."""
+        """Leaves the port to others; connections that were accepted go on."""
         if not self._loop.is_closed():
             if self._resuming is not None:
                 self._resuming.cancel()

@@ -9,7 +9,7 @@ from ssl import PROTOCOL_TLS_CLIENT, SSLContext, TLSVersion
 
 from wsc_fast.errors import ValidationError
 
-# What can stand before the ? of a request target.
+# A path, as it stands before the ? of a request target.
 _PATH = re.compile(r"/[!-\"$->@-~]*\Z").match
 
 

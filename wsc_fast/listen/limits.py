@@ -1,4 +1,4 @@
-"""Who may connect, and how often: connections per address, and new ones a second."""
+"""Limits of connecting: connections per address, and new ones a second."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Buckets:
             for key, bucket in self._buckets.items()
             if not bucket.is_full(self._rate, now)
         }
-        # An attack from more addresses than that: whoever came first has waited longest.
+        # An attack comes from more addresses than that: the first go, which have waited longest.
         while len(kept) > MAX_BUCKETS // 2:
             del kept[next(iter(kept))]
         self._buckets = kept

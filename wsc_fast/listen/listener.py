@@ -18,7 +18,7 @@ from wsc_fast.listen.tls.context import tls_context
 
 
 class Listener:
-    """What one hub listens with. It can be opened again after it was closed.
+    """The listening sockets of one hub. It can be opened again after it was closed.
 
     Args:
         needs: of the hub.
@@ -167,7 +167,7 @@ class Listener:
     # --- the end ---
 
     def leave_to_others(self) -> None:
-        """Leaves the port to the processes that share it; whoever has connected goes on."""
+        """Leaves the port to the processes that share it; accepted connections go on."""
         if self._own_queue:
             self.take_queue()
         self._stop_accepting()

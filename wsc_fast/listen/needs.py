@@ -1,4 +1,4 @@
-"""What this room needs of the hub that it listens for: the whole of it, so that it knows no hub."""
+"""The things that this room needs of its hub: the full list, so that it knows no hub."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a hub gives to this room.
+    """The things that a hub gives to this room.
 
     Attributes:
         settings: those that hold now; a running hub takes new ones.

@@ -1,7 +1,7 @@
-"""Which sockets a hub listens on: those that it binds, and those of the service manager.
+"""The sockets that a hub listens on: its own, and those of the service manager.
 
-Which sockets a hub binds is decided here and not by the loop: asyncio and uvloop, and the versions
-of Python, differ in what they do where one of several addresses cannot be had.
+This module binds them, and not the loop: asyncio and uvloop, and the versions of Python, each do
+something else where one of several addresses cannot be had.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class _Place(NamedTuple):
 async def bound_sockets(host: Host, port: int, reuse_port: bool) -> list[socket.socket]:
     """Sockets that are bound, for all addresses of the hosts and with one port.
 
-    What is written as an address has to be one of this machine. Of the addresses that a name stands
-    for, one has to be: where `localhost` is ::1 too, a container may have no IPv6. "::" takes IPv4
-    as well, if no host is an IPv4 address.
+    A host that is written as an address has to be one of this machine. Of the addresses that a
+    name stands for, one has to be: where `localhost` is ::1 too, a container may have no IPv6.
+    "::" takes IPv4 as well, if no host is an IPv4 address.
 
     Args:
         host: an address, a name, a list of these, or None or "" for all interfaces.

@@ -212,8 +212,8 @@ class Callbacks:
         self._tell(client, error)
 
     def _tell(self, client: Client | None, error: BaseException) -> None:
-        # What an async one has to await takes its turn among the client's events, so that a client
-        # never has more than one under way, and is not read while many of its errors wait.
+        # An async on_error takes its turn among the client's events, so that a client never has
+        # more than one under way, and is not read while many of its errors wait.
         call = self._engine._new_context().run if client is None else client._call
         results = []
         for handler in self._on_error:
@@ -230,7 +230,7 @@ class Callbacks:
             wait_for(self.inboxes, client, _logging_errors(results), args=(client,))
 
     def _wait_without_client(self, result: Awaitable[Any]) -> None:
-        """What an async on_error has to await of an error that concerns no client."""
+        """Awaits the result of an async on_error for an error that concerns no client."""
         if len(self._error_tasks) < _MOST_ERROR_TASKS:
             task = self._tasks.spawn(_logging_errors([result]), self._engine._new_context())
             self._error_tasks.add(task)
@@ -278,7 +278,7 @@ async def _logging_errors(results: list[Awaitable[Any]]) -> None:
 
 
 def _decided(answer: object) -> bool:
-    """What an authorization hook has answered; an awaitable, which is true, decides nothing."""
+    """The answer of an authorization hook; an awaitable, which is true, decides nothing."""
     if answer is True or answer is False:
         return answer
     if is_awaitable(answer):

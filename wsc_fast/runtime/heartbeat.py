@@ -73,5 +73,5 @@ class Heartbeat:
         engine._sweep(min(1.0, tick / sweep))
 
     def _patience(self, now: float, timeout: float) -> float:
-        """What clients get besides a timeout: it has passed once since the loop stood still."""
+        """The time added to a timeout, until one timeout has passed since the loop stood still."""
         return self._stood_still if now - self._stood_still_until <= timeout else 0.0

@@ -351,8 +351,8 @@ class Inbox:
             )
 
     def _drop_messages(self) -> None:
-        # What goes on without them has no argument but the client: that the client has gone, and
-        # async on_error callbacks.
+        # Two kinds of events stay, which have no argument but the client: its disconnect, and async
+        # on_error callbacks.
         self._waiting = deque(event for event in self._waiting if len(event[1]) == 1)
         self._nbytes = sum(_size_of(event[1]) for event in self._waiting)
 

@@ -251,7 +251,7 @@ class Life:
         parts.listener.close()
         await parts.requests.abort_all()
         parts.delivery.sleepers.end()
-        # What is queued has as long as the caller gives it.
+        # Queued messages have as long as the caller gives them.
         parts.engine._close_timeout = max(self._settings().close_timeout, timeout)
         await in_turns(parts.engine._open_clients(), _shut_down)
         for client in parts.admission.authenticating():
@@ -326,7 +326,7 @@ class Life:
             await asyncio.sleep(period / slices)
             if not parts.state.draining or self._has_nobody():
                 return  # the hub was stopped meanwhile, or all have left
-        # Those that were still authenticating when it began.
+        # Clients that were still authenticating when the drain began are left.
         await in_turns(parts.engine._open_clients(), _restart)
 
     def _has_nobody(self) -> bool:
@@ -395,7 +395,7 @@ def _restart(client: Client) -> None:
     client._send_away(1012, "service restart")
 
 
-# Those that run, to be told of a fork.
+# The lives that run, to be told of a fork.
 _running: weakref.WeakSet[Life] = weakref.WeakSet()
 
 

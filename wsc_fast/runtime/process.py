@@ -1,4 +1,4 @@
-"""What `Hub.run` changes in its process, and gives back when it ends.
+"""Changes that `Hub.run` makes in its process, and takes back when it ends.
 
 signals         SignalHandlers: handlers for as long as the run takes
 open files      OpenFiles: the soft limit, raised for as long as a run needs it; FileLimit: its end
@@ -66,7 +66,7 @@ class SignalHandlers:
         while self._former:
             number, former = self._former.popitem()
             current = signal.getsignal(number)
-            # What a loop has set as a handler does not work without the loop: it may be replaced.
+            # A handler that a loop has set does not work without the loop: it may be replaced.
             of_a_loop = isinstance(getattr(current, "__self__", None), asyncio.AbstractEventLoop)
             if current == self._given[number] or of_a_loop:
                 signal.signal(number, _settable(number, former))

@@ -15,7 +15,7 @@ from wsc_fast.runtime.process import OpenFiles, SignalHandlers, keep_freed_memor
 
 @dataclass(frozen=True)
 class Served:
-    """What the runner needs of a hub.
+    """The things that the runner needs of a hub.
 
     Attributes:
         start: `Hub.start`.

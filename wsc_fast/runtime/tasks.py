@@ -40,7 +40,7 @@ class Tasks:
         return task
 
     def under_way(self) -> set[asyncio.Task[Any]]:
-        """Those of this moment."""
+        """The tasks that run at this moment."""
         return set(self._tasks)
 
     async def finish(

@@ -1,8 +1,8 @@
 """A thread that notices when a callback blocks the loop, and says which one.
 
 The loop counts its turns, four times in `timeout` seconds; where the count has stood still for so
-long, the stack of its thread is logged, once for each time that it is blocked. Whatever blocks it
-for one and a half times as long is seen.
+long, the stack of its thread is logged, once for each time that it is blocked. A block of one and a
+half times as long is always seen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an offline store is, and what all of them share: messages, bounds and errors.
+"""The interface of offline stores, and the parts that all of them share: messages, bounds, errors.
 
 A message with acknowledgement for a user who is away is kept in a store until it is acknowledged,
 dropped by a bound, or too old. Every store implements `OfflineStore`; a store that several hubs may
@@ -45,8 +45,8 @@ class PartialPage(list[StoredMessage]):
 class OfflineStore(Protocol):
     """Keeps messages per user, in order. Implement it for a store of your own.
 
-    All calls come from the hub's loop, and none may block it. What a store raises is an
-    OfflineStoreError.
+    All calls come from the hub's loop, and none may block it. A store raises an OfflineStoreError
+    and nothing else.
     """
 
     async def open(self) -> None:
@@ -61,7 +61,7 @@ class OfflineStore(Protocol):
         """Keeps a message behind all others of the user.
 
         Args:
-            user_id: whose message it is.
+            user_id: the user that the message is for.
             message_id: kept once: the same id and data of the same user again change nothing.
             data: the message as JSON.
             limit: of messages per user.
@@ -132,7 +132,7 @@ class SharedOfflineStore(OfflineStore, Protocol):
     """
 
     async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
-        """For whom others have stored messages.
+        """The users for whom others have stored messages.
 
         Args:
             after: the position behind which to look, as the last call returned it; -1 asks for the
@@ -147,7 +147,7 @@ class SharedOfflineStore(OfflineStore, Protocol):
         ...
 
     async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
-        """Which of these messages are not in the store.
+        """The ids of these messages that are not in the store.
 
         Args:
             user_id: whose messages.
@@ -178,11 +178,11 @@ def within(
 
 
 def exists_error(where: str, user_id: str, message_id: str, data: bytes) -> MessageExistsError:
-    """What an append raises for an id that is taken by other data.
+    """The error of an append for an id that is taken by other data.
 
     Args:
         where: names the store.
-        user_id: whose message it is.
+        user_id: the user that the message is for.
         message_id: of both messages.
         data: of the message that is in the store.
     """
@@ -191,5 +191,5 @@ def exists_error(where: str, user_id: str, message_id: str, data: bytes) -> Mess
 
 
 def full_error(where: str, user_id: str, limit: int) -> OfflineStoreFullError:
-    """What an append raises at the limit; `where` names the store."""
+    """The error of an append at the limit; `where` names the store."""
     return OfflineStoreFullError(f"{where}: it may keep {limit} messages for user {user_id!r}")

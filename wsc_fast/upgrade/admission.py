@@ -1,6 +1,6 @@
-"""Who is let in, and as whom: from an accepted upgrade to the client, and to the client's end.
+"""Admission of clients: from an accepted upgrade to the client, and to the client's end.
 
-The policy asks here whether there is room (`admit`, `is_full`) and what speaks against an identity.
+The policy asks here whether there is room (`admit`, `is_full`) and whether an identity is refused.
 Once the 101 is written, the connection becomes a client (`connected`): at once where the identity
 is known, or when an async `authenticate` has found it out.
 
@@ -59,7 +59,7 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a hub gives to its admission.
+    """The things that a hub gives to its admission.
 
     Attributes:
         settings: those that hold now.

@@ -25,9 +25,9 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z").match
 # Headers of an answer that are not the application's to set.
 _OUR_HEADERS = ("Content-Length", "Transfer-Encoding", "Connection")
 _FINAL_STATUSES = frozenset(status.value for status in HTTPStatus if status >= 200)
-# Those of answers that have no body (RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5).
+# Answers of these statuses have no body (RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5).
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT, HTTPStatus.NOT_MODIFIED)
-# What is appended to a key before it is hashed (RFC 6455 section 1.3).
+# This is appended to a key before it is hashed (RFC 6455 section 1.3).
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 

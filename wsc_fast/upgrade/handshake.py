@@ -81,11 +81,11 @@ class Requests:
         self.settings = settings
         self.make_connection: MakeConnection | None = None
         self._state = state
-        # Those whose request is not answered yet, oldest first -> their slot of the deadlines.
+        # Handshakes whose request is not answered yet, oldest first -> their slot of the deadlines.
         self._waiting: dict[Handshake, int] = {}
-        # Those that were answered and not upgraded, while their peers read; oldest first.
+        # Handshakes that were answered and not upgraded, while their peers read; oldest first.
         self._answered: dict[Handshake, None] = {}
-        # Those of them whose answer the kernel has; oldest first.
+        # The answered ones whose answer the kernel has; oldest first.
         self._lingering: dict[Handshake, None] = {}
 
     def begin(self, client: Client, transport: asyncio.Transport) -> Handshake | None:

@@ -12,14 +12,14 @@ from wsc_fast.errors import ValidationError
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who a client is, as `authenticate` says.
+    """The identity of a client, as `authenticate` returns it.
 
     Attributes:
         user_id: the user; may have several clients.
         client_id: id of this client; None lets the hub make one. A connection whose client_id is
             taken by another one of the same user replaces it (close code 4409), also in a hub that
             is full. Where it is another user's, it is refused as if `authenticate` returned None.
-        user_data: what `client.user_data` begins with. The dict is copied, what it holds is not.
+        user_data: the first content of `client.user_data`. The dict is copied, its values are not.
         expires_at: when the identity ends, in seconds since the epoch: the client is then closed
             with 4401. One that has ended already is refused as if `authenticate` returned None.
             None: never.

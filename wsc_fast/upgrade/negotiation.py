@@ -1,7 +1,7 @@
-"""What an upgrade negotiates: permessage-deflate (RFC 7692 section 7) and the subprotocol.
+"""Negotiation of an upgrade: permessage-deflate (RFC 7692 section 7) and the subprotocol.
 
-Pure functions of the request's header values and the configuration. Whatever cannot be understood
-or agreed on is declined, which never fails the upgrade (RFC 6455 section 9.1).
+Pure functions of the request's header values and the configuration. An offer that cannot be
+understood or agreed on is declined, which never fails the upgrade (RFC 6455 section 9.1).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def parse_extensions(text: str) -> Iterator[tuple[str, Parameters]]:
 
 
 def _agree(wanted: Deflate, offer: Parameters) -> Deflate | None:
-    """What becomes of one offer; None where it is invalid or cannot be kept (section 7.1)."""
+    """The result of one offer; None where it is invalid or cannot be kept (section 7.1)."""
     given = dict(offer)
     if len(given) != len(offer):
         return None  # a parameter twice

@@ -133,8 +133,8 @@ class Policy:
         refused = self._check_upgrade(head, remote_address)
         if refused is not None:
             return refused
-        # A draining hub that shares its port has left it to others: whoever still comes to this one
-        # had connected before, and can be served by no other.
+        # A draining hub that shares its port has left it to others. A client that still comes to
+        # this one had connected before, and no other can serve it.
         if self._state.draining and not self._shares_port():
             self._engine._count_rejected("full")
             return _unavailable()
@@ -210,7 +210,7 @@ class Policy:
         return refusal(HTTPStatus.UPGRADE_REQUIRED, text, headers)
 
     def _check_request(self, head: RequestHead) -> WSUpgradeResponse | None:
-        """What holds for every request, whatever it is for (RFC 9112 section 3.2)."""
+        """The rules for every request, whatever it is for (RFC 9112 section 3.2)."""
         if not (head.hosts == 0 and head.http10) and (
             head.hosts != 1 or parse_host(head.host or "") is None
         ):
@@ -290,5 +290,5 @@ def _host_of(head: RequestHead) -> str:
 
 
 def _shown(text: str) -> str:
-    """What a peer has sent, for a line of the log."""
+    """A text that a peer has sent, for a line of the log."""
     return ascii(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")

@@ -1,4 +1,4 @@
-"""What a hub serves, and whom it trusts: endpoint, routes, hosts, proxies, extensions."""
+"""The site of a hub, and its trust: endpoint, routes, hosts, proxies, extensions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Settings(Protocol):
 
 
 class Site:
-    """What one hub serves.
+    """The endpoint, the routes and the trust of one hub.
 
     Attributes:
         path: of the WebSocket endpoint; None where another server has chosen by the path.

@@ -94,7 +94,7 @@ class HandshakeLoop:
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """aiofastnet 1.2 reports what peers do too: each that leaves in its handshake, or sends
-        more behind the end of its stream. Those the hub counts by other ways."""
+        more behind the end of its stream. The hub counts such peers by other ways."""
         # So it calls what a method of the protocol raised.
         if "protocol." in context["message"] or context["message"].startswith("user "):
             self._needs.report(context["exception"])

@@ -16,7 +16,7 @@ _MOST_GROUPS = 100
 
 
 def _take_hello(data: bytes) -> tuple[int | None, bytes]:
-    """What `hello_size` says of how a stream begins, and its message out of the records so far."""
+    """The result of `hello_size` for a stream, and the message out of its records so far."""
     end = 0
     hello = b""
     for _ in range(_HELLO_RECORDS):

@@ -92,7 +92,7 @@ class Connection:
             log.debug("%s: %s", self.at, self._text(error))
 
     def trouble(self, error: Exception) -> OfflineStoreError:
-        """What is reported for an error: a new one each time, unless it is an OfflineStoreError."""
+        """The error to report for one: a new one each time, unless it is an OfflineStoreError."""
         if isinstance(error, OfflineStoreError):
             return error
         trouble = OfflineStoreError(f"{self.at}: {self._text(error)}")

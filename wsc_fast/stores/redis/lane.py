@@ -18,7 +18,7 @@ LATER, ELSEWHERE = object(), object()
 
 
 class Owner(Protocol):
-    """What a lane needs of the session that it belongs to."""
+    """The things that a lane needs of the session that it belongs to."""
 
     loop: asyncio.AbstractEventLoop
     timeout: float

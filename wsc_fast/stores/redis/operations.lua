@@ -1,4 +1,4 @@
--- What both scripts begin with: the operations of a batch. It is put before each of them.
+-- The beginning of both scripts, which is put before each of them: the operations of a batch.
 --
 -- They come as the last two arguments: MessagePack, and all their strings in one. (redis-py takes a
 -- microsecond or two for each argument, and the server's MessagePack knows no binary strings.)

@@ -1,4 +1,4 @@
-"""What waits for the server: each call as an operation, and how a script takes and returns it."""
+"""Operations: calls that wait for the server, in the form that a script takes and returns."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Operation:
         return [len(string) for string in self.strings]
 
     def packed(self, user: int) -> tuple[Any, ...]:
-        """What goes to the script, with the number of the user."""
+        """The operation as it goes to the script, with the number of the user."""
         return user, self.lengths
 
 
@@ -153,7 +153,7 @@ def stored(position: bytes, message_id: bytes, data: bytes) -> StoredMessage:
 
 
 def dropped(flat: Sequence[bytes]) -> list[StoredMessage]:
-    """What an append dropped, as the script returns it."""
+    """The messages that an append dropped, in the form in which the script returns them."""
     return [stored(position, name, data) for name, position, data in groups(flat, 3)]
 
 

@@ -22,7 +22,7 @@ class Script:
 
 
 class Scripts(NamedTuple):
-    """What the server runs: a batch of writes, or one of reads."""
+    """The scripts that the server runs: for a batch of writes, and for one of reads."""
 
     write: Script
     read: Script

@@ -196,7 +196,7 @@ class Session:
         return keys, operations, strings
 
     def _results(self, batch: list[Operation], done: int, said: list[Any]) -> list[Any]:
-        """What each operation of a batch returns, or raises."""
+        """The result or the error of each operation of a batch."""
         results: list[Any] = [[]] * done + [LATER] * (len(batch) - done)
         for place, kind, value, *_ in said:
             results[place - 1] = self._result(batch[place - 1], kind, value)
@@ -229,7 +229,7 @@ class Session:
         return self._unusable(operation, value)
 
     def _unusable(self, operation: Operation, text: bytes) -> OfflineStoreError:
-        """What the script says about an operation that it cannot do."""
+        """The error for an operation that the script cannot do."""
         user, reason = decode(operation.user), text.decode(errors="replace")
         return OfflineStoreError(f"{self._at}: messages of user {user!a}: {reason}")
 

@@ -292,7 +292,7 @@ class RedisOfflineStore:
         return int(found)
 
     async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
-        """Which of these messages are not in the store; see `SharedOfflineStore.missing`.
+        """The ids of these messages that are not in the store; see `SharedOfflineStore.missing`.
 
         Args:
             user_id: whose messages.
@@ -313,7 +313,9 @@ class RedisOfflineStore:
         return missing
 
     async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
-        """For whom other opened stores have stored messages; see `SharedOfflineStore.appended`.
+        """The users for whom other opened stores have stored messages.
+
+        See `SharedOfflineStore.appended`.
 
         The server remembers the newest 10,000 pairs of store and user, for an hour. A caller that
         has not asked for so long gets the users that are left.

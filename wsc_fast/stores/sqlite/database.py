@@ -304,7 +304,7 @@ def arrive(db: sqlite3.Connection, rows: list[Any]) -> None:
 
 
 class Results:
-    """What the triggers have noted about a batch. To read the notes clears them away.
+    """The notes of the triggers about a batch. To read the notes clears them away.
 
     Attributes:
         noted: entries, of appends that did not insert and, once for each message, of deletes.

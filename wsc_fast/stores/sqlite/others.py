@@ -1,4 +1,4 @@
-"""What other connections have stored in the same database."""
+"""The messages that other connections have stored in the same database."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Room:
         return self._log > 0
 
     def refusal(self, entry: Append) -> str:
-        """What is said to an append for which there is no room."""
+        """The text of the error for an append for which there is no room."""
         return (
             f"the disk is nearly full: {self._free} bytes are free, of which {self._kept} are kept "
             f"for removing messages, and this message of {len(entry.data)} bytes may take "

@@ -33,11 +33,11 @@ class SQLiteOfflineStore:
     """A SharedOfflineStore in an SQLite database.
 
     One thread does all the work, so that no call blocks the event loop however slow the disk is.
-    What waits while it is busy is written in one transaction (group commit): the more load, the
+    Calls that wait while it is busy are done in one transaction (group commit): the more load, the
     fewer commits per message.
 
-    What is reported as stored or deleted outlasts the end of the process, kill -9 included. What a
-    power cut or a crash of the kernel costs depends on `synchronous`:
+    A message that is reported as stored or deleted is so after the end of the process too, kill -9
+    included. The cost of a power cut or a crash of the kernel depends on `synchronous`:
 
     - "FULL": nothing. Each transaction is on the disk (fsync) before it is reported; that is, if
       the disk and the file system keep what they promise on fsync.
@@ -342,7 +342,7 @@ class SQLiteOfflineStore:
         return await future
 
     async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
-        """For whom others have stored messages; see `SharedOfflineStore.appended`.
+        """The users for whom others have stored messages; see `SharedOfflineStore.appended`.
 
         It costs a look at one row while nobody else stores anything. Another store object on the
         same file counts as another, also in this process.
@@ -366,7 +366,7 @@ class SQLiteOfflineStore:
         return found
 
     async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
-        """Which of these messages are not in the store; see `SharedOfflineStore.missing`.
+        """The ids of these messages that are not in the store; see `SharedOfflineStore.missing`.
 
         Args:
             user_id: whose messages.

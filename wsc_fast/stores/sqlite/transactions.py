@@ -1,4 +1,4 @@
-"""What the thread does with a batch of calls: transactions, on a full disk, too.
+"""The thread's work on a batch of calls: transactions, also on a full disk.
 
 On a full disk the store has to recover by itself once messages are acknowledged, and SQLite needs
 room to remove one: the pages that change are written into the log, and the log can be emptied only
@@ -8,8 +8,8 @@ where the database has room for all that is in it. So:
   database, and a part that is kept for removing messages.
 - Near that bound the log is emptied before each transaction that appends. One that fails can
   then be taken back, log and all, with no room at all.
-- What removes is never refused. If it fails for want of room, the log is emptied and it is done
-  once more, a few at a time.
+- A removal is never refused. If it fails for want of room, the log is emptied and it is done once
+  more, a few at a time.
 - A log that nobody writes to is emptied after a second, so that another program which fills the
   disk later finds the store's messages in the database.
 """
@@ -274,7 +274,7 @@ class Transactions:
             self.close()
 
     def trouble(self, cause: BaseException) -> OfflineStoreError:
-        """What is reported for an error: one for each entry, since each gets its own traceback."""
+        """The error to report for one: a new one for each entry, for a traceback of its own."""
         text = str(cause) or type(cause).__name__
         if database.code(cause) == sqlite3.SQLITE_BUSY:
             text += f", by another process, for longer than {self._busy_timeout:g} s"

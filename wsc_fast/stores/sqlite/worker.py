@@ -5,9 +5,9 @@ The rules:
 - Only the worker thread touches the database; only the event loop touches futures and the count
   of waiting bytes. Between them stand a queue (loop to worker) and `call_soon_threadsafe`.
 - The queue is the order of everything: a call takes its place when it is made.
-- Whatever waits becomes one transaction (a batch), in that order. Nothing is reported before its
-  COMMIT has returned and its files have been seen in their places. A transaction that fails leaves
-  nothing behind.
+- All calls that wait become one transaction (a batch), in that order. Nothing is reported before
+  its COMMIT has returned and its files have been seen in their places. A transaction that fails
+  leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Worker:
         # The thread's alone: the loop only names it in what it asks.
         self._transactions = transactions
         self.others = transactions.others
-        # What is through, and has yet to be told to the callers; the loop's.
+        # Entries that are done, and whose callers are yet to be told; the loop's.
         self._done: deque[Entry] = deque()
         self._telling = False
         self._ended = False
