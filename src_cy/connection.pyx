@@ -986,6 +986,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         self.inbox = None
         self.variables = None
         self.picows_protocol = None
+        self._counted = False
         return self.let_go()
 
     def _forget(self):

@@ -154,7 +154,7 @@ cdef class Engine(FanoutNeeds):
         )
 
     def _configure_live(self, config):
-        """Takes the settings that a running hub takes."""
+        """Takes all other settings; a running hub takes most of them anew."""
         self._set_limits(
             config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
         )

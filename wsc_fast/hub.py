@@ -468,7 +468,7 @@ class Hub(DeliveryFace):
         Thread-safety: signals are handled only when called in the main thread.
         Source: go-wsc `go hub.Run()` with `http.ListenAndServe`.
         """
-        self._runner = Runner(
+        runner = Runner(
             Served(
                 start=self.start,
                 stop=self.stop,
@@ -479,9 +479,10 @@ class Hub(DeliveryFace):
                 open_files=self._open_files,
             )
         )
-        self._life.give_signals_back = self._runner.give_signals_back
+        before = self._runner, self._life.give_signals_back
+        self._runner, self._life.give_signals_back = runner, runner.give_signals_back
         try:
-            self._runner.run(
+            runner.run(
                 host,
                 port,
                 path=path,
@@ -493,7 +494,8 @@ class Hub(DeliveryFace):
                 transport=transport,
             )
         finally:
-            self._runner = self._life.give_signals_back = None
+            # The hub may be in another `run` already, which this one has found out.
+            self._runner, self._life.give_signals_back = before
 
     async def _drain_before_stop(self) -> None:
         if self.config.drain_period:

@@ -1,9 +1,10 @@
 """The compiled code's calls upward: small interfaces, which higher layers implement.
 
 An `Engine` is given one object of each of the first four (`join`). It calls nothing else of the
-package above it, but for the functions that are handed to it (`_set_acks`, `_set_filters`). All of
-it is called in the loop's thread, but for `Deliveries.on_loop`, `send_on_loop` and `send_failed`,
-which are called in the thread that called the hub.
+package above it, but for the functions and forms that are handed to it (`_set_acks`,
+`_set_filters`, `_set_forms`, `_set_message_handlers`). All of it is called in the loop's thread,
+but for `Deliveries.on_loop`, `send_on_loop` and `send_failed`, which are called in the thread that
+called the hub.
 """
 
 from __future__ import annotations

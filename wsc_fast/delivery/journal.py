@@ -281,7 +281,8 @@ class Journal:
             return
         error = done.exception()
         if error is None:
-            self.access.heard()
+            if self._loop is not None:
+                self.access.heard()
             return
         self.access.failed("acknowledged messages could not be removed", error)
         if self._loop is None:

@@ -270,6 +270,9 @@ class Inbox:
     ) -> None:
         if may_publish(client, message):
             await self._call(handlers, (client, message), False)
+        else:
+            # A crowd whose messages are refused takes turns, since each may have many waiting.
+            await asyncio.sleep(0)
 
     def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
         self._waiting.append((handlers, args, fatal))
@@ -333,12 +336,12 @@ class Inbox:
             self._end_limit()
             self._client._set_inbox(None)
             self._inboxes.ended(self, self._client.user_id)
-            if self._client._transport() is None:
-                self._inboxes.gone(self._client)
             # Something waits only where a callback was cancelled.
             self._abandon_messages()
             for handlers, args, fatal in self._waiting:
                 dispatch(self._inboxes, self._client, handlers, args, fatal=fatal)
+            if self._client._transport() is None and self._client._get_inbox() is None:
+                self._inboxes.gone(self._client)
 
     def _abandon_messages(self) -> None:
         waiting = len(self._waiting)
@@ -376,8 +379,10 @@ class Inbox:
             await result
         except BaseException as error:
             task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise  # we or a stop of the hub cancelled the task; the callback raised nothing
+            if isinstance(error, GeneratorExit) or (task is not None and task.cancelling()):
+                # We or a stop of the hub cancelled the task, or its loop was closed: the callback
+                # raised nothing.
+                raise
             self._inboxes.failed(self._client, error, fatal)
             return not fatal
         return True

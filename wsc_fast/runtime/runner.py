@@ -40,13 +40,13 @@ class Runner:
     """Runs one hub, once.
 
     Args:
-        life: of the hub.
+        served: of the hub.
 
     Thread-safety: signals are handled only where `run` is called in the main thread.
     """
 
-    def __init__(self, life: Served) -> None:
-        self._life = life
+    def __init__(self, served: Served) -> None:
+        self._served = served
         self._open_files = OpenFiles()
         self._signals: SignalHandlers | None = None
 
@@ -75,7 +75,7 @@ class Runner:
 
     def allow_files(self) -> None:
         """Raises the limit of open files to what the hub may need by its present settings."""
-        self._open_files.raise_to(self._life.open_files())
+        self._open_files.raise_to(self._served.open_files())
 
     def give_signals_back(self) -> None:
         """This is the child of a fork: what is for this process is not for the hub."""
@@ -85,10 +85,10 @@ class Runner:
     async def _serve(
         self, host: object, port: int, *, certfile: str | None = None, **options: Any
     ) -> None:
-        life = self._life
+        served = self._served
         loop = asyncio.get_running_loop()
         # A task of its own, so that a signal can end it: the offline store may take its time.
-        starting = loop.create_task(life.start(host, port, certfile=certfile, **options))
+        starting = loop.create_task(served.start(host, port, certfile=certfile, **options))
         stops: list[asyncio.Task[None]] = []
 
         def ask() -> None:
@@ -96,16 +96,16 @@ class Runner:
                 if not starting.cancelling():  # what it closes is closed once
                     starting.cancel()
             elif stops:
-                life.abort()
-                stops.append(loop.create_task(life.stop()))
+                served.abort()
+                stops.append(loop.create_task(served.stop()))
             else:
                 stops.append(loop.create_task(leave()))
 
         async def leave() -> None:
             try:
-                await life.drain()
+                await served.drain()
             finally:
-                await life.stop()
+                await served.stop()
 
         calls = {signal.SIGINT: ask, signal.SIGTERM: ask}
         if certfile is not None:
@@ -124,15 +124,15 @@ class Runner:
                 return  # `ask` has cancelled it
             try:
                 # stop() may be called from anywhere, and ends the serving too.
-                await life.stopped()
+                await served.stopped()
             finally:
-                await life.stop()
+                await served.stop()
                 if stops:
                     await asyncio.wait(stops)
 
     def _reload_certificate(self) -> None:
         try:
-            self._life.reload_certificate()
+            self._served.reload_certificate()
         except (HubStateError, ConfigError) as error:
             log.error("SIGHUP: %s", error)
         else:

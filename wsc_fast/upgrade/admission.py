@@ -368,17 +368,20 @@ class Admission:
 
     def disconnected(self, client: Client, announced: bool) -> None:
         """See `upward.Admission`."""
-        expiry = self._expiring.pop(client, None)
-        if expiry is not None:
-            self._expiries.cancel(client, expiry[1])
-        self.drop_identity(client)
-        if announced:
-            self._needs.left(client)
-        if self._engine.connections == 0:
-            self._needs.nobody_left()
-        if announced:
-            self._callbacks.disconnected(client)
-        self._callbacks.limit(client)
+        try:
+            expiry = self._expiring.pop(client, None)
+            if expiry is not None:
+                self._expiries.cancel(client, expiry[1])
+            self.drop_identity(client)
+            if announced:
+                self._needs.left(client)
+        finally:
+            # Others wait for the end of this one, also where something above went wrong.
+            if self._engine.connections == 0:
+                self._needs.nobody_left()
+            if announced:
+                self._callbacks.disconnected(client)
+            self._callbacks.limit(client)
 
     def leave_address(self, client: Client) -> None:
         """A client and its callbacks have gone: it is none of its address any more."""

@@ -42,7 +42,7 @@ class Site:
         trusted_proxies, allowed_hosts: HubConfig's.
         deflate: what the hub wants of permessage-deflate; None where it is off.
 
-    Thread-safety: the loop's thread, but for `add_route` and `check_endpoint`.
+    Thread-safety: the loop's thread, but for `add_route` and `check_route`.
     """
 
     def __init__(self) -> None:
