@@ -53,8 +53,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             upgrade gets 429. 0: no bound, since behind a proxy that is not among `trusted_proxies`
             all clients have one address.
         max_handshakes: connections whose request is not there yet, or whose peer still reads an
-            answer that is no upgrade; one more ends the oldest of the larger of these groups. Those
-            whose answer the kernel has, and that may still send, are an eighth of it at most.
+            answer that is no upgrade; one more ends the oldest of the larger of these groups. At
+            most an eighth are connections whose answer the kernel has, and that may still send.
         connection_rate, connection_rate_per_address: upgrades a second, of all and of each address;
             as many as come in a second may come at once, the next gets 429. 0: no bound.
         message_rate, byte_rate: messages, and bytes of messages, that a client may send a second,
