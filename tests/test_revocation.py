@@ -6,14 +6,16 @@ Also the bounds of async callbacks whose client has gone, or which go wrong.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.support import exchange, join, known, named, only_client
+from tests.support import exchange, join, known, named, only_client, unless_lost
 from wsc_fast import Client, Hub, HubConfig, Identity, Request
 from wsc_fast.testing import CLOSE, TEXT, RawClient, deflated, encode, eventually, running
 
@@ -398,3 +400,91 @@ async def test_an_async_on_error_that_never_ends_is_cancelled_once_its_client_ha
             assert (await raw.recv()).code == 1007
         await eventually(lambda: len(gone) == 1 and not hub._parts.tasks)
         assert hub.get_stats().limited["callback_close_timeout"] == 1
+
+
+async def test_an_error_while_a_client_leaves_costs_its_address_no_place(
+    any_loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(HubConfig(max_connections_per_address=1))
+    hub.enable_ack()
+    gone: list[Client] = []
+    hub.on_client_disconnected(gone.append)
+    told: list[BaseException] = []
+    hub.on_error(unless_lost(lambda client, error: told.append(error)))
+    failure = MemoryError("none left")
+
+    def fail(client: Client) -> None:
+        raise failure
+
+    monkeypatch.setattr(hub._delivery.acks, "left", fail)
+    async with running(hub):
+        for number in range(2):
+            (await RawClient.open(hub)).close()
+            await eventually(lambda: len(gone) == number + 1)  # noqa: B023
+        assert told == [failure, failure]
+
+
+async def test_a_client_counts_for_its_address_while_it_is_told_that_it_has_gone(
+    any_loop: str,
+) -> None:
+    hub = Hub(HubConfig(max_connections_per_address=1, callback_close_timeout=0.1))
+    begun: list[str] = []
+    gate = asyncio.Event()
+
+    @hub.on_message_received
+    async def wait_for_ever(client: Client, message: str | bytes) -> None:
+        begun.append("message")
+        await asyncio.Event().wait()
+
+    @hub.on_client_disconnected
+    async def be_slow(client: Client) -> None:
+        begun.append("gone")
+        with contextlib.suppress(asyncio.CancelledError):
+            await gate.wait()
+
+    async with running(hub):
+        raw = await RawClient.open(hub)
+        await raw.send_raw(encode(TEXT, b"much"))
+        await eventually(lambda: begun == ["message"])
+        raw.close()
+        await eventually(lambda: begun == ["message", "gone"])
+        assert b" 429 " in await exchange(hub, RawClient.request(hub))
+        gate.set()
+        await eventually(lambda: not hub._parts.tasks)
+        (await RawClient.open(hub)).close()
+
+
+def test_a_client_of_a_closed_loop_gives_back_no_place_of_another_run() -> None:
+    hub = Hub(HubConfig(max_connections_per_address=1))
+    held: list[asyncio.Future[None]] = []
+    errors: list[BaseException] = []
+    hub.on_error(unless_lost(lambda client, error: errors.append(error)))
+
+    @hub.on_message_received
+    async def wait_for_ever(client: Client, message: str | bytes) -> None:
+        held.append(asyncio.get_running_loop().create_future())
+        await held[-1]
+
+    async def leave_one_behind() -> RawClient:
+        await hub.start(port=0)
+        raw = await RawClient.open(hub)
+        await raw.send_raw(encode(TEXT, b"much"))
+        await eventually(lambda: len(held) == 1)
+        return raw
+
+    async def serve_another() -> None:
+        async with running(hub):
+            with await RawClient.open(hub):
+                held.clear()
+                gc.collect()
+                assert b" 429 " in await exchange(hub, RawClient.request(hub))
+            await eventually(lambda: hub.connections == 0)
+
+    loop = asyncio.new_event_loop()
+    raw = loop.run_until_complete(leave_one_behind())
+    loop.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        raw.close()
+        asyncio.run(serve_another())
+    assert errors == []
