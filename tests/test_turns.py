@@ -365,3 +365,37 @@ async def test_whoever_is_refused_what_it_publishes_waits_and_the_others_do_not(
         assert max(asked.values()) <= 8 * each
         assert heard_at[0] < turn
         assert hub.get_stats().unauthorized == senders * (each + 1)
+
+
+async def test_refused_messages_behind_an_async_callback_take_turns(any_loop: str) -> None:
+    senders, each = 20, 30
+    turn = 0
+    asked: dict[int, int] = {}
+    gate = asyncio.Event()
+    begun = 0
+
+    def may_publish(client: Client, message: str | bytes) -> bool:
+        asked[turn] = asked.get(turn, 0) + 1
+        return message == "fine"
+
+    hub = Hub(authorize_publish=may_publish)
+
+    @hub.on_message_received
+    async def wait(client: Client, message: str | bytes) -> None:
+        nonlocal begun
+        begun += 1
+        await gate.wait()
+
+    async with running(hub), contextlib.AsyncExitStack() as stack:
+        for _ in range(senders):
+            raw = stack.enter_context(await RawClient.open(hub))
+            await raw.send_raw(encode(TEXT, b"fine") + encode(TEXT, b"spam") * each)
+        await eventually(lambda: begun == senders)
+        asked.clear()
+        gate.set()
+        while sum(asked.values()) < senders * each:
+            turn += 1
+            await asyncio.sleep(0)
+        # A client asks for one message of its own in a turn.
+        assert max(asked.values()) <= senders
+        assert hub.get_stats().unauthorized == senders * each
