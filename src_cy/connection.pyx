@@ -167,7 +167,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     cdef:
         int descriptor             # of its socket, for looking only; Sink.fd is for writing
         bint secure                # TLS
-        long long close_slot       # of `Engine._deadlines`, while CLOSING; else -1
+        long long close_slot       # of `Engine.deadlines`, while CLOSING; else -1
         dict data                  # user_data; None until first used
         object variables           # contextvars.Context of its callbacks; None before the first
         object inbox               # callbacks.Inbox while an async callback of it is due
@@ -207,7 +207,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     @property
     def hub(self):
         """Hub: the hub that it is connected to."""
-        return self.engine
+        return self.engine.hub
 
     @property
     def close_code(self):
@@ -858,13 +858,13 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             # Not every TLS transport tells of the end of the peer's stream.
             self.end_of_stream()
             return 0
-        if self.parts is not None and now - self.part_since >= self.engine._message_timeout:
+        if self.parts is not None and now - self.part_since >= self.engine.message_timeout:
             return self.refuse_over("message_timeout", 1008, "a message that takes too long")
-        if idle >= self.engine._heartbeat_timeout:
+        if idle >= self.engine.heartbeat_timeout:
             # A long first frame that still arrives, which on a picows server of the application's
             # picows reads, or a long backlog still being read, is no silence.
             if wsc_progress(self.descriptor, &since_data, &acked) == 0:
-                if since_data < self.engine._heartbeat_timeout and since_data < idle:
+                if since_data < self.engine.heartbeat_timeout and since_data < idle:
                     self.last_seen = now - since_data
                     return 0
                 if acked > self.acked + PING_BYTES:
@@ -877,8 +877,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
                 self, f"heartbeat timeout: nothing came from the client for {idle:.3g} s"
             )
             return 0
-        if idle >= self.engine._heartbeat_interval:
-            if now - self.pinged_at >= self.engine._heartbeat_interval:
+        if idle >= self.engine.heartbeat_interval:
+            if now - self.pinged_at >= self.engine.heartbeat_interval:
                 self.pinged_at = now
                 self.pong_due = True
                 wsc_progress(self.descriptor, &since_data, &self.acked)
@@ -922,9 +922,9 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     cdef int limit_close(self) except -1:
         """Begins the time that closing may take, unless it runs already."""
         if self.close_slot < 0:
-            self.close_slot = self.engine._deadlines.set(
+            self.close_slot = self.engine.deadlines.set(
                 self._abort_for_timeout,
-                self.engine.loop_context.loop.time() + self.engine._close_timeout,
+                self.engine.loop_context.loop.time() + self.engine.close_timeout,
             )
         return 0
 
@@ -1123,7 +1123,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
     cdef int end_timers(self) except -1:
         if self.close_slot >= 0:
-            self.engine._deadlines.cancel(self._abort_for_timeout, self.close_slot)
+            self.engine.deadlines.cancel(self._abort_for_timeout, self.close_slot)
             self.close_slot = -1
         if self.rate_timer is not None:
             self.rate_timer.cancel()

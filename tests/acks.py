@@ -28,7 +28,7 @@ async def running_and_aborting(hub: Hub) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            for client in hub._open_clients():
+            for client in hub._engine.open_clients():
                 client._abort()
 
 

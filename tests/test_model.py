@@ -90,7 +90,7 @@ class Bench:
         with ours, theirs:
             ours.setblocking(False)
             theirs.setblocking(False)
-            client = Client(self.hub)
+            client = Client(self.hub._engine)
             if deflate:
                 client._agree(None, Deflate(True, True, 15, 15))
             client._begin(Transport(), ours.fileno(), False, "")
@@ -99,7 +99,7 @@ class Bench:
                 self.feed(client, piece)
             await asyncio.sleep(0)  # the flush
             # A message that inflates to much has a turn of its own.
-            while self.hub._count_waiting():  # noqa: ASYNC110 (there is no event to wait for)
+            while self.hub._engine.count_waiting():  # noqa: ASYNC110 (there is no event to wait for)
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
             client.connection_lost(None)

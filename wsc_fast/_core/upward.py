@@ -1,7 +1,7 @@
 """What the compiled code calls upward: small interfaces, which higher layers implement.
 
 An `Engine` is given one object of each of the first four (`join`). It calls nothing else of the
-package above it, but for the functions that are handed to it (`_set_acks`, `_set_filters`). All of
+package above it, but for the functions that are handed to it (`set_acks`, `set_filters`). All of
 it is called in the loop's thread, but for `Deliveries.on_loop`, `send_on_loop` and `send_failed`,
 which are called in the thread that called the hub.
 """
@@ -149,4 +149,4 @@ def join(
     deliveries: Deliveries,
 ) -> None:
     """Has these hear of what happens in an engine."""
-    engine._join(requests, admission, application, deliveries)
+    engine.join(requests, admission, application, deliveries)

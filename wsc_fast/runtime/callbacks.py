@@ -77,7 +77,7 @@ class Callbacks:
         self._denied = denied
         self._gone = gone
         may_publish = self._may_publish if authorize_publish is not None else None
-        engine._set_filters(
+        engine.set_filters(
             self._may_join if authorize_join is not None else None,
             may_publish,
         )
@@ -119,7 +119,7 @@ class Callbacks:
         """`fn(client, message)` for each message."""
         with self._adding:
             self._on_message += (checked_callback(fn),)
-            self._engine._set_message_handlers(self._on_message)
+            self._engine.set_message_handlers(self._on_message)
         return fn
 
     def add_error(self, fn: F) -> F:
@@ -204,14 +204,14 @@ class Callbacks:
 
     def report(self, client: Client | None, error: BaseException) -> None:
         """Counts and logs an error, and tells the on_error callbacks; `client` may be unknown."""
-        self._engine._count_callback_error()
+        self._engine.count_callback_error()
         log.error("error in a callback of %r", client, exc_info=error)
         self._tell(client, error)
 
     def _tell(self, client: Client | None, error: BaseException) -> None:
         # What an async one has to await takes its turn among the client's events, so that a client
         # never has more than one under way, and is not read while many of its errors wait.
-        call = self._engine._new_context().run if client is None else client._call
+        call = self._engine.new_context().run if client is None else client._call
         results = []
         for handler in self._on_error:
             try:
@@ -229,7 +229,7 @@ class Callbacks:
     def _wait_without_client(self, result: Awaitable[Any]) -> None:
         """What an async on_error has to await of an error that concerns no client."""
         if len(self._error_tasks) < _MOST_ERROR_TASKS:
-            task = self._tasks.spawn(_logging_errors([result]), self._engine._new_context())
+            task = self._tasks.spawn(_logging_errors([result]), self._engine.new_context())
             self._error_tasks.add(task)
             task.add_done_callback(self._error_tasks.discard)
             return

@@ -210,7 +210,7 @@ class Inbox:
 
     def limit(self) -> None:
         """Gives the callback under way `callback_close_timeout`, since its client has gone."""
-        timers = self._inboxes.engine._deadlines
+        timers = self._inboxes.engine.deadlines
         self._end_limit()
         if timers.loop is not None:
             self._inboxes.outlasting.add(self)
@@ -224,7 +224,7 @@ class Inbox:
 
     def _time_out(self) -> None:
         self._deadline = None
-        self._inboxes.engine._count_limit("callback_close_timeout")
+        self._inboxes.engine.count_limit("callback_close_timeout")
         log.warning(
             "%r: a callback was cancelled: it went on for %s s after its client had gone "
             "(callback_close_timeout)",
@@ -270,7 +270,7 @@ class Inbox:
         self._nbytes += _size_of(args)
         if not self._paused and (limit := self._limit_met(1)) is not None:
             self._paused = True
-            self._inboxes.engine._count_limit(limit)
+            self._inboxes.engine.count_limit(limit)
             self._client._pause_reading()
             if self._inboxes.awaits_acknowledgement(self._client):
                 log.warning(

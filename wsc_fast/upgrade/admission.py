@@ -146,8 +146,8 @@ class Admission:
         over = self._limits.admit(remote_address) if remote_address else None
         if over is None:
             return True
-        self._engine._count_limit(over)
-        self._engine._count_rejected("address" if over == "max_connections_per_address" else "rate")
+        self._engine.count_limit(over)
+        self._engine.count_rejected("address" if over == "max_connections_per_address" else "rate")
         return False
 
     def is_full(self) -> bool:
@@ -169,8 +169,8 @@ class Admission:
 
     def count_full(self) -> None:
         """A connection is refused since the hub is full."""
-        self._engine._count_rejected("full")
-        self._engine._count_limit("max_connections")
+        self._engine.count_rejected("full")
+        self._engine.count_limit("max_connections")
 
     def reason_against(self, identity: Identity) -> str | None:
         """Why a client may not have an identity that `authenticate` gave, if it may not."""
@@ -192,7 +192,8 @@ class Admission:
         """The connected client that one of this identity would replace."""
         if identity is None or identity.client_id is None:
             return None
-        return self._engine.get_client_by_id(identity.client_id)
+        other: Client | None = self._engine.get_client_by_id(identity.client_id)
+        return other
 
     def drop_identity(self, client: Client) -> None:
         """Nobody will ask who this connection belongs to."""
@@ -239,7 +240,7 @@ class Admission:
             if task is not None and task.cancelling():
                 raise  # the client left, or the hub is stopping
             client._set_authenticating(None)
-            self._engine._count_rejected("auth")
+            self._engine.count_rejected("auth")
             self._callbacks.report(client, error)
             client.disconnect(1011)
             return
@@ -262,18 +263,18 @@ class Admission:
         timeout = self._needs.settings().authentication_timeout
         identity: Identity | None = None
         try:
-            async with time_limit(self._engine._deadlines, timeout) as limit:
+            async with time_limit(self._engine.deadlines, timeout) as limit:
                 identity = await pending
         except TimeoutError:
             if not limit.expired():
                 raise  # its own, not ours
-            self._engine._count_limit("authentication_timeout")
+            self._engine.count_limit("authentication_timeout")
         if identity is not None:
             check_identity(identity)
         return identity
 
     def _refuse(self, client: Client, code: int, reason: str) -> None:
-        self._engine._count_rejected("auth")
+        self._engine.count_rejected("auth")
         client.disconnect(code, reason)
 
     def _enter(self, client: Client, identity: Identity | None) -> None:
@@ -308,7 +309,7 @@ class Admission:
         self._callbacks.connected(client)
 
     def _replace(self, older: Client) -> None:
-        self._engine._count_replaced()
+        self._engine.count_replaced()
         reason = "replaced by a newer connection"
         if self._engine.connections > self._needs.settings().max_connections:
             self._turn_away(older, CLOSE_REPLACED, reason)
@@ -320,7 +321,7 @@ class Admission:
         """Closes a connection without waiting for an answer to its close frame."""
         client._send_away(code, reason)
         if self._engine.loop is not None:
-            self._engine.loop.call_soon(client._abort, context=self._engine._new_context())
+            self._engine.loop.call_soon(client._abort, context=self._engine.new_context())
 
     # --- the end of an identity, and of a connection ---
 

@@ -133,7 +133,7 @@ class Lingering:
         if now - self._progress < close_timeout and (not left or taken - self._before >= wanted):
             self._wait()
         elif left:
-            self._engine._count_limit("close_timeout")
+            self._engine.count_limit("close_timeout")
             transport.abort()
         else:
             self._close()

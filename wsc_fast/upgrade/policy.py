@@ -121,7 +121,7 @@ class Policy:
         if refused is not None:
             return refused
         if not self._state.accepting:
-            self._engine._count_rejected("full")
+            self._engine.count_rejected("full")
             return _unavailable()
         path = head.target.partition(b"?")[0].decode("ascii")
         route = self.site.route_at(path)
@@ -136,7 +136,7 @@ class Policy:
         # A draining hub that shares its port has left it to others: whoever still comes to this one
         # had connected before, and can be served by no other.
         if self._state.draining and not self._shares_port():
-            self._engine._count_rejected("full")
+            self._engine.count_rejected("full")
             return _unavailable()
         full = self._admission.is_full()
         if full and not self._admission.may_return():
@@ -180,7 +180,7 @@ class Policy:
         return _unavailable()
 
     def _refuse_unauthenticated(self) -> WSUpgradeResponse:
-        self._engine._count_rejected("auth")
+        self._engine.count_rejected("auth")
         # RFC 9110 section 15.5.2 wants a challenge, though only the application knows which.
         return refusal(HTTPStatus.UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
 
@@ -200,11 +200,11 @@ class Policy:
         return headers
 
     def reject(self, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
-        self._engine._count_rejected("request")
+        self._engine.count_rejected("request")
         return refusal(status, f"{status.value} {status.phrase}: {text}" if text else "")
 
     def _upgrade_required(self, text: str, version: dict[str, str]) -> WSUpgradeResponse:
-        self._engine._count_rejected("request")
+        self._engine.count_rejected("request")
         # A message with Upgrade has to list it in Connection (RFC 9110 section 7.8).
         headers = {"Upgrade": "websocket", "Connection": "close, Upgrade", **version}
         return refusal(HTTPStatus.UPGRADE_REQUIRED, text, headers)
@@ -220,7 +220,7 @@ class Policy:
         if head.method in ("GET", "HEAD"):
             return None
         if head.method in _OTHER_METHODS:
-            self._engine._count_rejected("request")
+            self._engine.count_rejected("request")
             return refusal(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"})
         return self.reject(HTTPStatus.BAD_REQUEST, "an unknown method")
 
@@ -231,7 +231,7 @@ class Policy:
             return self._upgrade_required("this is a WebSocket endpoint", {})
         host = _host_of(head)
         if self.site.allowed_hosts and parse_host(host) not in self.site.allowed_hosts:
-            self._engine._count_rejected("origin")
+            self._engine.count_rejected("origin")
             log.info(
                 "an upgrade from %s is refused: the host %s is none of allowed_hosts",
                 remote_address or "an unknown address",
@@ -257,7 +257,7 @@ class Policy:
             head.origin, _host_of(head), tls, self._settings().allowed_origins
         ):
             return None
-        self._engine._count_rejected("origin")
+        self._engine.count_rejected("origin")
         log.info(
             "an upgrade from %s is refused: the origin %s is not that of the host %s, nor in "
             "allowed_origins",
