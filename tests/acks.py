@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.support import named
 from wsc_fast import ACKConfig, Hub, HubConfig, MemoryOfflineStore, OfflineStore, OfflineStoreError
+from wsc_fast._core.connection import abort
 from wsc_fast.testing import TEXT, RawClient, eventually, eventually_async, running
 
 
@@ -29,7 +30,7 @@ async def running_and_aborting(hub: Hub) -> AsyncIterator[None]:
             yield
         finally:
             for client in hub._engine.open_clients():
-                client._abort()
+                abort(client)
 
 
 async def received(client: RawClient) -> dict[str, Any]:

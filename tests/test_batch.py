@@ -13,6 +13,7 @@ import websockets
 
 from tests.support import join, known, named, stall
 from wsc_fast import Client, Hub, HubConfig, QueueFullError
+from wsc_fast._core.connection import abort
 from wsc_fast.testing import CLOSE, RawClient, eventually, running, uri
 
 COUNT = 40
@@ -143,7 +144,7 @@ async def test_an_abort_counts_what_it_loses(either_way: bool, to_room: bool) ->
         client = known(here.hub, "c1")
         here.cast("one")
         here.cast("two")
-        client._abort()
+        abort(client)
         await eventually(lambda: here.hub.get_stats().connections == COUNT - 1)
         assert client.dropped_messages == 2
         assert here.hub.get_stats().dropped["conn_closed"] == 2

@@ -28,6 +28,7 @@ import pytest
 
 from wsc_fast import Client, Hub, HubConfig, WSCError
 from wsc_fast._core import DEBUG_BUILD
+from wsc_fast._core.connection import agree_on, begin_connection
 from wsc_fast._core.memory import fail_allocation, live_objects
 from wsc_fast.testing import CLOSE, CONTINUATION, PING, TEXT, deflated, encode
 from wsc_fast.upgrade.negotiation import Deflate
@@ -88,9 +89,9 @@ class Peer:
         self.over = False
         self.client = Client(hub._engine)
         if kind == "shared":
-            self.client._agree(None, Deflate(True, True, 15, 15))
+            agree_on(self.client, None, Deflate(True, True, 15, 15))
         elif kind == "kept":
-            self.client._agree(None, Deflate(False, False, 15, 15))
+            agree_on(self.client, None, Deflate(False, False, 15, 15))
 
     # The transport.
 
@@ -129,7 +130,7 @@ class Peer:
     def begin(self) -> None:
         secure = self.kind == "secure"
         try:
-            self.client._begin(self, self.ours.fileno(), secure, "")  # type: ignore[arg-type]
+            begin_connection(self.client, self, self.ours.fileno(), secure, "")  # type: ignore[arg-type]
         except BaseException:
             self.over = True  # what a transport makes of an exception of its protocol
             raise

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.model import Event, Model
 from tests.support import join, named
 from wsc_fast import Client, Hub, HubConfig
+from wsc_fast._core.connection import agree_on, begin_connection
 from wsc_fast.testing import apply_mask, deflated, eventually, head, running, take_frame
 from wsc_fast.upgrade.negotiation import Deflate
 
@@ -92,8 +93,8 @@ class Bench:
             theirs.setblocking(False)
             client = Client(self.hub._engine)
             if deflate:
-                client._agree(None, Deflate(True, True, 15, 15))
-            client._begin(Transport(), ours.fileno(), False, "")
+                agree_on(client, None, Deflate(True, True, 15, 15))
+            begin_connection(client, Transport(), ours.fileno(), False, "")
             self.heard.clear()
             for piece in pieces:
                 self.feed(client, piece)

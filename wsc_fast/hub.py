@@ -1,7 +1,7 @@
 """Hub, the face: what users call. It makes the parts of a hub, and joins them.
 
-    engine       clients, users, rooms, sends: compiled, and a base of Hub, so that no send goes
-                 through Python
+    engine       clients, users, rooms, sends: compiled. `Calls`, the first base of Hub, holds it
+                 and calls it in C, so that no send goes through Python
     listener     from bind to an accepted socket
     requests     each connection until it is upgraded; `policy` decides, by what `site` serves
     admission    from the upgrade to the client

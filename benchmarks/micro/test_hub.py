@@ -31,6 +31,7 @@ from benchmarks.gate.scenarios import (
 from benchmarks.micro import plain
 from benchmarks.micro.conftest import Measure
 from wsc_fast import ACKConfig, ACKMessage, Client, Hub, HubMessage, Priority, QueueFullError
+from wsc_fast._core.connection import begin_connection
 
 TEXT = "x" * 128
 MADE_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -422,7 +423,7 @@ async def test_clients(measure: Measure, what: str, who: str) -> None:
 
             def register() -> None:
                 client = Client(hub._engine)
-                client._begin(stream, 0, False, "127.0.0.1")  # type: ignore[arg-type]
+                begin_connection(client, stream, 0, False, "127.0.0.1")  # type: ignore[arg-type]
                 new.append(client)
 
             def remove() -> None:

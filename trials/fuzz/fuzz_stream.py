@@ -30,6 +30,7 @@ from typing import Any
 from tests.model import Model
 from trials.fuzz.heads import Answer, answer_to
 from wsc_fast import Client, ConnectionLostError, Hub, HubConfig, ProtocolError
+from wsc_fast._core.connection import agree_on, begin_connection
 from wsc_fast.testing import apply_mask, head
 from wsc_fast.upgrade.negotiation import Deflate
 
@@ -249,10 +250,10 @@ class Bench:
             client.connection_made(transport)
         else:
             if kind == DEFLATE:
-                client._agree(None, Deflate(True, True, 15, 15))
+                agree_on(client, None, Deflate(True, True, 15, 15))
             elif kind == TAKEOVER:
-                client._agree(None, Deflate(secure, False, 15, 15))
-            client._begin(transport, self.ours.fileno(), secure, "")
+                agree_on(client, None, Deflate(secure, False, 15, 15))
+            begin_connection(client, transport, self.ours.fileno(), secure, "")
         view = client.get_buffer(-1)
         for piece in pieces:
             for at in range(0, len(piece), len(view)):

@@ -10,9 +10,10 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import Client, call_in_context, inbox_of
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.upward import Handlers
 from wsc_fast.errors import (
@@ -142,7 +143,7 @@ class Callbacks:
 
     def limit(self, client: Client) -> None:
         """A client has gone: an async callback of it that is under way has so long from now on."""
-        inbox: Inbox | None = client._get_inbox()
+        inbox: Inbox | None = inbox_of(client)
         if inbox is not None:
             inbox.limit()
         else:
@@ -150,7 +151,7 @@ class Callbacks:
 
     def receive(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
         """See `upward.Application`."""
-        inbox: Inbox | None = client._get_inbox()
+        inbox: Inbox | None = inbox_of(client)
         if inbox is not None:
             inbox.put_message(handlers, message)
         else:
@@ -166,13 +167,13 @@ class Callbacks:
     def _may_join(self, client: Client, room_id: str) -> bool:
         """Called for each `join_room`, where there is an `authorize_join`."""
         assert self._authorize_join is not None
-        return _decided(client._call(self._authorize_join, client, room_id))
+        return _decided(call_in_context(client, self._authorize_join, client, room_id))
 
     def _may_publish(self, client: Client, message: str | bytes) -> bool:
         """Called for each message, where there is an `authorize_publish`."""
         assert self._authorize_publish is not None
         try:
-            if _decided(client._call(self._authorize_publish, client, message)):
+            if _decided(call_in_context(client, self._authorize_publish, client, message)):
                 return True
         except Exception as error:
             self.report(client, error)  # nobody has allowed it
@@ -211,7 +212,9 @@ class Callbacks:
     def _tell(self, client: Client | None, error: BaseException) -> None:
         # What an async one has to await takes its turn among the client's events, so that a client
         # never has more than one under way, and is not read while many of its errors wait.
-        call = self._engine.new_context().run if client is None else client._call
+        call = (
+            self._engine.new_context().run if client is None else partial(call_in_context, client)
+        )
         results = []
         for handler in self._on_error:
             try:

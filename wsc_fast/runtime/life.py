@@ -19,7 +19,7 @@ from functools import partial
 from ssl import SSLContext
 from typing import Any, Protocol
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import Client, abort, descriptor_of, send_away
 from wsc_fast._core.engine import Engine
 from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.errors import HubStateError, HubStoppedError
@@ -258,7 +258,7 @@ class Life:
             _shut_down(client)
         await self._wait_until_gone(deadline)
         begun = parts.tasks.under_way()
-        await in_turns(parts.engine.closing_clients(), Client._abort, MOST_ENDS)
+        await in_turns(parts.engine.closing_clients(), abort, MOST_ENDS)
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
         await parts.delivery.close_store(deadline - time.monotonic())
@@ -289,7 +289,7 @@ class Life:
         """Ends all connections at once."""
         engine = self._parts.engine
         for client in (*engine.open_clients(), *engine.closing_clients()):
-            client._abort()
+            abort(client)
 
     def _stop_watching(self) -> None:
         if self._watchdog is not None:
@@ -374,7 +374,7 @@ class Life:
             *parts.engine.closing_clients(),
             *parts.admission.authenticating(),
         ]
-        descriptors = {client._get_descriptor() for client in clients}
+        descriptors = {descriptor_of(client) for client in clients}
         descriptors.update(parts.requests.descriptors())
         descriptors.update(parts.listener.descriptors())
         nothing = os.open(os.devnull, os.O_RDWR)
@@ -388,11 +388,11 @@ class Life:
 
 
 def _shut_down(client: Client) -> None:
-    client._send_away(1001, "server shutdown")
+    send_away(client, 1001, "server shutdown")
 
 
 def _restart(client: Client) -> None:
-    client._send_away(1012, "service restart")
+    send_away(client, 1012, "service restart")
 
 
 # Those that run, to be told of a fork.

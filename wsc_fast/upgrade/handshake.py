@@ -14,7 +14,7 @@ from typing import Protocol
 
 from picows import WSUpgradeResponse
 
-from wsc_fast._core.connection import Client, peer_address
+from wsc_fast._core.connection import Client, begin_connection, feed, peer_address
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead, RequestLine, TooManyHeaders
 from wsc_fast.addresses import forwarded_address
@@ -264,7 +264,7 @@ class Handshake:
         requests.settle(self)
         if requests.make_connection is None:
             transport.write(switching_protocols(head.key, decided))
-            client._begin(transport, self._descriptor, policy.site.tls, remote_address)
+            begin_connection(client, transport, self._descriptor, policy.site.tls, remote_address)
         else:
             try:
                 requests.make_connection(client, transport, head.key, decided, remote_address)
@@ -275,7 +275,7 @@ class Handshake:
                 transport.abort()
                 return
         if rest:
-            client._feed(rest)
+            feed(client, rest)
 
     def _answer(self, response: WSUpgradeResponse, head_only: bool = False) -> None:
         response.headers.setdefault("Connection", "close")

@@ -14,7 +14,13 @@ from typing import Protocol
 
 from picows import WSUpgradeResponse
 
-from wsc_fast._core.connection import Client, peer_address
+from wsc_fast._core.connection import (
+    Client,
+    agree_on,
+    call_in_context,
+    peer_address,
+    set_pending_identity,
+)
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.addresses import is_trusted, origin_allowed, parse_address, parse_host
@@ -126,7 +132,7 @@ class Policy:
         path = head.target.partition(b"?")[0].decode("ascii")
         route = self.site.route_at(path)
         if route is not None:
-            return answer(client._call(route, Request(head, remote_address, transport)))
+            return answer(call_in_context(client, route, Request(head, remote_address, transport)))
         # Where another server has the connection, it has chosen by the path.
         if transport is not None and self.site.path is not None and path != self.site.path:
             return self.reject(HTTPStatus.NOT_FOUND)
@@ -161,7 +167,7 @@ class Policy:
         """Asks `authenticate` who it is."""
         assert self._authenticate is not None
         request = Request(head, remote_address, transport)
-        identity = client._call(self._authenticate, request)
+        identity = call_in_context(client, self._authenticate, request)
         if identity is None:
             return self._refuse_unauthenticated()
         if inspect.isawaitable(identity):
@@ -172,7 +178,7 @@ class Policy:
             return self._refuse_unauthenticated()
         if full and self._admission.client_of(identity) is None:
             return self._refuse_full()
-        client._pending = identity
+        set_pending_identity(client, identity)
         return None
 
     def _refuse_full(self) -> WSUpgradeResponse:
@@ -196,7 +202,7 @@ class Policy:
             if deflate is not None:
                 headers["Sec-WebSocket-Extensions"] = deflate.response
         if headers:
-            client._agree(subprotocol, deflate)
+            agree_on(client, subprotocol, deflate)
         return headers
 
     def reject(self, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
