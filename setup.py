@@ -29,6 +29,7 @@ MODULES = (
     "receiver",
     "picows_connection",
     "connection",
+    "calls",
     "handshake",
     "messages",
     "timers",

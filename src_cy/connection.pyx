@@ -167,7 +167,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     cdef:
         int descriptor             # of its socket, for looking only; Sink.fd is for writing
         bint secure                # TLS
-        long long close_slot       # of `Engine._deadlines`, while CLOSING; else -1
+        long long close_slot       # of `Engine.deadlines`, while CLOSING; else -1
         dict data                  # user_data; None until first used
         object variables           # contextvars.Context of its callbacks; None before the first
         object inbox               # callbacks.Inbox while an async callback of it is due
@@ -185,7 +185,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         unsigned long long acked   # bytes, at the last look (see check_alive)
         bint announced             # on_client_connected has been called
         bint late_address          # of its peer, known only once its upgrade was accepted
-        public bint _counted       # among the connections of its address (Hub)
+        bint counted               # among the connections of its address (`set_counted`)
         bint peer_closed           # the peer's close frame is in
         bint failing               # we closed because of the peer's fault
         unsigned char reading_paused  # by us, bit by bit for what reason
@@ -195,7 +195,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         bint close_queued          # our close frame went into the outbox
         # Its transport has gone, with this error, before all that had come was heard; or None.
         tuple lost_early
-        public object _pending     # Identity, or an awaitable for it; None once it was asked for
+        object pending             # Identity, or an awaitable for it; None once it was asked for
 
     def __cinit__(self, Engine engine not None):
         self.close_slot = -1
@@ -207,7 +207,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     @property
     def hub(self):
         """Hub: the hub that it is connected to."""
-        return self.engine
+        return self.engine.hub
 
     @property
     def close_code(self):
@@ -319,7 +319,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             return
         if self.inbox is not None:
             self.inbox.forget_messages()
-        self._send_away(code, reason)
+        self.send_away(code, reason)
 
     def set_user_data(self, key, value):
         """Keeps a value under a key of `user_data`.
@@ -350,17 +350,17 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         state = ("connecting", "open", "closing", "closed")[self.state]
         return f"<Client {self.id!a} user={self.user_id!a} {state}>"
 
-    def _send_away(self, code, reason):
-        """Closes the connection; what has come of it is still heard."""
+    cdef int send_away(self, int code, str reason) except -1:
         if self.state <= OPEN and self.stream is not None:
-            self.begin_close(code, reason)
+            return self.begin_close(code, reason)
+        return 0
 
     # --- connecting ---
 
     def connection_made(self, stream):
         """The transport of a connection to the hub's own server (asyncio.BaseProtocol)."""
         if self.input_closed:
-            stream.abort()  # `_give_up`
+            stream.abort()  # `give_up`
             return
         self.input_closed = True  # what comes is no frame before it is known to be one
         try:
@@ -371,15 +371,9 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             stream.abort()
             self.engine.application.report(None, error)
 
-    def _begin(self, stream, int descriptor, bint secure, str remote_address not None):
-        """The connection stands: its 101 is written, and this is its protocol.
-
-        Args:
-            stream: the asyncio transport.
-            descriptor: of its socket.
-            secure: it speaks TLS.
-            remote_address: of its peer.
-        """
+    cdef int begin(
+        self, object stream, int descriptor, bint secure, str remote_address
+    ) except -1:
         self.handshake = None
         self.remote_address = remote_address
         self.write = stream.write
@@ -400,25 +394,21 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             self.engine.admission.connected(self)
         except BaseException as error:
             self.failed(error)
+        return 0
 
     cdef int begin_on(self, object stream, int descriptor, bint secure) except -1:
         self.late_address = not self.remote_address
         self.drains = keeps_input(stream)
-        self._begin(stream, descriptor, secure, self.remote_address or peer_address(stream))
-        return 0
+        return self.begin(
+            stream, descriptor, secure, self.remote_address or peer_address(stream)
+        )
 
-    def _agree(self, subprotocol, deflate):
-        """Takes the results of the upgrade's negotiation.
-
-        Args:
-            subprotocol: a str or None.
-            deflate: extensions.Deflate or None.
-        """
+    cdef int agree_on(self, str subprotocol, object deflate) except -1:
         cdef int server_window
         cdef int client_window
         self.subprotocol = subprotocol
         if deflate is None:
-            return
+            return 0
         self.inflates = True
         server_window = deflate.server_max_window_bits
         client_window = deflate.client_max_window_bits
@@ -430,41 +420,25 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         if server_window or client_window:
             self.context = Context(self.engine.codec, server_window, client_window)
             self.packs = server_window != 0
+        return 0
 
     cdef bytes pack(self, bytes frame):
         return self.context.pack(frame)
 
-    def _feed(self, bytes data not None):
-        """Takes what came in one segment with the upgrade."""
-        self.feed(data, len(data))
-
-    def _set_remote_address(self, str remote_address not None):
-        """Sets the peer's address before picows makes the connection, where it is known."""
-        self.remote_address = remote_address
-
-    def _address_came_late(self):
-        """Whether its address was not known yet when its upgrade was accepted."""
-        return self.late_address
-
-    def _enter(self, str client_id, str user_id, user_data):
-        """Makes it an open client of the hub under an identity; the id must be free."""
+    cdef int enter(
+        self, str client_id, str user_id, object user_data, str device_id
+    ) except -1:
         self.id = client_id
         self.user_id = user_id
+        self.device_id = device_id
         if user_data:
             self.data = dict(user_data)
         self.state = OPEN
         self.engine.clients.admit(self)
         self.announced = True
+        return 0
 
-    def _set_device(self, str device_id):
-        """Sets the device that it runs on, as its Identity says; None: not known."""
-        self.device_id = device_id
-
-    def _hold_input(self):
-        """Keeps messages until `_release_input`: the identity is not known yet."""
-        self.held = []
-
-    def _release_input(self):
+    cdef int release_input(self) except -1:
         cdef list held = self.held or []  # none: it was not let in
         self.held = None
         self.held_bytes = 0
@@ -478,26 +452,13 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             self.failed(error)
         finally:
             self.listened()
+        return 0
 
-    def _give_up(self):
-        """Ends a connection that is no client yet: its input is not looked at any more."""
-        self.input_closed = True
-
-    def _transport(self):
-        """The asyncio transport, of a request too; None where there is none yet, or no more."""
+    cdef object any_transport(self):
+        # The asyncio transport, of a request too; None where there is none yet, or no more.
         if self.stream is None and self.handshake is not None:
             return self.handshake.transport
         return self.stream
-
-    def _close_transport(self):
-        """Closes it once what was written is sent; without a close frame."""
-        self.close_transport()
-
-    def _is_connecting(self):
-        return self.state == CONNECTING
-
-    def _set_authenticating(self, task):
-        self.authenticating = task
 
     # --- the context of its callbacks ---
 
@@ -518,46 +479,11 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             PyContext_Enter(context)
         return context
 
-    def _call(self, function, *args):
-        """Calls the application in the context of this client's callbacks."""
-        cdef object context = self.enter_context()
-        try:
-            return function(*args)
-        finally:
-            PyContext_Exit(context)
-
-    def _lend_context(self):
-        """Its context, for the task of its Inbox; to be called before there is one."""
-        cdef object context = self.enter_context()
-        PyContext_Exit(context)
-        return context
-
-    def _copy_context(self):
-        """A context that begins with what its callbacks have set."""
-        return PyContext_Copy(self._lend_context())
-
-    def _keep_context(self):
-        """Its callbacks go on with what the task that calls this has set."""
-        self.variables = PyContext_CopyCurrent()
-
     cdef int drop_context(self) except -1:
         # It may hold the client itself, once that was set in it.
         if self.state == CLOSED and self.inbox is None:
             self.variables = None
         return 0
-
-    def _set_inbox(self, inbox):
-        self.inbox = inbox
-        self.drop_context()
-
-    def _get_inbox(self):
-        return self.inbox
-
-    def _pause_reading(self):
-        self.pause_reading(PAUSED_FOR_CALLBACKS)
-
-    def _resume_reading(self):
-        self.resume_reading(PAUSED_FOR_CALLBACKS)
 
     cdef int pause_reading(self, int reason) except -1:
         if self.stream is not None and self.state == OPEN and self.lost_early is None:
@@ -656,7 +582,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
     cdef object transport_now(self):
         """The asyncio transport, of a request too; None if it is closing or gone."""
-        cdef object stream = self._transport()
+        cdef object stream = self.any_transport()
         return None if stream is None or stream.is_closing() else stream
 
     def _rate_passed(self):
@@ -858,13 +784,13 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             # Not every TLS transport tells of the end of the peer's stream.
             self.end_of_stream()
             return 0
-        if self.parts is not None and now - self.part_since >= self.engine._message_timeout:
+        if self.parts is not None and now - self.part_since >= self.engine.message_timeout:
             return self.refuse_over("message_timeout", 1008, "a message that takes too long")
-        if idle >= self.engine._heartbeat_timeout:
+        if idle >= self.engine.heartbeat_timeout:
             # A long first frame that still arrives, which on a picows server of the application's
             # picows reads, or a long backlog still being read, is no silence.
             if wsc_progress(self.descriptor, &since_data, &acked) == 0:
-                if since_data < self.engine._heartbeat_timeout and since_data < idle:
+                if since_data < self.engine.heartbeat_timeout and since_data < idle:
                     self.last_seen = now - since_data
                     return 0
                 if acked > self.acked + PING_BYTES:
@@ -877,8 +803,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
                 self, f"heartbeat timeout: nothing came from the client for {idle:.3g} s"
             )
             return 0
-        if idle >= self.engine._heartbeat_interval:
-            if now - self.pinged_at >= self.engine._heartbeat_interval:
+        if idle >= self.engine.heartbeat_interval:
+            if now - self.pinged_at >= self.engine.heartbeat_interval:
                 self.pinged_at = now
                 self.pong_due = True
                 wsc_progress(self.descriptor, &since_data, &self.acked)
@@ -922,9 +848,9 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     cdef int limit_close(self) except -1:
         """Begins the time that closing may take, unless it runs already."""
         if self.close_slot < 0:
-            self.close_slot = self.engine._deadlines.set(
+            self.close_slot = self.engine.deadlines.set(
                 self._abort_for_timeout,
-                self.engine.loop_context.loop.time() + self.engine._close_timeout,
+                self.engine.loop_context.loop.time() + self.engine.close_timeout,
             )
         return 0
 
@@ -958,7 +884,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         return 0
 
     cdef int close_transport(self) except -1:
-        cdef object stream = self._transport()
+        cdef object stream = self.any_transport()
         self.resume_to_close(stream)
         stream.close()
         return 0
@@ -986,24 +912,13 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         self.inbox = None
         self.variables = None
         self.picows_protocol = None
-        self._counted = False
+        self.counted = False
         return self.let_go()
-
-    def _forget(self):
-        self.forget()
-
-    def _get_descriptor(self):
-        """Of its socket; -1 where there is none, or where it may be closed already."""
-        return -1 if self.stream is None or self.stream.is_closing() else self.descriptor
 
     def _abort_for_timeout(self):
         self.close_slot = -1
         self.engine.over("close_timeout")
         self.end = "send_timeout"
-        self.abort()
-
-    def _abort(self):
-        """Ends the connection at once, without a close frame (for hub.py)."""
         self.abort()
 
     cdef int close_normally(self) except -1:
@@ -1058,7 +973,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
     def eof_received(self):
         """The peer half-closed (asyncio.BufferedProtocol)."""
-        cdef object stream = self._transport()
+        cdef object stream = self.any_transport()
         if self.listening:
             self.ended_inside = True  # what has come of it is heard first
             if stream is not None:
@@ -1124,7 +1039,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
     cdef int end_timers(self) except -1:
         if self.close_slot >= 0:
-            self.engine._deadlines.cancel(self._abort_for_timeout, self.close_slot)
+            self.engine.deadlines.cancel(self._abort_for_timeout, self.close_slot)
             self.close_slot = -1
         if self.rate_timer is not None:
             self.rate_timer.cancel()
@@ -1140,3 +1055,207 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         self.write = None
         self.stream = None
         return self.leave_picows(stream)
+
+
+# --- what the parts of a hub do with a client ---
+
+# `Client` is the application's, so these are functions: they are in nobody's way there.
+
+# Connecting, in the order of the calls.
+
+def give_up(Client client not None):
+    """Has a connection end as it is: it is not connected yet.
+
+    Thread-safety: the loop's thread, like all of these functions.
+    """
+    client.input_closed = True
+
+
+def agree_on(Client client not None, str subprotocol, deflate):
+    """Tells a client what its upgrade has negotiated.
+
+    Args:
+        client: before `begin_connection`.
+        subprotocol: a str or None.
+        deflate: settings.Compression or None.
+    """
+    client.agree_on(subprotocol, deflate)
+
+
+def set_pending_identity(Client client not None, identity):
+    """Keeps the identity of a connection until it stands: an Identity, or an awaitable for it.
+
+    Args:
+        client: whose it is.
+        identity: None drops it.
+    """
+    client.pending = identity
+
+
+def pending_identity(Client client not None):
+    """The identity that `set_pending_identity` has kept; None where it has kept none."""
+    return client.pending
+
+
+def set_remote_address(Client client not None, str remote_address not None):
+    """Tells a client the address of its peer, where another one makes the connection."""
+    client.remote_address = remote_address
+
+
+def begin_connection(
+    Client client not None, stream, int descriptor, bint secure, str remote_address not None
+):
+    """Has a client begin: its 101 is written, and it is the protocol of its transport.
+
+    Args:
+        client: new.
+        stream: the asyncio transport.
+        descriptor: of its socket.
+        secure: it speaks TLS.
+        remote_address: of its peer.
+    """
+    client.begin(stream, descriptor, secure, remote_address)
+
+
+def feed(Client client not None, bytes data not None):
+    """Gives a client what came in one segment with its upgrade."""
+    client.feed(data, len(data))
+
+
+def address_came_late(Client client not None):
+    """Whether the address was not known yet when the upgrade was accepted."""
+    return client.late_address
+
+
+def set_counted(Client client not None, bint counted):
+    """Marks whether a client is counted among the connections of its address.
+
+    Args:
+        client: any.
+        counted: from now on.
+
+    Returns:
+        bool: whether it was until now.
+    """
+    cdef bint before = client.counted
+    client.counted = counted
+    return before
+
+
+def hold_input(Client client not None):
+    """Keeps the messages of a client until `release_input`: its identity is not known yet."""
+    client.held = []
+
+
+def set_authenticating(Client client not None, task):
+    """Has the end of the connection cancel the task that finds out its identity; None: none."""
+    client.authenticating = task
+
+
+def is_connecting(Client client not None):
+    """Whether a client is neither open yet nor closing."""
+    return client.state == CONNECTING
+
+
+def enter(Client client not None, str client_id, str user_id, user_data, str device_id):
+    """Makes a connection an open client of the hub.
+
+    Args:
+        client: whose identity is known now.
+        client_id: free.
+        user_id: whose client it is.
+        user_data: a dict, which is copied, or None.
+        device_id: None: not known.
+    """
+    client.enter(client_id, user_id, user_data, device_id)
+
+
+def release_input(Client client not None):
+    """Has a client hear the messages that `hold_input` has kept."""
+    client.release_input()
+
+
+# Its callbacks: their context, and their inbox.
+
+def call_in_context(Client client not None, function, *args):
+    """Calls the application in the context of a client's callbacks; returns what it returns."""
+    cdef object context = client.enter_context()
+    try:
+        return function(*args)
+    finally:
+        PyContext_Exit(context)
+
+
+def lend_context(Client client not None):
+    """The context of a client's callbacks, for the task of its inbox; before there is one."""
+    cdef object context = client.enter_context()
+    PyContext_Exit(context)
+    return context
+
+
+def copy_context(Client client not None):
+    """A new context that begins with what the callbacks of a client have set."""
+    return PyContext_Copy(lend_context(client))
+
+
+def keep_context(Client client not None):
+    """Has the callbacks of a client go on with what the task that calls this has set."""
+    client.variables = PyContext_CopyCurrent()
+
+
+def inbox_of(Client client not None):
+    """The Inbox of a client, or None."""
+    return client.inbox
+
+
+def set_inbox(Client client not None, inbox):
+    """Gives a client an Inbox; None takes it away."""
+    client.inbox = inbox
+    client.drop_context()
+
+
+def pause_reading(Client client not None):
+    """Has nothing more read of a client: too much waits for its callbacks."""
+    client.pause_reading(PAUSED_FOR_CALLBACKS)
+
+
+def resume_reading(Client client not None):
+    """Undoes `pause_reading`."""
+    client.resume_reading(PAUSED_FOR_CALLBACKS)
+
+
+# Its transport, and its end.
+
+def transport_of(Client client not None):
+    """The asyncio transport, of a request too; None where there is none yet, or no more."""
+    return client.any_transport()
+
+
+def descriptor_of(Client client not None):
+    """The descriptor of the socket; -1 where there is none, or where it may be closed already."""
+    return -1 if client.stream is None or client.stream.is_closing() else client.descriptor
+
+
+def send_away(Client client not None, int code, str reason not None):
+    """Closes the connection; what has come of it is still heard.
+
+    Args:
+        client: any; one that is closing already is left alone.
+        code, reason: of the close frame; checked.
+    """
+    client.send_away(code, reason)
+
+
+def close_transport(Client client not None):
+    """Closes the transport once what was written is sent, without a close frame."""
+    client.close_transport()
+
+
+def abort(Client client not None):
+    """Ends the connection at once, without a close frame."""
+    client.abort()
+
+
+def forget(Client client not None):
+    """Lets go of a connection whose loop was closed."""
+    client.forget()

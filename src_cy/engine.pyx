@@ -1,12 +1,10 @@
-"""The calls of a Hub: clients, users, rooms, and what is sent to them; see engine.pxd.
+"""The work of a hub with clients, users, rooms and messages; see engine.pxd.
 
-Threads: every public method may be called from any thread. Off the loop's thread it hands itself
-to the loop through `deliveries.on_loop` (upward.py) and returns or raises there as it would here.
-While the hub is not running there is no loop's thread, and calls work where they are made.
+Threads: everything here is called in the loop's thread, or while the hub does not run. calls.pyx
+sees to that for the calls of the application.
 """
 
-from functools import partial
-
+cimport cython
 from cpython.contextvars cimport PyContext_Copy
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_SIZE
@@ -31,7 +29,6 @@ from wsc_fast._core.outbox cimport (
     OPEN,
     PUSHED,
     REFUSED,
-    RUN_NORMAL,
     Counters,
     Sink,
     outbox_push,
@@ -95,17 +92,19 @@ cdef str checked_key(object key):
     return key
 
 
+@cython.final
 cdef class Engine(FanoutNeeds):
-    """Base of Hub: what it does with clients, users, rooms and messages (internal)."""
+    """The work of a hub on clients, users, rooms and messages (internal)."""
 
-    def __cinit__(self):
+    def __cinit__(self, hub):
         born(AN_ENGINE)
+        self.hub = hub
         memset(&self.counters, 0, sizeof(Counted))
         self.loop_context = LoopContext()
         self.fanout = Fanout(self, self.loop_context)
         self.clients = ClientRegistry(self.fanout)
         self.rooms = {}
-        self._deadlines = Timers(most=MOST_ENDS)
+        self.deadlines = Timers(most=MOST_ENDS)
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
         self.turns = ReadTurns(self.loop_context)
@@ -119,76 +118,66 @@ cdef class Engine(FanoutNeeds):
         """asyncio.AbstractEventLoop | None: the loop it runs on, None while it does not run."""
         return self.loop_context.loop
 
-    @property
-    def longest_flush(self):
-        """float: of the flushes since the last reset, seconds."""
-        return self.fanout.longest_flush
+    # --- the loop and the configuration ---
 
-    @property
-    def _fanout(self):
-        """Fanout: for tests and measurements."""
-        return self.fanout
-
-    # --- the loop and the configuration (for hub.py) ---
-
-    def _attach(self, loop):
+    def attach(self, loop):
         """Binds to the running loop of this thread, or to none."""
         self.loop_context.attach(loop)
         self.fanout.attach()
-        self._deadlines.attach(loop)
+        self.deadlines.attach(loop)
         self.turns.attach()
         self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
 
-    def _join(self, requests, admission, application, deliveries):
+    def join(self, requests, admission, application, deliveries):
         """Has these hear of what happens here; upward.py has their interfaces."""
         self.requests = requests
         self.admission = admission
         self.application = application
         self.deliveries = deliveries
 
-    def _configure(self, config):
+    def configure(self, config):
         """Takes the settings that hold from the start on; for a hub that does not run."""
-        self._set_read_buffer(config.read_buffer_size)
-        self._set_compression(
+        self.set_read_buffer(config.read_buffer_size)
+        self.set_compression(
             config.enable_compression, config.compression_level, config.compression_threshold
         )
 
-    def _configure_live(self, config):
+    def configure_live(self, config):
         """Takes all other settings; a running hub takes most of them anew."""
-        self._set_limits(
+        self.set_limits(
             config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
         )
-        self._set_rates(config.message_rate, config.byte_rate, config.rate_limit_action)
-        self._set_timeouts(config.heartbeat_timeout, config.message_timeout)
-        self._heartbeat_interval = config.heartbeat_interval
-        self._close_timeout = config.close_timeout
-        self._max_rooms = config.max_rooms
-        self._max_rooms_per_client = config.max_rooms_per_client
-        self._max_message_size = config.max_message_size
-        self._max_fragments = config.max_fragments
-        self._auth_input_bytes = config.authentication_input_bytes
+        self.set_rates(config.message_rate, config.byte_rate, config.rate_limit_action)
+        self.set_timeouts(config.heartbeat_timeout, config.message_timeout)
+        self.heartbeat_interval = config.heartbeat_interval
+        self.close_timeout = config.close_timeout
+        self.max_rooms = config.max_rooms
+        self.max_rooms_per_client = config.max_rooms_per_client
+        self.max_message_size = config.max_message_size
+        self.max_fragments = config.max_fragments
+        self.auth_input_bytes = config.authentication_input_bytes
 
-    def _set_timeouts(self, double heartbeat, double message):
+    def set_timeouts(self, double heartbeat, double message):
         """How long a client may be silent, and a message under way, in seconds."""
-        self._heartbeat_timeout = heartbeat
-        self._message_timeout = message
+        self.heartbeat_timeout = heartbeat
+        self.message_timeout = message
 
-    def _new_context(self):
+    def new_context(self):
         """A contextvars.Context for what is no client's."""
         return PyContext_Copy(self.loop_context.variables)
 
-    def _is_away(self):
+    def is_away(self):
         """Whether the hub runs, and in another thread."""
         return self.away()
 
-    def _set_limits(self, unsigned int messages, Py_ssize_t nbytes, str policy, double budget):
+    def set_limits(self, unsigned int messages, Py_ssize_t nbytes, str policy, double budget):
         self.fanout.end_batch()
         self.fanout.limits.messages = messages
         self.fanout.limits.nbytes = nbytes
         self.fanout.limits.policy = POLICIES[policy]
         self.fanout.budget = budget
 
-    def _set_rates(self, double messages, double nbytes, str action):
+    def set_rates(self, double messages, double nbytes, str action):
         """Bounds what each client may send a second; 0 is no bound."""
         self.rates.messages = messages
         self.rates.nbytes = nbytes
@@ -198,16 +187,16 @@ cdef class Engine(FanoutNeeds):
         self.turns.set_rated(self.rates.bounded)
         self.read_buffer.set_least(self.turns.heavy_read)
 
-    def _set_turns(self, Py_ssize_t heavy_read, double budget):
+    def set_turns(self, Py_ssize_t heavy_read, double budget):
         """Sets the bytes of a heavy read, and the least seconds that such reads have in a turn."""
         self.turns.set(heavy_read, budget)
         self.read_buffer.set_least(heavy_read)
 
-    def _set_read_buffer(self, Py_ssize_t size):
+    def set_read_buffer(self, Py_ssize_t size):
         """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
         self.read_buffer.make(size)
 
-    def _set_compression(self, enabled, int level, Py_ssize_t threshold):
+    def set_compression(self, enabled, int level, Py_ssize_t threshold):
         """Makes the compression contexts anew, or drops them; for a hub that does not run."""
         cdef Codec codec = Codec(level, threshold) if enabled else None
         if codec is not None and self.codec is not None:
@@ -217,11 +206,11 @@ cdef class Engine(FanoutNeeds):
     cdef bytes compressed_form(self, bytes frame, int window):
         return self.codec.compressed_form(frame, window)
 
-    def _set_forms(self, MessageForms forms not None):
+    def set_forms(self, MessageForms forms not None):
         """Hands down what messages.py has for the engine; to be called first of all."""
         self.forms = forms
 
-    def _set_acks(self, take, replaying, hold, ran_empty):
+    def set_acks(self, take, replaying, hold, ran_empty):
         """Joins the acknowledgements to the engine.
 
         Args:
@@ -247,12 +236,12 @@ cdef class Engine(FanoutNeeds):
         sink.awaited = True
         return 0
 
-    def _set_filters(self, join_filter, publish_filter):
+    def set_filters(self, join_filter, publish_filter):
         """Has `join_filter(client, room_id)` and `publish_filter(client, message)` decide."""
         self.join_filter = join_filter
         self.publish_filter = publish_filter
 
-    def _watch_losses(self, watched):
+    def watch_losses(self, watched):
         """Whether `Deliveries.lost` is called for what is dropped or not sent."""
         self.fanout.tell_losses(watched)
 
@@ -261,10 +250,10 @@ cdef class Engine(FanoutNeeds):
         self.limited[limit] += 1
         return 0
 
-    def _count_limit(self, str limit):
+    def count_limit(self, str limit):
         self.over(limit)
 
-    def _count_waiting(self):
+    def count_waiting(self):
         """How many connections wait for their turn to be read."""
         return self.turns.count_waiting()
 
@@ -273,189 +262,28 @@ cdef class Engine(FanoutNeeds):
             self.deliveries.lost(sink, frames, reason, error)
         return 0
 
-    def _set_message_handlers(self, tuple handlers):
+    def set_message_handlers(self, tuple handlers):
         self.message_handlers = handlers
         self.message_handler = handlers[0] if len(handlers) == 1 else None
 
     cdef bint away(self) noexcept:
         return self.thread_id != 0 and self.thread_id != PyThread_get_thread_ident()
 
-    # --- connection management ---
+    # --- who is connected ---
 
-    def get_connected_clients(self):
-        """How many clients are connected.
-
-        Returns:
-            int: open clients; those in the closing handshake no longer count.
-
-        Thread-safety: any thread. Source: go-wsc `GetConnectedClients`.
-        """
-        return PyList_GET_SIZE(self.clients.everyone)
-
-    def get_connected_client_ids(self):
-        """The ids of all connected clients.
-
-        Returns:
-            list[str]: in no particular order.
-
-        Thread-safety: any thread. Source: go-wsc `GetConnectedClientsIDs`.
-        """
-        return list(self.clients.by_id)
-
-    def get_client_by_id(self, client_id):
-        """The connected client with this id.
-
-        Args:
-            client_id: a str.
-
-        Returns:
-            Client | None: None when no connected client has the id.
-
-        Raises:
-            ValidationError: the id is not a str.
-
-        Thread-safety: any thread. Source: go-wsc `GetClientByID`.
-        """
+    cpdef get_client_by_id(self, client_id):
+        """See `Hub.get_client_by_id`."""
         if type(client_id) is not str:
             check_id("client", client_id)
         return self.clients.by_id.get(client_id)
 
-    def get_all_connected_users(self):
-        """The ids of all users with at least one connected client.
-
-        Returns:
-            list[str]: each once, in no particular order.
-
-        Thread-safety: any thread. Source: go-wsc `GetAllConnectedUsers`.
-        """
-        return self.clients.user_ids()
-
-    def get_clients_by_user(self, user_id):
-        """The connected clients of a user.
-
-        Args:
-            user_id: a str.
-
-        Returns:
-            list[Client]: empty when the user has none.
-
-        Raises:
-            ValidationError: the id is not a str.
-
-        Thread-safety: any thread.
-        """
+    cpdef list get_clients_by_user(self, user_id):
+        """See `Hub.get_clients_by_user`."""
         if type(user_id) is not str:
             check_id("user", user_id)
         return self.clients.of_user(user_id)
 
     # --- sending ---
-
-    def broadcast(self, message, *, exclude=(), key=None):
-        """Queues a message for every connected client.
-
-        Args:
-            message: bytes (a binary message) or str (a text message).
-            exclude: ids of clients, or Client objects, that do not get it.
-            key: conflation key, a str: a message that still waits in an outbox under the same key
-                is replaced by this one, which takes its place at the end of the queue.
-
-        Returns:
-            int: how many clients it was queued for. A full outbox is dealt with by
-            HubConfig.overflow and counted in the stats.
-
-        Raises:
-            ValidationError: the message or the key cannot be used; nobody gets anything.
-
-        Thread-safety: any thread. Source: go-wsc `Broadcast`.
-        """
-        if self.away():
-            return self.deliveries.send_on_loop(
-                partial(self.broadcast, message, exclude=exclude, key=key), message, ""
-            )
-        return self.publish(self.clients.everyone, None, message, exclude, key, "")
-
-    def broadcast_text(self, text):
-        """Queues a text message for every connected client.
-
-        Args:
-            text: a str.
-
-        Returns:
-            int: how many clients it was queued for.
-
-        Raises:
-            ValidationError: `text` is not a str, or holds a lone surrogate.
-
-        Thread-safety: any thread. Source: go-wsc `BroadcastText`.
-        """
-        return self.broadcast(checked_text(text))
-
-    def broadcast_to_room(self, room_id, message, *, exclude=(), key=None):
-        """Queues a message for every member of a room.
-
-        Args:
-            room_id: a str.
-            message, exclude, key: as for `broadcast`.
-
-        Returns:
-            int: how many members it was queued for.
-
-        Raises:
-            RoomNotFoundError: there is no such room.
-            ValidationError: the message, the key or the id cannot be used.
-
-        Thread-safety: any thread. Source: go-wsc `BroadcastToRoom`.
-        """
-        cdef MemberSet room
-        if self.away():
-            return self.deliveries.send_on_loop(
-                partial(self.broadcast_to_room, room_id, message, exclude=exclude, key=key),
-                message, room_id, "",
-            )
-        room = self.find_room(room_id)
-        return self.publish(room.items, room, message, exclude, key, room_id)
-
-    def send_to_client(self, client_id, message, *, key=None):
-        """Queues a message for one client.
-
-        Args:
-            client_id: a str.
-            message, key: as for `broadcast`.
-
-        Raises:
-            ClientNotFoundError: no connected client has the id.
-            QueueFullError: its outbox is full and the overflow policy made no room.
-            ValidationError: the message, the key or the id cannot be used.
-
-        Thread-safety: any thread. Source: go-wsc `SendToClient`.
-        """
-        cdef Sink sink
-        if self.away():
-            self.deliveries.send_on_loop(
-                partial(self.send_to_client, client_id, message, key=key), message, client_id
-            )
-            return
-        try:
-            sink = self.clients.find(client_id)
-        except ClientNotFoundError as error:
-            if self.fanout.tells_losses():
-                self.deliveries.refused(message, client_id, "conn_closed", error)
-            raise
-        self.deliver(sink, self.framed(message, client_id), key, RUN_NORMAL)
-
-    def send_text_to_client(self, client_id, text):
-        """Queues a text message for one client.
-
-        Args:
-            client_id: a str.
-            text: a str.
-
-        Raises:
-            ClientNotFoundError, QueueFullError, ValidationError: as `send_to_client`.
-
-        Thread-safety: any thread. Source: go-wsc `SendTextToClient`.
-        """
-        self.send_to_client(client_id, checked_text(text))
 
     cdef bytes framed(self, object message, object recipient):
         # The message's frame; a failure handler hears of one that cannot be sent.
@@ -514,35 +342,7 @@ cdef class Engine(FanoutNeeds):
             f"{self.fanout.limits.nbytes} bytes)"
         )
 
-    def send_to_user(self, user_id, message):
-        """Queues a message for every client of a user; it is encoded once.
-
-        Args:
-            user_id: a str.
-            message: a HubMessage.
-
-        Returns:
-            int: how many clients it was queued for.
-
-        Raises:
-            UserOfflineError: the user has no connected client.
-            QueueFullError: the outboxes of all of them are full.
-            PendingFullError: too many messages are held back behind a replay for this user.
-            ValidationError: the message cannot be sent.
-            HubStoppedError: the hub has stopped.
-
-        A failure also goes to the failure handlers. Thread-safety: any thread. Source: go-wsc
-        `SendToUser`.
-        """
-        try:
-            if self.away():
-                return self.deliveries.on_loop(partial(self._send_message, user_id, message))
-            return self._send_message(user_id, message)
-        except Exception as error:
-            self.deliveries.send_failed(message, user_id, error)
-            raise
-
-    cpdef Py_ssize_t _send_message(self, user_id, message) except -1:
+    cpdef Py_ssize_t send_message(self, user_id, message) except -1:
         """`send_to_user` without the failure handlers, on the loop's thread."""
         cdef bytes frame
         cdef Py_ssize_t queued
@@ -657,72 +457,29 @@ cdef class Engine(FanoutNeeds):
             raise RoomNotFoundError(f"there is no room with the id {room_id!a}")
         return <MemberSet>found
 
-    def create_room(self, room_id):
-        """Makes an empty room.
-
-        Args:
-            room_id: 1 to 256 characters, no control characters.
-
-        Raises:
-            RoomExistsError: there is one already.
-            LimitError: HubConfig.max_rooms is reached.
-            ValidationError: the id cannot be used.
-
-        Thread-safety: any thread. Source: go-wsc `CreateRoom`.
-        """
-        if self.away():
-            self.deliveries.on_loop(partial(self.create_room, room_id))
-            return
+    cdef int create_room(self, object room_id) except -1:
         check_id("room", room_id)
         if room_id in self.rooms:
             raise RoomExistsError(f"there is a room with the id {room_id!a} already")
-        if len(self.rooms) >= self._max_rooms:
+        if len(self.rooms) >= self.max_rooms:
             self.over("max_rooms")
             raise LimitError(f"the hub has {len(self.rooms)} rooms, as many as max_rooms allows")
         self.rooms[room_id] = Room.__new__(Room, room_id)
+        return 0
 
-    def delete_room(self, room_id):
-        """Removes a room, in this call; its members stay connected.
-
-        Args:
-            room_id: a str.
-
-        Raises:
-            RoomNotFoundError: there is no such room.
-
-        Thread-safety: any thread. Source: go-wsc `DeleteRoom`.
-        """
+    cdef int delete_room(self, object room_id) except -1:
         cdef MemberSet room
-        if self.away():
-            self.deliveries.on_loop(partial(self.delete_room, room_id))
-            return
         room = self.find_room(room_id)
         if self.fanout.batch_set is room:
             self.fanout.end_batch()
         del self.rooms[room_id]
         for sink in list(room.items):
             room.discard(<Sink>sink)
+        return 0
 
-    def join_room(self, client_id, room_id):
-        """Makes a client a member of a room; joining twice is joining once.
-
-        Args:
-            client_id: a str.
-            room_id: a str.
-
-        Raises:
-            ClientNotFoundError: no connected client has the id.
-            RoomNotFoundError: there is no such room (see `create_room`).
-            LimitError: HubConfig.max_rooms_per_client is reached.
-            PermissionDeniedError: `authorize_join` does not allow it.
-
-        Thread-safety: any thread. Source: go-wsc `JoinRoom`.
-        """
+    cdef int join_room(self, object client_id, object room_id) except -1:
         cdef Sink sink
         cdef MemberSet room
-        if self.away():
-            self.deliveries.on_loop(partial(self.join_room, client_id, room_id))
-            return
         sink = self.clients.find(client_id)
         room = self.find_room(room_id)
         if self.join_filter is not None:
@@ -732,103 +489,50 @@ cdef class Engine(FanoutNeeds):
             if sink.state != OPEN:
                 raise ClientNotFoundError(f"no connected client has the id {client_id!a}")
             room = self.find_room(room_id)
-        if sink.memberships is not None and len(sink.memberships) >= self._max_rooms_per_client:
+        if sink.memberships is not None and len(sink.memberships) >= self.max_rooms_per_client:
             if room in sink.memberships:
-                return
-            if len(rooms_of(sink)) >= self._max_rooms_per_client:
+                return 0
+            if len(rooms_of(sink)) >= self.max_rooms_per_client:
                 self.over("max_rooms_per_client")
                 raise LimitError(
-                    f"client {client_id!a} is in {self._max_rooms_per_client} rooms, as many as "
+                    f"client {client_id!a} is in {self.max_rooms_per_client} rooms, as many as "
                     "max_rooms_per_client allows"
                 )
         if room.add(sink) and self.fanout.batch_set is room:
             self.fanout.enter_batch(sink)
+        return 0
 
-    def leave_room(self, client_id, room_id):
-        """Ends a client's membership of a room, if it has one.
-
-        Args:
-            client_id: a str.
-            room_id: a str.
-
-        Raises:
-            ClientNotFoundError: no connected client has the id.
-            RoomNotFoundError: there is no such room.
-
-        Thread-safety: any thread. Source: go-wsc `LeaveRoom`.
-        """
+    cdef int leave_room(self, object client_id, object room_id) except -1:
         cdef Sink sink
         cdef MemberSet room
-        if self.away():
-            self.deliveries.on_loop(partial(self.leave_room, client_id, room_id))
-            return
         room = self.find_room(room_id)
         sink = self.clients.find(client_id)
         if self.fanout.batch_set is room and self.fanout.in_batch(sink):
             self.fanout.leave_batch(sink)
         room.discard(sink)
+        return 0
 
-    def get_room_clients(self, room_id):
-        """The ids of a room's members.
-
-        Args:
-            room_id: a str.
-
-        Returns:
-            list[str]: in no particular order.
-
-        Raises:
-            RoomNotFoundError: there is no such room.
-
-        Thread-safety: any thread. Source: go-wsc `GetRoomClients`.
-        """
+    cdef list room_clients(self, object room_id):
         cdef Sink sink
-        if self.away():
-            return self.deliveries.on_loop(partial(self.get_room_clients, room_id))
         return [sink.id for sink in self.find_room(room_id).items]
 
-    def get_rooms(self):
-        """The ids of all rooms.
-
-        Returns:
-            list[str]: in the order of their creation.
-
-        Thread-safety: any thread.
-        """
-        return list(self.rooms)
-
-    def _count_rooms(self):
-        return len(self.rooms)
-
-    def get_client_rooms(self, client_id):
-        """The ids of the rooms that a client is in.
-
-        Args:
-            client_id: a str.
-
-        Returns:
-            list[str]: in the order of joining.
-
-        Raises:
-            ClientNotFoundError: no connected client has the id.
-
-        Thread-safety: any thread.
-        """
-        if self.away():
-            return self.deliveries.on_loop(partial(self.get_client_rooms, client_id))
+    cdef list client_rooms(self, object client_id):
         return rooms_of(self.clients.find(client_id))
 
-    # --- heartbeat and stats (for hub.py) ---
+    def count_rooms(self):
+        return len(self.rooms)
 
-    def _sweep(self, double share):
+    # --- heartbeat and stats ---
+
+    def sweep(self, double share):
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
         self.fanout.make_up()
         self.clients.sweep(share, wsc_coarse_now())
 
-    def _open_clients(self):
+    def open_clients(self):
         return list(self.clients.everyone)
 
-    def _forget_connections(self):
+    def forget_connections(self):
         """The loop was closed under the hub: its connections went with it, and nobody was told."""
         cdef Sink sink
         self.fanout.forget()
@@ -838,10 +542,10 @@ cdef class Engine(FanoutNeeds):
         self.clients.closing.clear()
         self.connections = 0
 
-    def _closing_clients(self):
+    def closing_clients(self):
         return list(self.clients.closing)
 
-    def _counters(self):
+    def read_counters(self):
         """The counters since the last reset, and the outbox totals of this moment."""
         cdef Sink sink
         cdef Py_ssize_t messages = 0
@@ -860,7 +564,7 @@ cdef class Engine(FanoutNeeds):
         counters["limited"] = dict(self.limited)
         return counters
 
-    def _reset_counters(self):
+    def reset_counters(self):
         memset(&self.counters, 0, sizeof(Counted))
         memset(&self.fanout.counters, 0, sizeof(Counters))
         if self.codec is not None:
@@ -868,7 +572,7 @@ cdef class Engine(FanoutNeeds):
         self.limited = dict.fromkeys(LIMITS, 0)
         self.fanout.longest_flush = 0.0
 
-    def _count_rejected(self, str why):
+    def count_rejected(self, str why):
         if why == "full":
             self.counters.rejected_full += 1
         elif why == "origin":
@@ -886,17 +590,11 @@ cdef class Engine(FanoutNeeds):
         else:
             self.counters.rejected_request += 1
 
-    def _count_replaced(self):
+    def count_replaced(self):
         self.counters.replaced_clients += 1
 
-    def _count_callback_error(self):
+    def count_callback_error(self):
         self.counters.callback_errors += 1
-
-
-cdef object checked_text(object text):
-    if not isinstance(text, str):
-        raise ValidationError(f"text must be a str, not {type(text).__name__}")
-    return text
 
 
 cdef list rooms_of(Sink sink):

@@ -120,10 +120,6 @@ cdef class PicowsConnection(Receiver):
             return self.refuse(int(error.args[0]), "protocol error")
         return self.refuse(1011, "")
 
-    def _take_over(self):
-        """picows has made the connection, and is to read nothing of it."""
-        self.take_over()
-
     cdef int take_over(self) except -1:
         """The transport reads for us from here on, and picows for nobody."""
         if self.stream is not None and self.picows_protocol is None:
@@ -177,3 +173,11 @@ cdef class PicowsConnection(Receiver):
 
     cdef int gone(self) except -1:
         return 0
+
+
+def take_over(PicowsConnection client not None):
+    """Has a connection that picows has made read for itself (internal): picows reads nothing of it.
+
+    Thread-safety: the loop's thread.
+    """
+    client.take_over()

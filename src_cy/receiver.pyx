@@ -316,7 +316,7 @@ cdef class Receiver(Sink):
     cdef bint may_begin(self, const wsc_head* head) except -1:
         """Whether a data frame is to be heard; refuses what the rules or the bounds forbid."""
         cdef Py_ssize_t held = 0
-        cdef Py_ssize_t bound = self.engine._max_message_size
+        cdef Py_ssize_t bound = self.engine.max_message_size
         if self.state >= CLOSING:
             return False
         if head.rsv and (head.rsv != RSV1 or not self.inflates or head.opcode == CONTINUATION):
@@ -337,7 +337,7 @@ cdef class Receiver(Sink):
             return False
         if self.state == CONNECTING:
             self.held_bytes += HELD_COST
-            if self.held_bytes + held + <Py_ssize_t>head.size > self.engine._auth_input_bytes:
+            if self.held_bytes + held + <Py_ssize_t>head.size > self.engine.auth_input_bytes:
                 self.refuse_over(
                     "authentication_input_bytes", 1008, "too much input before authentication"
                 )
@@ -356,7 +356,7 @@ cdef class Receiver(Sink):
         self.part_fin = head.fin
         self.key = head.key
         self.fragments += 1
-        if self.fragments > self.engine._max_fragments:
+        if self.fragments > self.engine.max_fragments:
             return self.refuse_over("max_fragments", 1008, "too many fragments")
         return 0
 
@@ -408,13 +408,13 @@ cdef class Receiver(Sink):
 
     cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1:
         cdef Codec codec = self.engine.codec
-        cdef Py_ssize_t limit = self.engine._max_message_size
+        cdef Py_ssize_t limit = self.engine.max_message_size
         cdef Py_ssize_t room = limit
         cdef object content = None
         cdef Py_ssize_t message = size
         if self.state == CONNECTING:
             # A message that is held back counts with its inflated size, in which it is held.
-            room = max(self.engine._auth_input_bytes - self.held_bytes, 0)
+            room = max(self.engine.auth_input_bytes - self.held_bytes, 0)
             limit = min(limit, room)
         if self.inflatable != INT_MAX:
             limit = min(limit, <Py_ssize_t>self.inflatable)

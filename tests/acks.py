@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.support import named
 from wsc_fast import ACKConfig, Hub, HubConfig, MemoryOfflineStore, OfflineStore, OfflineStoreError
+from wsc_fast._core.connection import abort
 from wsc_fast.testing import TEXT, RawClient, eventually, eventually_async, running
 
 
@@ -28,8 +29,8 @@ async def running_and_aborting(hub: Hub) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            for client in hub._open_clients():
-                client._abort()
+            for client in hub._engine.open_clients():
+                abort(client)
 
 
 async def received(client: RawClient) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     @functools.wraps(make)
     def make_and_set(self: Hub, *args: Any, **options: Any) -> None:
         make(self, *args, **options)
-        fanout = self._fanout
+        fanout = self._engine.fanout
         fanout.batch_least, fanout.batch_share = (1, 1) if batches else (sys.maxsize, 1)
 
     monkeypatch.setattr(Hub, "__init__", make_and_set)

@@ -38,6 +38,7 @@ from wsc_fast import (
     UserOfflineError,
     ValidationError,
 )
+from wsc_fast._core.connection import abort
 from wsc_fast.delivery.storing import AT_ONCE
 from wsc_fast.testing import PING, PONG, TEXT, RawClient, encode, eventually, running
 
@@ -716,7 +717,7 @@ async def test_a_user_who_comes_back_while_being_parked_misses_nothing() -> None
             hub.send_ack_message_to_user("ann", ACKMessage(content=str(n))) for n in range(2_000)
         ]
         again = asyncio.create_task(RawClient.open(hub, "/ws?id=b&user=ann"))
-        client._abort()
+        abort(client)
         second = await again
         assert await contents_acknowledged(second, 2_000) == [str(n) for n in range(2_000)]
         assert {await each for each in pending} == {AckStatus.CONFIRMED}

@@ -376,5 +376,5 @@ async def test_an_ipv4_client_of_a_socket_for_both_has_its_ipv4_address(any_loop
         with await RawClient.open(hub):
             assert only_client(hub).remote_address == "127.0.0.1"
         with await RawClient.open(hub, headers=[("X-Forwarded-For", "192.0.2.1:5000")]):
-            addresses = {client.remote_address for client in hub._open_clients()}
+            addresses = {client.remote_address for client in hub._engine.open_clients()}
             assert "192.0.2.1" in addresses

@@ -13,6 +13,7 @@ import websockets
 
 from tests.support import join, known, named, stall
 from wsc_fast import Client, Hub, HubConfig, QueueFullError
+from wsc_fast._core.connection import abort
 from wsc_fast.testing import CLOSE, RawClient, eventually, running, uri
 
 COUNT = 40
@@ -70,12 +71,12 @@ async def crowd(to_room: bool, count: int = COUNT, **settings: Any) -> AsyncIter
 async def test_all_get_all_in_order(either_way: bool, to_room: bool) -> None:
     async with crowd(to_room) as here:
         assert [here.cast(f"m{number}") for number in range(50)] == [COUNT] * 50
-        frames = here.hub._fanout.batch_frames
+        frames = here.hub._engine.fanout.batch_frames
         assert (frames is not None and len(frames) == 50) == either_way
         here.cast("end")
         for number in range(COUNT):
             assert await here.heard(number) == [f"m{index}" for index in range(50)]
-        assert here.hub._fanout.batch_frames is None
+        assert here.hub._engine.fanout.batch_frames is None
         stats = here.hub.get_stats()
         assert (stats.deliveries, stats.frames_sent) == (51 * COUNT, 51 * COUNT)
         assert stats.send_calls == COUNT
@@ -143,7 +144,7 @@ async def test_an_abort_counts_what_it_loses(either_way: bool, to_room: bool) ->
         client = known(here.hub, "c1")
         here.cast("one")
         here.cast("two")
-        client._abort()
+        abort(client)
         await eventually(lambda: here.hub.get_stats().connections == COUNT - 1)
         assert client.dropped_messages == 2
         assert here.hub.get_stats().dropped["conn_closed"] == 2
@@ -262,7 +263,7 @@ async def test_slow_readers_get_it_in_part_and_the_rest_later(
         for number, text in enumerate(texts):
             assert here.cast(text) == COUNT
             if number % 4 == 3:
-                await eventually(lambda: here.hub._fanout.batch_frames is None)
+                await eventually(lambda: here.hub._engine.fanout.batch_frames is None)
         here.cast("end")
         for number in (0, 2, 39):
             assert await here.heard(number) == texts
@@ -352,5 +353,5 @@ async def test_clients_with_a_context_of_their_own(either_way: bool, to_room: bo
 
 def test_small_sets_have_none() -> None:
     hub = Hub()
-    assert hub._fanout.batch_least > 1
-    assert hub._fanout.batch_frames is None
+    assert hub._engine.fanout.batch_least > 1
+    assert hub._engine.fanout.batch_frames is None

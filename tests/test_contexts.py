@@ -343,7 +343,7 @@ async def test_a_client_with_a_callback_costs_a_context_and_one_without_costs_no
     hub = Hub()
     seen: list[object] = []
     async with running(hub):
-        contexts = type(hub._new_context())
+        contexts = type(hub._engine.new_context())
 
         def held() -> int:
             gc.collect()

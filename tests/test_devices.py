@@ -205,7 +205,7 @@ async def test_clients_without_a_device_share_the_mailbox_of_their_user() -> Non
 
 
 def client_of(hub: Hub, device: str) -> str:
-    (found,) = [each.id for each in hub._open_clients() if each.device_id == device]
+    (found,) = [each.id for each in hub._engine.open_clients() if each.device_id == device]
     return found
 
 

@@ -48,6 +48,7 @@ from wsc_fast import (
     ValidationError,
     WSCError,
 )
+from wsc_fast._core.connection import abort
 from wsc_fast.delivery import failures, handler_queue
 from wsc_fast.messages import to_hub_message
 from wsc_fast.testing import TEXT, RawClient, eventually, running
@@ -566,7 +567,7 @@ async def test_the_connection_is_closed_before_the_message_is_sent() -> None:
     async with running(hub):
         raw, client = await stalled(hub)
         client.send("unsent")
-        client._abort()
+        abort(client)
         await expect(
             heard,
             SendFailureReason.CONN_CLOSED,
@@ -622,7 +623,7 @@ async def test_the_hub_stops_before_a_message_is_sent() -> None:
         client.send("unsent")
         stopping = asyncio.create_task(hub.stop(2.0))
         await eventually(lambda: hub.get_connected_clients() == 0)
-        client._abort()
+        abort(client)
         await stopping
     await expect(
         heard,
@@ -802,7 +803,7 @@ async def test_each_message_of_a_lost_backlog_is_told_once(
         elif end == "stop":
             stopping = asyncio.create_task(hub.stop(2.0))
             await eventually(lambda: hub.get_connected_clients() == 0)
-            client._abort()
+            abort(client)
             await stopping
         elif end == "replaced":
             newer, _ = await join(hub, "a&user=ann")

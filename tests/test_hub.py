@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
@@ -1161,3 +1163,41 @@ def in_threads(call: Callable[[int], object]) -> None:
     with ThreadPoolExecutor(THREADS) as threads:
         for done in [threads.submit(work, number * EACH) for number in range(THREADS)]:
             done.result(30)
+
+
+# --- the face and its engine ---
+
+
+def test_nobody_gives_a_hub_another_engine() -> None:
+    hub = Hub()
+    with pytest.raises(AttributeError):
+        hub._engine = Hub()._engine  # type: ignore[misc]
+
+
+class Shouting(Hub):
+    """A hub of an application's, with a broadcast of its own."""
+
+    def broadcast(self, message: Any, *, exclude: Any = (), key: str | None = None) -> int:
+        return super().broadcast(message.upper(), exclude=exclude, key=key)
+
+
+async def test_what_a_subclass_overrides_is_called_and_is_the_hub_of_its_clients() -> None:
+    hub = Shouting()
+    async with running(hub):
+        with await RawClient.open(hub) as raw:
+            assert only_client(hub).hub is hub
+            assert hub.broadcast_text("a") == 1
+            assert (await raw.recv()).payload == b"A"
+            assert await asyncio.to_thread(hub.broadcast_text, "b") == 1
+            assert (await raw.recv()).payload == b"B"
+
+
+async def test_a_hub_that_had_clients_is_freed_with_its_engine() -> None:
+    hub = Hub()
+    async with running(hub):
+        with await RawClient.open(hub):
+            assert hub.get_connected_clients() == 1
+    freed = weakref.ref(hub)
+    del hub
+    gc.collect()
+    assert freed() is None

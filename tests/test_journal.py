@@ -37,6 +37,7 @@ from wsc_fast import (
     RedisOfflineStore,
     SQLiteOfflineStore,
 )
+from wsc_fast._core.connection import abort
 from wsc_fast.delivery import journal, store_access, upkeep
 from wsc_fast.testing import RawClient, eventually, eventually_async
 
@@ -350,7 +351,7 @@ async def test_a_user_who_comes_back_while_a_message_is_being_stored_gets_it(
         async with running(hub):
             for round_ in range(30):
                 raw, client = await join(hub, f"{round_}&user=ann")
-                client._abort()
+                abort(client)
                 again = asyncio.create_task(RawClient.open(hub, f"/ws?id=b{round_}&user=ann"))
                 while hub.get_clients_by_user("ann"):  # noqa: ASYNC110 (each turn counts)
                     await asyncio.sleep(0)

@@ -28,6 +28,7 @@ import pytest
 
 from wsc_fast import Client, Hub, HubConfig, WSCError
 from wsc_fast._core import DEBUG_BUILD
+from wsc_fast._core.connection import agree_on, begin_connection
 from wsc_fast._core.memory import fail_allocation, live_objects
 from wsc_fast.testing import CLOSE, CONTINUATION, PING, TEXT, deflated, encode
 from wsc_fast.upgrade.negotiation import Deflate
@@ -86,11 +87,11 @@ class Peer:
         self.kept = bytearray()  # what the transport could not send yet
         self.wire = bytearray()  # what has come
         self.over = False
-        self.client = Client(hub)
+        self.client = Client(hub._engine)
         if kind == "shared":
-            self.client._agree(None, Deflate(True, True, 15, 15))
+            agree_on(self.client, None, Deflate(True, True, 15, 15))
         elif kind == "kept":
-            self.client._agree(None, Deflate(False, False, 15, 15))
+            agree_on(self.client, None, Deflate(False, False, 15, 15))
 
     # The transport.
 
@@ -129,7 +130,7 @@ class Peer:
     def begin(self) -> None:
         secure = self.kind == "secure"
         try:
-            self.client._begin(self, self.ours.fileno(), secure, "")  # type: ignore[arg-type]
+            begin_connection(self.client, self, self.ours.fileno(), secure, "")  # type: ignore[arg-type]
         except BaseException:
             self.over = True  # what a transport makes of an exception of its protocol
             raise
@@ -208,7 +209,7 @@ class Life:
             )
         )
         self.hub.on_message_received(lambda client, message: self.heard.append(message))
-        self.hub._attach(self.loop)  # type: ignore[arg-type]
+        self.hub._engine.attach(self.loop)  # type: ignore[arg-type]
         self.hub._life._begin()
         self.peers = [Peer(self.hub, kind) for kind in KINDS]
 
@@ -274,7 +275,7 @@ class Life:
             for piece in pieces:
                 yield lambda: peer.feed(piece)
         yield lambda: hub.leave_room(peers[0].client.id, "r")
-        yield lambda: hub._sweep(1.0)
+        yield lambda: hub._engine.sweep(1.0)
         yield lambda: peers[0].client.disconnect(1000, "bye")
         yield lambda: peers[1].feed(close)
         yield lambda: peers[3].feed(fault)
@@ -290,14 +291,14 @@ class Life:
         """Nothing is left, and what came is what was sent, in order."""
         hub = self.hub
         self.loop.turn()
-        hub._sweep(1.0)  # the heartbeat takes out what could not be taken out before
+        hub._engine.sweep(1.0)  # the heartbeat takes out what could not be taken out before
         assert hub.connections == 0
         assert hub.get_connected_clients() == 0
         assert hub.get_all_connected_users() == []
-        assert hub._closing_clients() == []
+        assert hub._engine.closing_clients() == []
         if hub.get_rooms():
             assert hub.get_room_clients("r") == []
-        assert hub._counters()["queued_messages"] == 0
+        assert hub._engine.read_counters()["queued_messages"] == 0
         for peer in self.peers:
             peer.read()
             numbers = [int(message[:6]) for message in peer.messages()]
@@ -320,7 +321,7 @@ def play(overflow: str, failing: int, number: int, arm: Arm, disarm: Callable[[]
     """Plays a life, with an allocation of one step failing; whether there was such a step."""
     life = Life(overflow)
     if overflow == "drop_oldest":  # broadcasts in batches, and otherwise not
-        life.hub._fanout.batch_least = life.hub._fanout.batch_share = 1
+        life.hub._engine.fanout.batch_least = life.hub._engine.fanout.batch_share = 1
     reached = False
     try:
         for index, step in enumerate(life.steps()):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.model import Event, Model
 from tests.support import join, named
 from wsc_fast import Client, Hub, HubConfig
+from wsc_fast._core.connection import agree_on, begin_connection
 from wsc_fast.testing import apply_mask, deflated, eventually, head, running, take_frame
 from wsc_fast.upgrade.negotiation import Deflate
 
@@ -90,16 +91,16 @@ class Bench:
         with ours, theirs:
             ours.setblocking(False)
             theirs.setblocking(False)
-            client = Client(self.hub)
+            client = Client(self.hub._engine)
             if deflate:
-                client._agree(None, Deflate(True, True, 15, 15))
-            client._begin(Transport(), ours.fileno(), False, "")
+                agree_on(client, None, Deflate(True, True, 15, 15))
+            begin_connection(client, Transport(), ours.fileno(), False, "")
             self.heard.clear()
             for piece in pieces:
                 self.feed(client, piece)
             await asyncio.sleep(0)  # the flush
             # A message that inflates to much has a turn of its own.
-            while self.hub._count_waiting():  # noqa: ASYNC110 (there is no event to wait for)
+            while self.hub._engine.count_waiting():  # noqa: ASYNC110 (there is no event to wait for)
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
             client.connection_lost(None)

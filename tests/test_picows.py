@@ -38,6 +38,7 @@ from wsc_fast import (
     ValidationError,
     handle_websocket,
 )
+from wsc_fast._core.connection import transport_of
 from wsc_fast.testing import TEXT, RawClient, encode, eventually, running
 
 # --- transport="picows" (the tests of the handshake run on it too: `make test-picows`) ---
@@ -54,7 +55,7 @@ async def test_picows_makes_the_connections_of_a_hub_that_is_started_so(
     def connected(client: Client) -> None:
         # Still in the call in which picows says that it has made the connection.
         assert client.conn is not None
-        protocols.append(client._transport().get_protocol())  # type: ignore[union-attr]
+        protocols.append(transport_of(client).get_protocol())  # type: ignore[union-attr]
         client.send("hello")
 
     hub.on_message_received(lambda client, message: client.send(message))
@@ -73,7 +74,7 @@ async def test_picows_makes_the_connections_of_a_hub_that_is_started_so(
             assert isinstance(client.conn, picows.WSTransport)
             assert isinstance(protocols[0], WSProtocol)
             # From then on the hub reads by itself.
-            assert client._transport().get_protocol() is client  # type: ignore[union-attr]
+            assert transport_of(client).get_protocol() is client  # type: ignore[union-attr]
             assert client.remote_address in ("127.0.0.1", "::1")
         protocols.clear()
 
@@ -154,7 +155,7 @@ async def test_a_connection_that_is_no_TCP_ends_and_is_counted(any_loop: str) ->
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(lambda: Client(hub), sock=ours)
+        await loop.connect_accepted_socket(lambda: Client(hub._engine), sock=ours)
         with theirs:
             await loop.sock_sendall(theirs, RawClient.request(hub))
             assert await loop.sock_recv(theirs, 4096) == b""

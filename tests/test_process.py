@@ -35,6 +35,7 @@ BEGIN = """
 import asyncio, ctypes, gc, multiprocessing, os, signal, socket, sys, threading, time, warnings
 import uvloop
 from tests.support import join, named
+from wsc_fast._core.connection import abort
 from wsc_fast.testing import BINARY, RawClient, TEXT, eventually, running
 from wsc_fast import (Hub, HubConfig, HubStoppedError, ClientDisconnectedError, Identity)
 
@@ -237,7 +238,7 @@ def in_child(client):
     else:
         raise AssertionError("sent")
     client.disconnect()
-    client._abort()
+    abort(client)
     if how == "stop":
         asyncio.run(hub.stop())
     elif how == "collect":
@@ -301,7 +302,7 @@ async def main():
         assert (await raw.recv()).payload == b"after"
     await pairs[1][0].send(8, b"\\x03\\xe8")
     assert [f.opcode for f in await pairs[1][0].recv_rest()] == [8]
-    pairs[2][1]._abort()
+    abort(pairs[2][1])
     assert await pairs[2][0].recv_rest() == []
     for raw in (pairs[0][0], pairs[3][0]):
         raw.sock.shutdown(socket.SHUT_RDWR)  # the child may have this end, too

@@ -19,12 +19,14 @@ import time
 from asyncio.selector_events import _SelectorSocketTransport  # type: ignore[attr-defined]
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.support import crowd, exchange, join, known, named, serves_others
 from wsc_fast import Client, Hub, HubConfig, HubMessage, Identity, Priority, Request, Response
+from wsc_fast._core.connection import abort
 from wsc_fast.testing import (
     BINARY,
     CONTINUATION,
@@ -490,7 +492,7 @@ async def test_a_client_that_leaves_while_a_flush_writes_gets_no_rest_of_a_frame
     async with running(hub):
         first, _ = await join(hub, "a", rcvbuf=4096)
         second, client = await join(hub, "b", rcvbuf=4096)
-        between.then = client._abort
+        between.then = partial(abort, client)
         hub.broadcast(bytes(1 << 23))
         await eventually(lambda: between.ran and hub.connections == 1)
         assert await first.recv() == Frame(BINARY, bytes(1 << 23))

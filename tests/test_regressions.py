@@ -204,7 +204,7 @@ def test_a_client_cannot_be_made_without_a_hub() -> None:
         Client(None)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         Client.__new__(Client)
-    client = Client(Hub())
+    client = Client(Hub()._engine)
     client.disconnect()
     with pytest.raises(ClientDisconnectedError):
         client.send("x")

@@ -105,7 +105,7 @@ async def test_a_connection_that_waited_for_a_turn_ends_like_any_other(
     def authenticate(request: Request) -> Identity | None:
         nonlocal waited
         busy(0.003)
-        waited = max(waited, hub._count_waiting())
+        waited = max(waited, hub._engine.count_waiting())
         return None if end == "refused" else Identity("somebody")
 
     hub = Hub(HubConfig(close_timeout=60.0), authenticate=authenticate)

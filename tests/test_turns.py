@@ -162,7 +162,7 @@ async def test_a_client_that_waits_is_heard_in_order_and_to_the_end(
     def note(client: Client, message: str | bytes) -> None:
         nonlocal waited
         got.setdefault(client.id, []).append(message)
-        waited = max(waited, hub._count_waiting())
+        waited = max(waited, hub._engine.count_waiting())
 
     @hub.on_client_disconnected
     def left(client: Client) -> None:
@@ -194,7 +194,7 @@ async def test_a_client_that_waits_is_heard_in_order_and_to_the_end(
         assert all(bodies == sent for bodies in got.values())
         assert len(got) == 12
         assert waited > 0
-        assert hub._count_waiting() == 0
+        assert hub._engine.count_waiting() == 0
 
 
 async def test_requests_wait_for_their_turn_and_clients_do_not_wait_for_them(any_loop: str) -> None:
@@ -264,14 +264,14 @@ async def test_a_client_that_leaves_while_it_waits_is_forgotten(any_loop: str) -
         crowd = [await RawClient.open(hub) for _ in range(30)]
         for raw in crowd:
             await raw.send_raw(encode(BINARY, bytes(100)) * 100)
-        await eventually(hub._count_waiting)
+        await eventually(hub._engine.count_waiting)
         for raw in crowd[::2]:
             raw.reset()
         for client_id in hub.get_connected_client_ids()[1::4]:
             found = hub.get_client_by_id(client_id)
             assert found is not None
             found.disconnect()
-        await eventually(lambda: hub._count_waiting() == 0)
+        await eventually(lambda: hub._engine.count_waiting() == 0)
         for raw in crowd[1::2]:
             raw.close()
         await eventually(lambda: hub.connections == 0)
@@ -319,10 +319,10 @@ async def test_a_broadcast_does_not_wait_for_those_who_send_much(any_loop: str) 
         listener = await RawClient.open(hub)
         for raw in crowd:
             await raw.send_raw(encode(BINARY, bytes(16)) * 1_000)
-        await eventually(hub._count_waiting)
+        await eventually(hub._engine.count_waiting)
         hub.broadcast("now")
         assert (await listener.recv()).payload == b"now"
-        assert hub._count_waiting() > 0
+        assert hub._engine.count_waiting() > 0
         for raw in [*crowd, listener]:
             raw.reset()
 

@@ -39,7 +39,7 @@ from wsc_fast.errors import ConfigError, ValidationError
 from wsc_fast.log import log
 from wsc_fast.upgrade.identity import Identity, check_identity
 from wsc_fast.upgrade.negotiation import MOST_ITEMS, list_items
-from wsc_fast.upgrade.request import Request
+from wsc_fast.upgrade.request import Request, head_of
 
 if TYPE_CHECKING:
     import jwt
@@ -134,7 +134,7 @@ class _TokenReader:
 
     def _sent(self, request: Request) -> Iterator[str]:
         # All lines of a name and all cookies: `request.cookies` and `.query` tell the first only.
-        head = request._head
+        head = head_of(request)
         if self._header:
             for value in head.headers.getall("Authorization", []):
                 scheme, _, rest = value.partition(" ")

@@ -1,7 +1,7 @@
 """Hub, the face: what users call. It makes the parts of a hub, and joins them.
 
-    engine       clients, users, rooms, sends: compiled, and a base of Hub, so that no send goes
-                 through Python
+    engine       clients, users, rooms, sends: compiled. `Calls`, the first base of Hub, holds it
+                 and calls it in C, so that no send goes through Python
     listener     from bind to an accepted socket
     requests     each connection until it is upgraded; `policy` decides, by what `site` serves
     admission    from the upgrade to the client
@@ -90,11 +90,11 @@ class Hub(DeliveryFace):
         authorize_publish: Callable[[Client, str | bytes], bool] | None = None,
     ) -> None:
         super().__init__()
-        self._set_forms(message_forms)
+        self._engine.set_forms(message_forms)
         self.config = HubConfig()
         self._runner: Runner | None = None  # while `run` runs
         # Of the hub itself the parts get what they need, and nothing else.
-        engine = self
+        engine = self._engine
         settings: Callable[[], HubConfig] = lambda: self.config  # noqa: E731
         state, files, site, tasks = State(), FileLimit(), Site(), Tasks(engine)
         calls = ThreadCalls(engine, lambda: self.config.thread_call_timeout)
@@ -104,8 +104,8 @@ class Hub(DeliveryFace):
                 engine=engine,
                 settings=settings,
                 knows_users=lambda: authenticate is not None,
-                is_away=engine._is_away,
-                watch_losses=engine._watch_losses,
+                is_away=engine.is_away,
+                watch_losses=engine.watch_losses,
                 paused=paused,
                 report=lambda error: callbacks.report(None, error),
             ),
@@ -126,10 +126,10 @@ class Hub(DeliveryFace):
         listener = Listener(
             ListenerNeeds(
                 settings=settings,
-                deadlines=engine._deadlines,
+                deadlines=engine.deadlines,
                 make_connection=partial(Client, engine),
-                count_limit=engine._count_limit,
-                count_rejected=engine._count_rejected,
+                count_limit=engine.count_limit,
+                count_rejected=engine.count_rejected,
                 report=partial(callbacks.report, None),
                 log_out_of_files=files.log,
             )
@@ -203,13 +203,13 @@ class Hub(DeliveryFace):
         if self.loop is not None:
             self._check_change(config)
         else:
-            self._configure(config)
+            self._engine.configure(config)
             self._parts.site.set_extensions(config)
         self.config = config
         if self._runner is not None:
             self._runner.allow_files()
             self._parts.files.look()
-        self._configure_live(config)
+        self._engine.configure_live(config)
         self._parts.site.set_trusted(config)
         self._parts.admission.set_limits(config)
 
@@ -559,9 +559,9 @@ class Hub(DeliveryFace):
 
     def _snapshot(self) -> HubStats:
         return snapshot(
-            self._counters(),
+            self._engine.read_counters(),
             connected_clients=self.get_connected_clients(),
-            active_rooms=self._count_rooms(),
+            active_rooms=self._engine.count_rooms(),
             connections=self.connections,
             start_time=self._life.start_time,
             uptime=self._life.uptime(),
@@ -578,7 +578,7 @@ class Hub(DeliveryFace):
         self._calls.run(self._reset_stats)
 
     def _reset_stats(self) -> None:
-        self._reset_counters()
+        self._engine.reset_counters()
         self._delivery.reset_counters()
         self._parts.callbacks.reset_counters()
 

@@ -47,7 +47,7 @@ async def measure(clients: int, apart: bool) -> dict[str, float]:
         sock.recv(4096)
         sock.setblocking(False)
     if apart:
-        hub._fanout.batch_least = clients + 1
+        hub._engine.fanout.batch_least = clients + 1
     walks, flushes = [], []
     junk = bytearray(8 << 20)
     for _ in range(PASSES):
@@ -57,7 +57,7 @@ async def measure(clients: int, apart: bool) -> dict[str, float]:
         hub.broadcast(TEXT)
         walked = time.perf_counter_ns()
         while hub.get_stats().frames_sent < sent + clients:
-            hub._fanout.flush()
+            hub._engine.fanout.flush()
         flushes.append(time.perf_counter_ns() - walked)
         walks.append(walked - start)
         await asyncio.sleep(0)

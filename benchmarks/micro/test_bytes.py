@@ -241,7 +241,7 @@ async def test_deflate(measure: Measure, who: str) -> None:
         }
 
         def sent() -> None:
-            hub._fanout.flush()
+            hub._engine.fanout.flush()
             peers.drain()
 
         measure(f"deflate of {len(ROWS)} B of JSON", who, calls[who], times=50, between=sent)

@@ -31,6 +31,7 @@ from benchmarks.gate.scenarios import (
 from benchmarks.micro import plain
 from benchmarks.micro.conftest import Measure
 from wsc_fast import ACKConfig, ACKMessage, Client, Hub, HubMessage, Priority, QueueFullError
+from wsc_fast._core.connection import begin_connection
 
 TEXT = "x" * 128
 MADE_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -45,7 +46,7 @@ EVERYBODY = pytest.mark.parametrize("who", ["wsc_fast", "Python", "picows", "web
 def emptying(hub: Hub, peers: Peers) -> Callable[[], None]:
     def empty() -> None:
         while hub.get_stats().queued_messages:
-            hub._fanout.flush()
+            hub._engine.fanout.flush()
             peers.drain()
 
     return empty
@@ -282,7 +283,7 @@ async def test_flush(measure: Measure, waiting: int, who: str) -> None:
                 for _ in range(waiting):
                     hub.broadcast(TEXT)
 
-            measure(what, who, hub._fanout.flush, between=queue, **options)
+            measure(what, who, hub._engine.fanout.flush, between=queue, **options)
             assert hub.get_stats().queued_messages == 0
     else:
         theirs, _ = plain_hub(CLIENTS)
@@ -308,7 +309,7 @@ async def test_to_the_kernel(measure: Measure, waiting: int, who: str) -> None:
             def ours() -> None:
                 for _ in range(waiting):
                     hub.broadcast(TEXT)
-                hub._fanout.flush()
+                hub._engine.fanout.flush()
 
             measure(what, who, ours, between=peers.drain, **options)
             assert hub.get_stats().queued_messages == 0
@@ -421,8 +422,8 @@ async def test_clients(measure: Measure, what: str, who: str) -> None:
             stream = Stream()
 
             def register() -> None:
-                client = Client(hub)
-                client._begin(stream, 0, False, "127.0.0.1")  # type: ignore[arg-type]
+                client = Client(hub._engine)
+                begin_connection(client, stream, 0, False, "127.0.0.1")  # type: ignore[arg-type]
                 new.append(client)
 
             def remove() -> None:

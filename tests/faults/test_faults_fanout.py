@@ -1157,7 +1157,7 @@ async def test_ten_thousand_connects_leave_nothing_behind(batches: int) -> None:
             assert hub.get_connected_client_ids() == []
             assert hub.get_all_connected_users() == []
             assert hub.get_room_clients("room") == []
-            assert hub._closing_clients() == []
+            assert hub._engine.closing_clients() == []
             assert not hub._parts.requests._waiting
             assert not hub._parts.tasks
             stats = hub.get_stats()

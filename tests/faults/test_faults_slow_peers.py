@@ -547,7 +547,9 @@ async def test_a_loop_that_stood_still_gives_its_clients_time_to_answer(any_loop
             # A client that does not answer goes all the same, and the timeout is as before.
             await eventually(lambda: gone == ["silent"])
             assert client.is_connected()
-            await eventually(lambda: hub._heartbeat_timeout == HEARTBEAT["heartbeat_timeout"])
+            await eventually(
+                lambda: hub._engine.heartbeat_timeout == HEARTBEAT["heartbeat_timeout"]
+            )
             answering.cancel()
         assert hub.get_stats().heartbeat_timeouts == 1
 

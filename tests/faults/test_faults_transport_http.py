@@ -83,7 +83,7 @@ async def test_a_connection_that_is_no_TCP_is_served(any_loop: str) -> None:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(lambda: Client(hub), sock=ours)
+        await loop.connect_accepted_socket(lambda: Client(hub._engine), sock=ours)
         with theirs:
             await loop.sock_sendall(theirs, RawClient.request(hub))
             assert (await loop.sock_recv(theirs, 4096)).startswith(b"HTTP/1.1 101 ")

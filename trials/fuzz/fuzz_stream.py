@@ -30,6 +30,7 @@ from typing import Any
 from tests.model import Model
 from trials.fuzz.heads import Answer, answer_to
 from wsc_fast import Client, ConnectionLostError, Hub, HubConfig, ProtocolError
+from wsc_fast._core.connection import agree_on, begin_connection
 from wsc_fast.testing import apply_mask, head
 from wsc_fast.upgrade.negotiation import Deflate
 
@@ -201,12 +202,12 @@ class Bench:
         self.hub.on_client_connected(lambda client: self.lives.append("connected"))
         self.hub.on_client_disconnected(lambda client: self.lives.append("disconnected"))
         self.hub.route("/health")(lambda request: "well")
-        self.hub._attach(self.loop)
+        self.hub._engine.attach(self.loop)
         self.hub._parts.site.path = "/ws"
         self.hub._life._begin()
 
     def close(self) -> None:
-        self.hub._attach(None)
+        self.hub._engine.attach(None)
         self.ours.close()
         self.theirs.close()
 
@@ -241,7 +242,7 @@ class Bench:
         self.lives.clear()
         self.echo = bool(options & ECHO)
         transport = Transport(self.ours.fileno())
-        client = Client(hub)
+        client = Client(hub._engine)
         secure = bool(options & SECURE)
         kind = options & KIND
         hub._parts.site.tls = secure
@@ -249,10 +250,10 @@ class Bench:
             client.connection_made(transport)
         else:
             if kind == DEFLATE:
-                client._agree(None, Deflate(True, True, 15, 15))
+                agree_on(client, None, Deflate(True, True, 15, 15))
             elif kind == TAKEOVER:
-                client._agree(None, Deflate(secure, False, 15, 15))
-            client._begin(transport, self.ours.fileno(), secure, "")
+                agree_on(client, None, Deflate(secure, False, 15, 15))
+            begin_connection(client, transport, self.ours.fileno(), secure, "")
         view = client.get_buffer(-1)
         for piece in pieces:
             for at in range(0, len(piece), len(view)):
@@ -428,9 +429,9 @@ def check(data: bytes, on: Benches) -> None:
     rng = random.Random(seed)
     wanted.compare(bench, bench.run(options, pieces_of(stream, rng), rng), True)
     # Every read is heavy, and each takes more of a turn than there is for all.
-    bench.hub._set_turns(64, 0.0)
+    bench.hub._engine.set_turns(64, 0.0)
     wanted.compare(bench, bench.run(options, pieces_of(stream, rng), rng), True)
-    bench.hub._set_turns(8192, 1.0)
+    bench.hub._engine.set_turns(8192, 1.0)
     if len(stream) < 4000:
         one_by_one = (stream[at : at + 1] for at in range(len(stream)))
         wanted.compare(bench, bench.run(options, one_by_one, None), False)

@@ -44,7 +44,7 @@ class SoakHub(Hub):
 
     def broadcast(self, message: Any, *, exclude: Any = (), key: str | None = None) -> int:
         count = super().broadcast(message, exclude=exclude, key=key)
-        if not self._is_away():
+        if not self._engine.is_away():
             content = message.encode() if isinstance(message, str) else message
             excluded = [client.user_data["serial"] for client in exclude]
             self.soak_log("B", int(content[: content.index(b" ")]), excluded)
@@ -131,7 +131,7 @@ class Soak:
             "allocated blocks": sys.getallocatedblocks(),
             "connections": hub.connections,
             "connected clients": hub.get_connected_clients(),
-            "closing clients": len(hub._closing_clients()),
+            "closing clients": len(hub._engine.closing_clients()),
             "handshakes": len(hub._parts.requests._waiting),
             "hub tasks": len(hub._parts.tasks),
             "tasks": len(asyncio.all_tasks()) - len(self.tasks),

@@ -45,9 +45,6 @@ class Client(PicowsConnection, BufferedProtocol):
     Thread-safety: methods from any thread; attributes are best read in the loop's thread.
     """
 
-    _counted: bool
-    _pending: Any
-
     def __new__(cls, engine: Engine) -> Self: ...
     @property
     def hub(self) -> Any:
@@ -125,7 +122,6 @@ class Client(PicowsConnection, BufferedProtocol):
 
         Thread-safety: any thread. Source: go-wsc `Disconnect`.
         """
-    def _send_away(self, code: int, reason: str) -> None: ...
     def set_user_data(self, key: Any, value: Any) -> None:
         """Keeps a value under a key of `user_data`.
 
@@ -147,36 +143,144 @@ class Client(PicowsConnection, BufferedProtocol):
 
         Thread-safety: any thread. Source: go-wsc `GetUserData`.
         """
-    def _begin(
-        self, stream: asyncio.Transport, descriptor: int, secure: bool, remote_address: str
-    ) -> None: ...
-    def _agree(self, subprotocol: str | None, deflate: Compression | None) -> None: ...
-    def _feed(self, data: bytes) -> None: ...
     def connection_made(self, stream: asyncio.Transport) -> None:  # type: ignore[override]
         """The transport of a connection to the hub's own server (asyncio.BaseProtocol)."""
     def connection_lost(self, error: Exception | None) -> None:
         """The transport is gone (asyncio.BaseProtocol)."""
     def eof_received(self) -> bool:
         """The peer half-closed (asyncio.BufferedProtocol)."""
-    def _set_remote_address(self, remote_address: str) -> None: ...
-    def _address_came_late(self) -> bool: ...
-    def _set_device(self, device_id: str | None) -> None: ...
-    def _enter(self, client_id: str, user_id: str, user_data: dict[Any, Any] | None) -> None: ...
-    def _hold_input(self) -> None: ...
-    def _release_input(self) -> None: ...
-    def _give_up(self) -> None: ...
-    def _transport(self) -> asyncio.Transport | None: ...
-    def _close_transport(self) -> None: ...
-    def _is_connecting(self) -> bool: ...
-    def _set_authenticating(self, task: asyncio.Task[Any] | None) -> None: ...
-    def _call(self, function: Callable[..., _T], *args: Any) -> _T: ...
-    def _lend_context(self) -> Context: ...
-    def _copy_context(self) -> Context: ...
-    def _keep_context(self) -> None: ...
-    def _set_inbox(self, inbox: Any) -> None: ...
-    def _get_inbox(self) -> Any: ...
-    def _pause_reading(self) -> None: ...
-    def _resume_reading(self) -> None: ...
-    def _forget(self) -> None: ...
-    def _get_descriptor(self) -> int: ...
-    def _abort(self) -> None: ...
+
+def give_up(client: Client) -> None:
+    """Has a connection end as it is: it is not connected yet.
+
+    Thread-safety: the loop's thread, like all of these functions.
+    """
+
+def agree_on(client: Client, subprotocol: str | None, deflate: Compression | None) -> None:
+    """Tells a client what its upgrade has negotiated.
+
+    Args:
+        client: before `begin_connection`.
+        subprotocol: a str or None.
+        deflate: settings.Compression or None.
+    """
+
+def set_pending_identity(client: Client, identity: Any) -> None:
+    """Keeps the identity of a connection until it stands: an Identity, or an awaitable for it.
+
+    Args:
+        client: whose it is.
+        identity: None drops it.
+    """
+
+def pending_identity(client: Client) -> Any:
+    """The identity that `set_pending_identity` has kept; None where it has kept none."""
+
+def set_remote_address(client: Client, remote_address: str) -> None:
+    """Tells a client the address of its peer, where another one makes the connection."""
+
+def begin_connection(
+    client: Client, stream: asyncio.Transport, descriptor: int, secure: bool, remote_address: str
+) -> None:
+    """Has a client begin: its 101 is written, and it is the protocol of its transport.
+
+    Args:
+        client: new.
+        stream: the asyncio transport.
+        descriptor: of its socket.
+        secure: it speaks TLS.
+        remote_address: of its peer.
+    """
+
+def feed(client: Client, data: bytes) -> None:
+    """Gives a client what came in one segment with its upgrade."""
+
+def address_came_late(client: Client) -> bool:
+    """Whether the address was not known yet when the upgrade was accepted."""
+
+def set_counted(client: Client, counted: bool) -> bool:
+    """Marks whether a client is counted among the connections of its address.
+
+    Args:
+        client: any.
+        counted: from now on.
+
+    Returns:
+        bool: whether it was until now.
+    """
+
+def hold_input(client: Client) -> None:
+    """Keeps the messages of a client until `release_input`: its identity is not known yet."""
+
+def set_authenticating(client: Client, task: asyncio.Task[Any] | None) -> None:
+    """Has the end of the connection cancel the task that finds out its identity; None: none."""
+
+def is_connecting(client: Client) -> bool:
+    """Whether a client is neither open yet nor closing."""
+
+def enter(
+    client: Client,
+    client_id: str,
+    user_id: str,
+    user_data: dict[Any, Any] | None,
+    device_id: str | None,
+) -> None:
+    """Makes a connection an open client of the hub.
+
+    Args:
+        client: whose identity is known now.
+        client_id: free.
+        user_id: whose client it is.
+        user_data: a dict, which is copied, or None.
+        device_id: None: not known.
+    """
+
+def release_input(client: Client) -> None:
+    """Has a client hear the messages that `hold_input` has kept."""
+
+def call_in_context(client: Client, function: Callable[..., _T], *args: Any) -> _T:
+    """Calls the application in the context of a client's callbacks; returns what it returns."""
+
+def lend_context(client: Client) -> Context:
+    """The context of a client's callbacks, for the task of its inbox; before there is one."""
+
+def copy_context(client: Client) -> Context:
+    """A new context that begins with what the callbacks of a client have set."""
+
+def keep_context(client: Client) -> None:
+    """Has the callbacks of a client go on with what the task that calls this has set."""
+
+def inbox_of(client: Client) -> Any:
+    """The Inbox of a client, or None."""
+
+def set_inbox(client: Client, inbox: Any) -> None:
+    """Gives a client an Inbox; None takes it away."""
+
+def pause_reading(client: Client) -> None:
+    """Has nothing more read of a client: too much waits for its callbacks."""
+
+def resume_reading(client: Client) -> None:
+    """Undoes `pause_reading`."""
+
+def transport_of(client: Client) -> asyncio.Transport | None:
+    """The asyncio transport, of a request too; None where there is none yet, or no more."""
+
+def descriptor_of(client: Client) -> int:
+    """The descriptor of the socket; -1 where there is none, or where it may be closed already."""
+
+def send_away(client: Client, code: int, reason: str) -> None:
+    """Closes the connection; what has come of it is still heard.
+
+    Args:
+        client: any; one that is closing already is left alone.
+        code, reason: of the close frame; checked.
+    """
+
+def close_transport(client: Client) -> None:
+    """Closes the transport once what was written is sent, without a close frame."""
+
+def abort(client: Client) -> None:
+    """Ends the connection at once, without a close frame."""
+
+def forget(client: Client) -> None:
+    """Lets go of a connection whose loop was closed."""

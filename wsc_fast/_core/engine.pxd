@@ -1,16 +1,18 @@
-"""The compiled base class of Hub: its work on clients, users, rooms and messages.
+"""The work of a hub on clients, users, rooms and messages, compiled. The parts of a hub share it.
 
-Way of a message through it: the public method checks its thread, frames the message once, finds
-the recipients, and pushes the frame to each; the flush (fanout.pxd) does the rest at the end of
-the tick.
+Way of a message through it: the public method (calls.pyx) checks its thread; the message is framed
+once, its recipients are found, and the frame is pushed to each; the flush (fanout.pxd) does the
+rest at the end of the tick.
 
 Each part of it has one reason: `fanout` sends, `clients` knows who is connected, `turns` says who
 is read, `read_buffer` is what they read into, `loop_context` calls the loop.
 
-Ownership: the engine owns its parts. Each connection owns a reference to the engine, and the engine
-one to each open client (`clients`), until that is gone.
+Ownership: the face owns the engine, and the engine its parts. Each connection owns a reference to
+the engine, and the engine one to each open client (`clients`), until that is gone. `hub` refers
+back to the face; the garbage collector ends that cycle.
 """
 
+cimport cython
 from cpython.object cimport PyObject
 
 from wsc_fast._core.clients cimport ClientRegistry
@@ -55,11 +57,14 @@ cdef struct Counted:
     unsigned long long rejected_gone      # left before its request was whole
     unsigned long long rate_limited       # messages beyond a client's rate
 
+
+@cython.final
 cdef class Engine(FanoutNeeds):
     cdef:
+        object hub         # the Hub that it is the engine of; for `Client.hub` alone
         # Its parts, none of which knows the engine; `fanout` has it as its FanoutNeeds.
         LoopContext loop_context
-        Fanout fanout
+        readonly Fanout fanout
         ClientRegistry clients
         ReadTurns turns
         ReadBuffer read_buffer
@@ -73,21 +78,21 @@ cdef class Engine(FanoutNeeds):
         object admission
         object application
         object deliveries
-        # Copies of settings (`_configure_live`); timeouts may be longer for a while.
-        public Py_ssize_t _max_rooms
-        public Py_ssize_t _max_rooms_per_client
-        public Py_ssize_t _max_message_size
-        public Py_ssize_t _max_fragments
-        public Py_ssize_t _auth_input_bytes
-        public double _heartbeat_interval
-        public double _heartbeat_timeout
-        public double _close_timeout
-        public double _message_timeout
+        # Copies of settings (`configure_live`); timeouts may be longer for a while.
+        public Py_ssize_t max_rooms
+        public Py_ssize_t max_rooms_per_client
+        public Py_ssize_t max_message_size
+        public Py_ssize_t max_fragments
+        public Py_ssize_t auth_input_bytes
+        public double heartbeat_interval
+        public double heartbeat_timeout
+        public double close_timeout
+        public double message_timeout
         # How often each limit was met: setting -> int; counted where something is refused.
         dict limited
         Rates rates                  # of what each client sends
         # Calls that are due at a time: a handshake's end, a close timeout, the heartbeat.
-        readonly Timers _deadlines
+        readonly Timers deadlines
         # Connections from the handshake's end until the transport is gone, closing ones too.
         readonly Py_ssize_t connections
         # The handlers of on_message_received: all of them, and the only one where there is one.
@@ -110,7 +115,7 @@ cdef class Engine(FanoutNeeds):
     cdef bint away(self) noexcept
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
     cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
-    cpdef Py_ssize_t _send_message(self, user_id, message) except -1
+    cpdef Py_ssize_t send_message(self, user_id, message) except -1
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0
     cdef int await_empty(self, Sink sink) except -1
     cdef bint offer(self, Sink sink, bytes frame, int run) except -1
@@ -121,4 +126,12 @@ cdef class Engine(FanoutNeeds):
         object recipient,
     ) except -1
     cdef list excluded(self, object exclude)
+    cpdef get_client_by_id(self, client_id)
+    cpdef list get_clients_by_user(self, user_id)
     cdef MemberSet find_room(self, object room_id)
+    cdef int create_room(self, object room_id) except -1
+    cdef int delete_room(self, object room_id) except -1
+    cdef int join_room(self, object client_id, object room_id) except -1
+    cdef int leave_room(self, object client_id, object room_id) except -1
+    cdef list room_clients(self, object room_id)
+    cdef list client_rooms(self, object client_id)

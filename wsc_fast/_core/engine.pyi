@@ -1,327 +1,111 @@
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import Any, Self, final
 
-from typing_extensions import disjoint_base
-
-from wsc_fast._core.connection import Client
 from wsc_fast._core.fanout import Fanout, FanoutNeeds
 from wsc_fast._core.messages import MessageForms
 from wsc_fast._core.settings import Settings
 from wsc_fast._core.timers import Timers
-from wsc_fast.messages import HubMessage
 
+# Clients are Any here: connection.pyi stands above this module.
 _Message = bytes | bytearray | memoryview | str
 
-@disjoint_base
+@final
 class Engine(FanoutNeeds):
-    """Base of Hub: what it does with clients, users, rooms and messages (internal)."""
+    """The work of a hub on clients, users, rooms and messages (internal)."""
 
-    _max_rooms: int
-    _max_rooms_per_client: int
-    _max_message_size: int
-    _max_fragments: int
-    _auth_input_bytes: int
-    _heartbeat_interval: float
-    _heartbeat_timeout: float
-    _close_timeout: float
-    _message_timeout: float
+    max_rooms: int
+    max_rooms_per_client: int
+    max_message_size: int
+    max_fragments: int
+    auth_input_bytes: int
+    heartbeat_interval: float
+    heartbeat_timeout: float
+    close_timeout: float
+    message_timeout: float
 
+    def __new__(cls, hub: object) -> Self: ...
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """asyncio.AbstractEventLoop | None: the loop it runs on, None while it does not run."""
     @property
-    def longest_flush(self) -> float:
-        """float: of the flushes since the last reset, seconds."""
-    @property
-    def _fanout(self) -> Fanout: ...
+    def fanout(self) -> Fanout: ...
     @property
     def connections(self) -> int: ...
     @property
-    def _deadlines(self) -> Timers[Callable[[], object]]: ...
-    def get_connected_clients(self) -> int:
-        """How many clients are connected.
-
-        Returns:
-            int: open clients; those in the closing handshake no longer count.
-
-        Thread-safety: any thread. Source: go-wsc `GetConnectedClients`.
-        """
-    def get_connected_client_ids(self) -> list[str]:
-        """The ids of all connected clients.
-
-        Returns:
-            list[str]: in no particular order.
-
-        Thread-safety: any thread. Source: go-wsc `GetConnectedClientsIDs`.
-        """
-    def get_client_by_id(self, client_id: str) -> Client | None:
-        """The connected client with this id.
-
-        Args:
-            client_id: a str.
-
-        Returns:
-            Client | None: None when no connected client has the id.
-
-        Raises:
-            ValidationError: the id is not a str.
-
-        Thread-safety: any thread. Source: go-wsc `GetClientByID`.
-        """
-    def get_all_connected_users(self) -> list[str]:
-        """The ids of all users with at least one connected client.
-
-        Returns:
-            list[str]: each once, in no particular order.
-
-        Thread-safety: any thread. Source: go-wsc `GetAllConnectedUsers`.
-        """
-    def get_clients_by_user(self, user_id: str) -> list[Client]:
-        """The connected clients of a user.
-
-        Args:
-            user_id: a str.
-
-        Returns:
-            list[Client]: empty when the user has none.
-
-        Raises:
-            ValidationError: the id is not a str.
-
-        Thread-safety: any thread.
-        """
-    def broadcast(
-        self, message: _Message, *, exclude: Iterable[str | Client] = (), key: str | None = None
-    ) -> int:
-        """Queues a message for every connected client.
-
-        Args:
-            message: bytes (a binary message) or str (a text message).
-            exclude: ids of clients, or Client objects, that do not get it.
-            key: conflation key, a str: a message that still waits in an outbox under the same key
-                is replaced by this one, which takes its place at the end of the queue.
-
-        Returns:
-            int: how many clients it was queued for. A full outbox is dealt with by
-            HubConfig.overflow and counted in the stats.
-
-        Raises:
-            ValidationError: the message or the key cannot be used; nobody gets anything.
-
-        Thread-safety: any thread. Source: go-wsc `Broadcast`.
-        """
-    def broadcast_text(self, text: str) -> int:
-        """Queues a text message for every connected client.
-
-        Args:
-            text: a str.
-
-        Returns:
-            int: how many clients it was queued for.
-
-        Raises:
-            ValidationError: `text` is not a str, or holds a lone surrogate.
-
-        Thread-safety: any thread. Source: go-wsc `BroadcastText`.
-        """
-    def broadcast_to_room(
-        self,
-        room_id: str,
-        message: _Message,
-        *,
-        exclude: Iterable[str | Client] = (),
-        key: str | None = None,
-    ) -> int:
-        """Queues a message for every member of a room.
-
-        Args:
-            room_id: a str.
-            message, exclude, key: as for `broadcast`.
-
-        Returns:
-            int: how many members it was queued for.
-
-        Raises:
-            RoomNotFoundError: there is no such room.
-            ValidationError: the message, the key or the id cannot be used.
-
-        Thread-safety: any thread. Source: go-wsc `BroadcastToRoom`.
-        """
-    def send_to_client(self, client_id: str, message: _Message, *, key: str | None = None) -> None:
-        """Queues a message for one client.
-
-        Args:
-            client_id: a str.
-            message, key: as for `broadcast`.
-
-        Raises:
-            ClientNotFoundError: no connected client has the id.
-            QueueFullError: its outbox is full and the overflow policy made no room.
-            ValidationError: the message, the key or the id cannot be used.
-
-        Thread-safety: any thread. Source: go-wsc `SendToClient`.
-        """
-    def send_to_user(self, user_id: str, message: HubMessage) -> int:
-        """Queues a message for every client of a user; it is encoded once.
-
-        Args:
-            user_id: a str.
-            message: a HubMessage.
-
-        Returns:
-            int: how many clients it was queued for.
-
-        Raises:
-            UserOfflineError: the user has no connected client.
-            QueueFullError: the outboxes of all of them are full.
-            PendingFullError: too many messages are held back behind a replay for this user.
-            ValidationError: the message cannot be sent.
-            HubStoppedError: the hub has stopped.
-
-        A failure also goes to the failure handlers. Thread-safety: any thread. Source: go-wsc
-        `SendToUser`.
-        """
-    def send_text_to_client(self, client_id: str, text: str) -> None:
-        """Queues a text message for one client.
-
-        Args:
-            client_id: a str.
-            text: a str.
-
-        Raises:
-            ClientNotFoundError, QueueFullError, ValidationError: as `send_to_client`.
-
-        Thread-safety: any thread. Source: go-wsc `SendTextToClient`.
-        """
-    def create_room(self, room_id: str) -> None:
-        """Makes an empty room.
-
-        Args:
-            room_id: 1 to 256 characters, no control characters.
-
-        Raises:
-            RoomExistsError: there is one already.
-            LimitError: HubConfig.max_rooms is reached.
-            ValidationError: the id cannot be used.
-
-        Thread-safety: any thread. Source: go-wsc `CreateRoom`.
-        """
-    def delete_room(self, room_id: str) -> None:
-        """Removes a room, in this call; its members stay connected.
-
-        Args:
-            room_id: a str.
-
-        Raises:
-            RoomNotFoundError: there is no such room.
-
-        Thread-safety: any thread. Source: go-wsc `DeleteRoom`.
-        """
-    def join_room(self, client_id: str, room_id: str) -> None:
-        """Makes a client a member of a room; joining twice is joining once.
-
-        Args:
-            client_id: a str.
-            room_id: a str.
-
-        Raises:
-            ClientNotFoundError: no connected client has the id.
-            RoomNotFoundError: there is no such room (see `create_room`).
-            LimitError: HubConfig.max_rooms_per_client is reached.
-            PermissionDeniedError: `authorize_join` does not allow it.
-
-        Thread-safety: any thread. Source: go-wsc `JoinRoom`.
-        """
-    def leave_room(self, client_id: str, room_id: str) -> None:
-        """Ends a client's membership of a room, if it has one.
-
-        Args:
-            client_id: a str.
-            room_id: a str.
-
-        Raises:
-            ClientNotFoundError: no connected client has the id.
-            RoomNotFoundError: there is no such room.
-
-        Thread-safety: any thread. Source: go-wsc `LeaveRoom`.
-        """
-    def get_room_clients(self, room_id: str) -> list[str]:
-        """The ids of a room's members.
-
-        Args:
-            room_id: a str.
-
-        Returns:
-            list[str]: in no particular order.
-
-        Raises:
-            RoomNotFoundError: there is no such room.
-
-        Thread-safety: any thread. Source: go-wsc `GetRoomClients`.
-        """
-    def get_rooms(self) -> list[str]:
-        """The ids of all rooms.
-
-        Returns:
-            list[str]: in the order of their creation.
-
-        Thread-safety: any thread.
-        """
-    def _count_rooms(self) -> int: ...
-    def get_client_rooms(self, client_id: str) -> list[str]:
-        """The ids of the rooms that a client is in.
-
-        Args:
-            client_id: a str.
-
-        Returns:
-            list[str]: in the order of joining.
-
-        Raises:
-            ClientNotFoundError: no connected client has the id.
-
-        Thread-safety: any thread.
-        """
-    def _attach(self, loop: asyncio.AbstractEventLoop | None) -> None: ...
-    def _join(
+    def deadlines(self) -> Timers[Callable[[], object]]: ...
+    def attach(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Binds to the running loop of this thread, or to none."""
+    def join(
         self, requests: object, admission: object, application: object, deliveries: object
-    ) -> None: ...
-    def _configure(self, config: Settings) -> None: ...
-    def _configure_live(self, config: Settings) -> None: ...
-    def _set_timeouts(self, heartbeat: float, message: float) -> None: ...
-    def _new_context(self) -> Context: ...
-    def _is_away(self) -> bool: ...
-    def _set_limits(self, messages: int, nbytes: int, policy: str, budget: float) -> None: ...
-    def _set_rates(self, messages: float, nbytes: float, action: str) -> None: ...
-    def _set_turns(self, heavy_read: int, budget: float) -> None: ...
-    def _set_read_buffer(self, size: int) -> None: ...
-    def _set_compression(self, enabled: bool, level: int, threshold: int) -> None: ...
-    def _set_forms(self, forms: MessageForms) -> None: ...
-    def _set_acks(
+    ) -> None:
+        """Has these hear of what happens here; upward.py has their interfaces."""
+    def configure(self, config: Settings) -> None:
+        """Takes the settings that hold from the start on; for a hub that does not run."""
+    def configure_live(self, config: Settings) -> None:
+        """Takes all other settings; a running hub takes most of them anew."""
+    def set_timeouts(self, heartbeat: float, message: float) -> None:
+        """How long a client may be silent, and a message under way, in seconds."""
+    def new_context(self) -> Context:
+        """A contextvars.Context for what is no client's."""
+    def is_away(self) -> bool:
+        """Whether the hub runs, and in another thread."""
+    def set_limits(self, messages: int, nbytes: int, policy: str, budget: float) -> None: ...
+    def set_rates(self, messages: float, nbytes: float, action: str) -> None:
+        """Bounds what each client may send a second; 0 is no bound."""
+    def set_turns(self, heavy_read: int, budget: float) -> None:
+        """Sets the bytes of a heavy read, and the least seconds that such reads have in a turn."""
+    def set_read_buffer(self, size: int) -> None:
+        """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
+    def set_compression(self, enabled: bool, level: int, threshold: int) -> None:
+        """Makes the compression contexts anew, or drops them; for a hub that does not run."""
+    def set_forms(self, forms: MessageForms) -> None:
+        """Hands down what messages.py has for the engine; to be called first of all."""
+    def set_acks(
         self,
-        take: Callable[[Client, str], int],
+        take: Callable[[Any, str], int],
         replaying: set[str],
-        hold: Callable[[str, HubMessage, bytes], int],
-        ran_empty: Callable[[Client], None],
-    ) -> None: ...
-    def _set_filters(
+        hold: Callable[[str, Any, bytes], int],
+        ran_empty: Callable[[Any], None],
+    ) -> None:
+        """Joins the acknowledgements to the engine.
+
+        Args:
+            take: `take(client, text) -> int` takes acknowledgements out of what comes in:
+                NO_ACK, SETTLED or IGNORED.
+            replaying: the set of users whose plain messages go through `hold`.
+            hold: `hold(user_id, message, data) -> int`.
+            ran_empty: `ran_empty(client)`, once for each `await_empty`.
+        """
+    def set_filters(
         self,
-        join_filter: Callable[[Client, str], bool] | None,
-        publish_filter: Callable[[Client, str | bytes], bool] | None,
-    ) -> None: ...
-    def _watch_losses(self, watched: bool) -> None: ...
-    def _send_message(self, user_id: str, message: HubMessage) -> int: ...
-    def _set_message_handlers(self, handlers: tuple[Callable[..., Any], ...]) -> None: ...
-    def _sweep(self, share: float) -> None: ...
-    def _open_clients(self) -> list[Client]: ...
-    def _forget_connections(self) -> None: ...
-    def _closing_clients(self) -> list[Client]: ...
-    def _counters(self) -> dict[str, Any]: ...
-    def _reset_counters(self) -> None: ...
-    def _count_waiting(self) -> int: ...
-    def _count_limit(self, limit: str) -> None: ...
-    def _count_rejected(self, why: str) -> None: ...
-    def _count_replaced(self) -> None: ...
-    def _count_callback_error(self) -> None: ...
+        join_filter: Callable[[Any, str], bool] | None,
+        publish_filter: Callable[[Any, str | bytes], bool] | None,
+    ) -> None:
+        """Has `join_filter(client, room_id)` and `publish_filter(client, message)` decide."""
+    def watch_losses(self, watched: bool) -> None:
+        """Whether `Deliveries.lost` is called for what is dropped or not sent."""
+    def send_message(self, user_id: str, message: Any) -> int:
+        """`send_to_user` without the failure handlers, on the loop's thread."""
+    def set_message_handlers(self, handlers: tuple[Callable[..., Any], ...]) -> None: ...
+    def get_client_by_id(self, client_id: str) -> Any:
+        """See `Hub.get_client_by_id`."""
+    def get_clients_by_user(self, user_id: str) -> list[Any]:
+        """See `Hub.get_clients_by_user`."""
+    def count_rooms(self) -> int: ...
+    def sweep(self, share: float) -> None:
+        """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
+    def open_clients(self) -> list[Any]: ...
+    def forget_connections(self) -> None:
+        """The loop was closed under the hub: its connections went with it, and nobody was told."""
+    def closing_clients(self) -> list[Any]: ...
+    def read_counters(self) -> dict[str, Any]:
+        """The counters since the last reset, and the outbox totals of this moment."""
+    def reset_counters(self) -> None: ...
+    def count_waiting(self) -> int:
+        """How many connections wait for their turn to be read."""
+    def count_limit(self, limit: str) -> None: ...
+    def count_rejected(self, why: str) -> None: ...
+    def count_replaced(self) -> None: ...
+    def count_callback_error(self) -> None: ...

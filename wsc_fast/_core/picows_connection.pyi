@@ -31,4 +31,9 @@ class PicowsConnection(Receiver):
         """
     def send_user_specific_ping(self, transport: WSTransport) -> None:
         """picows' automatic ping, where it is on: through the outbox."""
-    def _take_over(self) -> None: ...
+
+def take_over(client: PicowsConnection) -> None:
+    """Has a connection that picows has made read for itself (internal): picows reads nothing of it.
+
+    Thread-safety: the loop's thread.
+    """

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Settings(Protocol):
-    """The settings of HubConfig that the engine takes (`_configure`, `_configure_live`)."""
+    """The settings of HubConfig that the engine takes (`configure`, `configure_live`)."""
 
     @property
     def read_buffer_size(self) -> int: ...

@@ -1,8 +1,8 @@
 """The compiled code's calls upward: small interfaces, which higher layers implement.
 
 An `Engine` is given one object of each of the first four (`join`). It calls nothing else of the
-package above it, but for the functions and forms that are handed to it (`_set_acks`,
-`_set_filters`, `_set_forms`, `_set_message_handlers`). All of it is called in the loop's thread,
+package above it, but for the functions and forms that are handed to it (`set_acks`,
+`set_filters`, `set_forms`, `set_message_handlers`). All of it is called in the loop's thread,
 but for `Deliveries.on_loop`, `send_on_loop` and `send_failed`, which are called in the thread that
 called the hub.
 """
@@ -150,4 +150,4 @@ def join(
     deliveries: Deliveries,
 ) -> None:
     """Has these hear of what happens in an engine."""
-    engine._join(requests, admission, application, deliveries)
+    engine.join(requests, admission, application, deliveries)

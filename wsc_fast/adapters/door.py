@@ -110,5 +110,5 @@ class Door:
             limit: the setting that it does not keep to, if there is one.
         """
         if limit is not None:
-            self._engine._count_limit(limit)
-        self._engine._count_rejected("request")
+            self._engine.count_limit(limit)
+        self._engine.count_rejected("request")

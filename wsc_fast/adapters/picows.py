@@ -17,7 +17,8 @@ from logging import WARNING, LoggerAdapter, getLogger
 from picows import WSAutoPingStrategy, WSUpgradeResponse, WSUpgradeResponseWithListener
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # no stub has it
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import Client, set_remote_address
+from wsc_fast._core.picows_connection import take_over
 from wsc_fast.config import HubConfig
 from wsc_fast.errors import ConfigError
 
@@ -88,7 +89,7 @@ def make_connection(
     Raises:
         OSError: picows cannot set the options of TCP on its socket; nothing was written.
     """
-    client._set_remote_address(remote_address)
+    set_remote_address(client, remote_address)
     response = WSUpgradeResponse.create_101_response(headers)
     accepted = WSUpgradeResponseWithListener(response, client)
     protocol = _protocol(ws_listener_factory=lambda request: accepted)
@@ -101,4 +102,4 @@ def make_connection(
     ).encode()
     protocol.get_buffer(-1)[: len(request)] = request
     protocol.buffer_updated(len(request))
-    client._take_over()
+    take_over(client)

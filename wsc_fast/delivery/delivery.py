@@ -81,7 +81,7 @@ class Delivery:
         self._calls = calls
         self._retry = RetryConfig()
         self.failures = FailureReporter(needs)
-        self.sleepers = Sleepers(needs.engine._deadlines)
+        self.sleepers = Sleepers(needs.engine.deadlines)
         self.acks: Acks | None = None
 
     # --- its life ---
@@ -132,7 +132,7 @@ class Delivery:
         if loop is not None and loop is not asyncio.get_running_loop():
             there = asyncio.run_coroutine_threadsafe(self.send_with_retry(user_id, message), loop)
             return await asyncio.wrap_future(there)
-        send = partial(self._engine._send_message, user_id, message)
+        send = partial(self._engine.send_message, user_id, message)
         result = await send_with_retry(send, self._retry, self.sleepers)
         if result.final_error is not None:
             self.send_failed(message, user_id, result.final_error)
@@ -160,7 +160,7 @@ class Delivery:
         if store is None and config.enable_offline_messages:
             store = SQLiteOfflineStore(DEFAULT_STORE)
         acks = self.acks = Acks(self._needs, self.failures, config, store)
-        self._engine._set_acks(acks.take, acks.replaying, acks.hold, acks.ran_empty)
+        self._engine.set_acks(acks.take, acks.replaying, acks.hold, acks.ran_empty)
         if self._engine.loop is not None:
             acks.attach(self._engine.loop)
 
@@ -169,7 +169,7 @@ class Delivery:
         try:
             if self.acks is None:
                 raise HubStateError("acknowledgements are not enabled: call enable_ack first")
-            if self._engine._is_away():
+            if self._engine.is_away():
                 return self._calls.make(partial(self._start_ack, recipient, message, to_client))
             return self._start_ack(recipient, message, to_client)
         except Exception as error:
@@ -247,7 +247,7 @@ class Delivery:
         failure = Failure(message, recipient, reason_of(error), error, duration=duration, to=to)
         report = self._report_of_client if to_client else self.failures.report
         loop = self._engine.loop
-        if loop is None or not self._engine._is_away():
+        if loop is None or not self._engine.is_away():
             report(failure)
             return
         if self.failures.active:
@@ -301,7 +301,7 @@ class Delivery:
             client,
             why,
             error or partial(_lost_by, client.id, why),
-            duration=self._engine._close_timeout if timed_out else 0.0,
+            duration=self._engine.close_timeout if timed_out else 0.0,
             acks=self.acks is not None,
             # A flush, or the end of a connection, may have been set off by anybody.
             of_call=why in _LOST_IN_CALLS,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from wsc_fast._core.engine import Engine
+from wsc_fast._core.calls import Calls
 from wsc_fast._core.pending import PendingACK
 from wsc_fast.config import ACKConfig, RetryConfig
 from wsc_fast.delivery.delivery import Delivery
@@ -24,7 +24,7 @@ from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.stores.base import OfflineStore
 
 
-class DeliveryFace(Engine):
+class DeliveryFace(Calls):
     """Base of Hub: messages to users, retries, acknowledgements, failure handlers."""
 
     _calls: ThreadCalls

@@ -23,7 +23,7 @@ from typing import cast
 
 import aiofastnet
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import Client, give_up, transport_of
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.tls.context import needs_the_loops_tls
 from wsc_fast.listen.tls.handshake_loop import HandshakeLoop
@@ -151,7 +151,7 @@ class Acceptor:
             task.cancel()
             return
         # aiofastnet 1.2 keeps a handshake that is cancelled, with its buffers, until its timeout.
-        client._give_up()
+        give_up(client)
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
 
@@ -190,7 +190,7 @@ class Acceptor:
             await self._connect(handshake, client, connection, seconds)
         except asyncio.CancelledError:
             # Not raised again: its frames hold the transport with its buffers, and are held by it.
-            transport = client._transport()
+            transport = transport_of(client)
             if transport is None:
                 handshake.end()
                 connection.close()

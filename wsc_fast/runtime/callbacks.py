@@ -10,9 +10,10 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import Client, call_in_context, inbox_of
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.upward import Handlers
 from wsc_fast.errors import (
@@ -79,7 +80,7 @@ class Callbacks:
         self._denied = denied
         self._gone = gone
         may_publish = self._may_publish if authorize_publish is not None else None
-        engine._set_filters(
+        engine.set_filters(
             self._may_join if authorize_join is not None else None,
             may_publish,
         )
@@ -122,7 +123,7 @@ class Callbacks:
         """`fn(client, message)` for each message."""
         with self._adding:
             self._on_message += (checked_callback(fn),)
-            self._engine._set_message_handlers(self._on_message)
+            self._engine.set_message_handlers(self._on_message)
         return fn
 
     def add_error(self, fn: F) -> F:
@@ -145,7 +146,7 @@ class Callbacks:
 
     def limit(self, client: Client) -> None:
         """A client has gone: an async callback of it that is under way has so long from now on."""
-        inbox: Inbox | None = client._get_inbox()
+        inbox: Inbox | None = inbox_of(client)
         if inbox is not None:
             inbox.limit()
         else:
@@ -153,7 +154,7 @@ class Callbacks:
 
     def receive(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
         """See `upward.Application`."""
-        inbox: Inbox | None = client._get_inbox()
+        inbox: Inbox | None = inbox_of(client)
         if inbox is not None:
             inbox.put_message(handlers, message)
         else:
@@ -169,13 +170,13 @@ class Callbacks:
     def _may_join(self, client: Client, room_id: str) -> bool:
         """Called for each `join_room`, where there is an `authorize_join`."""
         assert self._authorize_join is not None
-        return _decided(client._call(self._authorize_join, client, room_id))
+        return _decided(call_in_context(client, self._authorize_join, client, room_id))
 
     def _may_publish(self, client: Client, message: str | bytes) -> bool:
         """Called for each message, where there is an `authorize_publish`."""
         assert self._authorize_publish is not None
         try:
-            if _decided(client._call(self._authorize_publish, client, message)):
+            if _decided(call_in_context(client, self._authorize_publish, client, message)):
                 return True
         except Exception as error:
             self.report(client, error)  # nobody has allowed it
@@ -207,14 +208,16 @@ class Callbacks:
 
     def report(self, client: Client | None, error: BaseException) -> None:
         """Counts and logs an error, and tells the on_error callbacks; `client` may be unknown."""
-        self._engine._count_callback_error()
+        self._engine.count_callback_error()
         log.error("error in a callback of %r", client, exc_info=error)
         self._tell(client, error)
 
     def _tell(self, client: Client | None, error: BaseException) -> None:
         # An async on_error takes its turn among the client's events, so that a client never has
         # more than one under way, and is not read while many of its errors wait.
-        call = self._engine._new_context().run if client is None else client._call
+        call = (
+            self._engine.new_context().run if client is None else partial(call_in_context, client)
+        )
         results = []
         for handler in self._on_error:
             try:
@@ -232,7 +235,7 @@ class Callbacks:
     def _wait_without_client(self, result: Awaitable[Any]) -> None:
         """Awaits the result of an async on_error for an error that concerns no client."""
         if len(self._error_tasks) < _MOST_ERROR_TASKS:
-            task = self._tasks.spawn(_logging_errors([result]), self._engine._new_context())
+            task = self._tasks.spawn(_logging_errors([result]), self._engine.new_context())
             self._error_tasks.add(task)
             task.add_done_callback(self._error_tasks.discard)
             return

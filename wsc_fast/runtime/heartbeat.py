@@ -64,13 +64,13 @@ class Heartbeat:
         late = now - self._due
         if late > max(_STOOD_STILL, self._patience(now, settings.heartbeat_timeout)):
             self._stood_still, self._stood_still_until = late, now
-        engine._set_timeouts(
+        engine.set_timeouts(
             settings.heartbeat_timeout + self._patience(now, settings.heartbeat_timeout),
             settings.message_timeout + self._patience(now, settings.message_timeout),
         )
         self._due = now + tick
-        engine._deadlines.set(self._beat, engine.loop.time() + tick)
-        engine._sweep(min(1.0, tick / sweep))
+        engine.deadlines.set(self._beat, engine.loop.time() + tick)
+        engine.sweep(min(1.0, tick / sweep))
 
     def _patience(self, now: float, timeout: float) -> float:
         """The time added to a timeout, until one timeout has passed since the loop stood still."""

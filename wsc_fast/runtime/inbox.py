@@ -16,7 +16,16 @@ from functools import partial
 from types import CoroutineType
 from typing import Any, Protocol
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import (
+    Client,
+    call_in_context,
+    inbox_of,
+    lend_context,
+    pause_reading,
+    resume_reading,
+    set_inbox,
+    transport_of,
+)
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.upward import Handlers
 from wsc_fast.log import log
@@ -127,13 +136,13 @@ def dispatch(
         args: what they are called with.
         fatal: the first handler that raises ends the event and closes the client with 1011.
     """
-    inbox: Inbox | None = client._get_inbox()
+    inbox: Inbox | None = inbox_of(client)
     if inbox is not None:
         inbox.put(handlers, args, fatal)
         return
     for index, handler in enumerate(handlers, 1):
         try:
-            result = client._call(handler, *args)
+            result = call_in_context(client, handler, *args)
         except BaseException as error:
             inboxes.failed(client, error, fatal)
             if fatal:
@@ -142,7 +151,7 @@ def dispatch(
             if is_awaitable(result):
                 wait_for(inboxes, client, result, handlers[index:], args, fatal=fatal)
                 return
-        inbox = client._get_inbox()
+        inbox = inbox_of(client)
         if inbox is not None:  # an async on_error is under way, for one
             if index < len(handlers):
                 inbox.put(handlers[index:], args, fatal)
@@ -167,7 +176,7 @@ def wait_for(
         rest: the handlers after it, of the same event.
         args, fatal: as of `dispatch`.
     """
-    inbox: Inbox | None = client._get_inbox()
+    inbox: Inbox | None = inbox_of(client)
     if inbox is None:
         Inbox(inboxes, client).start(first, rest, args, fatal)
     else:
@@ -207,16 +216,16 @@ class Inbox:
         self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
     ) -> None:
         """Begins with an awaitable that a handler has returned, and the handlers after it."""
-        context = self._client._lend_context()
-        self._client._set_inbox(self)
+        context = lend_context(self._client)
+        set_inbox(self._client, self)
         self._inboxes.begun(self, self._client.user_id)
         self._task = self._inboxes.tasks.spawn(self._run(first, rest, args, fatal), context)
-        if self._client._transport() is None:
+        if transport_of(self._client) is None:
             self.limit()
 
     def limit(self) -> None:
         """Gives the callback under way `callback_close_timeout`, since its client has gone."""
-        timers = self._inboxes.engine._deadlines
+        timers = self._inboxes.engine.deadlines
         self._end_limit()
         if timers.loop is not None:
             self._inboxes.outlasting.add(self)
@@ -230,7 +239,7 @@ class Inbox:
 
     def _time_out(self) -> None:
         self._deadline = None
-        self._inboxes.engine._count_limit("callback_close_timeout")
+        self._inboxes.engine.count_limit("callback_close_timeout")
         log.warning(
             "%r: a callback was cancelled: it went on for %s s after its client had gone "
             "(callback_close_timeout)",
@@ -280,8 +289,8 @@ class Inbox:
         if not self._paused and (limit := self._limit_met(1)) is not None:
             self._paused = True
             self._inboxes.paused.add(self)
-            self._inboxes.engine._count_limit(limit)
-            self._client._pause_reading()
+            self._inboxes.engine.count_limit(limit)
+            pause_reading(self._client)
             if self._inboxes.awaits_acknowledgement(self._client):
                 log.warning(
                     "%r: %d bytes of its messages wait for on_message_received (%s): its "
@@ -319,7 +328,7 @@ class Inbox:
     def _resume(self) -> None:
         self._paused = False
         self._inboxes.paused.discard(self)
-        self._client._resume_reading()
+        resume_reading(self._client)
 
     async def _run(
         self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
@@ -334,13 +343,13 @@ class Inbox:
         finally:
             # No await between the last look at `_waiting` and here: nothing can slip in.
             self._end_limit()
-            self._client._set_inbox(None)
+            set_inbox(self._client, None)
             self._inboxes.ended(self, self._client.user_id)
             # Something waits only where a callback was cancelled.
             self._abandon_messages()
             for handlers, args, fatal in self._waiting:
                 dispatch(self._inboxes, self._client, handlers, args, fatal=fatal)
-            if self._client._transport() is None and self._client._get_inbox() is None:
+            if transport_of(self._client) is None and inbox_of(self._client) is None:
                 self._inboxes.gone(self._client)
 
     def _abandon_messages(self) -> None:

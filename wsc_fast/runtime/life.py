@@ -19,7 +19,7 @@ from functools import partial
 from ssl import SSLContext
 from typing import Any, Protocol
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import Client, abort, descriptor_of, send_away
 from wsc_fast._core.engine import Engine
 from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.errors import HubStateError, HubStoppedError
@@ -124,7 +124,7 @@ class Life:
         """Listens, on the running loop; see `Hub.start`. The arguments are checked."""
         parts = self._parts
         loop = asyncio.get_running_loop()
-        parts.engine._attach(loop)
+        parts.engine.attach(loop)
         parts.site.serve(path, ssl is not None)
         try:
             await self._open_store(loop)
@@ -163,7 +163,7 @@ class Life:
         self._begin()
 
     def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool) -> None:
-        self._parts.engine._attach(loop)
+        self._parts.engine.attach(loop)
         self._parts.site.serve(None, tls)
         self._parts.requests.make_connection = None
         self._parts.listener.forget_port()
@@ -239,7 +239,7 @@ class Life:
         try:
             await self._stop(timeout)
         finally:
-            self._parts.engine._close_timeout = self._settings().close_timeout
+            self._parts.engine.close_timeout = self._settings().close_timeout
             self._stopping.set_result(None)
             self._stopping = None
 
@@ -252,19 +252,19 @@ class Life:
         await parts.requests.abort_all()
         parts.delivery.sleepers.end()
         # Queued messages have as long as the caller gives them.
-        parts.engine._close_timeout = max(self._settings().close_timeout, timeout)
-        await in_turns(parts.engine._open_clients(), _shut_down)
+        parts.engine.close_timeout = max(self._settings().close_timeout, timeout)
+        await in_turns(parts.engine.open_clients(), _shut_down)
         for client in parts.admission.authenticating():
             _shut_down(client)
         await self._wait_until_gone(deadline)
         begun = parts.tasks.under_way()
-        await in_turns(parts.engine._closing_clients(), Client._abort, MOST_ENDS)
+        await in_turns(parts.engine.closing_clients(), abort, MOST_ENDS)
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
         await parts.delivery.close_store(deadline - time.monotonic())
         await parts.tasks.finish(begun, deadline, self._callers)
         await parts.delivery.failures.finish(deadline - time.monotonic())
-        parts.engine._deadlines.clear()
+        parts.engine.deadlines.clear()
         parts.admission.end()
         parts.state.draining = False
         self._stop_watching()
@@ -288,8 +288,8 @@ class Life:
     def abort_all(self) -> None:
         """Ends all connections at once."""
         engine = self._parts.engine
-        for client in (*engine._open_clients(), *engine._closing_clients()):
-            client._abort()
+        for client in (*engine.open_clients(), *engine.closing_clients()):
+            abort(client)
 
     def _stop_watching(self) -> None:
         if self._watchdog is not None:
@@ -298,7 +298,7 @@ class Life:
 
     def _detach(self) -> None:
         _running.discard(self)
-        self._parts.engine._attach(None)
+        self._parts.engine.attach(None)
         self.check_settings = None
         self._parts.calls.end()
 
@@ -318,7 +318,7 @@ class Life:
         parts.state.draining = True
         if parts.listener.shares_port:
             parts.listener.leave_to_others()
-        clients = parts.engine._open_clients()
+        clients = parts.engine.open_clients()
         slices = max(1, math.ceil(period / _DRAIN_SLICE))
         for number in range(slices):
             await in_turns(clients[number::slices], _restart)
@@ -327,7 +327,7 @@ class Life:
             if not parts.state.draining or self._has_nobody():
                 return  # the hub was stopped meanwhile, or all have left
         # Clients that were still authenticating when the drain began are left.
-        await in_turns(parts.engine._open_clients(), _restart)
+        await in_turns(parts.engine.open_clients(), _restart)
 
     def _has_nobody(self) -> bool:
         """Neither clients nor, where a drain lets them in, connections that may become some."""
@@ -356,7 +356,7 @@ class Life:
         parts.callbacks.forget()
         self._callers.clear()
         parts.delivery.forget()
-        parts.engine._forget_connections()
+        parts.engine.forget_connections()
         self._all_gone = self._stopping = self._stopped = None
         self._detach()
 
@@ -370,11 +370,11 @@ class Life:
         """
         parts = self._parts
         clients = [
-            *parts.engine._open_clients(),
-            *parts.engine._closing_clients(),
+            *parts.engine.open_clients(),
+            *parts.engine.closing_clients(),
             *parts.admission.authenticating(),
         ]
-        descriptors = {client._get_descriptor() for client in clients}
+        descriptors = {descriptor_of(client) for client in clients}
         descriptors.update(parts.requests.descriptors())
         descriptors.update(parts.listener.descriptors())
         nothing = os.open(os.devnull, os.O_RDWR)
@@ -388,11 +388,11 @@ class Life:
 
 
 def _shut_down(client: Client) -> None:
-    client._send_away(1001, "server shutdown")
+    send_away(client, 1001, "server shutdown")
 
 
 def _restart(client: Client) -> None:
-    client._send_away(1012, "service restart")
+    send_away(client, 1012, "service restart")
 
 
 # The lives that run, to be told of a fork.

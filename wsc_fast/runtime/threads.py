@@ -30,7 +30,7 @@ class ThreadCalls:
 
     def run(self, call: Callable[[], T]) -> T:
         """Makes a call here on the loop's thread, or while no loop runs; else as `make`."""
-        return self.make(call) if self._engine._is_away() else call()
+        return self.make(call) if self._engine.is_away() else call()
 
     def make(self, call: Callable[[], T]) -> T:
         """Runs a call on the loop's thread.

@@ -18,7 +18,23 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import (
+    Client,
+    abort,
+    address_came_late,
+    copy_context,
+    enter,
+    forget,
+    hold_input,
+    is_connecting,
+    keep_context,
+    pending_identity,
+    release_input,
+    send_away,
+    set_authenticating,
+    set_counted,
+    set_pending_identity,
+)
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.timers import Timers
 from wsc_fast.listen.limits import ConnectionLimits
@@ -131,7 +147,7 @@ class Admission:
     def forget(self) -> None:
         """The loop was closed: its connections went with it."""
         for client in self._authenticating:
-            client._forget()
+            forget(client)
         self._returning.clear()
         self._authenticating.clear()
         self._sent_away.clear()
@@ -146,8 +162,8 @@ class Admission:
         over = self._limits.admit(remote_address) if remote_address else None
         if over is None:
             return True
-        self._engine._count_limit(over)
-        self._engine._count_rejected("address" if over == "max_connections_per_address" else "rate")
+        self._engine.count_limit(over)
+        self._engine.count_rejected("address" if over == "max_connections_per_address" else "rate")
         return False
 
     def is_full(self) -> bool:
@@ -165,12 +181,12 @@ class Admission:
         """An async `authenticate` is to find out who this connection is, once it is made."""
         if full:
             self._returning.add(client)
-        client._pending = pending
+        set_pending_identity(client, pending)
 
     def count_full(self) -> None:
         """A connection is refused since the hub is full."""
-        self._engine._count_rejected("full")
-        self._engine._count_limit("max_connections")
+        self._engine.count_rejected("full")
+        self._engine.count_limit("max_connections")
 
     def reason_against(self, identity: Identity) -> str | None:
         """Why a client may not have an identity that `authenticate` gave, if it may not."""
@@ -192,15 +208,16 @@ class Admission:
         """The connected client that one of this identity would replace."""
         if identity is None or identity.client_id is None:
             return None
-        return self._engine.get_client_by_id(identity.client_id)
+        other: Client | None = self._engine.get_client_by_id(identity.client_id)
+        return other
 
     def drop_identity(self, client: Client) -> None:
         """Nobody will ask who this connection belongs to."""
         self._returning.discard(client)
-        pending = client._pending
+        pending = pending_identity(client)
         if pending is None:
             return
-        client._pending = None
+        set_pending_identity(client, None)
         if inspect.iscoroutine(pending):
             pending.close()
         elif asyncio.isfuture(pending):
@@ -210,27 +227,27 @@ class Admission:
 
     def connected(self, client: Client) -> None:
         """See `upward.Admission`."""
-        if client._address_came_late() and not self.admit(client.remote_address):
+        if address_came_late(client) and not self.admit(client.remote_address):
             self.drop_identity(client)
             self._turn_away(client, CLOSE_TRY_AGAIN, "too many connections")
             return
         if client.remote_address:
             self._limits.connected(client.remote_address)
-            client._counted = True
-        pending = client._pending
+            set_counted(client, True)
+        pending = pending_identity(client)
         if pending is None or isinstance(pending, Identity):
-            client._pending = None
+            set_pending_identity(client, None)
             self._enter(client, pending)
             return
-        client._hold_input()
-        task = self._tasks.spawn(self._authenticate(client, pending), client._copy_context())
-        client._set_authenticating(task)
+        hold_input(client)
+        task = self._tasks.spawn(self._authenticate(client, pending), copy_context(client))
+        set_authenticating(client, task)
         self._authenticating[client] = time.monotonic()
         task.add_done_callback(lambda _: self._authenticating.pop(client, None))
 
     async def _authenticate(self, client: Client, pending: Awaitable[Any]) -> None:
         """Waits for what an async `authenticate` says, and lets the client in or closes it."""
-        client._pending = None
+        set_pending_identity(client, None)
         identity: Identity | None = None
         try:
             identity = await self._identity(pending)
@@ -238,15 +255,15 @@ class Admission:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise  # the client left, or the hub is stopping
-            client._set_authenticating(None)
-            self._engine._count_rejected("auth")
+            set_authenticating(client, None)
+            self._engine.count_rejected("auth")
             self._callbacks.report(client, error)
             client.disconnect(1011)
             return
-        client._set_authenticating(None)
-        if not client._is_connecting():
+        set_authenticating(client, None)
+        if not is_connecting(client):
             return  # it left, or the hub is stopping
-        client._keep_context()
+        keep_context(client)
         if identity is None:
             self._refuse(client, CLOSE_UNAUTHENTICATED, "authentication failed")
             return
@@ -256,24 +273,24 @@ class Admission:
             self._refuse(client, code, text)
             return
         self._enter(client, identity)
-        client._release_input()
+        release_input(client)
 
     async def _identity(self, pending: Awaitable[Any]) -> Identity | None:
         timeout = self._needs.settings().authentication_timeout
         identity: Identity | None = None
         try:
-            async with time_limit(self._engine._deadlines, timeout) as limit:
+            async with time_limit(self._engine.deadlines, timeout) as limit:
                 identity = await pending
         except TimeoutError:
             if not limit.expired():
                 raise  # its own, not ours
-            self._engine._count_limit("authentication_timeout")
+            self._engine.count_limit("authentication_timeout")
         if identity is not None:
             check_identity(identity)
         return identity
 
     def _refuse(self, client: Client, code: int, reason: str) -> None:
-        self._engine._count_rejected("auth")
+        self._engine.count_rejected("auth")
         client.disconnect(code, reason)
 
     def _enter(self, client: Client, identity: Identity | None) -> None:
@@ -285,7 +302,7 @@ class Admission:
         self._returning.discard(client)
         if identity is None:
             client_id = user_id = self._new_id()
-            data = None
+            data = device_id = None
         else:
             reason = self.reason_against(identity)
             if reason is not None:
@@ -297,30 +314,30 @@ class Admission:
                 return
             client_id = identity.client_id or self._new_id()
             user_id, data = identity.user_id, identity.user_data
-            client._set_device(identity.device_id)
+            device_id = identity.device_id
             self._names_clients = self._names_clients or identity.client_id is not None
             if identity.expires_at is not None:
                 self._expire_at(client, identity.expires_at)
             if older is not None:
                 self._replace(older)
-        client._enter(client_id, user_id, data)
+        enter(client, client_id, user_id, data, device_id)
         self._needs.entered(client)
         self._callbacks.connected(client)
 
     def _replace(self, older: Client) -> None:
-        self._engine._count_replaced()
+        self._engine.count_replaced()
         reason = "replaced by a newer connection"
         if self._engine.connections > self._needs.settings().max_connections:
             self._turn_away(older, CLOSE_REPLACED, reason)
         else:
             # It is the same user's: what the user has sent over it is heard.
-            older._send_away(CLOSE_REPLACED, reason)
+            send_away(older, CLOSE_REPLACED, reason)
 
     def _turn_away(self, client: Client, code: int, reason: str) -> None:
         """Closes a connection without waiting for an answer to its close frame."""
-        client._send_away(code, reason)
+        send_away(client, code, reason)
         if self._engine.loop is not None:
-            self._engine.loop.call_soon(client._abort, context=self._engine._new_context())
+            self._engine.loop.call_soon(abort, client, context=self._engine.new_context())
 
     # --- the end of an identity, and of a connection ---
 
@@ -385,6 +402,5 @@ class Admission:
 
     def leave_address(self, client: Client) -> None:
         """A client and its callbacks have gone: it is none of its address any more."""
-        if client._counted:
-            client._counted = False
+        if set_counted(client, False):
             self._limits.gone(client.remote_address)

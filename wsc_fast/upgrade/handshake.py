@@ -14,7 +14,7 @@ from typing import Protocol
 
 from picows import WSUpgradeResponse
 
-from wsc_fast._core.connection import Client, peer_address
+from wsc_fast._core.connection import Client, begin_connection, feed, peer_address
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead, RequestLine, TooManyHeaders
 from wsc_fast.addresses import forwarded_address
@@ -98,14 +98,14 @@ class Requests:
         if len(self._waiting) + len(self._answered) >= settings.max_handshakes:
             self._end_oldest()
         handshake = Handshake(self, client, transport)
-        self._waiting[handshake] = self.engine._deadlines.set(
+        self._waiting[handshake] = self.engine.deadlines.set(
             handshake.time_out, loop.time() + settings.handshake_timeout
         )
         return handshake
 
     def _end_oldest(self) -> None:
-        self.engine._count_rejected("handshakes")
-        self.engine._count_limit("max_handshakes")
+        self.engine.count_rejected("handshakes")
+        self.engine.count_limit("max_handshakes")
         larger = self._answered if len(self._answered) >= len(self._waiting) else self._waiting
         self._abort(next(iter(larger)))
 
@@ -120,7 +120,7 @@ class Requests:
         slot = self._waiting.pop(handshake, None)
         if slot is None:
             return False
-        self.engine._deadlines.cancel(handshake.time_out, slot)
+        self.engine.deadlines.cancel(handshake.time_out, slot)
         return True
 
     def answered(self, handshake: Handshake) -> None:
@@ -137,19 +137,19 @@ class Requests:
             return
         most = max(_LEAST_LINGERING, self.settings().max_handshakes // _LINGERING_SHARE)
         if len(self._lingering) >= most:
-            self.engine._count_limit("max_handshakes")
+            self.engine.count_limit("max_handshakes")
             self._abort(next(iter(self._lingering)))
         self._lingering[handshake] = None
 
     def timed_out(self, handshake: Handshake) -> None:
         """A request was not whole in time; its deadline is over."""
         del self._waiting[handshake]
-        self.engine._count_limit("handshake_timeout")
+        self.engine.count_limit("handshake_timeout")
 
     def lost(self, handshake: Handshake) -> None:
         """The connection of a request is gone."""
         if self.settle(handshake) and self._state.accepting:
-            self.engine._count_rejected("gone")
+            self.engine.count_rejected("gone")
 
     def waits(self) -> bool:
         """Whether a connection has no answer to its request yet."""
@@ -227,7 +227,7 @@ class Handshake:
             # Refused at once, since another protocol may never send what ends a head of HTTP.
             self._refuse_malformed(data, "a malformed request line")
         elif len(data) >= most:
-            self._requests.engine._count_limit("max_header_bytes")
+            self._requests.engine.count_limit("max_header_bytes")
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             self._answer(self._requests.policy.reject(status))
 
@@ -244,7 +244,7 @@ class Handshake:
             head = RequestHead(raw, requests.settings().max_headers)
         except ValueError as error:
             if isinstance(error, TooManyHeaders):
-                requests.engine._count_limit("max_headers")
+                requests.engine.count_limit("max_headers")
             self._refuse_malformed(raw, str(error))
             return
         remote_address = peer_address(transport)
@@ -264,18 +264,18 @@ class Handshake:
         requests.settle(self)
         if requests.make_connection is None:
             transport.write(switching_protocols(head.key, decided))
-            client._begin(transport, self._descriptor, policy.site.tls, remote_address)
+            begin_connection(client, transport, self._descriptor, policy.site.tls, remote_address)
         else:
             try:
                 requests.make_connection(client, transport, head.key, decided, remote_address)
             except OSError as error:
-                requests.engine._count_rejected("gone")
+                requests.engine.count_rejected("gone")
                 log.info("a connection from %s cannot be made: %s", remote_address, error)
                 policy.drop_identity(client)
                 transport.abort()
                 return
         if rest:
-            client._feed(rest)
+            feed(client, rest)
 
     def _answer(self, response: WSUpgradeResponse, head_only: bool = False) -> None:
         response.headers.setdefault("Connection", "close")

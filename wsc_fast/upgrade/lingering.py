@@ -22,7 +22,7 @@ import termios
 from collections.abc import Callable
 from typing import Protocol
 
-from wsc_fast._core.connection import Client, acknowledged
+from wsc_fast._core.connection import Client, acknowledged, close_transport, give_up
 from wsc_fast._core.engine import Engine
 
 # Bytes a second (Kestrel's MinResponseDataRate has the same).
@@ -93,7 +93,7 @@ class Lingering:
         self._began = self._progress = self._loop.time()
         # Bytes that the peer has acknowledged: before the answer, and until the last look.
         self._before = self._taken = acknowledged(descriptor)
-        client._give_up()
+        give_up(client)
         # So `resume_writing` is called once the transport has given everything to the kernel. A
         # `high` of 0 would pause the loops' own TLS.
         transport.set_write_buffer_limits(high=1, low=0)
@@ -133,7 +133,7 @@ class Lingering:
         if now - self._progress < close_timeout and (not left or taken - self._before >= wanted):
             self._wait()
         elif left:
-            self._engine._count_limit("close_timeout")
+            self._engine.count_limit("close_timeout")
             transport.abort()
         else:
             self._close()
@@ -143,7 +143,7 @@ class Lingering:
     def _close(self) -> None:
         # A TLS transport of asyncio that is closed twice cannot be aborted any more.
         if not self._transport.is_closing():
-            self._client._close_transport()
+            close_transport(self._client)
 
     def lost(self) -> None:
         """The connection is gone."""

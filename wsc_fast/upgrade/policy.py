@@ -14,7 +14,13 @@ from typing import Protocol
 
 from picows import WSUpgradeResponse
 
-from wsc_fast._core.connection import Client, peer_address
+from wsc_fast._core.connection import (
+    Client,
+    agree_on,
+    call_in_context,
+    peer_address,
+    set_pending_identity,
+)
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.addresses import is_trusted, origin_allowed, parse_address, parse_host
@@ -121,12 +127,12 @@ class Policy:
         if refused is not None:
             return refused
         if not self._state.accepting:
-            self._engine._count_rejected("full")
+            self._engine.count_rejected("full")
             return _unavailable()
         path = head.target.partition(b"?")[0].decode("ascii")
         route = self.site.route_at(path)
         if route is not None:
-            return answer(client._call(route, Request(head, remote_address, transport)))
+            return answer(call_in_context(client, route, Request(head, remote_address, transport)))
         # Where another server has the connection, it has chosen by the path.
         if transport is not None and self.site.path is not None and path != self.site.path:
             return self.reject(HTTPStatus.NOT_FOUND)
@@ -136,7 +142,7 @@ class Policy:
         # A draining hub that shares its port has left it to others. A client that still comes to
         # this one had connected before, and no other can serve it.
         if self._state.draining and not self._shares_port():
-            self._engine._count_rejected("full")
+            self._engine.count_rejected("full")
             return _unavailable()
         full = self._admission.is_full()
         if full and not self._admission.may_return():
@@ -161,7 +167,7 @@ class Policy:
         """Asks `authenticate` who it is."""
         assert self._authenticate is not None
         request = Request(head, remote_address, transport)
-        identity = client._call(self._authenticate, request)
+        identity = call_in_context(client, self._authenticate, request)
         if identity is None:
             return self._refuse_unauthenticated()
         if inspect.isawaitable(identity):
@@ -172,7 +178,7 @@ class Policy:
             return self._refuse_unauthenticated()
         if full and self._admission.client_of(identity) is None:
             return self._refuse_full()
-        client._pending = identity
+        set_pending_identity(client, identity)
         return None
 
     def _refuse_full(self) -> WSUpgradeResponse:
@@ -180,7 +186,7 @@ class Policy:
         return _unavailable()
 
     def _refuse_unauthenticated(self) -> WSUpgradeResponse:
-        self._engine._count_rejected("auth")
+        self._engine.count_rejected("auth")
         # RFC 9110 section 15.5.2 wants a challenge, though only the application knows which.
         return refusal(HTTPStatus.UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
 
@@ -196,15 +202,15 @@ class Policy:
             if deflate is not None:
                 headers["Sec-WebSocket-Extensions"] = deflate.response
         if headers:
-            client._agree(subprotocol, deflate)
+            agree_on(client, subprotocol, deflate)
         return headers
 
     def reject(self, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
-        self._engine._count_rejected("request")
+        self._engine.count_rejected("request")
         return refusal(status, f"{status.value} {status.phrase}: {text}" if text else "")
 
     def _upgrade_required(self, text: str, version: dict[str, str]) -> WSUpgradeResponse:
-        self._engine._count_rejected("request")
+        self._engine.count_rejected("request")
         # A message with Upgrade has to list it in Connection (RFC 9110 section 7.8).
         headers = {"Upgrade": "websocket", "Connection": "close, Upgrade", **version}
         return refusal(HTTPStatus.UPGRADE_REQUIRED, text, headers)
@@ -220,7 +226,7 @@ class Policy:
         if head.method in ("GET", "HEAD"):
             return None
         if head.method in _OTHER_METHODS:
-            self._engine._count_rejected("request")
+            self._engine.count_rejected("request")
             return refusal(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"})
         return self.reject(HTTPStatus.BAD_REQUEST, "an unknown method")
 
@@ -231,7 +237,7 @@ class Policy:
             return self._upgrade_required("this is a WebSocket endpoint", {})
         host = _host_of(head)
         if self.site.allowed_hosts and parse_host(host) not in self.site.allowed_hosts:
-            self._engine._count_rejected("origin")
+            self._engine.count_rejected("origin")
             log.info(
                 "an upgrade from %s is refused: the host %s is none of allowed_hosts",
                 remote_address or "an unknown address",
@@ -257,7 +263,7 @@ class Policy:
             head.origin, _host_of(head), tls, self._settings().allowed_origins
         ):
             return None
-        self._engine._count_rejected("origin")
+        self._engine.count_rejected("origin")
         log.info(
             "an upgrade from %s is refused: the origin %s is not that of the host %s, nor in "
             "allowed_origins",

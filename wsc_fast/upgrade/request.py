@@ -80,6 +80,11 @@ class Request:
         return self._cookies
 
 
+def head_of(request: Request) -> RequestHead:
+    """The whole head of a request: all lines of a name and all cookies (for auth.py)."""
+    return request._head
+
+
 def _first_of_each(pairs: list[tuple[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in pairs:

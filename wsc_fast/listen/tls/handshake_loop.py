@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import Client, transport_of
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.tls.scheduler import HandshakeScheduler
 from wsc_fast.log import log
@@ -46,7 +46,7 @@ class HandshakeLoop:
         return getattr(self._loop, name)
 
     def add_reader(self, descriptor: int, callback: Callable[[], object]) -> None:
-        if self._client._transport() is None:
+        if transport_of(self._client) is None:
             self._descriptor, self._reader = descriptor, callback
             self._loop.add_reader(descriptor, self._scheduler.read, self)
         else:
