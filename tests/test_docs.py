@@ -135,3 +135,22 @@ async def test_the_redis_fallback_keeps_what_a_full_queue_refused(tmp_path: Path
             assert client.is_connected()
             raw.close()
         fallback.redis.close()
+
+
+SOURCES = [
+    path
+    for folder in ("wsc_fast", "src_cy")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".py", ".pyx", ".lua", ".h")
+    and path.name != "__init__.py"
+    and "demo" not in path.parts
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_file_stands_in_the_house(path: Path) -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    house = page[page.index("## The house") : page.index("The compiled modules form layers")]
+    lua = path.suffix == ".lua" and "*.lua" in house
+    of_kit = "testing" in path.parts and "testing/ " in house
+    assert lua or of_kit or re.search(rf"(?<![\w]){re.escape(path.name)}\b", house)
