@@ -403,56 +403,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             stream, descriptor, secure, self.remote_address or peer_address(stream)
         )
 
-    cdef int agree_on(self, str subprotocol, object deflate) except -1:
-        cdef int server_window
-        cdef int client_window
-        self.subprotocol = subprotocol
-        if deflate is None:
-            return 0
-        self.inflates = True
-        server_window = deflate.server_max_window_bits
-        client_window = deflate.client_max_window_bits
-        if deflate.server_no_context_takeover:
-            self.window = <unsigned char>server_window
-            server_window = 0
-        if deflate.client_no_context_takeover:
-            client_window = 0
-        if server_window or client_window:
-            self.context = Context(self.engine.codec, server_window, client_window)
-            self.packs = server_window != 0
-        return 0
-
     cdef bytes pack(self, bytes frame):
         return self.context.pack(frame)
-
-    cdef int enter(
-        self, str client_id, str user_id, object user_data, str device_id
-    ) except -1:
-        self.id = client_id
-        self.user_id = user_id
-        self.device_id = device_id
-        if user_data:
-            self.data = dict(user_data)
-        self.state = OPEN
-        self.engine.clients.admit(self)
-        self.announced = True
-        return 0
-
-    cdef int release_input(self) except -1:
-        cdef list held = self.held or []  # none: it was not let in
-        self.held = None
-        self.held_bytes = 0
-        self.listening = True
-        try:
-            for content, size in held:
-                if self.state != OPEN:
-                    break
-                self.take_message(content, size)
-        except BaseException as error:
-            self.failed(error)
-        finally:
-            self.listened()
-        return 0
 
     cdef object any_transport(self):
         # The asyncio transport, of a request too; None where there is none yet, or no more.
@@ -1079,7 +1031,22 @@ def agree_on(Client client not None, str subprotocol, deflate):
         subprotocol: a str or None.
         deflate: settings.Compression or None.
     """
-    client.agree_on(subprotocol, deflate)
+    cdef int server_window
+    cdef int client_window
+    client.subprotocol = subprotocol
+    if deflate is None:
+        return
+    client.inflates = True
+    server_window = deflate.server_max_window_bits
+    client_window = deflate.client_max_window_bits
+    if deflate.server_no_context_takeover:
+        client.window = <unsigned char>server_window
+        server_window = 0
+    if deflate.client_no_context_takeover:
+        client_window = 0
+    if server_window or client_window:
+        client.context = Context(client.engine.codec, server_window, client_window)
+        client.packs = server_window != 0
 
 
 def set_pending_identity(Client client not None, identity):
@@ -1167,12 +1134,31 @@ def enter(Client client not None, str client_id, str user_id, user_data, str dev
         user_data: a dict, which is copied, or None.
         device_id: None: not known.
     """
-    client.enter(client_id, user_id, user_data, device_id)
+    client.id = client_id
+    client.user_id = user_id
+    client.device_id = device_id
+    if user_data:
+        client.data = dict(user_data)
+    client.state = OPEN
+    client.engine.clients.admit(client)
+    client.announced = True
 
 
 def release_input(Client client not None):
     """Has a client hear the messages that `hold_input` has kept."""
-    client.release_input()
+    cdef list held = client.held or []  # none: it was not let in
+    client.held = None
+    client.held_bytes = 0
+    client.listening = True
+    try:
+        for content, size in held:
+            if client.state != OPEN:
+                break
+            client.take_message(content, size)
+    except BaseException as error:
+        client.failed(error)
+    finally:
+        client.listened()
 
 
 # Its callbacks: their context, and their inbox.
