@@ -106,6 +106,7 @@ class Hub(DeliveryFace):
                 knows_users=lambda: authenticate is not None,
                 is_away=engine.is_away,
                 watch_losses=engine.watch_losses,
+                watch_clients=lambda acks: admission.watch(acks),
                 paused=paused,
                 report=lambda error: callbacks.report(None, error),
             ),
@@ -141,8 +142,6 @@ class Hub(DeliveryFace):
             state,
             AdmissionNeeds(
                 settings=settings,
-                entered=delivery.entered,
-                left=delivery.left,
                 nobody_left=lambda: self._life.nobody_left(),
             ),
         )

@@ -112,16 +112,6 @@ class Delivery:
         if self.acks is not None:
             self.acks.forget()
 
-    def entered(self, client: Client) -> None:
-        """A client is open."""
-        if self.acks is not None:
-            self.acks.entered(client)
-
-    def left(self, client: Client) -> None:
-        """A client that was open has gone."""
-        if self.acks is not None:
-            self.acks.left(client)
-
     # --- retries ---
 
     async def send_with_retry(self, user_id: str, message: HubMessage) -> SendResult:
@@ -160,6 +150,7 @@ class Delivery:
         if store is None and config.enable_offline_messages:
             store = SQLiteOfflineStore(DEFAULT_STORE)
         acks = self.acks = Acks(self._needs, self.failures, config, store)
+        self._needs.watch_clients(acks)
         self._engine.set_acks(acks.take, acks.replaying, acks.hold, acks.ran_empty)
         if self._engine.loop is not None:
             acks.attach(self._engine.loop)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
+from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine
 
 
@@ -18,6 +19,13 @@ class Settings(Protocol):
     def outbox_bytes(self) -> int: ...
     @property
     def thread_call_timeout(self) -> float: ...
+
+
+class Watcher(Protocol):
+    """Hears of clients before the application does."""
+
+    def entered(self, client: Client) -> None: ...
+    def left(self, client: Client) -> None: ...
 
 
 class Paused(Protocol):
@@ -37,6 +45,7 @@ class Needs:
         knows_users: whether the hub knows a user again, which needs `authenticate`.
         is_away: whether the hub runs in another thread than the caller's.
         watch_losses: has the engine tell of frames that are dropped or not sent, or not.
+        watch_clients: has an object hear of clients that are open, and of those that have gone.
         paused: clients that are not read, and whose acknowledgements are not heard.
         report: tells the application of an error; no client is named with it.
     """
@@ -46,5 +55,6 @@ class Needs:
     knows_users: Callable[[], bool]
     is_away: Callable[[], bool]
     watch_losses: Callable[[bool], None]
+    watch_clients: Callable[[Watcher], None]
     paused: Collection[Paused]
     report: Callable[[BaseException], None]

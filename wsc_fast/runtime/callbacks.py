@@ -78,7 +78,6 @@ class Callbacks:
         self._authorize_join = authorize_join
         self._authorize_publish = authorize_publish
         self._denied = denied
-        self._gone = gone
         may_publish = self._may_publish if authorize_publish is not None else None
         engine.set_filters(
             self._may_join if authorize_join is not None else None,
@@ -144,13 +143,17 @@ class Callbacks:
         if self._on_disconnected:
             dispatch(self.inboxes, client, self._on_disconnected, (client,))
 
-    def limit(self, client: Client) -> None:
-        """A client has gone: an async callback of it that is under way has so long from now on."""
+    def limit(self, client: Client) -> bool:
+        """A client has gone: an async callback of it that is under way has so long from now on.
+
+        Returns:
+            bool: whether there is one.
+        """
         inbox: Inbox | None = inbox_of(client)
-        if inbox is not None:
-            inbox.limit()
-        else:
-            self._gone(client)
+        if inbox is None:
+            return False
+        inbox.limit()
+        return True
 
     def receive(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
         """See `upward.Application`."""

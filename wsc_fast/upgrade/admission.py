@@ -73,20 +73,26 @@ class Settings(Protocol):
     def connection_rate_per_address(self) -> float: ...
 
 
+class Watcher(Protocol):
+    """Hears of clients before the application does."""
+
+    def entered(self, client: Client) -> None:
+        """A client is open."""
+
+    def left(self, client: Client) -> None:
+        """A client that was open has gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """The things that a hub gives to its admission.
 
     Attributes:
         settings: those that hold now.
-        entered: hears of a client that is open, before the application does.
-        left: hears of a client that has gone, before the application does.
         nobody_left: is called when the last connection has gone.
     """
 
     settings: Callable[[], Settings]
-    entered: Callable[[Client], None]
-    left: Callable[[Client], None]
     nobody_left: Callable[[], None]
 
 
@@ -108,6 +114,7 @@ class Admission:
         self._tasks = tasks
         self._state = state
         self._needs = needs
+        self._watcher: Watcher | None = None
         self._new_id = IdFactory(9)
         self._limits = ConnectionLimits()
         # Whether any client has had an id of the application's; and those who are let into a full
@@ -154,6 +161,10 @@ class Admission:
         self._expiring.clear()
         self._limits.clear()
         self._expiries = Timers(self._expired)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Has this hear of clients from now on."""
+        self._watcher = watcher
 
     # --- before the 101, asked by the policy ---
 
@@ -236,7 +247,8 @@ class Admission:
             set_counted(client, True)
         pending = pending_identity(client)
         if pending is None or isinstance(pending, Identity):
-            set_pending_identity(client, None)
+            if pending is not None:
+                set_pending_identity(client, None)
             self._enter(client, pending)
             return
         hold_input(client)
@@ -321,7 +333,8 @@ class Admission:
             if older is not None:
                 self._replace(older)
         enter(client, client_id, user_id, data, device_id)
-        self._needs.entered(client)
+        if self._watcher is not None:
+            self._watcher.entered(client)
         self._callbacks.connected(client)
 
     def _replace(self, older: Client) -> None:
@@ -390,15 +403,16 @@ class Admission:
             if expiry is not None:
                 self._expiries.cancel(client, expiry[1])
             self.drop_identity(client)
-            if announced:
-                self._needs.left(client)
+            if announced and self._watcher is not None:
+                self._watcher.left(client)
         finally:
             # Others wait for the end of this one, also where something above went wrong.
             if self._engine.connections == 0:
                 self._needs.nobody_left()
             if announced:
                 self._callbacks.disconnected(client)
-            self._callbacks.limit(client)
+            if not self._callbacks.limit(client):
+                self.leave_address(client)
 
     def leave_address(self, client: Client) -> None:
         """A client and its callbacks have gone: it is none of its address any more."""
