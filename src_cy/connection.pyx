@@ -555,7 +555,6 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     cdef int take_message(self, object content, Py_ssize_t size) except -1:
         cdef object handler
         cdef object result
-        cdef object context
         cdef int answer = NO_ACK
         if self.held is not None:
             self.held_bytes += size
@@ -586,11 +585,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         if handler is not None and self.inbox is None:
             result = None
             try:
-                context = self.enter_context()
-                try:
-                    result = handler(self, content)
-                finally:
-                    PyContext_Exit(context)
+                result = self.call_handler(handler, content)
             except BaseException as error:
                 self.engine.application.callback_failed(self, error)
             if result is not None:
@@ -598,6 +593,13 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         elif self.engine.message_handlers or self.engine.publish_filter is not None:
             self.engine.application.receive(self, self.engine.message_handlers, content)
         return 0
+
+    cdef object call_handler(self, object handler, object content):
+        cdef object context = self.enter_context()
+        try:
+            return handler(self, content)
+        finally:
+            PyContext_Exit(context)
 
     cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1:
         if opcode == CLOSE:

@@ -387,11 +387,17 @@ class Inbox:
         try:
             await result
         except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, GeneratorExit) or (task is not None and task.cancelling()):
-                # We or a stop of the hub cancelled the task, or its loop was closed: the callback
-                # raised nothing.
+            if isinstance(error, GeneratorExit) and self._is_destroyed():
                 raise
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # we or a stop of the hub cancelled the task; the callback raised nothing
             self._inboxes.failed(self._client, error, fatal)
             return not fatal
         return True
+
+    def _is_destroyed(self) -> bool:
+        """Whether this is the end of a task whose loop was closed, and that nothing resumes."""
+        if asyncio._get_running_loop() is None:
+            return True
+        return self._task is not None and asyncio.current_task() is not self._task
