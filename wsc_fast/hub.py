@@ -104,8 +104,6 @@ class Hub(DeliveryFace):
                 engine=engine,
                 settings=settings,
                 knows_users=lambda: authenticate is not None,
-                is_away=engine.is_away,
-                watch_losses=engine.watch_losses,
                 watch_clients=lambda acks: admission.watch(acks),
                 paused=paused,
                 report=lambda error: callbacks.report(None, error),

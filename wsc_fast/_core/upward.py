@@ -135,13 +135,6 @@ class Request(Protocol):
     def lost(self) -> None: ...
 
 
-class WaitingEvents(Protocol):
-    """The events of one client that wait for an async callback of it."""
-
-    def forget_messages(self) -> None:
-        """Drops the messages: their client is not to be heard any more."""
-
-
 def join(
     engine: Engine,
     requests: Requests,

@@ -43,8 +43,6 @@ class Needs:
         engine: the loop and the clients; messages go out through it.
         settings: those that hold now; a running hub takes new ones.
         knows_users: whether the hub knows a user again, which needs `authenticate`.
-        is_away: whether the hub runs in another thread than the caller's.
-        watch_losses: has the engine tell of frames that are dropped or not sent, or not.
         watch_clients: has an object hear of clients that are open, and of those that have gone.
         paused: clients that are not read, and whose acknowledgements are not heard.
         report: tells the application of an error; no client is named with it.
@@ -53,8 +51,6 @@ class Needs:
     engine: Engine
     settings: Callable[[], Settings]
     knows_users: Callable[[], bool]
-    is_away: Callable[[], bool]
-    watch_losses: Callable[[bool], None]
     watch_clients: Callable[[Watcher], None]
     paused: Collection[Paused]
     report: Callable[[BaseException], None]

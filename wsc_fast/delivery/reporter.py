@@ -118,11 +118,11 @@ class FailureReporter:
             reason: [queue for queue in self._queues if queue.hears_of(reason)]
             for reason in SendFailureReason
         }
-        self._needs.watch_losses(self.active)
+        self._needs.engine.watch_losses(self.active)
 
     def _sweep_soon(self) -> None:
         loop = self._needs.engine.loop
-        if loop is None or not self._needs.is_away():
+        if loop is None or not self._needs.engine.is_away():
             self.sweep()
             return
         with suppress(RuntimeError):  # the loop was closed; the hub forgets what was for it

@@ -87,7 +87,6 @@ class Life:
     def __init__(self, parts: Parts, settings: Callable[[], Settings]) -> None:
         self._parts = parts
         self._settings = settings
-        self._heartbeat = parts.heartbeat
         self._watchdog: Watchdog | None = None
         self._callers: set[asyncio.Task[Any]] = set()  # those of `stop`
         self._all_gone: asyncio.Future[None] | None = None
@@ -199,7 +198,7 @@ class Life:
         self._started = time.monotonic()
         parts.admission.begin(loop)
         _running.add(self)
-        self._heartbeat.begin()
+        parts.heartbeat.begin()
 
     # --- the stop ---
 
