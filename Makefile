@@ -37,15 +37,17 @@ NEWEST_TREE := build/newest
 # Left out is what a newer Python changes nothing of, or what takes long and tells little of it:
 # - browsers, proxies, clients, the store in Redis: what other programs do with what we send them;
 # - benchmarks, soak and torture: the long runs in short;
-# - the style of the sources, the tables of security.md, the list of faults: texts;
+# - the style and the imports of the sources, the tables of security.md, the list of faults: texts;
 # - the wheel and the sdist: the environment is one that has been built and installed by this Python;
 # - what is run with batches and with outboxes, the second time: small sets have outboxes in all tests;
 # - the models of hypothesis, bombs (fault D1), contexts of zlib (D8) and crowds (F20, two thousand): what
 #   the compiled code does with bytes and memory;
-# - with QUICK=1, as in CI: frames byte by byte, and waits of seconds (late loops, slow readers, masses).
+# - with QUICK=1, as in CI: frames byte by byte, waits of seconds (late loops, slow readers, masses), and
+#   the programs of the pages.
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py \
 	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_style.py \
-	test_security_doc.py faults/test_readme.py test_model.py $(if $(QUICK),faults/test_faults_frames.py \
+	test_security_doc.py faults/test_readme.py test_imports.py test_model.py $(if $(QUICK),test_pages.py \
+	faults/test_faults_frames.py \
 	faults/test_faults_slow_peers.py test_late_loop.py test_lingering.py test_masses.py)) -k "not (the_wheel or the_sources or outboxes or two_thousand)" \
 	-m "not (fault(number='D1') or fault(number='D8') or fault(number='F20'))"
 
