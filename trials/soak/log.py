@@ -30,7 +30,7 @@ from typing import Any
 
 TICK = 0.01
 # The logger, the module and the function that tell of a failure handler's queue that is full.
-QUEUE_IS_FULL = ("wsc_fast", "reporter", "overflows")
+QUEUE_IS_FULL = ("wsc_fast", "handler_queue", "overflows")
 
 
 class ProvokedError(Exception):
