@@ -200,14 +200,13 @@ class Inbox:
     waits for more of its client would keep its task, and what else is to be told, for ever.
     """
 
-    __slots__ = ("_client", "_deadline", "_inboxes", "_nbytes", "_paused", "_task", "_waiting")
+    __slots__ = ("_client", "_deadline", "_inboxes", "_nbytes", "_task", "_waiting")
 
     def __init__(self, inboxes: Inboxes, client: Client) -> None:
         self._inboxes = inboxes
         self._client = client
         self._waiting: deque[tuple[Handlers, tuple[Any, ...], bool]] = deque()
         self._nbytes = 0  # of what waits, as it is in memory
-        self._paused = False
         self._task: asyncio.Task[None] | None = None
         # Of the callback under way, once its client has gone.
         self._deadline: Deadline | None = None
@@ -286,8 +285,7 @@ class Inbox:
     def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
         self._waiting.append((handlers, args, fatal))
         self._nbytes += _size_of(args)
-        if not self._paused and (limit := self._limit_met(1)) is not None:
-            self._paused = True
+        if self not in self._inboxes.paused and (limit := self._limit_met(1)) is not None:
             self._inboxes.paused.add(self)
             self._inboxes.engine.count_limit(limit)
             pause_reading(self._client)
@@ -316,7 +314,7 @@ class Inbox:
         self._nbytes -= _size_of(event[1])
         if self._deadline is not None:
             self.limit()
-        if self._paused and self._limit_met(0.5) is None:
+        if self in self._inboxes.paused and self._limit_met(0.5) is None:
             self._resume()
         return event
 
@@ -326,7 +324,6 @@ class Inbox:
             self._resume()
 
     def _resume(self) -> None:
-        self._paused = False
         self._inboxes.paused.discard(self)
         resume_reading(self._client)
 
