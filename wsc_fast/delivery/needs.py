@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine
+from wsc_fast.upgrade.admission import Watcher
 
 
 class Settings(Protocol):
@@ -19,13 +19,6 @@ class Settings(Protocol):
     def outbox_bytes(self) -> int: ...
     @property
     def thread_call_timeout(self) -> float: ...
-
-
-class Watcher(Protocol):
-    """Hears of clients before the application does."""
-
-    def entered(self, client: Client) -> None: ...
-    def left(self, client: Client) -> None: ...
 
 
 class Paused(Protocol):
