@@ -329,10 +329,6 @@ cdef class AckTable:
         """Whether a user has a connected client."""
         return self.engine.clients.has_user(user_id)
 
-    def all_clients(self):
-        """The connected clients of the hub."""
-        return list(self.engine.clients.everyone)
-
     def await_empty(self, Sink client not None):
         """Has `ran_empty` be called, once, when the outbox of a client has run empty."""
         self.engine.await_empty(client)

@@ -173,8 +173,6 @@ class AckTable:
         """The mailbox of this key, made where there is none."""
     def is_here(self, user_id: str) -> bool:
         """Whether a user has a connected client."""
-    def all_clients(self) -> list[Client]:
-        """The connected clients of the hub."""
     def await_empty(self, client: Client) -> None:
         """Has `ran_empty` be called, once, when the outbox of a client has run empty."""
     def found(self, mailbox: Mailbox, message_id: str, data: bytes) -> PendingACK:

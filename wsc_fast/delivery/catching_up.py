@@ -195,7 +195,7 @@ class CatchingUp:
 
     def all_look_again(self) -> None:
         """All clients read the store once more, a few in each turn of the loop."""
-        self._behind.update(dict.fromkeys(self.table.all_clients()))
+        self._behind.update(dict.fromkeys(self._needs.engine.open_clients()))
         self._later(0.0)
 
     def _for(self, mailbox: Mailbox, client: Client) -> list[PendingACK]:
