@@ -40,7 +40,7 @@ cdef class Calls:
     # --- connection management ---
 
     def get_connected_clients(self):
-        """How many clients are connected.
+        """The number of connected clients.
 
         Returns:
             int: open clients; those in the closing handshake no longer count.

@@ -158,7 +158,7 @@ cdef class Engine(FanoutNeeds):
         self.auth_input_bytes = config.authentication_input_bytes
 
     def set_timeouts(self, double heartbeat, double message):
-        """How long a client may be silent, and a message under way, in seconds."""
+        """Sets the longest silence of a client, and the longest time of a message, in seconds."""
         self.heartbeat_timeout = heartbeat
         self.message_timeout = message
 

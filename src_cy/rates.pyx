@@ -44,7 +44,7 @@ cdef Allowance new_allowance(const Rates* rates, double now):
 
 
 cdef class TokenBucket:
-    """How many may still come in (internal).
+    """A count of what may still come in (internal).
 
     Args:
         rate: tokens that come a second, above 0.

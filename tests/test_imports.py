@@ -7,7 +7,7 @@
 4.  Each kind of back end has one protocol: test_offline_stores.py.
 5.  Programs that use the package, and the kit for their tests, use public names only.
 
-How a file is read is in imports.py; the last tests here are of that.
+imports.py reads a file; the last tests here are of that.
 """
 
 from __future__ import annotations

@@ -581,7 +581,7 @@ class Hub(DeliveryFace):
 
 
 def door_of(hub: Hub) -> Door:
-    """How a server that is not the hub's own hands its connections over (for adapters/)."""
+    """The interface through which another server hands over its connections (for adapters/)."""
     return hub._door
 
 

@@ -25,7 +25,7 @@ class Calls:
     def longest_flush(self) -> float:
         """float: of the flushes since the last reset, seconds."""
     def get_connected_clients(self) -> int:
-        """How many clients are connected.
+        """The number of connected clients.
 
         Returns:
             int: open clients; those in the closing handshake no longer count.

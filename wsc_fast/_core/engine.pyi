@@ -46,7 +46,7 @@ class Engine(FanoutNeeds):
     def configure_live(self, config: Settings) -> None:
         """Takes all other settings; a running hub takes most of them anew."""
     def set_timeouts(self, heartbeat: float, message: float) -> None:
-        """How long a client may be silent, and a message under way, in seconds."""
+        """Sets the longest silence of a client, and the longest time of a message, in seconds."""
     def new_context(self) -> Context:
         """A contextvars.Context for what is no client's."""
     def is_away(self) -> bool:

@@ -6,7 +6,7 @@ class Allowance:
 
 @final
 class TokenBucket:
-    """How many may still come in (internal).
+    """A count of what may still come in (internal).
 
     Args:
         rate: tokens that come a second, above 0.

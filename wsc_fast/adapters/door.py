@@ -1,4 +1,4 @@
-"""How a server that is not the hub's own hands its connections over: the interface for adapters.
+"""The interface for adapters: another server than the hub's own hands over its connections.
 
 An adapter opens the door (`open`), asks what becomes of a request (`accept`), and makes the
 connection of an accepted one: `Client` is a picows listener and an asyncio.BufferedProtocol.

@@ -148,7 +148,7 @@ class Acks(TableOwner):
 
     @property
     def count(self) -> int:
-        """How many messages are pending."""
+        """The number of pending messages."""
         return self.table.count
 
     @property

@@ -44,7 +44,7 @@ class Owner(Protocol):
 
     @property
     def ids(self) -> str:
-        """How the ids begin that raw messages are told under."""
+        """The beginning of the ids that raw messages are told under."""
 
     def failed(self, error: BaseException) -> None:
         """The handler raised."""
