@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import math
 import random
 import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,10 +22,10 @@ from websockets.streams import StreamReader
 from wsproto.connection import Connection, ConnectionType
 from wsproto.frame_protocol import FrameProtocol, XorMaskerSimple
 
-from benchmarks.gate.scenarios import DEFLATE, ROWS, hub_with
+from benchmarks.gate.scenarios import DEFLATE, ROWS, hub_with, turns
 from benchmarks.micro import plain
 from benchmarks.micro.conftest import Measure
-from wsc_fast import Client, HubMessage
+from wsc_fast import Client, Hub, HubMessage
 from wsc_fast._core.frames import encode_frame
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.messages import decode_hub_message, encode_hub_message
@@ -92,9 +94,21 @@ def feed(client: Client, data: bytes) -> None:
         at += size
 
 
-def reader_of(client: Client, heard: list[Message]) -> Callable[[bytes], Message]:
-    def read(data: bytes) -> Message:
-        feed(client, data)
+async def reader_of(hub: Hub, *, heavy_read: int = 8_192) -> Callable[..., Message]:
+    """A function that reads bytes of the hub's one client, and returns their message.
+
+    The loop does not turn between rounds, so that one turn has to have time for all of them.
+    """
+    heard: list[Message] = []
+    hub.on_message_received(lambda client, message: heard.append(message))
+    hub._engine.set_turns(heavy_read, math.inf)
+    await turns()  # the one that read the request has ended
+    client = hub.get_client_by_id("client0")
+    assert client is not None
+
+    def read(*pieces: bytes) -> Message:
+        for piece in pieces:
+            feed(client, piece)
         return heard.pop()
 
     return read
@@ -134,11 +148,8 @@ async def read_by(
     """Measures ours, on a hub that compresses, or what `others` has."""
     rates = {"message_rate": 1e9, "byte_rate": 1e12} if who == RATED else {}
     async with hub_with(1, DEFLATE, enable_compression=True, **rates) as (hub, _):
-        heard: list[Message] = []
-        hub.on_message_received(lambda client, message: heard.append(message))
-        client = hub.get_client_by_id("client0")
-        assert client is not None
-        read = reader_of(client, heard) if who in ("wsc_fast", RATED) else others[who]
+        heavy_read = 1_024 if rates else 8_192
+        read = others[who] if who in others else await reader_of(hub, heavy_read=heavy_read)
         assert read(data) == message
         measure(what, who, lambda: read(data))
 
@@ -185,17 +196,7 @@ async def test_utf8_in_pieces(measure: Measure, who: str) -> None:
         return begin + decode(plain.unmask(pieces[1], turned), final=True)
 
     async with hub_with(1) as (hub, _):
-        heard: list[Message] = []
-        hub.on_message_received(lambda client, message: heard.append(message))
-        client = hub.get_client_by_id("client0")
-        assert client is not None
-
-        def ours() -> Message:
-            for piece in pieces:
-                feed(client, piece)
-            return heard.pop()
-
-        call = ours if who == "wsc_fast" else python
+        call = partial(await reader_of(hub), *pieces) if who == "wsc_fast" else python
         assert call() == text
         measure("message in: not ASCII, 30 KB in two reads", who, call)
 
