@@ -4,7 +4,8 @@
     runs, may also name the types of `messages`, which users give to compiled calls and get of them.
 2.  Nobody but its own users imports the hub. A part is given what it needs.
 3.  No files import each other in a circle, and no room uses a private name of another one.
-4.  Each kind of back end has one protocol: test_offline_stores.py.
+4.  Each kind of back end has one protocol (test_offline_stores.py). A store knows the protocol, the
+    errors and the log, and no other store.
 5.  Programs that use the package, and the kit for their tests, use public names only.
 
 imports.py reads a file; the last tests here are of that.
@@ -93,6 +94,19 @@ def found_private(source: Source) -> set[str]:
     return (used | imported) - OF_OTHERS.get(source.path, set())
 
 
+def found_beyond_the_store(source: Source) -> set[str]:
+    """Rule 4: the modules that a store imports besides its own and those that each store may."""
+    if source.room != "stores":
+        return set()
+    own = ".".join(source.module.split(".")[:3])
+    allowed = {"wsc_fast.errors", "wsc_fast.log", "wsc_fast.stores.base"}
+    return {
+        module
+        for module in source.imported(MODULES) - allowed
+        if not f"{module}.".startswith(f"{own}.")
+    }
+
+
 def found_not_public(source: Source) -> set[str]:
     """Rule 5: the modules that a program uses other than by their public names."""
     if source.room not in USERS_OF_THE_PACKAGE:
@@ -136,6 +150,11 @@ def test_a_part_does_not_import_the_hub(source: Source) -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=path_of)
 def test_a_file_uses_no_private_name_of_another_room(source: Source) -> None:
     assert found_private(source) == set()
+
+
+@pytest.mark.parametrize("source", [each for each in SOURCES if each.room == "stores"], ids=path_of)
+def test_a_store_knows_the_protocol_and_no_other_store(source: Source) -> None:
+    assert found_beyond_the_store(source) == set()
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +14,6 @@ from wsc_fast._core.timers import Timers
 from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.needs import Needs
 from wsc_fast.testing import eventually
-
-ROOM = Path(__file__).parent.parent / "wsc_fast/listen"
 
 
 class Greeter(asyncio.Protocol):
@@ -118,26 +114,3 @@ async def test_a_failure_leaves_nothing_open(any_loop: str) -> None:
     assert late.listener.descriptors() == []
     assert len(os.listdir("/proc/self/fd")) == before
     owner.listener.close()
-
-
-@pytest.mark.parametrize("path", sorted(ROOM.rglob("*.py")), ids=lambda path: path.name)
-def test_the_room_knows_no_hub_and_nothing_private(path: Path) -> None:
-    imports = [node for node in ast.walk(ast.parse(path.read_text())) if is_import(node)]
-    names = {name for node in imports for name in imported(node)}
-    assert "wsc_fast.hub" not in names
-    private = {name for name in names if name.rpartition(".")[2].startswith("_")}
-    assert private == set()
-
-
-def is_import(node: ast.AST) -> bool:
-    return isinstance(node, (ast.Import, ast.ImportFrom))
-
-
-def imported(node: Any) -> set[str]:
-    """The modules and the names that an import of this package names."""
-    if isinstance(node, ast.ImportFrom):
-        module = node.module or ""
-        names = {module, *(f"{module}.{each.name}" for each in node.names)}
-    else:
-        names = {each.name for each in node.names}
-    return {name for name in names if name.startswith("wsc_fast")}

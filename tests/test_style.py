@@ -1,4 +1,4 @@
-"""Every source file and public method says what it is for. Rules of imports and of words."""
+"""Every source file and public method says what it is for. Rules of words."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import io
 import re
 import tokenize
 from collections.abc import Iterable, Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.imports import read
 from tests.stubs import STUBS, differing, own_doc
 from wsc_fast import Client, Hub, handle_websocket
 
@@ -81,49 +81,6 @@ def test_a_header_begins_with_a_comment(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(ROOT.glob("wsc_fast/**/*.lua")), ids=named)
 def test_a_script_begins_with_a_comment(path: Path) -> None:
     assert path.read_text().startswith("-- ")
-
-
-def imported(path: Path) -> dict[str, list[str]]:
-    """The modules of the package from which a file imports, wherever it does, and the names."""
-    found: dict[str, list[str]] = {}
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name: [] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, path
-            # A name may be a module itself.
-            for alias in node.names:
-                module, name = str(node.module), alias.name
-                if any(ROOT.glob(f"{module.replace('.', '/')}/{name}.py")):
-                    found.setdefault(f"{module}.{name}", [])
-                else:
-                    found.setdefault(module, []).append(name)
-    return {module: names for module, names in found.items() if module.startswith("wsc_fast")}
-
-
-STORES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): imported(path)
-    for path in PYTHON
-    if path.is_relative_to(ROOT / "wsc_fast/stores")
-}
-
-
-@pytest.mark.parametrize("module", STORES)
-def test_a_store_knows_errors_the_log_and_its_own_room(module: str) -> None:
-    of_others = set(STORES[module]) - set(STORES)
-    assert of_others <= {"wsc_fast.errors", "wsc_fast.log"}
-    private = [name for names in STORES[module].values() for name in names if name.startswith("_")]
-    assert private == []
-    # One kind of store knows nothing of the others.
-    folder = re.match(r"wsc_fast\.stores(\.redis|\.sqlite)?", module)
-    assert folder is not None
-    own = {other for other in STORES[module] if other.startswith(folder[0])}
-    assert set(STORES[module]) - of_others - own <= {"wsc_fast.stores.base"}
-
-
-def test_the_stores_import_each_other_in_no_circle() -> None:
-    order = TopologicalSorter({module: set(names) for module, names in STORES.items()})
-    assert set(order.static_order()) >= set(STORES)
 
 
 def test_each_extension_has_a_declaration_and_a_stub() -> None:
@@ -310,4 +267,5 @@ def test_no_file_changes_the_path_of_imports(folder: str) -> None:
 
 @pytest.mark.parametrize("name", ["tests/model.py", "trials/soak/model.py", "trials/fuzz/heads.py"])
 def test_a_model_uses_neither_the_product_nor_the_kit(name: str) -> None:
-    assert imported(ROOT / name) == {}
+    imports = read(ROOT / name, ROOT).imports
+    assert [module for module in imports if module.split(".")[0] == "wsc_fast"] == []
