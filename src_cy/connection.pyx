@@ -134,7 +134,7 @@ def peer_address(stream):
 
 
 def acknowledged(int descriptor):
-    """How many bytes a connection's peer has acknowledged in all (internal).
+    """The bytes that a connection's peer has acknowledged in all (internal).
 
     Args:
         descriptor: of its socket.

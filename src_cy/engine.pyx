@@ -254,7 +254,7 @@ cdef class Engine(FanoutNeeds):
         self.over(limit)
 
     def count_waiting(self):
-        """How many connections wait for their turn to be read."""
+        """The number of connections that wait for their turn to be read."""
         return self.turns.count_waiting()
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:

@@ -6,7 +6,7 @@ cdef tuple NAMES = (
 
 
 def live_objects():
-    """How many objects of the engine live, in the debug build (internal).
+    """Counts the objects of the engine that live, in the debug build (internal).
 
     Returns:
         dict[str, int]: by class, without those of which there is none; empty in other builds.

@@ -706,7 +706,7 @@ def test_one_audience_in_common_is_enough(audience: Any) -> None:
         assert user_of(authenticator, request(token=token_of(aud=named))) is None
 
 
-def test_a_token_for_somebody_is_not_for_who_names_nobody() -> None:
+def test_a_token_with_an_audience_is_refused_where_none_is_set() -> None:
     assert user_of(hs256(), request(token=token_of(aud="hub"))) is None
 
 

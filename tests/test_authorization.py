@@ -19,7 +19,7 @@ from wsc_fast import (
 from wsc_fast.testing import TEXT, eventually, running
 
 
-async def test_only_who_may_join_joins() -> None:
+async def test_a_client_that_may_not_join_does_not() -> None:
     def allow(client: Client, room_id: str) -> bool:
         return client.user_id == room_id
 

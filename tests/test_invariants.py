@@ -452,10 +452,11 @@ async def test_invariant_7_a_message_callback_may_stop_the_hub_in_mid_broadcast(
 
 
 @TLS
-async def test_invariant_8_nothing_is_retained_for_who_has_gone(
+async def test_invariant_8_nothing_is_retained_for_a_client_that_has_gone(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    # The 10,000 connections are in test_F20; here each has a backlog, rooms, data and a key.
+    # The 10,000 connections are in test_faults_fanout.py (F20). Here each has a backlog, rooms,
+    # data and a key.
     hub = Hub(HubConfig(write_buffer_size=4096, close_timeout=0.1, **BOUNDLESS), authenticate=named)
     hub.on_message_received(lambda client, message: None)
 

@@ -887,7 +887,9 @@ def test_calls_of_a_hub_whose_loop_was_closed_say_that_it_has_stopped(
         assert script.finish() == (0, "end\n", "")
 
 
-async def test_stop_under_load_loses_nothing_queued_to_readers_who_read(any_loop: str) -> None:
+async def test_stop_under_load_loses_nothing_that_is_queued_to_peers_that_read(
+    any_loop: str,
+) -> None:
     hub = Hub(HubConfig(outbox_messages=10_000, outbox_bytes=1 << 26))
     await hub.start(port=0)
     readers = [await RawClient.open(hub, rcvbuf=1 << 14) for _ in range(5)]

@@ -587,7 +587,7 @@ async def test_a_handler_that_is_removed_hears_no_more_and_may_come_back(kind: s
     assert "unheard" not in heard
 
 
-async def test_handlers_see_no_context_of_whoever_called() -> None:
+async def test_handlers_do_not_see_the_context_of_the_caller() -> None:
     hub = Hub(authenticate=named)
     of_caller: ContextVar[str] = ContextVar("of_caller", default="none")
     seen: list[str] = []

@@ -76,7 +76,7 @@ async def test_a_drain_ends_once_nobody_is_connected(any_loop: str, reuse_port: 
 
 
 @TLS
-async def test_a_drain_waits_for_those_who_have_not_asked_yet(
+async def test_a_drain_waits_for_peers_that_have_not_asked_yet(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     hub = Hub()

@@ -311,7 +311,7 @@ async def test_a_client_beyond_its_rate_is_heard_no_further(any_loop: str, end: 
             assert heard == [str(number) for number in range(len(heard))]
 
 
-async def test_a_broadcast_does_not_wait_for_those_who_send_much(any_loop: str) -> None:
+async def test_a_broadcast_does_not_wait_for_clients_that_send_much(any_loop: str) -> None:
     hub = Hub(HubConfig(**BOUNDLESS))
     hub.on_message_received(lambda client, message: busy(0.0005))
     async with running(hub):
@@ -327,7 +327,7 @@ async def test_a_broadcast_does_not_wait_for_those_who_send_much(any_loop: str) 
             raw.reset()
 
 
-async def test_whoever_is_refused_what_it_publishes_waits_and_the_others_do_not(
+async def test_a_client_that_is_refused_what_it_publishes_waits_and_the_others_do_not(
     any_loop: str,
 ) -> None:
     senders, each = 50, 4

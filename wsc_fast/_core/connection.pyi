@@ -26,7 +26,7 @@ def peer_address(stream: asyncio.Transport) -> str:
     """
 
 def acknowledged(descriptor: int) -> int:
-    """How many bytes a connection's peer has acknowledged in all (internal).
+    """The bytes that a connection's peer has acknowledged in all (internal).
 
     Args:
         descriptor: of its socket.

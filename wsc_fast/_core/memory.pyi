@@ -1,5 +1,5 @@
 def live_objects() -> dict[str, int]:
-    """How many objects of the engine live, in the debug build (internal).
+    """Counts the objects of the engine that live, in the debug build (internal).
 
     Returns:
         dict[str, int]: by class, without those of which there is none; empty in other builds.

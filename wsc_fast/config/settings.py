@@ -260,7 +260,7 @@ class RetryConfig(Settings, frozen=True, kw_only=True):
         return key in kinds_of(HubConfig)
 
     def delay(self, retry: int) -> float:
-        """How many seconds to wait before a retry.
+        """The seconds to wait before a retry.
 
         Args:
             retry: which one, from 1.

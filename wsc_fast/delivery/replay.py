@@ -1,4 +1,4 @@
-"""How one client catches up with its mailbox: what it gets before it is live, in order.
+"""One client catches up with its mailbox: it gets all that waits, in order, before it is live.
 
     the store   what the offline store holds, page by page, where the client has just connected
     the line    what was pending, and what is sent meanwhile, with acknowledgement or without

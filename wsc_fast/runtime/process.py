@@ -129,7 +129,7 @@ def last_file() -> int:
 
 
 class FileLimit:
-    """How many descriptors a hub may have; logs once in a second at most that none is left.
+    """The number of descriptors that a hub may have; logs at most once a second that none is left.
 
     Attributes:
         last: the highest descriptor that the process may have.

@@ -103,7 +103,7 @@ class OfflineStore(Protocol):
         ...
 
     async def count(self, user_id: str) -> int:
-        """How many messages are kept for a user."""
+        """The number of messages that are kept for a user."""
         ...
 
     async def expire(

@@ -131,7 +131,7 @@ class MemoryOfflineStore:
         return found
 
     async def count(self, user_id: str) -> int:
-        """How many messages are kept for a user.
+        """The number of messages that are kept for a user.
 
         Args:
             user_id: whose messages.

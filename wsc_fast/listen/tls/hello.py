@@ -39,7 +39,7 @@ def _take_hello(data: bytes) -> tuple[int | None, bytes]:
 
 
 def hello_size(data: bytes) -> int | None:
-    """How many bytes of a stream have to be there for its ClientHello to be whole, or to tell more.
+    """The bytes of a stream that have to be there for its ClientHello to be whole, or to tell more.
 
     Args:
         data: how the stream begins.

@@ -26,7 +26,7 @@ class Handshake(Protocol):
 
 
 class HandshakeScheduler:
-    """How much of each turn of the loop TLS handshakes may take.
+    """Bounds the part of each turn of the loop that TLS handshakes take.
 
     Args:
         loop: which turns.

@@ -1,4 +1,4 @@
-"""How commands reach the server: again and again for a while, and what is said if they do not."""
+"""Brings commands to the server, again and again for a while, and says so where it cannot."""
 
 from __future__ import annotations
 

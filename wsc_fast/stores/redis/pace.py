@@ -1,4 +1,4 @@
-"""How many bytes go over the line at a time."""
+"""Bounds the bytes that go over the line at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ FIRST_BYTES, LEAST_BYTES, MOST_BYTES = 1 << 16, 1 << 14, 1 << 20
 
 
 class Pace:
-    """How many bytes go over the line at a time: as many as take little of an attempt's time.
+    """The bytes that go over the line at a time: as many as take little of an attempt's time.
 
     Attributes:
         bytes: the number.

@@ -277,7 +277,7 @@ class RedisOfflineStore:
         return sum(result for result in results if isinstance(result, int))
 
     async def count(self, user_id: str) -> int:
-        """How many messages are kept for a user.
+        """The number of messages that are kept for a user.
 
         Args:
             user_id: whose messages.

@@ -301,7 +301,7 @@ class SQLiteOfflineStore:
         return sum(await asyncio.gather(*deleting))
 
     async def count(self, user_id: str) -> int:
-        """How many messages are kept for a user.
+        """The number of messages that are kept for a user.
 
         Args:
             user_id: whose messages.
