@@ -137,17 +137,18 @@ cdef class Engine(FanoutNeeds):
 
     def configure(self, config):
         """Takes the settings that hold from the start on; for a hub that does not run."""
-        self.set_read_buffer(config.read_buffer_size)
-        self.set_compression(
-            config.enable_compression, config.compression_level, config.compression_threshold
-        )
+        cdef Codec codec = None
+        self.read_buffer.make(config.read_buffer_size)
+        if config.enable_compression:
+            codec = Codec(config.compression_level, config.compression_threshold)
+            if self.codec is not None:
+                codec.compressions = self.codec.compressions
+        self.codec = codec
 
     def configure_live(self, config):
         """Takes all other settings; a running hub takes most of them anew."""
-        self.set_limits(
-            config.outbox_messages, config.outbox_bytes, config.overflow, config.flush_budget
-        )
-        self.set_rates(config.message_rate, config.byte_rate, config.rate_limit_action)
+        self.bound_outboxes(config)
+        self.bound_rates(config)
         self.set_timeouts(config.heartbeat_timeout, config.message_timeout)
         self.heartbeat_interval = config.heartbeat_interval
         self.close_timeout = config.close_timeout
@@ -156,6 +157,25 @@ cdef class Engine(FanoutNeeds):
         self.max_message_size = config.max_message_size
         self.max_fragments = config.max_fragments
         self.auth_input_bytes = config.authentication_input_bytes
+
+    cdef int bound_outboxes(self, config) except -1:
+        self.fanout.end_batch()
+        self.fanout.limits.messages = config.outbox_messages
+        self.fanout.limits.nbytes = config.outbox_bytes
+        self.fanout.limits.policy = POLICIES[config.overflow]
+        self.fanout.budget = config.flush_budget
+        return 0
+
+    cdef int bound_rates(self, config) except -1:
+        """Bounds what each client may send a second; 0 is no bound."""
+        self.rates.messages = config.message_rate
+        self.rates.nbytes = config.byte_rate
+        self.rates.action = RATE_ACTIONS[config.rate_limit_action]
+        self.rates.bounded = self.rates.messages > 0 or self.rates.nbytes > 0
+        self.rates.pausing = self.rates.bounded and self.rates.action == RATE_PAUSE
+        self.turns.set_rated(self.rates.bounded)
+        self.read_buffer.set_least(self.turns.heavy_read)
+        return 0
 
     def set_timeouts(self, double heartbeat, double message):
         """Sets the longest silence of a client, and the longest time of a message, in seconds."""
@@ -170,38 +190,10 @@ cdef class Engine(FanoutNeeds):
         """Whether the hub runs, and in another thread."""
         return self.away()
 
-    def set_limits(self, unsigned int messages, Py_ssize_t nbytes, str policy, double budget):
-        self.fanout.end_batch()
-        self.fanout.limits.messages = messages
-        self.fanout.limits.nbytes = nbytes
-        self.fanout.limits.policy = POLICIES[policy]
-        self.fanout.budget = budget
-
-    def set_rates(self, double messages, double nbytes, str action):
-        """Bounds what each client may send a second; 0 is no bound."""
-        self.rates.messages = messages
-        self.rates.nbytes = nbytes
-        self.rates.action = RATE_ACTIONS[action]
-        self.rates.bounded = messages > 0 or nbytes > 0
-        self.rates.pausing = self.rates.bounded and self.rates.action == RATE_PAUSE
-        self.turns.set_rated(self.rates.bounded)
-        self.read_buffer.set_least(self.turns.heavy_read)
-
     def set_turns(self, Py_ssize_t heavy_read, double budget):
         """Sets the bytes of a heavy read, and the least seconds that such reads have in a turn."""
         self.turns.set(heavy_read, budget)
         self.read_buffer.set_least(heavy_read)
-
-    def set_read_buffer(self, Py_ssize_t size):
-        """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
-        self.read_buffer.make(size)
-
-    def set_compression(self, enabled, int level, Py_ssize_t threshold):
-        """Makes the compression contexts anew, or drops them; for a hub that does not run."""
-        cdef Codec codec = Codec(level, threshold) if enabled else None
-        if codec is not None and self.codec is not None:
-            codec.compressions = self.codec.compressions
-        self.codec = codec
 
     cdef bytes compressed_form(self, bytes frame, int window):
         return self.codec.compressed_form(frame, window)

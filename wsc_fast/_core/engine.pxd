@@ -111,6 +111,8 @@ cdef class Engine(FanoutNeeds):
         # `filter(client, room_id) -> bool`: may it join.
         object join_filter
 
+    cdef int bound_outboxes(self, config) except -1
+    cdef int bound_rates(self, config) except -1
     cdef int over(self, str limit) except -1
     cdef bint away(self) noexcept
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1

@@ -51,15 +51,8 @@ class Engine(FanoutNeeds):
         """A contextvars.Context for what is no client's."""
     def is_away(self) -> bool:
         """Whether the hub runs, and in another thread."""
-    def set_limits(self, messages: int, nbytes: int, policy: str, budget: float) -> None: ...
-    def set_rates(self, messages: float, nbytes: float, action: str) -> None:
-        """Bounds what each client may send a second; 0 is no bound."""
     def set_turns(self, heavy_read: int, budget: float) -> None:
         """Sets the bytes of a heavy read, and the least seconds that such reads have in a turn."""
-    def set_read_buffer(self, size: int) -> None:
-        """Makes the read buffer anew, of this many bytes; for a hub that does not run."""
-    def set_compression(self, enabled: bool, level: int, threshold: int) -> None:
-        """Makes the compression contexts anew, or drops them; for a hub that does not run."""
     def set_forms(self, forms: MessageForms) -> None:
         """Hands down what messages.py has for the engine; to be called first of all."""
     def set_acks(
