@@ -164,7 +164,7 @@ class Delivery:
                 return self._calls.make(partial(self._start_ack, recipient, message, to_client))
             return self._start_ack(recipient, message, to_client)
         except Exception as error:
-            self._failed(message, recipient, error, to_client=to_client)
+            self.send_failed(message, recipient, error, to_client=to_client)
             raise
 
     def _start_ack(self, recipient: str, message: ACKMessage, to_client: bool) -> PendingACK:
@@ -198,7 +198,7 @@ class Delivery:
         try:
             return self._calls.make(call)
         except HubStateError as error:
-            self._failed(message, recipient, error, to, to_client=to is None)
+            self.send_failed(message, recipient, error, to, to_client=to is None)
             raise
 
     def not_queued(self, user_id: str, queued: int) -> WSCError:
@@ -212,11 +212,7 @@ class Delivery:
             return HubStoppedError("the hub has stopped")
         return UserOfflineError(f"user {user_id!a} has no connected client")
 
-    def send_failed(self, message: Message, recipient: str, error: Exception) -> None:
-        """See `upward.Deliveries`."""
-        self._failed(message, recipient, error)
-
-    def _failed(
+    def send_failed(
         self,
         message: Message,
         recipient: str,
@@ -225,7 +221,7 @@ class Delivery:
         *,
         to_client: bool = False,
     ) -> None:
-        """A send raised; in the caller's thread.
+        """See `upward.Deliveries`; in the thread of the caller.
 
         Args:
             message, error: what was sent, and why it was not.
