@@ -41,6 +41,7 @@ from wsc_fast.messages import message_forms
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.heartbeat import Heartbeat
 from wsc_fast.runtime.inbox import Inbox
+from wsc_fast.runtime.inbox import Needs as InboxNeeds
 from wsc_fast.runtime.life import Life, Parts
 from wsc_fast.runtime.process import FileLimit
 from wsc_fast.runtime.runner import Runner, Served
@@ -114,12 +115,14 @@ class Hub(DeliveryFace):
         callbacks = Callbacks(
             engine,
             tasks,
-            settings,
+            InboxNeeds(
+                settings=settings,
+                awaits_acknowledgement=delivery.awaits_acknowledgement,
+                paused=paused,
+                gone=lambda client: admission.leave_address(client),
+            ),
             authorize_join=authorize_join,
             authorize_publish=authorize_publish,
-            awaits_acknowledgement=delivery.awaits_acknowledgement,
-            paused=paused,
-            gone=lambda client: admission.leave_address(client),
             denied=delivery.denied,
         )
         listener = Listener(

@@ -23,7 +23,7 @@ from wsc_fast.errors import (
     ValidationError,
 )
 from wsc_fast.log import log
-from wsc_fast.runtime.inbox import Inbox, Inboxes, Settings, dispatch, is_awaitable, wait_for
+from wsc_fast.runtime.inbox import Inbox, Inboxes, Needs, dispatch, is_awaitable, wait_for
 from wsc_fast.runtime.tasks import Tasks
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,11 +38,8 @@ class Callbacks:
     Args:
         engine: of the hub; it calls message handlers and hooks straight from C.
         tasks: of the hub.
-        settings: those that hold now.
+        needs: what the inboxes need of the hub.
         authorize_join, authorize_publish: the application's hooks; see Hub.
-        awaits_acknowledgement: whether something is pending that a client may acknowledge.
-        paused: see Inboxes.
-        gone: hears of a client that has gone, once none of its callbacks goes on.
         denied: hears of a message that its client may not publish.
 
     Attributes:
@@ -57,13 +54,10 @@ class Callbacks:
         self,
         engine: Engine,
         tasks: Tasks,
-        settings: Callable[[], Settings],
+        needs: Needs,
         *,
         authorize_join: Callable[[Client, str], bool] | None,
         authorize_publish: Callable[[Client, str | bytes], bool] | None,
-        awaits_acknowledgement: Callable[[Client], bool],
-        paused: set[Inbox],
-        gone: Callable[[Client], None],
         denied: Callable[[Client, str | bytes, PermissionDeniedError], None],
     ) -> None:
         for hook in (authorize_join, authorize_publish):
@@ -83,16 +77,7 @@ class Callbacks:
             self._may_join if authorize_join is not None else None,
             may_publish,
         )
-        self.inboxes = Inboxes(
-            engine,
-            tasks,
-            settings,
-            may_publish,
-            awaits_acknowledgement,
-            paused,
-            gone,
-            self.callback_failed,
-        )
+        self.inboxes = Inboxes(engine, tasks, needs, may_publish, self.callback_failed)
         self.unauthorized = 0
         self.unreported_errors = 0
         # Tasks of async on_error callbacks that concern no client.

@@ -12,6 +12,7 @@ import inspect
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from types import CoroutineType
 from typing import Any, Protocol
@@ -47,18 +48,31 @@ class Settings(Protocol):
     def callback_close_timeout(self) -> float: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The things that a hub gives to its inboxes.
+
+    Attributes:
+        settings: those that hold now.
+        awaits_acknowledgement: whether something is pending that a client may acknowledge.
+        paused: the inboxes whose clients are not read, for the part that sends messages which
+            their clients may acknowledge.
+        gone: hears of a client that has gone, once none of its callbacks goes on.
+    """
+
+    settings: Callable[[], Settings]
+    awaits_acknowledgement: Callable[[Client], bool]
+    paused: set[Inbox]
+    gone: Callable[[Client], None]
+
+
 class Inboxes:
     """The inboxes of one hub, and what all of them need of it.
 
     Args:
-        engine: of the hub.
-        tasks: of the hub.
-        settings: those that hold now.
+        engine, tasks: of the hub.
+        needs: what else they need of the hub.
         may_publish: whether a message may be published; None where everything may.
-        awaits_acknowledgement: whether something is pending that a client may acknowledge.
-        paused: the inboxes whose clients are not read, for the part that sends messages which
-            their clients may acknowledge.
-        gone: hears that no callback goes on of a client that has gone.
         failed: hears of what a callback raised; the flag closes the client.
 
     Attributes:
@@ -72,20 +86,14 @@ class Inboxes:
         self,
         engine: Engine,
         tasks: Tasks,
-        settings: Callable[[], Settings],
+        needs: Needs,
         may_publish: Callable[[Client, str | bytes], bool] | None,
-        awaits_acknowledgement: Callable[[Client], bool],
-        paused: set[Inbox],
-        gone: Callable[[Client], None],
         failed: Callable[[Client, BaseException, bool], None],
     ) -> None:
         self.engine = engine
         self.tasks = tasks
-        self.settings = settings
+        self.needs = needs
         self.may_publish = may_publish
-        self.awaits_acknowledgement = awaits_acknowledgement
-        self.paused = paused
-        self.gone = gone
         self.failed = failed
         self.outlasting: set[Inbox] = set()
         self.abandoned = 0
@@ -96,7 +104,7 @@ class Inboxes:
 
     def ended(self, inbox: Inbox, user_id: str) -> None:
         self.outlasting.discard(inbox)
-        self.paused.discard(inbox)
+        self.needs.paused.discard(inbox)
         of_user = self._of_user.get(user_id, set())
         of_user.discard(inbox)
         if not of_user:
@@ -111,7 +119,7 @@ class Inboxes:
         """The loop was closed: their tasks went with it."""
         self._of_user.clear()
         self.outlasting.clear()
-        self.paused.clear()
+        self.needs.paused.clear()
 
 
 def is_awaitable(value: object) -> bool:
@@ -228,7 +236,7 @@ class Inbox:
         self._end_limit()
         if timers.loop is not None:
             self._inboxes.outlasting.add(self)
-            seconds = self._inboxes.settings().callback_close_timeout
+            seconds = self._inboxes.needs.settings().callback_close_timeout
             self._deadline = Deadline(timers, seconds, self._time_out)
 
     def _end_limit(self) -> None:
@@ -243,7 +251,7 @@ class Inbox:
             "%r: a callback was cancelled: it went on for %s s after its client had gone "
             "(callback_close_timeout)",
             self._client,
-            self._inboxes.settings().callback_close_timeout,
+            self._inboxes.needs.settings().callback_close_timeout,
         )
         self._abandon_messages()
         assert self._task is not None
@@ -285,11 +293,11 @@ class Inbox:
     def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
         self._waiting.append((handlers, args, fatal))
         self._nbytes += _size_of(args)
-        if self not in self._inboxes.paused and (limit := self._limit_met(1)) is not None:
-            self._inboxes.paused.add(self)
+        if self not in self._inboxes.needs.paused and (limit := self._limit_met(1)) is not None:
+            self._inboxes.needs.paused.add(self)
             self._inboxes.engine.count_limit(limit)
             pause_reading(self._client)
-            if self._inboxes.awaits_acknowledgement(self._client):
+            if self._inboxes.needs.awaits_acknowledgement(self._client):
                 log.warning(
                     "%r: %d bytes of its messages wait for on_message_received (%s): its "
                     "acknowledgements are not heard until they are handled",
@@ -300,21 +308,20 @@ class Inbox:
 
     def _limit_met(self, share: float) -> str | None:
         """The setting of which more than a share is used; None if there is none."""
-        settings = self._inboxes.settings()
+        needs = self._inboxes.needs
+        settings = needs.settings()
         if self._nbytes > settings.max_pending_callback_bytes * share:
             return "max_pending_callback_bytes"
         if len(self._waiting) <= settings.max_pending_callbacks * share:
             return None
-        return (
-            None if self._inboxes.awaits_acknowledgement(self._client) else "max_pending_callbacks"
-        )
+        return None if needs.awaits_acknowledgement(self._client) else "max_pending_callbacks"
 
     def _next(self) -> tuple[Handlers, tuple[Any, ...], bool]:
         event = self._waiting.popleft()
         self._nbytes -= _size_of(event[1])
         if self._deadline is not None:
             self.limit()
-        if self in self._inboxes.paused and self._limit_met(0.5) is None:
+        if self in self._inboxes.needs.paused and self._limit_met(0.5) is None:
             self._resume()
         return event
 
@@ -324,7 +331,7 @@ class Inbox:
             self._resume()
 
     def _resume(self) -> None:
-        self._inboxes.paused.discard(self)
+        self._inboxes.needs.paused.discard(self)
         resume_reading(self._client)
 
     async def _run(
@@ -347,7 +354,7 @@ class Inbox:
             for handlers, args, fatal in self._waiting:
                 dispatch(self._inboxes, self._client, handlers, args, fatal=fatal)
             if transport_of(self._client) is None and inbox_of(self._client) is None:
-                self._inboxes.gone(self._client)
+                self._inboxes.needs.gone(self._client)
 
     def _abandon_messages(self) -> None:
         waiting = len(self._waiting)
