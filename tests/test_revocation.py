@@ -355,14 +355,15 @@ async def test_a_client_that_has_gone_counts_while_its_callbacks_go_on(
             await eventually(lambda: hub.connections == 0)
         assert b" 503 " in await exchange(hub, RawClient.request(hub))
         assert hub.get_stats().rejected["full"] == 1
+        assert hub.get_stats().outlasting_callbacks == 3
         slow.let()
-        await eventually(lambda: not hub._parts.callbacks.inboxes.outlasting)
+        await eventually(lambda: hub.get_stats().outlasting_callbacks == 0)
         (await RawClient.open(hub)).close()
         await eventually(lambda: hub.get_stats().connections_total == 4)
 
 
 @pytest.mark.parametrize("end", ["leaves", "resets"])
-async def test_who_has_gone_counts_for_its_address_while_its_callbacks_go_on(
+async def test_a_client_that_has_gone_counts_for_its_address_while_its_callbacks_go_on(
     any_loop: str, end: str
 ) -> None:
     hub = Hub(HubConfig(max_connections_per_address=2))

@@ -36,6 +36,8 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         slow_consumer_disconnects: clients closed with 1013.
         queued_messages, queued_bytes: gauges over all outboxes.
         connections: gauge, closing and authenticating ones too; connections_total: ever made.
+        outlasting_callbacks: gauge, clients that have gone and of which an async callback goes on;
+            they count towards `max_connections`.
         replaced_clients: connections closed with 4409 for a newer one with the same id.
         rejected: upgrades refused, by reason: "full", "origin", "auth", "request", "address",
             "rate", "handshakes" (too many unanswered at once), and "gone" (left before its request
@@ -88,6 +90,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     queued_bytes: int
     connections: int
     connections_total: int
+    outlasting_callbacks: int
     replaced_clients: int
     rejected: dict[str, int]
     limited: dict[str, int]

@@ -231,11 +231,12 @@ class Callbacks:
         if inspect.iscoroutine(result):
             result.close()
 
-    # --- counters, and the end of a loop ---
+    # --- counters and gauges, and the end of a loop ---
 
     def counters(self) -> dict[str, int]:
         """Under their names in HubStats."""
         return {
+            "outlasting_callbacks": len(self.inboxes.outlasting),
             "messages_abandoned": self.inboxes.abandoned,
             "unauthorized": self.unauthorized,
             "unreported_errors": self.unreported_errors,
