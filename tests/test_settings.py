@@ -85,7 +85,8 @@ def test_the_defaults_of_the_contract() -> None:
 )
 def test_every_setting_is_documented(cls: type[Settings], name: str) -> None:
     assert cls.__doc__ is not None
-    assert name in cls.__doc__
+    described = name in cls.__doc__
+    assert described, f"describe {name} under Attributes in the docstring of {cls.__name__}"
 
 
 @pytest.mark.parametrize("cls", CLASSES)
