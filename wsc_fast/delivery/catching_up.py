@@ -13,10 +13,11 @@ from itertools import islice
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
+from wsc_fast.config import HubConfig
 from wsc_fast.delivery.devices import Devices
 from wsc_fast.delivery.failures import Failure, reason_of
 from wsc_fast.delivery.journal import Journal
-from wsc_fast.delivery.needs import Needs, Settings
+from wsc_fast.delivery.needs import Needs
 from wsc_fast.delivery.parked import Parked
 from wsc_fast.delivery.replay import Held, Replay
 from wsc_fast.delivery.reporter import FailureReporter
@@ -79,7 +80,7 @@ class CatchingUp:
         return self._journal
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> HubConfig:
         """The hub's settings of this moment."""
         return self._needs.settings()
 

@@ -7,18 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from wsc_fast._core.engine import Engine
+from wsc_fast.config import HubConfig
 from wsc_fast.upgrade.admission import Watcher
-
-
-class Settings(Protocol):
-    """The settings of HubConfig that this room reads."""
-
-    @property
-    def outbox_messages(self) -> int: ...
-    @property
-    def outbox_bytes(self) -> int: ...
-    @property
-    def thread_call_timeout(self) -> float: ...
 
 
 class Paused(Protocol):
@@ -42,7 +32,7 @@ class Needs:
     """
 
     engine: Engine
-    settings: Callable[[], Settings]
+    settings: Callable[[], HubConfig]
     knows_users: Callable[[], bool]
     watch_clients: Callable[[Watcher], None]
     paused: Collection[Paused]

@@ -21,8 +21,8 @@ from wsc_fast.delivery.failures import outside_handlers
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
+    from wsc_fast.config import HubConfig
     from wsc_fast.delivery.journal import Journal
-    from wsc_fast.delivery.needs import Settings
     from wsc_fast.stores.base import StoredMessage
 
 # A replay has at most so much out without an acknowledgement, in messages and in bytes.
@@ -58,7 +58,7 @@ class Owner(Protocol):
         """The offline store, where there is one."""
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> HubConfig:
         """The hub's settings of this moment."""
 
     async def prepare(self, client: Client) -> None:

@@ -4,27 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.timers import Timers
-
-
-class Settings(Protocol):
-    """The settings of HubConfig that this room reads."""
-
-    @property
-    def backlog(self) -> int: ...
-    @property
-    def max_handshakes(self) -> int: ...
-    @property
-    def handshake_timeout(self) -> float: ...
-    @property
-    def close_timeout(self) -> float: ...
-    @property
-    def receive_buffer_size(self) -> int: ...
-    @property
-    def write_buffer_size(self) -> int: ...
+from wsc_fast.config import HubConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +25,7 @@ class Needs:
         log_out_of_files: logs that no descriptor is left, once in a second at most.
     """
 
-    settings: Callable[[], Settings]
+    settings: Callable[[], HubConfig]
     deadlines: Timers[Callable[[], object]]
     make_connection: Callable[[], Client]
     count_limit: Callable[[str], None]

@@ -9,27 +9,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.timers import TICK
+from wsc_fast.config import HubConfig
 
 # How often a client is looked at, as a part of the heartbeat interval, and the heartbeat's tick.
 _SWEEPS_PER_INTERVAL = 5
 _LONGEST_TICK = 1.0
 # Seconds behind its time from which on a heartbeat says that the loop stood still.
 _STOOD_STILL = 0.1
-
-
-class Settings(Protocol):
-    """The settings of HubConfig that the heartbeat reads."""
-
-    @property
-    def heartbeat_interval(self) -> float: ...
-    @property
-    def heartbeat_timeout(self) -> float: ...
-    @property
-    def message_timeout(self) -> float: ...
 
 
 class Heartbeat:
@@ -42,7 +31,7 @@ class Heartbeat:
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, engine: Engine, settings: Callable[[], Settings]) -> None:
+    def __init__(self, engine: Engine, settings: Callable[[], HubConfig]) -> None:
         self._engine = engine
         self._settings = settings
         self._due = math.inf

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import Any
 
 from wsc_fast._core.connection import (
     Client,
@@ -29,23 +29,13 @@ from wsc_fast._core.connection import (
 )
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.upward import Handlers
+from wsc_fast.config import HubConfig
 from wsc_fast.log import log
 from wsc_fast.runtime.deadlines import Deadline
 from wsc_fast.runtime.tasks import Tasks
 
 # Bytes that an event takes beside its message, about.
 _EVENT_BYTES = 256
-
-
-class Settings(Protocol):
-    """The settings of HubConfig that an Inbox reads."""
-
-    @property
-    def max_pending_callbacks(self) -> int: ...
-    @property
-    def max_pending_callback_bytes(self) -> int: ...
-    @property
-    def callback_close_timeout(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +50,7 @@ class Needs:
         gone: hears of a client that has gone, once none of its callbacks goes on.
     """
 
-    settings: Callable[[], Settings]
+    settings: Callable[[], HubConfig]
     awaits_acknowledgement: Callable[[Client], bool]
     paused: set[Inbox]
     gone: Callable[[Client], None]

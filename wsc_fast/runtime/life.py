@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from ssl import SSLContext
-from typing import Any, Protocol
+from typing import Any
 
 from wsc_fast._core.connection import Client, abort, descriptor_of, send_away
 from wsc_fast._core.engine import Engine
+from wsc_fast.config import HubConfig
 from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.errors import HubStateError, HubStoppedError
 from wsc_fast.listen.listener import Listener
@@ -39,15 +40,6 @@ from wsc_fast.upgrade.site import Site
 
 # Seconds between two slices of a drain.
 _DRAIN_SLICE = 0.1
-
-
-class Settings(Protocol):
-    """The settings of HubConfig that this file reads."""
-
-    @property
-    def close_timeout(self) -> float: ...
-    @property
-    def watchdog_timeout(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +76,7 @@ class Life:
     Thread-safety: the loop's thread, but for `stop` and `drain`.
     """
 
-    def __init__(self, parts: Parts, settings: Callable[[], Settings]) -> None:
+    def __init__(self, parts: Parts, settings: Callable[[], HubConfig]) -> None:
         self._parts = parts
         self._settings = settings
         self._watchdog: Watchdog | None = None

@@ -37,6 +37,7 @@ from wsc_fast._core.connection import (
 )
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.timers import Timers
+from wsc_fast.config import HubConfig
 from wsc_fast.listen.limits import ConnectionLimits
 from wsc_fast.log import log
 from wsc_fast.messages import IdFactory
@@ -58,21 +59,6 @@ _MOST_RETURNING = 1_000
 _LONGEST_WAIT = 60.0
 
 
-class Settings(Protocol):
-    """The settings of HubConfig that decide who is let in."""
-
-    @property
-    def authentication_timeout(self) -> float: ...
-    @property
-    def max_connections(self) -> int: ...
-    @property
-    def max_connections_per_address(self) -> int: ...
-    @property
-    def connection_rate(self) -> float: ...
-    @property
-    def connection_rate_per_address(self) -> float: ...
-
-
 class Watcher(Protocol):
     """Hears of clients before the application does."""
 
@@ -92,7 +78,7 @@ class Needs:
         nobody_left: is called when the last connection has gone.
     """
 
-    settings: Callable[[], Settings]
+    settings: Callable[[], HubConfig]
     nobody_left: Callable[[], None]
 
 
@@ -131,7 +117,7 @@ class Admission:
 
     # --- its life ---
 
-    def set_limits(self, settings: Settings) -> None:
+    def set_limits(self, settings: HubConfig) -> None:
         """New settings hold."""
         self._limits.set(
             settings.max_connections_per_address,

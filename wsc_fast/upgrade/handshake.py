@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Protocol
 
 from picows import WSUpgradeResponse
 
@@ -18,6 +17,7 @@ from wsc_fast._core.connection import Client, begin_connection, feed, peer_addre
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead, RequestLine, TooManyHeaders
 from wsc_fast.addresses import forwarded_address
+from wsc_fast.config import HubConfig
 from wsc_fast.log import log
 from wsc_fast.runtime.process import FileLimit
 from wsc_fast.runtime.state import State
@@ -34,21 +34,6 @@ _LINGERING_SHARE = 8
 _LEAST_LINGERING = 64
 
 MakeConnection = Callable[[Client, asyncio.Transport, str, dict[str, str], str], None]
-
-
-class Settings(Protocol):
-    """The settings of HubConfig about requests."""
-
-    @property
-    def max_handshakes(self) -> int: ...
-    @property
-    def max_header_bytes(self) -> int: ...
-    @property
-    def max_headers(self) -> int: ...
-    @property
-    def handshake_timeout(self) -> float: ...
-    @property
-    def close_timeout(self) -> float: ...
 
 
 class Requests:
@@ -73,7 +58,7 @@ class Requests:
         state: State,
         policy: Policy,
         files: FileLimit,
-        settings: Callable[[], Settings],
+        settings: Callable[[], HubConfig],
     ) -> None:
         self.engine = engine
         self.policy = policy

@@ -20,10 +20,10 @@ import asyncio
 import fcntl
 import termios
 from collections.abc import Callable
-from typing import Protocol
 
 from wsc_fast._core.connection import Client, acknowledged, close_transport, give_up
 from wsc_fast._core.engine import Engine
+from wsc_fast.config import HubConfig
 
 # Bytes a second (Kestrel's MinResponseDataRate has the same).
 LEAST_RATE = 240
@@ -39,13 +39,6 @@ def untaken(descriptor: int) -> int:
     except OSError:
         return 0  # this kernel does not tell
     return size[0]
-
-
-class Settings(Protocol):
-    """The settings of HubConfig that an answer's end reads."""
-
-    @property
-    def close_timeout(self) -> float: ...
 
 
 class Lingering:
@@ -77,7 +70,7 @@ class Lingering:
     def __init__(
         self,
         engine: Engine,
-        settings: Callable[[], Settings],
+        settings: Callable[[], HubConfig],
         client: Client,
         transport: asyncio.Transport,
         descriptor: int,

@@ -10,7 +10,6 @@ import inspect
 import re
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Protocol
 
 from picows import WSUpgradeResponse
 
@@ -24,6 +23,7 @@ from wsc_fast._core.connection import (
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.addresses import is_trusted, origin_allowed, parse_address, parse_host
+from wsc_fast.config import HubConfig
 from wsc_fast.log import log
 from wsc_fast.runtime.callbacks import checked_callback
 from wsc_fast.runtime.state import State
@@ -40,17 +40,6 @@ _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z").match
 _MOST_SHOWN = 200
 # Methods that get 405; what is none of HTTP's gets 400 (RFC 9110 section 9.1).
 _OTHER_METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE")
-
-
-class Settings(Protocol):
-    """The settings of HubConfig that requests are checked against."""
-
-    @property
-    def allowed_origins(self) -> tuple[str, ...]: ...
-    @property
-    def check_origin(self) -> bool: ...
-    @property
-    def subprotocols(self) -> tuple[str, ...]: ...
 
 
 class Policy:
@@ -73,7 +62,7 @@ class Policy:
         state: State,
         admission: Admission,
         site: Site,
-        settings: Callable[[], Settings],
+        settings: Callable[[], HubConfig],
         *,
         authenticate: Authenticate | None,
         report: Callable[[None, BaseException], None],

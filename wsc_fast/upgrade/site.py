@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import inspect
 import threading
-from typing import Protocol
 
 from wsc_fast.addresses import Host, Network, parse_host, parse_network
+from wsc_fast.config import HubConfig
 from wsc_fast.errors import ValidationError
 from wsc_fast.listen.arguments import check_path
 from wsc_fast.runtime.callbacks import checked_callback
 from wsc_fast.upgrade.answers import Route
 from wsc_fast.upgrade.negotiation import Deflate
-
-
-class Settings(Protocol):
-    """The settings of HubConfig that are kept here in the form in which requests need them."""
-
-    @property
-    def allowed_hosts(self) -> tuple[str, ...]: ...
-    @property
-    def trusted_proxies(self) -> tuple[str, ...]: ...
-    @property
-    def enable_compression(self) -> bool: ...
-    @property
-    def server_no_context_takeover(self) -> bool: ...
-    @property
-    def client_no_context_takeover(self) -> bool: ...
-    @property
-    def server_max_window_bits(self) -> int: ...
-    @property
-    def client_max_window_bits(self) -> int: ...
 
 
 class Site:
@@ -55,13 +36,13 @@ class Site:
         # Held while a route is added, which is no single step for Python.
         self._adding = threading.Lock()
 
-    def set_trusted(self, settings: Settings) -> None:
+    def set_trusted(self, settings: HubConfig) -> None:
         """Takes the settings that a running hub takes."""
         networks = map(parse_network, settings.trusted_proxies)
         self.trusted_proxies = tuple(network for network in networks if network is not None)
         self.allowed_hosts = frozenset(map(parse_host, settings.allowed_hosts))
 
-    def set_extensions(self, settings: Settings) -> None:
+    def set_extensions(self, settings: HubConfig) -> None:
         """Takes the settings that hold from the start on."""
         self.deflate = (
             Deflate(
