@@ -831,6 +831,13 @@ async def test_the_picows_transport_is_for_looking() -> None:
 # --- configuration ---
 
 
+def test_the_settings_are_changed_by_set_config_alone() -> None:
+    hub = Hub()
+    with pytest.raises(AttributeError):
+        hub.config = HubConfig(max_rooms=5)  # type: ignore[misc]
+    assert hub.config == HubConfig()
+
+
 async def test_before_the_start_all_of_the_configuration_can_be_set() -> None:
     hub = Hub()
     assert hub.config == HubConfig()

@@ -92,13 +92,13 @@ class Hub(DeliveryFace):
     ) -> None:
         super().__init__()
         self._engine.set_forms(message_forms)
-        self.config = HubConfig()
+        self._config = HubConfig()
         self._runner: Runner | None = None  # while `run` runs
         # Of the hub itself the parts get what they need, and nothing else.
         engine = self._engine
-        settings: Callable[[], HubConfig] = lambda: self.config  # noqa: E731
+        settings: Callable[[], HubConfig] = lambda: self._config  # noqa: E731
         state, files, site, tasks = State(), FileLimit(), Site(), Tasks(engine)
-        calls = ThreadCalls(engine, lambda: self.config.thread_call_timeout)
+        calls = ThreadCalls(engine, lambda: settings().thread_call_timeout)
         paused: set[Inbox] = set()
         delivery = Delivery(
             DeliveryNeeds(
@@ -175,13 +175,18 @@ class Hub(DeliveryFace):
         self._door = Door(engine, state, self._life, policy, settings)
         self._calls, self._delivery = calls, delivery
         join(engine, requests, admission, callbacks, delivery)
-        self.set_config(config if config is not None else self.config)
+        self.set_config(config if config is not None else self._config)
 
     def __repr__(self) -> str:
         state = "stopped" if self.loop is None or self.loop.is_closed() else "running"
         return f"<Hub {state}, {self.get_connected_clients()} clients>"
 
     # --- configuration ---
+
+    @property
+    def config(self) -> HubConfig:
+        """The settings that hold now; `set_config` changes them."""
+        return self._config
 
     def set_config(self, config: HubConfig) -> None:
         """Sets the configuration: all of it before the start, what can change after it.
@@ -205,7 +210,7 @@ class Hub(DeliveryFace):
         else:
             self._engine.configure(config)
             self._parts.site.set_extensions(config)
-        self.config = config
+        self._config = config
         if self._runner is not None:
             self._runner.allow_files()
             self._parts.files.look()
