@@ -13,7 +13,7 @@ from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.outbox cimport RUN_NORMAL, Sink
 
-from wsc_fast.errors import ClientNotFoundError, ValidationError
+from wsc_fast.errors import ClientNotFoundError, RoomNotFoundError, ValidationError
 
 
 cdef class Calls:
@@ -118,6 +118,7 @@ cdef class Calls:
 
         Raises:
             ValidationError: the message or the key cannot be used; nobody gets anything.
+            HubStateError: the hub does not run in this process.
 
         Thread-safety: any thread. Source: go-wsc `Broadcast`.
         """
@@ -138,6 +139,7 @@ cdef class Calls:
 
         Raises:
             ValidationError: `text` is not a str, or holds a lone surrogate.
+            HubStateError: the hub does not run in this process.
 
         Thread-safety: any thread. Source: go-wsc `BroadcastText`.
         """
@@ -156,6 +158,7 @@ cdef class Calls:
         Raises:
             RoomNotFoundError: there is no such room.
             ValidationError: the message, the key or the id cannot be used.
+            HubStateError: the hub does not run in this process.
 
         Thread-safety: any thread. Source: go-wsc `BroadcastToRoom`.
         """
@@ -165,7 +168,12 @@ cdef class Calls:
                 partial(self.broadcast_to_room, room_id, message, exclude=exclude, key=key),
                 message, room_id, "",
             )
-        room = self._engine.find_room(room_id)
+        try:
+            room = self._engine.find_room(room_id)
+        except RoomNotFoundError:
+            if self._engine.thread_id == 0:
+                raise self._engine.deliveries.not_running(message, room_id) from None
+            raise
         return self._engine.publish(room.items, room, message, exclude, key, room_id)
 
     def send_to_client(self, client_id, message, *, key=None):
@@ -179,6 +187,7 @@ cdef class Calls:
             ClientNotFoundError: no connected client has the id.
             QueueFullError: its outbox is full and the overflow policy made no room.
             ValidationError: the message, the key or the id cannot be used.
+            HubStateError: the hub does not run in this process.
 
         Thread-safety: any thread. Source: go-wsc `SendToClient`.
         """
@@ -191,6 +200,8 @@ cdef class Calls:
         try:
             sink = self._engine.clients.find(client_id)
         except ClientNotFoundError as error:
+            if self._engine.thread_id == 0:
+                raise self._engine.deliveries.not_running(message, client_id) from None
             if self._engine.fanout.tells_losses():
                 self._engine.deliveries.refused(message, client_id, "conn_closed", error)
             raise
@@ -204,7 +215,8 @@ cdef class Calls:
             text: a str.
 
         Raises:
-            ClientNotFoundError, QueueFullError, ValidationError: as `send_to_client`.
+            ClientNotFoundError, QueueFullError, ValidationError, HubStateError: as
+                `send_to_client`.
 
         Thread-safety: any thread. Source: go-wsc `SendTextToClient`.
         """
@@ -225,7 +237,7 @@ cdef class Calls:
             QueueFullError: the outboxes of all of them are full.
             PendingFullError: too many messages are held back behind a replay for this user.
             ValidationError: the message cannot be sent.
-            HubStoppedError: the hub has stopped.
+            HubStateError: the hub does not run in this process.
 
         A failure also goes to the failure handlers. Thread-safety: any thread. Source: go-wsc
         `SendToUser`.

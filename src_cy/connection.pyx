@@ -473,16 +473,18 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         cdef Engine engine = self.engine
         cdef double now = wsc_coarse_now()
         cdef double owed
+        cdef str limit
         if self.allowance is None:
             self.allowance = new_allowance(&engine.rates, now)
         owed = self.allowance.count(&engine.rates, size, now)
         if owed <= 0:
             return True
         engine.counters.rate_limited += 1
-        engine.over(self.allowance.limit_met(&engine.rates))
+        limit = self.allowance.limit_met(&engine.rates)
         if engine.rates.action == RATE_CLOSE:
-            self.refuse(1008, "too many messages")
+            self.refuse_over(limit, 1008, "too many messages")
             return False
+        engine.over(limit)
         if engine.rates.action == RATE_DROP:
             self.allowance.give_back(&engine.rates, size)
             return False
@@ -698,6 +700,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
     cdef int too_slow(self, PyObject* frame) except -1:
         cdef unsigned int dropped
+        cdef Py_ssize_t nbytes = self.box.nbytes
         cdef list frames = None
         if self.state != OPEN:
             return 0
@@ -709,6 +712,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         self.engine.counters.dropped_slow += dropped + 1
         self.box.dropped += dropped + 1
         self.begin_close(1013, "slow consumer")
+        self.engine.application.too_slow(self, dropped, nbytes)
         if frames is not None:
             self.engine.lose(self, frames, "queue_full", None)
             self.engine.lose(self, [<bytes>frame], "broadcast_full", None)
@@ -767,14 +771,14 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
     # --- closing ---
 
-    cdef int fail(self, int code, str reason) except -1:
+    cdef int fail(self, int code, str reason, str limit) except -1:
         """Fails the connection (RFC 6455 section 7.1.7): the peer broke the protocol or a bound."""
         if self.state >= CLOSING:
             return 0
         self.failing = True
         self.engine.counters.protocol_errors += 1
         self.begin_close(code, reason)
-        self.engine.application.protocol_failed(self, ProtocolError(code, reason))
+        self.engine.application.protocol_failed(self, ProtocolError(code, reason, limit))
         return 0
 
     cdef int begin_close(self, int code, str reason) except -1:

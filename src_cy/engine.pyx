@@ -403,6 +403,8 @@ cdef class Engine(FanoutNeeds):
         if key is not None:
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
+        if PyList_GET_SIZE(items) == 0 and self.thread_id == 0:
+            raise self.deliveries.not_running(message, recipient)
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
             self.fanout.schedule_before_walk(items)
@@ -555,6 +557,20 @@ cdef class Engine(FanoutNeeds):
         counters["queued_bytes"] = nbytes
         counters["limited"] = dict(self.limited)
         return counters
+
+    def count_overload(self):
+        """The messages dropped from full outboxes, and those beyond their client's rate."""
+        cdef Counters* counters = &self.fanout.counters
+        return counters.dropped_oldest + counters.dropped_newest, self.counters.rate_limited
+
+    def fullest_client(self):
+        """The client for which most messages wait; None where there is none. Looks at each."""
+        cdef Sink sink
+        cdef Sink found = None
+        for sink in self.clients.everyone:
+            if found is None or sink.box.count > found.box.count:
+                found = sink
+        return found
 
     def reset_counters(self):
         memset(&self.counters, 0, sizeof(Counted))

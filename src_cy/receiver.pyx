@@ -466,11 +466,13 @@ cdef class Receiver(Sink):
     cdef int refuse(self, int code, str reason) except -1:
         self.input_closed = True
         self.parts = None
-        return self.fail(code, reason)
+        return self.fail(code, reason, None)
 
     cdef int refuse_over(self, str limit, int code, str reason) except -1:
         self.engine.over(limit)
-        return self.refuse(code, reason)
+        self.input_closed = True
+        self.parts = None
+        return self.fail(code, reason, limit)
 
     cdef int take_message(self, object content, Py_ssize_t size) except -1:
         return 0
@@ -478,7 +480,7 @@ cdef class Receiver(Sink):
     cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1:
         return 0
 
-    cdef int fail(self, int code, str reason) except -1:
+    cdef int fail(self, int code, str reason, str limit) except -1:
         return 0
 
     cdef int failed(self, object error) except -1:

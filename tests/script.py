@@ -12,9 +12,12 @@ ROOT = Path(__file__).parent.parent
 
 # The beginning of a program: `announced(hub).run(port=0)` prints the port. `run` blocks, so that a
 # thread has to do it.
+# The program configures logging, so that `run` does not, and standard error has warnings alone.
 ANNOUNCE = """
-    import threading, time
+    import logging, threading, time
     from wsc_fast import HubStateError
+
+    logging.basicConfig(level=logging.WARNING)
 
     def announce(hub):
         while True:

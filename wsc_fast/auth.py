@@ -173,10 +173,10 @@ def _values(pairs: list[tuple[str, str]], name: str, kind: str) -> Iterator[str]
     return (value for key, value in pairs if key == name)
 
 
-def _log_refusal(error: Exception) -> None:
+def _refuse(request: Request, error: Exception) -> None:
+    """Says why a request is refused."""
     # Of others than ours not the text: PyJWT's quote the token.
-    reason = str(error) if isinstance(error, _Refused) else type(error).__name__
-    log.debug("an upgrade is not authenticated: %s", reason)
+    request.refusal = str(error) if isinstance(error, _Refused) else type(error).__name__
 
 
 class TokenAuthenticator(_TokenReader):
@@ -238,7 +238,7 @@ class TokenAuthenticator(_TokenReader):
         try:
             return self._identify(self._token_of(request))
         except _Refused as error:
-            _log_refusal(error)
+            _refuse(request, error)
             return None
 
     def _identify(self, token: str) -> Identity:
@@ -398,11 +398,11 @@ class JWTAuthenticator(_TokenReader):
                 user_id = check_id("user", claims.get(self._user_claim))
                 return Identity(user_id, expires_at=expires_at)
         except Exception as error:  # by whatever way a token was made to fail
-            _log_refusal(error)
+            _refuse(request, error)
             return None
         identity = self._make_identity(claims)
         if identity is None:
-            _log_refusal(_Refused("refused by the application"))
+            _refuse(request, _Refused("refused by the application"))
             return None
         if not isinstance(identity, Identity):
             raise ValidationError(
@@ -411,7 +411,7 @@ class JWTAuthenticator(_TokenReader):
         identity = _until(identity, expires_at)
         ends = identity.expires_at
         if ends is not None and type(ends) in (int, float) and ends <= time.time():
-            _log_refusal(_Refused("the identity has expired"))
+            _refuse(request, _Refused("the identity has expired"))
             return None
         return identity
 
@@ -562,7 +562,7 @@ def _some_keys_of(document: object, wanted: tuple[str, ...] | None) -> _Keys:
     for fault in faults:
         if not keys or isinstance(fault, _Ambiguous):
             raise ConfigError(str(fault))
-        log.warning("a key is not used: %s", fault)
+        log.warning("a key is not used: %s", fault, kind=f"a key is not used: {fault}")
     if not keys:
         raise ConfigError("the JWKS has no key for these algorithms")
     return keys
@@ -689,12 +689,16 @@ class _KeyFile:
                 if before is None:
                     return  # said already
             log.warning(
-                "the JWKS in %s cannot be used, the old keys stay: %s", self._path, _reason(error)
+                "the JWKS in %s cannot be used, the old keys stay: %s",
+                self._path,
+                _reason(error),
+                extra={"event": "jwks", "reason": _reason(error)},
+                kind=f"JWKS: {_reason(error)}",
             )
             return
         self._usable = True
         for fault in faults:
-            log.warning("a key in %s is not used: %s", self._path, fault)
+            log.warning("a key in %s is not used: %s", self._path, fault, kind=f"key: {fault}")
         if not self._keys:
             log.warning("the JWKS in %s has no key: no token is taken", self._path)
 

@@ -187,11 +187,13 @@ class ProtocolError(WSCError):
 
     Attributes:
         code: the close code sent for it (RFC 6455 section 7.4.1).
+        limit: the setting of HubConfig whose bound was broken; None for a fault in the protocol.
     """
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, limit: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.limit = limit
 
 
 class SendFailureReason(StrEnum):

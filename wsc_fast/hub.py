@@ -40,10 +40,12 @@ from wsc_fast.listen.sockets import Host
 from wsc_fast.messages import message_forms
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.heartbeat import Heartbeat
+from wsc_fast.runtime.hooks import LifeHooks
 from wsc_fast.runtime.inbox import Inbox
 from wsc_fast.runtime.inbox import Needs as InboxNeeds
 from wsc_fast.runtime.life import Life, Parts
-from wsc_fast.runtime.process import FileLimit
+from wsc_fast.runtime.lines import OverloadLines
+from wsc_fast.runtime.process import FileLimit, OwnLog
 from wsc_fast.runtime.runner import Runner, Served
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
@@ -54,6 +56,7 @@ from wsc_fast.upgrade.admission import Needs as AdmissionNeeds
 from wsc_fast.upgrade.answers import Route
 from wsc_fast.upgrade.handshake import Requests
 from wsc_fast.upgrade.policy import Policy
+from wsc_fast.upgrade.refusals import Refusals
 from wsc_fast.upgrade.request import Authenticate
 from wsc_fast.upgrade.site import Site
 
@@ -97,7 +100,9 @@ class Hub(DeliveryFace):
         # Of the hub itself the parts get what they need, and nothing else.
         engine = self._engine
         settings: Callable[[], HubConfig] = lambda: self._config  # noqa: E731
-        state, files, site, tasks = State(), FileLimit(), Site(), Tasks(engine)
+        state, files, site = State(), FileLimit(), Site()
+        report: Callable[[BaseException], None] = lambda error: callbacks.report(None, error)  # noqa: E731
+        tasks, hooks = Tasks(engine, report), LifeHooks(report)
         calls = ThreadCalls(engine, lambda: settings().thread_call_timeout)
         paused: set[Inbox] = set()
         delivery = Delivery(
@@ -107,7 +112,7 @@ class Hub(DeliveryFace):
                 knows_users=lambda: authenticate is not None,
                 watch_clients=lambda acks: admission.watch(acks),
                 paused=paused,
-                report=lambda error: callbacks.report(None, error),
+                report=report,
             ),
             state,
             calls,
@@ -132,10 +137,11 @@ class Hub(DeliveryFace):
                 make_connection=partial(Client, engine),
                 count_limit=engine.count_limit,
                 count_rejected=engine.count_rejected,
-                report=partial(callbacks.report, None),
+                report=report,
                 log_out_of_files=files.log,
             )
         )
+        refusals = Refusals(engine, settings)
         admission = Admission(
             engine,
             callbacks,
@@ -144,6 +150,7 @@ class Hub(DeliveryFace):
             AdmissionNeeds(
                 settings=settings,
                 nobody_left=lambda: self._life.nobody_left(),
+                refusals=refusals,
             ),
         )
         policy = Policy(
@@ -152,6 +159,7 @@ class Hub(DeliveryFace):
             admission,
             site,
             settings,
+            refusals,
             authenticate=authenticate,
             report=callbacks.report,
             shares_port=lambda: listener.shares_port,
@@ -167,13 +175,15 @@ class Hub(DeliveryFace):
             callbacks=callbacks,
             tasks=tasks,
             delivery=delivery,
+            hooks=hooks,
             calls=calls,
-            heartbeat=Heartbeat(engine, settings),
+            heartbeat=Heartbeat(engine, settings, OverloadLines(engine, settings).look),
             files=files,
         )
         self._life = Life(parts, settings)
         self._door = Door(engine, state, self._life, policy, settings)
         self._calls, self._delivery = calls, delivery
+        self._hooks, self._tasks = hooks, tasks
         join(engine, requests, admission, callbacks, delivery)
         self.set_config(config if config is not None else self._config)
 
@@ -482,6 +492,7 @@ class Hub(DeliveryFace):
                 abort=self._life.abort_all,
                 reload_certificate=self.reload_certificate,
                 open_files=self._open_files,
+                own_log=self._own_log,
             )
         )
         before = self._runner, self._life.give_signals_back
@@ -508,6 +519,9 @@ class Hub(DeliveryFace):
 
     def _open_files(self) -> int:
         return self.config.max_connections + self.config.max_handshakes + _OTHER_FILES
+
+    def _own_log(self) -> OwnLog:
+        return OwnLog(json=self.config.log_format == "json", level=self.config.log_level)
 
     async def __aenter__(self) -> Self:
         """Starts the hub with the default arguments, unless it runs already."""

@@ -1,65 +1,199 @@
 """The package's logger, which cannot raise, and cannot flood.
 
 An exception of the application's handler or filter would otherwise end a connection, or keep a
-callback from being called. An event that a peer causes a thousand times a second, such as an
-exception of a callback, is a few lines a second: of each kind of line, LINES_A_SECOND.
+callback from being called. A peer can cause an event a thousand times a second, such as a refused
+upgrade. So of each kind of line there is one in a PERIOD; lines of level INFO, which tell of the
+life of a hub, are not bounded.
+
+The next line of a kind tells how many were left out before it. Where none follows, `tell_counts`
+does, which the heartbeat of each hub calls, and its stop.
+
+Each line has fields for structured logging (`extra`): `event` says which line it is, and the others
+are of client_id, user_id, address, room, reason, setting, error, suppressed, and numbers.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
-LINES_A_SECOND = 10
+# Seconds in which each kind has one line.
+PERIOD = 1.0
+# Kinds that are remembered; more than that are of a text that somebody else makes up.
+_MOST_KINDS = 1_000
+# Characters of a text that a peer has sent that go into a line.
+_MOST_SHOWN = 200
+
+Fields = Mapping[str, object]
+
+
+class _Kind:
+    """The lines of one kind.
+
+    Attributes:
+        level: of its lines.
+        said_at: when one was written last.
+        said: that line.
+        left_out: how many were left out since then.
+    """
+
+    __slots__ = ("fields", "left_out", "level", "said", "said_at")
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+        self.said_at = 0.0
+        self.said = ""
+        self.fields: dict[str, object] = {}
+        self.left_out = 0
 
 
 class SafeLogger:
-    """The standard logger of a name; its failures go to standard error, as logging's own do."""
+    """The standard logger of a name; its failures go to standard error, as logging's own do.
+
+    Each method takes `extra`: fields of the record, beside its text. None of their names may be an
+    attribute of every record, such as `name` or `message`. A line's kind is its text before the
+    arguments, or `kind` where that is given.
+    """
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
-        # Kind of line (its text before the arguments) -> the second that is counted, the lines that
-        # came in it, and those left out since one was written.
-        self._kinds: dict[str, tuple[int, int, int]] = {}
+        self._kinds: dict[str, _Kind] = {}
 
-    def debug(self, text: str, *arguments: Any) -> None:
-        self._log(logging.DEBUG, text, arguments, None)
+    def debug(self, text: str, *arguments: Any, extra: Fields | None = None) -> None:
+        self._log(logging.DEBUG, text, arguments, extra)
 
-    def info(self, text: str, *arguments: Any) -> None:
-        self._log(logging.INFO, text, arguments, None)
+    def info(self, text: str, *arguments: Any, extra: Fields | None = None) -> None:
+        self._log(logging.INFO, text, arguments, extra)
 
-    def warning(self, text: str, *arguments: Any) -> None:
-        self._log(logging.WARNING, text, arguments, None)
+    def warning(
+        self, text: str, *arguments: Any, extra: Fields | None = None, kind: str | None = None
+    ) -> None:
+        self._log(logging.WARNING, text, arguments, extra, kind=kind)
 
-    def error(self, text: str, *arguments: Any, exc_info: BaseException | None = None) -> None:
-        self._log(logging.ERROR, text, arguments, exc_info)
+    def error(
+        self,
+        text: str,
+        *arguments: Any,
+        exc_info: BaseException | None = None,
+        extra: Fields | None = None,
+    ) -> None:
+        self._log(logging.ERROR, text, arguments, extra, error=exc_info)
 
-    def exception(self, text: str, *arguments: Any) -> None:
-        self._log(logging.ERROR, text, arguments, sys.exc_info()[1])
+    def exception(self, text: str, *arguments: Any, extra: Fields | None = None) -> None:
+        self._log(logging.ERROR, text, arguments, extra, error=sys.exc_info()[1])
+
+    def tell_counts(self, *, at_once: bool = False) -> None:
+        """Writes for each kind how many lines were left out, where no line of it has told.
+
+        Args:
+            at_once: also of the kinds of which a line may still follow. All kinds are then new.
+        """
+        try:
+            now = monotonic()
+            for name, kind in list(self._kinds.items()):
+                # A flood's next line has come within two periods.
+                if kind.left_out and (at_once or now - kind.said_at >= 2 * PERIOD):
+                    self._tell_count(kind, now)
+                elif now - kind.said_at >= 2 * PERIOD:
+                    self._kinds.pop(name, None)
+            if at_once:
+                self._kinds.clear()
+        except Exception as failure:
+            _say_failure(failure)
+
+    def _tell_count(self, kind: _Kind, now: float) -> None:
+        left_out, seconds = kind.left_out, now - kind.said_at
+        kind.left_out, kind.said_at = 0, now
+        self._logger.log(
+            kind.level,
+            "%d more in the last %.1f s like: %s",
+            left_out,
+            seconds,
+            kind.said,
+            extra={**kind.fields, "suppressed": left_out},
+        )
 
     def _log(
-        self, level: int, text: str, arguments: tuple[Any, ...], error: BaseException | None
+        self,
+        level: int,
+        text: str,
+        arguments: tuple[Any, ...],
+        extra: Fields | None,
+        *,
+        error: BaseException | None = None,
+        kind: str | None = None,
     ) -> None:
         try:
             if not self._logger.isEnabledFor(level):
                 return
-            now = int(monotonic())
-            second, lines, left_out = self._kinds.get(text, (now, 0, 0))
-            if second != now:
-                lines = 0
-            elif lines >= LINES_A_SECOND:
-                self._kinds[text] = now, lines, left_out + 1
-                return
-            self._kinds[text] = now, lines + 1, 0
-            if left_out:
-                text += " (%d more of these lines were left out)"
-                arguments += (left_out,)
-            self._logger.log(level, text, *arguments, exc_info=error, stacklevel=3)
+            fields = dict(extra) if extra else {}
+            if level != logging.INFO:
+                now = monotonic()
+                known = self._kinds.get(kind or text)
+                if known is None:
+                    known = self._new_kind(kind or text, level)
+                elif now - known.said_at < PERIOD:
+                    known.left_out += 1
+                    return
+                left_out, seconds = known.left_out, now - known.said_at
+                known.left_out, known.said_at = 0, now
+                known.said, known.fields = text % arguments if arguments else text, fields
+                if left_out:
+                    fields = {**fields, "suppressed": left_out}
+                    text += " (%d more in the last %.1f s)"
+                    arguments += (left_out, seconds)
+            self._logger.log(level, text, *arguments, exc_info=error, extra=fields, stacklevel=3)
         except Exception as failure:
-            if logging.raiseExceptions and sys.stderr is not None:
-                print(f"wsc_fast: logging raised {failure!r}", file=sys.stderr)
+            _say_failure(failure)
+
+    def _new_kind(self, name: str, level: int) -> _Kind:
+        if len(self._kinds) >= _MOST_KINDS:
+            self._kinds.pop(next(iter(self._kinds)), None)
+        kind = self._kinds[name] = _Kind(level)
+        return kind
+
+
+def _say_failure(failure: Exception) -> None:
+    if logging.raiseExceptions and sys.stderr is not None:
+        print(f"wsc_fast: logging raised {failure!r}", file=sys.stderr)
+
+
+class _Client(Protocol):
+    """The attributes of a client that a line tells."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def user_id(self) -> str: ...
+    @property
+    def remote_address(self) -> str: ...
+
+
+def about(client: _Client | None, event: str, **fields: object) -> dict[str, object]:
+    """The fields of a line about a client.
+
+    Args:
+        client: None where nobody knows which.
+        event: which line it is.
+        **fields: others.
+    """
+    if client is None:
+        return {"event": event, **fields}
+    return {
+        "event": event,
+        "client_id": client.id,
+        "user_id": client.user_id,
+        "address": client.remote_address,
+        **fields,
+    }
+
+
+def quoted(text: str) -> str:
+    """A text that a peer has sent, for a line: escaped, and cut."""
+    return ascii(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")
 
 
 log = SafeLogger("wsc_fast")

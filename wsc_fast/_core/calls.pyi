@@ -93,6 +93,7 @@ class Calls:
 
         Raises:
             ValidationError: the message or the key cannot be used; nobody gets anything.
+            HubStateError: the hub does not run in this process.
 
         Thread-safety: any thread. Source: go-wsc `Broadcast`.
         """
@@ -107,6 +108,7 @@ class Calls:
 
         Raises:
             ValidationError: `text` is not a str, or holds a lone surrogate.
+            HubStateError: the hub does not run in this process.
 
         Thread-safety: any thread. Source: go-wsc `BroadcastText`.
         """
@@ -130,6 +132,7 @@ class Calls:
         Raises:
             RoomNotFoundError: there is no such room.
             ValidationError: the message, the key or the id cannot be used.
+            HubStateError: the hub does not run in this process.
 
         Thread-safety: any thread. Source: go-wsc `BroadcastToRoom`.
         """
@@ -144,6 +147,7 @@ class Calls:
             ClientNotFoundError: no connected client has the id.
             QueueFullError: its outbox is full and the overflow policy made no room.
             ValidationError: the message, the key or the id cannot be used.
+            HubStateError: the hub does not run in this process.
 
         Thread-safety: any thread. Source: go-wsc `SendToClient`.
         """
@@ -162,7 +166,7 @@ class Calls:
             QueueFullError: the outboxes of all of them are full.
             PendingFullError: too many messages are held back behind a replay for this user.
             ValidationError: the message cannot be sent.
-            HubStoppedError: the hub has stopped.
+            HubStateError: the hub does not run in this process.
 
         A failure also goes to the failure handlers. Thread-safety: any thread. Source: go-wsc
         `SendToUser`.
@@ -175,7 +179,8 @@ class Calls:
             text: a str.
 
         Raises:
-            ClientNotFoundError, QueueFullError, ValidationError: as `send_to_client`.
+            ClientNotFoundError, QueueFullError, ValidationError, HubStateError: as
+                `send_to_client`.
 
         Thread-safety: any thread. Source: go-wsc `SendTextToClient`.
         """

@@ -95,6 +95,10 @@ class Engine(FanoutNeeds):
     def closing_clients(self) -> list[Any]: ...
     def read_counters(self) -> dict[str, Any]:
         """The counters since the last reset, and the outbox totals of this moment."""
+    def count_overload(self) -> tuple[int, int]:
+        """The messages dropped from full outboxes, and those beyond their client's rate."""
+    def fullest_client(self) -> Any:
+        """The client for which most messages wait; None where there is none. Looks at each."""
     def reset_counters(self) -> None: ...
     def count_waiting(self) -> int:
         """The number of connections that wait for their turn to be read."""

@@ -130,7 +130,7 @@ cdef class Receiver(Sink):
     cdef int take_message(self, object content, Py_ssize_t size) except -1
     # One control frame, of at most 125 bytes.
     cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1
-    # The peer broke the protocol or a bound.
-    cdef int fail(self, int code, str reason) except -1
+    # The peer broke the protocol, or a bound whose setting has the name `limit`.
+    cdef int fail(self, int code, str reason, str limit) except -1
     # Something in here went wrong that is no fault of the peer.
     cdef int failed(self, object error) except -1

@@ -74,6 +74,14 @@ class Application(Protocol):
     def protocol_failed(self, client: Client, error: ProtocolError) -> None:
         """A peer broke the protocol or a bound, and is being closed."""
 
+    def too_slow(self, client: Client, messages: int, nbytes: int) -> None:
+        """A client is closed, since a broadcast found its outbox full.
+
+        Args:
+            client: closing.
+            messages, nbytes: that waited for it, and are dropped.
+        """
+
     def connection_lost(self, client: Client, text: str) -> None:
         """A connection ended without a close frame, or was silent for too long."""
 
@@ -102,6 +110,13 @@ class Deliveries(Protocol):
         Args:
             user_id: the recipient.
             queued: 0, or minus the number of clients whose outboxes are full.
+        """
+
+    def not_running(self, message: Any, recipient: str) -> Exception:
+        """The error for a raw message that is sent while the hub does not run.
+
+        Args:
+            message, recipient: the arguments of the send.
         """
 
     def send_failed(self, message: Any, recipient: str, error: Exception) -> None:

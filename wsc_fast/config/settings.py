@@ -34,6 +34,8 @@ from wsc_fast.log import log
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
 OfflineOverflow = Literal["drop_oldest", "refuse"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 RateLimitAction = Literal["close", "drop", "pause"]
 Per = Literal["user", "device"]
 
@@ -127,6 +129,10 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             the loop's thread. 0: nobody watches.
         thread_call_timeout: how long a call from another thread waits for the loop.
         backlog: connections that the kernel keeps for us to accept.
+        log_format: "text", or "json": one JSON object a line. Of the handler on standard error that
+            `run` sets up where the application has configured no logging; see also
+            `wsc_fast.observe.JsonFormatter`.
+        log_level: of that handler; lines below it are not written.
 
     Raises:
         ConfigError: a value cannot work; the text names the key, the value and what is allowed.
@@ -181,6 +187,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     watchdog_timeout: SecondsFromZero = 5.0
     thread_call_timeout: Annotated[Seconds, LIVE] = 10.0
     backlog: Annotated[int, Meta(ge=1, le=1 << 16)] = 4_096
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,6 +261,7 @@ class RetryConfig(Settings, frozen=True, kw_only=True):
                         name,
                         shown(reason),
                         ", ".join(_REASONS),
+                        kind=f"RetryConfig.{name}: {reason}",
                     )
 
     @classmethod

@@ -208,9 +208,26 @@ class Delivery:
                 f"the outboxes of all {-queued} clients of user {user_id!a} are full"
             )
         check_id("user", user_id)
+        if self._engine.loop is None:
+            return self._not_running()
         if self._state.ended:
-            return HubStoppedError("the hub has stopped")
+            return HubStoppedError("the hub is stopping")
         return UserOfflineError(f"user {user_id!a} has no connected client")
+
+    def not_running(self, message: Message, recipient: str) -> HubStateError:
+        """See `upward.Deliveries`."""
+        error = self._not_running()
+        self.send_failed(message, recipient, error)
+        return error
+
+    def _not_running(self) -> HubStateError:
+        kind = HubStoppedError if self._state.ended else HubStateError
+        return kind(
+            f"the hub {'has stopped' if self._state.ended else 'does not run'} in this process, so "
+            "the message reaches nobody: a message for clients of a hub in another process needs a "
+            "bus, and a Publisher where no hub runs (wsc_fast.publish; both come in a later "
+            "release)"
+        )
 
     def send_failed(
         self,

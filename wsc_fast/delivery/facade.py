@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from wsc_fast._core.calls import Calls
 from wsc_fast._core.pending import PendingACK
 from wsc_fast.config import ACKConfig, RetryConfig
 from wsc_fast.delivery.delivery import Delivery
@@ -20,11 +19,12 @@ from wsc_fast.delivery.failures import (
 )
 from wsc_fast.delivery.retry import SendResult
 from wsc_fast.messages import ACKMessage, HubMessage
+from wsc_fast.runtime.facade import LifeFace
 from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.stores.base import OfflineStore
 
 
-class DeliveryFace(Calls):
+class DeliveryFace(LifeFace):
     """Base of Hub: messages to users, retries, acknowledgements, failure handlers."""
 
     _calls: ThreadCalls

@@ -43,6 +43,7 @@ class StoreAccess:
         self._count_error = count_error
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next_error_line = 0.0
+        self._up: bool | None = None  # as the log was told; None: nothing yet
         self._reset()
 
     def _reset(self) -> None:
@@ -85,7 +86,9 @@ class StoreAccess:
             async with asyncio.timeout_at(deadline):
                 await self.store.close()
         except Exception:
-            log.exception("the offline store did not close")
+            log.exception("the offline store did not close", extra={"event": "store_not_closed"})
+        if self._up:
+            self._up = None  # the next start says that it opens
         self.forget()
 
     # --- opening ---
@@ -100,7 +103,28 @@ class StoreAccess:
             await self.store.open()
         except Exception as error:
             self._open_again_at = self.loop.time() + OPEN_AGAIN
+            self._tell(False, f"does not open: {error}")
             raise store_error(error) from error
+        self._tell(True, "is open")
+
+    def _tell(self, up: bool, what: str) -> None:
+        """Says once that the store is there, or is not."""
+        if up is self._up:
+            return
+        before, self._up = self._up, up
+        name = type(self.store).__name__
+        if up:
+            again = " again" if before is False else ""
+            extra = {"event": "store_up", "store": name}
+            log.info("the offline store (%s) %s%s", name, what, again, extra=extra)
+        else:
+            log.warning(
+                "the offline store (%s) %s; what needs it fails or waits until it is back",
+                name,
+                what,
+                extra={"event": "store_down", "store": name},
+                kind=f"store down {id(self)}",
+            )
 
     async def opened(self) -> None:
         """Returns once the store is open; tries again, but not more often than each second.
@@ -166,6 +190,7 @@ class StoreAccess:
         """The store has answered: it is not away."""
         self._heard_at = self.loop.time()
         self._away_until = 0.0
+        self._tell(True, "answers")
 
     def _lose_patience(self, lost: asyncio.Future[None]) -> None:
         if self._loop is None or self._lost is not lost:
@@ -177,6 +202,7 @@ class StoreAccess:
             self._loop.call_at(self._heard_at + PATIENCE, self._lose_patience, lost)
         else:
             self._away_until = now + AWAY
+            self._tell(False, f"has not answered for {PATIENCE:g} s")
             self._lost = None
             lost.set_result(None)
 
@@ -189,7 +215,13 @@ class StoreAccess:
         if now >= self._next_error_line:
             self._next_error_line = now + 1.0
             known = isinstance(error, OfflineStoreError)
-            log.error("offline store: %s: %s", what, error, exc_info=None if known else error)
+            log.error(
+                "offline store: %s: %s",
+                what,
+                error,
+                exc_info=None if known else error,
+                extra={"event": "store_error", "reason": what, "error": str(error)},
+            )
 
 
 def store_error(error: BaseException) -> OfflineStoreError:

@@ -15,6 +15,7 @@ from wsc_fast.listen.acceptor import Acceptor
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.sockets import Host, bound_sockets
 from wsc_fast.listen.tls.context import tls_context
+from wsc_fast.log import log
 
 
 class Listener:
@@ -24,6 +25,7 @@ class Listener:
         needs: of the hub.
 
     Attributes:
+        addresses: those listened on, as "host:port".
         shares_port: another process may go on accepting on the port.
         servers: where the loop accepts by itself.
         acceptors: where we accept.
@@ -35,6 +37,7 @@ class Listener:
         self._needs = needs
         self._certificate: tuple[str, str | None] | None = None
         self._own_queue = False  # with a shared port: who has connected is in a queue of our own
+        self.addresses: tuple[str, ...] = ()
         self.shares_port = False
         self.servers: list[asyncio.Server] = []
         self.acceptors: list[Acceptor] = []
@@ -99,6 +102,11 @@ class Listener:
         context = tls_context(*self._certificate)
         for acceptor in self.acceptors:
             acceptor.use(context)
+        log.info(
+            "the certificate %s was loaded again: connections from now on get it",
+            self._certificate[0],
+            extra={"event": "certificate_reloaded", "certfile": self._certificate[0]},
+        )
 
     # --- the beginning ---
 
@@ -131,6 +139,7 @@ class Listener:
             if sock is None:
                 sockets = await bound_sockets(host, port, reuse_port)
                 check()
+            self.addresses = tuple(map(_address_of, sockets))
             for listening in sockets:
                 await self._listen(listening, ssl)
         except BaseException as error:
@@ -212,6 +221,11 @@ class Listener:
         for acceptor in self.acceptors:
             acceptor.close()
         self.acceptors.clear()
+
+
+def _address_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _copy(listening: Any) -> socket.socket:

@@ -22,11 +22,18 @@ from wsc_fast.errors import (
     ProtocolError,
     ValidationError,
 )
-from wsc_fast.log import log
+from wsc_fast.log import about, log
 from wsc_fast.runtime.inbox import Inbox, Inboxes, Needs, dispatch, is_awaitable, wait_for
+from wsc_fast.runtime.lines import (
+    tell_callback_error,
+    tell_heartbeat,
+    tell_protocol_error,
+    tell_slow_consumer,
+)
 from wsc_fast.runtime.tasks import Tasks
 
 F = TypeVar("F", bound=Callable[..., Any])
+
 
 # Async on_error callbacks at once that concern no client: anybody can have `authenticate` raise.
 _MOST_ERROR_TASKS = 64
@@ -69,6 +76,7 @@ class Callbacks:
                 )
         self._engine = engine
         self._tasks = tasks
+        self._settings = needs.settings
         self._authorize_join = authorize_join
         self._authorize_publish = authorize_publish
         self._denied = denied
@@ -184,12 +192,19 @@ class Callbacks:
 
     def protocol_failed(self, client: Client, error: ProtocolError) -> None:
         """See `upward.Application`."""
-        log.debug("%r: protocol error %d: %s", client, error.code, error)
+        tell_protocol_error(client, error, self._settings())
         self._tell(client, error)
+
+    def too_slow(self, client: Client, messages: int, nbytes: int) -> None:
+        """See `upward.Application`."""
+        tell_slow_consumer(client, messages, nbytes, self._settings())
 
     def connection_lost(self, client: Client, text: str) -> None:
         """See `upward.Application`."""
-        log.debug("client %r: %s", client.id, text)
+        if client.close_code == 1006:
+            log.debug("client %a: %s", client.id, text, extra=about(client, "connection_lost"))
+        else:
+            tell_heartbeat(client, text)
         if self._on_error:
             assert client.close_code is not None
             self._tell(client, ConnectionLostError(client.close_code, text))
@@ -197,7 +212,7 @@ class Callbacks:
     def report(self, client: Client | None, error: BaseException) -> None:
         """Counts and logs an error, and tells the on_error callbacks; `client` may be unknown."""
         self._engine.count_callback_error()
-        log.error("error in a callback of %r", client, exc_info=error)
+        tell_callback_error(client, error)
         self._tell(client, error)
 
     def _tell(self, client: Client | None, error: BaseException) -> None:
@@ -213,7 +228,7 @@ class Callbacks:
                 if is_awaitable(result):
                     results.append(result)
             except BaseException:
-                log.exception("an on_error callback raised")
+                log.exception("an on_error callback raised", extra={"event": "on_error_raised"})
         if client is None:
             for result in results:
                 self._wait_without_client(result)
@@ -266,7 +281,7 @@ async def _logging_errors(results: list[Awaitable[Any]]) -> None:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            log.exception("an on_error callback raised")
+            log.exception("an on_error callback raised", extra={"event": "on_error_raised"})
 
 
 def _decided(answer: object) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.timers import TICK
 from wsc_fast.config import HubConfig
+from wsc_fast.log import log
 
 # How often a client is looked at, as a part of the heartbeat interval, and the heartbeat's tick.
 _SWEEPS_PER_INTERVAL = 5
@@ -27,11 +28,15 @@ class Heartbeat:
     Args:
         engine: whose clients are looked at.
         settings: those that hold now.
+        look: is called at each beat, at least once a second.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, engine: Engine, settings: Callable[[], HubConfig]) -> None:
+    def __init__(
+        self, engine: Engine, settings: Callable[[], HubConfig], look: Callable[[], None]
+    ) -> None:
+        self._look = look
         self._engine = engine
         self._settings = settings
         self._due = math.inf
@@ -60,6 +65,8 @@ class Heartbeat:
         self._due = now + tick
         engine.deadlines.set(self._beat, engine.loop.time() + tick)
         engine.sweep(min(1.0, tick / sweep))
+        self._look()
+        log.tell_counts()
 
     def _patience(self, now: float, timeout: float) -> float:
         """The time added to a timeout, until one timeout has passed since the loop stood still."""

@@ -7,6 +7,7 @@ any more: the loop was closed under the hub, or this is the child of a fork.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import math
 import os
 import socket
@@ -15,7 +16,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from ssl import SSLContext
 from typing import Any
 
@@ -26,8 +27,10 @@ from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.errors import HubStateError, HubStoppedError
 from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.sockets import Host
+from wsc_fast.log import log
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.heartbeat import Heartbeat
+from wsc_fast.runtime.hooks import LifeHooks
 from wsc_fast.runtime.process import FileLimit
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
@@ -40,6 +43,10 @@ from wsc_fast.upgrade.site import Site
 
 # Seconds between two slices of a drain.
 _DRAIN_SLICE = 0.1
+# Seconds that the shutdown callbacks have after a start that failed behind the startup callbacks.
+_GIVE_UP = 5.0
+# Seconds that clients have for their close where the shutdown callbacks have used up the timeout.
+_LEAST_TO_CLOSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class Parts:
     callbacks: Callbacks
     tasks: Tasks
     delivery: Delivery
+    hooks: LifeHooks
     calls: ThreadCalls
     heartbeat: Heartbeat
     files: FileLimit
@@ -118,7 +126,7 @@ class Life:
         parts.engine.attach(loop)
         parts.site.serve(path, ssl is not None)
         try:
-            await self._open_store(loop)
+            await self._make_ready(loop)
             await parts.listener.open(
                 host,
                 port,
@@ -134,30 +142,70 @@ class Life:
             raise
         parts.files.look()
         self._begin()
+        places = parts.listener.addresses
+        self._tell_begun("listening on", places, f"{'wss' if ssl else 'ws'}://", path)
 
     async def attach(self, tls: bool) -> None:
         """Runs on the running loop, beside a server of somebody else's; see `Hub.attach`."""
         loop = asyncio.get_running_loop()
         self._attach_to(loop, tls)
         try:
-            await self._open_store(loop)
+            await self._make_ready(loop)
         except BaseException:
             await self._give_up_start(loop)
             raise
         self._begin()
+        self._tell_begun("attached to another server")
 
     def attach_at_once(self, tls: bool) -> None:
-        """As `attach`; the offline store opens meanwhile."""
+        """As `attach`; the offline store opens, and startup callbacks run, meanwhile."""
+        parts = self._parts
         loop = asyncio.get_running_loop()
         self._attach_to(loop, tls)
-        self._parts.delivery.attach(loop)
+        parts.delivery.attach(loop)
         self._begin()
+        parts.tasks.begin()
+        parts.tasks.start(parts.hooks.start_up(), "on_startup")
+        self._tell_begun("attached to another server")
+
+    def _tell_begun(
+        self, what: str, places: tuple[str, ...] = (), scheme: str = "", path: str = ""
+    ) -> None:
+        loop = self._parts.engine.loop
+        assert loop is not None
+        kind = type(loop).__module__.partition(".")[0]
+        served = " and ".join(f"{scheme}{place}{path}" for place in places)
+        log.info(
+            "%s (process %d, wsc_fast %s on %s)",
+            f"{what} {served}" if served else what,
+            os.getpid(),
+            _version(),
+            kind,
+            extra={
+                "event": "listening" if served else "attached",
+                "listen": list(places),
+                "path": path,
+                "tls": scheme == "wss://",
+                "pid": os.getpid(),
+                "version": _version(),
+                "loop": kind,
+            },
+        )
 
     def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool) -> None:
         self._parts.engine.attach(loop)
         self._parts.site.serve(None, tls)
         self._parts.requests.make_connection = None
         self._parts.listener.forget_port()
+
+    async def _make_ready(self, loop: asyncio.AbstractEventLoop) -> None:
+        parts = self._parts
+        await self._open_store(loop)
+        parts.state.ended = False
+        parts.delivery.sleepers.begin()
+        parts.tasks.begin()
+        await parts.hooks.start_up()
+        self._check_still_starting(loop)
 
     async def _open_store(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -171,8 +219,19 @@ class Life:
 
     async def _give_up_start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._parts.engine.loop is loop and self._stopping is None:
-            await self._parts.delivery.close_store(0.0)
-            self._detach()
+            self._stopping = loop.create_future()
+            try:
+                await self._take_leave(time.monotonic() + _GIVE_UP)
+                await self._parts.delivery.close_store(0.0)
+                self._detach()
+            finally:
+                self._stopping.set_result(None)
+                self._stopping = None
+
+    async def _take_leave(self, deadline: float) -> None:
+        """The application's last words, and the end of its tasks."""
+        await self._parts.hooks.shut_down(deadline - time.monotonic())
+        await self._parts.tasks.end_own(deadline, self._callers)
 
     def _begin(self) -> None:
         parts = self._parts
@@ -216,6 +275,8 @@ class Life:
             return
         caller = asyncio.current_task()
         assert caller is not None
+        if self._parts.hooks.is_shutting_down(caller):
+            return  # a shutdown callback: the stop that has called it goes on behind it
         self._callers.add(caller)
         try:
             await self._stop_once(loop, timeout)
@@ -236,11 +297,15 @@ class Life:
 
     async def _stop(self, timeout: float) -> None:
         parts = self._parts
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = began + timeout
+        connections = parts.engine.connections
         parts.state.accepting = False
-        parts.state.ended = True
         parts.listener.close()
         await parts.requests.abort_all()
+        await self._take_leave(deadline)
+        deadline = max(deadline, time.monotonic() + min(timeout, _LEAST_TO_CLOSE))
+        parts.state.ended = True
         parts.delivery.sleepers.end()
         # Queued messages have as long as the caller gives them.
         parts.engine.close_timeout = max(self._settings().close_timeout, timeout)
@@ -249,7 +314,8 @@ class Life:
             _shut_down(client)
         await self._wait_until_gone(deadline)
         begun = parts.tasks.under_way()
-        await in_turns(parts.engine.closing_clients(), abort, MOST_ENDS)
+        late = parts.engine.closing_clients()
+        await in_turns(late, abort, MOST_ENDS)
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
         await parts.delivery.close_store(deadline - time.monotonic())
@@ -259,9 +325,35 @@ class Life:
         parts.admission.end()
         parts.state.draining = False
         self._stop_watching()
+        self._tell_stopped(time.monotonic() - began, connections, len(late))
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(None)
         self._detach()
+
+    def _tell_stopped(self, seconds: float, connections: int, aborted: int) -> None:
+        counters = self._parts.engine.read_counters()
+        log.tell_counts(at_once=True)
+        log.info(
+            "stopped in %.2f s: %d connections were closed, %d of them without an answer in time; "
+            "it ran for %.1f s, with %d connections, %d messages received and %d sent",
+            seconds,
+            connections,
+            aborted,
+            self.uptime(),
+            counters["connections"],
+            counters["messages_in"],
+            counters["messages_out"],
+            extra={
+                "event": "stopped",
+                "seconds": round(seconds, 6),
+                "closed": connections,
+                "aborted": aborted,
+                "uptime": round(self.uptime(), 3),
+                "connections_total": counters["connections"],
+                "messages_in": counters["messages_in"],
+                "messages_out": counters["messages_out"],
+            },
+        )
 
     async def _wait_until_gone(self, deadline: float) -> None:
         engine = self._parts.engine
@@ -310,6 +402,31 @@ class Life:
         if parts.listener.shares_port:
             parts.listener.leave_to_others()
         clients = parts.engine.open_clients()
+        began = time.monotonic()
+        log.info(
+            "draining: %d clients are sent away (1012) within %.3g s",
+            len(clients),
+            period,
+            extra={"event": "draining", "clients": len(clients), "seconds": period},
+        )
+        await self._send_all_away(clients, period)
+        left = parts.engine.connections
+        seconds = time.monotonic() - began
+        log.info(
+            "drained in %.3g s: %d clients were sent away, %d connections are left",
+            seconds,
+            len(clients),
+            left,
+            extra={
+                "event": "drained",
+                "clients": len(clients),
+                "left": left,
+                "seconds": round(seconds, 3),
+            },
+        )
+
+    async def _send_all_away(self, clients: list[Client], period: float) -> None:
+        parts = self._parts
         slices = max(1, math.ceil(period / _DRAIN_SLICE))
         for number in range(slices):
             await in_turns(clients[number::slices], _restart)
@@ -343,6 +460,7 @@ class Life:
         parts.listener.forget()
         parts.requests.forget()
         parts.admission.forget()
+        parts.hooks.forget()
         parts.tasks.forget()
         parts.callbacks.forget()
         self._callers.clear()
@@ -376,6 +494,14 @@ class Life:
         if self.give_signals_back is not None:
             self.give_signals_back()
         self.forget()
+
+
+@cache
+def _version() -> str:
+    try:
+        return importlib.metadata.version("wsc_fast")
+    except importlib.metadata.PackageNotFoundError:
+        return "of a source tree"
 
 
 def _shut_down(client: Client) -> None:

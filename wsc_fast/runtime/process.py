@@ -2,6 +2,7 @@
 
 signals         SignalHandlers: handlers for as long as the run takes
 open files      OpenFiles: the soft limit, raised for as long as a run needs it; FileLimit: its end
+log             OwnLog: lines on standard error, where the application has set up no logging
 freed memory    keep_freed_memory: a setting of malloc, the one thing that stays
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
 import resource
 import signal
@@ -22,6 +24,10 @@ from typing import Any, Self
 from wsc_fast.log import log
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+# The logger whose lines `OwnLog` writes, and how.
+_logger = logging.getLogger("wsc_fast")
+_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 # Of mallopt(3).
 _M_TRIM_THRESHOLD = -1
@@ -70,6 +76,20 @@ class SignalHandlers:
             of_a_loop = isinstance(getattr(current, "__self__", None), asyncio.AbstractEventLoop)
             if current == self._given[number] or of_a_loop:
                 signal.signal(number, _settable(number, former))
+
+
+def handlers_of_application() -> dict[signal.Signals, Callable[[int, FrameType | None], Any]]:
+    """The handlers, of the signals that `run` handles, that are neither Python's nor a loop's."""
+    found = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        handler = signal.getsignal(number)
+        if (
+            callable(handler)
+            and handler is not signal.default_int_handler
+            and getattr(handler, "__module__", None) not in ("asyncio.unix_events", "uvloop.loop")
+        ):
+            found[number] = handler
+    return found
 
 
 def _settable(number: signal.Signals, handler: Any) -> Any:
@@ -148,7 +168,70 @@ class FileLimit:
         now = time.monotonic()
         if now >= self._next_line:
             self._next_line = now + 1.0
-            log.warning("out of file descriptors: connections are refused")
+            log.warning(
+                "out of file descriptors: connections are refused (the limit of open files is %d; "
+                "raise it, or lower HubConfig.max_connections)",
+                last_file() + 1,
+                extra={"event": "out_of_files"},
+            )
+
+
+class OwnLog:
+    """The package's lines on standard error, while a hub is in its `run`.
+
+    Where the application has configured logging, this changes nothing: neither a handler of the
+    package's logger nor one of the root logger gets company.
+
+    Args:
+        json: one JSON object a line, instead of text.
+        level: the name of the least level that is written, where the application has set none.
+
+    Thread-safety: any thread; several hubs may run in threads of their own. The first one decides.
+    """
+
+    _lock = threading.Lock()
+    _holders = 0
+    _handler: logging.Handler | None = None
+    _set_level = False  # of the logger, which had none
+
+    def __init__(self, *, json: bool, level: str) -> None:
+        self._json = json
+        self._level = level.upper()
+
+    def __enter__(self) -> Self:
+        with self._lock:
+            OwnLog._holders += 1
+            if self._handler is None and not _logger.hasHandlers():
+                self._set_up()
+        return self
+
+    def _set_up(self) -> None:
+        handler = OwnLog._handler = logging.StreamHandler()
+        # The application may configure logging later, in a callback: then its handlers have them.
+        handler.addFilter(lambda _: not logging.getLogger().handlers)
+        handler.setLevel(self._level)
+        if self._json:
+            from wsc_fast.observe.json_log import JsonFormatter
+
+            handler.setFormatter(JsonFormatter())
+        else:
+            handler.setFormatter(logging.Formatter(_LINE))
+        _logger.addHandler(handler)
+        if _logger.level == logging.NOTSET:
+            _logger.setLevel(self._level)
+            OwnLog._set_level = True
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            OwnLog._holders -= 1
+            handler = self._handler
+            if self._holders or handler is None:
+                return
+            OwnLog._handler = None
+            _logger.removeHandler(handler)
+            if self._set_level and _logger.level == handler.level:  # else somebody has since
+                _logger.setLevel(logging.NOTSET)
+            OwnLog._set_level = False
 
 
 def keep_freed_memory() -> None:

@@ -6,11 +6,18 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from wsc_fast.errors import ConfigError, HubStateError, ListenError
 from wsc_fast.log import log
-from wsc_fast.runtime.process import OpenFiles, SignalHandlers, keep_freed_memory
+from wsc_fast.runtime.process import (
+    OpenFiles,
+    OwnLog,
+    SignalHandlers,
+    handlers_of_application,
+    keep_freed_memory,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Served:
         abort: ends all connections at once.
         reload_certificate: `Hub.reload_certificate`.
         open_files: how many open files the hub may need.
+        own_log: its lines on standard error, where there is no other place for them.
     """
 
     start: Callable[..., Coroutine[Any, Any, None]]
@@ -34,6 +42,7 @@ class Served:
     abort: Callable[[], None]
     reload_certificate: Callable[[], None]
     open_files: Callable[[], int]
+    own_log: Callable[[], OwnLog]
 
 
 class Runner:
@@ -49,12 +58,17 @@ class Runner:
         self._served = served
         self._open_files = OpenFiles()
         self._signals: SignalHandlers | None = None
+        # The handlers that the application had set before `run`, and what one of them has raised
+        # to end the process.
+        self._leaving: BaseException | None = None
+        self._former: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
 
     def run(self, host: object, port: int, **options: Any) -> None:
         """Serves until a signal or somebody else ends it; the arguments are those of `start`.
 
         Raises:
-            SystemExit: the address cannot be listened on; its text says why in one line.
+            SystemExit: the address cannot be listened on; its text says why in one line. Or a
+                signal handler of the application's own has raised it.
             HubStateError: a loop runs in this thread already.
         """
         import uvloop
@@ -62,14 +76,18 @@ class Runner:
         if asyncio._get_running_loop() is not None:
             raise HubStateError("run blocks the running loop: use `await hub.start(...)` in it")
         keep_freed_memory()
+        self._former = handlers_of_application()
         try:
             with (
+                self._served.own_log(),
                 self._open_files,
                 SignalHandlers({signal.SIGPIPE: signal.SIG_IGN}),
                 asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
             ):
                 self.allow_files()
                 runner.run(self._serve(host, port, **options))
+            if self._leaving is not None:
+                raise self._leaving
         except ListenError as error:
             raise SystemExit(f"wsc_fast: {error.strerror}") from None
 
@@ -112,7 +130,12 @@ class Runner:
             calls[signal.SIGHUP] = self._reload_certificate
 
         def handle(number: int, _: object) -> None:
-            loop.call_soon_threadsafe(calls[signal.Signals(number)])
+            loop.call_soon_threadsafe(act, signal.Signals(number))
+
+        def act(number: signal.Signals) -> None:
+            calls[number]()
+            if number in self._former:
+                self._call_former(number)
 
         with SignalHandlers(dict.fromkeys(calls, handle)) as self._signals:
             try:
@@ -130,10 +153,26 @@ class Runner:
                 if stops:
                     await asyncio.wait(stops)
 
+    def _call_former(self, number: signal.Signals) -> None:
+        """Calls the application's own handler; `sys.exit` in it is for after the graceful end."""
+        try:
+            self._former[number](number, None)
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._leaving = error
+        except Exception as error:
+            log.error(
+                "the application's handler of %s raised",
+                number.name,
+                exc_info=error,
+                extra={"event": "signal_handler_error"},
+            )
+
     def _reload_certificate(self) -> None:
         try:
             self._served.reload_certificate()
         except (HubStateError, ConfigError) as error:
-            log.error("SIGHUP: %s", error)
-        else:
-            log.info("SIGHUP: the certificate was loaded again")
+            log.error(
+                "SIGHUP: the certificate in use stays: %s",
+                error,
+                extra={"event": "certificate_not_reloaded", "error": str(error)},
+            )

@@ -1,17 +1,24 @@
-"""The tasks of a hub: async callbacks and authentications. Its stop lets them end, or ends them."""
+"""The tasks of a hub. Its stop lets async callbacks and authentications end, or ends them.
+
+Tasks of the application's own (`create_task`) are cancelled first.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any
+from typing import Any, TypeVar
 
 from wsc_fast._core.engine import Engine
+from wsc_fast.errors import HubStateError, HubStoppedError
+from wsc_fast.log import log
 
 # Seconds that a callback may take that begins when the timeout of a stop is over.
 _LAST_WORDS = 1.0
+
+T = TypeVar("T")
 
 
 class Tasks:
@@ -19,13 +26,17 @@ class Tasks:
 
     Args:
         engine: of the hub; it knows the loop.
+        report: counts and logs an exception, and tells the on_error callbacks.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, report: Callable[[BaseException], None]) -> None:
         self._engine = engine
+        self._report = report
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._own: set[asyncio.Task[Any]] = set()  # the application's
+        self._stopping = False
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -38,6 +49,49 @@ class Tasks:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def start(self, coroutine: Coroutine[Any, Any, T], name: str | None) -> asyncio.Task[T]:
+        """See `Hub.create_task`."""
+        loop = self._engine.loop
+        if loop is None:
+            raise HubStateError("the hub does not run: a task of it begins once it has started")
+        if self._stopping:
+            raise HubStoppedError("the hub is stopping: it begins no task any more")
+        task: asyncio.Task[T] = loop.create_task(coroutine, name=name)
+        self._own.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._own.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._report(error)
+
+    async def end_own(self, deadline: float, callers: set[asyncio.Task[Any]]) -> None:
+        """Cancels the tasks of the application's, and waits for their ends.
+
+        Args:
+            deadline: by the monotonic clock.
+            callers: those that have called the stop; they are left.
+        """
+        self._stopping = True
+        ending = self._own - callers
+        if not ending:
+            return
+        for task in ending:
+            task.cancel()
+        timeout = max(_LAST_WORDS, deadline - time.monotonic())
+        _, late = await asyncio.wait(ending, timeout=timeout)
+        for task in late:
+            log.warning(
+                "the task %a goes on though it was cancelled: the stop waits no longer for it",
+                task.get_name(),
+                extra={"event": "task_left", "task": task.get_name()},
+            )
+
+    def begin(self) -> None:
+        """The hub starts: it takes tasks again."""
+        self._stopping = False
 
     def under_way(self) -> set[asyncio.Task[Any]]:
         """The tasks that run at this moment."""
@@ -61,6 +115,8 @@ class Tasks:
     def forget(self) -> None:
         """Their loop was closed."""
         self._tasks.clear()
+        self._own.clear()
+        self._stopping = False
 
 
 async def _finish(tasks: set[asyncio.Task[Any]], deadline: float) -> None:

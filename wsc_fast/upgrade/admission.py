@@ -39,13 +39,15 @@ from wsc_fast._core.engine import Engine
 from wsc_fast._core.timers import Timers
 from wsc_fast.config import HubConfig
 from wsc_fast.listen.limits import ConnectionLimits
-from wsc_fast.log import log
+from wsc_fast.log import about, log
 from wsc_fast.messages import IdFactory
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.deadlines import time_limit
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.upgrade.identity import Identity, check_identity
+from wsc_fast.upgrade.refusals import Refusals
+from wsc_fast.upgrade.request import Request
 
 # Close codes of our own (RFC 6455 section 7.4.2 leaves 4000-4999 to applications).
 CLOSE_UNAUTHENTICATED = 4401
@@ -76,10 +78,12 @@ class Needs:
     Attributes:
         settings: those that hold now.
         nobody_left: is called when the last connection has gone.
+        refusals: counts and tells them.
     """
 
     settings: Callable[[], HubConfig]
     nobody_left: Callable[[], None]
+    refusals: Refusals
 
 
 class Admission:
@@ -110,6 +114,8 @@ class Admission:
         # Since when each async `authenticate` is under way, the longest first; and who was
         # disconnected meanwhile: when, the close code and the reason.
         self._authenticating: dict[Client, float] = {}
+        # Their requests, which know why they are refused.
+        self._requests: dict[Client, Request] = {}
         self._sent_away: dict[str, tuple[float, int, str]] = {}
         # Clients whose identity ends: when by the wall clock, and their timer.
         self._expiring: dict[Client, tuple[float, int]] = {}
@@ -143,6 +149,7 @@ class Admission:
             forget(client)
         self._returning.clear()
         self._authenticating.clear()
+        self._requests.clear()
         self._sent_away.clear()
         self._expiring.clear()
         self._limits.clear()
@@ -159,8 +166,8 @@ class Admission:
         over = self._limits.admit(remote_address) if remote_address else None
         if over is None:
             return True
-        self._engine.count_limit(over)
-        self._engine.count_rejected("address" if over == "max_connections_per_address" else "rate")
+        counted = "address" if over == "max_connections_per_address" else "rate"
+        self._needs.refusals.over_limit(counted, remote_address, over)
         return False
 
     def is_full(self) -> bool:
@@ -174,16 +181,14 @@ class Admission:
         most = min(_MOST_RETURNING, max(_LEAST_RETURNING, most_connections // 100))
         return self._names_clients and len(self._returning) < most
 
-    def find_out(self, client: Client, pending: Awaitable[Any], full: bool) -> None:
+    def find_out(
+        self, client: Client, pending: Awaitable[Any], full: bool, request: Request
+    ) -> None:
         """An async `authenticate` is to find out who this connection is, once it is made."""
+        self._requests[client] = request
         if full:
             self._returning.add(client)
         set_pending_identity(client, pending)
-
-    def count_full(self) -> None:
-        """A connection is refused since the hub is full."""
-        self._engine.count_rejected("full")
-        self._engine.count_limit("max_connections")
 
     def reason_against(self, identity: Identity) -> str | None:
         """Why a client may not have an identity that `authenticate` gave, if it may not."""
@@ -192,11 +197,12 @@ class Admission:
         older = self.client_of(identity)
         if older is not None and older.user_id != identity.user_id:
             log.warning(
-                "client id %r of user %r is refused to user %r: authenticate has to make ids that "
+                "client id %a of user %a is refused to user %a: authenticate has to make ids that "
                 "no two users share",
                 older.id,
                 older.user_id,
                 identity.user_id,
+                extra=about(older, "client_id_taken"),
             )
             return "authentication failed"
         return None
@@ -211,6 +217,7 @@ class Admission:
     def drop_identity(self, client: Client) -> None:
         """Nobody will ask who this connection belongs to."""
         self._returning.discard(client)
+        self._requests.pop(client, None)
         pending = pending_identity(client)
         if pending is None:
             return
@@ -246,9 +253,10 @@ class Admission:
     async def _authenticate(self, client: Client, pending: Awaitable[Any]) -> None:
         """Waits for what an async `authenticate` says, and lets the client in or closes it."""
         set_pending_identity(client, None)
+        request = self._requests.pop(client, None)
         identity: Identity | None = None
         try:
-            identity = await self._identity(pending)
+            identity = await self._identity(pending, client, request)
         except BaseException as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -263,7 +271,7 @@ class Admission:
             return  # it left, or the hub is stopping
         keep_context(client)
         if identity is None:
-            self._refuse(client, CLOSE_UNAUTHENTICATED, "authentication failed")
+            client.disconnect(CLOSE_UNAUTHENTICATED, "authentication failed")
             return
         since = self._authenticating.get(client, math.inf)
         when, code, text = self._sent_away.get(identity.user_id, (-math.inf, 0, ""))
@@ -273,7 +281,10 @@ class Admission:
         self._enter(client, identity)
         release_input(client)
 
-    async def _identity(self, pending: Awaitable[Any]) -> Identity | None:
+    async def _identity(
+        self, pending: Awaitable[Any], client: Client, request: Request | None
+    ) -> Identity | None:
+        """The answer of `authenticate`; a refusal is counted and told."""
         timeout = self._needs.settings().authentication_timeout
         identity: Identity | None = None
         try:
@@ -282,13 +293,17 @@ class Admission:
         except TimeoutError:
             if not limit.expired():
                 raise  # its own, not ours
-            self._engine.count_limit("authentication_timeout")
+            self._needs.refusals.timed_out(client.remote_address)
+            return None
         if identity is not None:
             check_identity(identity)
+        elif is_connecting(client):
+            reason = None if request is None else request.refusal
+            self._needs.refusals.unauthenticated(client.remote_address, reason)
         return identity
 
     def _refuse(self, client: Client, code: int, reason: str) -> None:
-        self._engine.count_rejected("auth")
+        self._needs.refusals.unauthenticated(client.remote_address, reason)
         client.disconnect(code, reason)
 
     def _enter(self, client: Client, identity: Identity | None) -> None:
@@ -307,7 +322,7 @@ class Admission:
                 self._refuse(client, CLOSE_UNAUTHENTICATED, reason)
                 return
             if returning and older is None:
-                self.count_full()
+                self._needs.refusals.over_limit("full", client.remote_address, "max_connections")
                 client.disconnect(CLOSE_TRY_AGAIN, "too many connections")
                 return
             client_id = identity.client_id or self._new_id()

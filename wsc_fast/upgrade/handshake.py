@@ -91,6 +91,12 @@ class Requests:
     def _end_oldest(self) -> None:
         self.engine.count_rejected("handshakes")
         self.engine.count_limit("max_handshakes")
+        log.warning(
+            "as many connections without an upgrade as HubConfig.max_handshakes (%d) allows: the "
+            "oldest ones are ended",
+            self.settings().max_handshakes,
+            extra={"event": "too_many_handshakes", "setting": "max_handshakes"},
+        )
         larger = self._answered if len(self._answered) >= len(self._waiting) else self._waiting
         self._abort(next(iter(larger)))
 
@@ -219,7 +225,13 @@ class Handshake:
     def _refuse_malformed(self, data: bytes | bytearray, reason: str) -> None:
         if data.startswith(_TLS_RECORD):
             reason = "a TLS handshake, on a port without TLS"
-        log.info("a bad request from %s: %s", peer_address(self.transport), reason)
+        address = peer_address(self.transport)
+        log.warning(
+            "a bad request from %s: %s",
+            address,
+            reason,
+            extra={"event": "bad_request", "address": address, "reason": reason},
+        )
         self._answer(self._requests.policy.reject(HTTPStatus.BAD_REQUEST, reason))
 
     def _decide(self, raw: bytes, rest: bytes) -> None:
@@ -255,7 +267,12 @@ class Handshake:
                 requests.make_connection(client, transport, head.key, decided, remote_address)
             except OSError as error:
                 requests.engine.count_rejected("gone")
-                log.info("a connection from %s cannot be made: %s", remote_address, error)
+                log.warning(
+                    "a connection from %s cannot be made: %s",
+                    remote_address,
+                    error,
+                    extra={"event": "not_connected", "address": remote_address},
+                )
                 policy.drop_identity(client)
                 transport.abort()
                 return

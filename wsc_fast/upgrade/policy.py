@@ -24,20 +24,19 @@ from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.addresses import is_trusted, origin_allowed, parse_address, parse_host
 from wsc_fast.config import HubConfig
-from wsc_fast.log import log
+from wsc_fast.log import quoted
 from wsc_fast.runtime.callbacks import checked_callback
 from wsc_fast.runtime.state import State
 from wsc_fast.upgrade.admission import Admission
 from wsc_fast.upgrade.answers import answer, refusal
 from wsc_fast.upgrade.identity import check_identity
 from wsc_fast.upgrade.negotiation import choose_subprotocol, list_items, negotiate_deflate
+from wsc_fast.upgrade.refusals import Refusals, listed
 from wsc_fast.upgrade.request import Authenticate, Request
 from wsc_fast.upgrade.site import Site
 
 # 16 bytes in base64.
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z").match
-# Characters of what a peer has sent that go into a line of the log.
-_MOST_SHOWN = 200
 # Methods that get 405; what is none of HTTP's gets 400 (RFC 9110 section 9.1).
 _OTHER_METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE")
 
@@ -49,6 +48,7 @@ class Policy:
         engine, state, admission: of the hub.
         site: what is served.
         settings: those that hold now.
+        refusals: counts and tells them.
         authenticate: the application's; see Hub.
         report: hears of what `authenticate` and routes raise.
         shares_port: whether another process may go on accepting on the port.
@@ -63,6 +63,7 @@ class Policy:
         admission: Admission,
         site: Site,
         settings: Callable[[], HubConfig],
+        refusals: Refusals,
         *,
         authenticate: Authenticate | None,
         report: Callable[[None, BaseException], None],
@@ -75,6 +76,7 @@ class Policy:
         self._state = state
         self._admission = admission
         self._settings = settings
+        self._refusals = refusals
         self._authenticate = authenticate
         self._report = report
         self._shares_port = shares_port
@@ -116,26 +118,24 @@ class Policy:
         if refused is not None:
             return refused
         if not self._state.accepting:
-            self._engine.count_rejected("full")
-            return _unavailable()
+            return self._refuse_ending(remote_address, "the hub is stopping")
         path = head.target.partition(b"?")[0].decode("ascii")
         route = self.site.route_at(path)
         if route is not None:
             return answer(call_in_context(client, route, Request(head, remote_address, transport)))
         # Where another server has the connection, it has chosen by the path.
         if transport is not None and self.site.path is not None and path != self.site.path:
-            return self.reject(HTTPStatus.NOT_FOUND)
+            return self._refuse_path(head, remote_address)
         refused = self._check_upgrade(head, remote_address)
         if refused is not None:
             return refused
         # A draining hub that shares its port has left it to others. A client that still comes to
         # this one had connected before, and no other can serve it.
         if self._state.draining and not self._shares_port():
-            self._engine.count_rejected("full")
-            return _unavailable()
+            return self._refuse_ending(remote_address, "the hub is draining")
         full = self._admission.is_full()
         if full and not self._admission.may_return():
-            return self._refuse_full()
+            return self._refuse_full(remote_address)
         if not self._admission.admit(remote_address):
             return refusal(HTTPStatus.TOO_MANY_REQUESTS, headers={"Retry-After": "1"})
         refused = self._check_origin(head, remote_address, transport)
@@ -158,24 +158,37 @@ class Policy:
         request = Request(head, remote_address, transport)
         identity = call_in_context(client, self._authenticate, request)
         if identity is None:
-            return self._refuse_unauthenticated()
+            return self._refuse_unauthenticated(remote_address, request.refusal)
         if inspect.isawaitable(identity):
-            self._admission.find_out(client, identity, full)
+            self._admission.find_out(client, identity, full, request)
             return None
         check_identity(identity)
-        if self._admission.reason_against(identity) is not None:
-            return self._refuse_unauthenticated()
+        reason = self._admission.reason_against(identity)
+        if reason is not None:
+            return self._refuse_unauthenticated(remote_address, reason)
         if full and self._admission.client_of(identity) is None:
-            return self._refuse_full()
+            return self._refuse_full(remote_address)
         set_pending_identity(client, identity)
         return None
 
-    def _refuse_full(self) -> WSUpgradeResponse:
-        self._admission.count_full()
+    def _refuse_ending(self, remote_address: str, why: str) -> WSUpgradeResponse:
+        self._refusals.refuse("full", remote_address, why)
         return _unavailable()
 
-    def _refuse_unauthenticated(self) -> WSUpgradeResponse:
-        self._engine.count_rejected("auth")
+    def _refuse_path(self, head: RequestHead, remote_address: str) -> WSUpgradeResponse:
+        if not (head.to_websocket and head.upgrade):
+            return self.reject(HTTPStatus.NOT_FOUND)  # of anybody who looks around
+        self._refusals.refuse(
+            "request", remote_address, "its path is not that of the endpoint, %s", self.site.path
+        )
+        return refusal(HTTPStatus.NOT_FOUND)
+
+    def _refuse_full(self, remote_address: str) -> WSUpgradeResponse:
+        self._refusals.over_limit("full", remote_address, "max_connections")
+        return _unavailable()
+
+    def _refuse_unauthenticated(self, remote_address: str, reason: str | None) -> WSUpgradeResponse:
+        self._refusals.unauthenticated(remote_address, reason)
         # RFC 9110 section 15.5.2 wants a challenge, though only the application knows which.
         return refusal(HTTPStatus.UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
 
@@ -198,8 +211,10 @@ class Policy:
         self._engine.count_rejected("request")
         return refusal(status, f"{status.value} {status.phrase}: {text}" if text else "")
 
-    def _upgrade_required(self, text: str, version: dict[str, str]) -> WSUpgradeResponse:
-        self._engine.count_rejected("request")
+    def _upgrade_required(
+        self, text: str, version: dict[str, str], remote_address: str, why: str
+    ) -> WSUpgradeResponse:
+        self._refusals.refuse("request", remote_address, why)
         # A message with Upgrade has to list it in Connection (RFC 9110 section 7.8).
         headers = {"Upgrade": "websocket", "Connection": "close, Upgrade", **version}
         return refusal(HTTPStatus.UPGRADE_REQUIRED, text, headers)
@@ -223,19 +238,33 @@ class Policy:
         # RFC 6455 section 4.2.1, in its order; two key headers leave it open which counts. HTTP/1.0
         # has no upgrade (RFC 9110 section 7.8).
         if not head.to_websocket or not head.upgrade or head.method != "GET" or head.http10:
-            return self._upgrade_required("this is a WebSocket endpoint", {})
+            return self._upgrade_required(
+                "this is a WebSocket endpoint",
+                {},
+                remote_address,
+                "it is no WebSocket request; a proxy in front has to speak HTTP/1.1 and to pass on "
+                "Upgrade and Connection",
+            )
         host = _host_of(head)
         if self.site.allowed_hosts and parse_host(host) not in self.site.allowed_hosts:
-            self._engine.count_rejected("origin")
-            log.info(
-                "an upgrade from %s is refused: the host %s is none of allowed_hosts",
-                remote_address or "an unknown address",
-                _shown(host),
+            self._refusals.refuse(
+                "origin",
+                remote_address,
+                "the host %s is none of HubConfig.allowed_hosts (%s)",
+                quoted(host),
+                listed(self._settings().allowed_hosts),
+                setting="allowed_hosts",
+                host=quoted(host),
             )
             return refusal(HTTPStatus.FORBIDDEN, "403 Forbidden: this host is not served")
         if head.version != "13" or head.versions != 1:
             version = {"Sec-WebSocket-Version": "13"}
-            return self._upgrade_required("WebSocket version 13 is needed", version)
+            return self._upgrade_required(
+                "WebSocket version 13 is needed",
+                version,
+                remote_address,
+                "it asks for another version of WebSocket than 13",
+            )
         if head.key is None or head.keys != 1 or not _KEY(head.key):
             return self.reject(
                 HTTPStatus.BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64"
@@ -252,14 +281,20 @@ class Policy:
             head.origin, _host_of(head), tls, self._settings().allowed_origins
         ):
             return None
-        self._engine.count_rejected("origin")
-        log.info(
-            "an upgrade from %s is refused: the origin %s is not that of the host %s, nor in "
-            "allowed_origins",
-            remote_address or "an unknown address",
-            _shown(head.origin) if head.origins == 1 else "is there twice and",
-            _shown(_host_of(head)),
-        )
+        if head.origins == 1:
+            self._refusals.refuse(
+                "origin",
+                remote_address,
+                "the origin %s is not %s://%s, nor in HubConfig.allowed_origins (%s)",
+                quoted(head.origin),
+                "https" if tls else "http",
+                quoted(_host_of(head))[1:-1],
+                listed(self._settings().allowed_origins),
+                setting="allowed_origins",
+                origin=quoted(head.origin),
+            )
+        else:
+            self._refusals.refuse("origin", remote_address, "it has two headers Origin")
         return refusal(HTTPStatus.FORBIDDEN, "403 Forbidden: this origin is not allowed")
 
     def _proxy_has_tls(self, head: RequestHead, transport: asyncio.Transport | None) -> bool:
@@ -282,8 +317,3 @@ def _unavailable() -> WSUpgradeResponse:
 def _host_of(head: RequestHead) -> str:
     # RFC 9112 section 3.2.2: a target in absolute form counts instead of the header.
     return (head.authority if head.authority is not None else head.host) or ""
-
-
-def _shown(text: str) -> str:
-    """A text that a peer has sent, for a line of the log."""
-    return ascii(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")

@@ -25,16 +25,19 @@ class Request:
         remote_address: the peer's IP address; "" behind `handle_websocket`, where picows does not
             tell it before the connection is made.
         tls: whether it came over TLS to this very server; False behind `handle_websocket`.
+        refusal: why `authenticate` refuses, which it may set before it returns None. It stands in
+            the log, escaped and cut at 200 characters; the peer does not hear of it. No secrets.
         peer_certificate: the certificate that the peer has shown and the TLS context has verified,
             as `ssl.SSLSocket.getpeercert` tells it; None where there is none, or `tls` is False.
     """
 
-    __slots__ = ("_cookies", "_head", "_path", "_query", "_transport", "remote_address")
+    __slots__ = ("_cookies", "_head", "_path", "_query", "_transport", "refusal", "remote_address")
 
     def __init__(
         self, head: RequestHead, remote_address: str, transport: asyncio.Transport | None = None
     ) -> None:
         self.remote_address = remote_address
+        self.refusal: str | None = None
         self._head = head
         self._transport = transport
         # Parsed at the first access.

@@ -1,0 +1,98 @@
+"""The part of the hub's face that is about its life in a process: a base of Hub.
+
+hooks.py and tasks.py do the work of these calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+from wsc_fast._core.calls import Calls
+from wsc_fast.errors import ValidationError
+from wsc_fast.runtime.hooks import LifeHooks
+from wsc_fast.runtime.tasks import Tasks
+from wsc_fast.runtime.threads import ThreadCalls
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+class LifeFace(Calls):
+    """Base of Hub: callbacks around its life, and tasks that end with it (internal)."""
+
+    _calls: ThreadCalls
+    _hooks: LifeHooks
+    _tasks: Tasks
+
+    def on_startup(self, fn: F) -> F:
+        """Has `fn()` called at each start, on the hub's loop, before the first client can connect.
+
+        Args:
+            fn: plain or async; its end is waited for. If it raises, the start ends with that
+                exception, and the hub does not run. Several are called in the order of their
+                registration.
+
+        Returns:
+            fn, so that this works as a decorator too.
+
+        Raises:
+            ValidationError: fn cannot be called.
+
+        Thread-safety: any thread. Source: ASGI's lifespan.
+        """
+        return self._hooks.add_startup(fn)
+
+    def on_shutdown(self, fn: F) -> F:
+        """Has `fn()` called when the hub begins to stop, while its clients are still connected.
+
+        Messages that it sends reach them before the close. It is called once for each start that
+        got through all startup callbacks.
+
+        Args:
+            fn: plain or async; its end is waited for, within the timeout of the stop. An exception
+                goes to `on_error`, and the stop goes on. Several are called in the order of their
+                registration.
+
+        Returns:
+            fn, so that this works as a decorator too.
+
+        Raises:
+            ValidationError: fn cannot be called.
+
+        Thread-safety: any thread. Source: ASGI's lifespan.
+        """
+        return self._hooks.add_shutdown(fn)
+
+    def create_task(
+        self, coro: Coroutine[Any, Any, T], *, name: str | None = None
+    ) -> asyncio.Task[T]:
+        """Runs a coroutine on the hub's loop as a task that ends with the hub.
+
+        The hub keeps it alive. A stop cancels it once the shutdown callbacks have ended, while the
+        clients are still connected, and waits for its end within the timeout. An exception goes to
+        `on_error`.
+
+        Args:
+            coro: a coroutine.
+            name: of the task.
+
+        Returns:
+            asyncio.Task: it belongs to the hub's loop.
+
+        Raises:
+            HubStateError: the hub does not run, or is stopping; the coroutine is closed.
+            ValidationError: coro is no coroutine.
+
+        Thread-safety: any thread. Source: asyncio `create_task`.
+        """
+        if not inspect.iscoroutine(coro):
+            raise ValidationError(f"coro must be a coroutine, not {type(coro).__name__}")
+        try:
+            return self._calls.run(partial(self._tasks.start, coro, name))
+        except BaseException:
+            coro.close()
+            raise

@@ -1,0 +1,143 @@
+"""Log lines about clients: closed by the hub, dropped messages, and what callbacks raise.
+
+Each says what happened to whom and why, and which setting decides it. The logger bounds them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from wsc_fast._core.connection import Client
+from wsc_fast._core.engine import Engine
+from wsc_fast.config import HubConfig
+from wsc_fast.errors import ProtocolError
+from wsc_fast.log import about, log
+
+# Seconds between two looks at what was dropped.
+_LOOK = 1.0
+
+
+def tell_callback_error(client: Client | None, error: BaseException) -> None:
+    """Something raised that is no fault of a peer, mostly a callback."""
+    log.error(
+        "a callback raised %s (%s)",
+        type(error).__name__,
+        "it belongs to no client" if client is None else f"of {client!r}",
+        exc_info=error,
+        extra=about(client, "callback_error", error=type(error).__name__),
+    )
+
+
+def tell_protocol_error(client: Client, error: ProtocolError, settings: HubConfig) -> None:
+    """A client is closed, since it broke the protocol, or a bound."""
+    if error.limit is None:
+        log.warning(
+            "%r at %s broke the protocol, and is closed with %d: %s",
+            client,
+            client.remote_address or "an unknown address",
+            error.code,
+            error,
+            extra=about(client, "protocol_error", code=error.code, reason=str(error)),
+        )
+        return
+    setting, value = error.limit, getattr(settings, error.limit)
+    log.warning(
+        "%r at %s is closed with %d: %s (HubConfig.%s is %s)",
+        client,
+        client.remote_address or "an unknown address",
+        error.code,
+        error,
+        setting,
+        value,
+        extra=about(
+            client, "client_over_limit", code=error.code, reason=str(error), setting=setting
+        ),
+        kind=f"client over {setting}",
+    )
+
+
+def tell_heartbeat(client: Client, text: str) -> None:
+    """A client is closed, since it was silent for the heartbeat timeout."""
+    log.warning(
+        "%r at %s is closed with 1001: %s (HubConfig.heartbeat_timeout); it is gone without a "
+        "word, or a proxy does not pass on pings",
+        client,
+        client.remote_address or "an unknown address",
+        text,
+        extra=about(client, "heartbeat_timeout", reason=text),
+    )
+
+
+def tell_slow_consumer(client: Client, messages: int, nbytes: int, settings: HubConfig) -> None:
+    """A client is closed, since a broadcast found its outbox full."""
+    log.warning(
+        "%r at %s is closed with 1013 as a slow consumer: %d messages (%d bytes) waited for it "
+        'and are dropped (HubConfig.outbox_messages is %d, outbox_bytes %d, overflow "%s")',
+        client,
+        client.remote_address or "an unknown address",
+        messages,
+        nbytes,
+        settings.outbox_messages,
+        settings.outbox_bytes,
+        settings.overflow,
+        extra=about(client, "slow_consumer", queued_messages=messages, queued_bytes=nbytes),
+    )
+
+
+class OverloadLines:
+    """Tells once a second of messages that were dropped since, of a hub that drops some.
+
+    Looking at counters costs the messages nothing.
+
+    Args:
+        engine: it counts them.
+        settings: those that hold now.
+
+    Thread-safety: the loop's thread.
+    """
+
+    def __init__(self, engine: Engine, settings: Callable[[], HubConfig]) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._next_look = -math.inf
+        self._dropped = self._beyond_rate = 0
+
+    def look(self) -> None:
+        """Tells what was dropped since the last look, if that is a second ago."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _LOOK
+            dropped, beyond_rate = self._engine.count_overload()
+            # Less than before: the counters were reset.
+            if dropped > self._dropped:
+                self._tell_dropped(dropped - self._dropped)
+            if beyond_rate > self._beyond_rate:
+                self._tell_beyond_rate(beyond_rate - self._beyond_rate)
+            self._dropped, self._beyond_rate = dropped, beyond_rate
+
+    def _tell_dropped(self, count: int) -> None:
+        settings, slowest = self._settings(), self._engine.fullest_client()
+        log.warning(
+            '%d messages were dropped at full outboxes (HubConfig.overflow is "%s", '
+            "outbox_messages %d, outbox_bytes %d); most wait for %r: %d",
+            count,
+            settings.overflow,
+            settings.outbox_messages,
+            settings.outbox_bytes,
+            slowest,
+            0 if slowest is None else slowest.queued_messages,
+            extra=about(slowest, "messages_dropped", dropped=count, reason=settings.overflow),
+        )
+
+    def _tell_beyond_rate(self, count: int) -> None:
+        action = self._settings().rate_limit_action
+        if action != "close":  # else each has a line
+            log.warning(
+                "%d messages of clients were beyond HubConfig.message_rate or byte_rate "
+                '(rate_limit_action is "%s")',
+                count,
+                action,
+                extra={"event": "rate_limited", "messages": count, "reason": action},
+            )
