@@ -106,6 +106,7 @@ class Endpoint:
             )
         await self._door.attach(_check, config.ssl is not None, self._path)
         self._stop_with(config, state)
+        log.info("the hub serves %s on uvicorn's port", self._path)
 
     async def give_up(self) -> None:
         """uvicorn's server has not started."""
@@ -257,6 +258,11 @@ def _hear_of_starts() -> None:
     @functools.wraps(startup)
     async def start_with_hub(server: Server, *args: Any, **options: Any) -> None:
         endpoint = server.config.ws_protocol_class
+        if endpoint is None and isinstance(server.config.ws, Endpoint):
+            raise ConfigError(
+                'uvicorn serves no WebSockets with interface="wsgi": wrap the application in '
+                "a2wsgi.WSGIMiddleware, and serve that"
+            )
         if not isinstance(endpoint, Endpoint):
             await startup(server, *args, **options)
             return
