@@ -92,6 +92,7 @@ ifndef ARGS
 	$(BIN)/python -m trials.conformance.run --loop asyncio $(SLOW)
 	$(BIN)/python -m trials.conformance.run --tls $(SLOW)
 	$(BIN)/python -m trials.conformance.run --transport picows $(SLOW)
+	$(BIN)/python -m trials.conformance.run --transport uvicorn $(SLOW)
 endif
 
 # The parsers and the receiving half of a connection against plain versions, with sanitizers.

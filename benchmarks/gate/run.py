@@ -80,10 +80,17 @@ class Comparison:
         return self.change < -self.tolerance
 
 
-def count(names: Iterable[str] = (), *, root: Path = ROOT, padding: int = 0) -> Figures:
+def count(
+    names: Iterable[str] = (),
+    *,
+    root: Path = ROOT,
+    padding: int = 0,
+    program: Path = HERE / "scenarios.py",
+) -> Figures:
     """Instructions per message of each scenario, in one run of the package under `root`.
 
-    `padding` bytes more in the environment move the stack, as another machine's would.
+    `padding` bytes more in the environment move the stack, as another machine's would. The program
+    is another one than the gate's where an experiment has scenarios of its own.
     """
     library = build_library()
     with tempfile.TemporaryDirectory() as directory:
@@ -97,7 +104,7 @@ def count(names: Iterable[str] = (), *, root: Path = ROOT, padding: int = 0) -> 
                 f"--callgrind-out-file={out}",
                 sys.executable,
                 "-P",
-                HERE / "scenarios.py",
+                program,
                 library,
                 *names,
             ],

@@ -2,7 +2,8 @@
 
     NAME_server.py fanout|room|direct|echo|mixed|json PORT [--tls CERT KEY] [--deflate]
 
-wsc_server.py also takes --transport picows, or picows-server: a picows server of one's own.
+wsc_server.py also takes --transport picows, picows-server (a picows server of one's own), or
+uvicorn.
 
 fanout      a message goes to everybody
 room        to the room, whose name is its first six characters

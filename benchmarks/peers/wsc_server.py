@@ -6,6 +6,7 @@ Its settings may be changed by the environment (WSC_OUTBOX_MESSAGES, ...), as `g
 import asyncio
 import os
 from functools import partial
+from typing import Any
 
 import uvloop
 from _common import answer, arguments
@@ -74,7 +75,25 @@ async def serve_on_a_picows_server() -> None:
     await asyncio.Event().wait()
 
 
-if options.transport == "picows-server":
+async def nothing(scope: Any, receive: Any, send: Any) -> None:
+    """The application beside the hub on uvicorn's port, which nobody asks."""
+
+
+if options.transport == "uvicorn":
+    import uvicorn
+
+    uvicorn.run(
+        nothing,
+        port=options.port,
+        ws=hub.uvicorn(),
+        loop="uvloop",
+        lifespan="off",
+        log_level="warning",
+        backlog=4096,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
+    )
+elif options.transport == "picows-server":
     uvloop.run(serve_on_a_picows_server())
 else:
     hub.run("127.0.0.1", options.port, certfile=cert, keyfile=key, transport=options.transport)

@@ -53,6 +53,13 @@ SERVERS = {
             program="wsc",
             options=("--transport", "picows-server"),
         ),
+        Server(
+            "wsc-uvicorn",
+            "wsc_fast on uvicorn's port",
+            ("wsc_fast", "uvicorn", "uvloop"),
+            program="wsc",
+            options=("--transport", "uvicorn"),
+        ),
         Server("socketify", "socketify", ("socketify",)),
         Server("picows", "picows", ("picows", "uvloop"), lacks=("deflate",)),
         Server("websockets", "websockets", ("websockets", "uvloop")),

@@ -1,15 +1,20 @@
 """The server under test: a hub that sends every message back.
 
-    python -m trials.conformance.echo_server PORT [uvloop|asyncio] [hub|picows] [CERTIFICATE KEY]
+    python -m trials.conformance.echo_server PORT [LOOP] [hub|picows|uvicorn] [CERTIFICATE KEY]
+
+LOOP is uvloop or asyncio. With "uvicorn" it is the hub on uvicorn's port.
 
 Prints "ready" once it listens; serves until it is terminated.
 """
 
 import asyncio
+import socket
 import ssl
 import sys
+from functools import partial
 from typing import Any
 
+import uvicorn
 import uvloop
 
 from wsc_fast import Client, Hub, HubConfig
@@ -34,7 +39,33 @@ def echo(client: Client, message: str | bytes) -> None:
     client.send(message)
 
 
-async def serve(port: int, transport: Any, files: list[str]) -> None:
+async def nothing(scope: Any, receive: Any, send: Any) -> None:
+    """The application of uvicorn's beside the hub, which no case asks."""
+
+
+class Announced(uvicorn.Server):
+    """Prints "ready" once it listens."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print("ready", flush=True)
+
+
+async def serve_by_uvicorn(port: int, files: list[str]) -> None:
+    certfile, keyfile = files or (None, None)
+    config = uvicorn.Config(
+        nothing,
+        port=port,
+        ws=hub.uvicorn(path="/"),
+        lifespan="off",
+        log_level="warning",
+        ssl_certfile=certfile,
+        ssl_keyfile=keyfile,
+    )
+    await Announced(config).serve()
+
+
+async def serve(transport: Any, port: int, files: list[str]) -> None:
     context = None
     if files:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -49,4 +80,5 @@ if __name__ == "__main__":
     factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         transport = sys.argv[3] if len(sys.argv) > 3 else "hub"
-        runner.run(serve(int(sys.argv[1]), transport, sys.argv[4:]))
+        serving = serve_by_uvicorn if transport == "uvicorn" else partial(serve, transport)
+        runner.run(serving(int(sys.argv[1]), sys.argv[4:]))

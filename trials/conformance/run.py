@@ -128,7 +128,7 @@ def main() -> None:
     )
     parser.add_argument("--server", choices=["echo", "websockets"], default="echo")
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
-    parser.add_argument("--transport", choices=["hub", "picows"], default="hub")
+    parser.add_argument("--transport", choices=["hub", "picows", "uvicorn"], default="hub")
     parser.add_argument("--tls", action="store_true")
     parser.add_argument("--cases", action="append", default=[], metavar="GLOB")
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB")
@@ -137,9 +137,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     name = f"{arguments.server}-{arguments.loop}"
-    name += ("-picows" if arguments.transport == "picows" else "") + (
-        "-tls" if arguments.tls else ""
-    )
+    name += f"-{arguments.transport}" if arguments.transport != "hub" else ""
+    name += "-tls" if arguments.tls else ""
     report = arguments.output.resolve() / name
     report.mkdir(parents=True, exist_ok=True)
     index = report / "index.json"

@@ -145,10 +145,10 @@ class Life:
         places = parts.listener.addresses
         self._tell_begun("listening on", places, f"{'wss' if ssl else 'ws'}://", path)
 
-    async def attach(self, tls: bool) -> None:
+    async def attach(self, tls: bool, path: str | None) -> None:
         """Runs on the running loop, beside a server of somebody else's; see `Hub.attach`."""
         loop = asyncio.get_running_loop()
-        self._attach_to(loop, tls)
+        self._attach_to(loop, tls, path)
         try:
             await self._make_ready(loop)
         except BaseException:
@@ -157,11 +157,11 @@ class Life:
         self._begin()
         self._tell_begun("attached to another server")
 
-    def attach_at_once(self, tls: bool) -> None:
+    def attach_at_once(self, tls: bool, path: str | None) -> None:
         """As `attach`; the offline store opens, and startup callbacks run, meanwhile."""
         parts = self._parts
         loop = asyncio.get_running_loop()
-        self._attach_to(loop, tls)
+        self._attach_to(loop, tls, path)
         parts.delivery.attach(loop)
         self._begin()
         parts.tasks.begin()
@@ -192,9 +192,9 @@ class Life:
             },
         )
 
-    def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool) -> None:
+    def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool, path: str | None) -> None:
         self._parts.engine.attach(loop)
-        self._parts.site.serve(None, tls)
+        self._parts.site.serve(path, tls)
         self._parts.requests.make_connection = None
         self._parts.listener.forget_port()
 
