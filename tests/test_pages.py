@@ -371,7 +371,7 @@ def test_a_script_has_the_options_that_it_is_run_with(command: str) -> None:
         assert f'"{option}"' in sources
 
 
-FOLDERS = r"(?:tests|trials|benchmarks|examples|src_cy|wsc_fast)/"
+FOLDERS = r"(?:tests|trials|benchmarks|examples|deploy|src_cy|wsc_fast)/"
 
 
 @pytest.mark.parametrize(
