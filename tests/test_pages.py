@@ -81,6 +81,8 @@ PROGRAMS = {(block.page, block.title): block.code for block in PYTHON if block.i
 SERVING = [
     key for key in PROGRAMS if key not in (RESTARTING, CLIENT_IN_PYTHON) and key[1] not in ENDING
 ]
+# Programs whose server, uvicorn, ends by the signal once it has ended well.
+ENDED_BY_SIGNAL = ("Beside FastAPI",)
 # All that any program that serves asks of a client.
 QUERY = "user=ann&device=phone&token=t0ken&name=ann"
 REQUEST = (
@@ -206,7 +208,8 @@ def test_a_program_tells_its_clients_that_it_ends(
             assert close_code(sock) == 1001
             sock.close()
         _, err = process.communicate(timeout=15)
-        assert process.returncode == 0
+        by_signal = key[1] in ENDED_BY_SIGNAL and number == signal.SIGTERM
+        assert process.returncode == (-number if by_signal else 0)
         assert "Traceback" not in err
 
 

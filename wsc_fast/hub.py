@@ -27,12 +27,13 @@ from wsc_fast._core.frames import check_close
 from wsc_fast._core.upward import join
 from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
+from wsc_fast.adapters.uvicorn import Endpoint
 from wsc_fast.config import HubConfig
 from wsc_fast.config.kinds import FOREVER, kinds_of
 from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.delivery.facade import DeliveryFace
 from wsc_fast.delivery.needs import Needs as DeliveryNeeds
-from wsc_fast.errors import ConfigError, ValidationError
+from wsc_fast.errors import ConfigError, HubStateError, ValidationError
 from wsc_fast.listen.arguments import check_listen_arguments
 from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.needs import Needs as ListenerNeeds
@@ -388,6 +389,41 @@ class Hub(DeliveryFace):
         Source: go-wsc `go hub.Run()` beside `HandleWebSocket`.
         """
         await self._door.attach(picows.check_attachable, tls)
+
+    def uvicorn(self, path: str = "/ws") -> Any:
+        """Gives uvicorn a WebSocket endpoint that is the hub's, beside an application of its own.
+
+        Use as `uvicorn.run(app, ws=hub.uvicorn(path="/ws"))`. With reload or workers, uvicorn
+        imports the application in each process: write `ws = hub.uvicorn(path="/ws")` in the module
+        `app`, and `uvicorn app:app --ws app:ws`. HTTP and all other WebSocket paths stay the
+        application's. The hub starts with that server, and stops with it.
+
+        Args:
+            path: of the WebSocket endpoint, exact.
+
+        Returns:
+            what `uvicorn.run` and `uvicorn.Config` take as `ws`.
+
+        Raises:
+            ValidationError: the path cannot be served, or is a route's.
+            ImportError: uvicorn is not there (the extra `uvicorn` has it).
+
+        Thread-safety: any thread.
+        """
+        self._parts.site.check_endpoint(path)
+        return Endpoint(self._door, path)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Says how a hub is served beside an ASGI application, since it is none itself.
+
+        Raises:
+            HubStateError: always.
+        """
+        raise HubStateError(
+            "a hub is no ASGI application, and cannot be mounted in one. Write "
+            'uvicorn.run(app, ws=hub.uvicorn(path="/ws")), or uvicorn app:app --ws app:ws where '
+            'the module app has ws = hub.uvicorn(path="/ws")'
+        )
 
     async def stop(self, timeout: float = 5.0) -> None:
         """Stops gracefully: accepts nothing more, flushes outboxes, closes all with 1001.

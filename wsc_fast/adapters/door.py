@@ -1,27 +1,58 @@
 """The interface for adapters: another server than the hub's own hands over its connections.
 
-An adapter opens the door (`open`), asks what becomes of a request (`accept`), and makes the
-connection of an accepted one: `Client` is a picows listener and an asyncio.BufferedProtocol.
+An adapter opens the door (`attach`, or `open` at the first request). There are two ways in:
+
+    connect    the connection itself, with the request that was read of it. The hub answers
+    accept     a request alone. The hub decides, and the other server answers and makes the
+               connection: `Client` is a picows listener and an asyncio.BufferedProtocol
+
+`end` stops the hub with that server.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
 from picows import WSUpgradeResponse
 
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import Client, feed
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import HubConfig
-from wsc_fast.errors import HubStateError
+from wsc_fast.errors import ConfigError, HubStateError
 from wsc_fast.runtime.life import Life
 from wsc_fast.runtime.state import State
+from wsc_fast.upgrade.answers import refusal
 from wsc_fast.upgrade.policy import Policy
 
 # Raises ConfigError for a setting that cannot hold on the server whose connections are taken.
 Check = Callable[[HubConfig], None]
+
+# Seconds that clients have for their answer to the close frame, as with `Hub.stop`.
+_STOP_TIMEOUT = 5.0
+
+
+def check_kept(
+    config: HubConfig, of_the_server: Mapping[str, str], server: str, otherwise: str = ""
+) -> None:
+    """Raises ConfigError for a setting that is another server's, and has no default value.
+
+    Args:
+        config: the settings.
+        of_the_server: the settings that cannot hold there -> why, or what to set instead.
+        server: whose port it is.
+        otherwise: where the setting holds.
+    """
+    defaults = HubConfig()
+    for name, instead in of_the_server.items():
+        value, default = getattr(config, name), getattr(defaults, name)
+        if value != default:
+            raise ConfigError(
+                f"HubConfig.{name} must stay {default!r} on {server}, not {value!r}: "
+                f"{instead}{otherwise}"
+            )
 
 
 class Door:
@@ -48,19 +79,28 @@ class Door:
         self._policy = policy
         self._settings = settings
 
-    async def attach(self, check: Check, tls: bool) -> None:
-        """See `Hub.attach`."""
+    async def attach(self, check: Check, tls: bool, path: str | None = None) -> None:
+        """Has the hub run on the loop of the other server; see `Hub.attach`.
+
+        Args:
+            check: of the settings.
+            tls: whether that server speaks TLS.
+            path: of the WebSocket endpoint; None where the other server chooses by the path.
+        """
         self._life.check_not_running()
         self._take(check)
-        await self._life.attach(tls)
+        await self._life.attach(tls, path)
 
-    def open(self, check: Check) -> None:
+    def open(self, check: Check, tls: bool = False, path: str | None = None) -> bool:
         """Has the hub take connections of the server whose loop runs.
 
         A hub that does not run is attached to that loop. One that was stopped stays stopped.
 
         Args:
-            check: of the settings.
+            check, tls, path: as for `attach`.
+
+        Returns:
+            bool: whether the hub was attached by this call.
 
         Raises:
             ConfigError: a setting cannot hold there.
@@ -69,18 +109,55 @@ class Door:
         self._life.forget_closed_loop()
         loop = self._engine.loop
         if loop is None:
-            if not self._state.ended:
-                self._take(check)
-                self._life.attach_at_once(tls=False)
-        elif loop is asyncio.get_running_loop():
+            if self._state.ended:
+                return False
             self._take(check)
-        else:
+            self._life.attach_at_once(tls, path)
+            return True
+        if loop is not asyncio.get_running_loop():
             raise HubStateError("the hub belongs to another loop than this server")
+        self._take(check)
+        return False
+
+    async def end(self, grace: float | None) -> None:
+        """Stops the hub with the other server, after the drain that the settings ask for.
+
+        Args:
+            grace: seconds that the other server waits at most; None where it has no bound.
+        """
+        most = float("inf") if grace is None else grace / 2
+        try:
+            if self._settings().drain_period:
+                await self._life.drain(min(self._settings().drain_period, most))
+            await self._life.stop(min(_STOP_TIMEOUT, most))
+        except asyncio.CancelledError:
+            self._life.abort_all()
+            raise
+
+    def routes(self) -> list[str]:
+        """The paths of the hub's routes, which the other server's port does not have."""
+        return self._policy.site.routes()
 
     def _take(self, check: Check) -> None:
         if self._life.check_settings is None:
             check(self._settings())
             self._life.check_settings = check
+
+    def connect(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Makes a connection of the other server the hub's: as if the hub had accepted it.
+
+        Args:
+            transport: the connection; the client becomes its protocol.
+            data: all that was read of it and not answered yet. It begins with the request.
+        """
+        if not self._state.accepting:
+            answer = refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
+            turn_away(transport, answer)
+            return
+        client = self.new_client()
+        transport.set_protocol(client)
+        client.connection_made(transport)
+        feed(client, data)
 
     def new_client(self) -> Client:
         """The client that a connection becomes if its request is accepted."""
@@ -112,3 +189,10 @@ class Door:
         if limit is not None:
             self._engine.count_limit(limit)
         self._engine.count_rejected("request")
+
+
+def turn_away(transport: asyncio.Transport, answer: WSUpgradeResponse) -> None:
+    """Answers the request of a connection that does not become the hub's, and closes it."""
+    answer.headers.setdefault("Connection", "close")
+    transport.write(bytes(answer.to_bytes()))
+    transport.close()

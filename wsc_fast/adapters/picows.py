@@ -19,8 +19,8 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]  # no stub ha
 
 from wsc_fast._core.connection import Client, set_remote_address
 from wsc_fast._core.picows_connection import take_over
+from wsc_fast.adapters.door import check_kept
 from wsc_fast.config import HubConfig
-from wsc_fast.errors import ConfigError
 
 # picows writes two INFO lines for each connection: from WARNING on is enough.
 _logger = getLogger("wsc_fast.picows")
@@ -60,14 +60,12 @@ _OF_THE_SERVER = {
 
 def check_attachable(config: HubConfig) -> None:
     """Raises ConfigError for a setting that cannot hold on a picows server of one's own."""
-    defaults = HubConfig()
-    for name, instead in _OF_THE_SERVER.items():
-        value, default = getattr(config, name), getattr(defaults, name)
-        if value != default:
-            raise ConfigError(
-                f"HubConfig.{name} must stay {default!r} on a picows server of your own, not "
-                f"{value!r}: {instead}. With hub.start(transport='picows') it holds"
-            )
+    check_kept(
+        config,
+        _OF_THE_SERVER,
+        "a picows server of your own",
+        ". With hub.start(transport='picows') it holds",
+    )
 
 
 def make_connection(

@@ -143,10 +143,10 @@ class Life:
         parts.files.look()
         self._begin()
 
-    async def attach(self, tls: bool) -> None:
+    async def attach(self, tls: bool, path: str | None) -> None:
         """Runs on the running loop, beside a server of somebody else's; see `Hub.attach`."""
         loop = asyncio.get_running_loop()
-        self._attach_to(loop, tls)
+        self._attach_to(loop, tls, path)
         try:
             await self._open_store(loop)
         except BaseException:
@@ -154,16 +154,16 @@ class Life:
             raise
         self._begin()
 
-    def attach_at_once(self, tls: bool) -> None:
+    def attach_at_once(self, tls: bool, path: str | None) -> None:
         """As `attach`; the offline store opens meanwhile."""
         loop = asyncio.get_running_loop()
-        self._attach_to(loop, tls)
+        self._attach_to(loop, tls, path)
         self._parts.delivery.attach(loop)
         self._begin()
 
-    def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool) -> None:
+    def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool, path: str | None) -> None:
         self._parts.engine.attach(loop)
-        self._parts.site.serve(None, tls)
+        self._parts.site.serve(path, tls)
         self._parts.requests.make_connection = None
         self._parts.listener.forget_port()
 

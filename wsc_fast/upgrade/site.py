@@ -104,6 +104,10 @@ class Site:
                 raise ValidationError(f"the route {path!r} is served already")
             self._routes[path] = checked_callback(route)
 
+    def routes(self) -> list[str]:
+        """The paths of the routes."""
+        return list(self._routes)
+
     def route_at(self, path: str) -> Route | None:
         """The route of a path, if there is one."""
         return self._routes.get(path)

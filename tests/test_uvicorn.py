@@ -1,0 +1,579 @@
+"""The hub on a path of uvicorn's port, beside FastAPI: real servers, real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, WebSocket
+
+from tests.script import ROOT
+from tests.support import known, named
+from wsc_fast import (
+    ConfigError,
+    Hub,
+    HubConfig,
+    HubStateError,
+    Identity,
+    ValidationError,
+)
+from wsc_fast.testing import (
+    CLOSE,
+    TEXT,
+    Authority,
+    Frame,
+    RawClient,
+    assert_nothing_left,
+    encode,
+    eventually,
+    open_client,
+)
+
+HTTPS = pytest.mark.parametrize("http", ["h11", "httptools"])
+GOING_AWAY = Frame(CLOSE, b"\x03\xe9server shutdown")
+
+
+class At(NamedTuple):
+    """Where a server listens."""
+
+    port: int
+
+
+def echoing(config: HubConfig | None = None, **options: Any) -> Hub:
+    hub = Hub(config, **options)
+    hub.on_message_received(lambda client, message: client.send(message))
+    return hub
+
+
+def application(hub: Hub) -> FastAPI:
+    """An application with HTTP and a WebSocket of its own."""
+    app = FastAPI()
+
+    @app.get("/")
+    def count() -> int:
+        return hub.get_connected_clients()
+
+    @app.websocket("/own")
+    async def own(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async for text in websocket.iter_text():
+            await websocket.send_text(f"own {text}")
+
+    return app
+
+
+def server_of(hub: Hub, app: Any = None, **options: Any) -> uvicorn.Server:
+    endpoint = hub.uvicorn(path="/ws")
+    config = uvicorn.Config(app or application(hub), ws=endpoint, log_config=None, **options)
+    return uvicorn.Server(config)
+
+
+@asynccontextmanager
+async def serving(hub: Hub, *, app: Any = None, **options: Any) -> AsyncIterator[At]:
+    """A hub beside an application on a uvicorn server in the loop of the test.
+
+    At the end the server is told to exit, and nothing is left.
+    """
+    server = server_of(hub, app, **options)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        # `serve` without its handlers of signals, which are the test's.
+        task = asyncio.create_task(server._serve(sockets=[listening]))
+        await eventually(lambda: server.started or task.done())
+        if task.done():
+            await task
+        try:
+            yield At(listening.getsockname()[1])
+        finally:
+            server.should_exit = True
+            await asyncio.wait_for(task, 20)
+    assert server.server_state.connections == set()
+    assert server.server_state.tasks == set()
+    assert_nothing_left(hub)
+
+
+async def sent_away(raw: RawClient) -> Frame:
+    """The frame that comes last, the hub's close frame, which the client answers."""
+    with raw:
+        frame = await raw.recv(timeout=20)
+        await raw.send(CLOSE, frame.payload[:2])
+        assert await raw.read_all() == b""
+    return frame
+
+
+async def fetched(at: At, path: str = "/") -> bytes:
+    """The answer to a GET of this path, on a connection of its own."""
+    with await RawClient.open(at, upgrade=False) as raw:
+        request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{at.port}\r\nConnection: close\r\n\r\n"
+        await raw.send_raw(request.encode())
+        return await raw.read_all()
+
+
+async def answered(at: At, *headers: tuple[str, str], path: str = "/ws") -> bytes:
+    """The answer to an upgrade."""
+    with await RawClient.open(at, upgrade=False) as raw:
+        await raw.send_raw(RawClient.request(at, path, headers))
+        return await raw.read_response()
+
+
+# --- one port ---
+
+
+@HTTPS
+async def test_one_port_has_http_and_both_kinds_of_websockets(any_loop: str, http: Any) -> None:
+    hub = echoing()
+    async with serving(hub, http=http) as at:
+        with await RawClient.open(at) as raw, await RawClient.open(at, "/own") as own:
+            await raw.send(TEXT, b"hello")
+            assert await raw.recv() == Frame(TEXT, b"hello")
+            await own.send(TEXT, b"hello")
+            assert await own.recv() == Frame(TEXT, b"own hello")
+            assert (await fetched(at)).endswith(b"\r\n\r\n1")
+            assert await asyncio.to_thread(hub.broadcast, "to all") == 1
+            assert await raw.recv() == Frame(TEXT, b"to all")
+
+
+@HTTPS
+async def test_frames_that_come_with_the_request_are_heard(any_loop: str, http: Any) -> None:
+    hub = echoing()
+    texts = [b"one", bytes(range(48, 58)) * 700, b"three"]
+    early = b"".join(encode(TEXT, text) for text in texts)
+    async with serving(hub, http=http) as at:
+        for size in (len(early), 3, len(early) - 2):
+            with await RawClient.open(at, tail=early[:size]) as raw:
+                await raw.send_raw(early[size:])
+                assert [await raw.recv() for _ in texts] == [Frame(TEXT, text) for text in texts]
+
+
+@HTTPS
+async def test_a_request_that_comes_byte_by_byte_is_taken_over(any_loop: str, http: Any) -> None:
+    hub = echoing()
+    async with serving(hub, http=http) as at:
+        with await RawClient.open(at, upgrade=False) as raw:
+            for byte in RawClient.request(at) + encode(TEXT, b"hello"):
+                await raw.send_raw(bytes([byte]))
+                await asyncio.sleep(0)
+            await raw.read_response()
+            assert raw.response.startswith(b"HTTP/1.1 101 ")
+            assert await raw.recv() == Frame(TEXT, b"hello")
+
+
+@HTTPS
+async def test_an_upgrade_may_follow_an_answered_request(any_loop: str, http: Any) -> None:
+    hub = echoing()
+    async with serving(hub, http=http, timeout_keep_alive=1) as at:
+        with await RawClient.open(at, upgrade=False) as raw:
+            await raw.send_raw(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await raw.read_response()).startswith(b"HTTP/1.1 200 ")
+            await eventually(lambda: len(raw.buffer) == 1 or bool(raw.buffer))
+            raw.buffer.clear()
+            await raw.shake_hands(RawClient.request(at) + encode(TEXT, b"hello"))
+            assert await raw.recv() == Frame(TEXT, b"hello")
+
+
+@HTTPS
+async def test_over_tls(
+    any_loop: str, http: Any, certificates: Authority, client_tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    certfile, keyfile = certificates.write(tmp_path)
+    hub = echoing()
+    async with serving(hub, http=http, ssl_certfile=certfile, ssl_keyfile=keyfile) as at:
+        raws = [await open_client(at, client_tls, path) for path in ("/ws", "/ws", "/own")]
+        for raw in raws:
+            await raw.send(TEXT, b"x" * 100_000)
+        for raw in raws[:2]:
+            assert await raw.recv() == Frame(TEXT, b"x" * 100_000)
+        assert (await raws[2].recv()).payload.startswith(b"own x")
+        # The origin of a page of this server's is https.
+        own, other = (("Origin", f"{scheme}://127.0.0.1:{at.port}") for scheme in ("https", "http"))
+        for origin, status in ((own, b"101"), (other, b"403")):
+            with await open_client(at, client_tls, upgrade=False) as raw:
+                await raw.send_raw(RawClient.request(at, "/ws", [origin]))
+                assert (await raw.read_response()).split()[1] == status
+        for raw in raws:
+            raw.close()
+
+
+async def test_a_thousand_clients(any_loop: str) -> None:
+    hub = echoing()
+    async with serving(hub) as at:
+        with contextlib.ExitStack() as stack:
+            raws = [stack.enter_context(await RawClient.open(at)) for _ in range(1_000)]
+            await eventually(lambda: hub.get_connected_clients() == 1_000)
+            assert hub.broadcast("to all") == 1_000
+            for raw in raws:
+                assert await raw.recv() == Frame(TEXT, b"to all")
+            assert (await fetched(at)).endswith(b"1000")
+            ends = asyncio.gather(*map(sent_away, raws))
+            await hub.stop()
+            assert await ends == [GOING_AWAY] * 1_000
+
+
+# --- who is let in ---
+
+
+@HTTPS
+async def test_refusals_are_those_of_the_hubs_own_port(any_loop: str, http: Any) -> None:
+    def authenticate(request: Any) -> Identity | None:
+        return Identity("ann") if request.query.get("token") == "secret" else None
+
+    hub = echoing(HubConfig(max_connections=1), authenticate=authenticate)
+    async with serving(hub, http=http) as at:
+        wrong = await answered(at, ("Origin", "http://evil.example"), path="/ws?token=secret")
+        assert wrong.startswith(b"HTTP/1.1 403 ")
+        assert (await answered(at)).startswith(b"HTTP/1.1 401 ")
+        version = await answered(at, ("Sec-WebSocket-Version", "8"), path="/ws?token=secret")
+        assert version.startswith(b"HTTP/1.1 426 ")
+        with await RawClient.open(at, "/ws?token=secret") as raw:
+            full = await answered(at, path="/ws?token=secret")
+            assert full.startswith(b"HTTP/1.1 503 ")
+            await raw.send(TEXT, b"hello")
+            assert await raw.recv() == Frame(TEXT, b"hello")
+        rejected = hub.get_stats().rejected
+        assert {reason: n for reason, n in rejected.items() if n} == {
+            "origin": 1,
+            "auth": 1,
+            "request": 1,
+            "full": 1,
+        }
+
+
+async def test_a_path_is_the_hubs_when_it_is_exactly_that(any_loop: str) -> None:
+    hub = echoing()
+    async with serving(hub) as at:
+        assert (await answered(at, path="/ws?a=b")).startswith(b"HTTP/1.1 101 ")
+        for path in ("/ws/", "/WS", "/wss", "/"):
+            assert (await answered(at, path=path)).startswith(b"HTTP/1.1 403 "), path
+        assert (await fetched(at, "/ws")).startswith(b"HTTP/1.1 404 ")  # HTTP is uvicorn's
+
+
+async def test_the_address_comes_from_a_trusted_proxy(any_loop: str) -> None:
+    hub = echoing(HubConfig(trusted_proxies=("127.0.0.1",)), authenticate=named)
+    async with serving(hub) as at:
+        headers = [("X-Forwarded-For", "203.0.113.7")]
+        with await RawClient.open(at, "/ws?id=a", headers=headers):
+            assert known(hub, "a").remote_address == "203.0.113.7"
+
+
+async def test_a_second_request_before_the_first_is_answered_ends_the_connection() -> None:
+    answer = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await answer.wait()
+        await send({"type": "http.response.body", "body": b"late"})
+
+    hub = echoing()
+    async with serving(hub, app=slow, http="httptools", lifespan="off") as at:
+        with await RawClient.open(at, upgrade=False) as raw:
+            await raw.send_raw(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            await raw.read_response()
+            await raw.send_raw(RawClient.request(at))
+            assert b"101" not in await raw.read_all()
+        answer.set()
+        assert hub.get_connected_clients() == 0
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("backlog", 10),
+        ("handshake_timeout", 1.0),
+        ("max_handshakes", 10),
+        ("receive_buffer_size", 4_096),
+        ("write_buffer_size", 4_096),
+    ],
+)
+async def test_a_setting_of_uvicorns_is_refused(name: str, value: Any) -> None:
+    hub = echoing(HubConfig(**{name: value}))
+    with pytest.raises(ConfigError, match=rf"HubConfig\.{name} must stay .* on uvicorn's port"):
+        async with serving(hub):
+            pass
+    assert_nothing_left(hub)
+
+
+async def test_a_running_hub_refuses_it_too() -> None:
+    hub = echoing()
+    async with serving(hub):
+        with pytest.raises(ConfigError, match=r"HubConfig\.max_handshakes must stay"):
+            hub.set_config(HubConfig(max_handshakes=10))
+        hub.set_config(HubConfig(max_connections=7))
+
+
+async def test_limits_of_requests_hold(any_loop: str) -> None:
+    hub = echoing(HubConfig(max_header_bytes=512))
+    async with serving(hub) as at:
+        assert (await answered(at, ("X", "a" * 600))).startswith(b"HTTP/1.1 431 ")
+        assert (await answered(at, ("X", "a" * 60))).startswith(b"HTTP/1.1 101 ")
+
+
+# --- its life ---
+
+
+async def test_the_hub_runs_before_the_application_starts_and_stops_before_it_ends(
+    any_loop: str,
+) -> None:
+    states = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        states.append(hub.loop)
+        yield
+        states.append(hub.loop)
+
+    hub = echoing()
+    async with serving(hub, app=FastAPI(lifespan=lifespan)) as at:
+        end = asyncio.create_task(sent_away(await RawClient.open(at)))
+    assert await end == GOING_AWAY
+    assert states == [asyncio.get_running_loop(), None]
+
+
+async def test_it_drains_where_settings_say_so(any_loop: str) -> None:
+    hub = echoing(HubConfig(drain_period=0.2))
+    async with serving(hub) as at:
+        end = asyncio.create_task(sent_away(await RawClient.open(at)))
+    assert await end == Frame(CLOSE, b"\x03\xf4service restart")
+
+
+async def test_a_bound_of_uvicorns_bounds_the_stop(any_loop: str) -> None:
+    hub = echoing(HubConfig(drain_period=60.0))
+    async with asyncio.timeout(15):
+        async with serving(hub, timeout_graceful_shutdown=1) as at:
+            raw = await RawClient.open(at)  # which never answers the close frame
+        raw.close()
+
+
+async def test_a_hub_serves_one_server_after_another(any_loop: str) -> None:
+    hub = echoing()
+    for _ in range(2):
+        async with serving(hub) as at:
+            with await RawClient.open(at, tail=encode(TEXT, b"hello")) as raw:
+                assert await raw.recv() == Frame(TEXT, b"hello")
+
+
+async def test_a_hub_that_the_application_has_stopped_answers_503(any_loop: str) -> None:
+    hub = echoing()
+    async with serving(hub) as at:
+        await hub.stop()
+        assert (await answered(at)).startswith(b"HTTP/1.1 503 ")
+        assert (await fetched(at)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_an_application_that_does_not_start_leaves_no_hub_running() -> None:
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed"})
+
+    hub = echoing()
+    with pytest.raises(SystemExit):
+        await server_of(hub, failing, lifespan="on")._serve()
+    assert_nothing_left(hub)
+
+
+async def test_a_hub_that_runs_already_is_refused() -> None:
+    hub = echoing()
+    await hub.attach()
+    with pytest.raises(HubStateError, match="runs already"):
+        async with serving(hub):
+            pass
+    await hub.stop()
+
+
+class OwnStart(uvicorn.Server):
+    """A server that starts in a way of its own, of which nobody hears."""
+
+    startup = getattr(uvicorn.Server.startup, "__wrapped__", uvicorn.Server.startup)
+
+
+async def test_where_nobody_tells_of_the_start_the_first_upgrade_starts_the_hub(
+    any_loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uvicorn, "Server", OwnStart)
+    hub = echoing()
+    async with serving(hub) as at:
+        assert hub.loop is None
+        with await RawClient.open(at, tail=encode(TEXT, b"hello")) as raw:
+            assert await raw.recv() == Frame(TEXT, b"hello")
+
+
+async def test_a_setting_that_cannot_hold_is_then_answered_with_500(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(uvicorn, "Server", OwnStart)
+    hub = echoing(HubConfig(backlog=7))
+    async with serving(hub) as at:
+        assert (await answered(at)).startswith(b"HTTP/1.1 500 ")
+    assert "HubConfig.backlog must stay" in caplog.text
+
+
+# --- errors ---
+
+
+async def test_a_hub_is_no_asgi_application(
+    any_loop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = echoing()
+    app = FastAPI()
+    app.mount("/mounted", hub)
+    async with serving(hub, app=app) as at:
+        assert b" 101 " not in await answered(at, path="/mounted")
+        assert (await fetched(at, "/mounted/")).startswith(b"HTTP/1.1 500 ")
+    assert 'uvicorn.run(app, ws=hub.uvicorn(path="/ws"))' in caplog.text
+
+
+def test_a_path_that_cannot_be_served_is_refused() -> None:
+    hub = Hub()
+    hub.route("/health")(lambda request: "fine")
+    for path in ("ws", "", "/a b", "/ws?x", "/health"):
+        with pytest.raises(ValidationError, match="path"):
+            hub.uvicorn(path=path)
+
+
+def test_an_endpoint_goes_into_no_other_process() -> None:
+    with pytest.raises(ConfigError, match='ws="app:ws"'):
+        pickle.dumps(Hub().uvicorn())
+
+
+async def test_routes_of_the_hub_and_workers_are_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = echoing()
+    hub.route("/health")(lambda request: "fine")
+    async with serving(hub, workers=3) as at:
+        assert (await fetched(at, "/health")).startswith(b"HTTP/1.1 404 ")
+    warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert any("not served on uvicorn's port" in line and "/health" in line for line in warnings)
+    assert any("3 workers, each with a hub of its own" in line for line in warnings)
+
+
+def test_without_uvicorn_the_error_names_the_extra() -> None:
+    code = """
+        import sys
+        sys.modules["uvicorn"] = None
+        from wsc_fast import Hub
+        try:
+            Hub().uvicorn()
+        except ImportError as error:
+            print(error)
+    """
+    script = subprocess.run(
+        [sys.executable, "-c", "\n".join(line[8:] for line in code.splitlines())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "pip install 'wsc_fast[uvicorn]'" in script.stdout, script.stderr
+
+
+# --- processes ---
+
+APP = """
+from wsc_fast import Hub
+
+hub = Hub()
+ws = hub.uvicorn(path="/ws")
+
+
+@hub.on_message_received
+def echo(client, message):
+    client.send(message)
+
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"first"})
+"""
+
+
+@contextmanager
+def uvicorn_process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], At]]:
+    """`uvicorn app:app --ws app:ws` on an inherited socket."""
+    (folder / "app.py").write_text(APP)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        at = At(free.getsockname()[1])
+    command = [sys.executable, "-m", "uvicorn", "app:app", "--ws", "app:ws", f"--port={at.port}"]
+    with subprocess.Popen(
+        [*command, *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process, at
+        finally:
+            process.kill()
+
+
+async def connected(at: At) -> RawClient:
+    """A client, once the server listens."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await RawClient.open(at)
+            except (ConnectionError, AssertionError):
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_closes_the_clients_and_leaves_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    with uvicorn_process(tmp_path) as (process, at):
+        with await connected(at) as raw:
+            await raw.send(TEXT, b"hello")
+            assert await raw.recv() == Frame(TEXT, b"hello")
+            process.send_signal(number)
+            assert await sent_away(raw) == GOING_AWAY
+        _, errors = await asyncio.to_thread(process.communicate, timeout=15)
+        assert process.returncode in (0, -number)
+        assert "Finished server process" in errors
+        assert "Traceback" not in errors
+        assert "Warning" not in errors
+
+
+async def test_a_reload_closes_the_clients_and_serves_the_new_code(tmp_path: Path) -> None:
+    with uvicorn_process(tmp_path, "--reload", "--reload-delay=0.05") as (process, at):
+        with await connected(at) as raw:
+            file = tmp_path / "app.py"
+            file.write_text(APP.replace("first", "second"))
+            stamp = file.stat().st_mtime + 10
+            os.utime(file, (stamp, stamp))
+            assert await sent_away(raw) == GOING_AWAY
+        with await connected(at) as raw:
+            assert b"second" in await fetched(at)
+            process.send_signal(signal.SIGINT)
+            assert await sent_away(raw) == GOING_AWAY
+        _, errors = await asyncio.to_thread(process.communicate, timeout=15)
+        assert "Traceback" not in errors
+
+
+async def test_each_worker_serves_clients_and_warns(tmp_path: Path) -> None:
+    with uvicorn_process(tmp_path, "--workers=2") as (process, at):
+        with await connected(at) as raw:
+            await raw.send(TEXT, b"hello")
+            assert await raw.recv() == Frame(TEXT, b"hello")
+            process.send_signal(signal.SIGINT)
+            assert await sent_away(raw) == GOING_AWAY
+        _, errors = await asyncio.to_thread(process.communicate, timeout=15)
+        assert "2 workers, each with a hub of its own" in errors
+        assert "Traceback" not in errors
