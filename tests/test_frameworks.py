@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import websockets
+from websockets import Origin
 from websockets.sync.client import ClientConnection, connect
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +76,7 @@ class Site(NamedTuple):
         return connect(
             f"ws://127.0.0.1:{self.ports[-1]}/ws{query}",
             additional_headers=headers,
-            origin=f"http://127.0.0.1:{self.ports[0]}",  # type: ignore[arg-type]
+            origin=Origin(f"http://127.0.0.1:{self.ports[0]}"),
             open_timeout=20,
         )
 
