@@ -16,7 +16,6 @@ from the environment:
 """
 
 import http.client
-import logging
 import os
 import signal
 import ssl
@@ -103,9 +102,6 @@ def port_of(environ: Mapping[str, str]) -> int:
 
 def serve(environ: Mapping[str, str]) -> None:
     """Serves until SIGTERM or SIGINT, which drains first (WSC_DRAIN_PERIOD)."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     # Without TLS nobody listens to SIGHUP, and a `systemctl reload` would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     create_hub(environ).run(
