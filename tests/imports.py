@@ -19,7 +19,7 @@ from pathlib import Path
 
 PACKAGE = "wsc_fast"
 # Folders with code that is no part of the package, and is its user.
-USERS = ("clients", "examples")
+USERS = ("clients", "examples", "deploy")
 # `x._name` on these is no use of another's name.
 OWN = ("self", "cls")
 

@@ -38,8 +38,11 @@ FACE = {"wsc_fast", "wsc_fast.hub"}
 USERS_OF_THE_FACE = ("__init__", "adapters", "cli", "console", "demo", "hub", "testing")
 
 # Rooms that are no more than users of the package, and what they may import of it.
-USERS_OF_THE_PACKAGE = ("clients", "examples", "testing")
-PUBLIC = {module: set(import_module(module).__all__) for module in ("wsc_fast", "wsc_fast.demo")}
+USERS_OF_THE_PACKAGE = ("clients", "deploy", "examples", "testing")
+PUBLIC = {
+    module: set(import_module(module).__all__)
+    for module in ("wsc_fast", "wsc_fast.auth", "wsc_fast.demo")
+}
 
 
 def room_of(source: Source) -> str:

@@ -42,6 +42,8 @@ ELSEWHERE = {
     "docs/delivery.md": "test_docs.py",
     "docs/security.md": "test_security_doc.py",
 }
+# Its programs run in test_frameworks.py, which logs in to them.
+FRAMEWORKS = "docs/frameworks.md"
 # Programs with a test of their own below.
 RESTARTING = ("docs/how-to.md", "Restarting")
 CLIENT_IN_PYTHON = ("docs/wire.md", "In Python")
@@ -79,7 +81,9 @@ BLOCKS = list(blocks())
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 PROGRAMS = {(block.page, block.title): block.code for block in PYTHON if block.is_program()}
 SERVING = [
-    key for key in PROGRAMS if key not in (RESTARTING, CLIENT_IN_PYTHON) and key[1] not in ENDING
+    key
+    for key in PROGRAMS
+    if key not in (RESTARTING, CLIENT_IN_PYTHON) and key[1] not in ENDING and key[0] != FRAMEWORKS
 ]
 # Programs whose server, uvicorn, ends by the signal once it has ended well.
 ENDED_BY_SIGNAL = ("Beside FastAPI",)
@@ -374,7 +378,7 @@ def test_a_script_has_the_options_that_it_is_run_with(command: str) -> None:
         assert f'"{option}"' in sources
 
 
-FOLDERS = r"(?:tests|trials|benchmarks|examples|src_cy|wsc_fast)/"
+FOLDERS = r"(?:tests|trials|benchmarks|examples|deploy|src_cy|wsc_fast)/"
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def parameters_of(method: Any) -> list[str]:
 
 # --- words ---
 
-FOLDERS = ("wsc_fast", "src_cy", "tests", "trials", "benchmarks", "examples")
+FOLDERS = ("wsc_fast", "src_cy", "tests", "trials", "benchmarks", "examples", "deploy")
 
 
 def written(*suffixes: str) -> list[Path]:
@@ -257,7 +257,9 @@ def test_a_former_word_is_not_used(path: Path) -> None:
     assert words == set() or path == Path(__file__)
 
 
-@pytest.mark.parametrize("folder", ["wsc_fast", "tests", "trials", "benchmarks", "examples"])
+@pytest.mark.parametrize(
+    "folder", ["wsc_fast", "tests", "trials", "benchmarks", "examples", "deploy"]
+)
 def test_no_file_changes_the_path_of_imports(folder: str) -> None:
     edit = re.compile(r"^\s*sys\.path\b(?!_)", re.M)
     edited = [path for path in ROOT.glob(f"{folder}/**/*.py") if edit.search(path.read_text())]

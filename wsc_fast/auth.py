@@ -44,6 +44,8 @@ from wsc_fast.upgrade.request import Request, head_of
 if TYPE_CHECKING:
     import jwt
 
+__all__ = ["JWTAuthenticator", "TokenAuthenticator"]
+
 # Characters of a token; more is refused unread.
 TOKEN_MAX = 8192
 # Characters of a JWT's header, which is read before the signature is checked.
