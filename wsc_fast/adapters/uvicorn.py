@@ -106,7 +106,6 @@ class Endpoint:
             )
         await self._door.attach(_check, config.ssl is not None, self._path)
         self._stop_with(config, state)
-        log.info("the hub serves %s on uvicorn's port", self._path)
 
     async def give_up(self) -> None:
         """uvicorn's server has not started."""

@@ -59,13 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, metaclass=_SettingsMet
             ConfigError: a value cannot work; the text names the variable, the value and what is
                 allowed.
         """
-        given = os.environ if environ is None else environ
-        variables = {name: cls._prefix + name.upper() for name in kinds_of(cls)}
-        values = {}
-        for name, kind in kinds_of(cls).items():
-            text = given.get(variables[name], "").strip()
-            if text:
-                values[name] = kind.parsed(variables[name], text)
+        variables, values = cls._of_env(os.environ if environ is None else environ)
         return cls._made(", ".join(variables[name] for name in values), variables, values)
 
     @classmethod
@@ -86,6 +80,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, metaclass=_SettingsMet
                 that cannot work; the text names the file, the key, the value and what is allowed.
         """
         file = os.fspath(path)
+        return cls._made(file, *cls._of_file(file))
+
+    @classmethod
+    def _of_env(cls, environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any]]:
+        """The variable of each setting, and the values of those that are set."""
+        variables = {name: cls._prefix + name.upper() for name in kinds_of(cls)}
+        values = {}
+        for name, kind in kinds_of(cls).items():
+            text = environ.get(variables[name], "").strip()
+            if text:
+                values[name] = kind.parsed(variables[name], text)
+        return variables, values
+
+    @classmethod
+    def _of_file(cls, file: str) -> tuple[dict[str, str], dict[str, Any]]:
+        """The place of each setting in a file, and the values of those that stand there."""
         place, given, flat = table_of(file, read(file), cls._table)
         names = {name: f"{place}{name}" for name in kinds_of(cls)}
         values = {}
@@ -97,7 +107,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, metaclass=_SettingsMet
                     f"{place}{key} ({shown(value)}) is no setting of {cls.__name__}, "
                     f"expected one of {', '.join(names)}"
                 )
-        return cls._made(file, names, values)
+        return names, values
 
     @classmethod
     def _stands_beside(cls, key: str) -> bool:

@@ -155,7 +155,7 @@ class Life:
             await self._give_up_start(loop)
             raise
         self._begin()
-        self._tell_begun("attached to another server")
+        self._tell_begun("attached to another server, path", path=path or "")
 
     def attach_at_once(self, tls: bool, path: str | None) -> None:
         """As `attach`; the offline store opens, and startup callbacks run, meanwhile."""
@@ -166,7 +166,7 @@ class Life:
         self._begin()
         parts.tasks.begin()
         parts.tasks.start(parts.hooks.start_up(), "on_startup")
-        self._tell_begun("attached to another server")
+        self._tell_begun("attached to another server, path", path=path or "")
 
     def _tell_begun(
         self, what: str, places: tuple[str, ...] = (), scheme: str = "", path: str = ""
@@ -174,7 +174,7 @@ class Life:
         loop = self._parts.engine.loop
         assert loop is not None
         kind = type(loop).__module__.partition(".")[0]
-        served = " and ".join(f"{scheme}{place}{path}" for place in places)
+        served = " and ".join(f"{scheme}{place}{path}" for place in places) or path
         log.info(
             "%s (process %d, wsc_fast %s on %s)",
             f"{what} {served}" if served else what,
@@ -182,7 +182,7 @@ class Life:
             _version(),
             kind,
             extra={
-                "event": "listening" if served else "attached",
+                "event": "listening" if places else "attached",
                 "listen": list(places),
                 "path": path,
                 "tls": scheme == "wss://",

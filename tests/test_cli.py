@@ -1,0 +1,859 @@
+"""The command line in processes of its own, against hubs that run: each command, each exit code."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import PAGE, commands, table_of, tables_in
+from tests.redis_server import free_port
+from wsc_fast import (
+    Client,
+    ConfigError,
+    Hub,
+    HubConfig,
+    Identity,
+    Request,
+    Response,
+    __version__,
+)
+from wsc_fast.cli.app import run as run_command
+from wsc_fast.cli.exposition import Change, Metrics
+from wsc_fast.cli.histogram import Histogram
+from wsc_fast.config.sources import combined
+from wsc_fast.testing import running_in_thread, wait_until
+from wsc_fast.testing.tls import Authority
+
+ROOT = Path(__file__).parents[1]
+TRACEBACK = "Traceback"
+# Nothing of the user's or of another test's.
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if not name.startswith(("WSC_", "NO_COLOR"))
+} | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100"}
+
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command_of(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "wsc_fast", *map(str, words)]
+
+
+def run(
+    *words: str | Path, cwd: Path = ROOT, given: str | bytes | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    data = given.encode() if isinstance(given, str) else given
+    done = subprocess.run(
+        command_of(*words),
+        cwd=cwd,
+        env=ENVIRONMENT | environment,
+        input=data,
+        stdin=subprocess.DEVNULL if data is None else None,
+        capture_output=True,
+        timeout=60,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+@pytest.fixture
+def here(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Here:
+    """Runs a command to its end in this process, where another one would show nothing more."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [name for name in os.environ if name.startswith("WSC_")]:
+        monkeypatch.delenv(name)
+
+    def run_here(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        sys.modules.pop("app", None)
+        capfd.readouterr()
+        code = run_command([str(word) for word in words])
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return run_here
+
+
+def fails_in_one_line(done: subprocess.CompletedProcess[str], code: int, text: str) -> None:
+    assert (done.returncode, done.stdout) == (code, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("wsc-fast: ")
+    assert text in line
+
+
+@contextmanager
+def begun(
+    *words: str | Path, cwd: Path = ROOT, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A command that goes on."""
+    with subprocess.Popen(
+        command_of(*words),
+        cwd=cwd,
+        env=ENVIRONMENT | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def line_with(stream: Any, text: str) -> str:
+    """The next line with this text; the others are passed over."""
+    for line in stream:
+        if text in line:
+            return str(line)
+    raise AssertionError(f"the stream has ended without {text!r}")
+
+
+class Terminal:
+    """A command whose standard streams are a terminal.
+
+    Attributes:
+        shown: all that it has written so far.
+    """
+
+    def __init__(self, *words: str | Path, cwd: Path = ROOT) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        self.shown = ""
+        self.process = subprocess.Popen(
+            command_of(*words),
+            cwd=cwd,
+            env=ENVIRONMENT,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            process_group=0,
+        )
+        os.close(slave)
+
+    def until(self, condition: Callable[[str], object], timeout: float = 30.0) -> str:
+        """Reads until what is shown fulfils this."""
+        end = time.monotonic() + timeout
+        while not condition(self.shown):
+            left = end - time.monotonic()
+            assert left > 0, self.shown
+            if select.select([self._master], [], [], left)[0]:
+                self.shown += self._read()
+        return self.shown
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        """Sends a signal, if one is given; the exit code."""
+        if number is not None:
+            self.process.send_signal(number)
+        while chunk := self._read():
+            self.shown += chunk
+        return self.process.wait(30)
+
+    def _read(self) -> str:
+        try:
+            return os.read(self._master, 1 << 16).decode("utf-8", "replace")
+        except OSError:  # nobody has the other end open any more
+            return ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._master)
+
+
+def echoing(**options: Any) -> Hub:
+    hub = Hub(**options)
+
+    @hub.on_message_received
+    def echo(client: Client, message: str | bytes) -> None:
+        hub.send_to_client(client.id, message)
+
+    return hub
+
+
+def repeating() -> Hub:
+    hub = Hub()
+
+    @hub.on_message_received
+    def repeat(client: Client, message: str | bytes) -> None:
+        hub.broadcast(message)
+
+    return hub
+
+
+def address(hub: Hub, path: str = "/ws") -> str:
+    return f"ws://127.0.0.1:{hub.port}{path}"
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[Hub]:
+    with running_in_thread(echoing()) as hub:
+        yield hub
+
+
+# --- the program itself ---
+
+
+def test_the_tables_of_the_page_are_those_of_the_commands() -> None:
+    tables = {name: table_of(command) for name, command in commands().items()}
+    assert tables_in(PAGE.read_text()) == tables, "python -m tests.commands writes them"
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_each_command_says_in_one_line_what_it_does_and_gives_examples(
+    name: str, here: Here
+) -> None:
+    command = commands()[name]
+    assert re.fullmatch(r"[A-Z][^\n]{20,}\.", command.help.strip())
+    assert "wsc-fast" in command.epilog or name == "serve"
+    done = here(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"wsc-fast {name}" in done.stdout
+
+
+def test_the_version_is_told_by_command_and_by_option() -> None:
+    by_option, by_command = run("--version"), run("version")
+    assert by_option.stdout == by_command.stdout
+    assert by_option.stdout.startswith(f"wsc_fast {__version__}, built for picows ")
+    assert json.loads(run("version", "--json").stdout)["wsc_fast"] == __version__
+
+
+def test_wrong_usage_is_one_line_that_names_the_help(here: Here) -> None:
+    fails_in_one_line(here("sevre"), 2, "sevre")
+    fails_in_one_line(here("bench"), 2, "Missing argument 'URL'. See 'wsc-fast bench --help'")
+    fails_in_one_line(here("serve", "a:b", "--port", "x"), 2, "--port")
+
+
+def test_a_program_without_a_command_shows_its_help(here: Here) -> None:
+    done = here()
+    assert done.returncode == 2
+    assert "check-config" in done.stdout + done.stderr
+
+
+def test_the_script_of_completion_names_the_program() -> None:
+    done = run("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert done.returncode == 0
+    assert "wsc-fast" in done.stdout
+
+
+# --- serve ---
+
+ECHO_MODULE = """
+from wsc_fast import Hub
+hub = Hub()
+number = 7
+text = "{text}"
+
+@hub.on_client_connected
+def connected(client):
+    hub.send_text_to_client(client.id, text)
+
+def make():
+    return hub
+
+def needs(argument):
+    return hub
+
+async def later():
+    return hub
+
+def wrong():
+    return number
+
+class Space:
+    inner = hub
+
+def raising():
+    return 1 / 0
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    """A folder with a module `app`."""
+    (tmp_path / "app.py").write_text(ECHO_MODULE.format(text="first"))
+    return tmp_path
+
+
+def greeting(port: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """The first message of a hub, once it serves."""
+    found = [run("tail", f"localhost:{port}/ws", "-n", "1", *words)]
+    wait_until(lambda: found[-1].returncode == 0 or found.append(_again(port, *words)), 40)
+    return found[-1]
+
+
+def _again(port: int, *words: str) -> Any:
+    return run("tail", f"localhost:{port}/ws", "-n", "1", *words)
+
+
+@pytest.mark.parametrize("name", ["hub", "make", "Space.inner"])
+def test_a_hub_of_a_module_is_served_until_a_signal(module: Path, name: str) -> None:
+    port = free_port()
+    with begun("serve", f"app:{name}", "--port", str(port), cwd=module) as process:
+        assert greeting(port).stdout == "first\n"
+        process.send_signal(signal.SIGINT if name == "hub" else signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        assert TRACEBACK not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "text"),
+    [
+        ("app", 2, "'app' is no target, expected module:name, such as app:hub"),
+        ("app.py:hub", 2, "no target"),
+        ("missing:hub", 1, "there is no module 'missing' in "),
+        ("app.missing:hub", 1, "there is no module 'app.missing' in "),
+        ("app:hbu", 1, "the module 'app' has no 'hbu': is it 'hub'?"),
+        ("app:number", 1, "app:number is of the type int, expected a Hub or a function"),
+        ("app:needs", 1, "expected a Hub or a function that returns one, without arguments"),
+        ("app:later", 1, "app:later is an async function"),
+        ("app:wrong", 1, "app:wrong() is of the type int, expected a Hub"),
+    ],
+)
+def test_a_target_that_is_no_hub_is_one_line(
+    module: Path, target: str, code: int, text: str, here: Here
+) -> None:
+    fails_in_one_line(here("serve", target), code, text)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "shown"),
+    [
+        ("import nowhere_at_all", "hub", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("1 / 0", "hub", "ZeroDivisionError"),
+        ("def f(:", "hub", "SyntaxError"),
+        (ECHO_MODULE, "raising", "ZeroDivisionError"),
+    ],
+)
+def test_an_error_of_the_users_own_code_keeps_its_traceback(
+    tmp_path: Path, source: str, name: str, shown: str, here: Here
+) -> None:
+    (tmp_path / "app.py").write_text(source)
+    done = here("serve", f"app:{name}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert shown in done.stderr
+    assert str(tmp_path / "app.py") in done.stderr
+    assert "wsc_fast/cli" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("wsc-fast: ")
+
+
+def test_a_hub_that_cannot_serve_says_so_in_one_line(module: Path, echo: Hub, here: Here) -> None:
+    def served(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        return here("serve", "app:hub", *words)
+
+    fails_in_one_line(served("--port", str(echo.port)), 1, "in use")
+    fails_in_one_line(served("--port", "0", "--certfile", "none.pem"), 1, "none.pem")
+    fails_in_one_line(served("--port", "0", "--path", "ws"), 1, "path must begin with /")
+    fails_in_one_line(served("--config", "none.toml"), 1, "none.toml cannot be read")
+    (module / "wsc.toml").write_text("max_rooms = -1\n")
+    fails_in_one_line(served("--config", "wsc.toml"), 1, "max_rooms is -1")
+    fails_in_one_line(served("--reload", "--reload-dir", "none"), 2, "none is no folder")
+
+
+def test_a_served_hub_has_the_settings_of_the_file_and_the_certificate(
+    module: Path, tmp_path: Path
+) -> None:
+    authority = Authority()
+    chain, key = authority.write(tmp_path)
+    trusted = tmp_path / "ca.pem"
+    authority.ca.cert_pem.write_to_path(trusted)
+    (module / "wsc.toml").write_text('max_connections = 5\nallowed_origins = ["https://a.example"]')
+    port = free_port()
+    words = ["--port", str(port), "--certfile", chain, "--keyfile", key, "--config", "wsc.toml"]
+    url = f"wss://localhost:{port}/ws"
+    with begun("serve", "app:hub", *words, cwd=module):
+        wait_until(lambda: run("tail", url, "-n1", "--cafile", trusted).returncode == 0, 40)
+        origin = ("--origin", "https://a.example")
+        assert run("tail", url, "-n1", "--insecure", *origin).stdout == "first\n"
+        fails_in_one_line(run("tail", url), 1, "cannot be trusted: ")
+        fails_in_one_line(run("tail", url, "--cafile", key), 2, "key.pem cannot be used")
+        done = run("tail", url, "--insecure", "--origin", "https://b.example")
+        fails_in_one_line(done, 1, "answers 403 Forbidden: this origin is not allowed")
+
+
+def test_a_log_of_json_has_an_object_a_line(module: Path) -> None:
+    source = ECHO_MODULE + '\nimport logging\nlogging.getLogger("app").info("up", extra={"a": 1})'
+    (module / "app.py").write_text(source)
+    port = free_port()
+    words = ["serve", "app:hub", "--port", str(port), "--log-format", "json"]
+    with begun(*words, cwd=module) as process:
+        line = json.loads(line_with(process.stderr, '"up"'))
+    assert (line["level"], line["logger"], line["message"], line["a"]) == ("info", "app", "up", 1)
+
+
+def test_a_change_starts_the_hub_again_and_an_error_waits_for_the_next_change(
+    module: Path,
+) -> None:
+    port = free_port()
+    app = module / "app.py"
+    with begun("serve", "app:hub", "--reload", "--port", str(port), cwd=module) as process:
+        assert greeting(port).stdout == "first\n"
+        with begun("tail", f"localhost:{port}/ws") as client:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "first\n"
+            app.write_text("def f(:")
+            assert client.wait(30) == 1
+            assert client.stderr is not None
+            assert "closed the connection with 1012" in client.stderr.read()
+        line_with(process.stderr, "SyntaxError")
+        line_with(process.stderr, "waiting for a change")
+        app.write_text(ECHO_MODULE.format(text="second"))
+        assert greeting(port).stdout == "second\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    with pytest.raises(AssertionError):
+        line_with(run("tail", f"localhost:{port}/ws").stderr.splitlines(), "connected")
+
+
+def test_the_demo_serves_its_chat() -> None:
+    with begun("demo", "--port", "0") as process:
+        url = line_with(process.stdout, "Chat on").split()[-1]
+        asked = '{"type": "room_list"}'
+        done = run("send", f"{url}/ws", "--json", asked, "--wait", "1")
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["data"]["type"] == "room_list"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+# --- check-config ---
+
+
+def test_the_source_of_each_setting_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "wsc.toml"
+    file.write_text("[hub]\nmax_rooms = 7\nmax_connections = 9\n\n[ack]\ntimeout = '2s'\n")
+    environment = {"WSC_MAX_CONNECTIONS": "11", "WSC_RETRY_NONE": "x", "WSC_MAX_ROOM": "1"}
+    done = run("check-config", file, "--json", **environment)
+    assert done.returncode == 0
+    assert done.stderr == "WSC_MAX_ROOM is no setting: is it WSC_MAX_ROOMS?\n"
+    found = json.loads(done.stdout)
+    assert list(found) == ["hub", "retry", "ack"]
+    assert set(found["hub"]) == set(HubConfig.__struct_fields__)
+    assert found["hub"]["max_rooms"] == {
+        "value": 7,
+        "default": HubConfig().max_rooms,
+        "source": "file",
+        "place": f"{file}:2",
+    }
+    assert found["hub"]["max_connections"]["value"] == 11
+    assert found["hub"]["max_connections"]["place"] == "WSC_MAX_CONNECTIONS"
+    assert found["ack"]["timeout"]["value"] == 2.0
+    assert found["retry"]["max_retries"]["source"] == "default"
+    changed = run("check-config", file, "--changed").stdout
+    assert [line.split()[:2] for line in changed.splitlines() if "hub." in line] == [
+        ["hub.max_connections", "9"],
+        ["hub.max_rooms", "7"],
+    ]
+
+
+def test_settings_that_cannot_work_end_with_1(tmp_path: Path, here: Here) -> None:
+    done = run("check-config", WSC_MAX_ROOMS="many")
+    fails_in_one_line(done, 1, "WSC_MAX_ROOMS is 'many', expected an int from 0")
+    file = tmp_path / "wsc.json"
+    file.write_text('{"max_roms": 1}')
+    fails_in_one_line(here("check-config", file), 1, f"{file}: max_roms (1) is no setting")
+    fails_in_one_line(here("check-config", tmp_path / "no.toml"), 1, "no.toml cannot be read")
+
+
+def test_sources_are_checked_together_and_the_environment_goes_first(tmp_path: Path) -> None:
+    file = tmp_path / "wsc.yaml"
+    file.write_text("heartbeat_interval: 100\nheartbeat_timeout: 300\n")
+    # By itself it would be more than the default of the timeout.
+    found = combined(HubConfig, file, {"WSC_HEARTBEAT_INTERVAL": "200"})
+    assert (found.config.heartbeat_interval, found.config.heartbeat_timeout) == (200.0, 300.0)
+    assert found.origins["heartbeat_timeout"].place == f"{file}:2"
+    with pytest.raises(ConfigError, match=r"wsc\.yaml, WSC_HEARTBEAT_INTERVAL: .*300"):
+        combined(HubConfig, file, {"WSC_HEARTBEAT_INTERVAL": "400"})
+
+
+# --- tail ---
+
+
+def test_messages_are_printed_as_they_are_in_a_pipe() -> None:
+    messages = ["plain", '{"a":1}', "two\nlines", "esc \x1b[31m", b"\x00\x01"]
+    hub = Hub()
+
+    @hub.on_client_connected
+    def connected(client: Client) -> None:
+        for message in messages:
+            hub.send_to_client(client.id, message)
+
+    with running_in_thread(hub):
+        words = ("tail", address(hub), "-n", "5")
+        done = run(*words)
+        assert done.returncode == 0
+        assert done.stdout == ('plain\n{"a":1}\ntwo\nlines\nesc \x1b[31m\nbinary, 2 bytes: 00 01\n')
+        lines = [json.loads(line) for line in run(*words, "--json").stdout.splitlines()]
+        assert [(line["type"], line["data"]) for line in lines] == [
+            ("text", "plain"),
+            ("json", {"a": 1}),
+            ("text", "two\nlines"),
+            ("text", "esc \x1b[31m"),
+            ("binary", "AAE="),
+        ]
+        stamped = run(*words, "--timestamps").stdout
+        assert re.match(r"\d\d:\d\d:\d\d\.\d{3} plain\n", stamped)
+        with Terminal(*words) as terminal:
+            assert terminal.end() == 0
+        assert "esc \\x1b[31m" in terminal.shown  # a peer cannot steer the terminal
+        assert '\x1b[1;34m"a"\x1b[0m' in terminal.shown
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(1000, 0), (1001, 0), (1011, 1), (4400, 1)])
+def test_the_close_code_decides_the_exit_code(code: int, exit_code: int, here: Here) -> None:
+    hub = Hub()
+
+    @hub.on_client_connected
+    def connected(client: Client) -> None:
+        client.disconnect(code, "the reason")
+
+    with running_in_thread(hub):
+        done = here("tail", address(hub))
+    assert (done.returncode, done.stdout) == (exit_code, "")
+    assert f"the hub closed the connection with {code} (the reason)" in done.stderr
+
+
+def test_a_client_comes_back_until_it_is_unwanted() -> None:
+    hub = Hub()
+    came: list[str] = []
+
+    @hub.on_client_connected
+    def connected(client: Client) -> None:
+        came.append(client.id)
+        client.disconnect(1012 if len(came) < 3 else 1008)
+
+    with running_in_thread(hub):
+        done = run("tail", address(hub), "--reconnect")
+    assert len(came) == 3
+    assert done.returncode == 1
+    assert len(re.findall(r"with 1012; again in \d+\.\d s", done.stderr)) == 2
+    assert "with 1008" in done.stderr.splitlines()[-1]
+
+
+def test_a_client_shows_who_it_is(here: Here) -> None:
+    asked: list[Request] = []
+
+    def authenticate(request: Request) -> Identity | None:
+        asked.append(request)
+        known = request.headers.get("Authorization") == "Bearer secret"
+        return Identity(user_id="ann") if known else None
+
+    with running_in_thread(
+        echoing(config=HubConfig(subprotocols=("b",)), authenticate=authenticate)
+    ) as hub:
+        fails_in_one_line(here("tail", address(hub), "--reconnect"), 1, "answers 401 Unauthorized")
+        words = ["--token", "secret", "-H", "X-Room: 5", "--subprotocol", "a", "--subprotocol", "b"]
+        done = here("send", address(hub, "/ws?x=1"), "hello", *words, "--wait", "1")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
+        assert asked[-1].headers["X-Room"] == "5"
+        assert run("send", address(hub), "x", WSC_FAST_TOKEN="secret").returncode == 0
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(echo: Hub, here: Here) -> None:
+    fails_in_one_line(here("tail", f"localhost:{free_port()}"), 1, "connection refused")
+    fails_in_one_line(here("tail", "ws://no.invalid/ws"), 1, "cannot be reached: ")
+    fails_in_one_line(here("tail", address(echo, "/no")), 1, "answers 404 Not Found")
+    wrong_scheme = address(echo).replace("ws://", "wss://")
+    fails_in_one_line(here("tail", wrong_scheme), 1, "does not speak TLS")
+    for url in ("ftp://a/b", "ws://", "ws://a:99999/", "ws://user@a/", "ws://a/#b", "ws://a b/"):
+        assert here("tail", url).returncode == 2, url
+    fails_in_one_line(here("tail", address(echo), "-H", "none"), 2, "'none' is no header")
+
+
+def test_ctrl_c_ends_silently_with_130(echo: Hub) -> None:
+    with begun("tail", address(echo)) as process:
+        line_with(process.stderr, "connected")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    wait_until(lambda: not echo.get_connected_clients())
+
+
+def test_a_reader_that_has_gone_ends_it_silently() -> None:
+    with running_in_thread(repeating()) as hub, begun("tail", address(hub)) as process:
+        line_with(process.stderr, "connected")
+        assert process.stdout is not None
+        process.stdout.close()
+        hub.broadcast_text("nobody reads it")
+        assert process.wait(30) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+# --- send ---
+
+
+def test_all_that_is_sent_has_been_read_when_it_ends(tmp_path: Path) -> None:
+    heard: list[str | bytes] = []
+    hub = Hub()
+
+    @hub.on_message_received
+    def received(client: Client, message: str | bytes) -> None:
+        heard.append(message)
+
+    def sent(*words: str | Path, given: str | bytes | None = None) -> list[str | bytes]:
+        heard.clear()
+        done = run("send", address(hub), *words, given=given)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        return list(heard)
+
+    content = tmp_path / "content"
+    content.write_bytes(b"a\nb\xff")
+    with running_in_thread(hub):
+        assert sent("one", "two") == ["one", "two"]
+        assert sent("é", "--binary") == ["é".encode()]
+        assert sent("--file", content, "--binary") == [b"a\nb\xff"]
+        assert sent(given="a\r\nb\n\nc") == ["a", "b", "", "c"]
+        assert sent("first", "-", given="a\nb\n") == ["first", "a", "b"]
+        assert sent("--json", "-", given='{"a": 1}\n[2]\n') == ['{"a": 1}', "[2]"]
+        assert sent(given=b"x" * 300_000 + b"\ny") == ["x" * 300_000, "y"]
+        with content.open("rb") as lines:  # a file as standard input, which no loop waits for
+            heard.clear()
+            words = command_of("send", address(hub), "-", "--binary")
+            subprocess.run(words, stdin=lines, env=ENVIRONMENT, check=True, timeout=60)
+        assert heard == [b"a", b"b\xff"]
+
+
+def test_what_cannot_be_sent_is_found_before_anything_is(
+    tmp_path: Path, echo: Hub, here: Here
+) -> None:
+    fails_in_one_line(here("send", address(echo), "{", "--json"), 2, "TEXT is no JSON")
+    fails_in_one_line(here("send", address(echo), "-f", tmp_path / "a"), 2, "cannot be read")
+    given = '{"a": 1}\n{"a": \n'
+    fails_in_one_line(run("send", address(echo), "--json", given=given), 2, "line 2 is no JSON")
+    fails_in_one_line(run("send", address(echo), given=b"\xff"), 2, "line 1 is no UTF-8 text")
+    with Terminal("send", address(echo)) as terminal:
+        assert terminal.end() == 2
+    assert "there is nothing to send" in terminal.shown
+
+
+def test_answers_that_do_not_come_and_a_hub_that_ends_are_failures(echo: Hub) -> None:
+    done = run("send", address(echo), "a", "--wait", "2", "--timeout", "0.2")
+    assert (done.returncode, done.stdout) == (1, "a\n")
+    assert done.stderr == "wsc-fast: 1 of 2 answers came in 0.2 s\n"
+    hub = Hub()
+
+    @hub.on_message_received
+    def received(client: Client, message: str | bytes) -> None:
+        client.disconnect(4000, "enough")
+
+    # Lines that are still to come do not keep it.
+    reading, writing = os.pipe()
+    os.write(writing, b"a\n")
+    with running_in_thread(hub), open(reading, "rb") as lines, open(writing, "wb"):
+        done = subprocess.run(
+            command_of("send", address(hub), "-"),
+            env=ENVIRONMENT,
+            stdin=lines,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert "the hub closed the connection with 4000 (enough)" in done.stderr
+
+
+# --- bench ---
+
+
+def benched(*words: str) -> dict[str, Any]:
+    done = run("bench", *words, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_an_echo_is_measured(echo: Hub) -> None:
+    found = benched(address(echo), "-c", "5", "-d", "0.5", "-s", "100")
+    assert (found["clients"], found["connected"], found["errors"]) == (5, 5, {})
+    assert found["sent"] == found["received"] > 5
+    assert found["received_bytes"] == 100 * found["received"]
+    times = found["latency_ms"]
+    assert 0 < times["p50"] <= times["p90"] <= times["p99"] <= times["p99.9"] <= times["max"]
+
+
+def test_a_rate_is_that_of_all_clients_together(echo: Hub) -> None:
+    found = benched(address(echo), "-c", "5", "-d", "1", "--rate", "200")
+    assert found["sent"] + found["held_back"] == pytest.approx(200, abs=5)
+
+
+def test_a_broadcast_is_measured_by_all_clients() -> None:
+    with running_in_thread(repeating()) as hub:
+        words = ("-c", "5", "-d", "0.5", "--mode", "broadcast", "--rate", "40")
+        found = benched(address(hub), *words)
+        assert found["received"] == 5 * found["sent"] > 0
+        assert found["latency_ms"]["p50"] > 0
+        # Each message comes to the others as well, and only its sender measures it.
+        found = benched(address(hub), "-c", "3", "-d", "0.3", "--rate", "50")
+        assert found["received"] == 3 * found["sent"]
+
+
+def test_a_load_without_answers_or_with_failures_ends_with_1(echo: Hub, here: Here) -> None:
+    with running_in_thread(Hub(HubConfig(max_connections=3))) as hub:
+        done = here("bench", address(hub), "-c", "3", "-d", "0.2", "--json")
+        assert done.returncode == 1
+        assert done.stderr == "wsc-fast: no message came; does the hub echo?\n"
+        done = here("bench", address(hub), "-c", "5", "-d", "0.2", "--json")
+        assert done.returncode == 1
+        found = json.loads(done.stdout)
+        assert found["connected"] == 3
+        assert list(found["errors"].values()) == [2]
+        assert "503" in next(iter(found["errors"]))
+    done = here("bench", address(echo), "--mode", "listen", "--rate", "5")
+    fails_in_one_line(done, 2, "--rate has no use with --mode listen")
+
+
+def test_a_terminal_shows_the_load_while_it_lasts(echo: Hub) -> None:
+    with Terminal("bench", address(echo), "-c", "4", "-d", "60") as terminal:
+        terminal.until(lambda shown: re.search(r"last second.*latency p99\.9 +[\d.]+", shown, re.S))
+        assert terminal.end(signal.SIGINT) == 130
+    assert "4 of 4" in terminal.shown
+    assert "whole run" in terminal.shown.rpartition("last second")[2]  # the figures so far
+    assert TRACEBACK not in terminal.shown
+
+
+def test_a_histogram_is_near_and_keeps_its_size() -> None:
+    histogram = Histogram()
+    times = [number * number for number in range(1, 5_000)]
+    buckets = len(histogram._buckets)
+    for each in times:
+        histogram.add(each)
+    for percent in (1, 50, 90, 99, 99.9):
+        true = times[max(0, -(-len(times) * percent // 100).__int__() - 1)]
+        assert true <= histogram.percentile(percent) <= true * 1.016 + 1
+    assert histogram.percentile(100) == histogram.longest == times[-1]
+    assert histogram.mean == sum(times) / len(times)
+    assert len(histogram._buckets) == buckets
+    histogram.add(1 << 60)
+    assert histogram.percentile(100) == 1 << 40
+    assert Histogram().percentile(50) == 0
+
+
+# --- top ---
+
+METRICS = """\
+# HELP wsc_connected_clients Clients.
+# TYPE wsc_connected_clients gauge
+wsc_connected_clients {clients}
+wsc_rooms 3.0
+wsc_queued_bytes 2.5e+06
+wsc_uptime_seconds {seconds}
+wsc_messages_sent_total {messages}
+wsc_refusals_total{{reason="origin"}} 2.0
+wsc_refusals_total{{reason="a \\"quoted\\" one"}} 1.0
+wsc_closes_total{{code="1000"}} 4.0
+wsc_flush_seconds_bucket{{le="0.001"}} {messages}
+wsc_flush_seconds_bucket{{le="0.01"}} {messages}
+wsc_flush_seconds_bucket{{le="+Inf"}} {messages}
+wsc_flush_seconds_count {messages}
+wsc_store_latency_seconds_bucket{{le="0.1",operation="append"}} 1
+wsc_store_latency_seconds_bucket{{le="+Inf",operation="append"}} 1
+wsc_store_latency_seconds_bucket{{le="0.1",operation="read"}} 0
+wsc_store_latency_seconds_bucket{{le="+Inf",operation="read"}} 1
+"""
+
+
+def metrics(seconds: float, messages: float, clients: int = 5) -> str:
+    return METRICS.format(seconds=seconds, messages=messages, clients=clients)
+
+
+@contextmanager
+def watched() -> Iterator[tuple[Hub, threading.Event]]:
+    """A hub whose metrics grow by 100 messages a look; the event has them fail."""
+    hub, failing, looks = Hub(), threading.Event(), iter(range(1, 1 << 20))
+
+    @hub.route("/metrics")
+    def serve(request: Request) -> str | Response:
+        if failing.is_set():
+            return Response(status=503)
+        look = next(looks)
+        return metrics(100.0 * look, 100.0 * look)
+
+    with running_in_thread(hub):
+        yield hub, failing
+
+
+def test_a_look_at_the_metrics_has_rates_and_percentiles(quiet_log: None) -> None:
+    with watched() as (hub, failing):
+        url = f"127.0.0.1:{hub.port}"
+        done = run("top", url, "--once", "--json", "--interval", "0.5")
+        assert (done.returncode, done.stderr) == (0, "")
+        found = json.loads(done.stdout)
+        assert found["url"] == f"http://{url}/metrics"
+        assert found["now"]["clients"] == 5
+        assert 50 < found["per_second"]["messages_out"] <= 200
+        assert found["by_reason"]["refusals"] == {"origin": 2, 'a "quoted" one': 1}
+        assert found["latency_ms"]["flush"] == {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+        assert found["latency_ms"]["ack"]["p50"] is None
+        plain = run("top", f"ws://{url}", "--once", "--interval", "0.1").stdout
+        assert "a second" in plain
+        assert "\x1b" not in plain
+        failing.set()
+        fails_in_one_line(run("top", url, "--once"), 1, "answers 503")
+
+
+def test_a_terminal_shows_the_metrics_until_ctrl_c(quiet_log: None) -> None:
+    with watched() as (hub, failing):
+        with Terminal("top", f"127.0.0.1:{hub.port}", "-i", "0.1") as terminal:
+            terminal.until(lambda shown: "origin" in shown and "2.5 MB" in shown)
+            failing.set()
+            terminal.until(lambda shown: "answers 503" in shown)
+            assert terminal.end(signal.SIGINT) == 130
+        # The cursor is back, and so is the screen.
+        assert terminal.shown.rstrip().endswith("\x1b[?25h\x1b[?1049l")
+        assert TRACEBACK not in terminal.shown
+
+
+def test_an_address_without_metrics_of_a_hub_is_one_line(echo: Hub, here: Here) -> None:
+    hub = Hub()
+    hub.route("/other")(lambda request: "python_info 1\n")
+    hub.route("/page")(lambda request: "<html> no metrics </html>")
+    with running_in_thread(hub):
+        url = f"http://127.0.0.1:{hub.port}"
+        fails_in_one_line(here("top", url), 1, "answers 404")
+        fails_in_one_line(here("top", f"{url}/other"), 1, "has no metrics of a hub")
+        fails_in_one_line(here("top", f"{url}/page"), 1, "serves no metrics")
+    fails_in_one_line(here("top", url), 1, "cannot be reached: Connection refused")
+    fails_in_one_line(here("top", "ftp://a"), 2, "is no URL of metrics")
+
+
+def test_two_looks_are_compared_and_a_new_hub_is_noticed() -> None:
+    first, second = Metrics(metrics(10, 100), 1.0), Metrics(metrics(12, 300), 3.0)
+    change = Change(first, second)
+    assert change.rate("wsc_messages_sent_total") == 100.0
+    assert change.percentile("wsc_flush_seconds", 50) == pytest.approx(0.0005)
+    assert change.percentile("wsc_store_latency_seconds", 50) is None
+    # Half of all, each operation counted, is above the last bound.
+    assert Change(None, first).percentile("wsc_store_latency_seconds", 99) == 0.1
+    assert Change(None, first).rate("wsc_messages_sent_total") == 10.0
+    anew = Change(second, Metrics(metrics(2, 50), 5.0))
+    assert anew.rate("wsc_messages_sent_total") == 25.0

@@ -1,0 +1,143 @@
+"""`wsc-fast serve module:hub`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from wsc_fast.cli.output import Failure, reason_of, unwrapped
+
+if TYPE_CHECKING:
+    from wsc_fast import Hub
+
+_EPILOG = unwrapped(
+    """
+    Examples:
+
+    wsc-fast serve app:hub --reload
+
+    wsc-fast serve app:make_hub --host 0.0.0.0 --certfile cert.pem --keyfile key.pem --config
+    wsc.toml
+    """
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command of this file."""
+    app.command(epilog=_EPILOG)(serve)
+
+
+def serve(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:NAME",
+            help="A Hub, or a function that returns one. The module may be in this folder.",
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; :: for all, IPv4 and IPv6.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
+    ] = 8080,
+    path: Annotated[str, typer.Option(help="Path of the WebSocket endpoint.")] = "/ws",
+    certfile: Annotated[
+        Path | None, typer.Option(help="Certificate chain (PEM): serves wss://.")
+    ] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Settings (.toml, .yaml, .json), instead of those of the code; WSC_ variables go "
+            "before them. 'wsc-fast check-config FILE' shows the result."
+        ),
+    ] = None,
+    drain: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds for sending clients away at the end (drain_period)."),
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
+    ] = "info",
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="Log lines as text, or one JSON object each.")
+    ] = "text",
+    reload: Annotated[
+        bool,
+        typer.Option(
+            "--reload", help="Starts again when a .py file changes; clients are closed with 1012."
+        ),
+    ] = False,
+    reload_dir: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder to watch instead of this one; may be repeated."),
+    ] = None,
+) -> None:
+    """Serves a hub of your module until Ctrl-C or SIGTERM."""
+    from wsc_fast.cli import logs
+
+    if reload:
+        from wsc_fast.cli.reload import Supervisor
+
+        options: dict[str, Any] = {
+            "host": host,
+            "port": port,
+            "path": path,
+            "certfile": certfile,
+            "keyfile": keyfile,
+            "config": config,
+            # So that each client hears that it is a restart.
+            "drain": 0.5 if drain is None else drain,
+            "log-level": log_level,
+            "log-format": log_format,
+        }
+        words = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        files = [] if config is None else [config]
+        supervisor = Supervisor(["serve", target, *words], reload_dir or [Path.cwd()], files)
+        raise typer.Exit(supervisor.run())
+    logs.configure(log_level, log_format)
+    from wsc_fast.cli.target import load_hub
+
+    hub = load_hub(target)
+    with failing_in_one_line():
+        _configure(hub, config, drain)
+        hub.run(
+            host,
+            port,
+            path=path,
+            certfile=None if certfile is None else str(certfile),
+            keyfile=None if keyfile is None else str(keyfile),
+        )
+
+
+def _configure(hub: Hub, file: Path | None, drain: float | None) -> None:
+    import msgspec
+
+    from wsc_fast import HubConfig, RetryConfig
+    from wsc_fast.config.sources import combined
+
+    if file is not None:
+        hub.set_config(combined(HubConfig, file).config)
+        hub.set_retry_config(combined(RetryConfig, file).config)
+    if drain is not None:
+        hub.set_config(msgspec.structs.replace(hub.config, drain_period=drain))
+
+
+@contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """Has errors of the hub be Failures: an address in use, a certificate, a setting."""
+    from wsc_fast import WSCError
+
+    try:
+        yield
+    except WSCError as error:
+        raise Failure(reason_of(error)) from None
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            raise Failure(error.code.removeprefix("wsc_fast: ")) from None
+        raise
