@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import tarfile
@@ -76,6 +77,80 @@ def test_all_is_sorted_complete_and_true() -> None:
         if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert public == set(wsc_fast.__all__)
+    assert set(wsc_fast.__all__) <= set(dir(wsc_fast))
+
+
+def test_a_name_comes_from_the_module_that_type_checkers_see() -> None:
+    tree = ast.parse((ROOT / "wsc_fast/__init__.py").read_text())
+    imports = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("wsc_fast.")
+        for alias in node.names
+    }
+    assert imports == wsc_fast._MODULE_OF
+    assert set(imports) == set(wsc_fast.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'wsc_fast' has no attribute 'Hup'"):
+        wsc_fast.Hup  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Hup'"):
+        exec("from wsc_fast import Hup")
+
+
+# --- what an import brings ---
+
+# Modules beside those of a bare Python: a number that a busy machine does not change.
+MOST_MODULES = {"import wsc_fast": 40, "from wsc_fast import Hub": 330}
+# For stores, files of settings, JWTs, the command line: of no use to a hub that has none of them.
+NOT_FOR_A_HUB = {
+    *("sqlite3", "redis", "jwt", "yaml", "tomllib", "typer", "rich", "uvloop"),
+    *("importlib.metadata", "importlib.resources", "email", "ctypes", "difflib"),
+    *("wsc_fast.auth", "wsc_fast.demo", "wsc_fast.testing"),
+}
+# These come with asyncio and picows.
+NOT_FOR_A_NAME = {"asyncio", "ssl", "socket", "picows", "python_socks", "multidict", "aiofastnet"}
+NOT_FOR_A_NAME |= {"msgspec", "zlib", "wsc_fast.hub", "wsc_fast._core"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import wsc_fast", NOT_FOR_A_HUB | NOT_FOR_A_NAME),
+        ("from wsc_fast import Hub", NOT_FOR_A_HUB),
+    ],
+)
+def test_an_import_brings_little(statement: str, unwanted: set[str]) -> None:
+    # Without site, which imports more for the editable installs of a developer.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *site.getsitepackages()])}
+    code = f"""
+import sys
+before = set(sys.modules)
+{statement}
+print(*sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stderr == ""
+    brought = set(done.stdout.split())
+    assert brought & unwanted == set()
+    assert len(brought) <= MOST_MODULES[statement]
+
+
+@pytest.mark.parametrize("name", ["MemoryOfflineStore", "ConfigError", "Identity"])
+def test_a_small_name_brings_no_sqlite_and_no_hub(name: str) -> None:
+    code = f"import sys; from wsc_fast import {name}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.stderr == ""
+    assert {"sqlite3", "wsc_fast.hub"} & set(done.stdout.split()) == set()
 
 
 def test_the_version_is_the_one_of_the_distribution() -> None:
@@ -108,12 +183,11 @@ def test_another_picows_is_an_import_error_that_names_the_one_needed(
     assert (installed or "not installed") in str(caught.value)
 
 
-def test_the_check_runs_before_anything_is_imported() -> None:
+def test_the_check_runs_before_a_compiled_module_touches_picows() -> None:
     code = """
-import importlib.metadata as metadata
-real = metadata.version
-metadata.version = lambda name: "2.9.0" if name == "picows" else real(name)
-import wsc_fast
+import picows.version
+picows.version.__version__ = "2.9.0"
+from wsc_fast import Hub
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30
