@@ -1,8 +1,10 @@
 # Each target does all of its own set-up in .venv: Python 3.11 or newer and a C compiler are enough.
+# `make run` installs what running needs; all else brings the tools of tests and lint.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 HOST ?= 127.0.0.1
 PORT ?= 8080
 
@@ -12,7 +14,11 @@ STREAMS ?= 200000
 SEED ?= 1
 
 SOURCES := setup.py pyproject.toml $(wildcard src_cy/*.pyx src_cy/*.h wsc_fast/_core/*.pxd)
+# What is set up, in this order: an environment; the package and what running it needs; what tests,
+# lint and trials need.
+MADE := $(VENV)/.made
 BUILT := $(VENV)/.built
+TESTED := $(VENV)/.tested
 SANITIZE ?=
 DEBUG_TREE := build/debug$(SANITIZE:%=-%)
 # A sanitizer looks into nothing smaller than a malloc, so it takes the place of Python's allocator. That
@@ -57,36 +63,39 @@ PICOWS_TESTS := test_contexts.py test_deflate.py test_hub.py test_limits.py test
 	faults/test_faults_transport_http.py $(if $(QUICK),,faults/test_faults_frames.py \
 	test_late_loop.py test_life_cycle.py test_lingering.py test_model.py)
 
-.PHONY: newest test-newest test-picows run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist clean
+.PHONY: ready newest newest-tree test-newest test-picows run test conformance torture soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist wheels clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
 
-test: $(BUILT)
+test: $(BUILT) $(TESTED)
 	$(BIN)/python -m pytest
 
 # The tests of connections again, with picows as the hubs' transport.
-test-picows: $(BUILT)
+test-picows: $(BUILT) $(TESTED)
 	$(BIN)/python -m pytest --transport picows $(addprefix tests/,$(PICOWS_TESTS)) $(ARGS)
 
 newest:
 	@echo $(NEWEST)
 
 # The core of the suite on the newest Python of the machine, in a tree and an environment of its own.
-test-newest:
+# READY=1 takes the tree that `make newest-tree` has made.
+test-newest: $(if $(READY),,newest-tree)
+	cd $(NEWEST_TREE) && .venv/bin/python -m pytest $(NEWEST_LESS) $(ARGS)
+
+newest-tree:
 	@test -n "$(NEWEST)" || { echo "there is no Python 3.13 or newer here"; exit 1; }
 	rm -rf $(NEWEST_TREE) && mkdir -p $(NEWEST_TREE)
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(NEWEST_TREE)
 	cd $(NEWEST_TREE) && $(NEWEST) -m venv .venv && .venv/bin/pip install -q -e '.[test,cli]'
-	cd $(NEWEST_TREE) && .venv/bin/python -m pytest $(NEWEST_LESS) $(ARGS)
 
 # The Autobahn cases: all on uvloop; on asyncio's loop, over TLS and on picows without those for
 # performance (9), and with QUICK=1, as in CI, without those for compression either, which none of
 # the three concerns.
 SLOW := --exclude '9.*' $(if $(QUICK),--exclude '12.*' --exclude '13.*')
 
-conformance: $(BUILT)
-	$(BIN)/pip install -q -e '.[conformance]'
+conformance: $(BUILT) $(TESTED)
+	$(BIN)/pip install -q --no-build-isolation -e '.[conformance]'
 	$(BIN)/python -m trials.conformance.run $(ARGS)
 ifndef ARGS
 	$(BIN)/python -m trials.conformance.run --loop asyncio $(SLOW)
@@ -96,7 +105,7 @@ ifndef ARGS
 endif
 
 # The parsers and the receiving half of a connection against plain versions, with sanitizers.
-fuzz: $(BUILT)
+fuzz: $(BUILT) $(TESTED)
 	mkdir -p build/fuzz
 	$(CC) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 		-o build/fuzz/wire trials/fuzz/fuzz_wire.c
@@ -107,18 +116,18 @@ fuzz: $(BUILT)
 
 # Servers and stores that are killed, full, late and shared: 50 rounds of each scenario over SQLite and
 # Redis, in 15 to 30 minutes; with QUICK=1, as in the tests, a few rounds of each.
-torture: $(BUILT)
+torture: $(BUILT) $(TESTED)
 	$(BIN)/python -m trials.torture.run $(if $(QUICK),--quick) $(ARGS)
 
 # Everything at once for half an hour, compared with a model; with QUICK=1, as in CI, for 3 minutes.
-soak: $(BUILT)
+soak: $(BUILT) $(TESTED)
 	$(BIN)/python -m trials.soak.run $(if $(QUICK),--quick) $(ARGS)
 
 # The effect of attacks on a hub and its honest clients, as a table; QUICK=1 takes two minutes.
-attack: $(BUILT)
+attack: $(BUILT) $(TESTED)
 	$(BIN)/python -m trials.attack.run $(if $(QUICK),--quick) $(ARGS)
 
-lint: $(BUILT)
+lint: $(BUILT) $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH=$(abspath $(BIN)):$$PATH cython-lint --max-line-length 100 src_cy wsc_fast/_core
@@ -126,19 +135,19 @@ lint: $(BUILT)
 	$(BIN)/python -m mypy.stubtest --ignore-missing-stub \
 		$(patsubst wsc_fast/_core/%.pyi,wsc_fast._core.%,$(wildcard wsc_fast/_core/*.pyi))
 
-format: $(BUILT)
+format: $(BUILT) $(TESTED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # The Python peers are optional: one that does not install is named in the table and left out.
 # `bench` is the main table and the claims; `bench-full` is all, and writes docs/benchmarks/.
-bench bench-full: $(BUILT)
+bench bench-full: $(BUILT) $(TESTED)
 	-while read -r peer; do case "$$peer" in [a-z]*) $(BIN)/pip install -q "$$peer";; esac; done \
 		< benchmarks/requirements.txt
 	$(BIN)/python benchmarks/run.py $(if $(filter bench-full,$@),--full --docs docs/benchmarks) $(ARGS)
 
 # Single calls, in nanoseconds; ARGS="-k outbox" for some of them.
-bench-micro: $(BUILT)
+bench-micro: $(BUILT) $(TESTED)
 	$(BIN)/pip install -q wsproto
 	mkdir -p build/bench
 	$(BIN)/python -m pytest benchmarks/micro --benchmark-enable --benchmark-only --benchmark-quiet -q \
@@ -147,7 +156,7 @@ bench-micro: $(BUILT)
 
 # Instructions per message, compared with benchmarks/gate.json, and that a slower flush would be seen;
 # RECORD=1 records them anew. The micro-benchmarks run once each, so that they keep working.
-bench-gate: $(BUILT)
+bench-gate: $(BUILT) $(TESTED)
 	$(BIN)/python benchmarks/gate/run.py $(if $(RECORD),--record)
 ifndef RECORD
 	$(BIN)/pip install -q wsproto
@@ -156,7 +165,7 @@ endif
 
 # Bounds checks, assertions, Python's debug allocator and the count of the engine's objects, in a tree
 # of its own; with SANITIZE=address or undefined that sanitizer in the allocator's place.
-debug: $(VENV)/.made
+debug: $(MADE)
 	rm -rf $(DEBUG_TREE) && mkdir -p $(DEBUG_TREE)
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(DEBUG_TREE)
 	cd $(DEBUG_TREE) && $(PYTHON) -m venv .venv && WSC_DEBUG=1 WSC_SANITIZE=$(SANITIZE) \
@@ -166,20 +175,56 @@ debug: $(VENV)/.made
 # The tests under valgrind, which checks the engine's use of memory. It is some thirty times slower,
 # so no real clients and no test that measures. Only a report with our modules in it counts, see
 # tests/valgrind.py.
-valgrind: $(BUILT)
+valgrind: $(BUILT) $(TESTED)
 	$(BIN)/python tests/valgrind.py $(ARGS)
 
-dist: $(VENV)/.made
+# The sources, and a wheel of this Python that runs on other Linuxes of its kind, too.
+dist: $(BUILT) $(TESTED)
+	rm -rf dist && mkdir -p dist
 	$(BIN)/pip install -q build
-	$(BIN)/python -m build
+	$(BIN)/python -m build --no-isolation --sdist
+	$(MAKE) wheels PYTHONS=$(BIN)/python
 
-$(VENV)/.made:
-	$(PYTHON) -m venv $(VENV)
-	touch $@
+# A wheel for each of these Pythons: of the PATH, or of pyenv.
+PYTHONS ?= $(shell for minor in 11 12 13 14; do \
+	for each in "$$(pyenv root 2>/dev/null)"/versions/3.$$minor.*/bin/python3 python3.$$minor; do \
+	"$$each" -c 'import pip, sysconfig; open(sysconfig.get_config_h_filename())' \
+	2>/dev/null && echo "$$each" && break; done; done)
 
-$(BUILT): $(VENV)/.made $(SOURCES)
-	$(BIN)/pip install -q -e '.[cli,test,lint]'
-	touch $@
+# Of an earlier build only what is compiled counts: a module that is gone would go into the wheel.
+wheels: $(BUILT) $(TESTED)
+	mkdir -p dist build && find build -path 'build/lib.*' -type f ! -name '*.so' -delete
+	for python in $(PYTHONS); do echo "A wheel for $$python" && rm -rf build/wheel && \
+		"$$python" -m pip wheel -q --no-deps -w build/wheel . && $(REPAIR) || exit 1; done
+	ls -l dist
+
+# On Linux with the tag of the oldest system that it runs on.
+REPAIR = $(if $(filter Linux,$(shell uname)), \
+	PATH=$(abspath $(BIN)):$$PATH auditwheel -q repair --strip -w dist build/wheel/*.whl,cp build/wheel/*.whl dist)
+
+# All that tests need, before several targets are made at a time.
+ready: $(BUILT) $(TESTED)
+
+$(MADE):
+	@echo "Making an environment in $(VENV), with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Without the isolation of a build, so that Cython is installed once, and what was compiled before counts.
+$(BUILT): $(MADE) $(SOURCES)
+	@echo "Installing what the build needs, and what the hub and its command line need"
+	@$(BIN)/python -c 'import tomllib; of = tomllib.load(open("pyproject.toml", "rb")); \
+		project = of["project"]; print(*of["build-system"]["requires"], *project["dependencies"], \
+		*project["optional-dependencies"]["cli"], sep="\n")' > $(VENV)/.needs
+	@$(BIN)/pip install -q -r $(VENV)/.needs
+	@echo "Compiling $(words $(wildcard src_cy/*.pyx)) modules, half a minute or so the first time"
+	@$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(TESTED): pyproject.toml | $(BUILT)
+	@echo "Installing what tests and lint need: browsers' drivers, node, linters and more, 500 MB"
+	@$(BIN)/pip install -q --no-build-isolation -e '.[cli,test,lint]'
+	@touch $@
 
 clean:
 	rm -rf build dist *.egg-info .venv .mypy_cache .ruff_cache .pytest_cache wsc_fast/_core/*.so

@@ -8,6 +8,7 @@ The query and the cookies are parsed only if somebody asks for them, and no more
 each, in one pass over their bytes: anybody may send them before it is known who they are.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t
 from libc.string cimport memchr, memset
@@ -53,16 +54,20 @@ cdef class RequestLine:
         wsc_line line
         bint whole
 
-    def fits(self, const uint8_t[::1] head not None):
+    def fits(self, head not None):
         """Whether a request line can begin so.
 
         Args:
             head: what has come of the head; at each call as much as at the last, or more.
         """
+        # No typed memoryview, whose support is half of what would be compiled for this module.
+        cdef Py_buffer view
         cdef int done
-        if self.whole or head.shape[0] == 0:
+        if self.whole:
             return True
-        done = wsc_read_line(&self.line, &head[0], head.shape[0])
+        PyObject_GetBuffer(head, &view, PyBUF_SIMPLE)
+        done = wsc_read_line(&self.line, <const uint8_t*> view.buf, view.len) if view.len else 0
+        PyBuffer_Release(&view)
         self.whole = done > 0
         return done >= 0
 

@@ -8,9 +8,11 @@ import inspect
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -76,6 +78,80 @@ def test_all_is_sorted_complete_and_true() -> None:
         if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert public == set(wsc_fast.__all__)
+    assert set(wsc_fast.__all__) <= set(dir(wsc_fast))
+
+
+def test_a_name_comes_from_the_module_that_type_checkers_see() -> None:
+    tree = ast.parse((ROOT / "wsc_fast/__init__.py").read_text())
+    imports = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("wsc_fast.")
+        for alias in node.names
+    }
+    assert imports == wsc_fast._MODULE_OF
+    assert set(imports) == set(wsc_fast.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'wsc_fast' has no attribute 'Hup'"):
+        wsc_fast.Hup  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Hup'"):
+        exec("from wsc_fast import Hup")
+
+
+# --- what an import brings ---
+
+# Modules beside those of a bare Python: a number that a busy machine does not change.
+MOST_MODULES = {"import wsc_fast": 45, "from wsc_fast import Hub": 345}
+# For stores, files of settings, JWTs, the command line: of no use to a hub that has none of them.
+NOT_FOR_A_HUB = {
+    *("sqlite3", "redis", "jwt", "yaml", "tomllib", "typer", "rich", "uvloop"),
+    *("importlib.metadata", "importlib.resources", "email", "ctypes", "difflib"),
+    *("wsc_fast.auth", "wsc_fast.demo", "wsc_fast.testing"),
+}
+# These come with asyncio and picows.
+NOT_FOR_A_NAME = {"asyncio", "ssl", "socket", "picows", "python_socks", "multidict", "aiofastnet"}
+NOT_FOR_A_NAME |= {"msgspec", "zlib", "wsc_fast.hub", "wsc_fast._core"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import wsc_fast", NOT_FOR_A_HUB | NOT_FOR_A_NAME),
+        ("from wsc_fast import Hub", NOT_FOR_A_HUB),
+    ],
+)
+def test_an_import_brings_little(statement: str, unwanted: set[str]) -> None:
+    # Without site, which imports more for the editable installs of a developer.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *site.getsitepackages()])}
+    code = f"""
+import sys
+before = set(sys.modules)
+{statement}
+print(*sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stderr == ""
+    brought = set(done.stdout.split())
+    assert brought & unwanted == set()
+    assert len(brought) <= MOST_MODULES[statement]
+
+
+@pytest.mark.parametrize("name", ["MemoryOfflineStore", "ConfigError", "Identity"])
+def test_a_small_name_brings_no_sqlite_and_no_hub(name: str) -> None:
+    code = f"import sys; from wsc_fast import {name}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.stderr == ""
+    assert {"sqlite3", "wsc_fast.hub"} & set(done.stdout.split()) == set()
 
 
 def test_the_version_is_the_one_of_the_distribution() -> None:
@@ -108,12 +184,11 @@ def test_another_picows_is_an_import_error_that_names_the_one_needed(
     assert (installed or "not installed") in str(caught.value)
 
 
-def test_the_check_runs_before_anything_is_imported() -> None:
+def test_the_check_runs_before_a_compiled_module_touches_picows() -> None:
     code = """
-import importlib.metadata as metadata
-real = metadata.version
-metadata.version = lambda name: "2.9.0" if name == "picows" else real(name)
-import wsc_fast
+import picows.version
+picows.version.__version__ = "2.9.0"
+from wsc_fast import Hub
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30
@@ -288,51 +363,85 @@ def test_the_sdist_holds_all_sources_in_c(tmp_path: Path) -> None:
 # --- the wheel, and the sources ---
 
 
+def run_in(tree: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=tree,
+        env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=110,
+    )
+
+
 def build(tree: Path, *command: str) -> None:
-    # Only what is in the archives counts, so that it is compiled as fast as can be.
+    # Compiled as fast as can be, where that has not been done for ROOT.
     compiler = tree / "cc"
     compiler.write_text('#!/bin/sh\nexec cc "$@" -O0 -g0\n')
     compiler.chmod(0o755)
-    environment = os.environ | {"CC": str(compiler), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(
-        command, cwd=tree, env=environment, capture_output=True, text=True, timeout=110
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_in(tree, *command, CC=str(compiler))
+    assert done.returncode == 0, done.stdout
+
+
+def pip_wheel(source: str, out: str) -> list[str]:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, source]
+    if int(version("setuptools").partition(".")[0]) >= 77:
+        # The build's needs are here; otherwise pip fetches them into an environment of its own.
+        command.insert(4, "--no-build-isolation")
+    return command
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is built from, so that the tree itself stays untouched."""
+    """A copy of what is built from, so that the tree itself stays untouched.
+
+    The times of its files are those of ROOT, and so are Cython's C and the modules, so that nothing
+    is compiled that is compiled already.
+    """
     tree = tmp_path_factory.mktemp("tree")
     ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
     for name in ("wsc_fast", "src_cy"):
         shutil.copytree(ROOT / name, tree / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, tree / name)
+    for path in (ROOT / "build").glob("cython*"):
+        shutil.copytree(path, tree / "build" / path.name)
+    for path in (ROOT / "build").glob("lib.*/**/*.so"):
+        copy = tree / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
     return tree
 
 
 @pytest.fixture(scope="module")
-def wheel(tree: Path) -> list[str]:
+def wheel_file(tree: Path) -> Path:
+    build(tree, *pip_wheel(".", str(tree / "wheel")))
+    (path,) = (tree / "wheel").glob("wsc_fast-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> list[str]:
     """The names in a wheel."""
-    out = tree / "wheel"
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), "."]
-    if int(version("setuptools").partition(".")[0]) >= 77:
-        # The build's needs are here; otherwise pip fetches them into an environment of its own.
-        command.insert(4, "--no-build-isolation")
-    build(tree, *command)
-    (path,) = out.glob("wsc_fast-*.whl")
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(wheel_file) as archive:
         return archive.namelist()
 
 
 @pytest.fixture(scope="module")
-def sources(tree: Path, wheel: list[str]) -> list[str]:
-    """The names in an archive of the sources; made after the wheel, it compiles nothing anew."""
+def sources_file(tree: Path) -> Path:
+    """An archive of the sources, which is made without a compiler."""
     code = "from setuptools import build_meta; build_meta.build_sdist('sdist')"
-    build(tree, sys.executable, "-c", code)
+    done = run_in(tree, sys.executable, "-c", code, CC="/nonexistent/cc")
+    assert done.returncode == 0, done.stdout
     (path,) = (tree / "sdist").glob("wsc_fast-*.tar.gz")
-    with tarfile.open(path) as archive:
+    return path
+
+
+@pytest.fixture(scope="module")
+def sources(sources_file: Path) -> list[str]:
+    """The names in it."""
+    with tarfile.open(sources_file) as archive:
         return [name.partition("/")[2] for name in archive.getnames()]
 
 
@@ -365,5 +474,55 @@ def test_the_wheel_holds_each_extension_once(wheel: list[str]) -> None:
 
 def test_the_wheel_holds_no_source_of_an_extension_and_no_tests(wheel: list[str]) -> None:
     assert [n for n in wheel if re.search(r"\.(pyx|c|h|cpp|pyc)$", n)] == []
-    tops = {name.partition("/")[0] for name in wheel}
-    assert tops == {"wsc_fast", f"wsc_fast-{wsc_fast.__version__}.dist-info"}
+    tops = {re.sub("-.*[.]", "-VERSION.", name.partition("/")[0]) for name in wheel}
+    assert tops == {"wsc_fast", "wsc_fast-VERSION.dist-info"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="auditwheel is for Linux")
+def test_the_wheel_serves_the_readme_where_there_is_no_compiler(
+    wheel_file: Path, tmp_path: Path
+) -> None:
+    scripts = Path(sys.executable).parent
+    path = os.pathsep.join([str(scripts), os.environ["PATH"]])
+    repair = ("auditwheel", "repair", "-w", str(tmp_path), str(wheel_file))
+    done = run_in(tmp_path, sys.executable, "-m", *repair, PATH=path)
+    assert done.returncode == 0, done.stdout
+    (repaired,) = tmp_path.glob("wsc_fast-*manylinux*.whl")
+
+    venv.create(tmp_path / "empty", symlinks=True)
+    python = str(tmp_path / "empty/bin/python")
+    alone = {"PATH": str(tmp_path / "empty/bin"), "CC": "/nonexistent/cc", "PYTHONPATH": ""}
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "-q")
+    done = run_in(tmp_path, *pip, "--only-binary", ":all:", str(repaired), **alone)
+    assert done.returncode == 0, done.stdout
+
+    shutil.copy(ROOT / "tests/ten_lines.py", tmp_path)
+    done = run_in(tmp_path, python, "ten_lines.py", str(ROOT / "README.md"), **alone)
+    assert (done.returncode, done.stdout) == (0, "the ten lines were served and answered\n")
+
+
+NO_HEADERS = "#!/bin/sh\necho 'fatal error: Python.h: No such file or directory' >&2\nexit 1\n"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "missing"),
+    [
+        (None, "there is no C compiler ('/nonexistent/cc' is not found): install one, as by 'apt"),
+        (NO_HEADERS, "the headers of Python or C are missing (looked for Python.h in "),
+    ],
+    ids=["no compiler", "no headers"],
+)
+def test_the_sources_say_in_one_line_what_is_missing_to_compile_them(
+    sources_file: Path, tmp_path: Path, compiler: str | None, missing: str
+) -> None:
+    command = tmp_path / "cc"
+    if compiler is not None:
+        command.write_text(compiler)
+        command.chmod(0o755)
+    cc = "/nonexistent/cc" if compiler is None else str(command)
+    done = run_in(tmp_path, *pip_wheel(str(sources_file), "out"), CC=cc)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if "wsc_fast: no wheel fits" in line]
+    assert missing in line
+    assert "apt install" in line
+    assert "Traceback" not in done.stdout

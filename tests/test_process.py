@@ -338,13 +338,13 @@ except ImportError:
     import _xxsubinterpreters as interpreters
     run = interpreters.run_string
 if sys.argv[1] == "after":
-    import wsc_fast
+    from wsc_fast import Hub
 inner = interpreters.create()
 run(inner, '''
 import sys
 sys.path.insert(0, "")
 try:
-    import wsc_fast
+    from wsc_fast import Hub
 except ImportError as error:
     print(error, flush=True)
 ''')

@@ -5,7 +5,6 @@ they would read the wrong memory. And so is the interpreter, before any of them 
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["DEBUG_BUILD", "PICOWS_BUILT_FOR", "check_picows"]
 
@@ -52,10 +51,15 @@ def check_picows(built_for: str, installed: str | None) -> None:
 
 
 def _installed_picows() -> str | None:
+    # picows tells it itself: the compiled modules import it next anyway, while importlib.metadata
+    # would take a quarter of the whole import.
     try:
-        return version("picows")
-    except PackageNotFoundError:
+        from picows.version import __version__
+    except ModuleNotFoundError as error:
+        if error.name != "picows":
+            raise
         return None
+    return str(__version__)
 
 
 check_picows(PICOWS_BUILT_FOR, _installed_picows())

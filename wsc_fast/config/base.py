@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -25,6 +24,8 @@ class _SettingsMeta(msgspec.StructMeta):
 
 
 def _nearest(cls: Any, name: str) -> str:
+    import difflib
+
     near = difflib.get_close_matches(name, cls.__struct_fields__, 1)
     return f": is it {near[0]}?" if near else ""
 

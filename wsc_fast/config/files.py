@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +70,18 @@ def read(file: str) -> Any:
         raise ConfigError(f"{file} cannot be read: {error}") from error
 
 
+# A process that reads no file, or another one, is spared the parsers.
+
+
+def _toml(text: str) -> Any:
+    import tomllib
+
+    return tomllib.loads(text)
+
+
 def _json(text: str) -> Any:
+    import json
+
     # Not msgspec.json, which takes the last of repeated keys.
     return json.loads(text, object_pairs_hook=_unique)
 
@@ -104,6 +113,6 @@ def _yaml(text: str) -> Any:
 _READERS: dict[str, Callable[[str], Any]] = {
     ".yaml": _yaml,
     ".yml": _yaml,
-    ".toml": tomllib.loads,
+    ".toml": _toml,
     ".json": _json,
 }

@@ -40,7 +40,6 @@ from wsc_fast.messages import ACKMessage, HubMessage
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.stores.base import OfflineStore
-from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 
 T = TypeVar("T")
 
@@ -148,6 +147,9 @@ class Delivery:
         if self.acks is not None:
             raise HubStateError("acknowledgements are enabled already")
         if store is None and config.enable_offline_messages:
+            # Imported here: a hub without offline messages does without SQLite.
+            from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
+
             store = SQLiteOfflineStore(DEFAULT_STORE)
         acks = self.acks = Acks(self._needs, self.failures, config, store)
         self._needs.watch_clients(acks)

@@ -155,7 +155,7 @@ class Life:
             await self._give_up_start(loop)
             raise
         self._begin()
-        self._tell_begun("attached to another server, path", path=path or "")
+        self._tell_begun("attached to another server", path=path or "")
 
     def attach_at_once(self, tls: bool, path: str | None) -> None:
         """As `attach`; the offline store opens, and startup callbacks run, meanwhile."""
@@ -166,7 +166,7 @@ class Life:
         self._begin()
         parts.tasks.begin()
         parts.tasks.start(parts.hooks.start_up(), "on_startup")
-        self._tell_begun("attached to another server, path", path=path or "")
+        self._tell_begun("attached to another server", path=path or "")
 
     def _tell_begun(
         self, what: str, places: tuple[str, ...] = (), scheme: str = "", path: str = ""

@@ -9,7 +9,6 @@ freed memory    keep_freed_memory: a setting of malloc, the one thing that stays
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import resource
@@ -243,6 +242,8 @@ def keep_freed_memory() -> None:
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     try:
+        import ctypes
+
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return  # not glibc

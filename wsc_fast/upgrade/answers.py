@@ -6,7 +6,6 @@ import re
 from binascii import b2a_base64
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from email.utils import formatdate
 from functools import lru_cache
 from hashlib import sha1
 from http import HTTPStatus
@@ -106,6 +105,8 @@ def refusal(
 @lru_cache(maxsize=1)
 def _date_of(seconds: int) -> str:
     # RFC 9110 section 6.6.1: a server that has a clock sends the date.
+    from email.utils import formatdate  # slow to import, and needed by the first answer
+
     return formatdate(seconds, usegmt=True)
 
 
