@@ -206,6 +206,9 @@ async def test_over_tls(
             with await open_client(at, client_tls, upgrade=False) as raw:
                 await raw.send_raw(RawClient.request(at, "/ws", [origin]))
                 assert (await raw.read_response()).split()[1] == status
+        with await open_client(at, client_tls, upgrade=False) as raw:
+            await raw.shake_hands(RawClient.request(at) + encode(TEXT, b"early"))
+            assert await raw.recv() == Frame(TEXT, b"early")
         for raw in raws:
             raw.close()
 
