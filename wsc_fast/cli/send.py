@@ -45,7 +45,7 @@ def send(
     url: options.URL,
     messages: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Messages; - for each line of standard input."),
+        typer.Argument(metavar="TEXT", help="Messages; - for each line of standard input."),
     ] = None,
     file: Annotated[
         list[Path] | None,
