@@ -36,7 +36,7 @@ def check_config(
     file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FILE]",
+            metavar="FILE",
             help="A .toml, .yaml, .yml or .json file. Without it: the environment.",
         ),
     ] = None,

@@ -115,7 +115,10 @@ class Connection(WSListener):
         self._transport: WSTransport | None = None
         self._kind: WSMsgType | None = None  # of a message that comes in fragments
         self._parts: list[bytes] = []
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        # `_ended` also ends with an exception of `receive`, while the connection is still there.
+        self._ended: asyncio.Future[None] = loop.create_future()
+        self._gone: asyncio.Future[None] = loop.create_future()
         self._writable = asyncio.Event()
         self._writable.set()
         self._close_code = ABNORMAL
@@ -127,8 +130,6 @@ class Connection(WSListener):
         self.subprotocol = transport.response.headers.get("Sec-WebSocket-Protocol")
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if self._ended.done():
-            return
         kind = frame.msg_type
         if kind == WSMsgType.CLOSE:
             code: Any = frame.get_close_code()  # of an application's own, an int
@@ -137,16 +138,16 @@ class Connection(WSListener):
             if not transport.is_close_frame_sent:
                 transport.send_close(frame.get_close_code())
             transport.disconnect()
-        elif kind in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
+        elif kind not in (WSMsgType.PING, WSMsgType.PONG) and not self._ended.done():
             try:
                 self._take(kind, frame)
             except BaseException as error:
                 self._ended.set_exception(error)
-                transport.disconnect()
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self.code = self._close_code
         self._writable.set()
+        self._gone.set_result(None)
         if not self._ended.done():
             self._ended.set_result(None)
 
@@ -204,19 +205,18 @@ class Connection(WSListener):
         assert self.code is not None
         return self.code
 
-    async def close(self) -> None:
-        """Closes with 1000, and waits for the answer: then the hub has read all that was sent."""
-        if self._transport is None or self.code is not None:
-            return
-        self._transport.send_close(WSCloseCode.OK)
-        try:
-            await asyncio.wait_for(self._gone(), CLOSE_TIMEOUT)
-        finally:
-            self._transport.disconnect(graceful=False)
+    async def close(self) -> bool:
+        """Closes with 1000, and waits for the answer.
 
-    async def _gone(self) -> None:
-        assert self._transport is not None
-        await self._transport.wait_disconnected()
+        Returns:
+            bool: whether it came: then the hub has read all that was sent.
+        """
+        if self._transport is None or self.code is not None:
+            return True
+        self._transport.send_close(WSCloseCode.OK)
+        await asyncio.wait([self._gone], timeout=CLOSE_TIMEOUT)
+        self._transport.disconnect(graceful=False)
+        return self._close_code != ABNORMAL
 
     @property
     def ending(self) -> str:

@@ -138,12 +138,10 @@ class Load:
     async def _close_all(self) -> None:
         connections = list(self._open.values())
         self._open.clear()
-        ends = await asyncio.gather(
-            *(connection.close() for connection in connections), return_exceptions=True
-        )
-        for connection, end in zip(connections, ends, strict=True):
-            if isinstance(end, TimeoutError):
-                self.errors["the hub does not answer the close frame"] += 1
+        answers = await asyncio.gather(*(each.close() for each in connections))
+        for connection, answered in zip(connections, answers, strict=True):
+            if not answered:
+                self.errors["the hub did not answer the close frame"] += 1
             elif connection.code not in NORMAL:
                 self.errors[connection.ending] += 1
         if self._watchers:
@@ -222,7 +220,10 @@ class Load:
         if at < 0:
             return
         at += len(self._tag)
-        sender, due = int(text[at : at + 6], 16), int(text[at + 7 : at + 23], 16)
+        try:
+            sender, due = int(text[at : at + 6], 16), int(text[at + 7 : at + 23], 16)
+        except ValueError:
+            return  # cut off, by a hub that changes messages
         if sender == number:
             self._under_way[number] -= 1
         elif self.mode == "echo":

@@ -45,7 +45,7 @@ def send(
     url: options.URL,
     messages: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Messages; - for each line of standard input."),
+        typer.Argument(metavar="TEXT", help="Messages; - for each line of standard input."),
     ] = None,
     file: Annotated[
         list[Path] | None,
@@ -105,10 +105,9 @@ async def _send(peer: Peer, source: _Source, wait: int, timeout: float, as_json:
     try:
         await _first_of(work(connection), connection.closed())
     finally:
-        try:
-            await connection.close()
-        except TimeoutError:
-            raise Failure("the hub does not answer the close frame") from None
+        answered = await connection.close()
+    if not answered and connection.code is None:
+        raise Failure("the hub does not answer the close frame")
     if connection.code not in NORMAL:
         raise Failure(connection.ending)
     if printer.printed < wait:

@@ -22,6 +22,7 @@ from wsc_fast.cli.output import (
 
 if TYPE_CHECKING:
     import ssl
+    from urllib.request import BaseHandler
 
     from rich.console import RenderableType
     from rich.table import Table
@@ -190,13 +191,15 @@ class _Endpoint:
         """
         from http.client import HTTPException
         from urllib.error import HTTPError, URLError
-        from urllib.request import Request, urlopen
+        from urllib.request import HTTPSHandler, Request, build_opener
 
         from wsc_fast.cli.exposition import Metrics
 
         request = Request(self.url, headers=dict(self._fields))
         try:
-            with urlopen(request, timeout=_TIMEOUT, context=self._context) as answer:
+            # Nothing is followed elsewhere, since the token would go there too.
+            opener = build_opener(HTTPSHandler(context=self._context), _no_redirects())
+            with opener.open(request, timeout=_TIMEOUT) as answer:
                 text = answer.read(_MOST_BYTES).decode("utf-8", "replace")
             found = Metrics(text, time.monotonic())
         except HTTPError as error:
@@ -213,6 +216,16 @@ class _Endpoint:
         if not found.has("wsc_"):
             raise Failure(f"{self.url} has no metrics of a hub (wsc_...)")
         return found
+
+
+def _no_redirects() -> BaseHandler:
+    from urllib.request import HTTPRedirectHandler
+
+    class NoRedirects(HTTPRedirectHandler):
+        def redirect_request(self, *args: Any) -> None:
+            return None
+
+    return NoRedirects()
 
 
 # --- the view ---
