@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,8 @@ from websockets.sync.client import ClientConnection, connect
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "examples/frameworks"
 SECRET = "a secret of 32 bytes, or of more"
+
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
 class Recipe(NamedTuple):
@@ -167,11 +170,26 @@ def test_a_request_publishes_to_the_clients_that_have_logged_in(
         assert (site.process.returncode, "Traceback" in out) == (recipe.code, False), out
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.name for recipe in RECIPES])
-def test_the_page_has_the_program_as_it_is(recipe: Recipe) -> None:
-    code = (FOLDER / f"{recipe.name}.py").read_text()
+def test_the_test_of_an_application_passes(tmp_path: Path) -> None:
+    for name in ("with_fastapi.py", "test_with_fastapi.py"):
+        shutil.copy(FOLDER / name, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_with_fastapi.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JWT_SECRET": SECRET},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_has_the_program_as_it_is(name: str) -> None:
+    code = (FOLDER / f"{name}.py").read_text()
     assert f"```python\n{code}```" in (ROOT / "docs/frameworks.md").read_text()
 
 
 def test_each_program_has_a_recipe() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {recipe.name for recipe in RECIPES}
+    recipes = {name for name in NAMES if name.startswith("with_")}
+    assert recipes == {recipe.name for recipe in RECIPES}
