@@ -47,7 +47,7 @@ from wsc_fast.runtime.runner import Runner, Served
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
-from wsc_fast.stats import HubStats, snapshot
+from wsc_fast.stats import HubStats, client_stats, snapshot
 from wsc_fast.upgrade.admission import Admission
 from wsc_fast.upgrade.admission import Needs as AdmissionNeeds
 from wsc_fast.upgrade.answers import Route
@@ -91,6 +91,7 @@ class Hub(DeliveryFace):
     ) -> None:
         super().__init__()
         self._engine.set_forms(message_forms)
+        self._engine.set_client_stats(client_stats)
         self.config = HubConfig()
         self._runner: Runner | None = None  # while `run` runs
         # Of the hub itself the parts get what they need, and nothing else.
