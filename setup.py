@@ -22,6 +22,7 @@ from setuptools.command.build_ext import build_ext
 
 MODULES = (
     "memory",
+    "histogram",
     "frames",
     "outbox",
     "loop_context",

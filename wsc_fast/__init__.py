@@ -55,7 +55,7 @@ if typing.TYPE_CHECKING:
     from wsc_fast.hub import Hub
     from wsc_fast.listen.sockets import inherited_socket
     from wsc_fast.messages import ACKMessage, AckStatus, HubMessage, Priority
-    from wsc_fast.stats import HubStats
+    from wsc_fast.stats import ClientStats, HubStats
     from wsc_fast.stores.base import OfflineStore, SharedOfflineStore, StoredMessage
     from wsc_fast.stores.memory import MemoryOfflineStore
     from wsc_fast.stores.redis.store import RedisOfflineStore
@@ -75,6 +75,7 @@ __all__ = [
     "Client",
     "ClientDisconnectedError",
     "ClientNotFoundError",
+    "ClientStats",
     "ConfigError",
     "ConnectionErrorHandler",
     "ConnectionLostError",
@@ -175,7 +176,7 @@ _NAMES = {
     "wsc_fast.hub": ("Hub",),
     "wsc_fast.listen.sockets": ("inherited_socket",),
     "wsc_fast.messages": ("ACKMessage", "AckStatus", "HubMessage", "Priority"),
-    "wsc_fast.stats": ("HubStats",),
+    "wsc_fast.stats": ("ClientStats", "HubStats"),
     "wsc_fast.stores.base": ("OfflineStore", "SharedOfflineStore", "StoredMessage"),
     "wsc_fast.stores.memory": ("MemoryOfflineStore",),
     "wsc_fast.stores.redis.store": ("RedisOfflineStore",),

@@ -1,4 +1,4 @@
-"""A hub seen from outside: log records as JSON."""
+"""The parts that watch a hub: metrics, traces, log records as JSON, statistics of clients."""
 
 from wsc_fast.observe.json_log import JsonFormatter
 

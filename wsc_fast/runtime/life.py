@@ -49,6 +49,22 @@ _GIVE_UP = 5.0
 _LEAST_TO_CLOSE = 1.0
 
 
+class Companion(Protocol):
+    """Something that begins and ends with each run of the hub."""
+
+    async def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The hub starts on this loop; an exception ends the start."""
+
+    def close(self) -> None:
+        """The hub has stopped; also called where `open` was not, or has failed."""
+
+    def forget(self) -> None:
+        """The hub's loop was closed, or this is the child of a fork."""
+
+    def descriptors(self) -> list[int]:
+        """Of its sockets."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The parts of one hub that its life begins and ends."""
@@ -80,6 +96,7 @@ class Life:
         check_settings: while connections of another server are the hub's: raises ConfigError for
             settings that cannot hold there.
         give_signals_back: while `run` runs: for the child of a fork.
+        companions: begin and end with each run of the hub.
 
     Thread-safety: the loop's thread, but for `stop` and `drain`.
     """
@@ -93,6 +110,7 @@ class Life:
         self._stopping: asyncio.Future[None] | None = None
         self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
         self._started = 0.0
+        self.companions: list[Companion] = []
         self.start_time: datetime | None = None
         self.check_settings: Callable[[Any], None] | None = None
         self.give_signals_back: Callable[[], None] | None = None
@@ -167,6 +185,8 @@ class Life:
         parts.tasks.begin()
         parts.tasks.start(parts.hooks.start_up(), "on_startup")
         self._tell_begun("attached to another server", path=path or "")
+        opening = loop.create_task(self._open_companions(loop))
+        opening.add_done_callback(_log_failure)
 
     def _tell_begun(
         self, what: str, places: tuple[str, ...] = (), scheme: str = "", path: str = ""
@@ -201,6 +221,7 @@ class Life:
     async def _make_ready(self, loop: asyncio.AbstractEventLoop) -> None:
         parts = self._parts
         await self._open_store(loop)
+        await self._open_companions(loop)
         parts.state.ended = False
         parts.delivery.sleepers.begin()
         parts.tasks.begin()
@@ -213,6 +234,11 @@ class Life:
         finally:
             self._check_still_starting(loop)
 
+    async def _open_companions(self, loop: asyncio.AbstractEventLoop) -> None:
+        for companion in self.companions:
+            await companion.open(loop)
+            self._check_still_starting(loop)
+
     def _check_still_starting(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._parts.engine.loop is not loop or self._stopping is not None:
             raise HubStoppedError("the hub was stopped while it started")
@@ -222,6 +248,7 @@ class Life:
             self._stopping = loop.create_future()
             try:
                 await self._take_leave(time.monotonic() + _GIVE_UP)
+                self._close_companions()
                 await self._parts.delivery.close_store(0.0)
                 self._detach()
             finally:
@@ -307,6 +334,7 @@ class Life:
         deadline = max(deadline, time.monotonic() + min(timeout, _LEAST_TO_CLOSE))
         parts.state.ended = True
         parts.delivery.sleepers.end()
+        self._close_companions()
         # Queued messages have as long as the caller gives them.
         parts.engine.close_timeout = max(self._settings().close_timeout, timeout)
         await in_turns(parts.engine.open_clients(), _shut_down)
@@ -373,6 +401,10 @@ class Life:
         engine = self._parts.engine
         for client in (*engine.open_clients(), *engine.closing_clients()):
             abort(client)
+
+    def _close_companions(self) -> None:
+        for companion in self.companions:
+            companion.close()
 
     def _stop_watching(self) -> None:
         if self._watchdog is not None:
@@ -458,6 +490,8 @@ class Life:
         parts.state.accepting = parts.state.draining = False
         self._stop_watching()
         parts.listener.forget()
+        for companion in self.companions:
+            companion.forget()
         parts.requests.forget()
         parts.admission.forget()
         parts.hooks.forget()
@@ -486,6 +520,8 @@ class Life:
         descriptors = {descriptor_of(client) for client in clients}
         descriptors.update(parts.requests.descriptors())
         descriptors.update(parts.listener.descriptors())
+        for companion in self.companions:
+            descriptors.update(companion.descriptors())
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in descriptors:
             if descriptor >= 0:
@@ -502,6 +538,11 @@ def _version() -> str:
         return importlib.metadata.version("wsc_fast")
     except importlib.metadata.PackageNotFoundError:
         return "of a source tree"
+
+
+def _log_failure(opening: asyncio.Task[None]) -> None:
+    if not opening.cancelled() and (error := opening.exception()) is not None:
+        log.error("a part of the hub did not start: %s", error)
 
 
 def _shut_down(client: Client) -> None:
