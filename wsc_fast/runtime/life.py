@@ -101,6 +101,7 @@ class Life:
         self._stopping: asyncio.Future[None] | None = None
         self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
         self._started = 0.0
+        self._was_ended = False  # before the start that is under way
         self.start_time: datetime | None = None
         self.check_settings: Callable[[Any], None] | None = None
         self.give_signals_back: Callable[[], None] | None = None
@@ -209,7 +210,7 @@ class Life:
     async def _make_ready(self, loop: asyncio.AbstractEventLoop) -> None:
         parts = self._parts
         await self._open_store(loop)
-        parts.state.ended = False
+        self._was_ended, parts.state.ended = parts.state.ended, False
         parts.delivery.sleepers.begin()
         parts.tasks.begin()
         await parts.hooks.start_up()
@@ -231,6 +232,7 @@ class Life:
             try:
                 await self._take_leave(time.monotonic() + _GIVE_UP)
                 await self._parts.delivery.close_store(0.0)
+                self._parts.state.ended = self._was_ended
                 self._detach()
             finally:
                 self._stopping.set_result(None)
@@ -377,7 +379,8 @@ class Life:
             self._all_gone.set_result(None)
 
     def abort_all(self) -> None:
-        """Ends all connections at once."""
+        """Ends all connections at once, and the last words that are under way."""
+        self._parts.hooks.cut_short()
         engine = self._parts.engine
         for client in (*engine.open_clients(), *engine.closing_clients()):
             abort(client)
