@@ -465,7 +465,40 @@ async def test_a_send_in_the_child_of_a_fork_is_an_error() -> None:
             assert hub.broadcast("x") == 1
 
 
-# --- signals that the application handles, too ---
+# --- signals ---
+
+SLOW_WORDS = (
+    ANNOUNCE
+    + """
+    import asyncio
+    from wsc_fast import Hub
+
+    hub = Hub()
+
+    @hub.on_shutdown
+    async def wait():
+        print("begun", flush=True)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            print("cut short", flush=True)
+
+    announced(hub).run(port=0)
+"""
+)
+
+
+def test_a_second_signal_cuts_the_last_words_short() -> None:
+    with Script(SLOW_WORDS) as script:
+        script.port()
+        script.process.send_signal(signal.SIGTERM)
+        assert script.line() == "begun"
+        began = time.monotonic()
+        script.process.send_signal(signal.SIGTERM)
+        assert script.line() == "cut short"
+        assert script.finish() == (0, "", "")
+        assert time.monotonic() - began < 4.0  # the timeout of the stop is 5 s
+
 
 BESIDE = (
     ANNOUNCE

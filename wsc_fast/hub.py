@@ -525,12 +525,17 @@ class Hub(ObserveFace):
         stops gracefully, a second one stops at once; one that comes before the hub serves ends the
         start. SIGHUP loads the certificate again, where there is a certfile.
 
-        Until it returns, the handlers of these signals are the hub's, SIGPIPE is ignored, and the
+        Until it returns, the handlers of these signals are the hub's, which call those that the
+        application had set before; SIGPIPE is ignored, and the
         soft limit of open files is what `max_connections` needs (children inherit it); then all of
         it is as it was before. glibc keeps up to 16 MiB of freed memory from then on.
 
+        Where the application has configured no logging, the log goes to standard error meanwhile;
+        see HubConfig.log_format and log_level.
+
         Raises:
-            SystemExit: the address cannot be listened on; its text says why in one line.
+            SystemExit: the address cannot be listened on; its text says why in one line. Or a
+                signal handler of the application has raised it.
             HubStateError: a loop runs in this thread already; there it is `await hub.start(...)`.
 
         Thread-safety: signals are handled only when called in the main thread.

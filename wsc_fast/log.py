@@ -79,8 +79,9 @@ class SafeLogger:
         *arguments: Any,
         exc_info: BaseException | None = None,
         extra: Fields | None = None,
+        kind: str | None = None,
     ) -> None:
-        self._log(logging.ERROR, text, arguments, extra, error=exc_info)
+        self._log(logging.ERROR, text, arguments, extra, error=exc_info, kind=kind)
 
     def exception(self, text: str, *arguments: Any, extra: Fields | None = None) -> None:
         self._log(logging.ERROR, text, arguments, extra, error=sys.exc_info()[1])

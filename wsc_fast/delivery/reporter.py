@@ -239,7 +239,9 @@ class FailureReporter:
     def failed(self, error: BaseException) -> None:
         """A handler raised."""
         self.counters.handler_errors += 1
-        log.error("a failure handler raised", exc_info=error)
+        log.error(
+            "a failure handler raised", exc_info=error, extra={"event": "failure_handler_error"}
+        )
 
     # --- the end ---
 

@@ -83,6 +83,11 @@ class LifeHooks:
             self._ending.cancel()  # this stop itself was cancelled
             self._ending = None
 
+    def cut_short(self) -> None:
+        """Cancels the shutdown callback under way; the others are not called."""
+        if self._ending is not None:
+            self._ending.cancel()
+
     async def _call_all(self) -> None:
         for fn in self._on_shutdown:
             try:

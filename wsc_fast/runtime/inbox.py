@@ -30,7 +30,7 @@ from wsc_fast._core.connection import (
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.upward import Handlers
 from wsc_fast.config import HubConfig
-from wsc_fast.log import log
+from wsc_fast.log import about, log
 from wsc_fast.runtime.deadlines import Deadline
 from wsc_fast.runtime.tasks import Tasks
 
@@ -242,6 +242,7 @@ class Inbox:
             "(callback_close_timeout)",
             self._client,
             self._inboxes.needs.settings().callback_close_timeout,
+            extra=about(self._client, "callback_cancelled", setting="callback_close_timeout"),
         )
         self._abandon_messages()
         assert self._task is not None
@@ -294,6 +295,7 @@ class Inbox:
                     self._client,
                     self._nbytes,
                     limit,
+                    extra=about(self._client, "input_paused", setting=limit),
                 )
 
     def _limit_met(self, share: float) -> str | None:
@@ -354,6 +356,7 @@ class Inbox:
                 "%r: %d received messages were not handled: the callback before them was cancelled",
                 self._client,
                 waiting - len(self._waiting),
+                extra=about(self._client, "messages_abandoned"),
             )
 
     def _drop_messages(self) -> None:

@@ -111,6 +111,7 @@ class Life:
         self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
         self._started = 0.0
         self.companions: list[Companion] = []
+        self._was_ended = False  # before the start that is under way
         self.start_time: datetime | None = None
         self.check_settings: Callable[[Any], None] | None = None
         self.give_signals_back: Callable[[], None] | None = None
@@ -222,7 +223,7 @@ class Life:
         parts = self._parts
         await self._open_store(loop)
         await self._open_companions(loop)
-        parts.state.ended = False
+        self._was_ended, parts.state.ended = parts.state.ended, False
         parts.delivery.sleepers.begin()
         parts.tasks.begin()
         await parts.hooks.start_up()
@@ -250,6 +251,7 @@ class Life:
                 await self._take_leave(time.monotonic() + _GIVE_UP)
                 self._close_companions()
                 await self._parts.delivery.close_store(0.0)
+                self._parts.state.ended = self._was_ended
                 self._detach()
             finally:
                 self._stopping.set_result(None)
@@ -397,7 +399,8 @@ class Life:
             self._all_gone.set_result(None)
 
     def abort_all(self) -> None:
-        """Ends all connections at once."""
+        """Ends all connections at once, and the last words that are under way."""
+        self._parts.hooks.cut_short()
         engine = self._parts.engine
         for client in (*engine.open_clients(), *engine.closing_clients()):
             abort(client)

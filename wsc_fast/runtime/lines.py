@@ -15,8 +15,14 @@ from wsc_fast.config import HubConfig
 from wsc_fast.errors import ProtocolError
 from wsc_fast.log import about, log
 
+# How a line names a client, and the values for it.
+_WHO = "client %a of user %a at %s"
 # Seconds between two looks at what was dropped.
 _LOOK = 1.0
+
+
+def _names(client: Client) -> tuple[str, str, str]:
+    return client.id, client.user_id, client.remote_address or "an unknown address"
 
 
 def tell_callback_error(client: Client | None, error: BaseException) -> None:
@@ -27,6 +33,7 @@ def tell_callback_error(client: Client | None, error: BaseException) -> None:
         "it belongs to no client" if client is None else f"of {client!r}",
         exc_info=error,
         extra=about(client, "callback_error", error=type(error).__name__),
+        kind=f"a callback raised {type(error).__name__}",
     )
 
 
@@ -34,9 +41,8 @@ def tell_protocol_error(client: Client, error: ProtocolError, settings: HubConfi
     """A client is closed, since it broke the protocol, or a bound."""
     if error.limit is None:
         log.warning(
-            "%r at %s broke the protocol, and is closed with %d: %s",
-            client,
-            client.remote_address or "an unknown address",
+            _WHO + " broke the protocol, and is closed with %d: %s",
+            *_names(client),
             error.code,
             error,
             extra=about(client, "protocol_error", code=error.code, reason=str(error)),
@@ -44,9 +50,8 @@ def tell_protocol_error(client: Client, error: ProtocolError, settings: HubConfi
         return
     setting, value = error.limit, getattr(settings, error.limit)
     log.warning(
-        "%r at %s is closed with %d: %s (HubConfig.%s is %s)",
-        client,
-        client.remote_address or "an unknown address",
+        _WHO + " is closed with %d: %s (HubConfig.%s is %s)",
+        *_names(client),
         error.code,
         error,
         setting,
@@ -61,10 +66,9 @@ def tell_protocol_error(client: Client, error: ProtocolError, settings: HubConfi
 def tell_heartbeat(client: Client, text: str) -> None:
     """A client is closed, since it was silent for the heartbeat timeout."""
     log.warning(
-        "%r at %s is closed with 1001: %s (HubConfig.heartbeat_timeout); it is gone without a "
+        _WHO + " is closed with 1001: %s (HubConfig.heartbeat_timeout); it is gone without a "
         "word, or a proxy does not pass on pings",
-        client,
-        client.remote_address or "an unknown address",
+        *_names(client),
         text,
         extra=about(client, "heartbeat_timeout", reason=text),
     )
@@ -73,10 +77,9 @@ def tell_heartbeat(client: Client, text: str) -> None:
 def tell_slow_consumer(client: Client, messages: int, nbytes: int, settings: HubConfig) -> None:
     """A client is closed, since a broadcast found its outbox full."""
     log.warning(
-        "%r at %s is closed with 1013 as a slow consumer: %d messages (%d bytes) waited for it "
+        _WHO + " is closed with 1013 as a slow consumer: %d messages (%d bytes) waited for it "
         'and are dropped (HubConfig.outbox_messages is %d, outbox_bytes %d, overflow "%s")',
-        client,
-        client.remote_address or "an unknown address",
+        *_names(client),
         messages,
         nbytes,
         settings.outbox_messages,

@@ -70,4 +70,5 @@ class Watchdog:
                     "the loop has made no turn for %.3g s; its thread is here:\n%s",
                     self._timeout,
                     stack,
+                    extra={"event": "loop_blocked"},
                 )
