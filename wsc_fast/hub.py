@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.frames import check_close
@@ -44,6 +44,7 @@ from wsc_fast.runtime.inbox import Inbox
 from wsc_fast.runtime.life import Life, Parts
 from wsc_fast.runtime.process import FileLimit
 from wsc_fast.runtime.runner import Runner, Served
+from wsc_fast.runtime.signatures import OfClient, OfError, OfMessage, OfRoom
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
@@ -57,7 +58,6 @@ from wsc_fast.upgrade.request import Authenticate
 from wsc_fast.upgrade.site import Site
 
 TransportName = Literal["hub", "picows"]
-F = TypeVar("F", bound=Callable[..., Any])
 
 # Descriptors that a process needs besides its connections: the application's, the stores'.
 _OTHER_FILES = 1_024
@@ -223,7 +223,7 @@ class Hub(DeliveryFace):
 
     # --- callbacks ---
 
-    def on_client_connected(self, fn: F) -> F:
+    def on_client_connected(self, fn: OfClient) -> OfClient:
         """Has `fn(client)` called for each new client, before any of its messages.
 
         Args:
@@ -232,24 +232,31 @@ class Hub(DeliveryFace):
         Returns:
             fn, so that this works as a decorator too; several may be set.
 
+        Raises:
+            ValidationError: fn cannot be called so.
+
         Thread-safety: any thread. Source: go-wsc `OnClientConnected`.
         """
         return self._parts.callbacks.add_connected(fn)
 
-    def on_client_disconnected(self, fn: F) -> F:
+    def on_client_disconnected(self, fn: OfClient) -> OfClient:
         """Has `fn(client)` called once for each connected client that has gone.
 
         Args:
-            fn: plain or async. The client is out of its rooms already.
+            fn: plain or async. The client is out of its rooms already; `client.rooms` has those
+                that it was in.
 
         Returns:
             fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
 
         Thread-safety: any thread. Source: go-wsc `OnClientDisconnected`.
         """
         return self._parts.callbacks.add_disconnected(fn)
 
-    def on_message_received(self, fn: F) -> F:
+    def on_message_received(self, fn: OfMessage) -> OfMessage:
         """Has `fn(client, message)` called for each message.
 
         Args:
@@ -259,11 +266,14 @@ class Hub(DeliveryFace):
         Returns:
             fn, so that this works as a decorator too; several may be set.
 
+        Raises:
+            ValidationError: fn cannot be called so.
+
         Thread-safety: any thread. Source: go-wsc `OnMessageReceived`.
         """
         return self._parts.callbacks.add_message(fn)
 
-    def on_error(self, fn: F) -> F:
+    def on_error(self, fn: OfError) -> OfError:
         """Has `fn(client, error)` called for what callbacks raise, and what goes wrong with peers.
 
         Args:
@@ -274,9 +284,49 @@ class Hub(DeliveryFace):
         Returns:
             fn, so that this works as a decorator too; several may be set.
 
+        Raises:
+            ValidationError: fn cannot be called so.
+
         Thread-safety: any thread. Source: go-wsc `OnError`.
         """
         return self._parts.callbacks.add_error(fn)
+
+    def on_room_joined(self, fn: OfRoom) -> OfRoom:
+        """Has `fn(client, room_id)` called for each client that has become a member of a room.
+
+        Args:
+            fn: plain or async. It is called in `join_room`, and an async one in the order of the
+                client's other events.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread.
+        """
+        return self._parts.callbacks.add_room_joined(fn)
+
+    def on_room_left(self, fn: OfRoom) -> OfRoom:
+        """Has `fn(client, room_id)` called for each membership of a room that has ended.
+
+        It ends by `leave_room`, by `delete_room`, and with the connection: then this is called for
+        each of the client's rooms, and `on_client_disconnected` afterwards.
+
+        Args:
+            fn: plain or async, as for `on_room_joined`. The members of a large room that is deleted
+                are told of over several turns of the loop.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread.
+        """
+        return self._parts.callbacks.add_room_left(fn)
 
     def route(self, path: str) -> Callable[[Route], Route]:
         """Serves plain HTTP GET requests of a path.

@@ -83,6 +83,9 @@ class Client(PicowsConnection, BufferedProtocol):
     @property
     def dropped_messages(self) -> int:
         """int: messages for this client that were dropped, whatever the reason."""
+    @property
+    def rooms(self) -> tuple[str, ...]:
+        """tuple[str, ...]: the rooms it is in; once it is closing, those it was in until then."""
     def is_connected(self) -> bool:
         """Whether messages can be sent to it and come from it.
 
@@ -95,7 +98,8 @@ class Client(PicowsConnection, BufferedProtocol):
         """Queues a message for this client.
 
         Args:
-            message: bytes (a binary message) or str (a text message).
+            message: bytes (a binary message), str (a text message) or a HubMessage; see
+                `Hub.broadcast`.
             key: conflation key, a str; see `Hub.broadcast`.
 
         Raises:

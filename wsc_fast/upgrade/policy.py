@@ -25,7 +25,7 @@ from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.addresses import is_trusted, origin_allowed, parse_address, parse_host
 from wsc_fast.log import log
-from wsc_fast.runtime.callbacks import checked_callback
+from wsc_fast.runtime.signatures import checked_callback
 from wsc_fast.runtime.state import State
 from wsc_fast.upgrade.admission import Admission
 from wsc_fast.upgrade.answers import answer, refusal
@@ -80,7 +80,7 @@ class Policy:
         shares_port: Callable[[], bool],
     ) -> None:
         if authenticate is not None:
-            checked_callback(authenticate)
+            checked_callback(authenticate, "request")
         self.site = site
         self._engine = engine
         self._state = state

@@ -9,7 +9,7 @@ from typing import Protocol
 from wsc_fast.addresses import Host, Network, parse_host, parse_network
 from wsc_fast.errors import ValidationError
 from wsc_fast.listen.arguments import check_path
-from wsc_fast.runtime.callbacks import checked_callback
+from wsc_fast.runtime.signatures import checked_callback
 from wsc_fast.upgrade.answers import Route
 from wsc_fast.upgrade.negotiation import Deflate
 
@@ -102,7 +102,7 @@ class Site:
         with self._adding:
             if path in self._routes:
                 raise ValidationError(f"the route {path!r} is served already")
-            self._routes[path] = checked_callback(route)
+            self._routes[path] = checked_callback(route, "request")
 
     def route_at(self, path: str) -> Route | None:
         """The route of a path, if there is one."""
