@@ -73,6 +73,7 @@ cdef tuple LIMITS = (
     "handshake_timeout",
     "max_header_bytes",
     "max_headers",
+    "max_request_body",
     "authentication_timeout",
     "authentication_input_bytes",
     "max_message_size",

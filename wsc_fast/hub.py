@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from ssl import SSLContext
 from types import TracebackType
@@ -51,10 +51,10 @@ from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.stats import HubStats, snapshot
 from wsc_fast.upgrade.admission import Admission
 from wsc_fast.upgrade.admission import Needs as AdmissionNeeds
-from wsc_fast.upgrade.answers import Route
 from wsc_fast.upgrade.handshake import Requests
 from wsc_fast.upgrade.policy import Policy
 from wsc_fast.upgrade.request import Authenticate
+from wsc_fast.upgrade.routes import OfRequest
 from wsc_fast.upgrade.site import Site
 
 TransportName = Literal["hub", "picows"]
@@ -153,7 +153,7 @@ class Hub(DeliveryFace):
             report=callbacks.report,
             shares_port=lambda: listener.shares_port,
         )
-        requests = Requests(engine, state, policy, files, settings)
+        requests = Requests(engine, state, tasks, policy, files, settings)
         self._parts = parts = Parts(
             engine=engine,
             state=state,
@@ -328,16 +328,22 @@ class Hub(DeliveryFace):
         """
         return self._parts.callbacks.add_room_left(fn)
 
-    def route(self, path: str) -> Callable[[Route], Route]:
-        """Serves plain HTTP GET requests of a path.
+    def route(
+        self, path: str, methods: Iterable[str] = ("GET",)
+    ) -> Callable[[OfRequest], OfRequest]:
+        """Serves plain HTTP requests of a path.
 
         Args:
-            path: exact, beginning with a slash.
+            path: begins with a slash, and is exact but for its parameters: `/rooms/{room}` takes
+                any segment there, which `request.path_params["room"]` has. An exact path goes
+                before one with parameters, and these go in the order of their registration.
+            methods: GET, POST, PUT, PATCH, DELETE or OPTIONS. A route of GET answers HEAD too. A
+                body has a Content-Length, and no more bytes than HubConfig.max_request_body.
 
         Returns:
-            a decorator for `f(request)`, a plain function: a str that it returns is sent as text,
+            a decorator for `f(request)`, plain or async: a str that it returns is sent as text,
             bytes as octets, a Response as it says, and a dict, list, tuple, dataclass or
-            msgspec.Struct as JSON.
+            msgspec.Struct as JSON. An async one is cancelled when its peer goes, and by `stop`.
 
         Raises:
             ValidationError: the path cannot be served, or is served already.
@@ -345,12 +351,12 @@ class Hub(DeliveryFace):
         Thread-safety: any thread. Source: Go `http.HandleFunc`.
         """
         site = self._parts.site
-        site.check_route(path)
+        checked = site.routes.check(path, methods)
         if self.loop is not None and path == site.path:
             raise ValidationError(f"the path {path!r} is the WebSocket endpoint")
 
-        def register(fn: Route) -> Route:
-            site.add_route(path, fn)
+        def register(fn: OfRequest) -> OfRequest:
+            site.routes.add(path, checked, fn)
             return fn
 
         return register
