@@ -68,6 +68,8 @@ from wsc_fast._core.picows_connection cimport PicowsConnection
 from wsc_fast._core.rates cimport RATE_CLOSE, RATE_DROP, Allowance, new_allowance
 from wsc_fast._core.receiver cimport CLOSE, PING, PONG
 
+from picows import WSListener
+
 from wsc_fast.errors import (
     ClientDisconnectedError,
     HubStoppedError,
@@ -87,6 +89,9 @@ cdef extern from "net.h" nogil:
 cdef extern from "Python.h":
     # Without the check for an exception that `PyContext_Enter` has here.
     int try_to_enter "PyContext_Enter"(PyObject* context)
+
+# The names that a Client has for its transport, and as a listener of picows.
+cdef frozenset OF_PROTOCOLS = frozenset([*dir(asyncio.BufferedProtocol), *dir(WSListener)])
 
 cdef bytes PING_FRAME = b"\x89\x00"
 # Conflation keys of control frames, which no application can name: a newer ping or pong replaces
@@ -355,6 +360,11 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         Thread-safety: any thread. Source: go-wsc `GetUserData`.
         """
         return default if self.data is None else self.data.get(key, default)
+
+    def __dir__(self):
+        """The public names that are the application's, for completion."""
+        names = super().__dir__()
+        return [name for name in names if not name.startswith("_") and name not in OF_PROTOCOLS]
 
     def __repr__(self):
         state = ("connecting", "open", "closing", "closed")[self.state]

@@ -178,6 +178,10 @@ class Hub(DeliveryFace):
         state = "stopped" if self.loop is None or self.loop.is_closed() else "running"
         return f"<Hub {state}, {self.get_connected_clients()} clients>"
 
+    def __dir__(self) -> list[str]:
+        """The public names, for completion."""
+        return [name for name in super().__dir__() if not name.startswith("_")]
+
     # --- configuration ---
 
     def set_config(self, config: HubConfig) -> None:

@@ -46,6 +46,7 @@ class Client(PicowsConnection, BufferedProtocol):
     """
 
     def __new__(cls, engine: Engine) -> Self: ...
+    def __dir__(self) -> list[str]: ...
     @property
     def hub(self) -> Any:
         """Hub: the hub that it is connected to."""
