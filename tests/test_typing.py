@@ -96,6 +96,15 @@ def test_hooks_and_authenticators_are_checked_too() -> None:
             Hub(**{name: lambda: None})
 
 
+@pytest.mark.parametrize(
+    "kind", ["send_failure", "queue_full", "user_offline", "connection_error", "timeout"]
+)
+def test_a_failure_handler_that_cannot_take_its_arguments_is_refused(kind: str) -> None:
+    handler = type("Handler", (), {f"handle_{kind}": lambda self, msg: None})()
+    with pytest.raises(ValidationError, match="cannot be called with \\(msg"):
+        getattr(Hub(), f"add_{kind}_handler")(handler)
+
+
 # --- completion ---
 
 
