@@ -11,7 +11,7 @@ from cpython.list cimport PyList_GET_SIZE
 
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.members cimport MemberSet
-from wsc_fast._core.outbox cimport RUN_NORMAL, Sink
+from wsc_fast._core.outbox cimport Sink
 
 from wsc_fast.errors import ClientNotFoundError, RoomNotFoundError, ValidationError
 
@@ -107,7 +107,8 @@ cdef class Calls:
         """Queues a message for every connected client.
 
         Args:
-            message: bytes (a binary message) or str (a text message).
+            message: bytes (a binary message), str (a text message) or a HubMessage (its JSON,
+                as a text message, before what waits with a lower priority).
             exclude: ids of clients, or Client objects, that do not get it.
             key: conflation key, a str: a message that still waits in an outbox under the same key
                 is replaced by this one, which takes its place at the end of the queue.
@@ -192,6 +193,8 @@ cdef class Calls:
         Thread-safety: any thread. Source: go-wsc `SendToClient`.
         """
         cdef Sink sink
+        cdef bytes frame
+        cdef int run
         if self._engine.away():
             self._engine.deliveries.send_on_loop(
                 partial(self.send_to_client, client_id, message, key=key), message, client_id
@@ -205,7 +208,8 @@ cdef class Calls:
             if self._engine.fanout.tells_losses():
                 self._engine.deliveries.refused(message, client_id, "conn_closed", error)
             raise
-        self._engine.deliver(sink, self._engine.framed(message, client_id), key, RUN_NORMAL)
+        frame = self._engine.framed(message, client_id, &run)
+        self._engine.deliver(sink, frame, key, run)
 
     def send_text_to_client(self, client_id, text):
         """Queues a text message for one client.
@@ -272,7 +276,10 @@ cdef class Calls:
         self._engine.create_room(room_id)
 
     def delete_room(self, room_id):
-        """Removes a room, in this call; its members stay connected.
+        """Removes a room; its members stay connected.
+
+        There is no such room from this call on. The members of a large one are taken out, and
+        `on_room_left` hears of them, over several turns of the loop.
 
         Args:
             room_id: a str.
@@ -342,6 +349,24 @@ cdef class Calls:
         if self._engine.away():
             return self._engine.deliveries.on_loop(partial(self.get_room_clients, room_id))
         return self._engine.room_clients(room_id)
+
+    def get_room_users(self, room_id):
+        """The ids of the users who have a client in a room.
+
+        Args:
+            room_id: a str.
+
+        Returns:
+            list[str]: each once, in no particular order.
+
+        Raises:
+            RoomNotFoundError: there is no such room.
+
+        Thread-safety: any thread.
+        """
+        if self._engine.away():
+            return self._engine.deliveries.on_loop(partial(self.get_room_users, room_id))
+        return self._engine.room_users(room_id)
 
     def get_rooms(self):
         """The ids of all rooms.

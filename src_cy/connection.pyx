@@ -50,6 +50,7 @@ from wsc_fast._core.frames cimport (
     encode,
     encode_close,
 )
+from wsc_fast._core.members cimport Room, rooms_of
 from wsc_fast._core.outbox cimport (
     CLOSED,
     CLOSING,
@@ -57,7 +58,6 @@ from wsc_fast._core.outbox cimport (
     NO_MEMORY,
     OPEN,
     RUN_CONTROL,
-    RUN_NORMAL,
     outbox_clear,
     outbox_close,
     outbox_data,
@@ -67,6 +67,8 @@ from wsc_fast._core.outbox cimport (
 from wsc_fast._core.picows_connection cimport PicowsConnection
 from wsc_fast._core.rates cimport RATE_CLOSE, RATE_DROP, Allowance, new_allowance
 from wsc_fast._core.receiver cimport CLOSE, PING, PONG
+
+from picows import WSListener
 
 from wsc_fast.errors import (
     ClientDisconnectedError,
@@ -88,6 +90,9 @@ cdef extern from "net.h" nogil:
 cdef extern from "Python.h":
     # Without the check for an exception that `PyContext_Enter` has here.
     int try_to_enter "PyContext_Enter"(PyObject* context)
+
+# The names that a Client has for its transport, and as a listener of picows.
+cdef frozenset OF_PROTOCOLS = frozenset([*dir(asyncio.BufferedProtocol), *dir(WSListener)])
 
 cdef bytes PING_FRAME = b"\x89\x00"
 # Conflation keys of control frames, which no application can name: a newer ping or pong replaces
@@ -199,6 +204,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         bint close_queued          # our close frame went into the outbox
         # Its transport has gone, with this error, before all that had come was heard; or None.
         tuple lost_early
+        tuple rooms_at_end         # ids; None while it is open, and of a client that was in none
         object pending             # Identity, or an awaitable for it; None once it was asked for
 
     def __cinit__(self, Engine engine not None):
@@ -265,6 +271,11 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         """int: messages for this client that were dropped, whatever the reason."""
         return self.box.dropped
 
+    @property
+    def rooms(self):
+        """tuple[str, ...]: the rooms it is in; once it is closing, those it was in until then."""
+        return tuple(rooms_of(self)) if self.state <= OPEN else self.rooms_at_end or ()
+
     def is_connected(self):
         """Whether messages can be sent to it and come from it.
 
@@ -295,7 +306,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         """Queues a message for this client.
 
         Args:
-            message: bytes (a binary message) or str (a text message).
+            message: bytes (a binary message), str (a text message) or a HubMessage; see
+                `Hub.broadcast`.
             key: conflation key, a str; see `Hub.broadcast`.
 
         Raises:
@@ -305,6 +317,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
         Thread-safety: any thread. Source: go-wsc `Client.Send`.
         """
+        cdef bytes frame
+        cdef int run
         if self.engine.away():
             self.engine.deliveries.send_on_loop(
                 partial(self.send, message, key=key), message, self.id, self.user_id
@@ -315,7 +329,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             if self.engine.fanout.tells_losses():
                 self.engine.deliveries.refused(message, self.id, "conn_closed", error, self.user_id)
             raise error
-        self.engine.deliver(self, self.engine.framed(message, self.id), key, RUN_NORMAL)
+        frame = self.engine.framed(message, self.id, &run)
+        self.engine.deliver(self, frame, key, run)
 
     def disconnect(self, code=1000, reason=""):
         """Closes the connection: what is queued goes out first, then the close frame.
@@ -366,6 +381,11 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         Thread-safety: any thread. Source: go-wsc `GetUserData`.
         """
         return default if self.data is None else self.data.get(key, default)
+
+    def __dir__(self):
+        """The public names that are the application's, for completion."""
+        names = super().__dir__()
+        return [name for name in names if not name.startswith("_") and name not in OF_PROTOCOLS]
 
     def __repr__(self):
         state = ("connecting", "open", "closing", "closed")[self.state]
@@ -843,11 +863,19 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     cdef int leave(self) except -1:
         """CLOSING: out of every set, with nothing more to hear."""
         self.state = CLOSING
-        self.engine.clients.expel(self)
+        self.leave_sets()
         self.engine.clients.closing.add(self)
         self.parts = None
         self.held = None
         return 0
+
+    cdef int leave_sets(self) except -1:
+        if self.memberships is not None:
+            # With rooms that were deleted just now, whose end `on_room_left` has not heard of.
+            self.rooms_at_end = tuple(
+                [members.id for members in self.memberships if isinstance(members, Room)]
+            )
+        return self.engine.clients.expel(self)
 
     cdef bint may_close(self) noexcept:
         return self.box.count == 0 and not self.blocked
@@ -999,7 +1027,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
                 frames = outbox_data(&self.box)
                 if self.close_queued:
                     frames.pop()  # the last one is our close frame
-            self.engine.clients.expel(self)
+            self.leave_sets()
             self.end_timers()
         except BaseException as error:
             self.engine.application.report(self, error)

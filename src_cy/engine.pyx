@@ -18,7 +18,7 @@ from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
 from wsc_fast._core.frames cimport encode_message
 from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
-from wsc_fast._core.members cimport MemberSet, Room, push_all
+from wsc_fast._core.members cimport MemberSet, Room, deleted_rooms_of, push_all, rooms_of
 from wsc_fast._core.memory cimport AN_ENGINE, born, died
 from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport (
@@ -30,6 +30,7 @@ from wsc_fast._core.outbox cimport (
     OPEN,
     PUSHED,
     REFUSED,
+    RUN_NORMAL,
     Counters,
     Sink,
     outbox_push,
@@ -53,6 +54,7 @@ from wsc_fast.errors import (
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
+    double wsc_now()
 
 cdef dict POLICIES = {
     "disconnect": DISCONNECT,
@@ -72,6 +74,7 @@ cdef tuple LIMITS = (
     "handshake_timeout",
     "max_header_bytes",
     "max_headers",
+    "max_request_body",
     "authentication_timeout",
     "authentication_input_bytes",
     "max_message_size",
@@ -100,6 +103,10 @@ cdef tuple CLOSES = (
 # `slowest_clients` sorts once it has found so many more than it looks for.
 cdef Py_ssize_t MOST_SORTED = 1024
 
+# Seconds that the members of deleted rooms take of a turn, as in turns.py.
+cdef double EMPTYING_BUDGET = 0.002
+
+
 cdef str checked_key(object key):
     if type(key) is not str:
         raise ValidationError(f"a conflation key must be a str, not {type(key).__name__}")
@@ -118,6 +125,7 @@ cdef class Engine(FanoutNeeds):
         self.fanout = Fanout(self, self.loop_context)
         self.clients = ClientRegistry(self.fanout)
         self.rooms = {}
+        self.emptying = []
         self.deadlines = Timers(most=MOST_ENDS)
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
@@ -144,6 +152,7 @@ cdef class Engine(FanoutNeeds):
         self.fanout.attach()
         self.deadlines.attach(loop)
         self.turns.attach()
+        self.emptying.clear()  # nobody is connected
         self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
 
     def join(self, requests, admission, application, deliveries):
@@ -304,10 +313,19 @@ cdef class Engine(FanoutNeeds):
 
     # --- sending ---
 
-    cdef bytes framed(self, object message, object recipient):
-        # The message's frame; a failure handler hears of one that cannot be sent.
+    cdef bytes framed(self, object message, object recipient, int* run):
+        """The message's frame, and its priority; failure handlers hear of one that has none."""
+        cdef bytes frame
+        run[0] = RUN_NORMAL
         try:
-            return encode_message(message)
+            if (
+                type(message) is str or type(message) is bytes
+                or not isinstance(message, self.forms.encoder.HubMessage)
+            ):
+                return encode_message(message)
+            frame = self.forms.encoder.encode_frame(message)
+            run[0] = message.priority - 1
+            return frame
         except ValidationError as error:
             if self.fanout.tells_losses():
                 self.deliveries.refused(message, recipient, "validation", error)
@@ -422,7 +440,8 @@ cdef class Engine(FanoutNeeds):
         self, list items, object members, object message, object exclude, object key,
         object recipient,
     ) except -1:
-        cdef bytes frame = self.framed(message, recipient)
+        cdef int run
+        cdef bytes frame = self.framed(message, recipient, &run)
         cdef PyObject* key_ptr = NULL
         cdef str checked
         cdef list skipped
@@ -435,14 +454,14 @@ cdef class Engine(FanoutNeeds):
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
             self.fanout.schedule_before_walk(items)
-            return push_all(self.fanout, items, members, None, frame, key_ptr)
+            return push_all(self.fanout, items, members, None, frame, key_ptr, run)
         skipped = self.excluded(exclude)
         self.counters.messages_out += 1
         self.fanout.schedule_before_walk(items)
         try:
             for sink in skipped:
                 sink.skip = True
-            return push_all(self.fanout, items, members, skipped, frame, key_ptr)
+            return push_all(self.fanout, items, members, skipped, frame, key_ptr, run)
         finally:
             for sink in skipped:
                 sink.skip = False
@@ -489,29 +508,51 @@ cdef class Engine(FanoutNeeds):
         return 0
 
     cdef int delete_room(self, object room_id) except -1:
-        cdef MemberSet room
-        room = self.find_room(room_id)
+        cdef Room room
+        room = <Room>self.find_room(room_id)
         if self.fanout.batch_set is room:
             self.fanout.end_batch()
         del self.rooms[room_id]
-        for sink in list(room.items):
-            room.discard(<Sink>sink)
+        room.deleted = True
+        self.emptying.append(room)
+        if PyList_GET_SIZE(self.emptying) == 1:  # else `empty_rooms` is due, or calls us
+            self.empty_rooms()
+        return 0
+
+    def empty_rooms(self):
+        """Takes the members out of deleted rooms, and tells of each; as many as a turn allows."""
+        cdef double until = wsc_now() + EMPTYING_BUDGET
+        cdef Room room
+        try:
+            while PyList_GET_SIZE(self.emptying) and wsc_now() < until:
+                room = <Room>self.emptying[0]
+                if room.size():
+                    self.take_out(<Sink>room.items[room.size() - 1], room)
+                else:
+                    self.emptying.pop(0)
+        finally:
+            if PyList_GET_SIZE(self.emptying) and self.loop_context.loop is not None:
+                self.loop_context.call_soon(self.empty_rooms)
+
+    cdef int take_out(self, Sink sink, MemberSet room) except -1:
+        if room.discard(sink) and self.room_left is not None:
+            self.room_left(sink, room.id)
         return 0
 
     cdef int join_room(self, object client_id, object room_id) except -1:
         cdef Sink sink
         cdef MemberSet room
+        cdef Py_ssize_t sets
         sink = self.clients.find(client_id)
         room = self.find_room(room_id)
         if self.join_filter is not None:
             if not self.join_filter(sink, room_id):
                 raise PermissionDeniedError(f"client {client_id!a} may not join room {room_id!a}")
             # The hook is the application's, and may have ended either.
-            if sink.state != OPEN:
-                raise ClientNotFoundError(f"no connected client has the id {client_id!a}")
-            room = self.find_room(room_id)
-        if sink.memberships is not None and len(sink.memberships) >= self.max_rooms_per_client:
-            if room in sink.memberships:
+            room = self.room_of_open(sink, room_id)
+        sets = 0 if sink.memberships is None else len(sink.memberships)
+        if sets >= self.max_rooms_per_client:
+            if sets and room in sink.memberships:
                 return 0
             if len(rooms_of(sink)) >= self.max_rooms_per_client:
                 self.over("max_rooms_per_client")
@@ -519,9 +560,27 @@ cdef class Engine(FanoutNeeds):
                     f"client {client_id!a} is in {self.max_rooms_per_client} rooms, as many as "
                     "max_rooms_per_client allows"
                 )
-        if room.add(sink) and self.fanout.batch_set is room:
+        if PyList_GET_SIZE(self.emptying):
+            room = self.leave_deleted(sink, room_id)
+        if not room.add(sink):
+            return 0
+        if self.fanout.batch_set is room:
             self.fanout.enter_batch(sink)
+        if self.room_joined is not None:
+            self.room_joined(sink, room.id)
         return 0
+
+    cdef MemberSet leave_deleted(self, Sink sink, object room_id):
+        """Before it joins one that may have the same id; returns the room that has it now."""
+        for room in deleted_rooms_of(sink):
+            self.take_out(sink, <Room>room)
+        # A callback may have ended the client, or this room.
+        return self.room_of_open(sink, room_id)
+
+    cdef MemberSet room_of_open(self, Sink sink, object room_id):
+        if sink.state != OPEN:
+            raise ClientNotFoundError(f"no connected client has the id {sink.id!a}")
+        return self.find_room(room_id)
 
     cdef int leave_room(self, object client_id, object room_id) except -1:
         cdef Sink sink
@@ -530,18 +589,36 @@ cdef class Engine(FanoutNeeds):
         sink = self.clients.find(client_id)
         if self.fanout.batch_set is room and self.fanout.in_batch(sink):
             self.fanout.leave_batch(sink)
-        room.discard(sink)
-        return 0
+        return self.take_out(sink, room)
 
     cdef list room_clients(self, object room_id):
         cdef Sink sink
         return [sink.id for sink in self.find_room(room_id).items]
+
+    cdef list room_users(self, object room_id):
+        cdef Sink sink
+        cdef set users = set()
+        for sink in self.find_room(room_id).items:
+            users.add(sink.user_id)
+        return list(users)
 
     cdef list client_rooms(self, object client_id):
         return rooms_of(self.clients.find(client_id))
 
     def count_rooms(self):
         return len(self.rooms)
+
+    def count_emptying(self):
+        """How many deleted rooms have members left."""
+        return PyList_GET_SIZE(self.emptying)
+
+    def set_room_watchers(self, joined, left):
+        """Has `joined(client, room_id)` and `left(client, room_id)` hear; None: nobody wants to.
+
+        The end of a connection is no `left` (`Client.leave_sets`).
+        """
+        self.room_joined = joined
+        self.room_left = left
 
     # --- heartbeat and stats ---
 
@@ -658,9 +735,3 @@ cdef class Engine(FanoutNeeds):
 
     def count_callback_error(self):
         self.counters.callback_errors += 1
-
-
-cdef list rooms_of(Sink sink):
-    if sink.memberships is None:
-        return []
-    return [(<Room>members).id for members in sink.memberships if isinstance(members, Room)]

@@ -82,7 +82,9 @@ cdef bytes encode_buffer(object message):
     # bytearray, memoryview and the like are copied now: what the caller changes later is not sent.
     cdef Py_buffer view
     if not isinstance(message, (bytes, bytearray, memoryview)):
-        raise MessageTypeError(f"a message must be bytes or str, not {type(message).__name__}")
+        raise MessageTypeError(
+            f"a message must be bytes, str or a HubMessage, not {type(message).__name__}"
+        )
     try:
         PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
     except BufferError:

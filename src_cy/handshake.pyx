@@ -1,11 +1,11 @@
 """The head of an HTTP request, read in one pass: what the upgrade needs of it, and no more.
 
-A head that is none of HTTP/1.1 or 1.0, or of a request with a body, is refused here (RFC 9112),
-whatever the request is about; what it asks for is decided in upgrade/policy.py. An application that
-asks for `headers` gets them from picows' own parser.
+A head that is none of HTTP/1.1 or 1.0, or leaves it open how long the body is, is refused here
+(RFC 9112), whatever the request is about; what it asks for is decided in upgrade/policy.py.
 
-The query and the cookies are parsed only if somebody asks for them, and no more than MOST_PAIRS of
-each, in one pass over their bytes: anybody may send them before it is known who they are.
+The mapping of all headers, the query and the cookies are made only if somebody asks for them: each
+in one pass over its bytes, the query and the cookies with no more than MOST_PAIRS, since anybody
+may send them before it is known who they are.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -15,7 +15,7 @@ from libc.string cimport memchr, memset
 
 from wsc_fast._core.memory cimport A_HEAD, born, died
 
-from picows.picows import _parse_http_request
+from multidict import CIMultiDict
 
 cdef extern from "http.h" nogil:
     struct wsc_field:
@@ -43,6 +43,8 @@ cdef extern from "Python.h":
 
 # Pairs of a query, and cookies, that are looked at; browsers keep 180 cookies of a site.
 MOST_PAIRS = 256
+# The longest body that is told of, in bytes.
+cdef Py_ssize_t LONGEST = 1 << 50
 # A target in absolute form begins so (RFC 9112 section 3.2.2, RFC 6455 section 4.2.1).
 cdef tuple SCHEMES = (b"http://", b"https://", b"ws://", b"wss://")
 
@@ -95,6 +97,9 @@ cdef class RequestHead:
         # The host of a target in absolute form, which counts instead of the header; else None.
         readonly str authority
         readonly bint http10       # the version is HTTP/1.0
+        # Of the body, as Content-Length says; LONGEST for more.
+        readonly Py_ssize_t length
+        readonly bint encoded      # the body is in chunks, or in what else Transfer-Encoding names
         # Whether Upgrade lists websocket, and Connection lists upgrade.
         readonly bint to_websocket
         readonly bint upgrade
@@ -141,12 +146,15 @@ cdef class RequestHead:
                 raise TooManyHeaders(f"more than {most} headers")
             if wsc_same_text(field.name, field.name_size, b"content-length"):
                 lengths += 1
-                if lengths > 1 or not is_zero(&field):
-                    raise ValueError("a request with a body")
+                self.length = length_of(&field)
+                if lengths > 1 or self.length < 0:
+                    raise ValueError("a malformed Content-Length")
             elif wsc_same_text(field.name, field.name_size, b"transfer-encoding"):
-                raise ValueError("a request with a body")
+                self.encoded = True
             else:
                 self.take(&field)
+        if lengths and self.encoded:
+            raise ValueError("both Content-Length and Transfer-Encoding")
 
     cdef Py_ssize_t read_request_line(self, const uint8_t* data, Py_ssize_t size) except -1:
         cdef wsc_line line
@@ -241,11 +249,25 @@ cdef class RequestHead:
 
     @property
     def headers(self):
-        """CIMultiDict: all headers, as picows parses them."""
-        cdef bytes lines
+        """CIMultiDict: all headers."""
+        cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(self.raw)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(self.raw)
+        cdef Py_ssize_t at = self.line_size
+        cdef wsc_field field
+        cdef Py_ssize_t length
+        cdef object headers
         if self.mapping is None:
-            lines = self.raw[self.line_size - 2:len(self.raw) - 2]
-            self.mapping = _parse_http_request(b"GET / HTTP/1.1" + lines).headers
+            headers = CIMultiDict()
+            while at < size:
+                length = wsc_read_field(data + at, size - at, &field)
+                if length <= 0:
+                    break  # __init__ has read them all
+                at += length
+                headers.add(
+                    PyUnicode_DecodeASCII(<const char*>field.name, field.name_size, NULL),
+                    trimmed(<const char*>field.value, field.value_size),
+                )
+            self.mapping = headers
         return self.mapping
 
 
@@ -260,13 +282,15 @@ cdef list appended(list values, const wsc_field* field):
     return values
 
 
-cdef bint is_zero(const wsc_field* field) noexcept:
-    # A length of no bytes, in however many digits.
+cdef Py_ssize_t length_of(const wsc_field* field) noexcept:
+    # A number of bytes, in however many digits; -1 for what is none.
+    cdef Py_ssize_t length = 0
     cdef size_t i
     for i in range(field.value_size):
-        if field.value[i] != c"0":
-            return False
-    return field.value_size > 0
+        if not c"0" <= field.value[i] <= c"9":
+            return -1
+        length = min(length * 10 + field.value[i] - c"0", LONGEST)
+    return length if field.value_size else -1
 
 
 cdef int split_pairs(list pairs, const char* data, Py_ssize_t size, char separator) except -1:

@@ -23,6 +23,7 @@ from wsc_fast._core.outbox cimport (
     Sent,
     Sink,
     outbox_push,
+    outbox_push_slow,
     outbox_slot,
 )
 
@@ -103,29 +104,54 @@ cdef class Room(MemberSet):
     """A named set of clients (internal)."""
 
 
+cdef list rooms_of(Sink sink):
+    """The ids of the rooms that a client is in, in the order of joining."""
+    if sink.memberships is None:
+        return []
+    return [
+        (<Room>members).id for members in list(sink.memberships)
+        if isinstance(members, Room) and not (<Room>members).deleted
+    ]
+
+
+cdef list deleted_rooms_of(Sink sink):
+    """The rooms that were deleted and that a client was not taken out of yet."""
+    if sink.memberships is None:
+        return []
+    return [
+        members for members in sink.memberships
+        if isinstance(members, Room) and (<Room>members).deleted
+    ]
+
+
 cdef Py_ssize_t push_all(
-    Fanout fanout, list items, object members, list skipped, bytes frame, PyObject* key
+    Fanout fanout, list items, object members, list skipped, bytes frame, PyObject* key, int run
 ) except -1:
     cdef Py_ssize_t queued
     cdef Py_ssize_t last
     cdef Sent* sent = NULL
     if fanout.batch_items is None and PyList_GET_SIZE(items) < fanout.batch_least:
-        return push_each(fanout, items, frame, key, None)
-    if key == NULL:
+        return push_each(fanout, items, frame, key, run, None)
+    if key == NULL and run == RUN_NORMAL:
         sent = &fanout.sent if members is None else (<MemberSet>members).count_batches()
-    if key != NULL or not fanout.join_batch(items, members, sent, skipped, frame):
+    if (
+        key != NULL or run != RUN_NORMAL
+        or not fanout.join_batch(items, members, sent, skipped, frame)
+    ):
         fanout.end_batch()
-        return push_each(fanout, items, frame, key, None)
+        return push_each(fanout, items, frame, key, run, None)
     queued = PyList_GET_SIZE(items) - PyList_GET_SIZE(fanout.batch_detached)
     fanout.counters.deliveries += queued
     if PyList_GET_SIZE(fanout.batch_detached):
         last = PyList_GET_SIZE(fanout.batch_frames) - 1
-        queued += push_each(fanout, fanout.batch_detached, frame, NULL, fanout.batch_cache(last))
+        queued += push_each(
+            fanout, fanout.batch_detached, frame, NULL, RUN_NORMAL, fanout.batch_cache(last)
+        )
     return queued
 
 
 cdef Py_ssize_t push_each(
-    Fanout fanout, list items, bytes frame, PyObject* key, list forms
+    Fanout fanout, list items, bytes frame, PyObject* key, int run, list forms
 ) except -1:
     cdef Py_ssize_t queued = 0
     cdef Py_ssize_t i = 0
@@ -139,6 +165,7 @@ cdef Py_ssize_t push_each(
     cdef const Limits* limits = &fanout.limits
     cdef PyObject* form
     cdef int window
+    cdef bint straight = key == NULL and run == RUN_NORMAL  # asked once, not for each member
     # The set may not change meanwhile, so no finalizer of anybody may run (marking allocates).
     cdef bint collecting = PyGC_Disable()
     try:
@@ -161,9 +188,14 @@ cdef Py_ssize_t push_each(
                 if form == <PyObject*>None:
                     forms[window] = fanout.needs.compressed_form(frame, window)
                     form = PyList_GET_ITEM(forms, window)
-            result = outbox_push(
-                &(<Sink>member).box, limits, counters, form, key, RUN_NORMAL
-            )
+            if straight:
+                result = outbox_push(
+                    &(<Sink>member).box, limits, counters, form, NULL, RUN_NORMAL
+                )
+            else:
+                result = outbox_push_slow(
+                    &(<Sink>member).box, limits, counters, form, key, run
+                )
             if result == PUSHED or result == MADE_ROOM:
                 queued += 1
                 if (<Sink>member).dirty_at < 0:

@@ -57,7 +57,7 @@ def copy(stub: Path) -> None:
         elif isinstance(first, ast.Expr) and ast.unparse(first) == "...":
             line = lines[first.lineno - 1]
             lines[first.lineno - 1 : first.end_lineno] = [
-                *([line.replace(" ...", "", 1)] if line.strip() != "..." else []),
+                *([line.removesuffix(" ...")] if line.strip() != "..." else []),
                 *text.splitlines(),
             ]
         else:

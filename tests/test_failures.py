@@ -982,8 +982,9 @@ def raises_async(error: BaseException) -> Callable[..., Any]:
     return handle
 
 
-async def wrong_arguments() -> None:
-    """An async handler that cannot be called as it has to be."""
+async def wrong_arguments(*args: Any) -> None:
+    """An async handler that calls something as that cannot be called."""
+    int(*args)
 
 
 @pytest.mark.parametrize(
@@ -991,7 +992,7 @@ async def wrong_arguments() -> None:
     [
         raises(RuntimeError("x")),
         raises_async(RuntimeError("x")),
-        lambda: None,
+        lambda *args: int(*args),
         wrong_arguments,
         raises(asyncio.CancelledError()),
     ],

@@ -71,7 +71,7 @@ async def test_the_answer_reaches_a_peer_that_still_sends(
             return connection.getresponse().status
 
     async with running(hub, **tls_options(server_tls if tls else None)):
-        wanted = {"upload": 400, "upgrade": 401, "long head": 431}[kind]
+        wanted = {"upload": 405, "upgrade": 401, "long head": 431}[kind]
         for _ in range(2):
             assert await asyncio.to_thread(ask, hub.port) == wanted
         await eventually(lambda: not hub._parts.requests._answered)

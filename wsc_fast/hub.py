@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.frames import check_close
@@ -51,21 +51,21 @@ from wsc_fast.runtime.life import Life, Parts
 from wsc_fast.runtime.lines import OverloadLines
 from wsc_fast.runtime.process import FileLimit, OwnLog
 from wsc_fast.runtime.runner import Runner, Served
+from wsc_fast.runtime.signatures import OfClient, OfError, OfMessage, OfRoom
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.stats import HubStats, client_stats, snapshot
 from wsc_fast.upgrade.admission import Admission
 from wsc_fast.upgrade.admission import Needs as AdmissionNeeds
-from wsc_fast.upgrade.answers import Route
 from wsc_fast.upgrade.handshake import Requests
 from wsc_fast.upgrade.policy import Policy
 from wsc_fast.upgrade.refusals import Refusals
 from wsc_fast.upgrade.request import Authenticate
+from wsc_fast.upgrade.routes import OfRequest
 from wsc_fast.upgrade.site import Site
 
 TransportName = Literal["hub", "picows"]
-F = TypeVar("F", bound=Callable[..., Any])
 
 # Descriptors that a process needs besides its connections: the application's, the stores'.
 _OTHER_FILES = 1_024
@@ -169,7 +169,7 @@ class Hub(ObserveFace):
             report=callbacks.report,
             shares_port=lambda: listener.shares_port,
         )
-        requests = Requests(engine, state, policy, files, settings)
+        requests = Requests(engine, state, tasks, policy, files, settings)
         self._parts = parts = Parts(
             engine=engine,
             state=state,
@@ -208,6 +208,10 @@ class Hub(ObserveFace):
     def __repr__(self) -> str:
         state = "stopped" if self.loop is None or self.loop.is_closed() else "running"
         return f"<Hub {state}, {self.get_connected_clients()} clients>"
+
+    def __dir__(self) -> list[str]:
+        """The public names, for completion."""
+        return [name for name in super().__dir__() if not name.startswith("_")]
 
     # --- configuration ---
 
@@ -259,7 +263,7 @@ class Hub(ObserveFace):
 
     # --- callbacks ---
 
-    def on_client_connected(self, fn: F) -> F:
+    def on_client_connected(self, fn: OfClient) -> OfClient:
         """Has `fn(client)` called for each new client, before any of its messages.
 
         Args:
@@ -268,24 +272,31 @@ class Hub(ObserveFace):
         Returns:
             fn, so that this works as a decorator too; several may be set.
 
+        Raises:
+            ValidationError: fn cannot be called so.
+
         Thread-safety: any thread. Source: go-wsc `OnClientConnected`.
         """
         return self._parts.callbacks.add_connected(fn)
 
-    def on_client_disconnected(self, fn: F) -> F:
+    def on_client_disconnected(self, fn: OfClient) -> OfClient:
         """Has `fn(client)` called once for each connected client that has gone.
 
         Args:
-            fn: plain or async. The client is out of its rooms already.
+            fn: plain or async. The client is out of its rooms already; `client.rooms` has those
+                that it was in.
 
         Returns:
             fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
 
         Thread-safety: any thread. Source: go-wsc `OnClientDisconnected`.
         """
         return self._parts.callbacks.add_disconnected(fn)
 
-    def on_message_received(self, fn: F) -> F:
+    def on_message_received(self, fn: OfMessage) -> OfMessage:
         """Has `fn(client, message)` called for each message.
 
         Args:
@@ -295,11 +306,14 @@ class Hub(ObserveFace):
         Returns:
             fn, so that this works as a decorator too; several may be set.
 
+        Raises:
+            ValidationError: fn cannot be called so.
+
         Thread-safety: any thread. Source: go-wsc `OnMessageReceived`.
         """
         return self._parts.callbacks.add_message(fn)
 
-    def on_error(self, fn: F) -> F:
+    def on_error(self, fn: OfError) -> OfError:
         """Has `fn(client, error)` called for what callbacks raise, and what goes wrong with peers.
 
         Args:
@@ -310,20 +324,66 @@ class Hub(ObserveFace):
         Returns:
             fn, so that this works as a decorator too; several may be set.
 
+        Raises:
+            ValidationError: fn cannot be called so.
+
         Thread-safety: any thread. Source: go-wsc `OnError`.
         """
         return self._parts.callbacks.add_error(fn)
 
-    def route(self, path: str) -> Callable[[Route], Route]:
-        """Serves plain HTTP GET requests of a path.
+    def on_room_joined(self, fn: OfRoom) -> OfRoom:
+        """Has `fn(client, room_id)` called for each client that has become a member of a room.
 
         Args:
-            path: exact, beginning with a slash.
+            fn: plain or async. It is called in `join_room`, and an async one in the order of the
+                client's other events.
 
         Returns:
-            a decorator for `f(request)`, a plain function: a str that it returns is sent as text,
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread.
+        """
+        return self._parts.callbacks.add_room_joined(fn)
+
+    def on_room_left(self, fn: OfRoom) -> OfRoom:
+        """Has `fn(client, room_id)` called for each membership of a room that has ended.
+
+        It ends by `leave_room`, by `delete_room`, and with the connection: then this is called for
+        each of the client's rooms, and `on_client_disconnected` afterwards.
+
+        Args:
+            fn: plain or async, as for `on_room_joined`. The members of a large room that is deleted
+                are told of over several turns of the loop.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread.
+        """
+        return self._parts.callbacks.add_room_left(fn)
+
+    def route(
+        self, path: str, methods: Iterable[str] = ("GET",)
+    ) -> Callable[[OfRequest], OfRequest]:
+        """Serves plain HTTP requests of a path.
+
+        Args:
+            path: begins with a slash, and is exact but for its parameters: `/rooms/{room}` takes
+                any segment there, which `request.path_params["room"]` has. An exact path goes
+                before one with parameters, and these go in the order of their registration.
+            methods: GET, POST, PUT, PATCH, DELETE or OPTIONS. A route of GET answers HEAD too. A
+                body has a Content-Length, and no more bytes than HubConfig.max_request_body.
+
+        Returns:
+            a decorator for `f(request)`, plain or async: a str that it returns is sent as text,
             bytes as octets, a Response as it says, and a dict, list, tuple, dataclass or
-            msgspec.Struct as JSON.
+            msgspec.Struct as JSON. An async one is cancelled when its peer goes, and by `stop`.
 
         Raises:
             ValidationError: the path cannot be served, or is served already.
@@ -331,12 +391,12 @@ class Hub(ObserveFace):
         Thread-safety: any thread. Source: Go `http.HandleFunc`.
         """
         site = self._parts.site
-        site.check_route(path)
+        checked = site.routes.check(path, methods)
         if self.loop is not None and path == site.path:
             raise ValidationError(f"the path {path!r} is the WebSocket endpoint")
 
-        def register(fn: Route) -> Route:
-            site.add_route(path, fn)
+        def register(fn: OfRequest) -> OfRequest:
+            site.routes.add(path, checked, fn)
             return fn
 
         return register

@@ -610,7 +610,7 @@ MORE = (
             "permessage-deflate; server_max_window_bits=8",
         ),
     ),
-    ("Content-Length", ("0", "00", "1", "", "-0", "0, 0")),
+    ("Content-Length", ("0", "00", "1", "", "-0", "0, 0", "9" * 30)),
     ("Transfer-Encoding", ("chunked", "identity")),
     ("X", ("y", "\x80\xff", "\x7f", "a\rb", "a\nb", "a\0b", "a\r\n b", "\tz ")),
     ("X ", ("y",)),

@@ -189,7 +189,10 @@ def answer_to(stream: bytes, tls: bool) -> Answer:
         assert field is not None
         found.setdefault(field[1].lower(), []).append(field[2].strip(" \t"))
     lengths = found.get("content-length", ["0"])
-    if "transfer-encoding" in found or len(lengths) > 1 or not re.fullmatch("0+", lengths[0]):
+    encoded = "transfer-encoding" in found
+    if len(lengths) > 1 or not re.fullmatch("[0-9]+", lengths[0]):
+        return Answer(400)
+    if encoded and "content-length" in found:
         return Answer(400)
     method, target, minor = request.groups()
     parts = TARGET(target)
@@ -203,6 +206,8 @@ def answer_to(stream: bytes, tls: bool) -> Answer:
         return Answer(400, head_only=method == "HEAD")
     if method not in ("GET", "HEAD"):
         return Answer(405 if method in KNOWN_METHODS else 400)
+    if encoded or int(lengths[0]):
+        return Answer(400, head_only=method == "HEAD")
     path = (parts[2] or "").partition("?")[0] or "/"
     if minor == "0":
         found.pop("upgrade", None)

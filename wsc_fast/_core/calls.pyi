@@ -82,7 +82,8 @@ class Calls:
         """Queues a message for every connected client.
 
         Args:
-            message: bytes (a binary message) or str (a text message).
+            message: bytes (a binary message), str (a text message) or a HubMessage (its JSON,
+                as a text message, before what waits with a lower priority).
             exclude: ids of clients, or Client objects, that do not get it.
             key: conflation key, a str: a message that still waits in an outbox under the same key
                 is replaced by this one, which takes its place at the end of the queue.
@@ -198,7 +199,10 @@ class Calls:
         Thread-safety: any thread. Source: go-wsc `CreateRoom`.
         """
     def delete_room(self, room_id: str) -> None:
-        """Removes a room, in this call; its members stay connected.
+        """Removes a room; its members stay connected.
+
+        There is no such room from this call on. The members of a large one are taken out, and
+        `on_room_left` hears of them, over several turns of the loop.
 
         Args:
             room_id: a str.
@@ -249,6 +253,20 @@ class Calls:
             RoomNotFoundError: there is no such room.
 
         Thread-safety: any thread. Source: go-wsc `GetRoomClients`.
+        """
+    def get_room_users(self, room_id: str) -> list[str]:
+        """The ids of the users who have a client in a room.
+
+        Args:
+            room_id: a str.
+
+        Returns:
+            list[str]: each once, in no particular order.
+
+        Raises:
+            RoomNotFoundError: there is no such room.
+
+        Thread-safety: any thread.
         """
     def get_rooms(self) -> list[str]:
         """The ids of all rooms.

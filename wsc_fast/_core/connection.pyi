@@ -47,6 +47,7 @@ class Client(PicowsConnection, BufferedProtocol):
     """
 
     def __new__(cls, engine: Engine) -> Self: ...
+    def __dir__(self) -> list[str]: ...
     @property
     def hub(self) -> Any:
         """Hub: the hub that it is connected to."""
@@ -84,6 +85,9 @@ class Client(PicowsConnection, BufferedProtocol):
     @property
     def dropped_messages(self) -> int:
         """int: messages for this client that were dropped, whatever the reason."""
+    @property
+    def rooms(self) -> tuple[str, ...]:
+        """tuple[str, ...]: the rooms it is in; once it is closing, those it was in until then."""
     def is_connected(self) -> bool:
         """Whether messages can be sent to it and come from it.
 
@@ -104,7 +108,8 @@ class Client(PicowsConnection, BufferedProtocol):
         """Queues a message for this client.
 
         Args:
-            message: bytes (a binary message) or str (a text message).
+            message: bytes (a binary message), str (a text message) or a HubMessage; see
+                `Hub.broadcast`.
             key: conflation key, a str; see `Hub.broadcast`.
 
         Raises:

@@ -71,6 +71,7 @@ cdef class Engine(FanoutNeeds):
         ReadBuffer read_buffer
         Counted counters
         dict rooms         # id -> Room
+        list emptying      # of Room: deleted ones with members left, the first one's go first
         unsigned long thread_id      # of the loop's thread; 0 while not running
         Codec codec                  # None where compression is off
         MessageForms forms           # of HubMessages and ACKMessages
@@ -118,6 +119,9 @@ cdef class Engine(FanoutNeeds):
         object publish_filter
         # `filter(client, room_id) -> bool`: may it join.
         object join_filter
+        # `joined(client, room_id)` and `left(client, room_id)`; None where nobody wants to hear.
+        object room_joined
+        object room_left
 
     cdef int bound_outboxes(self, config) except -1
     cdef int bound_rates(self, config) except -1
@@ -133,7 +137,7 @@ cdef class Engine(FanoutNeeds):
     cdef int await_empty(self, Sink sink) except -1
     cdef bint offer(self, Sink sink, bytes frame, int run) except -1
     cdef object queue_full(self, Sink sink)
-    cdef bytes framed(self, object message, object recipient)
+    cdef bytes framed(self, object message, object recipient, int* run)
     cdef Py_ssize_t publish(
         self, list items, object members, object message, object exclude, object key,
         object recipient,
@@ -146,5 +150,10 @@ cdef class Engine(FanoutNeeds):
     cdef int delete_room(self, object room_id) except -1
     cdef int join_room(self, object client_id, object room_id) except -1
     cdef int leave_room(self, object client_id, object room_id) except -1
+    cdef int take_out(self, Sink sink, MemberSet room) except -1
+    cdef MemberSet leave_deleted(self, Sink sink, object room_id)
+    # The room, for a client that is still open; else an error.
+    cdef MemberSet room_of_open(self, Sink sink, object room_id)
     cdef list room_clients(self, object room_id)
+    cdef list room_users(self, object room_id)
     cdef list client_rooms(self, object client_id)

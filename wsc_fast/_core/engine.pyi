@@ -8,9 +8,10 @@ from wsc_fast._core.histogram import Histogram
 from wsc_fast._core.messages import MessageForms
 from wsc_fast._core.settings import Settings
 from wsc_fast._core.timers import Timers
+from wsc_fast.messages import HubMessage
 
 # Clients are Any here: connection.pyi stands above this module.
-_Message = bytes | bytearray | memoryview | str
+_Message = bytes | bytearray | memoryview | str | HubMessage
 
 @final
 class Engine(FanoutNeeds):
@@ -90,6 +91,17 @@ class Engine(FanoutNeeds):
     def get_clients_by_user(self, user_id: str) -> list[Any]:
         """See `Hub.get_clients_by_user`."""
     def count_rooms(self) -> int: ...
+    def empty_rooms(self) -> None:
+        """Takes the members out of deleted rooms, and tells of each; as many as a turn allows."""
+    def count_emptying(self) -> int:
+        """How many deleted rooms have members left."""
+    def set_room_watchers(
+        self, joined: Callable[[Any, str], None] | None, left: Callable[[Any, str], None] | None
+    ) -> None:
+        """Has `joined(client, room_id)` and `left(client, room_id)` hear; None: nobody wants to.
+
+        The end of a connection is no `left` (`Client.leave_sets`).
+        """
     def sweep(self, share: float) -> None:
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
     def open_clients(self) -> list[Any]: ...

@@ -40,6 +40,10 @@ class RequestHead:
     @property
     def http10(self) -> bool: ...
     @property
+    def length(self) -> int: ...
+    @property
+    def encoded(self) -> bool: ...
+    @property
     def to_websocket(self) -> bool: ...
     @property
     def upgrade(self) -> bool: ...
@@ -75,4 +79,4 @@ class RequestHead:
         """list[tuple[str, str]]: name and value, of all lines; MOST_PAIRS at most."""
     @property
     def headers(self) -> CIMultiDict[str]:
-        """CIMultiDict: all headers, as picows parses them."""
+        """CIMultiDict: all headers."""

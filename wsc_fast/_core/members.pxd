@@ -25,18 +25,21 @@ cdef class MemberSet:
     cdef Sent* count_batches(self) except NULL
 
 cdef class Room(MemberSet):
-    pass
+    cdef bint deleted  # members may be left in it, who are taken out a few at a time
+
+cdef list rooms_of(Sink sink)
+cdef list deleted_rooms_of(Sink sink)
 
 # Queues one frame for every sink of a set but those with `skip` set, which `skipped` lists (None:
 # there are none): in the batch of the set (fanout.pxd), or in each outbox. `members` is the set
-# that the items are of, None for all clients. Allocates nothing per recipient. Returns how many
-# took it.
+# that the items are of, None for all clients; `run` is the priority. Allocates nothing per
+# recipient. Returns how many took it.
 cdef Py_ssize_t push_all(
-    Fanout fanout, list items, object members, list skipped, bytes frame, PyObject* key
+    Fanout fanout, list items, object members, list skipped, bytes frame, PyObject* key, int run
 ) except -1
 
 # The same, into each outbox of a list. A sink with a `window` gets the compressed form for it,
 # made once, and kept in `forms` (by window; None: nowhere).
 cdef Py_ssize_t push_each(
-    Fanout fanout, list items, bytes frame, PyObject* key, list forms
+    Fanout fanout, list items, bytes frame, PyObject* key, int run, list forms
 ) except -1

@@ -26,6 +26,7 @@ from wsc_fast.runtime.life import Life
 from wsc_fast.runtime.state import State
 from wsc_fast.upgrade.answers import refusal
 from wsc_fast.upgrade.policy import Policy
+from wsc_fast.upgrade.routes import RouteCall
 
 # Raises ConfigError for a setting that cannot hold on the server whose connections are taken.
 Check = Callable[[HubConfig], None]
@@ -136,7 +137,7 @@ class Door:
 
     def routes(self) -> list[str]:
         """The paths of the hub's routes, which the other server's port does not have."""
-        return self._policy.site.routes()
+        return self._policy.site.routes.paths()
 
     def _take(self, check: Check) -> None:
         if self._life.check_settings is None:
@@ -178,7 +179,10 @@ class Door:
             remote_address: of the peer; "" where it is known only once the connection is made.
             transport: the connection, where it is known already.
         """
-        return self._policy.accept(head, client, remote_address, transport)
+        decided = self._policy.accept(head, client, remote_address, transport)
+        if isinstance(decided, RouteCall):
+            return self._policy.call_at_once(decided, client)
+        return decided
 
     def refuse(self, limit: str | None = None) -> None:
         """Counts a request that cannot be read.

@@ -52,6 +52,7 @@ _OF_THE_SERVER = {
     "handshake_timeout": "ws_create_server has websocket_handshake_timeout",
     "max_handshakes": "picows has no such bound",
     "max_header_bytes": "picows takes up to 16 KiB of headers",
+    "max_request_body": "picows takes requests without a body only",
     "receive_buffer_size": "set SO_RCVBUF on the socket that the server listens on",
     "trusted_proxies": "picows does not say which peer a request comes from",
     "write_buffer_size": "set SO_SNDBUF on the socket that the server listens on",

@@ -74,6 +74,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         write_buffer_size: asked of the kernel for each connection (SO_SNDBUF); 0 leaves it to the
             kernel.
         max_header_bytes, max_headers: of a request; more gets 431 or 400.
+        max_request_body: bytes of the body of a request to a route; more gets 413.
         handshake_timeout: from accepting a connection to its upgrade, and for TLS likewise.
         enable_compression: permessage-deflate (RFC 7692) with clients that offer it. Needs the zlib
             library of the system.
@@ -153,6 +154,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     write_buffer_size: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
     max_header_bytes: Annotated[int, Meta(ge=512, le=1 << 20), LIVE] = 16_384
     max_headers: Annotated[int, Meta(ge=8, le=128), LIVE] = 128
+    max_request_body: Annotated[int, Meta(ge=0, le=1 << 30), LIVE] = 65_536
     handshake_timeout: Seconds = 10.0
     enable_compression: bool = False
     compression_level: Annotated[int, Meta(ge=1, le=9)] = 1

@@ -151,7 +151,7 @@ class DeliveryFace(LifeFace):
             handler: an object with the method, plain (it runs in a thread of the object) or async.
 
         Raises:
-            ValidationError: it has no such method.
+            ValidationError: it has no such method, or one of other arguments.
             LimitError: the hub has 64 failure handlers already.
 
         Thread-safety: any thread. Source: go-wsc `AddSendFailureHandler`.
@@ -176,7 +176,7 @@ class DeliveryFace(LifeFace):
                 "pending".
 
         Raises:
-            ValidationError: it has no such method.
+            ValidationError: it has no such method, or one of other arguments.
             LimitError: the hub has 64 failure handlers already.
 
         Thread-safety: any thread. Source: go-wsc `AddQueueFullHandler`.
@@ -200,7 +200,7 @@ class DeliveryFace(LifeFace):
             handler: as for `add_send_failure_handler`.
 
         Raises:
-            ValidationError: it has no such method.
+            ValidationError: it has no such method, or one of other arguments.
             LimitError: the hub has 64 failure handlers already.
 
         Thread-safety: any thread. Source: go-wsc `AddUserOfflineHandler`.
@@ -224,7 +224,7 @@ class DeliveryFace(LifeFace):
             handler: as for `add_send_failure_handler`.
 
         Raises:
-            ValidationError: it has no such method.
+            ValidationError: it has no such method, or one of other arguments.
             LimitError: the hub has 64 failure handlers already.
 
         Thread-safety: any thread. Source: go-wsc `AddConnectionErrorHandler`.
@@ -249,7 +249,7 @@ class DeliveryFace(LifeFace):
                 "offline", `duration` is in seconds.
 
         Raises:
-            ValidationError: it has no such method.
+            ValidationError: it has no such method, or one of other arguments.
             LimitError: the hub has 64 failure handlers already.
 
         Thread-safety: any thread. Source: go-wsc `AddTimeoutHandler`.

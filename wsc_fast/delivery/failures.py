@@ -214,6 +214,14 @@ _REASONS: tuple[tuple[type[BaseException], SendFailureReason], ...] = (
     (ConnectionError, SendFailureReason.CONN_ERROR),
 )
 GENERAL = "handle_send_failure"
+# The methods of handlers, and their arguments by position.
+METHODS = {
+    "handle_send_failure": ("msg", "recipient", "reason", "error"),
+    "handle_queue_full": ("msg", "recipient", "queue_type", "error"),
+    "handle_user_offline": ("msg", "user_id", "error"),
+    "handle_connection_error": ("msg", "client_id", "error"),
+    "handle_timeout": ("msg", "recipient", "timeout_type", "duration", "error"),
+}
 
 
 def reason_of(error: BaseException) -> SendFailureReason:

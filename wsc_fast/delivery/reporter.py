@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from wsc_fast.delivery.batches import Batch
-from wsc_fast.delivery.failures import Failure, Message, as_id, handling
+from wsc_fast.delivery.failures import METHODS, Failure, Message, as_id, handling
 from wsc_fast.delivery.handler_queue import HandlerQueue
 from wsc_fast.errors import LimitError, SendFailureReason, ValidationError
 from wsc_fast.log import log
 from wsc_fast.messages import new_message_id, requires_ack
+from wsc_fast.runtime.signatures import checked_callback
 
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
@@ -77,13 +78,14 @@ class FailureReporter:
             handler: an object that has it.
 
         Raises:
-            ValidationError: it has no such method.
+            ValidationError: it has no such method, or one of other arguments.
             LimitError: the hub has MAX_HANDLERS handler objects.
         """
         if not callable(getattr(handler, method, None)):
             raise ValidationError(
                 f"a handler must have a method {method}, which {type(handler).__name__} has not"
             )
+        checked_callback(getattr(handler, method), *METHODS[method])
         with self._lock:
             queue = self._queue_of(handler)
             if queue is None:

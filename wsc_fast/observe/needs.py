@@ -12,7 +12,7 @@ from wsc_fast.runtime.callbacks import Wrapper
 from wsc_fast.runtime.life import Companion
 from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.stats import HubStats
-from wsc_fast.upgrade.answers import Route
+from wsc_fast.upgrade.routes import Route
 
 
 @dataclass(frozen=True, slots=True)

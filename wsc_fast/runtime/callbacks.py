@@ -11,7 +11,7 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from wsc_fast._core.connection import Client, call_in_context, inbox_of
 from wsc_fast._core.engine import Engine
@@ -30,9 +30,9 @@ from wsc_fast.runtime.lines import (
     tell_protocol_error,
     tell_slow_consumer,
 )
+from wsc_fast.runtime.signatures import OfClient, OfError, OfMessage, OfRoom, checked_callback
 from wsc_fast.runtime.tasks import Tasks
 
-F = TypeVar("F", bound=Callable[..., Any])
 # `wrapper(event, fn)` returns the function that is called in place of the callback `fn`.
 Wrapper = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
@@ -69,9 +69,9 @@ class Callbacks:
         authorize_publish: Callable[[Client, str | bytes], bool] | None,
         denied: Callable[[Client, str | bytes, PermissionDeniedError], None],
     ) -> None:
-        for hook in (authorize_join, authorize_publish):
+        for hook, subject in ((authorize_join, "room_id"), (authorize_publish, "message")):
             if hook is not None:
-                checked_callback(hook)
+                checked_callback(hook, "client", subject)
             if inspect.iscoroutinefunction(hook):
                 raise ValidationError(
                     f"{hook.__name__} must be a plain function, not async: it decides at once"
@@ -99,32 +99,35 @@ class Callbacks:
         self._on_message: Handlers = ()
         self._on_error: Handlers = ()
         self._wrap: Wrapper = lambda event, fn: fn
+        self._on_room_joined: Handlers = ()
+        self._on_room_left: Handlers = ()
 
     # --- what the application gives ---
 
-    def add_connected(self, fn: F) -> F:
+    def add_connected(self, fn: OfClient) -> OfClient:
         """`fn(client)` for each new client."""
         with self._adding:
-            self._on_connected += (self._wrap("connected", checked_callback(fn)),)
+            self._on_connected += (self._wrap("connected", checked_callback(fn, "client")),)
         return fn
 
-    def add_disconnected(self, fn: F) -> F:
+    def add_disconnected(self, fn: OfClient) -> OfClient:
         """`fn(client)` for each client that has gone."""
         with self._adding:
-            self._on_disconnected += (self._wrap("disconnected", checked_callback(fn)),)
+            self._on_disconnected += (self._wrap("disconnected", checked_callback(fn, "client")),)
         return fn
 
-    def add_message(self, fn: F) -> F:
+    def add_message(self, fn: OfMessage) -> OfMessage:
         """`fn(client, message)` for each message."""
         with self._adding:
-            self._on_message += (self._wrap("message", checked_callback(fn)),)
+            checked_callback(fn, "client", "message")
+            self._on_message += (self._wrap("message", fn),)
             self._engine.set_message_handlers(self._on_message)
         return fn
 
-    def add_error(self, fn: F) -> F:
+    def add_error(self, fn: OfError) -> OfError:
         """`fn(client, error)` for what goes wrong."""
         with self._adding:
-            self._on_error += (checked_callback(fn),)
+            self._on_error += (checked_callback(fn, "client", "error"),)
         return fn
 
     def wrap(self, wrapper: Wrapper) -> None:
@@ -138,6 +141,26 @@ class Callbacks:
             )
             self._engine.set_message_handlers(self._on_message)
 
+    def add_room_joined(self, fn: OfRoom) -> OfRoom:
+        """`fn(client, room_id)` for each client that becomes a member of a room."""
+        with self._adding:
+            self._on_room_joined += (checked_callback(fn, "client", "room_id"),)
+            self._watch_rooms()
+        return fn
+
+    def add_room_left(self, fn: OfRoom) -> OfRoom:
+        """`fn(client, room_id)` for each membership that ends."""
+        with self._adding:
+            self._on_room_left += (checked_callback(fn, "client", "room_id"),)
+            self._watch_rooms()
+        return fn
+
+    def _watch_rooms(self) -> None:
+        self._engine.set_room_watchers(
+            self._room_joined if self._on_room_joined else None,
+            self._room_left if self._on_room_left else None,
+        )
+
     # --- events ---
 
     def connected(self, client: Client) -> None:
@@ -146,9 +169,20 @@ class Callbacks:
             dispatch(self.inboxes, client, self._on_connected, (client,), fatal=True)
 
     def disconnected(self, client: Client) -> None:
-        """An open client has gone."""
+        """An open client has gone, and is in none of its rooms any more."""
+        if self._on_room_left:
+            for room_id in client.rooms:
+                self._room_left(client, room_id)
         if self._on_disconnected:
             dispatch(self.inboxes, client, self._on_disconnected, (client,))
+
+    def _room_joined(self, client: Client, room_id: str) -> None:
+        handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_joined)
+        dispatch(self.inboxes, client, handlers, (client,))
+
+    def _room_left(self, client: Client, room_id: str) -> None:
+        handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_left)
+        dispatch(self.inboxes, client, handlers, (client,))
 
     def limit(self, client: Client) -> bool:
         """A client has gone: an async callback of it that is under way has so long from now on.
@@ -280,11 +314,9 @@ class Callbacks:
         self.inboxes.forget()
 
 
-def checked_callback(fn: F) -> F:
-    """A callback, or ValidationError for what cannot be called."""
-    if not callable(fn):
-        raise ValidationError(f"a callback must be callable, not {type(fn).__name__}")
-    return fn
+def _with(fn: Callable[[Client, str], object], room_id: str, client: Client) -> object:
+    # An inbox keeps the events that have no argument but the client, whatever becomes of it.
+    return fn(client, room_id)
 
 
 async def _logging_errors(results: list[Awaitable[Any]]) -> None:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 from wsc_fast._core.calls import Calls
 from wsc_fast.errors import ValidationError
 from wsc_fast.runtime.hooks import LifeHooks
+from wsc_fast.runtime.signatures import OfHub
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
 
-F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
@@ -28,7 +28,7 @@ class LifeFace(Calls):
     _hooks: LifeHooks
     _tasks: Tasks
 
-    def on_startup(self, fn: F) -> F:
+    def on_startup(self, fn: OfHub) -> OfHub:
         """Has `fn()` called at each start, on the hub's loop, before the first client can connect.
 
         Args:
@@ -40,13 +40,13 @@ class LifeFace(Calls):
             fn, so that this works as a decorator too.
 
         Raises:
-            ValidationError: fn cannot be called.
+            ValidationError: fn cannot be called, or takes an argument.
 
         Thread-safety: any thread. Source: ASGI's lifespan.
         """
         return self._hooks.add_startup(fn)
 
-    def on_shutdown(self, fn: F) -> F:
+    def on_shutdown(self, fn: OfHub) -> OfHub:
         """Has `fn()` called when the hub begins to stop, while its clients are still connected.
 
         Messages that it sends reach them before the close. It is called once for each start that
@@ -61,7 +61,7 @@ class LifeFace(Calls):
             fn, so that this works as a decorator too.
 
         Raises:
-            ValidationError: fn cannot be called.
+            ValidationError: fn cannot be called, or takes an argument.
 
         Thread-safety: any thread. Source: ASGI's lifespan.
         """

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from wsc_fast._core.upward import Handlers
 from wsc_fast.log import log
-from wsc_fast.runtime.callbacks import checked_callback
 from wsc_fast.runtime.inbox import is_awaitable
-
-F = TypeVar("F", bound=Callable[..., Any])
+from wsc_fast.runtime.signatures import OfHub, checked_callback
 
 
 class LifeHooks:
@@ -33,13 +31,13 @@ class LifeHooks:
         self._started = False
         self._ending: asyncio.Task[None] | None = None
 
-    def add_startup(self, fn: F) -> F:
+    def add_startup(self, fn: OfHub) -> OfHub:
         """`fn()` before the hub listens."""
         with self._adding:
             self._on_startup += (checked_callback(fn),)
         return fn
 
-    def add_shutdown(self, fn: F) -> F:
+    def add_shutdown(self, fn: OfHub) -> OfHub:
         """`fn()` when the hub begins to stop."""
         with self._adding:
             self._on_shutdown += (checked_callback(fn),)

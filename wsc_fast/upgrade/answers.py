@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64
-from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import lru_cache
 from hashlib import sha1
 from http import HTTPStatus
 from time import time
-from typing import Any
 
 import msgspec
 from multidict import CIMultiDict
 from picows import WSUpgradeResponse
 
 from wsc_fast.errors import ValidationError
-from wsc_fast.upgrade.request import Request
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z").match
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z").match
@@ -72,9 +69,6 @@ class Response(msgspec.Struct, frozen=True):
             if name.title() not in _OUR_HEADERS:
                 headers[name] = value
         return headers
-
-
-Route = Callable[[Request], Any]  # what `answer` takes
 
 
 def switching_protocols(key: str, headers: dict[str, str]) -> bytes:

@@ -1,15 +1,18 @@
 """The requests of the hub's own server: each connection until it is upgraded, or has its answer.
 
-There are at most `max_handshakes` of them. One more ends the oldest of the larger group: of those
-whose request is not answered yet, or of those whose peers still read an answer. The oldest has had
-the longest time; an honest peer is quicker than that, and a crowd is in the larger group.
+There are at most `max_handshakes` of them. One more ends the oldest of the largest group: of those
+whose request is not whole yet, of those whose async route is under way, or of those whose peers
+still read an answer. The oldest has had the longest time; an honest peer is quicker than that, and
+a crowd is in the largest group.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from picows import WSUpgradeResponse
 
@@ -21,10 +24,13 @@ from wsc_fast.config import HubConfig
 from wsc_fast.log import log
 from wsc_fast.runtime.process import FileLimit
 from wsc_fast.runtime.state import State
+from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.turns import MOST_ENDS, in_turns
 from wsc_fast.upgrade.answers import switching_protocols
 from wsc_fast.upgrade.lingering import Lingering
 from wsc_fast.upgrade.policy import Policy
+from wsc_fast.upgrade.routes import RouteCall
+from wsc_fast.upgrade.serving import Serving
 
 # How the first record of a TLS stream begins (RFC 8446 section 5.1): a handshake.
 _TLS_RECORD = b"\x16\x03"
@@ -40,7 +46,7 @@ class Requests:
     """The connections of one hub's own server that are not upgraded.
 
     Args:
-        engine, state: of the hub.
+        engine, state, tasks: of the hub.
         policy: decides on each request.
         files: says when descriptors run out.
         settings: those that hold now.
@@ -56,11 +62,13 @@ class Requests:
         self,
         engine: Engine,
         state: State,
+        tasks: Tasks,
         policy: Policy,
         files: FileLimit,
         settings: Callable[[], HubConfig],
     ) -> None:
         self.engine = engine
+        self.tasks = tasks
         self.policy = policy
         self.files = files
         self.settings = settings
@@ -68,6 +76,8 @@ class Requests:
         self._state = state
         # Handshakes whose request is not answered yet, oldest first -> their slot of the deadlines.
         self._waiting: dict[Handshake, int] = {}
+        # Handshakes whose async route is under way, oldest first.
+        self._served: dict[Handshake, None] = {}
         # Handshakes that were answered and not upgraded, while their peers read; oldest first.
         self._answered: dict[Handshake, None] = {}
         # The answered ones whose answer the kernel has; oldest first.
@@ -80,7 +90,8 @@ class Requests:
             transport.abort()  # accepted in the turn before the hub stopped
             return None
         settings = self.settings()
-        if len(self._waiting) + len(self._answered) >= settings.max_handshakes:
+        count = len(self._waiting) + len(self._served) + len(self._answered)
+        if count >= settings.max_handshakes:
             self._end_oldest()
         handshake = Handshake(self, client, transport)
         self._waiting[handshake] = self.engine.deadlines.set(
@@ -97,8 +108,9 @@ class Requests:
             self.settings().max_handshakes,
             extra={"event": "too_many_handshakes", "setting": "max_handshakes"},
         )
-        larger = self._answered if len(self._answered) >= len(self._waiting) else self._waiting
-        self._abort(next(iter(larger)))
+        groups: tuple[dict[Handshake, Any], ...] = (self._answered, self._waiting, self._served)
+        largest: dict[Handshake, Any] = max(groups, key=len)
+        self._abort(next(iter(largest)))
 
     def _abort(self, handshake: Handshake) -> None:
         self.settle(handshake)
@@ -108,11 +120,17 @@ class Requests:
         """Forgets a handshake; returns whether it was still without an answer."""
         self._answered.pop(handshake, None)
         self._lingering.pop(handshake, None)
+        self._served.pop(handshake, None)
         slot = self._waiting.pop(handshake, None)
         if slot is None:
             return False
         self.engine.deadlines.cancel(handshake.time_out, slot)
         return True
+
+    def served(self, handshake: Handshake) -> None:
+        """An async route is under way."""
+        self.settle(handshake)
+        self._served[handshake] = None
 
     def answered(self, handshake: Handshake) -> None:
         """A request has got an answer that is no 101."""
@@ -144,19 +162,23 @@ class Requests:
 
     def waits(self) -> bool:
         """Whether a connection has no answer to its request yet."""
-        return bool(self._waiting)
+        return bool(self._waiting or self._served)
 
     def descriptors(self) -> list[int]:
         """Of their sockets; -1 for one that may be closed already."""
-        return [handshake.descriptor() for handshake in (*self._waiting, *self._answered)]
+        return [handshake.descriptor() for handshake in self._all()]
+
+    def _all(self) -> list[Handshake]:
+        return [*self._waiting, *self._served, *self._answered]
 
     async def abort_all(self) -> None:
         """Ends all of them."""
-        await in_turns([*self._waiting, *self._answered], Handshake.abort, MOST_ENDS)
+        await in_turns(self._all(), Handshake.abort, MOST_ENDS)
 
     def forget(self) -> None:
         """The loop was closed: the connections went with it."""
         self._waiting.clear()
+        self._served.clear()
         self._answered.clear()
         self._lingering.clear()
 
@@ -180,6 +202,8 @@ class Handshake:
         "_line",
         "_lingering",
         "_requests",
+        "_serving",
+        "_without_body",
         "transport",
     )
 
@@ -189,6 +213,8 @@ class Handshake:
         self.transport = transport
         self._head: bytearray | None = None  # what came of it in earlier reads
         self._line: RequestLine | None = None  # of that
+        self._serving: Serving | None = None  # once it is known to be for a route
+        self._without_body = False  # the answer is one to HEAD
         self._lingering: Lingering | None = None  # once it is answered
         self._descriptor: int = transport.get_extra_info("socket").fileno()
         if self._descriptor >= requests.files.last:
@@ -197,6 +223,9 @@ class Handshake:
     def received(self, data: bytes | bytearray) -> None:
         """Takes what the transport has read."""
         if self._lingering is not None:
+            return
+        if self._serving is not None:
+            self._serving.received(data)
             return
         searched = 0
         if self._head is not None:
@@ -254,8 +283,16 @@ class Handshake:
             # A loop ran inside `authenticate` or a route, and the connection ended in it.
             policy.drop_identity(client)
             return
+        self._without_body = head.method == "HEAD"
+        if isinstance(decided, RouteCall):
+            self._head = self._line = None
+            self._serving = Serving(
+                decided, policy, requests.tasks, client, self, partial(requests.served, self)
+            )
+            self._serving.begin(rest)
+            return
         if isinstance(decided, WSUpgradeResponse):
-            self._answer(decided, head.method == "HEAD")
+            self._answer(decided)
             return
         assert head.key is not None
         requests.settle(self)
@@ -279,10 +316,15 @@ class Handshake:
         if rest:
             feed(client, rest)
 
-    def _answer(self, response: WSUpgradeResponse, head_only: bool = False) -> None:
+    def answer(self, response: WSUpgradeResponse) -> None:
+        """Sends the answer of a route, unless the connection is gone."""
+        if not self.transport.is_closing():
+            self._answer(response)
+
+    def _answer(self, response: WSUpgradeResponse) -> None:
         response.headers.setdefault("Connection", "close")
         answer = bytes(response.to_bytes())
-        if head_only:
+        if self._without_body:
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
         self._head = self._line = None  # it may be a while until the connection is gone
         requests = self._requests
@@ -311,6 +353,8 @@ class Handshake:
     def lost(self) -> None:
         """The connection is gone."""
         self._requests.lost(self)
+        if self._serving is not None:
+            self._serving.end()
         if self._lingering is not None:
             self._lingering.lost()
 
@@ -321,4 +365,6 @@ class Handshake:
 
     def abort(self) -> None:
         """Ends a connection that is not upgraded."""
+        if self._serving is not None:
+            self._serving.end()
         self.transport.abort()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
 from picows import WSUpgradeResponse
@@ -25,7 +25,7 @@ from wsc_fast._core.handshake import RequestHead
 from wsc_fast.addresses import is_trusted, origin_allowed, parse_address, parse_host
 from wsc_fast.config import HubConfig
 from wsc_fast.log import quoted
-from wsc_fast.runtime.callbacks import checked_callback
+from wsc_fast.runtime.signatures import checked_callback
 from wsc_fast.runtime.state import State
 from wsc_fast.upgrade.admission import Admission
 from wsc_fast.upgrade.answers import answer, refusal
@@ -33,12 +33,13 @@ from wsc_fast.upgrade.identity import check_identity
 from wsc_fast.upgrade.negotiation import choose_subprotocol, list_items, negotiate_deflate
 from wsc_fast.upgrade.refusals import Refusals, listed
 from wsc_fast.upgrade.request import Authenticate, Request
+from wsc_fast.upgrade.routes import METHODS, RouteCall, Served
 from wsc_fast.upgrade.site import Site
 
 # 16 bytes in base64.
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z").match
-# Methods that get 405; what is none of HTTP's gets 400 (RFC 9110 section 9.1).
-_OTHER_METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE")
+# The methods of HTTP (RFC 9110 section 9.1 and RFC 5789); what is none gets 400.
+_METHODS = ("GET", "HEAD", *METHODS[1:], "CONNECT", "TRACE")
 
 
 class Policy:
@@ -70,7 +71,7 @@ class Policy:
         shares_port: Callable[[], bool],
     ) -> None:
         if authenticate is not None:
-            checked_callback(authenticate)
+            checked_callback(authenticate, "request")
         self.site = site
         self._engine = engine
         self._state = state
@@ -92,7 +93,7 @@ class Policy:
         client: Client,
         remote_address: str,
         transport: asyncio.Transport | None,
-    ) -> WSUpgradeResponse | dict[str, str]:
+    ) -> WSUpgradeResponse | RouteCall | dict[str, str]:
         """Decides on a request: the headers for its 101, or the answer that it gets instead.
 
         Args:
@@ -104,9 +105,7 @@ class Policy:
         try:
             return self._decide(head, client, remote_address, transport)
         except BaseException as error:
-            # The text of the exception is for us alone; CancelledError and its like end no loop.
-            self._report(None, error)
-            return refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
+            return self._failed(error)
 
     def drop_identity(self, client: Client) -> None:
         """A connection that was accepted cannot be made."""
@@ -118,16 +117,21 @@ class Policy:
         client: Client,
         remote_address: str,
         transport: asyncio.Transport | None,
-    ) -> WSUpgradeResponse | dict[str, str]:
+    ) -> WSUpgradeResponse | RouteCall | dict[str, str]:
         refused = self._check_request(head)
         if refused is not None:
             return refused
         if not self._state.accepting:
             return self._refuse_ending(remote_address, "the hub is stopping")
         path = head.target.partition(b"?")[0].decode("ascii")
-        route = self.site.route_at(path)
-        if route is not None:
-            return answer(call_in_context(client, route, Request(head, remote_address, transport)))
+        served = self.site.routes.find(path) if path != self.site.path else None
+        if served is not None:
+            request = Request(head, remote_address, transport, served.params_of(path))
+            return self._route(served, head, request)
+        if head.method not in ("GET", "HEAD"):
+            return self._refuse_method("GET, HEAD")
+        if head.length or head.encoded:
+            return self._refuse_body()
         # Where another server has the connection, it has chosen by the path.
         if transport is not None and self.site.path is not None and path != self.site.path:
             return self._refuse_path(head, remote_address)
@@ -234,12 +238,76 @@ class Policy:
             return self.reject(HTTPStatus.BAD_REQUEST, "exactly one sound Host header is needed")
         if head.authority is not None and parse_host(head.authority) is None:
             return self.reject(HTTPStatus.BAD_REQUEST, "the target names no sound host")
-        if head.method in ("GET", "HEAD"):
-            return None
-        if head.method in _OTHER_METHODS:
-            self._engine.count_rejected("request")
-            return refusal(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"})
-        return self.reject(HTTPStatus.BAD_REQUEST, "an unknown method")
+        if head.method not in _METHODS:
+            return self.reject(HTTPStatus.BAD_REQUEST, "an unknown method")
+        return None
+
+    def _refuse_method(self, allowed: str) -> WSUpgradeResponse:
+        self._engine.count_rejected("request")
+        return refusal(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": allowed})
+
+    def _refuse_body(self) -> WSUpgradeResponse:
+        return self.reject(HTTPStatus.BAD_REQUEST, "a request with a body")
+
+    def _route(
+        self, served: Served, head: RequestHead, request: Request
+    ) -> WSUpgradeResponse | RouteCall:
+        """The call of a route, or the answer to a request that it does not take."""
+        route = served.route_of(head.method)
+        if route is None:
+            return self._refuse_method(served.allowed())
+        if head.method in ("GET", "HEAD") and (head.length or head.encoded):
+            return self._refuse_body()
+        if head.encoded:
+            return self.reject(HTTPStatus.LENGTH_REQUIRED, "a body needs a Content-Length")
+        if head.length > self._settings().max_request_body:
+            self._engine.count_limit("max_request_body")
+            return self.reject(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return RouteCall(route, request, head.length)
+
+    # --- routes ---
+
+    def call(self, call: RouteCall, client: Client) -> WSUpgradeResponse | Awaitable[object]:
+        """Calls a route.
+
+        Args:
+            call: with its body.
+            client: in whose context it is called.
+
+        Returns:
+            The answer, or what an async route has returned, for `finish`.
+        """
+        try:
+            result = call_in_context(client, call.route, call.request)
+            return result if inspect.isawaitable(result) else answer(result)
+        except BaseException as error:
+            return self._failed(error)
+
+    async def finish(self, result: Awaitable[object]) -> WSUpgradeResponse:
+        """The answer of an async route."""
+        try:
+            return answer(await result)
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, GeneratorExit) or (task is not None and task.cancelling()):
+                raise
+            return self._failed(error)
+
+    def call_at_once(self, call: RouteCall, client: Client) -> WSUpgradeResponse:
+        """Calls a route where nothing can be waited for: 501 for a body, and for an async one."""
+        if call.length:
+            return self.reject(HTTPStatus.NOT_IMPLEMENTED, "no body is read here")
+        result = self.call(call, client)
+        if isinstance(result, WSUpgradeResponse):
+            return result
+        if inspect.iscoroutine(result):
+            result.close()
+        return self.reject(HTTPStatus.NOT_IMPLEMENTED, "no async route is served here")
+
+    def _failed(self, error: BaseException) -> WSUpgradeResponse:
+        # The text of the exception is for us alone; CancelledError and its like end no loop.
+        self._report(None, error)
+        return refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _check_upgrade(self, head: RequestHead, remote_address: str) -> WSUpgradeResponse | None:
         # RFC 6455 section 4.2.1, in its order; two key headers leave it open which counts. HTTP/1.0

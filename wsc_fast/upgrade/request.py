@@ -17,6 +17,9 @@ class Request:
     """The HTTP request of an upgrade or of a route, as `authenticate` and routes get it.
 
     Attributes:
+        method: of HTTP, such as "GET".
+        path_params: of a route with parameters: name -> str, decoded. Else empty.
+        body: of a request to a route; empty where there is none.
         path: decoded path without the query.
         query: str -> str; of repeated names the first counts. The first 256 pairs are looked at.
         headers: case-insensitive mapping.
@@ -31,19 +34,43 @@ class Request:
             as `ssl.SSLSocket.getpeercert` tells it; None where there is none, or `tls` is False.
     """
 
-    __slots__ = ("_cookies", "_head", "_path", "_query", "_transport", "refusal", "remote_address")
+    __slots__ = (
+        "_body",
+        "_cookies",
+        "_head",
+        "_path",
+        "_query",
+        "_transport",
+        "path_params",
+        "refusal",
+        "remote_address",
+    )
 
     def __init__(
-        self, head: RequestHead, remote_address: str, transport: asyncio.Transport | None = None
+        self,
+        head: RequestHead,
+        remote_address: str,
+        transport: asyncio.Transport | None = None,
+        path_params: dict[str, str] | None = None,
     ) -> None:
         self.remote_address = remote_address
         self.refusal: str | None = None
+        self.path_params = path_params or {}
+        self._body = b""
         self._head = head
         self._transport = transport
         # Parsed at the first access.
         self._path: str | None = None
         self._query: dict[str, str] | None = None
         self._cookies: dict[str, str] | None = None
+
+    @property
+    def method(self) -> str:
+        return self._head.method
+
+    @property
+    def body(self) -> bytes:
+        return self._body
 
     @property
     def tls(self) -> bool:
@@ -86,6 +113,11 @@ class Request:
 def head_of(request: Request) -> RequestHead:
     """The whole head of a request: all lines of a name and all cookies (for auth.py)."""
     return request._head
+
+
+def set_body(request: Request, body: bytes) -> None:
+    """Gives a request its body, once that is there (for serving.py)."""
+    request._body = body
 
 
 def _first_of_each(pairs: list[tuple[str, str]]) -> dict[str, str]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import threading
-
 from wsc_fast.addresses import Host, Network, parse_host, parse_network
 from wsc_fast.config import HubConfig
 from wsc_fast.errors import ValidationError
 from wsc_fast.listen.arguments import check_path
-from wsc_fast.runtime.callbacks import checked_callback
-from wsc_fast.upgrade.answers import Route
 from wsc_fast.upgrade.negotiation import Deflate
+from wsc_fast.upgrade.routes import Routes
 
 
 class Site:
@@ -21,9 +17,10 @@ class Site:
         path: of the WebSocket endpoint; None where another server has chosen by the path.
         tls: the hub speaks TLS, or the server does whose connections it takes.
         trusted_proxies, allowed_hosts: HubConfig's.
+        routes: what else it serves.
         deflate: what the hub wants of permessage-deflate; None where it is off.
 
-    Thread-safety: the loop's thread, but for `add_route` and `check_route`.
+    Thread-safety: the loop's thread, but for `routes`.
     """
 
     def __init__(self) -> None:
@@ -32,9 +29,7 @@ class Site:
         self.trusted_proxies: tuple[Network, ...] = ()
         self.allowed_hosts: frozenset[Host | None] = frozenset()
         self.deflate: Deflate | None = None
-        self._routes: dict[str, Route] = {}
-        # Held while a route is added, which is no single step for Python.
-        self._adding = threading.Lock()
+        self.routes = Routes()
 
     def set_trusted(self, settings: HubConfig) -> None:
         """Takes the settings that a running hub takes."""
@@ -58,37 +53,10 @@ class Site:
     def check_endpoint(self, path: str) -> None:
         """Raises ValidationError for a path that cannot be the WebSocket endpoint."""
         check_path("path", path)
-        if path in self._routes:
+        if path in self.routes:
             raise ValidationError(f"the path {path!r} is served as a route already")
 
     def serve(self, path: str | None, tls: bool) -> None:
         """The hub starts: its endpoint is here from now on."""
         self.path = path
         self.tls = tls
-
-    def check_route(self, path: str) -> None:
-        """Raises ValidationError for a path that cannot be a route's."""
-        check_path("a route", path)
-        if path in self._routes:
-            raise ValidationError(f"the route {path!r} is served already")
-
-    def add_route(self, path: str, route: Route) -> None:
-        """Serves a route.
-
-        Raises:
-            ValidationError: it is async or cannot be called, or the path is served already.
-        """
-        if inspect.iscoroutinefunction(route):
-            raise ValidationError(f"the route {path!r} must be a plain function, not async")
-        with self._adding:
-            if path in self._routes:
-                raise ValidationError(f"the route {path!r} is served already")
-            self._routes[path] = checked_callback(route)
-
-    def routes(self) -> list[str]:
-        """The paths of the routes."""
-        return list(self._routes)
-
-    def route_at(self, path: str) -> Route | None:
-        """The route of a path, if there is one."""
-        return self._routes.get(path)

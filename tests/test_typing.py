@@ -1,0 +1,129 @@
+"""Types as users meet them: callbacks that type checkers refuse, or the hub, and completion."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsc_fast import Client, Hub, ValidationError
+
+ROOT = Path(__file__).parent.parent
+USES = ROOT / "tests" / "typing_uses.py"
+REFUSED = {
+    number
+    for number, line in enumerate(USES.read_text().splitlines(), 1)
+    if line.endswith("# refused")
+}
+
+
+def lines_with_errors(command: list[str], pattern: str) -> set[int]:
+    done = subprocess.run(
+        [sys.executable, "-m", *command, str(USES)], cwd=ROOT, capture_output=True, text=True
+    )
+    return {int(line) for line in re.findall(pattern, done.stdout)}
+
+
+def test_mypy_refuses_each_wrong_use_and_nothing_else() -> None:
+    pytest.importorskip("mypy")
+    command = ["mypy", "--strict", "--no-color-output", "--follow-imports=silent"]
+    found = lines_with_errors(command, r"typing_uses\.py:(\d+): error")
+    assert found == REFUSED
+
+
+def test_pyright_refuses_each_wrong_use_and_nothing_else() -> None:
+    pytest.importorskip("pyright")
+    command = ["pyright", "--pythonpath", sys.executable]
+    found = lines_with_errors(command, r"typing_uses\.py:(\d+):\d+ - error")
+    assert found == REFUSED
+
+
+def test_there_are_wrong_uses() -> None:
+    assert len(REFUSED) == 20
+
+
+# --- at run time ---
+
+OF_CLIENT = ["on_client_connected", "on_client_disconnected"]
+OF_TWO = ["on_message_received", "on_error", "on_room_joined", "on_room_left"]
+
+
+def takes(count: int) -> list[Callable[..., Any]]:
+    """Functions of all kinds with so many arguments."""
+    names = ", ".join(f"a{number}" for number in range(count))
+    scope: dict[str, Any] = {}
+    exec(
+        f"def plain({names}): ...\n"
+        f"async def later({names}): ...\n"
+        f"class Of:\n"
+        f"    def __call__(self, {names}): ...\n"
+        f"    def method(self, {names}): ...\n",
+        scope,
+    )
+    of = scope["Of"]()
+    partial = functools.partial(scope["plain"], **{f"a{count - 1}": 1}) if count else None
+    found = [scope["plain"], scope["later"], of, of.method]
+    return found if partial is None else [*found, functools.partial(lambda *args: None)]
+
+
+@pytest.mark.parametrize("name", [*OF_CLIENT, *OF_TWO])
+def test_a_callback_that_cannot_take_its_arguments_is_refused_when_it_is_set(name: str) -> None:
+    register = getattr(Hub(), name)
+    right = 1 if name in OF_CLIENT else 2
+    for count in range(4):
+        for fn in takes(count):
+            if count == right or isinstance(fn, functools.partial):
+                assert register(fn) is fn
+            else:
+                with pytest.raises(ValidationError, match="cannot be called with \\(client"):
+                    register(fn)
+
+
+@pytest.mark.parametrize("fn", [print, [].append, Client, lambda *args: None, dict])
+def test_a_callback_may_be_anything_that_takes_its_arguments(fn: Any) -> None:
+    assert Hub().on_client_connected(fn) is fn
+
+
+def test_hooks_and_authenticators_are_checked_too() -> None:
+    for name in ("authenticate", "authorize_join", "authorize_publish"):
+        with pytest.raises(ValidationError, match="cannot be called"):
+            Hub(**{name: lambda: None})
+
+
+@pytest.mark.parametrize(
+    "kind", ["send_failure", "queue_full", "user_offline", "connection_error", "timeout"]
+)
+def test_a_failure_handler_that_cannot_take_its_arguments_is_refused(kind: str) -> None:
+    handler = type("Handler", (), {f"handle_{kind}": lambda self, msg: None})()
+    with pytest.raises(ValidationError, match="cannot be called with \\(msg"):
+        getattr(Hub(), f"add_{kind}_handler")(handler)
+
+
+# --- completion ---
+
+
+def test_completion_of_a_hub_shows_public_names_alone() -> None:
+    shown = dir(Hub())
+    assert [name for name in shown if name.startswith("_")] == []
+    assert {"broadcast", "config", "loop", "on_room_joined", "run", "send_ack_message"} <= set(
+        shown
+    )
+
+
+def test_completion_of_a_client_shows_nothing_of_its_transport() -> None:
+    client = Client(Hub()._engine)
+    assert {
+        *("close_code", "close_reason", "conn", "connected_at", "device_id", "disconnect"),
+        *("dropped_messages", "get_user_data", "hub", "id", "is_connected", "last_activity"),
+        *("queued_bytes", "queued_messages", "remote_address", "rooms", "send", "set_user_data"),
+        *("subprotocol", "user_data", "user_id"),
+    } <= set(dir(client))
+    for name in dir(client):
+        assert not name.startswith(("_", "on_ws_", "connection_"))
+        assert name not in ("get_buffer", "buffer_updated", "eof_received", "pause_writing")
