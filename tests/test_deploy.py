@@ -94,7 +94,7 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     },
     "Dockerfile": {
         name: value
-        for line in re.findall(r"^ENV (.+)$", (DEPLOY / "Dockerfile").read_text(), re.M)
+        for line in re.findall(r"^ENV (APP_.+)$", (DEPLOY / "Dockerfile").read_text(), re.M)
         for name, value in (word.split("=") for word in line.split())
         if not name.startswith("PYTHON")
     },
@@ -290,7 +290,7 @@ def test_the_manifests_are_one_application() -> None:
 
 
 def test_the_probes_ask_the_port_of_the_program() -> None:
-    (port,) = CONTAINER["ports"]
+    port, _ = CONTAINER["ports"]
     assert str(port["containerPort"]) == ENVIRONMENTS["Dockerfile"]["APP_PORT"]
     (service,) = objects("Service")
     assert service["spec"]["ports"][0]["targetPort"] == port["name"]
@@ -298,6 +298,23 @@ def test_the_probes_ask_the_port_of_the_program() -> None:
         asked = CONTAINER[probe]["httpGet"]
         assert asked == {"path": "/health", "port": port["name"]}
         assert f'@hub.route("{asked["path"]}")' in APP
+
+
+def test_prometheus_scrapes_the_port_for_metrics() -> None:
+    port = ENVIRONMENTS["Dockerfile"]["APP_METRICS_PORT"]
+    (prometheus,) = documents(DEPLOY / "prometheus/prometheus.yml")
+    (job,) = prometheus["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"hub:{port}"]}]
+    assert "hub" in COMPOSE["services"]
+    for name in prometheus["rule_files"]:
+        assert (DEPLOY / "prometheus" / name).exists()
+    annotations = DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == port
+    assert {"name": "metrics", "containerPort": int(port)} in CONTAINER["ports"]
+    # Clients do not reach it.
+    (service,) = objects("Service")
+    assert [each["name"] for each in service["spec"]["ports"]] == ["http"]
+    assert not any(port in each for each in COMPOSE["services"]["hub"]["ports"])
 
 
 def test_the_container_may_change_nothing() -> None:
@@ -477,6 +494,18 @@ def test_the_health_check_counts_the_clients(tmp_path: Path) -> None:
         with asked.getresponse() as answer:
             assert json.load(answer) == {"status": "healthy", "clients": 1}
         asked.close()
+
+
+def test_the_program_has_metrics_on_a_port_of_their_own(tmp_path: Path) -> None:
+    with listening() as sock, listening() as other:
+        port = port_of(other)
+        other.close()
+        with program(sock, tmp_path, APP_METRICS_PORT=str(port)), client(sock, "ann"):
+            asked = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            asked.request("GET", "/metrics")
+            with asked.getresponse() as answer:
+                assert b"\nwsc_connected_clients 1.0\n" in answer.read()
+            asked.close()
 
 
 @pytest.mark.parametrize(
