@@ -15,6 +15,7 @@ from setuptools import Extension, setup
 
 MODULES = (
     "memory",
+    "histogram",
     "frames",
     "outbox",
     "loop_context",

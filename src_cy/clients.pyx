@@ -6,7 +6,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 
-from wsc_fast._core.fanout cimport Fanout
+from wsc_fast._core.fanout cimport Fanout, join_sent, leave_sent
 from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.outbox cimport Sink
 
@@ -63,6 +63,7 @@ cdef class ClientRegistry:
         cdef MemberSet user
         self.everyone.append(sink)
         sink.slot = PyList_GET_SIZE(self.everyone) - 1
+        join_sent(&self.fanout.sent, sink)
         if self.fanout.batch_items is self.everyone:
             self.fanout.enter_batch(sink)
         if sink.user_id != sink.id:
@@ -97,6 +98,7 @@ cdef class ClientRegistry:
             self.everyone[sink.slot] = last
             last.slot = sink.slot
         sink.slot = -1
+        leave_sent(&self.fanout.sent, sink)
         return 0
 
     cdef Sink find(self, object client_id):
@@ -123,6 +125,20 @@ cdef class ClientRegistry:
         for sink in self.everyone:
             users.add(sink.user_id)
         return list(users)
+
+    cdef int add_sent(
+        self, Sink sink, unsigned long long* frames, unsigned long long* nbytes
+    ) except -1:
+        cdef MemberSet members
+        if sink.slot >= 0:
+            frames[0] += self.fanout.sent.frames
+            nbytes[0] += self.fanout.sent.nbytes[sink.window]
+        if sink.memberships is not None:
+            for members in sink.memberships:
+                if members.sent != NULL:
+                    frames[0] += members.sent.frames
+                    nbytes[0] += members.sent.nbytes[sink.window]
+        return 0
 
     cdef int sweep(self, double share, double now) except -1:
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""

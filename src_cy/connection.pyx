@@ -80,6 +80,7 @@ cdef extern from "wire.h":
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
+    double wsc_now()
     int wsc_progress(int fd, double* since_data, unsigned long long* acked)
     bint wsc_peer_ended(int fd)
     bint wsc_was_reset(int fd)
@@ -172,6 +173,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         object variables           # contextvars.Context of its callbacks; None before the first
         object inbox               # callbacks.Inbox while an async callback of it is due
         list held                  # (message, size) before the identity is known
+        unsigned long long messages_in
+        unsigned long long bytes_in
         object authenticating      # asyncio.Task while an async authenticate runs
         readonly str remote_address
         readonly str subprotocol
@@ -180,8 +183,9 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         str end_reason
         str end                    # the reason of failure for what was still queued at the end
         double connected_wall      # seconds since the epoch
-        double pinged_at
+        double pinged_at           # on the exact clock
         bint pong_due              # the answer to a ping of ours
+        float round_trip           # seconds to that answer, the last time; below 0: not known
         unsigned long long acked   # bytes, at the last look (see check_alive)
         bint announced             # on_client_connected has been called
         bint late_address          # of its peer, known only once its upgrade was accepted
@@ -199,6 +203,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
     def __cinit__(self, Engine engine not None):
         self.close_slot = -1
+        self.round_trip = -1
         self.remote_address = ""
         self.end_reason = ""
 
@@ -269,6 +274,22 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         Thread-safety: any thread. Source: go-wsc `IsConnected`.
         """
         return self.state == OPEN
+
+    def stats(self):
+        """A snapshot of the counters of this client.
+
+        Returns:
+            ClientStats: also of a client that has gone.
+
+        Thread-safety: any thread.
+        """
+        cdef unsigned long long frames = self.frames_sent
+        cdef unsigned long long sent = self.bytes_out
+        self.engine.clients.add_sent(self, &frames, &sent)
+        return self.engine.client_stats(
+            self, self.messages_in, self.bytes_in, frames, sent, self.box.conflated,
+            self.round_trip, self.connected_wall,
+        )
 
     def send(self, message, *, key=None):
         """Queues a message for this client.
@@ -572,6 +593,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             return 0
         self.engine.counters.messages_in += 1
         self.engine.counters.bytes_in += size
+        self.messages_in += 1
+        self.bytes_in += size
         if answer != NO_ACK:
             return 0
         # With an inbox, the hub asks in the message's turn.
@@ -606,6 +629,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             return self.take_close(payload, size)
         if opcode == PONG and self.pong_due:
             self.pong_due = False  # the hub has asked for it: no rate bounds it
+            self.round_trip = <float>(wsc_now() - self.pinged_at)
+            self.engine.round_trips.add(self.round_trip)
         elif (
             self.engine.rates.bounded
             and self.engine.rates.action != RATE_DROP  # a ping is to be answered
@@ -651,6 +676,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
                 return self.refuse(1007, "invalid UTF-8 in the close reason")
         self.end_code = code or 1005
         self.end_reason = reason
+        self.engine.count_close(self.end_code, True)
         # The peer's own code comes back, and an empty close for an empty one (section 5.5.1).
         return self.begin_close(code, "")
 
@@ -720,6 +746,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         cdef double idle = now - self.last_seen
         if self.state != OPEN:
             return self.engine.clients.expel(self)  # there was no memory for it when it left
+        self.engine.outbox_depth.add_count(self.box.count)
         if self.may_close():
             outbox_trim(&self.box)
         if self.listening or self.lost_early is not None:
@@ -759,7 +786,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             return 0
         if idle >= self.engine.heartbeat_interval:
             if now - self.pinged_at >= self.engine.heartbeat_interval:
-                self.pinged_at = now
+                self.pinged_at = wsc_now()
                 self.pong_due = True
                 wsc_progress(self.descriptor, &since_data, &self.acked)
                 return self.ping()
@@ -785,6 +812,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         if self.end_code is None:
             self.end_code = code
             self.end_reason = reason
+            self.engine.count_close(code, False)
         try:
             self.leave()
             self.limit_close()
@@ -958,6 +986,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         self.context = None
         if broken:
             self.end_code = 1006
+            self.engine.count_close(1006, False)
         self.engine.fanout.unmark(self)
         self.engine.clients.closing.discard(self)
         self.engine.connections -= 1

@@ -16,6 +16,7 @@ from wsc_fast._core.clients cimport ClientRegistry
 from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
 from wsc_fast._core.frames cimport encode_message
+from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.members cimport MemberSet, Room, push_all
 from wsc_fast._core.memory cimport AN_ENGINE, born, died
@@ -86,6 +87,19 @@ cdef tuple LIMITS = (
     "close_timeout",
 )
 
+# The close codes of applications, as peers choose them.
+cdef str PEERS_CODES = "3000-4999"
+
+# The close codes that are counted from 0 on; others are there once they were met: those of RFC 6455
+# that one side may send or that stand for none, and the hub's own.
+cdef tuple CLOSES = (
+    "1000", "1001", "1002", "1003", "1005", "1006", "1007", "1008", "1009", "1010", "1011", "1012",
+    "1013", "1014", "4401", "4409", PEERS_CODES,
+)
+
+# `slowest_clients` sorts once it has found so many more than it looks for.
+cdef Py_ssize_t MOST_SORTED = 1024
+
 cdef str checked_key(object key):
     if type(key) is not str:
         raise ValidationError(f"a conflation key must be a str, not {type(key).__name__}")
@@ -107,6 +121,10 @@ cdef class Engine(FanoutNeeds):
         self.deadlines = Timers(most=MOST_ENDS)
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
+        self.closes = dict.fromkeys(CLOSES, 0)
+        self.outbox_depth = Histogram(1)
+        self.round_trips = Histogram(128e-6)
+        self.ack_latency = Histogram(128e-6)
         self.turns = ReadTurns(self.loop_context)
         self.read_buffer = ReadBuffer()
 
@@ -210,6 +228,10 @@ cdef class Engine(FanoutNeeds):
         """Hands down what messages.py has for the engine; to be called first of all."""
         self.forms = forms
 
+    def set_client_stats(self, client_stats):
+        """Hands down what `Client.stats` calls, with the numbers that only it knows."""
+        self.client_stats = client_stats
+
     def set_acks(self, take, replaying, hold, ran_empty):
         """Joins the acknowledgements to the engine.
 
@@ -248,6 +270,11 @@ cdef class Engine(FanoutNeeds):
     cdef int over(self, str limit) except -1:
         """A limit was met: counts it under the name of its setting."""
         self.limited[limit] += 1
+        return 0
+
+    cdef int count_close(self, int code, bint of_peer) except -1:
+        cdef str name = PEERS_CODES if of_peer and code >= 3000 else str(code)
+        self.closes[name] = self.closes.get(name, 0) + 1
         return 0
 
     def count_limit(self, str limit):
@@ -532,6 +559,21 @@ cdef class Engine(FanoutNeeds):
     def open_clients(self):
         return list(self.clients.everyone)
 
+    def slowest_clients(self, Py_ssize_t count):
+        """See `Hub.slowest_clients`."""
+        cdef list found = []  # (bytes, messages, place, Sink), which no two have alike
+        cdef Py_ssize_t least = 0
+        cdef Sink sink
+        for place, sink in enumerate(self.clients.everyone):
+            if sink.box.nbytes > least:
+                found.append((sink.box.nbytes, sink.box.count, place, sink))
+                if len(found) >= 2 * count + MOST_SORTED:
+                    found.sort(reverse=True)
+                    del found[count:]
+                    least = found[count - 1][0]
+        found.sort(reverse=True)
+        return [entry[3] for entry in found[:count]]
+
     def forget_connections(self):
         """The loop was closed under the hub: its connections went with it, and nobody was told."""
         cdef Sink sink
@@ -562,7 +604,19 @@ cdef class Engine(FanoutNeeds):
         counters["queued_messages"] = messages
         counters["queued_bytes"] = nbytes
         counters["limited"] = dict(self.limited)
+        counters["closes"] = dict(self.closes)
         return counters
+
+    def read_histograms(self):
+        """The histograms by name; `reset_counters` leaves them alone."""
+        return {
+            "outbox_depth": self.outbox_depth,
+            "round_trips": self.round_trips,
+            "ack_latency": self.ack_latency,
+            "flush_clients": self.fanout.flush_clients,
+            "flush_seconds": self.fanout.flush_seconds,
+            "send_seconds": self.fanout.send_seconds,
+        }
 
     def reset_counters(self):
         memset(&self.counters, 0, sizeof(Counted))
@@ -570,6 +624,7 @@ cdef class Engine(FanoutNeeds):
         if self.codec is not None:
             self.codec.compressions = 0
         self.limited = dict.fromkeys(LIMITS, 0)
+        self.closes = dict.fromkeys(CLOSES, 0)
         self.fanout.longest_flush = 0.0
 
     def count_rejected(self, str why):

@@ -37,6 +37,7 @@ from cpython.object cimport PyObject
 from libc.errno cimport ENOMEM, EPIPE
 from libc.string cimport memcpy, memset
 
+from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.memory cimport A_FANOUT, allocate, born, died
 from wsc_fast._core.outbox cimport (
@@ -44,6 +45,7 @@ from wsc_fast._core.outbox cimport (
     PUSHED,
     RUN_NORMAL,
     Outbox,
+    Sent,
     Sink,
     outbox_at,
     outbox_push,
@@ -123,6 +125,10 @@ cdef class Fanout:
         self.batch_share = 8
         self.budget = 0.005
         self.flush_callback = None
+        memset(&self.sent, 0, sizeof(Sent))
+        self.flush_seconds = Histogram(16e-6)
+        self.send_seconds = Histogram(16e-6)
+        self.flush_clients = Histogram(1)
         self.jobs = <Job*>allocate(PLAN_JOBS * sizeof(Job))
         self.iovs = <iovec*>allocate(PLAN_IOVS * sizeof(iovec))
         self.pool = <PyObject**>allocate(PLAN_FRAMES * sizeof(PyObject*))
@@ -222,7 +228,7 @@ cdef class Fanout:
             return sink.slot >= 0
         return sink.memberships is not None and self.batch_set in sink.memberships
 
-    cdef bint begin_batch(self, list items, object members) except -1:
+    cdef bint begin_batch(self, list items, object members, Sent* sent) except -1:
         cdef Py_ssize_t busy = PyList_GET_SIZE(self.dirty) + len(self.stalled)
         cdef Py_ssize_t size = PyList_GET_SIZE(items)
         cdef Sink sink
@@ -235,6 +241,7 @@ cdef class Fanout:
         self.batch_forms = []
         self.batch_detached = []
         self.batch_bytes = 0
+        self.batch_sent = sent
         self.batch_items = items
         try:
             for sink in [*self.dirty, *self.stalled]:
@@ -245,7 +252,9 @@ cdef class Fanout:
             raise
         return True
 
-    cdef bint join_batch(self, list items, object members, list skipped, bytes frame) except -1:
+    cdef bint join_batch(
+        self, list items, object members, Sent* sent, list skipped, bytes frame
+    ) except -1:
         """A broadcast to a set: whether the frame is in its batch now.
 
         Members that are `detached` get it from the caller. None of `skipped` is in the batch.
@@ -254,7 +263,7 @@ cdef class Fanout:
         cdef Py_ssize_t count
         cdef Sink sink
         if self.batch_items is None:
-            if not self.begin_batch(items, members):
+            if not self.begin_batch(items, members, sent):
                 return False
         else:
             count = PyList_GET_SIZE(self.batch_frames)
@@ -434,6 +443,8 @@ cdef class Fanout:
                 job.result = NOT_TRIED
                 planned += 1
             self.batch_at += 1
+        for window in range(WINDOWS):
+            self.batch_totals[window] = sequences[window].job.total if prepared[window] else 0
         return planned
 
     cdef Py_ssize_t settle_batch(
@@ -454,15 +465,15 @@ cdef class Fanout:
         cdef Py_ssize_t i
         cdef Job* job
         cdef Sink sink
+        self.add_to_sent()
         # First those without a job: the outboxes of the others are empty still.
         for i in range(0 if self.batch_leaves else self.batch_at, PyList_GET_SIZE(items)):
             sink = <Sink>PyList_GET_ITEM(items, i)
-            if (
-                not sink.detached and (i >= self.batch_at or sink.fd < 0 or sink.box.count)
-                and not self.copy_to_outbox(sink)
-            ):
-                sink.detached = True
-                failed += 1
+            if not sink.detached and (i >= self.batch_at or sink.fd < 0 or sink.box.count):
+                self.owe(sink)
+                if not self.copy_to_outbox(sink):
+                    sink.detached = True
+                    failed += 1
         for i in range(first, planned):
             job = &self.jobs[i]
             if job.result == job.total:
@@ -471,6 +482,7 @@ cdef class Fanout:
                 self.counters.frames_sent += job.frames
                 continue
             sink = <Sink>PyList_GET_ITEM(items, job.position)
+            self.owe(sink)
             if not self.copy_to_outbox(sink):
                 sink.detached = True
                 failed += 1
@@ -482,6 +494,17 @@ cdef class Fanout:
         gave_up[0] = failed
         return kept
 
+    cdef int add_to_sent(self) except -1:
+        """The batch is sent: to all members of its set, but for those that are `detached`."""
+        cdef Sink sink
+        cdef int window
+        self.batch_sent.frames += <unsigned long long>PyList_GET_SIZE(self.batch_frames)
+        for window in range(WINDOWS):
+            self.batch_sent.nbytes[window] += <unsigned long long>self.batch_totals[window]
+        for sink in self.batch_detached:
+            self.owe(sink)
+        return 0
+
     # --- the flush ---
 
     def flush(self):
@@ -491,6 +514,7 @@ cdef class Fanout:
         """
         cdef double start = wsc_now()
         cdef double end
+        cdef unsigned long long sends = self.counters.sends
         cdef list unfinished
         if PyList_GET_SIZE(self.dirty) == 0 and self.batch_items is None:
             self.scheduled = False
@@ -512,6 +536,11 @@ cdef class Fanout:
             end = wsc_now()
             if end - start > self.longest_flush:
                 self.longest_flush = end - start
+            self.flush_seconds.add(end - start)
+            # More than there are, where the counters were set to zero in this flush.
+            self.flush_clients.add_count(
+                self.counters.sends - min(sends, self.counters.sends)
+            )
             if PyList_GET_SIZE(self.dirty) or self.batch_items is not None:
                 self.schedule()
 
@@ -528,6 +557,7 @@ cdef class Fanout:
         cdef Job* jobs = self.jobs
         cdef list items = self.batch_items
         cdef object failure = None
+        cdef double began
         cdef bint collecting = PyGC_Disable()
         try:
             self.iovs_used = self.pool_used = self.arena_used = 0
@@ -536,7 +566,10 @@ cdef class Fanout:
                 planned = self.plan_batch(planned)
             if planned:
                 with nogil:
+                    began = wsc_now()
                     send_all(jobs, planned, deadline)
+                    began = wsc_now() - began
+                self.send_seconds.add(began)
             if items is not None:
                 planned = self.settle_batch(own, planned, &failed)
             for i in range(planned):
@@ -649,6 +682,8 @@ cdef class Fanout:
         if taken == job.total:
             self.counters.bytes_out += taken
             self.counters.frames_sent += job.frames
+            sink.frames_sent += job.frames
+            sink.bytes_out += taken
             outbox_take(box, job.frames)
             return self.after_write(sink, unfinished)
         if taken < 0 and taken != WSC_AGAIN:
@@ -657,10 +692,12 @@ cdef class Fanout:
             taken = 0
         self.counters.partial_sends += 1
         self.counters.bytes_out += taken
+        sink.bytes_out += taken
         size = PyBytes_GET_SIZE(<object>outbox_at(box, 0))
         while taken >= size:
             taken -= size
             self.counters.frames_sent += 1
+            sink.frames_sent += 1
             outbox_take(box, 1)
             size = PyBytes_GET_SIZE(<object>outbox_at(box, 0))
         rest = <object>outbox_at(box, 0)
@@ -748,6 +785,8 @@ cdef class Fanout:
         cdef bint broken = False
         self.counters.frames_sent += frames
         self.counters.bytes_out += size
+        sink.frames_sent += frames
+        sink.bytes_out += size
         try:
             # pause_writing comes back from here and sets `blocked`, if the transport keeps any.
             sink.write(data)

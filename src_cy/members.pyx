@@ -6,10 +6,11 @@ that nobody is skipped or met twice.
 """
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
 
-from wsc_fast._core.fanout cimport Fanout
-from wsc_fast._core.memory cimport A_MEMBER_SET, born, died
+from wsc_fast._core.fanout cimport Fanout, join_sent, leave_sent
+from wsc_fast._core.memory cimport A_MEMBER_SET, allocate_zeros, born, died
 from wsc_fast._core.outbox cimport (
     DISCONNECT,
     MADE_ROOM,
@@ -19,6 +20,7 @@ from wsc_fast._core.outbox cimport (
     Counters,
     Limits,
     Outbox,
+    Sent,
     Sink,
     outbox_push,
     outbox_slot,
@@ -47,6 +49,7 @@ cdef class MemberSet:
         self.items = []
 
     def __dealloc__(self):
+        PyMem_Free(self.sent)
         died(A_MEMBER_SET)
 
     # Where memory runs out, both leave the set and its members' slots as they were.
@@ -62,6 +65,8 @@ cdef class MemberSet:
         except BaseException:
             self.items.pop()
             raise
+        if self.sent != NULL:
+            join_sent(self.sent, sink)
         return True
 
     cdef bint discard(self, Sink sink) except -1:
@@ -79,10 +84,19 @@ cdef class MemberSet:
         if last is not sink:
             self.items[slot] = last
             last.memberships[self] = place
+        if self.sent != NULL:
+            leave_sent(self.sent, sink)
         return True
 
     cdef Py_ssize_t size(self) noexcept:
         return PyList_GET_SIZE(self.items)
+
+    cdef Sent* count_batches(self) except NULL:
+        if self.sent == NULL:
+            self.sent = <Sent*>allocate_zeros(1, sizeof(Sent))
+            if self.sent == NULL:
+                raise MemoryError(f"no memory for the counters of room {self.id!a}")
+        return self.sent
 
 
 cdef class Room(MemberSet):
@@ -94,9 +108,12 @@ cdef Py_ssize_t push_all(
 ) except -1:
     cdef Py_ssize_t queued
     cdef Py_ssize_t last
+    cdef Sent* sent = NULL
     if fanout.batch_items is None and PyList_GET_SIZE(items) < fanout.batch_least:
         return push_each(fanout, items, frame, key, None)
-    if key != NULL or not fanout.join_batch(items, members, skipped, frame):
+    if key == NULL:
+        sent = &fanout.sent if members is None else (<MemberSet>members).count_batches()
+    if key != NULL or not fanout.join_batch(items, members, sent, skipped, frame):
         fanout.end_batch()
         return push_each(fanout, items, frame, key, None)
     queued = PyList_GET_SIZE(items) - PyList_GET_SIZE(fanout.batch_detached)

@@ -230,6 +230,8 @@ cdef int outbox_push_slow(
             counters.control_replaced += 1
         else:
             counters.conflated += 1
+            if box.conflated != <unsigned int>-1:
+                box.conflated += 1
     if run != RUN_CONTROL:
         make_room(box, limits, counters, size)
     result = outbox_append(box, frame, key, run)

@@ -24,6 +24,9 @@ from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport OPEN, Sink
 from wsc_fast._core.timers cimport Timers
 
+cdef extern from "net.h" nogil:
+    double wsc_now()
+
 from wsc_fast._core.clients import check_id
 from wsc_fast._core.timers import TICK
 from wsc_fast.errors import (
@@ -728,6 +731,10 @@ cdef class AckTable:
             self.release(mailbox)
             return SETTLED
         for pending in found:
+            if pending.deadline != INFINITY:
+                self.engine.ack_latency.add(
+                    max(0.0, wsc_now() - (pending.deadline - pending.timeout()))
+                )
             if answer.status == "confirmed":
                 self.counters.acks_confirmed += 1
                 self.settle(pending, self.forms.confirmed, None)

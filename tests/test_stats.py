@@ -31,6 +31,7 @@ def test_a_hub_that_never_ran_has_counted_nothing() -> None:
         ("full", "origin", "auth", "request", "address", "rate", "handshakes", "gone"), 0
     )
     assert not any(stats.pop("limited").values())
+    assert not any(stats.pop("closes").values())
     assert set(stats.values()) == {0}
 
 

@@ -66,6 +66,7 @@ from wsc_fast.messages import (
     Priority,
 )
 from wsc_fast.stats import (
+    ClientStats,
     HubStats,
 )
 from wsc_fast.stores.base import OfflineStore, SharedOfflineStore, StoredMessage
@@ -91,6 +92,7 @@ __all__ = [
     "Client",
     "ClientDisconnectedError",
     "ClientNotFoundError",
+    "ClientStats",
     "ConfigError",
     "ConnectionErrorHandler",
     "ConnectionLostError",

@@ -7,6 +7,7 @@
     admission    from the upgrade to the client
     callbacks    calling the application
     delivery     retries, acknowledgements, failure handlers
+    observing    metrics and traces
     life         start, drain, stop
 
 No part knows the hub: each is given what it needs.
@@ -31,7 +32,6 @@ from wsc_fast.adapters.uvicorn import Endpoint
 from wsc_fast.config import HubConfig
 from wsc_fast.config.kinds import FOREVER, kinds_of
 from wsc_fast.delivery.delivery import Delivery
-from wsc_fast.delivery.facade import DeliveryFace
 from wsc_fast.delivery.needs import Needs as DeliveryNeeds
 from wsc_fast.errors import ConfigError, HubStateError, ValidationError
 from wsc_fast.listen.arguments import check_listen_arguments
@@ -39,6 +39,9 @@ from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.needs import Needs as ListenerNeeds
 from wsc_fast.listen.sockets import Host
 from wsc_fast.messages import message_forms
+from wsc_fast.observe.facade import ObserveFace
+from wsc_fast.observe.needs import Needs as ObserveNeeds
+from wsc_fast.observe.observing import Observing
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.heartbeat import Heartbeat
 from wsc_fast.runtime.inbox import Inbox
@@ -48,7 +51,7 @@ from wsc_fast.runtime.runner import Runner, Served
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
-from wsc_fast.stats import HubStats, snapshot
+from wsc_fast.stats import HubStats, client_stats, snapshot
 from wsc_fast.upgrade.admission import Admission
 from wsc_fast.upgrade.admission import Needs as AdmissionNeeds
 from wsc_fast.upgrade.answers import Route
@@ -64,7 +67,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OTHER_FILES = 1_024
 
 
-class Hub(DeliveryFace):
+class Hub(ObserveFace):
     """A WebSocket hub: holds the connections, and moves messages to clients, users and rooms.
 
     Args:
@@ -92,6 +95,7 @@ class Hub(DeliveryFace):
     ) -> None:
         super().__init__()
         self._engine.set_forms(message_forms)
+        self._engine.set_client_stats(client_stats)
         self.config = HubConfig()
         self._runner: Runner | None = None  # while `run` runs
         # Of the hub itself the parts get what they need, and nothing else.
@@ -172,6 +176,19 @@ class Hub(DeliveryFace):
         self._life = Life(parts, settings)
         self._door = Door(engine, state, self._life, policy, settings)
         self._calls, self._delivery = calls, delivery
+        self._observing = Observing(
+            ObserveNeeds(
+                engine=engine,
+                calls=calls,
+                stats=lambda: self._snapshot(),
+                stores=delivery.store_latencies,
+                add_route=lambda path, fn: self.route(path)(fn),
+                accompany=self._life.companions.append,
+                wrap_callbacks=callbacks.wrap,
+                watch_upgrades=policy.watch_upgrades,
+                report=partial(callbacks.report, None),
+            )
+        )
         join(engine, requests, admission, callbacks, delivery)
         self.set_config(config if config is not None else self.config)
 

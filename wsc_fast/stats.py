@@ -1,9 +1,10 @@
-"""HubStats: what `Hub.get_stats` tells, a snapshot."""
+"""Snapshots of counters: HubStats of a hub (`Hub.get_stats`), ClientStats of a client."""
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -34,6 +35,8 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
             connection that went away).
         refused: direct sends that ended in QueueFullError.
         slow_consumer_disconnects: clients closed with 1013.
+        closes: how connections ended: how often with each close code, as `Client.close_code` tells
+            it. Codes from 3000 to 4999 that the client chose count together, as "3000-4999".
         queued_messages, queued_bytes: gauges over all outboxes.
         connections: gauge, closing and authenticating ones too; connections_total: ever made.
         replaced_clients: connections closed with 4409 for a newer one with the same id.
@@ -84,6 +87,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     dropped: dict[str, int]
     refused: int
     slow_consumer_disconnects: int
+    closes: dict[str, int]
     queued_messages: int
     queued_bytes: int
     connections: int
@@ -115,6 +119,82 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     handler_errors: int
 
 
+class Client(Protocol):
+    """The attributes of a client that its stats repeat."""
+
+    @property
+    def dropped_messages(self) -> int: ...
+    @property
+    def queued_messages(self) -> int: ...
+    @property
+    def queued_bytes(self) -> int: ...
+    @property
+    def connected_at(self) -> datetime: ...
+
+
+class ClientStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of one client since it connected, and gauges of this moment.
+
+    Attributes:
+        messages_in, bytes_in: whole messages received of it, and their payload.
+        frames_sent: frames, pings and closes included, given to the kernel or the transport for it.
+        bytes_out: bytes of these, headers included.
+        dropped: messages for it that were dropped, for any reason.
+        conflated: messages replaced by a newer one under the same key.
+        queued_messages, queued_bytes: gauges of its outbox.
+        round_trip: seconds from the heartbeat's last ping to its answer; None before the first
+            answer, and so as long as the client sends something itself in each
+            `heartbeat_interval`.
+        connected_at: when the connection was made, UTC.
+        age: seconds since then.
+    """
+
+    messages_in: int
+    bytes_in: int
+    frames_sent: int
+    bytes_out: int
+    dropped: int
+    conflated: int
+    queued_messages: int
+    queued_bytes: int
+    round_trip: float | None
+    connected_at: datetime
+    age: float
+
+
+def client_stats(
+    client: Client,
+    messages_in: int,
+    bytes_in: int,
+    frames_sent: int,
+    bytes_out: int,
+    conflated: int,
+    round_trip: float,
+    connected: float,
+) -> ClientStats:
+    """Builds the ClientStats of a client from its numbers.
+
+    Args:
+        client: whose they are.
+        messages_in, bytes_in, frames_sent, bytes_out, conflated: as in ClientStats.
+        round_trip: below 0 where it is not known.
+        connected: when the connection was made, in seconds since the epoch.
+    """
+    return ClientStats(
+        messages_in=messages_in,
+        bytes_in=bytes_in,
+        frames_sent=frames_sent,
+        bytes_out=bytes_out,
+        dropped=client.dropped_messages,
+        conflated=conflated,
+        queued_messages=client.queued_messages,
+        queued_bytes=client.queued_bytes,
+        round_trip=None if round_trip < 0 else round_trip,
+        connected_at=client.connected_at,
+        age=max(0.0, time.time() - connected),
+    )
+
+
 def snapshot(
     counters: dict[str, Any],
     *,
@@ -131,6 +211,7 @@ def snapshot(
     sends = counters.pop("sends")
     total = counters.pop("connections")
     limited = counters.pop("limited")
+    closes = counters.pop("closes")
     same = {name: counters[name] for name in HubStats.__struct_fields__ if name in counters}
     return HubStats(
         connected_clients=connected_clients,
@@ -153,6 +234,7 @@ def snapshot(
             "conn_closed": counters["dropped_closed"],
         },
         slow_consumer_disconnects=counters["slow_disconnects"],
+        closes=closes,
         connections=connections,
         connections_total=total,
         rejected={

@@ -10,6 +10,7 @@ from typing_extensions import disjoint_base
 from wsc_fast._core.engine import Engine, _Message
 from wsc_fast._core.picows_connection import PicowsConnection
 from wsc_fast._core.settings import Compression
+from wsc_fast.stats import ClientStats
 
 _T = TypeVar("_T")
 
@@ -90,6 +91,14 @@ class Client(PicowsConnection, BufferedProtocol):
             bool: False from the moment that either side began to close.
 
         Thread-safety: any thread. Source: go-wsc `IsConnected`.
+        """
+    def stats(self) -> ClientStats:
+        """A snapshot of the counters of this client.
+
+        Returns:
+            ClientStats: also of a client that has gone.
+
+        Thread-safety: any thread.
         """
     def send(self, message: _Message, *, key: str | None = None) -> None:
         """Queues a message for this client.

@@ -18,6 +18,7 @@ from cpython.object cimport PyObject
 from wsc_fast._core.clients cimport ClientRegistry
 from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
+from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.members cimport MemberSet
 from wsc_fast._core.messages cimport MessageForms
@@ -90,6 +91,13 @@ cdef class Engine(FanoutNeeds):
         public double message_timeout
         # How often each limit was met: setting -> int; counted where something is refused.
         dict limited
+        # How connections ended: close code, as a str -> int (`count_close`).
+        dict closes
+        Histogram outbox_depth  # messages in an outbox, as the heartbeat finds them
+        Histogram round_trips   # seconds from the heartbeat's ping to its pong
+        Histogram ack_latency   # seconds from the first send to the acknowledgement
+        # `stats.client_stats`, for `Client.stats`.
+        object client_stats
         Rates rates                  # of what each client sends
         # Calls that are due at a time: a handshake's end, a close timeout, the heartbeat.
         readonly Timers deadlines
@@ -112,6 +120,9 @@ cdef class Engine(FanoutNeeds):
         object join_filter
 
     cdef int over(self, str limit) except -1
+    # A connection ends with this code. Codes of applications that a peer chose count together,
+    # since there are 2,000 of them.
+    cdef int count_close(self, int code, bint of_peer) except -1
     cdef bint away(self) noexcept
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
     cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1

@@ -4,6 +4,7 @@ from contextvars import Context
 from typing import Any, Self, final
 
 from wsc_fast._core.fanout import Fanout, FanoutNeeds
+from wsc_fast._core.histogram import Histogram
 from wsc_fast._core.messages import MessageForms
 from wsc_fast._core.settings import Settings
 from wsc_fast._core.timers import Timers
@@ -62,6 +63,8 @@ class Engine(FanoutNeeds):
         """Makes the compression contexts anew, or drops them; for a hub that does not run."""
     def set_forms(self, forms: MessageForms) -> None:
         """Hands down what messages.py has for the engine; to be called first of all."""
+    def set_client_stats(self, client_stats: Callable[..., Any]) -> None:
+        """Hands down what `Client.stats` calls, with the numbers that only it knows."""
     def set_acks(
         self,
         take: Callable[[Any, str], int],
@@ -97,11 +100,15 @@ class Engine(FanoutNeeds):
     def sweep(self, share: float) -> None:
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
     def open_clients(self) -> list[Any]: ...
+    def slowest_clients(self, count: int) -> list[Any]:
+        """See `Hub.slowest_clients`."""
     def forget_connections(self) -> None:
         """The loop was closed under the hub: its connections went with it, and nobody was told."""
     def closing_clients(self) -> list[Any]: ...
     def read_counters(self) -> dict[str, Any]:
         """The counters since the last reset, and the outbox totals of this moment."""
+    def read_histograms(self) -> dict[str, Histogram]:
+        """The histograms by name; `reset_counters` leaves them alone."""
     def reset_counters(self) -> None: ...
     def count_waiting(self) -> int:
         """How many connections wait for their turn to be read."""

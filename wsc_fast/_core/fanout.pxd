@@ -26,13 +26,21 @@ stand here once, and the flush sends them to each member straight from here.
 
 So each member has the frames of the batch, or it is `detached`: never both. No batch outlives a
 flush, nor a change of its limits.
+
+The hub counts what each client was sent without a look at each client. A flush adds the batch once
+to the `Sent` of its set, and takes it from the members that got nothing from it (`owe`). A client
+that joins a set takes what the set was sent before from its own count, and adds the set's count
+as it leaves (`join_sent`, `leave_sent`). So a client was sent what it has itself and what its sets
+have (`ClientRegistry.add_sent`).
 """
 
 cimport cython
+from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 
+from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
-from wsc_fast._core.outbox cimport Counters, Limits, Outbox, Sink
+from wsc_fast._core.outbox cimport Counters, Limits, Outbox, Sent, Sink
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -101,6 +109,12 @@ cdef class Fanout:
         Py_ssize_t pool_used
         Py_ssize_t arena_used
         readonly double longest_flush  # seconds
+        Sent sent                   # from batches for all clients of the hub
+        Sent* batch_sent            # `Sent` of the set that the batch is for
+        Py_ssize_t batch_totals[16]  # bytes that the flush under way sends for each window
+        Histogram flush_seconds
+        Histogram send_seconds  # of the part of a flush without the GIL
+        Histogram flush_clients
 
     # Binds to the loop of `loop_context`, or to none.
     cdef int attach(self) except -1
@@ -130,8 +144,10 @@ cdef class Fanout:
         return 0 if self.scheduled or not items else self.schedule()
     cdef int set_blocked(self, Sink sink, bint blocked) except -1
     cdef bint in_batch(self, Sink sink) except -1
-    cdef bint join_batch(self, list items, object members, list skipped, bytes frame) except -1
-    cdef bint begin_batch(self, list items, object members) except -1
+    cdef bint join_batch(
+        self, list items, object members, Sent* sent, list skipped, bytes frame
+    ) except -1
+    cdef bint begin_batch(self, list items, object members, Sent* sent) except -1
     cdef list batch_cache(self, Py_ssize_t index)
     cdef PyObject* batch_form(self, Py_ssize_t index, int window) noexcept
     cdef bint copy_to_outbox(self, Sink sink) except -1
@@ -167,3 +183,19 @@ cdef class Fanout:
     cdef int after_write(self, Sink sink, list unfinished) except -1
     cdef int ran_dry(self, Sink sink) except -1
     cdef int compact(self) except -1
+    # The batch under way is not sent to this member from the batch.
+    cdef inline void owe(self, Sink sink) noexcept:
+        sink.frames_sent -= <unsigned long long>PyList_GET_SIZE(self.batch_frames)
+        sink.bytes_out -= <unsigned long long>self.batch_totals[sink.window]
+    cdef int add_to_sent(self) except -1
+
+
+# The sink joins, or leaves, a set that was sent so much.
+cdef inline void join_sent(const Sent* sent, Sink sink) noexcept:
+    sink.frames_sent -= sent.frames
+    sink.bytes_out -= sent.nbytes[sink.window]
+
+
+cdef inline void leave_sent(const Sent* sent, Sink sink) noexcept:
+    sink.frames_sent += sent.frames
+    sink.bytes_out += sent.nbytes[sink.window]

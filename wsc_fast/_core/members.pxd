@@ -8,18 +8,21 @@ leaves every set before it is gone.
 from cpython.object cimport PyObject
 
 from wsc_fast._core.fanout cimport Fanout
-from wsc_fast._core.outbox cimport Sink
+from wsc_fast._core.outbox cimport Sent, Sink
 
 cdef class MemberSet:
     cdef:
         readonly str id
         list items   # of Sink
+        Sent* sent   # from its batches; NULL before the first, which small sets never have
 
     # True if it was not a member before.
     cdef bint add(self, Sink sink) except -1
     # True if it was a member.
     cdef bint discard(self, Sink sink) except -1
     cdef Py_ssize_t size(self) noexcept
+    # Where the batches of this set are counted; MemoryError.
+    cdef Sent* count_batches(self) except NULL
 
 cdef class Room(MemberSet):
     pass

@@ -56,8 +56,14 @@ cdef struct Outbox:
     unsigned int count
     unsigned int keyed         # entries with a key
     unsigned int runs[RUNS]    # entries per priority; the ring holds the highest priority first
+    unsigned int conflated     # entries replaced since the client connected; stops at its highest
     Py_ssize_t nbytes
     unsigned long long dropped  # messages dropped here since the client connected
+
+cdef struct Sent:
+    # Sent to a set of clients from its batches (fanout.pxd).
+    unsigned long long frames
+    unsigned long long nbytes[16]  # to members with each window, since forms differ in length
 
 cdef struct Limits:
     unsigned int messages
@@ -95,6 +101,10 @@ cdef class Sink(WSListener):
         bint blocked               # the transport holds bytes: only the transport may write
         bint awaited               # `FanoutNeeds.ran_empty` is called when its outbox has run empty
         unsigned long long emptied  # number of the flush in which its outbox last ran empty
+        # Frames and bytes given to the kernel or the transport, without those that were sent from
+        # the batches of its sets: see fanout.pxd. Both may be below 0, and wrap.
+        unsigned long long frames_sent
+        unsigned long long bytes_out
         object write               # bound method: the asyncio transport's write
         dict memberships           # MemberSet -> int, the slot there; None until the first
         readonly str id

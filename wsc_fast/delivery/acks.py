@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from wsc_fast._core.histogram import Histogram
 from wsc_fast._core.pending import AckTable, Mailbox, PendingACK, TableOwner
 from wsc_fast.delivery.catching_up import CatchingUp
 from wsc_fast.delivery.claims import claim
@@ -145,6 +146,10 @@ class Acks(TableOwner):
     @counters.setter
     def counters(self, counters: AckCounters) -> None:
         self._counters = self.table.counters = counters
+
+    def store_latencies(self) -> dict[str, Histogram]:
+        """Seconds that the store took to answer, by operation; none without a store."""
+        return {} if self._journal is None else self._journal.access.latencies
 
     @property
     def count(self) -> int:

@@ -16,6 +16,7 @@ import msgspec
 
 from wsc_fast._core.clients import check_id
 from wsc_fast._core.connection import Client
+from wsc_fast._core.histogram import Histogram
 from wsc_fast._core.pending import PendingACK
 from wsc_fast.config import ACKConfig, RetryConfig
 from wsc_fast.delivery.acks import AckCounters, Acks
@@ -308,6 +309,10 @@ class Delivery:
             **msgspec.structs.asdict(acks.counters if acks is not None else AckCounters()),
             "acks_pending": acks.count if acks is not None else 0,
         }
+
+    def store_latencies(self) -> dict[str, Histogram]:
+        """Seconds that the offline store took to answer, by operation."""
+        return {} if self.acks is None else self.acks.store_latencies()
 
     def reset_counters(self) -> None:
         self.failures.counters = FailureCounters()

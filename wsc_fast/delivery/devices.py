@@ -346,14 +346,16 @@ class Devices:
         await self._access.opened()
         store, key = self._access.store, key_of_devices(user_id)
         most = self._config.max_devices
-        noted = {each.id: each for each in await store.read(key, limit=most)}
+        timed = self._access.timed
+        noted = {each.id: each for each in await timed("read", store.read(key, limit=most))}
         while new := [each for each in self._connected(user_id) if self._is_stale(noted.get(each))]:
             for device_id in new:
                 if not noted:
                     await self._hand_over(user_id, key_of_device(user_id, device_id))
                 data = json.dumps({"device": device_id}).encode()
-                await store.delete(key, [device_id])
-                gone = await store.append(key, device_id, data, limit=most, drop_oldest=True)
+                await timed("delete", store.delete(key, [device_id]))
+                noting = store.append(key, device_id, data, limit=most, drop_oldest=True)
+                gone = await timed("append", noting)
                 for forgotten in gone:
                     noted.pop(forgotten.id, None)
                 noted[device_id] = StoredMessage(0, device_id, data, time.time())

@@ -11,6 +11,7 @@ and tells of the messages that the store has dropped.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -171,8 +172,9 @@ class Journal:
         return storing
 
     def _append_now(self, pending: PendingACK) -> Appending:
+        began = time.monotonic()
         try:
-            return asyncio.ensure_future(
+            storing = asyncio.ensure_future(
                 self.access.store.append(
                     pending._mailbox,
                     pending.id,
@@ -181,6 +183,8 @@ class Journal:
                     drop_oldest=self._config.offline_overflow == "drop_oldest",
                 )
             )
+            storing.add_done_callback(lambda _: self.access.took("append", began))
+            return storing
         except Exception as error:
             failed: Appending = self._running().create_future()
             failed.set_exception(error)
@@ -270,7 +274,7 @@ class Journal:
             self._loop.call_soon(self._flush_deletes)
 
     async def _delete_now(self, key: str, ids: list[str]) -> int:
-        return await self.access.store.delete(key, ids)
+        return await self.access.timed("delete", self.access.store.delete(key, ids))
 
     def _deleted(self, key: str, ids: list[str], done: asyncio.Future[int]) -> None:
         self._writing.discard(done)
@@ -324,7 +328,8 @@ class Journal:
         if self._appending is not None:
             # The page holds messages, too, that were to be stored before this is asked.
             await asyncio.wait([self._appending])
-        return await self.access.store.read(key, after=after, limit=PAGE, max_bytes=PAGE_BYTES)
+        reading = self.access.store.read(key, after=after, limit=PAGE, max_bytes=PAGE_BYTES)
+        return await self.access.timed("read", reading)
 
 
 def _copy_result(to: Appending, done: Appending) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from wsc_fast._core.histogram import Histogram
 from wsc_fast.errors import OfflineStoreError
 from wsc_fast.log import log
 from wsc_fast.stores.base import OfflineStore
@@ -35,6 +36,9 @@ class StoreAccess:
         store: OfflineStore.
         count_error: counts that the store has failed.
 
+    Attributes:
+        latencies: seconds that the store took to answer, by operation.
+
     Thread-safety: the loop's thread.
     """
 
@@ -43,6 +47,7 @@ class StoreAccess:
         self._count_error = count_error
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next_error_line = 0.0
+        self.latencies: dict[str, Histogram] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -97,7 +102,7 @@ class StoreAccess:
 
     async def _open(self) -> None:
         try:
-            await self.store.open()
+            await self.timed("open", self.store.open())
         except Exception as error:
             self._open_again_at = self.loop.time() + OPEN_AGAIN
             raise store_error(error) from error
@@ -126,6 +131,29 @@ class StoreAccess:
         return opening is not None and opening.done() and not _has_failed(opening)
 
     # --- asking ---
+
+    async def timed(self, operation: str, answer: Awaitable[T]) -> T:
+        """Awaits what a method of the store has returned, and counts the time.
+
+        Args:
+            operation: its name.
+            answer: of it.
+        """
+        began = time.monotonic()
+        try:
+            result = await answer
+        except Exception:
+            self.took(operation, began)
+            raise
+        self.took(operation, began)
+        return result
+
+    def took(self, operation: str, began: float) -> None:
+        """An operation of the store has ended, which began at this monotonic time."""
+        latency = self.latencies.get(operation)
+        if latency is None:
+            latency = self.latencies[operation] = Histogram(128e-6)
+        latency.observe(time.monotonic() - began)
 
     def is_away(self) -> bool:
         """Whether the store has not answered lately, and is not asked for a while."""

@@ -132,12 +132,14 @@ class Upkeep:
     async def _trim(self, key: str) -> None:
         """The limit was lowered, and one append drops a bounded number only: drops the rest."""
         store, most = self._access.store, self._config.offline_limit
+        timed = self._access.timed
         try:
-            while (excess := await store.count(key) - most) > 0:
-                page = await store.read(key, limit=min(excess, PAGE), max_bytes=PAGE_BYTES)
+            while (excess := await timed("count", store.count(key)) - most) > 0:
+                reading = store.read(key, limit=min(excess, PAGE), max_bytes=PAGE_BYTES)
+                page = await timed("read", reading)
                 if not page:
                     break
-                await store.delete(key, [stored.id for stored in page])
+                await timed("delete", store.delete(key, [stored.id for stored in page]))
                 self._tell_dropped(key, page, None)
                 await self._told_all.wait()
         except Exception as error:
@@ -170,7 +172,8 @@ class Upkeep:
             try:
                 await self._access.opened()
                 before = time.time() - most
-                while expired := await self._access.store.expire(before):
+                store, timed = self._access.store, self._access.timed
+                while expired := await timed("expire", store.expire(before)):
                     for key, stored in expired:
                         # A store may tell here of what an append has dropped for its bound.
                         is_old = stored.stored_at < before
@@ -190,7 +193,8 @@ class Upkeep:
             keys: list[str] = []
             try:
                 await self._access.opened()
-                after, keys = await store.appended(after, NEWS_AT_ONCE)
+                news = store.appended(after, NEWS_AT_ONCE)
+                after, keys = await self._access.timed("appended", news)
             except Exception as error:
                 self._access.failed("other processes' messages cannot be looked for", error)
             else:
@@ -211,7 +215,8 @@ class Upkeep:
                     await self._access.opened()
                     ids = self._owner.parked_ids(key)
                     for start in range(0, len(ids), IDS_AT_ONCE):
-                        for gone in await store.missing(key, ids[start : start + IDS_AT_ONCE]):
+                        looking = store.missing(key, ids[start : start + IDS_AT_ONCE])
+                        for gone in await self._access.timed("missing", looking):
                             self._owner.gone(key, gone)
                 except Exception as error:
                     self._access.failed("messages cannot be looked for", error)

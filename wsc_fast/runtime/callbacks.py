@@ -27,6 +27,8 @@ from wsc_fast.runtime.inbox import Inbox, Inboxes, Settings, dispatch, is_awaita
 from wsc_fast.runtime.tasks import Tasks
 
 F = TypeVar("F", bound=Callable[..., Any])
+# `wrapper(event, fn)` returns the function that is called in place of the callback `fn`.
+Wrapper = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 # Async on_error callbacks at once that concern no client: anybody can have `authenticate` raise.
 _MOST_ERROR_TASKS = 64
@@ -103,25 +105,26 @@ class Callbacks:
         self._on_disconnected: Handlers = ()
         self._on_message: Handlers = ()
         self._on_error: Handlers = ()
+        self._wrap: Wrapper = lambda event, fn: fn
 
     # --- what the application gives ---
 
     def add_connected(self, fn: F) -> F:
         """`fn(client)` for each new client."""
         with self._adding:
-            self._on_connected += (checked_callback(fn),)
+            self._on_connected += (self._wrap("connected", checked_callback(fn)),)
         return fn
 
     def add_disconnected(self, fn: F) -> F:
         """`fn(client)` for each client that has gone."""
         with self._adding:
-            self._on_disconnected += (checked_callback(fn),)
+            self._on_disconnected += (self._wrap("disconnected", checked_callback(fn)),)
         return fn
 
     def add_message(self, fn: F) -> F:
         """`fn(client, message)` for each message."""
         with self._adding:
-            self._on_message += (checked_callback(fn),)
+            self._on_message += (self._wrap("message", checked_callback(fn)),)
             self._engine.set_message_handlers(self._on_message)
         return fn
 
@@ -130,6 +133,17 @@ class Callbacks:
         with self._adding:
             self._on_error += (checked_callback(fn),)
         return fn
+
+    def wrap(self, wrapper: Wrapper) -> None:
+        """Has functions stand for the callbacks of clients, those set already and those to come."""
+        with self._adding:
+            self._wrap = wrapper
+            self._on_connected = tuple(wrapper("connected", fn) for fn in self._on_connected)
+            self._on_message = tuple(wrapper("message", fn) for fn in self._on_message)
+            self._on_disconnected = tuple(
+                wrapper("disconnected", fn) for fn in self._on_disconnected
+            )
+            self._engine.set_message_handlers(self._on_message)
 
     # --- events ---
 

@@ -25,6 +25,7 @@ from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.errors import HubStateError, HubStoppedError
 from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.sockets import Host
+from wsc_fast.log import log
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.heartbeat import Heartbeat
 from wsc_fast.runtime.process import FileLimit
@@ -48,6 +49,22 @@ class Settings(Protocol):
     def close_timeout(self) -> float: ...
     @property
     def watchdog_timeout(self) -> float: ...
+
+
+class Companion(Protocol):
+    """Something that begins and ends with each run of the hub."""
+
+    async def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The hub starts on this loop; an exception ends the start."""
+
+    def close(self) -> None:
+        """The hub has stopped; also called where `open` was not, or has failed."""
+
+    def forget(self) -> None:
+        """The hub's loop was closed, or this is the child of a fork."""
+
+    def descriptors(self) -> list[int]:
+        """Of its sockets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +97,7 @@ class Life:
         check_settings: while connections of another server are the hub's: raises ConfigError for
             settings that cannot hold there.
         give_signals_back: while `run` runs: for the child of a fork.
+        companions: begin and end with each run of the hub.
 
     Thread-safety: the loop's thread, but for `stop` and `drain`.
     """
@@ -93,6 +111,7 @@ class Life:
         self._stopping: asyncio.Future[None] | None = None
         self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
         self._started = 0.0
+        self.companions: list[Companion] = []
         self.start_time: datetime | None = None
         self.check_settings: Callable[[Any], None] | None = None
         self.give_signals_back: Callable[[], None] | None = None
@@ -135,6 +154,7 @@ class Life:
                 reuse_port=reuse_port,
                 check=partial(self._check_still_starting, loop),
             )
+            await self._open_companions(loop)
         except BaseException:
             if sock is not None:
                 sock.close()  # it was given to the hub for good
@@ -149,6 +169,7 @@ class Life:
         self._attach_to(loop, tls, path)
         try:
             await self._open_store(loop)
+            await self._open_companions(loop)
         except BaseException:
             await self._give_up_start(loop)
             raise
@@ -160,6 +181,8 @@ class Life:
         self._attach_to(loop, tls, path)
         self._parts.delivery.attach(loop)
         self._begin()
+        opening = loop.create_task(self._open_companions(loop))
+        opening.add_done_callback(_log_failure)
 
     def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool, path: str | None) -> None:
         self._parts.engine.attach(loop)
@@ -173,6 +196,15 @@ class Life:
         finally:
             self._check_still_starting(loop)
 
+    async def _open_companions(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            for companion in self.companions:
+                await companion.open(loop)
+                self._check_still_starting(loop)
+        except BaseException:
+            self._close_companions()
+            raise
+
     def _check_still_starting(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._parts.engine.loop is not loop or self._stopping is not None:
             raise HubStoppedError("the hub was stopped while it started")
@@ -180,6 +212,7 @@ class Life:
     async def _give_up_start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._parts.engine.loop is loop and self._stopping is None:
             await self._parts.delivery.close_store(0.0)
+            self._parts.listener.close()
             self._detach()
 
     def _begin(self) -> None:
@@ -250,6 +283,7 @@ class Life:
         parts.listener.close()
         await parts.requests.abort_all()
         parts.delivery.sleepers.end()
+        self._close_companions()
         # Queued messages have as long as the caller gives them.
         parts.engine.close_timeout = max(self._settings().close_timeout, timeout)
         await in_turns(parts.engine.open_clients(), _shut_down)
@@ -289,6 +323,10 @@ class Life:
         engine = self._parts.engine
         for client in (*engine.open_clients(), *engine.closing_clients()):
             abort(client)
+
+    def _close_companions(self) -> None:
+        for companion in self.companions:
+            companion.close()
 
     def _stop_watching(self) -> None:
         if self._watchdog is not None:
@@ -349,6 +387,8 @@ class Life:
         parts.state.accepting = parts.state.draining = False
         self._stop_watching()
         parts.listener.forget()
+        for companion in self.companions:
+            companion.forget()
         parts.requests.forget()
         parts.admission.forget()
         parts.tasks.forget()
@@ -376,6 +416,8 @@ class Life:
         descriptors = {descriptor_of(client) for client in clients}
         descriptors.update(parts.requests.descriptors())
         descriptors.update(parts.listener.descriptors())
+        for companion in self.companions:
+            descriptors.update(companion.descriptors())
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in descriptors:
             if descriptor >= 0:
@@ -384,6 +426,11 @@ class Life:
         if self.give_signals_back is not None:
             self.give_signals_back()
         self.forget()
+
+
+def _log_failure(opening: asyncio.Task[None]) -> None:
+    if not opening.cancelled() and (error := opening.exception()) is not None:
+        log.error("a part of the hub did not start: %s", error)
 
 
 def _shut_down(client: Client) -> None:

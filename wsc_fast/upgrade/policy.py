@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Protocol
 
@@ -89,6 +89,11 @@ class Policy:
         self._authenticate = authenticate
         self._report = report
         self._shares_port = shares_port
+        self._watcher: Callable[[Mapping[str, str]], None] | None = None
+
+    def watch_upgrades(self, watcher: Callable[[Mapping[str, str]], None]) -> None:
+        """Has `watcher(headers)` called for each upgrade, in the context of the client to be."""
+        self._watcher = watcher
 
     def accept(
         self,
@@ -152,6 +157,8 @@ class Policy:
         refused = self._check_origin(head, remote_address, transport)
         if refused is not None:
             return refused
+        if self._watcher is not None:
+            call_in_context(client, self._watcher, head.headers)
         if self._authenticate is not None:
             refused = self._identify(head, client, remote_address, transport, full)
         return refused if refused is not None else self._negotiate(head, client)

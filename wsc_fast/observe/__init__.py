@@ -1,0 +1,1 @@
+"""The parts that watch a hub: metrics, traces, statistics of single clients."""

@@ -1,0 +1,128 @@
+"""The part of the hub's face that watches the hub: a base of Hub, with nothing of its own.
+
+observing.py does the work of these calls, but for those about clients, which the engine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from wsc_fast._core.connection import Client
+from wsc_fast.delivery.facade import DeliveryFace
+from wsc_fast.errors import ValidationError
+from wsc_fast.observe.endpoint import MayScrape
+from wsc_fast.observe.observing import Observing
+from wsc_fast.observe.tracing import SENDS
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+    from prometheus_client import CollectorRegistry
+
+
+class ObserveFace(DeliveryFace):
+    """Base of Hub: metrics, traces, and a look at the clients."""
+
+    _observing: Observing
+
+    def enable_metrics(
+        self,
+        path: str | None = "/metrics",
+        *,
+        authenticate: MayScrape | None = None,
+        port: int | None = None,
+        host: str = "127.0.0.1",
+        registry: CollectorRegistry | None = None,
+        name: str = "",
+    ) -> None:
+        """Has Prometheus scrape the hub; needs prometheus-client (`wsc_fast[metrics]`).
+
+        The metrics are read from the hub's counters when they are scraped. They are in the registry
+        too, for an application that has an endpoint of its own.
+
+        Args:
+            path: served as a route of the hub; None: by nobody, they are in the registry alone.
+            authenticate: `authenticate(request) -> bool`, plain: whether a request may scrape. Else
+                it gets 401, or 403 where it has shown an Authorization. None lets all, on the
+                hub's own port also the public.
+            port: a port of their own, on which the path is served instead, from the start to the
+                stop of the hub; 0 chooses a free one, see `metrics_port`.
+            host: an address or a name, for that port.
+            registry: prometheus-client's; None: its global one.
+            name: the value of a label `hub`, for several hubs in one process; "" for no label. A
+                hub whose name another one has in the registry gets a number behind it.
+
+        Raises:
+            ImportError: prometheus-client is not installed.
+            HubStateError: enabled already, or with a port while the hub runs.
+            ConfigError: the registry has other metrics of these names.
+            ValidationError: a path that cannot be served or is served already, or another argument
+                of the wrong kind.
+
+        Thread-safety: any thread.
+        """
+        call = partial(
+            self._observing.enable_metrics, path, authenticate, host, port, registry, name
+        )
+        self._calls.run(call)
+
+    @property
+    def metrics_port(self) -> int | None:
+        """int | None: the port of `enable_metrics(port=...)`; None where none is listened on."""
+        return self._observing.port
+
+    def enable_tracing(self, tracer_provider: TracerProvider | None = None) -> None:
+        """Has OpenTelemetry trace the hub; needs opentelemetry-api (`wsc_fast[otel]`).
+
+        There are spans around the callbacks `on_client_connected`, `on_message_received` and
+        `on_client_disconnected`, and around the sends to users. To be called before the start.
+
+        Args:
+            tracer_provider: OpenTelemetry's; None: its global one.
+
+        Raises:
+            ImportError: opentelemetry-api is not installed.
+            HubStateError: enabled already.
+
+        Thread-safety: any thread.
+        """
+        self._calls.run(partial(self._enable_tracing, tracer_provider))
+
+    def _enable_tracing(self, tracer_provider: TracerProvider | None) -> None:
+        self._observing.enable_tracing(tracer_provider)
+        tracing = self._observing.tracing
+        assert tracing is not None
+        # Attributes of this hub stand before its class's methods, which cost nothing elsewhere.
+        for name in SENDS:
+            vars(self)[name] = tracing.wrap_send(getattr(self, name))
+
+    # --- clients ---
+
+    def iter_clients(self) -> Iterator[Client]:
+        """The clients that are connected at this moment.
+
+        Returns:
+            Iterator[Client]: in no particular order; one may have gone by the time it is reached.
+
+        Thread-safety: any thread.
+        """
+        return iter(self._engine.open_clients())
+
+    def slowest_clients(self, n: int = 10) -> list[Client]:
+        """The clients for which the most bytes wait, and of equal ones the most messages.
+
+        Args:
+            n: how many at most, from 1.
+
+        Returns:
+            list[Client]: the slowest first; none for which nothing waits.
+
+        Raises:
+            ValidationError: n is no int from 1.
+
+        Thread-safety: any thread; on the hub's loop it takes a moment for 100,000 clients.
+        """
+        if type(n) is not int or n < 1:
+            raise ValidationError(f"n must be an int from 1, not {n!r}")
+        return self._calls.run(partial(self._engine.slowest_clients, n))

@@ -1,0 +1,140 @@
+"""The part of a hub that others watch it by: metrics and traces, once they are asked for."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+from wsc_fast.errors import ConfigError, HubStateError, ValidationError
+from wsc_fast.log import log
+from wsc_fast.observe import metrics
+from wsc_fast.observe.endpoint import Endpoint, MayScrape, MetricsPort
+from wsc_fast.observe.lag import LoopLag
+from wsc_fast.observe.needs import Needs
+from wsc_fast.observe.readings import Reading, read_all
+from wsc_fast.observe.tracing import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+    from prometheus_client import CollectorRegistry
+
+
+class Observing:
+    """The metrics and traces of one hub.
+
+    Args:
+        needs: of the hub.
+
+    Attributes:
+        tracing: the traces; None before `enable_tracing`.
+
+    Thread-safety: the loop's thread, but for `read`.
+    """
+
+    def __init__(self, needs: Needs) -> None:
+        self._needs = needs
+        self._lag: LoopLag | None = None
+        self._port: MetricsPort | None = None
+        self.tracing: Tracing | None = None
+
+    # --- metrics ---
+
+    def enable_metrics(
+        self,
+        path: str | None,
+        authenticate: MayScrape | None,
+        host: str,
+        port: int | None,
+        registry: CollectorRegistry | None,
+        name: str,
+    ) -> None:
+        """See `Hub.enable_metrics`."""
+        try:
+            import prometheus_client
+        except ImportError as error:
+            raise ImportError(
+                "enable_metrics needs prometheus-client: wsc_fast[metrics]"
+            ) from error
+        if self._lag is not None:
+            raise HubStateError("metrics are enabled already")
+        check_metrics_arguments(path, authenticate, host, port, name)
+        loop = self._needs.engine.loop
+        if port is not None and loop is not None:
+            raise HubStateError("enable_metrics with a port comes before the hub starts")
+        if registry is None:
+            registry = prometheus_client.REGISTRY
+        count = self._needs.engine.count_rejected
+        endpoint = Endpoint(registry, authenticate, lambda: count("auth"))
+        # All that may fail comes first, so that nothing is kept of a call that has failed.
+        try:
+            collector = metrics.collector_in(registry)
+        except ValueError as error:
+            raise ConfigError(
+                f"the registry has other metrics of these names already: {error}"
+            ) from error
+        if path is not None and port is None:
+            self._needs.add_route(path, endpoint.answer)
+        name = collector.add(self, name)
+        if name:
+            log.info("the metrics of this hub have the label hub=%r", name)
+        self._lag = LoopLag()
+        self._needs.accompany(self._lag)
+        if loop is not None:
+            self._lag.begin(loop)
+        if path is not None and port is not None:
+            self._port = MetricsPort(endpoint, path, host, port, self._needs.report)
+            self._needs.accompany(self._port)
+
+    @property
+    def port(self) -> int | None:
+        """The port that the metrics are listened for on; None where there is none."""
+        return None if self._port is None else self._port.port
+
+    def read(self) -> Reading:
+        """The counters of this moment.
+
+        Raises:
+            HubStateError: the loop does not answer, or is gone.
+
+        Thread-safety: any thread.
+        """
+        return self._needs.calls.run(self._read)
+
+    def _read(self) -> Reading:
+        assert self._lag is not None
+        histograms = {**self._needs.engine.read_histograms(), "loop_lag": self._lag.seconds}
+        return Reading(self._needs.stats(), read_all(histograms), read_all(self._needs.stores()))
+
+    # --- traces ---
+
+    def enable_tracing(self, tracer_provider: TracerProvider | None) -> None:
+        """See `Hub.enable_tracing`."""
+        if self.tracing is not None:
+            raise HubStateError("tracing is enabled already")
+        self.tracing = Tracing(tracer_provider)
+        self._needs.watch_upgrades(self.tracing.upgraded)
+        self._needs.wrap_callbacks(self.tracing.wrap_callback)
+
+
+def check_metrics_arguments(
+    path: str | None, authenticate: MayScrape | None, host: str, port: int | None, name: str
+) -> None:
+    """Raises ValidationError for what `enable_metrics` cannot take."""
+    if port is not None and (type(port) is not int or not 0 <= port <= 65_535):
+        raise ValidationError(f"port must be None or 0 to 65535, not {port!r}")
+    if port is not None and path is None:
+        raise ValidationError("a port needs a path")
+    if port is not None and not (type(path) is str and path.startswith("/") and path.isascii()):
+        raise ValidationError(f"path must be ASCII and begin with '/', not {path!r}")
+    if type(host) is not str or not host:
+        raise ValidationError(f"host must be an address or a name, not {host!r}")
+    if type(name) is not str:
+        raise ValidationError(f"name must be a str, not {type(name).__name__}")
+    if authenticate is None:
+        return
+    if not callable(authenticate) or inspect.iscoroutinefunction(authenticate):
+        raise ValidationError(
+            "authenticate must be a plain function, not async: it decides at once"
+        )
+    if path is None:
+        raise ValidationError("authenticate needs a path: a registry asks nobody")
