@@ -9,6 +9,8 @@ from the environment:
                                hands over comes first
     APP_STORE                  redis://HOST:6379/0, or the path of an SQLite file; if unset, what
                                waits for users who are away is kept in memory
+    APP_METRICS_PORT           a port for Prometheus, on APP_METRICS_HOST (127.0.0.1 if unset); if
+                               unset, there are no metrics
     APP_TLS_CERT, APP_TLS_KEY  PEM files, for wss://; SIGHUP loads them again
     WSC_..., WSC_ACK_...       HubConfig and ACKConfig
 
@@ -60,6 +62,11 @@ def create_hub(environ: Mapping[str, str]) -> Hub:
     hub = Hub(HubConfig.from_env(environ), authenticate=authenticate)
     offline = msgspec.structs.replace(ACKConfig.from_env(environ), enable_offline_messages=True)
     hub.enable_ack(offline, store=store_of(environ.get("APP_STORE", "")))
+    if environ.get("APP_METRICS_PORT"):
+        hub.enable_metrics(
+            host=environ.get("APP_METRICS_HOST", "127.0.0.1"),
+            port=port_of(environ, "APP_METRICS_PORT"),
+        )
 
     @hub.route("/health")
     def health(request: Request) -> dict[str, object]:
@@ -92,11 +99,11 @@ def store_of(place: str) -> MemoryOfflineStore | RedisOfflineStore | SQLiteOffli
     return SQLiteOfflineStore(place)
 
 
-def port_of(environ: Mapping[str, str]) -> int:
-    """APP_PORT."""
-    text = environ.get("APP_PORT") or "8080"
+def port_of(environ: Mapping[str, str], name: str = "APP_PORT") -> int:
+    """The port that a variable names."""
+    text = environ.get(name) or "8080"
     if not (text.isdecimal() and int(text) < 1 << 16):
-        raise ConfigError(f"APP_PORT is {text!r}, expected a port: 0 to 65535")
+        raise ConfigError(f"{name} is {text!r}, expected a port: 0 to 65535")
     return int(text)
 
 

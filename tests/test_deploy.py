@@ -42,6 +42,8 @@ ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 APP = (DEPLOY / "app.py").read_text()
 SECRET = "a secret of 32 bytes, or of more"
+# Seconds that a process may take to begin or to answer, on a machine that is busy.
+PATIENCE = 60
 
 
 def documents(path: Path) -> list[Any]:
@@ -94,7 +96,7 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     },
     "Dockerfile": {
         name: value
-        for line in re.findall(r"^ENV (.+)$", (DEPLOY / "Dockerfile").read_text(), re.M)
+        for line in re.findall(r"^ENV (APP_.+)$", (DEPLOY / "Dockerfile").read_text(), re.M)
         for name, value in (word.split("=") for word in line.split())
         if not name.startswith("PYTHON")
     },
@@ -168,7 +170,7 @@ def test_the_units_are_valid(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", *map(str, tmp_path.iterdir())],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
@@ -272,7 +274,7 @@ def test_the_options_of_the_composed_store_are_those_of_a_server(tmp_path: Path)
             process.send_signal(signal.SIGTERM)
             ended(process)
         with program(sock, tmp_path, APP_STORE=store.url), client(sock, "bob") as bob:
-            assert json.loads(bob.recv(timeout=10))["content"] == "hello"
+            assert json.loads(bob.recv(timeout=PATIENCE))["content"] == "hello"
 
 
 # --- Kubernetes ---
@@ -290,7 +292,7 @@ def test_the_manifests_are_one_application() -> None:
 
 
 def test_the_probes_ask_the_port_of_the_program() -> None:
-    (port,) = CONTAINER["ports"]
+    port, _ = CONTAINER["ports"]
     assert str(port["containerPort"]) == ENVIRONMENTS["Dockerfile"]["APP_PORT"]
     (service,) = objects("Service")
     assert service["spec"]["ports"][0]["targetPort"] == port["name"]
@@ -298,6 +300,23 @@ def test_the_probes_ask_the_port_of_the_program() -> None:
         asked = CONTAINER[probe]["httpGet"]
         assert asked == {"path": "/health", "port": port["name"]}
         assert f'@hub.route("{asked["path"]}")' in APP
+
+
+def test_prometheus_scrapes_the_port_for_metrics() -> None:
+    port = ENVIRONMENTS["Dockerfile"]["APP_METRICS_PORT"]
+    (prometheus,) = documents(DEPLOY / "prometheus/prometheus.yml")
+    (job,) = prometheus["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"hub:{port}"]}]
+    assert "hub" in COMPOSE["services"]
+    for name in prometheus["rule_files"]:
+        assert (DEPLOY / "prometheus" / name).exists()
+    annotations = DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == port
+    assert {"name": "metrics", "containerPort": int(port)} in CONTAINER["ports"]
+    # Clients do not reach it.
+    (service,) = objects("Service")
+    assert [each["name"] for each in service["spec"]["ports"]] == ["http"]
+    assert not any(port in each for each in COMPOSE["services"]["hub"]["ports"])
 
 
 def test_the_container_may_change_nothing() -> None:
@@ -348,7 +367,7 @@ def program(
             process.kill()
 
 
-def ended(process: subprocess.Popen[str], within: float = 10) -> str:
+def ended(process: subprocess.Popen[str], within: float = GRACE["systemd"]) -> str:
     """The log of a program, which has to end well and in time."""
     _, err = process.communicate(timeout=within)
     assert process.returncode == 0, err
@@ -377,19 +396,19 @@ def client(
     return connect(
         f"ws://127.0.0.1:{port_of(server)}/ws",
         additional_headers={"Authorization": f"Bearer {token(user)}"},
-        open_timeout=20,
+        open_timeout=PATIENCE,
         sock=connected,
     )
 
 
 def write(sender: ClientConnection, to: str, text: str) -> None:
     sender.send(json.dumps({"to": to, "text": text}))
-    assert sender.recv(timeout=10) == f"{to} will have it"
+    assert sender.recv(timeout=PATIENCE) == f"{to} will have it"
 
 
 def code_of_the_end(connection: ClientConnection) -> int:
     with pytest.raises(websockets.ConnectionClosed) as caught:
-        connection.recv(timeout=10)
+        connection.recv(timeout=PATIENCE)
     assert caught.value.rcvd is not None
     return caught.value.rcvd.code
 
@@ -417,15 +436,15 @@ def test_a_restart_refuses_nobody_and_loses_no_message(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             ended(process)
         # Nobody serves now: the connection waits in the backlog of the socket.
-        waiting = socket.create_connection(("127.0.0.1", port_of(sock)), timeout=20)
+        waiting = socket.create_connection(("127.0.0.1", port_of(sock)), timeout=PATIENCE)
         with program(sock, tmp_path, APP_STORE=store), client(sock, "bob", waiting) as bob:
-            assert json.loads(bob.recv(timeout=10))["content"] == "hello"
+            assert json.loads(bob.recv(timeout=PATIENCE))["content"] == "hello"
 
 
 def test_the_program_lets_in_nobody_without_a_token(tmp_path: Path) -> None:
     with listening() as sock, program(sock, tmp_path):
         with pytest.raises(websockets.InvalidStatus) as caught:
-            connect(f"ws://127.0.0.1:{port_of(sock)}/ws", open_timeout=20)
+            connect(f"ws://127.0.0.1:{port_of(sock)}/ws", open_timeout=PATIENCE)
         assert caught.value.response.status_code == 401
 
 
@@ -433,7 +452,7 @@ def test_a_message_that_cannot_be_sent_is_answered(tmp_path: Path) -> None:
     with listening() as sock, program(sock, tmp_path), client(sock, "ann") as ann:
         for wrong in ("no JSON", b"\xff", '{"to": "bob"}', '{"to": "", "text": "x"}'):
             ann.send(wrong)
-            assert str(ann.recv(timeout=10)).startswith("not sent: ")
+            assert str(ann.recv(timeout=PATIENCE)).startswith("not sent: ")
 
 
 def test_sighup_without_tls_changes_nothing(tmp_path: Path) -> None:
@@ -456,8 +475,8 @@ def test_the_health_check_tells_whether_the_program_serves(
     with listening() as sock:
         environ = {"APP_TLS_CERT": str(pem) if tls else "", "APP_PORT": str(port_of(sock))}
         with program(sock, tmp_path, **environ) as process:
-            wait_until(lambda: is_well(environ), timeout=20)
-            assert checked(environ) == 0
+            wait_until(lambda: is_well(environ), timeout=PATIENCE)
+            wait_until(lambda: checked(environ) == 0, timeout=PATIENCE)
             process.send_signal(signal.SIGTERM)
             ended(process)
     assert checked(environ) == 1
@@ -467,16 +486,28 @@ def checked(environ: dict[str, str]) -> int:
     """The exit code of the command that Docker asks."""
     command = [sys.executable, str(DEPLOY / "app.py"), "check"]
     environ = {**os.environ, **environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environ, timeout=20).returncode
+    return subprocess.run(command, env=environ, timeout=PATIENCE).returncode
 
 
 def test_the_health_check_counts_the_clients(tmp_path: Path) -> None:
     with listening() as sock, program(sock, tmp_path), client(sock, "ann"):
-        asked = http.client.HTTPConnection("127.0.0.1", port_of(sock), timeout=20)
+        asked = http.client.HTTPConnection("127.0.0.1", port_of(sock), timeout=PATIENCE)
         asked.request("GET", "/health")
         with asked.getresponse() as answer:
             assert json.load(answer) == {"status": "healthy", "clients": 1}
         asked.close()
+
+
+def test_the_program_has_metrics_on_a_port_of_their_own(tmp_path: Path) -> None:
+    with listening() as sock, listening() as other:
+        port = port_of(other)
+        other.close()
+        with program(sock, tmp_path, APP_METRICS_PORT=str(port)), client(sock, "ann"):
+            asked = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            asked.request("GET", "/metrics")
+            with asked.getresponse() as answer:
+                assert b"\nwsc_connected_clients 1.0\n" in answer.read()
+            asked.close()
 
 
 @pytest.mark.parametrize(
@@ -501,7 +532,7 @@ def test_a_mistake_in_the_environment_names_its_variable(
 @pytest.mark.parametrize("name", ["APP_STORE", "APP_TLS_CERT"])
 def test_a_file_that_is_not_there_ends_the_program_with_one_line(name: str, tmp_path: Path) -> None:
     with listening() as sock, program(sock, tmp_path, **{name: "no/such/file"}) as process:
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "Traceback" not in err
     assert re.fullmatch("app: .*no/such/file.*", err.splitlines()[-1])

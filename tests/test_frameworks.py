@@ -28,6 +28,8 @@ from websockets.sync.client import ClientConnection, connect
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "examples/frameworks"
 SECRET = "a secret of 32 bytes, or of more"
+# Seconds that a process may take to begin or to answer, on a machine that is busy.
+PATIENCE = 60
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
@@ -66,7 +68,7 @@ class Site(NamedTuple):
 
     def post(self, path: str, body: object, **headers: str) -> tuple[int, Any, str]:
         """Status, JSON and cookie of the answer to a request."""
-        asked = http.client.HTTPConnection("127.0.0.1", self.ports[0], timeout=20)
+        asked = http.client.HTTPConnection("127.0.0.1", self.ports[0], timeout=PATIENCE)
         fields = {"Content-Type": "application/json", **headers}
         asked.request("POST", path, json.dumps(body), fields)
         with asked.getresponse() as answer:
@@ -80,7 +82,7 @@ class Site(NamedTuple):
             f"ws://127.0.0.1:{self.ports[-1]}/ws{query}",
             additional_headers=headers,
             origin=Origin(f"http://127.0.0.1:{self.ports[0]}"),
-            open_timeout=20,
+            open_timeout=PATIENCE,
         )
 
     def refuses(self, query: str = "", **headers: str) -> bool:
@@ -129,10 +131,10 @@ def served(recipe: Recipe, folder: Path) -> Iterator[Site]:
 
 
 def wait_until_listening(process: subprocess.Popen[str], port: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=10).close()
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
             return
         except OSError:
             assert process.poll() is None, process.communicate()[0]
@@ -158,15 +160,15 @@ def test_a_request_publishes_to_the_clients_that_have_logged_in(
             assert recipe.proof != "ticket" or site.refuses(query)  # it counts once
             status, answer, _ = site.post("/rooms/news/messages", message, **headers)
             assert (status, answer) == (200, {"receivers": 1})
-            assert ann.recv(timeout=10) == "bob: hello"
+            assert ann.recv(timeout=PATIENCE) == "bob: hello"
             assert site.post("/rooms/tea/messages", message, **headers)[0] == 404
 
             site.process.send_signal(signal.SIGTERM)
             with pytest.raises(websockets.ConnectionClosed) as caught:
-                ann.recv(timeout=10)
+                ann.recv(timeout=PATIENCE)
             assert caught.value.rcvd is not None
             assert caught.value.rcvd.code == 1001
-        out, _ = site.process.communicate(timeout=20)
+        out, _ = site.process.communicate(timeout=PATIENCE)
         assert (site.process.returncode, "Traceback" in out) == (recipe.code, False), out
 
 
@@ -179,7 +181,7 @@ def test_the_test_of_an_application_passes(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "JWT_SECRET": SECRET},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout + done.stderr
 
