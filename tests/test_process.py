@@ -37,8 +37,8 @@ import uvloop
 from tests.support import join, named
 from wsc_fast._core.connection import abort
 from wsc_fast.testing import BINARY, RawClient, TEXT, eventually, running
-from wsc_fast import Hub, HubConfig, HubStateError, HubStoppedError
-from wsc_fast import ClientDisconnectedError, Identity
+from wsc_fast import (ClientDisconnectedError, Hub, HubConfig, HubStateError,
+                      HubStoppedError, Identity)
 
 def run(main):
     factory = uvloop.new_event_loop if sys.argv[1] == "uvloop" else asyncio.new_event_loop
