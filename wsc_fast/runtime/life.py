@@ -7,7 +7,6 @@ any more: the loop was closed under the hub, or this is the child of a fork.
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import math
 import os
 import socket
@@ -537,6 +536,8 @@ class Life:
 
 @cache
 def _version() -> str:
+    import importlib.metadata  # slow to import, and needed once
+
     try:
         return importlib.metadata.version("wsc_fast")
     except importlib.metadata.PackageNotFoundError:
