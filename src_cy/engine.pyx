@@ -90,14 +90,15 @@ cdef tuple LIMITS = (
     "close_timeout",
 )
 
-# The close codes of applications, as peers choose them.
-cdef str PEERS_CODES = "3000-4999"
+# Close codes of applications (from 3000 on), as peers choose them, are counted as one: as 0.
+cdef int PEERS_CODES = 0
+cdef str PEERS_NAME = "3000-4999"
 
 # The close codes that are counted from 0 on; others are there once they were met: those of RFC 6455
 # that one side may send or that stand for none, and the hub's own.
 cdef tuple CLOSES = (
-    "1000", "1001", "1002", "1003", "1005", "1006", "1007", "1008", "1009", "1010", "1011", "1012",
-    "1013", "1014", "4401", "4409", PEERS_CODES,
+    1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 4401, 4409,
+    PEERS_CODES,
 )
 
 # `slowest_clients` sorts once it has found so many more than it looks for.
@@ -274,8 +275,8 @@ cdef class Engine(FanoutNeeds):
         return 0
 
     cdef int count_close(self, int code, bint of_peer) except -1:
-        cdef str name = PEERS_CODES if of_peer and code >= 3000 else str(code)
-        self.closes[name] = self.closes.get(name, 0) + 1
+        cdef object counted = PEERS_CODES if of_peer and code >= 3000 else code
+        self.closes[counted] = self.closes.get(counted, 0) + 1
         return 0
 
     def count_limit(self, str limit):
@@ -675,7 +676,10 @@ cdef class Engine(FanoutNeeds):
         counters["queued_messages"] = messages
         counters["queued_bytes"] = nbytes
         counters["limited"] = dict(self.limited)
-        counters["closes"] = dict(self.closes)
+        counters["closes"] = {
+            PEERS_NAME if code == PEERS_CODES else str(code): count
+            for code, count in self.closes.items()
+        }
         return counters
 
     def count_overload(self):

@@ -132,7 +132,8 @@ cdef Py_ssize_t push_all(
     cdef Sent* sent = NULL
     if fanout.batch_items is None and PyList_GET_SIZE(items) < fanout.batch_least:
         return push_each(fanout, items, frame, key, run, None)
-    if key == NULL and run == RUN_NORMAL:
+    if key == NULL and run == RUN_NORMAL and fanout.batch_items is None:
+        # A batch begins, and counts for its set.
         sent = &fanout.sent if members is None else (<MemberSet>members).count_batches()
     if (
         key != NULL or run != RUN_NORMAL

@@ -62,6 +62,10 @@ class SafeLogger:
         self._logger = logging.getLogger(name)
         self._kinds: dict[str, _Kind] = {}
 
+    def debugs(self) -> bool:
+        """Whether DEBUG lines are wanted: for callers that would make their fields for nothing."""
+        return self._logger.isEnabledFor(logging.DEBUG)
+
     def debug(self, text: str, *arguments: Any, extra: Fields | None = None) -> None:
         self._log(logging.DEBUG, text, arguments, extra)
 

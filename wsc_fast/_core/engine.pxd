@@ -92,7 +92,7 @@ cdef class Engine(FanoutNeeds):
         public double message_timeout
         # How often each limit was met: setting -> int; counted where something is refused.
         dict limited
-        # How connections ended: close code, as a str -> int (`count_close`).
+        # How connections ended: close code -> int (`count_close`).
         dict closes
         Histogram outbox_depth  # messages in an outbox, as the heartbeat finds them
         Histogram round_trips   # seconds from the heartbeat's ping to its pong

@@ -250,7 +250,8 @@ class Callbacks:
     def connection_lost(self, client: Client, text: str) -> None:
         """See `upward.Application`."""
         if client.close_code == 1006:
-            log.debug("client %a: %s", client.id, text, extra=about(client, "connection_lost"))
+            if log.debugs():
+                log.debug("client %a: %s", client.id, text, extra=about(client, "connection_lost"))
         else:
             tell_heartbeat(client, text)
         if self._on_error:
