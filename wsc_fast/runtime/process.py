@@ -15,7 +15,6 @@ import resource
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Self
@@ -148,7 +147,7 @@ def last_file() -> int:
 
 
 class FileLimit:
-    """The number of descriptors that a hub may have; logs at most once a second that none is left.
+    """The number of descriptors that a hub may have; logs that none is left.
 
     Attributes:
         last: the highest descriptor that the process may have.
@@ -156,7 +155,6 @@ class FileLimit:
 
     def __init__(self) -> None:
         self.last = sys.maxsize
-        self._next_line = 0.0
 
     def look(self) -> None:
         """Looks up the limit of this moment."""
@@ -164,15 +162,12 @@ class FileLimit:
 
     def log(self) -> None:
         """Logs that no descriptor is left."""
-        now = time.monotonic()
-        if now >= self._next_line:
-            self._next_line = now + 1.0
-            log.warning(
-                "out of file descriptors: connections are refused (the limit of open files is %d; "
-                "raise it, or lower HubConfig.max_connections)",
-                last_file() + 1,
-                extra={"event": "out_of_files"},
-            )
+        log.warning(
+            "out of file descriptors: connections are refused (the limit of open files is %d; "
+            "raise it, or lower HubConfig.max_connections)",
+            last_file() + 1,
+            extra={"event": "out_of_files"},
+        )
 
 
 class OwnLog:
