@@ -872,9 +872,12 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     cdef int leave_sets(self) except -1:
         if self.memberships is not None:
             # With rooms that were deleted just now, whose end `on_room_left` has not heard of.
-            self.rooms_at_end = tuple(
-                [members.id for members in self.memberships if isinstance(members, Room)]
-            )
+            try:
+                self.rooms_at_end = tuple(
+                    [members.id for members in self.memberships if isinstance(members, Room)]
+                )
+            except MemoryError:
+                pass  # nobody hears of them: what matters is that it leaves
         return self.engine.clients.expel(self)
 
     cdef bint may_close(self) noexcept:

@@ -90,15 +90,10 @@ cdef tuple LIMITS = (
     "close_timeout",
 )
 
-# Close codes of applications (from 3000 on), as peers choose them, are counted as one: as 0.
-cdef int PEERS_CODES = 0
-cdef str PEERS_NAME = "3000-4999"
-
-# The close codes that are counted from 0 on; others are there once they were met: those of RFC 6455
-# that one side may send or that stand for none, and the hub's own.
+# The close codes that are told of from 0 on; others once they were met: those of RFC 6455 that one
+# side may send or that stand for none, and the hub's own.
 cdef tuple CLOSES = (
-    1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 4401, 4409,
-    PEERS_CODES,
+    1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 4401, 4409
 )
 
 # `slowest_clients` sorts once it has found so many more than it looks for.
@@ -130,7 +125,7 @@ cdef class Engine(FanoutNeeds):
         self.deadlines = Timers(most=MOST_ENDS)
         self.message_handlers = ()
         self.limited = dict.fromkeys(LIMITS, 0)
-        self.closes = dict.fromkeys(CLOSES, 0)
+        memset(self.closes, 0, sizeof(self.closes))
         self.outbox_depth = Histogram(1)
         self.round_trips = Histogram(128e-6)
         self.ack_latency = Histogram(128e-6)
@@ -274,10 +269,19 @@ cdef class Engine(FanoutNeeds):
         self.limited[limit] += 1
         return 0
 
-    cdef int count_close(self, int code, bint of_peer) except -1:
-        cdef object counted = PEERS_CODES if of_peer and code >= 3000 else code
-        self.closes[counted] = self.closes.get(counted, 0) + 1
-        return 0
+    cdef void count_close(self, int code, bint of_peer) noexcept:
+        # Memory for this is there, since a connection may have to end without any.
+        self.closes[0 if of_peer and code >= 3000 else code - 999] += 1
+
+    cdef dict count_closes(self):
+        """The connections that ended: close code, as text -> how many."""
+        cdef dict counts = {str(code): self.closes[<int>code - 999] for code in CLOSES}
+        cdef int i
+        counts["3000-4999"] = self.closes[0]
+        for i in range(1, CLOSE_CODES):
+            if self.closes[i]:
+                counts[str(i + 999)] = self.closes[i]
+        return counts
 
     def count_limit(self, str limit):
         self.over(limit)
@@ -676,10 +680,7 @@ cdef class Engine(FanoutNeeds):
         counters["queued_messages"] = messages
         counters["queued_bytes"] = nbytes
         counters["limited"] = dict(self.limited)
-        counters["closes"] = {
-            PEERS_NAME if code == PEERS_CODES else str(code): count
-            for code, count in self.closes.items()
-        }
+        counters["closes"] = self.count_closes()
         return counters
 
     def count_overload(self):
@@ -713,7 +714,7 @@ cdef class Engine(FanoutNeeds):
         if self.codec is not None:
             self.codec.compressions = 0
         self.limited = dict.fromkeys(LIMITS, 0)
-        self.closes = dict.fromkeys(CLOSES, 0)
+        memset(self.closes, 0, sizeof(self.closes))
         self.fanout.longest_flush = 0.0
 
     def count_rejected(self, str why):

@@ -9,6 +9,7 @@ import functools
 import gc
 import inspect
 import logging
+import signal
 import socket
 import ssl
 import sys
@@ -36,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Programs of the tests would inherit that a shell in the background has SIGINT ignored.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     defaults = Hub.start.__kwdefaults__
     assert defaults is not None
     defaults["transport"] = config.getoption("--transport")

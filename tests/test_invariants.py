@@ -19,7 +19,7 @@ import pytest
 
 from tests.oracle import Oracle
 from tests.support import BOUNDLESS, TLS, crowd, known, named, stall, traced, unless_lost
-from wsc_fast import Client, Hub, HubConfig, SendError, WSCError
+from wsc_fast import Client, Hub, HubConfig, HubStoppedError, SendError, WSCError
 from wsc_fast.testing import CLOSE, PING, PONG, TEXT, RawClient, TLSClient, eventually, running
 
 # Broadcasts through batches, however few the clients, and without.
@@ -445,7 +445,8 @@ async def test_invariant_7_a_message_callback_may_stop_the_hub_in_mid_broadcast(
             assert await raw.recv_rest() == []
         await asyncio.gather(*stopping)
         assert hub.loop is None
-        assert hub.broadcast("to nobody") == 0
+        with pytest.raises(HubStoppedError):
+            hub.broadcast("to nobody")
 
 
 # --- 8. Nothing is retained for a client that has gone ---

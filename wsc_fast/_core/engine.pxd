@@ -34,6 +34,9 @@ cdef enum:
     SETTLED = 1  # an acknowledgement of what was pending
     IGNORED = 2  # an acknowledgement of nothing
 
+cdef enum:
+    CLOSE_CODES = 4001
+
 cdef struct Counted:
     # Of connections and calls. Written by the loop's thread only; each is read by get_stats.
     unsigned long long messages_in
@@ -92,8 +95,6 @@ cdef class Engine(FanoutNeeds):
         public double message_timeout
         # How often each limit was met: setting -> int; counted where something is refused.
         dict limited
-        # How connections ended: close code -> int (`count_close`).
-        dict closes
         Histogram outbox_depth  # messages in an outbox, as the heartbeat finds them
         Histogram round_trips   # seconds from the heartbeat's ping to its pong
         Histogram ack_latency   # seconds from the first send to the acknowledgement
@@ -119,6 +120,9 @@ cdef class Engine(FanoutNeeds):
         object publish_filter
         # `filter(client, room_id) -> bool`: may it join.
         object join_filter
+        # How connections ended, by close code from 1000 on. The first one counts the codes that
+        # peers chose from those of applications.
+        unsigned long long closes[CLOSE_CODES]
         # `joined(client, room_id)` and `left(client, room_id)`; None where nobody wants to hear.
         object room_joined
         object room_left
@@ -128,7 +132,8 @@ cdef class Engine(FanoutNeeds):
     cdef int over(self, str limit) except -1
     # A connection ends with this code. Codes of applications that a peer chose count together,
     # since there are 2,000 of them.
-    cdef int count_close(self, int code, bint of_peer) except -1
+    cdef void count_close(self, int code, bint of_peer) noexcept
+    cdef dict count_closes(self)
     cdef bint away(self) noexcept
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
     cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
