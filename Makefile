@@ -53,7 +53,7 @@ NEWEST_TREE := build/newest
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py \
 	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_style.py \
 	test_security_doc.py faults/test_readme.py test_imports.py test_model.py $(if $(QUICK),test_pages.py \
-	faults/test_faults_frames.py \
+	test_cli.py test_deploy.py test_frameworks.py test_typing.py faults/test_faults_frames.py \
 	faults/test_faults_slow_peers.py test_late_loop.py test_lingering.py test_masses.py)) -k "not (the_wheel or the_sources or outboxes or two_thousand)" \
 	-m "not (fault(number='D1') or fault(number='D8') or fault(number='F20'))"
 
@@ -91,7 +91,7 @@ newest-tree:
 
 # The Autobahn cases: all on uvloop; on asyncio's loop, over TLS and on picows without those for
 # performance (9), and with QUICK=1, as in CI, without those for compression either, which none of
-# the three concerns.
+# the three concerns; and without QUICK=1 on uvicorn's port.
 SLOW := --exclude '9.*' $(if $(QUICK),--exclude '12.*' --exclude '13.*')
 
 conformance: $(BUILT) $(TESTED)
@@ -101,7 +101,7 @@ ifndef ARGS
 	$(BIN)/python -m trials.conformance.run --loop asyncio $(SLOW)
 	$(BIN)/python -m trials.conformance.run --tls $(SLOW)
 	$(BIN)/python -m trials.conformance.run --transport picows $(SLOW)
-	$(BIN)/python -m trials.conformance.run --transport uvicorn $(SLOW)
+	$(if $(QUICK),,$(BIN)/python -m trials.conformance.run --transport uvicorn)
 endif
 
 # The parsers and the receiving half of a connection against plain versions, with sanitizers.
