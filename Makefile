@@ -48,8 +48,8 @@ NEWEST_TREE := build/newest
 # - what is run with batches and with outboxes, the second time: small sets have outboxes in all tests;
 # - the models of hypothesis, bombs (fault D1), contexts of zlib (D8) and crowds (F20, two thousand): what
 #   the compiled code does with bytes and memory;
-# - with QUICK=1, as in CI: frames byte by byte, waits of seconds (late loops, slow readers, masses), and
-#   the programs of the pages.
+# - with QUICK=1, as in CI: frames byte by byte, waits of seconds (late loops, slow readers, masses), the
+#   programs of the pages and recipes, the command line, and the type checkers.
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py \
 	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_style.py \
 	test_security_doc.py faults/test_readme.py test_imports.py test_model.py $(if $(QUICK),test_pages.py \
