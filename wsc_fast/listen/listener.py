@@ -38,7 +38,7 @@ class Listener:
         self._certificate: tuple[str, str | None] | None = None
         self._own_queue = False  # with a shared port: who has connected is in a queue of our own
         self.addresses: tuple[str, ...] = ()
-        self.shares_port = False
+        self.shares_port: bool = False
         self.servers: list[asyncio.Server] = []
         self.acceptors: list[Acceptor] = []
 

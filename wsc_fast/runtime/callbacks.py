@@ -87,9 +87,9 @@ class Callbacks:
             self._may_join if authorize_join is not None else None,
             may_publish,
         )
-        self.inboxes = Inboxes(engine, tasks, needs, may_publish, self.callback_failed)
-        self.unauthorized = 0
-        self.unreported_errors = 0
+        self.inboxes: Inboxes = Inboxes(engine, tasks, needs, may_publish, self.callback_failed)
+        self.unauthorized: int = 0
+        self.unreported_errors: int = 0
         # Tasks of async on_error callbacks that concern no client.
         self._error_tasks: set[asyncio.Task[Any]] = set()
         # Held while a callback is added, which is no single step for Python.

@@ -155,7 +155,7 @@ class FileLimit:
     """
 
     def __init__(self) -> None:
-        self.last = sys.maxsize
+        self.last: int = sys.maxsize
         self._next_line = 0.0
 
     def look(self) -> None:
