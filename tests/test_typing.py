@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import os
@@ -26,7 +27,7 @@ REFUSED = {
 
 
 def output_of(*command: str) -> str:
-    """What a type checker says of this tree; it looks for its imports where this Python does."""
+    """The output of a type checker, which looks for its imports where this Python does."""
     tools = str(Path(sys.executable).parent)
     found = {
         **os.environ,
@@ -68,7 +69,7 @@ def test_the_type_of_each_public_name_is_declared() -> None:
 
 
 def test_there_are_wrong_uses() -> None:
-    assert len(REFUSED) == 20
+    assert len(REFUSED) == 27
 
 
 # --- at run time ---
@@ -137,6 +138,18 @@ def test_completion_of_a_hub_shows_public_names_alone() -> None:
     assert {"broadcast", "config", "loop", "on_room_joined", "run", "send_ack_message"} <= set(
         shown
     )
+
+
+def test_editors_and_python_complete_the_same_names_of_a_client() -> None:
+    shown = {
+        member.name
+        for stub in (ROOT / "wsc_fast" / "_core").glob("*.pyi")
+        for node in ast.parse(stub.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name in {each.__name__ for each in Client.mro()}
+        for member in node.body
+        if isinstance(member, ast.FunctionDef) and not member.name.startswith("_")
+    }
+    assert shown == set(dir(Client(Hub()._engine)))
 
 
 def test_completion_of_a_client_shows_nothing_of_its_transport() -> None:

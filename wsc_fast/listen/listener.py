@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ssl import SSLContext
 from typing import Any
 
+from wsc_fast._core.connection import protocol_of
 from wsc_fast.errors import HubStateError, ListenError, ValidationError
 from wsc_fast.listen.acceptor import Acceptor
 from wsc_fast.listen.needs import Needs
@@ -166,7 +167,9 @@ class Listener:
             listening.close()
             return
         server = await loop.create_server(
-            self._needs.make_connection, sock=listening, backlog=settings.backlog
+            lambda: protocol_of(self._needs.make_connection()),
+            sock=listening,
+            backlog=settings.backlog,
         )
         self.servers.append(server)
         if None in server.sockets:
