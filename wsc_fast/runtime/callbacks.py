@@ -139,19 +139,23 @@ class Callbacks:
             self._on_disconnected = tuple(
                 wrapper("disconnected", fn) for fn in self._on_disconnected
             )
+            self._on_room_joined = tuple(wrapper("room_joined", fn) for fn in self._on_room_joined)
+            self._on_room_left = tuple(wrapper("room_left", fn) for fn in self._on_room_left)
             self._engine.set_message_handlers(self._on_message)
 
     def add_room_joined(self, fn: OfRoom) -> OfRoom:
         """`fn(client, room_id)` for each client that becomes a member of a room."""
         with self._adding:
-            self._on_room_joined += (checked_callback(fn, "client", "room_id"),)
+            checked_callback(fn, "client", "room_id")
+            self._on_room_joined += (self._wrap("room_joined", fn),)
             self._watch_rooms()
         return fn
 
     def add_room_left(self, fn: OfRoom) -> OfRoom:
         """`fn(client, room_id)` for each membership that ends."""
         with self._adding:
-            self._on_room_left += (checked_callback(fn, "client", "room_id"),)
+            checked_callback(fn, "client", "room_id")
+            self._on_room_left += (self._wrap("room_left", fn),)
             self._watch_rooms()
         return fn
 
