@@ -1081,6 +1081,20 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
 # Connecting, in the order of the calls.
 
+def protocol_of(client):
+    """The connection as its transport calls it; completion of a Client shows none of this.
+
+    Args:
+        client: any.
+
+    Returns:
+        asyncio.BufferedProtocol: the client itself.
+
+    Thread-safety: any thread.
+    """
+    return client
+
+
 def give_up(Client client not None):
     """Has a connection end as it is: it is not connected yet.
 

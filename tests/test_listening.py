@@ -126,9 +126,9 @@ async def test_of_the_addresses_of_a_name_those_of_here_are_enough(
     hub = Hub()
     async with running(hub, host="here"):
         assert await addresses_served(hub, "127.0.0.1") == ["127.0.0.1"]
-    lines = [record.getMessage() for record in caplog.records if record.name == "wsc_fast"]
-    assert len(lines) == 3  # the others: it listens, it has stopped
-    assert lines[0].startswith(f"{NOWHERE}, an address of here, is not listened on: ")
+    lines = [record.getMessage() for record in caplog.records]
+    (line,) = [line for line in lines if "is not listened on" in line]
+    assert line.startswith(f"{NOWHERE}, an address of here, ")
     for host in ("elsewhere", ["here", "elsewhere"], ["here", NOWHERE]):
         with pytest.raises(ListenError, match="not one of this machine"):
             await hub.start(host, 0)

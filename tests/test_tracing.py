@@ -210,6 +210,44 @@ async def test_callbacks_that_were_set_before_are_traced_too_and_only_once() -> 
     assert len(spans(exporter, "connect client")) == 1
 
 
+@pytest.mark.parametrize("before", [True, False])
+async def test_callbacks_of_rooms_have_spans_linked_to_the_upgrade(before: bool) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    hub = Hub(authenticate=named)
+    heard = []
+    if not before:
+        hub.enable_tracing(provider)
+
+    @hub.on_room_joined
+    def joined(client: Client, room_id: str) -> None:
+        heard.append(("joined", client.id, room_id))
+
+    @hub.on_room_left
+    async def left(client: Client, room_id: str) -> None:
+        await asyncio.sleep(0)
+        heard.append(("left", client.id, room_id))
+
+    if before:
+        hub.enable_tracing(provider)
+    hub.create_room("x")
+    async with running(hub):
+        with await RawClient.open(hub, "/ws?id=a&user=ann", headers=HEADERS):
+            await eventually(lambda: hub.get_client_by_id("a") is not None)
+            hub.join_room("a", "x")
+        await eventually(lambda: spans(exporter, "leave room"))
+    assert heard == [("joined", "a", "x"), ("left", "a", "x")]
+    for name, operation in (("join room", "join"), ("leave room", "leave")):
+        (span,) = spans(exporter, name)
+        found = attributes(span)
+        assert found["messaging.operation.name"] == operation
+        assert found["messaging.destination.name"] == "room/x"
+        assert (found["messaging.client.id"], found["user.id"]) == ("a", "ann")
+        assert span.parent is None
+        assert [f"{link.context.trace_id:032x}" for link in span.links] == [TRACE]
+
+
 async def test_headers_that_are_no_context_do_no_harm() -> None:
     hub, exporter = traced()
     hub.on_client_connected(lambda client: None)

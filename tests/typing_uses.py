@@ -105,3 +105,16 @@ hub.route("/r", methods=3)  # refused
 hub.broadcast(3)  # refused
 hub.send_to_user("ann", "text")  # refused
 Hub(authenticate=of_identity)  # refused
+
+
+# --- completion: a client shows nothing of its transport, nor of picows ---
+
+
+def shown(client: Client) -> None:
+    client.get_buffer(-1)  # refused
+    client.buffer_updated(0)  # refused
+    client.connection_made()  # refused
+    client.eof_received()  # refused
+    client.pause_writing()  # refused
+    client.on_ws_frame()  # refused
+    client.send_user_specific_ping()  # refused

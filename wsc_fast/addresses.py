@@ -109,7 +109,7 @@ class AllowedOrigins:
     """
 
     def __init__(self, entries: tuple[str, ...]) -> None:
-        self.every = "*" in entries
+        self.every: bool = "*" in entries
         self.origins: set[Origin] = set()
         self._parents: list[tuple[str, Origin]] = []
         self._texts = {"null"} & set(entries)

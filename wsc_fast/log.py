@@ -201,4 +201,4 @@ def quoted(text: str) -> str:
     return ascii(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")
 
 
-log = SafeLogger("wsc_fast")
+log: SafeLogger = SafeLogger("wsc_fast")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from base64 import urlsafe_b64encode
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from os import urandom
@@ -62,7 +62,7 @@ class IdFactory:
 
 
 # 144 random bits: unique across restarts and hubs.
-new_message_id = IdFactory(18)
+new_message_id: IdFactory = IdFactory(18)
 
 
 def _text() -> str:
@@ -151,8 +151,9 @@ class Acknowledgement(msgspec.Struct):
 
 _json = msgspec.json.Encoder()
 _decode = msgspec.json.Decoder(HubMessage).decode
+_acknowledgements = msgspec.json.Decoder(Acknowledgement)
 # A client's acknowledgement; what else a client may have sent raises one of these.
-decode_acknowledgement = msgspec.json.Decoder(Acknowledgement).decode
+decode_acknowledgement: Callable[[bytes | str], Acknowledgement] = _acknowledgements.decode
 NO_ACKNOWLEDGEMENT = (msgspec.DecodeError, UnicodeError, RecursionError)
 # How the JSON of a HubMessage begins, and how that of one which requires an acknowledgement ends.
 _BEGINNING = b'{"id":'
@@ -260,10 +261,10 @@ def _wrong(name: str, value: object, expected: str) -> ValidationError:
     return ValidationError(f"HubMessage.{name} is {shown(value)}, expected {expected}")
 
 
-encoder = HubMessageEncoder(
+encoder: HubMessageEncoder = HubMessageEncoder(
     HubMessage, Priority, datetime, UTC, MESSAGE_ID_MAX, _json.encode_into, _mended, _check_data
 )
-encode_hub_message = encoder.encode
+encode_hub_message: Callable[[object], bytes] = encoder.encode
 
 
 def decode_hub_message(data: bytes | str) -> HubMessage:
@@ -384,7 +385,7 @@ def _payload(frame: bytes) -> bytes:
 
 
 # For the compiled modules, none of which imports this one.
-message_forms = MessageForms(
+message_forms: MessageForms = MessageForms(
     encoder,
     ACKMessage,
     AckStatus,

@@ -1,5 +1,4 @@
 import asyncio
-from asyncio import BufferedProtocol
 from collections.abc import Callable
 from contextvars import Context
 from datetime import datetime
@@ -38,8 +37,10 @@ def acknowledged(descriptor: int) -> int:
     Thread-safety: any thread.
     """
 
+# At run time asyncio.BufferedProtocol and picows.WSListener are bases of it, too. The stubs leave
+# them out, with their methods, so that completion shows the application's names alone.
 @disjoint_base
-class Client(PicowsConnection, BufferedProtocol):
+class Client(PicowsConnection):
     """One live WebSocket connection, as the hub's callbacks get it (go-wsc `Client`).
 
     Stays valid after the connection has gone: `is_connected()` is then False and `send` raises.
@@ -47,7 +48,6 @@ class Client(PicowsConnection, BufferedProtocol):
     """
 
     def __new__(cls, engine: Engine) -> Self: ...
-    def __dir__(self) -> list[str]: ...
     @property
     def hub(self) -> Any:
         """Hub: the hub that it is connected to."""
@@ -157,12 +157,18 @@ class Client(PicowsConnection, BufferedProtocol):
 
         Thread-safety: any thread. Source: go-wsc `GetUserData`.
         """
-    def connection_made(self, stream: asyncio.Transport) -> None:  # type: ignore[override]
-        """The transport of a connection to the hub's own server (asyncio.BaseProtocol)."""
-    def connection_lost(self, error: Exception | None) -> None:
-        """The transport is gone (asyncio.BaseProtocol)."""
-    def eof_received(self) -> bool:
-        """The peer half-closed (asyncio.BufferedProtocol)."""
+
+def protocol_of(client: Client) -> asyncio.BufferedProtocol:
+    """The connection as its transport calls it; completion of a Client shows none of this.
+
+    Args:
+        client: any.
+
+    Returns:
+        asyncio.BufferedProtocol: the client itself.
+
+    Thread-safety: any thread.
+    """
 
 def give_up(client: Client) -> None:
     """Has a connection end as it is: it is not connected yet.

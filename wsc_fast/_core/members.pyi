@@ -9,5 +9,6 @@ class MemberSet:
     @property
     def id(self) -> str: ...
 
+@disjoint_base
 class Room(MemberSet):
     """A named set of clients (internal)."""

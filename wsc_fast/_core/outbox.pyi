@@ -1,8 +1,7 @@
-from picows import WSListener
 from typing_extensions import disjoint_base
 
 @disjoint_base
-class Sink(WSListener):
+class Sink:
     """The sending half of a connection (internal; `Client` is the public class)."""
     @property
     def id(self) -> str: ...

@@ -29,8 +29,6 @@ class PicowsConnection(Receiver):
 
         For looking, not for writing: what it would write itself ends in a HubStateError.
         """
-    def send_user_specific_ping(self, transport: WSTransport) -> None:
-        """picows' automatic ping, where it is on: through the outbox."""
 
 def take_over(client: PicowsConnection) -> None:
     """Has a connection that picows has made read for itself (internal): picows reads nothing of it.

@@ -109,7 +109,7 @@ class Connection(WSListener):
 
     def __init__(self, receive: Callable[[str | bytes], None]) -> None:
         self.code: int | None = None
-        self.reason = ""
+        self.reason: str = ""
         self.subprotocol: str | None = None
         self._receive = receive
         self._transport: WSTransport | None = None

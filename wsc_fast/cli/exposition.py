@@ -76,7 +76,7 @@ class Change:
         if before is not None and now.value(uptime) < before.value(uptime):
             before = None
         self._before, self._now = before, now
-        self.seconds = now.at - before.at if before is not None else now.value(uptime)
+        self.seconds: float = now.at - before.at if before is not None else now.value(uptime)
 
     def rate(self, name: str) -> float:
         """How much a counter grows in a second."""

@@ -17,8 +17,8 @@ class Histogram:
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self.longest = 0
+        self.count: int = 0
+        self.longest: int = 0
         self._sum = 0
         self._buckets = [0] * (_index(_LONGEST) + 1)
 

@@ -71,12 +71,16 @@ class Load:
     def __init__(
         self, peer: Peer, mode: str, clients: int, rate: float, size: int, duration: float
     ) -> None:
-        self.mode, self.clients, self.duration = mode, clients, duration
-        self.connected = 0
+        self.mode: str = mode
+        self.clients: int = clients
+        self.duration: float = duration
+        self.connected: int = 0
         self.errors: Counter[str] = Counter()
-        self.total, self.recent = Counts(), Counts()
-        self.held_back = 0
-        self.elapsed = self.busy = 0.0
+        self.total: Counts = Counts()
+        self.recent: Counts = Counts()
+        self.held_back: int = 0
+        self.elapsed: float = 0.0
+        self.busy: float = 0.0
         self._peer, self._rate = peer, rate
         self._tag = f"wsc-fast {secrets.token_hex(4)} "
         self._padding = "x" * (size - LEAST_SIZE)

@@ -136,7 +136,7 @@ class Printer:
     """
 
     def __init__(self, *, as_json: bool, timestamps: bool = False, count: int | None) -> None:
-        self.printed = 0
+        self.printed: int = 0
         self._as_json, self._timestamps, self._count = as_json, timestamps, count
         self._terminal = sys.stdout.isatty()
         self._console: Console | None = console() if self._terminal and not as_json else None

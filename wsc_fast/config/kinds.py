@@ -77,8 +77,8 @@ class Kind:
             extra = declared.extra or {}
             declared = declared.type
         self.type = declared
-        self.live = bool(extra.get("live"))
-        self.is_seconds = bool(extra.get("seconds"))
+        self.live: bool = bool(extra.get("live"))
+        self.is_seconds: bool = bool(extra.get("seconds"))
         self._passes: Callable[[str], object] = extra.get("passes", bool)
         self._allowed: str = extra.get("allowed", "")
 

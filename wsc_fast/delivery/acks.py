@@ -16,6 +16,7 @@ This file joins the parts: their life, clients that come and go, and the news of
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ from wsc_fast.errors import (
     SendFailureReason,
 )
 from wsc_fast.log import log
-from wsc_fast.messages import ACKMessage, AckStatus
+from wsc_fast.messages import ACKMessage, AckStatus, HubMessage
 from wsc_fast.stores.base import OfflineStore, StoredMessage
 from wsc_fast.turns import in_turns
 
@@ -100,15 +101,16 @@ class Acks(TableOwner):
         self._engine = needs.engine
         self._counters = AckCounters()
         self.store = store
-        self.parked_messages = Parked()
-        self.table = table = AckTable(needs.engine, config, store is not None, self._counters, self)
+        self.parked_messages: Parked = Parked()
+        table = AckTable(needs.engine, config, store is not None, self._counters, self)
+        self.table: AckTable = table
         if store is not None:
             claim(store, self)
         self._journal = None if store is None else Journal(store, config, self)
         self._devices = None
         if table.per_device:
             self._devices = Devices(needs, table, config, self.parked_messages, self.journal.access)
-        self.catching_up = CatchingUp(
+        self.catching_up: CatchingUp = CatchingUp(
             needs, table, failures, self.parked_messages, self._journal, self._devices
         )
         self._storing = None
@@ -121,10 +123,10 @@ class Acks(TableOwner):
                 config.max_pending_bytes,
             )
         # The engine and the facade call these for each message: no step stands between.
-        self.start = table.start
-        self.take = table.take
-        self.hold = self.catching_up.hold
-        self.ran_empty = self.catching_up.ran_empty
+        self.start: Callable[[str, ACKMessage, bool], PendingACK] = table.start
+        self.take: Callable[[Client, str], int] = table.take
+        self.hold: Callable[[str, HubMessage, bytes], int] = self.catching_up.hold
+        self.ran_empty: Callable[[Client], None] = self.catching_up.ran_empty
 
     @property
     def journal(self) -> Journal:

@@ -80,8 +80,8 @@ class Delivery:
         self._state = state
         self._calls = calls
         self._retry = RetryConfig()
-        self.failures = FailureReporter(needs)
-        self.sleepers = Sleepers(needs.engine.deadlines)
+        self.failures: FailureReporter = FailureReporter(needs)
+        self.sleepers: Sleepers = Sleepers(needs.engine.deadlines)
         self.acks: Acks | None = None
 
     # --- its life ---

@@ -74,8 +74,8 @@ class Group:
 
     def __init__(self, parent: PendingACK) -> None:
         self._parent = weakref.ref(parent)
-        self.waiting = 0
-        self.confirmed = False
+        self.waiting: int = 0
+        self.confirmed: bool = False
 
     @property
     def parent(self) -> PendingACK | None:

@@ -215,7 +215,7 @@ _REASONS: tuple[tuple[type[BaseException], SendFailureReason], ...] = (
 )
 GENERAL = "handle_send_failure"
 # The methods of handlers, and their arguments by position.
-METHODS = {
+METHODS: dict[str, tuple[str, ...]] = {
     "handle_send_failure": ("msg", "recipient", "reason", "error"),
     "handle_queue_full": ("msg", "recipient", "queue_type", "error"),
     "handle_user_offline": ("msg", "user_id", "error"),

@@ -72,7 +72,7 @@ class Journal:
     """
 
     def __init__(self, store: OfflineStore, config: ACKConfig, owner: Owner) -> None:
-        self.access = StoreAccess(store, owner.count_error)
+        self.access: StoreAccess = StoreAccess(store, owner.count_error)
         self._upkeep = upkeep.Upkeep(self.access, config, owner)
         self._config = config
         self._owner = owner
@@ -84,7 +84,7 @@ class Journal:
         self._writing: set[asyncio.Future[Any]] = set()
         # Appends that have to wait, for the store to open or for a deletion, and all behind them.
         self._appends: deque[tuple[PendingACK, Appending]] = deque()
-        self.waiting_bytes = 0
+        self.waiting_bytes: int = 0
         self._appending: asyncio.Task[None] | None = None
         # Acknowledged messages, by mailbox: to be removed, being removed, not removed.
         self._deletes: dict[str, dict[str, None]] = {}

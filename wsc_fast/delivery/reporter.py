@@ -64,9 +64,9 @@ class FailureReporter:
         self._hearing: dict[SendFailureReason, list[HandlerQueue]] = {}
         self._recursion_logged = False
         self._number = 0  # of failures queued so far
-        self.ids = new_message_id()  # how the ids begin that raw messages are told under
-        self.active = False  # whether there is any handler
-        self.counters = FailureCounters()
+        self.ids: str = new_message_id()  # how the ids begin that raw messages are told under
+        self.active: bool = False  # whether there is any handler
+        self.counters: FailureCounters = FailureCounters()
 
     # --- handlers ---
 

@@ -23,7 +23,7 @@ from typing import cast
 
 import aiofastnet
 
-from wsc_fast._core.connection import Client, give_up, transport_of
+from wsc_fast._core.connection import Client, give_up, protocol_of, transport_of
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.tls.context import needs_the_loops_tls
 from wsc_fast.listen.tls.handshake_loop import HandshakeLoop
@@ -203,12 +203,12 @@ class Acceptor:
     ) -> None:
         context = self._ssl
         if context is None:
-            await self._loop.connect_accepted_socket(lambda: client, connection)
+            await self._loop.connect_accepted_socket(partial(protocol_of, client), connection)
         elif needs_the_loops_tls(context):
             end = Deadline(self._needs.deadlines, seconds, partial(self._end_late, connection))
             try:
                 await self._loop.connect_accepted_socket(
-                    lambda: client,
+                    partial(protocol_of, client),
                     connection,
                     ssl=context,
                     # The loop's own timer knows nothing of a late loop, so `end` has to be first.
@@ -219,7 +219,7 @@ class Acceptor:
         else:
             await aiofastnet.connect_accepted_socket(
                 cast(asyncio.AbstractEventLoop, handshake),
-                lambda: client,
+                partial(protocol_of, client),
                 connection,
                 ssl=context,
                 ssl_handshake_timeout=seconds,

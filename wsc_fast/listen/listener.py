@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ssl import SSLContext
 from typing import Any
 
+from wsc_fast._core.connection import protocol_of
 from wsc_fast.errors import HubStateError, ListenError, ValidationError
 from wsc_fast.listen.acceptor import Acceptor
 from wsc_fast.listen.needs import Needs
@@ -38,7 +39,7 @@ class Listener:
         self._certificate: tuple[str, str | None] | None = None
         self._own_queue = False  # with a shared port: who has connected is in a queue of our own
         self.addresses: tuple[str, ...] = ()
-        self.shares_port = False
+        self.shares_port: bool = False
         self.servers: list[asyncio.Server] = []
         self.acceptors: list[Acceptor] = []
 
@@ -166,7 +167,9 @@ class Listener:
             listening.close()
             return
         server = await loop.create_server(
-            self._needs.make_connection, sock=listening, backlog=settings.backlog
+            lambda: protocol_of(self._needs.make_connection()),
+            sock=listening,
+            backlog=settings.backlog,
         )
         self.servers.append(server)
         if None in server.sockets:

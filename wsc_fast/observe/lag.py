@@ -26,7 +26,7 @@ class LoopLag:
     """
 
     def __init__(self) -> None:
-        self.seconds = Histogram(128e-6)
+        self.seconds: Histogram = Histogram(128e-6)
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
 

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 _CALLBACKS = {
     "connected": ("connect client", "connect"),
     "message": ("process message", "process"),
+    "room_joined": ("join room", "join"),
+    "room_left": ("leave room", "leave"),
     "disconnected": ("disconnect client", "disconnect"),
 }
+_OF_ROOMS = ("room_joined", "room_left")
 _SYSTEM = {"messaging.system": "wsc_fast"}
 
 
@@ -110,6 +113,9 @@ class Tracing:
         if event == "message":
             attributes["messaging.operation.type"] = "process"
             attributes["messaging.message.body.size"] = _size_of(args[0])
+        elif event in _OF_ROOMS:
+            attributes["messaging.destination.template"] = "room/{room_id}"
+            attributes["messaging.destination.name"] = f"room/{args[0]}"
         context = self._context.get_current()
         links = []
         upgrade = trace.get_current_span(context).get_span_context()

@@ -87,9 +87,9 @@ class Callbacks:
             self._may_join if authorize_join is not None else None,
             may_publish,
         )
-        self.inboxes = Inboxes(engine, tasks, needs, may_publish, self.callback_failed)
-        self.unauthorized = 0
-        self.unreported_errors = 0
+        self.inboxes: Inboxes = Inboxes(engine, tasks, needs, may_publish, self.callback_failed)
+        self.unauthorized: int = 0
+        self.unreported_errors: int = 0
         # Tasks of async on_error callbacks that concern no client.
         self._error_tasks: set[asyncio.Task[Any]] = set()
         # Held while a callback is added, which is no single step for Python.
@@ -139,19 +139,23 @@ class Callbacks:
             self._on_disconnected = tuple(
                 wrapper("disconnected", fn) for fn in self._on_disconnected
             )
+            self._on_room_joined = tuple(wrapper("room_joined", fn) for fn in self._on_room_joined)
+            self._on_room_left = tuple(wrapper("room_left", fn) for fn in self._on_room_left)
             self._engine.set_message_handlers(self._on_message)
 
     def add_room_joined(self, fn: OfRoom) -> OfRoom:
         """`fn(client, room_id)` for each client that becomes a member of a room."""
         with self._adding:
-            self._on_room_joined += (checked_callback(fn, "client", "room_id"),)
+            checked_callback(fn, "client", "room_id")
+            self._on_room_joined += (self._wrap("room_joined", fn),)
             self._watch_rooms()
         return fn
 
     def add_room_left(self, fn: OfRoom) -> OfRoom:
         """`fn(client, room_id)` for each membership that ends."""
         with self._adding:
-            self._on_room_left += (checked_callback(fn, "client", "room_id"),)
+            checked_callback(fn, "client", "room_id")
+            self._on_room_left += (self._wrap("room_left", fn),)
             self._watch_rooms()
         return fn
 

@@ -36,7 +36,7 @@ class Deadline:
         assert timers.loop is not None
         self._timers = timers
         self._call = call
-        self.due = timers.loop.time() + seconds
+        self.due: float = timers.loop.time() + seconds
         self._slot = timers.set(self, self.due)
 
     def __call__(self) -> None:

@@ -154,7 +154,7 @@ class FileLimit:
     """
 
     def __init__(self) -> None:
-        self.last = sys.maxsize
+        self.last: int = sys.maxsize
 
     def look(self) -> None:
         """Looks up the limit of this moment."""

@@ -15,4 +15,6 @@ class State:
     __slots__ = ("accepting", "draining", "ended")
 
     def __init__(self) -> None:
-        self.accepting = self.draining = self.ended = False
+        self.accepting: bool = False
+        self.draining: bool = False
+        self.ended: bool = False

@@ -30,8 +30,8 @@ class RawClient:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.buffer = bytearray()
-        self.response = b""
+        self.buffer: bytearray = bytearray()
+        self.response: bytes = b""
 
     @classmethod
     async def open(
@@ -124,7 +124,7 @@ class RawClient:
     async def _more(self, timeout: float) -> bool:
         async with asyncio.timeout(timeout):
             data = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 18)
-        self.buffer += data
+        self.buffer.extend(data)
         return bool(data)
 
     async def recv(self, timeout: float = 10.0) -> Frame:
@@ -270,7 +270,7 @@ class TLSClient(RawClient):
             except ssl.SSLZeroReturnError:
                 return False
             else:
-                self.buffer += data
+                self.buffer.extend(data)
                 return bool(data)
 
 

@@ -210,7 +210,7 @@ class Handshake:
     def __init__(self, requests: Requests, client: Client, transport: asyncio.Transport) -> None:
         self._requests = requests
         self._client = client
-        self.transport = transport
+        self.transport: asyncio.Transport = transport
         self._head: bytearray | None = None  # what came of it in earlier reads
         self._line: RequestLine | None = None  # of that
         self._serving: Serving | None = None  # once it is known to be for a route

@@ -53,9 +53,9 @@ class Request:
         transport: asyncio.Transport | None = None,
         path_params: dict[str, str] | None = None,
     ) -> None:
-        self.remote_address = remote_address
+        self.remote_address: str = remote_address
         self.refusal: str | None = None
-        self.path_params = path_params or {}
+        self.path_params: dict[str, str] = path_params or {}
         self._body = b""
         self._head = head
         self._transport = transport

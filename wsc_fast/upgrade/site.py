@@ -25,11 +25,11 @@ class Site:
 
     def __init__(self) -> None:
         self.path: str | None = None
-        self.tls = False
+        self.tls: bool = False
         self.trusted_proxies: tuple[Network, ...] = ()
         self.allowed_hosts: frozenset[Host | None] = frozenset()
         self.deflate: Deflate | None = None
-        self.routes = Routes()
+        self.routes: Routes = Routes()
 
     def set_trusted(self, settings: HubConfig) -> None:
         """Takes the settings that a running hub takes."""

@@ -45,7 +45,7 @@ class TLSWaitingRoom:
         self._loop = loop
         self._needs = needs
         self._begin = begin
-        self.scheduler = HandshakeScheduler(loop, self._begin_some)
+        self.scheduler: HandshakeScheduler = HandshakeScheduler(loop, self._begin_some)
         self._deadlines: dict[socket.socket, Deadline] = {}  # oldest first
         self._wanted: dict[socket.socket, int] = {}  # bytes of those that are waited for
         self._ready: deque[tuple[socket.socket, float]] = deque()  # with what is left of its time

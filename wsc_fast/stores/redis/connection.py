@@ -31,7 +31,7 @@ class Connection:
         self, client: redis.asyncio.Redis, name: str, secrets: Sequence[str], timeout: float
     ) -> None:
         self.client: Any = client  # redis-py types half of it
-        self.at = f"Redis at {name}"
+        self.at: str = f"Redis at {name}"
         self.stopped = False
         self._loop = asyncio.get_running_loop()
         self._secrets = secrets

@@ -32,10 +32,10 @@ class Operation:
 
     def __init__(self, user: bytes, strings: Sequence[bytes]) -> None:
         loop = asyncio.get_running_loop()
-        self.user = user
-        self.strings = strings
-        self.size = OVERHEAD + len(user) + sum(map(len, strings)) + 50 * len(strings)
-        self.born = loop.time()
+        self.user: bytes = user
+        self.strings: Sequence[bytes] = strings
+        self.size: int = OVERHEAD + len(user) + sum(map(len, strings)) + 50 * len(strings)
+        self.born: float = loop.time()
         self.future: asyncio.Future[Any] = loop.create_future()
         self.reads: list[Read] | None = None
 
@@ -57,8 +57,8 @@ class Append(Operation):
         self, user: bytes, message_id: bytes, data: bytes, limit: int, drop_oldest: bool
     ) -> None:
         super().__init__(user, (message_id, data))
-        self.limit = limit
-        self.drop_oldest = drop_oldest
+        self.limit: int = limit
+        self.drop_oldest: bool = drop_oldest
 
     def packed(self, user: int) -> tuple[Any, ...]:
         return user, *self.lengths, self.limit, self.drop_oldest
@@ -80,8 +80,8 @@ class Expire(Operation):
 
     def __init__(self, user: bytes, rows: Sequence[Row]) -> None:
         super().__init__(user, [row.id for row in rows])
-        self.positions = [int(row.position) for row in rows]
-        self.messages = [row.message for row in rows]
+        self.positions: list[int] = [int(row.position) for row in rows]
+        self.messages: list[StoredMessage | None] = [row.message for row in rows]
 
     def packed(self, user: int) -> tuple[Any, ...]:
         return user, self.lengths, self.positions
@@ -118,8 +118,8 @@ class Read(Operation):
         arguments: tuple[Any, ...] = (),
     ) -> None:
         super().__init__(user, strings)
-        self.kind = kind
-        self.arguments = arguments
+        self.kind: str = kind
+        self.arguments: tuple[Any, ...] = arguments
 
     def packed(self, user: int) -> tuple[Any, ...]:
         return self.kind, user, self.lengths, *self.arguments

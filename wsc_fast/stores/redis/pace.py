@@ -15,7 +15,7 @@ class Pace:
     """
 
     def __init__(self, slow: float) -> None:
-        self.bytes = FIRST_BYTES
+        self.bytes: int = FIRST_BYTES
         self.slow = slow
 
     def took(self, seconds: float) -> None:

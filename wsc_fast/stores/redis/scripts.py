@@ -18,7 +18,7 @@ class Script:
     def __init__(self, text: str) -> None:
         self.text = text
         # The name that Redis gives it. The hash protects no secret.
-        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self.sha: str = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 class Scripts(NamedTuple):

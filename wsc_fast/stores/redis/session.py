@@ -54,7 +54,7 @@ class Session:
         max_waiting_bytes: int,
         timeout: float,
     ) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.closing: asyncio.Task[None] | None = None
         self.timeout = timeout
         self.connection = connection
@@ -78,7 +78,7 @@ class Session:
         self._writes = Lane(self, self._send_writes, pace=self._write_pace)
         self._reads = Lane(self, self._send_reads)
         self._alone = Lane(self, self._send_alone, operations=1)
-        self.opening = self.loop.create_task(self._open())
+        self.opening: asyncio.Task[None] = self.loop.create_task(self._open())
         # Marks its failure as seen, for where nobody waits for it any more.
         self.opening.add_done_callback(lambda task: task.cancelled() or task.exception())
 

@@ -316,8 +316,8 @@ class Results:
     __slots__ = ("dropped", "existing", "noted", "sequence")
 
     def __init__(self, db: sqlite3.Connection) -> None:
-        noted, existing, dropped, self.sequence = db.execute(_RESULTS).fetchone()
-        self.sequence = self.sequence or 0
+        noted, existing, dropped, sequence = db.execute(_RESULTS).fetchone()
+        self.sequence: int = sequence or 0
         self.noted: list[int] = []
         self.existing: dict[int, bytes | None] = {}
         self.dropped: list[tuple[int, StoredMessage]] = []

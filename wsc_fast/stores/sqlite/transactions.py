@@ -47,8 +47,8 @@ class Transactions:
     """
 
     def __init__(self, path: str, synchronous: str, busy_timeout: float, max_bytes: int) -> None:
-        self.log_is_used = False
-        self.others = Others()
+        self.log_is_used: bool = False
+        self.others: Others = Others()
         self._path = path
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout

@@ -24,6 +24,7 @@ import msgspec
 from wsc_fast.errors import OfflineStoreError
 from wsc_fast.stores.sqlite import database
 from wsc_fast.stores.sqlite.entries import Entry
+from wsc_fast.stores.sqlite.others import Others
 from wsc_fast.stores.sqlite.transactions import Transactions
 
 # Most writes and bytes of one transaction, which then takes some 50 ms.
@@ -46,15 +47,17 @@ class Worker:
         # Entries, and None to end after those before it.
         self.queue: SimpleQueue[Entry | None] = SimpleQueue()
         # Bytes of what is in the queue or under way; only the loop touches these two.
-        self.waiting = 0
+        self.waiting: int = 0
         self.closing = False
         self.opened: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         # A daemon, so that a program which forgets `close` ends all the same.
-        self.thread = threading.Thread(target=self._run, name="wsc_fast-offline", daemon=True)
+        self.thread: threading.Thread = threading.Thread(
+            target=self._run, name="wsc_fast-offline", daemon=True
+        )
         # The thread's alone: the loop only names it in what it asks.
         self._transactions = transactions
-        self.others = transactions.others
+        self.others: Others = transactions.others
         # Entries that are done, and whose callers are yet to be told; the loop's.
         self._done: deque[Entry] = deque()
         self._telling = False
