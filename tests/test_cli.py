@@ -774,7 +774,10 @@ def test_a_load_without_answers_or_with_failures_ends_with_1(echo: Hub, here: He
     with running_in_thread(Hub(HubConfig(max_connections=3))) as hub:
         done = here("bench", address(hub), "-c", "3", "-d", "0.2", "--json")
         assert done.returncode == 1
-        assert done.stderr == "wsc-fast: no message came; does the hub echo?\n"
+        assert done.stderr == (
+            "wsc-fast: no message of the load came back; does the hub echo? "
+            "--mode listen needs neither\n"
+        )
         done = here("bench", address(hub), "-c", "5", "-d", "0.2", "--json")
         assert done.returncode == 1
         found = json.loads(done.stdout)
@@ -783,6 +786,17 @@ def test_a_load_without_answers_or_with_failures_ends_with_1(echo: Hub, here: He
         assert "503" in next(iter(found["errors"]))
     done = here("bench", address(echo), "--mode", "listen", "--rate", "5")
     fails_in_one_line(done, 2, "--rate has no use with --mode listen")
+
+
+def test_a_hub_that_answers_otherwise_is_not_measured(here: Here) -> None:
+    hub = Hub()
+    hub.on_message_received(lambda client, message: client.send("something else"))
+    with running_in_thread(hub):
+        done = here("bench", address(hub), "-c", "3", "-d", "0.2", "--json")
+    found = json.loads(done.stdout)
+    assert (found["received"], found["latency_ms"]) == (3, None)
+    assert done.returncode == 1
+    assert "no message of the load came back; does the hub echo?" in done.stderr
 
 
 def test_a_terminal_shows_the_load_while_it_lasts(echo: Hub) -> None:

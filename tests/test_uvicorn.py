@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import pickle
+import re
 import signal
 import socket
 import ssl
@@ -32,6 +33,7 @@ from wsc_fast import (
     Identity,
     ValidationError,
 )
+from wsc_fast.observe import JsonFormatter
 from wsc_fast.testing import (
     CLOSE,
     TEXT,
@@ -478,6 +480,22 @@ async def test_routes_of_the_hub_and_workers_are_warned_of(
     assert any("3 workers, each with a hub of its own" in line for line in warnings)
 
 
+async def test_the_log_is_written_while_the_server_runs_where_nobody_has_configured_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log = logging.getLogger("wsc_fast")
+    monkeypatch.setattr(log, "handlers", [])
+    hub = echoing(HubConfig(log_format="json"))
+    async with serving(hub):
+        (handler,) = log.handlers
+        assert isinstance(handler.formatter, JsonFormatter)
+        with pytest.raises(HubStateError):  # it runs already
+            await server_of(hub)._serve()
+        assert log.handlers == [handler]
+    assert log.handlers == []
+
+
 def test_without_uvicorn_the_error_names_the_extra() -> None:
     code = """
         import sys
@@ -562,6 +580,8 @@ async def test_a_signal_closes_the_clients_and_leaves_nothing(
         _, errors = await asyncio.to_thread(process.communicate, timeout=SLOWEST)
         assert process.returncode in (0, -number)
         assert "Finished server process" in errors
+        assert re.search(r"^[-\d]+ [\d:,]+ INFO wsc_fast: attached to .*/ws ", errors, re.M)
+        assert " INFO wsc_fast: stopped in " in errors
         assert "Traceback" not in errors
         assert "Warning" not in errors
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from http import HTTPStatus
 
 from picows import WSUpgradeResponse
@@ -23,6 +24,7 @@ from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import HubConfig
 from wsc_fast.errors import ConfigError, HubStateError
 from wsc_fast.runtime.life import Life
+from wsc_fast.runtime.process import OwnLog
 from wsc_fast.runtime.state import State
 from wsc_fast.upgrade.answers import refusal
 from wsc_fast.upgrade.policy import Policy
@@ -79,18 +81,27 @@ class Door:
         self._life = life
         self._policy = policy
         self._settings = settings
+        self._own_log = ExitStack()
 
-    async def attach(self, check: Check, tls: bool, path: str | None = None) -> None:
+    async def attach(
+        self, check: Check, tls: bool, path: str | None = None, *, own_log: bool = False
+    ) -> None:
         """Has the hub run on the loop of the other server; see `Hub.attach`.
 
         Args:
             check: of the settings.
             tls: whether that server speaks TLS.
             path: of the WebSocket endpoint; None where the other server chooses by the path.
+            own_log: has the log written until `end`, where nobody has configured logging.
         """
         self._life.check_not_running()
         self._take(check)
-        await self._life.attach(tls, path)
+        with ExitStack() as log:
+            if own_log:
+                form, level = self._settings().log_format, self._settings().log_level
+                log.enter_context(OwnLog(json=form == "json", level=level))
+            await self._life.attach(tls, path)
+            self._own_log = log.pop_all()
 
     def open(self, check: Check, tls: bool = False, path: str | None = None) -> bool:
         """Has the hub take connections of the server whose loop runs.
@@ -134,6 +145,8 @@ class Door:
         except asyncio.CancelledError:
             self._life.abort_all()
             raise
+        finally:
+            self._own_log.close()
 
     def routes(self) -> list[str]:
         """The paths of the hub's routes, which the other server's port does not have."""

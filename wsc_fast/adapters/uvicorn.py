@@ -92,6 +92,10 @@ class Endpoint:
         Raises:
             ConfigError, HubStateError, OfflineStoreError: as `Hub.attach`.
         """
+        # uvicorn sets up the log of its own lines alone.
+        tls = config.ssl is not None
+        await self._door.attach(_check, tls, self._path, own_log=True)
+        self._stop_with(config, state)
         if config.workers > 1:
             log.warning(
                 "uvicorn has %d workers, each with a hub of its own: what is sent in one does not "
@@ -100,12 +104,10 @@ class Endpoint:
             )
         if routes := self._door.routes():
             log.warning(
-                "the hub's routes are not served on uvicorn's port, where HTTP is the "
-                "application's: %s",
+                "the hub's routes are not served on uvicorn's port, so that the application has to "
+                "serve them: %s",
                 ", ".join(routes),
             )
-        await self._door.attach(_check, config.ssl is not None, self._path)
-        self._stop_with(config, state)
 
     async def give_up(self) -> None:
         """uvicorn's server has not started."""

@@ -10,9 +10,14 @@ from typing import Annotated
 import typer
 
 from wsc_fast.cli import about, bench, check_config, send, serve, tail, top
-from wsc_fast.cli.output import Failure, complain
+from wsc_fast.cli.output import Failure, complain, unwrapped
 
-_EPILOG = "Each command has its own --help. The manual is docs/command-line.md."
+_EPILOG = unwrapped(
+    """
+    Each command has its own --help. The manual:
+    https://github.com/wsc-fast/wsc_fast/blob/main/docs/command-line.md
+    """
+)
 
 
 def _version(wanted: bool) -> None:

@@ -48,6 +48,7 @@ _RATES = {
     "messages_out": "wsc_messages_sent_total",
     "bytes_out": "wsc_sent_bytes_total",
     "deliveries": "wsc_deliveries_total",
+    "conflated": "wsc_conflated_messages_total",
     "drops": "wsc_dropped_messages_total",
     "refusals": "wsc_refusals_total",
     "closes": "wsc_closes_total",
