@@ -635,8 +635,9 @@ cdef class Engine(FanoutNeeds):
     def open_clients(self):
         return list(self.clients.everyone)
 
-    def slowest_clients(self, Py_ssize_t count):
+    def slowest_clients(self, most):
         """See `Hub.slowest_clients`."""
+        cdef Py_ssize_t count = min(most, PyList_GET_SIZE(self.clients.everyone))
         cdef list found = []  # (bytes, messages, place, Sink), which no two have alike
         cdef Py_ssize_t least = 0
         cdef Sink sink

@@ -407,14 +407,56 @@ def test_a_served_hub_has_the_settings_of_the_file_and_the_certificate(
         fails_in_one_line(done, 1, "answers 403 Forbidden: this origin is not allowed")
 
 
+LOGGING_MODULE = (
+    ECHO_MODULE
+    + """
+import logging
+SETUP
+hub.on_startup(lambda: logging.getLogger("app").info("up", extra={{"a": 1}}))
+"""
+)
+
+
+def log_of(module: Path, setup: str, *words: str, **environment: str) -> list[str]:
+    """The lines that `serve` writes from its start to its end."""
+    (module / "app.py").write_text(LOGGING_MODULE.format(text="").replace("SETUP", setup))
+    with begun("serve", "app:hub", "--port", "0", *words, cwd=module, **environment) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "listening on" in line:
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    return lines
+
+
 def test_a_log_of_json_has_an_object_a_line(module: Path) -> None:
-    source = ECHO_MODULE + '\nimport logging\nlogging.getLogger("app").info("up", extra={"a": 1})'
-    (module / "app.py").write_text(source)
-    port = free_port()
-    words = ["serve", "app:hub", "--port", str(port), "--log-format", "json"]
-    with begun(*words, cwd=module) as process:
-        line = json.loads(line_with(process.stderr, '"up"'))
+    lines = [json.loads(line) for line in log_of(module, "", "--log-format", "json")]
+    line = lines[0]
     assert (line["level"], line["logger"], line["message"], line["a"]) == ("info", "app", "up", 1)
+    assert [line["event"] for line in lines[1:]] == ["listening", "stopped"]  # each once
+
+
+def test_a_served_hub_logs_as_its_settings_say(module: Path) -> None:
+    (module / "wsc.toml").write_text('log_format = "json"\n')
+    lines = log_of(module, "", "--config", "wsc.toml")
+    assert [json.loads(line)["level"] for line in lines] == ["info"] * 3
+    lines = log_of(module, "", "--config", "wsc.toml", WSC_LOG_FORMAT="text")
+    assert [" INFO " in line for line in lines] == [True] * 3
+
+
+@pytest.mark.parametrize("logger", ["", "wsc_fast"])
+def test_handlers_of_the_module_itself_write_each_line_alone(module: Path, logger: str) -> None:
+    lines = log_of(
+        module,
+        "handler = logging.StreamHandler()\n"
+        "handler.setFormatter(logging.Formatter('own: %(message)s'))\n"
+        f"logging.getLogger({logger!r}).addHandler(handler)\n"
+        f"logging.getLogger({logger!r}).setLevel('INFO')",
+    )
+    assert [line for line in lines if not line.startswith("own: ")] == []
+    assert len([line for line in lines if "listening on" in line]) == 1
 
 
 def test_a_change_starts_the_hub_again_and_an_error_waits_for_the_next_change(

@@ -10,6 +10,7 @@ import gc
 import json
 import re
 import sys
+import threading
 import weakref
 from datetime import UTC, datetime
 from pathlib import Path
@@ -268,6 +269,20 @@ async def test_the_heartbeat_tells_round_trips_and_backlogs() -> None:
             assert 0 < round_trip < 10
 
 
+async def test_a_hub_on_picows_is_scraped_like_the_others() -> None:
+    hub = metered()
+    async with running(hub, transport="picows"):
+        raw, client = await join(hub, "ann")
+        with raw:
+            client.send("hello")
+            assert (await raw.recv()).payload == b"hello"
+            found = await scrape(hub.port)
+            assert found["wsc_connected_clients"] == found["wsc_connections_total"] == 1
+            assert found["wsc_frames_sent_total"] == 1
+            stats = client.stats()
+            assert (stats.frames_sent, stats.bytes_out) == (1, 7)
+
+
 async def test_a_path_of_ones_own_and_head_requests() -> None:
     hub = Hub()
     hub.enable_metrics("/internal/metrics", registry=new_registry())
@@ -459,6 +474,36 @@ def test_another_thread_scrapes_a_running_hub() -> None:
         assert found["wsc_uptime_seconds"] > 0
 
 
+async def test_hubs_of_two_loops_that_are_scraped_at_once_do_not_wait_for_each_other() -> None:
+    registry = new_registry()
+    hubs = [Hub(HubConfig(thread_call_timeout=60)) for _ in range(2)]
+    for hub, name in zip(hubs, ("a", "b"), strict=True):
+        hub.enable_metrics(registry=registry, name=name)
+    with running_in_thread(hubs[0]), running_in_thread(hubs[1]):
+        async with asyncio.timeout(30):
+            found = await asyncio.gather(*(scrape(hubs[n % 2].port) for n in range(40)))
+    for samples in found:
+        assert {"wsc_rooms{hub=a}", "wsc_rooms{hub=b}"} <= samples.keys()
+
+
+async def test_metrics_of_the_application_that_take_long_do_not_hold_up_the_hub() -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow() -> float:
+        asked.set()
+        return float(go_on.wait(60))
+
+    hub, registry = Hub(), new_registry()
+    prometheus_client.Gauge("of_a_database", "Slow.", registry=registry).set_function(slow)
+    hub.enable_metrics(registry=registry)
+    async with running(hub):
+        scraping = asyncio.create_task(scrape(hub.port))
+        await eventually(asked.is_set)
+        assert (await get(hub.port, "/none"))[0] == 404  # the loop goes on
+        go_on.set()
+        assert (await scraping)["of_a_database"] == 1
+
+
 def test_a_busy_loop_takes_only_the_hubs_own_metrics_out_of_a_scrape() -> None:
     registry = new_registry()
     prometheus_client.Gauge("of_the_application", "Something.", registry=registry)
@@ -494,9 +539,12 @@ def test_without_its_package_the_error_names_the_extra(
         ({"port": True}, ValidationError),
         ({"port": 0, "path": None}, ValidationError),
         ({"port": 0, "path": "metrics"}, ValidationError),
+        ({"port": 0, "path": "/metrics?all"}, ValidationError),
+        ({"port": 0, "path": "/my metrics"}, ValidationError),
         ({"path": "metrics"}, ValidationError),
         ({"host": ""}, ValidationError),
         ({"name": 1}, ValidationError),
+        ({"registry": "prometheus"}, ValidationError),
         ({"authenticate": 1}, ValidationError),
         ({"authenticate": asyncio.sleep}, ValidationError),
         ({"authenticate": bool, "path": None}, ValidationError),
@@ -507,7 +555,7 @@ def test_arguments_that_cannot_be_taken_are_errors(
 ) -> None:
     hub = Hub()
     with pytest.raises(error):
-        hub.enable_metrics(registry=new_registry(), **arguments)
+        hub.enable_metrics(**{"registry": new_registry(), **arguments})
     hub.enable_metrics(registry=new_registry())  # and nothing of it was kept
     with pytest.raises(HubStateError):
         hub.enable_metrics("/again", registry=new_registry())
@@ -648,6 +696,7 @@ async def test_the_slowest_clients_come_first() -> None:
             clients["c2"].send("x" * 4)
         slow = hub.slowest_clients()
         assert [client.id for client in slow] == ["c1", "c2", "c0"]
+        assert hub.slowest_clients(10**30) == slow
         assert hub.slowest_clients(1) == [clients["c1"]]
         for wrong in (0, -1, True, 1.0, None):
             with pytest.raises(ValidationError):

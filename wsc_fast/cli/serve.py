@@ -62,11 +62,15 @@ def serve(
         typer.Option(min=0, help="Seconds for sending clients away at the end (drain_period)."),
     ] = None,
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
-    ] = "info",
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(help="The least that is logged, instead of the setting log_level."),
+    ] = None,
     log_format: Annotated[
-        Literal["text", "json"], typer.Option(help="Log lines as text, or one JSON object each.")
-    ] = "text",
+        Literal["text", "json"] | None,
+        typer.Option(
+            help="Log lines as text, or one JSON object each, instead of the setting log_format."
+        ),
+    ] = None,
     reload: Annotated[
         bool,
         typer.Option(
@@ -100,12 +104,13 @@ def serve(
         files = [] if config is None else [config]
         supervisor = Supervisor(["serve", target, *words], reload_dir or [Path.cwd()], files)
         raise typer.Exit(supervisor.run())
-    logs.configure(log_level, log_format)
     from wsc_fast.cli.target import load_hub
 
     hub = load_hub(target)
     with failing_in_one_line():
         _configure(hub, config, drain)
+        # The module has been imported: handlers that it has set come first.
+        logs.configure(log_level or hub.config.log_level, log_format or hub.config.log_format)
         hub.run(
             host,
             port,

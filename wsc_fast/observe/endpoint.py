@@ -3,6 +3,10 @@
 Both answer in the form that the scraper asks for, OpenMetrics or Prometheus' text. The listener is
 for a port that the public does not reach: it serves this one path, and a bounded number of
 connections at a time, each for a bounded time.
+
+A registry is read in a thread of the loop's executor. It may hold hubs of other loops, and
+collectors of the application that take their time: the loop of this hub waits for none of them.
+Two hubs that are scraped at once would else wait for each other.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ class Endpoint:
         self._authenticate = authenticate
         self._refused = refused
 
-    def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
         """The metrics, or 401, or 403 for one that has shown an Authorization."""
         if self._authenticate is not None and not self._may_scrape(request):
             self._refused()
@@ -62,10 +66,7 @@ class Endpoint:
                 return Response(HTTPStatus.FORBIDDEN, "403 Forbidden\n")
             ask = {"WWW-Authenticate": "Bearer"}
             return Response(HTTPStatus.UNAUTHORIZED, "401 Unauthorized\n", headers=ask)
-        from prometheus_client.exposition import choose_encoder
-
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return Response(body=encode(self._registry), content_type=content_type)
+        return await asyncio.to_thread(_scraped, self._registry, request.headers.get("Accept", ""))
 
     def _may_scrape(self, request: Request) -> bool:
         assert self._authenticate is not None
@@ -165,7 +166,7 @@ class MetricsPort:
         try:
             async with asyncio.timeout(TIMEOUT):
                 raw = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._answer(raw, writer))
+                writer.write(await self._answer(raw, writer))
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
@@ -175,7 +176,7 @@ class MetricsPort:
             self._writers.discard(writer)
             writer.transport.abort()
 
-    def _answer(self, raw: bytes, writer: asyncio.StreamWriter) -> bytes:
+    async def _answer(self, raw: bytes, writer: asyncio.StreamWriter) -> bytes:
         try:
             head = RequestHead(raw[:-2])
         except ValueError as error:
@@ -189,12 +190,19 @@ class MetricsPort:
             )
         peer = writer.get_extra_info("peername")
         try:
-            response = self._endpoint.answer(Request(head, peer[0] if peer else ""))
+            response = await self._endpoint.answer(Request(head, peer[0] if peer else ""))
         except Exception as error:
             self._report(error)
             response = Response(HTTPStatus.INTERNAL_SERVER_ERROR, "500 Internal Server Error\n")
         sent = _bytes_of(response)
         return sent if head.method == "GET" else sent[: sent.index(b"\r\n\r\n") + 4]
+
+
+def _scraped(registry: CollectorRegistry, accepted: str) -> Response:
+    from prometheus_client.exposition import choose_encoder
+
+    encode, content_type = choose_encoder(accepted)
+    return Response(body=encode(registry), content_type=content_type)
 
 
 def _bytes_of(response: Response) -> bytes:

@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 from wsc_fast.errors import ConfigError, HubStateError, ValidationError
+from wsc_fast.listen.arguments import check_path
 from wsc_fast.log import log
 from wsc_fast.observe import metrics
 from wsc_fast.observe.endpoint import Endpoint, MayScrape, MetricsPort
@@ -63,6 +64,10 @@ class Observing:
             raise HubStateError("enable_metrics with a port comes before the hub starts")
         if registry is None:
             registry = prometheus_client.REGISTRY
+        elif not isinstance(registry, prometheus_client.CollectorRegistry):
+            raise ValidationError(
+                f"registry must be a CollectorRegistry of prometheus_client, not {registry!r}"
+            )
         count = self._needs.engine.count_rejected
         endpoint = Endpoint(registry, authenticate, lambda: count("auth"))
         # All that may fail comes first, so that nothing is kept of a call that has failed.
@@ -124,8 +129,8 @@ def check_metrics_arguments(
         raise ValidationError(f"port must be None or 0 to 65535, not {port!r}")
     if port is not None and path is None:
         raise ValidationError("a port needs a path")
-    if port is not None and not (type(path) is str and path.startswith("/") and path.isascii()):
-        raise ValidationError(f"path must be ASCII and begin with '/', not {path!r}")
+    if port is not None:
+        check_path("path", path)
     if type(host) is not str or not host:
         raise ValidationError(f"host must be an address or a name, not {host!r}")
     if type(name) is not str:
