@@ -20,6 +20,7 @@ from websockets.sync.client import connect
 from tests.script import ANNOUNCE, Script
 from tests.support import join, named
 from wsc_fast import (
+    ACKMessage,
     Client,
     Hub,
     HubMessage,
@@ -494,11 +495,14 @@ def sends(hub: Hub) -> list[Any]:
         lambda: hub.send_to_client("a", "x"),
         lambda: hub.send_text_to_client("a", "x"),
         lambda: hub.send_to_user("ann", HubMessage(content="x")),
+        lambda: hub.send_ack_message("a", ACKMessage(content="x")),
+        lambda: hub.send_ack_message_to_user("ann", ACKMessage(content="x")),
     ]
 
 
 async def test_a_send_to_a_hub_that_does_not_run_is_an_error() -> None:
     hub = Hub()
+    hub.enable_ack()
     hub.create_room("there")
     for send in sends(hub):
         with pytest.raises(HubStateError, match=r"does not run in this process.* bus, .*Publisher"):
