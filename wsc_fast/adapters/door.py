@@ -23,6 +23,7 @@ from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import HubConfig
 from wsc_fast.errors import ConfigError, HubStateError
 from wsc_fast.runtime.life import Life
+from wsc_fast.runtime.process import OwnLog
 from wsc_fast.runtime.state import State
 from wsc_fast.upgrade.answers import refusal
 from wsc_fast.upgrade.policy import Policy
@@ -62,6 +63,10 @@ class Door:
     Args:
         engine, state, life, policy: of the hub.
         settings: those that hold now.
+        own_log: the hub's lines on standard error, where nobody has set up logging.
+
+    Attributes:
+        own_log: the same.
 
     Thread-safety: the loop's thread.
     """
@@ -73,7 +78,9 @@ class Door:
         life: Life,
         policy: Policy,
         settings: Callable[[], HubConfig],
+        own_log: Callable[[], OwnLog],
     ) -> None:
+        self.own_log = own_log
         self._engine = engine
         self._state = state
         self._life = life
@@ -132,7 +139,10 @@ class Door:
                 await self._life.drain(min(self._settings().drain_period, most))
             await self._life.stop(min(_STOP_TIMEOUT, most))
         except asyncio.CancelledError:
+            # The other server waits no longer: what is left ends at once, so that the hub may
+            # start again.
             self._life.abort_all()
+            await self._life.stop(0.0)
             raise
 
     def routes(self) -> list[str]:
