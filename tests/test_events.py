@@ -29,6 +29,7 @@ from wsc_fast.testing import (
     CLOSE,
     TEXT,
     RawClient,
+    assert_nothing_left,
     encode,
     eventually,
     reset_when_closed,
@@ -713,6 +714,23 @@ async def test_a_callback_that_never_ends_is_cancelled_once_its_client_has_gone(
     assert seen == ["cancelled", "gone"] * 3
     assert times_logged(caplog, "callback_close_timeout") == 3
     assert times_logged(caplog, "received messages were not handled") == 3
+
+
+async def test_a_callback_that_stops_the_hub_is_not_cancelled_by_it(any_loop: str) -> None:
+    hub = Hub(HubConfig(callback_close_timeout=0.05))
+
+    @hub.on_message_received
+    async def stop(client: Client, message: str | bytes) -> None:
+        await hub.stop(0.5)  # as long as the other client does not answer the close
+
+    await hub.start(port=0)
+    with await RawClient.open(hub), await RawClient.open(hub) as raw:
+        await raw.send(TEXT, b"stop")
+        assert (await raw.recv()).code == 1001
+        raw.close()
+        await eventually(lambda: hub.loop is None)
+    assert hub.get_stats().limited["callback_close_timeout"] == 0
+    assert_nothing_left(hub)
 
 
 async def test_an_async_on_client_disconnected_that_never_ends_is_cancelled(any_loop: str) -> None:

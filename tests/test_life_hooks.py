@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from websockets.sync.client import connect
 from tests.script import ANNOUNCE, Script
 from tests.support import join, named
 from wsc_fast import (
+    ACKMessage,
     Client,
     Hub,
     HubMessage,
@@ -126,6 +128,80 @@ async def test_a_stop_while_a_startup_callback_runs_ends_the_start() -> None:
     with pytest.raises(HubStoppedError):
         await starting
     assert hub.loop is None
+
+
+async def test_no_startup_callback_is_called_behind_a_stop() -> None:
+    hub = Hub()
+    told: list[str] = []
+
+    @hub.on_startup
+    async def stop() -> None:
+        told.append("stop")
+        await hub.stop()
+
+    hub.on_startup(lambda: told.append("not called"))
+    hub.on_shutdown(lambda: told.append("not called either"))
+    for _ in range(2):
+        with pytest.raises(HubStoppedError):
+            await hub.start(port=0)
+        assert hub.loop is None
+    assert told == ["stop", "stop"]
+
+
+async def test_a_start_that_was_stopped_does_not_join_the_next_one() -> None:
+    hub = Hub()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    starts = []
+
+    @hub.on_startup
+    async def wait_the_first_time() -> None:
+        starts.append(1)
+        if len(starts) == 1:
+            begun.set()
+            await go_on.wait()
+
+    first = asyncio.ensure_future(hub.start(port=0))
+    await begun.wait()
+    await hub.stop()
+    async with running(hub):
+        port = hub.port
+        go_on.set()
+        with pytest.raises(HubStoppedError, match="while it started"):
+            await first
+        assert hub.port == port
+        with await RawClient.open(hub) as raw:
+            assert hub.broadcast("x") == 1
+            assert (await raw.recv()).payload == b"x"
+    assert len(starts) == 2
+
+
+async def test_a_hub_that_starts_has_not_run_yet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="wsc_fast")
+    hub = Hub()
+    uptimes = []
+
+    @hub.on_startup
+    async def stop() -> None:
+        uptimes.append(hub.get_stats().uptime)
+        await hub.stop()
+
+    with pytest.raises(HubStoppedError):
+        await hub.start(port=0)
+    assert uptimes == [0.0]
+    assert "it ran for 0.0 s" in caplog.text
+
+
+async def test_a_start_that_fails_leaves_a_stopped_hub_stopped() -> None:
+    hub = Hub()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        await hub.start(port=0)
+        await hub.stop()
+        hub.enable_metrics("/metrics", port=taken.getsockname()[1])
+        with pytest.raises(ListenError):
+            await hub.start(port=0)
+    assert hub.loop is None
+    with pytest.raises(HubStoppedError):
+        hub.broadcast("x")
 
 
 async def test_a_start_that_is_cancelled_in_a_startup_callback_gives_all_back() -> None:
@@ -370,6 +446,19 @@ async def test_a_task_that_will_not_end_is_left(caplog: pytest.LogCaptureFixture
     await task
 
 
+def test_a_task_is_refused_where_the_loop_was_closed_under_the_hub() -> None:
+    hub = Hub()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of the sockets that are left
+        asyncio.run(hub.start(port=0))
+        coroutine = asyncio.sleep(0)
+        with pytest.raises(HubStateError, match="does not run"):
+            hub.create_task(coroutine)
+        coroutine.close()
+        asyncio.run(hub.stop())
+        gc.collect()
+
+
 async def test_a_task_is_refused_where_the_hub_does_not_run() -> None:
     hub = Hub()
 
@@ -406,11 +495,14 @@ def sends(hub: Hub) -> list[Any]:
         lambda: hub.send_to_client("a", "x"),
         lambda: hub.send_text_to_client("a", "x"),
         lambda: hub.send_to_user("ann", HubMessage(content="x")),
+        lambda: hub.send_ack_message("a", ACKMessage(content="x")),
+        lambda: hub.send_ack_message_to_user("ann", ACKMessage(content="x")),
     ]
 
 
 async def test_a_send_to_a_hub_that_does_not_run_is_an_error() -> None:
     hub = Hub()
+    hub.enable_ack()
     hub.create_room("there")
     for send in sends(hub):
         with pytest.raises(HubStateError, match=r"does not run in this process.* bus, .*Publisher"):

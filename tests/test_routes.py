@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import exchange, serves_others
 from wsc_fast import Hub, HubConfig, Request, Response, ValidationError
-from wsc_fast.testing import RawClient, eventually, running
+from wsc_fast.testing import RawClient, assert_nothing_left, eventually, running
 
 ANY = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -336,6 +336,22 @@ async def test_a_stop_ends_async_routes(any_loop: str) -> None:
             await hub.stop(30.0)  # which need not be waited for
             assert waiting.cancelled == 1
             assert len(hub._parts.tasks) == 0
+
+
+async def test_an_async_route_may_stop_its_hub(any_loop: str) -> None:
+    hub = Hub()
+
+    @hub.route("/stop", methods=["POST"])
+    async def stop(request: Request) -> str:
+        await hub.stop(0.1)
+        return "its connection is gone"
+
+    await hub.start(port=0)
+    with await RawClient.open(hub), await RawClient.open(hub, upgrade=False) as raw:
+        await raw.send_raw(request("POST", "/stop", b""))
+        assert await raw.read_all() == b""
+        await eventually(lambda: hub.loop is None)
+    assert_nothing_left(hub)
 
 
 async def test_async_routes_count_among_the_handshakes() -> None:

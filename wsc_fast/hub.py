@@ -166,7 +166,7 @@ class Hub(ObserveFace):
             settings,
             refusals,
             authenticate=authenticate,
-            report=callbacks.report,
+            report=report,
             shares_port=lambda: listener.shares_port,
         )
         requests = Requests(engine, state, tasks, policy, files, settings)
@@ -186,7 +186,7 @@ class Hub(ObserveFace):
             files=files,
         )
         self._life = Life(parts, settings)
-        self._door = Door(engine, state, self._life, policy, settings)
+        self._door = Door(engine, state, self._life, policy, settings, self._own_log)
         self._calls, self._delivery = calls, delivery
         self._hooks, self._tasks = hooks, tasks
         self._observing = Observing(
@@ -199,7 +199,7 @@ class Hub(ObserveFace):
                 accompany=self._life.companions.append,
                 wrap_callbacks=callbacks.wrap,
                 watch_upgrades=policy.watch_upgrades,
-                report=partial(callbacks.report, None),
+                report=report,
             )
         )
         join(engine, requests, admission, callbacks, delivery)

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from http import HTTPStatus
 
 from picows import WSUpgradeResponse
 
-from wsc_fast._core.connection import Client, feed, protocol_of
+from wsc_fast._core.connection import Client, feed
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import HubConfig
@@ -64,6 +63,10 @@ class Door:
     Args:
         engine, state, life, policy: of the hub.
         settings: those that hold now.
+        own_log: the hub's lines on standard error, where nobody has set up logging.
+
+    Attributes:
+        own_log: the same.
 
     Thread-safety: the loop's thread.
     """
@@ -75,33 +78,26 @@ class Door:
         life: Life,
         policy: Policy,
         settings: Callable[[], HubConfig],
+        own_log: Callable[[], OwnLog],
     ) -> None:
+        self.own_log = own_log
         self._engine = engine
         self._state = state
         self._life = life
         self._policy = policy
         self._settings = settings
-        self._own_log = ExitStack()
 
-    async def attach(
-        self, check: Check, tls: bool, path: str | None = None, *, own_log: bool = False
-    ) -> None:
+    async def attach(self, check: Check, tls: bool, path: str | None = None) -> None:
         """Has the hub run on the loop of the other server; see `Hub.attach`.
 
         Args:
             check: of the settings.
             tls: whether that server speaks TLS.
             path: of the WebSocket endpoint; None where the other server chooses by the path.
-            own_log: has the log written until `end`, where nobody has configured logging.
         """
         self._life.check_not_running()
         self._take(check)
-        with ExitStack() as log:
-            if own_log:
-                form, level = self._settings().log_format, self._settings().log_level
-                log.enter_context(OwnLog(json=form == "json", level=level))
-            await self._life.attach(tls, path)
-            self._own_log = log.pop_all()
+        await self._life.attach(tls, path)
 
     def open(self, check: Check, tls: bool = False, path: str | None = None) -> bool:
         """Has the hub take connections of the server whose loop runs.
@@ -143,10 +139,11 @@ class Door:
                 await self._life.drain(min(self._settings().drain_period, most))
             await self._life.stop(min(_STOP_TIMEOUT, most))
         except asyncio.CancelledError:
+            # The other server waits no longer: what is left ends at once, so that the hub may
+            # start again.
             self._life.abort_all()
+            await self._life.stop(0.0)
             raise
-        finally:
-            self._own_log.close()
 
     def routes(self) -> list[str]:
         """The paths of the hub's routes, which the other server's port does not have."""
@@ -169,9 +166,8 @@ class Door:
             turn_away(transport, answer)
             return
         client = self.new_client()
-        protocol = protocol_of(client)
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
+        transport.set_protocol(client)
+        client.connection_made(transport)
         feed(client, data)
 
     def new_client(self) -> Client:

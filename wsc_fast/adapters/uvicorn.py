@@ -9,6 +9,7 @@ Rules
     file is on its way afterwards, so that it costs what one of the hub's own port costs.
 3.  All other paths go to the protocol that uvicorn would have chosen, which gets the same calls.
 4.  The hub starts before the application, and stops when uvicorn ends its connections.
+5.  The hub's lines are shown meanwhile: uvicorn sets up logging for its own loggers alone.
 
 uvicorn tells nobody that a server starts, so `Server.startup` is wrapped (`_hear_of_starts`). A
 server with a start of its own has the hub start at its first upgrade.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+from contextlib import ExitStack
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -65,7 +67,7 @@ class Endpoint:
 
     def __init__(self, door: Door, path: str) -> None:
         _hear_of_starts()
-        self.path: bytes = path.encode("ascii")
+        self.path = path.encode("ascii")
         self._door = door
         self._path = path
 
@@ -86,16 +88,22 @@ class Endpoint:
             'module app has ws = hub.uvicorn(path="/ws")'
         )
 
-    async def begin(self, config: Config, state: ServerState) -> None:
+    async def begin(self, config: Config, state: ServerState) -> _Stop:
         """uvicorn's server starts: so does the hub.
+
+        Returns:
+            its stop, which uvicorn calls once its server has started.
 
         Raises:
             ConfigError, HubStateError, OfflineStoreError: as `Hub.attach`.
         """
-        # uvicorn sets up the log of its own lines alone.
-        tls = config.ssl is not None
-        await self._door.attach(_check, tls, self._path, own_log=True)
-        self._stop_with(config, state)
+        with ExitStack() as lines:
+            lines.enter_context(self._door.own_log())
+            self._warn(config)
+            await self._door.attach(_check, config.ssl is not None, self._path)
+            return _Stop(self._door, config, state, lines.pop_all())
+
+    def _warn(self, config: Config) -> None:
         if config.workers > 1:
             log.warning(
                 "uvicorn has %d workers, each with a hub of its own: what is sent in one does not "
@@ -109,10 +117,6 @@ class Endpoint:
                 ", ".join(routes),
             )
 
-    async def give_up(self) -> None:
-        """uvicorn's server has not started."""
-        await self._door.end(0.0)
-
     def take(
         self, transport: asyncio.Transport, data: bytes, config: Config, state: ServerState
     ) -> None:
@@ -124,34 +128,46 @@ class Endpoint:
             config, state: of uvicorn's server.
         """
         try:
-            if self._door.open(_check, config.ssl is not None, self._path):
-                self._stop_with(config, state)
+            with ExitStack() as lines:
+                lines.enter_context(self._door.own_log())
+                if self._door.open(_check, config.ssl is not None, self._path):
+                    _Stop(self._door, config, state, lines.pop_all())
         except (ConfigError, HubStateError) as error:
             log.error("a request on uvicorn's port is refused: %s", error)
             turn_away(transport, refusal(HTTPStatus.INTERNAL_SERVER_ERROR))
             return
         self._door.connect(transport, data)
 
-    def _stop_with(self, config: Config, state: ServerState) -> None:
-        connections: set[Any] = state.connections
-        connections.add(_Stop(self._door, config, state))
-
 
 class _Stop:
-    """Stands among uvicorn's connections, and is told to end with them."""
+    """Stands among uvicorn's connections, and is told to end with them.
 
-    def __init__(self, door: Door, config: Config, state: ServerState) -> None:
+    Args:
+        door: of the hub.
+        config, state: of uvicorn's server.
+        lines: has the hub's lines shown, and is closed once the hub has stopped.
+    """
+
+    def __init__(self, door: Door, config: Config, state: ServerState, lines: ExitStack) -> None:
         self._door = door
         self._grace = config.timeout_graceful_shutdown
         self._state = state
+        self._lines = lines
+        connections: set[Any] = state.connections
+        connections.add(self)
+        self._connections = connections
 
     def shutdown(self) -> None:
-        """uvicorn's server ends; it waits for its tasks."""
-        connections: set[Any] = self._state.connections
-        connections.discard(self)
-        task = asyncio.get_running_loop().create_task(self._door.end(self._grace))
+        """uvicorn's server ends; it waits for its connections and tasks."""
+        task = asyncio.get_running_loop().create_task(self.end())
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
+
+    async def end(self) -> None:
+        """Stops the hub, also where uvicorn's server has not started."""
+        self._connections.discard(self)
+        with self._lines:
+            await self._door.end(self._grace)
 
 
 class Upgrade:
@@ -267,11 +283,11 @@ def _hear_of_starts() -> None:
         if not isinstance(endpoint, Endpoint):
             await startup(server, *args, **options)
             return
-        await endpoint.begin(server.config, server.server_state)
+        stop = await endpoint.begin(server.config, server.server_state)
         try:
             await startup(server, *args, **options)
         finally:
             if not server.started:
-                await endpoint.give_up()
+                await stop.end()
 
     uvicorn.Server.startup = start_with_hub  # type: ignore[assignment, method-assign]

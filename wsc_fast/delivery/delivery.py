@@ -172,6 +172,8 @@ class Delivery:
 
     def _start_ack(self, recipient: str, message: ACKMessage, to_client: bool) -> PendingACK:
         assert self.acks is not None
+        if self._engine.loop is None:
+            raise self._not_running()
         pending = self.acks.start(recipient, message, to_client)
         if self._needs.paused:
             # A callback may await the acknowledgement of this message, with its client not read.

@@ -43,11 +43,16 @@ class LifeHooks:
             self._on_shutdown += (checked_callback(fn),)
         return fn
 
-    async def start_up(self) -> None:
-        """Calls the startup callbacks, one after the other; the first exception ends it."""
+    async def start_up(self, check: Callable[[], None]) -> None:
+        """Calls the startup callbacks, one after the other; the first exception ends it.
+
+        Args:
+            check: raises where the hub was stopped meanwhile, by a callback or by others.
+        """
         self._started = False
         for fn in self._on_startup:
             await _result_of(fn)
+            check()
         self._started = True
 
     def is_shutting_down(self, task: asyncio.Task[Any] | None) -> bool:

@@ -236,6 +236,9 @@ class Inbox:
 
     def _time_out(self) -> None:
         self._deadline = None
+        assert self._task is not None
+        if not self._inboxes.tasks.cancel(self._task):
+            return
         self._inboxes.engine.count_limit("callback_close_timeout")
         log.warning(
             "%r: a callback was cancelled: it went on for %s s after its client had gone "
@@ -245,8 +248,6 @@ class Inbox:
             extra=about(self._client, "callback_cancelled", setting="callback_close_timeout"),
         )
         self._abandon_messages()
-        assert self._task is not None
-        self._task.cancel()
 
     def forget_messages(self) -> None:
         """Drops the messages that wait: whose they are is not to be heard any more."""

@@ -104,11 +104,11 @@ class Life:
         self._parts = parts
         self._settings = settings
         self._watchdog: Watchdog | None = None
-        self._callers: set[asyncio.Task[Any]] = set()  # those of `stop`
         self._all_gone: asyncio.Future[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
-        self._started = 0.0
+        self._start: object = None  # the start of this run; None while it does not run
+        self._began: float | None = None  # when this run began, by the monotonic clock
         self.companions: list[Companion] = []
         self._was_ended = False  # before the start that is under way
         self.start_time: datetime | None = None
@@ -116,9 +116,8 @@ class Life:
         self.give_signals_back: Callable[[], None] | None = None
 
     def uptime(self) -> float:
-        """Seconds since the start; 0 where the hub does not run."""
-        running = self._parts.engine.loop is not None
-        return time.monotonic() - self._started if running else 0.0
+        """Seconds since the start; 0 where the hub does not run, or is still starting."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     # --- the start ---
 
@@ -142,21 +141,22 @@ class Life:
         parts = self._parts
         loop = asyncio.get_running_loop()
         parts.engine.attach(loop)
+        start = self._start = object()
         parts.site.serve(path, ssl is not None)
         try:
-            await self._make_ready(loop)
+            await self._make_ready(loop, start)
             await parts.listener.open(
                 host,
                 port,
                 sock=sock,
                 ssl=ssl,
                 reuse_port=reuse_port,
-                check=partial(self._check_still_starting, loop),
+                check=partial(self._check_still_starting, start),
             )
         except BaseException:
             if sock is not None:
                 sock.close()  # it was given to the hub for good
-            await self._give_up_start(loop)
+            await self._give_up_start(loop, start)
             raise
         parts.files.look()
         self._begin()
@@ -167,10 +167,11 @@ class Life:
         """Runs on the running loop, beside a server of somebody else's; see `Hub.attach`."""
         loop = asyncio.get_running_loop()
         self._attach_to(loop, tls, path)
+        start = self._start
         try:
-            await self._make_ready(loop)
+            await self._make_ready(loop, start)
         except BaseException:
-            await self._give_up_start(loop)
+            await self._give_up_start(loop, start)
             raise
         self._begin()
         self._tell_begun("attached to another server", path=path or "")
@@ -183,9 +184,10 @@ class Life:
         parts.delivery.attach(loop)
         self._begin()
         parts.tasks.begin()
-        parts.tasks.start(parts.hooks.start_up(), "on_startup")
+        starting = partial(self._check_still_starting, self._start)
+        parts.tasks.start(parts.hooks.start_up(starting), "on_startup")
         self._tell_begun("attached to another server", path=path or "")
-        opening = loop.create_task(self._open_companions(loop))
+        opening = loop.create_task(self._open_companions(loop, self._start))
         opening.add_done_callback(_log_failure)
 
     def _tell_begun(
@@ -214,37 +216,39 @@ class Life:
 
     def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool, path: str | None) -> None:
         self._parts.engine.attach(loop)
+        self._start = object()
         self._parts.site.serve(path, tls)
         self._parts.requests.make_connection = None
         self._parts.listener.forget_port()
 
-    async def _make_ready(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _make_ready(self, loop: asyncio.AbstractEventLoop, start: object) -> None:
         parts = self._parts
-        await self._open_store(loop)
-        await self._open_companions(loop)
-        self._was_ended, parts.state.ended = parts.state.ended, False
+        self._was_ended = parts.state.ended
+        await self._open_store(loop, start)
+        await self._open_companions(loop, start)
+        parts.state.ended = False
         parts.delivery.sleepers.begin()
         parts.tasks.begin()
-        await parts.hooks.start_up()
-        self._check_still_starting(loop)
+        await parts.hooks.start_up(partial(self._check_still_starting, start))
 
-    async def _open_store(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _open_store(self, loop: asyncio.AbstractEventLoop, start: object) -> None:
         try:
             await self._parts.delivery.open_store(loop)
         finally:
-            self._check_still_starting(loop)
+            self._check_still_starting(start)
 
-    async def _open_companions(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _open_companions(self, loop: asyncio.AbstractEventLoop, start: object) -> None:
         for companion in self.companions:
             await companion.open(loop)
-            self._check_still_starting(loop)
+            self._check_still_starting(start)
 
-    def _check_still_starting(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._parts.engine.loop is not loop or self._stopping is not None:
+    def _check_still_starting(self, start: object) -> None:
+        # By the start, not by the loop: the hub may be in its next run on the same one.
+        if self._start is not start or self._stopping is not None:
             raise HubStoppedError("the hub was stopped while it started")
 
-    async def _give_up_start(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._parts.engine.loop is loop and self._stopping is None:
+    async def _give_up_start(self, loop: asyncio.AbstractEventLoop, start: object) -> None:
+        if self._start is start and self._stopping is None:
             self._stopping = loop.create_future()
             try:
                 await self._take_leave(time.monotonic() + _GIVE_UP)
@@ -259,7 +263,7 @@ class Life:
     async def _take_leave(self, deadline: float) -> None:
         """The application's last words, and the end of its tasks."""
         await self._parts.hooks.shut_down(deadline - time.monotonic())
-        await self._parts.tasks.end_own(deadline, self._callers)
+        await self._parts.tasks.end_own(deadline)
 
     def _begin(self) -> None:
         parts = self._parts
@@ -274,7 +278,7 @@ class Life:
             self._watchdog = Watchdog(timeout)
             self._watchdog.start(loop)
         self.start_time = datetime.now(UTC)
-        self._started = time.monotonic()
+        self._began = time.monotonic()
         parts.admission.begin(loop)
         _running.add(self)
         parts.heartbeat.begin()
@@ -305,11 +309,8 @@ class Life:
         assert caller is not None
         if self._parts.hooks.is_shutting_down(caller):
             return  # a shutdown callback: the stop that has called it goes on behind it
-        self._callers.add(caller)
-        try:
+        with self._parts.tasks.spared(caller):
             await self._stop_once(loop, timeout)
-        finally:
-            self._callers.discard(caller)
 
     async def _stop_once(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
         if self._stopping is not None:
@@ -348,7 +349,7 @@ class Life:
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
         await parts.delivery.close_store(deadline - time.monotonic())
-        await parts.tasks.finish(begun, deadline, self._callers)
+        await parts.tasks.finish(begun, deadline)
         await parts.delivery.failures.finish(deadline - time.monotonic())
         parts.engine.deadlines.clear()
         parts.admission.end()
@@ -416,7 +417,7 @@ class Life:
     def _detach(self) -> None:
         _running.discard(self)
         self._parts.engine.attach(None)
-        self.check_settings = None
+        self._start = self._began = self.check_settings = None
         self._parts.calls.end()
 
     # --- the drain ---
@@ -499,7 +500,6 @@ class Life:
         parts.hooks.forget()
         parts.tasks.forget()
         parts.callbacks.forget()
-        self._callers.clear()
         parts.delivery.forget()
         parts.engine.forget_connections()
         self._all_gone = self._stopping = self._stopped = None

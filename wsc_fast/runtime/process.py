@@ -171,7 +171,7 @@ class FileLimit:
 
 
 class OwnLog:
-    """The package's lines on standard error, while a hub is in its `run`.
+    """The package's lines on standard error, while a hub is in its `run`, or on uvicorn's port.
 
     Where the application has configured logging, this changes nothing: neither a handler of the
     package's logger nor one of the root logger gets company.

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ class Tasks:
         self._report = report
         self._tasks: set[asyncio.Task[Any]] = set()
         self._own: set[asyncio.Task[Any]] = set()  # the application's
+        self._spared: set[asyncio.Task[Any]] = set()  # those that have called the stop
         self._stopping = False
 
     def __len__(self) -> int:
@@ -53,7 +55,7 @@ class Tasks:
     def start(self, coroutine: Coroutine[Any, Any, T], name: str | None) -> asyncio.Task[T]:
         """See `Hub.create_task`."""
         loop = self._engine.loop
-        if loop is None:
+        if loop is None or loop.is_closed():
             raise HubStateError("the hub does not run: a task of it begins once it has started")
         if self._stopping:
             raise HubStoppedError("the hub is stopping: it begins no task any more")
@@ -67,15 +69,27 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._report(error)
 
-    async def end_own(self, deadline: float, callers: set[asyncio.Task[Any]]) -> None:
+    @contextmanager
+    def spared(self, caller: asyncio.Task[Any]) -> Iterator[None]:
+        """While a task has called the stop, the hub does not end it: the stop would end with it."""
+        self._spared.add(caller)
+        try:
+            yield
+        finally:
+            self._spared.discard(caller)
+
+    def cancel(self, task: asyncio.Task[Any]) -> bool:
+        """Cancels a task, unless it has called the stop; returns whether it did."""
+        return task not in self._spared and task.cancel()
+
+    async def end_own(self, deadline: float) -> None:
         """Cancels the tasks of the application's, and waits for their ends.
 
         Args:
             deadline: by the monotonic clock.
-            callers: those that have called the stop; they are left.
         """
         self._stopping = True
-        ending = self._own - callers
+        ending = self._own - self._spared
         if not ending:
             return
         for task in ending:
@@ -97,9 +111,7 @@ class Tasks:
         """The tasks that run at this moment."""
         return set(self._tasks)
 
-    async def finish(
-        self, begun: set[asyncio.Task[Any]], deadline: float, callers: set[asyncio.Task[Any]]
-    ) -> None:
+    async def finish(self, begun: set[asyncio.Task[Any]], deadline: float) -> None:
         """Callbacks under way may finish, but for those that wait for this very stop.
 
         Args:
@@ -107,15 +119,15 @@ class Tasks:
                 end, or of one that waited for a callback which was cancelled: they may take a
                 second in any case.
             deadline: by the monotonic clock.
-            callers: those that have called the stop.
         """
-        await _finish(begun & self._tasks - callers, deadline)
-        await _finish(self._tasks - callers, max(deadline, time.monotonic() + _LAST_WORDS))
+        await _finish(begun & self._tasks - self._spared, deadline)
+        await _finish(self._tasks - self._spared, max(deadline, time.monotonic() + _LAST_WORDS))
 
     def forget(self) -> None:
         """Their loop was closed."""
         self._tasks.clear()
         self._own.clear()
+        self._spared.clear()
         self._stopping = False
 
 

@@ -67,7 +67,7 @@ class Policy:
         refusals: Refusals,
         *,
         authenticate: Authenticate | None,
-        report: Callable[[None, BaseException], None],
+        report: Callable[[BaseException], None],
         shares_port: Callable[[], bool],
     ) -> None:
         if authenticate is not None:
@@ -306,7 +306,7 @@ class Policy:
 
     def _failed(self, error: BaseException) -> WSUpgradeResponse:
         # The text of the exception is for us alone; CancelledError and its like end no loop.
-        self._report(None, error)
+        self._report(error)
         return refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _check_upgrade(self, head: RequestHead, remote_address: str) -> WSUpgradeResponse | None:

@@ -111,4 +111,4 @@ class Serving:
         """The connection is gone, or is to go."""
         self._call = None
         if self._task is not None:
-            self._task.cancel()
+            self._tasks.cancel(self._task)
