@@ -446,6 +446,19 @@ async def test_a_task_that_will_not_end_is_left(caplog: pytest.LogCaptureFixture
     await task
 
 
+def test_a_cancellation_that_a_startup_callback_raises_is_not_taken_for_a_signal() -> None:
+    hub = Hub()
+
+    @hub.on_startup
+    async def wait_for_cancelled() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        hub.run(port=0)
+
+
 def test_a_task_is_refused_where_the_loop_was_closed_under_the_hub() -> None:
     hub = Hub()
     with warnings.catch_warnings():

@@ -202,6 +202,27 @@ async def test_an_async_authenticate_may_say_why(
         assert line.getMessage().endswith(r"it is not authenticated: 'no\nseat\x1b[2J'")
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_the_reason_of_a_refusal_may_be_an_exception(
+    is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(request: Request) -> None:
+        request.refusal = ValueError("no\nseat")  # as of `except ... as error`
+
+    async def refuse_later(request: Request) -> None:
+        refuse(request)
+
+    hub = Hub(authenticate=refuse_later if is_async else refuse)
+    async with running(hub):
+        if is_async:
+            with await RawClient.open(hub) as raw:
+                assert (await raw.recv()).code == 4401
+        else:
+            assert await answer(hub, RawClient.request(hub)) == 401
+    line = only(caplog, "upgrade_refused")
+    assert line.getMessage().endswith(r"it is not authenticated: 'no\nseat'")
+
+
 async def test_a_crowd_of_refusals_is_one_line_a_second_that_counts_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -25,6 +25,7 @@ import pytest
 
 from tests.test_offline_stores import append, fill, ids
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
+from wsc_fast.log import log
 from wsc_fast.stores.base import MOST_DROPPED, READ_BYTES, StoredMessage
 from wsc_fast.stores.sqlite import database, files, others, worker
 from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
@@ -1276,6 +1277,7 @@ async def test_a_file_that_is_removed_is_noticed_before_anything_is_promised(
             (line,) = [r.getMessage() for r in caplog.records if "removed or replaced" in r.message]
             assert str(path) in line
             assert "messages are gone" in line
+            log.tell_counts(at_once=True)  # the next line is a new one
             caplog.clear()
     async with opened(path) as store:
         assert await ids(store) == ["m2"]

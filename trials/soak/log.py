@@ -33,6 +33,19 @@ TICK = 0.01
 QUEUE_IS_FULL = ("wsc_fast", "handler_queue", "overflows")
 
 
+# The events of lines that tell what a client did wrong, as the soak's bad clients do.
+FAULTS_OF_CLIENTS = {
+    "bad_request",
+    "upgrade_refused",
+    "protocol_error",
+    "client_over_limit",
+    "heartbeat_timeout",
+    "slow_consumer",
+    "messages_dropped",
+    "rate_limited",
+}
+
+
 class ProvokedError(Exception):
     """Raised on purpose, by callbacks."""
 
@@ -76,6 +89,8 @@ class Watch(logging.Handler):
         elif (record.name, record.module, record.funcName) == QUEUE_IS_FULL:
             # Clients that stall lose more frames at once than the queue of failures takes.
             self.log.done["times that the failure queue was full"] += 1
+        elif error is None and getattr(record, "event", None) in FAULTS_OF_CLIENTS:
+            self.log.done["lines on what clients did wrong"] += 1
         elif error is not None or record.levelno >= logging.WARNING:
             text = record.getMessage()
             if error is not None:

@@ -17,7 +17,7 @@ from http import HTTPStatus
 
 from picows import WSUpgradeResponse
 
-from wsc_fast._core.connection import Client, feed
+from wsc_fast._core.connection import Client, feed, protocol_of
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import HubConfig
@@ -166,8 +166,9 @@ class Door:
             turn_away(transport, answer)
             return
         client = self.new_client()
-        transport.set_protocol(client)
-        client.connection_made(transport)
+        protocol = protocol_of(client)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
         feed(client, data)
 
     def new_client(self) -> Client:

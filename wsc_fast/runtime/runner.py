@@ -142,8 +142,8 @@ class Runner:
                 await starting
             except asyncio.CancelledError:
                 task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
+                if task is None or task.cancelling() or not starting.cancelling():
+                    raise  # a startup callback may have raised it, for one
                 return  # `ask` has cancelled it
             try:
                 # stop() may be called from anywhere, and ends the serving too.

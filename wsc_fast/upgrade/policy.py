@@ -198,7 +198,7 @@ class Policy:
         self._refusals.over_limit("full", remote_address, "max_connections")
         return _unavailable()
 
-    def _refuse_unauthenticated(self, remote_address: str, reason: str | None) -> WSUpgradeResponse:
+    def _refuse_unauthenticated(self, remote_address: str, reason: object) -> WSUpgradeResponse:
         self._refusals.unauthenticated(remote_address, reason)
         # RFC 9110 section 15.5.2 wants a challenge, though only the application knows which.
         return refusal(HTTPStatus.UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})

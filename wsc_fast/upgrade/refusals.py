@@ -55,12 +55,12 @@ class Refusals:
             setting=setting,
         )
 
-    def unauthenticated(self, address: str, reason: str | None) -> None:
-        """`authenticate` has said no; the reason, where it is known."""
+    def unauthenticated(self, address: str, reason: object) -> None:
+        """`authenticate` has said no; the reason, where it is known: a str, or an exception."""
         if reason is None:
             self.refuse("auth", address, "authenticate returned None")
         else:
-            self.refuse("auth", address, "it is not authenticated: %s", quoted(reason))
+            self.refuse("auth", address, "it is not authenticated: %s", quoted(str(reason)))
 
     def timed_out(self, address: str) -> None:
         """An async `authenticate` took too long."""

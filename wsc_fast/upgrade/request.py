@@ -28,8 +28,9 @@ class Request:
         remote_address: the peer's IP address; "" behind `handle_websocket`, where picows does not
             tell it before the connection is made.
         tls: whether it came over TLS to this very server; False behind `handle_websocket`.
-        refusal: why `authenticate` refuses, which it may set before it returns None. It stands in
-            the log, escaped and cut at 200 characters; the peer does not hear of it. No secrets.
+        refusal: why `authenticate` refuses, a str or an exception, which it may set before it
+            returns None. It stands in the log, escaped and cut at 200 characters; the peer does not
+            hear of it. No secrets.
         peer_certificate: the certificate that the peer has shown and the TLS context has verified,
             as `ssl.SSLSocket.getpeercert` tells it; None where there is none, or `tls` is False.
     """
@@ -54,7 +55,7 @@ class Request:
         path_params: dict[str, str] | None = None,
     ) -> None:
         self.remote_address: str = remote_address
-        self.refusal: str | None = None
+        self.refusal: str | BaseException | None = None
         self.path_params: dict[str, str] = path_params or {}
         self._body = b""
         self._head = head
