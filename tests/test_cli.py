@@ -494,6 +494,33 @@ def test_a_change_starts_the_hub_again_and_an_error_waits_for_the_next_change(
     fails_in_one_line(here("tail", f"localhost:{port}/ws"), 1, "connection refused")
 
 
+def test_a_hub_that_starts_again_has_the_time_of_its_drain_too(module: Path) -> None:
+    (module / "app.py").write_text(
+        ECHO_MODULE.format(text="")
+        + "import asyncio\n"
+        + "hub.on_startup(lambda: print('up', flush=True))\n"
+        + "@hub.on_shutdown\nasync def last_words():\n"
+        + "    await asyncio.sleep(0.2)\n    print('down', flush=True)\n"
+    )
+    hasty = (
+        "from wsc_fast.cli import app, reload; reload.PATIENCE = 0.0; raise SystemExit(app.run())"
+    )
+    words = ["serve", "app:hub", "--reload", "--port", "0", "--drain", "30"]
+    with subprocess.Popen(
+        [sys.executable, "-c", hasty, *words],
+        cwd=module,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        line_with(process.stdout, "up")
+        process.send_signal(signal.SIGTERM)
+        said, errors = process.communicate(timeout=PATIENCE)
+    assert said == "down\n"
+    assert "killed" not in errors
+
+
 def test_the_demo_serves_its_chat(here: Here) -> None:
     with begun("demo", "--port", "0") as process:
         url = line_with(process.stdout, "Chat on").split()[-1]

@@ -65,7 +65,9 @@ def bench(
     ] = 100,
     rate: Annotated[
         float | None,
-        typer.Option("--rate", "-r", min=0.001, max=1e7, help="Messages a second, of all together."),
+        typer.Option(
+            "--rate", "-r", min=0.001, max=1e7, help="Messages a second, of all together."
+        ),
     ] = None,
     size: Annotated[
         int, typer.Option("--size", "-s", min=42, max=1 << 24, help="Bytes of a message.")

@@ -102,7 +102,8 @@ def top(
         typer.Argument(metavar="URL", help="Of the metrics; without a path, /metrics is meant."),
     ],
     interval: Annotated[
-        float, typer.Option("--interval", "-i", min=0.1, max=86_400, help="Seconds between two looks.")
+        float,
+        typer.Option("--interval", "-i", min=0.1, max=86_400, help="Seconds between two looks."),
     ] = 1.0,
     once: Annotated[
         bool, typer.Option("--once", help="Two looks, one picture, and the end.")
