@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tests.commands import PAGE, commands, table_of, tables_in
 from tests.redis_server import free_port
@@ -227,6 +228,16 @@ def echo() -> Iterator[Hub]:
 # --- the program itself ---
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_output_that_cannot_be_written_is_a_failure_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command_of("version"), env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "wsc-fast: the output cannot be written: No space left on device\n"
+
+
 def test_the_tables_of_the_page_are_those_of_the_commands() -> None:
     tables = {name: table_of(command) for name, command in commands().items()}
     assert tables_in(PAGE.read_text()) == tables, "python -m tests.commands writes them"
@@ -337,6 +348,7 @@ def test_a_hub_of_a_module_is_served_until_a_signal(module: Path, name: str, her
     [
         ("app", 2, "'app' is no target, expected module:name, such as app:hub"),
         ("app.py:hub", 2, "no target"),
+        (".app:hub", 2, "no target"),
         ("missing:hub", 1, "there is no module 'missing' in "),
         ("app.missing:hub", 1, "there is no module 'app.missing' in "),
         ("app:hbu", 1, "the module 'app' has no 'hbu': is it 'hub'?"),
@@ -482,6 +494,33 @@ def test_a_change_starts_the_hub_again_and_an_error_waits_for_the_next_change(
     fails_in_one_line(here("tail", f"localhost:{port}/ws"), 1, "connection refused")
 
 
+def test_a_hub_that_starts_again_has_the_time_of_its_drain_too(module: Path) -> None:
+    (module / "app.py").write_text(
+        ECHO_MODULE.format(text="")
+        + "import asyncio\n"
+        + "hub.on_startup(lambda: print('up', flush=True))\n"
+        + "@hub.on_shutdown\nasync def last_words():\n"
+        + "    await asyncio.sleep(0.2)\n    print('down', flush=True)\n"
+    )
+    hasty = (
+        "from wsc_fast.cli import app, reload; reload.PATIENCE = 0.0; raise SystemExit(app.run())"
+    )
+    words = ["serve", "app:hub", "--reload", "--port", "0", "--drain", "30"]
+    with subprocess.Popen(
+        [sys.executable, "-c", hasty, *words],
+        cwd=module,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        line_with(process.stdout, "up")
+        process.send_signal(signal.SIGTERM)
+        said, errors = process.communicate(timeout=PATIENCE)
+    assert said == "down\n"
+    assert "killed" not in errors
+
+
 def test_the_demo_serves_its_chat(here: Here) -> None:
     with begun("demo", "--port", "0") as process:
         url = line_with(process.stdout, "Chat on").split()[-1]
@@ -547,7 +586,16 @@ def test_sources_are_checked_together_and_the_environment_goes_first(tmp_path: P
 
 
 def test_messages_are_printed_as_they_are_in_a_pipe(here: Here) -> None:
-    messages = ["plain", '{"a":1}', "two\nlines", "esc \x1b[31m", b"\x00\x01"]
+    deep = "[" * 5_000 + "]" * 5_000
+    messages = [
+        "plain",
+        '{"a":1}',
+        "two\nlines",
+        "esc \x1b[31m",
+        b"\x00\x01",
+        deep,
+        r'["\u009b1m"]',
+    ]
     hub = Hub()
     errors: list[BaseException] = []
     hub.on_error(lambda client, error: errors.append(error))
@@ -558,10 +606,13 @@ def test_messages_are_printed_as_they_are_in_a_pipe(here: Here) -> None:
             hub.send_to_client(client.id, message)
 
     with running_in_thread(hub):
-        words = ("tail", address(hub), "-n", "5")
+        words = ("tail", address(hub), "-n", "7")
         done = here(*words)
         assert done.returncode == 0
-        assert done.stdout == ('plain\n{"a":1}\ntwo\nlines\nesc \x1b[31m\nbinary, 2 bytes: 00 01\n')
+        assert done.stdout == (
+            'plain\n{"a":1}\ntwo\nlines\nesc \x1b[31m\nbinary, 2 bytes: 00 01\n'
+            f'{deep}\n["\\u009b1m"]\n'
+        )
         lines = [json.loads(line) for line in here(*words, "--json").stdout.splitlines()]
         assert [(line["type"], line["data"]) for line in lines] == [
             ("text", "plain"),
@@ -569,11 +620,14 @@ def test_messages_are_printed_as_they_are_in_a_pipe(here: Here) -> None:
             ("text", "two\nlines"),
             ("text", "esc \x1b[31m"),
             ("binary", "AAE="),
+            ("text", deep),
+            ("json", ["\x9b1m"]),
         ]
         stamped = here(*words, "--timestamps").stdout
         assert re.match(r"\d\d:\d\d:\d\d\.\d{3} plain\n", stamped)
         with Terminal(*words) as terminal:
             assert terminal.end() == 0
+        assert "\x9b" not in terminal.shown
         assert "esc \\x1b[31m" in terminal.shown  # a peer cannot steer the terminal
         assert '\x1b[1;34m"a"\x1b[0m' in terminal.shown
     assert errors == []  # each has closed as it should
@@ -928,6 +982,20 @@ def test_a_look_at_the_metrics_has_rates_and_percentiles(quiet_log: None, here: 
         assert "\x1b" not in plain
         failing.set()
         fails_in_one_line(here("top", url, "--once"), 1, "answers 503")
+
+
+def test_hubs_with_names_are_shown_together(quiet_log: None, here: Here) -> None:
+    registry = CollectorRegistry()
+    hubs = [Hub(HubConfig(allowed_origins=["https://a.example"])) for _ in range(2)]
+    for hub in hubs:
+        hub.enable_metrics(registry=registry, name="chat")
+    with running_in_thread(hubs[0]) as first, running_in_thread(hubs[1]) as second:
+        for hub in (first, second, second):
+            here("tail", address(hub), "--origin", "https://b.example")
+        found = json.loads(here("top", address(first, ""), "--once", "--json").stdout)
+        assert found["by_reason"]["refusals"]["origin"] == 3
+        assert "chat" not in found["by_reason"]["refusals"]
+        assert found["uptime_seconds"] <= first.get_stats().uptime
 
 
 def test_a_terminal_shows_the_metrics_until_ctrl_c(quiet_log: None) -> None:

@@ -84,7 +84,8 @@ class Watch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, ProvokedError):
+        if isinstance(error, ProvokedError) or getattr(record, "error", None) == "ProvokedError":
+            # The latter also of a line that counts others, which has no exception.
             self.log.done["provoked errors logged"] += 1
         elif (record.name, record.module, record.funcName) == QUEUE_IS_FULL:
             # Clients that stall lose more frames at once than the queue of failures takes.

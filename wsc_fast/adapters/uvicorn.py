@@ -67,7 +67,7 @@ class Endpoint:
 
     def __init__(self, door: Door, path: str) -> None:
         _hear_of_starts()
-        self.path = path.encode("ascii")
+        self.path: bytes = path.encode("ascii")
         self._door = door
         self._path = path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from wsc_fast.cli import about, bench, check_config, send, serve, tail, top
-from wsc_fast.cli.output import Failure, complain, unwrapped
+from wsc_fast.cli.output import Failure, complain, reason_of, unwrapped
 
 _EPILOG = unwrapped(
     """
@@ -71,9 +72,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 130
     except typer.Abort:
         return 130
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
         # Python would complain once more when it flushes standard output at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.ENOSPC:
+            complain(f"the output cannot be written: {reason_of(error)}")
         return 1
     except Exception as error:
         if not hasattr(error, "format_message"):

@@ -65,13 +65,15 @@ def bench(
     ] = 100,
     rate: Annotated[
         float | None,
-        typer.Option("--rate", "-r", min=0.001, help="Messages a second, of all together."),
+        typer.Option(
+            "--rate", "-r", min=0.001, max=1e7, help="Messages a second, of all together."
+        ),
     ] = None,
     size: Annotated[
         int, typer.Option("--size", "-s", min=42, max=1 << 24, help="Bytes of a message.")
     ] = 128,
     duration: Annotated[
-        float, typer.Option("--duration", "-d", min=0.1, help="Seconds to measure.")
+        float, typer.Option("--duration", "-d", min=0.1, max=1e7, help="Seconds to measure.")
     ] = 10.0,
     header: options.HEADERS = None,
     token: options.TOKEN = None,

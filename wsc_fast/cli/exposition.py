@@ -10,6 +10,9 @@ _SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)
 _LABEL = re.compile(r'([a-zA-Z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)')
 _ESCAPED = re.compile(r"\\(.)")
 
+# The label of a hub with a name, beside the metric's own one.
+_HUB = "hub"
+
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -49,11 +52,18 @@ class Metrics:
         """The value of a metric, the sum over its labels; 0 if it is not there."""
         return sum(self._samples.get(name, {}).values())
 
+    def longest(self, name: str) -> float:
+        """The highest value of a metric over its labels; 0 if it is not there."""
+        return max(self._samples.get(name, {}).values(), default=0.0)
+
     def by_label(self, name: str) -> dict[str, float]:
-        """The values of a metric by the value of its only label."""
-        return {
-            labels[0][1]: value for labels, value in self._samples.get(name, {}).items() if labels
-        }
+        """The values of a metric by the value of its label, all hubs together."""
+        found: dict[str, float] = defaultdict(float)
+        for labels, value in self._samples.get(name, {}).items():
+            for label, of_label in labels:
+                if label != _HUB:
+                    found[of_label] += value
+        return dict(found)
 
     def buckets(self, name: str) -> dict[float, float]:
         """Upper bound -> how many are up to it, of a histogram, all labels together."""
@@ -73,10 +83,10 @@ class Change:
     def __init__(self, before: Metrics | None, now: Metrics) -> None:
         # A hub that has been started anew counts from zero.
         uptime = "wsc_uptime_seconds"
-        if before is not None and now.value(uptime) < before.value(uptime):
+        if before is not None and now.longest(uptime) < before.longest(uptime):
             before = None
         self._before, self._now = before, now
-        self.seconds: float = now.at - before.at if before is not None else now.value(uptime)
+        self.seconds: float = now.at - before.at if before is not None else now.longest(uptime)
 
     def rate(self, name: str) -> float:
         """How much a counter grows in a second."""

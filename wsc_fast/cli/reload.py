@@ -18,7 +18,7 @@ from wsc_fast.cli.output import UsageFailure, say
 
 # Seconds between two looks at the files.
 INTERVAL = 0.25
-# Seconds that a hub may take to stop, drain included; then it is killed.
+# Seconds that a hub may take to stop behind its drain; then it is killed.
 PATIENCE = 15.0
 
 _LEFT_OUT = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
@@ -31,19 +31,25 @@ class Supervisor:
         arguments: of the command, without --reload.
         folders: their Python files are watched, folders within them too.
         files: these are watched as well.
+        drain: seconds that a hub takes for sending its clients away.
 
     Raises:
         UsageFailure: a folder is none.
     """
 
     def __init__(
-        self, arguments: Sequence[str], folders: Sequence[Path], files: Sequence[Path]
+        self,
+        arguments: Sequence[str],
+        folders: Sequence[Path],
+        files: Sequence[Path],
+        drain: float,
     ) -> None:
         for folder in folders:
             if not folder.is_dir():
                 raise UsageFailure(f"{folder} is no folder to watch")
         self._command = [sys.executable, "-m", "wsc_fast", *arguments]
         self._folders, self._files = folders, files
+        self._patience = drain + PATIENCE
         self._stopping = False
 
     def run(self) -> int:
@@ -90,9 +96,9 @@ class Supervisor:
         if child.poll() is None:
             child.terminate()
             try:
-                child.wait(PATIENCE)
+                child.wait(self._patience)
             except subprocess.TimeoutExpired:
-                say(f"the hub has not stopped in {PATIENCE:g} s: killed", "red")
+                say(f"the hub has not stopped in {self._patience:g} s: killed", "red")
                 child.kill()
 
     def _times(self) -> dict[Path, int]:

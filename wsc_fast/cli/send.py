@@ -61,7 +61,7 @@ def send(
         int, typer.Option("--wait", "-w", min=0, help="Prints so many answers before it ends.")
     ] = 0,
     timeout: Annotated[
-        float, typer.Option(min=0.001, help="Seconds to wait for these answers.")
+        float, typer.Option(min=0.001, max=1e7, help="Seconds to wait for these answers.")
     ] = 10.0,
     header: options.HEADERS = None,
     token: options.TOKEN = None,
@@ -159,7 +159,7 @@ class _Source:
         if self._as_json:
             try:
                 msgspec.json.decode(content)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError) as error:
                 raise UsageFailure(f"{called} is no JSON: {error}") from None
         if self._binary:
             return content

@@ -88,6 +88,8 @@ def serve(
     if reload:
         from wsc_fast.cli.reload import Supervisor
 
+        # So that each client hears that it is a restart.
+        drain = 0.5 if drain is None else drain
         options: dict[str, Any] = {
             "host": host,
             "port": port,
@@ -95,14 +97,14 @@ def serve(
             "certfile": certfile,
             "keyfile": keyfile,
             "config": config,
-            # So that each client hears that it is a restart.
-            "drain": 0.5 if drain is None else drain,
+            "drain": drain,
             "log-level": log_level,
             "log-format": log_format,
         }
         words = [f"--{name}={value}" for name, value in options.items() if value is not None]
         files = [] if config is None else [config]
-        supervisor = Supervisor(["serve", target, *words], reload_dir or [Path.cwd()], files)
+        folders = reload_dir or [Path.cwd()]
+        supervisor = Supervisor(["serve", target, *words], folders, files, drain)
         raise typer.Exit(supervisor.run())
     from wsc_fast.cli.target import load_hub
 

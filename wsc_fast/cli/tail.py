@@ -177,9 +177,12 @@ def _print_text(terminal: Console, message: str) -> None:
 
     if message.lstrip()[:1] in ("{", "["):
         try:
-            terminal.print(JSON(message))
+            shown = JSON(message).text
+            if harmless(shown.plain) != shown.plain:
+                shown = JSON(message, ensure_ascii=True).text
+            terminal.print(shown)
             return
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
     terminal.print(Text(harmless(message)))
 
@@ -195,5 +198,5 @@ def _described(message: str | bytes) -> dict[str, Any]:
         return described | {"type": "binary", "data": message}
     try:
         return described | {"type": "json", "data": msgspec.json.decode(message)}
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return described | {"type": "text", "data": message}

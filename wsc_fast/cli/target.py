@@ -30,7 +30,8 @@ def load_hub(target: str) -> Hub:
         Failure: there is no hub there; an error of the module has been printed.
     """
     module_name, _, name = target.partition(":")
-    if not module_name or not name or module_name.endswith(".py") or "/" in module_name:
+    is_module = all(part.isidentifier() for part in module_name.split("."))
+    if not is_module or not name or module_name.endswith(".py"):
         raise UsageFailure(f"{target!r} is no target, expected module:name, such as app:hub")
     module = _imported(module_name)
     found: Any = module

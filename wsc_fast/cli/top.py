@@ -103,7 +103,8 @@ def top(
         typer.Argument(metavar="URL", help="Of the metrics; without a path, /metrics is meant."),
     ],
     interval: Annotated[
-        float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two looks.")
+        float,
+        typer.Option("--interval", "-i", min=0.1, max=86_400, help="Seconds between two looks."),
     ] = 1.0,
     once: Annotated[
         bool, typer.Option("--once", help="Two looks, one picture, and the end.")
@@ -238,7 +239,7 @@ def view_of(before: Metrics | None, now: Metrics) -> dict[str, Any]:
 
     change = Change(before, now)
     return {
-        "uptime_seconds": now.value("wsc_uptime_seconds"),
+        "uptime_seconds": now.longest("wsc_uptime_seconds"),
         "now": {name: int(now.value(metric)) for name, metric in _GAUGES.items()},
         "per_second": {name: round(change.rate(metric), 2) for name, metric in _RATES.items()},
         "totals": {name: int(now.value(metric)) for name, metric in _TOTALS.items()},

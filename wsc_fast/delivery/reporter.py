@@ -241,8 +241,13 @@ class FailureReporter:
     def failed(self, error: BaseException) -> None:
         """A handler raised."""
         self.counters.handler_errors += 1
+        name = type(error).__name__
         log.error(
-            "a failure handler raised", exc_info=error, extra={"event": "failure_handler_error"}
+            "a failure handler raised %s",
+            name,
+            exc_info=error,
+            extra={"event": "failure_handler_error", "error": name},
+            kind=f"a failure handler raised {name}",
         )
 
     # --- the end ---
