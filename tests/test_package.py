@@ -303,7 +303,11 @@ def test_the_bases_in_the_stubs_are_the_real_ones() -> None:
     for stub, node in stub_classes():
         cls = getattr(runtime_module(stub), node.name)
         bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-        assert bases in ([], [base.__name__ for base in cls.__bases__]), node.name
+        # The stubs leave these two out, with their methods.
+        real = [
+            base for base in cls.__bases__ if base not in (asyncio.BufferedProtocol, WSListener)
+        ]
+        assert bases in ([], [base.__name__ for base in real]), node.name
 
 
 # --- what is installed, and what is handed out ---
