@@ -8,9 +8,8 @@ import os
 import socket
 from collections.abc import Callable
 from ssl import SSLContext
-from typing import Any
+from typing import Any, cast
 
-from wsc_fast._core.connection import protocol_of
 from wsc_fast.errors import HubStateError, ListenError, ValidationError
 from wsc_fast.listen.acceptor import Acceptor
 from wsc_fast.listen.needs import Needs
@@ -166,11 +165,9 @@ class Listener:
             self.acceptors.append(Acceptor(loop, self._needs, _copy(listening), ssl))
             listening.close()
             return
-        server = await loop.create_server(
-            lambda: protocol_of(self._needs.make_connection()),
-            sock=listening,
-            backlog=settings.backlog,
-        )
+        # As `protocol_of` says of each, without a call more for each connection.
+        make_protocol = cast("Callable[[], asyncio.BaseProtocol]", self._needs.make_connection)
+        server = await loop.create_server(make_protocol, sock=listening, backlog=settings.backlog)
         self.servers.append(server)
         if None in server.sockets:
             # uvloop closes a socket that cannot listen, and tells nobody.
