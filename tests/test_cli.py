@@ -385,6 +385,11 @@ def test_an_error_of_the_users_own_code_keeps_its_traceback(
     assert done.stderr.splitlines()[-1].startswith("wsc-fast: ")
 
 
+def test_a_module_that_serves_while_it_is_imported_is_refused(module: Path, here: Here) -> None:
+    (module / "app.py").write_text(ECHO_MODULE + "\nhub.run(port=0)\n")
+    fails_in_one_line(here("serve", "app:hub"), 1, 'put the call under if __name__ == "__main__":')
+
+
 def test_a_hub_that_cannot_serve_says_so_in_one_line(module: Path, echo: Hub, here: Here) -> None:
     def served(*words: str | Path) -> subprocess.CompletedProcess[str]:
         return here("serve", "app:hub", *words)

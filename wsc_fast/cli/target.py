@@ -11,9 +11,11 @@ import inspect
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from wsc_fast import Hub
 from wsc_fast.cli.output import Failure, UsageFailure
@@ -49,7 +51,10 @@ def _imported(name: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        return import_module(name)
+        with _without_run(name):
+            return import_module(name)
+    except Failure:
+        raise
     except ModuleNotFoundError as error:
         # Else it is a module that the user's own one imports.
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
@@ -57,6 +62,24 @@ def _imported(name: str) -> ModuleType:
         raise _own_fault(f"the module {name!r} cannot be imported", error) from None
     except Exception as error:
         raise _own_fault(f"the module {name!r} cannot be imported", error) from None
+
+
+@contextmanager
+def _without_run(name: str) -> Iterator[None]:
+    """Refuses a module that serves while it is imported: no option of the command would hold."""
+
+    def refused(*_: object, **__: object) -> NoReturn:
+        raise Failure(
+            f"the module {name!r} calls hub.run while it is imported: "
+            'put the call under if __name__ == "__main__":'
+        )
+
+    run = Hub.run
+    Hub.run = refused  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hub.run = run  # type: ignore[method-assign]
 
 
 def _made(target: str, factory: Any) -> Hub:
