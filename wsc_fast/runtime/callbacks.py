@@ -27,6 +27,7 @@ from wsc_fast.runtime.inbox import Inbox, Inboxes, Needs, dispatch, is_awaitable
 from wsc_fast.runtime.lines import (
     tell_callback_error,
     tell_heartbeat,
+    tell_on_error,
     tell_protocol_error,
     tell_slow_consumer,
 )
@@ -280,8 +281,8 @@ class Callbacks:
                 result = call(handler, client, error)
                 if is_awaitable(result):
                     results.append(result)
-            except BaseException:
-                log.exception("an on_error callback raised", extra={"event": "on_error_raised"})
+            except BaseException as raised:
+                tell_on_error(raised)
         if client is None:
             for result in results:
                 self._wait_without_client(result)
@@ -328,11 +329,11 @@ async def _logging_errors(results: list[Awaitable[Any]]) -> None:
     for result in results:
         try:
             await result
-        except BaseException:
+        except BaseException as raised:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            log.exception("an on_error callback raised", extra={"event": "on_error_raised"})
+            tell_on_error(raised)
 
 
 def _decided(answer: object) -> bool:

@@ -37,6 +37,18 @@ def tell_callback_error(client: Client | None, error: BaseException) -> None:
     )
 
 
+def tell_on_error(error: BaseException) -> None:
+    """An on_error callback raised."""
+    name = type(error).__name__
+    log.error(
+        "an on_error callback raised %s",
+        name,
+        exc_info=error,
+        extra={"event": "on_error_raised", "error": name},
+        kind=f"an on_error callback raised {name}",
+    )
+
+
 def tell_protocol_error(client: Client, error: ProtocolError, settings: HubConfig) -> None:
     """A client is closed, since it broke the protocol, or a bound."""
     if error.limit is None:
