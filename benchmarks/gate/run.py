@@ -296,6 +296,7 @@ def main() -> int:
         figures = json.loads(arguments.figures.read_text())
         return 0 if check(figures, counted(figures)) else 1
     paddings = random.Random(1)
+    build_library()  # before the threads, which would each do so
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting = [
             pool.submit(count, padding=paddings.randrange(4096)) for _ in range(arguments.runs)
