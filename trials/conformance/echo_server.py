@@ -8,6 +8,7 @@ Prints "ready" once it listens; serves until it is terminated.
 """
 
 import asyncio
+import logging
 import socket
 import ssl
 import sys
@@ -18,6 +19,9 @@ import uvicorn
 import uvloop
 
 from wsc_fast import Client, Hub, HubConfig
+
+# The cases break the protocol on purpose: a warning for each would hide an error.
+logging.getLogger("wsc_fast").setLevel(logging.ERROR)
 
 # Cases 9.1.6 and 9.2.6 send messages of 16 MiB.
 LARGEST = 16 << 20
