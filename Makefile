@@ -155,12 +155,11 @@ bench-micro: $(BUILT) $(TESTED)
 	$(BIN)/python benchmarks/micro/table.py build/bench/micro.json
 
 # Instructions per message, compared with benchmarks/gate.json, and that a slower flush would be seen;
-# RECORD=1 records them anew. The micro-benchmarks run once each, so that they keep working.
+# RECORD=1 records them anew.
 bench-gate: $(BUILT) $(TESTED)
 	$(BIN)/python benchmarks/gate/run.py $(if $(RECORD),--record)
 ifndef RECORD
-	$(BIN)/pip install -q wsproto
-	$(BIN)/python -m pytest -q --benchmark-disable benchmarks/gate benchmarks/micro
+	$(BIN)/python -m pytest -q --benchmark-disable benchmarks/gate
 endif
 
 # Bounds checks, assertions, Python's debug allocator and the count of the engine's objects, in a tree
