@@ -105,7 +105,7 @@ class Engine(FanoutNeeds):
     def sweep(self, share: float) -> None:
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
     def open_clients(self) -> list[Any]: ...
-    def slowest_clients(self, count: int) -> list[Any]:
+    def slowest_clients(self, most: int) -> list[Any]:
         """See `Hub.slowest_clients`."""
     def forget_connections(self) -> None:
         """The loop was closed under the hub: its connections went with it, and nobody was told."""
