@@ -50,11 +50,14 @@ NEWEST_TREE := build/newest
 #   the compiled code does with bytes and memory;
 # - with QUICK=1, as in CI: frames byte by byte, waits of seconds (late loops, slow readers, masses), the
 #   programs of the pages and recipes, the command line, the type checkers; and of tests for each loop
-#   those on uvloop, on which all others run.
+#   those on uvloop, on which all others run; and the parts that are plain Python and wait much
+#   (stores, retries, handlers, restarts, uvicorn).
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py \
 	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_style.py \
 	test_security_doc.py faults/test_readme.py test_imports.py test_model.py $(if $(QUICK),test_pages.py \
 	test_cli.py test_deploy.py test_frameworks.py test_typing.py faults/test_faults_frames.py \
+	test_package.py test_reporter.py test_restart.py test_retry.py test_sqlite_store.py test_uvicorn.py \
+	faults/test_faults_delivery.py \
 	faults/test_faults_slow_peers.py test_late_loop.py test_lingering.py test_masses.py)) -k "not (the_wheel or the_sources or outboxes or two_thousand$(if $(QUICK), or uvloop))" \
 	-m "not (fault(number='D1') or fault(number='D8') or fault(number='F20'))"
 
