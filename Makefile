@@ -47,19 +47,16 @@ NEWEST_TREE := build/newest
 # - the wheel and the sdist: the environment is one that has been built and installed by this Python;
 # - what is run with batches and with outboxes, the second time: small sets have outboxes in all tests;
 # - the models of hypothesis, bombs (fault D1), contexts of zlib (D8) and crowds (F20, two thousand): what
-#   the compiled code does with bytes and memory;
-# - with QUICK=1, as in CI: frames byte by byte, waits of seconds (late loops, slow readers, masses), the
-#   programs of the pages and recipes, the command line, the type checkers; and of tests for each loop
-#   those on uvloop, on which all others run; and the parts that are plain Python and wait much
-#   (stores, retries, handlers, restarts, uvicorn).
+#   the compiled code does with bytes and memory.
+# With QUICK=1, as in CI, it is the tests of the compiled code and of the loop, on asyncio's own.
+NEWEST_QUICK := test_acks.py test_deflate.py test_events.py test_hub.py test_life_cycle.py test_life_hooks.py \
+	test_memory.py test_messages.py test_metrics.py test_outbox.py test_server.py test_timers.py
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py \
 	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_style.py \
-	test_security_doc.py faults/test_readme.py test_imports.py test_model.py $(if $(QUICK),test_pages.py \
-	test_cli.py test_deploy.py test_frameworks.py test_typing.py faults/test_faults_frames.py \
-	test_package.py test_reporter.py test_restart.py test_retry.py test_sqlite_store.py test_uvicorn.py \
-	faults/test_faults_delivery.py \
-	faults/test_faults_slow_peers.py test_late_loop.py test_lingering.py test_masses.py)) -k "not (the_wheel or the_sources or outboxes or two_thousand$(if $(QUICK), or uvloop))" \
-	-m "not (fault(number='D1') or fault(number='D8') or fault(number='F20'))"
+	test_security_doc.py faults/test_readme.py test_imports.py test_model.py) \
+	-k "not (the_wheel or the_sources or outboxes or two_thousand$(if $(QUICK), or uvloop))" \
+	-m "not (fault(number='D1') or fault(number='D8') or fault(number='F20'))" \
+	$(if $(QUICK),$(addprefix tests/,$(NEWEST_QUICK)))
 
 # Of connections; with QUICK=1, as in CI, without those that take long.
 PICOWS_TESTS := test_contexts.py test_deflate.py test_hub.py test_limits.py test_reentrance.py \
