@@ -12,7 +12,6 @@ Two hubs that are scraped at once would else wait for each other.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import socket
 from collections.abc import Callable
 from http import HTTPStatus
@@ -22,6 +21,7 @@ from wsc_fast._core.handshake import RequestHead
 from wsc_fast.errors import ListenError
 from wsc_fast.listen.sockets import bound_sockets
 from wsc_fast.log import log
+from wsc_fast.runtime.inbox import decided
 from wsc_fast.upgrade.answers import Response, answer
 from wsc_fast.upgrade.request import Request
 
@@ -59,7 +59,9 @@ class Endpoint:
 
     async def answer(self, request: Request) -> Response:
         """The metrics, or 401, or 403 for one that has shown an Authorization."""
-        if self._authenticate is not None and not self._may_scrape(request):
+        if self._authenticate is not None and not decided(
+            self._authenticate(request), "authenticate of enable_metrics"
+        ):
             self._refused()
             log.info("a scrape of the metrics from %s was refused", request.remote_address)
             if "Authorization" in request.headers:
@@ -67,15 +69,6 @@ class Endpoint:
             ask = {"WWW-Authenticate": "Bearer"}
             return Response(HTTPStatus.UNAUTHORIZED, "401 Unauthorized\n", headers=ask)
         return await asyncio.to_thread(_scraped, self._registry, request.headers.get("Accept", ""))
-
-    def _may_scrape(self, request: Request) -> bool:
-        assert self._authenticate is not None
-        allowed: object = self._authenticate(request)
-        if inspect.isawaitable(allowed):
-            if inspect.iscoroutine(allowed):
-                allowed.close()
-            raise TypeError("authenticate of enable_metrics must return a bool, not an awaitable")
-        return bool(allowed)
 
 
 class MetricsPort:

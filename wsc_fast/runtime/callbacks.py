@@ -23,7 +23,15 @@ from wsc_fast.errors import (
     ValidationError,
 )
 from wsc_fast.log import about, log
-from wsc_fast.runtime.inbox import Inbox, Inboxes, Needs, dispatch, is_awaitable, wait_for
+from wsc_fast.runtime.inbox import (
+    Inbox,
+    Inboxes,
+    Needs,
+    decided,
+    dispatch,
+    is_awaitable,
+    wait_for,
+)
 from wsc_fast.runtime.lines import (
     tell_callback_error,
     tell_heartbeat,
@@ -40,6 +48,8 @@ Wrapper = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 # Async on_error callbacks at once that concern no client: anybody can have `authenticate` raise.
 _MOST_ERROR_TASKS = 64
+# As an error of one of them names them.
+_HOOKS = "authorize_join and authorize_publish"
 
 
 class Callbacks:
@@ -219,13 +229,14 @@ class Callbacks:
     def _may_join(self, client: Client, room_id: str) -> bool:
         """Called for each `join_room`, where there is an `authorize_join`."""
         assert self._authorize_join is not None
-        return _decided(call_in_context(client, self._authorize_join, client, room_id))
+        return decided(call_in_context(client, self._authorize_join, client, room_id), _HOOKS)
 
     def _may_publish(self, client: Client, message: str | bytes) -> bool:
         """Called for each message, where there is an `authorize_publish`."""
         assert self._authorize_publish is not None
         try:
-            if _decided(call_in_context(client, self._authorize_publish, client, message)):
+            answer = call_in_context(client, self._authorize_publish, client, message)
+            if decided(answer, _HOOKS):
                 return True
         except Exception as error:
             self.report(client, error)  # nobody has allowed it
@@ -334,14 +345,3 @@ async def _logging_errors(results: list[Awaitable[Any]]) -> None:
             if task is not None and task.cancelling():
                 raise
             tell_on_error(raised)
-
-
-def _decided(answer: object) -> bool:
-    """The answer of an authorization hook; an awaitable, which is true, decides nothing."""
-    if answer is True or answer is False:
-        return answer
-    if is_awaitable(answer):
-        if inspect.iscoroutine(answer):
-            answer.close()
-        raise TypeError("authorize_join and authorize_publish must return a bool, not an awaitable")
-    return bool(answer)

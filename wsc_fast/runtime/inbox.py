@@ -117,6 +117,25 @@ def is_awaitable(value: object) -> bool:
     return value is not None and (type(value) is CoroutineType or inspect.isawaitable(value))
 
 
+def decided(answer: object, hooks: str) -> bool:
+    """The answer of a hook that decides; an awaitable, which is true, decides nothing.
+
+    Args:
+        answer: what it returned.
+        hooks: the name of the hook, or of several.
+
+    Raises:
+        TypeError: the answer is an awaitable.
+    """
+    if answer is True or answer is False:
+        return answer
+    if is_awaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError(f"{hooks} must return a bool, not an awaitable")
+    return bool(answer)
+
+
 def dispatch(
     inboxes: Inboxes,
     client: Client,
