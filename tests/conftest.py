@@ -21,6 +21,7 @@ import pytest
 import trustme
 import uvloop
 
+from trials.soak.log import FAULTS_OF_CLIENTS
 from wsc_fast import Hub
 from wsc_fast._core.memory import live_objects
 from wsc_fast.log import log
@@ -53,17 +54,7 @@ def only_hub_transport(pytestconfig: pytest.Config) -> None:
 
 
 # The events of lines that tell what a peer did wrong.
-FAULTS_OF_PEERS = (
-    "bad_request",
-    "upgrade_refused",
-    "protocol_error",
-    "client_over_limit",
-    "heartbeat_timeout",
-    "slow_consumer",
-    "messages_dropped",
-    "rate_limited",
-    "too_many_handshakes",
-)
+FAULTS_OF_PEERS = {*FAULTS_OF_CLIENTS, "too_many_handshakes"}
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
