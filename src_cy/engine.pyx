@@ -614,7 +614,7 @@ cdef class Engine(FanoutNeeds):
         return len(self.rooms)
 
     def count_emptying(self):
-        """How many deleted rooms have members left."""
+        """Counts the deleted rooms that have members left."""
         return PyList_GET_SIZE(self.emptying)
 
     def set_room_watchers(self, joined, left):

@@ -57,7 +57,7 @@ async def silent_sockets(hub: Hub, count: int) -> list[socket.socket]:
 
 
 def times_logged(caplog: pytest.LogCaptureFixture, part: str) -> int:
-    """How often a hub that has stopped logged a line with this part, left out ones included."""
+    """Counts the lines with this part of a hub that has stopped, left out ones included."""
     found = [record for record in caplog.records if part in record.getMessage()]
     said = [record for record in found if not record.msg.startswith("%d more in the last")]
     return len(said) + sum(getattr(record, "suppressed", 0) for record in found)

@@ -94,7 +94,7 @@ class Engine(FanoutNeeds):
     def empty_rooms(self) -> None:
         """Takes the members out of deleted rooms, and tells of each; as many as a turn allows."""
     def count_emptying(self) -> int:
-        """How many deleted rooms have members left."""
+        """Counts the deleted rooms that have members left."""
     def set_room_watchers(
         self, joined: Callable[[Any, str], None] | None, left: Callable[[Any, str], None] | None
     ) -> None:

@@ -1,4 +1,4 @@
-"""How values are distributed: counts in buckets, each twice as wide as the one before it.
+"""The distribution of values: counts in buckets, each twice as wide as the one before it.
 
 A bucket is found by one instruction, so that a flush can count its clients and its time.
 """

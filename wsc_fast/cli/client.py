@@ -220,7 +220,7 @@ class Connection(WSListener):
 
     @property
     def ending(self) -> str:
-        """How the connection has ended, in words."""
+        """The end of the connection, in words."""
         if self.code == ABNORMAL:
             return "the connection was lost"
         reason = f" ({self.reason})" if self.reason else ""

@@ -89,7 +89,7 @@ class Change:
         self.seconds: float = now.at - before.at if before is not None else now.longest(uptime)
 
     def rate(self, name: str) -> float:
-        """How much a counter grows in a second."""
+        """The growth of a counter in a second."""
         before = self._before.value(name) if self._before is not None else 0.0
         return max(self._now.value(name) - before, 0.0) / self.seconds if self.seconds > 0 else 0.0
 

@@ -130,9 +130,9 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             the loop's thread. 0: nobody watches.
         thread_call_timeout: how long a call from another thread waits for the loop.
         backlog: connections that the kernel keeps for us to accept.
-        log_format: "text", or "json": one JSON object a line. Of the handler on standard error that
-            `run` and `uvicorn` set up where the application has configured no logging; see also
-            `wsc_fast.observe.JsonFormatter`.
+        log_format: "text", or "json": one JSON object a line. It is the form of the handler on
+            standard error that `run` and `uvicorn` set up where the application has configured no
+            logging; see also `wsc_fast.observe.JsonFormatter`.
         log_level: of that handler; lines below it are not written.
 
     Raises:

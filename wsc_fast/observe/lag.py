@@ -1,4 +1,4 @@
-"""How late the loop is: a timer of its own, and by how much it comes late.
+"""The lag of the loop: a timer of its own, and by how much it comes late.
 
 The heartbeat's timers are of no use for that: they stand in slots of 10 ms, and wait while the loop
 is late.
