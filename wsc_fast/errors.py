@@ -26,6 +26,8 @@
     ├── OfflineStoreError                       the offline store has trouble
     │   ├── OfflineStoreFullError               ... it holds as many for this user as it may
     │   └── MessageExistsError                  ... it holds another message under this id
+    ├── BusError                                the bus between hubs has trouble
+    │   └── BusUnavailableError (ConnectionError) ... it did not answer in time
     ├── ConnectionLostError (ConnectionError)   a client went without a close frame, or fell silent
     └── ProtocolError                           the peer broke RFC 6455 or one of our bounds
 
@@ -167,6 +169,14 @@ class MessageExistsError(OfflineStoreError):
     def __init__(self, text: str, data: bytes) -> None:
         super().__init__(text)
         self.data = data
+
+
+class BusError(WSCError):
+    """The bus between hubs has trouble; the text names the bus and the cause."""
+
+
+class BusUnavailableError(BusError, ConnectionError):
+    """The bus did not answer in time; a message may or may not have been published."""
 
 
 class ConnectionLostError(WSCError, ConnectionError):

@@ -1,0 +1,194 @@
+"""The interface of a bus, which carries messages between hubs and keeps the history of rooms.
+
+A bus is one object for one hub. `MemoryBus` is in the process of the hub, `RedisBus` goes to a
+server. All calls are made on the hub's loop, none may block it, and the handler is called there.
+
+Two kinds of rooms go over a bus. A message of a plain room is carried to the hubs that have
+members, and forgotten. A message of a kept room is appended to the history of the room, gets a
+position there, and is carried with its position and the one before it. So a hub that misses a
+message notices it, and reads it from the history.
+
+A position names one message of one kept room. It is an opaque text without spaces, at most 64
+ASCII characters. No two messages of a room ever have the same one, not even after a bus has lost
+its data. The place before the first message of a room has a position too.
+
+An envelope is the bytes that go over a bus:
+
+    wsc1 KIND ORIGIN PREV COUNT\\n
+    POSITION FLAGS EXCLUDE KEY LENGTH\\n<exclude><key><payload>      COUNT times
+
+KIND is `k` of a kept room, `p` of a plain one or of a broadcast. ORIGIN is the name of the hub that
+published it. PREV is the position before the first message (`-` in plain rooms). POSITION is that
+of the message, or `-`. FLAGS is `t` for a text message, `b` for a binary one. EXCLUDE, KEY and
+LENGTH count the bytes of what follows the line: ids of clients that do not get it, with a newline
+between them; the conflation key in UTF-8; the payload. An entry is all of that but POSITION and its
+space: the hub that publishes makes it, and the bus neither reads nor changes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+# A message may have so many bytes on a bus, its entry's first line included.
+MOST_ENTRY_BYTES = 1_048_576 + 4096
+# An idempotency key has at most so many bytes in UTF-8, and is known for so many seconds.
+MOST_KEY_BYTES = 128
+KEY_SECONDS = 300.0
+# The channel of messages for all clients; each other channel has the id of its room.
+EVERYBODY = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much of a kept room's history is kept.
+
+    Attributes:
+        size: messages, the newest.
+        ttl: seconds after the room's last message.
+    """
+
+    size: int
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The answer to a publish.
+
+    Attributes:
+        position: of the message in its kept room; None in a plain room.
+        duplicate: a message was published under this idempotency key before. Then `position` is
+            that message's, and nothing was published now.
+    """
+
+    position: str | None
+    duplicate: bool
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """One message on its way to a bus.
+
+    Attributes:
+        room: its id; EVERYBODY for a broadcast.
+        entry: FLAGS to payload, see above.
+        retention: of a kept room; None: the room is plain.
+        idempotency_key: None: there is none.
+        answer: gets the `Published` or the error; None where nobody waits. Then an error goes to
+            `Handler.not_published`.
+    """
+
+    room: str
+    entry: bytes
+    retention: Retention | None = None
+    idempotency_key: str | None = None
+    answer: asyncio.Future[Published] | None = field(default=None)
+
+
+class Entry(NamedTuple):
+    """One message of a history: its position, and the entry as it was published."""
+
+    position: str
+    entry: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a room's history.
+
+    Attributes:
+        top: the position of the newest message, or the place before the first.
+        contiguous: nothing is missing between what was asked for and `entries`.
+        entries: in order; at most as many as were asked for. Empty where not contiguous.
+    """
+
+    top: str
+    contiguous: bool
+    entries: Sequence[Entry]
+
+
+class Handler(Protocol):
+    """A hub, as its bus sees it. No method raises or blocks."""
+
+    def envelope(self, channel: str, data: bytes) -> None:
+        """An envelope has come: of a room's channel, or of EVERYBODY.
+
+        The hub's own come too, those of kept rooms and those of plain ones.
+        """
+
+    def subscribed(self, channels: Sequence[str], again: bool) -> None:
+        """From now on all that is published on these channels comes.
+
+        Args:
+            channels: each is named once per subscription.
+            again: they had come before, and something may have been missed since.
+        """
+
+    def up(self) -> None:
+        """The bus can be reached, for the first time or again."""
+
+    def down(self, error: Exception) -> None:
+        """The bus cannot be reached. It tries again by itself until it is closed."""
+
+    def not_published(self, outgoing: Outgoing, error: Exception) -> None:
+        """A message whose `answer` is None was not published, or nobody knows whether it was."""
+
+
+class Bus(Protocol):
+    """The interface of a bus.
+
+    Thread-safety: the loop of the hub that has opened it.
+    """
+
+    async def open(self, handler: Handler, origin: str) -> None:
+        """Begins to carry messages; EVERYBODY is subscribed from now on.
+
+        Args:
+            handler: hears what comes.
+            origin: the name of this hub on the bus, without spaces.
+
+        Raises:
+            BusError: the bus cannot be used as it is; the text says why.
+        """
+
+    async def close(self) -> None:
+        """Ends; what was published before has been handed over, or its answers have the error."""
+
+    def subscribe(self, rooms: Sequence[str]) -> None:
+        """Has the messages of these rooms come; `Handler.subscribed` says from when on."""
+
+    def unsubscribe(self, rooms: Sequence[str]) -> None:
+        """Has them come no more. Some that are under way may still come."""
+
+    def publish(self, batch: Sequence[Outgoing]) -> None:
+        """Publishes messages, in this order where they are of one room.
+
+        While the bus is away they wait, within bounds in bytes and time; then each answer gets a
+        BusUnavailableError. A message whose outcome is unknown is not published twice.
+
+        Args:
+            batch: neighbours of one room may share an envelope.
+        """
+
+    async def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Page:
+        """Reads the history of a kept room.
+
+        Args:
+            room: its id.
+            since: the position after which to read; None reads the newest messages.
+            limit: the most entries to return; with 0 only `top` is asked for.
+            retention: of the room.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
+
+    async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
+        """The positions of the newest messages of kept rooms; None where nothing is known.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
