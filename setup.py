@@ -38,6 +38,8 @@ MODULES = (
     "picows_connection",
     "connection",
     "calls",
+    "envelopes",
+    "kept",
     "handshake",
     "messages",
     "timers",

@@ -10,7 +10,7 @@ from functools import partial
 from cpython.list cimport PyList_GET_SIZE
 
 from wsc_fast._core.engine cimport Engine
-from wsc_fast._core.members cimport MemberSet
+from wsc_fast._core.members cimport KeptRoom, MemberSet
 from wsc_fast._core.outbox cimport Sink
 
 from wsc_fast.errors import ClientNotFoundError, RoomNotFoundError, ValidationError
@@ -170,11 +170,13 @@ cdef class Calls:
                 message, room_id, "",
             )
         try:
-            room = self._engine.find_room(room_id)
+            room = self._engine.room_to_join(room_id)
         except RoomNotFoundError:
             if self._engine.thread_id == 0:
                 raise self._engine.deliveries.not_running(message, room_id) from None
             raise
+        if room is None or isinstance(room, KeptRoom):
+            return self._engine.append_to_room(room_id, message, exclude, key)
         return self._engine.publish(room.items, room, message, exclude, key, room_id)
 
     def send_to_client(self, client_id, message, *, key=None):

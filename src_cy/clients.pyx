@@ -132,12 +132,12 @@ cdef class ClientRegistry:
         cdef MemberSet members
         if sink.slot >= 0:
             frames[0] += self.fanout.sent.frames
-            nbytes[0] += self.fanout.sent.nbytes[sink.window]
+            nbytes[0] += self.fanout.sent.nbytes[sink.form]
         if sink.memberships is not None:
             for members in sink.memberships:
                 if members.sent != NULL:
                     frames[0] += members.sent.frames
-                    nbytes[0] += members.sent.nbytes[sink.window]
+                    nbytes[0] += members.sent.nbytes[sink.form]
         return 0
 
     cdef int sweep(self, double share, double now) except -1:

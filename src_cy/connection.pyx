@@ -52,6 +52,7 @@ from wsc_fast._core.frames cimport (
 )
 from wsc_fast._core.members cimport Room, rooms_of
 from wsc_fast._core.outbox cimport (
+    AWARE,
     CLOSED,
     CLOSING,
     CONNECTING,
@@ -112,6 +113,8 @@ cdef enum:
     PAUSED_FOR_CALLBACKS = 1
     PAUSED_FOR_RATE = 2
     PAUSED_FOR_TURN = 4
+    # The longest head line of a message of wsc.1; a hello may name 100 rooms.
+    HEAD_BYTES = 16384
     # The longest text that may be an acknowledgement.
     ACK_CHARACTERS = 4096
     # How many messages in a row a client has to be allowed after a refused one (receiver.pxd).
@@ -204,6 +207,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         bint close_queued          # our close frame went into the outbox
         # Its transport has gone, with this error, before all that had come was heard; or None.
         tuple lost_early
+        dict positions             # room -> position: those of its hello that were not taken yet
+        bint greeted               # its hello has come
         tuple rooms_at_end         # ids; None while it is open, and of a client that was in none
         object pending             # Identity, or an awaitable for it; None once it was asked for
 
@@ -596,13 +601,50 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     # --- receiving ---
 
     cdef int take_message(self, object content, Py_ssize_t size) except -1:
-        cdef object handler
-        cdef object result
-        cdef int answer = NO_ACK
+        if self.form >= AWARE:
+            content = self.take_head(content)
+            if content is None:
+                return 0
         if self.held is not None:
             self.held_bytes += size
             self.held.append((content, size))
             return 0
+        return self.hear(content, size)
+
+    cdef object take_head(self, object content):
+        """Takes the head line of a message of wsc.1; the payload, or None where there is none."""
+        cdef bint is_text = type(content) is str
+        cdef Py_ssize_t at = content.find("\n" if is_text else b"\n", 0, HEAD_BYTES + 1)
+        if at == 0 and self.greeted:
+            return content[1:]
+        if at <= 0:
+            self.refuse(1002, "a message of wsc.1 has no head line")
+            return None
+        try:
+            head = self.engine.decode_head(content[:at])
+        except ValidationError as error:
+            head = None
+            reason = str(error)
+        if head is None:
+            self.refuse(1002, reason)
+            return None
+        if head.hello:
+            if self.greeted:
+                self.refuse(1002, "a second hello")
+                return None
+            self.greeted = True
+            self.positions = head.pos
+            self.engine.admission.greeted(self)
+        elif not self.greeted:
+            self.refuse(1002, "the first message of wsc.1 is no hello")
+            return None
+        # A head alone says something to the hub, and nothing to the application.
+        return content[at + 1:] if at + 1 < len(content) else None
+
+    cdef int hear(self, object content, Py_ssize_t size) except -1:
+        cdef object handler
+        cdef object result
+        cdef int answer = NO_ACK
         if (
             self.engine.ack_filter is not None
             and type(content) is str
@@ -1017,6 +1059,7 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         self.fd = -1
         self.parts = None
         self.held = None
+        self.positions = None
         self.tail = None
         self.context = None
         if broken:
@@ -1103,24 +1146,27 @@ def give_up(Client client not None):
     client.input_closed = True
 
 
-def agree_on(Client client not None, str subprotocol, deflate):
+def agree_on(Client client not None, str subprotocol, deflate, bint aware=False):
     """Tells a client what its upgrade has negotiated.
 
     Args:
         client: before `begin_connection`.
         subprotocol: a str or None.
         deflate: settings.Compression or None.
+        aware: it speaks wsc.1 (docs/wire.md).
     """
     cdef int server_window
     cdef int client_window
     client.subprotocol = subprotocol
+    if aware:
+        client.form = AWARE
     if deflate is None:
         return
     client.inflates = True
     server_window = deflate.server_max_window_bits
     client_window = deflate.client_max_window_bits
     if deflate.server_no_context_takeover:
-        client.window = <unsigned char>server_window
+        client.form |= <unsigned char>server_window
         server_window = 0
     if deflate.client_no_context_takeover:
         client_window = 0
@@ -1172,6 +1218,21 @@ def feed(Client client not None, bytes data not None):
 def address_came_late(Client client not None):
     """Whether the address was not known yet when the upgrade was accepted."""
     return client.late_address
+
+
+def is_aware(Client client not None):
+    """Whether a client speaks wsc.1."""
+    return client.form >= AWARE
+
+
+def has_greeted(Client client not None):
+    """Whether the hello of a client that speaks wsc.1 has come."""
+    return client.greeted
+
+
+def take_position(Client client not None, str room_id not None):
+    """The position in a room that the hello of a client has named; None: none, or it was taken."""
+    return None if client.positions is None else client.positions.pop(room_id, None)
 
 
 def set_counted(Client client not None, bint counted):
@@ -1234,7 +1295,7 @@ def release_input(Client client not None):
         for content, size in held:
             if client.state != OPEN:
                 break
-            client.take_message(content, size)
+            client.hear(content, size)
     except BaseException as error:
         client.failed(error)
     finally:

@@ -13,7 +13,7 @@ from cpython.mem cimport PyMem_Free
 from libc.stdint cimport uint8_t
 from libc.string cimport memset
 
-from wsc_fast._core.frames cimport RSV1_BIT, encode
+from wsc_fast._core.frames cimport RSV1_BIT, encode, payload_at
 from wsc_fast._core.memory cimport (
     A_CODEC,
     A_CONTEXT,
@@ -174,7 +174,7 @@ cdef class Codec:
     cdef bytes compress(self, wsc_zstream* z, bytes frame):
         cdef uint8_t* data = <uint8_t*>PyBytes_AS_STRING(frame)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
-        cdef int head = 2 if data[1] < 126 else (4 if data[1] == 126 else 10)
+        cdef Py_ssize_t head = payload_at(<const char*>data)
         cdef Py_ssize_t used = 0
         cdef bytes result
         size -= head

@@ -15,13 +15,14 @@ from libc.string cimport memset
 from wsc_fast._core.clients cimport ClientRegistry
 from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
-from wsc_fast._core.frames cimport encode_message
+from wsc_fast._core.frames cimport encode_message, with_head
 from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
-from wsc_fast._core.members cimport MemberSet, Room, deleted_rooms_of, push_all, rooms_of
+from wsc_fast._core.members cimport KeptRoom, MemberSet, Room, deleted_rooms_of, push_all, rooms_of
 from wsc_fast._core.memory cimport AN_ENGINE, born, died
 from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport (
+    AWARE,
     DISCONNECT,
     DROP_NEWEST,
     DROP_OLDEST,
@@ -32,6 +33,7 @@ from wsc_fast._core.outbox cimport (
     REFUSED,
     RUN_NORMAL,
     Counters,
+    Limits,
     Sink,
     outbox_push,
 )
@@ -63,6 +65,9 @@ cdef dict POLICIES = {
 }
 
 cdef dict RATE_ACTIONS = {"close": RATE_CLOSE, "drop": RATE_DROP, "pause": RATE_PAUSE}
+
+# The head line of a message without a position, for clients that speak wsc.1 (docs/wire.md).
+cdef bytes NO_HEAD = b"\n"
 
 # The settings whose meeting is counted in `limited`; others have a counter of their own.
 cdef tuple LIMITS = (
@@ -186,6 +191,9 @@ cdef class Engine(FanoutNeeds):
         self.fanout.limits.messages = config.outbox_messages
         self.fanout.limits.nbytes = config.outbox_bytes
         self.fanout.limits.policy = POLICIES[config.overflow]
+        self.fanout.aware_limits = self.fanout.limits
+        self.fanout.aware_limits.policy = DISCONNECT
+        self.fanout.aware_limits.evicted = NULL
         self.fanout.budget = config.flush_budget
         return 0
 
@@ -218,8 +226,16 @@ cdef class Engine(FanoutNeeds):
         self.turns.set(heavy_read, budget)
         self.read_buffer.set_least(heavy_read)
 
-    cdef bytes compressed_form(self, bytes frame, int window):
-        return self.codec.compressed_form(frame, window)
+    cdef bytes form_of(self, bytes frame, int form):
+        if form == AWARE:
+            return with_head(frame, NO_HEAD)
+        return self.codec.compressed_form(frame, form & (AWARE - 1))
+
+    cdef bytes form_for(self, bytes frame, int form):
+        """The frame in a form other than 0."""
+        if form >= AWARE:
+            frame = self.form_of(frame, AWARE)
+        return frame if form == AWARE else self.form_of(frame, form)
 
     def set_forms(self, MessageForms forms not None):
         """Hands down what messages.py has for the engine; to be called first of all."""
@@ -228,6 +244,33 @@ cdef class Engine(FanoutNeeds):
     def set_client_stats(self, client_stats):
         """Hands down what `Client.stats` calls, with the numbers that only it knows."""
         self.client_stats = client_stats
+
+    def set_heads(self, decode_head, without_heads):
+        """Hands down what cluster/heads.py has for the head lines of wsc.1.
+
+        Args:
+            decode_head: `decode_head(line) -> Head`.
+            without_heads: `without_heads(frames) -> list[bytes]`: plain frames, of those which
+                carry a message.
+        """
+        self.decode_head = decode_head
+        self.without_heads = without_heads
+
+    def set_kept(self, is_kept, publish, join, left, emptied):
+        """Has somebody look after kept rooms.
+
+        Args:
+            is_kept: `is_kept(room_id) -> bool`.
+            publish: `publish(room_id, frame, exclude, key, idempotency_key=None, answer=None)`.
+            join: `join(client, room)` makes a client that speaks wsc.1 a member, now or later.
+            left: `left(client, room)`: a client has been asked to leave.
+            emptied: a set that takes the ids of rooms whose last member has left.
+        """
+        self.emptied = emptied
+        self.is_kept = is_kept
+        self.publish_kept = publish
+        self.join_kept = join
+        self.left_kept = left
 
     def set_acks(self, take, replaying, hold, ran_empty):
         """Joins the acknowledgements to the engine.
@@ -292,6 +335,8 @@ cdef class Engine(FanoutNeeds):
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
         if self.fanout.tells_losses() and frames:
+            if sink.form >= AWARE:
+                frames = self.without_heads(frames)
             self.deliveries.lost(sink, frames, reason, error)
         return 0
 
@@ -358,13 +403,27 @@ cdef class Engine(FanoutNeeds):
 
     cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
         """Queues a frame for one client: PUSHED, REFUSED or NO_MEMORY."""
+        if sink.form:
+            frame = self.form_for(frame, sink.form)
+        return self.push_form(sink, frame, key, run)
+
+    cdef int push_aware(self, Sink sink, bytes frame) except -1:
+        """Queues a frame that has its head line; a client without room for it is closed."""
+        cdef bytes form = frame if sink.form == AWARE else self.form_of(frame, sink.form)
+        if self.push_form(sink, form, NULL, RUN_NORMAL) != PUSHED:
+            sink.too_slow(<PyObject*>form)
+        return 0
+
+    cdef int push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
+        """Queues a frame for one client, in the client's form: PUSHED, REFUSED or NO_MEMORY."""
         cdef int result
         cdef list dropped = None
+        cdef const Limits* limits = &self.fanout.limits
         self.fanout.detach_if_batched(sink)
-        if sink.window:
-            frame = self.codec.compressed_form(frame, sink.window)
+        if sink.form >= AWARE:
+            limits = &self.fanout.aware_limits
         result = outbox_push(
-            &sink.box, &self.fanout.limits, &self.fanout.counters, <PyObject*>frame, key, run
+            &sink.box, limits, &self.fanout.counters, <PyObject*>frame, key, run
         )
         if result == REFUSED or result == NO_MEMORY:
             return result
@@ -459,20 +518,62 @@ cdef class Engine(FanoutNeeds):
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
             self.fanout.schedule_before_walk(items)
-            return push_all(self.fanout, items, members, None, frame, key_ptr, run)
+            return push_all(self.fanout, items, members, None, frame, key_ptr, run, None)
         skipped = self.excluded(exclude)
         self.counters.messages_out += 1
         self.fanout.schedule_before_walk(items)
         try:
             for sink in skipped:
                 sink.skip = True
-            return push_all(self.fanout, items, members, skipped, frame, key_ptr, run)
+            return push_all(self.fanout, items, members, skipped, frame, key_ptr, run, None)
         finally:
             for sink in skipped:
                 sink.skip = False
 
+    cdef Py_ssize_t append_to_room(
+        self, str room_id, object message, object exclude, object key
+    ) except -1:
+        """`broadcast_to_room` for a kept room."""
+        cdef int run
+        cdef bytes frame
+        if self.thread_id == 0:
+            raise self.deliveries.not_running(message, room_id)
+        frame = self.framed(message, room_id, &run)
+        if key is not None:
+            checked_key(key)
+        self.counters.messages_out += 1
+        self.publish_kept(room_id, frame, tuple(self.excluded_ids(exclude)), key)
+        room = self.rooms.get(room_id)
+        return 0 if room is None else (<MemberSet>room).size()
+
+    def append_to_kept(self, str room_id, message, exclude, key, idempotency_key, answer):
+        """`Hub.publish`: as `append_to_room`, with the answer of the bus.
+
+        Args:
+            room_id: of a kept room.
+            message, exclude, key: as for `broadcast`.
+            idempotency_key: a str or None.
+            answer: the future that gets the answer.
+        """
+        cdef int run
+        cdef bytes frame = self.framed(message, room_id, &run)
+        if key is not None:
+            checked_key(key)
+        self.counters.messages_out += 1
+        self.publish_kept(
+            room_id, frame, tuple(self.excluded_ids(exclude)), key, idempotency_key, answer
+        )
+
     cdef list excluded(self, object exclude):
         # The clients named by ids or by themselves; ids of nobody are nothing to leave out.
+        cdef list found = []
+        for client_id in self.excluded_ids(exclude):
+            client = self.clients.by_id.get(client_id)
+            if client is not None:
+                found.append(client)
+        return found
+
+    cdef list excluded_ids(self, object exclude):
         cdef list found = []
         if isinstance(exclude, (str, Sink)):
             raise ValidationError(
@@ -485,10 +586,7 @@ cdef class Engine(FanoutNeeds):
                 f"exclude must be an iterable of client ids, not {type(exclude).__name__}"
             ) from None
         for item in items:
-            if not isinstance(item, Sink):
-                item = self.clients.by_id.get(check_id("client", item))
-            if item is not None:
-                found.append(item)
+            found.append((<Sink>item).id if isinstance(item, Sink) else check_id("client", item))
         return found
 
     # --- rooms ---
@@ -506,11 +604,29 @@ cdef class Engine(FanoutNeeds):
         check_id("room", room_id)
         if room_id in self.rooms:
             raise RoomExistsError(f"there is a room with the id {room_id!a} already")
+        self.make_room(room_id)
+        return 0
+
+    cdef Room make_room(self, str room_id):
+        cdef Room room
         if len(self.rooms) >= self.max_rooms:
             self.over("max_rooms")
             raise LimitError(f"the hub has {len(self.rooms)} rooms, as many as max_rooms allows")
-        self.rooms[room_id] = Room.__new__(Room, room_id)
-        return 0
+        if self.is_kept is not None and self.is_kept(room_id):
+            room = KeptRoom.__new__(KeptRoom, room_id)
+            (<KeptRoom>room).emptied = self.emptied
+        else:
+            room = Room.__new__(Room, room_id)
+        self.rooms[room_id] = room
+        return room
+
+    cdef MemberSet room_to_join(self, object room_id):
+        """The room; None for a kept one that is still to be made, by its first member."""
+        if self.is_kept is not None and type(room_id) is str and room_id not in self.rooms:
+            check_id("room", room_id)
+            if self.is_kept(room_id):
+                return None
+        return self.find_room(room_id)
 
     cdef int delete_room(self, object room_id) except -1:
         cdef Room room
@@ -544,12 +660,27 @@ cdef class Engine(FanoutNeeds):
             self.room_left(sink, room.id)
         return 0
 
+    def end_passing(self, room_id):
+        """Ends a kept room that a `join_room` has made, once nobody is in it.
+
+        Returns:
+            bool: whether the hub has no such room any more.
+        """
+        cdef object room = self.rooms.get(room_id)
+        if room is None:
+            return True
+        if not (<KeptRoom>room).passing or (<KeptRoom>room).size():
+            return False
+        del self.rooms[room_id]
+        (<KeptRoom>room).deleted = True
+        return True
+
     cdef int join_room(self, object client_id, object room_id) except -1:
         cdef Sink sink
         cdef MemberSet room
         cdef Py_ssize_t sets
         sink = self.clients.find(client_id)
-        room = self.find_room(room_id)
+        room = self.room_to_join(room_id)
         if self.join_filter is not None:
             if not self.join_filter(sink, room_id):
                 raise PermissionDeniedError(f"client {client_id!a} may not join room {room_id!a}")
@@ -557,7 +688,7 @@ cdef class Engine(FanoutNeeds):
             room = self.room_of_open(sink, room_id)
         sets = 0 if sink.memberships is None else len(sink.memberships)
         if sets >= self.max_rooms_per_client:
-            if sets and room in sink.memberships:
+            if sets and room is not None and room in sink.memberships:
                 return 0
             if len(rooms_of(sink)) >= self.max_rooms_per_client:
                 self.over("max_rooms_per_client")
@@ -567,13 +698,24 @@ cdef class Engine(FanoutNeeds):
                 )
         if PyList_GET_SIZE(self.emptying):
             room = self.leave_deleted(sink, room_id)
+        if room is None:
+            room = self.make_room(room_id)
+            (<KeptRoom>room).passing = True
+        if isinstance(room, KeptRoom):
+            self.join_kept(sink, room)  # who speaks wsc.1 may have to wait
+        else:
+            self.enter_room(sink, room)
+        return 0
+
+    cdef bint enter_room(self, Sink sink, MemberSet room) except -1:
+        """Makes a client a member; whether it was none before."""
         if not room.add(sink):
-            return 0
+            return False
         if self.fanout.batch_set is room:
             self.fanout.enter_batch(sink)
         if self.room_joined is not None:
             self.room_joined(sink, room.id)
-        return 0
+        return True
 
     cdef MemberSet leave_deleted(self, Sink sink, object room_id):
         """Before it joins one that may have the same id; returns the room that has it now."""
@@ -585,13 +727,15 @@ cdef class Engine(FanoutNeeds):
     cdef MemberSet room_of_open(self, Sink sink, object room_id):
         if sink.state != OPEN:
             raise ClientNotFoundError(f"no connected client has the id {sink.id!a}")
-        return self.find_room(room_id)
+        return self.room_to_join(room_id)
 
     cdef int leave_room(self, object client_id, object room_id) except -1:
         cdef Sink sink
         cdef MemberSet room
         room = self.find_room(room_id)
         sink = self.clients.find(client_id)
+        if isinstance(room, KeptRoom):
+            self.left_kept(sink, room)
         if self.fanout.batch_set is room and self.fanout.in_batch(sink):
             self.fanout.leave_batch(sink)
         return self.take_out(sink, room)

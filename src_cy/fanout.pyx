@@ -41,14 +41,16 @@ from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.memory cimport A_FANOUT, allocate, born, died
 from wsc_fast._core.outbox cimport (
+    AWARE,
     CLOSING,
+    FORMS,
     PUSHED,
     RUN_NORMAL,
     Outbox,
     Sent,
     Sink,
+    outbox_append,
     outbox_at,
-    outbox_push,
     outbox_take,
 )
 
@@ -78,8 +80,6 @@ cdef enum:
     RECENT = 8
     # The clock is read once in this many sends.
     CLOCK_EVERY = 16
-    # Windows are of at most 15 bits.
-    WINDOWS = 16
     # How many members ahead a walk asks for their memory, which lies all over the heap.
     AHEAD = 8
 
@@ -97,7 +97,7 @@ cdef Py_ssize_t NOT_TRIED = -(1 << 30)
 cdef class FanoutNeeds:
     """The calls that a Fanout makes to its holder (internal)."""
 
-    cdef bytes compressed_form(self, bytes frame, int window):
+    cdef bytes form_of(self, bytes frame, int form):
         return frame
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
@@ -116,6 +116,7 @@ cdef class Fanout:
         self.loop_context = loop_context
         memset(&self.counters, 0, sizeof(Counters))
         memset(&self.limits, 0, sizeof(Limits))
+        memset(&self.aware_limits, 0, sizeof(Limits))
         self.evicted = []
         self.dirty = []
         self.stalled = set()
@@ -253,7 +254,7 @@ cdef class Fanout:
         return True
 
     cdef bint join_batch(
-        self, list items, object members, Sent* sent, list skipped, bytes frame
+        self, list items, object members, Sent* sent, list skipped, bytes frame, list forms
     ) except -1:
         """A broadcast to a set: whether the frame is in its batch now.
 
@@ -280,39 +281,46 @@ cdef class Fanout:
         if skipped is not None:
             for sink in skipped:
                 self.detach_if_batched(sink)
-        self.batch_forms.append(None)  # one too many, where there is no memory for the frame
+        self.batch_forms.append(forms)  # one too many, where there is no memory for the frame
         self.batch_frames.append(frame)
         self.batch_bytes += size
         return True
 
     cdef list batch_cache(self, Py_ssize_t index):
-        """Where the forms of a frame are kept, by window."""
+        """Where the forms of a frame are kept."""
         if self.batch_forms[index] is None:
-            self.batch_forms[index] = [None] * WINDOWS
+            self.batch_forms[index] = [None] * FORMS
         return self.batch_forms[index]
 
-    cdef PyObject* batch_form(self, Py_ssize_t index, int window) noexcept:
-        # The frame as a member with this window gets it; borrowed from the batch.
-        cdef list cache
-        if window:
+    cdef PyObject* form_in(self, list forms, bytes frame, int form) except NULL:
+        if forms[form] is None:
+            if form > AWARE:
+                frame = <bytes>self.form_in(forms, frame, AWARE)
+            forms[form] = self.needs.form_of(frame, form)
+        return PyList_GET_ITEM(forms, form)
+
+    cdef PyObject* batch_form(self, Py_ssize_t index, int form) noexcept:
+        # The frame as a member of this form gets it; borrowed from the batch. NULL: there is no
+        # memory for it.
+        if form:
             try:
-                cache = self.batch_cache(index)
-                if cache[window] is None:
-                    cache[window] = self.needs.compressed_form(self.batch_frames[index], window)
-                return PyList_GET_ITEM(cache, window)
+                return self.form_in(self.batch_cache(index), self.batch_frames[index], form)
             except MemoryError:
-                pass  # as it is, it will do too
+                if form >= AWARE:
+                    return NULL
+                # as it is, it will do too
         return PyList_GET_ITEM(self.batch_frames, index)
 
     cdef bint copy_to_outbox(self, Sink sink) except -1:
         """Puts the batch into a member's own outbox; False: there is no memory."""
         cdef Py_ssize_t i
         cdef bint marked = True
+        cdef PyObject* frame
         for i in range(PyList_GET_SIZE(self.batch_frames)):
-            if outbox_push(
-                &sink.box, &self.limits, &self.counters,
-                self.batch_form(i, sink.window), NULL, RUN_NORMAL,
-            ) != PUSHED:
+            frame = self.batch_form(i, sink.form)
+            # Unasked whether there is room: the batch is within the bounds of an outbox, but for the
+            # head lines of aware clients.
+            if frame == NULL or outbox_append(&sink.box, frame, NULL, RUN_NORMAL) != PUSHED:
                 return False
         if sink.box.count:
             try:
@@ -404,13 +412,13 @@ cdef class Fanout:
 
     cdef Py_ssize_t plan_batch(self, Py_ssize_t planned) except -1:
         """Adds a job to `planned` for each member that is in the batch; returns the jobs."""
-        cdef Sequence sequences[WINDOWS]
-        cdef bint prepared[WINDOWS]
+        cdef Sequence sequences[FORMS]
+        cdef bint prepared[FORMS]
         cdef PyObject* ring[SEND_IOVS]
         cdef Outbox box
         cdef Py_ssize_t size = PyList_GET_SIZE(self.batch_items)
         cdef Py_ssize_t i
-        cdef int window
+        cdef int form
         cdef Job* job
         cdef PyObject* sink  # borrowed from the set, which does not change meanwhile
         memset(prepared, 0, sizeof(prepared))
@@ -429,22 +437,24 @@ cdef class Fanout:
                 # there was no memory to say so.
                 self.batch_leaves = True
             elif not (<Sink>sink).detached:
-                window = (<Sink>sink).window
-                if not prepared[window]:
+                form = (<Sink>sink).form
+                if not prepared[form]:
                     for i in range(box.count):
-                        ring[i] = self.batch_form(i, window)
-                    prepared[window] = self.prepare(&box, &sequences[window])
-                    if not prepared[window]:
+                        ring[i] = self.batch_form(i, form)
+                        if ring[i] == NULL:
+                            break
+                    prepared[form] = ring[i] != NULL and self.prepare(&box, &sequences[form])
+                    if not prepared[form]:
                         break
                 job = &self.jobs[planned]
-                job[0] = sequences[window].job
+                job[0] = sequences[form].job
                 job.fd = (<Sink>sink).fd
                 job.position = self.batch_at
                 job.result = NOT_TRIED
                 planned += 1
             self.batch_at += 1
-        for window in range(WINDOWS):
-            self.batch_totals[window] = sequences[window].job.total if prepared[window] else 0
+        for form in range(FORMS):
+            self.batch_totals[form] = sequences[form].job.total if prepared[form] else 0
         return planned
 
     cdef Py_ssize_t settle_batch(
@@ -497,10 +507,10 @@ cdef class Fanout:
     cdef int add_to_sent(self) except -1:
         """The batch is sent: to all members of its set, but for those that are `detached`."""
         cdef Sink sink
-        cdef int window
+        cdef int form
         self.batch_sent.frames += <unsigned long long>PyList_GET_SIZE(self.batch_frames)
-        for window in range(WINDOWS):
-            self.batch_sent.nbytes[window] += <unsigned long long>self.batch_totals[window]
+        for form in range(FORMS):
+            self.batch_sent.nbytes[form] += <unsigned long long>self.batch_totals[form]
         for sink in self.batch_detached:
             self.owe(sink)
         return 0

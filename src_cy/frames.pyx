@@ -29,7 +29,8 @@ PICOWS_BUILT_FOR = WSC_PICOWS_VERSION.decode("ascii")
 DEBUG_BUILD = bool(WSC_IS_DEBUG)
 
 
-cdef bytes encode(unsigned char first, const char* payload, Py_ssize_t size):
+cdef bytes new_frame(unsigned char first, Py_ssize_t size):
+    """A frame whose payload is still to be written."""
     cdef Py_ssize_t head = 2 if size < 126 else (4 if size < 65536 else 10)
     cdef bytes frame = PyBytes_FromStringAndSize(NULL, head + size)
     cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(frame)
@@ -45,9 +46,28 @@ cdef bytes encode(unsigned char first, const char* payload, Py_ssize_t size):
         out[1] = 127
         for i in range(8):
             out[2 + i] = <unsigned char>((<unsigned long long>size >> (56 - 8 * i)) & 0xFF)
-    if size:
-        memcpy(out + head, payload, size)
     return frame
+
+
+cdef bytes encode(unsigned char first, const char* payload, Py_ssize_t size):
+    cdef bytes frame = new_frame(first, size)
+    cdef char* out = PyBytes_AS_STRING(frame)
+    if size:
+        memcpy(out + payload_at(out), payload, size)
+    return frame
+
+
+cdef bytes with_head(bytes frame, bytes head):
+    cdef const char* data = PyBytes_AS_STRING(frame)
+    cdef Py_ssize_t at = payload_at(data)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(frame) - at
+    cdef Py_ssize_t lead = PyBytes_GET_SIZE(head)
+    cdef bytes result = new_frame(<unsigned char>data[0], lead + size)
+    cdef char* out = PyBytes_AS_STRING(result)
+    out += payload_at(out)
+    memcpy(out, PyBytes_AS_STRING(head), lead)
+    memcpy(out + lead, data + at, size)
+    return result
 
 
 cdef bytes encode_message(object message):

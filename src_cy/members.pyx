@@ -12,7 +12,9 @@ from cpython.object cimport PyObject
 from wsc_fast._core.fanout cimport Fanout, join_sent, leave_sent
 from wsc_fast._core.memory cimport A_MEMBER_SET, allocate_zeros, born, died
 from wsc_fast._core.outbox cimport (
+    AWARE,
     DISCONNECT,
+    FORMS,
     MADE_ROOM,
     NO_MEMORY,
     PUSHED,
@@ -104,6 +106,22 @@ cdef class Room(MemberSet):
     """A named set of clients (internal)."""
 
 
+cdef class KeptRoom(Room):
+    """A room with a history (internal)."""
+
+    cdef bint add(self, Sink sink) except -1:
+        cdef bint added = Room.add(self, sink)
+        self.aware += added and sink.form >= AWARE
+        return added
+
+    cdef bint discard(self, Sink sink) except -1:
+        cdef bint left = Room.discard(self, sink)
+        self.aware -= left and sink.form >= AWARE
+        if left and not self.items:
+            self.emptied.add(self.id)
+        return left
+
+
 cdef list rooms_of(Sink sink):
     """The ids of the rooms that a client is in, in the order of joining."""
     if sink.memberships is None:
@@ -125,22 +143,23 @@ cdef list deleted_rooms_of(Sink sink):
 
 
 cdef Py_ssize_t push_all(
-    Fanout fanout, list items, object members, list skipped, bytes frame, PyObject* key, int run
+    Fanout fanout, list items, object members, list skipped, bytes frame, PyObject* key, int run,
+    list forms,
 ) except -1:
     cdef Py_ssize_t queued
     cdef Py_ssize_t last
     cdef Sent* sent = NULL
     if fanout.batch_items is None and PyList_GET_SIZE(items) < fanout.batch_least:
-        return push_each(fanout, items, frame, key, run, None)
+        return push_each(fanout, items, frame, key, run, forms)
     if key == NULL and run == RUN_NORMAL and fanout.batch_items is None:
         # A batch begins, and counts for its set.
         sent = &fanout.sent if members is None else (<MemberSet>members).count_batches()
     if (
         key != NULL or run != RUN_NORMAL
-        or not fanout.join_batch(items, members, sent, skipped, frame)
+        or not fanout.join_batch(items, members, sent, skipped, frame, forms)
     ):
         fanout.end_batch()
-        return push_each(fanout, items, frame, key, run, None)
+        return push_each(fanout, items, frame, key, run, forms)
     queued = PyList_GET_SIZE(items) - PyList_GET_SIZE(fanout.batch_detached)
     fanout.counters.deliveries += queued
     if PyList_GET_SIZE(fanout.batch_detached):
@@ -165,7 +184,8 @@ cdef Py_ssize_t push_each(
     cdef Counters* counters = &fanout.counters
     cdef const Limits* limits = &fanout.limits
     cdef PyObject* form
-    cdef int window
+    cdef int number
+    cdef const Limits* bounds
     cdef bint straight = key == NULL and run == RUN_NORMAL  # asked once, not for each member
     # The set may not change meanwhile, so no finalizer of anybody may run (marking allocates).
     cdef bint collecting = PyGC_Disable()
@@ -181,21 +201,21 @@ cdef Py_ssize_t push_each(
             if (<Sink>member).skip:
                 continue
             form = <PyObject*>frame
-            window = (<Sink>member).window
-            if window:
+            bounds = limits
+            number = (<Sink>member).form
+            if number:
                 if forms is None:
-                    forms = [None] * 16
-                form = PyList_GET_ITEM(forms, window)
-                if form == <PyObject*>None:
-                    forms[window] = fanout.needs.compressed_form(frame, window)
-                    form = PyList_GET_ITEM(forms, window)
+                    forms = [None] * FORMS
+                form = fanout.form_in(forms, frame, number)
+                if number >= AWARE:
+                    bounds = &fanout.aware_limits
             if straight:
                 result = outbox_push(
-                    &(<Sink>member).box, limits, counters, form, NULL, RUN_NORMAL
+                    &(<Sink>member).box, bounds, counters, form, NULL, RUN_NORMAL
                 )
             else:
                 result = outbox_push_slow(
-                    &(<Sink>member).box, limits, counters, form, key, run
+                    &(<Sink>member).box, bounds, counters, form, key, run
                 )
             if result == PUSHED or result == MADE_ROOM:
                 queued += 1
@@ -205,7 +225,7 @@ cdef Py_ssize_t push_each(
                     if lost is None:
                         lost = []
                     lost.append((<Sink>member, fanout.taken(), "queue_full"))
-            elif result == NO_MEMORY or limits.policy == DISCONNECT:
+            elif result == NO_MEMORY or bounds.policy == DISCONNECT:
                 if slow is None:
                     slow = []
                 slow.append((<Sink>member, <bytes>form))

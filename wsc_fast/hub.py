@@ -29,6 +29,11 @@ from wsc_fast._core.upward import join
 from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
 from wsc_fast.adapters.uvicorn import Endpoint
+from wsc_fast.bus.base import Bus
+from wsc_fast.cluster.facade import ClusterFace
+from wsc_fast.cluster.heads import decode_head, without_heads
+from wsc_fast.cluster.node import Needs as NodeNeeds
+from wsc_fast.cluster.node import Node
 from wsc_fast.config import HubConfig
 from wsc_fast.config.kinds import FOREVER, kinds_of
 from wsc_fast.delivery.delivery import Delivery
@@ -39,7 +44,6 @@ from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.needs import Needs as ListenerNeeds
 from wsc_fast.listen.sockets import Host
 from wsc_fast.messages import message_forms
-from wsc_fast.observe.facade import ObserveFace
 from wsc_fast.observe.needs import Needs as ObserveNeeds
 from wsc_fast.observe.observing import Observing
 from wsc_fast.runtime.callbacks import Callbacks
@@ -71,7 +75,7 @@ TransportName = Literal["hub", "picows"]
 _OTHER_FILES = 1_024
 
 
-class Hub(ObserveFace):
+class Hub(ClusterFace):
     """A WebSocket hub: holds the connections, and moves messages to clients, users and rooms.
 
     Args:
@@ -84,6 +88,7 @@ class Hub(ObserveFace):
         authorize_publish: `authorize_publish(client, message) -> bool`, plain: whether a message of
             the client may go to `on_message_received`. Other messages are counted and dropped, and
             the failure handlers hear of them (reason `permission`).
+        bus: keeps the histories of kept rooms (see `keep`); a MemoryBus where it is None.
 
     Thread-safety: every method may be called from any thread; off the loop's thread it runs on the
     loop, and returns or raises as it would there. Source: go-wsc `NewHub`.
@@ -96,11 +101,13 @@ class Hub(ObserveFace):
         authenticate: Authenticate | None = None,
         authorize_join: Callable[[Client, str], bool] | None = None,
         authorize_publish: Callable[[Client, str | bytes], bool] | None = None,
+        bus: Bus | None = None,
     ) -> None:
         super().__init__()
         self._engine.set_forms(message_forms)
         self._config = HubConfig()
         self._engine.set_client_stats(client_stats)
+        self._engine.set_heads(decode_head, without_heads)
         self._runner: Runner | None = None  # while `run` runs
         # Of the hub itself the parts get what they need, and nothing else.
         engine = self._engine
@@ -170,6 +177,7 @@ class Hub(ObserveFace):
             shares_port=lambda: listener.shares_port,
         )
         requests = Requests(engine, state, tasks, policy, files, settings)
+        node = Node(engine, bus, NodeNeeds(calls, tasks, delivery.not_published))
         self._parts = parts = Parts(
             engine=engine,
             state=state,
@@ -180,6 +188,7 @@ class Hub(ObserveFace):
             callbacks=callbacks,
             tasks=tasks,
             delivery=delivery,
+            node=node,
             hooks=hooks,
             calls=calls,
             heartbeat=Heartbeat(engine, settings, OverloadLines(engine, settings).look),
@@ -188,7 +197,7 @@ class Hub(ObserveFace):
         self._life = Life(parts, settings)
         self._door = Door(engine, state, self._life, policy, settings, self._own_log)
         self._calls, self._delivery = calls, delivery
-        self._hooks, self._tasks = hooks, tasks
+        self._hooks, self._tasks, self._node = hooks, tasks, node
         self._observing = Observing(
             ObserveNeeds(
                 engine=engine,

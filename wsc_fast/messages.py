@@ -343,7 +343,7 @@ def message_of(frame: bytes) -> HubMessage | str | bytes:
         HubMessage | str | bytes: a text that the hub would have written itself for a HubMessage is
         given as one.
     """
-    payload = _payload(frame)
+    payload = payload_of(frame)
     if frame[0] & 15 == _BINARY:
         return payload
     if payload.startswith(_BEGINNING):
@@ -369,7 +369,7 @@ def requires_ack(frame: bytes) -> bool:
         return False
     if not frame[0] & _RSV1:
         return frame.endswith(_REQUIRES_ACK) and frame.startswith(_BEGINNING, _start(frame))
-    payload = _payload(frame)
+    payload = payload_of(frame)
     return payload.endswith(_REQUIRES_ACK) and payload.startswith(_BEGINNING)
 
 
@@ -377,7 +377,8 @@ def _start(frame: bytes) -> int:
     return {126: 4, 127: 10}.get(frame[1], 2)
 
 
-def _payload(frame: bytes) -> bytes:
+def payload_of(frame: bytes) -> bytes:
+    """The payload of one of our own frames; a compressed one without context takeover."""
     payload = frame[_start(frame) :]
     if frame[0] & _RSV1:
         return zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff")

@@ -176,7 +176,9 @@ def give_up(client: Client) -> None:
     Thread-safety: the loop's thread, like all of these functions.
     """
 
-def agree_on(client: Client, subprotocol: str | None, deflate: Compression | None) -> None:
+def agree_on(
+    client: Client, subprotocol: str | None, deflate: Compression | None, aware: bool = False
+) -> None:
     """Tells a client what its upgrade has negotiated.
 
     Args:
@@ -218,6 +220,9 @@ def feed(client: Client, data: bytes) -> None:
 def address_came_late(client: Client) -> bool:
     """Whether the address was not known yet when the upgrade was accepted."""
 
+def is_aware(client: Client) -> bool: ...
+def has_greeted(client: Client) -> bool: ...
+def take_position(client: Client, room_id: str) -> str | None: ...
 def set_counted(client: Client, counted: bool) -> bool:
     """Marks whether a client is counted among the connections of its address.
 

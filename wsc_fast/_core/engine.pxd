@@ -20,7 +20,7 @@ from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
 from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
-from wsc_fast._core.members cimport MemberSet
+from wsc_fast._core.members cimport MemberSet, Room
 from wsc_fast._core.messages cimport MessageForms
 from wsc_fast._core.outbox cimport Sink
 from wsc_fast._core.rates cimport Rates
@@ -123,6 +123,15 @@ cdef class Engine(FanoutNeeds):
         # How connections ended, by close code from 1000 on. The first one counts the codes that
         # peers chose from those of applications.
         unsigned long long closes[CLOSE_CODES]
+        # Of kept rooms (set_kept); None where no room is kept.
+        object is_kept
+        object publish_kept
+        object join_kept
+        object left_kept
+        set emptied
+        # Head lines of wsc.1 (set_heads).
+        object decode_head
+        object without_heads
         # `joined(client, room_id)` and `left(client, room_id)`; None where nobody wants to hear.
         object room_joined
         object room_left
@@ -136,6 +145,9 @@ cdef class Engine(FanoutNeeds):
     cdef dict count_closes(self)
     cdef bint away(self) noexcept
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
+    cdef bytes form_for(self, bytes frame, int form)
+    cdef int push_aware(self, Sink sink, bytes frame) except -1
+    cdef int push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1
     cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
     cpdef Py_ssize_t send_message(self, user_id, message) except -1
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0
@@ -147,6 +159,11 @@ cdef class Engine(FanoutNeeds):
         self, list items, object members, object message, object exclude, object key,
         object recipient,
     ) except -1
+    cdef Py_ssize_t append_to_room(
+        self, str room_id, object message, object exclude, object key
+    ) except -1
+    # The ids of clients that are named by ids or by themselves; ValidationError.
+    cdef list excluded_ids(self, object exclude)
     cdef list excluded(self, object exclude)
     cpdef get_client_by_id(self, client_id)
     cpdef list get_clients_by_user(self, user_id)
@@ -154,6 +171,9 @@ cdef class Engine(FanoutNeeds):
     cdef int create_room(self, object room_id) except -1
     cdef int delete_room(self, object room_id) except -1
     cdef int join_room(self, object client_id, object room_id) except -1
+    cdef bint enter_room(self, Sink sink, MemberSet room) except -1
+    cdef Room make_room(self, str room_id)
+    cdef MemberSet room_to_join(self, object room_id)
     cdef int leave_room(self, object client_id, object room_id) except -1
     cdef int take_out(self, Sink sink, MemberSet room) except -1
     cdef MemberSet leave_deleted(self, Sink sink, object room_id)

@@ -102,6 +102,29 @@ class Engine(FanoutNeeds):
 
         The end of a connection is no `left` (`Client.leave_sets`).
         """
+    def set_heads(
+        self,
+        decode_head: Callable[[str | bytes], Any],
+        without_heads: Callable[[list[bytes]], list[bytes]],
+    ) -> None: ...
+    def set_kept(
+        self,
+        is_kept: Callable[[str], bool],
+        publish: Callable[..., None],
+        join: Callable[[Any, Any], None],
+        left: Callable[[Any, Any], None],
+        emptied: set[str],
+    ) -> None: ...
+    def append_to_kept(
+        self,
+        room_id: str,
+        message: _Message,
+        exclude: Any,
+        key: str | None,
+        idempotency_key: str | None,
+        answer: Any,
+    ) -> None: ...
+    def end_passing(self, room_id: str) -> bool: ...
     def sweep(self, share: float) -> None:
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
     def open_clients(self) -> list[Any]: ...

@@ -40,7 +40,7 @@ from cpython.object cimport PyObject
 
 from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
-from wsc_fast._core.outbox cimport Counters, Limits, Outbox, Sent, Sink
+from wsc_fast._core.outbox cimport FORMS, Counters, Limits, Outbox, Sent, Sink
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -66,8 +66,8 @@ cdef class FanoutNeeds:
     # The calls that a fan-out makes to its holder, the engine. Without one frames go out as they
     # are, and nothing is told.
 
-    # The compressed form of a frame, for clients that agreed on this window.
-    cdef bytes compressed_form(self, bytes frame, int window)
+    # The frame in another form; from AWARE + 1 on, of the frame in the form AWARE.
+    cdef bytes form_of(self, bytes frame, int form)
     # These frames did not reach a client, and the application asked to hear of it.
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1
     # An outbox has run empty for whose end somebody waits.
@@ -81,6 +81,9 @@ cdef class Fanout:
         LoopContext loop_context
         Counters counters
         Limits limits
+        # Of clients that speak wsc.1: to drop a message of theirs would be a gap that nobody tells
+        # of, so that they are closed instead, and recover.
+        Limits aware_limits
         list evicted                # what limits.evicted points to; empty between calls
         double budget               # seconds per flush
         list dirty                  # of Sink, with None where one has left
@@ -88,7 +91,7 @@ cdef class Fanout:
         list batch_items            # of Sink: the set that the batch is for; None: there is none
         object batch_set            # the MemberSet of these items; None: all clients of the hub
         readonly list batch_frames  # bytes, in the order of the calls; None: there is no batch
-        list batch_forms            # for each frame a list of its forms by window, or None
+        list batch_forms            # for each frame a list of its forms, or None
         list batch_detached         # of Sink: members with `detached`
         Py_ssize_t batch_bytes      # of the frames
         Py_ssize_t batch_at         # how far in the items the plan came
@@ -111,7 +114,7 @@ cdef class Fanout:
         readonly double longest_flush  # seconds
         Sent sent                   # from batches for all clients of the hub
         Sent* batch_sent            # `Sent` of the set that the batch is for
-        Py_ssize_t batch_totals[16]  # bytes that the flush under way sends for each window
+        Py_ssize_t batch_totals[FORMS]  # bytes that the flush under way sends in each form
         Histogram flush_seconds
         Histogram send_seconds  # of the part of a flush without the GIL
         Histogram flush_clients
@@ -145,11 +148,13 @@ cdef class Fanout:
     cdef int set_blocked(self, Sink sink, bint blocked) except -1
     cdef bint in_batch(self, Sink sink) except -1
     cdef bint join_batch(
-        self, list items, object members, Sent* sent, list skipped, bytes frame
+        self, list items, object members, Sent* sent, list skipped, bytes frame, list forms
     ) except -1
     cdef bint begin_batch(self, list items, object members, Sent* sent) except -1
     cdef list batch_cache(self, Py_ssize_t index)
-    cdef PyObject* batch_form(self, Py_ssize_t index, int window) noexcept
+    cdef PyObject* batch_form(self, Py_ssize_t index, int form) noexcept
+    # The frame in a form other than 0; kept in `forms`, from which it is borrowed.
+    cdef PyObject* form_in(self, list forms, bytes frame, int form) except NULL
     cdef bint copy_to_outbox(self, Sink sink) except -1
     cdef int take_apart(self, Sink sink) except -1
     cdef inline int detach_if_batched(self, Sink sink) except -1:
@@ -186,16 +191,16 @@ cdef class Fanout:
     # The batch under way is not sent to this member from the batch.
     cdef inline void owe(self, Sink sink) noexcept:
         sink.frames_sent -= <unsigned long long>PyList_GET_SIZE(self.batch_frames)
-        sink.bytes_out -= <unsigned long long>self.batch_totals[sink.window]
+        sink.bytes_out -= <unsigned long long>self.batch_totals[sink.form]
     cdef int add_to_sent(self) except -1
 
 
 # The sink joins, or leaves, a set that was sent so much.
 cdef inline void join_sent(const Sent* sent, Sink sink) noexcept:
     sink.frames_sent -= sent.frames
-    sink.bytes_out -= sent.nbytes[sink.window]
+    sink.bytes_out -= sent.nbytes[sink.form]
 
 
 cdef inline void leave_sent(const Sent* sent, Sink sink) noexcept:
     sink.frames_sent += sent.frames
-    sink.bytes_out += sent.nbytes[sink.window]
+    sink.bytes_out += sent.nbytes[sink.form]

@@ -21,6 +21,14 @@ cdef enum:
 # A payload of `size` bytes behind a header; raises MemoryError.
 cdef bytes encode(unsigned char first, const char* payload, Py_ssize_t size)
 
+# The first byte of the payload of a frame that this module has made.
+cdef inline Py_ssize_t payload_at(const char* frame) noexcept:
+    cdef unsigned char size = (<const unsigned char*>frame)[1]
+    return 2 if size < 126 else (4 if size == 126 else 10)
+
+# A frame with a head line (docs/wire.md) before its payload; `head` ends with a newline.
+cdef bytes with_head(bytes frame, bytes head)
+
 # The application's message, bytes (binary) or str (text); raises ValidationError, MessageTypeError.
 cdef bytes encode_message(object message)
 

@@ -1,4 +1,4 @@
-from typing import Self
+from typing import Self, final
 
 from typing_extensions import disjoint_base
 
@@ -12,3 +12,9 @@ class MemberSet:
 @disjoint_base
 class Room(MemberSet):
     """A named set of clients (internal)."""
+
+@final
+class KeptRoom(Room):
+    """A room with a history (internal)."""
+    @property
+    def aware(self) -> int: ...

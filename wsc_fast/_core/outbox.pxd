@@ -46,6 +46,13 @@ cdef enum:
     CLOSING = 2        # a close frame is queued or sent; no data in either direction any more
     CLOSED = 3         # the connection is gone
 
+cdef enum:
+    # The forms of a frame: 0 is the frame as it was encoded, 9 to 15 are compressed with so many
+    # window bits. AWARE is the form for clients that speak wsc.1 (docs/wire.md), with a head line
+    # before the payload; AWARE + 9 to AWARE + 15 are that one, compressed.
+    AWARE = 16
+    FORMS = 32
+
 cdef struct Outbox:
     PyObject** ring            # frames (bytes), owned; NULL until the first push
     # The conflation keys of the same places (str), owned, NULL where there is none. Apart,
@@ -63,7 +70,7 @@ cdef struct Outbox:
 cdef struct Sent:
     # Sent to a set of clients from its batches (fanout.pxd).
     unsigned long long frames
-    unsigned long long nbytes[16]  # to members with each window, since forms differ in length
+    unsigned long long nbytes[FORMS]  # to members with each form, since forms differ in length
 
 cdef struct Limits:
     unsigned int messages
@@ -91,7 +98,7 @@ cdef class Sink(WSListener):
         # First what a push touches, so that it meets few cache lines.
         bint skip                  # left out of the broadcast under way
         bint detached              # gets nothing from the batch of its set (fanout.pxd)
-        unsigned char window       # gets compressed forms, of this many window bits; 0: plain ones
+        unsigned char form         # of the frames that it gets: see FORMS
         bint packs                 # compresses by itself, as it is flushed
         int fd                     # for send(); -1 over TLS and once the connection is gone
         Py_ssize_t dirty_at        # where it stands in the dirty list, or -1

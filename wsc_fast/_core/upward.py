@@ -41,6 +41,9 @@ class Admission(Protocol):
     def connected(self, client: Client) -> None:
         """The upgrade is done: 101 is written."""
 
+    def greeted(self, client: Client) -> None:
+        """The hello of a client that speaks wsc.1 has come."""
+
     def disconnected(self, client: Client, announced: bool) -> None:
         """The transport is gone.
 

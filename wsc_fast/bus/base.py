@@ -140,8 +140,15 @@ class Handler(Protocol):
 class Bus(Protocol):
     """The interface of a bus.
 
+    Attributes:
+        at_once: the bus is in this process: `publish` and `subscribe` have called the handler when
+            they return, and the answers of `read` are done. A hub without others then gives its
+            members a message in the call that publishes it.
+
     Thread-safety: the loop of the hub that has opened it.
     """
+
+    at_once: bool
 
     async def open(self, handler: Handler, origin: str) -> None:
         """Begins to carry messages; EVERYBODY is subscribed from now on.
@@ -173,7 +180,9 @@ class Bus(Protocol):
             batch: neighbours of one room may share an envelope.
         """
 
-    async def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Page:
+    def read(
+        self, room: str, since: str | None, limit: int, retention: Retention
+    ) -> asyncio.Future[Page]:
         """Reads the history of a kept room.
 
         Args:
@@ -182,8 +191,8 @@ class Bus(Protocol):
             limit: the most entries to return; with 0 only `top` is asked for.
             retention: of the room.
 
-        Raises:
-            BusUnavailableError: the bus did not answer in time.
+        Returns:
+            asyncio.Future[Page]: with a BusUnavailableError if the bus did not answer in time.
         """
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:

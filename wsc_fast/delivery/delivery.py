@@ -297,6 +297,10 @@ class Delivery:
         reason = SendFailureReason.PERMISSION
         self.failures.report(Failure(excerpt, client.id, reason, error, to=client.user_id))
 
+    def not_published(self, message: Message, room_id: str, error: Exception) -> None:
+        """The bus did not take a message for a kept room."""
+        self.failures.report(Failure(message, room_id, SendFailureReason.UNKNOWN, error, to=""))
+
     def lost(
         self, client: Client, frames: list[bytes], reason: str, error: Exception | None
     ) -> None:

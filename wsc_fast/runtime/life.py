@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from wsc_fast._core.connection import Client, abort, descriptor_of, send_away
 from wsc_fast._core.engine import Engine
+from wsc_fast.cluster.node import Node
 from wsc_fast.config import HubConfig
 from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.errors import HubStateError, HubStoppedError
@@ -77,6 +78,7 @@ class Parts:
     callbacks: Callbacks
     tasks: Tasks
     delivery: Delivery
+    node: Node
     hooks: LifeHooks
     calls: ThreadCalls
     heartbeat: Heartbeat
@@ -187,7 +189,7 @@ class Life:
         starting = partial(self._check_still_starting, self._start)
         parts.tasks.start(parts.hooks.start_up(starting), "on_startup")
         self._tell_begun("attached to another server", path=path or "")
-        opening = loop.create_task(self._open_companions(loop, self._start))
+        opening = loop.create_task(self._open_beside(loop, self._start))
         opening.add_done_callback(_log_failure)
 
     def _tell_begun(
@@ -225,6 +227,8 @@ class Life:
         parts = self._parts
         self._was_ended = parts.state.ended
         await self._open_store(loop, start)
+        await parts.node.open(loop)
+        self._check_still_starting(start)
         await self._open_companions(loop, start)
         parts.state.ended = False
         parts.delivery.sleepers.begin()
@@ -236,6 +240,11 @@ class Life:
             await self._parts.delivery.open_store(loop)
         finally:
             self._check_still_starting(start)
+
+    async def _open_beside(self, loop: asyncio.AbstractEventLoop, start: object) -> None:
+        await self._parts.node.open(loop)
+        self._check_still_starting(start)
+        await self._open_companions(loop, start)
 
     async def _open_companions(self, loop: asyncio.AbstractEventLoop, start: object) -> None:
         for companion in self.companions:
@@ -254,6 +263,7 @@ class Life:
                 await self._take_leave(time.monotonic() + _GIVE_UP)
                 self._close_companions()
                 await self._parts.delivery.close_store(0.0)
+                await self._parts.node.close(0.0)
                 self._parts.state.ended = self._was_ended
                 self._detach()
             finally:
@@ -349,6 +359,7 @@ class Life:
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
         await parts.delivery.close_store(deadline - time.monotonic())
+        await parts.node.close(deadline - time.monotonic())
         await parts.tasks.finish(begun, deadline)
         await parts.delivery.failures.finish(deadline - time.monotonic())
         parts.engine.deadlines.clear()
@@ -501,6 +512,7 @@ class Life:
         parts.tasks.forget()
         parts.callbacks.forget()
         parts.delivery.forget()
+        parts.node.forget()
         parts.engine.forget_connections()
         self._all_gone = self._stopping = self._stopped = None
         self._detach()

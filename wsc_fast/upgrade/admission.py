@@ -25,7 +25,9 @@ from wsc_fast._core.connection import (
     copy_context,
     enter,
     forget,
+    has_greeted,
     hold_input,
+    is_aware,
     is_connecting,
     keep_context,
     pending_identity,
@@ -114,6 +116,8 @@ class Admission:
         # Since when each async `authenticate` is under way, the longest first; and who was
         # disconnected meanwhile: when, the close code and the reason.
         self._authenticating: dict[Client, float] = {}
+        # Connections whose hello is awaited (docs/wire.md, wsc.1).
+        self._greeting: dict[Client, asyncio.Future[None]] = {}
         # Their requests, which know why they are refused.
         self._requests: dict[Client, Request] = {}
         self._sent_away: dict[str, tuple[float, int, str]] = {}
@@ -239,7 +243,8 @@ class Admission:
             self._limits.connected(client.remote_address)
             set_counted(client, True)
         pending = pending_identity(client)
-        if pending is None or isinstance(pending, Identity):
+        known = pending is None or isinstance(pending, Identity)
+        if known and not is_aware(client):
             if pending is not None:
                 set_pending_identity(client, None)
             self._enter(client, pending)
@@ -250,13 +255,51 @@ class Admission:
         self._authenticating[client] = time.monotonic()
         task.add_done_callback(lambda _: self._authenticating.pop(client, None))
 
-    async def _authenticate(self, client: Client, pending: Awaitable[Any]) -> None:
-        """Waits for what an async `authenticate` says, and lets the client in or closes it."""
+    def greeted(self, client: Client) -> None:
+        """See `upward.Admission`."""
+        waiting = self._greeting.get(client)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    async def _hello(self, client: Client) -> bool:
+        """Waits for the hello of a client that speaks wsc.1; whether it came in time."""
+        if has_greeted(client):
+            return True
+        timeout = self._needs.settings().handshake_timeout
+        self._greeting[client] = asyncio.get_running_loop().create_future()
+        try:
+            async with time_limit(self._engine.deadlines, timeout) as limit:
+                await self._greeting[client]
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            self._engine.count_limit("handshake_timeout")
+            self._needs.refusals.refuse(
+                "request",
+                client.remote_address,
+                "its hello (wsc.1) did not come within handshake_timeout, %.3g s",
+                timeout,
+            )
+            return False
+        finally:
+            del self._greeting[client]
+        return True
+
+    async def _authenticate(
+        self, client: Client, pending: Awaitable[Any] | Identity | None
+    ) -> None:
+        """Waits for an async `authenticate`, and for a hello; lets the client in or closes it."""
         set_pending_identity(client, None)
         request = self._requests.pop(client, None)
         identity: Identity | None = None
+        anonymous, greeted = pending is None, True
         try:
-            identity = await self._identity(pending, client, request)
+            if pending is None or isinstance(pending, Identity):
+                identity = pending
+            else:
+                identity = await self._identity(pending, client, request)
+            if is_aware(client) and (identity is not None or anonymous):
+                greeted = await self._hello(client)
         except BaseException as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -270,14 +313,18 @@ class Admission:
         if not is_connecting(client):
             return  # it left, or the hub is stopping
         keep_context(client)
-        if identity is None:
+        if not greeted:
+            client.disconnect(1008, "no hello")
+            return
+        if identity is None and not anonymous:
             client.disconnect(CLOSE_UNAUTHENTICATED, "authentication failed")
             return
-        since = self._authenticating.get(client, math.inf)
-        when, code, text = self._sent_away.get(identity.user_id, (-math.inf, 0, ""))
-        if when >= since:
-            self._refuse(client, code, text)
-            return
+        if identity is not None:
+            since = self._authenticating.get(client, math.inf)
+            when, code, text = self._sent_away.get(identity.user_id, (-math.inf, 0, ""))
+            if when >= since:
+                self._refuse(client, code, text)
+                return
         self._enter(client, identity)
         release_input(client)
 

@@ -23,6 +23,7 @@ from wsc_fast._core.connection import (
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.addresses import is_trusted, origin_allowed, parse_address, parse_host
+from wsc_fast.cluster.heads import IN_QUERY, SUBPROTOCOL
 from wsc_fast.config import HubConfig
 from wsc_fast.log import quoted
 from wsc_fast.runtime.signatures import checked_callback
@@ -206,16 +207,20 @@ class Policy:
     def _negotiate(self, head: RequestHead, client: Client) -> dict[str, str]:
         deflate = subprotocol = None
         headers = {}
-        if head.protocols is not None and self._settings().subprotocols:
-            subprotocol = choose_subprotocol(self._settings().subprotocols, head.protocols)
+        if head.protocols is not None:
+            known = (SUBPROTOCOL, *self._settings().subprotocols)
+            subprotocol = choose_subprotocol(known, head.protocols)
             if subprotocol is not None:
                 headers["Sec-WebSocket-Protocol"] = subprotocol
+        aware = subprotocol == SUBPROTOCOL or (
+            IN_QUERY in head.target and IN_QUERY in head.target.partition(b"?")[2].split(b"&")
+        )
         if head.extensions is not None and self.site.deflate is not None:
             deflate = negotiate_deflate(self.site.deflate, ",".join(head.extensions))
             if deflate is not None:
                 headers["Sec-WebSocket-Extensions"] = deflate.response
-        if headers:
-            agree_on(client, subprotocol, deflate)
+        if headers or aware:
+            agree_on(client, subprotocol, deflate, aware)
         return headers
 
     def reject(self, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:

@@ -1,0 +1,1 @@
+"""Kept rooms: their history, and the recovery of clients that come back."""

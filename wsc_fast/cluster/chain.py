@@ -1,0 +1,201 @@
+"""One kept room as a hub follows it: no message is missed without a word.
+
+Each message names the position before it. Where that is the last one that the hub knows, the
+message goes to the members. Else something was missed: the chain heals, that is, reads the history
+after the last position that it knows, once for all members. If the history does not reach back so
+far, or does not know the position (the bus has lost data), there is a gap: the members are told,
+and the chain goes on from the newest message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple, Protocol
+
+from wsc_fast._core.envelopes import open_entry
+from wsc_fast.bus.base import Page, Retention
+from wsc_fast.errors import ValidationError
+
+# The messages that a hub remembers of each room, for clients that come back soon.
+RING_MESSAGES, RING_BYTES = 64, 65_536
+# A read asks for so many messages.
+HEAL_LIMIT = 1000
+# While a chain heals, so many messages wait; beyond that it reads them again.
+MOST_WAITING = 1000
+
+
+class Message(NamedTuple):
+    """A message of a kept room; see `_core.envelopes.read_envelope`."""
+
+    position: str
+    frame: bytes
+    exclude: tuple[str, ...] | None
+    key: str | None
+
+
+class Needs(Protocol):
+    """The calls that a chain makes; cluster/rooms.py has them."""
+
+    def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer: ...
+    def give(self, room: str, message: Message) -> None: ...
+    def gap(self, room: str, position: str) -> None: ...
+    def settled(self, chain: Chain) -> None: ...
+    def count_heal(self, room: str, messages: int) -> None: ...
+    def failed(self, room: str, error: Exception) -> None: ...
+
+
+Answer = asyncio.Future[Page]
+
+
+class Chain:
+    """The last position of a room, and the messages before it.
+
+    Args:
+        room: its id.
+        retention: of the room.
+        needs: see there.
+
+    Attributes:
+        last: the position up to which the members have all; None before it is known.
+        healing: a read is under way, and messages that come wait for it.
+    """
+
+    def __init__(self, room: str, retention: Retention, needs: Needs) -> None:
+        self.room = room
+        self.retention = retention
+        self.last: str | None = None
+        self.healing = False
+        self._needs = needs
+        self._ring: dict[str, Message] = {}  # by position, the oldest first
+        self._ring_bytes = 0
+        self._ring_start = ""  # the position before the first message of the ring
+        self._waiting: list[tuple[str, Message]] = []  # with the position before each
+        self._overflowed = False  # some that came are not in `_waiting`
+
+    # --- what comes ---
+
+    def heard(self, prev: str, messages: list[Message]) -> int:
+        """Messages have come, of which the first one follows `prev`; how many were given."""
+        given = 0
+        for message in messages:
+            if self.healing:
+                self._wait(prev, message)
+            elif prev == self.last:
+                self._give(message)
+                given += 1
+            elif not self.knows(message.position):
+                self._wait(prev, message)
+                self.heal()
+            prev = message.position
+        return given
+
+    def knows(self, position: str) -> bool:
+        """Whether a message, or the place before the ring, has this position."""
+        return position == self.last or position in self._ring or position == self._ring_start
+
+    def after(self, position: str) -> list[Message]:
+        """The messages after a position that it knows."""
+        messages = list(self._ring.values())
+        if position == self.last:
+            return []
+        if position == self._ring_start:
+            return messages
+        positions = list(self._ring)
+        return messages[positions.index(position) + 1 :]
+
+    def _wait(self, prev: str, message: Message) -> None:
+        if len(self._waiting) < MOST_WAITING:
+            self._waiting.append((prev, message))
+        else:
+            self._overflowed = True
+
+    def _give(self, message: Message) -> None:
+        self._ring[message.position] = message
+        self._ring_bytes += len(message.frame)
+        while len(self._ring) > 1 and (
+            len(self._ring) > RING_MESSAGES or self._ring_bytes > RING_BYTES
+        ):
+            oldest = next(iter(self._ring))
+            self._ring_bytes -= len(self._ring.pop(oldest).frame)
+            self._ring_start = oldest
+        self.last = message.position
+        self._needs.give(self.room, message)
+
+    def _begin_at(self, position: str) -> None:
+        self._ring.clear()
+        self._ring_bytes = 0
+        self.last = self._ring_start = position
+
+    # --- healing ---
+
+    def heal(self) -> None:
+        """Reads what may have been missed; does nothing while it does so already."""
+        if not self.healing:
+            self.healing = True
+            self._ask()
+
+    def _ask(self) -> None:
+        limit = 0 if self.last is None else HEAL_LIMIT
+        answer = self._needs.read(self.room, self.last, limit, self.retention)
+        if answer.done():
+            self._answered(answer)
+        else:
+            answer.add_done_callback(self._answered)
+
+    def _answered(self, answer: Answer) -> None:
+        if answer.cancelled():
+            self.healing = False
+            return
+        error = answer.exception()
+        if error is not None:
+            # It heals again when the bus is back.
+            self.healing = False
+            self._waiting.clear()
+            self._overflowed = False
+            self._needs.failed(self.room, error if isinstance(error, Exception) else OSError())
+            self._needs.settled(self)
+            return
+        self._heal_with(answer.result())
+
+    def _heal_with(self, page: Page) -> None:
+        again = False
+        if self.last is None:
+            self._begin_at(page.top)
+        elif not page.contiguous:
+            self._begin_at(page.top)
+            self._needs.gap(self.room, page.top)
+        else:
+            self._needs.count_heal(self.room, len(page.entries))
+            again = self._give_entries(page)
+        if again or self._take_waiting(page):
+            self._ask()
+            return
+        self.healing = False
+        self._needs.settled(self)
+
+    def _give_entries(self, page: Page) -> bool:
+        """Gives what was missed; whether there is more to be read."""
+        for position, entry in page.entries:
+            try:
+                self._give(Message(position, *open_entry(entry)))
+            except ValidationError as error:
+                # Somebody else writes to the bus; the members are told that something is missing.
+                self._begin_at(position)
+                self._needs.failed(self.room, error)
+                self._needs.gap(self.room, position)
+        return len(page.entries) >= HEAL_LIMIT
+
+    def _take_waiting(self, page: Page) -> bool:
+        """Takes the messages that came meanwhile; whether something is missing before one."""
+        waiting, self._waiting = self._waiting, []
+        overflowed, self._overflowed = self._overflowed, False
+        for number, (prev, message) in enumerate(waiting):
+            if prev == self.last:
+                self._give(message)
+            elif not self.knows(message.position):
+                if page.top == self.last and not page.entries:
+                    break  # all of them are older than the newest, and were given
+                self._waiting = waiting[number:]
+                return True
+        # A callback of the application's may have published more.
+        return overflowed or bool(self._waiting)

@@ -1,0 +1,32 @@
+"""The counters of kept rooms and of the bus, in HubStats and the metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counts since the hub was made, or since the last reset.
+
+    Attributes:
+        published: messages of kept rooms that this hub has published.
+        received: messages of kept rooms that have come from the bus.
+        healed: messages that were missed on the bus, and read from the history.
+        heals: reads that looked for such messages.
+        gaps: times that messages of a room could not be read, and its members were told.
+        recovered: joins of clients that got all that they had missed.
+        not_recovered: joins of clients that had a position, and could not.
+        poisoned: envelopes on the bus that are none.
+        not_published: messages that the bus did not take.
+    """
+
+    published: int = 0
+    received: int = 0
+    healed: int = 0
+    heals: int = 0
+    gaps: int = 0
+    recovered: int = 0
+    not_recovered: int = 0
+    poisoned: int = 0
+    not_published: int = 0

@@ -1,0 +1,322 @@
+"""The part of a hub between its engine and its bus: what it publishes, and what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from wsc_fast._core.clients import check_id
+from wsc_fast._core.connection import Client
+from wsc_fast._core.engine import Engine
+from wsc_fast._core.envelopes import open_entry, pack_entry, read_envelope
+from wsc_fast.bus.base import (
+    MOST_ENTRY_BYTES,
+    MOST_KEY_BYTES,
+    Bus,
+    Entry,
+    Outgoing,
+    Page,
+    Published,
+    Retention,
+)
+from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.rooms import Rooms
+from wsc_fast.errors import (
+    BusUnavailableError,
+    HubStateError,
+    HubStoppedError,
+    ValidationError,
+)
+from wsc_fast.log import log
+from wsc_fast.messages import HubMessage, message_of
+from wsc_fast.runtime.tasks import Tasks
+from wsc_fast.runtime.threads import ThreadCalls
+
+_T = TypeVar("_T")
+
+# Seconds between two looks at rooms that are empty, and between two audits of silent rooms.
+_LOOK = 1.0
+_AUDIT = 10.0
+# Rooms that one audit asks for.
+_AUDIT_ROOMS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """A message of a kept room, out of its history.
+
+    Attributes:
+        position: of the message.
+        message: as it was sent; a HubMessage where it was one.
+    """
+
+    position: str
+    message: HubMessage | str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The things that a hub gives to its node.
+
+    Attributes:
+        calls: calls of other threads.
+        tasks: of the hub.
+        not_published: a failure handler hears of a message that the bus did not take.
+    """
+
+    calls: ThreadCalls
+    tasks: Tasks
+    not_published: Callable[[HubMessage | str | bytes, str, Exception], None]
+
+
+class Node:
+    """One hub on its bus: `bus.base.Handler`.
+
+    Args:
+        engine: of the hub.
+        bus: the bus; None makes a MemoryBus once a room is kept.
+        needs: what else it needs of the hub.
+
+    Attributes:
+        counters: of kept rooms.
+
+    Thread-safety: the loop's thread, but for `keep`, `publish` and `history`.
+    """
+
+    def __init__(self, engine: Engine, bus: Bus | None, needs: Needs) -> None:
+        self.counters = Counters()
+        self._engine = engine
+        self._needs = needs
+        self._bus = bus
+        self._rooms: Rooms | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._audited = 0.0
+        self._opened = False
+        self.name = secrets.token_urlsafe(9)
+        if bus is not None:
+            self._make_rooms(bus)
+
+    def _make_rooms(self, bus: Bus) -> Rooms:
+        self._bus = bus
+        self._rooms = Rooms(self._engine, self.counters, bus, self._append)
+        return self._rooms
+
+    # --- the calls of the application ---
+
+    def keep(self, pattern: str, retention: Retention) -> None:
+        """See `ClusterFace.keep`; the arguments are checked."""
+        if self._engine.loop is not None:
+            raise HubStateError("keep is for a hub that does not run: call it before the start")
+        if self._rooms is None:
+            from wsc_fast.bus.memory import MemoryBus
+
+            self._make_rooms(MemoryBus())
+        assert self._rooms is not None
+        self._rooms.keep(pattern, retention)
+
+    async def publish(
+        self,
+        room_id: str,
+        message: HubMessage | str | bytes,
+        exclude: Iterable[str | Client],
+        key: str | None,
+        idempotency_key: str | None,
+    ) -> Published:
+        """See `ClusterFace.publish`."""
+        answer = self._needs.calls.run(
+            lambda: self._publish(room_id, message, exclude, key, idempotency_key)
+        )
+        return await _elsewhere(answer)
+
+    def _publish(
+        self,
+        room_id: str,
+        message: HubMessage | str | bytes,
+        exclude: Iterable[str | Client],
+        key: str | None,
+        idempotency_key: str | None,
+    ) -> asyncio.Future[Published]:
+        loop = self._engine.loop
+        if loop is None:
+            raise HubStoppedError("the hub does not run in this process: nothing was published")
+        check_id("room", room_id)
+        _check_key(idempotency_key)
+        answer: asyncio.Future[Published] = loop.create_future()
+        if self._rooms is None or not self._rooms.is_kept(room_id):
+            raise ValidationError(
+                f"publish is for kept rooms, and {room_id!a} is none: see Hub.keep, or send with "
+                "broadcast_to_room"
+            )
+        self._engine.append_to_kept(room_id, message, exclude, key, idempotency_key, answer)
+        return answer
+
+    async def history(self, room_id: str, after: str | None, limit: int) -> list[HistoryEntry]:
+        """See `Cluster.history`; the arguments are checked."""
+        answer = self._needs.calls.run(lambda: self._history(room_id, after, limit))
+        page = await _elsewhere(answer)
+        if after is not None and not page.contiguous:
+            raise LookupError(
+                f"the history of room {room_id!a} does not reach back to the position {after!a}"
+            )
+        return [_history_entry(each) for each in page.entries]
+
+    def _history(self, room_id: str, after: str | None, limit: int) -> asyncio.Future[Page]:
+        check_id("room", room_id)
+        if self._engine.loop is None:
+            raise HubStoppedError("the hub does not run in this process")
+        retention = None if self._rooms is None else self._rooms.retention_of(room_id)
+        if retention is None:
+            raise ValidationError(f"room {room_id!a} is not kept: see Hub.keep")
+        self._open_at_once()
+        assert self._bus is not None
+        return self._bus.read(room_id, after, limit, retention)
+
+    # --- what the engine publishes ---
+
+    def _append(
+        self,
+        room_id: str,
+        retention: Retention,
+        frame: bytes,
+        exclude: tuple[str, ...],
+        key: str | None,
+        idempotency_key: str | None = None,
+        answer: asyncio.Future[Published] | None = None,
+    ) -> None:
+        entry = pack_entry(frame, exclude, key)
+        if len(entry) > MOST_ENTRY_BYTES:
+            raise ValidationError(
+                f"a message of {len(frame)} bytes is too long for a kept room: it may have "
+                f"{MOST_ENTRY_BYTES - 4096}"
+            )
+        self._open_at_once()
+        self.counters.published += 1
+        assert self._bus is not None
+        self._bus.publish([Outgoing(room_id, entry, retention, idempotency_key, answer)])
+
+    # --- what the bus says ---
+
+    def envelope(self, channel: str, data: bytes) -> None:
+        """See `Handler.envelope`."""
+        assert self._rooms is not None
+        try:
+            kind, _origin, prev, messages = read_envelope(data)
+        except ValidationError as error:
+            self.counters.poisoned += 1
+            log.warning(
+                "bytes on the bus that no hub has written are left out: %s",
+                error,
+                extra={"event": "poisoned_envelope", "room": channel},
+            )
+            return
+        if kind == "k":
+            self._rooms.heard(channel, prev, messages)
+
+    def subscribed(self, channels: Sequence[str], again: bool) -> None:
+        """See `Handler.subscribed`."""
+        assert self._rooms is not None
+        self._rooms.subscribed(channels)
+
+    def up(self) -> None:
+        """See `Handler.up`."""
+
+    def down(self, error: Exception) -> None:
+        """See `Handler.down`."""
+
+    def not_published(self, outgoing: Outgoing, error: Exception) -> None:
+        """See `Handler.not_published`."""
+        self.counters.not_published += 1
+        frame, _, _ = open_entry(outgoing.entry)
+        self._needs.not_published(message_of(frame), outgoing.room, error)
+
+    # --- its life ---
+
+    async def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The hub starts."""
+        if self._bus is None:
+            return
+        self._begin(loop)
+        if not self._opened:
+            await self._bus.open(self, self.name)
+            self._opened = True
+
+    def _open_at_once(self) -> None:
+        """Opens a bus in this process, where the hub has been attached without waiting."""
+        if self._opened or self._bus is None or self._engine.loop is None:
+            return
+        if not self._bus.at_once:
+            raise BusUnavailableError("the bus is still opening")
+        self._begin(self._engine.loop)
+        try:
+            self._bus.open(self, self.name).send(None)
+        except StopIteration:
+            self._opened = True
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        if self._looking is None:
+            self._looking = loop.call_later(_LOOK, self._look)
+
+    def _look(self) -> None:
+        assert self._loop is not None
+        assert self._rooms is not None
+        self._looking = self._loop.call_later(_LOOK, self._look)
+        now = self._loop.time()
+        self._rooms.look(now)
+
+    async def close(self, timeout: float) -> None:
+        """The hub stops; its clients have gone."""
+        self._end()
+        if self._bus is not None and self._opened:
+            self._opened = False
+            try:
+                async with asyncio.timeout(max(timeout, 0.1)):
+                    await self._bus.close()
+            except TimeoutError:
+                log.warning(
+                    "the bus did not close in time; what was published last may be lost",
+                    extra={"event": "bus_close_timeout"},
+                )
+
+    def forget(self) -> None:
+        """The hub's loop was closed, or this is the child of a fork."""
+        self._opened = False
+        self._end()
+
+    def _end(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        self._loop = None
+        if self._rooms is not None:
+            self._rooms.forget()
+
+
+async def _elsewhere(answer: asyncio.Future[_T]) -> _T:
+    """Awaits a future of the hub's loop on any loop."""
+    loop = answer.get_loop()
+    if loop is asyncio.get_running_loop():
+        return await answer
+
+    async def there() -> _T:
+        return await answer
+
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), loop))
+
+
+def _history_entry(entry: Entry) -> HistoryEntry:
+    return HistoryEntry(entry.position, message_of(open_entry(entry.entry)[0]))
+
+
+def _check_key(key: str | None) -> None:
+    if key is None:
+        return
+    if type(key) is not str or not 0 < len(key.encode("utf-8", "replace")) <= MOST_KEY_BYTES:
+        raise ValidationError(
+            f"idempotency_key must be a str of 1 to {MOST_KEY_BYTES} bytes in UTF-8, not {key!a}"
+        )
+    check_id("message", key)

@@ -1,0 +1,213 @@
+"""The joins of clients that speak wsc.1: each gets what it missed, or hears that it cannot.
+
+A client that comes back names a position. If the chain of the room knows it, the client gets the
+rest and becomes a member in one turn of the loop. Else the history is read from there on, once for
+all clients that ask for the same, until the chain knows where the client is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from wsc_fast._core import kept
+from wsc_fast._core.connection import Client
+from wsc_fast._core.engine import Engine
+from wsc_fast._core.envelopes import open_entry
+from wsc_fast._core.members import KeptRoom
+from wsc_fast.bus.base import Page, Retention
+from wsc_fast.cluster.chain import Answer, Chain, Message
+from wsc_fast.cluster.counters import Counters
+from wsc_fast.errors import ValidationError
+
+# A client that has missed more begins anew.
+MOST_MISSED, MOST_MISSED_BYTES = 500, 524_288
+# So many reads of the history are under way at once; others wait.
+MOST_READS = 64
+
+Read = Callable[[str, str | None, int, Retention], Answer]
+
+
+@dataclass(slots=True, eq=False)
+class Join:
+    """A client on its way into a room.
+
+    Attributes:
+        position: up to which it has all; None: it names none.
+        missed, nbytes: what it was given.
+    """
+
+    client: Client
+    room: KeptRoom
+    position: str | None
+    missed: int = 0
+    nbytes: int = 0
+    lost: bool = False  # it cannot be told what it missed
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """The joins that wait for one read."""
+
+    joins: list[Join] = field(default_factory=list)
+
+
+class Recovery:
+    """The joins of one hub that are under way.
+
+    Args:
+        engine, counters: of the hub.
+        read: asks the bus.
+
+    Thread-safety: the loop's thread.
+    """
+
+    def __init__(self, engine: Engine, counters: Counters, read: Read) -> None:
+        self._engine = engine
+        self._counters = counters
+        self._read = read
+        # By chain, those that wait for it to be settled, and those that wait for a read.
+        self._joins: dict[str, dict[Client, Join]] = {}
+        self._asked: dict[tuple[str, str], _Asked] = {}
+        self._queue: deque[tuple[Chain, str]] = deque()
+        self._reads = 0
+
+    def join(self, chain: Chain, join: Join) -> None:
+        """Makes a client a member now, or when what it missed is known."""
+        self._joins.setdefault(chain.room, {})[join.client] = join
+        self._advance(chain, join)
+
+    def leave(self, room_id: str, client: Client) -> None:
+        """The client is to be no member: its join ends if it is under way."""
+        joins = self._joins.get(room_id)
+        if joins is not None and joins.pop(client, None) is not None and not joins:
+            del self._joins[room_id]
+
+    def waits(self, room_id: str) -> bool:
+        """Whether any client is on its way into this room."""
+        return room_id in self._joins
+
+    def settled(self, chain: Chain) -> None:
+        """The chain is up to date: joins that waited for that go on."""
+        for join in list(self._joins.get(chain.room, {}).values()):
+            self._advance(chain, join)
+
+    def prune(self) -> None:
+        """Lets go of clients that went while they waited."""
+        for room_id, joins in list(self._joins.items()):
+            for client in [each for each in joins if not each.is_connected()]:
+                self.leave(room_id, client)
+
+    def forget(self) -> None:
+        """The hub has stopped."""
+        self._joins.clear()
+        self._asked.clear()
+        self._queue.clear()
+        self._reads = 0
+
+    def _advance(self, chain: Chain, join: Join) -> None:
+        if not self._is_wanted(chain, join):
+            return
+        if chain.last is None or chain.healing:
+            return  # `settled` comes
+        if join.position is None or join.lost:
+            self._enter(chain, join, recovered=False)
+        elif chain.knows(join.position):
+            for message in chain.after(join.position):
+                if not self._give(chain, join, message):
+                    break
+            self._enter(chain, join, recovered=not join.lost)
+        else:
+            self._ask(chain, join, join.position)
+
+    def _is_wanted(self, chain: Chain, join: Join) -> bool:
+        if self._joins.get(chain.room, {}).get(join.client) is not join:
+            return False
+        if join.client.is_connected():
+            return True
+        self.leave(chain.room, join.client)
+        return False
+
+    def _give(self, chain: Chain, join: Join, message: Message) -> bool:
+        """Gives a client a message that it missed, unless that is too much."""
+        join.missed += 1
+        join.nbytes += len(message.frame)
+        if join.missed > MOST_MISSED or join.nbytes > MOST_MISSED_BYTES:
+            join.lost = True
+            return False
+        join.position = message.position
+        if message.exclude and join.client.id in message.exclude:
+            return True
+        kept.give_one(self._engine, join.client, chain.room, message.position, message.frame)
+        return True
+
+    def _enter(self, chain: Chain, join: Join, *, recovered: bool) -> None:
+        self.leave(chain.room, join.client)
+        assert chain.last is not None
+        if recovered:
+            more = f',"recovered":true,"missed":{join.missed}'
+            self._counters.recovered += 1
+        elif join.position is None:
+            more = ',"recovered":false,"first":true'
+        else:
+            more = ',"recovered":false'
+            self._counters.not_recovered += 1
+        kept.say(self._engine, join.client, chain.room, chain.last, more)
+        kept.enter_room(self._engine, join.client, join.room)
+
+    # --- reads of the history ---
+
+    def _ask(self, chain: Chain, join: Join, position: str) -> None:
+        asked = self._asked.get((chain.room, position))
+        if asked is None:
+            asked = self._asked[chain.room, position] = _Asked()
+            self._queue.append((chain, position))
+        asked.joins.append(join)
+        self._read_next()
+
+    def _read_next(self) -> None:
+        while self._queue and self._reads < MOST_READS:
+            chain, position = self._queue.popleft()
+            self._reads += 1
+            answer = self._read(chain.room, position, MOST_MISSED + 1, chain.retention)
+
+            def done(answer: Answer, chain: Chain = chain, position: str = position) -> None:
+                self._answered(chain, position, answer)
+
+            if answer.done():
+                done(answer)
+            else:
+                answer.add_done_callback(done)
+
+    def _answered(self, chain: Chain, position: str, answer: Answer) -> None:
+        asked = self._asked.pop((chain.room, position), None)
+        if asked is None:
+            return  # the hub has stopped meanwhile
+        self._reads -= 1
+        page = None
+        if not answer.cancelled() and answer.exception() is None:
+            page = answer.result()
+        messages = None if page is None else _messages_of(page)
+        for join in asked.joins:
+            if not self._is_wanted(chain, join):
+                continue
+            if messages is None or len(messages) > MOST_MISSED:
+                join.lost = True
+            for message in messages or ():
+                if join.lost or not self._give(chain, join, message):
+                    break
+            if not join.lost and join.position == position and not chain.knows(position):
+                chain.heal()  # the history is ahead of what has come over the bus
+            self._advance(chain, join)
+        self._read_next()
+
+
+def _messages_of(page: Page) -> list[Message] | None:
+    """The messages of a page; None where something is missing, or is no message."""
+    if not page.contiguous:
+        return None
+    try:
+        return [Message(position, *open_entry(entry)) for position, entry in page.entries]
+    except ValidationError:
+        return None

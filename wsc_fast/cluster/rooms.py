@@ -1,0 +1,205 @@
+"""The kept rooms of one hub: which they are, their chains, and the joins into them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wsc_fast._core import kept
+from wsc_fast._core.connection import Client, is_aware, take_position
+from wsc_fast._core.engine import Engine
+from wsc_fast._core.members import KeptRoom
+from wsc_fast.bus.base import Bus, Retention
+from wsc_fast.cluster.chain import Answer, Chain, Message
+from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.recovery import Join, Recovery
+from wsc_fast.log import log
+
+# Seconds that a room without members is followed on, for clients that come back soon.
+LINGER = 10.0
+# So many chains are looked at in one turn of `look`.
+MOST_LOOKED_AT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    text: str
+    match: Callable[[str], object]
+    retention: Retention
+
+
+class Rooms:
+    """The kept rooms of one hub, as `chain.Needs` and as the engine sees them.
+
+    Args:
+        engine, counters, bus: of the hub.
+        append: gives the bus a message; see `Node`.
+
+    Thread-safety: the loop's thread, but for `keep` and `retention_of`, which are for any.
+    """
+
+    def __init__(
+        self, engine: Engine, counters: Counters, bus: Bus, append: Callable[..., None]
+    ) -> None:
+        self._engine = engine
+        self._counters = counters
+        self._bus = bus
+        self._append = append
+        self._patterns: tuple[_Pattern, ...] = ()
+        self._retentions: dict[str, Retention | None] = {}  # what the patterns say, of late
+        self._chains: dict[str, Chain] = {}
+        self._recovery = Recovery(engine, counters, bus.read)
+        # Rooms that are empty, and since when.
+        self._emptied: set[str] = set()
+        self._lingering: dict[str, float] = {}
+        engine.set_kept(self.is_kept, self._publish, self._join, self._left, self._emptied)
+
+    # --- which rooms are kept ---
+
+    def keep(self, pattern: str, retention: Retention) -> None:
+        """Rooms whose ids match are kept rooms from now on; the first pattern counts."""
+        match = re.compile(fnmatch.translate(pattern)).match
+        self._patterns = (*self._patterns, _Pattern(pattern, match, retention))
+        self._retentions = {}
+
+    def retention_of(self, room_id: str) -> Retention | None:
+        """How much is kept of a room; None: it is a plain one."""
+        try:
+            return self._retentions[room_id]
+        except KeyError:
+            pass
+        found = next((each for each in self._patterns if each.match(room_id)), None)
+        retention = None if found is None else found.retention
+        if len(self._retentions) >= 10_000:
+            self._retentions = {}
+        self._retentions[room_id] = retention
+        return retention
+
+    def is_kept(self, room_id: str) -> bool:
+        """Whether a room is a kept one."""
+        return self.retention_of(room_id) is not None
+
+    def _publish(
+        self, room_id: str, frame: bytes, exclude: tuple[str, ...], key: str | None, *more: Any
+    ) -> None:
+        retention = self.retention_of(room_id)
+        assert retention is not None
+        self._append(room_id, retention, frame, exclude, key, *more)
+
+    # --- what the bus says ---
+
+    def heard(self, room_id: str, prev: str, messages: Sequence[tuple[object, ...]]) -> None:
+        """Messages of a kept room have come."""
+        self._counters.received += len(messages)
+        chain = self._chains.get(room_id)
+        if chain is not None:
+            chain.heard(prev, [Message(*each) for each in messages])  # type: ignore[arg-type]
+
+    def subscribed(self, room_ids: Sequence[str]) -> None:
+        """From now on the messages of these rooms come; what was said before is read."""
+        for room_id in room_ids:
+            chain = self._chains.get(room_id)
+            if chain is not None:
+                chain.heal()
+
+    # --- what chains need ---
+
+    def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer:
+        """See `Needs`."""
+        return self._bus.read(room, since, limit, retention)
+
+    def give(self, room: str, message: Message) -> None:
+        """See `Needs`."""
+        found = kept.room_of(self._engine, room)
+        if found is not None:
+            kept.give(
+                self._engine, found, message.position, message.frame, message.exclude, message.key
+            )
+
+    def gap(self, room: str, position: str) -> None:
+        """See `Needs`."""
+        self._counters.gaps += 1
+        found = kept.room_of(self._engine, room)
+        told = 0 if found is None else kept.say_gap(self._engine, found, position)
+        log.warning(
+            "messages of the kept room %a are missing and cannot be read, and %d clients know: "
+            "the history is too short for the time without the bus, or the bus has lost data",
+            room,
+            told,
+            extra={"event": "gap", "room": room, "clients": told},
+        )
+
+    def settled(self, chain: Chain) -> None:
+        """See `Needs`."""
+        self._recovery.settled(chain)
+
+    def count_heal(self, room: str, messages: int) -> None:
+        """See `Needs`."""
+        self._counters.heals += 1
+        self._counters.healed += messages
+
+    def failed(self, room: str, error: Exception) -> None:
+        """See `Needs`."""
+        log.warning(
+            "the history of the kept room %a could not be read: %s",
+            room,
+            error,
+            extra={"event": "history_failed", "room": room, "error": type(error).__name__},
+        )
+
+    # --- members ---
+
+    def _follow(self, room_id: str, retention: Retention) -> Chain:
+        chain = self._chains.get(room_id)
+        if chain is None:
+            chain = self._chains[room_id] = Chain(room_id, retention, self)
+            self._bus.subscribe([room_id])
+        return chain
+
+    def _join(self, client: Client, room: KeptRoom) -> None:
+        self._lingering.pop(room.id, None)
+        retention = self.retention_of(room.id)
+        assert retention is not None
+        chain = self._follow(room.id, retention)
+        if not is_aware(client):
+            kept.enter_room(self._engine, client, room)
+        elif not kept.is_member(client, room):
+            self._recovery.join(chain, Join(client, room, take_position(client, room.id)))
+
+    def _left(self, client: Client, room: KeptRoom) -> None:
+        self._recovery.leave(room.id, client)
+
+    def look(self, now: float) -> None:
+        """Lets go of rooms that have been empty for a while; to be called each second or so.
+
+        Args:
+            now: on the loop's clock.
+        """
+        self._recovery.prune()
+        for room_id in self._emptied:
+            self._lingering.setdefault(room_id, now)
+        self._emptied.clear()
+        gone = []
+        for room_id, since in list(self._lingering.items())[:MOST_LOOKED_AT]:
+            if now - since < LINGER:
+                break  # they stand in the order of time
+            del self._lingering[room_id]
+            if not self._recovery.waits(room_id) and self._engine.end_passing(room_id):
+                self._chains.pop(room_id, None)
+                gone.append(room_id)
+        if gone:
+            self._bus.unsubscribe(gone)
+
+    def silent(self) -> list[Chain]:
+        """The chains that are up to date as far as they know."""
+        return [each for each in self._chains.values() if each.last and not each.healing]
+
+    def forget(self) -> None:
+        """The hub has stopped: nobody is in any room."""
+        self._chains.clear()
+        self._recovery.forget()
+        self._emptied.clear()
+        self._lingering.clear()
