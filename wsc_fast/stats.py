@@ -33,7 +33,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         dropped: messages dropped, by reason: "drop_oldest", "drop_newest", "slow_consumer" (the
             backlog of a client that was disconnected for it) and "conn_closed" (the backlog of a
             connection that went away).
-        refused: direct sends that ended in QueueFullError.
+        refused: direct sends that found no room in an outbox, or no memory for it.
         slow_consumer_disconnects: clients closed with 1013.
         closes: how connections ended: how often with each close code, as `Client.close_code` tells
             it. Codes from 3000 to 4999 that the client chose count together, as "3000-4999".
