@@ -294,8 +294,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
         Thread-safety: any thread.
         """
-        cdef unsigned long long frames = self.frames_sent
-        cdef unsigned long long sent = self.bytes_out
+        cdef long long frames = self.frames_sent
+        cdef long long sent = self.bytes_out
         self.engine.clients.add_sent(self, &frames, &sent)
         return self.engine.client_stats(
             self, self.messages_in, self.bytes_in, frames, sent, self.box.conflated,

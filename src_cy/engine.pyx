@@ -28,7 +28,6 @@ from wsc_fast._core.outbox cimport (
     MADE_ROOM,
     NO_MEMORY,
     OPEN,
-    PUSHED,
     REFUSED,
     RUN_NORMAL,
     Counters,

@@ -498,9 +498,9 @@ cdef class Fanout:
         """The batch is sent: to all members of its set, but for those that are `detached`."""
         cdef Sink sink
         cdef int window
-        self.batch_sent.frames += <unsigned long long>PyList_GET_SIZE(self.batch_frames)
+        self.batch_sent.frames += PyList_GET_SIZE(self.batch_frames)
         for window in range(WINDOWS):
-            self.batch_sent.nbytes[window] += <unsigned long long>self.batch_totals[window]
+            self.batch_sent.nbytes[window] += self.batch_totals[window]
         for sink in self.batch_detached:
             self.owe(sink)
         return 0
