@@ -611,9 +611,6 @@ cdef class Engine(FanoutNeeds):
     cdef list client_rooms(self, object client_id):
         return rooms_of(self.clients.find(client_id))
 
-    def count_rooms(self):
-        return len(self.rooms)
-
     def count_emptying(self):
         """Counts the deleted rooms that have members left."""
         return PyList_GET_SIZE(self.emptying)
@@ -666,7 +663,7 @@ cdef class Engine(FanoutNeeds):
         return list(self.clients.closing)
 
     def read_counters(self):
-        """The counters since the last reset, and the outbox totals of this moment."""
+        """The counters since the last reset, and the gauges of this moment."""
         cdef Sink sink
         cdef Py_ssize_t messages = 0
         cdef Py_ssize_t nbytes = 0
@@ -679,6 +676,9 @@ cdef class Engine(FanoutNeeds):
             messages += waiting * PyList_GET_SIZE(self.fanout.batch_frames)
             nbytes += waiting * self.fanout.batch_bytes
         counters["compressed"] = 0 if self.codec is None else self.codec.compressions
+        counters["connected_clients"] = PyList_GET_SIZE(self.clients.everyone)
+        counters["active_rooms"] = len(self.rooms)
+        counters["longest_flush"] = self.fanout.longest_flush
         counters["queued_messages"] = messages
         counters["queued_bytes"] = nbytes
         counters["limited"] = dict(self.limited)

@@ -201,12 +201,9 @@ def client_stats(
 def snapshot(
     counters: dict[str, Any],
     *,
-    connected_clients: int,
-    active_rooms: int,
     connections: int,
     start_time: datetime | None,
     uptime: float,
-    longest_flush: float,
     own: dict[str, int],
     delivery: dict[str, int],
 ) -> HubStats:
@@ -217,8 +214,6 @@ def snapshot(
     closes = counters.pop("closes")
     same = {name: counters[name] for name in HubStats.__struct_fields__ if name in counters}
     return HubStats(
-        connected_clients=connected_clients,
-        active_rooms=active_rooms,
         total_messages=counters["messages_in"] + counters["messages_out"],
         error_count=(
             counters["callback_errors"]
@@ -246,7 +241,6 @@ def snapshot(
             if name.startswith("rejected_")
         },
         limited=limited,
-        longest_flush=longest_flush,
         **same,
         **own,
         **delivery,
