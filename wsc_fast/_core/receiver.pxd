@@ -85,7 +85,8 @@ cdef class Receiver(Sink):
         bint interrupted           # and a loop inside that callback has read more, or has its turn
         uint64_t remaining         # payload of the frame under way that is still to come
         double part_since          # when the unfinished message began, on the coarse clock
-        Py_ssize_t held_bytes      # what messages held back for an authentication take
+        list held                  # (message, size) before the identity is known; else None
+        Py_ssize_t held_bytes      # what these take
         double last_seen           # coarse monotonic seconds
         uint32_t key               # of the frame under way, turned to its next byte
         unsigned int fragments
