@@ -36,6 +36,8 @@ MODULES = (
     "engine",
     "receiver",
     "picows_connection",
+    "pacing",
+    "closing",
     "connection",
     "calls",
     "envelopes",

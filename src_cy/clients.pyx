@@ -126,9 +126,7 @@ cdef class ClientRegistry:
             users.add(sink.user_id)
         return list(users)
 
-    cdef int add_sent(
-        self, Sink sink, unsigned long long* frames, unsigned long long* nbytes
-    ) except -1:
+    cdef int add_sent(self, Sink sink, long long* frames, long long* nbytes) except -1:
         cdef MemberSet members
         if sink.slot >= 0:
             frames[0] += self.fanout.sent.frames

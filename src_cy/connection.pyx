@@ -14,7 +14,7 @@ data is neither heard nor sent (RFC 6455 sections 5.5.1 and 7.1); what was queue
 still goes out ahead of the close frame.
 
 receiver.pyx takes what a peer's bytes say, fanout.pyx sends frames, picows_connection.pyx has what
-concerns picows, and rates.pyx counts what a client sends.
+concerns picows, pacing.pyx when a connection is read, and closing.pyx how it ends.
 
 Ownership: a client holds its transport, and the transport holds it, as its protocol, until the
 connection is lost; `let_go` undoes by hand what makes a cycle. The engine's sets hold it while it
@@ -35,22 +35,13 @@ from cpython.contextvars cimport (
 )
 from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyObject
-from cpython.unicode cimport (
-    PyUnicode_Contains,
-    PyUnicode_DecodeUTF8,
-    PyUnicode_GET_LENGTH,
-)
+from cpython.unicode cimport PyUnicode_Contains, PyUnicode_GET_LENGTH
 
+from wsc_fast._core.closing cimport ClosableConnection
 from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport NO_ACK, SETTLED, Engine
-from wsc_fast._core.frames cimport (
-    FIN_PONG,
-    check_close,
-    check_close_code,
-    encode,
-    encode_close,
-)
-from wsc_fast._core.members cimport Room, rooms_of
+from wsc_fast._core.frames cimport FIN_PONG, check_close, encode
+from wsc_fast._core.members cimport rooms_of
 from wsc_fast._core.outbox cimport (
     AWARE,
     CLOSED,
@@ -60,23 +51,17 @@ from wsc_fast._core.outbox cimport (
     OPEN,
     RUN_CONTROL,
     outbox_clear,
-    outbox_close,
     outbox_data,
     outbox_push,
     outbox_trim,
 )
-from wsc_fast._core.picows_connection cimport PicowsConnection
-from wsc_fast._core.rates cimport RATE_CLOSE, RATE_DROP, Allowance, new_allowance
+from wsc_fast._core.pacing cimport PAUSED_FOR_CALLBACKS
+from wsc_fast._core.rates cimport RATE_DROP
 from wsc_fast._core.receiver cimport CLOSE, PING, PONG
 
 from picows import WSListener
 
-from wsc_fast.errors import (
-    ClientDisconnectedError,
-    HubStoppedError,
-    ProtocolError,
-    ValidationError,
-)
+from wsc_fast.errors import ClientDisconnectedError
 
 cdef extern from "wire.h":
     pass  # receiver.pxd declares what is in it
@@ -109,10 +94,6 @@ cdef enum:
     PING_BYTES = 256
     # Pongs that wait one by one; beyond that a newer one replaces the newest.
     MOST_PONGS = 32
-    # Why the socket is not read.
-    PAUSED_FOR_CALLBACKS = 1
-    PAUSED_FOR_RATE = 2
-    PAUSED_FOR_TURN = 4
     # The longest head line of a message of wsc.1; a hello may name 100 rooms.
     HEAD_BYTES = 16384
     # The longest text that may be an acknowledgement.
@@ -166,7 +147,7 @@ cdef bint keeps_input(stream):
     )
 
 
-cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
+cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
     """One live WebSocket connection, as the hub's callbacks get it (go-wsc `Client`).
 
     Stays valid after the connection has gone: `is_connected()` is then False and `send` raises.
@@ -174,49 +155,27 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     """
 
     cdef:
-        int descriptor             # of its socket, for looking only; Sink.fd is for writing
-        bint secure                # TLS
-        long long close_slot       # of `Engine.deadlines`, while CLOSING; else -1
         dict data                  # user_data; None until first used
         object variables           # contextvars.Context of its callbacks; None before the first
         object inbox               # callbacks.Inbox while an async callback of it is due
-        list held                  # (message, size) before the identity is known
         unsigned long long messages_in
         unsigned long long bytes_in
         object authenticating      # asyncio.Task while an async authenticate runs
         readonly str remote_address
         readonly str subprotocol
         readonly str device_id     # of its Identity, or None
-        object end_code            # int, the close code that ended it; None while it is open
-        str end_reason
-        str end                    # the reason of failure for what was still queued at the end
         double connected_wall      # seconds since the epoch
         double pinged_at           # on the exact clock
         bint pong_due              # the answer to a ping of ours
         float round_trip           # seconds to that answer, the last time; below 0: not known
         unsigned long long acked   # bytes, at the last look (see check_alive)
-        bint announced             # on_client_connected has been called
         bint late_address          # of its peer, known only once its upgrade was accepted
         bint counted               # among the connections of its address (`set_counted`)
-        bint peer_closed           # the peer's close frame is in
-        bint failing               # we closed because of the peer's fault
-        unsigned char reading_paused  # by us, bit by bit for what reason
-        unsigned char ended_inside    # its peer's stream has, in a loop inside its callback
-        Allowance allowance        # None where no rate has counted anything yet
-        object rate_timer          # while reading is paused for that
-        bint close_queued          # our close frame went into the outbox
-        # Its transport has gone, with this error, before all that had come was heard; or None.
-        tuple lost_early
-        dict positions             # room -> position: those of its hello that were not taken yet
-        bint greeted               # its hello has come
-        tuple rooms_at_end         # ids; None while it is open, and of a client that was in none
         object pending             # Identity, or an awaitable for it; None once it was asked for
 
     def __cinit__(self, Engine engine not None):
-        self.close_slot = -1
         self.round_trip = -1
         self.remote_address = ""
-        self.end_reason = ""
 
     # --- what the application sees ---
 
@@ -299,8 +258,8 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
 
         Thread-safety: any thread.
         """
-        cdef unsigned long long frames = self.frames_sent
-        cdef unsigned long long sent = self.bytes_out
+        cdef long long frames = self.frames_sent
+        cdef long long sent = self.bytes_out
         self.engine.clients.add_sent(self, &frames, &sent)
         return self.engine.client_stats(
             self, self.messages_in, self.bytes_in, frames, sent, self.box.conflated,
@@ -396,11 +355,6 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         state = ("connecting", "open", "closing", "closed")[self.state]
         return f"<Client {self.id!a} user={self.user_id!a} {state}>"
 
-    cdef int send_away(self, int code, str reason) except -1:
-        if self.state <= OPEN and self.stream is not None:
-            return self.begin_close(code, reason)
-        return 0
-
     # --- connecting ---
 
     def connection_made(self, stream):
@@ -452,12 +406,6 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
     cdef bytes pack(self, bytes frame):
         return self.context.pack(frame)
 
-    cdef object any_transport(self):
-        # The asyncio transport, of a request too; None where there is none yet, or no more.
-        if self.stream is None and self.handshake is not None:
-            return self.handshake.transport
-        return self.stream
-
     # --- the context of its callbacks ---
 
     # All callbacks of a client run in one contextvars.Context, and nothing else does: plain ones
@@ -483,121 +431,6 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
             self.variables = None
         return 0
 
-    cdef int pause_reading(self, int reason) except -1:
-        if self.stream is not None and self.state == OPEN and self.lost_early is None:
-            if not self.reading_paused:
-                self.stream.pause_reading()
-            self.reading_paused |= reason
-            self.halted = True  # the rest of this read waits too
-        return 0
-
-    cdef int resume_reading(self, int reasons) except -1:
-        if self.reading_paused & reasons:
-            self.reading_paused &= ~reasons
-            self.halted = self.reading_paused & (PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE) != 0
-            if not self.reading_paused:
-                if self.deferred_input is not None:
-                    # First what was read already, at its turn.
-                    self.reading_paused = PAUSED_FOR_TURN
-                    self.engine.turns.queue(self)
-                elif self.stream is not None:
-                    self.stream.resume_reading()
-        return 0
-
-    cdef int listened(self) except -1:
-        PicowsConnection.listened(self)
-        if self.lost_early is not None:
-            self.engine.turns.queue(self)
-        elif self.ended_inside:
-            self.ended_inside = False
-            if not self.eof_received() and self.stream is not None:
-                self.close_transport()
-        return 0
-
-    cdef bint within_rate(self, Py_ssize_t size) except -1:
-        """Counts a message against the client's rates; whether the message is to be heard."""
-        cdef Engine engine = self.engine
-        cdef double now = wsc_coarse_now()
-        cdef double owed
-        cdef str limit
-        if self.allowance is None:
-            self.allowance = new_allowance(&engine.rates, now)
-        owed = self.allowance.count(&engine.rates, size, now)
-        if owed <= 0:
-            return True
-        engine.counters.rate_limited += 1
-        limit = self.allowance.limit_met(&engine.rates)
-        if engine.rates.action == RATE_CLOSE:
-            self.refuse_over(limit, 1008, "too many messages")
-            return False
-        engine.over(limit)
-        if engine.rates.action == RATE_DROP:
-            self.allowance.give_back(&engine.rates, size)
-            return False
-        if self.rate_timer is None:
-            self.pause_reading(PAUSED_FOR_RATE)
-            self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
-        return True
-
-    cdef bint is_paused(self) noexcept:
-        return self.reading_paused != 0
-
-    cdef bint wait_for_turn(self) except -1:
-        cdef object stream = self.transport_now()
-        if stream is None or self.reading_paused & PAUSED_FOR_TURN:
-            return False
-        if not self.reading_paused:
-            stream.pause_reading()
-        self.reading_paused |= PAUSED_FOR_TURN
-        return True
-
-    cdef int take_turn(self) except -1:
-        cdef object stream
-        if self.listening:
-            self.interrupted = True  # a loop inside its callback: the end of that comes first
-            return 0
-        self.turn = self.engine.turns.number
-        self.reading_paused &= ~PAUSED_FOR_TURN
-        if self.lost_early is not None:
-            return self.take_last_turn()
-        if self.transport_now() is None and not (self.secure and self.state == OPEN):
-            self.deferred_input = None  # it was ended while it waited
-        if not self.reading_paused:
-            self.take_deferred_input()
-        stream = self.transport_now()
-        if stream is not None and not self.reading_paused:
-            stream.resume_reading()
-        return 0
-
-    cdef int take_last_turn(self) except -1:
-        """Its transport has gone: what has come of it is heard, and then that it has gone."""
-        cdef tuple lost = self.lost_early
-        self.halted = False
-        self.take_deferred_input()
-        if self.deferred_input is not None:
-            return self.engine.turns.queue(self)
-        self.lost_early = None
-        self.connection_lost(lost[0])
-        return 0
-
-    cdef object transport_now(self):
-        """The asyncio transport, of a request too; None if it is closing or gone."""
-        cdef object stream = self.any_transport()
-        return None if stream is None or stream.is_closing() else stream
-
-    def _rate_passed(self):
-        """The client is read again if it owes nothing any more; else the timer is set once more."""
-        cdef Engine engine = self.engine
-        cdef double owed
-        self.rate_timer = None
-        if self.state != OPEN:
-            return
-        owed = self.allowance.owed(&engine.rates, wsc_coarse_now())
-        if owed > 0:
-            self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
-        else:
-            self.resume_reading(PAUSED_FOR_RATE)
-
     # --- receiving ---
 
     cdef int take_message(self, object content, Py_ssize_t size) except -1:
@@ -620,13 +453,9 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         if at <= 0:
             self.refuse(1002, "a message of wsc.1 has no head line")
             return None
-        try:
-            head = self.engine.decode_head(content[:at])
-        except ValidationError as error:
-            head = None
-            reason = str(error)
-        if head is None:
-            self.refuse(1002, reason)
+        head = self.engine.decode_head(content[:at])
+        if type(head) is str:  # why it is none
+            self.refuse(1002, head)
             return None
         if head.hello:
             if self.greeted:
@@ -711,47 +540,6 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
         elif self.transport is not None:
             self.transport.auto_ping_expect_pong = False
         return 0  # of a pong it counts that it came
-
-    cdef int take_close(self, const char* payload, Py_ssize_t size) except -1:
-        cdef int code = 0
-        cdef str reason = ""
-        cdef bint sound = True
-        self.input_closed = True
-        self.peer_closed = True
-        if self.state >= CLOSING:
-            if self.may_close():
-                return self.drained()
-            return 0
-        if size == 1:
-            return self.refuse(1002, "a close frame of one byte")
-        if size >= 2:
-            code = (<unsigned char>payload[0] << 8) | <unsigned char>payload[1]
-            try:
-                check_close_code(code)
-            except ValidationError:
-                sound = False
-            if not sound:
-                return self.refuse(1002, "invalid close code")
-            try:
-                reason = PyUnicode_DecodeUTF8(payload + 2, size - 2, NULL)
-            except UnicodeDecodeError:
-                sound = False
-            if not sound:
-                return self.refuse(1007, "invalid UTF-8 in the close reason")
-        self.end_code = code or 1005
-        self.end_reason = reason
-        self.engine.count_close(self.end_code, True)
-        # The peer's own code comes back, and an empty close for an empty one (section 5.5.1).
-        return self.begin_close(code, "")
-
-    cdef int failed(self, object error) except -1:
-        self.failing = self.failing or self.input_closed
-        try:
-            self.engine.application.report(self, error)
-        finally:
-            if self.state <= OPEN:
-                self.begin_close(1011, "")
-        return 0
 
     # --- sending ---
 
@@ -858,264 +646,24 @@ cdef class Client(PicowsConnection, asyncio.BufferedProtocol):
                 return self.ping()
         return 0
 
-    # --- closing ---
-
-    cdef int fail(self, int code, str reason, str limit) except -1:
-        """Fails the connection (RFC 6455 section 7.1.7): the peer broke the protocol or a bound."""
-        if self.state >= CLOSING:
-            return 0
-        self.failing = True
-        self.engine.counters.protocol_errors += 1
-        self.begin_close(code, reason)
-        self.engine.application.protocol_failed(self, ProtocolError(code, reason, limit))
-        return 0
-
-    cdef int begin_close(self, int code, str reason) except -1:
-        cdef bytes frame
-        if self.state >= CLOSING:
-            return 0
-        frame = b"\x88\x00" if code == 0 else encode_close(code, reason)
-        if self.end_code is None:
-            self.end_code = code
-            self.end_reason = reason
-            self.engine.count_close(code, False)
-        try:
-            self.leave()
-            self.limit_close()
-            if outbox_close(&self.box, <PyObject*>frame) == NO_MEMORY:
-                return self.abort()
-            self.close_queued = True
-            self.resume_reading(PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE)
-            return self.engine.fanout.mark(self)
-        except BaseException:
-            if self.engine.loop_context.loop.is_closed():
-                raise HubStoppedError("the loop of the hub is closed") from None
-            self.abort()
-            raise
-
-    cdef int limit_close(self) except -1:
-        """Begins the time that closing may take, unless it runs already."""
-        if self.close_slot < 0:
-            self.close_slot = self.engine.deadlines.set(
-                self._abort_for_timeout,
-                self.engine.loop_context.loop.time() + self.engine.close_timeout,
-            )
-        return 0
-
-    cdef int leave(self) except -1:
-        """CLOSING: out of every set, with nothing more to hear."""
-        self.state = CLOSING
-        self.leave_sets()
-        self.engine.clients.closing.add(self)
-        self.parts = None
-        self.held = None
-        return 0
-
-    cdef int leave_sets(self) except -1:
-        if self.memberships is not None:
-            # With rooms that were deleted just now, whose end `on_room_left` has not heard of.
-            try:
-                self.rooms_at_end = tuple(
-                    [members.id for members in self.memberships if isinstance(members, Room)]
-                )
-            except MemoryError:
-                pass  # nobody hears of them: what matters is that it leaves
-        return self.engine.clients.expel(self)
-
-    cdef bint may_close(self) noexcept:
-        return self.box.count == 0 and not self.blocked
-
-    cdef int drained(self) except -1:
-        """The close frame is with the kernel."""
-        if self.stream is None:
-            return 0
-        if self.peer_closed:
-            # The server closes TCP first (RFC 6455 section 7.1.1).
-            self.close_transport()
-        elif self.failing:
-            try:
-                if self.stream.can_write_eof():
-                    self.stream.write_eof()
-                else:
-                    self.close_transport()
-            except OSError:
-                self.stream.abort()  # the peer has reset the connection meanwhile
-        return 0
-
-    cdef int close_transport(self) except -1:
-        cdef object stream = self.any_transport()
-        self.resume_to_close(stream)
-        stream.close()
-        return 0
-
-    cdef int resume_to_close(self, object stream) except -1:
-        """To be called before a transport closes, or is closed."""
-        if self.drains:
-            # aiofastnet 1.2 hears no answer, nor its end, of a peer whose transport closes while it
-            # is paused, and does not resume one that closes.
-            stream.resume_reading()
-        return 0
-
-    cdef int forget(self) except -1:
-        cdef unsigned int lost = outbox_clear(&self.box)
-        self.engine.counters.dropped_closed += lost
-        self.box.dropped += lost
-        self.state = CLOSED
-        self.input_closed = True
-        self.fd = -1
-        self.dirty_at = -1
-        self.engine.fanout.set_blocked(self, False)
-        self.close_slot = -1
-        self.rate_timer = None
-        self.authenticating = None
-        self.inbox = None
-        self.variables = None
-        self.picows_protocol = None
-        self.counted = False
-        return self.let_go()
-
-    def _abort_for_timeout(self):
-        self.close_slot = -1
-        self.engine.over("close_timeout")
-        self.end = "send_timeout"
-        self.abort()
+    # --- its end ---
 
     cdef int close_normally(self) except -1:
         self.disconnect()
         return 0
 
-    cdef int abort(self) except -1:
-        """Ends the connection at once; connection_lost follows in a later turn."""
-        if self.state < CLOSING:
-            self.leave()
-        self.engine.fanout.unmark(self)
-        if self.stream is not None:
-            self.stream.abort()
-        return 0
-
-    cdef bint end_of_stream(self) except -1:
-        """The peer half-closed; returns whether the transport is to stay open for writing.
-
-        Queued messages still go out, within the close timeout: a close frame that it has sent just
-        before is answered, and so is a request by a client that only reads from then on.
-        """
-        if self.state < CLOSING:
-            self.leave()
-        self.input_closed = True
-        self.peer_closed = True
-        self.limit_close()
-        # TLS transports close whatever is returned.
-        return not self.secure and not self.may_close()
-
-    def connection_lost(self, error):
-        """The transport is gone (asyncio.BaseProtocol)."""
-        if error is not None and self.end is None:
-            self.end = "conn_error"
-        if self.listening or (
-            self.deferred_input is not None
-            and error is None and self.secure and self.handshake is None
-        ):
-            # Its received bytes are heard first. TLS may bring its end in the same read, and
-            # uvloop's TLS closes though it is paused. The descriptor may be another's by then.
-            self.lost_early = (error,)
-            self.fd = self.descriptor = -1
-            self.engine.fanout.set_blocked(self, True)
-            if not self.listening:
-                self.engine.turns.queue(self)
-            return
-        self.deferred_input = None
-        if self.handshake is not None:
-            self.handshake.lost()
-            self.handshake = None
-        self.tell_picows_lost(error)
-        self.gone()
-
-    def eof_received(self):
-        """The peer half-closed (asyncio.BufferedProtocol)."""
-        cdef object stream = self.any_transport()
-        if self.listening:
-            self.ended_inside = True  # what has come of it is heard first
-            if stream is not None:
-                self.resume_to_close(stream)
-            return not self.secure
-        if self.secure and self.deferred_input is not None and self.handshake is None:
-            if stream is not None:
-                self.resume_to_close(stream)
-            return False  # what has come of it is heard when its transport has gone
-        self.take_rest()
-        if stream is not None:
-            self.resume_to_close(stream)
-        return self.stream is not None and self.end_of_stream()
-
-    cdef int gone(self) except -1:
-        cdef unsigned int lost
-        cdef list frames = None
-        cdef bint broken = self.end_code is None
-        self.engine.fanout.set_blocked(self, False)
-        if self.state == CLOSED or self.stream is None:
-            return 0
-        self.state = CLOSED
-        self.input_closed = True
-        self.fd = -1
-        self.parts = None
-        self.held = None
-        self.positions = None
-        self.tail = None
-        self.context = None
-        if broken:
-            self.end_code = 1006
-            self.engine.count_close(1006, False)
-        self.engine.fanout.unmark(self)
-        self.engine.clients.closing.discard(self)
-        self.engine.connections -= 1
-        try:
-            if self.engine.fanout.tells_losses() and self.box.count:
-                frames = outbox_data(&self.box)
-                if self.close_queued:
-                    frames.pop()  # the last one is our close frame
-            self.leave_sets()
-            self.end_timers()
-        except BaseException as error:
-            self.engine.application.report(self, error)
-        lost = outbox_clear(&self.box)
-        if lost and self.close_queued:
-            lost -= 1
-        self.engine.counters.dropped_closed += lost
-        self.box.dropped += lost
-        self.let_go()
-        if frames:
-            try:
-                self.engine.lose(self, frames, self.end or "conn_closed", None)
-            except BaseException as error:
-                self.engine.application.report(self, error)
-        try:
-            if broken and self.announced:
-                self.engine.application.connection_lost(
-                    self, "the connection broke: it ended without a close frame"
-                )
-            self.engine.admission.disconnected(self, self.announced)
-        except BaseException as error:
-            self.engine.application.report(self, error)
-        return self.drop_context()
-
     cdef int end_timers(self) except -1:
-        if self.close_slot >= 0:
-            self.engine.deadlines.cancel(self._abort_for_timeout, self.close_slot)
-            self.close_slot = -1
-        if self.rate_timer is not None:
-            self.rate_timer.cancel()
-            self.rate_timer = None
         if self.authenticating is not None:
             self.authenticating.cancel()
             self.authenticating = None
-        return 0
+        return ClosableConnection.end_timers(self)
 
-    cdef int let_go(self) except -1:
-        """Undoes by hand what made a cycle, so that nothing waits for the garbage collector."""
-        cdef object stream = self.stream
-        self.write = None
-        self.stream = None
-        return self.leave_picows(stream)
+    cdef int forget(self) except -1:
+        self.authenticating = None
+        self.inbox = None
+        self.variables = None
+        self.counted = False
+        return ClosableConnection.forget(self)
 
 
 # --- what the parts of a hub do with a client ---

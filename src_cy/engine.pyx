@@ -29,7 +29,6 @@ from wsc_fast._core.outbox cimport (
     MADE_ROOM,
     NO_MEMORY,
     OPEN,
-    PUSHED,
     REFUSED,
     RUN_NORMAL,
     Counters,
@@ -249,7 +248,7 @@ cdef class Engine(FanoutNeeds):
         """Hands down what cluster/heads.py has for the head lines of wsc.1.
 
         Args:
-            decode_head: `decode_head(line) -> Head`.
+            decode_head: `decode_head(line) -> Head`, or a str that says why it is none.
             without_heads: `without_heads(frames) -> list[bytes]`: plain frames, of those which
                 carry a message.
         """
@@ -385,24 +384,19 @@ cdef class Engine(FanoutNeeds):
         """Queues a frame for one client, or raises what says why not."""
         cdef PyObject* key_ptr = NULL
         cdef str checked
-        cdef int result
         cdef object error
         if key is not None:
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
         self.counters.messages_out += 1
-        result = self.push(sink, frame, key_ptr, run)
-        if result == NO_MEMORY:
-            raise MemoryError(f"no memory for the outbox of client {sink.id!a}")
-        if result == REFUSED:
-            self.counters.refused += 1
+        if not self.push(sink, frame, key_ptr, run):
             error = self.queue_full(sink)
             self.lose(sink, [frame], "queue_full", error)
             raise error
         return 0
 
-    cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
-        """Queues a frame for one client: PUSHED, REFUSED or NO_MEMORY."""
+    cdef bint push(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
+        """Queues a frame for one client; whether there was room."""
         if sink.form:
             frame = self.form_for(frame, sink.form)
         return self.push_form(sink, frame, key, run)
@@ -410,12 +404,12 @@ cdef class Engine(FanoutNeeds):
     cdef int push_aware(self, Sink sink, bytes frame) except -1:
         """Queues a frame that has its head line; a client without room for it is closed."""
         cdef bytes form = frame if sink.form == AWARE else self.form_of(frame, sink.form)
-        if self.push_form(sink, form, NULL, RUN_NORMAL) != PUSHED:
+        if not self.push_form(sink, form, NULL, RUN_NORMAL):
             sink.too_slow(<PyObject*>form)
         return 0
 
-    cdef int push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
-        """Queues a frame for one client, in the client's form: PUSHED, REFUSED or NO_MEMORY."""
+    cdef bint push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
+        """Queues a frame that is in the client's form; whether there was room."""
         cdef int result
         cdef list dropped = None
         cdef const Limits* limits = &self.fanout.limits
@@ -426,7 +420,10 @@ cdef class Engine(FanoutNeeds):
             &sink.box, limits, &self.fanout.counters, <PyObject*>frame, key, run
         )
         if result == REFUSED or result == NO_MEMORY:
-            return result
+            self.counters.refused += 1
+            if result == NO_MEMORY:
+                raise MemoryError(f"no memory for the outbox of client {sink.id!a}")
+            return False
         self.fanout.counters.deliveries += 1
         if result == MADE_ROOM:
             dropped = self.fanout.taken()
@@ -434,7 +431,14 @@ cdef class Engine(FanoutNeeds):
             self.fanout.mark(sink)
         if dropped is not None:
             self.lose(sink, dropped, "queue_full", None)
-        return PUSHED
+        return True
+
+    cdef object try_push(self, Sink sink, bytes frame, int run):
+        """`push` for one of several, or for what is sent again: None, or what says why not."""
+        try:
+            return None if self.push(sink, frame, NULL, run) else self.queue_full(sink)
+        except MemoryError as error:
+            return error
 
     cdef object queue_full(self, Sink sink):
         return QueueFullError(
@@ -459,46 +463,43 @@ cdef class Engine(FanoutNeeds):
 
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0:
         # How many clients it was queued for; 0: the user has none; below 0: the outboxes of that
-        # many are full, and there is no other.
+        # many are full, and there is no other. MemoryError: there was no memory, and no other.
         cdef MemberSet user = self.clients.users.get(user_id)
         cdef Sink sink = self.clients.named_as(user_id)
         cdef Py_ssize_t queued = 0
-        cdef list refused = None
+        cdef list refused = None  # (Sink, error)
         cdef list items
+        cdef object error
         self.counters.messages_out += 1
         if user is not None:
             self.fanout.schedule_before_walk(user.items)
         if sink is not None:
-            if self.offer(sink, frame, run):
+            error = self.try_push(sink, frame, run)
+            if error is None:
                 queued = 1
             else:
-                refused = [sink]
+                refused = [(sink, error)]
         if user is not None:
             # Where the application is told of losses on the way, clients may leave meanwhile.
             items = list(user.items) if self.fanout.tells_losses() else user.items
             for sink in items:
                 if sink.state != OPEN:
                     continue
-                if self.offer(sink, frame, run):
+                error = self.try_push(sink, frame, run)
+                if error is None:
                     queued += 1
                 elif refused is None:
-                    refused = [sink]
+                    refused = [(sink, error)]
                 else:
-                    refused.append(sink)
+                    refused.append((sink, error))
         if refused is None:
             return queued
-        if not queued:
-            return -len(refused)
-        for sink in refused:
-            self.lose(sink, [frame], "queue_full", self.queue_full(sink))
-        return queued
-
-    cdef bint offer(self, Sink sink, bytes frame, int run) except -1:
-        """Queues a frame for one client; whether there was room."""
-        if self.push(sink, frame, NULL, run) == PUSHED:
-            return True
-        self.counters.refused += 1
-        return False
+        for sink, error in refused:
+            if queued:
+                self.lose(sink, [frame], "queue_full", error)
+            elif isinstance(error, MemoryError):
+                raise error
+        return queued or -len(refused)
 
     cdef Py_ssize_t publish(
         self, list items, object members, object message, object exclude, object key,
@@ -754,9 +755,6 @@ cdef class Engine(FanoutNeeds):
     cdef list client_rooms(self, object client_id):
         return rooms_of(self.clients.find(client_id))
 
-    def count_rooms(self):
-        return len(self.rooms)
-
     def count_emptying(self):
         """Counts the deleted rooms that have members left."""
         return PyList_GET_SIZE(self.emptying)
@@ -809,7 +807,7 @@ cdef class Engine(FanoutNeeds):
         return list(self.clients.closing)
 
     def read_counters(self):
-        """The counters since the last reset, and the outbox totals of this moment."""
+        """The counters since the last reset, and the gauges of this moment."""
         cdef Sink sink
         cdef Py_ssize_t messages = 0
         cdef Py_ssize_t nbytes = 0
@@ -822,6 +820,9 @@ cdef class Engine(FanoutNeeds):
             messages += waiting * PyList_GET_SIZE(self.fanout.batch_frames)
             nbytes += waiting * self.fanout.batch_bytes
         counters["compressed"] = 0 if self.codec is None else self.codec.compressions
+        counters["connected_clients"] = PyList_GET_SIZE(self.clients.everyone)
+        counters["active_rooms"] = len(self.rooms)
+        counters["longest_flush"] = self.fanout.longest_flush
         counters["queued_messages"] = messages
         counters["queued_bytes"] = nbytes
         counters["limited"] = dict(self.limited)

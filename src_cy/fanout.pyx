@@ -508,9 +508,9 @@ cdef class Fanout:
         """The batch is sent: to all members of its set, but for those that are `detached`."""
         cdef Sink sink
         cdef int form
-        self.batch_sent.frames += <unsigned long long>PyList_GET_SIZE(self.batch_frames)
+        self.batch_sent.frames += PyList_GET_SIZE(self.batch_frames)
         for form in range(FORMS):
-            self.batch_sent.nbytes[form] += <unsigned long long>self.batch_totals[form]
+            self.batch_sent.nbytes[form] += self.batch_totals[form]
         for sink in self.batch_detached:
             self.owe(sink)
         return 0

@@ -32,6 +32,7 @@ from wsc_fast._core.timers import TICK
 from wsc_fast.errors import (
     AckFailedError,
     AckTimeoutError,
+    ClientDisconnectedError,
     ClientNotFoundError,
     HubStoppedError,
     PendingFullError,
@@ -580,7 +581,7 @@ cdef class AckTable:
             replay = mailbox.replays.get(client) if mailbox.replays else None
             if replay is not None:
                 replay.put(pending)
-            elif self.engine.offer(client, frame, pending._priority - 1):
+            elif self.engine.try_push(client, frame, pending._priority - 1) is None:
                 taken = True
             elif full is None:
                 full = [client]
@@ -602,19 +603,19 @@ cdef class AckTable:
         if client.state != OPEN:
             return False
         self.engine.counters.messages_out += 1
-        taken = self.engine.offer(client, frame_of(pending), pending._priority - 1)
+        taken = self.engine.try_push(client, frame_of(pending), pending._priority - 1) is None
         if taken:
             pending.sent_count += 1
             pending.sent_at = self.engine.fanout.flush_number
         self.begin(pending)
         return taken
 
-    cpdef bint send_plain(self, Sink client, bytes data, int priority) except -1:
-        """Sends a HubMessage without acknowledgement to one client; whether its outbox took it."""
+    cpdef object send_plain(self, Sink client, bytes data, int priority):
+        """Sends a HubMessage without acknowledgement to one client: None, or what says why not."""
         if client.state != OPEN:
-            return False
+            return ClientDisconnectedError(f"client {client.id!a} is not connected")
         self.engine.counters.messages_out += 1
-        return self.engine.offer(
+        return self.engine.try_push(
             client,
             encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)),
             priority - 1,
@@ -637,7 +638,7 @@ cdef class AckTable:
             if frame is None:
                 frame = frame_of(pending)
                 self.engine.counters.messages_out += 1
-            if self.engine.offer(client, frame, pending._priority - 1):
+            if self.engine.try_push(client, frame, pending._priority - 1) is None:
                 taken = True
         if taken:
             pending.sent_count += 1

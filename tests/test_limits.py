@@ -10,8 +10,8 @@ import pytest
 
 from tests.support import TLS, exchange, silent_sockets, tls_options
 from wsc_fast import Client, Hub, HubConfig
-from wsc_fast.listen.limits import MAX_BUCKETS, Buckets, ConnectionLimits, address_key
 from wsc_fast.testing import TEXT, RawClient, encode, eventually, open_client, running
+from wsc_fast.upgrade.limits import MAX_BUCKETS, Buckets, ConnectionLimits, address_key
 
 
 @pytest.mark.parametrize(

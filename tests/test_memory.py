@@ -26,9 +26,17 @@ from typing import Any
 
 import pytest
 
-from wsc_fast import Client, Hub, HubConfig, WSCError
+from wsc_fast import (
+    Client,
+    Hub,
+    HubConfig,
+    HubMessage,
+    Identity,
+    QueueFullError,
+    WSCError,
+)
 from wsc_fast._core import DEBUG_BUILD
-from wsc_fast._core.connection import agree_on, begin_connection
+from wsc_fast._core.connection import agree_on, begin_connection, set_pending_identity
 from wsc_fast._core.memory import fail_allocation, live_objects
 from wsc_fast.testing import CLOSE, CONTINUATION, PING, TEXT, deflated, encode
 from wsc_fast.upgrade.negotiation import Deflate
@@ -165,7 +173,7 @@ class Peer:
         self.client.connection_lost(None)
 
     def messages(self) -> list[bytes]:
-        """The data messages of the wire, whole ones; a torn end is only where it was aborted."""
+        """The binary messages of the wire, whole ones; a torn end is only where it was aborted."""
         found, at, wire = [], 0, bytes(self.wire)
         z = zlib.decompressobj(-15)
         while at < len(wire):
@@ -177,9 +185,9 @@ class Peer:
             if start + size > len(wire):
                 assert self.over, "a torn frame"
                 break
-            assert wire[at] in (0x82, 0xC2, 0x88, 0x8A), hex(wire[at])
+            assert wire[at] in (0x81, 0xC1, 0x82, 0xC2, 0x88, 0x8A), hex(wire[at])
             payload = wire[start : start + size]
-            if wire[at] == 0xC2:
+            if wire[at] & 0x40:
                 if self.kind == "shared":
                     z = zlib.decompressobj(-15)
                 payload = z.decompress(payload + b"\0\0\xff\xff")
@@ -227,6 +235,12 @@ class Life:
         yield lambda: hub.create_room("r")
         for peer in peers:
             yield lambda: peer.client.is_connected() and hub.join_room(peer.client.id, "r")
+        for peer in peers:
+            yield lambda: peer.client.is_connected() and to_user(hub, peer.client)
+        yield self.loop.turn
+        for peer in peers:
+            peer.read()
+            yield peer.resume
         message = self.message(10)
         yield lambda: hub.broadcast(message)
         yield self.loop.turn
@@ -340,6 +354,14 @@ def play(overflow: str, failing: int, number: int, arm: Arm, disarm: Callable[[]
     return reached
 
 
+def to_user(hub: Hub, client: Client) -> None:
+    """A send that finds an empty outbox: it may fail for want of memory, never of room."""
+    try:
+        hub.send_to_user(client.user_id, HubMessage(content="hello"))
+    except QueueFullError as error:
+        raise AssertionError(f"a full outbox, with {client.queued_messages} messages") from error
+
+
 def attempt(step: Callable[[], object]) -> None:
     # The error may also be that a client went, or that a room was not made.
     try:  # noqa: SIM105 (that takes memory)
@@ -418,6 +440,25 @@ def test_a_hub_for_which_there_is_no_memory_is_a_memory_error() -> None:
     del hub
     gc.collect()
     assert live_objects() == before
+
+
+@pytest.mark.skipif(not DEBUG_BUILD, reason="the debug build fails allocations")
+def test_the_other_clients_of_a_user_are_reached_where_one_finds_no_memory() -> None:
+    life = Life("disconnect")
+    hub, (first, second) = life.hub, life.peers[:2]
+    try:
+        for peer in (first, second):
+            set_pending_identity(peer.client, Identity(user_id="u"))
+            peer.begin()
+        message = HubMessage(content="hello")
+        fail_allocation(1)
+        assert hub.send_to_user("u", message) == 1
+        assert fail_allocation(0) is False
+        assert (first.client.queued_messages, second.client.queued_messages) == (0, 1)
+        assert hub.get_stats().refused == 1
+        assert hub.send_to_user("u", message) == 2
+    finally:
+        life.close()
 
 
 # In a process of its own, since it may crash; each step is printed before, to tell which it was.

@@ -15,16 +15,14 @@ No part knows the hub: each is given what it needs.
 
 from __future__ import annotations
 
-import math
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from wsc_fast._core.connection import Client
-from wsc_fast._core.frames import check_close
 from wsc_fast._core.upward import join
 from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
@@ -35,8 +33,9 @@ from wsc_fast.cluster.heads import decode_head, without_heads
 from wsc_fast.cluster.node import Needs as NodeNeeds
 from wsc_fast.cluster.node import Node
 from wsc_fast.config import HubConfig
-from wsc_fast.config.kinds import FOREVER, kinds_of
+from wsc_fast.config.kinds import kinds_of
 from wsc_fast.delivery.delivery import Delivery
+from wsc_fast.delivery.facade import DeliveryFace
 from wsc_fast.delivery.needs import Needs as DeliveryNeeds
 from wsc_fast.errors import ConfigError, HubStateError, ValidationError
 from wsc_fast.listen.arguments import check_listen_arguments
@@ -44,9 +43,13 @@ from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.needs import Needs as ListenerNeeds
 from wsc_fast.listen.sockets import Host
 from wsc_fast.messages import message_forms
+from wsc_fast.observe.counting import Counting
+from wsc_fast.observe.facade import ObserveFace
 from wsc_fast.observe.needs import Needs as ObserveNeeds
 from wsc_fast.observe.observing import Observing
+from wsc_fast.runtime.callback_facade import CallbackFace
 from wsc_fast.runtime.callbacks import Callbacks
+from wsc_fast.runtime.facade import LifeFace
 from wsc_fast.runtime.heartbeat import Heartbeat
 from wsc_fast.runtime.hooks import LifeHooks
 from wsc_fast.runtime.inbox import Inbox
@@ -55,18 +58,17 @@ from wsc_fast.runtime.life import Life, Parts
 from wsc_fast.runtime.lines import OverloadLines
 from wsc_fast.runtime.process import FileLimit, OwnLog
 from wsc_fast.runtime.runner import Runner, Served
-from wsc_fast.runtime.signatures import OfClient, OfError, OfMessage, OfRoom
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
-from wsc_fast.stats import HubStats, client_stats, snapshot
+from wsc_fast.stats import client_stats
 from wsc_fast.upgrade.admission import Admission
 from wsc_fast.upgrade.admission import Needs as AdmissionNeeds
+from wsc_fast.upgrade.facade import UpgradeFace
 from wsc_fast.upgrade.handshake import Requests
 from wsc_fast.upgrade.policy import Policy
 from wsc_fast.upgrade.refusals import Refusals
 from wsc_fast.upgrade.request import Authenticate
-from wsc_fast.upgrade.routes import OfRequest
 from wsc_fast.upgrade.site import Site
 
 TransportName = Literal["hub", "picows"]
@@ -75,7 +77,7 @@ TransportName = Literal["hub", "picows"]
 _OTHER_FILES = 1_024
 
 
-class Hub(ClusterFace):
+class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, LifeFace):
     """A WebSocket hub: holds the connections, and moves messages to clients, users and rooms.
 
     Args:
@@ -111,7 +113,7 @@ class Hub(ClusterFace):
         self._runner: Runner | None = None  # while `run` runs
         # Of the hub itself the parts get what they need, and nothing else.
         engine = self._engine
-        settings: Callable[[], HubConfig] = lambda: self._config  # noqa: E731
+        settings: Callable[[], HubConfig] = partial(getattr, self, "_config")
         state, files, site = State(), FileLimit(), Site()
         report: Callable[[BaseException], None] = lambda error: callbacks.report(None, error)  # noqa: E731
         tasks, hooks = Tasks(engine, report), LifeHooks(report)
@@ -197,12 +199,13 @@ class Hub(ClusterFace):
         self._life = Life(parts, settings)
         self._door = Door(engine, state, self._life, policy, settings, self._own_log)
         self._calls, self._delivery = calls, delivery
-        self._hooks, self._tasks, self._node = hooks, tasks, node
+        self._callbacks, self._hooks, self._tasks = callbacks, hooks, tasks
+        self._site, self._admission, self._node = site, admission, node
         self._observing = Observing(
             ObserveNeeds(
                 engine=engine,
                 calls=calls,
-                stats=lambda: self._snapshot(),
+                counting=Counting(engine, callbacks, delivery, self._life),
                 stores=delivery.store_latencies,
                 add_route=lambda path, fn: self.route(path)(fn),
                 accompany=self._life.companions.append,
@@ -250,14 +253,14 @@ class Hub(ClusterFace):
             self._check_change(config)
         else:
             self._engine.configure(config)
-            self._parts.site.set_extensions(config)
+            self._site.set_extensions(config)
         self._config = config
         if self._runner is not None:
             self._runner.allow_files()
             self._parts.files.look()
         self._engine.configure_live(config)
-        self._parts.site.set_trusted(config)
-        self._parts.admission.set_limits(config)
+        self._site.set_trusted(config)
+        self._admission.set_limits(config)
 
     def _check_change(self, config: HubConfig) -> None:
         """Raises ConfigError for what a running hub cannot change."""
@@ -269,146 +272,6 @@ class Hub(ClusterFace):
                 )
         if self._life.check_settings is not None:
             self._life.check_settings(config)
-
-    # --- callbacks ---
-
-    def on_client_connected(self, fn: OfClient) -> OfClient:
-        """Has `fn(client)` called for each new client, before any of its messages.
-
-        Args:
-            fn: plain or async. If it raises, the client is closed with 1011.
-
-        Returns:
-            fn, so that this works as a decorator too; several may be set.
-
-        Raises:
-            ValidationError: fn cannot be called so.
-
-        Thread-safety: any thread. Source: go-wsc `OnClientConnected`.
-        """
-        return self._parts.callbacks.add_connected(fn)
-
-    def on_client_disconnected(self, fn: OfClient) -> OfClient:
-        """Has `fn(client)` called once for each connected client that has gone.
-
-        Args:
-            fn: plain or async. The client is out of its rooms already; `client.rooms` has those
-                that it was in.
-
-        Returns:
-            fn, so that this works as a decorator too; several may be set.
-
-        Raises:
-            ValidationError: fn cannot be called so.
-
-        Thread-safety: any thread. Source: go-wsc `OnClientDisconnected`.
-        """
-        return self._parts.callbacks.add_disconnected(fn)
-
-    def on_message_received(self, fn: OfMessage) -> OfMessage:
-        """Has `fn(client, message)` called for each message.
-
-        Args:
-            fn: plain or async; `message` is str for text, bytes for binary. An async one runs for
-                one message of a client at a time, in order.
-
-        Returns:
-            fn, so that this works as a decorator too; several may be set.
-
-        Raises:
-            ValidationError: fn cannot be called so.
-
-        Thread-safety: any thread. Source: go-wsc `OnMessageReceived`.
-        """
-        return self._parts.callbacks.add_message(fn)
-
-    def on_error(self, fn: OfError) -> OfError:
-        """Has `fn(client, error)` called for what callbacks raise, and what goes wrong with peers.
-
-        Args:
-            fn: plain or async; `client` is None where no client can be named, `error` is the
-                exception: ProtocolError for a peer's fault, ConnectionLostError for a connection
-                that broke or a heartbeat that was not answered, else what a callback raised.
-
-        Returns:
-            fn, so that this works as a decorator too; several may be set.
-
-        Raises:
-            ValidationError: fn cannot be called so.
-
-        Thread-safety: any thread. Source: go-wsc `OnError`.
-        """
-        return self._parts.callbacks.add_error(fn)
-
-    def on_room_joined(self, fn: OfRoom) -> OfRoom:
-        """Has `fn(client, room_id)` called for each client that has become a member of a room.
-
-        Args:
-            fn: plain or async. It is called in `join_room`, and an async one in the order of the
-                client's other events.
-
-        Returns:
-            fn, so that this works as a decorator too; several may be set.
-
-        Raises:
-            ValidationError: fn cannot be called so.
-
-        Thread-safety: any thread.
-        """
-        return self._parts.callbacks.add_room_joined(fn)
-
-    def on_room_left(self, fn: OfRoom) -> OfRoom:
-        """Has `fn(client, room_id)` called for each membership of a room that has ended.
-
-        It ends by `leave_room`, by `delete_room`, and with the connection: then this is called for
-        each of the client's rooms, and `on_client_disconnected` afterwards.
-
-        Args:
-            fn: plain or async, as for `on_room_joined`. The members of a large room that is deleted
-                are told of over several turns of the loop.
-
-        Returns:
-            fn, so that this works as a decorator too; several may be set.
-
-        Raises:
-            ValidationError: fn cannot be called so.
-
-        Thread-safety: any thread.
-        """
-        return self._parts.callbacks.add_room_left(fn)
-
-    def route(
-        self, path: str, methods: Iterable[str] = ("GET",)
-    ) -> Callable[[OfRequest], OfRequest]:
-        """Serves plain HTTP requests of a path.
-
-        Args:
-            path: begins with a slash, and is exact but for its parameters: `/rooms/{room}` takes
-                any segment there, which `request.path_params["room"]` has. An exact path goes
-                before one with parameters, and these go in the order of their registration.
-            methods: GET, POST, PUT, PATCH, DELETE or OPTIONS. A route of GET answers HEAD too. A
-                body has a Content-Length, and no more bytes than HubConfig.max_request_body.
-
-        Returns:
-            a decorator for `f(request)`, plain or async: a str that it returns is sent as text,
-            bytes as octets, a Response as it says, and a dict, list, tuple, dataclass or
-            msgspec.Struct as JSON. An async one is cancelled when its peer goes, and by `stop`.
-
-        Raises:
-            ValidationError: the path cannot be served, or is served already.
-
-        Thread-safety: any thread. Source: Go `http.HandleFunc`.
-        """
-        site = self._parts.site
-        checked = site.routes.check(path, methods)
-        if self.loop is not None and path == site.path:
-            raise ValidationError(f"the path {path!r} is the WebSocket endpoint")
-
-        def register(fn: OfRequest) -> OfRequest:
-            site.routes.add(path, checked, fn)
-            return fn
-
-        return register
 
     # --- life ---
 
@@ -464,7 +327,7 @@ class Hub(ClusterFace):
         Thread-safety: the thread of the running loop, which the hub then belongs to.
         """
         self._life.check_not_running()
-        self._parts.site.check_endpoint(path)
+        self._site.check_endpoint(path)
         check_listen_arguments(host, port, sock, ssl)
         if transport not in ("hub", "picows"):
             raise ValidationError(f"transport must be 'hub' or 'picows', not {transport!r}")
@@ -514,7 +377,7 @@ class Hub(ClusterFace):
 
         Thread-safety: any thread.
         """
-        self._parts.site.check_endpoint(path)
+        self._site.check_endpoint(path)
         return Endpoint(self._door, path)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -528,39 +391,6 @@ class Hub(ClusterFace):
             'uvicorn.run(app, ws=hub.uvicorn(path="/ws")), or uvicorn app:app --ws app:ws where '
             'the module app has ws = hub.uvicorn(path="/ws")'
         )
-
-    async def stop(self, timeout: float = 5.0) -> None:
-        """Stops gracefully: accepts nothing more, flushes outboxes, closes all with 1001.
-
-        Args:
-            timeout: seconds; connections that are not closed by then are aborted, and async
-                callbacks that are under way then are cancelled. Callbacks that hear of a disconnect
-                have a second.
-
-        Raises:
-            ValidationError: the timeout is no number of seconds.
-
-        Idempotent: a second call waits for the first. The hub can be started again afterwards.
-        Thread-safety: any thread, from within any loop. Source: go-wsc `Stop`.
-        """
-        await self._life.stop(_checked_seconds("timeout", timeout))
-
-    async def drain(self, period: float = 10.0) -> None:
-        """Sends the clients away with 1012, a few at a time, so that not all come back at once.
-
-        Where another process may serve the port (`sock`, `reuse_port`), the hub accepts nothing
-        more: clients that connect from now on are that process's. Else new upgrades get 503 from
-        now on, while routes go on being served. `stop` is to follow.
-
-        Args:
-            period: seconds that it takes at most; it ends once nobody is connected.
-
-        Raises:
-            ValidationError: the period is no number of seconds.
-
-        Thread-safety: any thread, from within any loop.
-        """
-        await self._life.drain(_checked_seconds("period", period))
 
     def reload_certificate(self) -> None:
         """Loads `certfile` and `keyfile` again, for connections from now on; the others stay.
@@ -665,76 +495,7 @@ class Hub(ClusterFace):
     ) -> None:
         await self.stop()
 
-    # --- users ---
-
-    def disconnect_user(self, user_id: str, code: int = 1000, reason: str = "") -> int:
-        """Closes all connections of a user, in this call; see `Client.disconnect`.
-
-        None of them is heard afterwards: messages that wait for an async callback are dropped, also
-        those of connections that have ended. Where an async `authenticate` that is under way turns
-        out to be this user's, its connection is closed too. It takes about 2 microseconds for each.
-
-        Args:
-            user_id: a str.
-            code: close code.
-            reason: text for the clients.
-
-        Returns:
-            int: how many clients it was.
-
-        Raises:
-            ValidationError: the code may not be sent, or the reason or the id is not a str.
-
-        Thread-safety: any thread.
-        """
-        check_close(code, reason)
-        admission = self._parts.admission
-        return self._calls.run(partial(admission.disconnect_user, user_id, code, reason))
-
-    # --- stats ---
-
-    def get_stats(self) -> HubStats:
-        """A snapshot of the hub's counters and gauges.
-
-        Returns:
-            HubStats.
-
-        Thread-safety: any thread. Source: go-wsc `GetStats`.
-        """
-        return self._calls.run(self._snapshot)
-
-    def _snapshot(self) -> HubStats:
-        return snapshot(
-            self._engine.read_counters(),
-            connected_clients=self.get_connected_clients(),
-            active_rooms=self._engine.count_rooms(),
-            connections=self.connections,
-            start_time=self._life.start_time,
-            uptime=self._life.uptime(),
-            longest_flush=self.longest_flush,
-            own=self._parts.callbacks.counters(),
-            delivery=self._delivery.counters(),
-        )
-
-    def reset_stats(self) -> None:
-        """Sets every counter to zero; gauges and the start time stay.
-
-        Thread-safety: any thread. Source: go-wsc `ResetStats`.
-        """
-        self._calls.run(self._reset_stats)
-
-    def _reset_stats(self) -> None:
-        self._engine.reset_counters()
-        self._delivery.reset_counters()
-        self._parts.callbacks.reset_counters()
-
 
 def door_of(hub: Hub) -> Door:
     """The interface through which another server hands over its connections (for adapters/)."""
     return hub._door
-
-
-def _checked_seconds(what: str, value: object) -> float:
-    if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise ValidationError(f"{what} must be a number of seconds, not {value!r}")
-    return float(min(value, FOREVER))  # type: ignore[call-overload]

@@ -33,7 +33,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         dropped: messages dropped, by reason: "drop_oldest", "drop_newest", "slow_consumer" (the
             backlog of a client that was disconnected for it) and "conn_closed" (the backlog of a
             connection that went away).
-        refused: direct sends that ended in QueueFullError.
+        refused: direct sends that found no room in an outbox, or no memory for it.
         slow_consumer_disconnects: clients closed with 1013.
         closes: how connections ended: how often with each close code, as `Client.close_code` tells
             it. Codes from 3000 to 4999 that the client chose count together, as "3000-4999".
@@ -201,12 +201,9 @@ def client_stats(
 def snapshot(
     counters: dict[str, Any],
     *,
-    connected_clients: int,
-    active_rooms: int,
     connections: int,
     start_time: datetime | None,
     uptime: float,
-    longest_flush: float,
     own: dict[str, int],
     delivery: dict[str, int],
 ) -> HubStats:
@@ -217,8 +214,6 @@ def snapshot(
     closes = counters.pop("closes")
     same = {name: counters[name] for name in HubStats.__struct_fields__ if name in counters}
     return HubStats(
-        connected_clients=connected_clients,
-        active_rooms=active_rooms,
         total_messages=counters["messages_in"] + counters["messages_out"],
         error_count=(
             counters["callback_errors"]
@@ -246,7 +241,6 @@ def snapshot(
             if name.startswith("rejected_")
         },
         limited=limited,
-        longest_flush=longest_flush,
         **same,
         **own,
         **delivery,

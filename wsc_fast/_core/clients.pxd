@@ -40,7 +40,5 @@ cdef class ClientRegistry:
     cdef list of_user(self, str user_id)
     cdef list user_ids(self)
     # Adds what the sets of a client were sent while it was in them (fanout.pxd).
-    cdef int add_sent(
-        self, Sink sink, unsigned long long* frames, unsigned long long* nbytes
-    ) except -1
+    cdef int add_sent(self, Sink sink, long long* frames, long long* nbytes) except -1
     cdef int sweep(self, double share, double now) except -1

@@ -6,8 +6,8 @@ from typing import Any, Self, TypeVar
 
 from typing_extensions import disjoint_base
 
+from wsc_fast._core.closing import ClosableConnection
 from wsc_fast._core.engine import Engine, _Message
-from wsc_fast._core.picows_connection import PicowsConnection
 from wsc_fast._core.settings import Compression
 from wsc_fast.stats import ClientStats
 
@@ -40,7 +40,7 @@ def acknowledged(descriptor: int) -> int:
 # At run time asyncio.BufferedProtocol and picows.WSListener are bases of it, too. The stubs leave
 # them out, with their methods, so that completion shows the application's names alone.
 @disjoint_base
-class Client(PicowsConnection):
+class Client(ClosableConnection):
     """One live WebSocket connection, as the hub's callbacks get it (go-wsc `Client`).
 
     Stays valid after the connection has gone: `is_connected()` is then False and `send` raises.

@@ -44,7 +44,7 @@ cdef struct Counted:
     unsigned long long messages_out       # calls that framed a message
     unsigned long long dropped_slow       # backlog of a client that was disconnected for being slow
     unsigned long long dropped_closed     # backlog of a connection that went away
-    unsigned long long refused            # QueueFullError
+    unsigned long long refused            # a send to one client found no room, or no memory
     unsigned long long slow_disconnects
     unsigned long long connections
     unsigned long long replaced_clients
@@ -146,13 +146,16 @@ cdef class Engine(FanoutNeeds):
     cdef bint away(self) noexcept
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
     cdef bytes form_for(self, bytes frame, int form)
+    # Each frame for one client goes into its outbox here; those for many by `push_each` of members.
+    # Without memory both leave nothing out in silence: this raises MemoryError, and a client that a
+    # walk could not reach is closed.
+    cdef bint push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
+    cdef bint push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1
     cdef int push_aware(self, Sink sink, bytes frame) except -1
-    cdef int push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1
-    cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
+    cdef object try_push(self, Sink sink, bytes frame, int run)
     cpdef Py_ssize_t send_message(self, user_id, message) except -1
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0
     cdef int await_empty(self, Sink sink) except -1
-    cdef bint offer(self, Sink sink, bytes frame, int run) except -1
     cdef object queue_full(self, Sink sink)
     cdef bytes framed(self, object message, object recipient, int* run)
     cdef Py_ssize_t publish(

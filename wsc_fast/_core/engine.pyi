@@ -90,7 +90,6 @@ class Engine(FanoutNeeds):
         """See `Hub.get_client_by_id`."""
     def get_clients_by_user(self, user_id: str) -> list[Any]:
         """See `Hub.get_clients_by_user`."""
-    def count_rooms(self) -> int: ...
     def empty_rooms(self) -> None:
         """Takes the members out of deleted rooms, and tells of each; as many as a turn allows."""
     def count_emptying(self) -> int:
@@ -134,7 +133,7 @@ class Engine(FanoutNeeds):
         """The loop was closed under the hub: its connections went with it, and nobody was told."""
     def closing_clients(self) -> list[Any]: ...
     def read_counters(self) -> dict[str, Any]:
-        """The counters since the last reset, and the outbox totals of this moment."""
+        """The counters since the last reset, and the gauges of this moment."""
     def count_overload(self) -> tuple[int, int]:
         """The messages dropped from full outboxes, and those beyond their client's rate."""
     def fullest_client(self) -> Any:

@@ -190,8 +190,8 @@ cdef class Fanout:
     cdef int compact(self) except -1
     # The batch under way is not sent to this member from the batch.
     cdef inline void owe(self, Sink sink) noexcept:
-        sink.frames_sent -= <unsigned long long>PyList_GET_SIZE(self.batch_frames)
-        sink.bytes_out -= <unsigned long long>self.batch_totals[sink.form]
+        sink.frames_sent -= PyList_GET_SIZE(self.batch_frames)
+        sink.bytes_out -= self.batch_totals[sink.form]
     cdef int add_to_sent(self) except -1
 
 

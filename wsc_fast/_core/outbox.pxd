@@ -69,8 +69,8 @@ cdef struct Outbox:
 
 cdef struct Sent:
     # Sent to a set of clients from its batches (fanout.pxd).
-    unsigned long long frames
-    unsigned long long nbytes[FORMS]  # to members with each form, since forms differ in length
+    long long frames
+    long long nbytes[FORMS]  # to members with each form, since forms differ in length
 
 cdef struct Limits:
     unsigned int messages
@@ -109,9 +109,9 @@ cdef class Sink(WSListener):
         bint awaited               # `FanoutNeeds.ran_empty` is called when its outbox has run empty
         unsigned long long emptied  # number of the flush in which its outbox last ran empty
         # Frames and bytes given to the kernel or the transport, without those that were sent from
-        # the batches of its sets: see fanout.pxd. Both may be below 0, and wrap.
-        unsigned long long frames_sent
-        unsigned long long bytes_out
+        # the batches of its sets: see fanout.pxd. Both may be below 0.
+        long long frames_sent
+        long long bytes_out
         object write               # bound method: the asyncio transport's write
         dict memberships           # MemberSet -> int, the slot there; None until the first
         readonly str id

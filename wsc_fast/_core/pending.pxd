@@ -135,7 +135,7 @@ cdef class AckTable:
     cpdef bint counts_from(self, PendingACK pending, Sink client) except -1
     cpdef int send_live(self, Mailbox mailbox, PendingACK pending) except -1
     cpdef bint send_now(self, PendingACK pending, Sink client) except -1
-    cpdef bint send_plain(self, Sink client, bytes data, int priority) except -1
+    cpdef object send_plain(self, Sink client, bytes data, int priority)
     cdef bint retransmit(self, Mailbox mailbox, PendingACK pending, double now) except -1
     cdef int begin(self, PendingACK pending) except -1
     cdef int schedule(self, PendingACK pending, double now) except -1

@@ -207,8 +207,8 @@ class AckTable:
         """Sends a message to all clients that it is for; to one that catches up, in its turn."""
     def send_now(self, pending: PendingACK, client: Client) -> bool:
         """Sends a message to one client; whether its outbox took it."""
-    def send_plain(self, client: Client, data: bytes, priority: int) -> bool:
-        """Sends a HubMessage without acknowledgement to one client; whether its outbox took it."""
+    def send_plain(self, client: Client, data: bytes, priority: int) -> Exception | None:
+        """Sends a HubMessage without acknowledgement to one client: None, or what says why not."""
     def renew(self, pending: PendingACK) -> None:
         """Its time begins again with the next attempt to send it."""
     def take(self, client: Client, text: str) -> int:

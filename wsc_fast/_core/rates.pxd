@@ -6,7 +6,7 @@ tokens out of it. Two classes use it:
     Allowance     the messages and bytes that a client may still send. A message is counted when it
                   is there, so that a bucket may fall below zero, and is then owed (connection.pyx)
     TokenBucket   the connections that may come in: one is let in only if the bucket has a token
-                  (listen/limits.py)
+                  (upgrade/limits.py)
 
 Rates are handed in, since a running hub may take new ones. Ownership: nothing here holds anything.
 """

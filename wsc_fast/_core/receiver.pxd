@@ -85,7 +85,10 @@ cdef class Receiver(Sink):
         bint interrupted           # and a loop inside that callback has read more, or has its turn
         uint64_t remaining         # payload of the frame under way that is still to come
         double part_since          # when the unfinished message began, on the coarse clock
-        Py_ssize_t held_bytes      # what messages held back for an authentication take
+        list held                  # (message, size) before the identity is known; else None
+        Py_ssize_t held_bytes      # what these take
+        bint greeted               # the hello of a client that speaks wsc.1 has come
+        dict positions             # room -> position: those of its hello that were not taken yet
         double last_seen           # coarse monotonic seconds
         uint32_t key               # of the frame under way, turned to its next byte
         unsigned int fragments

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from wsc_fast._core.calls import Calls
 from wsc_fast._core.connection import Client
 from wsc_fast.bus.base import Published, Retention
 from wsc_fast.cluster.node import HistoryEntry, Node
 from wsc_fast.errors import ValidationError
 from wsc_fast.messages import HubMessage
-from wsc_fast.observe.facade import ObserveFace
 
 # The bounds of what a kept room keeps.
 MOST_SIZE, MOST_TTL = 10_000, 86_400.0
@@ -54,8 +54,8 @@ class Cluster:
         return await self._node.history(room_id, after, limit)
 
 
-class ClusterFace(ObserveFace):
-    """Base of Hub: kept rooms."""
+class ClusterFace(Calls):
+    """Base of Hub: kept rooms (internal)."""
 
     _node: Node
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import msgspec
 
 from wsc_fast._core.frames import encode_frame
-from wsc_fast.errors import ValidationError, shown
 from wsc_fast.messages import payload_of
 
 # The name of the subprotocol, and the query that asks for it beside another one.
@@ -39,20 +38,16 @@ class Head(msgspec.Struct):
     pos: dict[_Room, _Position] = {}
 
 
-def decode_head(line: str | bytes) -> Head:
-    """The head line of a client's message.
-
-    Raises:
-        ValidationError: it is none; the text goes to the client.
-    """
+def decode_head(line: str | bytes) -> Head | str:
+    """The head line of a client's message; a str where it is none, which tells the client why."""
     try:
         head = msgspec.json.decode(line, type=Head)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise ValidationError(f"a head line of wsc.1 that is none: {shown(str(error))}") from None
+        return f"a head line of wsc.1 that is none: {error}"
     if head.hello not in (0, 1):
-        raise ValidationError("a hello of another version than 1")
+        return "a hello of another version than 1"
     if len(head.pos) > MOST_ROOMS:
-        raise ValidationError(f"a hello with more than {MOST_ROOMS} rooms")
+        return f"a hello with more than {MOST_ROOMS} rooms"
     return head
 
 

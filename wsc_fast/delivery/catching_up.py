@@ -24,7 +24,6 @@ from wsc_fast.delivery.reporter import FailureReporter
 from wsc_fast.errors import (
     ClientDisconnectedError,
     PendingFullError,
-    QueueFullError,
     UserOfflineError,
     ValidationError,
 )
@@ -121,9 +120,7 @@ class CatchingUp:
     def _hold_for(self, client: Client, item: Held) -> Exception | None:
         replay = self._replay_of(client)
         if replay is None:
-            if self.table.send_plain(client, item.data, item.priority):
-                return None
-            return QueueFullError(f"the outbox of client {client.id!a} is full")
+            return self.table.send_plain(client, item.data, item.priority)
         if replay.hold(item):
             return None
         return PendingFullError(
@@ -133,8 +130,8 @@ class CatchingUp:
 
     def send_held(self, replay: Replay, item: Held) -> None:
         """The turn of a message that a replay held has come."""
-        if not self.table.send_plain(replay.client, item.data, item.priority):
-            error = QueueFullError(f"the outbox of client {replay.client.id!a} is full")
+        error = self.table.send_plain(replay.client, item.data, item.priority)
+        if error is not None:
             self._report_held(item, replay.mailbox.user_id, error)
 
     def _report_held(self, item: Held, user_id: str, error: Exception) -> None:

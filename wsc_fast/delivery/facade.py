@@ -1,4 +1,4 @@
-"""The half of the hub's face that is about deliveries: a base of Hub, with nothing of its own.
+"""The part of the hub's face that is about deliveries: a base of Hub.
 
 delivery.py does the work of these calls.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from wsc_fast._core.calls import Calls
 from wsc_fast._core.pending import PendingACK
 from wsc_fast.config import ACKConfig, RetryConfig
 from wsc_fast.delivery.delivery import Delivery
@@ -19,12 +20,11 @@ from wsc_fast.delivery.failures import (
 )
 from wsc_fast.delivery.retry import SendResult
 from wsc_fast.messages import ACKMessage, HubMessage
-from wsc_fast.runtime.facade import LifeFace
 from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.stores.base import OfflineStore
 
 
-class DeliveryFace(LifeFace):
+class DeliveryFace(Calls):
     """Base of Hub: messages to users, retries, acknowledgements, failure handlers."""
 
     _calls: ThreadCalls

@@ -1,6 +1,7 @@
-"""The part of the hub's face that watches the hub: a base of Hub, with nothing of its own.
+"""The part of the hub's face that watches the hub: a base of Hub.
 
-observing.py does the work of these calls, but for those about clients, which the engine does.
+observing.py and counting.py do the work of these calls, but for those about clients, which the
+engine does.
 """
 
 from __future__ import annotations
@@ -9,21 +10,24 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from wsc_fast._core.calls import Calls
 from wsc_fast._core.connection import Client
-from wsc_fast.delivery.facade import DeliveryFace
 from wsc_fast.errors import ValidationError
 from wsc_fast.observe.endpoint import MayScrape
 from wsc_fast.observe.observing import Observing
 from wsc_fast.observe.tracing import SENDS
+from wsc_fast.runtime.threads import ThreadCalls
+from wsc_fast.stats import HubStats
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
 
 
-class ObserveFace(DeliveryFace):
-    """Base of Hub: metrics, traces, and a look at the clients."""
+class ObserveFace(Calls):
+    """Base of Hub: counters, metrics, traces, and a look at the clients."""
 
+    _calls: ThreadCalls
     _observing: Observing
 
     def enable_metrics(
@@ -126,3 +130,22 @@ class ObserveFace(DeliveryFace):
         if type(n) is not int or n < 1:
             raise ValidationError(f"n must be an int from 1, not {n!r}")
         return self._calls.run(partial(self._engine.slowest_clients, n))
+
+    # --- stats ---
+
+    def get_stats(self) -> HubStats:
+        """A snapshot of the hub's counters and gauges.
+
+        Returns:
+            HubStats.
+
+        Thread-safety: any thread. Source: go-wsc `GetStats`.
+        """
+        return self._calls.run(self._observing.counting.snapshot)
+
+    def reset_stats(self) -> None:
+        """Sets every counter to zero; gauges and the start time stay.
+
+        Thread-safety: any thread. Source: go-wsc `ResetStats`.
+        """
+        self._calls.run(self._observing.counting.reset)

@@ -8,10 +8,10 @@ from typing import Any
 
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.histogram import Histogram
+from wsc_fast.observe.counting import Counting
 from wsc_fast.runtime.callbacks import Wrapper
 from wsc_fast.runtime.life import Companion
 from wsc_fast.runtime.threads import ThreadCalls
-from wsc_fast.stats import HubStats
 from wsc_fast.upgrade.routes import Route
 
 
@@ -22,7 +22,7 @@ class Needs:
     Attributes:
         engine: the loop, the clients and the histograms.
         calls: of other threads.
-        stats: a snapshot; the loop's thread.
+        counting: the counters and gauges.
         stores: how long the offline store took, by operation.
         add_route: serves a path.
         accompany: has a companion begin and end with the hub.
@@ -34,7 +34,7 @@ class Needs:
 
     engine: Engine
     calls: ThreadCalls
-    stats: Callable[[], HubStats]
+    counting: Counting
     stores: Callable[[], dict[str, Histogram]]
     add_route: Callable[[str, Route], object]
     accompany: Callable[[Companion], None]

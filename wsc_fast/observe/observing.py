@@ -9,6 +9,7 @@ from wsc_fast.errors import ConfigError, HubStateError, ValidationError
 from wsc_fast.listen.arguments import check_path
 from wsc_fast.log import log
 from wsc_fast.observe import metrics
+from wsc_fast.observe.counting import Counting
 from wsc_fast.observe.endpoint import Endpoint, MayScrape, MetricsPort
 from wsc_fast.observe.lag import LoopLag
 from wsc_fast.observe.needs import Needs
@@ -27,6 +28,7 @@ class Observing:
         needs: of the hub.
 
     Attributes:
+        counting: the counters and gauges.
         tracing: the traces; None before `enable_tracing`.
 
     Thread-safety: the loop's thread, but for `read`.
@@ -36,6 +38,7 @@ class Observing:
         self._needs = needs
         self._lag: LoopLag | None = None
         self._port: MetricsPort | None = None
+        self.counting: Counting = needs.counting
         self.tracing: Tracing | None = None
 
     # --- metrics ---
@@ -108,7 +111,9 @@ class Observing:
     def _read(self) -> Reading:
         assert self._lag is not None
         histograms = {**self._needs.engine.read_histograms(), "loop_lag": self._lag.seconds}
-        return Reading(self._needs.stats(), read_all(histograms), read_all(self._needs.stores()))
+        return Reading(
+            self.counting.snapshot(), read_all(histograms), read_all(self._needs.stores())
+        )
 
     # --- traces ---
 

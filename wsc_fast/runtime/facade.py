@@ -1,19 +1,22 @@
 """The part of the hub's face that is about its life in a process: a base of Hub.
 
-hooks.py and tasks.py do the work of these calls.
+life.py, hooks.py and tasks.py do the work of these calls.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 from wsc_fast._core.calls import Calls
+from wsc_fast.config.kinds import FOREVER
 from wsc_fast.errors import ValidationError
 from wsc_fast.runtime.hooks import LifeHooks
+from wsc_fast.runtime.life import Life
 from wsc_fast.runtime.signatures import OfHub
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
@@ -22,9 +25,10 @@ T = TypeVar("T")
 
 
 class LifeFace(Calls):
-    """Base of Hub: callbacks around its life, and tasks that end with it (internal)."""
+    """Base of Hub: its end, callbacks around its life, and tasks that end with it (internal)."""
 
     _calls: ThreadCalls
+    _life: Life
     _hooks: LifeHooks
     _tasks: Tasks
 
@@ -96,3 +100,42 @@ class LifeFace(Calls):
         except BaseException:
             coro.close()
             raise
+
+    async def stop(self, timeout: float = 5.0) -> None:
+        """Stops gracefully: accepts nothing more, flushes outboxes, closes all with 1001.
+
+        Args:
+            timeout: seconds; connections that are not closed by then are aborted, and async
+                callbacks that are under way then are cancelled. Callbacks that hear of a disconnect
+                have a second.
+
+        Raises:
+            ValidationError: the timeout is no number of seconds.
+
+        Idempotent: a second call waits for the first. The hub can be started again afterwards.
+        Thread-safety: any thread, from within any loop. Source: go-wsc `Stop`.
+        """
+        await self._life.stop(_checked_seconds("timeout", timeout))
+
+    async def drain(self, period: float = 10.0) -> None:
+        """Sends the clients away with 1012, a few at a time, so that not all come back at once.
+
+        Where another process may serve the port (`sock`, `reuse_port`), the hub accepts nothing
+        more: clients that connect from now on are that process's. Else new upgrades get 503 from
+        now on, while routes go on being served. `stop` is to follow.
+
+        Args:
+            period: seconds that it takes at most; it ends once nobody is connected.
+
+        Raises:
+            ValidationError: the period is no number of seconds.
+
+        Thread-safety: any thread, from within any loop.
+        """
+        await self._life.drain(_checked_seconds("period", period))
+
+
+def _checked_seconds(what: str, value: object) -> float:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
+        raise ValidationError(f"{what} must be a number of seconds, not {value!r}")
+    return float(min(value, FOREVER))  # type: ignore[call-overload]

@@ -40,7 +40,6 @@ from wsc_fast._core.connection import (
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.timers import Timers
 from wsc_fast.config import HubConfig
-from wsc_fast.listen.limits import ConnectionLimits
 from wsc_fast.log import about, log
 from wsc_fast.messages import IdFactory
 from wsc_fast.runtime.callbacks import Callbacks
@@ -48,6 +47,7 @@ from wsc_fast.runtime.deadlines import time_limit
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.upgrade.identity import Identity, check_identity
+from wsc_fast.upgrade.limits import ConnectionLimits
 from wsc_fast.upgrade.refusals import Refusals
 from wsc_fast.upgrade.request import Request
 

@@ -1,0 +1,121 @@
+"""The part of the hub's face that takes the application's callbacks: a base of Hub.
+
+callbacks.py does the work of these calls.
+"""
+
+from __future__ import annotations
+
+from wsc_fast._core.calls import Calls
+from wsc_fast.runtime.callbacks import Callbacks
+from wsc_fast.runtime.signatures import OfClient, OfError, OfMessage, OfRoom
+
+
+class CallbackFace(Calls):
+    """Base of Hub: callbacks of clients, messages, rooms and errors (internal)."""
+
+    _callbacks: Callbacks
+
+    def on_client_connected(self, fn: OfClient) -> OfClient:
+        """Has `fn(client)` called for each new client, before any of its messages.
+
+        Args:
+            fn: plain or async. If it raises, the client is closed with 1011.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread. Source: go-wsc `OnClientConnected`.
+        """
+        return self._callbacks.add_connected(fn)
+
+    def on_client_disconnected(self, fn: OfClient) -> OfClient:
+        """Has `fn(client)` called once for each connected client that has gone.
+
+        Args:
+            fn: plain or async. The client is out of its rooms already; `client.rooms` has those
+                that it was in.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread. Source: go-wsc `OnClientDisconnected`.
+        """
+        return self._callbacks.add_disconnected(fn)
+
+    def on_message_received(self, fn: OfMessage) -> OfMessage:
+        """Has `fn(client, message)` called for each message.
+
+        Args:
+            fn: plain or async; `message` is str for text, bytes for binary. An async one runs for
+                one message of a client at a time, in order.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread. Source: go-wsc `OnMessageReceived`.
+        """
+        return self._callbacks.add_message(fn)
+
+    def on_error(self, fn: OfError) -> OfError:
+        """Has `fn(client, error)` called for what callbacks raise, and what goes wrong with peers.
+
+        Args:
+            fn: plain or async; `client` is None where no client can be named, `error` is the
+                exception: ProtocolError for a peer's fault, ConnectionLostError for a connection
+                that broke or a heartbeat that was not answered, else what a callback raised.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread. Source: go-wsc `OnError`.
+        """
+        return self._callbacks.add_error(fn)
+
+    def on_room_joined(self, fn: OfRoom) -> OfRoom:
+        """Has `fn(client, room_id)` called for each client that has become a member of a room.
+
+        Args:
+            fn: plain or async. It is called in `join_room`, and an async one in the order of the
+                client's other events.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread.
+        """
+        return self._callbacks.add_room_joined(fn)
+
+    def on_room_left(self, fn: OfRoom) -> OfRoom:
+        """Has `fn(client, room_id)` called for each membership of a room that has ended.
+
+        It ends by `leave_room`, by `delete_room`, and with the connection: then this is called for
+        each of the client's rooms, and `on_client_disconnected` afterwards.
+
+        Args:
+            fn: plain or async, as for `on_room_joined`. The members of a large room that is deleted
+                are told of over several turns of the loop.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread.
+        """
+        return self._callbacks.add_room_left(fn)
