@@ -265,7 +265,10 @@ cdef class Engine(FanoutNeeds):
             left: `left(client, room)`: a client has been asked to leave.
             emptied: a set that takes the ids of rooms whose last member has left.
         """
+        cdef Room room
         self.emptied = emptied
+        for room in self.rooms.values():
+            room.emptied = emptied
         self.is_kept = is_kept
         self.publish_kept = publish
         self.join_kept = join
@@ -516,6 +519,8 @@ cdef class Engine(FanoutNeeds):
             key_ptr = <PyObject*>checked
         if PyList_GET_SIZE(items) == 0 and self.thread_id == 0:
             raise self.deliveries.not_running(message, recipient)
+        if self.outgoing is not None:
+            self.send_out(recipient, frame, exclude, key)
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
             self.fanout.schedule_before_walk(items)
@@ -531,10 +536,17 @@ cdef class Engine(FanoutNeeds):
             for sink in skipped:
                 sink.skip = False
 
+    cdef int send_out(self, str room_id, bytes frame, object exclude, object key) except -1:
+        """Notes a message for other hubs; it goes to the bus once, at the end of the tick."""
+        self.outgoing.append((room_id, frame, tuple(self.excluded_ids(exclude)), key))
+        if PyList_GET_SIZE(self.outgoing) == 1:
+            self.loop_context.call_soon(self.publish_outgoing)
+        return 0
+
     cdef Py_ssize_t append_to_room(
         self, str room_id, object message, object exclude, object key
     ) except -1:
-        """`broadcast_to_room` for a kept room."""
+        """`broadcast_to_room` for a kept room, or one that has members on other hubs alone."""
         cdef int run
         cdef bytes frame
         if self.thread_id == 0:
@@ -543,9 +555,24 @@ cdef class Engine(FanoutNeeds):
         if key is not None:
             checked_key(key)
         self.counters.messages_out += 1
+        if not self.is_kept(room_id):
+            self.send_out(room_id, frame, exclude, key)
+            return 0
         self.publish_kept(room_id, frame, tuple(self.excluded_ids(exclude)), key)
         room = self.rooms.get(room_id)
         return 0 if room is None else (<MemberSet>room).size()
+
+    def set_outgoing(self, list outgoing, publish_outgoing, entered_first):
+        """Has the messages of plain rooms, and broadcasts, go to other hubs too.
+
+        Args:
+            outgoing: takes (room_id, frame, exclude, key) of each; room_id is "" for a broadcast.
+            publish_outgoing: is called at the end of a tick in which it took any.
+            entered_first: `entered_first(room_id)`: a room has its first member.
+        """
+        self.outgoing = outgoing
+        self.publish_outgoing = publish_outgoing
+        self.entered_first = entered_first
 
     def append_to_kept(self, str room_id, message, exclude, key, idempotency_key, answer):
         """`Hub.publish`: as `append_to_room`, with the answer of the bus.
@@ -615,17 +642,17 @@ cdef class Engine(FanoutNeeds):
             raise LimitError(f"the hub has {len(self.rooms)} rooms, as many as max_rooms allows")
         if self.is_kept is not None and self.is_kept(room_id):
             room = KeptRoom.__new__(KeptRoom, room_id)
-            (<KeptRoom>room).emptied = self.emptied
         else:
             room = Room.__new__(Room, room_id)
+        room.emptied = self.emptied
         self.rooms[room_id] = room
         return room
 
     cdef MemberSet room_to_join(self, object room_id):
-        """The room; None for a kept one that is still to be made, by its first member."""
+        """The room; None for one that its first member makes: a kept one, or any with a bus."""
         if self.is_kept is not None and type(room_id) is str and room_id not in self.rooms:
             check_id("room", room_id)
-            if self.is_kept(room_id):
+            if self.outgoing is not None or self.is_kept(room_id):
                 return None
         return self.find_room(room_id)
 
@@ -662,18 +689,19 @@ cdef class Engine(FanoutNeeds):
         return 0
 
     def end_passing(self, room_id):
-        """Ends a kept room that a `join_room` has made, once nobody is in it.
+        """Ends a room that a `join_room` has made, once nobody is in it.
 
         Returns:
-            bool: whether the hub has no such room any more.
+            bool: whether nobody is in it.
         """
         cdef object room = self.rooms.get(room_id)
         if room is None:
             return True
-        if not (<KeptRoom>room).passing or (<KeptRoom>room).size():
+        if (<Room>room).size():
             return False
-        del self.rooms[room_id]
-        (<KeptRoom>room).deleted = True
+        if (<Room>room).passing:
+            del self.rooms[room_id]
+            (<Room>room).deleted = True
         return True
 
     cdef int join_room(self, object client_id, object room_id) except -1:
@@ -701,7 +729,7 @@ cdef class Engine(FanoutNeeds):
             room = self.leave_deleted(sink, room_id)
         if room is None:
             room = self.make_room(room_id)
-            (<KeptRoom>room).passing = True
+            (<Room>room).passing = True
         if isinstance(room, KeptRoom):
             self.join_kept(sink, room)  # who speaks wsc.1 may have to wait
         else:
@@ -712,6 +740,8 @@ cdef class Engine(FanoutNeeds):
         """Makes a client a member; whether it was none before."""
         if not room.add(sink):
             return False
+        if self.outgoing is not None and room.size() == 1:
+            self.entered_first(room.id)
         if self.fanout.batch_set is room:
             self.fanout.enter_batch(sink)
         if self.room_joined is not None:

@@ -162,10 +162,9 @@ def read_envelope(bytes data not None):
     cdef list messages = []
     cdef list words = []
     cdef str position
-    cdef int i
     if size < 5 or memcmp(start, b"wsc1 ", 5) != 0:
         raise ValidationError("bytes on the bus are no envelope of this version")
-    for i in range(3):
+    for _ in range(3):
         length = word(start + at, size - at, c" ")
         words.append(decoded_word(start + at, length))
         at += length + 1

@@ -5,7 +5,7 @@ from cpython.object cimport PyObject
 
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.frames cimport FIN_TEXT, encode, with_head
-from wsc_fast._core.members cimport KeptRoom, push_all
+from wsc_fast._core.members cimport KeptRoom, MemberSet, push_all
 from wsc_fast._core.outbox cimport AWARE, FORMS, OPEN, RUN_NORMAL, Sink
 
 from json import dumps
@@ -43,29 +43,37 @@ def give(
         int: how many members it was queued for.
     """
     cdef list forms = None
-    cdef list skipped = None
     cdef PyObject* key_ptr = NULL if key is None else <PyObject*>key
+    cdef Py_ssize_t queued
     cdef Sink sink
     if room.aware:
         forms = [None] * FORMS
         forms[AWARE] = with_head(frame, head_of(room.id, position, ""))
     engine.fanout.schedule_before_walk(room.items)
+    queued = push_skipping(engine, room.items, room, frame, exclude or (), key_ptr, forms)
+    for each in exclude or ():
+        sink = engine.clients.by_id.get(each)
+        if sink is not None and sink.form >= AWARE and is_member(sink, room):
+            say(engine, sink, room.id, position, ',"skipped":true')
+    return queued
+
+
+cdef Py_ssize_t push_skipping(
+    Engine engine, list items, MemberSet members, bytes frame, tuple exclude, PyObject* key,
+    list forms,
+) except -1:
+    cdef list skipped = None
+    cdef Sink sink
     if not exclude:
-        return push_all(engine.fanout, room.items, room, None, frame, key_ptr, RUN_NORMAL, forms)
+        return push_all(engine.fanout, items, members, None, frame, key, RUN_NORMAL, forms)
     skipped = [engine.clients.by_id[each] for each in exclude if each in engine.clients.by_id]
     try:
         for sink in skipped:
             sink.skip = True
-        queued = push_all(
-            engine.fanout, room.items, room, skipped, frame, key_ptr, RUN_NORMAL, forms
-        )
+        return push_all(engine.fanout, items, members, skipped, frame, key, RUN_NORMAL, forms)
     finally:
         for sink in skipped:
             sink.skip = False
-    for sink in skipped:
-        if sink.form >= AWARE and sink.memberships is not None and room in sink.memberships:
-            say(engine, sink, room.id, position, ',"skipped":true')
-    return queued
 
 
 def give_one(
@@ -93,17 +101,6 @@ def say(
     push_head(engine, client, encode(FIN_TEXT, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head)))
 
 
-cdef Py_ssize_t say_all(Engine engine, KeptRoom room, bytes head) except -1:
-    cdef bytes frame = encode(FIN_TEXT, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head))
-    cdef Sink sink
-    cdef Py_ssize_t told = 0
-    for sink in list(room.items):
-        if sink.form >= AWARE:
-            push_head(engine, sink, frame)
-            told += 1
-    return told
-
-
 cdef int push_head(Engine engine, Sink sink, bytes frame) except -1:
     """Queues a frame that has its head; a client without room for it is closed."""
     if sink.state != OPEN:
@@ -123,16 +120,57 @@ def enter_room(Engine engine not None, Sink client not None, KeptRoom room not N
     return engine.enter_room(client, room)
 
 
+def give_plain(Engine engine not None, str room_id not None, bytes frame not None, exclude, key):
+    """Queues a message of another hub for the members of a plain room here, or for all clients.
+
+    Args:
+        engine: of the hub.
+        room_id: "" for all clients.
+        frame: of the message, plain.
+        exclude: ids of clients that do not get it, or None.
+        key: the conflation key, or None.
+
+    Returns:
+        int: how many clients it was queued for.
+    """
+    cdef list items = engine.clients.everyone
+    cdef MemberSet members = None
+    cdef PyObject* key_ptr = NULL if key is None else <PyObject*>key
+    if room_id:
+        members = engine.rooms.get(room_id)
+        if members is None:
+            return 0
+        items = members.items
+    engine.fanout.schedule_before_walk(items)
+    return push_skipping(engine, items, members, frame, exclude or (), key_ptr, None)
+
+
 def is_member(Sink client not None, KeptRoom room not None):
     """Whether a client is a member of a kept room."""
     return client.memberships is not None and room in client.memberships
 
 
-def say_gap(Engine engine not None, KeptRoom room not None, str position not None):
-    """Tells the members who speak wsc.1 that messages are missing before this position.
+def say_gap(Engine engine not None, str room_id not None, position):
+    """Tells the members of a room who speak wsc.1 that messages are missing.
+
+    Args:
+        engine: of the hub.
+        room_id: of the room; "" for all clients of the hub.
+        position: in a kept room, that behind the gap; None in a plain one.
 
     Returns:
         int: how many were told.
     """
-    cdef bytes head = f'{{"gap":{dumps(room.id)},"pos":"{position}"}}\n'.encode()
-    return say_all(engine, room, head)
+    cdef str more = "" if position is None else f',"pos":"{position}"'
+    cdef bytes head = f'{{"gap":{dumps(room_id)}{more}}}\n'.encode()
+    cdef bytes frame = encode(FIN_TEXT, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head))
+    cdef MemberSet room = engine.rooms.get(room_id)
+    cdef Sink sink
+    cdef Py_ssize_t told = 0
+    if room is None and room_id:
+        return 0
+    for sink in list(engine.clients.everyone if room is None else room.items):
+        if sink.form >= AWARE:
+            push_head(engine, sink, frame)
+            told += 1
+    return told

@@ -105,6 +105,12 @@ cdef class MemberSet:
 cdef class Room(MemberSet):
     """A named set of clients (internal)."""
 
+    cdef bint discard(self, Sink sink) except -1:
+        cdef bint left = MemberSet.discard(self, sink)
+        if left and self.emptied is not None and PyList_GET_SIZE(self.items) == 0:
+            self.emptied.add(self.id)
+        return left
+
 
 cdef class KeptRoom(Room):
     """A room with a history (internal)."""
@@ -117,8 +123,6 @@ cdef class KeptRoom(Room):
     cdef bint discard(self, Sink sink) except -1:
         cdef bint left = Room.discard(self, sink)
         self.aware -= left and sink.form >= AWARE
-        if left and not self.items:
-            self.emptied.add(self.id)
         return left
 
 

@@ -325,7 +325,10 @@ async def test_the_application_hears_of_a_client_once_its_hello_has_come() -> No
         (b"{}}\n", b"head line"),
         (b'{"hello":1,"pos":' + b'{"r":"x",' * 3 + b"\n", b"head line"),
         (b" " * 20_000 + b"\n", b"no head line"),
-        (json.dumps({"hello": 1, "pos": {str(n): "x" for n in range(101)}}).encode() + b"\n", b"100"),
+        (
+            json.dumps({"hello": 1, "pos": {str(n): "x" for n in range(101)}}).encode() + b"\n",
+            b"100",
+        ),
     ],
 )
 async def test_a_message_without_a_sound_head_ends_its_client_alone(

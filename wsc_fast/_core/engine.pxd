@@ -129,6 +129,10 @@ cdef class Engine(FanoutNeeds):
         object join_kept
         object left_kept
         set emptied
+        # Of other hubs (set_outgoing); None where there are none.
+        list outgoing
+        object publish_outgoing
+        object entered_first
         # Head lines of wsc.1 (set_heads).
         object decode_head
         object without_heads
@@ -162,6 +166,7 @@ cdef class Engine(FanoutNeeds):
         self, list items, object members, object message, object exclude, object key,
         object recipient,
     ) except -1
+    cdef int send_out(self, str room_id, bytes frame, object exclude, object key) except -1
     cdef Py_ssize_t append_to_room(
         self, str room_id, object message, object exclude, object key
     ) except -1

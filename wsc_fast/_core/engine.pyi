@@ -114,6 +114,12 @@ class Engine(FanoutNeeds):
         left: Callable[[Any, Any], None],
         emptied: set[str],
     ) -> None: ...
+    def set_outgoing(
+        self,
+        outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]],
+        publish_outgoing: Callable[[], None],
+        entered_first: Callable[[str], None],
+    ) -> None: ...
     def append_to_kept(
         self,
         room_id: str,

@@ -25,17 +25,19 @@ cdef class MemberSet:
     # Where the batches of this set are counted; MemoryError.
     cdef Sent* count_batches(self) except NULL
 
+
 cdef class Room(MemberSet):
-    cdef bint deleted  # members may be left in it, who are taken out a few at a time
+    cdef:
+        bint deleted               # members may be left in it, who are taken out a few at a time
+        bint passing               # it was made by a `join_room`, and ends with its last member
+        set emptied                # takes its id when the last member has left; None: nobody asks
+
 
 # A room whose messages are appended to a history and have positions in it (bus/base.py).
 @cython.final
 cdef class KeptRoom(Room):
-    cdef:
-        readonly Py_ssize_t aware  # how many members speak wsc.1
-        # It was made by a `join_room`, and ends with its last member.
-        bint passing
-        set emptied                # takes its id when the last member has left
+    cdef readonly Py_ssize_t aware  # how many members speak wsc.1
+
 
 cdef list rooms_of(Sink sink)
 cdef list deleted_rooms_of(Sink sink)

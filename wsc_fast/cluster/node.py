@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from wsc_fast._core import kept
 from wsc_fast._core.clients import check_id
 from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine
@@ -22,6 +23,7 @@ from wsc_fast.bus.base import (
     Published,
     Retention,
 )
+from wsc_fast.cluster.chain import Chain
 from wsc_fast.cluster.counters import Counters
 from wsc_fast.cluster.rooms import Rooms
 from wsc_fast.errors import (
@@ -96,6 +98,8 @@ class Node:
         self._looking: asyncio.TimerHandle | None = None
         self._audited = 0.0
         self._opened = False
+        # Of plain rooms, and broadcasts: (room_id, frame, exclude, key) of this tick.
+        self._outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] = []
         self.name = secrets.token_urlsafe(9)
         if bus is not None:
             self._make_rooms(bus)
@@ -103,6 +107,10 @@ class Node:
     def _make_rooms(self, bus: Bus) -> Rooms:
         self._bus = bus
         self._rooms = Rooms(self._engine, self.counters, bus, self._append)
+        if not bus.at_once:
+            self._engine.set_outgoing(
+                self._outgoing, self._publish_outgoing, self._rooms.entered_first
+            )
         return self._rooms
 
     # --- the calls of the application ---
@@ -198,13 +206,28 @@ class Node:
         assert self._bus is not None
         self._bus.publish([Outgoing(room_id, entry, retention, idempotency_key, answer)])
 
+    def _publish_outgoing(self) -> None:
+        """Gives the bus the messages of plain rooms and broadcasts of this tick."""
+        assert self._bus is not None
+        outgoing = [
+            Outgoing(room_id, pack_entry(frame, exclude, key))
+            for room_id, frame, exclude, key in self._outgoing
+        ]
+        self._outgoing.clear()
+        self.counters.published += len(outgoing)
+        if self._opened:
+            self._bus.publish(outgoing)
+            return
+        for each in outgoing:
+            self.not_published(each, BusUnavailableError("the bus is not open"))
+
     # --- what the bus says ---
 
     def envelope(self, channel: str, data: bytes) -> None:
         """See `Handler.envelope`."""
         assert self._rooms is not None
         try:
-            kind, _origin, prev, messages = read_envelope(data)
+            kind, origin, prev, messages = read_envelope(data)
         except ValidationError as error:
             self.counters.poisoned += 1
             log.warning(
@@ -215,17 +238,27 @@ class Node:
             return
         if kind == "k":
             self._rooms.heard(channel, prev, messages)
+        elif origin != self.name:  # its own clients have it
+            self.counters.received += len(messages)
+            for _, frame, exclude, key in messages:
+                kept.give_plain(self._engine, channel, frame, exclude, key)
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""
         assert self._rooms is not None
-        self._rooms.subscribed(channels)
+        self._rooms.subscribed(channels, again)
 
     def up(self) -> None:
         """See `Handler.up`."""
+        log.info("the bus is up (this hub is %s there)", self.name, extra={"event": "bus_up"})
 
     def down(self, error: Exception) -> None:
         """See `Handler.down`."""
+        log.warning(
+            "the bus is away: %s; clients of this hub hear nothing of other hubs until it is back",
+            error,
+            extra={"event": "bus_down", "error": type(error).__name__},
+        )
 
     def not_published(self, outgoing: Outgoing, error: Exception) -> None:
         """See `Handler.not_published`."""
@@ -267,6 +300,30 @@ class Node:
         self._looking = self._loop.call_later(_LOOK, self._look)
         now = self._loop.time()
         self._rooms.look(now)
+        if not self._bus_is_here() and now - self._audited >= _AUDIT:
+            self._audited = now
+            self._audit(self._rooms.silent())
+
+    def _bus_is_here(self) -> bool:
+        return self._bus is None or self._bus.at_once
+
+    def _audit(self, chains: list[Chain]) -> None:
+        """Looks whether the last message of any room was missed, which no later one tells of."""
+        for start in range(0, len(chains), _AUDIT_ROOMS):
+            self._needs.tasks.spawn(
+                self._audit_some(chains[start : start + _AUDIT_ROOMS]), self._engine.new_context()
+            )
+
+    async def _audit_some(self, chains: list[Chain]) -> None:
+        assert self._bus is not None
+        before = [chain.last for chain in chains]
+        try:
+            tops = await self._bus.tops([chain.room for chain in chains])
+        except BusUnavailableError:
+            return  # every chain heals when the bus is back
+        for chain, last, top in zip(chains, before, tops, strict=True):
+            if chain.last == last and top != last:
+                chain.heal()
 
     async def close(self, timeout: float) -> None:
         """The hub stops; its clients have gone."""

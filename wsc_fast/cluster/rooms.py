@@ -98,12 +98,20 @@ class Rooms:
         if chain is not None:
             chain.heard(prev, [Message(*each) for each in messages])  # type: ignore[arg-type]
 
-    def subscribed(self, room_ids: Sequence[str]) -> None:
-        """From now on the messages of these rooms come; what was said before is read."""
+    def subscribed(self, room_ids: Sequence[str], again: bool) -> None:
+        """From now on the messages of these rooms come; what was said before is read.
+
+        Args:
+            room_ids: of the rooms.
+            again: they had come before. Messages of a plain room that were missed since are lost.
+        """
         for room_id in room_ids:
             chain = self._chains.get(room_id)
             if chain is not None:
                 chain.heal()
+            elif again and not self.is_kept(room_id):
+                self._counters.gaps += 1
+                kept.say_gap(self._engine, room_id, None)
 
     # --- what chains need ---
 
@@ -122,8 +130,7 @@ class Rooms:
     def gap(self, room: str, position: str) -> None:
         """See `Needs`."""
         self._counters.gaps += 1
-        found = kept.room_of(self._engine, room)
-        told = 0 if found is None else kept.say_gap(self._engine, found, position)
+        told = kept.say_gap(self._engine, room, position)
         log.warning(
             "messages of the kept room %a are missing and cannot be read, and %d clients know: "
             "the history is too short for the time without the bus, or the bus has lost data",
@@ -151,6 +158,11 @@ class Rooms:
         )
 
     # --- members ---
+
+    def entered_first(self, room_id: str) -> None:
+        """A room has its first member: what other hubs send to it has to come."""
+        if self._lingering.pop(room_id, None) is None and room_id not in self._chains:
+            self._bus.subscribe([room_id])
 
     def _follow(self, room_id: str, retention: Retention) -> Chain:
         chain = self._chains.get(room_id)
