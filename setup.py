@@ -42,6 +42,7 @@ MODULES = (
     "messages",
     "timers",
     "pending",
+    "resp",
 )
 
 debug = os.environ.get("WSC_DEBUG") == "1"
