@@ -79,7 +79,7 @@ def shown(value: Any) -> Any:
 
 
 def heard(data: bytes, cuts: Iterable[int] = (), **options: Any) -> Heard:
-    """What is heard of a stream that comes in pieces."""
+    """Reads a stream that comes in pieces."""
     found = Heard(**options)
     last = 0
     for cut in (*cuts, len(data)):
