@@ -303,20 +303,24 @@ class Sender:
             self._counters.lookups += 1
             age = b"%d" % ((now - lane.unknown_since) * 1000 + CLOCKS_DIFFER)
         keys = list(self._names.history(lane.room))
-        arguments = [
+        keyed = b""
+        for message in lane.called:
+            key = message.outgoing.idempotency_key
+            keyed += b"0" if key is None else b"1"
+            if key is not None:
+                keys.append(self._names.idempotency(lane.room, key))
+        return call(
+            self._publish.sha,
+            keys,
             self._names.channel(lane.room),
             self._origin,
             lane.tag,
             b"%d" % retention.size,
             *times(retention),
             age,
-        ]
-        for message in lane.called:
-            key = message.outgoing.idempotency_key
-            arguments += (message.outgoing.entry, b"" if key is None else b"1")
-            if key is not None:
-                keys.append(self._names.idempotency(lane.room, key))
-        return call(self._publish.sha, keys, *arguments)
+            keyed if len(keys) > 2 else b"",
+            *(b"%b %b" % (lane.tag, message.outgoing.entry) for message in lane.called),
+        )
 
     def _kept_answered(self, lane: Lane, value: Any) -> None:
         lane.flying = False

@@ -12,15 +12,8 @@
 local stream, top = KEYS[1], KEYS[2]
 local since, limit, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[5])
 
-local function field(entry, name)
-  local fields = entry[2]
-  for i = 1, #fields, 2 do
-    if fields[i] == name then return fields[i + 1] end
-  end
-end
-
 local function position_of(entry)
-  return entry[1] .. '.' .. (field(entry, 't') or '')
+  return entry[1] .. '.' .. string.match(entry[2][2], '^[^ ]*')
 end
 
 local newest = redis.call('GETEX', top, 'EX', ARGV[4])
@@ -36,8 +29,8 @@ end
 local entries, bytes, count = {}, 0, 0
 
 local function take(entry)
-  local data = field(entry, 'd') or ''
-  entries[#entries + 1] = position_of(entry)
+  local tag, data = string.match(entry[2][2], '^([^ ]*) (.*)$')
+  entries[#entries + 1] = entry[1] .. '.' .. tag
   entries[#entries + 1] = data
   count, bytes = count + 1, bytes + #data
 end
@@ -68,7 +61,7 @@ if at and position_of(at) == since then
 else
   -- The message may be the one before the first that is left.
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-  if not first or field(first, 'p') ~= since then return {newest, 0, {}} end
+  if not first or first[2][3] ~= 'p' or first[2][4] ~= since then return {newest, 0, {}} end
   after = '-'
 end
 repeat
