@@ -46,6 +46,7 @@ MODULES = (
     "messages",
     "timers",
     "pending",
+    "resp",
 )
 
 debug = os.environ.get("WSC_DEBUG") == "1"

@@ -1,0 +1,359 @@
+"""RedisBus: what a hub sees of the bus over Redis or Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib.util
+import ssl
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+from wsc_fast.bus.base import EVERYBODY, Entry, Handler, Outgoing, Page, Retention
+from wsc_fast.bus.redis.address import Address
+from wsc_fast.bus.redis.commands import Names, encode, script
+from wsc_fast.bus.redis.needs import Counters
+from wsc_fast.bus.redis.outgoing import TOP_SECONDS, new_tag
+from wsc_fast.bus.redis.server import Server
+from wsc_fast.errors import BusError, BusUnavailableError, ConfigError, shown
+from wsc_fast.log import log
+
+# Bounds of the settings.
+MOST_TIMEOUT, MOST_SERVERS, MOST_PREFIX = 60.0, 64, 64
+# Bytes of entries after which a page of a history ends; rooms of one question for positions.
+MOST_PAGE, ROOMS_AT_ONCE = 4 << 20, 500
+# The positions of rooms that are asked for in the first seconds of each period live on.
+RENEW_PERIOD, RENEW_SECONDS = 3 * 3600.0, 30.0
+
+
+class RedisBus:
+    """A bus over Redis 6.2 or Valkey 7.2, or newer.
+
+    One server, the master that Sentinels name, or a list of independent servers, between which the
+    rooms are divided. All hubs that are one have the same servers, in the same order, and the same
+    prefix. Redis Cluster is refused.
+
+    While a server is away, messages of its rooms wait for `timeout` seconds, within
+    `max_waiting_bytes`; then they fail. The bus connects again by itself, tells the hub of which
+    rooms it may have missed messages, and publishes nothing twice.
+
+    Thread-safety: none; all calls in the thread of the loop on which `open` was awaited.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        *,
+        prefix: str = "wsc:",
+        ssl_context: ssl.SSLContext | None = None,
+        max_waiting_bytes: int = 16 << 20,
+        timeout: float = 5.0,
+    ) -> None:
+        """Takes the configuration; connects to nothing yet.
+
+        Args:
+            url: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS,
+                `unix://[user:password@]/path?db=0`, or
+                `redis+sentinel://[user:password@]host[:port],host[:port]/name[/db]`, with
+                `sentinel_username` and `sentinel_password` in its query. TLS takes the options of
+                redis-py in the query, such as `ssl_ca_certs`. A list: up to 64 independent servers.
+            prefix: of all keys and channels, up to 64 ASCII characters without spaces and braces.
+            ssl_context: for TLS, in place of the one that the URL describes.
+            max_waiting_bytes: bytes of messages that wait for a server or its answer, at least 1,
+                for each server.
+            timeout: seconds for which messages and questions wait, up to 60.
+
+        Raises:
+            ImportError: redis-py is not installed.
+            ConfigError: an argument cannot be used.
+        """
+        if importlib.util.find_spec("redis") is None:
+            raise ImportError("RedisBus needs redis-py: pip install 'wsc_fast[redis]'")
+        if not 0 < timeout <= MOST_TIMEOUT:
+            raise ConfigError(f"timeout must be above 0 and up to 60 seconds, not {shown(timeout)}")
+        if max_waiting_bytes < 1:
+            raise ConfigError(
+                f"max_waiting_bytes must be at least 1, not {shown(max_waiting_bytes)}"
+            )
+        if len(prefix) > MOST_PREFIX or any(not "!" <= each <= "z" for each in prefix):
+            raise ConfigError(
+                f"prefix must be up to {MOST_PREFIX} ASCII characters without spaces and braces, "
+                f"not {shown(prefix)}"
+            )
+        urls = [url] if isinstance(url, str) else list(url)
+        if not 1 <= len(urls) <= MOST_SERVERS:
+            raise ConfigError(f"url must name 1 to {MOST_SERVERS} servers, not {len(urls)}")
+        self._addresses = [Address(each, ssl_context) for each in urls]
+        self._names = Names(prefix.encode())
+        self._prefix = prefix
+        self._max_waiting_bytes = max_waiting_bytes
+        self._timeout = timeout
+        self._servers: list[Server] = []
+        self._away: set[Server] = set()
+        self._handler: Handler | None = None
+        self._counters = Counters()
+        self._opened = 0.0
+        self._down_since = 0.0
+
+    def __repr__(self) -> str:
+        return f"RedisBus({[each.text for each in self._addresses]}, prefix={self._prefix!r})"
+
+    # --- life ---
+
+    async def open(self, handler: Handler, origin: str) -> None:
+        """Connects to all servers; EVERYBODY is subscribed from now on.
+
+        Args:
+            handler: hears what comes.
+            origin: the name of this hub on the bus, without spaces.
+
+        Raises:
+            BusError: a server cannot be used as it is, or cannot be reached; the text says what to
+                do. Nothing is left open then.
+        """
+        if self._servers:
+            raise BusError(f"{self!r} is open already")
+        self._handler = handler
+        self._counters = Counters()
+        self._away.clear()
+        servers = [
+            Server(
+                address,
+                self._names,
+                origin,
+                self._timeout,
+                self._max_waiting_bytes,
+                handler.envelope,
+                handler.subscribed,
+                handler.not_published,
+                self._changed,
+                self._counters,
+            )
+            for address in self._addresses
+        ]
+        self._servers = servers
+        self._server(EVERYBODY).subscriptions.subscribe([EVERYBODY])
+        opening = [asyncio.ensure_future(server.open()) for server in servers]
+        try:
+            await asyncio.gather(*opening)
+        except BaseException:
+            for task in opening:
+                task.cancel()
+            await asyncio.wait(opening)
+            await asyncio.gather(*(server.close() for server in servers))
+            self._servers = []
+            raise
+        self._opened = asyncio.get_running_loop().time()
+        for address in self._addresses:
+            log.info("the bus at %s is there", address.text, extra={"event": "bus_up"})
+        handler.up()
+
+    async def close(self) -> None:
+        """Waits until what was published has been answered, for `timeout` at most, and disconnects.
+
+        Messages of a server that is away have their error at once. `open` may follow.
+        """
+        servers, self._servers = self._servers, []
+        try:
+            await asyncio.gather(*(server.finish() for server in servers))
+        finally:
+            await asyncio.gather(*(server.close() for server in servers))
+
+    def _changed(self, server: Server, error: Exception | None) -> None:
+        """A server is there again, or away."""
+        assert self._handler is not None
+        now = asyncio.get_running_loop().time()
+        were = bool(self._away)
+        if error is None:
+            self._away.discard(server)
+        else:
+            self._away.add(server)
+            self._log_away(server, error)
+        if error is None and were and not self._away:
+            log.info(
+                "the bus is there again, after %.1f s",
+                now - self._down_since,
+                extra={"event": "bus_up", "seconds": now - self._down_since},
+            )
+            self._handler.up()
+        elif error is not None and not were:
+            self._down_since = now
+            self._handler.down(error)
+
+    def _log_away(self, server: Server, error: Exception) -> None:
+        log.error(
+            "the bus at %s cannot be reached: %s. Other hubs hear nothing of this one meanwhile. "
+            "Look whether the server runs; the hub connects again by itself",
+            server.address.text,
+            str(error) or "no answer",
+            extra={"event": "bus_down", "error": str(error)},
+        )
+
+    # --- rooms ---
+
+    def _server(self, room: str) -> Server:
+        servers = self._servers
+        if len(servers) == 1:
+            return servers[0]
+        if not servers:
+            raise BusUnavailableError(f"{self!r} is not open")
+        return servers[jump(zlib.crc32(encode(room)), len(servers))]
+
+    def subscribe(self, rooms: Sequence[str]) -> None:
+        """Has the messages of these rooms come; `Handler.subscribed` says from when on.
+
+        Args:
+            rooms: their ids.
+        """
+        for server, part in self._divided(rooms):
+            server.subscriptions.subscribe(part)
+
+    def unsubscribe(self, rooms: Sequence[str]) -> None:
+        """Has them come no more. Some that are under way may still come.
+
+        Args:
+            rooms: their ids.
+        """
+        for server, part in self._divided(rooms):
+            server.subscriptions.unsubscribe(part)
+
+    def _divided(self, rooms: Sequence[str]) -> Sequence[tuple[Server, Sequence[str]]]:
+        if len(self._servers) == 1:
+            return [(self._servers[0], rooms)]
+        parts: dict[Server, list[str]] = defaultdict(list)
+        for room in rooms:
+            parts[self._server(room)].append(room)
+        return list(parts.items())
+
+    # --- messages ---
+
+    def publish(self, batch: Sequence[Outgoing]) -> None:
+        """Publishes messages, in this order where they are of one room.
+
+        Args:
+            batch: neighbours of one room may share an envelope.
+        """
+        servers = self._servers
+        if len(servers) == 1:
+            servers[0].sender.publish(batch)
+            return
+        if not servers:
+            self._refuse(batch)
+            return
+        parts: dict[Server, list[Outgoing]] = defaultdict(list)
+        for outgoing in batch:
+            parts[self._server(outgoing.room)].append(outgoing)
+        for server, part in parts.items():
+            server.sender.publish(part)
+
+    def _refuse(self, batch: Sequence[Outgoing]) -> None:
+        error = BusUnavailableError(f"{self!r} is not open")
+        for outgoing in batch:
+            self._counters.not_published += 1
+            if outgoing.answer is None:
+                if self._handler is not None:
+                    self._handler.not_published(outgoing, error)
+            elif not outgoing.answer.done():
+                outgoing.answer.set_exception(error)
+
+    async def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Page:
+        """Reads the history of a kept room.
+
+        Args:
+            room: its id.
+            since: the position after which to read; None reads the newest messages.
+            limit: the most entries to return; with 0 only `top` is asked for. A page ends after
+                4 MiB, too.
+            retention: of the room.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        stream, top = self._names.history(room)
+        newest, contiguous, entries = await self._server(room).ask(
+            b"EVALSHA",
+            script("read").sha,
+            b"2",
+            stream,
+            top,
+            _position(since),
+            b"%d" % limit,
+            new_tag(),
+            b"%d" % max(int(retention.ttl), TOP_SECONDS),
+            b"%d" % MOST_PAGE,
+        )
+        pairs = zip(entries[::2], entries[1::2], strict=True)
+        return Page(
+            newest.decode(),
+            contiguous == 1,
+            [Entry(position.decode(), entry) for position, entry in pairs],
+        )
+
+    async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
+        """The positions of the newest messages of kept rooms; None where nothing is known.
+
+        Args:
+            rooms: their ids.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        found: dict[str, str | None] = {}
+        parts = [
+            (server, part[start : start + ROOMS_AT_ONCE])
+            for server, part in self._divided(rooms)
+            for start in range(0, len(part), ROOMS_AT_ONCE)
+        ]
+        await asyncio.gather(*(self._tops(server, part, found) for server, part in parts))
+        return [found[room] for room in rooms]
+
+    async def _tops(
+        self, server: Server, rooms: Sequence[str], found: dict[str, str | None]
+    ) -> None:
+        keys = [self._names.top(room) for room in rooms]
+        values = await server.ask(b"MGET", *keys)
+        for room, value in zip(rooms, values, strict=True):
+            found[room] = None if value is None else value.decode()
+        # A silent room that somebody is in must not lose its position for its age.
+        if (asyncio.get_running_loop().time() - self._opened) % RENEW_PERIOD < RENEW_SECONDS:
+            for key in keys:
+                server.renew(key, TOP_SECONDS)
+
+    # --- counters ---
+
+    def counters(self) -> dict[str, float]:
+        """Counts of the events since `open`, by name.
+
+        Returns:
+            dict[str, float]: `published`, `not_published`, `lookups`, `reconnects`, `messages_in`,
+                `bytes_in`, `subscriptions`, `waiting_bytes`, and `longest_lag` in seconds.
+        """
+        live = [server.live_counters() for server in self._servers]
+        counted: dict[str, float] = dataclasses.asdict(self._counters)
+        for name in ("messages_in", "bytes_in", "subscriptions", "waiting_bytes"):
+            counted[name] += sum(each[name] for each in live)
+        return counted
+
+
+def _position(since: str | None) -> bytes:
+    """A position for the script, in which nothing asks for the newest messages."""
+    return b"" if since is None else since.encode("utf-8", "replace") or b"-"
+
+
+def jump(key: int, buckets: int) -> int:
+    """The number of the server of a room (Lamping and Veach, "A Fast, Minimal Memory, Consistent
+    Hash Algorithm"): with one server more, only the rooms move that go there.
+
+    Args:
+        key: the CRC-32 of the room's id.
+        buckets: how many servers there are.
+    """
+    last, place = -1, 0
+    while place < buckets:
+        last = place
+        key = (key * 2862933555777941757 + 1) & 0xFFFFFFFFFFFFFFFF
+        place = int((last + 1) * ((1 << 31) / ((key >> 33) + 1)))
+    return last

@@ -1,0 +1,484 @@
+"""The messages that wait for a server, or for its answer.
+
+A message of a plain room goes out as a PUBLISH; neighbours of one room share an envelope. All of
+them stand in one queue, in the order of publishing. One that was under way when the connection
+ended is not sent again: nobody knows whether it was published. With an idempotency key it is.
+
+The messages of a kept room stand in a lane of that room. A lane has one call of the script under
+way at a time, and the messages that come meanwhile share the next one. So the order holds whatever
+becomes of a call: a call of unknown outcome is made again before any other one of its room, with
+the same tag, and the script looks the tag up first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from wsc_fast._core.resp import ReplyError
+from wsc_fast.bus.base import KEY_SECONDS, Outgoing, Published, Retention
+from wsc_fast.bus.redis.commands import Names, call, command, script
+from wsc_fast.bus.redis.link import FULL, Link, LinkLostError
+from wsc_fast.bus.redis.needs import Counters
+from wsc_fast.errors import BusError, BusUnavailableError
+
+# An envelope has at most so many messages, and takes no further one beyond so many bytes.
+MOST_MESSAGES, MOST_ENVELOPE = 64, 65536
+# Bytes that a message takes beside its entry, about.
+OVERHEAD = 400
+# Commands that wait for their answers. Beyond them messages wait here, and share envelopes.
+MOST_UNANSWERED = 512
+# The position of a room's newest message is known for at least so many seconds.
+TOP_SECONDS = 86400
+# Milliseconds by which the clocks of two servers may differ when an outcome is looked up.
+CLOCKS_DIFFER = 5000
+# Seconds until a command is tried again that the server cannot do now.
+PAUSE = 0.05
+
+
+class Waiting:
+    """One message.
+
+    Attributes:
+        outgoing: what to publish.
+        born: when it was given to the bus.
+        size: its bytes of memory, about.
+        tag: of the attempts to publish it under its key in a plain room.
+    """
+
+    __slots__ = ("born", "outgoing", "size", "tag")
+
+    def __init__(self, outgoing: Outgoing, born: float) -> None:
+        self.outgoing: Outgoing = outgoing
+        self.born: float = born
+        self.size: int = len(outgoing.entry) + OVERHEAD
+        self.tag: bytes = b""
+
+
+class Lane:
+    """The messages of one kept room. It is there for as long as it has any.
+
+    Attributes:
+        room: its id.
+        waiting: messages that are in no call yet.
+        tag: of the call; its messages are `called`.
+        called: the messages of the call that is under way, or is to be made again.
+        flying: the call is under way.
+        sent: when the call was made.
+        unknown_since: when the call was made first whose outcome is unknown; None: there is none.
+        given_up: the messages of the call under way have had their error.
+    """
+
+    __slots__ = ("called", "flying", "given_up", "room", "sent", "tag", "unknown_since", "waiting")
+
+    def __init__(self, room: str) -> None:
+        self.room: str = room
+        self.waiting: deque[Waiting] = deque()
+        self.called: list[Waiting] = []
+        self.tag: bytes = b""
+        self.flying: bool = False
+        self.sent: float = 0.0
+        self.unknown_since: float | None = None
+        self.given_up: bool = False
+
+    def next_call(self) -> None:
+        """Has a call to make, if anything waits."""
+        if self.called or not self.waiting:
+            return
+        self.tag = new_tag()
+        self.unknown_since = None
+        self.given_up = False
+        retention = self.waiting[0].outgoing.retention
+        size = 0
+        while self.waiting and len(self.called) < MOST_MESSAGES and size < MOST_ENVELOPE:
+            if self.waiting[0].outgoing.retention != retention:
+                break
+            message = self.waiting.popleft()
+            self.called.append(message)
+            size += len(message.outgoing.entry)
+
+
+class Sender:
+    """Publishes over one connection after the other.
+
+    Args:
+        at: the server, as errors name it.
+        names: of keys and channels.
+        origin: the name of this hub.
+        timeout: seconds for which a message may wait.
+        most: bytes of all messages that wait.
+        not_published: hears of errors that no answer waits for.
+        counters: of the bus.
+    """
+
+    def __init__(
+        self,
+        at: str,
+        names: Names,
+        origin: str,
+        timeout: float,
+        most: int,
+        not_published: Callable[[Outgoing, Exception], object],
+        counters: Counters,
+    ) -> None:
+        self._at = at
+        self._names = names
+        self._origin = origin.encode()
+        self._timeout = timeout
+        self._most = most
+        self._not_published = not_published
+        self._counters = counters
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = None
+        self._plain: deque[Waiting] = deque()
+        self._returned: list[Waiting] = []
+        self._lanes: dict[str, Lane] = {}
+        self._ready: deque[Lane] = deque()
+        self._publish = script("publish")
+        self._once = script("once")
+        self._paused_until = 0.0
+        self._called = False
+        self._answered: asyncio.Future[None] | None = None
+        self.waiting_bytes: int = 0
+
+    # --- the connection ---
+
+    def connected(self, link: Link) -> None:
+        """Sends what waits."""
+        self._link = link
+        self._paused_until = 0.0
+        self.send()
+
+    def disconnected(self) -> None:
+        """The connection has ended, and all of its commands have had their answer."""
+        self._link = None
+        self._put_back()
+
+    def _put_back(self) -> None:
+        self._plain.extendleft(reversed(self._returned))
+        self._returned.clear()
+
+    # --- publishing ---
+
+    def publish(self, batch: Sequence[Outgoing]) -> None:
+        """Publishes messages, or has them wait."""
+        now = self._loop.time()
+        for outgoing in batch:
+            message = Waiting(outgoing, now)
+            if self.waiting_bytes + message.size > self._most:
+                self.waiting_bytes += message.size
+                self._fail(message, self._unavailable(f"more than {self._most} bytes wait for it"))
+                continue
+            self.waiting_bytes += message.size
+            if outgoing.retention is None:
+                self._plain.append(message)
+                continue
+            lane = self._lanes.get(outgoing.room)
+            if lane is None:
+                lane = self._lanes[outgoing.room] = Lane(outgoing.room)
+                self._ready.append(lane)
+            lane.waiting.append(message)
+        self.send()
+
+    def send_soon(self) -> None:
+        """Sends what waits, once for all answers of this turn of the loop."""
+        if not self._called and (self._plain or self._ready):
+            self._called = True
+            self._loop.call_soon(self._send_now)
+
+    def _send_now(self) -> None:
+        self._called = False
+        self.send()
+
+    def send(self) -> None:
+        """Sends as much of what waits as the connection takes."""
+        link = self._link
+        if link is None or link.full or link.lost.done():
+            return
+        if self._loop.time() < self._paused_until:
+            return
+        commands: list[bytes] = []
+        answers: list[Callable[[Any], object]] = []
+        size = 0
+        room = MOST_UNANSWERED - link.unanswered
+        while len(commands) < room and size < FULL and (self._plain or self._ready):
+            made = self._plain_command() if self._plain else self._kept_command()
+            if made is not None:
+                commands.append(made[0])
+                answers.append(made[1])
+                size += len(made[0])
+        if commands:
+            link.send(b"".join(commands), *answers)
+
+    # --- plain rooms ---
+
+    def _plain_command(self) -> tuple[bytes, Callable[[Any], object]]:
+        first = self._plain.popleft()
+        room = first.outgoing.room
+        messages = [first]
+        size = len(first.outgoing.entry)
+        if first.outgoing.idempotency_key is not None:
+            return self._once_command(first)
+        while self._plain and len(messages) < MOST_MESSAGES and size < MOST_ENVELOPE:
+            after = self._plain[0].outgoing
+            if after.room != room or after.idempotency_key is not None:
+                break
+            messages.append(self._plain.popleft())
+            size += len(after.entry)
+        envelope = self._envelope(messages)
+        data = command(b"PUBLISH", self._names.channel(room), envelope)
+        return data, lambda value: self._plain_answered(messages, value)
+
+    def _envelope(self, messages: Sequence[Waiting]) -> bytes:
+        parts = [b"wsc1 p %b - %d\n" % (self._origin, len(messages))]
+        for message in messages:
+            parts += (b"- ", message.outgoing.entry)
+        return b"".join(parts)
+
+    def _plain_answered(self, messages: Sequence[Waiting], value: Any) -> None:
+        if isinstance(value, LinkLostError):
+            error: Exception = self._unavailable(f"nobody knows whether it was published: {value}")
+        elif isinstance(value, ReplyError):
+            error = self._refused(value)
+        else:
+            for message in messages:
+                self._done(message, None, False)
+            self.send_soon()
+            return
+        for message in messages:
+            self._fail(message, error)
+        self.send_soon()
+
+    def _once_command(self, message: Waiting) -> tuple[bytes, Callable[[Any], object]]:
+        outgoing = message.outgoing
+        assert outgoing.idempotency_key is not None
+        message.tag = message.tag or new_tag()
+        data = command(
+            b"EVAL",  # its text is short, and so it cannot be missing at the server
+            self._once.text,
+            b"1",
+            self._names.idempotency(outgoing.room, outgoing.idempotency_key),
+            self._names.channel(outgoing.room),
+            self._envelope([message]),
+            message.tag,
+            b"%d" % KEY_SECONDS,
+        )
+        return data, lambda value: self._once_answered(message, value)
+
+    def _once_answered(self, message: Waiting, value: Any) -> None:
+        if isinstance(value, LinkLostError):
+            self._counters.lookups += 1
+            self._returned.append(message)
+        elif isinstance(value, ReplyError):
+            if self._try_later(value):
+                self._returned.append(message)
+            else:
+                self._fail(message, self._refused(value))
+        else:
+            self._done(message, None, bool(value))
+        self.send_soon()
+
+    # --- kept rooms ---
+
+    def _kept_command(self) -> tuple[bytes, Callable[[Any], object]] | None:
+        lane = self._ready.popleft()
+        lane.next_call()
+        if not lane.called:
+            self._lanes.pop(lane.room, None)
+            return None
+        now = self._loop.time()
+        lane.sent = now
+        lane.flying = True
+        return self._call_of(lane, now), lambda value: self._kept_answered(lane, value)
+
+    def _call_of(self, lane: Lane, now: float) -> bytes:
+        retention = lane.called[0].outgoing.retention
+        assert retention is not None
+        age = b""
+        if lane.unknown_since is not None:
+            self._counters.lookups += 1
+            age = b"%d" % ((now - lane.unknown_since) * 1000 + CLOCKS_DIFFER)
+        keys = list(self._names.history(lane.room))
+        keyed = b""
+        for message in lane.called:
+            key = message.outgoing.idempotency_key
+            keyed += b"0" if key is None else b"1"
+            if key is not None:
+                keys.append(self._names.idempotency(lane.room, key))
+        return call(
+            self._publish.sha,
+            keys,
+            self._names.channel(lane.room),
+            self._origin,
+            lane.tag,
+            b"%d" % retention.size,
+            *times(retention),
+            age,
+            keyed if len(keys) > 2 else b"",
+            *(b"%b %b" % (lane.tag, message.outgoing.entry) for message in lane.called),
+        )
+
+    def _kept_answered(self, lane: Lane, value: Any) -> None:
+        lane.flying = False
+        if lane.given_up:
+            lane.called = []
+        elif isinstance(value, LinkLostError):
+            if lane.unknown_since is None:
+                lane.unknown_since = lane.sent
+        elif isinstance(value, ReplyError):
+            if not self._try_later(value):
+                self._fail_call(lane, self._refused(value))
+        else:
+            for message, answer in zip(lane.called, value, strict=True):
+                self._kept_done(message, answer)
+            lane.called = []
+        if lane.called or lane.waiting:
+            self._ready.append(lane)
+        else:
+            self._lanes.pop(lane.room, None)
+        self.send_soon()
+
+    def _kept_done(self, message: Waiting, answer: bytes) -> None:
+        if answer == b"?":
+            why = "nobody knows whether it was published: the history is too short to tell"
+            self._fail(message, self._unavailable(why))
+        elif answer.startswith(b"="):
+            self._done(message, answer[1:].decode(), True)
+        else:
+            self._done(message, answer.decode(), False)
+
+    def _fail_call(self, lane: Lane, error: Exception) -> None:
+        for message in lane.called:
+            self._fail(message, error)
+        lane.called = []
+
+    # --- errors ---
+
+    def _try_later(self, error: ReplyError) -> bool:
+        """Whether a command that was not done may be done later; prepares for it."""
+        text = str(error)
+        link = self._link
+        if link is None:
+            return False
+        if text.startswith("NOSCRIPT"):
+            link.ask(b"SCRIPT", b"LOAD", self._publish.text)
+            return True
+        if is_elsewhere(text):
+            link.abort(error)
+            return True
+        if is_passing(text):
+            self._paused_until = self._loop.time() + PAUSE
+            self._loop.call_later(PAUSE, self._go_on)
+            return True
+        return False
+
+    def _go_on(self) -> None:
+        self._put_back()
+        self.send()
+
+    def _refused(self, error: ReplyError) -> BusError:
+        return BusError(f"{self._at} refused the message: {error}")
+
+    def _unavailable(self, why: str) -> BusUnavailableError:
+        return BusUnavailableError(f"{self._at}: {why}")
+
+    # --- the end of a message ---
+
+    def answered(self) -> asyncio.Future[None]:
+        """A future that is done once nothing waits any more."""
+        self._answered = self._loop.create_future()
+        self._release(0)
+        return self._answered
+
+    def _release(self, size: int) -> None:
+        self.waiting_bytes -= size
+        if self._answered is not None and not self.waiting_bytes and not self._answered.done():
+            self._answered.set_result(None)
+
+    def _done(self, message: Waiting, position: str | None, duplicate: bool) -> None:
+        self._release(message.size)
+        self._counters.published += 1
+        answer = message.outgoing.answer
+        if answer is not None and not answer.done():
+            answer.set_result(Published(position, duplicate))
+
+    def _fail(self, message: Waiting, error: Exception) -> None:
+        self._release(message.size)
+        self._counters.not_published += 1
+        answer = message.outgoing.answer
+        if answer is None:
+            self._not_published(message.outgoing, error)
+        elif not answer.done():
+            answer.set_exception(error)
+
+    def expire(self, now: float) -> None:
+        """Fails the messages that have waited for too long."""
+        before = now - self._timeout
+        error = self._unavailable(f"not published within {self._timeout:g} s")
+        while self._plain and self._plain[0].born <= before:
+            self._fail(self._plain.popleft(), error)
+        unknown = self._unavailable(
+            f"no answer within {self._timeout:g} s; nobody knows whether it was published"
+        )
+        for lane in list(self._lanes.values()):
+            if lane.called and lane.called[0].born <= before and not lane.given_up:
+                lane.given_up = lane.flying
+                known = lane.unknown_since is None and not lane.flying
+                called, lane.called = lane.called, lane.called if lane.flying else []
+                for message in called:
+                    self._fail(message, error if known else unknown)
+            while lane.waiting and lane.waiting[0].born <= before:
+                self._fail(lane.waiting.popleft(), error)
+            if not (lane.called or lane.waiting):
+                self._lanes.pop(lane.room, None)
+        self._ready = deque(lane for lane in self._ready if lane.called or lane.waiting)
+
+    def fail_all(self, error: Exception) -> None:
+        """Fails all messages."""
+        plain, self._plain = [*self._returned, *self._plain], deque()
+        self._returned.clear()
+        for message in plain:
+            self._fail(message, error)
+        for lane in list(self._lanes.values()):
+            called, lane.called = ([] if lane.given_up else lane.called), []
+            messages = [*called, *lane.waiting]
+            lane.waiting.clear()
+            for message in messages:
+                self._fail(message, error)
+        self._lanes.clear()
+        self._ready.clear()
+
+
+def times(retention: Retention) -> tuple[bytes, bytes, bytes, bytes]:
+    """The times of a kept room, as the script takes them.
+
+    The life of the stream is renewed once in a slot of time, and so longer by a slot. A slot is as
+    many milliseconds as the last digits of an entry's id count: a power of ten.
+    """
+    milliseconds = int(retention.ttl * 1000)
+    digits = max(0, len(str(milliseconds // 4)) - 1)
+    life = milliseconds + 10**digits
+    top = max(int(retention.ttl), TOP_SECONDS)
+    return b"%d" % life, b"%d" % top, b"%d" % KEY_SECONDS, b"%d" % (13 - digits)
+
+
+def new_tag() -> bytes:
+    """A text that no other call has: 48 random bits."""
+    return base64.urlsafe_b64encode(os.urandom(6))
+
+
+def is_passing(text: str) -> bool:
+    """Whether a command that has had this error may be done a little later."""
+    return text.startswith(("LOADING", "BUSY ", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS")) or (
+        "-NOREPLICAS" in text
+    )
+
+
+def is_elsewhere(text: str) -> bool:
+    """Whether this error says that another server is the master now."""
+    # Before version 7 a server begins the text with the place in the script.
+    return text.startswith(("READONLY", "MASTERDOWN")) or "-READONLY" in text
