@@ -28,7 +28,7 @@ space: the hub that publishes makes it, and the bus neither reads nor changes it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -182,7 +182,7 @@ class Bus(Protocol):
 
     def read(
         self, room: str, since: str | None, limit: int, retention: Retention
-    ) -> asyncio.Future[Page]:
+    ) -> Awaitable[Page]:
         """Reads the history of a kept room.
 
         Args:
@@ -192,7 +192,7 @@ class Bus(Protocol):
             retention: of the room.
 
         Returns:
-            asyncio.Future[Page]: with a BusUnavailableError if the bus did not answer in time.
+            Awaitable[Page]: raises a BusUnavailableError if the bus did not answer in time.
         """
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:

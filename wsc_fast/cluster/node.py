@@ -181,7 +181,7 @@ class Node:
             raise ValidationError(f"room {room_id!a} is not kept: see Hub.keep")
         self._open_at_once()
         assert self._bus is not None
-        return self._bus.read(room_id, after, limit, retention)
+        return asyncio.ensure_future(self._bus.read(room_id, after, limit, retention))
 
     # --- what the engine publishes ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import re
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ class Rooms:
         self._patterns: tuple[_Pattern, ...] = ()
         self._retentions: dict[str, Retention | None] = {}  # what the patterns say, of late
         self._chains: dict[str, Chain] = {}
-        self._recovery = Recovery(engine, counters, bus.read)
+        self._recovery = Recovery(engine, counters, self.read)
         # Rooms that are empty, and since when.
         self._emptied: set[str] = set()
         self._lingering: dict[str, float] = {}
@@ -117,7 +118,7 @@ class Rooms:
 
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer:
         """See `Needs`."""
-        return self._bus.read(room, since, limit, retention)
+        return asyncio.ensure_future(self._bus.read(room, since, limit, retention))
 
     def give(self, room: str, message: Message) -> None:
         """See `Needs`."""

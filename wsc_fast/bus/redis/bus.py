@@ -41,6 +41,8 @@ class RedisBus:
     Thread-safety: none; all calls in the thread of the loop on which `open` was awaited.
     """
 
+    at_once = False
+
     def __init__(
         self,
         url: str | Sequence[str],
