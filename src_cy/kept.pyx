@@ -151,18 +151,26 @@ def is_member(Sink client not None, KeptRoom room not None):
 
 
 def say_gap(Engine engine not None, str room_id not None, position):
-    """Tells the members of a room who speak wsc.1 that messages are missing.
+    """Tells the members of a room who speak wsc.1 that messages may be missing.
 
     Args:
         engine: of the hub.
-        room_id: of the room; "" for all clients of the hub.
+        room_id: of the room; "" for messages to all clients of the hub.
         position: in a kept room, that behind the gap; None in a plain one.
 
     Returns:
         int: how many were told.
     """
-    cdef str more = "" if position is None else f',"pos":"{position}"'
-    cdef bytes head = f'{{"gap":{dumps(room_id)}{more}}}\n'.encode()
+    more = "" if position is None else f',"pos":"{position}"'
+    return say_to_members(engine, room_id, f'{{"gap":{dumps(room_id)}{more}}}\n'.encode())
+
+
+def say_bus(Engine engine not None, bint up):
+    """Tells all clients who speak wsc.1 whether this hub hears of the others."""
+    return say_to_members(engine, "", b'{"bus":true}\n' if up else b'{"bus":false}\n')
+
+
+cdef Py_ssize_t say_to_members(Engine engine, str room_id, bytes head) except -1:
     cdef bytes frame = encode(FIN_TEXT, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head))
     cdef MemberSet room = engine.rooms.get(room_id)
     cdef Sink sink

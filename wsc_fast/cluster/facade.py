@@ -6,6 +6,7 @@ node.py does the work of these calls.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 from wsc_fast._core.calls import Calls
 from wsc_fast._core.connection import Client
@@ -52,6 +53,16 @@ class Cluster:
         if after is not None and (type(after) is not str or not 0 < len(after) <= 64):
             raise ValidationError(f"after must be a position or None, not {after!a}")
         return await self._node.history(room_id, after, limit)
+
+    def counters(self) -> dict[str, int]:
+        """Counts of kept rooms and the bus since the hub was made; see docs/several-servers.md.
+
+        Returns:
+            dict[str, int]: by name.
+
+        Thread-safety: any thread.
+        """
+        return asdict(self._node.counters)
 
 
 class ClusterFace(Calls):

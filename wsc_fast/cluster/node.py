@@ -98,6 +98,7 @@ class Node:
         self._looking: asyncio.TimerHandle | None = None
         self._audited = 0.0
         self._opened = False
+        self._is_cut_off = False
         # Of plain rooms, and broadcasts: (room_id, frame, exclude, key) of this tick.
         self._outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] = []
         self.name = secrets.token_urlsafe(9)
@@ -250,15 +251,14 @@ class Node:
 
     def up(self) -> None:
         """See `Handler.up`."""
-        log.info("the bus is up (this hub is %s there)", self.name, extra={"event": "bus_up"})
+        if self._is_cut_off:
+            self._is_cut_off = False
+            kept.say_bus(self._engine, True)
 
     def down(self, error: Exception) -> None:
         """See `Handler.down`."""
-        log.warning(
-            "the bus is away: %s; clients of this hub hear nothing of other hubs until it is back",
-            error,
-            extra={"event": "bus_down", "error": type(error).__name__},
-        )
+        self._is_cut_off = True
+        kept.say_bus(self._engine, False)
 
     def not_published(self, outgoing: Outgoing, error: Exception) -> None:
         """See `Handler.not_published`."""

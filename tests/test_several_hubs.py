@@ -1,0 +1,238 @@
+"""Several hubs as one over Redis: rooms, broadcasts, recovery, and what a lost bus ends in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.aware import Aware, keeping
+from tests.redis_server import RedisServer
+from tests.support import join, named
+from wsc_fast import Hub, RoomNotFoundError
+from wsc_fast.bus.redis.bus import RedisBus
+from wsc_fast.testing import RawClient, eventually, eventually_async, running
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    redis = RedisServer(tmp_path)
+    redis.start()
+    yield redis
+    redis.kill()
+
+
+@asynccontextmanager
+async def hubs(server: RedisServer, count: int = 2, **options: Any) -> AsyncIterator[list[Hub]]:
+    """Hubs on one bus; each makes its clients members of the room `r`, which is kept."""
+    made = [
+        keeping("r*", Hub(authenticate=named, bus=RedisBus(server.url)), **options)
+        for _ in range(count)
+    ]
+    async with asyncio.timeout(60):
+        for hub in made:
+            await hub.start("127.0.0.1", 0)
+        try:
+            yield made
+        finally:
+            for hub in made:
+                await hub.stop(1.0)
+
+
+async def subscribed(sender: Hub, room: str, client: RawClient) -> None:
+    """Returns once what `sender` says in a room reaches this client of another hub."""
+
+    async def reached() -> bool:
+        sender.broadcast_to_room(room, "ready")
+        try:
+            return bool(await client.recv(0.2))
+        except TimeoutError:
+            return False
+
+    await eventually_async(reached)
+
+
+async def texts(client: RawClient, count: int) -> list[bytes]:
+    """The next payloads of a client, but for those of `subscribed`."""
+    found: list[bytes] = []
+    while len(found) < count:
+        payload = (await client.recv()).payload
+        if payload != b"ready":
+            found.append(payload)
+    return found
+
+
+# --- plain rooms ---
+
+
+async def test_a_plain_room_reaches_the_members_on_other_hubs(server: RedisServer) -> None:
+    async with hubs(server) as (one, two):
+        a, _ = await join(one, "a")
+        b, _ = await join(two, "b")
+        one.join_room("a", "plain")
+        two.join_room("b", "plain")
+        await subscribed(one, "plain", b)
+        await subscribed(two, "plain", a)
+        assert one.broadcast_to_room("plain", "text") == 1
+        assert two.broadcast_to_room("plain", b"bytes", exclude=["a"]) == 1
+        one.broadcast_to_room("plain", "last")
+        assert await texts(a, 2) == [b"text", b"last"]
+        assert sorted(await texts(b, 3)) == [b"bytes", b"last", b"text"]
+        a.close()
+        b.close()
+
+
+async def test_the_order_of_one_hub_holds_on_another(server: RedisServer) -> None:
+    async with hubs(server) as (one, two):
+        b, _ = await join(two, "b")
+        two.join_room("b", "plain")
+        await subscribed(one, "plain", b)
+        for number in range(500):
+            one.broadcast_to_room("plain", str(number))
+            if number % 50 == 0:
+                one.broadcast(f"all {number}")
+                await asyncio.sleep(0)
+        expected = []
+        for number in range(500):
+            expected.append(str(number).encode())
+            if number % 50 == 0:
+                expected.append(f"all {number}".encode())
+        assert await texts(b, len(expected)) == expected
+        b.close()
+
+
+async def test_a_broadcast_reaches_every_client(server: RedisServer) -> None:
+    async with hubs(server, 3) as made:
+        raws = [(await join(hub, f"c{number}"))[0] for number, hub in enumerate(made)]
+        made[0].broadcast("to all", exclude=["c1"])
+        made[2].broadcast("again")
+        assert sorted([(await raws[0].recv()).payload for _ in range(2)]) == [b"again", b"to all"]
+        assert (await raws[1].recv()).payload == b"again"
+        assert sorted([(await raws[2].recv()).payload for _ in range(2)]) == [b"again", b"to all"]
+        for raw in raws:
+            raw.close()
+
+
+async def test_a_room_goes_with_its_last_member_and_comes_with_the_next(
+    server: RedisServer,
+) -> None:
+    async with hubs(server) as (one, two):
+        b, _ = await join(two, "b")
+        two.join_room("b", "plain")
+        await subscribed(one, "plain", b)
+        two.leave_room("b", "plain")
+        await eventually(lambda: "plain" not in two.get_rooms(), timeout=20)
+        assert one.broadcast_to_room("plain", "to nobody") == 0
+        two.join_room("b", "plain")
+        await subscribed(one, "plain", b)
+        with pytest.raises(RoomNotFoundError):
+            two.get_room_clients("nobody is here")
+        b.close()
+
+
+# --- kept rooms ---
+
+
+async def test_all_hubs_have_one_order_of_a_kept_room(server: RedisServer) -> None:
+    async with hubs(server) as (one, two):
+        a, b = await Aware.open(one, "a"), await Aware.open(two, "b")
+        assert (await a.recv())[0]["first"] is True
+        assert (await b.recv())[0]["first"] is True
+        for number in range(100):
+            one.broadcast_to_room("r", f"one {number}")
+            two.broadcast_to_room("r", f"two {number}")
+            if number % 10 == 0:
+                await asyncio.sleep(0.001)
+        texts = await a.texts(200)
+        assert texts == await b.texts(200)
+        assert sorted(texts) == sorted(
+            f"{hub} {number}".encode() for hub in ("one", "two") for number in range(100)
+        )
+        assert a.positions == b.positions
+        a.close()
+        b.close()
+
+
+async def test_a_client_recovers_on_another_hub(server: RedisServer) -> None:
+    async with hubs(server) as (one, two):
+        a = await Aware.open(one, "a")
+        await a.recv()
+        one.broadcast_to_room("r", "seen")
+        await a.recv()
+        a.close()
+        await eventually(lambda: one.get_connected_clients() == 0)
+        for number in range(300):
+            await one.publish("r", str(number))
+        back = await Aware.open(two, "a", a.positions)
+        head, _ = await back.recv()
+        assert head["recovered"] is False  # 100 are kept
+        last = back.positions
+        back.close()
+        for number in range(50):
+            await one.publish("r", str(number))
+        back = await Aware.open(two, "a", last)
+        assert await back.texts(50) == [str(number).encode() for number in range(50)]
+        assert (await back.recv())[0]["recovered"] is True
+        back.close()
+
+
+async def test_publish_knows_its_key_on_every_hub(server: RedisServer) -> None:
+    async with hubs(server) as (one, two):
+        first = await one.publish("r", "text", idempotency_key="k")
+        again = await two.publish("r", "text", idempotency_key="k")
+        assert (first.duplicate, again.duplicate) == (False, True)
+        assert first.position == again.position
+        history = await two.cluster.history("r")
+        assert [(each.position, each.message) for each in history] == [(first.position, "text")]
+
+
+async def test_messages_that_the_subscription_missed_are_healed(server: RedisServer) -> None:
+    async with hubs(server) as (one, two):
+        a = await Aware.open(one, "a")
+        await a.recv()
+        texts: list[bytes] = []
+        for round_ in range(20):
+            server.command("CLIENT", "KILL", "TYPE", "pubsub")
+            for number in range(20):
+                await two.publish("r", f"{round_} {number}")
+        while len(texts) < 400:
+            head, payload = await a.recv()
+            assert head.get("gap", "") == ""  # of broadcasts: nothing is kept of these
+            if "room" in head:
+                texts.append(payload)
+        assert texts == [f"{r} {n}".encode() for r in range(20) for n in range(20)]
+        assert one.cluster.counters()["heals"] > 0
+        a.close()
+
+
+async def test_a_bus_that_lost_its_data_ends_in_a_gap(server: RedisServer) -> None:
+    async with hubs(server) as (one, two):
+        a = await Aware.open(one, "a")
+        await a.recv()
+        await two.publish("r", "before")
+        assert (await a.recv())[1] == b"before"
+        await asyncio.to_thread(server.kill)
+        for file in server.directory.rglob("*"):
+            if file.is_file() and "aof" in str(file):
+                file.unlink()
+        await asyncio.to_thread(server.start)
+        await two.publish("r", "after")
+        head, payload = await a.recv()
+        while payload != b"after" and not head.get("gap"):
+            head, payload = await a.recv()
+        assert head.get("gap") == "r"
+        assert one.cluster.counters()["gaps"] == 1
+        a.close()
+
+
+async def test_a_hub_does_not_start_without_its_bus(server: RedisServer) -> None:
+    await asyncio.to_thread(server.kill)
+    hub = Hub(bus=RedisBus(server.url, timeout=0.5))
+    with pytest.raises(Exception, match="reach"):
+        async with running(hub):
+            pass
+    assert hub.loop is None
