@@ -111,7 +111,6 @@ class Rooms:
             if chain is not None:
                 chain.heal()
             elif again and not self.is_kept(room_id):
-                self._counters.gaps += 1
                 kept.say_gap(self._engine, room_id, None)
 
     # --- what chains need ---
