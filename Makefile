@@ -224,7 +224,7 @@ $(BUILT): $(MADE) $(SOURCES)
 	@$(call NEEDS,$(BUILD_NEEDS))
 	@$(BIN)/pip install -q -r $(VENV)/.needs
 	@echo "Compiling $(words $(wildcard src_cy/*.pyx)) modules, and installing what the hub and its command line" \
-		"need: half a minute or so the first time"
+		"need: up to a minute the first time"
 	@$(call NEEDS,$(RUN_NEEDS))
 	@$(BIN)/python setup.py -q build_ext --inplace & modules=$$!; \
 		$(BIN)/pip install -q -r $(VENV)/.needs; installed=$$?; wait $$modules && exit $$installed
