@@ -526,6 +526,15 @@ def test_a_hub_that_starts_again_has_the_time_of_its_drain_too(module: Path) -> 
     assert "killed" not in errors
 
 
+def test_the_demo_says_where_its_chat_is_once_it_listens(echo: Hub) -> None:
+    fails_in_one_line(run("demo", "--port", str(echo.port)), 1, "the address is in use")
+    port = free_port()
+    with begun("demo", "--port", str(port)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"Chat on http://127.0.0.1:{port}\n"
+        socket.create_connection(("127.0.0.1", port)).close()
+
+
 def test_the_demo_serves_its_chat(here: Here) -> None:
     with begun("demo", "--port", "0") as process:
         url = line_with(process.stdout, "Chat on").split()[-1]
