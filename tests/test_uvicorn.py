@@ -44,6 +44,7 @@ from wsc_fast.testing import (
     encode,
     eventually,
     open_client,
+    running,
 )
 
 HTTPS = pytest.mark.parametrize("http", ["h11", "httptools"])
@@ -441,10 +442,19 @@ async def test_an_application_that_does_not_start_leaves_no_hub_running() -> Non
 async def test_a_hub_that_runs_already_is_refused() -> None:
     hub = echoing()
     await hub.attach()
-    with pytest.raises(HubStateError, match="runs already"):
+    with pytest.raises(HubStateError, match=r"already, attached to a picows server of your own$"):
         async with serving(hub):
             pass
     await hub.stop()
+    async with serving(hub):
+        with pytest.raises(
+            HubStateError, match=r"the hub runs already, attached to uvicorn's port$"
+        ):
+            await hub.start(port=0)
+    async with running(hub):
+        with pytest.raises(HubStateError, match=r"the hub runs already$"):
+            async with serving(hub):
+                pass
 
 
 class OwnStart(uvicorn.Server):
@@ -621,7 +631,7 @@ async def test_a_signal_closes_the_clients_and_leaves_nothing(
         _, errors = await asyncio.to_thread(process.communicate, timeout=SLOWEST)
         assert process.returncode in (0, -number)
         assert "Finished server process" in errors
-        assert re.search(r" INFO wsc_fast: attached to another server /ws \(process \d+, ", errors)
+        assert re.search(r" INFO wsc_fast: attached to uvicorn's port /ws \(process \d+, ", errors)
         assert re.search(r" INFO wsc_fast: stopped in \d", errors)
         assert "Traceback" not in errors
         assert "Warning" not in errors

@@ -483,7 +483,7 @@ class Hub(ObserveFace):
         Thread-safety: the thread of the running loop, which the hub then belongs to.
         Source: go-wsc `go hub.Run()` beside `HandleWebSocket`.
         """
-        await self._door.attach(picows.check_attachable, tls)
+        await self._door.attach(picows.SERVER, picows.check_attachable, tls)
 
     def uvicorn(self, path: str = "/ws") -> Any:
         """Gives uvicorn a WebSocket endpoint that is the hub's, beside an application of its own.

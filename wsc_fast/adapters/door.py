@@ -87,25 +87,26 @@ class Door:
         self._policy = policy
         self._settings = settings
 
-    async def attach(self, check: Check, tls: bool, path: str | None = None) -> None:
+    async def attach(self, server: str, check: Check, tls: bool, path: str | None = None) -> None:
         """Has the hub run on the loop of the other server; see `Hub.attach`.
 
         Args:
+            server: how lines and errors name it.
             check: of the settings.
             tls: whether that server speaks TLS.
             path: of the WebSocket endpoint; None where the other server chooses by the path.
         """
         self._life.check_not_running()
         self._take(check)
-        await self._life.attach(tls, path)
+        await self._life.attach(server, tls, path)
 
-    def open(self, check: Check, tls: bool = False, path: str | None = None) -> bool:
+    def open(self, server: str, check: Check, tls: bool = False, path: str | None = None) -> bool:
         """Has the hub take connections of the server whose loop runs.
 
         A hub that does not run is attached to that loop. One that was stopped stays stopped.
 
         Args:
-            check, tls, path: as for `attach`.
+            server, check, tls, path: as for `attach`.
 
         Returns:
             bool: whether the hub was attached by this call.
@@ -120,7 +121,7 @@ class Door:
             if self._state.ended:
                 return False
             self._take(check)
-            self._life.attach_at_once(tls, path)
+            self._life.attach_at_once(server, tls, path)
             return True
         if loop is not asyncio.get_running_loop():
             raise HubStateError("the hub belongs to another loop than this server")

@@ -12,7 +12,7 @@ from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithLis
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.handshake import RequestHead, TooManyHeaders
-from wsc_fast.adapters.picows import check_attachable
+from wsc_fast.adapters.picows import SERVER, check_attachable
 from wsc_fast.errors import ConfigError, HubStateError
 from wsc_fast.hub import Hub, door_of
 from wsc_fast.log import log
@@ -40,7 +40,7 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
     door = door_of(hub)
     client = door.new_client()
     try:
-        door.open(check_attachable)
+        door.open(SERVER, check_attachable)
     except (ConfigError, HubStateError) as error:
         log.error("a request to a picows server is refused: %s", error)
         return _answer(request, client, refusal(HTTPStatus.INTERNAL_SERVER_ERROR))

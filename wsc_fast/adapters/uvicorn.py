@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from uvicorn import Config, Server
     from uvicorn.server import ServerState
 
+# As lines and errors name it.
+_SERVER = "uvicorn's port"
+
 # Settings about what comes before the upgrade, and who bounds that here.
 _OF_UVICORN = {
     "backlog": "it is an option of uvicorn's, backlog",
@@ -46,7 +49,7 @@ _OF_UVICORN = {
 
 def _check(config: HubConfig) -> None:
     """Raises ConfigError for a setting that cannot hold on uvicorn's port."""
-    check_kept(config, _OF_UVICORN, "uvicorn's port")
+    check_kept(config, _OF_UVICORN, _SERVER)
 
 
 class Endpoint:
@@ -100,7 +103,7 @@ class Endpoint:
         with ExitStack() as lines:
             lines.enter_context(self._door.own_log())
             self._warn(config)
-            await self._door.attach(_check, config.ssl is not None, self._path)
+            await self._door.attach(_SERVER, _check, config.ssl is not None, self._path)
             return _Stop(self._door, config, state, lines.pop_all())
 
     def _warn(self, config: Config) -> None:
@@ -130,7 +133,7 @@ class Endpoint:
         try:
             with ExitStack() as lines:
                 lines.enter_context(self._door.own_log())
-                if self._door.open(_check, config.ssl is not None, self._path):
+                if self._door.open(_SERVER, _check, config.ssl is not None, self._path):
                     _Stop(self._door, config, state, lines.pop_all())
         except (ConfigError, HubStateError) as error:
             log.error("a request on uvicorn's port is refused: %s", error)
