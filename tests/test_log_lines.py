@@ -237,6 +237,38 @@ async def test_a_crowd_of_refusals_is_one_line_a_second_that_counts_them(
     assert times_logged(caplog, "authenticate returned None") == 100
 
 
+async def test_a_crowd_that_has_one_reason_hides_no_other_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = Hub(authenticate=TokenAuthenticator({"a-token-that-is-known": "ann"}))
+    async with running(hub):
+        for _ in range(5):
+            assert await answer(hub, RawClient.request(hub)) == 401
+        headers = [("Authorization", f"Bearer {TOKEN}")]
+        assert await answer(hub, RawClient.request(hub, headers=headers)) == 401
+        headers = [("Origin", "https://evil.example")]
+        assert await answer(hub, RawClient.request(hub, headers=headers)) == 403
+        lines = [line.getMessage() for line in records_of(caplog, "upgrade_refused")]
+    for reason in ("'no token'", "'the token is unknown'", "'https://evil.example'"):
+        assert any(reason in line for line in lines), reason
+
+
+async def test_reasons_that_somebody_makes_up_are_few_lines(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(request: Request) -> None:
+        request.refusal = f"no seat for {request.query['name']}"
+
+    hub = Hub(authenticate=refuse)
+    began = time.monotonic()
+    async with running(hub):
+        for number in range(100):
+            assert await answer(hub, RawClient.request(hub, f"/ws?name={number}")) == 401
+        lines = records_of(caplog, "upgrade_refused")
+    assert 11 <= len(lines) <= 11 * (time.monotonic() - began + 1)
+    assert times_logged(caplog, "no seat for") == 100
+
+
 # --- clients that the hub closes, and callbacks ---
 
 
@@ -326,6 +358,19 @@ async def test_a_protocol_error_is_named(caplog: pytest.LogCaptureFixture) -> No
     assert (line.levelno, line.client_id, line.code) == (logging.WARNING, "odd", 1002)
 
 
+async def test_two_faults_of_clients_have_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    hub = Hub(authenticate=named)
+    faults = [encode(TEXT, b"x", masked=False), encode(TEXT, b"\xff"), encode(3, b"x")]
+    async with running(hub):
+        for number, fault in enumerate(faults):
+            raw, _ = await join(hub, str(number))
+            with raw:
+                await raw.send_raw(fault)
+                assert (await raw.recv_rest())[-1].code in (1002, 1007)
+        lines = records_of(caplog, "protocol_error")
+    assert [line.client_id for line in lines] == ["0", "1", "2"]  # type: ignore[attr-defined]
+
+
 async def test_a_callback_that_raises_is_told_with_its_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -369,6 +414,24 @@ def test_a_kind_has_one_line_a_second_and_the_next_counts_the_others(
     logger.warning("it is %d", 100, extra={"event": "it"})
     assert caplog.messages == ["it is 0", "another kind", "it is 99 (4 more in the last 3.2 s)"]
     assert [getattr(line, "suppressed", None) for line in caplog.records] == [None, None, 4]
+
+
+def test_reasons_are_told_apart_up_to_a_number(
+    caplog: pytest.LogCaptureFixture, clock: list[float]
+) -> None:
+    logger = SafeLogger("wsc_fast.test")
+    for number in (*range(12), 3, 11):
+        logger.warning("no: %d", number, reason=str(number))
+    assert caplog.messages == [f"no: {number}" for number in range(11)]
+    clock[0] += 1.0
+    logger.warning("no: %d", 11, reason="11")
+    logger.warning("no: %d", 3, reason="3")
+    logger.tell_counts(at_once=True)
+    assert caplog.messages[11:] == [
+        "no: 11",
+        "no: 3 (1 more in the last 1.0 s)",
+        "2 more in the last 1.0 s like: no: 10",
+    ]
 
 
 def test_counts_are_told_where_no_line_follows(

@@ -6,8 +6,8 @@ Rules:
        that is too long, and one that is no visible ASCII are refused before anything is computed.
     2. The answer is an Identity or None, whatever a request carries. Only the application's own
        `identity` function may raise.
-    3. No token, no part of one and nothing that one says goes to a log: a refusal is one line of
-       level debug, which names its kind in our words or as the class of an exception.
+    3. No token, no part of one and nothing that one says goes to a log: the line of a refusal
+       names its reason in our words or as the class of an exception.
     4. A token is compared by its digest, in constant time; what is refused earlier depends on the
        request and on what is public (algorithms, key ids, times), never on a secret.
     5. The configuration decides which key and which algorithms are tried. A token's header can only

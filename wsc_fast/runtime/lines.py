@@ -58,6 +58,7 @@ def tell_protocol_error(client: Client, error: ProtocolError, settings: HubConfi
             error.code,
             error,
             extra=about(client, "protocol_error", code=error.code, reason=str(error)),
+            reason=str(error),
         )
         return
     setting, value = error.limit, getattr(settings, error.limit)

@@ -260,6 +260,7 @@ class Handshake:
             address,
             reason,
             extra={"event": "bad_request", "address": address, "reason": reason},
+            reason=reason,
         )
         self._answer(self._requests.policy.reject(HTTPStatus.BAD_REQUEST, reason))
 
