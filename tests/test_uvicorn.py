@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import pytest
 import uvicorn
 from fastapi import FastAPI, WebSocket
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.script import ROOT
 from tests.support import known, named
@@ -31,6 +33,7 @@ from wsc_fast import (
     HubConfig,
     HubStateError,
     Identity,
+    TokenAuthenticator,
     ValidationError,
 )
 from wsc_fast.observe import JsonFormatter
@@ -260,6 +263,54 @@ async def test_refusals_are_those_of_the_hubs_own_port(any_loop: str, http: Any)
         }
 
 
+@HTTPS
+async def test_each_refusal_leaves_a_line_and_a_metric(
+    any_loop: str, http: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = CollectorRegistry()
+    known_token = "a-token-that-is-known"
+    hub = echoing(
+        HubConfig(max_connections=1, max_header_bytes=1_024, connection_rate_per_address=1e6),
+        authenticate=TokenAuthenticator({known_token: "ann"}, query="token"),
+    )
+    hub.enable_metrics(registry=registry)
+    good = f"/ws?token={known_token}"
+
+    async def refused(status: int, reason: str, text: str, *headers: Any, path: str = good) -> None:
+        """This status, one more of this reason, and one line with this text."""
+        caplog.clear()
+        before = counted(registry, reason)
+        assert (await answered(at, *headers, path=path)).split()[1] == str(status).encode()
+        assert counted(registry, reason) == before + 1
+        (line,) = [each for each in caplog.records if hasattr(each, "event")]
+        assert (line.levelno, line.name) == (logging.WARNING, "wsc_fast")
+        assert vars(line)["address"] == "127.0.0.1"
+        assert text in line.getMessage()
+
+    async with serving(hub, http=http) as at:
+        await refused(
+            403, "origin", "HubConfig.allowed_origins", ("Origin", "https://evil.example")
+        )
+        await refused(401, "auth", "'no token'", path="/ws")
+        await refused(401, "auth", "'the token is unknown'", path="/ws?token=another-token-of-ours")
+        await refused(426, "request", "another version", ("Sec-WebSocket-Version", "8"))
+        await refused(400, "request", "Sec-WebSocket-Key must be", ("Sec-WebSocket-Key", "x"))
+        await refused(431, "request", "HubConfig.max_header_bytes", ("X-Long", "x" * 1_024))
+        with await RawClient.open(at, good):
+            await refused(503, "full", "HubConfig.max_connections (1)")
+        await hub.drain(0)
+        await refused(503, "full", "the hub is draining")
+        await hub.stop()
+        await refused(503, "full", "the hub has stopped")
+
+
+def counted(registry: CollectorRegistry, reason: str) -> float:
+    """The refusals of this reason, as Prometheus' own parser reads them."""
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    (refusals,) = [each for each in families if each.name == "wsc_refusals"]
+    return next(each.value for each in refusals.samples if each.labels["reason"] == reason)
+
+
 async def test_a_path_is_the_hubs_when_it_is_exactly_that(any_loop: str) -> None:
     hub = echoing()
     async with serving(hub) as at:
@@ -277,7 +328,9 @@ async def test_the_address_comes_from_a_trusted_proxy(any_loop: str) -> None:
             assert known(hub, "a").remote_address == "203.0.113.7"
 
 
-async def test_a_second_request_before_the_first_is_answered_ends_the_connection() -> None:
+async def test_a_second_request_before_the_first_is_answered_ends_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     answer = asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -293,6 +346,8 @@ async def test_a_second_request_before_the_first_is_answered_ends_the_connection
             await raw.read_response()
             await raw.send_raw(RawClient.request(at))
             assert b"101" not in await raw.read_all()
+        assert hub.get_stats().rejected["request"] == 1
+        assert "the request before it on the connection is not answered yet" in caplog.text
         answer.set()
         assert hub.get_connected_clients() == 0
 
@@ -481,6 +536,10 @@ async def test_a_setting_that_cannot_hold_is_then_answered_with_500(
     hub = echoing(HubConfig(backlog=7))
     async with serving(hub) as at:
         assert (await answered(at)).startswith(b"HTTP/1.1 500 ")
+        assert hub.get_stats().rejected["full"] == 1
+    assert (
+        "an upgrade from 127.0.0.1 is refused: the hub cannot run on uvicorn's port" in caplog.text
+    )
     assert "HubConfig.backlog must stay" in caplog.text
 
 

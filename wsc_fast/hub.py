@@ -186,7 +186,7 @@ class Hub(ObserveFace):
             files=files,
         )
         self._life = Life(parts, settings)
-        self._door = Door(engine, state, self._life, policy, settings, self._own_log)
+        self._door = Door(engine, state, self._life, policy, refusals, settings, self._own_log)
         self._calls, self._delivery = calls, delivery
         self._hooks, self._tasks = hooks, tasks
         self._observing = Observing(

@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from wsc_fast._core.connection import peer_address
 from wsc_fast.adapters.door import Door, check_kept, turn_away
 from wsc_fast.config import HubConfig
 from wsc_fast.errors import ConfigError, HubStateError
@@ -136,10 +137,16 @@ class Endpoint:
                 if self._door.open(_SERVER, _check, config.ssl is not None, self._path):
                     _Stop(self._door, config, state, lines.pop_all())
         except (ConfigError, HubStateError) as error:
-            log.error("a request on uvicorn's port is refused: %s", error)
-            turn_away(transport, refusal(HTTPStatus.INTERNAL_SERVER_ERROR))
+            turn_away(transport, self._door.cannot_run(_SERVER, error, peer_address(transport)))
             return
         self._door.connect(transport, data)
+
+    def refuse(self, transport: asyncio.Transport) -> None:
+        """Ends a connection on which an earlier request is not answered yet."""
+        self._door.refuse(
+            peer_address(transport), "the request before it on the connection is not answered yet"
+        )
+        transport.abort()  # what is still to be written for that request would be no frame
 
 
 class _Stop:
@@ -203,7 +210,7 @@ class Upgrade:
         if path != self._endpoint.path:
             self._pass_on(transport, head)
         elif _is_answering(http):
-            transport.abort()  # what is still to be written for that request would be no frame
+            self._endpoint.refuse(transport)
         else:
             data = head + _read_behind(http)
             self._endpoint.take(transport, data, self._config, self._state)
