@@ -635,6 +635,7 @@ def test_the_docs_list_each_event() -> None:
     text = "".join(path.read_text() for path in root.glob("wsc_fast/**/*.py"))
     events = set(re.findall(r'"event": (?:\w+ if \w+ else )?"(\w+)"', text))
     events |= set(re.findall(r'about\(\s*[\w.]+, "(\w+)"', text))
+    events |= set(re.findall(r'tell_raised\(\s*"(\w+)"', text))
     events |= {"listening"}
     documented = (root / "docs/how-to.md").read_text()
     assert {event for event in events if f"`{event}`" not in documented} == set()

@@ -224,6 +224,15 @@ def about(client: _Client | None, event: str, **fields: object) -> dict[str, obj
     }
 
 
+def formatter(as_json: bool) -> logging.Formatter:
+    """The form of the lines that the package writes itself, as `HubConfig.log_format` says."""
+    if as_json:
+        from wsc_fast.observe.json_log import JsonFormatter
+
+        return JsonFormatter()
+    return logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
 def quoted(text: str) -> str:
     """A text that a peer has sent, for a line: escaped, and cut."""
     return ascii(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")

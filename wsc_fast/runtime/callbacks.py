@@ -35,8 +35,8 @@ from wsc_fast.runtime.inbox import (
 from wsc_fast.runtime.lines import (
     tell_callback_error,
     tell_heartbeat,
-    tell_on_error,
     tell_protocol_error,
+    tell_raised,
     tell_slow_consumer,
 )
 from wsc_fast.runtime.signatures import OfClient, OfError, OfMessage, OfRoom, checked_callback
@@ -293,7 +293,7 @@ class Callbacks:
                 if is_awaitable(result):
                     results.append(result)
             except BaseException as raised:
-                tell_on_error(raised)
+                tell_raised("on_error_raised", "an on_error callback", raised)
         if client is None:
             for result in results:
                 self._wait_without_client(result)
@@ -344,4 +344,4 @@ async def _logging_errors(results: list[Awaitable[Any]]) -> None:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            tell_on_error(raised)
+            tell_raised("on_error_raised", "an on_error callback", raised)

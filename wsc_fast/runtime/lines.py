@@ -37,15 +37,22 @@ def tell_callback_error(client: Client | None, error: BaseException) -> None:
     )
 
 
-def tell_on_error(error: BaseException) -> None:
-    """An on_error callback raised."""
+def tell_raised(event: str, what: str, error: BaseException) -> None:
+    """Something raised that hears of errors itself, so that it is told of here alone.
+
+    Args:
+        event: which line it is.
+        what: the thing that raised.
+        error: the exception.
+    """
     name = type(error).__name__
     log.error(
-        "an on_error callback raised %s",
+        "%s raised %s",
+        what,
         name,
         exc_info=error,
-        extra={"event": "on_error_raised", "error": name},
-        kind=f"an on_error callback raised {name}",
+        extra={"event": event, "error": name},
+        kind=f"{what} raised {name}",
     )
 
 
