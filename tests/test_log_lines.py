@@ -19,11 +19,13 @@ from tests.script import Script
 from tests.support import exchange, join, named, times_logged
 from wsc_fast import (
     ACKConfig,
+    Client,
     Hub,
     HubConfig,
     Identity,
     MemoryOfflineStore,
     OfflineStoreError,
+    PermissionDeniedError,
     Request,
     TokenAuthenticator,
 )
@@ -389,6 +391,60 @@ async def test_a_callback_that_raises_is_told_with_its_traceback(
     assert (line.levelno, line.client_id, line.error) == (logging.ERROR, "a", "LookupError")
     assert "a callback raised LookupError" in line.getMessage()
     assert "nothing here" in logging.Formatter().format(line)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_an_error_of_a_callback_about_a_room_names_it(
+    is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(client: Client, room_id: str) -> None:
+        raise LookupError("nothing here")
+
+    async def fail_later(client: Client, room_id: str) -> None:
+        await asyncio.sleep(0)
+        fail(client, room_id)
+
+    hub = Hub(authenticate=named)
+    hub.create_room("news")
+    hub.on_room_joined(fail_later if is_async else fail)
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        with raw:
+            hub.join_room("a", "news")
+            await eventually(lambda: records_of(caplog, "callback_error"))
+            line = only(caplog, "callback_error")
+    assert (line.client_id, line.room, line.error) == ("a", "news", "LookupError")
+    assert "about room 'news'" in line.getMessage()
+
+
+async def test_a_refused_join_names_the_room_and_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def authorize(client: Client, room_id: str) -> bool:
+        if room_id == "odd":
+            raise LookupError("nothing here")
+        return room_id == "news"
+
+    hub = Hub(authenticate=named, authorize_join=authorize)
+    hub.on_message_received(lambda client, text: hub.join_room(client.id, str(text)))
+    for room_id in ("news", "staff", "odd"):
+        hub.create_room(room_id)
+    async with running(hub):
+        raw, client = await join(hub, "a&user=ann")
+        with raw:
+            hub.join_room("a", "news")
+            with pytest.raises(PermissionDeniedError):
+                hub.join_room("a", "staff")
+            line = only(caplog, "join_refused")
+            assert hub.get_stats().refused_joins == 1
+            await raw.send(TEXT, b"odd")
+            await eventually(lambda: records_of(caplog, "callback_error"))
+            error = only(caplog, "callback_error")
+            assert client.rooms == ("news",)
+    assert (line.levelno, line.client_id, line.user_id) == (logging.WARNING, "a", "ann")
+    assert (line.room, error.room) == ("staff", "odd")
+    hub.reset_stats()
+    assert hub.get_stats().refused_joins == 0
 
 
 # --- the logger ---
