@@ -234,6 +234,38 @@ async def test_a_thousand_clients(any_loop: str) -> None:
             assert await ends == [GOING_AWAY] * 1_000
 
 
+async def test_a_unix_socket_of_uvicorns_has_clients_without_an_address(
+    any_loop: str, tmp_path: Path
+) -> None:
+    hub = echoing(
+        HubConfig(trusted_proxies=("127.0.0.1",), max_connections_per_address=1),
+        authenticate=named,
+    )
+    path = tmp_path / "socket"
+    server = server_of(hub, uds=str(path))
+    task = asyncio.create_task(server._serve())
+    await eventually(lambda: server.started)
+    at = At(80)
+    headers = [("X-Forwarded-For", "203.0.113.7")]
+    with contextlib.ExitStack() as stack:
+        for name in ("a", "b"):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            stack.callback(writer.close)
+            writer.write(RawClient.request(at, f"/ws?id={name}", headers) + encode(TEXT, b"hello"))
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            assert await reader.readexactly(7) == b"\x81\x05hello"
+            assert known(hub, name).remote_address == ""
+        refused, writer = await asyncio.open_unix_connection(str(path))
+        stack.callback(writer.close)
+        writer.write(RawClient.request(at, headers=[("Origin", "http://evil.example")]))
+        assert (await refused.read()).startswith(b"HTTP/1.1 403 ")
+        server.should_exit = True
+        assert await reader.readexactly(4) == b"\x88\x11\x03\xe9"
+        writer.write(encode(CLOSE, b"\x03\xe9"))
+    await asyncio.wait_for(task, SLOWEST)
+    assert_nothing_left(hub)
+
+
 # --- who is let in ---
 
 
