@@ -29,6 +29,7 @@ from wsc_fast import (
     Request,
     TokenAuthenticator,
 )
+from wsc_fast.delivery.store_access import StoreAccess
 from wsc_fast.log import SafeLogger, about, quoted
 from wsc_fast.observe import JsonFormatter
 from wsc_fast.runtime.process import OwnLog
@@ -119,6 +120,21 @@ async def test_a_store_that_comes_and_goes_is_told_once_each(
             logging.INFO,
             "the offline store (ShyStore) is open again",
         )
+
+
+def test_two_failures_of_a_store_have_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    counted: list[int] = []
+    access = StoreAccess(MemoryOfflineStore(), lambda: counted.append(1))
+    error = OfflineStoreError("no room")
+    for user_id in ("ann", "bob"):
+        access.failed("messages cannot be read", error, user_id)
+    access.failed("messages cannot be removed", error)
+    assert caplog.messages == [
+        "offline store: messages cannot be read (user 'ann'): no room",
+        "offline store: messages cannot be removed: no room",
+    ]
+    assert [getattr(line, "user_id", None) for line in caplog.records] == ["ann", None]
+    assert len(counted) == 3
 
 
 # --- refusals ---

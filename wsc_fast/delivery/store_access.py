@@ -235,15 +235,23 @@ class StoreAccess:
 
     # --- errors ---
 
-    def failed(self, what: str, error: BaseException) -> None:
-        """The store has failed: counted, and told."""
+    def failed(self, what: str, error: BaseException, user_id: str | None = None) -> None:
+        """The store has failed: counted, and told.
+
+        Args:
+            what: the operation, as the line says it.
+            error: its exception.
+            user_id: whose messages it was about, where it was one user's.
+        """
         self._count_error()
+        user = {} if user_id is None else {"user_id": user_id}
         log.error(
-            "offline store: %s: %s",
+            "offline store: %s%s: %s",
             what,
+            f" (user {user_id!a})" if user else "",
             error,
             exc_info=None if isinstance(error, OfflineStoreError) else error,
-            extra={"event": "store_error", "reason": what, "error": str(error)},
+            extra={"event": "store_error", "reason": what, "error": str(error), **user},
             reason=what,
         )
 
