@@ -186,7 +186,7 @@ class Hub(ObserveFace):
             files=files,
         )
         self._life = Life(parts, settings)
-        self._door = Door(engine, state, self._life, policy, settings, self._own_log)
+        self._door = Door(engine, state, self._life, policy, refusals, settings, self._own_log)
         self._calls, self._delivery = calls, delivery
         self._hooks, self._tasks = hooks, tasks
         self._observing = Observing(
@@ -483,7 +483,7 @@ class Hub(ObserveFace):
         Thread-safety: the thread of the running loop, which the hub then belongs to.
         Source: go-wsc `go hub.Run()` beside `HandleWebSocket`.
         """
-        await self._door.attach(picows.check_attachable, tls)
+        await self._door.attach(picows.SERVER, picows.check_attachable, tls)
 
     def uvicorn(self, path: str = "/ws") -> Any:
         """Gives uvicorn a WebSocket endpoint that is the hub's, beside an application of its own.
