@@ -210,14 +210,24 @@ $(MADE):
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# Without the isolation of a build, so that Cython is installed once, and what was compiled before counts.
+# Writes down what pyproject.toml names: for the build, or for the hub and its command line.
+NEEDS = $(BIN)/python -c 'import tomllib; of = tomllib.load(open("pyproject.toml", "rb")); \
+	project = of["project"]; print(*$(1), sep="\n")' > $(VENV)/.needs
+BUILD_NEEDS := of["build-system"]["requires"]
+RUN_NEEDS := project["dependencies"], *project["optional-dependencies"]["cli"]
+
+# The modules are compiled while pip installs what only running needs: compiling keeps the processor busy,
+# and pip the network. `pip install -e` then finds all modules compiled. It runs without the isolation of
+# a build, so that Cython is installed once, and what was compiled before counts.
 $(BUILT): $(MADE) $(SOURCES)
-	@echo "Installing what the build needs, and what the hub and its command line need"
-	@$(BIN)/python -c 'import tomllib; of = tomllib.load(open("pyproject.toml", "rb")); \
-		project = of["project"]; print(*of["build-system"]["requires"], *project["dependencies"], \
-		*project["optional-dependencies"]["cli"], sep="\n")' > $(VENV)/.needs
+	@echo "Installing what the build needs, such as Cython"
+	@$(call NEEDS,$(BUILD_NEEDS))
 	@$(BIN)/pip install -q -r $(VENV)/.needs
-	@echo "Compiling $(words $(wildcard src_cy/*.pyx)) modules, half a minute or so the first time"
+	@echo "Compiling $(words $(wildcard src_cy/*.pyx)) modules, and installing what the hub and its command line" \
+		"need: up to a minute the first time"
+	@$(call NEEDS,$(RUN_NEEDS))
+	@$(BIN)/python setup.py -q build_ext --inplace & modules=$$!; \
+		$(BIN)/pip install -q -r $(VENV)/.needs; installed=$$?; wait $$modules && exit $$installed
 	@$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	@touch $@
 

@@ -117,6 +117,10 @@ def is_stale(name: str) -> bool:
     return declared.exists() and made.exists() and declared.stat().st_mtime > made.stat().st_mtime
 
 
+def length_of_c(extension: Extension) -> int:
+    return Path(extension.sources[0]).stat().st_size
+
+
 class BuildModules(build_ext):
     """Cython's work, then the compiler's; both on all cores."""
 
@@ -139,6 +143,7 @@ class BuildModules(build_ext):
             # Where processes are forked: a spawned one would read this file again.
             nthreads=os.cpu_count() or 1 if sys.platform == "linux" else 0,
             include_path=["."],
+            quiet=not self.distribution.verbose,
             build_dir=str(build_dir),
             compiler_directives={
                 "language_level": 3,
@@ -155,6 +160,8 @@ class BuildModules(build_ext):
         sources = {each.name: each.sources for each in translated}
         for extension in self.extensions:
             extension.sources = sources[extension.name]
+        # The longest first: as the last one it would keep one core busy, and the others idle.
+        self.extensions.sort(key=length_of_c, reverse=True)
 
 
 if __name__ == "__main__":

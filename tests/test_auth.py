@@ -1591,3 +1591,42 @@ async def test_the_recipes_run_and_do_what_the_page_says(
 def test_a_query_is_read_as_urllib_reads_it(query: str) -> None:
     pairs = parse_qsl(query, keep_blank_values=True)
     assert request(path=f"/ws?{query}").query == dict(reversed(pairs))
+
+
+# --- outside of an upgrade ---
+
+
+def test_a_token_outside_of_an_upgrade_has_the_identity_of_one_within() -> None:
+    def member(claims: dict[str, Any]) -> Identity | None:
+        return Identity(claims["sub"]) if claims["sub"] != "eve" else None
+
+    for authenticator, good, bad in (
+        (TokenAuthenticator({TOKEN: "ann"}), TOKEN, OTHER),
+        (
+            JWTAuthenticator(SECRET, algorithms=["HS256"]),
+            jwt.encode(claims(), SECRET, "HS256"),
+            jwt.encode(claims(exp=1), SECRET, "HS256"),
+        ),
+        (
+            JWTAuthenticator(SECRET, algorithms=["HS256"], identity=member),
+            jwt.encode(claims(), SECRET, "HS256"),
+            jwt.encode(claims(sub="eve"), SECRET, "HS256"),
+        ),
+    ):
+        identity = authenticator.identity(good)
+        assert identity is not None
+        assert identity == authenticator(request(token=good))
+        assert identity.user_id == "ann"
+        for wrong in (bad, "", "\xfc", "x" * (TOKEN_MAX + 1), f"Bearer {good}"):
+            assert authenticator.identity(wrong) is None
+        with pytest.raises(ValidationError, match="token must be a str, not bytes"):
+            authenticator.identity(good.encode())  # type: ignore[arg-type]
+
+
+def test_an_error_of_the_applications_function_is_its_own() -> None:
+    def failing(claims: dict[str, Any]) -> Identity | None:
+        raise LookupError("no such member")
+
+    authenticator = JWTAuthenticator(SECRET, algorithms=["HS256"], identity=failing)
+    with pytest.raises(LookupError, match="no such member"):
+        authenticator.identity(jwt.encode(claims(), SECRET, "HS256"))

@@ -499,6 +499,24 @@ def test_a_change_starts_the_hub_again_and_an_error_waits_for_the_next_change(
     fails_in_one_line(here("tail", f"localhost:{port}/ws"), 1, "connection refused")
 
 
+def test_a_hub_stops_where_the_process_that_watches_its_files_is_killed(
+    module: Path, here: Here
+) -> None:
+    port = free_port()
+    with begun("serve", "app:hub", "--reload", "--port", str(port), cwd=module) as process:
+        assert greeting(here, port) == "first\n"
+        with begun("tail", f"localhost:{port}/ws") as client:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "first\n"
+            process.kill()
+            assert client.wait(PATIENCE) == 1
+            assert client.stderr is not None
+            assert "closed the connection with 1012" in client.stderr.read()
+        assert process.stderr is not None
+        line_with(process.stderr, "stopped in")
+        assert process.stderr.read() == ""  # nobody has the other end open any more
+
+
 def test_a_hub_that_starts_again_has_the_time_of_its_drain_too(module: Path) -> None:
     (module / "app.py").write_text(
         ECHO_MODULE.format(text="")
@@ -524,6 +542,15 @@ def test_a_hub_that_starts_again_has_the_time_of_its_drain_too(module: Path) -> 
         said, errors = process.communicate(timeout=PATIENCE)
     assert said == "down\n"
     assert "killed" not in errors
+
+
+def test_the_demo_says_where_its_chat_is_once_it_listens(echo: Hub) -> None:
+    fails_in_one_line(run("demo", "--port", str(echo.port)), 1, "the address is in use")
+    port = free_port()
+    with begun("demo", "--port", str(port)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"Chat on http://127.0.0.1:{port}\n"
+        socket.create_connection(("127.0.0.1", port)).close()
 
 
 def test_the_demo_serves_its_chat(here: Here) -> None:

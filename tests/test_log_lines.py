@@ -19,14 +19,17 @@ from tests.script import Script
 from tests.support import exchange, join, named, times_logged
 from wsc_fast import (
     ACKConfig,
+    Client,
     Hub,
     HubConfig,
     Identity,
     MemoryOfflineStore,
     OfflineStoreError,
+    PermissionDeniedError,
     Request,
     TokenAuthenticator,
 )
+from wsc_fast.delivery.store_access import StoreAccess
 from wsc_fast.log import SafeLogger, about, quoted
 from wsc_fast.observe import JsonFormatter
 from wsc_fast.runtime.process import OwnLog
@@ -117,6 +120,21 @@ async def test_a_store_that_comes_and_goes_is_told_once_each(
             logging.INFO,
             "the offline store (ShyStore) is open again",
         )
+
+
+def test_two_failures_of_a_store_have_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    counted: list[int] = []
+    access = StoreAccess(MemoryOfflineStore(), lambda: counted.append(1))
+    error = OfflineStoreError("no room")
+    for user_id in ("ann", "bob"):
+        access.failed("messages cannot be read", error, user_id)
+    access.failed("messages cannot be removed", error)
+    assert caplog.messages == [
+        "offline store: messages cannot be read (user 'ann'): no room",
+        "offline store: messages cannot be removed: no room",
+    ]
+    assert [getattr(line, "user_id", None) for line in caplog.records] == ["ann", None]
+    assert len(counted) == 3
 
 
 # --- refusals ---
@@ -237,6 +255,38 @@ async def test_a_crowd_of_refusals_is_one_line_a_second_that_counts_them(
     assert times_logged(caplog, "authenticate returned None") == 100
 
 
+async def test_a_crowd_that_has_one_reason_hides_no_other_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = Hub(authenticate=TokenAuthenticator({"a-token-that-is-known": "ann"}))
+    async with running(hub):
+        for _ in range(5):
+            assert await answer(hub, RawClient.request(hub)) == 401
+        headers = [("Authorization", f"Bearer {TOKEN}")]
+        assert await answer(hub, RawClient.request(hub, headers=headers)) == 401
+        headers = [("Origin", "https://evil.example")]
+        assert await answer(hub, RawClient.request(hub, headers=headers)) == 403
+        lines = [line.getMessage() for line in records_of(caplog, "upgrade_refused")]
+    for reason in ("'no token'", "'the token is unknown'", "'https://evil.example'"):
+        assert any(reason in line for line in lines), reason
+
+
+async def test_reasons_that_somebody_makes_up_are_few_lines(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(request: Request) -> None:
+        request.refusal = f"no seat for {request.query['name']}"
+
+    hub = Hub(authenticate=refuse)
+    began = time.monotonic()
+    async with running(hub):
+        for number in range(100):
+            assert await answer(hub, RawClient.request(hub, f"/ws?name={number}")) == 401
+        lines = records_of(caplog, "upgrade_refused")
+    assert 11 <= len(lines) <= 11 * (time.monotonic() - began + 1)
+    assert times_logged(caplog, "no seat for") == 100
+
+
 # --- clients that the hub closes, and callbacks ---
 
 
@@ -326,6 +376,19 @@ async def test_a_protocol_error_is_named(caplog: pytest.LogCaptureFixture) -> No
     assert (line.levelno, line.client_id, line.code) == (logging.WARNING, "odd", 1002)
 
 
+async def test_two_faults_of_clients_have_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    hub = Hub(authenticate=named)
+    faults = [encode(TEXT, b"x", masked=False), encode(TEXT, b"\xff"), encode(3, b"x")]
+    async with running(hub):
+        for number, fault in enumerate(faults):
+            raw, _ = await join(hub, str(number))
+            with raw:
+                await raw.send_raw(fault)
+                assert (await raw.recv_rest())[-1].code in (1002, 1007)
+        lines = records_of(caplog, "protocol_error")
+    assert [line.client_id for line in lines] == ["0", "1", "2"]  # type: ignore[attr-defined]
+
+
 async def test_a_callback_that_raises_is_told_with_its_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -344,6 +407,60 @@ async def test_a_callback_that_raises_is_told_with_its_traceback(
     assert (line.levelno, line.client_id, line.error) == (logging.ERROR, "a", "LookupError")
     assert "a callback raised LookupError" in line.getMessage()
     assert "nothing here" in logging.Formatter().format(line)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_an_error_of_a_callback_about_a_room_names_it(
+    is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(client: Client, room_id: str) -> None:
+        raise LookupError("nothing here")
+
+    async def fail_later(client: Client, room_id: str) -> None:
+        await asyncio.sleep(0)
+        fail(client, room_id)
+
+    hub = Hub(authenticate=named)
+    hub.create_room("news")
+    hub.on_room_joined(fail_later if is_async else fail)
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        with raw:
+            hub.join_room("a", "news")
+            await eventually(lambda: records_of(caplog, "callback_error"))
+            line = only(caplog, "callback_error")
+    assert (line.client_id, line.room, line.error) == ("a", "news", "LookupError")
+    assert "about room 'news'" in line.getMessage()
+
+
+async def test_a_refused_join_names_the_room_and_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def authorize(client: Client, room_id: str) -> bool:
+        if room_id == "odd":
+            raise LookupError("nothing here")
+        return room_id == "news"
+
+    hub = Hub(authenticate=named, authorize_join=authorize)
+    hub.on_message_received(lambda client, text: hub.join_room(client.id, str(text)))
+    for room_id in ("news", "staff", "odd"):
+        hub.create_room(room_id)
+    async with running(hub):
+        raw, client = await join(hub, "a&user=ann")
+        with raw:
+            hub.join_room("a", "news")
+            with pytest.raises(PermissionDeniedError):
+                hub.join_room("a", "staff")
+            line = only(caplog, "join_refused")
+            assert hub.get_stats().refused_joins == 1
+            await raw.send(TEXT, b"odd")
+            await eventually(lambda: records_of(caplog, "callback_error"))
+            error = only(caplog, "callback_error")
+            assert client.rooms == ("news",)
+    assert (line.levelno, line.client_id, line.user_id) == (logging.WARNING, "a", "ann")
+    assert (line.room, error.room) == ("staff", "odd")
+    hub.reset_stats()
+    assert hub.get_stats().refused_joins == 0
 
 
 # --- the logger ---
@@ -369,6 +486,24 @@ def test_a_kind_has_one_line_a_second_and_the_next_counts_the_others(
     logger.warning("it is %d", 100, extra={"event": "it"})
     assert caplog.messages == ["it is 0", "another kind", "it is 99 (4 more in the last 3.2 s)"]
     assert [getattr(line, "suppressed", None) for line in caplog.records] == [None, None, 4]
+
+
+def test_reasons_are_told_apart_up_to_a_number(
+    caplog: pytest.LogCaptureFixture, clock: list[float]
+) -> None:
+    logger = SafeLogger("wsc_fast.test")
+    for number in (*range(12), 3, 11):
+        logger.warning("no: %d", number, reason=str(number))
+    assert caplog.messages == [f"no: {number}" for number in range(11)]
+    clock[0] += 1.0
+    logger.warning("no: %d", 11, reason="11")
+    logger.warning("no: %d", 3, reason="3")
+    logger.tell_counts(at_once=True)
+    assert caplog.messages[11:] == [
+        "no: 11",
+        "no: 3 (1 more in the last 1.0 s)",
+        "2 more in the last 1.0 s like: no: 10",
+    ]
 
 
 def test_counts_are_told_where_no_line_follows(
@@ -572,6 +707,7 @@ def test_the_docs_list_each_event() -> None:
     text = "".join(path.read_text() for path in root.glob("wsc_fast/**/*.py"))
     events = set(re.findall(r'"event": (?:\w+ if \w+ else )?"(\w+)"', text))
     events |= set(re.findall(r'about\(\s*[\w.]+, "(\w+)"', text))
+    events |= set(re.findall(r'tell_raised\(\s*"(\w+)"', text))
     events |= {"listening"}
     documented = (root / "docs/how-to.md").read_text()
     assert {event for event in events if f"`{event}`" not in documented} == set()

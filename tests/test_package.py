@@ -462,6 +462,27 @@ def packaged() -> set[str]:
     return wanted
 
 
+TRANSLATE = """
+from setuptools import distutils
+from distutils.core import run_setup
+from pathlib import Path
+
+command = run_setup("setup.py", stop_after="init").get_command_obj("build_ext")
+command.ensure_finalized()
+command.distribution.verbose = 0
+command.translate()
+print(*(Path(each.sources[0]).stat().st_size for each in command.extensions))
+"""
+
+
+def test_the_longest_modules_are_compiled_first(tree: Path) -> None:
+    done = run_in(tree, sys.executable, "-c", TRANSLATE)
+    assert done.returncode == 0, done.stdout
+    lengths = [int(length) for length in done.stdout.split()]
+    assert len(lengths) == len(list(ROOT.glob("src_cy/*.pyx")))
+    assert lengths == sorted(lengths, reverse=True)
+
+
 def test_the_wheel_holds_code_declarations_stubs_scripts_and_the_demo_page(
     wheel: list[str],
 ) -> None:

@@ -1440,6 +1440,7 @@ async def test_an_async_authenticate_that_raises_closes_with_1011() -> None:
             assert frame.code == 1011
             assert b"hunter2" not in frame.payload
         assert failures == ["password=hunter2"]
+        assert hub.get_stats().rejected["auth"] == 1
 
 
 @pytest.mark.fault(number="A28")
@@ -1533,6 +1534,7 @@ async def test_an_identity_must_end_at_a_time(ends: Any) -> None:
     hub.on_error(lambda client, error: errors.append(error))
     async with running(hub):
         assert (await exchange(hub, RawClient.request(hub))).startswith(b"HTTP/1.1 500 ")
+        assert hub.get_stats().rejected["auth"] == 1
     assert "expires_at" in str(errors[0])
 
 

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import pytest
 import uvicorn
 from fastapi import FastAPI, WebSocket
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.script import ROOT
 from tests.support import known, named
@@ -31,6 +33,7 @@ from wsc_fast import (
     HubConfig,
     HubStateError,
     Identity,
+    TokenAuthenticator,
     ValidationError,
 )
 from wsc_fast.observe import JsonFormatter
@@ -44,6 +47,7 @@ from wsc_fast.testing import (
     encode,
     eventually,
     open_client,
+    running,
 )
 
 HTTPS = pytest.mark.parametrize("http", ["h11", "httptools"])
@@ -230,6 +234,38 @@ async def test_a_thousand_clients(any_loop: str) -> None:
             assert await ends == [GOING_AWAY] * 1_000
 
 
+async def test_a_unix_socket_of_uvicorns_has_clients_without_an_address(
+    any_loop: str, tmp_path: Path
+) -> None:
+    hub = echoing(
+        HubConfig(trusted_proxies=("127.0.0.1",), max_connections_per_address=1),
+        authenticate=named,
+    )
+    path = tmp_path / "socket"
+    server = server_of(hub, uds=str(path))
+    task = asyncio.create_task(server._serve())
+    await eventually(lambda: server.started)
+    at = At(80)
+    headers = [("X-Forwarded-For", "203.0.113.7")]
+    with contextlib.ExitStack() as stack:
+        for name in ("a", "b"):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            stack.callback(writer.close)
+            writer.write(RawClient.request(at, f"/ws?id={name}", headers) + encode(TEXT, b"hello"))
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            assert await reader.readexactly(7) == b"\x81\x05hello"
+            assert known(hub, name).remote_address == ""
+        refused, writer = await asyncio.open_unix_connection(str(path))
+        stack.callback(writer.close)
+        writer.write(RawClient.request(at, headers=[("Origin", "http://evil.example")]))
+        assert (await refused.read()).startswith(b"HTTP/1.1 403 ")
+        server.should_exit = True
+        assert await reader.readexactly(4) == b"\x88\x11\x03\xe9"
+        writer.write(encode(CLOSE, b"\x03\xe9"))
+    await asyncio.wait_for(task, SLOWEST)
+    assert_nothing_left(hub)
+
+
 # --- who is let in ---
 
 
@@ -259,6 +295,54 @@ async def test_refusals_are_those_of_the_hubs_own_port(any_loop: str, http: Any)
         }
 
 
+@HTTPS
+async def test_each_refusal_leaves_a_line_and_a_metric(
+    any_loop: str, http: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = CollectorRegistry()
+    known_token = "a-token-that-is-known"
+    hub = echoing(
+        HubConfig(max_connections=1, max_header_bytes=1_024, connection_rate_per_address=1e6),
+        authenticate=TokenAuthenticator({known_token: "ann"}, query="token"),
+    )
+    hub.enable_metrics(registry=registry)
+    good = f"/ws?token={known_token}"
+
+    async def refused(status: int, reason: str, text: str, *headers: Any, path: str = good) -> None:
+        """This status, one more of this reason, and one line with this text."""
+        caplog.clear()
+        before = counted(registry, reason)
+        assert (await answered(at, *headers, path=path)).split()[1] == str(status).encode()
+        assert counted(registry, reason) == before + 1
+        (line,) = [each for each in caplog.records if hasattr(each, "event")]
+        assert (line.levelno, line.name) == (logging.WARNING, "wsc_fast")
+        assert vars(line)["address"] == "127.0.0.1"
+        assert text in line.getMessage()
+
+    async with serving(hub, http=http) as at:
+        await refused(
+            403, "origin", "HubConfig.allowed_origins", ("Origin", "https://evil.example")
+        )
+        await refused(401, "auth", "'no token'", path="/ws")
+        await refused(401, "auth", "'the token is unknown'", path="/ws?token=another-token-of-ours")
+        await refused(426, "request", "another version", ("Sec-WebSocket-Version", "8"))
+        await refused(400, "request", "Sec-WebSocket-Key must be", ("Sec-WebSocket-Key", "x"))
+        await refused(431, "request", "HubConfig.max_header_bytes", ("X-Long", "x" * 1_024))
+        with await RawClient.open(at, good):
+            await refused(503, "full", "HubConfig.max_connections (1)")
+        await hub.drain(0)
+        await refused(503, "full", "the hub is draining")
+        await hub.stop()
+        await refused(503, "full", "the hub has stopped")
+
+
+def counted(registry: CollectorRegistry, reason: str) -> float:
+    """The refusals of this reason, as Prometheus' own parser reads them."""
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    (refusals,) = [each for each in families if each.name == "wsc_refusals"]
+    return next(each.value for each in refusals.samples if each.labels["reason"] == reason)
+
+
 async def test_a_path_is_the_hubs_when_it_is_exactly_that(any_loop: str) -> None:
     hub = echoing()
     async with serving(hub) as at:
@@ -276,7 +360,9 @@ async def test_the_address_comes_from_a_trusted_proxy(any_loop: str) -> None:
             assert known(hub, "a").remote_address == "203.0.113.7"
 
 
-async def test_a_second_request_before_the_first_is_answered_ends_the_connection() -> None:
+async def test_a_second_request_before_the_first_is_answered_ends_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     answer = asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -292,6 +378,8 @@ async def test_a_second_request_before_the_first_is_answered_ends_the_connection
             await raw.read_response()
             await raw.send_raw(RawClient.request(at))
             assert b"101" not in await raw.read_all()
+        assert hub.get_stats().rejected["request"] == 1
+        assert "the request before it on the connection is not answered yet" in caplog.text
         answer.set()
         assert hub.get_connected_clients() == 0
 
@@ -441,10 +529,19 @@ async def test_an_application_that_does_not_start_leaves_no_hub_running() -> Non
 async def test_a_hub_that_runs_already_is_refused() -> None:
     hub = echoing()
     await hub.attach()
-    with pytest.raises(HubStateError, match="runs already"):
+    with pytest.raises(HubStateError, match=r"already, attached to a picows server of your own$"):
         async with serving(hub):
             pass
     await hub.stop()
+    async with serving(hub):
+        with pytest.raises(
+            HubStateError, match=r"the hub runs already, attached to uvicorn's port$"
+        ):
+            await hub.start(port=0)
+    async with running(hub):
+        with pytest.raises(HubStateError, match=r"the hub runs already$"):
+            async with serving(hub):
+                pass
 
 
 class OwnStart(uvicorn.Server):
@@ -471,6 +568,10 @@ async def test_a_setting_that_cannot_hold_is_then_answered_with_500(
     hub = echoing(HubConfig(backlog=7))
     async with serving(hub) as at:
         assert (await answered(at)).startswith(b"HTTP/1.1 500 ")
+        assert hub.get_stats().rejected["full"] == 1
+    assert (
+        "an upgrade from 127.0.0.1 is refused: the hub cannot run on uvicorn's port" in caplog.text
+    )
     assert "HubConfig.backlog must stay" in caplog.text
 
 
@@ -621,7 +722,7 @@ async def test_a_signal_closes_the_clients_and_leaves_nothing(
         _, errors = await asyncio.to_thread(process.communicate, timeout=SLOWEST)
         assert process.returncode in (0, -number)
         assert "Finished server process" in errors
-        assert re.search(r" INFO wsc_fast: attached to another server /ws \(process \d+, ", errors)
+        assert re.search(r" INFO wsc_fast: attached to uvicorn's port /ws \(process \d+, ", errors)
         assert re.search(r" INFO wsc_fast: stopped in \d", errors)
         assert "Traceback" not in errors
         assert "Warning" not in errors

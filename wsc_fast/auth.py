@@ -6,8 +6,8 @@ Rules:
        that is too long, and one that is no visible ASCII are refused before anything is computed.
     2. The answer is an Identity or None, whatever a request carries. Only the application's own
        `identity` function may raise.
-    3. No token, no part of one and nothing that one says goes to a log: a refusal is one line of
-       level debug, which names its kind in our words or as the class of an exception.
+    3. No token, no part of one and nothing that one says goes to a log: the line of a refusal
+       names its reason in our words or as the class of an exception.
     4. A token is compared by its digest, in constant time; what is refused earlier depends on the
        request and on what is public (algorithms, key ids, times), never on a secret.
     5. The configuration decides which key and which algorithms are tried. A token's header can only
@@ -157,28 +157,77 @@ class _TokenReader:
     def _token_of(self, request: Request) -> str:
         found: set[str] = set()
         for token in self._sent(request):
-            if len(token) > TOKEN_MAX:
-                raise _Refused("the token is too long")
+            _check_length(token)
             if token:  # an emptied cookie is none
                 found.add(token)
         if len(found) != 1:
             raise _Refused("several tokens" if found else "no token")
-        token = found.pop()
+        return found.pop()
+
+    def __call__(self, request: Request) -> Identity | None:
+        """The identity whose token a request carries.
+
+        Args:
+            request: an upgrade.
+
+        Returns:
+            Identity | None: None where it carries no token, or one that is not good.
+
+        Raises:
+            Exception: only what the application's own function `identity` raises.
+            ValidationError: that function returned something else than it has to.
+
+        Thread-safety: any thread.
+        """
+        try:
+            return self._checked(self._token_of(request))
+        except _Refused as error:
+            request.refusal = str(error)
+            return None
+
+    def identity(self, token: str) -> Identity | None:
+        """The identity of a token, for requests of the application's own; the rules are the same.
+
+        Args:
+            token: without "Bearer".
+
+        Returns:
+            Identity | None: None where the token is not good.
+
+        Raises:
+            Exception: only what the application's own function `identity` raises.
+            ValidationError: the token is no str, or that function returned something else than it
+                has to.
+
+        Thread-safety: any thread.
+        """
+        if not isinstance(token, str):
+            raise ValidationError(f"token must be a str, not {type(token).__name__}")
+        try:
+            return self._checked(token)
+        except _Refused:
+            return None
+
+    def _checked(self, token: str) -> Identity:
+        _check_length(token)
         if not _VISIBLE(token):
             raise _Refused("the token is malformed")
-        return token
+        return self._identify(token)
+
+    def _identify(self, token: str) -> Identity:
+        """The identity of a token of visible ASCII; raises _Refused where it is not good."""
+        raise NotImplementedError
+
+
+def _check_length(token: str) -> None:
+    if len(token) > TOKEN_MAX:
+        raise _Refused("the token is too long")
 
 
 def _values(pairs: list[tuple[str, str]], name: str, kind: str) -> Iterator[str]:
     if len(pairs) >= MOST_PAIRS:
         raise _Refused(f"too many {kind}")  # another token may be behind those that were read
     return (value for key, value in pairs if key == name)
-
-
-def _refuse(request: Request, error: Exception) -> None:
-    """Says why a request is refused."""
-    # Of others than ours not the text: PyJWT's quote the token.
-    request.refusal = str(error) if isinstance(error, _Refused) else type(error).__name__
 
 
 class TokenAuthenticator(_TokenReader):
@@ -225,23 +274,6 @@ class TokenAuthenticator(_TokenReader):
             digest = hashlib.sha256(token.encode()).digest()
             self._known[digest] = digest, identity
         self._unknown = bytes(hashlib.sha256().digest_size), Identity("")
-
-    def __call__(self, request: Request) -> Identity | None:
-        """The identity whose token a request carries.
-
-        Args:
-            request: an upgrade.
-
-        Returns:
-            Identity | None: None where it carries no known token, or the identity has expired.
-
-        Thread-safety: any thread.
-        """
-        try:
-            return self._identify(self._token_of(request))
-        except _Refused as error:
-            _refuse(request, error)
-            return None
 
     def _identify(self, token: str) -> Identity:
         digest = hashlib.sha256(token.encode()).digest()
@@ -378,34 +410,20 @@ class JWTAuthenticator(_TokenReader):
         else:
             raise ConfigError(f"jwks must be a path or a mapping, not {type(jwks).__name__}")
 
-    def __call__(self, request: Request) -> Identity | None:
-        """The identity whose token a request carries.
-
-        Args:
-            request: an upgrade.
-
-        Returns:
-            Identity | None: None where it carries no token, one that is not good, or one that
-            `identity` refuses.
-
-        Raises:
-            Exception: only what `identity` raises.
-            ValidationError: `identity` returned something else.
-
-        Thread-safety: any thread.
-        """
+    def _identify(self, token: str) -> Identity:
         try:
-            claims, expires_at = self._verified(self._token_of(request))
+            claims, expires_at = self._verified(token)
             if self._make_identity is None:
                 user_id = check_id("user", claims.get(self._user_claim))
                 return Identity(user_id, expires_at=expires_at)
+        except _Refused:
+            raise
         except Exception as error:  # by whatever way a token was made to fail
-            _refuse(request, error)
-            return None
+            # Not the text: PyJWT's quote the token.
+            raise _Refused(type(error).__name__) from None
         identity = self._make_identity(claims)
         if identity is None:
-            _refuse(request, _Refused("refused by the application"))
-            return None
+            raise _Refused("refused by the application")
         if not isinstance(identity, Identity):
             raise ValidationError(
                 f"identity must return Identity or None, not {type(identity).__name__}"
@@ -413,8 +431,7 @@ class JWTAuthenticator(_TokenReader):
         identity = _until(identity, expires_at)
         ends = identity.expires_at
         if ends is not None and type(ends) in (int, float) and ends <= time.time():
-            _refuse(request, _Refused("the identity has expired"))
-            return None
+            raise _Refused("the identity has expired")
         return identity
 
     def _verified(self, token: str) -> tuple[dict[str, Any], float | None]:

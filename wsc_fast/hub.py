@@ -197,7 +197,7 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
             files=files,
         )
         self._life = Life(parts, settings)
-        self._door = Door(engine, state, self._life, policy, settings, self._own_log)
+        self._door = Door(engine, state, self._life, policy, refusals, settings, self._own_log)
         self._calls, self._delivery = calls, delivery
         self._callbacks, self._hooks, self._tasks = callbacks, hooks, tasks
         self._site, self._admission, self._node = site, admission, node
@@ -355,7 +355,7 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
         Thread-safety: the thread of the running loop, which the hub then belongs to.
         Source: go-wsc `go hub.Run()` beside `HandleWebSocket`.
         """
-        await self._door.attach(picows.check_attachable, tls)
+        await self._door.attach(picows.SERVER, picows.check_attachable, tls)
 
     def uvicorn(self, path: str = "/ws") -> Any:
         """Gives uvicorn a WebSocket endpoint that is the hub's, beside an application of its own.

@@ -3,7 +3,8 @@
 An exception of the application's handler or filter would otherwise end a connection, or keep a
 callback from being called. A peer can cause an event a thousand times a second, such as a refused
 upgrade. So of each kind of line there is one in a PERIOD; lines of level INFO, which tell of the
-life of a hub, are not bounded.
+life of a hub, are not bounded. Lines of one text may be told apart by a reason, so that a crowd
+that has one reason hides no other one.
 
 The next line of a kind tells how many were left out before it. Where none follows, `tell_counts`
 does, which the heartbeat of each hub calls, and its stop.
@@ -24,6 +25,8 @@ from typing import Any, Protocol
 PERIOD = 1.0
 # Kinds that are remembered; more than that are of a text that somebody else makes up.
 _MOST_KINDS = 1_000
+# Reasons of one kind that have a line each in a PERIOD: somebody else may make them up.
+_MOST_REASONS = 10
 # Characters of a text that a peer has sent that go into a line.
 _MOST_SHOWN = 200
 
@@ -55,12 +58,14 @@ class SafeLogger:
 
     Each method takes `extra`: fields of the record, beside its text. None of their names may be an
     attribute of every record, such as `name` or `message`. A line's kind is its text before the
-    arguments, or `kind` where that is given.
+    arguments, or `kind` where that is given, and its `reason`.
     """
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
         self._kinds: dict[str, _Kind] = {}
+        # Of each kind that has reasons: those of this period, and since when it lasts.
+        self._reasons: dict[str, tuple[float, set[str]]] = {}
 
     def debugs(self) -> bool:
         """Whether DEBUG lines are wanted: for callers that would make their fields for nothing."""
@@ -73,9 +78,14 @@ class SafeLogger:
         self._log(logging.INFO, text, arguments, extra)
 
     def warning(
-        self, text: str, *arguments: Any, extra: Fields | None = None, kind: str | None = None
+        self,
+        text: str,
+        *arguments: Any,
+        extra: Fields | None = None,
+        kind: str | None = None,
+        reason: str = "",
     ) -> None:
-        self._log(logging.WARNING, text, arguments, extra, kind=kind)
+        self._log(logging.WARNING, text, arguments, extra, kind=kind, reason=reason)
 
     def error(
         self,
@@ -84,8 +94,9 @@ class SafeLogger:
         exc_info: BaseException | None = None,
         extra: Fields | None = None,
         kind: str | None = None,
+        reason: str = "",
     ) -> None:
-        self._log(logging.ERROR, text, arguments, extra, error=exc_info, kind=kind)
+        self._log(logging.ERROR, text, arguments, extra, error=exc_info, kind=kind, reason=reason)
 
     def exception(self, text: str, *arguments: Any, extra: Fields | None = None) -> None:
         self._log(logging.ERROR, text, arguments, extra, error=sys.exc_info()[1])
@@ -106,6 +117,7 @@ class SafeLogger:
                     self._kinds.pop(name, None)
             if at_once:
                 self._kinds.clear()
+                self._reasons.clear()
         except Exception as failure:
             _say_failure(failure)
 
@@ -130,6 +142,7 @@ class SafeLogger:
         *,
         error: BaseException | None = None,
         kind: str | None = None,
+        reason: str = "",
     ) -> None:
         try:
             if not self._logger.isEnabledFor(level):
@@ -137,9 +150,12 @@ class SafeLogger:
             fields = dict(extra) if extra else {}
             if level != logging.INFO:
                 now = monotonic()
-                known = self._kinds.get(kind or text)
+                name = kind or text
+                if reason:
+                    name = self._with_reason(name, reason, now)
+                known = self._kinds.get(name)
                 if known is None:
-                    known = self._new_kind(kind or text, level)
+                    known = self._new_kind(name, level)
                 elif now - known.said_at < PERIOD:
                     known.left_out += 1
                     return
@@ -153,6 +169,18 @@ class SafeLogger:
             self._logger.log(level, text, *arguments, exc_info=error, extra=fields, stacklevel=3)
         except Exception as failure:
             _say_failure(failure)
+
+    def _with_reason(self, name: str, reason: str, now: float) -> str:
+        """The kind of the lines that have this reason; many reasons in a period share one."""
+        since, reasons = self._reasons.get(name, (-PERIOD, set()))
+        if now - since >= PERIOD:
+            reasons = set()
+            self._reasons[name] = now, reasons
+        if reason not in reasons:
+            if len(reasons) >= _MOST_REASONS:
+                return name
+            reasons.add(reason)
+        return f"{name}: {reason}"
 
     def _new_kind(self, name: str, level: int) -> _Kind:
         if len(self._kinds) >= _MOST_KINDS:
@@ -194,6 +222,15 @@ def about(client: _Client | None, event: str, **fields: object) -> dict[str, obj
         "address": client.remote_address,
         **fields,
     }
+
+
+def formatter(as_json: bool) -> logging.Formatter:
+    """The form of the lines that the package writes itself, as `HubConfig.log_format` says."""
+    if as_json:
+        from wsc_fast.observe.json_log import JsonFormatter
+
+        return JsonFormatter()
+    return logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def quoted(text: str) -> str:

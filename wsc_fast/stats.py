@@ -50,6 +50,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         messages_abandoned: messages received that no callback was called with, since their client
             was disconnected, or the callback before them was cancelled.
         unauthorized: messages that `authorize_publish` did not allow.
+        refused_joins: joins that `authorize_join` did not allow.
         protocol_errors, heartbeat_timeouts, callback_errors: what they say.
         unreported_errors: errors that concern no client and that an async `on_error` did not hear
             of, since too many of its calls were under way.
@@ -101,6 +102,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     rate_limited: int
     messages_abandoned: int
     unauthorized: int
+    refused_joins: int
     protocol_errors: int
     heartbeat_timeouts: int
     callback_errors: int

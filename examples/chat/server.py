@@ -20,5 +20,5 @@ def greet(client: Client) -> None:
 
 
 if __name__ == "__main__":
-    print(f"Chat on http://{HOST}:{PORT}\nPress Ctrl+C to stop", flush=True)
-    hub.run(HOST, PORT, path="/ws")  # blocks; Ctrl+C and SIGTERM stop it gracefully
+    # Blocks, and says where it listens. Ctrl+C and SIGTERM stop it gracefully.
+    hub.run(HOST, PORT, path="/ws")

@@ -17,7 +17,7 @@ from http import HTTPStatus
 
 from picows import WSUpgradeResponse
 
-from wsc_fast._core.connection import Client, feed, protocol_of
+from wsc_fast._core.connection import Client, feed, peer_address, protocol_of
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import HubConfig
@@ -27,6 +27,7 @@ from wsc_fast.runtime.process import OwnLog
 from wsc_fast.runtime.state import State
 from wsc_fast.upgrade.answers import refusal
 from wsc_fast.upgrade.policy import Policy
+from wsc_fast.upgrade.refusals import Refusals
 from wsc_fast.upgrade.routes import RouteCall
 
 # Raises ConfigError for a setting that cannot hold on the server whose connections are taken.
@@ -61,7 +62,7 @@ class Door:
     """The door of one hub.
 
     Args:
-        engine, state, life, policy: of the hub.
+        engine, state, life, policy, refusals: of the hub.
         settings: those that hold now.
         own_log: the hub's lines on standard error, where nobody has set up logging.
 
@@ -77,6 +78,7 @@ class Door:
         state: State,
         life: Life,
         policy: Policy,
+        refusals: Refusals,
         settings: Callable[[], HubConfig],
         own_log: Callable[[], OwnLog],
     ) -> None:
@@ -85,27 +87,29 @@ class Door:
         self._state = state
         self._life = life
         self._policy = policy
+        self._refusals = refusals
         self._settings = settings
 
-    async def attach(self, check: Check, tls: bool, path: str | None = None) -> None:
+    async def attach(self, server: str, check: Check, tls: bool, path: str | None = None) -> None:
         """Has the hub run on the loop of the other server; see `Hub.attach`.
 
         Args:
+            server: how lines and errors name it.
             check: of the settings.
             tls: whether that server speaks TLS.
             path: of the WebSocket endpoint; None where the other server chooses by the path.
         """
         self._life.check_not_running()
         self._take(check)
-        await self._life.attach(tls, path)
+        await self._life.attach(server, tls, path)
 
-    def open(self, check: Check, tls: bool = False, path: str | None = None) -> bool:
+    def open(self, server: str, check: Check, tls: bool = False, path: str | None = None) -> bool:
         """Has the hub take connections of the server whose loop runs.
 
         A hub that does not run is attached to that loop. One that was stopped stays stopped.
 
         Args:
-            check, tls, path: as for `attach`.
+            server, check, tls, path: as for `attach`.
 
         Returns:
             bool: whether the hub was attached by this call.
@@ -120,7 +124,7 @@ class Door:
             if self._state.ended:
                 return False
             self._take(check)
-            self._life.attach_at_once(tls, path)
+            self._life.attach_at_once(server, tls, path)
             return True
         if loop is not asyncio.get_running_loop():
             raise HubStateError("the hub belongs to another loop than this server")
@@ -162,8 +166,7 @@ class Door:
             data: all that was read of it and not answered yet. It begins with the request.
         """
         if not self._state.accepting:
-            answer = refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
-            turn_away(transport, answer)
+            turn_away(transport, self._policy.refuse_ending(peer_address(transport)))
             return
         client = self.new_client()
         protocol = protocol_of(client)
@@ -195,15 +198,31 @@ class Door:
             return self._policy.call_at_once(decided, client)
         return decided
 
-    def refuse(self, limit: str | None = None) -> None:
-        """Counts a request that cannot be read.
+    def refuse(self, address: str, why: str, limit: str | None = None) -> None:
+        """Counts and tells a request that cannot be read.
 
         Args:
+            address: of the peer, or "".
+            why: the end of the line.
             limit: the setting that it does not keep to, if there is one.
         """
         if limit is not None:
             self._engine.count_limit(limit)
-        self._engine.count_rejected("request")
+        self._refusals.refuse("request", address, why)
+
+    def cannot_run(self, server: str, error: Exception, address: str = "") -> WSUpgradeResponse:
+        """The answer where the hub cannot run beside the other server, which is counted and told.
+
+        Args:
+            server: as for `attach`.
+            error: why it cannot.
+            address: of the peer, or "".
+        """
+        why = str(error)
+        self._refusals.refuse(
+            "full", address, "the hub cannot run on %s: %s", server, why, detail=why
+        )
+        return refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def turn_away(transport: asyncio.Transport, answer: WSUpgradeResponse) -> None:

@@ -46,6 +46,8 @@ _protocol = partial(
 )
 
 
+# A server of one's own, as lines and errors name it.
+SERVER = "a picows server of your own"
 # Settings about what happens before the upgrade, and who bounds that on a server of one's own.
 _OF_THE_SERVER = {
     "backlog": "it is an argument of ws_create_server",
@@ -64,7 +66,7 @@ def check_attachable(config: HubConfig) -> None:
     check_kept(
         config,
         _OF_THE_SERVER,
-        "a picows server of your own",
+        SERVER,
         ". With hub.start(transport='picows') it holds",
     )
 

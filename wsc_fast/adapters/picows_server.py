@@ -12,10 +12,9 @@ from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithLis
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.handshake import RequestHead, TooManyHeaders
-from wsc_fast.adapters.picows import check_attachable
+from wsc_fast.adapters.picows import SERVER, check_attachable
 from wsc_fast.errors import ConfigError, HubStateError
 from wsc_fast.hub import Hub, door_of
-from wsc_fast.log import log
 from wsc_fast.upgrade.answers import refusal
 
 
@@ -40,14 +39,13 @@ def handle_websocket(hub: Hub, request: WSUpgradeRequest) -> WSUpgradeResponseWi
     door = door_of(hub)
     client = door.new_client()
     try:
-        door.open(check_attachable)
+        door.open(SERVER, check_attachable)
     except (ConfigError, HubStateError) as error:
-        log.error("a request to a picows server is refused: %s", error)
-        return _answer(request, client, refusal(HTTPStatus.INTERNAL_SERVER_ERROR))
+        return _answer(request, client, door.cannot_run(SERVER, error))
     try:
         head = _head_of(request, hub.config.max_headers)
     except ValueError as error:
-        door.refuse("max_headers" if isinstance(error, TooManyHeaders) else None)
+        door.refuse("", str(error), "max_headers" if isinstance(error, TooManyHeaders) else None)
         return _answer(request, client, refusal(HTTPStatus.BAD_REQUEST))
     return _answer(request, client, door.accept(head, client, "", None))
 

@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from wsc_fast._core.connection import peer_address
 from wsc_fast.adapters.door import Door, check_kept, turn_away
 from wsc_fast.config import HubConfig
 from wsc_fast.errors import ConfigError, HubStateError
@@ -33,6 +34,9 @@ from wsc_fast.upgrade.answers import refusal
 if TYPE_CHECKING:
     from uvicorn import Config, Server
     from uvicorn.server import ServerState
+
+# As lines and errors name it.
+_SERVER = "uvicorn's port"
 
 # Settings about what comes before the upgrade, and who bounds that here.
 _OF_UVICORN = {
@@ -46,7 +50,7 @@ _OF_UVICORN = {
 
 def _check(config: HubConfig) -> None:
     """Raises ConfigError for a setting that cannot hold on uvicorn's port."""
-    check_kept(config, _OF_UVICORN, "uvicorn's port")
+    check_kept(config, _OF_UVICORN, _SERVER)
 
 
 class Endpoint:
@@ -100,7 +104,7 @@ class Endpoint:
         with ExitStack() as lines:
             lines.enter_context(self._door.own_log())
             self._warn(config)
-            await self._door.attach(_check, config.ssl is not None, self._path)
+            await self._door.attach(_SERVER, _check, config.ssl is not None, self._path)
             return _Stop(self._door, config, state, lines.pop_all())
 
     def _warn(self, config: Config) -> None:
@@ -130,13 +134,19 @@ class Endpoint:
         try:
             with ExitStack() as lines:
                 lines.enter_context(self._door.own_log())
-                if self._door.open(_check, config.ssl is not None, self._path):
+                if self._door.open(_SERVER, _check, config.ssl is not None, self._path):
                     _Stop(self._door, config, state, lines.pop_all())
         except (ConfigError, HubStateError) as error:
-            log.error("a request on uvicorn's port is refused: %s", error)
-            turn_away(transport, refusal(HTTPStatus.INTERNAL_SERVER_ERROR))
+            turn_away(transport, self._door.cannot_run(_SERVER, error, peer_address(transport)))
             return
         self._door.connect(transport, data)
+
+    def refuse(self, transport: asyncio.Transport) -> None:
+        """Ends a connection on which an earlier request is not answered yet."""
+        self._door.refuse(
+            peer_address(transport), "the request before it on the connection is not answered yet"
+        )
+        transport.abort()  # what is still to be written for that request would be no frame
 
 
 class _Stop:
@@ -200,7 +210,7 @@ class Upgrade:
         if path != self._endpoint.path:
             self._pass_on(transport, head)
         elif _is_answering(http):
-            transport.abort()  # what is still to be written for that request would be no frame
+            self._endpoint.refuse(transport)
         else:
             data = head + _read_behind(http)
             self._endpoint.take(transport, data, self._config, self._state)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from wsc_fast.log import formatter
+
 
 def configure(level: str, log_format: str) -> None:
     """Has all loggers write to standard error, unless the application has set handlers itself.
@@ -15,10 +17,5 @@ def configure(level: str, log_format: str) -> None:
     if logging.getLogger("wsc_fast").hasHandlers():
         return  # another one would write each line twice
     handler = logging.StreamHandler()
-    if log_format == "json":
-        from wsc_fast.observe import JsonFormatter
-
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(formatter(log_format == "json"))
     logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -2,6 +2,8 @@
 
 The watching process imports nothing of the application, so that an error of it ends the serving
 process alone: the watching one says so, and waits for the next change.
+
+A pipe ties the two, so that the hub also stops where the watching process was killed (reloaded.py).
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Supervisor:
         for folder in folders:
             if not folder.is_dir():
                 raise UsageFailure(f"{folder} is no folder to watch")
-        self._command = [sys.executable, "-m", "wsc_fast", *arguments]
+        self._arguments = arguments
         self._folders, self._files = folders, files
         self._patience = drain + PATIENCE
         self._stopping = False
@@ -61,10 +63,15 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._stop)
         say(f"watching {', '.join(map(str, self._folders))} for changes")
+        # Nobody writes to it, and nobody else has the end for writing: it ends with this process.
+        tie, _ = os.pipe()
+        words = ["-m", "wsc_fast.cli.reloaded", str(tie), str(self._patience), *self._arguments]
         while not self._stopping:
             seen = self._times()
             # A group of its own, so that Ctrl-C reaches it once, by way of this process.
-            with subprocess.Popen(self._command, process_group=0) as child:
+            with subprocess.Popen(
+                [sys.executable, *words], process_group=0, pass_fds=[tie]
+            ) as child:
                 try:
                     changed = self._wait(child, seen)
                 finally:

@@ -51,7 +51,7 @@ class Batch(msgspec.Struct, frozen=True):
             assert isinstance(item, bytes)
             message = message_of(item)
             if isinstance(message, HubMessage):
-                recipient = to  # only `send_to_user` sends one, which names the user
+                recipient = to  # of a HubMessage: its user, whichever call has sent it
         if not isinstance(message, HubMessage):
             message = self._raw(message, message_id)
         if to:

@@ -279,8 +279,7 @@ class Replay(CatchUp):
                 page = await owner.journal.page(mailbox.key, after)
             except Exception as error:
                 failures += 1
-                user = ascii(mailbox.user_id)
-                owner.journal.access.failed(f"the messages of user {user} cannot be read", error)
+                owner.journal.access.failed("messages cannot be read", error, mailbox.user_id)
                 if failures == READ_ATTEMPTS or owner.journal.access.is_away():
                     return False
                 await asyncio.sleep(READ_PAUSE * 2**failures)

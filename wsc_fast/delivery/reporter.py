@@ -24,6 +24,7 @@ from wsc_fast.delivery.handler_queue import HandlerQueue
 from wsc_fast.errors import LimitError, SendFailureReason, ValidationError
 from wsc_fast.log import log
 from wsc_fast.messages import new_message_id, requires_ack
+from wsc_fast.runtime.lines import tell_raised
 from wsc_fast.runtime.signatures import checked_callback
 
 if TYPE_CHECKING:
@@ -241,14 +242,7 @@ class FailureReporter:
     def failed(self, error: BaseException) -> None:
         """A handler raised."""
         self.counters.handler_errors += 1
-        name = type(error).__name__
-        log.error(
-            "a failure handler raised %s",
-            name,
-            exc_info=error,
-            extra={"event": "failure_handler_error", "error": name},
-            kind=f"a failure handler raised {name}",
-        )
+        tell_raised("failure_handler_error", "a failure handler", error)
 
     # --- the end ---
 

@@ -46,7 +46,6 @@ class StoreAccess:
         self.store = store
         self._count_error = count_error
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._next_error_line = 0.0
         self._up: bool | None = None  # as the log was told; None: nothing yet
         self.latencies: dict[str, Histogram] = {}
         self._reset()
@@ -236,20 +235,25 @@ class StoreAccess:
 
     # --- errors ---
 
-    def failed(self, what: str, error: BaseException) -> None:
-        """The store has failed: counted, and a line in the log, at most one a second."""
+    def failed(self, what: str, error: BaseException, user_id: str | None = None) -> None:
+        """The store has failed: counted, and told.
+
+        Args:
+            what: the operation, as the line says it.
+            error: its exception.
+            user_id: whose messages it was about, where it was one user's.
+        """
         self._count_error()
-        now = time.monotonic()
-        if now >= self._next_error_line:
-            self._next_error_line = now + 1.0
-            known = isinstance(error, OfflineStoreError)
-            log.error(
-                "offline store: %s: %s",
-                what,
-                error,
-                exc_info=None if known else error,
-                extra={"event": "store_error", "reason": what, "error": str(error)},
-            )
+        user = {} if user_id is None else {"user_id": user_id}
+        log.error(
+            "offline store: %s%s: %s",
+            what,
+            f" (user {user_id!a})" if user else "",
+            error,
+            exc_info=None if isinstance(error, OfflineStoreError) else error,
+            extra={"event": "store_error", "reason": what, "error": str(error), **user},
+            reason=what,
+        )
 
 
 def store_error(error: BaseException) -> OfflineStoreError:

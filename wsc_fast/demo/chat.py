@@ -18,7 +18,6 @@ import base64
 import contextlib
 import hashlib
 import re
-import socket
 import unicodedata
 from collections import deque
 from datetime import UTC, datetime, timedelta
@@ -399,15 +398,20 @@ def load_page() -> Response:
     )
 
 
-def create_hub(config: HubConfig | None = None) -> Hub:
-    """A hub with the chat on it, its page on "/" and its state on "/health"."""
+def create_hub(config: HubConfig | None = None, *, kind: type[Hub] = Hub) -> Hub:
+    """A hub with the chat on it, its page on "/" and its state on "/health".
+
+    Args:
+        config: settings instead of those of the demo.
+        kind: the class of the hub.
+    """
     if config is None:
         config = HubConfig(
             max_message_size=MAX_MESSAGE_BYTES,
             message_rate=MESSAGE_RATE,
             rate_limit_action="pause",  # a page that comes back joins all of its rooms at once
         )
-    hub = Hub(config)
+    hub = kind(config)
     Chat(hub)
     page = load_page()
 
@@ -428,14 +432,15 @@ def create_hub(config: HubConfig | None = None) -> Hub:
     return hub
 
 
+class _Announced(Hub):
+    """Says where its chat is, once it listens."""
+
+    async def start(self, host: Any = "127.0.0.1", *args: Any, **options: Any) -> None:
+        await super().start(host, *args, **options)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"Chat on http://{shown}:{self.port}\nPress Ctrl+C to stop", flush=True)
+
+
 def main(host: str = "127.0.0.1", port: int = 8080) -> None:
     """Serve the chat until Ctrl+C; port 0 chooses a free one."""
-    hub = create_hub()
-    sock = None
-    if port == 0:  # bound here, since the address is printed before serving begins
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.create_server((host, 0), family=family)
-        port = sock.getsockname()[1]
-    shown_host = f"[{host}]" if ":" in host else host
-    print(f"Chat on http://{shown_host}:{port}\nPress Ctrl+C to stop", flush=True)
-    hub.run(host, port, path="/ws", sock=sock)
+    create_hub(kind=_Announced).run(host, port, path="/ws")

@@ -148,6 +148,9 @@ FAMILIES = (
         "unauthorized",
     ),
     Family(
+        "wsc_refused_joins", "counter", "Joins that authorize_join did not allow.", "refused_joins"
+    ),
+    Family(
         "wsc_abandoned_messages",
         "counter",
         "Messages received that no callback was called with.",

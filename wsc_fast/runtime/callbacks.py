@@ -33,10 +33,12 @@ from wsc_fast.runtime.inbox import (
     wait_for,
 )
 from wsc_fast.runtime.lines import (
+    note_room,
     tell_callback_error,
     tell_heartbeat,
-    tell_on_error,
     tell_protocol_error,
+    tell_raised,
+    tell_refused_join,
     tell_slow_consumer,
 )
 from wsc_fast.runtime.signatures import OfClient, OfError, OfMessage, OfRoom, checked_callback
@@ -65,6 +67,7 @@ class Callbacks:
     Attributes:
         inboxes: events that wait for async callbacks.
         unauthorized: messages that `authorize_publish` did not allow.
+        refused_joins: joins that `authorize_join` did not allow.
         unreported_errors: errors that no on_error callback was awaited for.
 
     Thread-safety: the loop's thread, but for `add_...`.
@@ -100,6 +103,7 @@ class Callbacks:
         )
         self.inboxes: Inboxes = Inboxes(engine, tasks, needs, may_publish, self.callback_failed)
         self.unauthorized: int = 0
+        self.refused_joins: int = 0
         self.unreported_errors: int = 0
         # Tasks of async on_error callbacks that concern no client.
         self._error_tasks: set[asyncio.Task[Any]] = set()
@@ -229,7 +233,16 @@ class Callbacks:
     def _may_join(self, client: Client, room_id: str) -> bool:
         """Called for each `join_room`, where there is an `authorize_join`."""
         assert self._authorize_join is not None
-        return decided(call_in_context(client, self._authorize_join, client, room_id), _HOOKS)
+        try:
+            answer = call_in_context(client, self._authorize_join, client, room_id)
+            allowed = decided(answer, _HOOKS)
+        except BaseException as error:
+            note_room(error, room_id)
+            raise
+        if not allowed:
+            self.refused_joins += 1
+            tell_refused_join(client, room_id)
+        return allowed
 
     def _may_publish(self, client: Client, message: str | bytes) -> bool:
         """Called for each message, where there is an `authorize_publish`."""
@@ -293,7 +306,7 @@ class Callbacks:
                 if is_awaitable(result):
                     results.append(result)
             except BaseException as raised:
-                tell_on_error(raised)
+                tell_raised("on_error_raised", "an on_error callback", raised)
         if client is None:
             for result in results:
                 self._wait_without_client(result)
@@ -319,11 +332,13 @@ class Callbacks:
             "outlasting_callbacks": len(self.inboxes.outlasting),
             "messages_abandoned": self.inboxes.abandoned,
             "unauthorized": self.unauthorized,
+            "refused_joins": self.refused_joins,
             "unreported_errors": self.unreported_errors,
         }
 
     def reset_counters(self) -> None:
-        self.unauthorized = self.inboxes.abandoned = self.unreported_errors = 0
+        self.unauthorized = self.refused_joins = 0
+        self.inboxes.abandoned = self.unreported_errors = 0
 
     def forget(self) -> None:
         """The loop was closed: what was under way went with it."""
@@ -333,7 +348,21 @@ class Callbacks:
 
 def _with(fn: Callable[[Client, str], object], room_id: str, client: Client) -> object:
     # An inbox keeps the events that have no argument but the client, whatever becomes of it.
-    return fn(client, room_id)
+    try:
+        result = fn(client, room_id)
+    except BaseException as error:
+        note_room(error, room_id)
+        raise
+    return _awaited(result, room_id) if is_awaitable(result) else result
+
+
+async def _awaited(result: Any, room_id: str) -> None:
+    """Awaits the result of a callback about a room."""
+    try:
+        await result
+    except BaseException as error:
+        note_room(error, room_id)
+        raise
 
 
 async def _logging_errors(results: list[Awaitable[Any]]) -> None:
@@ -344,4 +373,4 @@ async def _logging_errors(results: list[Awaitable[Any]]) -> None:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            tell_on_error(raised)
+            tell_raised("on_error_raised", "an on_error callback", raised)

@@ -109,6 +109,7 @@ class Life:
         self._all_gone: asyncio.Future[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._stopped: asyncio.Future[None] | None = None  # of this run; done when it ends
+        self._server: str | None = None  # whose connections it takes; None where it listens
         self._start: object = None  # the start of this run; None while it does not run
         self._began: float | None = None  # when this run began, by the monotonic clock
         self.companions: list[Companion] = []
@@ -127,7 +128,8 @@ class Life:
         """Raises HubStateError where the hub runs."""
         self.forget_closed_loop()
         if self._parts.engine.loop is not None:
-            raise HubStateError("the hub runs already")
+            where = f", attached to {self._server}" if self._server else ""
+            raise HubStateError(f"the hub runs already{where}")
 
     async def start(
         self,
@@ -144,6 +146,7 @@ class Life:
         loop = asyncio.get_running_loop()
         parts.engine.attach(loop)
         start = self._start = object()
+        self._server = None
         parts.site.serve(path, ssl is not None)
         try:
             await self._make_ready(loop, start)
@@ -165,10 +168,16 @@ class Life:
         places = parts.listener.addresses
         self._tell_begun("listening on", places, f"{'wss' if ssl else 'ws'}://", path)
 
-    async def attach(self, tls: bool, path: str | None) -> None:
-        """Runs on the running loop, beside a server of somebody else's; see `Hub.attach`."""
+    async def attach(self, server: str, tls: bool, path: str | None) -> None:
+        """Runs on the running loop, beside a server of somebody else's; see `Hub.attach`.
+
+        Args:
+            server: how lines and errors name it.
+            tls: whether it speaks TLS.
+            path: of the WebSocket endpoint; None where the server chooses by the path.
+        """
         loop = asyncio.get_running_loop()
-        self._attach_to(loop, tls, path)
+        self._attach_to(loop, server, tls, path)
         start = self._start
         try:
             await self._make_ready(loop, start)
@@ -176,19 +185,19 @@ class Life:
             await self._give_up_start(loop, start)
             raise
         self._begin()
-        self._tell_begun("attached to another server", path=path or "")
+        self._tell_begun(f"attached to {server}", path=path or "")
 
-    def attach_at_once(self, tls: bool, path: str | None) -> None:
+    def attach_at_once(self, server: str, tls: bool, path: str | None) -> None:
         """As `attach`; the offline store opens, and startup callbacks run, meanwhile."""
         parts = self._parts
         loop = asyncio.get_running_loop()
-        self._attach_to(loop, tls, path)
+        self._attach_to(loop, server, tls, path)
         parts.delivery.attach(loop)
         self._begin()
         parts.tasks.begin()
         starting = partial(self._check_still_starting, self._start)
         parts.tasks.start(parts.hooks.start_up(starting), "on_startup")
-        self._tell_begun("attached to another server", path=path or "")
+        self._tell_begun(f"attached to {server}", path=path or "")
         opening = loop.create_task(self._open_beside(loop, self._start))
         opening.add_done_callback(_log_failure)
 
@@ -216,8 +225,11 @@ class Life:
             },
         )
 
-    def _attach_to(self, loop: asyncio.AbstractEventLoop, tls: bool, path: str | None) -> None:
+    def _attach_to(
+        self, loop: asyncio.AbstractEventLoop, server: str, tls: bool, path: str | None
+    ) -> None:
         self._parts.engine.attach(loop)
+        self._server = server
         self._start = object()
         self._parts.site.serve(path, tls)
         self._parts.requests.make_connection = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine
@@ -25,27 +26,53 @@ def _names(client: Client) -> tuple[str, str, str]:
     return client.id, client.user_id, client.remote_address or "an unknown address"
 
 
+def note_room(error: BaseException, room_id: str) -> None:
+    """Has the line about an exception name the room that its callback was called for."""
+    with suppress(AttributeError, TypeError):  # a class of the application's may forbid it
+        error._wsc_room = room_id  # type: ignore[attr-defined]
+
+
 def tell_callback_error(client: Client | None, error: BaseException) -> None:
     """Something raised that is no fault of a peer, mostly a callback."""
+    room_id = getattr(error, "_wsc_room", None)
+    room = {} if room_id is None else {"room": room_id}
     log.error(
-        "a callback raised %s (%s)",
+        "a callback raised %s (%s%s)",
         type(error).__name__,
         "it belongs to no client" if client is None else f"of {client!r}",
+        "" if room_id is None else f", about room {room_id!a}",
         exc_info=error,
-        extra=about(client, "callback_error", error=type(error).__name__),
+        extra=about(client, "callback_error", error=type(error).__name__, **room),
         kind=f"a callback raised {type(error).__name__}",
     )
 
 
-def tell_on_error(error: BaseException) -> None:
-    """An on_error callback raised."""
+def tell_refused_join(client: Client, room_id: str) -> None:
+    """The hook authorize_join has said no."""
+    log.warning(
+        _WHO + " may not join room %a: authorize_join returned False",
+        *_names(client),
+        room_id,
+        extra=about(client, "join_refused", room=room_id),
+    )
+
+
+def tell_raised(event: str, what: str, error: BaseException) -> None:
+    """Something raised that hears of errors itself, so that it is told of here alone.
+
+    Args:
+        event: which line it is.
+        what: the thing that raised.
+        error: the exception.
+    """
     name = type(error).__name__
     log.error(
-        "an on_error callback raised %s",
+        "%s raised %s",
+        what,
         name,
         exc_info=error,
-        extra={"event": "on_error_raised", "error": name},
-        kind=f"an on_error callback raised {name}",
+        extra={"event": event, "error": name},
+        kind=f"{what} raised {name}",
     )
 
 
@@ -58,6 +85,7 @@ def tell_protocol_error(client: Client, error: ProtocolError, settings: HubConfi
             error.code,
             error,
             extra=about(client, "protocol_error", code=error.code, reason=str(error)),
+            reason=str(error),
         )
         return
     setting, value = error.limit, getattr(settings, error.limit)

@@ -19,13 +19,12 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Self
 
-from wsc_fast.log import log
+from wsc_fast.log import formatter, log
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
-# The logger whose lines `OwnLog` writes, and how.
+# The logger whose lines `OwnLog` writes.
 _logger = logging.getLogger("wsc_fast")
-_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 # Of mallopt(3).
 _M_TRIM_THRESHOLD = -1
@@ -204,12 +203,7 @@ class OwnLog:
         # The application may configure logging later, in a callback: then its handlers have them.
         handler.addFilter(lambda _: not logging.getLogger().handlers)
         handler.setLevel(self._level)
-        if self._json:
-            from wsc_fast.observe.json_log import JsonFormatter
-
-            handler.setFormatter(JsonFormatter())
-        else:
-            handler.setFormatter(logging.Formatter(_LINE))
+        handler.setFormatter(formatter(self._json))
         _logger.addHandler(handler)
         if _logger.level == logging.NOTSET:
             _logger.setLevel(self._level)

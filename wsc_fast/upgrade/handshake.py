@@ -248,20 +248,28 @@ class Handshake:
             self._refuse_malformed(data, "a malformed request line")
         elif len(data) >= most:
             self._requests.engine.count_limit("max_header_bytes")
+            self._tell_bad(
+                f"its head is longer than HubConfig.max_header_bytes ({most}) allows",
+                setting="max_header_bytes",
+            )
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             self._answer(self._requests.policy.reject(status))
 
     def _refuse_malformed(self, data: bytes | bytearray, reason: str) -> None:
         if data.startswith(_TLS_RECORD):
             reason = "a TLS handshake, on a port without TLS"
+        self._tell_bad(reason)
+        self._answer(self._requests.policy.reject(HTTPStatus.BAD_REQUEST, reason))
+
+    def _tell_bad(self, reason: str, **fields: str) -> None:
         address = peer_address(self.transport)
         log.warning(
             "a bad request from %s: %s",
             address,
             reason,
-            extra={"event": "bad_request", "address": address, "reason": reason},
+            extra={"event": "bad_request", "address": address, "reason": reason, **fields},
+            reason=reason,
         )
-        self._answer(self._requests.policy.reject(HTTPStatus.BAD_REQUEST, reason))
 
     def _decide(self, raw: bytes, rest: bytes) -> None:
         requests, client, transport = self._requests, self._client, self.transport

@@ -105,7 +105,8 @@ class Policy:
         """
         try:
             return self._decide(head, client, remote_address, transport)
-        except BaseException as error:
+        except BaseException as error:  # of `authenticate`, mostly
+            self._engine.count_rejected("auth")
             return self._failed(error)
 
     def drop_identity(self, client: Client) -> None:
@@ -123,7 +124,7 @@ class Policy:
         if refused is not None:
             return refused
         if not self._state.accepting:
-            return self._refuse_ending(remote_address, "the hub is stopping")
+            return self.refuse_ending(remote_address)
         path = head.target.partition(b"?")[0].decode("ascii")
         served = self.site.routes.find(path) if path != self.site.path else None
         if served is not None:
@@ -182,6 +183,11 @@ class Policy:
             return self._refuse_full(remote_address)
         set_pending_identity(client, identity)
         return None
+
+    def refuse_ending(self, remote_address: str) -> WSUpgradeResponse:
+        """The answer of a hub that accepts nothing any more."""
+        why = "the hub has stopped" if self._state.ended else "the hub is stopping"
+        return self._refuse_ending(remote_address, why)
 
     def _refuse_ending(self, remote_address: str, why: str) -> WSUpgradeResponse:
         self._refusals.refuse("full", remote_address, why)
@@ -346,9 +352,9 @@ class Policy:
                 "it asks for another version of WebSocket than 13",
             )
         if head.key is None or head.keys != 1 or not _KEY(head.key):
-            return self.reject(
-                HTTPStatus.BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64"
-            )
+            text = "Sec-WebSocket-Key must be 16 bytes in base64"
+            self._refusals.refuse("request", remote_address, text)
+            return refusal(HTTPStatus.BAD_REQUEST, f"400 Bad Request: {text}")
         return None
 
     def _check_origin(

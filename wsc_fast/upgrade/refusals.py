@@ -1,7 +1,8 @@
 """Refused upgrades: each is counted, and told to the operator with its reason.
 
 A line says who was refused, why, and which setting decides that, with its value. It holds nothing
-that the peer has sent but its Host or Origin, which are quoted; never a token.
+that the peer has sent but its Host or Origin, which are quoted; never a token. There is one a
+second for each reason.
 """
 
 from __future__ import annotations
@@ -27,13 +28,22 @@ class Refusals:
         self._engine = engine
         self._settings = settings
 
-    def refuse(self, counted: str, address: str, why: str, *arguments: Any, **fields: Any) -> None:
+    def refuse(
+        self,
+        counted: str,
+        address: str,
+        why: str,
+        *arguments: Any,
+        detail: str = "",
+        **fields: Any,
+    ) -> None:
         """Counts and tells a refusal.
 
         Args:
             counted: the reason, as `HubStats.rejected` has it.
             address: of the peer, or "".
-            why: the end of the line, whose arguments follow.
+            why: the end of the line, whose arguments follow. It is the reason for the line's kind.
+            detail: the rest of that reason, where it is among the arguments.
             **fields: of the record, besides its reason and the address.
         """
         self._engine.count_rejected(counted)
@@ -42,6 +52,7 @@ class Refusals:
             address or "an unknown address",
             *arguments,
             extra={"event": "upgrade_refused", "reason": counted, "address": address, **fields},
+            reason=detail,
         )
 
     def over_limit(self, counted: str, address: str, setting: str) -> None:
@@ -60,7 +71,8 @@ class Refusals:
         if reason is None:
             self.refuse("auth", address, "authenticate returned None")
         else:
-            self.refuse("auth", address, "it is not authenticated: %s", quoted(str(reason)))
+            told = quoted(str(reason))
+            self.refuse("auth", address, "it is not authenticated: %s", told, detail=told)
 
     def timed_out(self, address: str) -> None:
         """An async `authenticate` took too long."""

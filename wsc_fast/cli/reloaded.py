@@ -1,0 +1,37 @@
+"""The serving process of `serve --reload`, which ends with the watching one.
+
+    python -m wsc_fast.cli.reloaded DESCRIPTOR PATIENCE ARGUMENTS...
+
+DESCRIPTOR is the end for reading of a pipe whose other end the watching process alone has open. So
+its end is the end of that process, also where nobody could tell, as after SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from wsc_fast.cli.app import run
+
+
+def stop_with(tie: int, patience: float) -> None:
+    """Stops this process as a signal does, once the watching one has ended.
+
+    Args:
+        tie: the end for reading of its pipe.
+        patience: seconds that the hub may take to stop; then it is ended.
+    """
+    os.read(tie, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(patience)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(
+        target=stop_with, args=(int(sys.argv[1]), float(sys.argv[2])), daemon=True
+    ).start()
+    raise SystemExit(run(sys.argv[3:]))
