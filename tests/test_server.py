@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from types import FrameType
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -23,11 +25,13 @@ from hypothesis import strategies as st
 
 from tests.support import exchange, only_client, run_apart
 from wsc_fast import (
+    ACKConfig,
     Client,
     Hub,
     HubConfig,
     HubMessage,
     Identity,
+    MemoryOfflineStore,
     Request,
     Response,
     ValidationError,
@@ -1530,3 +1534,49 @@ async def test_an_identity_must_end_at_a_time(ends: Any) -> None:
     async with running(hub):
         assert (await exchange(hub, RawClient.request(hub))).startswith(b"HTTP/1.1 500 ")
     assert "expires_at" in str(errors[0])
+
+
+# --- the rooms of the package that it passes (docs/architecture.md, "The way of an upgrade") ---
+
+ROOMS = ("adapters", "hub", "listen", "upgrade", "delivery", "runtime")
+
+
+def rooms_within(began: str, calls: list[tuple[str, ...]]) -> list[str]:
+    """The rooms that were entered in a call of this name, one after the other."""
+    within = [stack[stack.index(began) :] for stack in calls if began in stack]
+    modules = [stack[-1].split(":")[0].split(".") for stack in within]
+    rooms = [module[1] for module in modules if module[1] in ROOMS]
+    return [room for room, before in zip(rooms, [None, *rooms], strict=False) if room != before]
+
+
+async def test_an_upgrade_passes_each_room_once() -> None:
+    hub = Hub(authenticate=lambda request: Identity(user_id="ann"))
+    hub.enable_ack(ACKConfig(enable_offline_messages=True), store=MemoryOfflineStore())
+    calls: list[tuple[str, ...]] = []
+
+    def called(frame: FrameType | None, event: str, _: object) -> None:
+        stack = []
+        while event == "call" and frame is not None:
+            stack.append(f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_qualname}")
+            frame = frame.f_back
+        if stack and stack[0].startswith("wsc_fast."):
+            calls.append(tuple(reversed(stack)))
+
+    async with running(hub):
+        heard = asyncio.Event()
+
+        @hub.on_client_connected
+        def on_client_connected(client: Client) -> None:
+            sys.setprofile(None)
+            heard.set()
+
+        sys.setprofile(called)
+        try:
+            raw = await RawClient.open(hub)
+            await heard.wait()
+        finally:
+            sys.setprofile(None)
+        raw.close()
+    head = "wsc_fast.upgrade.handshake:Handshake.received"
+    # The calls of `listen` came before. On uvloop there are none: the server is the loop's own.
+    assert rooms_within(head, calls) == ["upgrade", "delivery", "runtime"]

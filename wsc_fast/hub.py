@@ -105,7 +105,7 @@ class Hub(ObserveFace, DeliveryFace, UpgradeFace, CallbackFace, LifeFace):
         self._runner: Runner | None = None  # while `run` runs
         # Of the hub itself the parts get what they need, and nothing else.
         engine = self._engine
-        settings: Callable[[], HubConfig] = lambda: self._config  # noqa: E731
+        settings: Callable[[], HubConfig] = partial(getattr, self, "_config")
         state, files, site = State(), FileLimit(), Site()
         report: Callable[[BaseException], None] = lambda error: callbacks.report(None, error)  # noqa: E731
         tasks, hooks = Tasks(engine, report), LifeHooks(report)
