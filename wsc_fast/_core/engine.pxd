@@ -137,14 +137,12 @@ cdef class Engine(FanoutNeeds):
     cdef bint away(self) noexcept
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
     # Each frame for one client goes into its outbox here; those for many by `push_each` of members.
-    # Without memory both leave nothing out in silence: this raises MemoryError, and a client that a
-    # walk could not reach is closed.
-    cdef bint push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
-    cdef object try_push(self, Sink sink, bytes frame, int run)
+    # It says where there was no room or memory; a client that a walk could not reach is closed.
+    cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
+    cdef object refusal(self, Sink sink, int result)
     cpdef Py_ssize_t send_message(self, user_id, message) except -1
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0
     cdef int await_empty(self, Sink sink) except -1
-    cdef object queue_full(self, Sink sink)
     cdef bytes framed(self, object message, object recipient, int* run)
     cdef Py_ssize_t publish(
         self, list items, object members, object message, object exclude, object key,
