@@ -29,6 +29,7 @@ from wsc_fast._core.outbox cimport (
     MADE_ROOM,
     NO_MEMORY,
     OPEN,
+    PUSHED,
     REFUSED,
     RUN_NORMAL,
     Counters,
@@ -387,32 +388,38 @@ cdef class Engine(FanoutNeeds):
         """Queues a frame for one client, or raises what says why not."""
         cdef PyObject* key_ptr = NULL
         cdef str checked
+        cdef int result
         cdef object error
         if key is not None:
             checked = checked_key(key)
             key_ptr = <PyObject*>checked
         self.counters.messages_out += 1
-        if not self.push(sink, frame, key_ptr, run):
-            error = self.queue_full(sink)
+        result = self.push(sink, frame, key_ptr, run)
+        if result != PUSHED:
+            error = self.refusal(sink, result)
             self.lose(sink, [frame], "queue_full", error)
             raise error
         return 0
 
-    cdef bint push(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
-        """Queues a frame for one client; whether there was room."""
+    cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
+        """Queues a frame for one client: PUSHED, REFUSED or NO_MEMORY."""
         if sink.form:
-            frame = self.form_for(frame, sink.form)
+            try:
+                frame = self.form_for(frame, sink.form)
+            except MemoryError:
+                self.counters.refused += 1
+                return NO_MEMORY
         return self.push_form(sink, frame, key, run)
 
     cdef int push_aware(self, Sink sink, bytes frame) except -1:
         """Queues a frame that has its head line; a client without room for it is closed."""
         cdef bytes form = frame if sink.form == AWARE else self.form_of(frame, sink.form)
-        if not self.push_form(sink, form, NULL, RUN_NORMAL):
+        if self.push_form(sink, form, NULL, RUN_NORMAL) != PUSHED:
             sink.too_slow(<PyObject*>form)
         return 0
 
-    cdef bint push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
-        """Queues a frame that is in the client's form; whether there was room."""
+    cdef int push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
+        """Queues a frame that is in the client's form: PUSHED, REFUSED or NO_MEMORY."""
         cdef int result
         cdef list dropped = None
         cdef const Limits* limits = &self.fanout.limits
@@ -424,9 +431,7 @@ cdef class Engine(FanoutNeeds):
         )
         if result == REFUSED or result == NO_MEMORY:
             self.counters.refused += 1
-            if result == NO_MEMORY:
-                raise MemoryError(f"no memory for the outbox of client {sink.id!a}")
-            return False
+            return result
         self.fanout.counters.deliveries += 1
         if result == MADE_ROOM:
             dropped = self.fanout.taken()
@@ -434,16 +439,12 @@ cdef class Engine(FanoutNeeds):
             self.fanout.mark(sink)
         if dropped is not None:
             self.lose(sink, dropped, "queue_full", None)
-        return True
+        return PUSHED
 
-    cdef object try_push(self, Sink sink, bytes frame, int run):
-        """`push` for one of several, or for what is sent again: None, or what says why not."""
-        try:
-            return None if self.push(sink, frame, NULL, run) else self.queue_full(sink)
-        except MemoryError as error:
-            return error
-
-    cdef object queue_full(self, Sink sink):
+    cdef object refusal(self, Sink sink, int result):
+        """The error for a frame that is in no outbox: REFUSED or NO_MEMORY."""
+        if result == NO_MEMORY:
+            return MemoryError(f"no memory for the outbox of client {sink.id!a}")
         return QueueFullError(
             f"the outbox of client {sink.id!a} is full: {sink.box.count} messages, "
             f"{sink.box.nbytes} bytes wait (bounds: {self.fanout.limits.messages} messages, "
@@ -470,38 +471,38 @@ cdef class Engine(FanoutNeeds):
         cdef MemberSet user = self.clients.users.get(user_id)
         cdef Sink sink = self.clients.named_as(user_id)
         cdef Py_ssize_t queued = 0
-        cdef list refused = None  # (Sink, error)
+        cdef list refused = None  # (Sink, result of `push`)
         cdef list items
-        cdef object error
+        cdef int result
         self.counters.messages_out += 1
         if user is not None:
             self.fanout.schedule_before_walk(user.items)
         if sink is not None:
-            error = self.try_push(sink, frame, run)
-            if error is None:
+            result = self.push(sink, frame, NULL, run)
+            if result == PUSHED:
                 queued = 1
             else:
-                refused = [(sink, error)]
+                refused = [(sink, result)]
         if user is not None:
             # Where the application is told of losses on the way, clients may leave meanwhile.
             items = list(user.items) if self.fanout.tells_losses() else user.items
             for sink in items:
                 if sink.state != OPEN:
                     continue
-                error = self.try_push(sink, frame, run)
-                if error is None:
+                result = self.push(sink, frame, NULL, run)
+                if result == PUSHED:
                     queued += 1
                 elif refused is None:
-                    refused = [(sink, error)]
+                    refused = [(sink, result)]
                 else:
-                    refused.append((sink, error))
+                    refused.append((sink, result))
         if refused is None:
             return queued
-        for sink, error in refused:
+        for sink, result in refused:
             if queued:
-                self.lose(sink, [frame], "queue_full", error)
-            elif isinstance(error, MemoryError):
-                raise error
+                self.lose(sink, [frame], "queue_full", self.refusal(sink, result))
+            elif result == NO_MEMORY:
+                raise self.refusal(sink, result)
         return queued or -len(refused)
 
     cdef Py_ssize_t publish(

@@ -21,7 +21,7 @@ from libc.math cimport INFINITY
 from wsc_fast._core.engine cimport IGNORED, NO_ACK, SETTLED, Engine
 from wsc_fast._core.frames cimport FIN_TEXT, encode
 from wsc_fast._core.messages cimport MessageForms
-from wsc_fast._core.outbox cimport OPEN, Sink
+from wsc_fast._core.outbox cimport OPEN, PUSHED, Sink
 from wsc_fast._core.timers cimport Timers
 
 cdef extern from "net.h" nogil:
@@ -581,7 +581,7 @@ cdef class AckTable:
             replay = mailbox.replays.get(client) if mailbox.replays else None
             if replay is not None:
                 replay.put(pending)
-            elif self.engine.try_push(client, frame, pending._priority - 1) is None:
+            elif self.engine.push(client, frame, NULL, pending._priority - 1) == PUSHED:
                 taken = True
             elif full is None:
                 full = [client]
@@ -603,7 +603,7 @@ cdef class AckTable:
         if client.state != OPEN:
             return False
         self.engine.counters.messages_out += 1
-        taken = self.engine.try_push(client, frame_of(pending), pending._priority - 1) is None
+        taken = self.engine.push(client, frame_of(pending), NULL, pending._priority - 1) == PUSHED
         if taken:
             pending.sent_count += 1
             pending.sent_at = self.engine.fanout.flush_number
@@ -612,14 +612,17 @@ cdef class AckTable:
 
     cpdef object send_plain(self, Sink client, bytes data, int priority):
         """Sends a HubMessage without acknowledgement to one client: None, or what says why not."""
+        cdef int result
         if client.state != OPEN:
             return ClientDisconnectedError(f"client {client.id!a} is not connected")
         self.engine.counters.messages_out += 1
-        return self.engine.try_push(
+        result = self.engine.push(
             client,
             encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)),
+            NULL,
             priority - 1,
         )
+        return None if result == PUSHED else self.engine.refusal(client, result)
 
     cdef bint retransmit(self, Mailbox mailbox, PendingACK pending, double now) except -1:
         """Sends it again to those that have got it once; whether an outbox took it."""
@@ -638,7 +641,7 @@ cdef class AckTable:
             if frame is None:
                 frame = frame_of(pending)
                 self.engine.counters.messages_out += 1
-            if self.engine.try_push(client, frame, pending._priority - 1) is None:
+            if self.engine.push(client, frame, NULL, pending._priority - 1) == PUSHED:
                 taken = True
         if taken:
             pending.sent_count += 1

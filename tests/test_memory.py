@@ -26,7 +26,12 @@ from typing import Any
 
 import pytest
 
+from tests.acks import acknowledge
+from tests.support import only_client
 from wsc_fast import (
+    ACKConfig,
+    ACKMessage,
+    AckStatus,
     Client,
     Hub,
     HubConfig,
@@ -38,7 +43,16 @@ from wsc_fast import (
 from wsc_fast._core import DEBUG_BUILD
 from wsc_fast._core.connection import agree_on, begin_connection, set_pending_identity
 from wsc_fast._core.memory import fail_allocation, live_objects
-from wsc_fast.testing import CLOSE, CONTINUATION, PING, TEXT, deflated, encode
+from wsc_fast.testing import (
+    CLOSE,
+    CONTINUATION,
+    PING,
+    TEXT,
+    RawClient,
+    deflated,
+    encode,
+    running,
+)
 from wsc_fast.upgrade.negotiation import Deflate
 
 ROOT = Path(__file__).parent.parent
@@ -459,6 +473,22 @@ def test_the_other_clients_of_a_user_are_reached_where_one_finds_no_memory() -> 
         assert hub.send_to_user("u", message) == 2
     finally:
         life.close()
+
+
+@pytest.mark.skipif(not DEBUG_BUILD, reason="the debug build fails allocations")
+async def test_a_message_with_acknowledgement_that_finds_no_memory_is_sent_later() -> None:
+    hub = Hub(HubConfig(enable_compression=True, compression_threshold=16))
+    hub.enable_ack(ACKConfig(retry_interval=0.1))
+    offer = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+    async with running(hub):
+        with await RawClient.open(hub, headers=[("Sec-WebSocket-Extensions", offer)]) as raw:
+            message = ACKMessage(id="m", content="x" * 100)
+            fail_allocation(1)  # of a compressed form
+            pending = hub.send_ack_message(only_client(hub).id, message)
+            assert fail_allocation(0) is False
+            assert (await raw.recv()).rsv == 4
+            await acknowledge(raw, "m")
+            assert await pending is AckStatus.CONFIRMED
 
 
 # In a process of its own, since it may crash; each step is printed before, to tell which it was.

@@ -1580,5 +1580,5 @@ async def test_an_upgrade_passes_each_room_once() -> None:
             sys.setprofile(None)
         raw.close()
     head = "wsc_fast.upgrade.handshake:Handshake.received"
-    # What `listen` did came before: the loop's own server calls nothing of it on uvloop.
+    # The calls of `listen` came before. On uvloop there are none: the server is the loop's own.
     assert rooms_within(head, calls) == ["upgrade", "delivery", "runtime"]

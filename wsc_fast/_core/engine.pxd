@@ -151,16 +151,14 @@ cdef class Engine(FanoutNeeds):
     cdef int deliver(self, Sink sink, bytes frame, object key, int run) except -1
     cdef bytes form_for(self, bytes frame, int form)
     # Each frame for one client goes into its outbox here; those for many by `push_each` of members.
-    # Without memory both leave nothing out in silence: this raises MemoryError, and a client that a
-    # walk could not reach is closed.
-    cdef bint push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
-    cdef bint push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1
+    # It says where there was no room or memory; a client that a walk could not reach is closed.
+    cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
+    cdef int push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1
     cdef int push_aware(self, Sink sink, bytes frame) except -1
-    cdef object try_push(self, Sink sink, bytes frame, int run)
+    cdef object refusal(self, Sink sink, int result)
     cpdef Py_ssize_t send_message(self, user_id, message) except -1
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0
     cdef int await_empty(self, Sink sink) except -1
-    cdef object queue_full(self, Sink sink)
     cdef bytes framed(self, object message, object recipient, int* run)
     cdef Py_ssize_t publish(
         self, list items, object members, object message, object exclude, object key,

@@ -4,7 +4,7 @@ A bucket fills at its rate, up to as much as comes in one second (at least one).
 tokens out of it. Two classes use it:
 
     Allowance     the messages and bytes that a client may still send. A message is counted when it
-                  is there, so that a bucket may fall below zero, and is then owed (connection.pyx)
+                  is there, so that a bucket may fall below zero, and is then owed (pacing.pyx)
     TokenBucket   the connections that may come in: one is let in only if the bucket has a token
                   (upgrade/limits.py)
 
