@@ -47,6 +47,7 @@ PUBLIC = (
     "SQLiteOfflineStore",
     "RedisOfflineStore",
     "MemoryOfflineStore",
+    "MemoryBus",
     "handle_websocket",
     "Request",
     "Response",
@@ -146,7 +147,7 @@ print(*sorted(set(sys.modules) - before))
     assert len(brought) <= MOST_MODULES[statement]
 
 
-@pytest.mark.parametrize("name", ["MemoryOfflineStore", "ConfigError", "Identity"])
+@pytest.mark.parametrize("name", ["MemoryOfflineStore", "MemoryBus", "ConfigError", "Identity"])
 def test_a_small_name_brings_no_sqlite_and_no_hub(name: str) -> None:
     code = f"import sys; from wsc_fast import {name}; print(*sys.modules)"
     done = subprocess.run(
