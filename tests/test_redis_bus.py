@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.redis_server import RedisServer, cutter, free_port
-from wsc_fast.bus.base import EVERYBODY, Outgoing, Page, Published, Retention
+from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
 from wsc_fast.bus.redis.bus import RedisBus, jump
 from wsc_fast.bus.redis.outgoing import MOST_UNANSWERED, times
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError
@@ -182,6 +182,11 @@ def positions(published: Sequence[Published]) -> list[str]:
     return [str(each.position) for each in published]
 
 
+def test_it_is_a_bus() -> None:
+    bus: Bus = RedisBus("redis://localhost")
+    assert repr(bus) == "RedisBus(['localhost:6379'], prefix='wsc:')"
+
+
 # --- messages ---
 
 
@@ -271,6 +276,16 @@ async def test_a_message_of_a_megabyte_passes(server: RedisServer) -> None:
         await eventually(lambda: len(node.messages) == 3)
         assert {each.text for each in node.messages} == {large}
         assert texts_of(await history(bus, "k")) == [large, large]
+
+
+async def test_any_bytes_pass_unchanged(server: RedisServer) -> None:
+    payload = bytes(range(256)) * 3
+    data = b"b 0 0 %d\n%b" % (len(payload), payload)
+    async with opened(server.url, "a") as (bus, _):
+        answer = asyncio.get_running_loop().create_future()
+        bus.publish([Outgoing("k", data, KEPT, None, answer)])
+        await answer
+        assert [each.entry for each in (await history(bus, "k")).entries] == [data]
 
 
 async def test_odd_names_of_rooms_are_kept_apart(server: RedisServer) -> None:

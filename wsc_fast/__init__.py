@@ -12,6 +12,7 @@ if typing.TYPE_CHECKING:
     from wsc_fast._core.pending import PendingACK
     from wsc_fast.adapters.picows_server import handle_websocket
     from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
+    from wsc_fast.bus.redis.bus import RedisBus
     from wsc_fast.config import ACKConfig, HubConfig, RetryConfig
     from wsc_fast.delivery.failures import (
         ConnectionErrorHandler,
@@ -107,6 +108,7 @@ __all__ = [
     "ProtocolError",
     "QueueFullError",
     "QueueFullHandler",
+    "RedisBus",
     "RedisOfflineStore",
     "Request",
     "Response",
@@ -137,6 +139,7 @@ _NAMES = {
     "wsc_fast._core.pending": ("PendingACK",),
     "wsc_fast.adapters.picows_server": ("handle_websocket",),
     "wsc_fast.auth": ("JWTAuthenticator", "TokenAuthenticator"),
+    "wsc_fast.bus.redis.bus": ("RedisBus",),
     "wsc_fast.config": ("ACKConfig", "HubConfig", "RetryConfig"),
     "wsc_fast.delivery.failures": (
         "ConnectionErrorHandler",

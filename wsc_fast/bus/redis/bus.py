@@ -38,8 +38,13 @@ class RedisBus:
     `max_waiting_bytes`; then they fail. The bus connects again by itself, tells the hub of which
     rooms it may have missed messages, and publishes nothing twice.
 
+    Attributes:
+        at_once: False: the server is outside of this process.
+
     Thread-safety: none; all calls in the thread of the loop on which `open` was awaited.
     """
+
+    at_once: bool = False
 
     def __init__(
         self,

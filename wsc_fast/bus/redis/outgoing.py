@@ -140,7 +140,7 @@ class Sender:
         self._ready: deque[Lane] = deque()
         self._publish = script("publish")
         self._once = script("once")
-        self._paused_until = 0.0
+        self._paused = False
         self._called = False
         self._answered: asyncio.Future[None] | None = None
         self.waiting_bytes: int = 0
@@ -150,7 +150,7 @@ class Sender:
     def connected(self, link: Link) -> None:
         """Sends what waits."""
         self._link = link
-        self._paused_until = 0.0
+        self._paused = False
         self.send()
 
     def disconnected(self) -> None:
@@ -197,9 +197,7 @@ class Sender:
     def send(self) -> None:
         """Sends as much of what waits as the connection takes."""
         link = self._link
-        if link is None or link.full or link.lost.done():
-            return
-        if self._loop.time() < self._paused_until:
+        if link is None or link.full or link.lost.done() or self._paused:
             return
         commands: list[bytes] = []
         answers: list[Callable[[Any], object]] = []
@@ -371,12 +369,13 @@ class Sender:
             link.abort(error)
             return True
         if is_passing(text):
-            self._paused_until = self._loop.time() + PAUSE
+            self._paused = True
             self._loop.call_later(PAUSE, self._go_on)
             return True
         return False
 
     def _go_on(self) -> None:
+        self._paused = False
         self._put_back()
         self.send()
 

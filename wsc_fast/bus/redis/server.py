@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -266,7 +267,8 @@ class Server:
             self._counters.reconnects += 1
             try:
                 await connect()
-            except (OSError, TimeoutError, BusError) as error:
+            except Exception as error:
+                # Whatever it is: the task goes on.
                 self._set_failing(role, error)
             else:
                 self._set_failing(role, None)
@@ -303,7 +305,7 @@ class Server:
         self._watch_subscribing(elapsed)
         if now >= self._next_probe:
             self._next_probe = now + PROBE
-            self._probe(now)
+            self._probe()
         self.sender.expire(now)
 
     def _watch(self, link: Link, elapsed: float) -> None:
@@ -327,10 +329,10 @@ class Server:
             self._overdue = 0.0
             link.abort(ConnectionError(f"no answer to a subscription within {DEAD:g} s"))
 
-    def _probe(self, now: float) -> None:
+    def _probe(self) -> None:
         self._probed = self._reader
         if self._writer is not None and self._reader is not None:
-            data = command(b"PUBLISH", self._inbox, b"probe %f" % now)
+            data = command(b"PUBLISH", self._inbox, b"probe %f" % time.monotonic())
             self._writer.send(data, self._probe_answered)
 
     def _probe_answered(self, value: Any) -> None:
@@ -339,7 +341,7 @@ class Server:
             reader.abort(ConnectionError("the server does not know our subscriptions"))
 
     def _probe_came(self, sent: float) -> None:
-        lag = self._loop.time() - sent
+        lag = time.monotonic() - sent
         self._counters.longest_lag = max(self._counters.longest_lag, lag)
         if lag > LAG:
             log.warning(
