@@ -859,7 +859,7 @@ async def test_a_cluster_and_a_replica_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with RedisServer(tmp_path / "a", "--cluster-enabled", "yes") as server:
         assert "is a Redis Cluster" in await refused(f"redis://127.0.0.1:{server.port}")
-        master = ("--replicaof", f"127.0.0.1 {free_port()}")
+        master = ("--replicaof", "127.0.0.1", str(free_port()))
         with RedisServer(tmp_path / "b", *master) as replica:
             assert "is a replica" in await refused(replica.url)
 
@@ -925,12 +925,11 @@ async def test_a_user_with_the_documented_rights_is_enough(server: RedisServer) 
             await eventually(lambda: len(node.messages) == 5)
         assert "does not let us" in await refused(url, prefix="other:")
         commands = [each[1:] for each in rights if each.startswith("+")]
-        for name in commands:
-            if name in ("client|setname", "ping"):
-                continue
+        # Without these two the bus works: a connection has no name, and a PING has an answer.
+        for name in {each.split("|")[0] for each in commands} - {"client", "ping"}:
             server.command("ACL", "SETUSER", "wsc", "reset", *rights, f"-{name}")
             text = await refused(url)
-            assert name.split("|")[0] in text.lower(), text
+            assert name in text.lower(), text
     finally:
         server.command("ACL", "DELUSER", "wsc")
 
@@ -1073,7 +1072,7 @@ async def test_a_failover_of_sentinel_is_followed(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir()
     with RedisServer(folders[0]) as master:
-        replica_of = ("--replicaof", f"127.0.0.1 {master.port}")
+        replica_of = ("--replicaof", "127.0.0.1", str(master.port))
         with RedisServer(folders[1], *replica_of) as replica:
             await eventually(lambda: replica.command("INFO")["master_link_status"] == "up")
             with Sentinel(folders[2], master) as sentinel:
@@ -1121,5 +1120,10 @@ def test_the_log_says_what_an_operator_can_do(
 
     asyncio.run(scenario())
     lines = [record.getMessage() for record in caplog.records]
-    for part in ("is there", "has ended", "Look whether the server runs", "is there again, after"):
+    for part in (
+        "connected to",
+        "has ended",
+        "Look whether the server runs",
+        "is there again, after",
+    ):
         assert any(part in line for line in lines), (part, lines)

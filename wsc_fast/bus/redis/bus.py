@@ -151,7 +151,7 @@ class RedisBus:
             raise
         self._opened = asyncio.get_running_loop().time()
         for address in self._addresses:
-            log.info("the bus at %s is there", address.text, extra={"event": "bus_up"})
+            log.info("connected to the bus at %s", address.text, extra={"event": "bus_up"})
         handler.up()
 
     async def close(self) -> None:
