@@ -278,6 +278,17 @@ async def test_a_message_of_a_megabyte_passes(server: RedisServer) -> None:
         assert texts_of(await history(bus, "k")) == [large, large]
 
 
+async def test_a_message_or_key_that_is_too_large_is_refused(server: RedisServer) -> None:
+    async with opened(server.url, "a") as (bus, _):
+        for kept in (None, KEPT):
+            with pytest.raises(BusError, match="has at most 1052672 bytes on a bus, not 1100014"):
+                await say(bus, "k", "x" * 1_100_000, kept=kept)
+            with pytest.raises(BusError, match="key has at most 128 bytes, not 130"):
+                await say(bus, "k", "x", kept=kept, key="é" * 65)
+            await say(bus, "k", "x", kept=kept, key="é" * 64)
+        assert bus.counters()["waiting_bytes"] == 0
+
+
 async def test_any_bytes_pass_unchanged(server: RedisServer) -> None:
     payload = bytes(range(256)) * 3
     data = b"b 0 0 %d\n%b" % (len(payload), payload)
@@ -793,6 +804,10 @@ async def test_close_hands_over_what_was_published_before(server: RedisServer) -
         assert [each for each, _ in node.failed] == [late[1]]
         with pytest.raises(BusUnavailableError, match="is not open"):
             await history(bus, "k")
+        with pytest.raises(BusUnavailableError, match="is not open"):
+            await bus.tops(["k"])
+        bus.subscribe(["k"])
+        bus.unsubscribe(["k"])
 
 
 async def test_close_of_a_bus_that_is_away_fails_what_waits(tmp_path: Path) -> None:

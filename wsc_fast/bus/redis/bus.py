@@ -227,7 +227,8 @@ class RedisBus:
         if len(self._servers) == 1:
             return [(self._servers[0], rooms)]
         parts: dict[Server, list[str]] = defaultdict(list)
-        for room in rooms:
+        # After `close` nothing is subscribed.
+        for room in rooms if self._servers else ():
             parts[self._server(room)].append(room)
         return list(parts.items())
 
@@ -307,6 +308,8 @@ class RedisBus:
             BusError: the server refuses.
         """
         found: dict[str, str | None] = {}
+        if not self._servers:
+            raise BusUnavailableError(f"{self!r} is not open")
         parts = [
             (server, part[start : start + ROOMS_AT_ONCE])
             for server, part in self._divided(rooms)

@@ -20,8 +20,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wsc_fast._core.resp import ReplyError
-from wsc_fast.bus.base import KEY_SECONDS, Outgoing, Published, Retention
-from wsc_fast.bus.redis.commands import Names, call, command, script
+from wsc_fast.bus.base import (
+    KEY_SECONDS,
+    MOST_ENTRY_BYTES,
+    MOST_KEY_BYTES,
+    Outgoing,
+    Published,
+    Retention,
+)
+from wsc_fast.bus.redis.commands import Names, call, command, encode, script
 from wsc_fast.bus.redis.link import FULL, Link, LinkLostError
 from wsc_fast.bus.redis.needs import Counters
 from wsc_fast.errors import BusError, BusUnavailableError
@@ -169,11 +176,11 @@ class Sender:
         now = self._loop.time()
         for outgoing in batch:
             message = Waiting(outgoing, now)
-            if self.waiting_bytes + message.size > self._most:
-                self.waiting_bytes += message.size
-                self._fail(message, self._unavailable(f"more than {self._most} bytes wait for it"))
-                continue
             self.waiting_bytes += message.size
+            error = self._unfit(outgoing)
+            if error is not None:
+                self._fail(message, error)
+                continue
             if outgoing.retention is None:
                 self._plain.append(message)
                 continue
@@ -183,6 +190,20 @@ class Sender:
                 self._ready.append(lane)
             lane.waiting.append(message)
         self.send()
+
+    def _unfit(self, outgoing: Outgoing) -> BusError | None:
+        """Why a message is not even tried."""
+        if self.waiting_bytes > self._most:
+            return self._unavailable(f"more than {self._most} bytes wait for it")
+        size = len(outgoing.entry)
+        if size > MOST_ENTRY_BYTES:
+            return BusError(f"a message has at most {MOST_ENTRY_BYTES} bytes on a bus, not {size}")
+        key = outgoing.idempotency_key
+        if key is not None and len(encode(key)) > MOST_KEY_BYTES:
+            return BusError(
+                f"an idempotency key has at most {MOST_KEY_BYTES} bytes, not {len(encode(key))}"
+            )
+        return None
 
     def send_soon(self) -> None:
         """Sends what waits, once for all answers of this turn of the loop."""
@@ -412,7 +433,8 @@ class Sender:
         if answer is None:
             self._not_published(message.outgoing, error)
         elif not answer.done():
-            answer.set_exception(error)
+            # A new one for each: who awaits it adds a traceback.
+            answer.set_exception(type(error)(str(error)))
 
     def expire(self, now: float) -> None:
         """Fails the messages that have waited for too long."""

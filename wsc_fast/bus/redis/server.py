@@ -100,6 +100,7 @@ class Server:
         self._looked = self._loop.time()
         self._next_probe = self._looked + PROBE
         self._probed: Link | None = None
+        self._probe_sent = b""
         self._overdue = 0.0
         self._first: object = None
 
@@ -287,7 +288,7 @@ class Server:
 
     def _stray(self, channel: bytes, data: bytes) -> None:
         """A message of the inbox, or of a channel that was unsubscribed just now."""
-        if channel == self._inbox and data.startswith(b"probe "):
+        if channel == self._inbox and data == self._probe_sent:
             self._probe_came(float(data[6:]))
 
     # --- looking after it ---
@@ -332,7 +333,8 @@ class Server:
     def _probe(self) -> None:
         self._probed = self._reader
         if self._writer is not None and self._reader is not None:
-            data = command(b"PUBLISH", self._inbox, b"probe %f" % time.monotonic())
+            self._probe_sent = b"probe %f" % time.monotonic()
+            data = command(b"PUBLISH", self._inbox, self._probe_sent)
             self._writer.send(data, self._probe_answered)
 
     def _probe_answered(self, value: Any) -> None:
