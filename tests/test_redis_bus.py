@@ -311,6 +311,15 @@ async def test_odd_names_of_rooms_are_kept_apart(server: RedisServer) -> None:
         assert (await say(bus, "a}:1:b", "2", key="c"))[0].duplicate is False
 
 
+async def test_a_flood_of_plain_messages_does_not_hold_up_kept_ones(server: RedisServer) -> None:
+    async with opened(server.url, "a") as (bus, _):
+        flood = [outgoing(f"r{number}", "x" * 100) for number in range(20_000)]
+        bus.publish(flood)
+        await say(bus, "k", "kept")
+        assert not flood[-1].answer.done()  # type: ignore[union-attr]
+        await asyncio.gather(*answers(flood))
+
+
 # --- idempotency ---
 
 

@@ -148,6 +148,7 @@ class Sender:
         self._publish = script("publish")
         self._once = script("once")
         self._paused = False
+        self._loading = False
         self._called = False
         self._answered: asyncio.Future[None] | None = None
         self.waiting_bytes: int = 0
@@ -225,7 +226,9 @@ class Sender:
         size = 0
         room = MOST_UNANSWERED - link.unanswered
         while len(commands) < room and size < FULL and (self._plain or self._ready):
-            made = self._plain_command() if self._plain else self._kept_command()
+            # In turns, so that neither holds up the other.
+            plain = self._plain and (not self._ready or len(commands) % 2 == 0)
+            made = self._plain_command() if plain else self._kept_command()
             if made is not None:
                 commands.append(made[0])
                 answers.append(made[1])
@@ -384,7 +387,9 @@ class Sender:
         if link is None:
             return False
         if text.startswith("NOSCRIPT"):
-            link.ask(b"SCRIPT", b"LOAD", self._publish.text)
+            if not self._loading:
+                self._loading = True
+                link.send(command(b"SCRIPT", b"LOAD", self._publish.text), self._loaded)
             return True
         if is_elsewhere(text):
             link.abort(error)
@@ -394,6 +399,9 @@ class Sender:
             self._loop.call_later(PAUSE, self._go_on)
             return True
         return False
+
+    def _loaded(self, value: Any) -> None:
+        self._loading = False
 
     def _go_on(self) -> None:
         self._paused = False
