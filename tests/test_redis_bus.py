@@ -891,9 +891,9 @@ async def test_a_cluster_and_a_replica_are_refused(tmp_path: Path) -> None:
 async def test_an_older_server_is_refused(server: RedisServer) -> None:
     async with cutter(server) as relay:
         relay.reply = lambda number, data: re.sub(
-            rb"redis_version:\d+\.\d+", rb"redis_version:6.0", data
+            rb"(redis|valkey)_version:\d+\.\d+", rb"\1_version:6.0", data
         )
-        assert "is Redis 6.0" in await refused(relay.url)
+        assert re.search(r"is (Redis|Valkey) 6\.0", await refused(relay.url))
 
 
 async def test_something_else_than_redis_is_refused() -> None:

@@ -100,7 +100,7 @@ class Server:
         self._looked = self._loop.time()
         self._next_probe = self._looked + PROBE
         self._probed: Link | None = None
-        self._probe_sent = b""
+        self._probe_sent: bytes | None = None
         self._overdue = 0.0
         self._first: object = None
 
