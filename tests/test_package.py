@@ -45,6 +45,7 @@ PUBLIC = (
     "HubStats",
     "PendingACK",
     "SQLiteOfflineStore",
+    "RedisBus",
     "RedisOfflineStore",
     "MemoryOfflineStore",
     "MemoryBus",

@@ -13,6 +13,7 @@ if typing.TYPE_CHECKING:
     from wsc_fast.adapters.picows_server import handle_websocket
     from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
     from wsc_fast.bus.memory import MemoryBus
+    from wsc_fast.bus.redis.bus import RedisBus
     from wsc_fast.config import ACKConfig, HubConfig, RetryConfig
     from wsc_fast.delivery.failures import (
         ConnectionErrorHandler,
@@ -109,6 +110,7 @@ __all__ = [
     "ProtocolError",
     "QueueFullError",
     "QueueFullHandler",
+    "RedisBus",
     "RedisOfflineStore",
     "Request",
     "Response",
@@ -140,6 +142,7 @@ _NAMES = {
     "wsc_fast.adapters.picows_server": ("handle_websocket",),
     "wsc_fast.auth": ("JWTAuthenticator", "TokenAuthenticator"),
     "wsc_fast.bus.memory": ("MemoryBus",),
+    "wsc_fast.bus.redis.bus": ("RedisBus",),
     "wsc_fast.config": ("ACKConfig", "HubConfig", "RetryConfig"),
     "wsc_fast.delivery.failures": (
         "ConnectionErrorHandler",
