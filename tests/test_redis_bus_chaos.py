@@ -32,7 +32,7 @@ SECONDS = 2.0
 
 
 class Client:
-    """What one client saw: positions, and None for word of a gap, after which comes a place."""
+    """The view of one client: positions, and None for word of a gap, before a place."""
 
     def __init__(self) -> None:
         self.seen: list[str | None] = []

@@ -272,7 +272,7 @@ class Server:
             try:
                 await connect()
             except Exception as error:
-                # Whatever it is: the task goes on.
+                # The task goes on after any error.
                 self._set_failing(role, error)
             else:
                 self._set_failing(role, None)
