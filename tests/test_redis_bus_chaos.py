@@ -32,7 +32,7 @@ SECONDS = 2.0
 
 
 class Client:
-    """What one client saw: positions, and None for word of a gap, after which comes a place."""
+    """The view of one client: positions, and None for word of a gap, before a place."""
 
     def __init__(self) -> None:
         self.seen: list[str | None] = []
@@ -64,7 +64,7 @@ class Node:
         self.busy = True
         self.later: list[tuple[str, str]] = []
         self.chain, self.texts = chain, texts
-        self.healing: set[asyncio.Task[None]] = set()
+        self.healing: asyncio.Future[None] | None = None
         self.wanted = False
 
     def envelope(self, channel: str, data: bytes) -> None:
@@ -111,10 +111,8 @@ class Node:
     def heal_soon(self) -> None:
         self.busy = True
         self.wanted = True
-        if not self.healing:
-            task = asyncio.ensure_future(self.heal())
-            self.healing.add(task)
-            task.add_done_callback(self.healing.discard)
+        if self.healing is None or self.healing.done():
+            self.healing = asyncio.ensure_future(self.heal())
 
     async def heal(self) -> None:
         while self.wanted:

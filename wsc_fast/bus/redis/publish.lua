@@ -15,60 +15,72 @@
 
 local run = redis.call
 local stream, top, tag, size = KEYS[1], KEYS[2], ARGV[3], ARGV[4]
-local keyed, later = ARGV[10], ARGV[9] ~= ''
 local FIRST = 11
+local answers = {}
+-- Of messages with keys, and of a later attempt: the arguments that are not appended, and the key of
+-- each that has one. Most calls have neither.
+local skipped, key_of
 
-local function position_of(entry)
-  return entry[1] .. '.' .. string.match(entry[2][2], '^[^ ]*')
-end
-
--- The messages of an earlier attempt, in a later one.
-local found, certain, own = {}, true, {}
-if later then
-  local now = run('TIME')
-  local oldest = now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[9]
-  local seen, before, page = 0, '+'
-  repeat
-    page = run('XREVRANGE', stream, before, '-', 'COUNT', 100)
-    for _, entry in ipairs(page) do
-      if tonumber(string.match(entry[1], '^%d+')) < oldest then
-        oldest = nil
-        break
+if ARGV[10] ~= '' or ARGV[9] ~= '' then
+  skipped, key_of = {}, {}
+  -- The positions of this call's messages that are in the stream, the newest first; and whether all
+  -- were seen that an earlier attempt may have made.
+  local function look_up(age)
+    local now = run('TIME')
+    local oldest = now[1] * 1000 + math.floor(now[2] / 1000) - age
+    local found, seen, from = {}, 0, '+'
+    while true do
+      local page = run('XREVRANGE', stream, from, '-', 'COUNT', 100)
+      for _, entry in ipairs(page) do
+        if tonumber(string.match(entry[1], '^%d+')) < oldest then return found, true end
+        if string.match(entry[2][2], '^[^ ]*') == tag then
+          found[#found + 1] = entry[1] .. '.' .. tag
+        end
+        seen = seen + 1
+        from = '(' .. entry[1]
       end
-      local position = position_of(entry)
-      if position == entry[1] .. '.' .. tag then found[#found + 1] = position end
-      seen = seen + 1
-      before = '(' .. entry[1]
+      -- Where the stream is not full, nothing of it was dropped.
+      if #page < 100 then return found, seen < tonumber(size) end
     end
-  until not oldest or #page < 100
-  -- Where the stream is not full, nothing of it was dropped.
-  certain = not oldest or seen < tonumber(size)
-end
+  end
+  local found, certain = {}, true
+  if ARGV[9] ~= '' then found, certain = look_up(ARGV[9]) end
 
-local answers, envelope, unknown = {}, {}, {}
-local before, is_new, last
-local key = 2
-for i = FIRST, #ARGV do
-  local number = i - FIRST + 1
-  local known
-  local has_key = keyed ~= '' and string.sub(keyed, number, number) == '1'
-  if has_key then
-    key = key + 1
-    known = run('GET', KEYS[key])
-    if known then
-      if own[known] or string.sub(known, -#tag - 1) ~= '.' .. tag then
+  local own, unknown, first_with, key = {}, {}, {}, 2
+  for i = FIRST, #ARGV do
+    local number = i - FIRST + 1
+    if string.sub(ARGV[10], number, number) == '1' then
+      key = key + 1
+      key_of[i] = KEYS[key]
+      local known = run('GET', KEYS[key])
+      skipped[i] = known or first_with[KEYS[key]]
+      if not known then
+        -- The second of two messages under one key gets the answer of the first.
+        first_with[KEYS[key]] = first_with[KEYS[key]] or number
+      elseif own[known] or string.sub(known, -#tag - 1) ~= '.' .. tag then
         answers[number] = '=' .. known
       else
         -- An earlier attempt has published it.
         answers[number] = known
         own[known] = true
       end
+    elseif #found > 0 or not certain then
+      skipped[i] = true
+      unknown[#unknown + 1] = number
     end
-  elseif later and (#found > 0 or not certain) then
-    unknown[#unknown + 1] = number
-    known = true
   end
-  if not known then
+  -- Messages without a key are those of the earlier attempt that no key names, the newest first.
+  local place = 0
+  for n = #unknown, 1, -1 do
+    repeat place = place + 1 until not (found[place] and own[found[place]])
+    answers[unknown[n]] = found[place] or '?'
+  end
+end
+
+local envelope, count = {}, 0
+local before, is_new, last
+for i = FIRST, #ARGV do
+  if not (skipped and skipped[i]) then
     local id = run('XADD', stream, 'NOMKSTREAM', 'MAXLEN', '~', size, '*', 'm', ARGV[i])
     if not id then
       -- The first one names the one before it, which is in the stream no more, or the place before
@@ -78,20 +90,20 @@ for i = FIRST, #ARGV do
       id = run('XADD', stream, '*', 'm', ARGV[i], 'p', before)
     end
     last = id .. '.' .. tag
-    answers[number] = last
-    envelope[#envelope + 1] = id .. '.' .. ARGV[i]
-    if has_key then
-      own[last] = true
-      run('SET', KEYS[key], last, 'EX', ARGV[7])
-    end
+    answers[i - FIRST + 1] = last
+    count = count + 1
+    envelope[count] = id .. '.' .. ARGV[i]
   end
 end
 
--- Messages without a key are those of the first attempt that no key names, the newest first.
-local place = 0
-for n = #unknown, 1, -1 do
-  repeat place = place + 1 until not (found[place] and own[found[place]])
-  answers[unknown[n]] = found[place] or '?'
+if key_of then
+  for i, key in pairs(key_of) do
+    if not skipped[i] then
+      run('SET', key, answers[i - FIRST + 1], 'EX', ARGV[7])
+    elseif not answers[i - FIRST + 1] then
+      answers[i - FIRST + 1] = '=' .. answers[skipped[i]]
+    end
+  end
 end
 
 if last then
@@ -100,8 +112,8 @@ if last then
     before = newest
     if not before then
       -- The position was lost, the stream was not.
-      local entry = run('XREVRANGE', stream, '+', '-', 'COUNT', #envelope + 1)[#envelope + 1]
-      before = entry and position_of(entry) or ('0-0.' .. tag)
+      local entry = run('XREVRANGE', stream, '+', '-', 'COUNT', count + 1)[count + 1]
+      before = entry and (entry[1] .. '.' .. string.match(entry[2][2], '^[^ ]*')) or ('0-0.' .. tag)
     end
   end
   -- Once in a slot of time is enough: the stream lives for the length of a slot more than it has to.
@@ -109,6 +121,6 @@ if last then
     run('PEXPIRE', stream, ARGV[5])
   end
   run('PUBLISH', ARGV[1],
-    'wsc1 k ' .. ARGV[2] .. ' ' .. before .. ' ' .. #envelope .. '\n' .. table.concat(envelope))
+    'wsc1 k ' .. ARGV[2] .. ' ' .. before .. ' ' .. count .. '\n' .. table.concat(envelope))
 end
 return answers

@@ -180,6 +180,9 @@ class Server:
             error: Exception = BusUnavailableError(f"no answer within {DEAD:g} s")
         except (OSError, BusError) as caught:
             error = caught
+            if isinstance(caught, LinkLostError):
+                # The link knows why, as where the server speaks something else.
+                error = made[-1].lost.result()
         except BaseException as caught:
             _abort(made, ConnectionError("given up"))
             raise caught
@@ -269,7 +272,7 @@ class Server:
             try:
                 await connect()
             except Exception as error:
-                # Whatever it is: the task goes on.
+                # The task goes on after any error.
                 self._set_failing(role, error)
             else:
                 self._set_failing(role, None)
