@@ -434,7 +434,10 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
     # --- receiving ---
 
     cdef int take_message(self, object content, Py_ssize_t size) except -1:
-        if self.form >= AWARE:
+        cdef object handler
+        cdef object result
+        cdef int answer = NO_ACK
+        if self.form >= AWARE and not self.released:
             content = self.take_head(content)
             if content is None:
                 return 0
@@ -442,38 +445,6 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
             self.held_bytes += size
             self.held.append((content, size))
             return 0
-        return self.hear(content, size)
-
-    cdef object take_head(self, object content):
-        """Takes the head line of a message of wsc.1; the payload, or None where there is none."""
-        cdef bint is_text = type(content) is str
-        cdef Py_ssize_t at = content.find("\n" if is_text else b"\n", 0, HEAD_BYTES + 1)
-        if at == 0 and self.greeted:
-            return content[1:]
-        if at <= 0:
-            self.refuse(1002, "a message of wsc.1 has no head line")
-            return None
-        head = self.engine.decode_head(content[:at])
-        if type(head) is str:  # why it is none
-            self.refuse(1002, head)
-            return None
-        if head.hello:
-            if self.greeted:
-                self.refuse(1002, "a second hello")
-                return None
-            self.greeted = True
-            self.positions = head.pos
-            self.engine.admission.greeted(self)
-        elif not self.greeted:
-            self.refuse(1002, "the first message of wsc.1 is no hello")
-            return None
-        # A head alone says something to the hub, and nothing to the application.
-        return content[at + 1:] if at + 1 < len(content) else None
-
-    cdef int hear(self, object content, Py_ssize_t size) except -1:
-        cdef object handler
-        cdef object result
-        cdef int answer = NO_ACK
         if (
             self.engine.ack_filter is not None
             and type(content) is str
@@ -509,6 +480,32 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
         elif self.engine.message_handlers or self.engine.publish_filter is not None:
             self.engine.application.receive(self, self.engine.message_handlers, content)
         return 0
+
+    cdef object take_head(self, object content):
+        """Takes the head line of a message of wsc.1; the payload, or None where there is none."""
+        cdef bint is_text = type(content) is str
+        cdef Py_ssize_t at = content.find("\n" if is_text else b"\n", 0, HEAD_BYTES + 1)
+        if at == 0 and self.greeted:
+            return content[1:]
+        if at <= 0:
+            self.refuse(1002, "a message of wsc.1 has no head line")
+            return None
+        head = self.engine.decode_head(content[:at])
+        if type(head) is str:  # why it is none
+            self.refuse(1002, head)
+            return None
+        if head.hello:
+            if self.greeted:
+                self.refuse(1002, "a second hello")
+                return None
+            self.greeted = True
+            self.positions = head.pos
+            self.engine.admission.greeted(self)
+        elif not self.greeted:
+            self.refuse(1002, "the first message of wsc.1 is no hello")
+            return None
+        # A head alone says something to the hub, and nothing to the application.
+        return content[at + 1:] if at + 1 < len(content) else None
 
     cdef object call_handler(self, object handler, object content):
         cdef object context = self.enter_context()
@@ -843,7 +840,9 @@ def release_input(Client client not None):
         for content, size in held:
             if client.state != OPEN:
                 break
-            client.hear(content, size)
+            client.released = True  # its head line was taken
+            client.take_message(content, size)
+            client.released = False
     except BaseException as error:
         client.failed(error)
     finally:

@@ -54,6 +54,9 @@ from wsc_fast.errors import (
     ValidationError,
 )
 
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object)
+
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
     double wsc_now()
@@ -232,10 +235,26 @@ cdef class Engine(FanoutNeeds):
         return self.codec.compressed_form(frame, form & (AWARE - 1))
 
     cdef bytes form_for(self, bytes frame, int form):
-        """The frame in a form other than 0."""
-        if form >= AWARE:
-            frame = self.form_of(frame, AWARE)
-        return frame if form == AWARE else self.form_of(frame, form)
+        """The frame in a form other than 0; None: there is no memory for it."""
+        try:
+            if form >= AWARE and not self.has_head:
+                frame = self.form_of(frame, AWARE)
+            return frame if form == AWARE else self.form_of(frame, form)
+        except MemoryError:
+            pass
+        return None
+
+    cdef int push_aware(self, Sink sink, bytes frame) except -1:
+        """Queues a frame that has its head line; a client without room for it is closed."""
+        cdef int result
+        self.has_head = True
+        try:
+            result = self.push(sink, frame, NULL, RUN_NORMAL)
+        finally:
+            self.has_head = False
+        if result != PUSHED:
+            sink.too_slow(<PyObject*>frame)
+        return 0
 
     def set_forms(self, MessageForms forms not None):
         """Hands down what messages.py has for the engine; to be called first of all."""
@@ -370,6 +389,10 @@ cdef class Engine(FanoutNeeds):
         """The message's frame, and its priority; failure handlers hear of one that has none."""
         cdef bytes frame
         run[0] = RUN_NORMAL
+        if type(message) is bytes or (
+            type(message) is str and PyUnicode_IS_COMPACT_ASCII(message)
+        ):
+            return encode_message(message)  # which takes every one of these
         try:
             if (
                 type(message) is str or type(message) is bytes
@@ -403,29 +426,17 @@ cdef class Engine(FanoutNeeds):
 
     cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
         """Queues a frame for one client: PUSHED, REFUSED or NO_MEMORY."""
-        if sink.form:
-            try:
-                frame = self.form_for(frame, sink.form)
-            except MemoryError:
-                self.counters.refused += 1
-                return NO_MEMORY
-        return self.push_form(sink, frame, key, run)
-
-    cdef int push_aware(self, Sink sink, bytes frame) except -1:
-        """Queues a frame that has its head line; a client without room for it is closed."""
-        cdef bytes form = frame if sink.form == AWARE else self.form_of(frame, sink.form)
-        if self.push_form(sink, form, NULL, RUN_NORMAL) != PUSHED:
-            sink.too_slow(<PyObject*>form)
-        return 0
-
-    cdef int push_form(self, Sink sink, bytes frame, PyObject* key, int run) except -1:
-        """Queues a frame that is in the client's form: PUSHED, REFUSED or NO_MEMORY."""
         cdef int result
         cdef list dropped = None
         cdef const Limits* limits = &self.fanout.limits
         self.fanout.detach_if_batched(sink)
-        if sink.form >= AWARE:
-            limits = &self.fanout.aware_limits
+        if sink.form:
+            frame = self.form_for(frame, sink.form)
+            if frame is None:
+                self.counters.refused += 1
+                return NO_MEMORY
+            if sink.form >= AWARE:
+                limits = &self.fanout.aware_limits
         result = outbox_push(
             &sink.box, limits, &self.fanout.counters, <PyObject*>frame, key, run
         )
@@ -651,11 +662,14 @@ cdef class Engine(FanoutNeeds):
 
     cdef MemberSet room_to_join(self, object room_id):
         """The room; None for one that its first member makes: a kept one, or any with a bus."""
-        if self.is_kept is not None and type(room_id) is str and room_id not in self.rooms:
-            check_id("room", room_id)
-            if self.outgoing is not None or self.is_kept(room_id):
-                return None
-        return self.find_room(room_id)
+        cdef PyObject* found = NULL
+        if type(room_id) is str:
+            found = PyDict_GetItemWithError(self.rooms, room_id)
+            if found == NULL and self.is_kept is not None:
+                check_id("room", room_id)
+                if self.outgoing is not None or self.is_kept(room_id):
+                    return None
+        return <MemberSet>found if found != NULL else self.find_room(room_id)
 
     cdef int delete_room(self, object room_id) except -1:
         cdef Room room

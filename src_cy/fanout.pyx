@@ -46,11 +46,12 @@ from wsc_fast._core.outbox cimport (
     FORMS,
     PUSHED,
     RUN_NORMAL,
+    Limits,
     Outbox,
     Sent,
     Sink,
-    outbox_append,
     outbox_at,
+    outbox_push,
     outbox_take,
 )
 
@@ -89,6 +90,15 @@ cdef extern from "Python.h":
 
 cdef extern from "net.h" nogil:
     void wsc_prefetch(const void* address)
+
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+
+cdef Limits BOUNDLESS
+BOUNDLESS.messages = <unsigned int>-1
+BOUNDLESS.nbytes = PY_SSIZE_T_MAX
+BOUNDLESS.policy = 0
+BOUNDLESS.evicted = NULL
 
 # No errno has this number.
 cdef Py_ssize_t NOT_TRIED = -(1 << 30)
@@ -318,9 +328,10 @@ cdef class Fanout:
         cdef PyObject* frame
         for i in range(PyList_GET_SIZE(self.batch_frames)):
             frame = self.batch_form(i, sink.form)
-            # Unasked whether there is room: the batch is within the bounds of an outbox, but for the
-            # head lines of aware clients.
-            if frame == NULL or outbox_append(&sink.box, frame, NULL, RUN_NORMAL) != PUSHED:
+            # The batch is within the bounds of an outbox, but for the head lines of aware clients.
+            if frame == NULL or outbox_push(
+                &sink.box, &BOUNDLESS, &self.counters, frame, NULL, RUN_NORMAL
+            ) != PUSHED:
                 return False
         if sink.box.count:
             try:

@@ -11,7 +11,7 @@ may send them before it is known who they are.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t
-from libc.string cimport memchr, memset
+from libc.string cimport memchr, memcmp, memset
 
 from wsc_fast._core.memory cimport A_HEAD, born, died
 
@@ -171,6 +171,31 @@ cdef class RequestHead:
         if data[line.method + 1] != c"/":
             self.split_target()
         return line.at
+
+    def has_parameter(self, bytes parameter not None):
+        """Whether the query of the target names this, as NAME=VALUE, as it is.
+
+        Args:
+            parameter: NAME=VALUE, not decoded.
+
+        Returns:
+            bool.
+
+        Thread-safety: any thread.
+        """
+        cdef const char* at = PyBytes_AS_STRING(self.target)
+        cdef const char* end = at + PyBytes_GET_SIZE(self.target)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(parameter)
+        cdef const char* next_one = <const char*>memchr(at, c"?", end - at)
+        while next_one != NULL:
+            at = next_one + 1
+            next_one = <const char*>memchr(at, c"&", end - at)
+            if (
+                (end if next_one == NULL else next_one) - at == size
+                and memcmp(at, PyBytes_AS_STRING(parameter), size) == 0
+            ):
+                return True
+        return False
 
     cdef int split_target(self) except -1:
         cdef bytes target = self.target

@@ -186,11 +186,13 @@ cdef Py_ssize_t push_each(
     cdef list slow = None  # (Sink, frame)
     cdef list lost = None  # (Sink, frames, reason), where the application asked to hear of it
     cdef Counters* counters = &fanout.counters
-    cdef const Limits* limits = &fanout.limits
+    cdef const Limits* limits
+    cdef const Limits*[2] bounds  # of plain and of aware members
     cdef PyObject* form
-    cdef int number
-    cdef const Limits* bounds
+    cdef unsigned int number
     cdef bint straight = key == NULL and run == RUN_NORMAL  # asked once, not for each member
+    bounds[0] = &fanout.limits
+    bounds[1] = &fanout.aware_limits
     # The set may not change meanwhile, so no finalizer of anybody may run (marking allocates).
     cdef bint collecting = PyGC_Disable()
     try:
@@ -205,21 +207,19 @@ cdef Py_ssize_t push_each(
             if (<Sink>member).skip:
                 continue
             form = <PyObject*>frame
-            bounds = limits
             number = (<Sink>member).form
             if number:
                 if forms is None:
                     forms = [None] * FORMS
                 form = fanout.form_in(forms, frame, number)
-                if number >= AWARE:
-                    bounds = &fanout.aware_limits
+            limits = bounds[number // AWARE]
             if straight:
                 result = outbox_push(
-                    &(<Sink>member).box, bounds, counters, form, NULL, RUN_NORMAL
+                    &(<Sink>member).box, limits, counters, form, NULL, RUN_NORMAL
                 )
             else:
                 result = outbox_push_slow(
-                    &(<Sink>member).box, bounds, counters, form, key, run
+                    &(<Sink>member).box, limits, counters, form, key, run
                 )
             if result == PUSHED or result == MADE_ROOM:
                 queued += 1
@@ -229,7 +229,7 @@ cdef Py_ssize_t push_each(
                     if lost is None:
                         lost = []
                     lost.append((<Sink>member, fanout.taken(), "queue_full"))
-            elif result == NO_MEMORY or bounds.policy == DISCONNECT:
+            elif result == NO_MEMORY or limits.policy == DISCONNECT:
                 if slow is None:
                     slow = []
                 slow.append((<Sink>member, <bytes>form))

@@ -185,6 +185,7 @@ def agree_on(
         client: before `begin_connection`.
         subprotocol: a str or None.
         deflate: settings.Compression or None.
+        aware: it speaks wsc.1 (docs/wire.md).
     """
 
 def set_pending_identity(client: Client, identity: Any) -> None:
@@ -220,9 +221,12 @@ def feed(client: Client, data: bytes) -> None:
 def address_came_late(client: Client) -> bool:
     """Whether the address was not known yet when the upgrade was accepted."""
 
-def is_aware(client: Client) -> bool: ...
-def has_greeted(client: Client) -> bool: ...
-def take_position(client: Client, room_id: str) -> str | None: ...
+def is_aware(client: Client) -> bool:
+    """Whether a client speaks wsc.1."""
+def has_greeted(client: Client) -> bool:
+    """Whether the hello of a client that speaks wsc.1 has come."""
+def take_position(client: Client, room_id: str) -> str | None:
+    """The position in a room that the hello of a client has named; None: none, or it was taken."""
 def set_counted(client: Client, counted: bool) -> bool:
     """Marks whether a client is counted among the connections of its address.
 

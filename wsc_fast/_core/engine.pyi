@@ -105,7 +105,14 @@ class Engine(FanoutNeeds):
         self,
         decode_head: Callable[[str | bytes], Any],
         without_heads: Callable[[list[bytes]], list[bytes]],
-    ) -> None: ...
+    ) -> None:
+        """Hands down what cluster/heads.py has for the head lines of wsc.1.
+
+        Args:
+            decode_head: `decode_head(line) -> Head`, or a str that says why it is none.
+            without_heads: `without_heads(frames) -> list[bytes]`: plain frames, of those which
+                carry a message.
+        """
     def set_kept(
         self,
         is_kept: Callable[[str], bool],
@@ -113,13 +120,29 @@ class Engine(FanoutNeeds):
         join: Callable[[Any, Any], None],
         left: Callable[[Any, Any], None],
         emptied: set[str],
-    ) -> None: ...
+    ) -> None:
+        """Has somebody look after kept rooms.
+
+        Args:
+            is_kept: `is_kept(room_id) -> bool`.
+            publish: `publish(room_id, frame, exclude, key, idempotency_key=None, answer=None)`.
+            join: `join(client, room)` makes a client that speaks wsc.1 a member, now or later.
+            left: `left(client, room)`: a client has been asked to leave.
+            emptied: a set that takes the ids of rooms whose last member has left.
+        """
     def set_outgoing(
         self,
         outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]],
         publish_outgoing: Callable[[], None],
         entered_first: Callable[[str], None],
-    ) -> None: ...
+    ) -> None:
+        """Has the messages of plain rooms, and broadcasts, go to other hubs too.
+
+        Args:
+            outgoing: takes (room_id, frame, exclude, key) of each; room_id is "" for a broadcast.
+            publish_outgoing: is called at the end of a tick in which it took any.
+            entered_first: `entered_first(room_id)`: a room has its first member.
+        """
     def append_to_kept(
         self,
         room_id: str,
@@ -128,8 +151,21 @@ class Engine(FanoutNeeds):
         key: str | None,
         idempotency_key: str | None,
         answer: Any,
-    ) -> None: ...
-    def end_passing(self, room_id: str) -> bool: ...
+    ) -> None:
+        """`Hub.publish`: as `append_to_room`, with the answer of the bus.
+
+        Args:
+            room_id: of a kept room.
+            message, exclude, key: as for `broadcast`.
+            idempotency_key: a str or None.
+            answer: the future that gets the answer.
+        """
+    def end_passing(self, room_id: str) -> bool:
+        """Ends a room that a `join_room` has made, once nobody is in it.
+
+        Returns:
+            bool: whether nobody is in it.
+        """
     def sweep(self, share: float) -> None:
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
     def open_clients(self) -> list[Any]: ...

@@ -35,6 +35,17 @@ class RequestHead:
     def method(self) -> str: ...
     @property
     def target(self) -> bytes: ...
+    def has_parameter(self, parameter: bytes) -> bool:
+        """Whether the query of the target names this, as NAME=VALUE, as it is.
+
+        Args:
+            parameter: NAME=VALUE, not decoded.
+
+        Returns:
+            bool.
+
+        Thread-safety: any thread.
+        """
     @property
     def authority(self) -> str | None: ...
     @property

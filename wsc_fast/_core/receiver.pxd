@@ -87,6 +87,7 @@ cdef class Receiver(Sink):
         double part_since          # when the unfinished message began, on the coarse clock
         list held                  # (message, size) before the identity is known; else None
         Py_ssize_t held_bytes      # what these take
+        bint released              # `release_input` has it hear a message, without its head line
         bint greeted               # the hello of a client that speaks wsc.1 has come
         dict positions             # room -> position: those of its hello that were not taken yet
         double last_seen           # coarse monotonic seconds

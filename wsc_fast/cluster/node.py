@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -33,7 +32,7 @@ from wsc_fast.errors import (
     ValidationError,
 )
 from wsc_fast.log import log
-from wsc_fast.messages import HubMessage, message_of
+from wsc_fast.messages import HubMessage, IdFactory, message_of
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
 
@@ -101,7 +100,7 @@ class Node:
         self._is_cut_off = False
         # Of plain rooms, and broadcasts: (room_id, frame, exclude, key) of this tick.
         self._outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] = []
-        self.name = secrets.token_urlsafe(9)
+        self.name = IdFactory(9)()
         if bus is not None:
             self._make_rooms(bus)
 

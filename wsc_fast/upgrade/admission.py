@@ -27,7 +27,6 @@ from wsc_fast._core.connection import (
     forget,
     has_greeted,
     hold_input,
-    is_aware,
     is_connecting,
     keep_context,
     pending_identity,
@@ -116,7 +115,9 @@ class Admission:
         # Since when each async `authenticate` is under way, the longest first; and who was
         # disconnected meanwhile: when, the close code and the reason.
         self._authenticating: dict[Client, float] = {}
-        # Connections whose hello is awaited (docs/wire.md, wsc.1).
+        # Connections that speak wsc.1 and are no clients yet (docs/wire.md), and those of them whose
+        # hello is awaited.
+        self._aware: set[Client] = set()
         self._greeting: dict[Client, asyncio.Future[None]] = {}
         # Their requests, which know why they are refused.
         self._requests: dict[Client, Request] = {}
@@ -152,6 +153,7 @@ class Admission:
         for client in self._authenticating:
             forget(client)
         self._returning.clear()
+        self._aware.clear()
         self._authenticating.clear()
         self._requests.clear()
         self._sent_away.clear()
@@ -211,6 +213,10 @@ class Admission:
             return "authentication failed"
         return None
 
+    def await_hello(self, client: Client) -> None:
+        """The connection speaks wsc.1: it becomes a client when its hello has come."""
+        self._aware.add(client)
+
     def client_of(self, identity: Identity | None) -> Client | None:
         """The connected client that one of this identity would replace."""
         if identity is None or identity.client_id is None:
@@ -221,6 +227,7 @@ class Admission:
     def drop_identity(self, client: Client) -> None:
         """Nobody will ask who this connection belongs to."""
         self._returning.discard(client)
+        self._aware.discard(client)
         self._requests.pop(client, None)
         pending = pending_identity(client)
         if pending is None:
@@ -243,8 +250,9 @@ class Admission:
             self._limits.connected(client.remote_address)
             set_counted(client, True)
         pending = pending_identity(client)
-        known = pending is None or isinstance(pending, Identity)
-        if known and not is_aware(client):
+        if (pending is None or isinstance(pending, Identity)) and not (
+            self._aware and client in self._aware
+        ):
             if pending is not None:
                 set_pending_identity(client, None)
             self._enter(client, pending)
@@ -298,7 +306,7 @@ class Admission:
                 identity = pending
             else:
                 identity = await self._identity(pending, client, request)
-            if is_aware(client) and (identity is not None or anonymous):
+            if client in self._aware and (identity is not None or anonymous):
                 greeted = await self._hello(client)
         except BaseException as error:
             task = asyncio.current_task()
@@ -310,6 +318,7 @@ class Admission:
             client.disconnect(1011)
             return
         set_authenticating(client, None)
+        self._aware.discard(client)
         if not is_connecting(client):
             return  # it left, or the hub is stopping
         keep_context(client)

@@ -218,15 +218,15 @@ class Policy:
             subprotocol = choose_subprotocol(known, head.protocols)
             if subprotocol is not None:
                 headers["Sec-WebSocket-Protocol"] = subprotocol
-        aware = subprotocol == SUBPROTOCOL or (
-            IN_QUERY in head.target and IN_QUERY in head.target.partition(b"?")[2].split(b"&")
-        )
+        aware = subprotocol == SUBPROTOCOL or head.has_parameter(IN_QUERY)
         if head.extensions is not None and self.site.deflate is not None:
             deflate = negotiate_deflate(self.site.deflate, ",".join(head.extensions))
             if deflate is not None:
                 headers["Sec-WebSocket-Extensions"] = deflate.response
         if headers or aware:
             agree_on(client, subprotocol, deflate, aware)
+        if aware:
+            self._admission.await_hello(client)
         return headers
 
     def reject(self, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
