@@ -145,12 +145,20 @@ class Hub:
     def __init__(self, bus: Bus, number: int) -> None:
         self.bus, self.line = bus, bus.lines[number]
         self.members: set[Any] = set()
-        self.recovery = Recovery(None, Counters(), self.read)  # type: ignore[arg-type]
+        self.recovery = Recovery(self, Counters(), self.read)  # type: ignore[arg-type]
         self.chain = Chain("r", KEEP, self)
         self.chain.heal()
 
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Any:
         return self.bus.read(since, limit)
+
+    def hear_empty(self, ran_empty: Callable[[Any], None]) -> None:
+        pass
+
+    def must_wait(self, client: Connection, size: int) -> bool:
+        """Half of an outbox is three messages."""
+        client.awaited = client.queued >= 3
+        return client.awaited
 
     def give(self, room: str, message: Message) -> None:
         for member in self.members:
@@ -182,16 +190,31 @@ class Connection:
 
     def __init__(self, client: Client, hub: Hub) -> None:
         self.client, self.hub, self.id = client, hub, client.id
+        self.queued = 0
+        self.awaited = False
+
+    def queues(self) -> None:
+        self.queued += 1
+        assert self.queued <= 3
+
+    def reads_all(self) -> None:
+        """Its outbox runs empty."""
+        self.queued = 0
+        if self.awaited:
+            self.awaited = False
+            self.hub.recovery.ran_empty(self)  # type: ignore[arg-type]
 
     def is_connected(self) -> bool:
         return self.client.connected
 
 
 def give_one(engine: Any, client: Connection, room: str, position: str, frame: bytes) -> None:
+    client.queues()
     client.client.hears("message", position)
 
 
 def say(engine: Any, client: Connection, room: str, position: str, more: str) -> None:
+    client.queues()
     if '"recovered":true' in more:
         assert client.client.position == position, "recovered, but not whole"
     else:
@@ -300,6 +323,11 @@ class World:
             # A connection that has ended never opens again.
             connection.is_connected = lambda: False  # type: ignore[method-assign]
 
+    def drain(self, number: int) -> None:
+        connection = self.connections[number % 3]
+        if connection is not None:
+            connection.reads_all()
+
     def second(self, number: int) -> None:
         self.hubs[number % 2].recovery.look()
 
@@ -322,6 +350,8 @@ class World:
         for _ in range(30):
             while self.bus.reads:
                 self.bus.reads[0].end()
+            for number in range(3):
+                self.drain(number)
             for hub in self.hubs:
                 hub.line.clear()
                 hub.recovery.look()
@@ -370,6 +400,7 @@ ACTIONS = [
     *["answer"] * 5,
     *["come"] * 3,
     *["go"] * 2,
+    *["drain"] * 3,
     "execute",
     "repeat",
     "reorder",
