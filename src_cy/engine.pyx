@@ -307,16 +307,35 @@ cdef class Engine(FanoutNeeds):
         self.ack_filter = take
         self.replaying = replaying
         self.hold = hold
-        self.room_heard = ran_empty
+        self.hear_empty(ran_empty)
+
+    def hear_empty(self, ran_empty):
+        """Has `ran_empty(client)` be called when an outbox is empty for which somebody waits."""
+        self.room_heard = (*(self.room_heard or ()), ran_empty)
+
+    def must_wait(self, Sink client not None, Py_ssize_t size):
+        """Whether a frame of so many bytes has to wait for room in a client's outbox.
+
+        Half of the outbox is left for others. A frame that has to wait may be sent once
+        `hear_empty` has told that the outbox is empty.
+        """
+        cdef const Limits* limits = &self.fanout.limits
+        if not client.box.count or (
+            2 * (client.box.count + 1) <= limits.messages
+            and 2 * (client.box.nbytes + size) <= limits.nbytes
+        ):
+            return False
+        self.await_empty(client)
+        return True
 
     cdef int ran_empty(self, Sink sink) except -1:
         sink.awaited = False
-        if self.room_heard is not None:
-            self.room_heard(sink)
+        for heard in self.room_heard or ():
+            heard(sink)
         return 0
 
     cdef int await_empty(self, Sink sink) except -1:
-        """Has the acknowledgements hear, once, that the outbox of a client has run empty."""
+        """Has those who wait hear, once, that the outbox of a client has run empty."""
         sink.awaited = True
         return 0
 

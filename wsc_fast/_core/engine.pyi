@@ -75,6 +75,14 @@ class Engine(FanoutNeeds):
             hold: `hold(user_id, message, data) -> int`.
             ran_empty: `ran_empty(client)`, once for each `await_empty`.
         """
+    def hear_empty(self, ran_empty: Callable[[Any], None]) -> None:
+        """Has `ran_empty(client)` be called when an outbox is empty for which somebody waits."""
+    def must_wait(self, client: Any, size: int) -> bool:
+        """Whether a frame of so many bytes has to wait for room in a client's outbox.
+
+        Half of the outbox is left for others. A frame that has to wait may be sent once
+        `hear_empty` has told that the outbox is empty.
+        """
     def set_filters(
         self,
         join_filter: Callable[[Any, str], bool] | None,

@@ -3,6 +3,9 @@
 A client that comes back names a position. If the chain of the room knows it, the client gets the
 rest and becomes a member in one turn of the loop. Else the history is read from there on, once for
 all clients that ask for the same, until the chain knows where the client is.
+
+Half of a client's outbox is for what it missed. A client that has missed more gets the rest when
+its outbox has run empty.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ MOST_MISSED, MOST_MISSED_BYTES = 500, 524_288
 MOST_READS = 64
 # A client whose place is not found in so many reads begins anew: the bus contradicts itself.
 MOST_TRIES = 20
+# Roughly the bytes of a head line.
+_HEAD_BYTES = 256
 
 Read = Callable[[str, str | None, int, Retention], Answer]
 
@@ -39,7 +44,7 @@ class Join:
     Attributes:
         position: up to which it has all; None: it names none.
         missed, nbytes: what it was given.
-        tries: how often the history was read for it.
+        tries: how often the history was read for it in vain.
         asked: a read for it is under way.
     """
 
@@ -74,6 +79,9 @@ class Recovery:
         self._asked: dict[tuple[Chain, str], list[Join]] = {}
         self._queue: deque[tuple[Chain, str]] = deque()
         self._reads = 0
+        # By client, the joins that wait until its outbox is empty.
+        self._full: dict[Client, dict[Join, Chain]] = {}
+        engine.hear_empty(self.ran_empty)
 
     def join(self, chain: Chain, join: Join) -> None:
         """Makes a client a member now, or when what it missed is known.
@@ -106,6 +114,8 @@ class Recovery:
 
         To be called each second or so.
         """
+        for client in [each for each in self._full if not each.is_connected()]:
+            del self._full[client]
         for room_id, joins in list(self._joins.items()):
             chain = self._chains[room_id]
             for client in [each for each in joins if not each.is_connected()]:
@@ -123,19 +133,25 @@ class Recovery:
         self._asked.clear()
         self._queue.clear()
         self._reads = 0
+        self._full.clear()
+
+    def ran_empty(self, client: Client) -> None:
+        """The outbox of a client has run empty: joins that waited for that go on."""
+        for join, chain in self._full.pop(client, {}).items():
+            self._advance(chain, join)
 
     def _advance(self, chain: Chain, join: Join) -> None:
         if not self._is_wanted(chain, join):
             return
         if chain.last is None or chain.healing:
             return  # `settled` comes
+        if join in self._full.get(join.client, ()):
+            return  # `ran_empty` comes
         if join.position is None or join.lost:
-            self._enter(chain, join, recovered=False)
+            self._enter(chain, join)
         elif chain.knows(join.position):
-            for message in chain.after(join.position):
-                if not self._give(chain, join, message):
-                    break
-            self._enter(chain, join, recovered=not join.lost)
+            if self._give_all(chain, join, chain.after(join.position)):
+                self._enter(chain, join)
         else:
             self._ask(chain, join, join.position)
 
@@ -147,30 +163,43 @@ class Recovery:
         self.leave(chain.room, join.client)
         return False
 
-    def _give(self, chain: Chain, join: Join, message: Message) -> bool:
-        """Gives a client a message that it missed, unless that is too much."""
-        join.missed += 1
-        join.nbytes += len(message.frame)
-        if join.missed > MOST_MISSED or join.nbytes > MOST_MISSED_BYTES:
-            join.lost = True
-            return False
-        join.position = message.position
-        if message.exclude and join.client.id in message.exclude:
-            return True
-        kept.give_one(self._engine, join.client, chain.room, message.position, message.frame)
+    def _give_all(self, chain: Chain, join: Join, messages: list[Message]) -> bool:
+        """Gives a client what it missed, up to its bounds; False: it has to wait for the rest."""
+        for message in messages:
+            size = len(message.frame)
+            if self._must_wait(chain, join, size):
+                return False
+            join.missed += 1
+            join.nbytes += size
+            if join.missed > MOST_MISSED or join.nbytes > MOST_MISSED_BYTES:
+                join.lost = True
+                break
+            join.position, join.tries = message.position, 0
+            if not message.exclude or join.client.id not in message.exclude:
+                kept.give_one(
+                    self._engine, join.client, chain.room, message.position, message.frame
+                )
         return True
 
-    def _enter(self, chain: Chain, join: Join, *, recovered: bool) -> None:
+    def _must_wait(self, chain: Chain, join: Join, size: int) -> bool:
+        if not self._engine.must_wait(join.client, size + _HEAD_BYTES):
+            return False
+        self._full.setdefault(join.client, {})[join] = chain
+        return True
+
+    def _enter(self, chain: Chain, join: Join) -> None:
+        if self._must_wait(chain, join, 0):
+            return
         self.leave(chain.room, join.client)
         assert chain.last is not None
-        if recovered:
-            more = f',"recovered":true,"missed":{join.missed}'
-            self._counters.recovered += 1
-        elif join.position is None:
+        if join.position is None:
             more = ',"recovered":false,"first":true'
-        else:
+        elif join.lost:
             more = ',"recovered":false'
             self._counters.not_recovered += 1
+        else:
+            more = f',"recovered":true,"missed":{join.missed}'
+            self._counters.recovered += 1
         kept.say(self._engine, join.client, chain.room, chain.last, more)
         kept.enter_room(self._engine, join.client, join.room)
 
@@ -216,9 +245,8 @@ class Recovery:
         """Gives a client what was read; None: it cannot be read."""
         if messages is None or len(messages) > MOST_MISSED or join.tries > MOST_TRIES:
             join.lost = True
-        for message in messages or ():
-            if join.lost or not self._give(chain, join, message):
-                break
+        elif not self._give_all(chain, join, messages):
+            return
         ahead = not messages and not join.lost and not chain.knows(join.position or "")
         if ahead and not chain.healing:
             chain.heal()  # the history is ahead of what has come over the bus
