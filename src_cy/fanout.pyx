@@ -327,7 +327,9 @@ cdef class Fanout:
         cdef bint marked = True
         cdef PyObject* frame
         for i in range(PyList_GET_SIZE(self.batch_frames)):
-            frame = self.batch_form(i, sink.form)
+            frame = PyList_GET_ITEM(self.batch_frames, i)
+            if sink.form:
+                frame = self.batch_form(i, sink.form)
             # The batch is within the bounds of an outbox, but for the head lines of aware clients.
             if frame == NULL or outbox_push(
                 &sink.box, &BOUNDLESS, &self.counters, frame, NULL, RUN_NORMAL
@@ -421,6 +423,15 @@ cdef class Fanout:
         self.batch_detached = None
         return 0
 
+    cdef bint prepare_form(self, int form, Outbox* box, Sequence* sequence) noexcept:
+        """Prepares the send of the batch in one form, through an outbox that holds it."""
+        cdef Py_ssize_t i
+        for i in range(box.count):
+            box.ring[i] = self.batch_form(i, form)
+            if box.ring[i] == NULL:
+                return False
+        return self.prepare(box, sequence)
+
     cdef Py_ssize_t plan_batch(self, Py_ssize_t planned) except -1:
         """Adds a job to `planned` for each member that is in the batch; returns the jobs."""
         cdef Sequence sequences[FORMS]
@@ -450,11 +461,7 @@ cdef class Fanout:
             elif not (<Sink>sink).detached:
                 form = (<Sink>sink).form
                 if not prepared[form]:
-                    for i in range(box.count):
-                        ring[i] = self.batch_form(i, form)
-                        if ring[i] == NULL:
-                            break
-                    prepared[form] = ring[i] != NULL and self.prepare(&box, &sequences[form])
+                    prepared[form] = self.prepare_form(form, &box, &sequences[form])
                     if not prepared[form]:
                         break
                 job = &self.jobs[planned]

@@ -174,10 +174,32 @@ cdef Py_ssize_t push_all(
     return queued
 
 
+cdef list push_to_aware(
+    Fanout fanout, Sink member, PyObject* form, PyObject* key, int run, Py_ssize_t* queued,
+    list slow,
+):
+    """Queues a frame for a client that speaks wsc.1; one without room is put into `slow`.
+
+    It is closed, rather than left with a gap.
+    """
+    if outbox_push_slow(
+        &member.box, &fanout.aware_limits, &fanout.counters, form, key, run
+    ) == PUSHED:
+        queued[0] += 1
+        if member.dirty_at < 0:
+            fanout.mark(member)
+        return slow
+    if slow is None:
+        slow = []
+    slow.append((member, <bytes>form))
+    return slow
+
+
 cdef Py_ssize_t push_each(
     Fanout fanout, list items, bytes frame, PyObject* key, int run, list forms
 ) except -1:
     cdef Py_ssize_t queued = 0
+    cdef Py_ssize_t aware = 0  # apart, so that the other can stay in a register
     cdef Py_ssize_t i = 0
     cdef int result
     cdef Outbox* box
@@ -186,13 +208,10 @@ cdef Py_ssize_t push_each(
     cdef list slow = None  # (Sink, frame)
     cdef list lost = None  # (Sink, frames, reason), where the application asked to hear of it
     cdef Counters* counters = &fanout.counters
-    cdef const Limits* limits
-    cdef const Limits*[2] bounds  # of plain and of aware members
+    cdef const Limits* limits = &fanout.limits
     cdef PyObject* form
     cdef unsigned int number
     cdef bint straight = key == NULL and run == RUN_NORMAL  # asked once, not for each member
-    bounds[0] = &fanout.limits
-    bounds[1] = &fanout.aware_limits
     # The set may not change meanwhile, so no finalizer of anybody may run (marking allocates).
     cdef bint collecting = PyGC_Disable()
     try:
@@ -212,7 +231,9 @@ cdef Py_ssize_t push_each(
                 if forms is None:
                     forms = [None] * FORMS
                 form = fanout.form_in(forms, frame, number)
-            limits = bounds[number // AWARE]
+                if number >= AWARE:
+                    slow = push_to_aware(fanout, <Sink>member, form, key, run, &aware, slow)
+                    continue
             if straight:
                 result = outbox_push(
                     &(<Sink>member).box, limits, counters, form, NULL, RUN_NORMAL
@@ -243,6 +264,7 @@ cdef Py_ssize_t push_each(
     finally:
         if collecting:
             PyGC_Enable()
+    queued += aware
     counters.deliveries += queued
     if slow is not None:
         for sink, refused in slow:

@@ -166,6 +166,7 @@ cdef class Fanout:
     cdef int end_batch(self) except -1
     cdef int forget_batch(self) except -1
     cdef int give_up_failed(self, list items, Py_ssize_t failed) except -1
+    cdef bint prepare_form(self, int form, Outbox* box, Sequence* sequence) noexcept
     cdef Py_ssize_t plan_batch(self, Py_ssize_t planned) except -1
     cdef Py_ssize_t settle_batch(
         self, Py_ssize_t first, Py_ssize_t planned, Py_ssize_t* gave_up
