@@ -449,6 +449,8 @@ cdef class Fanout:
         box.capacity = SEND_IOVS
         box.count = <unsigned int>PyList_GET_SIZE(self.batch_frames)
         self.batch_leaves = False
+        self.batch_forms_end = 0
+        memset(self.batch_totals, 0, sizeof(self.batch_totals))
         self.batch_at = 0 if box.count else size  # no frame: there was no memory for the first
         while self.batch_at < size and planned < PLAN_JOBS:
             if self.batch_at + AHEAD < size:
@@ -464,6 +466,8 @@ cdef class Fanout:
                     prepared[form] = self.prepare_form(form, &box, &sequences[form])
                     if not prepared[form]:
                         break
+                    self.batch_totals[form] = sequences[form].job.total
+                    self.batch_forms_end = max(self.batch_forms_end, form + 1)
                 job = &self.jobs[planned]
                 job[0] = sequences[form].job
                 job.fd = (<Sink>sink).fd
@@ -471,8 +475,6 @@ cdef class Fanout:
                 job.result = NOT_TRIED
                 planned += 1
             self.batch_at += 1
-        for form in range(FORMS):
-            self.batch_totals[form] = sequences[form].job.total if prepared[form] else 0
         return planned
 
     cdef Py_ssize_t settle_batch(
@@ -527,7 +529,7 @@ cdef class Fanout:
         cdef Sink sink
         cdef int form
         self.batch_sent.frames += PyList_GET_SIZE(self.batch_frames)
-        for form in range(FORMS):
+        for form in range(self.batch_forms_end):
             self.batch_sent.nbytes[form] += self.batch_totals[form]
         for sink in self.batch_detached:
             self.owe(sink)

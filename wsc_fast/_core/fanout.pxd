@@ -115,6 +115,7 @@ cdef class Fanout:
         Sent sent                   # from batches for all clients of the hub
         Sent* batch_sent            # `Sent` of the set that the batch is for
         Py_ssize_t batch_totals[FORMS]  # bytes that the flush under way sends in each form
+        int batch_forms_end         # behind the highest of these forms
         Histogram flush_seconds
         Histogram send_seconds  # of the part of a flush without the GIL
         Histogram flush_clients
