@@ -6,6 +6,7 @@ import inspect
 import re
 import types
 import typing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,19 @@ from wsc_fast import (
     ACKMessage,
     AckStatus,
     Client,
+    HistoryEntry,
     Hub,
     HubConfig,
     HubMessage,
     HubStats,
     Identity,
+    MemoryBus,
     MemoryOfflineStore,
     OfflineStore,
     PendingACK,
     Priority,
+    Published,
+    RedisBus,
     RedisOfflineStore,
     Request,
     Response,
@@ -38,6 +43,7 @@ from wsc_fast import (
     StoredMessage,
 )
 from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
+from wsc_fast.cluster.counters import Counters
 from wsc_fast.config.base import Settings
 from wsc_fast.config.kinds import kinds_of
 
@@ -230,6 +236,12 @@ def test_a_field_of_a_struct_is_there(cls: type[msgspec.Struct], title: str) -> 
     assert missing == []
 
 
+@pytest.mark.parametrize("cls", [Published, HistoryEntry, Counters], ids=lambda cls: cls.__name__)
+def test_a_field_about_several_hubs_is_there(cls: Any) -> None:
+    text = section(REFERENCE, "Several hubs")
+    assert [each.name for each in fields(cls) if not is_named(each.name, text)] == []
+
+
 @pytest.mark.parametrize(("enum", "title"), [(Priority, "HubMessage"), (AckStatus, "PendingACK")])
 def test_a_member_of_an_enum_is_there(enum: Any, title: str) -> None:
     assert [m for m in enum if not is_named(m.name, section(REFERENCE, title))] == []
@@ -262,6 +274,8 @@ def _defined(function: str) -> types.FunctionType:
         SQLiteOfflineStore,
         RedisOfflineStore,
         MemoryOfflineStore,
+        MemoryBus,
+        RedisBus,
         TokenAuthenticator,
         JWTAuthenticator,
     ],
