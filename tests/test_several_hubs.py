@@ -229,6 +229,17 @@ async def test_a_bus_that_lost_its_data_ends_in_a_gap(server: RedisServer) -> No
         a.close()
 
 
+async def test_broadcasts_have_a_gap_also_where_every_room_is_kept(server: RedisServer) -> None:
+    hub = keeping("*", Hub(authenticate=named, bus=RedisBus(server.url)))
+    async with running(hub):
+        a = await Aware.open(hub, "a")
+        await a.recv()
+        await eventually(lambda: server.command("PUBSUB", "NUMSUB", "wsc:c:{r}")[1] == 1)
+        server.command("CLIENT", "KILL", "TYPE", "pubsub")
+        assert await a.recv() == ({"gap": ""}, b"")
+        a.close()
+
+
 async def test_a_hub_does_not_start_without_its_bus(server: RedisServer) -> None:
     await asyncio.to_thread(server.kill)
     hub = Hub(bus=RedisBus(server.url, timeout=0.5))

@@ -13,7 +13,7 @@ from wsc_fast._core import kept
 from wsc_fast._core.connection import Client, is_aware, take_position
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.members import KeptRoom
-from wsc_fast.bus.base import Bus, Retention
+from wsc_fast.bus.base import EVERYBODY, Bus, Retention
 from wsc_fast.cluster.chain import Answer, Chain, Message
 from wsc_fast.cluster.counters import Counters
 from wsc_fast.cluster.recovery import Join, Recovery
@@ -110,7 +110,7 @@ class Rooms:
             chain = self._chains.get(room_id)
             if chain is not None:
                 chain.heal()
-            elif again and not self.is_kept(room_id):
+            elif again and (room_id == EVERYBODY or not self.is_kept(room_id)):
                 kept.say_gap(self._engine, room_id, None)
 
     # --- what chains need ---
