@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from wsc_fast import Client, ConnectionLostError, Hub, Identity, Request
 from wsc_fast.testing import PING, PONG, Frame, RawClient, eventually, open_client, running
+
+ROOT = Path(__file__).parent.parent
 
 # Has a test run once over plain TCP and once over TLS.
 TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -201,3 +207,38 @@ def unless_lost(handler: Callable[[Client | None, BaseException], object]) -> An
         return None if isinstance(error, ConnectionLostError) else handler(client, error)
 
     return heard
+
+
+@contextmanager
+def own_disk(
+    tmp_path: Path, size: str
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs scripts on a file system of its own, at `tmp_path`, which outlasts each of them."""
+    # A process that keeps the mount: the others enter its namespaces.
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    script = f"mount -t tmpfs -o size={size} none {tmp_path} && echo mounted && exec cat"
+    if shutil.which("unshare") is None:
+        pytest.skip("no file system can be mounted here: there is no unshare")
+    with subprocess.Popen(
+        [*apart, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as keeper:
+        assert keeper.stdin is not None
+        assert keeper.stdout is not None
+        try:
+            if keeper.stdout.readline() != "mounted\n":
+                pytest.skip("no file system can be mounted here: unshare or mount is refused")
+            enter = ["nsenter", "--preserve-credentials", "--user", "--mount"]
+            enter += [f"--wd={ROOT}", "--target", str(keeper.pid)]
+
+            def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+                return subprocess.run(
+                    [*enter, sys.executable, "-c", script, str(tmp_path), *map(str, args)],
+                    capture_output=True,
+                    text=True,
+                    timeout=100,
+                    check=False,
+                )
+
+            yield run
+        finally:
+            keeper.stdin.close()

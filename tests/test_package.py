@@ -45,10 +45,10 @@ PUBLIC = (
     "HubStats",
     "PendingACK",
     "SQLiteOfflineStore",
+    "RedisBus",
     "RedisOfflineStore",
     "MemoryOfflineStore",
     "MemoryBus",
-    "RedisBus",
     "Published",
     "HistoryEntry",
     "handle_websocket",
@@ -150,7 +150,7 @@ print(*sorted(set(sys.modules) - before))
     assert len(brought) <= MOST_MODULES[statement]
 
 
-@pytest.mark.parametrize("name", ["MemoryOfflineStore", "ConfigError", "Identity"])
+@pytest.mark.parametrize("name", ["MemoryOfflineStore", "MemoryBus", "ConfigError", "Identity"])
 def test_a_small_name_brings_no_sqlite_and_no_hub(name: str) -> None:
     code = f"import sys; from wsc_fast import {name}; print(*sys.modules)"
     done = subprocess.run(

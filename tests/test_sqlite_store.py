@@ -23,6 +23,7 @@ from typing import Any
 import conftest
 import pytest
 
+from tests.support import ROOT, own_disk
 from tests.test_offline_stores import append, fill, ids
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
 from wsc_fast.log import log
@@ -32,8 +33,6 @@ from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
 from wsc_fast.stores.sqlite.transactions import Transactions
 from wsc_fast.stores.sqlite.worker import Worker
 from wsc_fast.testing import eventually
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -1069,41 +1068,6 @@ async def again(count):
 
 asyncio.run(again(int(end)) if end.isdigit() else first())
 """
-
-
-@contextmanager
-def own_disk(
-    tmp_path: Path, size: str
-) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Runs scripts on a file system of its own, at `tmp_path`, which outlasts each of them."""
-    # A process that keeps the mount: the others enter its namespaces.
-    apart = ["unshare", "--user", "--map-root-user", "--mount"]
-    script = f"mount -t tmpfs -o size={size} none {tmp_path} && echo mounted && exec cat"
-    if shutil.which("unshare") is None:
-        pytest.skip("no file system can be mounted here: there is no unshare")
-    with subprocess.Popen(
-        [*apart, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as keeper:
-        assert keeper.stdin is not None
-        assert keeper.stdout is not None
-        try:
-            if keeper.stdout.readline() != "mounted\n":
-                pytest.skip("no file system can be mounted here: unshare or mount is refused")
-            enter = ["nsenter", "--preserve-credentials", "--user", "--mount"]
-            enter += [f"--wd={ROOT}", "--target", str(keeper.pid)]
-
-            def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
-                return subprocess.run(
-                    [*enter, sys.executable, "-c", script, str(tmp_path), *map(str, args)],
-                    capture_output=True,
-                    text=True,
-                    timeout=100,
-                    check=False,
-                )
-
-            yield run
-        finally:
-            keeper.stdin.close()
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ class Page:
     Attributes:
         top: the position of the newest message, or the place before the first.
         contiguous: nothing is missing between what was asked for and `entries`.
-        entries: in order; at most as many as were asked for. Empty where not contiguous.
+        entries: in order; at most as many as were asked for. Empty where not contiguous. A bus may
+            end a page earlier, after some megabytes: more follow unless the last one is `top`.
     """
 
     top: str

@@ -7,133 +7,109 @@ and lost in a crash is no longer known by its position, so that nobody recovers 
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
-from collections import OrderedDict, deque
+import os
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING
 
 from wsc_fast._core.envelopes import pack_envelope
-from wsc_fast.bus.base import (
-    KEY_SECONDS,
-    Entry,
-    Handler,
-    Outgoing,
-    Page,
-    Published,
-    Retention,
-)
-from wsc_fast.errors import BusError
+from wsc_fast.bus.base import KEY_SECONDS, Handler, Outgoing, Page, Published, Retention
+from wsc_fast.bus.history import History
+from wsc_fast.errors import BusError, ConfigError
 from wsc_fast.log import log
 
-# The place after the newest message outlasts the messages, so that a client of a quiet room still
-# recovers; so long, in seconds.
-TOP_SECONDS = 86_400.0
-# Of a history besides its entries, and of an entry besides its bytes.
-HISTORY_BYTES, ENTRY_BYTES = 512, 160
+if TYPE_CHECKING:
+    from wsc_fast.bus.file import HistoryFile
+
+# Answers to publishes with an idempotency key that are known at most.
 MOST_KEYS = 100_000
-
-
-@dataclass(slots=True, eq=False)
-class History:
-    """The newest messages of one room.
-
-    Positions are `NUMBER.TAG`. Numbers of a room count up by one. A tag is random, and that of all
-    messages since the history was made or read from a file.
-    """
-
-    tag: str
-    number: int = 0  # of the newest message
-    entries: deque[Entry] = field(default_factory=deque)
-    before: str = ""  # the position before the first entry
-    top: str = ""
-    nbytes: int = HISTORY_BYTES
-    ends: float = 0.0  # when the entries go, and when all of it goes
-    forgotten: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.top:
-            self.before = self.top = f"{self.number}.{self.tag}"
-
-    def append(self, entry: bytes, retention: Retention, now: float) -> str:
-        """Adds a message; returns its position."""
-        self.number += 1
-        position = f"{self.number}.{self.tag}"
-        self.entries.append(Entry(position, entry))
-        self.nbytes += len(entry) + ENTRY_BYTES
-        self.top = position
-        self.keep_until(retention, now)
-        while len(self.entries) > retention.size:
-            self.drop_oldest()
-        return position
-
-    def keep_until(self, retention: Retention, now: float) -> None:
-        """Begins the time anew for which it is kept."""
-        self.ends = now + retention.ttl
-        self.forgotten = now + max(retention.ttl, TOP_SECONDS)
-
-    def drop_oldest(self) -> None:
-        oldest = self.entries.popleft()
-        self.before = oldest.position
-        self.nbytes -= len(oldest.entry) + ENTRY_BYTES
-
-    def drop_all(self) -> None:
-        self.entries.clear()
-        self.before = self.top
-        self.nbytes = HISTORY_BYTES
-
-    def after(self, since: str, limit: int) -> list[Entry] | None:
-        """The first `limit` messages after a position; None where it is not known."""
-        if since == self.before:
-            start = 0
-        else:
-            number, _, _ = since.partition(".")
-            if not (number.isascii() and number.isdigit() and len(number) < 20):
-                return None
-            start = int(number) - (self.number - len(self.entries))
-            if not 0 < start <= len(self.entries) or self.entries[start - 1].position != since:
-                return None
-        end = min(len(self.entries), start + limit)
-        return [self.entries[i] for i in range(start, end)]
+# The least of `max_bytes`.
+_SMALLEST = 1 << 20
 
 
 class MemoryBus:
     """Keeps the histories of a hub that has no other beside it.
 
+    With a file, histories, positions and idempotency keys outlast the process: clients recover over
+    a restart of the hub. The file is written behind what happens, by a thread of its own, so no
+    publish waits for the disk; `close` writes the rest. A kill or a crash may take the messages of
+    the last moments out of the file, as a rule 0.1 s. A client that has got one of these hears
+    `recovered: false` when it comes back, and nothing is missing in silence.
+
+    Trouble: a file that cannot be written, on a full disk for example, is logged once a second, and
+    all goes on in memory; it is written again when that is possible. A file that is removed or
+    replaced is written anew from memory. Each bus needs a file of its own, on a local disk; a
+    second one that opens it gets a BusError. Forking with an open file is not supported.
+
     Args:
+        path: of the file, an SQLite database; created if it is not there, in a directory that is.
+            None: there is none, and the histories end with the bus.
         max_bytes: of all histories together, 1 MiB or more; beyond that the histories of the rooms
-            go in which nothing was published for the longest time.
+            go in which nothing was published for the longest time. The file holds the same
+            histories.
 
     Raises:
-        ValueError: `max_bytes` is less.
+        ConfigError: an argument cannot be used.
 
     Thread-safety: the loop of the hub that has opened it.
     """
 
-    at_once = True
-
-    def __init__(self, *, max_bytes: int = 268_435_456) -> None:
-        if type(max_bytes) is not int or max_bytes < 1_048_576:
-            raise ValueError(f"max_bytes must be an int of 1048576 or more, not {max_bytes!r}")
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 268_435_456
+    ) -> None:
+        if type(max_bytes) is not int or max_bytes < _SMALLEST:
+            raise ConfigError(f"max_bytes must be an int of {_SMALLEST} or more, not {max_bytes!r}")
+        # Absolute: a later chdir (as of a daemon) must not move it.
+        self._path = None if path is None else os.path.abspath(_checked(path))
         self._max_bytes = max_bytes
         self._nbytes = 0
         self._handler: Handler | None = None
         self._origin = ""
+        self._file: HistoryFile | None = None
+        # With a file, not before that has been read.
+        self.at_once: bool = path is None
         # By room, the one last published to at the end.
         self._histories: OrderedDict[str, History] = OrderedDict()
         # (room, idempotency key) -> its answer, and until when it is known; the oldest first.
         self._answers: OrderedDict[tuple[str, str], tuple[Published, float]] = OrderedDict()
 
     async def open(self, handler: Handler, origin: str) -> None:
-        """See `Bus.open`."""
-        if self._handler is not None:
+        """See `Bus.open`; reads the file, in its thread."""
+        if self._handler not in (None, handler):
             raise BusError("this MemoryBus is in use by another hub: each hub needs its own")
         self._handler, self._origin = handler, origin
+        if self._path is not None:
+            try:
+                await self._open_file(self._path)
+            except BaseException:
+                self._handler = None
+                raise
         handler.up()
 
+    async def _open_file(self, path: str) -> None:
+        from wsc_fast.bus.file import HistoryFile
+
+        if self._file is not None:
+            # The loop was closed over the hub, and nobody has closed the bus.
+            self._file.abandon()
+        self._file = HistoryFile(path)
+        try:
+            self._nbytes = await self._file.open(self._max_bytes)
+        except BaseException:
+            self._file = None
+            raise
+        self._histories, self._answers = self._file.histories, self._file.answers
+        self.at_once = True
+
     async def close(self) -> None:
-        """See `Bus.close`; the histories stay for the next `open`."""
+        """See `Bus.close`; without a file, the histories stay for the next `open`."""
         self._handler = None
+        file, self._file = self._file, None
+        if file is not None:
+            self.at_once = False
+            self._histories, self._answers, self._nbytes = OrderedDict(), OrderedDict(), 0
+            await file.close()
 
     def subscribe(self, rooms: Sequence[str]) -> None:
         """See `Bus.subscribe`."""
@@ -151,33 +127,35 @@ class MemoryBus:
                 outgoing.answer.set_result(answer)
 
     def _publish(self, outgoing: Outgoing) -> Published:
-        now = time.monotonic()
-        key = (outgoing.room, outgoing.idempotency_key or "")
-        if outgoing.idempotency_key is not None:
-            known = self._answers.get(key)
+        now = monotonic()
+        key = outgoing.idempotency_key
+        if key is not None:
+            known = self._answers.get((outgoing.room, key))
             if known is not None and known[1] > now:
                 return Published(known[0].position, True)
-        position = None
+        data = position = None
         if outgoing.retention is not None:
-            position = self._append(outgoing, outgoing.retention, now)
+            prev, position = self._append(outgoing, outgoing.retention, now)
+            data = pack_envelope("k", self._origin, prev, ((position, outgoing.entry),))
         answer = Published(position, False)
-        if outgoing.idempotency_key is not None:
-            self._answers.pop(key, None)
-            self._answers[key] = answer, now + KEY_SECONDS
-            self._forget_answers(now)
+        if key is not None:
+            self._remember(outgoing.room, key, answer, now)
+        if data is not None:
+            # Last: the handler may publish, too.
+            assert self._handler is not None
+            self._handler.envelope(outgoing.room, data)
         return answer
 
-    def _append(self, outgoing: Outgoing, retention: Retention, now: float) -> str:
+    def _append(self, outgoing: Outgoing, retention: Retention, now: float) -> tuple[str, str]:
+        """Appends to a history; the position before the message, and that of the message."""
         history = self._history(outgoing.room, retention, now)
         before, prev = history.nbytes, history.top
         position = history.append(outgoing.entry, retention, now)
         self._nbytes += history.nbytes - before
         self._histories.move_to_end(outgoing.room)
         self._make_room(now)
-        assert self._handler is not None
-        data = pack_envelope("k", self._origin, prev, ((position, outgoing.entry),))
-        self._handler.envelope(outgoing.room, data)
-        return position
+        self._note(outgoing.room)
+        return prev, position
 
     def _history(self, room: str, retention: Retention, now: float) -> History:
         history = self._histories.get(room)
@@ -185,46 +163,68 @@ class MemoryBus:
             self._drop(room)
             history = None
         if history is None:
-            history = self._histories[room] = History(secrets.token_urlsafe(6))
+            history = self._histories[room] = History()
             history.keep_until(retention, now)
             self._nbytes += history.nbytes
+            self._make_room(now)
+            self._note(room)
         elif history.ends <= now and history.entries:
             self._nbytes -= history.nbytes
             history.drop_all()
             self._nbytes += history.nbytes
+            self._note(room)
         return history
+
+    def _note(self, room: str) -> None:
+        if self._file is not None:
+            self._file.changed(room)
 
     def _drop(self, room: str) -> None:
         self._nbytes -= self._histories.pop(room).nbytes
+        self._note(room)
 
     def _make_room(self, now: float) -> None:
         # Two at a time: more go than come, and no call takes long.
         for _ in range(2):
-            oldest = next(iter(self._histories))
-            if self._nbytes > self._max_bytes and len(self._histories) > 1:
+            room, oldest = next(iter(self._histories.items()))
+            too_much = self._nbytes > self._max_bytes
+            if too_much:
                 log.warning(
                     "the histories of kept rooms reached max_bytes of MemoryBus, %d: that of the "
                     "room longest without a message is dropped",
                     self._max_bytes,
                     extra={"event": "history_dropped", "max_bytes": self._max_bytes},
                 )
-                self._drop(oldest)
-            elif self._histories[oldest].forgotten <= now:
-                self._drop(oldest)
+            if oldest.forgotten <= now or (too_much and len(self._histories) > 1):
+                self._drop(room)
+            elif too_much:
+                self._shorten(oldest)
 
-    def _forget_answers(self, now: float) -> None:
+    def _shorten(self, history: History) -> None:
+        """The only history takes too much: its oldest messages go."""
+        before = history.nbytes
+        while len(history.entries) > 1 and history.nbytes > self._max_bytes:
+            history.drop_oldest()
+        self._nbytes += history.nbytes - before
+
+    def _remember(self, room: str, key: str, answer: Published, now: float) -> None:
+        until = now + KEY_SECONDS
+        self._answers[room, key] = answer, until
+        self._answers.move_to_end((room, key))
+        if self._file is not None:
+            self._file.answered(room, key, answer, until)
         while self._answers:
-            key, (_, until) = next(iter(self._answers.items()))
+            oldest, (_, until) = next(iter(self._answers.items()))
             if until > now and len(self._answers) <= MOST_KEYS:
                 return
-            del self._answers[key]
+            del self._answers[oldest]
 
     def read(
         self, room: str, since: str | None, limit: int, retention: Retention
     ) -> asyncio.Future[Page]:
         """See `Bus.read`."""
         answer: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
-        history = self._history(room, retention, time.monotonic())
+        history = self._history(room, retention, monotonic())
         if since is None:
             newest = list(history.entries)[-limit:] if limit else []
             answer.set_result(Page(history.top, True, newest))
@@ -238,3 +238,10 @@ class MemoryBus:
         return [
             None if (found := self._histories.get(room)) is None else found.top for room in rooms
         ]
+
+
+def _checked(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path)
+    if not isinstance(name, str) or name in ("", ":memory:") or "\0" in name:
+        raise ConfigError(f"path must be that of a file, not {path!r}; in memory it is None")
+    return name

@@ -70,7 +70,9 @@ class Chain:
         self._ring_bytes = 0
         self._ring_start = ""  # the position before the first message of the ring
         self._waiting: list[tuple[str, Message]] = []  # with the position before each
+        self._heard_before = 0  # so many of them came before the read began
         self._overflowed = False  # some that came are not in `_waiting`
+        self._ended = False
 
     # --- what comes ---
 
@@ -126,16 +128,27 @@ class Chain:
         self._ring_bytes = 0
         self.last = self._ring_start = position
 
+    def end(self) -> None:
+        """Nobody follows the room any more: the answer of a read that is under way is for nobody.
+
+        The room may have another chain by then.
+        """
+        self._ended = True
+
     # --- healing ---
 
     def heal(self) -> None:
-        """Reads what may have been missed; does nothing while it does so already."""
-        if not self.healing:
+        """Reads what may have been missed; where a read is under way, once more after that."""
+        if self.healing:
+            self._waiting.clear()
+            self._overflowed = True
+        else:
             self.healing = True
             self._ask()
 
     def _ask(self) -> None:
         limit = 0 if self.last is None else HEAL_LIMIT
+        self._heard_before = len(self._waiting)
         answer = self._needs.read(self.room, self.last, limit, self.retention)
         if answer.done():
             self._answered(answer)
@@ -143,10 +156,9 @@ class Chain:
             answer.add_done_callback(self._answered)
 
     def _answered(self, answer: Answer) -> None:
-        if answer.cancelled():
-            self.healing = False
+        if self._ended:
             return
-        error = answer.exception()
+        error = OSError("the read was given up") if answer.cancelled() else answer.exception()
         if error is not None:
             # It heals again when the bus is back.
             self.healing = False
@@ -167,7 +179,7 @@ class Chain:
         else:
             self._needs.count_heal(self.room, len(page.entries))
             again = self._give_entries(page)
-        if again or self._take_waiting(page):
+        if again or self._take_waiting():
             self._ask()
             return
         self.healing = False
@@ -185,17 +197,19 @@ class Chain:
                 self._needs.gap(self.room, position)
         return len(page.entries) >= HEAL_LIMIT
 
-    def _take_waiting(self, page: Page) -> bool:
-        """Takes the messages that came meanwhile; whether something is missing before one."""
-        waiting, self._waiting = self._waiting, []
+    def _take_waiting(self) -> bool:
+        """Takes the messages that came meanwhile; whether something is missing before one.
+
+        A message that came before the read began is part of what was read, or of a history that
+        the bus has lost.
+        """
+        waiting, self._waiting = self._waiting[self._heard_before :], []
         overflowed, self._overflowed = self._overflowed, False
         for number, (prev, message) in enumerate(waiting):
             if prev == self.last:
                 self._give(message)
             elif not self.knows(message.position):
-                if page.top == self.last and not page.entries:
-                    break  # all of them are older than the newest, and were given
-                self._waiting = waiting[number:]
+                self._waiting[:0] = waiting[number:]
                 return True
         # A callback of the application's may have published more.
         return overflowed or bool(self._waiting)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from wsc_fast._core import kept
 from wsc_fast._core.connection import Client
@@ -25,6 +26,8 @@ from wsc_fast.errors import ValidationError
 MOST_MISSED, MOST_MISSED_BYTES = 500, 524_288
 # So many reads of the history are under way at once; others wait.
 MOST_READS = 64
+# A client whose place is not found in so many reads begins anew: the bus contradicts itself.
+MOST_TRIES = 20
 
 Read = Callable[[str, str | None, int, Retention], Answer]
 
@@ -36,6 +39,8 @@ class Join:
     Attributes:
         position: up to which it has all; None: it names none.
         missed, nbytes: what it was given.
+        tries: how often the history was read for it.
+        asked: a read for it is under way.
     """
 
     client: Client
@@ -43,14 +48,9 @@ class Join:
     position: str | None
     missed: int = 0
     nbytes: int = 0
+    tries: int = 0
+    asked: bool = False
     lost: bool = False  # it cannot be told what it missed
-
-
-@dataclass(slots=True, eq=False)
-class _Asked:
-    """The joins that wait for one read."""
-
-    joins: list[Join] = field(default_factory=list)
 
 
 class Recovery:
@@ -67,22 +67,30 @@ class Recovery:
         self._engine = engine
         self._counters = counters
         self._read = read
-        # By chain, those that wait for it to be settled, and those that wait for a read.
+        # By room, all that are under way.
         self._joins: dict[str, dict[Client, Join]] = {}
-        self._asked: dict[tuple[str, str], _Asked] = {}
+        self._chains: dict[str, Chain] = {}  # of these rooms
+        # By the position after which it reads, those that wait for a read.
+        self._asked: dict[tuple[Chain, str], list[Join]] = {}
         self._queue: deque[tuple[Chain, str]] = deque()
         self._reads = 0
 
     def join(self, chain: Chain, join: Join) -> None:
-        """Makes a client a member now, or when what it missed is known."""
-        self._joins.setdefault(chain.room, {})[join.client] = join
-        self._advance(chain, join)
+        """Makes a client a member now, or when what it missed is known.
+
+        A second join of a client that is on its way changes nothing: only the first one has the
+        position.
+        """
+        joins = self._joins.setdefault(chain.room, {})
+        self._chains[chain.room] = chain
+        if joins.setdefault(join.client, join) is join:
+            self._advance(chain, join)
 
     def leave(self, room_id: str, client: Client) -> None:
         """The client is to be no member: its join ends if it is under way."""
         joins = self._joins.get(room_id)
         if joins is not None and joins.pop(client, None) is not None and not joins:
-            del self._joins[room_id]
+            del self._joins[room_id], self._chains[room_id]
 
     def waits(self, room_id: str) -> bool:
         """Whether any client is on its way into this room."""
@@ -93,15 +101,25 @@ class Recovery:
         for join in list(self._joins.get(chain.room, {}).values()):
             self._advance(chain, join)
 
-    def prune(self) -> None:
-        """Lets go of clients that went while they waited."""
+    def look(self) -> None:
+        """Lets go of clients that went while they waited, and goes on where a read has failed.
+
+        To be called each second or so.
+        """
         for room_id, joins in list(self._joins.items()):
+            chain = self._chains[room_id]
             for client in [each for each in joins if not each.is_connected()]:
                 self.leave(room_id, client)
+            if self.waits(room_id) and not chain.healing:
+                if chain.last is None:
+                    chain.heal()
+                else:
+                    self.settled(chain)
 
     def forget(self) -> None:
         """The hub has stopped."""
         self._joins.clear()
+        self._chains.clear()
         self._asked.clear()
         self._queue.clear()
         self._reads = 0
@@ -159,11 +177,14 @@ class Recovery:
     # --- reads of the history ---
 
     def _ask(self, chain: Chain, join: Join, position: str) -> None:
-        asked = self._asked.get((chain.room, position))
-        if asked is None:
-            asked = self._asked[chain.room, position] = _Asked()
+        if join.asked:
+            return  # the chain was settled meanwhile, and does not know the position
+        join.asked = True
+        join.tries += 1
+        if (chain, position) not in self._asked:
+            self._asked[chain, position] = []
             self._queue.append((chain, position))
-        asked.joins.append(join)
+        self._asked[chain, position].append(join)
         self._read_next()
 
     def _read_next(self) -> None:
@@ -171,36 +192,37 @@ class Recovery:
             chain, position = self._queue.popleft()
             self._reads += 1
             answer = self._read(chain.room, position, MOST_MISSED + 1, chain.retention)
-
-            def done(answer: Answer, chain: Chain = chain, position: str = position) -> None:
-                self._answered(chain, position, answer)
-
             if answer.done():
-                done(answer)
+                self._answered(chain, position, answer)
             else:
-                answer.add_done_callback(done)
+                answer.add_done_callback(partial(self._answered, chain, position))
 
     def _answered(self, chain: Chain, position: str, answer: Answer) -> None:
-        asked = self._asked.pop((chain.room, position), None)
-        if asked is None:
+        joins = self._asked.pop((chain, position), None)
+        if joins is None:
             return  # the hub has stopped meanwhile
         self._reads -= 1
         page = None
         if not answer.cancelled() and answer.exception() is None:
             page = answer.result()
         messages = None if page is None else _messages_of(page)
-        for join in asked.joins:
-            if not self._is_wanted(chain, join):
-                continue
-            if messages is None or len(messages) > MOST_MISSED:
-                join.lost = True
-            for message in messages or ():
-                if join.lost or not self._give(chain, join, message):
-                    break
-            if not join.lost and join.position == position and not chain.knows(position):
-                chain.heal()  # the history is ahead of what has come over the bus
-            self._advance(chain, join)
+        for join in joins:
+            join.asked = False
+            if self._is_wanted(chain, join):
+                self._go_on(chain, join, messages)
         self._read_next()
+
+    def _go_on(self, chain: Chain, join: Join, messages: list[Message] | None) -> None:
+        """Gives a client what was read; None: it cannot be read."""
+        if messages is None or len(messages) > MOST_MISSED or join.tries > MOST_TRIES:
+            join.lost = True
+        for message in messages or ():
+            if join.lost or not self._give(chain, join, message):
+                break
+        ahead = not messages and not join.lost and not chain.knows(join.position or "")
+        if ahead and not chain.healing:
+            chain.heal()  # the history is ahead of what has come over the bus
+        self._advance(chain, join)
 
 
 def _messages_of(page: Page) -> list[Message] | None:

@@ -190,7 +190,7 @@ class Rooms:
         Args:
             now: on the loop's clock.
         """
-        self._recovery.prune()
+        self._recovery.look()
         for room_id in self._emptied:
             self._lingering.setdefault(room_id, now)
         self._emptied.clear()
@@ -200,10 +200,15 @@ class Rooms:
                 break  # they stand in the order of time
             del self._lingering[room_id]
             if not self._recovery.waits(room_id) and self._engine.end_passing(room_id):
-                self._chains.pop(room_id, None)
+                self._end_chain(room_id)
                 gone.append(room_id)
         if gone:
             self._bus.unsubscribe(gone)
+
+    def _end_chain(self, room_id: str) -> None:
+        chain = self._chains.pop(room_id, None)
+        if chain is not None:
+            chain.end()
 
     def silent(self) -> list[Chain]:
         """The chains that are up to date as far as they know."""
@@ -211,7 +216,8 @@ class Rooms:
 
     def forget(self) -> None:
         """The hub has stopped: nobody is in any room."""
-        self._chains.clear()
+        for room_id in list(self._chains):
+            self._end_chain(room_id)
         self._recovery.forget()
         self._emptied.clear()
         self._lingering.clear()

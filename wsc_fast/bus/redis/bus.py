@@ -38,10 +38,13 @@ class RedisBus:
     `max_waiting_bytes`; then they fail. The bus connects again by itself, tells the hub of which
     rooms it may have missed messages, and publishes nothing twice.
 
+    Attributes:
+        at_once: False: the server is outside of this process.
+
     Thread-safety: none; all calls in the thread of the loop on which `open` was awaited.
     """
 
-    at_once = False
+    at_once: bool = False
 
     def __init__(
         self,
@@ -148,7 +151,7 @@ class RedisBus:
             raise
         self._opened = asyncio.get_running_loop().time()
         for address in self._addresses:
-            log.info("the bus at %s is there", address.text, extra={"event": "bus_up"})
+            log.info("connected to the bus at %s", address.text, extra={"event": "bus_up"})
         handler.up()
 
     async def close(self) -> None:
@@ -224,7 +227,8 @@ class RedisBus:
         if len(self._servers) == 1:
             return [(self._servers[0], rooms)]
         parts: dict[Server, list[str]] = defaultdict(list)
-        for room in rooms:
+        # After `close` nothing is subscribed.
+        for room in rooms if self._servers else ():
             parts[self._server(room)].append(room)
         return list(parts.items())
 
@@ -304,6 +308,8 @@ class RedisBus:
             BusError: the server refuses.
         """
         found: dict[str, str | None] = {}
+        if not self._servers:
+            raise BusUnavailableError(f"{self!r} is not open")
         parts = [
             (server, part[start : start + ROOMS_AT_ONCE])
             for server, part in self._divided(rooms)

@@ -40,6 +40,8 @@ async def greet(link: Link, address: Address, origin: str) -> dict[str, str]:
     await name
     if isinstance(text, ReplyError):
         raise BusError(_of_info(address, text))
+    if not isinstance(text, bytes):
+        raise BusError(f"{address.text} does not answer INFO as Redis and Valkey do")
     facts = dict(
         line.split(":", 1) for line in text.decode("utf-8", "replace").split("\r\n") if ":" in line
     )

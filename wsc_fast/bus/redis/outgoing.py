@@ -20,8 +20,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wsc_fast._core.resp import ReplyError
-from wsc_fast.bus.base import KEY_SECONDS, Outgoing, Published, Retention
-from wsc_fast.bus.redis.commands import Names, call, command, script
+from wsc_fast.bus.base import (
+    KEY_SECONDS,
+    MOST_ENTRY_BYTES,
+    MOST_KEY_BYTES,
+    Outgoing,
+    Published,
+    Retention,
+)
+from wsc_fast.bus.redis.commands import Names, call, command, encode, script
 from wsc_fast.bus.redis.link import FULL, Link, LinkLostError
 from wsc_fast.bus.redis.needs import Counters
 from wsc_fast.errors import BusError, BusUnavailableError
@@ -140,7 +147,8 @@ class Sender:
         self._ready: deque[Lane] = deque()
         self._publish = script("publish")
         self._once = script("once")
-        self._paused_until = 0.0
+        self._paused = False
+        self._loading = False
         self._called = False
         self._answered: asyncio.Future[None] | None = None
         self.waiting_bytes: int = 0
@@ -150,7 +158,7 @@ class Sender:
     def connected(self, link: Link) -> None:
         """Sends what waits."""
         self._link = link
-        self._paused_until = 0.0
+        self._paused = False
         self.send()
 
     def disconnected(self) -> None:
@@ -169,11 +177,11 @@ class Sender:
         now = self._loop.time()
         for outgoing in batch:
             message = Waiting(outgoing, now)
-            if self.waiting_bytes + message.size > self._most:
-                self.waiting_bytes += message.size
-                self._fail(message, self._unavailable(f"more than {self._most} bytes wait for it"))
-                continue
             self.waiting_bytes += message.size
+            error = self._unfit(outgoing)
+            if error is not None:
+                self._fail(message, error)
+                continue
             if outgoing.retention is None:
                 self._plain.append(message)
                 continue
@@ -183,6 +191,20 @@ class Sender:
                 self._ready.append(lane)
             lane.waiting.append(message)
         self.send()
+
+    def _unfit(self, outgoing: Outgoing) -> BusError | None:
+        """Why a message is not even tried."""
+        if self.waiting_bytes > self._most:
+            return self._unavailable(f"more than {self._most} bytes wait for it")
+        size = len(outgoing.entry)
+        if size > MOST_ENTRY_BYTES:
+            return BusError(f"a message has at most {MOST_ENTRY_BYTES} bytes on a bus, not {size}")
+        key = outgoing.idempotency_key
+        if key is not None and len(encode(key)) > MOST_KEY_BYTES:
+            return BusError(
+                f"an idempotency key has at most {MOST_KEY_BYTES} bytes, not {len(encode(key))}"
+            )
+        return None
 
     def send_soon(self) -> None:
         """Sends what waits, once for all answers of this turn of the loop."""
@@ -197,16 +219,16 @@ class Sender:
     def send(self) -> None:
         """Sends as much of what waits as the connection takes."""
         link = self._link
-        if link is None or link.full or link.lost.done():
-            return
-        if self._loop.time() < self._paused_until:
+        if link is None or link.full or link.lost.done() or self._paused:
             return
         commands: list[bytes] = []
         answers: list[Callable[[Any], object]] = []
         size = 0
         room = MOST_UNANSWERED - link.unanswered
         while len(commands) < room and size < FULL and (self._plain or self._ready):
-            made = self._plain_command() if self._plain else self._kept_command()
+            # In turns, so that neither holds up the other.
+            plain = self._plain and (not self._ready or len(commands) % 2 == 0)
+            made = self._plain_command() if plain else self._kept_command()
             if made is not None:
                 commands.append(made[0])
                 answers.append(made[1])
@@ -365,18 +387,24 @@ class Sender:
         if link is None:
             return False
         if text.startswith("NOSCRIPT"):
-            link.ask(b"SCRIPT", b"LOAD", self._publish.text)
+            if not self._loading:
+                self._loading = True
+                link.send(command(b"SCRIPT", b"LOAD", self._publish.text), self._loaded)
             return True
         if is_elsewhere(text):
             link.abort(error)
             return True
         if is_passing(text):
-            self._paused_until = self._loop.time() + PAUSE
+            self._paused = True
             self._loop.call_later(PAUSE, self._go_on)
             return True
         return False
 
+    def _loaded(self, value: Any) -> None:
+        self._loading = False
+
     def _go_on(self) -> None:
+        self._paused = False
         self._put_back()
         self.send()
 
@@ -413,7 +441,8 @@ class Sender:
         if answer is None:
             self._not_published(message.outgoing, error)
         elif not answer.done():
-            answer.set_exception(error)
+            # A new one for each: who awaits it adds a traceback.
+            answer.set_exception(type(error)(str(error)))
 
     def expire(self, now: float) -> None:
         """Fails the messages that have waited for too long."""

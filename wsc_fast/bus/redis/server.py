@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -99,6 +100,7 @@ class Server:
         self._looked = self._loop.time()
         self._next_probe = self._looked + PROBE
         self._probed: Link | None = None
+        self._probe_sent: bytes | None = None
         self._overdue = 0.0
         self._first: object = None
 
@@ -266,7 +268,8 @@ class Server:
             self._counters.reconnects += 1
             try:
                 await connect()
-            except (OSError, TimeoutError, BusError) as error:
+            except Exception as error:
+                # Whatever it is: the task goes on.
                 self._set_failing(role, error)
             else:
                 self._set_failing(role, None)
@@ -285,7 +288,7 @@ class Server:
 
     def _stray(self, channel: bytes, data: bytes) -> None:
         """A message of the inbox, or of a channel that was unsubscribed just now."""
-        if channel == self._inbox and data.startswith(b"probe "):
+        if channel == self._inbox and data == self._probe_sent:
             self._probe_came(float(data[6:]))
 
     # --- looking after it ---
@@ -303,7 +306,7 @@ class Server:
         self._watch_subscribing(elapsed)
         if now >= self._next_probe:
             self._next_probe = now + PROBE
-            self._probe(now)
+            self._probe()
         self.sender.expire(now)
 
     def _watch(self, link: Link, elapsed: float) -> None:
@@ -327,10 +330,11 @@ class Server:
             self._overdue = 0.0
             link.abort(ConnectionError(f"no answer to a subscription within {DEAD:g} s"))
 
-    def _probe(self, now: float) -> None:
+    def _probe(self) -> None:
         self._probed = self._reader
         if self._writer is not None and self._reader is not None:
-            data = command(b"PUBLISH", self._inbox, b"probe %f" % now)
+            self._probe_sent = b"probe %f" % time.monotonic()
+            data = command(b"PUBLISH", self._inbox, self._probe_sent)
             self._writer.send(data, self._probe_answered)
 
     def _probe_answered(self, value: Any) -> None:
@@ -339,7 +343,7 @@ class Server:
             reader.abort(ConnectionError("the server does not know our subscriptions"))
 
     def _probe_came(self, sent: float) -> None:
-        lag = self._loop.time() - sent
+        lag = time.monotonic() - sent
         self._counters.longest_lag = max(self._counters.longest_lag, lag)
         if lag > LAG:
             log.warning(

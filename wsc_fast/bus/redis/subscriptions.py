@@ -80,8 +80,9 @@ class Subscriptions:
         for each in self._wanted.values():
             link.set_name(each.channel, each.room)
         self._to_send = deque(self._wanted.values())
-        # The first one is there to see whether we may.
-        link.send(command(b"UNSUBSCRIBE", self._inbox) + command(b"SUBSCRIBE", self._inbox))
+        # The second one is there to see whether we may. Valkey refuses it without a subscription.
+        link.send(command(b"SUBSCRIBE", self._inbox))
+        link.send(command(b"UNSUBSCRIBE", self._inbox + b":none"))
         self._commands += (_Command((), 1), _Command((), 1))
         self._send()
 

@@ -1,0 +1,568 @@
+"""Chains and recoveries of two hubs on a model of a bus that loses, repeats, reorders and forgets.
+
+Checked against the record of all that was ever published: between two messages that a client got
+without a notice in between there never was another one, none comes twice, and each join ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wsc_fast._core.envelopes import open_entry
+from wsc_fast.bus.base import Entry, Page, Retention
+from wsc_fast.cluster import chain as chain_module
+from wsc_fast.cluster import recovery as recovery_module
+from wsc_fast.cluster.chain import Chain, Message
+from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.recovery import Join, Recovery
+
+KEEP = Retention(100, 300.0)
+ENTRY = b"b 0 0 0\n"
+
+
+class Answer:
+    """The future of a read, whose callbacks run at once."""
+
+    def __init__(self, bus: Bus, since: str | None, limit: int) -> None:
+        self.bus, self.since, self.limit = bus, since, limit
+        self.page: Page | None = None  # as the bus has read it
+        self._callbacks: list[Callable[[Any], None]] = []
+        self._done = False
+        self._error: Exception | None = None
+
+    def done(self) -> bool:
+        return self._done
+
+    def cancelled(self) -> bool:
+        return False
+
+    def exception(self) -> Exception | None:
+        return self._error
+
+    def result(self) -> Page:
+        assert self.page is not None
+        return self.page
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self._callbacks.append(callback)
+
+    def end(self, error: Exception | None = None) -> None:
+        self.bus.reads.remove(self)
+        if error is None and self.page is None:
+            self.page = self.bus.page(self.since, self.limit)
+        self._error, self._done = error, True
+        for callback in self._callbacks:
+            callback(self)
+
+
+class Bus:
+    """A history of one room, and all that is under way between it and the hubs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.entries: list[str] = []
+        self.before = self.top = self.new_position()
+        self.follows: dict[str, str] = {}  # of each position ever: the one before it
+        self.reads: list[Answer] = []
+        self.lines: list[list[tuple[str, str]]] = [[], []]  # per hub: (prev, position) under way
+
+    def new_position(self) -> str:
+        self.count += 1
+        return f"{self.count}.x"
+
+    def publish(self) -> None:
+        position = self.new_position()
+        self.follows[position] = self.top
+        for line in self.lines:
+            line.append((self.top, position))
+        self.entries.append(position)
+        self.top = position
+
+    def read(self, since: str | None, limit: int) -> Answer:
+        answer = Answer(self, since, limit)
+        self.reads.append(answer)
+        return answer
+
+    def page(self, since: str | None, limit: int) -> Page:
+        if since is None:
+            assert limit == 0
+            return Page(self.top, True, ())
+        places = [self.before, *self.entries]
+        if since not in places:
+            return Page(self.top, False, ())
+        found = self.entries[places.index(since) :][:limit]
+        return Page(self.top, True, [Entry(position, ENTRY) for position in found])
+
+    def trim(self, count: int) -> None:
+        for _ in range(min(count, len(self.entries))):
+            self.before = self.entries.pop(0)
+
+    def crash(self, lost: int) -> None:
+        """Restarts without its newest messages: connections end, and what was under way."""
+        for line in self.lines:
+            line.clear()
+        for _ in range(min(lost, len(self.entries))):
+            self.entries.pop()
+        self.top = self.entries[-1] if self.entries else self.before
+        for answer in list(self.reads):
+            if answer in self.reads and answer.page is not None:
+                answer.end(OSError("lost"))
+
+    def empty(self) -> None:
+        self.entries.clear()
+        self.before = self.top = self.new_position()
+        self.crash(0)
+
+
+class Client:
+    """A client that remembers positions over its connections."""
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.connected = True
+        self.position: str | None = None
+        self.view: list[tuple[str, str]] = []  # what it heard: a message, a place, or a gap
+
+    def is_connected(self) -> bool:
+        return self.connected
+
+    def hears(self, what: str, position: str) -> None:
+        assert self.connected
+        self.view.append((what, position))
+        self.position = position
+
+
+class Hub:
+    """A chain and a recovery, with members: what cluster/rooms.py and the engine are to them."""
+
+    def __init__(self, bus: Bus, number: int) -> None:
+        self.bus, self.line = bus, bus.lines[number]
+        self.members: set[Any] = set()
+        self.recovery = Recovery(None, Counters(), self.read)  # type: ignore[arg-type]
+        self.chain = Chain("r", KEEP, self)
+        self.chain.heal()
+
+    def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Any:
+        return self.bus.read(since, limit)
+
+    def give(self, room: str, message: Message) -> None:
+        for member in self.members:
+            member.client.hears("message", message.position)
+
+    def gap(self, room: str, position: str) -> None:
+        for member in self.members:
+            member.client.hears("gap", position)
+
+    def settled(self, chain: Chain) -> None:
+        self.recovery.settled(chain)
+
+    def count_heal(self, room: str, messages: int) -> None:
+        pass
+
+    def failed(self, room: str, error: Exception) -> None:
+        assert isinstance(error, OSError)
+
+    def deliver(self, at: int, times: int) -> None:
+        """One of the messages under way comes, so many times."""
+        if self.line:
+            prev, position = self.line.pop(at % len(self.line))
+            for _ in range(times):
+                self.chain.heard(prev, [Message(position, *open_entry(ENTRY))])
+
+
+class Connection:
+    """A connection of a client to a hub, as `_core.kept` takes one."""
+
+    def __init__(self, client: Client, hub: Hub) -> None:
+        self.client, self.hub, self.id = client, hub, client.id
+
+    def is_connected(self) -> bool:
+        return self.client.connected
+
+
+def give_one(engine: Any, client: Connection, room: str, position: str, frame: bytes) -> None:
+    client.client.hears("message", position)
+
+
+def say(engine: Any, client: Connection, room: str, position: str, more: str) -> None:
+    if '"recovered":true' in more:
+        assert client.client.position == position, "recovered, but not whole"
+    else:
+        client.client.hears("place", position)
+
+
+def enter_room(engine: Any, client: Connection, room: Any) -> bool:
+    assert client not in client.hub.members
+    client.hub.members.add(client)
+    return True
+
+
+class World:
+    """Two hubs, three clients and the bus; each method is something that may happen."""
+
+    def __init__(self) -> None:
+        self.bus = Bus()
+        self.hubs = [Hub(self.bus, number) for number in range(2)]
+        self.clients = [Client(f"c{number}") for number in range(3)]
+        self.connections: list[Connection | None] = [None, None, None]
+
+    def publish(self, number: int) -> None:
+        for _ in range(1 + number % 3):
+            self.bus.publish()
+
+    def deliver(self, number: int) -> None:
+        self.hubs[number % 2].deliver(0, 1)
+
+    def repeat(self, number: int) -> None:
+        self.hubs[number % 2].deliver(0, 2)
+
+    def reorder(self, number: int) -> None:
+        self.hubs[number % 2].deliver(number, 1)
+
+    def lose(self, number: int) -> None:
+        del self.hubs[number % 2].line[: 1 + number % 3]
+
+    def execute(self, number: int) -> None:
+        """The bus reads, and the answer is under way."""
+        if self.bus.reads:
+            answer = self.bus.reads[number % len(self.bus.reads)]
+            answer.page = answer.page or self.bus.page(answer.since, answer.limit)
+
+    def answer(self, number: int) -> None:
+        if self.bus.reads:
+            self.bus.reads[number % len(self.bus.reads)].end()
+
+    def fail(self, number: int) -> None:
+        if self.bus.reads:
+            self.bus.reads[number % len(self.bus.reads)].end(OSError("no answer"))
+
+    def trim(self, number: int) -> None:
+        self.bus.trim(1 + number % 4)
+
+    def rewind(self, number: int) -> None:
+        self.bus.crash(number % 4)
+        self.subscribed_again()
+
+    def empty(self, number: int) -> None:
+        self.bus.empty()
+        self.subscribed_again()
+
+    def subscribed_again(self) -> None:
+        for hub in self.hubs:
+            hub.chain.heal()
+
+    def audit(self, number: int) -> None:
+        chain = self.hubs[number % 2].chain
+        if not chain.healing and chain.last != self.bus.top:
+            chain.heal()
+
+    def come(self, number: int) -> None:
+        """A client connects and joins, with its position; it may have no such thing yet."""
+        which = number % 3
+        if self.connections[which] is None:
+            hub = self.hubs[number // 3 % 2]
+            self.connections[which] = Connection(self.clients[which], hub)
+            self.clients[which].connected = True
+            self.clients[which].view.append(("connected", ""))
+            self.join(which, self.clients[which].position)
+
+    def join(self, which: int, position: str | None) -> None:
+        connection = self.connections[which]
+        if connection is not None and connection not in connection.hub.members:
+            hub = connection.hub
+            hub.recovery.join(hub.chain, Join(connection, None, position))  # type: ignore[arg-type]
+
+    def join_again(self, number: int) -> None:
+        """The application joins a client twice; the second time there is no position."""
+        self.join(number % 3, None)
+
+    def leave(self, number: int) -> None:
+        """The application takes a client out of the room, and back into it."""
+        connection = self.connections[number % 3]
+        if connection is not None:
+            connection.hub.members.discard(connection)
+            connection.hub.recovery.leave("r", connection)  # type: ignore[arg-type]
+            self.join(number % 3, None)
+
+    def go(self, number: int) -> None:
+        connection = self.connections[number % 3]
+        if connection is not None:
+            self.connections[number % 3] = None
+            connection.hub.members.discard(connection)
+            connection.client.connected = False
+            # A connection that has ended never opens again.
+            connection.is_connected = lambda: False  # type: ignore[method-assign]
+
+    def second(self, number: int) -> None:
+        self.hubs[number % 2].recovery.look()
+
+    def stop(self, number: int) -> None:
+        """A hub stops and starts while reads are under way."""
+        old = self.hubs[number % 2]
+        for which, connection in enumerate(self.connections):
+            if connection is not None and connection.hub is old:
+                self.go(which)
+        old.recovery.forget()
+        old.chain.end()
+        old.chain = Chain("r", KEEP, old)
+        old.line.clear()
+        old.chain.heal()
+
+    # --- the end ---
+
+    def settle(self) -> None:
+        """Nothing fails any more: all that waits for something gets it."""
+        for _ in range(30):
+            while self.bus.reads:
+                self.bus.reads[0].end()
+            for hub in self.hubs:
+                hub.line.clear()
+                hub.recovery.look()
+                if hub.chain.last != self.bus.top:
+                    hub.chain.heal()
+
+    def check(self) -> None:
+        for hub in self.hubs:
+            assert not hub.chain.healing
+            assert hub.chain.last == self.bus.top
+            assert not hub.recovery.waits("r")
+        for connection in self.connections:
+            if connection is not None:
+                assert connection in connection.hub.members
+                assert connection.client.position == self.bus.top
+        for client in self.clients:
+            self.check_view(client.view)
+
+    def check_view(self, view: list[tuple[str, str]]) -> None:
+        seen: set[str] = set()
+        of_connection: set[str] = set()
+        at = None
+        for what, position in view:
+            if what == "connected":
+                of_connection.clear()
+                continue
+            if what == "message":
+                assert at is not None, f"a message before the first place: {view}"
+                assert self.bus.follows[position] == at, f"not after {at}: {view}"
+                assert position not in seen | of_connection, f"doubled: {view}"
+                seen.add(position)
+                of_connection.add(position)
+            elif what == "place":
+                # The client loads its state anew.
+                seen.clear()
+                of_connection.clear()
+            else:
+                # The bus has lost these messages, and another hub may not know of it yet.
+                seen.clear()
+            at = position
+
+
+ACTIONS = [
+    *["publish"] * 4,
+    *["deliver"] * 4,
+    *["answer"] * 5,
+    *["come"] * 3,
+    *["go"] * 2,
+    "execute",
+    "repeat",
+    "reorder",
+    "lose",
+    "fail",
+    "trim",
+    "rewind",
+    "empty",
+    "audit",
+    "join_again",
+    "leave",
+    "second",
+    "stop",
+]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds that a few messages reach, and a model in the engine's place."""
+    for module, name, value in (
+        (chain_module, "RING_MESSAGES", 3),
+        (chain_module, "HEAL_LIMIT", 4),
+        (chain_module, "MOST_WAITING", 3),
+        (recovery_module, "MOST_MISSED", 6),
+        (recovery_module, "MOST_READS", 2),
+    ):
+        monkeypatch.setattr(module, name, value)
+    kept = SimpleNamespace(give_one=give_one, say=say, enter_room=enter_room)
+    monkeypatch.setattr(recovery_module, "kept", kept)
+
+
+@pytest.mark.usefixtures("small")
+@settings(
+    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.randoms(use_true_random=False), st.integers(10, 150))
+def test_nobody_misses_a_message_without_a_word(random: Random, count: int) -> None:
+    # Lists of hypothesis are mostly too short to get anywhere.
+    play([(random.choice(ACTIONS), random.randrange(12)) for _ in range(count)])
+
+
+def play(actions: list[tuple[str, int]]) -> World:
+    world = World()
+    for name, number in actions:
+        getattr(world, name)(number)
+    world.settle()
+    world.check()
+    return world
+
+
+# Found by the test above, and shortened.
+FOUND = {
+    "a chain that is followed no more gives what it read to members of the next one": [
+        ("stop", 2),
+        ("come", 1),
+        ("answer", 6),
+        ("publish", 9),
+        ("answer", 1),
+        ("publish", 8),
+    ],
+    "a message that waited is of a history that the bus has lost": [
+        ("come", 8),
+        ("answer", 10),
+        ("stop", 2),
+        ("publish", 2),
+        ("come", 8),
+        ("answer", 7),
+        ("answer", 5),
+        ("repeat", 2),
+        ("rewind", 7),
+    ],
+    "a client waits for a chain whose first read has failed": [
+        ("come", 0),
+        ("fail", 0),
+        ("fail", 0),
+    ],
+}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("actions", FOUND.values(), ids=FOUND)
+def test_a_fault_that_was_found_does_not_come_back(actions: list[tuple[str, int]]) -> None:
+    play(actions)
+
+
+# --- one by one ---
+
+
+@pytest.fixture
+def world(small: None) -> World:
+    """Two hubs that know the room, which has had six messages since; the ring has three."""
+    world = World()
+    for number in range(3):
+        world.come(number)
+    while world.bus.reads:
+        world.bus.reads[0].end()
+    for _ in range(6):
+        world.bus.publish()
+    return world
+
+
+def test_a_read_that_was_asked_for_twice_gives_its_messages_once(world: World) -> None:
+    world.go(0)
+    for _ in range(6):
+        world.deliver(0)
+    world.come(0)  # its place is behind the ring: it waits for a read
+    (read,) = world.bus.reads
+    world.hubs[0].chain.heal()
+    world.bus.reads[-1].end()  # settled: the join is looked at once more
+    world.hubs[0].chain.heal()  # and while it heals again ...
+    read.end()  # ... the read ends
+    world.settle()
+    world.check()
+    assert [what for what, _ in world.clients[0].view].count("message") == 6
+
+
+def test_a_second_join_leaves_the_first_one_its_position(world: World) -> None:
+    world.go(0)
+    world.come(0)
+    world.join_again(0)
+    world.settle()
+    world.check()
+    assert [what for what, _ in world.clients[0].view].count("place") == 1
+
+
+def test_clients_that_ask_for_the_same_share_a_read(world: World) -> None:
+    for number in range(3):
+        world.go(number)
+    for _ in range(6):
+        world.deliver(0)
+    for number in range(3):
+        world.come(number)
+    assert len(world.bus.reads) == 1
+    world.settle()
+    world.check()
+
+
+def test_a_message_that_comes_while_an_older_read_is_answered_is_looked_for(world: World) -> None:
+    hub = world.hubs[0]
+    hub.chain.heal()
+    read = world.bus.reads[-1]
+    read.page = world.bus.page(read.since, read.limit)
+    hub.line.clear()
+    for _ in range(2):
+        world.bus.publish()
+    world.reorder(0)  # the next to last is delivered, the last one lost
+    hub.line.clear()
+    read.end()
+    while world.bus.reads:
+        world.bus.reads[0].end()
+    assert hub.chain.last == world.bus.top
+
+
+def test_a_new_connection_in_the_middle_of_a_heal_reads_once_more(world: World) -> None:
+    hub = world.hubs[0]
+    hub.chain.heal()
+    read = world.bus.reads[-1]
+    read.page = world.bus.page(read.since, read.limit)
+    world.bus.publish()
+    hub.line.clear()
+    hub.chain.heal()  # subscribed again
+    while world.bus.reads:
+        world.bus.reads[0].end()
+    assert hub.chain.last == world.bus.top
+
+
+def test_reads_of_a_hub_that_stopped_take_no_place_of_the_next(world: World) -> None:
+    hub = world.hubs[0]
+    world.go(0)
+    for _ in range(6):
+        world.deliver(0)
+    for _ in range(5):
+        world.come(0)
+        world.stop(0)
+    world.come(0)
+    world.settle()
+    world.check()
+    assert hub.recovery._reads == 0
+
+
+def test_a_bus_that_contradicts_itself_ends_a_join_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads for joins say that nothing is missing, and the chain never comes to know the place."""
+    world.go(0)
+    world.clients[0].position = "elsewhere"
+    page = world.bus.page
+
+    def contradicting(since: str | None, limit: int) -> Page:
+        return Page(world.bus.top, True, ()) if since == "elsewhere" else page(since, limit)
+
+    monkeypatch.setattr(world.bus, "page", contradicting)
+    world.come(0)
+    world.settle()
+    world.check()
+    assert world.clients[0].view[-1] == ("place", world.bus.top)
