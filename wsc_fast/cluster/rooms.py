@@ -117,7 +117,10 @@ class Rooms:
 
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer:
         """See `Needs`."""
-        return asyncio.ensure_future(self._bus.read(room, since, limit, retention))
+        answer = asyncio.ensure_future(self._bus.read(room, since, limit, retention))
+        if not answer.done():
+            answer.add_done_callback(_look_at_error)
+        return answer
 
     def give(self, room: str, message: Message) -> None:
         """See `Needs`."""
@@ -221,3 +224,9 @@ class Rooms:
         self._recovery.forget()
         self._emptied.clear()
         self._lingering.clear()
+
+
+def _look_at_error(answer: Answer) -> None:
+    """Looks at the error of a read for which nobody waits any more, so that asyncio does not."""
+    if not answer.cancelled():
+        answer.exception()
