@@ -25,6 +25,8 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from tests.aware import Aware, keeping
+from tests.redis_server import RedisServer
 from tests.support import busy, crowd, join, known, named, only_client, stall
 from wsc_fast import (
     ACKConfig,
@@ -37,6 +39,7 @@ from wsc_fast import (
     HubStoppedError,
     ListenError,
     MemoryOfflineStore,
+    RedisBus,
     Request,
     ValidationError,
 )
@@ -249,6 +252,47 @@ async def test_acknowledgements_and_their_store_are_timed() -> None:
         assert found["wsc_stored_messages_total"] == 1
         assert found["wsc_store_errors_total"] == 0
     assert away.done()  # its message is in the store
+
+
+async def test_kept_rooms_tell_who_recovered() -> None:
+    hub = keeping(hub=metered(), size=1)
+    async with running(hub):
+        client = await Aware.open(hub, "a")
+        await client.recv()
+        for number in range(100):
+            hub.broadcast_to_room("r", str(number))
+        await client.texts(100)
+        client.close()
+        for positions in (client.positions, {"r": "unknown"}):
+            back = await Aware.open(hub, "a", positions)
+            await back.recv()
+            back.close()
+        samples = await scrape(hub.port)
+        assert samples["wsc_bus_published_total"] == 100
+        assert samples["wsc_bus_received_total"] == 100
+        assert samples["wsc_recoveries_total{outcome=recovered}"] == 1
+        assert samples["wsc_recoveries_total{outcome=not_recovered}"] == 1
+        assert samples["wsc_gaps_total"] == samples["wsc_heals_total"] == 0
+        assert hub.cluster.counters()["recovered"] == 1
+        hub.reset_stats()
+        assert set(hub.cluster.counters().values()) == {0}
+        assert (await scrape(hub.port))["wsc_bus_published_total"] == 0
+
+
+async def test_bytes_on_the_bus_that_no_hub_wrote_are_counted(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        hub = keeping(hub=Hub(authenticate=named, bus=RedisBus(server.url)))
+        hub.enable_metrics(registry=new_registry())
+        async with running(hub):
+            client = await Aware.open(hub, "a")
+            await client.recv()
+            server.command("PUBLISH", "wsc:c:{r}", "by somebody else")
+            await hub.publish("r", "by the hub")
+            assert await client.texts(1) == [b"by the hub"]
+            samples = await scrape(hub.port)
+            assert samples["wsc_bus_errors_total{reason=poisoned}"] == 1
+            assert samples["wsc_bus_errors_total{reason=not_published}"] == 0
+            client.close()
 
 
 async def test_the_heartbeat_tells_round_trips_and_backlogs() -> None:

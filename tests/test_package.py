@@ -49,6 +49,8 @@ PUBLIC = (
     "RedisOfflineStore",
     "MemoryOfflineStore",
     "MemoryBus",
+    "Published",
+    "HistoryEntry",
     "handle_websocket",
     "Request",
     "Response",

@@ -30,6 +30,7 @@ import trustme
 from tests.clients.node_peers import node, own_websocket
 from tests.clients.support import missing
 from tests.commands import commands
+from tests.redis_server import RedisServer
 from wsc_fast import ACKMessage, AckStatus, Hub, HubMessage, Identity
 from wsc_fast.messages import Acknowledgement
 from wsc_fast.testing import CLOSE, TEXT, RawClient, encode, eventually, running
@@ -48,6 +49,8 @@ FRAMEWORKS = "docs/frameworks.md"
 RESTARTING = ("docs/how-to.md", "Restarting")
 CLIENT_IN_PYTHON = ("docs/wire.md", "In Python")
 CLIENT_IN_A_BROWSER = ("docs/wire.md", "In a browser")
+RECOVERING_IN_PYTHON = ("docs/wire.md", "Recovering, in Python")
+RECOVERING_IN_A_BROWSER = ("docs/wire.md", "Recovering, in a browser")
 # Programs that end by themselves.
 ENDING = ("Compression", "Memory", "Slow consumers")
 # Lines of the hub's log that belong to them.
@@ -85,7 +88,9 @@ PROGRAMS = {(block.page, block.title): block.code for block in PYTHON if block.i
 SERVING = [
     key
     for key in PROGRAMS
-    if key not in (RESTARTING, CLIENT_IN_PYTHON) and key[1] not in ENDING and key[0] != FRAMEWORKS
+    if key not in (RESTARTING, CLIENT_IN_PYTHON, RECOVERING_IN_PYTHON)
+    and key[1] not in ENDING
+    and key[0] != FRAMEWORKS
 ]
 # Programs whose server, uvicorn, ends by the signal once it has ended well.
 ENDED_BY_SIGNAL = ("Beside FastAPI",)
@@ -211,8 +216,11 @@ def test_a_program_tells_its_clients_that_it_ends(
         certificate.cert_chain_pems[0].write_to_path(tmp_path / "server.pem")
         certificate.private_key_pem.write_to_path(tmp_path / "server.key")
         tls = client_tls
-    command = [sys.executable, "-c", on_other_ports(PROGRAMS[key], ports)]
-    with started(command, tmp_path) as process:
+    code = on_other_ports(PROGRAMS[key], ports)
+    with (
+        redis_for(code, tmp_path) as code,
+        started([sys.executable, "-c", code], tmp_path) as process,
+    ):
         with connected(ports[0]) as plain:
             sock = plain if tls is None else tls.wrap_socket(plain, server_hostname="localhost")
             assert upgraded(sock).startswith(b"HTTP/1.1 101 ")
@@ -223,6 +231,16 @@ def test_a_program_tells_its_clients_that_it_ends(
         by_signal = key[1] in ENDED_BY_SIGNAL and number == signal.SIGTERM
         assert process.returncode == (-number if by_signal else 0)
         assert "Traceback" not in err
+
+
+@contextmanager
+def redis_for(code: str, folder: Path) -> Iterator[str]:
+    """The program with the server that it needs, on a port of that server's."""
+    if "6379" not in code:
+        yield code
+        return
+    with RedisServer(folder) as server:
+        yield code.replace("6379", str(server.port))
 
 
 def upgraded(sock: socket.socket) -> bytes:
@@ -260,29 +278,27 @@ def test_the_recipe_of_restarting_serves_the_socket_that_it_inherits(tmp_path: P
             assert ended(process, warned=" INFO wsc_fast: ") == ""
 
 
-def client_program(language: str) -> list[str]:
+def client_program(key: tuple[str, str]) -> list[str]:
     """The command of a client of the page about the wire, for the port 8080."""
-    if language == "Python":
-        return [sys.executable, "-u", "-c", PROGRAMS[CLIENT_IN_PYTHON]]
-    (code,) = [each.code for each in BLOCKS if (each.page, each.title) == CLIENT_IN_A_BROWSER]
+    if key in PROGRAMS:
+        return [sys.executable, "-u", "-c", PROGRAMS[key]]
+    (code,) = [each.code for each in BLOCKS if (each.page, each.title) == key]
     found = node()
     if found is None or own_websocket(found[0]) is not None:
         missing("there is no Node with a WebSocket of its own")
     return [found[0], "-e", code]
 
 
-@pytest.mark.parametrize("language", ["Python", "JavaScript"])
+@pytest.mark.parametrize("key", [CLIENT_IN_PYTHON, CLIENT_IN_A_BROWSER], ids=identified)
 async def test_a_client_acknowledges_and_shows_each_message_once(
-    language: str, tmp_path: Path
+    key: tuple[str, str], tmp_path: Path
 ) -> None:
     hub = Hub(authenticate=lambda request: Identity(request.query["user"]))
     hub.enable_ack()
-    command = client_program(language)
+    command = client_program(key)
     async with running(hub):
         command[-1] = command[-1].replace("8080", str(hub.port))
-        # Node does not run with the library of a sanitizer.
-        env = {} if language == "Python" else {"LD_PRELOAD": ""}
-        with started(command, tmp_path, env) as process:
+        with started(command, tmp_path, environment_of(key)) as process:
             await eventually(lambda: hub.get_clients_by_user("ann"), timeout=20)
             for content in ("one", "one", "two"):
                 message = ACKMessage(id=content, content=content)
@@ -290,6 +306,51 @@ async def test_a_client_acknowledges_and_shows_each_message_once(
             hub.get_clients_by_user("ann")[0].disconnect(4401)  # it does not come back
             await eventually(lambda: process.poll() is not None, timeout=20)
             assert ended(process) == "one\ntwo\n"
+
+
+def environment_of(key: tuple[str, str]) -> dict[str, str]:
+    # Node does not run with the library of a sanitizer.
+    return {} if key in PROGRAMS else {"LD_PRELOAD": ""}
+
+
+@pytest.mark.parametrize("key", [RECOVERING_IN_PYTHON, RECOVERING_IN_A_BROWSER], ids=identified)
+async def test_a_client_recovers_what_it_missed_or_loads_anew(
+    key: tuple[str, str], tmp_path: Path
+) -> None:
+    hub = Hub()
+    hub.keep("r", size=20)
+    hub.on_client_connected(lambda client: hub.join_room(client.id, "r"))
+    command = client_program(key)
+
+    async def cut_off(messages: list[str]) -> None:
+        (client,) = hub.iter_clients()
+        client.disconnect(1012)
+        await eventually(lambda: hub.get_connected_clients() == 0)
+        for each in messages:
+            hub.broadcast_to_room("r", each)
+        await eventually(lambda: hub.get_connected_clients() == 1, timeout=20)
+
+    async with running(hub):
+        command[-1] = command[-1].replace("8080", str(hub.port))
+        with started(command, tmp_path, environment_of(key)) as process:
+            await eventually(lambda: hub.get_connected_clients() == 1, timeout=20)
+            hub.broadcast_to_room("r", "live\nin two lines")
+            await cut_off(["missed 1", "missed 2"])
+            hub.broadcast("to all")
+            await cut_off([f"too many {number}" for number in range(100)])
+            hub.broadcast_to_room("r", "live again")
+            (client,) = hub.iter_clients()
+            client.disconnect(4401)  # it does not come back
+            await eventually(lambda: process.poll() is not None, timeout=20)
+            nowhere = "None" if key in PROGRAMS else "undefined"
+            assert ended(process).splitlines() == [
+                "load r",
+                *("r live", "in two lines"),
+                *("r missed 1", "r missed 2"),
+                f"{nowhere} to all",
+                "load r",
+                "r live again",
+            ]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import inspect
 import re
 import types
 import typing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from wsc_fast import (
     ACKMessage,
     AckStatus,
     Client,
+    HistoryEntry,
     Hub,
     HubConfig,
     HubMessage,
@@ -28,6 +30,7 @@ from wsc_fast import (
     OfflineStore,
     PendingACK,
     Priority,
+    Published,
     RedisBus,
     RedisOfflineStore,
     Request,
@@ -40,6 +43,7 @@ from wsc_fast import (
     StoredMessage,
 )
 from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
+from wsc_fast.cluster.counters import Counters
 from wsc_fast.config.base import Settings
 from wsc_fast.config.kinds import kinds_of
 
@@ -230,6 +234,12 @@ def test_what_a_class_has_is_there(cls: type, title: str) -> None:
 def test_a_field_of_a_struct_is_there(cls: type[msgspec.Struct], title: str) -> None:
     missing = [n for n in cls.__struct_fields__ if not is_named(n, section(REFERENCE, title))]
     assert missing == []
+
+
+@pytest.mark.parametrize("cls", [Published, HistoryEntry, Counters], ids=lambda cls: cls.__name__)
+def test_a_field_about_several_hubs_is_there(cls: Any) -> None:
+    text = section(REFERENCE, "Several hubs")
+    assert [each.name for each in fields(cls) if not is_named(each.name, text)] == []
 
 
 @pytest.mark.parametrize(("enum", "title"), [(Priority, "HubMessage"), (AckStatus, "PendingACK")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from tests.aware import Aware, keeping
 from tests.redis_server import RedisServer
 from tests.support import join, named
-from wsc_fast import Hub, RoomNotFoundError
+from wsc_fast import Client, Hub, RoomNotFoundError
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.testing import RawClient, eventually, eventually_async, running
 
@@ -227,6 +228,36 @@ async def test_a_bus_that_lost_its_data_ends_in_a_gap(server: RedisServer) -> No
         assert head.get("gap") == "r"
         assert one.cluster.counters()["gaps"] == 1
         a.close()
+
+
+async def test_broadcasts_have_a_gap_also_where_every_room_is_kept(server: RedisServer) -> None:
+    hub = keeping("*", Hub(authenticate=named, bus=RedisBus(server.url)))
+    async with running(hub):
+        a = await Aware.open(hub, "a")
+        await a.recv()
+        await eventually(lambda: server.command("PUBSUB", "NUMSUB", "wsc:c:{r}")[1] == 1)
+        server.command("CLIENT", "KILL", "TYPE", "pubsub")
+        assert await a.recv() == ({"gap": ""}, b"")
+        a.close()
+
+
+async def test_a_read_that_a_stop_ends_is_no_error_in_the_log(server: RedisServer) -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    hub = keeping("r*", Hub(authenticate=named, bus=RedisBus(server.url)))
+    joined: list[Client] = []
+    hub.on_client_connected(joined.append)
+    async with running(hub):
+        a = await Aware.open(hub, "a")
+        await a.recv()
+        server.pause()
+        b = await Aware.open(hub, "b", {"r": "unknown"})  # for which the history is read
+        await eventually(lambda: len(joined) == 2)
+        a.close()
+        b.close()
+    await eventually(lambda: len(asyncio.all_tasks()) == 1)
+    gc.collect()
+    assert errors == []
 
 
 async def test_a_hub_does_not_start_without_its_bus(server: RedisServer) -> None:

@@ -12,8 +12,10 @@ if typing.TYPE_CHECKING:
     from wsc_fast._core.pending import PendingACK
     from wsc_fast.adapters.picows_server import handle_websocket
     from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
+    from wsc_fast.bus.base import Published
     from wsc_fast.bus.memory import MemoryBus
     from wsc_fast.bus.redis.bus import RedisBus
+    from wsc_fast.cluster.node import HistoryEntry
     from wsc_fast.config import ACKConfig, HubConfig, RetryConfig
     from wsc_fast.delivery.failures import (
         ConnectionErrorHandler,
@@ -85,6 +87,7 @@ __all__ = [
     "ConfigError",
     "ConnectionErrorHandler",
     "ConnectionLostError",
+    "HistoryEntry",
     "Hub",
     "HubConfig",
     "HubMessage",
@@ -108,6 +111,7 @@ __all__ = [
     "PermissionDeniedError",
     "Priority",
     "ProtocolError",
+    "Published",
     "QueueFullError",
     "QueueFullHandler",
     "RedisBus",
@@ -141,8 +145,10 @@ _NAMES = {
     "wsc_fast._core.pending": ("PendingACK",),
     "wsc_fast.adapters.picows_server": ("handle_websocket",),
     "wsc_fast.auth": ("JWTAuthenticator", "TokenAuthenticator"),
+    "wsc_fast.bus.base": ("Published",),
     "wsc_fast.bus.memory": ("MemoryBus",),
     "wsc_fast.bus.redis.bus": ("RedisBus",),
+    "wsc_fast.cluster.node": ("HistoryEntry",),
     "wsc_fast.config": ("ACKConfig", "HubConfig", "RetryConfig"),
     "wsc_fast.delivery.failures": (
         "ConnectionErrorHandler",

@@ -90,7 +90,8 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
         authorize_publish: `authorize_publish(client, message) -> bool`, plain: whether a message of
             the client may go to `on_message_received`. Other messages are counted and dropped, and
             the failure handlers hear of them (reason `permission`).
-        bus: keeps the histories of kept rooms (see `keep`); a MemoryBus where it is None.
+        bus: connects the hub with others, and keeps the histories of kept rooms: a RedisBus of the
+            hub's own. None: the hub is alone, and `keep` makes a MemoryBus.
 
     Thread-safety: every method may be called from any thread; off the loop's thread it runs on the
     loop, and returns or raises as it would there. Source: go-wsc `NewHub`.
@@ -205,7 +206,7 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
             ObserveNeeds(
                 engine=engine,
                 calls=calls,
-                counting=Counting(engine, callbacks, delivery, self._life),
+                counting=Counting(engine, callbacks, delivery, self._life, node.counters),
                 stores=delivery.store_latencies,
                 add_route=lambda path, fn: self.route(path)(fn),
                 accompany=self._life.companions.append,

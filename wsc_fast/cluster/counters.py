@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(slots=True)
@@ -10,11 +10,12 @@ class Counters:
     """Counts since the hub was made, or since the last reset.
 
     Attributes:
-        published: messages of kept rooms that this hub has published.
-        received: messages of kept rooms that have come from the bus.
+        published: messages that this hub has given to the bus.
+        received: messages that have come from the bus: those of other hubs, and in kept rooms also
+            this hub's own.
         healed: messages that were missed on the bus, and read from the history.
         heals: reads that looked for such messages.
-        gaps: times that messages of a room could not be read, and its members were told.
+        gaps: times that messages of a kept room could not be read, and its members were told.
         recovered: joins of clients that got all that they had missed.
         not_recovered: joins of clients that had a position, and could not.
         poisoned: envelopes on the bus that are none.
@@ -30,3 +31,8 @@ class Counters:
     not_recovered: int = 0
     poisoned: int = 0
     not_published: int = 0
+
+    def reset(self) -> None:
+        """Sets all of them to 0."""
+        for each in fields(self):
+            setattr(self, each.name, 0)

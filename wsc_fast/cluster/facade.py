@@ -55,10 +55,10 @@ class Cluster:
         return await self._node.history(room_id, after, limit)
 
     def counters(self) -> dict[str, int]:
-        """Counts of kept rooms and the bus since the hub was made; see docs/several-servers.md.
+        """Counts of kept rooms and the bus, since the hub was made or the last `reset_stats`.
 
         Returns:
-            dict[str, int]: by name.
+            dict[str, int]: by name; docs/reference.md has them in a table.
 
         Thread-safety: any thread.
         """

@@ -13,7 +13,7 @@ from wsc_fast._core import kept
 from wsc_fast._core.connection import Client, is_aware, take_position
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.members import KeptRoom
-from wsc_fast.bus.base import Bus, Retention
+from wsc_fast.bus.base import EVERYBODY, Bus, Retention
 from wsc_fast.cluster.chain import Answer, Chain, Message
 from wsc_fast.cluster.counters import Counters
 from wsc_fast.cluster.recovery import Join, Recovery
@@ -110,14 +110,17 @@ class Rooms:
             chain = self._chains.get(room_id)
             if chain is not None:
                 chain.heal()
-            elif again and not self.is_kept(room_id):
+            elif again and (room_id == EVERYBODY or not self.is_kept(room_id)):
                 kept.say_gap(self._engine, room_id, None)
 
     # --- what chains need ---
 
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer:
         """See `Needs`."""
-        return asyncio.ensure_future(self._bus.read(room, since, limit, retention))
+        answer = asyncio.ensure_future(self._bus.read(room, since, limit, retention))
+        if not answer.done():
+            answer.add_done_callback(_look_at_error)
+        return answer
 
     def give(self, room: str, message: Message) -> None:
         """See `Needs`."""
@@ -221,3 +224,9 @@ class Rooms:
         self._recovery.forget()
         self._emptied.clear()
         self._lingering.clear()
+
+
+def _look_at_error(answer: Answer) -> None:
+    """Looks at the error of a read for which nobody waits any more, so that asyncio does not."""
+    if not answer.cancelled():
+        answer.exception()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wsc_fast._core.engine import Engine
+from wsc_fast.cluster.counters import Counters
 from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.life import Life
@@ -14,13 +15,20 @@ class Counting:
 
     Args:
         engine, callbacks, delivery, life: of the hub.
+        cluster: the counters of kept rooms and the bus, which HubStats has not.
 
     Thread-safety: the loop's thread.
     """
 
     def __init__(
-        self, engine: Engine, callbacks: Callbacks, delivery: Delivery, life: Life
+        self,
+        engine: Engine,
+        callbacks: Callbacks,
+        delivery: Delivery,
+        life: Life,
+        cluster: Counters,
     ) -> None:
+        self.cluster = cluster
         self._engine = engine
         self._callbacks = callbacks
         self._delivery = delivery
@@ -42,3 +50,4 @@ class Counting:
         self._engine.reset_counters()
         self._delivery.reset_counters()
         self._callbacks.reset_counters()
+        self.cluster.reset()

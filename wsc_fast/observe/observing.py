@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wsc_fast.errors import ConfigError, HubStateError, ValidationError
@@ -112,7 +113,10 @@ class Observing:
         assert self._lag is not None
         histograms = {**self._needs.engine.read_histograms(), "loop_lag": self._lag.seconds}
         return Reading(
-            self.counting.snapshot(), read_all(histograms), read_all(self._needs.stores())
+            self.counting.snapshot(),
+            read_all(histograms),
+            read_all(self._needs.stores()),
+            replace(self.counting.cluster),
         )
 
     # --- traces ---

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wsc_fast._core.histogram import Histogram
+from wsc_fast.cluster.counters import Counters
 from wsc_fast.stats import HubStats
 
+# By metric, the values of its label with the fields that count them.
+PARTS = {
+    "acks": {each: f"acks_{each}" for each in ("confirmed", "failed", "timed_out", "dropped")},
+    "recoveries": {each: each for each in ("recovered", "not_recovered")},
+    "bus_errors": {each: each for each in ("poisoned", "not_published")},
+}
 # The bounds of a histogram's buckets with how many values are at most so large; and their sum.
 Distribution = tuple[list[tuple[float, int]], float]
 
@@ -24,11 +31,13 @@ class Reading:
         stats: the counters and gauges.
         histograms: by name.
         stores: how long the offline store took, by operation.
+        cluster: the counters of kept rooms and the bus; all are 0 where there are none.
     """
 
     stats: HubStats
     histograms: dict[str, Distribution]
     stores: dict[str, Distribution]
+    cluster: Counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +48,10 @@ class Family:
         name: without `_total`, which a counter has besides.
         kind: of metric.
         text: one line for its reader.
-        field: of HubStats; of a histogram its name in Reading.
+        field: of HubStats or Counters; of a histogram its name in Reading. A metric whose values
+            have a field each is in PARTS.
         label: of each of its values, where it has several.
+        source: whose field it is.
     """
 
     name: str
@@ -48,15 +59,14 @@ class Family:
     text: str
     field: str
     label: str | None = None
+    source: Literal["stats", "cluster"] = "stats"
 
     def values(self, reading: Reading) -> dict[str, float]:
         """The values of a gauge or a counter by their label; "" where there is none."""
-        if self.field == "acks":
-            return {
-                outcome: getattr(reading.stats, f"acks_{outcome}")
-                for outcome in ("confirmed", "failed", "timed_out", "dropped")
-            }
-        value = getattr(reading.stats, self.field)
+        source = getattr(reading, self.source)
+        if self.field in PARTS:
+            return {value: getattr(source, field) for value, field in PARTS[self.field].items()}
+        value = getattr(source, self.field)
         return dict(value) if self.label is not None else {"": value}
 
     def distributions(self, reading: Reading) -> dict[str, Distribution]:
@@ -184,6 +194,57 @@ FAMILIES = (
         "offline_replayed",
     ),
     Family("wsc_store_errors", "counter", "Failed calls of the offline store.", "offline_errors"),
+    Family(
+        "wsc_bus_published",
+        "counter",
+        "Messages that the hub has given to the bus.",
+        "published",
+        source="cluster",
+    ),
+    Family(
+        "wsc_bus_received",
+        "counter",
+        "Messages that have come from the bus.",
+        "received",
+        source="cluster",
+    ),
+    Family(
+        "wsc_bus_errors",
+        "counter",
+        "Messages that the bus did not take, and envelopes on it that are none.",
+        "bus_errors",
+        "reason",
+        source="cluster",
+    ),
+    Family(
+        "wsc_heals",
+        "counter",
+        "Reads of a history that looked for missed messages.",
+        "heals",
+        source="cluster",
+    ),
+    Family(
+        "wsc_healed_messages",
+        "counter",
+        "Messages that the bus did not bring, and a read of the history did.",
+        "healed",
+        source="cluster",
+    ),
+    Family(
+        "wsc_gaps",
+        "counter",
+        "Times that messages of a kept room were lost to its members, who were told.",
+        "gaps",
+        source="cluster",
+    ),
+    Family(
+        "wsc_recoveries",
+        "counter",
+        "Joins of clients that came back to a kept room with a position.",
+        "recoveries",
+        "outcome",
+        source="cluster",
+    ),
     Family(
         "wsc_outbox_depth_messages",
         "histogram",
