@@ -12,6 +12,7 @@ if typing.TYPE_CHECKING:
     from wsc_fast._core.pending import PendingACK
     from wsc_fast.adapters.picows_server import handle_websocket
     from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
+    from wsc_fast.bus.local import LocalBus
     from wsc_fast.bus.memory import MemoryBus
     from wsc_fast.bus.redis.bus import RedisBus
     from wsc_fast.config import ACKConfig, HubConfig, RetryConfig
@@ -95,6 +96,7 @@ __all__ = [
     "JWTAuthenticator",
     "LimitError",
     "ListenError",
+    "LocalBus",
     "LoopBusyError",
     "MemoryBus",
     "MemoryOfflineStore",
@@ -141,6 +143,7 @@ _NAMES = {
     "wsc_fast._core.pending": ("PendingACK",),
     "wsc_fast.adapters.picows_server": ("handle_websocket",),
     "wsc_fast.auth": ("JWTAuthenticator", "TokenAuthenticator"),
+    "wsc_fast.bus.local": ("LocalBus",),
     "wsc_fast.bus.memory": ("MemoryBus",),
     "wsc_fast.bus.redis.bus": ("RedisBus",),
     "wsc_fast.config": ("ACKConfig", "HubConfig", "RetryConfig"),
