@@ -228,6 +228,8 @@ async def test_a_killed_worker_is_started_again_and_its_clients_recover(tmp_path
         assert await next_text(lost) == b"before"
         os.kill(pid, signal.SIGKILL)
         await other.send_head({}, b"meanwhile")
+        assert await next_text(other) == b"before"
+        assert await next_text(other) == b"meanwhile"
         back = await again(served.at, "back", lost.positions)
         head, payload = await back.recv()
         assert payload == b"meanwhile", head
