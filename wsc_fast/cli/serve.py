@@ -13,6 +13,7 @@ from wsc_fast.cli.output import Failure, UsageFailure, reason_of, unwrapped
 
 if TYPE_CHECKING:
     from wsc_fast import Hub
+    from wsc_fast.cli.worker import Place
 
 _EPILOG = unwrapped(
     """
@@ -134,9 +135,8 @@ def serve(
         words += [f"--host={host}", f"--port={port}"]
         raise typer.Exit(Supervisor(words, folders, files, drain).run())
     from wsc_fast.cli.target import load_hub
-    from wsc_fast.cli.worker import Place
 
-    place = None if worker is None else Place(worker)
+    place = None if worker is None else _place(worker)
     hub = load_hub(target)
     with failing_in_one_line():
         _configure(hub, config, drain)
@@ -156,6 +156,12 @@ def serve(
             keyfile=None if keyfile is None else str(keyfile),
             reuse_port=place is not None,
         )
+
+
+def _place(text: str) -> Place:
+    from wsc_fast.cli.worker import Place
+
+    return Place(text)
 
 
 def _configure(hub: Hub, file: Path | None, drain: float | None) -> None:
