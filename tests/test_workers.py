@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,19 @@ pytestmark = pytest.mark.skipif(
 
 here = test_cli.here  # the fixture
 _numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A runtime directory of the test's own, whose path is short enough for a socket."""
+    with tempfile.TemporaryDirectory() as directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        yield
+
+
+def environment() -> dict[str, str]:
+    return ENVIRONMENT | {"XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"]}
+
 
 APP = """
 import os
@@ -113,7 +127,7 @@ class Serving:
 
 @contextmanager
 def serving(
-    folder: Path, *options: str, app: str = APP, code: str | None = None, **environment: str
+    folder: Path, *options: str, app: str = APP, code: str | None = None
 ) -> Iterator[Serving]:
     (folder / "app.py").write_text(app)
     port = free_port()
@@ -124,7 +138,7 @@ def serving(
         subprocess.Popen(
             command,
             cwd=folder,
-            env=ENVIRONMENT | {"WSC_LOCAL_BUS": str(folder)} | environment,
+            env=environment() | {"WSC_LOCAL_BUS": str(folder)},
             stdin=subprocess.DEVNULL,
             stderr=log,
             text=True,
@@ -478,6 +492,7 @@ def test_a_directory_of_somebody_else_is_refused(
         wait_until(lambda: server.path.stat().st_mode & 0o777 == 0o600)
     finally:
         server.close()
+    assert not server.path.exists()
     server.close()
 
 
@@ -527,7 +542,7 @@ async def test_a_message_reaches_the_clients_of_another_worker_of_uvicorn(tmp_pa
     with subprocess.Popen(  # noqa: ASYNC220 - its start takes no time
         [sys.executable, *words],
         cwd=tmp_path,
-        env=ENVIRONMENT,
+        env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     ) as process:

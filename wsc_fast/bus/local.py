@@ -184,6 +184,7 @@ class LocalServer:
         """Ends the server, if it is ours, and gives the lock free."""
         self._end_process()
         if self._lock is not None:
+            self.path.unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
