@@ -116,9 +116,9 @@ class Engine(FanoutNeeds):
     ) -> None: ...
     def set_outgoing(
         self,
-        outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] | None,
-        publish_outgoing: Callable[[], None] | None,
-        entered_first: Callable[[str], None] | None,
+        outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]],
+        publish_outgoing: Callable[[], None],
+        entered_first: Callable[[str], None],
     ) -> None: ...
     def append_to_kept(
         self,

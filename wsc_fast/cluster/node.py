@@ -113,9 +113,7 @@ class Node:
             self._rooms = Rooms(self._engine, self.counters, bus, self._append)
         else:
             self._rooms.use(bus)
-        if bus.at_once:
-            self._engine.set_outgoing(None, None, None)
-        else:
+        if not bus.at_once:
             self._engine.set_outgoing(
                 self._outgoing, self._publish_outgoing, self._rooms.entered_first
             )
