@@ -46,6 +46,7 @@ PUBLIC = (
     "PendingACK",
     "SQLiteOfflineStore",
     "RedisBus",
+    "LocalBus",
     "RedisOfflineStore",
     "MemoryOfflineStore",
     "MemoryBus",

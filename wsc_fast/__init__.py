@@ -13,6 +13,7 @@ if typing.TYPE_CHECKING:
     from wsc_fast.adapters.picows_server import handle_websocket
     from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
     from wsc_fast.bus.base import Published
+    from wsc_fast.bus.local import LocalBus
     from wsc_fast.bus.memory import MemoryBus
     from wsc_fast.bus.redis.bus import RedisBus
     from wsc_fast.cluster.node import HistoryEntry
@@ -98,6 +99,7 @@ __all__ = [
     "JWTAuthenticator",
     "LimitError",
     "ListenError",
+    "LocalBus",
     "LoopBusyError",
     "MemoryBus",
     "MemoryOfflineStore",
@@ -146,6 +148,7 @@ _NAMES = {
     "wsc_fast.adapters.picows_server": ("handle_websocket",),
     "wsc_fast.auth": ("JWTAuthenticator", "TokenAuthenticator"),
     "wsc_fast.bus.base": ("Published",),
+    "wsc_fast.bus.local": ("LocalBus",),
     "wsc_fast.bus.memory": ("MemoryBus",),
     "wsc_fast.bus.redis.bus": ("RedisBus",),
     "wsc_fast.cluster.node": ("HistoryEntry",),

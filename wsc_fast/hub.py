@@ -28,7 +28,7 @@ from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
 from wsc_fast.adapters.uvicorn import Endpoint
 from wsc_fast.bus.base import Bus
-from wsc_fast.cluster.facade import ClusterFace
+from wsc_fast.cluster.facade import ClusterFace, chosen_bus
 from wsc_fast.cluster.heads import decode_head, without_heads
 from wsc_fast.cluster.node import Needs as NodeNeeds
 from wsc_fast.cluster.node import Node
@@ -90,8 +90,10 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
         authorize_publish: `authorize_publish(client, message) -> bool`, plain: whether a message of
             the client may go to `on_message_received`. Other messages are counted and dropped, and
             the failure handlers hear of them (reason `permission`).
-        bus: connects the hub with others, and keeps the histories of kept rooms: a RedisBus of the
-            hub's own. None: the hub is alone, and `keep` makes a MemoryBus.
+        bus: connects the hub with others, and keeps the histories of kept rooms (see `keep`): a
+            RedisBus or a MemoryBus of the hub's own. None: the hub is alone, and `keep` makes a
+            MemoryBus. "local" is for hubs of one machine: the first of them starts a valkey-server
+            or redis-server, and all those made by the code of this file are one.
 
     Thread-safety: every method may be called from any thread; off the loop's thread it runs on the
     loop, and returns or raises as it would there. Source: go-wsc `NewHub`.
@@ -104,7 +106,7 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
         authenticate: Authenticate | None = None,
         authorize_join: Callable[[Client, str], bool] | None = None,
         authorize_publish: Callable[[Client, str | bytes], bool] | None = None,
-        bus: Bus | None = None,
+        bus: Bus | str | None = None,
     ) -> None:
         super().__init__()
         self._engine.set_forms(message_forms)
@@ -180,7 +182,8 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
             shares_port=lambda: listener.shares_port,
         )
         requests = Requests(engine, state, tasks, policy, files, settings)
-        node = Node(engine, bus, NodeNeeds(calls, tasks, delivery.not_published))
+        chosen = None if bus is None else chosen_bus(bus)
+        node = Node(engine, chosen, NodeNeeds(calls, tasks, delivery.not_published))
         self._parts = parts = Parts(
             engine=engine,
             state=state,
@@ -198,7 +201,16 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
             files=files,
         )
         self._life = Life(parts, settings)
-        self._door = Door(engine, state, self._life, policy, refusals, settings, self._own_log)
+        self._door = Door(
+            engine,
+            state,
+            self._life,
+            policy,
+            refusals,
+            settings,
+            self._own_log,
+            lambda: node.given_bus is not None,
+        )
         self._calls, self._delivery = calls, delivery
         self._callbacks, self._hooks, self._tasks = callbacks, hooks, tasks
         self._site, self._admission, self._node = site, admission, node

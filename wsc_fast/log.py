@@ -23,6 +23,8 @@ from typing import Any, Protocol
 
 # Seconds in which each kind has one line.
 PERIOD = 1.0
+# The form of a line of text.
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Kinds that are remembered; more than that are of a text that somebody else makes up.
 _MOST_KINDS = 1_000
 # Reasons of one kind that have a line each in a PERIOD: somebody else may make them up.
@@ -230,7 +232,7 @@ def formatter(as_json: bool) -> logging.Formatter:
         from wsc_fast.observe.json_log import JsonFormatter
 
         return JsonFormatter()
-    return logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return logging.Formatter(TEXT_FORMAT)
 
 
 def quoted(text: str) -> str:

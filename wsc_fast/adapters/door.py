@@ -65,9 +65,10 @@ class Door:
         engine, state, life, policy, refusals: of the hub.
         settings: those that hold now.
         own_log: the hub's lines on standard error, where nobody has set up logging.
+        has_bus: whether the hub was given a bus.
 
     Attributes:
-        own_log: the same.
+        own_log, has_bus: the same.
 
     Thread-safety: the loop's thread.
     """
@@ -81,8 +82,9 @@ class Door:
         refusals: Refusals,
         settings: Callable[[], HubConfig],
         own_log: Callable[[], OwnLog],
+        has_bus: Callable[[], bool],
     ) -> None:
-        self.own_log = own_log
+        self.own_log, self.has_bus = own_log, has_bus
         self._engine = engine
         self._state = state
         self._life = life

@@ -108,10 +108,10 @@ class Endpoint:
             return _Stop(self._door, config, state, lines.pop_all())
 
     def _warn(self, config: Config) -> None:
-        if config.workers > 1:
+        if config.workers > 1 and not self._door.has_bus():
             log.warning(
                 "uvicorn has %d workers, each with a hub of its own: what is sent in one does not "
-                "reach the clients of the others",
+                'reach the clients of the others. Give the hub a bus, such as Hub(bus="local")',
                 config.workers,
             )
         if routes := self._door.routes():

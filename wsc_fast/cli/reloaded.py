@@ -1,4 +1,4 @@
-"""The serving process of `serve --reload`, which ends with the watching one.
+"""The serving process of `serve --reload` and `--workers`, which ends with the watching one.
 
     python -m wsc_fast.cli.reloaded DESCRIPTOR PATIENCE ARGUMENTS...
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from wsc_fast.cli.output import Failure, reason_of, unwrapped
+from wsc_fast.cli.output import Failure, UsageFailure, reason_of, unwrapped
 
 if TYPE_CHECKING:
     from wsc_fast import Hub
+    from wsc_fast.cli.worker import Place
 
 _EPILOG = unwrapped(
     """
@@ -22,6 +23,8 @@ _EPILOG = unwrapped(
 
     wsc-fast serve app:make_hub --host 0.0.0.0 --certfile cert.pem --keyfile key.pem --config
     wsc.toml
+
+    wsc-fast serve app:hub --workers 4
     """
 )
 
@@ -81,18 +84,34 @@ def serve(
         list[Path] | None,
         typer.Option(help="Folder to watch instead of this one; may be repeated."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=256,
+            help="Serves with so many processes on the port; SIGHUP replaces them, one by one.",
+        ),
+    ] = None,
+    no_bus: Annotated[
+        bool,
+        typer.Option(
+            "--no-bus",
+            help="Leaves a hub without a bus as it is: each worker reaches its own clients only.",
+        ),
+    ] = False,
+    worker: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serves a hub of your module until Ctrl-C or SIGTERM."""
     from wsc_fast.cli import logs
 
-    if reload:
-        from wsc_fast.cli.reload import Supervisor
-
+    if reload and workers is not None:
+        raise UsageFailure("--workers and --reload exclude each other: SIGHUP replaces the workers")
+    if no_bus and workers is None and worker is None:
+        raise UsageFailure("--no-bus is for --workers")
+    if reload or workers is not None:
         # So that each client hears that it is a restart.
         drain = 0.5 if drain is None else drain
         options: dict[str, Any] = {
-            "host": host,
-            "port": port,
             "path": path,
             "certfile": certfile,
             "keyfile": keyfile,
@@ -102,24 +121,47 @@ def serve(
             "log-format": log_format,
         }
         words = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        words = ["serve", target, *words]
+        if workers is not None:
+            from wsc_fast.cli.workers import Workers
+
+            words += ["--no-bus"] * (no_bus or workers == 1)
+            name = f"{Path.cwd()}/{target}"
+            raise typer.Exit(Workers(workers, words, host, port, drain, name).run())
+        from wsc_fast.cli.reload import Supervisor
+
         files = [] if config is None else [config]
         folders = reload_dir or [Path.cwd()]
-        supervisor = Supervisor(["serve", target, *words], folders, files, drain)
-        raise typer.Exit(supervisor.run())
+        words += [f"--host={host}", f"--port={port}"]
+        raise typer.Exit(Supervisor(words, folders, files, drain).run())
     from wsc_fast.cli.target import load_hub
 
+    place = None if worker is None else _place(worker)
     hub = load_hub(target)
     with failing_in_one_line():
         _configure(hub, config, drain)
         # The module has been imported: handlers that it has set come first.
-        logs.configure(log_level or hub.config.log_level, log_format or hub.config.log_format)
+        logs.configure(
+            log_level or hub.config.log_level,
+            log_format or hub.config.log_format,
+            None if place is None else place.number,
+        )
+        if place is not None:
+            place.prepare(hub, choose_bus=not no_bus)
         hub.run(
             host,
             port,
             path=path,
             certfile=None if certfile is None else str(certfile),
             keyfile=None if keyfile is None else str(keyfile),
+            reuse_port=place is not None,
         )
+
+
+def _place(text: str) -> Place:
+    from wsc_fast.cli.worker import Place
+
+    return Place(text)
 
 
 def _configure(hub: Hub, file: Path | None, drain: float | None) -> None:

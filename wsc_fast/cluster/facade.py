@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from wsc_fast._core.calls import Calls
 from wsc_fast._core.connection import Client
-from wsc_fast.bus.base import Published, Retention
+from wsc_fast.bus.base import Bus, Published, Retention
 from wsc_fast.cluster.node import HistoryEntry, Node
 from wsc_fast.errors import ValidationError
 from wsc_fast.messages import HubMessage
@@ -65,10 +65,44 @@ class Cluster:
         return asdict(self._node.counters)
 
 
+def chosen_bus(bus: Bus | str) -> Bus:
+    """The bus that the application means.
+
+    Raises:
+        ConfigError: a str other than "local".
+        ImportError: "local" needs redis-py, which is not installed.
+    """
+    if not isinstance(bus, str):
+        return bus
+    from wsc_fast.bus.local import bus_of
+
+    return bus_of(bus)
+
+
 class ClusterFace(Calls):
     """Base of Hub: kept rooms (internal)."""
 
     _node: Node
+
+    @property
+    def bus(self) -> Bus | None:
+        """The bus that the hub was given; None where there is none."""
+        return self._node.given_bus
+
+    def set_bus(self, bus: Bus | str) -> None:
+        """Gives the hub its bus, in place of the one of its constructor. Kept rooms stay kept.
+
+        Args:
+            bus: see `Hub`.
+
+        Raises:
+            HubStateError: the hub runs already.
+            ConfigError: bus is a str other than "local".
+            ImportError: "local" needs redis-py, which is not installed.
+
+        Thread-safety: any thread.
+        """
+        self._node.set_bus(chosen_bus(bus))
 
     def keep(self, pattern: str, *, size: int = 100, ttl: float = 300.0) -> None:
         """Keeps the messages of rooms, so that clients which come back get what they missed.

@@ -83,14 +83,16 @@ class Node:
 
     Attributes:
         counters: of kept rooms.
+        given_bus: the bus of the application's choice; None where it has chosen none.
 
-    Thread-safety: the loop's thread, but for `keep`, `publish` and `history`.
+    Thread-safety: the loop's thread, but for `keep`, `set_bus`, `publish` and `history`.
     """
 
     def __init__(self, engine: Engine, bus: Bus | None, needs: Needs) -> None:
         self.counters = Counters()
         self._engine = engine
         self._needs = needs
+        self.given_bus = bus
         self._bus = bus
         self._rooms: Rooms | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,11 +104,14 @@ class Node:
         self._outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] = []
         self.name = IdFactory(9)()
         if bus is not None:
-            self._make_rooms(bus)
+            self._use(bus)
 
-    def _make_rooms(self, bus: Bus) -> Rooms:
+    def _use(self, bus: Bus) -> Rooms:
         self._bus = bus
-        self._rooms = Rooms(self._engine, self.counters, bus, self._append)
+        if self._rooms is None:
+            self._rooms = Rooms(self._engine, self.counters, bus, self._append)
+        else:
+            self._rooms.use(bus)
         if not bus.at_once:
             self._engine.set_outgoing(
                 self._outgoing, self._publish_outgoing, self._rooms.entered_first
@@ -115,6 +120,13 @@ class Node:
 
     # --- the calls of the application ---
 
+    def set_bus(self, bus: Bus) -> None:
+        """See `ClusterFace.set_bus`."""
+        if self._engine.loop is not None:
+            raise HubStateError("the bus cannot change while the hub runs: set it before the start")
+        self.given_bus = bus
+        self._use(bus)
+
     def keep(self, pattern: str, retention: Retention) -> None:
         """See `ClusterFace.keep`; the arguments are checked."""
         if self._engine.loop is not None:
@@ -122,7 +134,7 @@ class Node:
         if self._rooms is None:
             from wsc_fast.bus.memory import MemoryBus
 
-            self._make_rooms(MemoryBus())
+            self._use(MemoryBus())
         assert self._rooms is not None
         self._rooms.keep(pattern, retention)
 

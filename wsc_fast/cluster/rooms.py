@@ -58,6 +58,10 @@ class Rooms:
         self._lingering: dict[str, float] = {}
         engine.set_kept(self.is_kept, self._publish, self._join, self._left, self._emptied)
 
+    def use(self, bus: Bus) -> None:
+        """Has another bus carry and keep the messages from now on; no hub runs on either."""
+        self._bus = bus
+
     # --- which rooms are kept ---
 
     def keep(self, pattern: str, retention: Retention) -> None:
