@@ -611,9 +611,8 @@ async def test_endless_rooms_are_bounded_and_leave_nothing_behind() -> None:
                     hub.delete_room(f"room {turn} {number}")
                 assert hub.get_rooms() == []
                 assert hub.get_client_rooms("c0") == []
-            after, _ = memory()
-        # The dict of rooms keeps its table, nothing else stays.
-        assert after - before < 2 << 20, f"{after - before:,} bytes"
+            # The dict of rooms keeps its table, and all else goes, some of it in the next turn.
+            await eventually(lambda: memory()[0] - before < 2 << 20)
 
 
 # --- F13 ---
