@@ -257,6 +257,7 @@ async def test_a_device_that_does_not_read_takes_nothing_from_the_other(why: str
 
 
 @pytest.mark.parametrize("how", ["to the stalled one", "all were full"])
+@pytest.mark.alone  # it measures how long others wait
 async def test_a_stalled_client_does_not_hold_up_the_users_other(how: str) -> None:
     hub = acking(config=HubConfig(outbox_messages=2))
     async with running(hub):
