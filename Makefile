@@ -69,12 +69,13 @@ PICOWS_TESTS := test_contexts.py test_deflate.py test_hub.py test_limits.py test
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
 
+# On all cores, see tests/spread.py; ARGS="-n 0" without further processes.
 test: $(BUILT) $(TESTED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.spread $(ARGS)
 
 # The tests of connections again, with picows as the hubs' transport.
 test-picows: $(BUILT) $(TESTED)
-	$(BIN)/python -m pytest --transport picows $(addprefix tests/,$(PICOWS_TESTS)) $(ARGS)
+	$(BIN)/python -m tests.spread --transport picows $(addprefix tests/,$(PICOWS_TESTS)) $(ARGS)
 
 newest:
 	@echo $(NEWEST)
@@ -82,7 +83,7 @@ newest:
 # The core of the suite on the newest Python of the machine, in a tree and an environment of its own.
 # READY=1 takes the tree that `make newest-tree` has made.
 test-newest: $(if $(READY),,newest-tree)
-	cd $(NEWEST_TREE) && .venv/bin/python -m pytest $(NEWEST_LESS) $(ARGS)
+	cd $(NEWEST_TREE) && .venv/bin/python -m tests.spread $(NEWEST_LESS) $(ARGS)
 
 newest-tree:
 	@test -n "$(NEWEST)" || { echo "there is no Python 3.13 or newer here"; exit 1; }
@@ -170,7 +171,7 @@ debug: $(MADE)
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(DEBUG_TREE)
 	cd $(DEBUG_TREE) && $(PYTHON) -m venv .venv && WSC_DEBUG=1 WSC_SANITIZE=$(SANITIZE) \
 		.venv/bin/pip install -q -e '.[test,cli]'
-	cd $(DEBUG_TREE) && $(DEBUG_ENV) PYTHONFAULTHANDLER=1 .venv/bin/python -m pytest $(DEBUG_LESS) $(ARGS)
+	cd $(DEBUG_TREE) && $(DEBUG_ENV) PYTHONFAULTHANDLER=1 .venv/bin/python -m tests.spread $(DEBUG_LESS) $(ARGS)
 
 # The tests under valgrind, which checks the engine's use of memory. It is some thirty times slower,
 # so no real clients and no test that measures. Only a report with our modules in it counts, see

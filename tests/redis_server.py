@@ -124,7 +124,11 @@ class RedisServer:
         return log.read_text() if log.exists() else "no log"
 
     def __enter__(self) -> RedisServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(self, *args: object) -> None:

@@ -214,7 +214,7 @@ async def test_handlers_that_sleep_at_random_keep_the_order_of_each_client(any_l
             for raw in raws:
                 numbers = range(start, start + 20)
                 await raw.send_raw(b"".join(encode(TEXT, b"%d" % n) for n in numbers))
-        await eventually(lambda: sum(map(len, seen.values())) == count * clients)
+        await eventually(lambda: sum(map(len, seen.values())) == count * clients, timeout=60.0)
         for raw in raws:
             raw.close()
     assert len(seen) == clients

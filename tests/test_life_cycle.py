@@ -1104,6 +1104,7 @@ async def test_existing_clients_are_not_served_after_stop() -> None:
 
 
 @pytest.mark.fault(number="H3")
+@pytest.mark.alone  # it measures the longest turn of the loop
 async def test_five_hundred_clients_are_told_to_go_without_a_stall() -> None:
     hub = Hub()
     await hub.start(port=0)

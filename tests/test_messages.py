@@ -82,7 +82,9 @@ def test_every_field_on_the_wire() -> None:
     }
 
 
-@pytest.mark.parametrize("message", [FULL, HubMessage(), HubMessage(data={})], ids=str)
+@pytest.mark.parametrize(
+    "message", [FULL, HubMessage(), HubMessage(data={})], ids=["full", "empty", "empty data"]
+)
 def test_it_comes_back_as_it_went(message: HubMessage) -> None:
     data = encode_hub_message(message)
     assert decode_hub_message(data) == decode_hub_message(data.decode()) == message
@@ -294,7 +296,11 @@ def test_the_error_names_the_field_and_what_was_expected_in_a_line() -> None:
         encode_hub_message(HubMessage(id="x" * 10_000))
 
 
-@pytest.mark.parametrize("message", [None, "text", b"bytes", {"id": "m"}, ACKMessage()], ids=repr)
+@pytest.mark.parametrize(
+    "message",
+    [None, "text", b"bytes", {"id": "m"}, ACKMessage()],
+    ids=lambda message: type(message).__name__,
+)
 def test_what_is_no_hub_message_at_all(message: Any) -> None:
     with pytest.raises(ValidationError, match="expected a HubMessage"):
         encode_hub_message(message)

@@ -823,7 +823,8 @@ class Lost:
 async def test_old_messages_are_told_though_the_replies_are_lost(
     server: RedisServer, any_loop: str
 ) -> None:
-    async with cutter(server) as relay, opened(relay.url, timeout=0.5) as store:
+    # Over a line that counts as slow, not all of them would go at once.
+    async with cutter(server) as relay, opened(relay.url, timeout=2.0) as store:
         names = [f"m{number}" for number in range(1000)]
         await asyncio.gather(*(append(store, f"u{n % 50}", each) for n, each in enumerate(names)))
         lost = Lost(relay, b"m999")
@@ -1751,6 +1752,7 @@ class SentinelServer(RedisServer):
 # --- how fast ---
 
 
+@pytest.mark.alone  # it measures a rate
 async def test_rate(server: RedisServer, record_property: Any) -> None:
     """Appends of 256 bytes, in waves of 1,000 that are awaited; the floor allows for others."""
     data = bytes(256)

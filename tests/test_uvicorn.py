@@ -705,7 +705,8 @@ async def connected(at: At) -> RawClient:
         while True:
             try:
                 return await RawClient.open(at)
-            except (ConnectionError, AssertionError):
+            except (ConnectionError, AssertionError, TimeoutError):
+                # While it starts, its socket may take a connection that nobody serves yet.
                 await asyncio.sleep(0.02)
 
 

@@ -257,6 +257,7 @@ async def test_a_device_that_does_not_read_takes_nothing_from_the_other(why: str
 
 
 @pytest.mark.parametrize("how", ["to the stalled one", "all were full"])
+@pytest.mark.alone  # it measures how long others wait
 async def test_a_stalled_client_does_not_hold_up_the_users_other(how: str) -> None:
     hub = acking(config=HubConfig(outbox_messages=2))
     async with running(hub):
@@ -299,6 +300,7 @@ async def test_a_message_behind_a_replay_times_out_too() -> None:
 
 
 @pytest.mark.fault(number="G7")
+@pytest.mark.alone  # it measures how long others wait
 async def test_a_client_that_joins_amid_constant_publishing_gets_each_once_in_order() -> None:
     store = MemoryOfflineStore()
     hub = acking(store, config=HubConfig(outbox_messages=10_000), offline_limit=10_000)
@@ -673,6 +675,7 @@ async def p99_of_broadcasts(hub: Hub, raw: RawClient, done: Callable[[], object]
 
 
 @pytest.mark.fault(number="G18")
+@pytest.mark.alone  # it measures how long others wait
 async def test_a_locked_database_stalls_nobody(tmp_path: Path) -> None:
     path = tmp_path / "offline.db"
     hub = acking(SQLiteOfflineStore(path, busy_timeout=0.5))
@@ -765,6 +768,7 @@ async def test_a_file_that_is_no_database_stops_the_start_alone(tmp_path: Path) 
 
 @pytest.mark.fault(number="G18")
 @pytest.mark.fault(number="G20")
+@pytest.mark.alone  # it measures how long others wait
 async def test_redis_stopped_and_started_again_loses_nothing_it_had_accepted(
     tmp_path: Path,
 ) -> None:
@@ -804,6 +808,7 @@ async def test_redis_stopped_and_started_again_loses_nothing_it_had_accepted(
 
 @pytest.mark.fault(number="G18")
 @pytest.mark.parametrize("delay", [0.2])
+@pytest.mark.alone  # it measures how long others wait
 async def test_a_slow_disk_stalls_nobody(
     delay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -589,7 +589,9 @@ async def test_unusual_names_that_can_be_used_are_taken(name: str) -> None:
 
 @pytest.mark.fault(number="F12")
 async def test_endless_rooms_are_bounded_and_leave_nothing_behind() -> None:
-    hub = Hub(HubConfig(max_rooms=10_000, max_rooms_per_client=1_000), authenticate=named)
+    # Tracing makes one turn of all this, in which the watchdog would read sources to tell of it.
+    config = HubConfig(max_rooms=10_000, max_rooms_per_client=1_000, watchdog_timeout=0)
+    hub = Hub(config, authenticate=named)
     async with crowd(hub, 2):
         with traced() as memory:
             before, _ = memory()
@@ -609,9 +611,8 @@ async def test_endless_rooms_are_bounded_and_leave_nothing_behind() -> None:
                     hub.delete_room(f"room {turn} {number}")
                 assert hub.get_rooms() == []
                 assert hub.get_client_rooms("c0") == []
-            after, _ = memory()
-        # The dict of rooms keeps its table, nothing else stays.
-        assert after - before < 2 << 20, f"{after - before:,} bytes"
+            # The dict of rooms keeps its table, and all else goes, some of it in the next turn.
+            await eventually(lambda: memory()[0] - before < 2 << 20)
 
 
 # --- F13 ---
@@ -855,7 +856,7 @@ async def test_async_callbacks_keep_the_order_of_each_client(any_loop: str) -> N
                 await raw.send(TEXT, b"%d" % number)
         for raw in raws.values():
             raw.close()
-        await eventually(lambda: len(gone) == 20)
+        await eventually(lambda: len(gone) == 20, timeout=60.0)
         wanted = [str(number) for number in range(1, 31) if number % 7]
         for name in events:
             assert events[name] == ["connected", *wanted, "disconnected"]
@@ -871,7 +872,7 @@ async def test_async_callbacks_keep_the_order_of_each_client(any_loop: str) -> N
 @pytest.mark.parametrize(
     "message",
     ["\ud800", "ok \udfff", None, 5, 1.5, object(), ["x"], memoryview(b"abcdef")[::2]],
-    ids=lambda message: ascii(message)[:16],
+    ids=lambda message: type(message).__name__,
 )
 async def test_a_bad_message_is_refused_before_anyone_is_sent_to(message: Any) -> None:
     hub = Hub(authenticate=named)

@@ -662,7 +662,13 @@ async def test_no_frames_of_one_client_affect_others(any_loop: str, compression:
     count = 2_000
     headers = [("Sec-WebSocket-Extensions", "permessage-deflate")] if compression else []
     async with stage(
-        close_timeout=0.2, max_message_size=100_000, enable_compression=compression
+        close_timeout=0.2,
+        max_message_size=100_000,
+        enable_compression=compression,
+        # However long it takes: no ping between the answers, no word of the watchdog.
+        heartbeat_interval=600.0,
+        heartbeat_timeout=700.0,
+        watchdog_timeout=0,
     ) as it:
 
         async def attack(number: int) -> None:

@@ -315,6 +315,7 @@ async def test_a_backlog_in_the_kernel_read_slowly_survives_the_heartbeat() -> N
 
 @pytest.mark.fault(number="E5")
 @TLS
+@pytest.mark.alone  # it measures a timeout closely
 async def test_an_unanswered_close_ends_at_its_timeout_under_any_traffic(
     any_loop: str, tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
@@ -342,6 +343,7 @@ async def test_an_unanswered_close_ends_at_its_timeout_under_any_traffic(
 
 
 @pytest.mark.fault(number="E5")
+@pytest.mark.alone  # it measures a timeout closely
 async def test_a_close_behind_a_backlog_that_is_not_read_ends_at_its_timeout() -> None:
     gone: list[Client] = []
     hub = Hub(small(close_timeout=0.3), authenticate=named)
@@ -426,7 +428,7 @@ async def test_the_queue_stays_bounded_all_through_a_flood(any_loop: str) -> Non
             block = encode(BINARY, bytes(size)) * 1_000
             for _ in range(total // 1_000):
                 await raw.send_raw(block)
-            await eventually(lambda: handled == total)
+            await eventually(lambda: handled == total, timeout=60.0)
     assert most == 64 + 1
 
 
@@ -468,6 +470,7 @@ while data := sock.recv(4096):
 
 
 @pytest.mark.fault(number="E8")
+@pytest.mark.alone  # it measures a timeout closely
 async def test_a_stopped_process_is_gone_within_interval_and_timeout() -> None:
     gone: list[Client] = []
     hub = Hub(HubConfig(**HEARTBEAT, close_timeout=0.1), authenticate=named)
