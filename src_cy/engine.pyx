@@ -551,6 +551,7 @@ cdef class Engine(FanoutNeeds):
         if PyList_GET_SIZE(items) == 0 and self.thread_id == 0:
             raise self.deliveries.not_running(message, recipient)
         if self.outgoing is not None:
+            exclude = tuple(self.excluded_ids(exclude))  # an iterator can be read once
             self.send_out(recipient, frame, exclude, key)
         if type(exclude) is tuple and not exclude:
             self.counters.messages_out += 1
@@ -567,9 +568,9 @@ cdef class Engine(FanoutNeeds):
             for sink in skipped:
                 sink.skip = False
 
-    cdef int send_out(self, str room_id, bytes frame, object exclude, object key) except -1:
+    cdef int send_out(self, str room_id, bytes frame, tuple exclude, object key) except -1:
         """Notes a message for other hubs; it goes to the bus once, at the end of the tick."""
-        self.outgoing.append((room_id, frame, tuple(self.excluded_ids(exclude)), key))
+        self.outgoing.append((room_id, frame, exclude, key))
         if PyList_GET_SIZE(self.outgoing) == 1:
             self.loop_context.call_soon(self.publish_outgoing)
         return 0
@@ -587,7 +588,7 @@ cdef class Engine(FanoutNeeds):
             checked_key(key)
         self.counters.messages_out += 1
         if not self.is_kept(room_id):
-            self.send_out(room_id, frame, exclude, key)
+            self.send_out(room_id, frame, tuple(self.excluded_ids(exclude)), key)
             return 0
         self.publish_kept(room_id, frame, tuple(self.excluded_ids(exclude)), key)
         room = self.rooms.get(room_id)

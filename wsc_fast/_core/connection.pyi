@@ -223,10 +223,13 @@ def address_came_late(client: Client) -> bool:
 
 def is_aware(client: Client) -> bool:
     """Whether a client speaks wsc.1."""
+
 def has_greeted(client: Client) -> bool:
     """Whether the hello of a client that speaks wsc.1 has come."""
+
 def take_position(client: Client, room_id: str) -> str | None:
     """The position in a room that the hello of a client has named; None: none, or it was taken."""
+
 def set_counted(client: Client, counted: bool) -> bool:
     """Marks whether a client is counted among the connections of its address.
 

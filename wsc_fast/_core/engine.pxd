@@ -164,7 +164,7 @@ cdef class Engine(FanoutNeeds):
         self, list items, object members, object message, object exclude, object key,
         object recipient,
     ) except -1
-    cdef int send_out(self, str room_id, bytes frame, object exclude, object key) except -1
+    cdef int send_out(self, str room_id, bytes frame, tuple exclude, object key) except -1
     cdef Py_ssize_t append_to_room(
         self, str room_id, object message, object exclude, object key
     ) except -1

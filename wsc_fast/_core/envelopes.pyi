@@ -15,9 +15,8 @@ def pack_entry(frame: bytes, exclude: Iterable[str], key: str | None) -> bytes:
 
     Thread-safety: any thread.
     """
-def pack_envelope(
-    kind: str, origin: str, prev: str, entries: Iterable[tuple[str, bytes]]
-) -> bytes:
+
+def pack_envelope(kind: str, origin: str, prev: str, entries: Iterable[tuple[str, bytes]]) -> bytes:
     """An envelope.
 
     Args:
@@ -31,6 +30,7 @@ def pack_envelope(
 
     Thread-safety: any thread.
     """
+
 def read_envelope(
     data: bytes,
 ) -> tuple[str, str, str, list[tuple[str, bytes, tuple[str, ...] | None, str | None]]]:
@@ -49,6 +49,7 @@ def read_envelope(
 
     Thread-safety: any thread.
     """
+
 def open_entry(entry: bytes) -> _Opened:
     """The message of an entry out of a history.
 

@@ -7,6 +7,7 @@ def room_of(engine: Engine, room_id: str) -> KeptRoom | None:
 
     Thread-safety: the loop's thread, like all of these functions.
     """
+
 def give(
     engine: Engine,
     room: KeptRoom,
@@ -29,8 +30,10 @@ def give(
     Returns:
         int: how many members it was queued for.
     """
+
 def give_one(engine: Engine, client: Client, room_id: str, position: str, frame: bytes) -> None:
     """Queues a message of a kept room for one client that speaks wsc.1."""
+
 def say(engine: Engine, client: Client, room_id: str, position: str, more: str) -> None:
     """Tells a client that speaks wsc.1 of a position without a message.
 
@@ -41,8 +44,10 @@ def say(engine: Engine, client: Client, room_id: str, position: str, more: str) 
         position: in it.
         more: further fields of the head, as JSON, each after a comma.
     """
+
 def say_bus(engine: Engine, up: bool) -> int:
     """Tells all clients who speak wsc.1 whether this hub hears of the others."""
+
 def say_gap(engine: Engine, room_id: str, position: str | None) -> int:
     """Tells the members of a room who speak wsc.1 that messages may be missing.
 
@@ -54,6 +59,7 @@ def say_gap(engine: Engine, room_id: str, position: str | None) -> int:
     Returns:
         int: how many were told.
     """
+
 def give_plain(
     engine: Engine, room_id: str, frame: bytes, exclude: tuple[str, ...] | None, key: str | None
 ) -> int:
@@ -69,11 +75,13 @@ def give_plain(
     Returns:
         int: how many clients it was queued for.
     """
+
 def enter_room(engine: Engine, client: Client, room: KeptRoom) -> bool:
     """Makes a client a member of a kept room, where it had to wait for that.
 
     Returns:
         bool: whether it was none before, and the room is still there.
     """
+
 def is_member(client: Client, room: KeptRoom) -> bool:
     """Whether a client is a member of a kept room."""

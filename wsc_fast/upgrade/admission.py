@@ -115,8 +115,8 @@ class Admission:
         # Since when each async `authenticate` is under way, the longest first; and who was
         # disconnected meanwhile: when, the close code and the reason.
         self._authenticating: dict[Client, float] = {}
-        # Connections that speak wsc.1 and are no clients yet (docs/wire.md), and those of them whose
-        # hello is awaited.
+        # Connections that speak wsc.1 and are no clients yet (docs/wire.md), and those of them
+        # whose hello is awaited.
         self._aware: set[Client] = set()
         self._greeting: dict[Client, asyncio.Future[None]] = {}
         # Their requests, which know why they are refused.
