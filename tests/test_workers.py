@@ -560,4 +560,7 @@ async def test_a_message_reaches_the_clients_of_another_worker_of_uvicorn(tmp_pa
             assert "Traceback" not in errors
             await eventually(lambda: are_gone(family))
         finally:
-            process.kill()
+            # uvicorn's workers outlive it where it is killed.
+            left = psutil.Process(process.pid).children() if process.poll() is None else []
+            for each in (process, *left):
+                each.kill()
