@@ -59,7 +59,7 @@ NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_b
 	$(if $(QUICK),$(addprefix tests/,$(NEWEST_QUICK)))
 
 # Of connections; with QUICK=1, as in CI, without those that take long.
-PICOWS_TESTS := test_contexts.py test_deflate.py test_hub.py test_limits.py test_reentrance.py \
+PICOWS_TESTS := test_contexts.py test_deflate.py test_hub.py test_kept_rooms.py test_limits.py test_reentrance.py \
 	test_server.py test_tls.py faults/test_faults_handshake.py faults/test_faults_transport.py \
 	faults/test_faults_transport_http.py $(if $(QUICK),,faults/test_faults_frames.py \
 	test_late_loop.py test_life_cycle.py test_lingering.py test_model.py)

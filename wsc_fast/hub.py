@@ -446,8 +446,8 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
         see HubConfig.log_format and log_level.
 
         Raises:
-            SystemExit: the address cannot be listened on; its text says why in one line. Or a
-                signal handler of the application has raised it.
+            SystemExit: the address cannot be listened on, or the bus cannot be used; its text says
+                why in one line. Or a signal handler of the application has raised it.
             HubStateError: a loop runs in this thread already; there it is `await hub.start(...)`.
 
         Thread-safety: signals are handled only when called in the main thread.

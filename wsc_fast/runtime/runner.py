@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from wsc_fast.errors import ConfigError, HubStateError, ListenError
+from wsc_fast.errors import BusError, ConfigError, HubStateError, ListenError
 from wsc_fast.log import log
 from wsc_fast.runtime.process import (
     OpenFiles,
@@ -90,6 +90,8 @@ class Runner:
                 raise self._leaving
         except ListenError as error:
             raise SystemExit(f"wsc_fast: {error.strerror}") from None
+        except BusError as error:
+            raise SystemExit(f"wsc_fast: {error}") from None
 
     def allow_files(self) -> None:
         """Raises the limit of open files to what the hub may need by its present settings."""
