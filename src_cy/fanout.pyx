@@ -439,7 +439,6 @@ cdef class Fanout:
         cdef PyObject* ring[SEND_IOVS]
         cdef Outbox box
         cdef Py_ssize_t size = PyList_GET_SIZE(self.batch_items)
-        cdef Py_ssize_t i
         cdef int form
         cdef Job* job
         cdef PyObject* sink  # borrowed from the set, which does not change meanwhile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from wsc_fast._core import kept
 from wsc_fast._core.clients import check_id
@@ -22,9 +22,7 @@ from wsc_fast.bus.base import (
     Published,
     Retention,
 )
-from wsc_fast.cluster.chain import Chain
 from wsc_fast.cluster.counters import Counters
-from wsc_fast.cluster.rooms import Rooms
 from wsc_fast.errors import (
     BusUnavailableError,
     HubStateError,
@@ -35,6 +33,10 @@ from wsc_fast.log import log
 from wsc_fast.messages import HubMessage, IdFactory, message_of
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
+
+if TYPE_CHECKING:
+    from wsc_fast.cluster.chain import Chain
+    from wsc_fast.cluster.rooms import Rooms
 
 _T = TypeVar("_T")
 
@@ -89,7 +91,7 @@ class Node:
     """
 
     def __init__(self, engine: Engine, bus: Bus | None, needs: Needs) -> None:
-        self.counters = Counters()
+        self.counters: Counters = Counters()
         self._engine = engine
         self._needs = needs
         self.given_bus = bus
@@ -102,11 +104,13 @@ class Node:
         self._is_cut_off = False
         # Of plain rooms, and broadcasts: (room_id, frame, exclude, key) of this tick.
         self._outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] = []
-        self.name = IdFactory(9)()
+        self.name: str = IdFactory(9)()
         if bus is not None:
             self._use(bus)
 
     def _use(self, bus: Bus) -> Rooms:
+        from wsc_fast.cluster.rooms import Rooms  # most hubs have neither a bus nor kept rooms
+
         self._bus = bus
         if self._rooms is None:
             self._rooms = Rooms(self._engine, self.counters, bus, self._append)
