@@ -2,9 +2,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 class ReplyError(Exception):
     """An error that the server answered; the text is the server's."""
 
+@disjoint_base
 class RespReader:
     """Reads the answers of one connection to Redis or Valkey (internal).
 
