@@ -283,7 +283,7 @@ cdef class ClosableConnection(PacedConnection):
         self.let_go()
         if frames:
             try:
-                self.engine.lose(self, frames, self.end or "conn_closed", None)
+                self.engine.lose_queued(self, frames, self.end or "conn_closed")
             except BaseException as error:
                 self.engine.application.report(self, error)
         try:

@@ -587,8 +587,8 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
         self.begin_close(1013, "slow consumer")
         self.engine.application.too_slow(self, dropped, nbytes)
         if frames is not None:
-            self.engine.lose(self, frames, "queue_full", None)
-            self.engine.lose(self, [<bytes>frame], "broadcast_full", None)
+            self.engine.lose_queued(self, frames, "queue_full")
+            self.engine.lose_queued(self, [<bytes>frame], "broadcast_full")
         return 0
 
     cdef int check_alive(self, double now) except -1:

@@ -114,7 +114,18 @@ cdef double EMPTYING_BUDGET = 0.002
 cdef str checked_key(object key):
     if type(key) is not str:
         raise ValidationError(f"a conflation key must be a str, not {type(key).__name__}")
+    if not PyUnicode_IS_COMPACT_ASCII(key) and not is_encodable(<str>key):
+        raise ValidationError(f"a conflation key must not hold a lone surrogate: {key!a}")
     return key
+
+
+cdef bint is_encodable(str text) except -1:
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        pass
+    return False
 
 
 @cython.final
@@ -376,10 +387,14 @@ cdef class Engine(FanoutNeeds):
 
     cdef int lose(self, Sink sink, list frames, str reason, object error) except -1:
         if self.fanout.tells_losses() and frames:
-            if sink.form >= AWARE:
-                frames = self.without_heads(frames)
             self.deliveries.lost(sink, frames, reason, error)
         return 0
+
+    cdef int lose_queued(self, Sink sink, list frames, str reason) except -1:
+        """As `lose`, for frames in the form of the client."""
+        return self.lose(
+            sink, self.without_heads(frames) if sink.form >= AWARE else frames, reason, None
+        )
 
     def set_message_handlers(self, tuple handlers):
         self.message_handlers = handlers

@@ -27,6 +27,10 @@ KEEP = Retention(100, 300.0)
 ENTRY = b"b 0 0 0\n"
 
 
+# The room that clients join.
+ROOM = SimpleNamespace(deleted=False)
+
+
 class Answer:
     """The future of a read, whose callbacks run at once."""
 
@@ -145,7 +149,7 @@ class Hub:
     def __init__(self, bus: Bus, number: int) -> None:
         self.bus, self.line = bus, bus.lines[number]
         self.members: set[Any] = set()
-        self.recovery = Recovery(self, Counters(), self.read)  # type: ignore[arg-type]
+        self.recovery = Recovery(self, Counters(), self.read, set())  # type: ignore[arg-type]
         self.chain = Chain("r", KEEP, self)
         self.chain.heal()
 
@@ -300,7 +304,7 @@ class World:
         connection = self.connections[which]
         if connection is not None and connection not in connection.hub.members:
             hub = connection.hub
-            hub.recovery.join(hub.chain, Join(connection, None, position))  # type: ignore[arg-type]
+            hub.recovery.join(hub.chain, Join(connection, ROOM, position))  # type: ignore[arg-type]
 
     def join_again(self, number: int) -> None:
         """The application joins a client twice; the second time there is no position."""

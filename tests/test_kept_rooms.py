@@ -19,7 +19,9 @@ from wsc_fast import (
     HubStateError,
     PermissionDeniedError,
     Priority,
+    QueueFullError,
     RoomNotFoundError,
+    SendFailureReason,
     ValidationError,
 )
 from wsc_fast.testing import BINARY, CLOSE, TEXT, RawClient, eventually, running
@@ -456,4 +458,27 @@ async def test_an_aware_client_is_closed_rather_than_left_with_a_gap(policy: str
                 frame = await aware.raw.recv()
             assert frame.payload[:2] == (1013).to_bytes(2, "big")
             assert texts == [str(number).encode() for number in range(len(texts))]
+            aware.close()
+
+
+@pytest.mark.parametrize("text", ["hello", "17", '{"bus":1}', "a\nb"])
+async def test_failure_handlers_hear_the_message_that_found_no_room(text: str) -> None:
+    heard: list[Any] = []
+
+    class Handler:
+        def handle_send_failure(
+            self, msg: Any, recipient: str, reason: SendFailureReason, error: Exception
+        ) -> None:
+            heard.append(msg.content)
+
+    with overflowing("disconnect") as hub:
+        hub.add_send_failure_handler(Handler())
+        async with running(hub):
+            aware = await Aware.open(hub, "a")
+            await aware.recv()
+            for _ in range(8):
+                hub.send_to_client("a", "to fill its outbox")
+            with pytest.raises(QueueFullError):
+                hub.send_to_client("a", text)
+            await eventually(lambda: heard == [text])
             aware.close()

@@ -14,7 +14,7 @@ import pytest
 from tests.aware import Aware, keeping
 from tests.redis_server import RedisServer
 from tests.support import join, named
-from wsc_fast import Client, Hub, RoomNotFoundError
+from wsc_fast import Client, Hub, RoomNotFoundError, ValidationError
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.testing import RawClient, eventually, eventually_async, running
 
@@ -267,3 +267,78 @@ async def test_a_hub_does_not_start_without_its_bus(server: RedisServer) -> None
         async with running(hub):
             pass
     assert hub.loop is None
+
+
+# --- what went wrong once ---
+
+
+async def test_a_key_that_is_no_text_stops_no_traffic(server: RedisServer) -> None:
+    async with hubs(server) as (one, two):
+        b, _ = await join(two, "b")
+        with pytest.raises(ValidationError, match="surrogate"):
+            one.broadcast("text", key="\ud800")
+        one.broadcast("after it")
+        assert await texts(b, 1) == [b"after it"]
+        b.close()
+
+
+async def test_who_joins_gets_what_is_published_next(server: RedisServer) -> None:
+    hub = Hub(authenticate=named, bus=RedisBus(server.url))
+    hub.keep("r*")
+
+    @hub.on_client_connected
+    def welcome(client: Client) -> None:
+        hub.join_room(client.id, f"r {client.id}")
+        hub.broadcast_to_room(f"r {client.id}", "welcome")
+
+    async with running(hub):
+        for number in range(20):
+            raw, _ = await join(hub, f"c{number}")
+            assert await texts(raw, 1) == [b"welcome"]
+            raw.close()
+
+
+async def test_a_join_into_a_room_that_was_made_anew_is_one_of_the_new_room(
+    server: RedisServer,
+) -> None:
+    async with hubs(server, 1) as (hub,):
+        aware = await Aware.open(hub, "a")
+        await aware.recv()
+        hub.join_room("a", "r2")
+        hub.delete_room("r2")
+        hub.create_room("r2")
+        hub.join_room("a", "r2")
+        head, _ = await aware.recv()
+        assert (head["room"], head["first"]) == ("r2", True)
+        assert hub.get_room_clients("r2") == ["a"]
+        await hub.publish("r2", "text")
+        assert (await aware.recv())[1] == b"text"
+        aware.close()
+
+
+async def test_a_room_that_nobody_came_to_be_in_is_let_go(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsc_fast.cluster.rooms.LINGER", 0.1)
+    async with hubs(server, 1) as (hub,):
+        aware = await Aware.open(hub, "a")
+        await aware.recv()
+        for number in range(20):
+            hub.join_room("a", f"r{number}")
+            hub.leave_room("a", f"r{number}")
+        assert len(hub.get_rooms()) == 21
+        await eventually(lambda: hub.get_rooms() == ["r"])
+        aware.close()
+
+
+async def test_a_stop_while_the_bus_opens_leaves_it_closed(server: RedisServer) -> None:
+    hub = Hub(bus=RedisBus(server.url))
+    await asyncio.to_thread(server.pause)
+    starting = asyncio.ensure_future(hub.start("127.0.0.1", 0))
+    await eventually(lambda: hub.loop is not None)
+    await hub.stop(0.1)
+    await asyncio.to_thread(server.resume)
+    with pytest.raises(Exception, match="stopped"):
+        await starting
+    async with running(hub):
+        hub.broadcast("text")  # the bus is open once, and takes it

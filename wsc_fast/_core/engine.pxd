@@ -154,6 +154,7 @@ cdef class Engine(FanoutNeeds):
     # Each frame for one client goes into its outbox here; those for many by `push_each` of members.
     # It says where there was no room or memory; a client that a walk could not reach is closed.
     cdef int push(self, Sink sink, bytes frame, PyObject* key, int run) except -1
+    cdef int lose_queued(self, Sink sink, list frames, str reason) except -1
     cdef int push_aware(self, Sink sink, bytes frame) except -1
     cdef object refusal(self, Sink sink, int result)
     cpdef Py_ssize_t send_message(self, user_id, message) except -1

@@ -28,7 +28,7 @@ cdef class MemberSet:
 
 cdef class Room(MemberSet):
     cdef:
-        bint deleted               # members may be left in it, who are taken out a few at a time
+        readonly bint deleted      # members may be left in it, who are taken out a few at a time
         bint passing               # it was made by a `join_room`, and ends with its last member
         set emptied                # takes its id when the last member has left; None: nobody asks
 

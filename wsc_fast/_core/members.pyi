@@ -12,6 +12,8 @@ class MemberSet:
 @disjoint_base
 class Room(MemberSet):
     """A named set of clients (internal)."""
+    @property
+    def deleted(self) -> bool: ...
 
 @final
 class KeptRoom(Room):

@@ -241,6 +241,8 @@ class LocalBus:
         Raises:
             BusError: no server program is installed, or its server does not answer.
         """
+        if self._keeping is not None and not self._keeping.done():
+            raise BusError("this LocalBus is in use by another hub: each hub needs its own")
         try:
             await self._wait_for_server()
             await self._bus.open(handler, origin)

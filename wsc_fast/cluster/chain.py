@@ -172,7 +172,9 @@ class Chain:
     def _heal_with(self, page: Page) -> None:
         again = False
         if self.last is None:
-            self._begin_at(page.top)
+            # With what came since the subscription, which members of this hub may have published.
+            self._begin_at(self._waiting[0][0] if self._waiting else page.top)
+            self._heard_before = 0
         elif not page.contiguous:
             self._begin_at(page.top)
             self._needs.gap(self.room, page.top)
@@ -195,7 +197,8 @@ class Chain:
                 self._begin_at(position)
                 self._needs.failed(self.room, error)
                 self._needs.gap(self.room, position)
-        return len(page.entries) >= HEAL_LIMIT
+        # A page may end early, by its bytes.
+        return bool(page.entries) and self.last != page.top
 
     def _take_waiting(self) -> bool:
         """Takes the messages that came meanwhile; whether something is missing before one.

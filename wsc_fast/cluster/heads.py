@@ -66,7 +66,7 @@ def without_heads(frames: list[bytes]) -> list[bytes]:
 def _without_head(frame: bytes) -> bytes | None:
     head, _, payload = payload_of(frame).partition(b"\n")
     if not payload and head:
-        fields: dict[str, Any] = msgspec.json.decode(head)
-        if any(name in fields for name in _ALONE):
+        fields: Any = msgspec.json.decode(head)
+        if isinstance(fields, dict) and any(name in fields for name in _ALONE):
             return None
     return encode_frame(payload if frame[0] & 15 == _BINARY else payload.decode())

@@ -219,17 +219,19 @@ class Node:
             )
         self._open_at_once()
         self.counters.published += 1
-        assert self._bus is not None
-        self._bus.publish([Outgoing(room_id, entry, retention, idempotency_key, answer)])
+        assert self._rooms is not None
+        self._rooms.publish(Outgoing(room_id, entry, retention, idempotency_key, answer))
 
     def _publish_outgoing(self) -> None:
         """Gives the bus the messages of plain rooms and broadcasts of this tick."""
         assert self._bus is not None
+        # Emptied first: the engine asks for a call where it puts the first one in.
+        taken = self._outgoing[:]
+        self._outgoing.clear()
         outgoing = [
             Outgoing(room_id, pack_entry(frame, exclude, key))
-            for room_id, frame, exclude, key in self._outgoing
+            for room_id, frame, exclude, key in taken
         ]
-        self._outgoing.clear()
         self.counters.published += len(outgoing)
         if self._opened:
             self._bus.publish(outgoing)
@@ -290,6 +292,9 @@ class Node:
         self._begin(loop)
         if not self._opened:
             await self._bus.open(self, self.name)
+            if self._loop is None:
+                await self._bus.close()  # the hub was stopped meanwhile
+                return
             self._opened = True
 
     def _open_at_once(self) -> None:
@@ -342,6 +347,8 @@ class Node:
 
     async def close(self, timeout: float) -> None:
         """The hub stops; its clients have gone."""
+        if self._rooms is not None and self._opened:
+            self._rooms.release_all()
         self._end()
         if self._bus is not None and self._opened:
             self._opened = False

@@ -64,14 +64,16 @@ class Recovery:
     Args:
         engine, counters: of the hub.
         read: asks the bus.
+        emptied: takes the ids of rooms whose last join has ended.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, engine: Engine, counters: Counters, read: Read) -> None:
+    def __init__(self, engine: Engine, counters: Counters, read: Read, emptied: set[str]) -> None:
         self._engine = engine
         self._counters = counters
         self._read = read
+        self._emptied = emptied
         # By room, all that are under way.
         self._joins: dict[str, dict[Client, Join]] = {}
         self._chains: dict[str, Chain] = {}  # of these rooms
@@ -90,6 +92,9 @@ class Recovery:
         position.
         """
         joins = self._joins.setdefault(chain.room, {})
+        under_way = joins.get(join.client)
+        if under_way is not None and under_way.room.deleted:
+            del joins[join.client]  # the room has been made anew since
         self._chains[chain.room] = chain
         if joins.setdefault(join.client, join) is join:
             self._advance(chain, join)
@@ -99,6 +104,7 @@ class Recovery:
         joins = self._joins.get(room_id)
         if joins is not None and joins.pop(client, None) is not None and not joins:
             del self._joins[room_id], self._chains[room_id]
+            self._emptied.add(room_id)  # it may never have had a member
 
     def waits(self, room_id: str) -> bool:
         """Whether any client is on its way into this room."""
@@ -191,6 +197,8 @@ class Recovery:
         if self._must_wait(chain, join, 0):
             return
         self.leave(chain.room, join.client)
+        if join.room.deleted:
+            return
         assert chain.last is not None
         if join.position is None:
             more = ',"recovered":false,"first":true'

@@ -13,7 +13,7 @@ from wsc_fast._core import kept
 from wsc_fast._core.connection import Client, is_aware, take_position
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.members import KeptRoom
-from wsc_fast.bus.base import EVERYBODY, Bus, Retention
+from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Retention
 from wsc_fast.cluster.chain import Answer, Chain, Message
 from wsc_fast.cluster.counters import Counters
 from wsc_fast.cluster.recovery import Join, Recovery
@@ -21,6 +21,8 @@ from wsc_fast.log import log
 
 # Seconds that a room without members is followed on, for clients that come back soon.
 LINGER = 10.0
+# So many messages of a room wait until this hub hears it.
+MOST_HELD = 100
 # So many chains are looked at in one turn of `look`.
 MOST_LOOKED_AT = 1000
 
@@ -52,10 +54,12 @@ class Rooms:
         self._patterns: tuple[_Pattern, ...] = ()
         self._retentions: dict[str, Retention | None] = {}  # what the patterns say, of late
         self._chains: dict[str, Chain] = {}
-        self._recovery = Recovery(engine, counters, self.read)
         # Rooms that are empty, and since when.
         self._emptied: set[str] = set()
+        self._recovery = Recovery(engine, counters, self.read, self._emptied)
         self._lingering: dict[str, float] = {}
+        # By room, messages that wait until this hub hears the room.
+        self._held: dict[str, list[Outgoing]] = {}
         engine.set_kept(self.is_kept, self._publish, self._join, self._left, self._emptied)
 
     def use(self, bus: Bus) -> None:
@@ -93,6 +97,29 @@ class Rooms:
         retention = self.retention_of(room_id)
         assert retention is not None
         self._append(room_id, retention, frame, exclude, key, *more)
+
+    def publish(self, outgoing: Outgoing) -> None:
+        """Gives the bus a message of a kept room, once this hub hears what is said there.
+
+        Else the members who are here could miss it: it could come before their subscription.
+        """
+        chain = self._chains.get(outgoing.room)
+        held = self._held.get(outgoing.room, [])
+        if chain is not None and chain.last is None and len(held) < MOST_HELD:
+            self._held.setdefault(outgoing.room, []).append(outgoing)
+            return
+        self._release(outgoing.room)
+        self._bus.publish([outgoing])
+
+    def _release(self, room_id: str) -> None:
+        held = self._held.pop(room_id, None)
+        if held:
+            self._bus.publish(held)
+
+    def release_all(self) -> None:
+        """Gives the bus all that waits for a subscription."""
+        for room_id in list(self._held):
+            self._release(room_id)
 
     # --- what the bus says ---
 
@@ -148,6 +175,7 @@ class Rooms:
 
     def settled(self, chain: Chain) -> None:
         """See `Needs`."""
+        self._release(chain.room)
         self._recovery.settled(chain)
 
     def count_heal(self, room: str, messages: int) -> None:
@@ -198,6 +226,7 @@ class Rooms:
             now: on the loop's clock.
         """
         self._recovery.look()
+        self.release_all()  # the bus has bounds of its own for what it cannot send
         for room_id in self._emptied:
             self._lingering.setdefault(room_id, now)
         self._emptied.clear()
@@ -216,6 +245,7 @@ class Rooms:
         chain = self._chains.pop(room_id, None)
         if chain is not None:
             chain.end()
+            self._release(room_id)
 
     def silent(self) -> list[Chain]:
         """The chains that are up to date as far as they know."""
@@ -223,6 +253,7 @@ class Rooms:
 
     def forget(self) -> None:
         """The hub has stopped: nobody is in any room."""
+        self._held.clear()
         for room_id in list(self._chains):
             self._end_chain(room_id)
         self._recovery.forget()

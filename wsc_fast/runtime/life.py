@@ -371,8 +371,8 @@ class Life:
         # An aborted transport is gone a turn or two later, whatever the peer does.
         await self._wait_until_gone(time.monotonic() + 1.0)
         await parts.delivery.close_store(deadline - time.monotonic())
-        await parts.node.close(deadline - time.monotonic())
         await parts.tasks.finish(begun, deadline)
+        await parts.node.close(deadline - time.monotonic())  # callbacks may have published
         await parts.delivery.failures.finish(deadline - time.monotonic())
         parts.engine.deadlines.clear()
         parts.admission.end()
