@@ -1551,6 +1551,7 @@ def rooms_within(began: str, calls: list[tuple[str, ...]]) -> list[str]:
     return [room for room, before in zip(rooms, [None, *rooms], strict=False) if room != before]
 
 
+@pytest.mark.usefixtures("only_hub_transport")
 async def test_an_upgrade_passes_each_room_once() -> None:
     hub = Hub(authenticate=lambda request: Identity(user_id="ann"))
     hub.enable_ack(ACKConfig(enable_offline_messages=True), store=MemoryOfflineStore())
