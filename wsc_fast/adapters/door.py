@@ -84,7 +84,8 @@ class Door:
         own_log: Callable[[], OwnLog],
         has_bus: Callable[[], bool],
     ) -> None:
-        self.own_log, self.has_bus = own_log, has_bus
+        self.own_log: Callable[[], OwnLog] = own_log
+        self.has_bus: Callable[[], bool] = has_bus
         self._engine = engine
         self._state = state
         self._life = life

@@ -93,7 +93,7 @@ class LocalServer:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.path = directory / "bus.sock"
+        self.path: Path = directory / "bus.sock"
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -26,7 +26,7 @@ class Place:
 
     def __init__(self, text: str) -> None:
         number, _, descriptor = text.partition(":")
-        self.number = int(number)
+        self.number: int = int(number)
         self._socket = socket.socket(fileno=int(descriptor))
         self._socket.set_inheritable(False)
 

@@ -64,7 +64,7 @@ class Chain:
         self.room = room
         self.retention = retention
         self.last: str | None = None
-        self.healing = False
+        self.healing: bool = False
         self._needs = needs
         self._ring: dict[str, Message] = {}  # by position, the oldest first
         self._ring_bytes = 0
