@@ -83,7 +83,7 @@ class Node:
         return any(room in channels for channels, _ in self.told)
 
     def again(self, room: str) -> int:
-        """How often the room was subscribed again."""
+        """The number of times that the room was subscribed again."""
         return sum(room in channels for channels, again in self.told if again)
 
 

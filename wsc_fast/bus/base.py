@@ -43,7 +43,7 @@ EVERYBODY = ""
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much of a kept room's history is kept.
+    """The bounds of a kept room's history.
 
     Attributes:
         size: messages, the newest.

@@ -190,7 +190,7 @@ class HistoryFile:
         return batch
 
     def _stored_as(self, room: str, batch: Batch) -> _Stored | None:
-        """How the file has a room; a history that took the place of another one is a new one."""
+        """The state of a room in the file; a history that replaced another one is new."""
         history = self.histories.get(room)
         stored = self._stored.get(room)
         if stored is not None and stored.history is not history:

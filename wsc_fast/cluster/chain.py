@@ -76,20 +76,17 @@ class Chain:
 
     # --- what comes ---
 
-    def heard(self, prev: str, messages: list[Message]) -> int:
-        """Messages have come, of which the first one follows `prev`; how many were given."""
-        given = 0
+    def heard(self, prev: str, messages: list[Message]) -> None:
+        """Messages have come, of which the first one follows `prev`."""
         for message in messages:
             if self.healing:
                 self._wait(prev, message)
             elif prev == self.last:
                 self._give(message)
-                given += 1
             elif not self.knows(message.position):
                 self._wait(prev, message)
                 self.heal()
             prev = message.position
-        return given
 
     def knows(self, position: str) -> bool:
         """Whether a message, or the place before the ring, has this position."""

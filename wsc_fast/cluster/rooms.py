@@ -29,7 +29,6 @@ MOST_LOOKED_AT = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    text: str
     match: Callable[[str], object]
     retention: Retention
 
@@ -71,11 +70,11 @@ class Rooms:
     def keep(self, pattern: str, retention: Retention) -> None:
         """Rooms whose ids match are kept rooms from now on; the first pattern counts."""
         match = re.compile(fnmatch.translate(pattern)).match
-        self._patterns = (*self._patterns, _Pattern(pattern, match, retention))
+        self._patterns = (*self._patterns, _Pattern(match, retention))
         self._retentions = {}
 
     def retention_of(self, room_id: str) -> Retention | None:
-        """How much is kept of a room; None: it is a plain one."""
+        """The retention of a kept room; None: the room is plain."""
         try:
             return self._retentions[room_id]
         except KeyError:

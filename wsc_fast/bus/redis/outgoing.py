@@ -37,7 +37,7 @@ from wsc_fast.errors import BusError, BusUnavailableError
 MOST_MESSAGES, MOST_ENVELOPE = 64, 65536
 # Bytes that a message takes beside its entry, about.
 OVERHEAD = 400
-# Commands that wait for their answers. Beyond them messages wait here, and share envelopes.
+# Commands that wait for their answers. Further messages wait here, and share envelopes.
 MOST_UNANSWERED = 512
 # The position of a room's newest message is known for at least so many seconds.
 TOP_SECONDS = 86400
