@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
+
 PROGRAM = shutil.which("redis-server") or shutil.which("valkey-server")
 
 
@@ -133,12 +135,6 @@ class RedisServer:
 
     def __exit__(self, *args: object) -> None:
         self.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Cutter:

@@ -9,6 +9,7 @@ has no tools of ours. The lines get a free port in the place of 8080.
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import signal
 import socket
@@ -40,9 +41,15 @@ def lines_of(readme: Path, port: int) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """As in tests/ports.py, which is not here in a release."""
+    while True:
+        with socket.socket() as sock:
+            port = random.randrange(11_000, 32_000)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 async def connect(server: subprocess.Popen[bytes], port: int) -> RawClient:

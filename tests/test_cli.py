@@ -28,7 +28,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.commands import PAGE, commands, table_of, tables_in
-from tests.redis_server import free_port
+from tests.ports import free_port
 from wsc_fast import (
     Client,
     ConfigError,

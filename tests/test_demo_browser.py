@@ -9,7 +9,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import free_port
 
 pytest.importorskip("selenium")
 from selenium import webdriver
@@ -54,13 +55,6 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any
             return result
         time.sleep(0.05)
     raise AssertionError(f"never happened: {what}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Server:

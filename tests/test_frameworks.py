@@ -25,6 +25,8 @@ import websockets
 from websockets import Origin
 from websockets.sync.client import ClientConnection, connect
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "examples/frameworks"
 SECRET = "a secret of 32 bytes, or of more"
@@ -105,10 +107,7 @@ class Site(NamedTuple):
 
 @contextmanager
 def served(recipe: Recipe, folder: Path) -> Iterator[Site]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in recipe.ports]
-    ports = [sock.getsockname()[1] for sock in taken]
-    for sock in taken:
-        sock.close()
+    ports = [free_port() for _ in recipe.ports]
     code = (FOLDER / f"{recipe.name}.py").read_text()
     for old, new in zip(recipe.ports, ports, strict=True):
         code = re.sub(rf"\b{old}\b", str(new), code)

@@ -30,6 +30,7 @@ import trustme
 from tests.clients.node_peers import node, own_websocket
 from tests.clients.support import missing
 from tests.commands import commands
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 from wsc_fast import ACKMessage, AckStatus, Hub, HubMessage, Identity
 from wsc_fast.messages import Acknowledgement
@@ -102,14 +103,6 @@ REQUEST = (
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: chat.v1\r\n"
     "Authorization: Bearer s3cr3t-key\r\n\r\n"
 ).encode()
-
-
-def free_ports(count: int) -> list[int]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in taken]
-    for sock in taken:
-        sock.close()
-    return ports
 
 
 def on_other_ports(code: str, ports: list[int]) -> str:
@@ -209,7 +202,7 @@ def test_a_program_tells_its_clients_that_it_ends(
     authority: trustme.CA,
     client_tls: ssl.SSLContext,
 ) -> None:
-    ports = free_ports(4)
+    ports = [free_port() for _ in range(4)]
     tls = None
     if key[1] == "TLS":
         certificate = authority.issue_cert("localhost", "127.0.0.1")

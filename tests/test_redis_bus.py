@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.redis_server import RedisServer, cutter, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer, cutter
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
 from wsc_fast.bus.redis.bus import RedisBus, jump
 from wsc_fast.bus.redis.outgoing import MOST_UNANSWERED, times

@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from tests.redis_server import PROGRAM, Cutter, RedisServer, cutter, free_port
+from tests.ports import free_port
+from tests.redis_server import PROGRAM, Cutter, RedisServer, cutter
 from wsc_fast.errors import (
     ConfigError,
     MessageExistsError,

@@ -15,7 +15,8 @@ import yaml
 
 from tests.aware import AWARE, Aware
 from tests.browsers.programs import Program, needed, started
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 from wsc_fast.testing import TEXT, RawClient, eventually_async
 
 ROOT = Path(__file__).parents[1]

@@ -25,6 +25,7 @@ from fastapi import FastAPI, WebSocket
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.ports import free_port
 from tests.script import ROOT
 from tests.support import known, named
 from wsc_fast import (
@@ -682,9 +683,7 @@ async def app(scope, receive, send):
 def uvicorn_process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], At]]:
     """`uvicorn app:app --ws app:ws` on an inherited socket."""
     (folder / "app.py").write_text(APP)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        at = At(free.getsockname()[1])
+    at = At(free_port())
     command = [sys.executable, "-m", "uvicorn", "app:app", "--ws", "app:ws", f"--port={at.port}"]
     with subprocess.Popen(
         [*command, *options],

@@ -23,7 +23,8 @@ import pytest
 
 from tests import test_cli
 from tests.aware import Aware, keeping
-from tests.redis_server import PROGRAM, free_port
+from tests.ports import free_port
+from tests.redis_server import PROGRAM
 from tests.support import named
 from tests.test_cli import (
     ENVIRONMENT,
