@@ -547,6 +547,7 @@ cdef class Fanout:
         cdef list unfinished
         if PyList_GET_SIZE(self.dirty) == 0 and self.batch_items is None:
             self.scheduled = False
+            self.whole_flushes += 1
             return
         self.scheduled = True  # to the end: who is marked meanwhile does not call the loop
         self.counters.flushes += 1
@@ -572,6 +573,8 @@ cdef class Fanout:
             )
             if PyList_GET_SIZE(self.dirty) or self.batch_items is not None:
                 self.schedule()
+            else:
+                self.whole_flushes += 1
 
     cdef int send(self, double deadline, list unfinished) except -1:
         """Plans, sends and settles the frames of sinks with a descriptor.

@@ -6,9 +6,18 @@ from cpython.object cimport PyObject
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.frames cimport FIN_TEXT, encode, with_head
 from wsc_fast._core.members cimport KeptRoom, MemberSet, push_all
-from wsc_fast._core.outbox cimport AWARE, FORMS, OPEN, RUN_NORMAL, Sink
+from wsc_fast._core.outbox cimport AWARE, FORMS, Limits, OPEN, RUN_NORMAL, Sink
 
 from json import dumps
+
+cdef extern from "net.h" nogil:
+    double wsc_now()
+
+
+# Roughly the bytes of a head line.
+cdef Py_ssize_t HEAD_BYTES = 256
+# Seconds after which the flush of what was given is waited for no more: the hub is overloaded.
+cdef double PATIENCE = 0.1
 
 
 cdef bytes head_of(str room_id, str position, str more):
@@ -51,11 +60,43 @@ def give(
         forms[AWARE] = with_head(frame, head_of(room.id, position, ""))
     engine.fanout.schedule_before_walk(room.items)
     queued = push_skipping(engine, room.items, room, frame, exclude or (), key_ptr, forms)
+    if queued:
+        count_given(engine, PyBytes_GET_SIZE(frame) + HEAD_BYTES)
     for each in exclude or ():
         sink = engine.clients.by_id.get(each)
         if sink is not None and sink.form >= AWARE and is_member(sink, room):
             say(engine, sink, room.id, position, ',"skipped":true')
     return queued
+
+
+cdef int count_given(Engine engine, Py_ssize_t size) except -1:
+    """A message of the bus was queued for some clients."""
+    if engine.given_after != engine.fanout.whole_flushes or not engine.given:
+        engine.given_after = engine.fanout.whole_flushes
+        engine.given = engine.given_bytes = 0
+        engine.given_since = wsc_now()
+    engine.given += 1
+    engine.given_bytes += size
+    return 0
+
+
+def may_give(Engine engine not None):
+    """Whether the outboxes have room for another message of the bus.
+
+    They have none while half of an outbox has been filled since everything was last sent. A bus
+    brings many messages in one turn of the loop, and nothing is sent before the turn's end.
+    """
+    cdef const Limits* limits = &engine.fanout.limits
+    if (
+        not engine.given
+        or engine.given_after != engine.fanout.whole_flushes
+        or (2 * engine.given < limits.messages and 2 * engine.given_bytes < limits.nbytes)
+    ):
+        return True
+    if wsc_now() - engine.given_since < PATIENCE:
+        return False
+    engine.given = 0
+    return True
 
 
 cdef Py_ssize_t push_skipping(
@@ -142,7 +183,12 @@ def give_plain(Engine engine not None, str room_id not None, bytes frame not Non
             return 0
         items = members.items
     engine.fanout.schedule_before_walk(items)
-    return push_skipping(engine, items, members, frame, exclude or (), key_ptr, None)
+    cdef Py_ssize_t queued = push_skipping(
+        engine, items, members, frame, exclude or (), key_ptr, None
+    )
+    if queued:
+        count_given(engine, PyBytes_GET_SIZE(frame))
+    return queued
 
 
 def is_member(Sink client not None, KeptRoom room not None):

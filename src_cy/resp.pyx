@@ -54,24 +54,29 @@ cdef class RespReader:
     """Reads the answers of one connection to Redis or Valkey (internal).
 
     Args:
-        on_message: called with the name and the data of each message of a named channel.
+        on_message: called with the name and the data of each message of a named channel. If it
+            returns False, no more come until `may_go_on`.
         on_stray: called with the channel and the data of each other message.
         on_reply: called with each other reply.
         on_broken: called once, with the error, when what came is no RESP or breaks a bound, or when
             a callback raised.
         most: bytes of one reply, at most.
         budget: seconds of a turn of the loop, at most.
+        may_go_on: asked in each turn after `on_message` has returned False; None: in the next turn.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, on_message, on_stray, on_reply, on_broken, *, most, budget=0.002):
+    def __init__(
+        self, on_message, on_stray, on_reply, on_broken, *, most, budget=0.002, may_go_on=None
+    ):
         self.on_message = on_message
         self.on_stray = on_stray
         self.on_reply = on_reply
         self.on_broken = on_broken
         self.most = most
         self.budget = budget
+        self.may_go_on = may_go_on
         self.names = {}
         self.set_memory(READ_AT_ONCE)
 
@@ -155,7 +160,10 @@ cdef class RespReader:
 
     def go_on(self):
         """In its turn: takes what is left, and has the transport read again."""
-        self.waiting = False
+        if not self.stopped and self.enough and self.may_go_on is not None and not self.may_go_on():
+            self.loop.call_soon(self.go_on)
+            return
+        self.waiting = self.enough = False
         if self.stopped:
             return
         if self.go(True):
@@ -212,6 +220,8 @@ cdef class RespReader:
                     value = self.build(&place)
                     self.start = self.scanned = place
                     self.on_reply(value)
+            if self.enough:
+                return 1
             count += 1
             if count % LOOK_AT_CLOCK == 0 and self.start < self.end and wsc_now() > deadline:
                 return 1
@@ -258,7 +268,7 @@ cdef class RespReader:
         if self.last_name is None:
             self.on_stray(last, data)
         else:
-            self.on_message(self.last_name, data)
+            self.enough = self.on_message(self.last_name, data) is False
         return 1
 
     cdef Py_ssize_t string_at(

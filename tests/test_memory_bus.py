@@ -33,12 +33,16 @@ class Heard:
         self.channels: list[tuple[str, bool]] = []
         self.links: list[tuple[str, str, str]] = []  # room, prev, position
 
-    def envelope(self, channel: str, data: bytes) -> None:
+    def envelope(self, channel: str, data: bytes) -> bool:
         kind, origin, prev, messages = read_envelope(data)
         assert (kind, origin) == ("k", "hub")
         for position, *_ in messages:
             self.links.append((channel, prev, position))
             prev = position
+        return True
+
+    def takes_more(self) -> bool:
+        return True
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         self.channels += [(channel, again) for channel in channels]
@@ -226,9 +230,10 @@ async def test_a_key_is_answered_once_more_for_its_time_and_for_its_room(
 
 async def test_a_key_counts_for_what_the_handler_publishes_meanwhile(path: Path | None) -> None:
     class Echo(Heard):
-        def envelope(self, channel: str, data: bytes) -> None:
+        def envelope(self, channel: str, data: bytes) -> bool:
             super().envelope(channel, data)
             bus.publish([Outgoing("r", entry("again"), KEEP, "k")])
+            return True
 
     heard = Echo()
     async with opened(path, heard) as bus:

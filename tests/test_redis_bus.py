@@ -61,9 +61,13 @@ class Node:
         self.states: list[Any] = []
         self.failed: list[tuple[Outgoing, Exception]] = []
 
-    def envelope(self, channel: str, data: bytes) -> None:
+    def envelope(self, channel: str, data: bytes) -> bool:
         self.envelopes += 1
         self.messages += opened_envelope(channel, data)
+        return True
+
+    def takes_more(self) -> bool:
+        return True
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         self.told.append((list(channels), again))

@@ -67,9 +67,9 @@ class Node:
         self.healing: asyncio.Future[None] | None = None
         self.wanted = False
 
-    def envelope(self, channel: str, data: bytes) -> None:
+    def envelope(self, channel: str, data: bytes) -> bool:
         if channel != ROOM:
-            return
+            return True
         head, _, rest = data.partition(b"\n")
         prev, count = head.decode().split(" ")[3:]
         for _ in range(int(count)):
@@ -79,6 +79,7 @@ class Node:
             rest = rest[int(length) :]
             self.live(position, prev)
             prev = position
+        return True
 
     def live(self, position: str, prev: str) -> None:
         if self.busy:
@@ -88,6 +89,9 @@ class Node:
         elif position not in self.ring:
             self.later.append((position, prev))
             self.heal_soon()
+
+    def takes_more(self) -> bool:
+        return True
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         if ROOM in channels:

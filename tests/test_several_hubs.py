@@ -14,7 +14,7 @@ import pytest
 from tests.aware import Aware, keeping
 from tests.redis_server import RedisServer
 from tests.support import join, named
-from wsc_fast import Client, Hub, RoomNotFoundError, ValidationError
+from wsc_fast import Client, Hub, HubConfig, RoomNotFoundError, ValidationError
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.testing import RawClient, eventually, eventually_async, running
 
@@ -28,10 +28,12 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @asynccontextmanager
-async def hubs(server: RedisServer, count: int = 2, **options: Any) -> AsyncIterator[list[Hub]]:
+async def hubs(
+    server: RedisServer, count: int = 2, config: HubConfig | None = None, **options: Any
+) -> AsyncIterator[list[Hub]]:
     """Hubs on one bus; each makes its clients members of the room `r`, which is kept."""
     made = [
-        keeping("r*", Hub(authenticate=named, bus=RedisBus(server.url)), **options)
+        keeping("r*", Hub(config, authenticate=named, bus=RedisBus(server.url)), **options)
         for _ in range(count)
     ]
     async with asyncio.timeout(60):
@@ -63,6 +65,16 @@ async def texts(client: RawClient, count: int) -> list[bytes]:
     while len(found) < count:
         payload = (await client.recv()).payload
         if payload != b"ready":
+            found.append(payload)
+    return found
+
+
+async def payloads(client: Aware, count: int) -> list[bytes]:
+    """The next payloads of a client that speaks wsc.1, as `texts` has them."""
+    found: list[bytes] = []
+    while len(found) < count:
+        payload = (await client.recv())[1]
+        if payload not in (b"", b"ready"):
             found.append(payload)
     return found
 
@@ -104,6 +116,45 @@ async def test_the_order_of_one_hub_holds_on_another(server: RedisServer) -> Non
                 expected.append(f"all {number}".encode())
         assert await texts(b, len(expected)) == expected
         b.close()
+
+
+@pytest.mark.parametrize("room", ["plain", "r"])
+async def test_a_burst_of_many_outboxes_closes_no_client_that_reads(
+    server: RedisServer, room: str
+) -> None:
+    async with hubs(server, config=HubConfig(outbox_messages=32)) as (one, two):
+        b, _ = await join(two, "b")
+        aware = await Aware.open(two, "c")
+        await aware.recv()  # it is in the room r
+        if room == "plain":
+            two.join_room("b", room)
+            two.join_room("c", room)
+        await subscribed(one, room, b)
+        for number in range(3000):
+            one.broadcast_to_room(room, str(number))
+        expected = [b"%d" % number for number in range(3000)]
+        assert await texts(b, 3000) == expected
+        assert await payloads(aware, 3000) == expected
+        b.close()
+        aware.close()
+
+
+async def test_a_heal_of_many_outboxes_closes_no_client_that_reads(server: RedisServer) -> None:
+    config = HubConfig(outbox_messages=32)
+    async with hubs(server, config=config, size=5000) as (one, two):
+        b, _ = await join(two, "b")
+        aware = await Aware.open(two, "c")
+        await aware.recv()
+        await subscribed(one, "r", b)
+        server.command("CLIENT", "KILL", "TYPE", "pubsub")
+        for number in range(3000):
+            one.broadcast_to_room("r", str(number))
+        expected = [b"%d" % number for number in range(3000)]
+        assert await texts(b, 3000) == expected
+        assert await payloads(aware, 3000) == expected
+        assert two.cluster.counters()["healed"] > 1000
+        b.close()
+        aware.close()
 
 
 async def test_a_broadcast_reaches_every_client(server: RedisServer) -> None:

@@ -104,12 +104,16 @@ class Counting:
         self.left = messages
         self.ready, self.first, self.last = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    def envelope(self, channel: str, data: bytes) -> None:
+    def envelope(self, channel: str, data: bytes) -> bool:
         self.left -= 1
         if not self.left:
             self.last.set()
         elif not self.first.is_set():
             self.first.set()
+        return True
+
+    def takes_more(self) -> bool:
+        return True
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         if "room" in channels:

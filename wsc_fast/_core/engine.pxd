@@ -128,6 +128,12 @@ cdef class Engine(FanoutNeeds):
         object publish_kept
         object join_kept
         object left_kept
+        # Messages of the bus that were queued since the flush `given_after` (kept.pyx): how many,
+        # their bytes, and since when.
+        unsigned long long given_after
+        Py_ssize_t given
+        Py_ssize_t given_bytes
+        double given_since
         set emptied
         # Of other hubs (set_outgoing); None where there are none.
         list outgoing

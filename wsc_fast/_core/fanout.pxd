@@ -103,6 +103,7 @@ cdef class Fanout:
         bint scheduled              # a flush will come, or is under way
         bint through_due            # some who are dirty have no descriptor to write to
         unsigned long long flush_number  # of the flush under way, or of the last one
+        unsigned long long whole_flushes  # those that have left nothing for the next turn
         object flush_callback      # bound method, made once
         Job* jobs
         iovec* iovs

@@ -31,6 +31,13 @@ def give(
         int: how many members it was queued for.
     """
 
+def may_give(engine: Engine) -> bool:
+    """Whether the outboxes have room for another message of the bus.
+
+    They have none while half of an outbox has been filled since everything was last sent. A bus
+    brings many messages in one turn of the loop, and nothing is sent before the turn's end.
+    """
+
 def give_one(engine: Engine, client: Client, room_id: str, position: str, frame: bytes) -> None:
     """Queues a message of a kept room for one client that speaks wsc.1."""
 

@@ -12,7 +12,8 @@ memory; there each reply stands in one piece, however many reads it came in.
     go_on            in the next turn of the loop: the rest, and reading again
 
 A server that talks more than fits into a turn is not read until the next turn: `budget` seconds, or
-as many bytes as the memory holds. TCP then holds the rest back.
+as many bytes as the memory holds. It is not read either while the receiver of the messages has
+enough of them. TCP then holds the rest back.
 
 RESP2 and RESP3 are read. Strings are bytes, an error is a ReplyError (not raised), a set is a list,
 attributes are left out. The bounds: `most` bytes of one reply, MOST_DEPTH lists within each other,
@@ -52,6 +53,8 @@ cdef class RespReader:
         object loop
         bint stopped
         bint taking
+        bint enough                   # the last message was one too many for now
+        object may_go_on              # callable() -> bool, or None
         object on_message             # callable(name, data)
         object on_stray               # callable(channel, data): of a channel without a name
         object on_reply               # callable(value)

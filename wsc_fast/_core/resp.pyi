@@ -12,13 +12,15 @@ class RespReader:
     """Reads the answers of one connection to Redis or Valkey (internal).
 
     Args:
-        on_message: called with the name and the data of each message of a named channel.
+        on_message: called with the name and the data of each message of a named channel. If it
+            returns False, no more come until `may_go_on`.
         on_stray: called with the channel and the data of each other message.
         on_reply: called with each other reply.
         on_broken: called once, with the error, when what came is no RESP or breaks a bound, or when
             a callback raised.
         most: bytes of one reply, at most.
         budget: seconds of a turn of the loop, at most.
+        may_go_on: asked in each turn after `on_message` has returned False; None: in the next turn.
 
     Thread-safety: the loop's thread.
     """
@@ -35,6 +37,7 @@ class RespReader:
         *,
         most: int,
         budget: float = 0.002,
+        may_go_on: Callable[[], bool] | None = None,
     ) -> None: ...
     def attach(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         """Reads from a transport from now on.

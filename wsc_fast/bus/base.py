@@ -114,11 +114,18 @@ class Page:
 class Handler(Protocol):
     """A hub, as its bus sees it. No method raises or blocks."""
 
-    def envelope(self, channel: str, data: bytes) -> None:
+    def envelope(self, channel: str, data: bytes) -> bool:
         """An envelope has come: of a room's channel, or of EVERYBODY.
 
         The hub's own come too, those of kept rooms and those of plain ones.
+
+        Returns:
+            bool: whether the hub takes the next one now. A bus with others waits until
+            `takes_more`; meanwhile the clients are sent what has come.
         """
+
+    def takes_more(self) -> bool:
+        """Whether the hub takes the next envelope now; to be asked once in a turn of the loop."""
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """From now on all that is published on these channels comes.

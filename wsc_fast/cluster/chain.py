@@ -5,15 +5,20 @@ message goes to the members. Else something was missed: the chain heals, that is
 after the last position that it knows, once for all members. If the history does not reach back so
 far, or does not know the position (the bus has lost data), there is a gap: the members are told,
 and the chain goes on from the newest message.
+
+The generators here do one message in each step, so that many messages take many turns of the loop.
+Between two steps anything may happen.
 """
 
 from __future__ import annotations
 
-import asyncio
+from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from wsc_fast._core.envelopes import open_entry
-from wsc_fast.bus.base import Page, Retention
+from wsc_fast.bus.base import Entry, Page, Retention
+from wsc_fast.cluster.reads import Answer
 from wsc_fast.errors import ValidationError
 
 # The messages that a hub remembers of each room, for clients that come back soon.
@@ -42,9 +47,7 @@ class Needs(Protocol):
     def settled(self, chain: Chain) -> None: ...
     def count_heal(self, room: str, messages: int) -> None: ...
     def failed(self, room: str, error: Exception) -> None: ...
-
-
-Answer = asyncio.Future[Page]
+    def in_turns(self, steps: Iterator[None]) -> None: ...
 
 
 class Chain:
@@ -69,20 +72,23 @@ class Chain:
         self._ring: dict[str, Message] = {}  # by position, the oldest first
         self._ring_bytes = 0
         self._ring_start = ""  # the position before the first message of the ring
-        self._waiting: list[tuple[str, Message]] = []  # with the position before each
+        self._waiting: deque[tuple[str, Message]] = deque()  # with the position before each
         self._heard_before = 0  # so many of them came before the read began
         self._overflowed = False  # some that came are not in `_waiting`
         self._ended = False
 
     # --- what comes ---
 
-    def heard(self, prev: str, messages: list[Message]) -> None:
+    def heard(self, prev: str, messages: list[Message]) -> Iterator[None]:
         """Messages have come, of which the first one follows `prev`."""
         for message in messages:
+            if self._ended:
+                return
             if self.healing:
                 self._wait(prev, message)
             elif prev == self.last:
                 self._give(message)
+                yield
             elif not self.knows(message.position):
                 self._wait(prev, message)
                 self.heal()
@@ -138,6 +144,7 @@ class Chain:
         """Reads what may have been missed; where a read is under way, once more after that."""
         if self.healing:
             self._waiting.clear()
+            self._heard_before = 0
             self._overflowed = True
         else:
             self.healing = True
@@ -156,18 +163,20 @@ class Chain:
         if self._ended:
             return
         error = OSError("the read was given up") if answer.cancelled() else answer.exception()
-        if error is not None:
-            # It heals again when the bus is back.
-            self.healing = False
-            self._waiting.clear()
-            self._overflowed = False
-            self._needs.failed(self.room, error if isinstance(error, Exception) else OSError())
-            self._needs.settled(self)
+        if error is None:
+            self._needs.in_turns(self._heal_with(answer.result()))
             return
-        self._heal_with(answer.result())
+        # It heals again when the bus is back.
+        self._waiting.clear()
+        self._overflowed = False
+        self._needs.failed(self.room, error if isinstance(error, Exception) else OSError())
+        self._settle()
 
-    def _heal_with(self, page: Page) -> None:
-        again = False
+    def _settle(self) -> None:
+        self.healing = False
+        self._needs.settled(self)
+
+    def _heal_with(self, page: Page) -> Iterator[None]:
         if self.last is None:
             # With what came since the subscription, which members of this hub may have published.
             self._begin_at(self._waiting[0][0] if self._waiting else page.top)
@@ -177,39 +186,48 @@ class Chain:
             self._needs.gap(self.room, page.top)
         else:
             self._needs.count_heal(self.room, len(page.entries))
-            again = self._give_entries(page)
-        if again or self._take_waiting():
-            self._ask()
+            for entry in page.entries:
+                self._give_entry(entry)
+                yield
+                if self._ended:
+                    return
+            if page.entries and self.last != page.top:
+                self._ask()  # a page may end early, by its bytes
+                return
+        yield from self._take_waiting()
+        if self._ended:
             return
-        self.healing = False
-        self._needs.settled(self)
+        if self._waiting or self._overflowed:
+            self._overflowed = False
+            self._ask()
+        else:
+            self._settle()
 
-    def _give_entries(self, page: Page) -> bool:
-        """Gives what was missed; whether there is more to be read."""
-        for position, entry in page.entries:
-            try:
-                self._give(Message(position, *open_entry(entry)))
-            except ValidationError as error:
-                # Somebody else writes to the bus; the members are told that something is missing.
-                self._begin_at(position)
-                self._needs.failed(self.room, error)
-                self._needs.gap(self.room, position)
-        # A page may end early, by its bytes.
-        return bool(page.entries) and self.last != page.top
+    def _give_entry(self, entry: Entry) -> None:
+        try:
+            self._give(Message(entry.position, *open_entry(entry.entry)))
+        except ValidationError as error:
+            # Somebody else writes to the bus; the members are told that something is missing.
+            self._begin_at(entry.position)
+            self._needs.failed(self.room, error)
+            self._needs.gap(self.room, entry.position)
 
-    def _take_waiting(self) -> bool:
-        """Takes the messages that came meanwhile; whether something is missing before one.
+    def _take_waiting(self) -> Iterator[None]:
+        """Takes the messages that came meanwhile, up to one before which something is missing.
 
         A message that came before the read began is part of what was read, or of a history that
         the bus has lost.
         """
-        waiting, self._waiting = self._waiting[self._heard_before :], []
-        overflowed, self._overflowed = self._overflowed, False
-        for number, (prev, message) in enumerate(waiting):
+        for _ in range(self._heard_before):
+            self._waiting.popleft()
+        self._heard_before = 0
+        while self._waiting and not self._ended:
+            prev, message = self._waiting[0]
             if prev == self.last:
+                self._waiting.popleft()
                 self._give(message)
-            elif not self.knows(message.position):
-                self._waiting[:0] = waiting[number:]
-                return True
-        # A callback of the application's may have published more.
-        return overflowed or bool(self._waiting)
+                yield
+            elif self.knows(message.position):
+                self._waiting.popleft()
+            else:
+                return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -241,9 +241,10 @@ class Node:
 
     # --- what the bus says ---
 
-    def envelope(self, channel: str, data: bytes) -> None:
+    def envelope(self, channel: str, data: bytes) -> bool:
         """See `Handler.envelope`."""
-        assert self._rooms is not None
+        rooms = self._rooms
+        assert rooms is not None
         try:
             kind, origin, prev, messages = read_envelope(data)
         except ValidationError as error:
@@ -253,13 +254,26 @@ class Node:
                 error,
                 extra={"event": "poisoned_envelope", "room": channel},
             )
-            return
+            return True
         if kind == "k":
-            self._rooms.heard(channel, prev, messages)
+            rooms.heard(channel, prev, messages)
         elif origin != self.name:  # its own clients have it
             self.counters.received += len(messages)
-            for _, frame, exclude, key in messages:
-                kept.give_plain(self._engine, channel, frame, exclude, key)
+            rooms.turns.run(self._give_plain(channel, messages))
+        return not rooms.turns
+
+    def _give_plain(
+        self,
+        room_id: str,
+        messages: Sequence[tuple[str, bytes, tuple[str, ...] | None, str | None]],
+    ) -> Iterator[None]:
+        for _, frame, exclude, key in messages:
+            kept.give_plain(self._engine, room_id, frame, exclude, key)
+            yield
+
+    def takes_more(self) -> bool:
+        """See `Handler.takes_more`."""
+        return self._rooms is None or not self._rooms.turns
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""

@@ -10,8 +10,7 @@ its outbox has run empty.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,20 +20,20 @@ from wsc_fast._core.engine import Engine
 from wsc_fast._core.envelopes import open_entry
 from wsc_fast._core.members import KeptRoom
 from wsc_fast.bus.base import Page, Retention
-from wsc_fast.cluster.chain import Answer, Chain, Message
+from wsc_fast.cluster.chain import Chain, Message
 from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.reads import Answer
 from wsc_fast.errors import ValidationError
 
 # A client that has missed more begins anew.
 MOST_MISSED, MOST_MISSED_BYTES = 500, 524_288
-# So many reads of the history are under way at once; others wait.
-MOST_READS = 64
 # A client whose place is not found in so many reads begins anew: the bus contradicts itself.
 MOST_TRIES = 20
 # Roughly the bytes of a head line.
 _HEAD_BYTES = 256
 
 Read = Callable[[str, str | None, int, Retention], Answer]
+InTurns = Callable[[Iterator[None]], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -64,23 +63,30 @@ class Recovery:
     Args:
         engine, counters: of the hub.
         read: asks the bus.
+        in_turns: does the steps of a generator in turns of the loop; each is about one client.
         emptied: takes the ids of rooms whose last join has ended.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, engine: Engine, counters: Counters, read: Read, emptied: set[str]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        counters: Counters,
+        read: Read,
+        in_turns: InTurns,
+        emptied: set[str],
+    ) -> None:
         self._engine = engine
         self._counters = counters
         self._read = read
+        self._in_turns = in_turns
         self._emptied = emptied
         # By room, all that are under way.
         self._joins: dict[str, dict[Client, Join]] = {}
         self._chains: dict[str, Chain] = {}  # of these rooms
         # By the position after which it reads, those that wait for a read.
         self._asked: dict[tuple[Chain, str], list[Join]] = {}
-        self._queue: deque[tuple[Chain, str]] = deque()
-        self._reads = 0
         # By client, the joins that wait until its outbox is empty.
         self._full: dict[Client, dict[Join, Chain]] = {}
         engine.hear_empty(self.ran_empty)
@@ -112,8 +118,14 @@ class Recovery:
 
     def settled(self, chain: Chain) -> None:
         """The chain is up to date: joins that waited for that go on."""
-        for join in list(self._joins.get(chain.room, {}).values()):
+        joins = self._joins.get(chain.room)
+        if joins:
+            self._in_turns(self._advance_all(chain, list(joins.values())))
+
+    def _advance_all(self, chain: Chain, joins: list[Join]) -> Iterator[None]:
+        for join in joins:
             self._advance(chain, join)
+            yield
 
     def look(self) -> None:
         """Lets go of clients that went while they waited, and goes on where a read has failed.
@@ -137,8 +149,6 @@ class Recovery:
         self._joins.clear()
         self._chains.clear()
         self._asked.clear()
-        self._queue.clear()
-        self._reads = 0
         self._full.clear()
 
     def ran_empty(self, client: Client) -> None:
@@ -218,36 +228,33 @@ class Recovery:
             return  # the chain was settled meanwhile, and does not know the position
         join.asked = True
         join.tries += 1
-        if (chain, position) not in self._asked:
-            self._asked[chain, position] = []
-            self._queue.append((chain, position))
-        self._asked[chain, position].append(join)
-        self._read_next()
-
-    def _read_next(self) -> None:
-        while self._queue and self._reads < MOST_READS:
-            chain, position = self._queue.popleft()
-            self._reads += 1
-            answer = self._read(chain.room, position, MOST_MISSED + 1, chain.retention)
-            if answer.done():
-                self._answered(chain, position, answer)
-            else:
-                answer.add_done_callback(partial(self._answered, chain, position))
+        waiting = self._asked.get((chain, position))
+        if waiting is not None:
+            waiting.append(join)
+            return
+        self._asked[chain, position] = [join]
+        answer = self._read(chain.room, position, MOST_MISSED + 1, chain.retention)
+        if answer.done():
+            self._answered(chain, position, answer)
+        else:
+            answer.add_done_callback(partial(self._answered, chain, position))
 
     def _answered(self, chain: Chain, position: str, answer: Answer) -> None:
         joins = self._asked.pop((chain, position), None)
         if joins is None:
             return  # the hub has stopped meanwhile
-        self._reads -= 1
         page = None
         if not answer.cancelled() and answer.exception() is None:
             page = answer.result()
+        self._in_turns(self._go_on_all(chain, joins, page))
+
+    def _go_on_all(self, chain: Chain, joins: list[Join], page: Page | None) -> Iterator[None]:
         messages = None if page is None else _messages_of(page)
         for join in joins:
             join.asked = False
             if self._is_wanted(chain, join):
                 self._go_on(chain, join, messages)
-        self._read_next()
+            yield
 
     def _go_on(self, chain: Chain, join: Join, messages: list[Message] | None) -> None:
         """Gives a client what was read; None: it cannot be read."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,12 @@ from wsc_fast._core import kept
 from wsc_fast._core.connection import Client, is_aware, take_position
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.members import KeptRoom
-from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Retention
-from wsc_fast.cluster.chain import Answer, Chain, Message
+from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Retention
+from wsc_fast.cluster.chain import Chain, Message
 from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.reads import Answer, Reads
 from wsc_fast.cluster.recovery import Join, Recovery
+from wsc_fast.cluster.turns import Turns
 from wsc_fast.log import log
 
 # Seconds that a room without members is followed on, for clients that come back soon.
@@ -40,6 +41,9 @@ class Rooms:
         engine, counters, bus: of the hub.
         append: gives the bus a message; see `Node`.
 
+    Attributes:
+        turns: the work on what the bus has brought.
+
     Thread-safety: the loop's thread, but for `keep` and `retention_of`, which are for any.
     """
 
@@ -55,7 +59,9 @@ class Rooms:
         self._chains: dict[str, Chain] = {}
         # Rooms that are empty, and since when.
         self._emptied: set[str] = set()
-        self._recovery = Recovery(engine, counters, self.read, self._emptied)
+        self.turns: Turns = Turns(self._may_give, self._read_on)
+        self._reads = Reads(self._ask_bus, self.turns)
+        self._recovery = Recovery(engine, counters, self._reads.read, self.turns.run, self._emptied)
         self._lingering: dict[str, float] = {}
         # By room, messages that wait until this hub hears the room.
         self._held: dict[str, list[Outgoing]] = {}
@@ -127,7 +133,12 @@ class Rooms:
         self._counters.received += len(messages)
         chain = self._chains.get(room_id)
         if chain is not None:
-            chain.heard(prev, [Message(*each) for each in messages])  # type: ignore[arg-type]
+            steps = chain.heard(prev, [Message(*each) for each in messages])  # type: ignore[arg-type]
+            if self._bus.at_once:  # it is in the call that publishes the message
+                for _ in steps:
+                    pass
+            else:
+                self.turns.run(steps)
 
     def subscribed(self, room_ids: Sequence[str], again: bool) -> None:
         """From now on the messages of these rooms come; what was said before is read.
@@ -136,21 +147,37 @@ class Rooms:
             room_ids: of the rooms.
             again: they had come before. Messages of a plain room that were missed since are lost.
         """
+        self.turns.run(self._make_up(room_ids, again))
+
+    def _make_up(self, room_ids: Sequence[str], again: bool) -> Iterator[None]:
         for room_id in room_ids:
             chain = self._chains.get(room_id)
             if chain is not None:
                 chain.heal()
             elif again and (room_id == EVERYBODY or not self.is_kept(room_id)):
                 kept.say_gap(self._engine, room_id, None)
+            yield
 
     # --- what chains need ---
 
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer:
         """See `Needs`."""
-        answer = asyncio.ensure_future(self._bus.read(room, since, limit, retention))
-        if not answer.done():
-            answer.add_done_callback(_look_at_error)
-        return answer
+        return self._reads.read(room, since, limit, retention)
+
+    def in_turns(self, steps: Iterator[None]) -> None:
+        """See `Needs`."""
+        self.turns.run(steps)
+
+    def _may_give(self) -> bool:
+        return kept.may_give(self._engine)
+
+    def _read_on(self) -> None:
+        self._reads.go_on()
+
+    def _ask_bus(
+        self, room: str, since: str | None, limit: int, retention: Retention
+    ) -> Awaitable[Page]:
+        return self._bus.read(room, since, limit, retention)
 
     def give(self, room: str, message: Message) -> None:
         """See `Needs`."""
@@ -256,11 +283,7 @@ class Rooms:
         for room_id in list(self._chains):
             self._end_chain(room_id)
         self._recovery.forget()
+        self.turns.forget()
+        self._reads.forget()
         self._emptied.clear()
         self._lingering.clear()
-
-
-def _look_at_error(answer: Answer) -> None:
-    """Looks at the error of a read for which nobody waits any more, so that asyncio does not."""
-    if not answer.cancelled():
-        answer.exception()

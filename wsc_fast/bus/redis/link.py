@@ -39,8 +39,16 @@ class Link(RespReader, asyncio.BufferedProtocol):
         on_stray: Callable[[bytes, bytes], object],
         on_confirmed: Callable[[list[Any]], object],
         on_room: Callable[[], object],
+        may_go_on: Callable[[], bool] | None = None,
     ) -> None:
-        super().__init__(on_message, on_stray, self._replied, self.abort, most=MOST_REPLY)
+        super().__init__(
+            on_message,
+            on_stray,
+            self._replied,
+            self.abort,
+            most=MOST_REPLY,
+            may_go_on=may_go_on,
+        )
         self._on_confirmed = on_confirmed
         self._on_room = on_room
         self._transport: asyncio.Transport | None = None

@@ -51,7 +51,8 @@ class Server:
         origin: the name of this hub.
         timeout: seconds for which messages and questions wait.
         most: bytes of messages that wait.
-        envelope: gets the messages of rooms.
+        envelope: gets the messages of rooms; False: no more of them until `takes_more`.
+        takes_more: asked in each turn of the loop from then on.
         subscribed: is told from when on the messages of rooms come.
         not_published: hears of errors that no answer waits for.
         changed: is called with None when the server is there, else with the error.
@@ -66,6 +67,7 @@ class Server:
         timeout: float,
         most: int,
         envelope: Hears,
+        takes_more: Callable[[], bool],
         subscribed: Callable[[Sequence[str], bool], object],
         not_published: Callable[[Outgoing, Exception], object],
         changed: Callable[[Server, Exception | None], object],
@@ -77,6 +79,7 @@ class Server:
         self._inbox = names.inbox(origin)
         self._timeout = timeout
         self._envelope = envelope
+        self._takes_more = takes_more
         self._changed = changed
         self._counters = counters
         self._loop = asyncio.get_running_loop()
@@ -201,7 +204,13 @@ class Server:
 
     async def _connect_reader(self) -> None:
         link, _ = await self._connect(
-            lambda: Link(self._envelope, self._stray, self.subscriptions.confirmed, _nothing)
+            lambda: Link(
+                self._envelope,
+                self._stray,
+                self.subscriptions.confirmed,
+                _nothing,
+                self._takes_more,
+            )
         )
         self._reader = link
         self.subscriptions.connected(link)
