@@ -438,7 +438,7 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
         cdef object result
         cdef int answer = NO_ACK
         if self.form >= AWARE and not self.released:
-            content = self.take_head(content)
+            content = self.take_head(content, size)
             if content is None:
                 return 0
         if self.held is not None:
@@ -455,10 +455,7 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
         # The hub has asked for an acknowledgement that settles something: no rate bounds it.
         if self.engine.rates.bounded and answer != SETTLED and not self.within_rate(size):
             return 0
-        self.engine.counters.messages_in += 1
-        self.engine.counters.bytes_in += size
-        self.messages_in += 1
-        self.bytes_in += size
+        self.count_message(size)
         if answer != NO_ACK:
             return 0
         # With an inbox, the hub asks in the message's turn.
@@ -481,7 +478,13 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
             self.engine.application.receive(self, self.engine.message_handlers, content)
         return 0
 
-    cdef object take_head(self, object content):
+    cdef inline void count_message(self, Py_ssize_t size) noexcept:
+        self.engine.counters.messages_in += 1
+        self.engine.counters.bytes_in += size
+        self.messages_in += 1
+        self.bytes_in += size
+
+    cdef object take_head(self, object content, Py_ssize_t size):
         """Takes the head line of a message of wsc.1; the payload, or None where there is none."""
         cdef bint is_text = type(content) is str
         cdef Py_ssize_t at = content.find("\n" if is_text else b"\n", 0, HEAD_BYTES + 1)
@@ -501,11 +504,16 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
             self.greeted = True
             self.positions = head.pos
             self.engine.admission.greeted(self)
-        elif not self.greeted:
+            return content[at + 1:] if at + 1 < len(content) else None
+        if not self.greeted:
             self.refuse(1002, "the first message of wsc.1 is no hello")
             return None
+        if at + 1 < len(content):
+            return content[at + 1:]
         # A head alone says something to the hub, and nothing to the application.
-        return content[at + 1:] if at + 1 < len(content) else None
+        if not self.engine.rates.bounded or self.within_rate(size):
+            self.count_message(size)
+        return None
 
     cdef object call_handler(self, object handler, object content):
         cdef object context = self.enter_context()

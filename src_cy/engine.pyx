@@ -286,13 +286,15 @@ cdef class Engine(FanoutNeeds):
         self.decode_head = decode_head
         self.without_heads = without_heads
 
-    def set_kept(self, is_kept, publish, join, left, emptied):
+    def set_kept(self, is_kept, publish, join, joining, left, emptied):
         """Has somebody look after kept rooms.
 
         Args:
             is_kept: `is_kept(room_id) -> bool`.
             publish: `publish(room_id, frame, exclude, key, idempotency_key=None, answer=None)`.
             join: `join(client, room)` makes a client that speaks wsc.1 a member, now or later.
+            joining: `joining(client, room_id) -> int`: into how many other rooms a client is on its
+                way.
             left: `left(client, room)`: a client has been asked to leave.
             emptied: a set that takes the ids of rooms whose last member has left.
         """
@@ -303,6 +305,7 @@ cdef class Engine(FanoutNeeds):
         self.is_kept = is_kept
         self.publish_kept = publish
         self.join_kept = join
+        self.joining_kept = joining
         self.left_kept = left
 
     def set_acks(self, take, replaying, hold, ran_empty):
@@ -757,7 +760,7 @@ cdef class Engine(FanoutNeeds):
     cdef int join_room(self, object client_id, object room_id) except -1:
         cdef Sink sink
         cdef MemberSet room
-        cdef Py_ssize_t sets
+        cdef Py_ssize_t sets, joining
         sink = self.clients.find(client_id)
         room = self.room_to_join(room_id)
         if self.join_filter is not None:
@@ -766,10 +769,13 @@ cdef class Engine(FanoutNeeds):
             # The hook is the application's, and may have ended either.
             room = self.room_of_open(sink, room_id)
         sets = 0 if sink.memberships is None else len(sink.memberships)
-        if sets >= self.max_rooms_per_client:
+        joining = 0
+        if sink.form >= AWARE and self.joining_kept is not None:
+            joining = self.joining_kept(sink, room_id)
+        if sets + joining >= self.max_rooms_per_client:
             if sets and room is not None and room in sink.memberships:
                 return 0
-            if len(rooms_of(sink)) >= self.max_rooms_per_client:
+            if len(rooms_of(sink)) + joining >= self.max_rooms_per_client:
                 self.over("max_rooms_per_client")
                 raise LimitError(
                     f"client {client_id!a} is in {self.max_rooms_per_client} rooms, as many as "

@@ -340,6 +340,20 @@ async def test_an_async_authenticate_and_a_hello_are_both_awaited(any_loop: str)
         aware.close()
 
 
+@pytest.mark.parametrize("payload", [b"", b"text"])
+async def test_a_head_alone_counts_as_a_message(payload: bytes) -> None:
+    hub = keeping(hub=Hub(HubConfig(message_rate=10.0), authenticate=named))
+    async with running(hub):
+        aware = await Aware.open(hub, "a")
+        await aware.recv()
+        for _ in range(100):
+            await aware.send_head({}, payload)
+        frame = await aware.raw.recv()
+        assert (frame.code, frame.payload[2:]) == (1008, b"too many messages")
+        assert 10 <= hub.get_stats().messages_in <= 12
+        aware.close()
+
+
 # --- rooms, joins ---
 
 

@@ -127,6 +127,7 @@ cdef class Engine(FanoutNeeds):
         object is_kept
         object publish_kept
         object join_kept
+        object joining_kept
         object left_kept
         # Messages of the bus that were queued since the flush `given_after` (kept.pyx): how many,
         # their bytes, and since when.

@@ -126,6 +126,7 @@ class Engine(FanoutNeeds):
         is_kept: Callable[[str], bool],
         publish: Callable[..., None],
         join: Callable[[Any, Any], None],
+        joining: Callable[[Any, str], int],
         left: Callable[[Any, Any], None],
         emptied: set[str],
     ) -> None:
@@ -135,6 +136,8 @@ class Engine(FanoutNeeds):
             is_kept: `is_kept(room_id) -> bool`.
             publish: `publish(room_id, frame, exclude, key, idempotency_key=None, answer=None)`.
             join: `join(client, room)` makes a client that speaks wsc.1 a member, now or later.
+            joining: `joining(client, room_id) -> int`: into how many other rooms a client is on its
+                way.
             left: `left(client, room)`: a client has been asked to leave.
             emptied: a set that takes the ids of rooms whose last member has left.
         """

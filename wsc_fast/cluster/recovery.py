@@ -85,6 +85,7 @@ class Recovery:
         # By room, all that are under way.
         self._joins: dict[str, dict[Client, Join]] = {}
         self._chains: dict[str, Chain] = {}  # of these rooms
+        self._rooms: dict[Client, set[str]] = {}  # into which each is on its way
         # By the position after which it reads, those that wait for a read.
         self._asked: dict[tuple[Chain, str], list[Join]] = {}
         # By client, the joins that wait until its outbox is empty.
@@ -103,14 +104,26 @@ class Recovery:
             del joins[join.client]  # the room has been made anew since
         self._chains[chain.room] = chain
         if joins.setdefault(join.client, join) is join:
+            self._rooms.setdefault(join.client, set()).add(chain.room)
             self._advance(chain, join)
 
     def leave(self, room_id: str, client: Client) -> None:
         """The client is to be no member: its join ends if it is under way."""
         joins = self._joins.get(room_id)
-        if joins is not None and joins.pop(client, None) is not None and not joins:
+        if joins is None or joins.pop(client, None) is None:
+            return
+        rooms = self._rooms[client]
+        rooms.discard(room_id)
+        if not rooms:
+            del self._rooms[client]
+        if not joins:
             del self._joins[room_id], self._chains[room_id]
             self._emptied.add(room_id)  # it may never have had a member
+
+    def count_others(self, client: Client, room_id: str) -> int:
+        """Into how many rooms but this one a client is on its way."""
+        rooms = self._rooms.get(client, ())
+        return len(rooms) - (room_id in rooms)
 
     def waits(self, room_id: str) -> bool:
         """Whether any client is on its way into this room."""
@@ -148,6 +161,7 @@ class Recovery:
         """The hub has stopped."""
         self._joins.clear()
         self._chains.clear()
+        self._rooms.clear()
         self._asked.clear()
         self._full.clear()
 

@@ -65,7 +65,14 @@ class Rooms:
         self._lingering: dict[str, float] = {}
         # By room, messages that wait until this hub hears the room.
         self._held: dict[str, list[Outgoing]] = {}
-        engine.set_kept(self.is_kept, self._publish, self._join, self._left, self._emptied)
+        engine.set_kept(
+            self.is_kept,
+            self._publish,
+            self._join,
+            self._recovery.count_others,
+            self._left,
+            self._emptied,
+        )
 
     def use(self, bus: Bus) -> None:
         """Has another bus carry and keep the messages from now on; no hub runs on either."""
