@@ -21,8 +21,9 @@ import pytest
 from tests.ports import free_port
 from tests.redis_server import RedisServer, cutter
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
-from wsc_fast.bus.redis.bus import RedisBus, jump
-from wsc_fast.bus.redis.outgoing import MOST_UNANSWERED, times
+from wsc_fast.bus.redis.bus import RedisBus
+from wsc_fast.bus.redis.calls import jump, times
+from wsc_fast.bus.redis.outgoing import MOST_UNANSWERED
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError
 from wsc_fast.testing import eventually
 

@@ -12,11 +12,10 @@ if typing.TYPE_CHECKING:
     from wsc_fast._core.pending import PendingACK
     from wsc_fast.adapters.picows_server import handle_websocket
     from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
-    from wsc_fast.bus.base import Published
+    from wsc_fast.bus.base import HistoryEntry, Published
     from wsc_fast.bus.local import LocalBus
     from wsc_fast.bus.memory import MemoryBus
     from wsc_fast.bus.redis.bus import RedisBus
-    from wsc_fast.cluster.node import HistoryEntry
     from wsc_fast.config import ACKConfig, HubConfig, RetryConfig
     from wsc_fast.delivery.failures import (
         ConnectionErrorHandler,
@@ -147,11 +146,10 @@ _NAMES = {
     "wsc_fast._core.pending": ("PendingACK",),
     "wsc_fast.adapters.picows_server": ("handle_websocket",),
     "wsc_fast.auth": ("JWTAuthenticator", "TokenAuthenticator"),
-    "wsc_fast.bus.base": ("Published",),
+    "wsc_fast.bus.base": ("HistoryEntry", "Published"),
     "wsc_fast.bus.local": ("LocalBus",),
     "wsc_fast.bus.memory": ("MemoryBus",),
     "wsc_fast.bus.redis.bus": ("RedisBus",),
-    "wsc_fast.cluster.node": ("HistoryEntry",),
     "wsc_fast.config": ("ACKConfig", "HubConfig", "RetryConfig"),
     "wsc_fast.delivery.failures": (
         "ConnectionErrorHandler",

@@ -35,8 +35,8 @@ from typing import Any
 
 from wsc_fast.bus.base import Outgoing, Retention
 from wsc_fast.bus.redis.bus import RedisBus
+from wsc_fast.bus.redis.calls import new_tag, times
 from wsc_fast.bus.redis.commands import Names, call, command, script
-from wsc_fast.bus.redis.outgoing import new_tag, times
 
 PAYLOAD = b"x" * 128
 ENTRY = b"t 0 0 128\n" + PAYLOAD

@@ -27,10 +27,14 @@ space: the hub that publishes makes it, and the bus neither reads nor changes it
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from wsc_fast.messages import HubMessage
 
 # A message may have so many bytes on a bus, its entry's first line included.
 MOST_ENTRY_BYTES = 1_048_576 + 4096
@@ -86,6 +90,19 @@ class Outgoing:
     retention: Retention | None = None
     idempotency_key: str | None = None
     answer: asyncio.Future[Published] | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """A message of a kept room, out of its history.
+
+    Attributes:
+        position: of the message.
+        message: as it was sent; a HubMessage where it was one.
+    """
+
+    position: str
+    message: HubMessage | str | bytes
 
 
 class Entry(NamedTuple):

@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 from wsc_fast._core.calls import Calls
 from wsc_fast._core.connection import Client
-from wsc_fast.bus.base import Bus, Published, Retention
-from wsc_fast.cluster.node import HistoryEntry, Node
+from wsc_fast.bus.base import Bus, HistoryEntry, Published, Retention
+from wsc_fast.cluster.node import Node
 from wsc_fast.errors import ValidationError
 from wsc_fast.messages import HubMessage
 

@@ -17,6 +17,7 @@ from wsc_fast.bus.base import (
     MOST_KEY_BYTES,
     Bus,
     Entry,
+    HistoryEntry,
     Outgoing,
     Page,
     Published,
@@ -45,19 +46,6 @@ _LOOK = 1.0
 _AUDIT = 10.0
 # Rooms that one audit asks for.
 _AUDIT_ROOMS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
-    """A message of a kept room, out of its history.
-
-    Attributes:
-        position: of the message.
-        message: as it was sent; a HubMessage where it was one.
-    """
-
-    position: str
-    message: HubMessage | str | bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,23 +6,22 @@ import asyncio
 import dataclasses
 import importlib.util
 import ssl
-import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 
 from wsc_fast.bus.base import EVERYBODY, Entry, Handler, Outgoing, Page, Retention
 from wsc_fast.bus.redis.address import Address
-from wsc_fast.bus.redis.commands import Names, encode, script
+from wsc_fast.bus.redis.calls import TOP_SECONDS, number_of_server, read_history
+from wsc_fast.bus.redis.commands import Names
 from wsc_fast.bus.redis.needs import Counters
-from wsc_fast.bus.redis.outgoing import TOP_SECONDS, new_tag
 from wsc_fast.bus.redis.server import Server
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError, shown
 from wsc_fast.log import log
 
 # Bounds of the settings.
 MOST_TIMEOUT, MOST_SERVERS, MOST_PREFIX = 60.0, 64, 64
-# Bytes of entries after which a page of a history ends; rooms of one question for positions.
-MOST_PAGE, ROOMS_AT_ONCE = 4 << 20, 500
+# Rooms of one question for positions.
+ROOMS_AT_ONCE = 500
 # The positions of rooms that are asked for in the first seconds of each period live on.
 RENEW_PERIOD, RENEW_SECONDS = 3 * 3600.0, 30.0
 
@@ -204,7 +203,7 @@ class RedisBus:
             return servers[0]
         if not servers:
             raise BusUnavailableError(f"{self!r} is not open")
-        return servers[jump(zlib.crc32(encode(room)), len(servers))]
+        return servers[number_of_server(room, len(servers))]
 
     def subscribe(self, rooms: Sequence[str]) -> None:
         """Has the messages of these rooms come; `Handler.subscribed` says from when on.
@@ -278,18 +277,8 @@ class RedisBus:
             BusUnavailableError: the bus did not answer in time.
             BusError: the server refuses.
         """
-        stream, top = self._names.history(room)
         newest, contiguous, entries = await self._server(room).ask(
-            b"EVALSHA",
-            script("read").sha,
-            b"2",
-            stream,
-            top,
-            _position(since),
-            b"%d" % limit,
-            new_tag(),
-            b"%d" % max(int(retention.ttl), TOP_SECONDS),
-            b"%d" % MOST_PAGE,
+            *read_history(self._names, room, since, limit, retention)
         )
         pairs = zip(entries[::2], entries[1::2], strict=True)
         return Page(
@@ -345,24 +334,3 @@ class RedisBus:
         for name in ("messages_in", "bytes_in", "subscriptions", "waiting_bytes"):
             counted[name] += sum(each[name] for each in live)
         return counted
-
-
-def _position(since: str | None) -> bytes:
-    """A position for the script, in which nothing asks for the newest messages."""
-    return b"" if since is None else since.encode("utf-8", "replace") or b"-"
-
-
-def jump(key: int, buckets: int) -> int:
-    """The number of the server of a room (Lamping and Veach, "A Fast, Minimal Memory, Consistent
-    Hash Algorithm"): with one server more, only the rooms move that go there.
-
-    Args:
-        key: the CRC-32 of the room's id.
-        buckets: how many servers there are.
-    """
-    last, place = -1, 0
-    while place < buckets:
-        last = place
-        key = (key * 2862933555777941757 + 1) & 0xFFFFFFFFFFFFFFFF
-        place = int((last + 1) * ((1 << 31) / ((key >> 33) + 1)))
-    return last

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 
 from wsc_fast.bus.base import EVERYBODY
 
@@ -27,6 +26,8 @@ class Script:
 @cache
 def script(name: str) -> Script:
     """The script of a file in this folder; it is read once."""
+    from importlib.resources import files  # a publisher is to be imported fast
+
     return Script((files("wsc_fast.bus.redis") / f"{name}.lua").read_bytes())
 
 

@@ -13,36 +13,29 @@ the same tag, and the script looks the tag up first.
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from wsc_fast._core.resp import ReplyError
-from wsc_fast.bus.base import (
-    KEY_SECONDS,
-    MOST_ENTRY_BYTES,
-    MOST_KEY_BYTES,
-    Outgoing,
-    Published,
-    Retention,
+from wsc_fast.bus.base import MOST_ENTRY_BYTES, MOST_KEY_BYTES, Outgoing, Published
+from wsc_fast.bus.redis.calls import (
+    MOST_ENVELOPE,
+    MOST_MESSAGES,
+    new_tag,
+    publish_kept,
+    publish_once,
+    publish_plain,
 )
-from wsc_fast.bus.redis.commands import Names, call, command, encode, script
+from wsc_fast.bus.redis.commands import Names, command, encode, script
 from wsc_fast.bus.redis.link import FULL, Link, LinkLostError
 from wsc_fast.bus.redis.needs import Counters
 from wsc_fast.errors import BusError, BusUnavailableError
 
-# An envelope has at most so many messages, and takes no further one beyond so many bytes.
-MOST_MESSAGES, MOST_ENVELOPE = 64, 65536
 # Bytes that a message takes beside its entry, about.
 OVERHEAD = 400
 # Commands that wait for their answers. Further messages wait here, and share envelopes.
 MOST_UNANSWERED = 512
-# The position of a room's newest message is known for at least so many seconds.
-TOP_SECONDS = 86400
-# Milliseconds by which the clocks of two servers may differ when an outcome is looked up.
-CLOCKS_DIFFER = 5000
 # Seconds until a command is tried again that the server cannot do now.
 PAUSE = 0.05
 
@@ -146,7 +139,6 @@ class Sender:
         self._lanes: dict[str, Lane] = {}
         self._ready: deque[Lane] = deque()
         self._publish = script("publish")
-        self._once = script("once")
         self._paused = False
         self._loading = False
         self._called = False
@@ -251,15 +243,9 @@ class Sender:
                 break
             messages.append(self._plain.popleft())
             size += len(after.entry)
-        envelope = self._envelope(messages)
-        data = command(b"PUBLISH", self._names.channel(room), envelope)
-        return data, lambda value: self._plain_answered(messages, value)
-
-    def _envelope(self, messages: Sequence[Waiting]) -> bytes:
-        parts = [b"wsc1 p %b - %d\n" % (self._origin, len(messages))]
-        for message in messages:
-            parts += (b"- ", message.outgoing.entry)
-        return b"".join(parts)
+        entries = [message.outgoing.entry for message in messages]
+        arguments = publish_plain(self._names, room, self._origin, entries)
+        return command(*arguments), lambda value: self._plain_answered(messages, value)
 
     def _plain_answered(self, messages: Sequence[Waiting], value: Any) -> None:
         if isinstance(value, LinkLostError):
@@ -279,17 +265,11 @@ class Sender:
         outgoing = message.outgoing
         assert outgoing.idempotency_key is not None
         message.tag = message.tag or new_tag()
-        data = command(
-            b"EVAL",  # its text is short, and so it cannot be missing at the server
-            self._once.text,
-            b"1",
-            self._names.idempotency(outgoing.room, outgoing.idempotency_key),
-            self._names.channel(outgoing.room),
-            self._envelope([message]),
-            message.tag,
-            b"%d" % KEY_SECONDS,
+        key = outgoing.idempotency_key
+        arguments = publish_once(
+            self._names, outgoing.room, self._origin, outgoing.entry, key, message.tag
         )
-        return data, lambda value: self._once_answered(message, value)
+        return command(*arguments), lambda value: self._once_answered(message, value)
 
     def _once_answered(self, message: Waiting, value: Any) -> None:
         if isinstance(value, LinkLostError):
@@ -320,28 +300,13 @@ class Sender:
     def _call_of(self, lane: Lane, now: float) -> bytes:
         retention = lane.called[0].outgoing.retention
         assert retention is not None
-        age = b""
+        age = None
         if lane.unknown_since is not None:
             self._counters.lookups += 1
-            age = b"%d" % ((now - lane.unknown_since) * 1000 + CLOCKS_DIFFER)
-        keys = list(self._names.history(lane.room))
-        keyed = b""
-        for message in lane.called:
-            key = message.outgoing.idempotency_key
-            keyed += b"0" if key is None else b"1"
-            if key is not None:
-                keys.append(self._names.idempotency(lane.room, key))
-        return call(
-            self._publish.sha,
-            keys,
-            self._names.channel(lane.room),
-            self._origin,
-            lane.tag,
-            b"%d" % retention.size,
-            *times(retention),
-            age,
-            keyed if len(keys) > 2 else b"",
-            *(b"%b %b" % (lane.tag, message.outgoing.entry) for message in lane.called),
+            age = now - lane.unknown_since
+        messages = [(each.outgoing.entry, each.outgoing.idempotency_key) for each in lane.called]
+        return command(
+            *publish_kept(self._names, lane.room, self._origin, messages, retention, lane.tag, age)
         )
 
     def _kept_answered(self, lane: Lane, value: Any) -> None:
@@ -480,24 +445,6 @@ class Sender:
                 self._fail(message, error)
         self._lanes.clear()
         self._ready.clear()
-
-
-def times(retention: Retention) -> tuple[bytes, bytes, bytes, bytes]:
-    """The times of a kept room, as the script takes them.
-
-    The life of the stream is renewed once in a slot of time, and so longer by a slot. A slot is as
-    many milliseconds as the last digits of an entry's id count: a power of ten.
-    """
-    milliseconds = int(retention.ttl * 1000)
-    digits = max(0, len(str(milliseconds // 4)) - 1)
-    life = milliseconds + 10**digits
-    top = max(int(retention.ttl), TOP_SECONDS)
-    return b"%d" % life, b"%d" % top, b"%d" % KEY_SECONDS, b"%d" % (13 - digits)
-
-
-def new_tag() -> bytes:
-    """A text that no other call has: 48 random bits."""
-    return base64.urlsafe_b64encode(os.urandom(6))
 
 
 def is_passing(text: str) -> bool:
