@@ -44,6 +44,9 @@ class Heard:
     def takes_more(self) -> bool:
         return True
 
+    def kept_rooms(self) -> bytes:
+        return b"[]"
+
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         self.channels += [(channel, again) for channel in channels]
 

@@ -70,6 +70,9 @@ class Node:
     def takes_more(self) -> bool:
         return True
 
+    def kept_rooms(self) -> bytes:
+        return b"[]"
+
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         self.told.append((list(channels), again))
 
@@ -1133,7 +1136,7 @@ async def test_no_key_is_left_without_a_time_to_live(server: RedisServer) -> Non
         await history(bus, "new")
         keys = server.command("KEYS", "*")
         assert sorted(key.decode() for key in keys) == [
-            *("wsc:h:{k}", "wsc:i:1:{k}:K", "wsc:i:1:{p}:K", "wsc:t:{k}", "wsc:t:{new}")
+            *("wsc:h:{k}", "wsc:i:1:{k}:K", "wsc:i:1:{p}:K", "wsc:keep", "wsc:t:{k}", "wsc:t:{new}")
         ]
         assert all(server.command("PTTL", key) > 0 for key in keys)
 

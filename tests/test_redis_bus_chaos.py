@@ -93,6 +93,9 @@ class Node:
     def takes_more(self) -> bool:
         return True
 
+    def kept_rooms(self) -> bytes:
+        return b"[]"
+
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         if ROOM in channels:
             self.heal_soon()

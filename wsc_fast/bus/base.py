@@ -152,6 +152,12 @@ class Handler(Protocol):
             again: they had come before, and something may have been missed since.
         """
 
+    def kept_rooms(self) -> bytes:
+        """The rooms that this hub keeps, in the form of bus/kept.py.
+
+        A bus on which others publish without a hub has it for them.
+        """
+
     def up(self) -> None:
         """The bus can be reached, for the first time or again."""
 

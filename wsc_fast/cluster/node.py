@@ -128,7 +128,7 @@ class Node:
 
             self._use(MemoryBus())
         assert self._rooms is not None
-        self._rooms.keep(pattern, retention)
+        self._rooms.kept.keep(pattern, retention)
 
     async def publish(
         self,
@@ -180,7 +180,7 @@ class Node:
         check_id("room", room_id)
         if self._engine.loop is None:
             raise HubStoppedError("the hub does not run in this process")
-        retention = None if self._rooms is None else self._rooms.retention_of(room_id)
+        retention = None if self._rooms is None else self._rooms.kept.retention_of(room_id)
         if retention is None:
             raise ValidationError(f"room {room_id!a} is not kept: see Hub.keep")
         self._open_at_once()
@@ -267,6 +267,11 @@ class Node:
         """See `Handler.subscribed`."""
         assert self._rooms is not None
         self._rooms.subscribed(channels, again)
+
+    def kept_rooms(self) -> bytes:
+        """See `Handler.kept_rooms`."""
+        assert self._rooms is not None
+        return self._rooms.kept.dump()
 
     def up(self) -> None:
         """See `Handler.up`."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from wsc_fast._core import kept
@@ -13,6 +10,7 @@ from wsc_fast._core.connection import Client, is_aware, take_position
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.members import KeptRoom
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Retention
+from wsc_fast.bus.kept import KeptRooms
 from wsc_fast.cluster.chain import Chain, Message
 from wsc_fast.cluster.counters import Counters
 from wsc_fast.cluster.reads import Answer, Reads
@@ -28,12 +26,6 @@ MOST_HELD = 100
 MOST_LOOKED_AT = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class _Pattern:
-    match: Callable[[str], object]
-    retention: Retention
-
-
 class Rooms:
     """The kept rooms of one hub, as `chain.Needs` and as the engine sees them.
 
@@ -42,9 +34,10 @@ class Rooms:
         append: gives the bus a message; see `Node`.
 
     Attributes:
+        kept: which rooms are kept.
         turns: the work on what the bus has brought.
 
-    Thread-safety: the loop's thread, but for `keep` and `retention_of`, which are for any.
+    Thread-safety: the loop's thread, but for `kept`, which is for any.
     """
 
     def __init__(
@@ -54,8 +47,7 @@ class Rooms:
         self._counters = counters
         self._bus = bus
         self._append = append
-        self._patterns: tuple[_Pattern, ...] = ()
-        self._retentions: dict[str, Retention | None] = {}  # what the patterns say, of late
+        self.kept: KeptRooms = KeptRooms()
         self._chains: dict[str, Chain] = {}
         # Rooms that are empty, and since when.
         self._emptied: set[str] = set()
@@ -78,35 +70,14 @@ class Rooms:
         """Has another bus carry and keep the messages from now on; no hub runs on either."""
         self._bus = bus
 
-    # --- which rooms are kept ---
-
-    def keep(self, pattern: str, retention: Retention) -> None:
-        """Rooms whose ids match are kept rooms from now on; the first pattern counts."""
-        match = re.compile(fnmatch.translate(pattern)).match
-        self._patterns = (*self._patterns, _Pattern(match, retention))
-        self._retentions = {}
-
-    def retention_of(self, room_id: str) -> Retention | None:
-        """The retention of a kept room; None: the room is plain."""
-        try:
-            return self._retentions[room_id]
-        except KeyError:
-            pass
-        found = next((each for each in self._patterns if each.match(room_id)), None)
-        retention = None if found is None else found.retention
-        if len(self._retentions) >= 10_000:
-            self._retentions = {}
-        self._retentions[room_id] = retention
-        return retention
-
     def is_kept(self, room_id: str) -> bool:
         """Whether a room is a kept one."""
-        return self.retention_of(room_id) is not None
+        return self.kept.retention_of(room_id) is not None
 
     def _publish(
         self, room_id: str, frame: bytes, exclude: tuple[str, ...], key: str | None, *more: Any
     ) -> None:
-        retention = self.retention_of(room_id)
+        retention = self.kept.retention_of(room_id)
         assert retention is not None
         self._append(room_id, retention, frame, exclude, key, *more)
 
@@ -241,7 +212,7 @@ class Rooms:
 
     def _join(self, client: Client, room: KeptRoom) -> None:
         self._lingering.pop(room.id, None)
-        retention = self.retention_of(room.id)
+        retention = self.kept.retention_of(room.id)
         assert retention is not None
         chain = self._follow(room.id, retention)
         if not is_aware(client):

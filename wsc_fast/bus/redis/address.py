@@ -1,6 +1,6 @@
-"""Where a server is, and how it lets us in: URLs, TLS, and Sentinel's word for the master.
+"""Where a server is, and how it lets us in: TLS, and Sentinel's word for the master.
 
-redis-py reads the URLs, makes the TLS context, and asks the Sentinels. Nothing of it is in the way
+redis-py makes the TLS context, and asks the Sentinels. Nothing of it is in the way
 of a message.
 """
 
@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
-from wsc_fast.errors import BusError, ConfigError, shown
-
-_FORMS = (
-    "redis://[user:password@]host[:port][/db], rediss://… for TLS, unix://[user:password@]/path, "
-    "or redis+sentinel://[user:password@]host[:port],host[:port]/name"
-)
+from wsc_fast.bus.redis.urls import read_url
+from wsc_fast.errors import BusError, ConfigError
 
 
 class Address:
@@ -35,65 +30,24 @@ class Address:
     """
 
     def __init__(self, url: str, ssl_context: ssl.SSLContext | None = None) -> None:
-        self._sentinels: list[tuple[str, int]] = []
-        self._sentinel_options: dict[str, Any] = {}
-        self._master = ""
-        try:
-            options = self._read(url)
-        except ConfigError:
-            raise
-        except Exception:
-            # Neither the URL nor the cause is in the text: a password may be in both.
-            raise ConfigError(f"the URL of a RedisBus must be {_FORMS}") from None
-        self.username: str | None = options.get("username")
-        self.password: str | None = options.get("password")
-        self.db: int = int(options.get("db") or 0)
-        self._path: str | None = options.get("path")
-        self._host = str(options.get("host") or "localhost")
-        self._port = int(options.get("port") or 6379)
-        self._ssl = ssl_context or self._context(options)
-        if ssl_context is not None and self._path is not None:
+        self._url = read_url(url)
+        self.username: str | None = self._url.options.get("username")
+        self.password: str | None = self._url.options.get("password")
+        self.db: int = int(self._url.options.get("db") or 0)
+        self._sentinel_options = dict(self._url.sentinel_options)
+        self._ssl = ssl_context or self._context()
+        if ssl_context is not None and self._url.path is not None:
             raise ConfigError("ssl_context is for TCP, not for a Unix socket")
-        self.text: str = self._path or f"{self._host}:{self._port}"
-        if self._sentinels:
-            of = ", ".join(f"{host}:{port}" for host, port in self._sentinels)
-            self.text = f"{self._master} (Sentinel at {of})"
+        self.text: str = self._url.text
 
-    def _read(self, url: str) -> Mapping[str, Any]:
-        from redis.asyncio.connection import parse_url
-
-        scheme, _, rest = url.partition("://")
-        if scheme not in ("redis+sentinel", "rediss+sentinel"):
-            options: Mapping[str, Any] = parse_url(url)
-            return options
-        parts = urlsplit(f"redis://{rest}")
-        credentials, _, hosts = parts.netloc.rpartition("@")
-        self._sentinels = [_host_and_port(host) for host in hosts.split(",")]
-        self._master, _, db = parts.path.strip("/").partition("/")
-        if not self._master:
-            raise ConfigError(f"the name of the master is missing at the end of {shown(hosts)}")
-        query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        for name in ("username", "password"):
-            if (value := query.pop(f"sentinel_{name}", None)) is not None:
-                self._sentinel_options[name] = value
-        options = dict(query)
-        username, _, password = credentials.partition(":")
-        options["username"] = unquote(username) or None
-        options["password"] = unquote(password) or None
-        options["db"] = int(db or 0)
-        if scheme == "rediss+sentinel":
-            from redis.asyncio.connection import SSLConnection
-
-            options["connection_class"] = SSLConnection
-        return options
-
-    def _context(self, options: Mapping[str, Any]) -> ssl.SSLContext | None:
+    def _context(self) -> ssl.SSLContext | None:
         from redis.asyncio.connection import SSLConnection
 
-        if options.get("connection_class") is not SSLConnection:
+        if not self._url.tls:
             return None
+        options = self._url.options
         wanted = {name: value for name, value in options.items() if name.startswith("ssl_")}
-        if self._sentinels:
+        if self._url.sentinels:
             self._sentinel_options |= {"ssl": True, **wanted}
         try:
             context: ssl.SSLContext = SSLConnection(**wanted).ssl_context.get()
@@ -107,9 +61,9 @@ class Address:
         Raises:
             BusError: no Sentinel knows the master.
         """
-        if self._sentinels:
+        if self._url.sentinels:
             return await self._ask_sentinels()
-        return self._path or (self._host, self._port)
+        return self._url.path or (self._url.host, self._url.port)
 
     async def _ask_sentinels(self) -> tuple[str, int]:
         import redis
@@ -117,9 +71,9 @@ class Address:
 
         options = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, **self._sentinel_options}
         make: Any = Sentinel  # redis-py does not type it
-        sentinel = make(self._sentinels, sentinel_kwargs=options)
+        sentinel = make(self._url.sentinels, sentinel_kwargs=options)
         try:
-            host, port = await sentinel.discover_master(self._master)
+            host, port = await sentinel.discover_master(self._url.master)
         except redis.RedisError as error:
             raise BusError(f"no Sentinel knows a master: {error}") from error
         finally:
@@ -146,10 +100,3 @@ class Address:
         host, port = place
         name = host if self._ssl is not None else None
         await loop.create_connection(factory, host, port, ssl=self._ssl, server_hostname=name)
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    parts = urlsplit(f"redis://{text}")
-    if not parts.hostname:
-        raise ConfigError(f"{shown(text)} must be the host and port of a Sentinel")
-    return parts.hostname, parts.port or 26379

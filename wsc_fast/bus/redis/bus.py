@@ -130,6 +130,7 @@ class RedisBus:
                 self._max_waiting_bytes,
                 handler.envelope,
                 handler.takes_more,
+                handler.kept_rooms(),
                 handler.subscribed,
                 handler.not_published,
                 self._changed,

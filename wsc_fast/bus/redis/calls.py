@@ -1,4 +1,4 @@
-"""The calls by which a hub, or a publisher without one, publishes and reads: their arguments."""
+"""The calls by which a hub, or a publisher without one, publishes and reads; and errors of both."""
 
 from __future__ import annotations
 
@@ -149,3 +149,16 @@ def jump(key: int, buckets: int) -> int:
         key = (key * 2862933555777941757 + 1) & 0xFFFFFFFFFFFFFFFF
         place = int((last + 1) * ((1 << 31) / ((key >> 33) + 1)))
     return last
+
+
+def is_passing(text: str) -> bool:
+    """Whether a command that has had this error may be done a little later."""
+    return text.startswith(("LOADING", "BUSY ", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS")) or (
+        "-NOREPLICAS" in text
+    )
+
+
+def is_elsewhere(text: str) -> bool:
+    """Whether this error says that another server is the master now."""
+    # Before version 7 a server begins the text with the place in the script.
+    return text.startswith(("READONLY", "MASTERDOWN")) or "-READONLY" in text

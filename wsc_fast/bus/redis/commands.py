@@ -69,6 +69,10 @@ class Names:
         """The channel of one hub."""
         return b"%bn:%b" % (self.prefix, encode(origin))
 
+    def kept(self) -> bytes:
+        """The key that says which rooms are kept, for publishers without a hub."""
+        return self.prefix + b"keep"
+
     def history(self, room: str) -> tuple[bytes, bytes]:
         """The keys of a kept room: its stream, and the position of its newest message."""
         name = encode(room)

@@ -22,6 +22,8 @@ from wsc_fast.bus.base import MOST_ENTRY_BYTES, MOST_KEY_BYTES, Outgoing, Publis
 from wsc_fast.bus.redis.calls import (
     MOST_ENVELOPE,
     MOST_MESSAGES,
+    is_elsewhere,
+    is_passing,
     new_tag,
     publish_kept,
     publish_once,
@@ -445,16 +447,3 @@ class Sender:
                 self._fail(message, error)
         self._lanes.clear()
         self._ready.clear()
-
-
-def is_passing(text: str) -> bool:
-    """Whether a command that has had this error may be done a little later."""
-    return text.startswith(("LOADING", "BUSY ", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS")) or (
-        "-NOREPLICAS" in text
-    )
-
-
-def is_elsewhere(text: str) -> bool:
-    """Whether this error says that another server is the master now."""
-    # Before version 7 a server begins the text with the place in the script.
-    return text.startswith(("READONLY", "MASTERDOWN")) or "-READONLY" in text

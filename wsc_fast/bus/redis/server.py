@@ -21,13 +21,14 @@ from typing import Any
 from wsc_fast._core.resp import ReplyError
 from wsc_fast.bus.base import Outgoing
 from wsc_fast.bus.redis.address import Address
+from wsc_fast.bus.redis.calls import is_elsewhere, is_passing
 from wsc_fast.bus.redis.checks import greet, prepare, warn_of_eviction
 from wsc_fast.bus.redis.commands import Names, command, script
 from wsc_fast.bus.redis.link import Link, LinkLostError
 from wsc_fast.bus.redis.needs import Counters
-from wsc_fast.bus.redis.outgoing import PAUSE, Sender, is_elsewhere, is_passing
+from wsc_fast.bus.redis.outgoing import PAUSE, Sender
 from wsc_fast.bus.redis.subscriptions import Subscriptions
-from wsc_fast.errors import BusError, BusUnavailableError
+from wsc_fast.errors import BusError, BusUnavailableError, shown
 from wsc_fast.log import log
 
 # Seconds: between two looks, of silence before a PING, of silence before a connection is dead,
@@ -36,6 +37,8 @@ TICK, QUIET, DEAD, PROBE = 0.25, 1.0, 3.0, 5.0
 # Seconds between two attempts to connect: from the first pause, doubling, to the last. Each is
 # shortened by up to half of it, at random, so that not all hubs come at once.
 FIRST_PAUSE, LAST_PAUSE = 0.02, 2.0
+# A server knows for so many seconds which rooms a hub has kept.
+KEPT_SECONDS = 86400.0
 # A probe that took longer than this is worth a line.
 LAG = 1.0
 
@@ -53,6 +56,7 @@ class Server:
         most: bytes of messages that wait.
         envelope: gets the messages of rooms; False: no more of them until `takes_more`.
         takes_more: asked in each turn of the loop from then on.
+        kept_rooms: the rooms that the hub keeps, as publishers without a hub read them.
         subscribed: is told from when on the messages of rooms come.
         not_published: hears of errors that no answer waits for.
         changed: is called with None when the server is there, else with the error.
@@ -68,6 +72,7 @@ class Server:
         most: int,
         envelope: Hears,
         takes_more: Callable[[], bool],
+        kept_rooms: bytes,
         subscribed: Callable[[Sequence[str], bool], object],
         not_published: Callable[[Outgoing, Exception], object],
         changed: Callable[[Server, Exception | None], object],
@@ -81,6 +86,8 @@ class Server:
         self._envelope = envelope
         self._takes_more = takes_more
         self._changed = changed
+        self._kept_rooms = kept_rooms
+        self._next_kept = 0.0
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self.sender: Sender = Sender(
@@ -199,6 +206,7 @@ class Server:
         await self._or_abort(link, prepare(link, self.address, self._names, self._inbox))
         warn_of_eviction(self.address.text, facts)
         self._writer = link
+        self._say_kept_rooms(link)
         self._writable.set()
         self.sender.connected(link)
 
@@ -319,7 +327,27 @@ class Server:
         if now >= self._next_probe:
             self._next_probe = now + PROBE
             self._probe()
+        if now >= self._next_kept and self._writer is not None:
+            self._say_kept_rooms(self._writer)
         self.sender.expire(now)
+
+    def _say_kept_rooms(self, link: Link) -> None:
+        """Writes down which rooms the hub keeps; publishers without a hub read it."""
+        self._next_kept = self._loop.time() + KEPT_SECONDS / 24
+        key, seconds = self._names.kept(), b"%d" % KEPT_SECONDS
+        write = command(b"SET", key, self._kept_rooms, b"EX", seconds, b"GET")
+        link.send(write, self._kept_rooms_said)
+
+    def _kept_rooms_said(self, before: Any) -> None:
+        if isinstance(before, bytes) and before != self._kept_rooms:
+            log.warning(
+                "another hub on the bus at %s keeps other rooms: %s there, %s here. All hubs need "
+                "the same calls of Hub.keep",
+                self.address.text,
+                shown(before.decode("utf-8", "replace")),
+                self._kept_rooms.decode(),
+                extra={"event": "bus_kept_rooms_differ"},
+            )
 
     def _watch(self, link: Link, elapsed: float) -> None:
         before = link.silent

@@ -1,0 +1,499 @@
+"""Publishing without a hub: Publisher and AsyncPublisher reach the clients of hubs over Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.aware import Aware, keeping
+from tests.redis_server import RedisServer, cutter
+from tests.support import join, named
+from wsc_fast import (
+    BusError,
+    BusUnavailableError,
+    ConfigError,
+    Hub,
+    HubMessage,
+    MessageTypeError,
+    Published,
+    ValidationError,
+)
+from wsc_fast.bus.redis.bus import RedisBus
+from wsc_fast.publish import AsyncPublisher, Batch, Publisher
+from wsc_fast.testing import eventually_async
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as redis:
+        yield redis
+
+
+class Both:
+    """A publisher of either kind, called in the same way."""
+
+    def __init__(self, kind: str, *args: Any, **options: Any) -> None:
+        self.publisher: Any = (Publisher if kind == "sync" else AsyncPublisher)(*args, **options)
+        self.blocks = kind == "sync"
+
+    async def call(self, name: str, *args: Any, **options: Any) -> Any:
+        function: Callable[..., Any] = getattr(self.publisher, name)
+        if self.blocks:
+            return await asyncio.to_thread(function, *args, **options)
+        return await function(*args, **options)
+
+    async def room(self, *args: Any, **options: Any) -> Published:
+        published: Published = await self.call("room", *args, **options)
+        return published
+
+    async def batch(self, fill: Callable[[Batch], None]) -> list[Published | Exception]:
+        if self.blocks:
+
+            def publish() -> list[Published | Exception]:
+                with self.publisher.batch() as batch:
+                    fill(batch)
+                results: list[Published | Exception] = batch.results
+                return results
+
+            return await asyncio.to_thread(publish)
+        async with self.publisher.batch() as batch:
+            fill(batch)
+        results: list[Published | Exception] = batch.results
+        return results
+
+
+@pytest.fixture(params=["sync", "async"])
+def kind(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@asynccontextmanager
+async def publishers(kind: str) -> AsyncIterator[Callable[..., Both]]:
+    """Makes publishers, and closes them in the end."""
+    made: list[Both] = []
+
+    def make(*args: Any, **options: Any) -> Both:
+        made.append(Both(kind, *args, **options))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for each in made:
+            await each.call("close")
+
+
+@asynccontextmanager
+async def a_hub(server: RedisServer | list[RedisServer], **options: Any) -> AsyncIterator[Hub]:
+    """A hub on the bus that keeps the rooms `r*`; its clients are members of `r`."""
+    url = server.url if isinstance(server, RedisServer) else [each.url for each in server]
+    hub = keeping("r*", Hub(authenticate=named, bus=RedisBus(url)), **options)
+    async with asyncio.timeout(60):
+        await hub.start("127.0.0.1", 0)
+        try:
+            yield hub
+        finally:
+            await hub.stop(1.0)
+
+
+async def heard_by(client: Any, say: Callable[[], Awaitable[object]]) -> None:
+    """Returns once what is said reaches a client: a subscription takes a moment."""
+
+    async def reached() -> bool:
+        await say()
+        try:
+            return bool(await client.recv(0.2))
+        except TimeoutError:
+            return False
+
+    await eventually_async(reached)
+
+
+async def next_other(client: Any, word: bytes = b"ready") -> bytes:
+    while True:
+        payload: bytes = (await client.recv()).payload
+        if payload != word:
+            return payload
+
+
+async def test_a_message_to_a_kept_room_has_a_position(server: RedisServer, kind: str) -> None:
+    async with publishers(kind) as publisher, a_hub(server) as hub:
+        aware = await Aware.open(hub, "a")
+        await aware.recv()
+        plain, _ = await join(hub, "b")
+        both = publisher(server.url)
+        first = await both.room("r", "text")
+        head, payload = await aware.recv()
+        assert (payload, head["pos"]) == (b"text", first.position)
+        assert first == Published(first.position, False)
+        assert (await plain.recv()).payload == b"text"
+        await both.room("r", b"\x00bytes", exclude=["b"])
+        assert (await aware.recv())[1] == b"\x00bytes"
+        message = HubMessage(content="order sent", from_="shop")
+        last = await both.room("r", message)
+        assert b"order sent" in (await aware.recv())[1]
+        assert b"order sent" in (await plain.recv()).payload
+        history = await both.call("history", "r")
+        assert [each.message for each in history] == ["text", b"\x00bytes", message]
+        assert history[-1].position == last.position
+        assert history == await hub.cluster.history("r")
+        after = await both.call("history", "r", after=first.position, limit=1)
+        assert [each.message for each in after] == [b"\x00bytes"]
+        with pytest.raises(LookupError, match="does not reach back"):
+            await both.call("history", "r", after="1-1.none")
+        aware.close()
+        plain.close()
+
+
+async def test_plain_rooms_and_broadcasts_reach_the_clients(server: RedisServer, kind: str) -> None:
+    async with publishers(kind) as publisher, a_hub(server) as hub:
+        a, _ = await join(hub, "a")
+        b, _ = await join(hub, "b")
+        hub.join_room("a", "plain")
+        both = publisher(server.url)
+        await heard_by(a, lambda: both.room("plain", "ready"))
+        assert await both.room("plain", "one") == Published(None, False)
+        assert await next_other(a) == b"one"
+        assert await both.call("broadcast", "to all", exclude=["a"]) == Published(None, False)
+        assert await both.call("broadcast", "again") == Published(None, False)
+        assert await next_other(a) == b"again"
+        assert [(await b.recv()).payload for _ in range(2)] == [b"to all", b"again"]
+        a.close()
+        b.close()
+
+
+@pytest.mark.parametrize("room", ["r", "plain"])
+async def test_a_message_under_one_key_is_published_once(
+    server: RedisServer, kind: str, room: str
+) -> None:
+    async with publishers(kind) as publisher, a_hub(server) as hub:
+        both = publisher(server.url)
+        first = await both.room(room, "text", idempotency_key="order-17")
+        again = await both.room(room, "text", idempotency_key="order-17")
+        assert (first.duplicate, again.duplicate) == (False, True)
+        assert again.position == first.position
+        other = await both.room(room, "text", idempotency_key="order-18")
+        assert not other.duplicate
+        if room == "r":
+            # A hub knows the same keys.
+            by_hub = await hub.publish("r", "text", idempotency_key="order-17")
+            assert by_hub == again
+
+
+async def test_a_batch_is_published_in_order(server: RedisServer, kind: str) -> None:
+    async with publishers(kind) as publisher:
+        count = 500
+        async with a_hub(server, size=1000) as hub:
+            aware = await Aware.open(hub, "a")
+            await aware.recv()
+            both = publisher(server.url)
+
+            def fill(batch: Batch) -> None:
+                with pytest.raises(ValidationError):
+                    batch.room("", "text")
+                for number in range(count):
+                    batch.room("r", str(number))
+                    batch.room(f"plain{number}", "text")
+                batch.broadcast("last")
+
+            results = await both.batch(fill)
+            assert len(results) == 2 * count + 1
+            kept = [each for each in results if isinstance(each, Published) and each.position]
+            texts = []
+            while len(texts) < count:
+                _, payload = await aware.recv()
+                if payload != b"last":
+                    texts.append(payload)
+            assert texts == [b"%d" % number for number in range(count)]
+            history = await hub.cluster.history("r", limit=1000)
+            assert [each.position for each in history] == [each.position for each in kept]
+            aware.close()
+
+
+async def test_a_block_that_raises_publishes_nothing(server: RedisServer, kind: str) -> None:
+    async with publishers(kind) as publisher, a_hub(server) as hub:
+        both = publisher(server.url)
+
+        def fill(batch: Batch) -> None:
+            batch.room("r", "text")
+            raise KeyError("as the test wants it")
+
+        with pytest.raises(KeyError):
+            await both.batch(fill)
+        assert await hub.cluster.history("r") == []
+
+
+async def test_calls_of_many_tasks_share_round_trips(server: RedisServer) -> None:
+    async with a_hub(server, size=1000) as hub, AsyncPublisher(server.url) as publisher:
+        await publisher.room("r", "first")
+        calls = server.command("INFO", "commandstats")["cmdstat_evalsha"]["calls"]
+        published = await asyncio.gather(*(publisher.room("r", str(n)) for n in range(640)))
+        assert len({each.position for each in published}) == 640
+        done = server.command("INFO", "commandstats")["cmdstat_evalsha"]["calls"] - calls
+        assert done < 30
+        history = await hub.cluster.history("r", limit=1000)
+        assert [each.message for each in history][1:] == [str(n) for n in range(640)]
+
+
+# --- which rooms are kept ---
+
+
+async def test_a_publisher_knows_the_rooms_that_the_hubs_keep(
+    server: RedisServer, kind: str
+) -> None:
+    async with publishers(kind) as publisher:
+        with pytest.raises(BusError, match="no hub has been on it for a day") as caught:
+            await publisher(server.url).room("r", "text")
+        assert "keep={...}" in str(caught.value)
+        told = publisher(server.url, keep={"news:*": (10, 60.0)})
+        assert (await told.room("news:1", "text")).position is not None
+        assert (await told.room("r", "text")).position is None
+        with pytest.raises(ValidationError, match="room 'r' is not kept"):
+            await told.call("history", "r")
+        async with a_hub(server):
+            assert (await publisher(server.url).room("r", "text")).position is not None
+
+
+async def test_hubs_that_keep_other_rooms_are_told(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_hub(server), a_hub(server):
+        assert "keeps other rooms" not in caplog.text
+        async with a_hub(server, size=7):
+            await asyncio.sleep(0)
+        assert "another hub on the bus at" in caplog.text
+        assert '["r*", 7, 300.0]' in caplog.text
+
+
+async def test_each_message_goes_to_the_server_that_has_its_room(tmp_path: Path, kind: str) -> None:
+    async with publishers(kind) as publisher:
+        folders = [tmp_path / name for name in ("one", "two")]
+        for folder in folders:
+            folder.mkdir()
+        with RedisServer(folders[0]) as one, RedisServer(folders[1]) as two:
+            async with a_hub([one, two]) as hub:
+                both = publisher([one.url, two.url])
+                for number in range(10):
+                    await both.room(f"r{number}", "text")
+                    assert len(await hub.cluster.history(f"r{number}")) == 1
+                a, _ = await join(hub, "a")
+                await both.call("broadcast", "to all")
+                assert (await a.recv()).payload == b"to all"
+                a.close()
+            streams = [len(each.command("KEYS", "wsc:h:*")) for each in (one, two)]
+            assert sum(streams) == 10
+            assert min(streams) > 0
+
+
+# --- faults ---
+
+
+async def test_a_server_that_is_away_ends_in_an_error_that_says_so(
+    server: RedisServer, kind: str
+) -> None:
+    async with publishers(kind) as publisher:
+        both = publisher(server.url, timeout=0.3, keep={"r": (10, 60.0)})
+        await both.room("r", "text")
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(BusUnavailableError, match=r"not published within 0\.3 s"):
+            await both.room("r", "text")
+        with pytest.raises(BusUnavailableError, match="did not answer within"):
+            await both.call("history", "r")
+        await asyncio.to_thread(server.start)
+        await both.room("r", "text")
+        assert len(await both.call("history", "r")) == 2
+
+
+@pytest.mark.parametrize("key", [None, "order-17"])
+@pytest.mark.parametrize("room", ["r", "plain"])
+async def test_a_connection_that_breaks_publishes_nothing_twice(
+    server: RedisServer, kind: str, room: str, key: str | None
+) -> None:
+    """The answer to the first call is lost: nobody can see whether it was done, but the server."""
+
+    async with publishers(kind) as publisher:
+        lost = 0
+
+        def answer(data: bytes) -> bytes | None:
+            nonlocal lost
+            if lost or not data.startswith((b":", b"*")):  # the answers to what connecting asks
+                return data
+            lost += 1
+            return None
+
+        async with a_hub(server) as hub, cutter(server) as relay:
+            a, _ = await join(hub, "a")
+            hub.join_room("a", "plain")
+            ready = publisher(server.url)
+            await heard_by(a, lambda: ready.room(room, "ready"))
+            both = publisher(relay.url, keep={"r": (100, 300.0)})
+            relay.reply = lambda number, data: answer(data)
+            if room == "plain" and key is None:
+                with pytest.raises(BusUnavailableError, match="nobody knows whether"):
+                    await both.room(room, "text", idempotency_key=key)
+            else:
+                published = await both.room(room, "text", idempotency_key=key)
+                assert not published.duplicate
+            assert lost == 1
+            await both.room(room, "last")
+            assert [await next_other(a), await next_other(a)] == [b"text", b"last"]
+            a.close()
+
+
+async def test_a_script_that_the_server_has_forgotten_is_loaded_again(
+    server: RedisServer, kind: str
+) -> None:
+    async with publishers(kind) as publisher:
+        both = publisher(server.url, keep={"r": (10, 60.0)})
+        await both.room("r", "one")
+        server.command("SCRIPT", "FLUSH")
+        await both.room("r", "two")
+        server.command("SCRIPT", "FLUSH")
+        assert [each.message for each in await both.call("history", "r")] == ["one", "two"]
+
+
+async def test_a_user_without_the_right_hears_of_it(server: RedisServer, kind: str) -> None:
+    async with publishers(kind) as publisher:
+        server.command("ACL", "SETUSER", "web", "on", ">secret", "~wsc:*", "&wsc:*", "+@connection")
+        url = f"redis://web:secret@127.0.0.1:{server.port}"
+        with pytest.raises(BusError, match="refused the message") as caught:
+            await publisher(url, keep={}).room("plain", "text")
+        assert not isinstance(caught.value, BusUnavailableError)
+        assert "secret" not in str(caught.value)
+        with pytest.raises(BusError, match="refused"):
+            await publisher(url).room("r", "text")
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda p: p.room("", "x"), ValidationError, "1 to 256 characters"),
+        (lambda p: p.room(7, "x"), ValidationError, "a room id must be a str, not int"),
+        (lambda p: p.room("a\nb", "x"), ValidationError, "control characters"),
+        (lambda p: p.room("r", 7), MessageTypeError, "str, bytes or a HubMessage, not int"),
+        (lambda p: p.room("r", "\ud800"), ValidationError, "lone surrogate"),
+        (lambda p: p.room("r", "x", key=7), ValidationError, "a conflation key must be a str"),
+        (lambda p: p.room("r", "x", exclude="ann"), ValidationError, "not a single str"),
+        (lambda p: p.room("r", "x", idempotency_key=""), ValidationError, "1 to 128 bytes"),
+        (lambda p: p.room("r", b"x" * (1 << 21)), ValidationError, "bytes on a bus, not 2097"),
+        (lambda p: p.history("r", limit=0), ValidationError, "1 to 1000, not 0"),
+        (lambda p: p.history("r", after=7), ValidationError, "a position or None, not 7"),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_named(
+    call: Callable[[Publisher], object], error: type[Exception], text: str
+) -> None:
+    publisher = Publisher("redis://127.0.0.1:1", timeout=0.1)
+    with pytest.raises(error, match=text):
+        call(publisher)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"url": "http://x"}, "the URL of a RedisBus must be"),
+        ({"url": []}, "1 to 64 servers, not 0"),
+        ({"timeout": 0}, "timeout must be above 0 and up to 60 seconds, not 0"),
+        ({"prefix": "a b"}, "without spaces and braces, not 'a b'"),
+        ({"keep": {"r": 7}}, "a size and a ttl for each pattern"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        Publisher(**{"url": "redis://127.0.0.1:1", **options})
+
+
+# --- processes, threads, loops ---
+
+
+def test_the_module_is_imported_fast_and_compiles_nothing() -> None:
+    code = """
+import sys
+from wsc_fast.publish import Publisher
+compiled = [name for name in sys.modules if name.startswith("wsc_fast._core")]
+heavy = [name for name in ("asyncio", "redis", "msgspec", "ssl") if name in sys.modules]
+print(compiled, heavy, len(sys.modules))
+"""
+    out = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = [{os.getcwd()!r}]\n{code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("]")
+    assert out[:2] == ["[", " ["]
+    assert int(out[2]) < 120
+
+
+def test_threads_share_a_publisher(server: RedisServer) -> None:
+    positions: list[str | None] = []
+    with Publisher(server.url, keep={"r": (1000, 60.0)}) as publisher:
+
+        def publish() -> None:
+            for _ in range(50):
+                positions.append(publisher.room("r", "text").position)
+
+        threads = [threading.Thread(target=publish) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(positions)) == 400
+        assert len(publisher.history("r", limit=1000)) == 400
+
+
+def test_a_child_of_a_fork_has_connections_of_its_own(server: RedisServer) -> None:
+    code = f"""
+import os
+from wsc_fast.publish import Publisher
+publisher = Publisher({server.url!r}, keep={{"r": (1000, 60.0)}})
+publisher.room("r", "before")
+children = []
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        for _ in range(50):
+            publisher.room("r", "child")
+        os._exit(0)
+    children.append(child)
+for _ in range(50):
+    publisher.room("r", "parent")
+print([os.waitpid(child, 0)[1] for child in children], len(publisher.history("r", limit=1000)))
+publisher.close()
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert out.stdout.strip() == "[0, 0, 0] 201"
+
+
+def test_an_async_publisher_begins_anew_under_another_loop(server: RedisServer) -> None:
+    publisher = AsyncPublisher(server.url, keep={"r": (1000, 60.0)})
+
+    async def publish() -> None:
+        await publisher.room("r", "text")
+        await publisher.close()
+
+    asyncio.run(publish())
+    asyncio.run(publish())
+
+
+async def test_a_call_that_is_cancelled_leaves_the_others(server: RedisServer) -> None:
+    async with AsyncPublisher(server.url, keep={"r": (1000, 60.0)}) as publisher:
+        tasks = [asyncio.ensure_future(publisher.room("r", str(n))) for n in range(10)]
+        await asyncio.sleep(0)
+        tasks[3].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [n for n, each in enumerate(results) if not isinstance(each, Published)] == [3]

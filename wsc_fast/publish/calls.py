@@ -1,0 +1,164 @@
+"""The calls that publish messages: which messages share one, and what their answers mean.
+
+Messages of one kept room share a call, in which they stand in order; so do neighbours of one plain
+room. Of a kept room one call is under way at a time, so that the order holds where it is made
+again. A call whose connection broke is made again if the server can tell whether it was done: of a
+kept room by its tag, of a plain room by its idempotency key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from wsc_fast.bus.base import Published, Retention
+from wsc_fast.bus.redis.calls import (
+    MOST_ENVELOPE,
+    MOST_MESSAGES,
+    new_tag,
+    publish_kept,
+    publish_once,
+    publish_plain,
+)
+from wsc_fast.bus.redis.commands import Names
+from wsc_fast.errors import BusError, BusUnavailableError
+from wsc_fast.publish.messages import Message
+
+# So many calls are made before any answer is read.
+MOST_CALLS = 256
+# A publisher is no hub: it has no inbox, and no hub takes its messages for its own.
+ORIGIN = b"publisher"
+
+Answer = Callable[["Call", Any], bool]
+
+
+class Call:
+    """One call.
+
+    Args:
+        messages: in order; of one room.
+
+    Attributes:
+        messages: which it publishes.
+        size: bytes of their entries.
+    """
+
+    __slots__ = ("_made", "_tag", "_unknown", "messages", "size")
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.messages: list[Message] = messages
+        self.size: int = sum(len(each.entry) for each in messages)
+        self._tag = b""
+        self._made: float | None = None  # when it was made first
+        self._unknown = False  # an attempt has had no answer
+
+    @property
+    def room(self) -> str:
+        """The id of the room."""
+        return self.messages[0].room
+
+    @property
+    def retention(self) -> Retention | None:
+        """The retention of a kept room."""
+        return self.messages[0].retention
+
+    def takes(self, message: Message) -> bool:
+        """Whether one more message may share the call."""
+        first = self.messages[0]
+        return (
+            message.room == first.room
+            and message.retention == first.retention
+            and (first.retention is not None or (first.key is None and message.key is None))
+            and len(self.messages) < MOST_MESSAGES
+            and self.size < MOST_ENVELOPE
+        )
+
+    def add(self, message: Message) -> None:
+        """Has one more message share the call."""
+        self.messages.append(message)
+        self.size += len(message.entry)
+
+    def arguments(self, names: Names) -> list[bytes]:
+        """The command that makes the call, now."""
+        now = monotonic()
+        if self._made is None:
+            self._made, self._tag = now, new_tag()
+        first = self.messages[0]
+        if first.retention is not None:
+            messages = [(each.entry, each.key) for each in self.messages]
+            age = now - self._made if self._unknown else None
+            return publish_kept(
+                names, first.room, ORIGIN, messages, first.retention, self._tag, age
+            )
+        if first.key is not None:
+            return publish_once(names, first.room, ORIGIN, first.entry, first.key, self._tag)
+        entries = [each.entry for each in self.messages]
+        return publish_plain(names, first.room, ORIGIN, entries)
+
+    def answered(self, value: Any) -> None:
+        """The server has answered, and with no error."""
+        first = self.messages[0]
+        if first.retention is not None:
+            for message, answer in zip(self.messages, value, strict=True):
+                message.result = _of_kept(answer)
+        else:
+            for message in self.messages:
+                # Of a PUBLISH, the answer is how many hubs have heard it.
+                message.result = Published(None, first.key is not None and value == 1)
+
+    def lost(self, error: Exception) -> bool:
+        """The connection broke before the answer; whether the call may be made again."""
+        self._unknown = True
+        if self.retention is not None or self.messages[0].key is not None:
+            return True
+        self.fail(BusUnavailableError(f"nobody knows whether the message was published: {error}"))
+        return False
+
+    def given_up(self, at: str, timeout: float, error: Exception) -> None:
+        """There is no time for another attempt."""
+        known = "nobody knows whether it was published" if self._unknown else "not published"
+        self.fail(
+            BusUnavailableError(f"the bus at {at}: {known} within {timeout:g} s; last: {error}")
+        )
+
+    def fail(self, error: BusError) -> None:
+        """The messages have this error."""
+        for message in self.messages:
+            message.result = type(error)(str(error))
+
+
+def _of_kept(answer: bytes) -> Published | Exception:
+    if answer == b"?":
+        return BusUnavailableError(
+            "nobody knows whether the message was published: the history is too short to tell"
+        )
+    if answer.startswith(b"="):
+        return Published(answer[1:].decode(), True)
+    return Published(answer.decode(), False)
+
+
+def next_calls(messages: Sequence[Message]) -> tuple[list[Call], list[Message]]:
+    """The calls that may be made now, and the messages that have to wait for their answers."""
+    calls: list[Call] = []
+    kept: dict[str, Call] = {}
+    later: list[Message] = []
+    full: set[str] = set()  # kept rooms whose further messages wait
+    for place, message in enumerate(messages):
+        of_room = kept.get(message.room) if message.retention is not None else None
+        last = of_room or (calls[-1] if calls else None)
+        if message.room in full:
+            later.append(message)
+        elif last is not None and last.takes(message):
+            last.add(message)
+        elif of_room is not None:
+            full.add(message.room)
+            later.append(message)
+        elif len(calls) == MOST_CALLS:
+            later.extend(messages[place:])
+            break
+        else:
+            calls.append(Call([message]))
+            if message.retention is not None:
+                kept[message.room] = calls[-1]
+    return calls, later

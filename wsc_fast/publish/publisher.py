@@ -1,0 +1,212 @@
+"""Publisher: publishes from any process, and blocks until the bus has answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from wsc_fast.bus.base import HistoryEntry, Published
+from wsc_fast.publish.messages import Batch, Message, checked_id, messages_of, to_all, to_room
+from wsc_fast.publish.pools import pool_of
+from wsc_fast.publish.steps import Lost, Pause, Request, Steps, Work
+
+if TYPE_CHECKING:
+    from wsc_fast.messages import HubMessage
+
+
+class Publisher:
+    """Publishes to the clients of all hubs on a bus, without being a hub.
+
+    Connects at the first call, and again where a connection has ended. Each thread that is in a
+    call has a connection of its own for as long; idle ones are kept for the next call. A child of a
+    fork makes new ones.
+
+    Thread-safety: any thread, and safe after a fork.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        *,
+        prefix: str = "wsc:",
+        timeout: float = 5.0,
+        keep: Mapping[str, tuple[int, float]] | None = None,
+    ) -> None:
+        """Takes the configuration; connects to nothing yet.
+
+        Args:
+            url: of the bus, as RedisBus takes it; a list where RedisBus has the same list.
+            prefix: of all keys and channels, as RedisBus has it.
+            timeout: seconds for which a call tries, up to 60.
+            keep: the size and the ttl of kept rooms by pattern, as of `Hub.keep`. None: as the hubs
+                on the bus have it, which write it there.
+
+        Raises:
+            ImportError: redis-py is not installed.
+            ConfigError: an argument cannot be used.
+        """
+        self._work = Work(url, prefix, timeout, keep)
+        self._pools = [pool_of(each, "redis", self._work.timeout) for each in self._work.urls]
+
+    def __repr__(self) -> str:
+        return repr(self._work)
+
+    def room(
+        self,
+        room_id: str,
+        message: HubMessage | str | bytes,
+        *,
+        exclude: Iterable[str] = (),
+        key: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Published:
+        """Publishes a message to a room, to its members on all hubs.
+
+        Args:
+            room_id: a str.
+            message: bytes go out as a binary message, a str as text, a HubMessage as its JSON.
+            exclude: ids of clients that do not get it.
+            key: replaces a message under the same key that waits for a slow client.
+            idempotency_key: 1 to 128 bytes. For 300 seconds a further message to the room under the
+                same key is not published, whoever publishes it.
+
+        Returns:
+            Published: the position in a kept room, None in a plain one; and whether it was
+                published before.
+
+        Raises:
+            BusUnavailableError: the bus did not take it in time. The text says whether it may have
+                been published; with an idempotency key, the same call can be made again.
+            BusError: the bus refuses.
+            ValidationError: an argument cannot be used.
+        """
+        return self._publish_one(to_room(room_id, message, exclude, key, idempotency_key))
+
+    def broadcast(
+        self,
+        message: HubMessage | str | bytes,
+        *,
+        exclude: Iterable[str] = (),
+        key: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Published:
+        """Publishes a message to all clients of all hubs; arguments and errors are those of `room`.
+
+        Returns:
+            Published: without a position.
+        """
+        return self._publish_one(to_all(message, exclude, key, idempotency_key))
+
+    @contextmanager
+    def batch(self) -> Iterator[Batch]:
+        """Publishes messages together: far faster than one after another.
+
+            with publisher.batch() as batch:
+                for order in orders:
+                    batch.room(f"order:{order.id}", "sent")
+            failed = [each for each in batch.results if isinstance(each, Exception)]
+
+        Nothing is published if the block raises. Messages of one room are published in order.
+        """
+        batch = Batch()
+        yield batch
+        messages = messages_of(batch)
+        self._drive(self._work.publish(messages))
+        batch.results = [_result(message) for message in messages]
+
+    def history(
+        self, room_id: str, *, after: str | None = None, limit: int = 100
+    ) -> list[HistoryEntry]:
+        """The messages of a kept room, the oldest first.
+
+        Args:
+            room_id: a str.
+            after: the position after which to begin; None gives the newest messages.
+            limit: 1 to 1000.
+
+        Raises:
+            LookupError: the history does not reach back to `after`, or the bus has lost it.
+            BusUnavailableError: the bus did not answer in time.
+            ValidationError: an argument cannot be used, or the room is not kept.
+        """
+        found: list[HistoryEntry] = self._drive(
+            self._work.history(checked_id("room", room_id), after, limit)
+        )
+        return found
+
+    def close(self) -> None:
+        """Closes idle connections. A later call makes new ones."""
+        for pool in self._pools:
+            pool.disconnect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    # --- the connections ---
+
+    def _publish_one(self, message: Message) -> Published:
+        self._drive(self._work.publish([message]))
+        result = _result(message)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _drive(self, steps: Steps) -> Any:
+        answers = None
+        try:
+            while True:
+                step = steps.send(answers)
+                answers = None
+                if isinstance(step, Request):
+                    answers = self._exchange(self._pools[step.server], step.commands)
+                else:
+                    self._pause(step)
+        except StopIteration as end:
+            return end.value
+
+    def _pause(self, pause: Pause) -> None:
+        if pause.anew is not None:
+            self._pools[pause.anew].disconnect()
+        time.sleep(pause.seconds)
+
+    def _exchange(self, pool: Any, commands: Sequence[bytes]) -> list[Any]:
+        """Sends commands on one connection, and reads their answers."""
+        from redis.exceptions import (
+            BusyLoadingError,
+            ConnectionError,
+            RedisError,
+            ResponseError,
+            TimeoutError,
+        )
+
+        try:
+            connection = pool.get_connection()
+        except (RedisError, OSError) as error:
+            return [Lost(error, sent=False)] * len(commands)
+        answers: list[Any] = []
+        try:
+            connection.send_packed_command(commands, check_health=False)
+            while len(answers) < len(commands):
+                try:
+                    answers.append(connection.read_response())
+                except (ResponseError, BusyLoadingError) as error:
+                    answers.append(error)
+        except (ConnectionError, TimeoutError, OSError) as error:
+            connection.disconnect()
+            answers += [Lost(error, sent=True)] * (len(commands) - len(answers))
+        except BaseException:
+            connection.disconnect()  # answers are under way
+            raise
+        finally:
+            pool.release(connection)
+        return answers
+
+
+def _result(message: Message) -> Published | Exception:
+    assert message.result is not None
+    return message.result

@@ -1,0 +1,279 @@
+"""The work of a publisher as steps: what goes to which server, and what follows from the answers.
+
+Each generator here yields a `Request` or a `Pause`, and is sent the answers to the request. So it
+is the same for a publisher that blocks and for one that awaits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Generator, Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+from wsc_fast.bus.base import EVERYBODY, HistoryEntry, Retention
+from wsc_fast.bus.kept import KeptRooms
+from wsc_fast.bus.redis.calls import (
+    is_elsewhere,
+    is_passing,
+    number_of_server,
+    read_history,
+)
+from wsc_fast.bus.redis.commands import Names, command, script
+from wsc_fast.bus.redis.urls import Url, read_url
+from wsc_fast.errors import BusError, BusUnavailableError, ConfigError, ValidationError, shown
+from wsc_fast.publish.calls import Call, next_calls
+from wsc_fast.publish.messages import Message, history_entry
+
+# Seconds between two attempts: from the first pause, doubling, to the last.
+FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
+# Seconds for which a publisher remembers which rooms the hubs keep.
+KEPT_SECONDS = 10.0
+# The bounds of the settings, as of RedisBus.
+MOST_TIMEOUT, MOST_SERVERS, MOST_PREFIX, MOST_HISTORY = 60.0, 64, 64, 1_000
+
+
+@dataclasses.dataclass(slots=True)
+class Lost:
+    """In place of an answer: the connection ended, or was never there.
+
+    Attributes:
+        error: why.
+        sent: the command may have arrived.
+    """
+
+    error: Exception
+    sent: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Request:
+    """Commands for one server; the answers are values, errors of redis-py, or `Lost`.
+
+    Attributes:
+        server: its number.
+        commands: each as it goes over the line.
+    """
+
+    server: int
+    commands: list[bytes]
+
+
+@dataclasses.dataclass(slots=True)
+class Pause:
+    """Seconds to wait; `anew`: connections to this server lead to the wrong one."""
+
+    seconds: float
+    anew: int | None = None
+
+
+Steps = Generator[Request | Pause, Any, Any]
+
+
+class Work:
+    """The facts that a publisher knows, and the steps of its calls.
+
+    Args:
+        url, prefix, timeout, keep: see `Publisher`.
+
+    Attributes:
+        urls: of the servers.
+        timeout: seconds.
+
+    Thread-safety: any thread.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        prefix: str,
+        timeout: float,
+        keep: Mapping[str, tuple[int, float]] | None,
+    ) -> None:
+        try:
+            import redis  # noqa: F401
+        except ImportError:
+            raise ImportError("Publisher needs redis-py: pip install 'wsc_fast[redis]'") from None
+        if type(timeout) not in (int, float) or not 0 < timeout <= MOST_TIMEOUT:
+            raise ConfigError(f"timeout must be above 0 and up to 60 seconds, not {shown(timeout)}")
+        if (
+            type(prefix) is not str
+            or len(prefix) > MOST_PREFIX
+            or any(not "!" <= each <= "z" for each in prefix)
+        ):
+            raise ConfigError(
+                f"prefix must be up to {MOST_PREFIX} ASCII characters without spaces and braces, "
+                f"not {shown(prefix)}"
+            )
+        urls = [url] if isinstance(url, str) else list(url)
+        if not 1 <= len(urls) <= MOST_SERVERS:
+            raise ConfigError(f"url must name 1 to {MOST_SERVERS} servers, not {len(urls)}")
+        self.urls: list[Url] = [read_url(each) for each in urls]
+        self.timeout: float = float(timeout)
+        self._names = Names(prefix.encode())
+        self._given = None if keep is None else _kept_rooms(keep)
+        self._kept: KeptRooms | None = self._given
+        self._kept_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"Publisher({[each.text for each in self.urls]})"
+
+    # --- publishing ---
+
+    def publish(self, messages: Sequence[Message]) -> Steps:
+        """Publishes messages; each has its result in the end."""
+        if any(each.room != EVERYBODY for each in messages):
+            kept = yield from self._know_kept()
+            for each in messages:
+                if each.room != EVERYBODY:
+                    each.retention = kept.retention_of(each.room)
+        deadline = monotonic() + self.timeout
+        parts: dict[int, list[Message]] = {}
+        for each in messages:
+            parts.setdefault(number_of_server(each.room, len(self.urls)), []).append(each)
+        for server, part in parts.items():
+            yield from self._publish_on(server, part, deadline)
+
+    def _publish_on(self, server: int, messages: list[Message], deadline: float) -> Steps:
+        pause = FIRST_PAUSE
+        calls, later = next_calls(messages)
+        while calls:
+            commands = [command(*call.arguments(self._names)) for call in calls]
+            answers = yield Request(server, commands)
+            error, calls = yield from self._after(server, calls, answers)
+            if calls and error is not None:
+                if monotonic() >= deadline:
+                    self._give_up(server, calls, later, error)
+                    return
+                anew = server if is_elsewhere(_text(error)) else None
+                yield Pause(pause * random.uniform(0.5, 1.0), anew)
+                pause = min(2 * pause, LAST_PAUSE)
+            elif not calls:
+                calls, later = next_calls(later)
+
+    def _after(
+        self, server: int, calls: list[Call], answers: Sequence[Any]
+    ) -> Generator[Request | Pause, Any, tuple[Exception | None, list[Call]]]:
+        """The calls to be made again, and the error that is the reason to wait first, if any."""
+        again: list[Call] = []
+        reason: Exception | None = None
+        unloaded = False
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, Lost):
+                reason = answer.error
+                if not answer.sent or call.lost(answer.error):
+                    again.append(call)
+            elif not isinstance(answer, Exception):
+                call.answered(answer)
+            elif _is_unloaded(answer):
+                unloaded = True
+                again.append(call)
+            elif is_passing(_text(answer)) or is_elsewhere(_text(answer)):
+                reason = answer
+                again.append(call)
+            else:
+                call.fail(BusError(f"{self._at(server)} refused the message: {answer}"))
+        if unloaded:
+            yield Request(server, [command(b"SCRIPT", b"LOAD", script("publish").text)])
+        return reason, again
+
+    def _give_up(
+        self, server: int, calls: Sequence[Call], later: Sequence[Message], error: Exception
+    ) -> None:
+        for call in [*calls, *(Call([message]) for message in later)]:
+            call.given_up(self.urls[server].text, self.timeout, error)
+
+    # --- questions ---
+
+    def history(self, room_id: str, after: str | None, limit: int) -> Steps:
+        """Reads the history of a room; returns a list[HistoryEntry]."""
+        if type(limit) is not int or not 0 < limit <= MOST_HISTORY:
+            raise ValidationError(f"limit must be an int from 1 to {MOST_HISTORY}, not {limit!r}")
+        if after is not None and (type(after) is not str or not 0 < len(after) <= 64):
+            raise ValidationError(f"after must be a position or None, not {after!a}")
+        kept = yield from self._know_kept()
+        retention = kept.retention_of(room_id)
+        if retention is None:
+            raise ValidationError(f"room {room_id!a} is not kept: see Hub.keep")
+        server = number_of_server(room_id, len(self.urls))
+        arguments = read_history(self._names, room_id, after, limit, retention)
+        _, contiguous, entries = yield from self._ask(server, arguments)
+        if after is not None and not contiguous:
+            raise LookupError(
+                f"the history of room {room_id!a} does not reach back to the position {after!a}"
+            )
+        pairs = zip(entries[::2], entries[1::2], strict=True)
+        found: list[HistoryEntry] = [history_entry(*pair) for pair in pairs]
+        return found
+
+    def _know_kept(self) -> Generator[Request | Pause, Any, KeptRooms]:
+        kept = self._kept
+        if kept is not None and (self._given is not None or monotonic() < self._kept_until):
+            return kept
+        data = yield from self._ask(0, [b"GET", self._names.kept()])
+        if data is None:
+            raise BusError(
+                f"{self._at(0)} does not say which rooms are kept: no hub has been on it for a "
+                "day. Start a hub first, or name the rooms: Publisher(url, keep={...})"
+            )
+        self._kept = KeptRooms.load(data)
+        self._kept_until = monotonic() + KEPT_SECONDS
+        return self._kept
+
+    def _ask(self, server: int, arguments: Sequence[bytes]) -> Steps:
+        """Has a command answered that may be done twice."""
+        deadline = monotonic() + self.timeout
+        pause = FIRST_PAUSE
+        while True:
+            (answer,) = yield Request(server, [command(*arguments)])
+            error = answer.error if isinstance(answer, Lost) else answer
+            if not isinstance(error, Exception):
+                return answer
+            text = _text(error)
+            if _is_unloaded(error):
+                yield Request(server, [command(b"SCRIPT", b"LOAD", script("read").text)])
+                continue
+            if not isinstance(answer, Lost) and not is_passing(text) and not is_elsewhere(text):
+                raise BusError(f"{self._at(server)} refused: {error}")
+            if monotonic() >= deadline:
+                raise BusUnavailableError(
+                    f"{self._at(server)} did not answer within {self.timeout:g} s; last: {error}"
+                )
+            anew = server if is_elsewhere(text) else None
+            yield Pause(pause * random.uniform(0.5, 1.0), anew)
+            pause = min(2 * pause, LAST_PAUSE)
+
+    def _at(self, server: int) -> str:
+        return f"the bus at {self.urls[server].text}"
+
+
+def _kept_rooms(keep: Mapping[str, tuple[int, float]]) -> KeptRooms:
+    kept = KeptRooms()
+    try:
+        for pattern, (size, ttl) in keep.items():
+            if type(pattern) is not str or not size > 0 or not ttl > 0:
+                raise ValueError
+            kept.keep(pattern, Retention(int(size), float(ttl)))
+    except (TypeError, ValueError, AttributeError):
+        raise ConfigError(
+            "keep must give a size and a ttl for each pattern of rooms, as Hub.keep has them: "
+            f"{{'chat:*': (100, 300.0)}}, not {shown(keep)}"
+        ) from None
+    return kept
+
+
+def _text(error: Exception) -> str:
+    """The text of an error with its code, which redis-py takes away from those that it knows."""
+    code = {
+        "BusyLoadingError": "LOADING ",
+        "ReadOnlyError": "READONLY ",
+        "MasterDownError": "MASTERDOWN ",
+        "TryAgainError": "TRYAGAIN ",
+        "ClusterDownError": "CLUSTERDOWN ",
+    }.get(type(error).__name__, "")
+    return code + str(error)
+
+
+def _is_unloaded(error: Exception) -> bool:
+    return type(error).__name__ == "NoScriptError" or str(error).startswith("NOSCRIPT")
