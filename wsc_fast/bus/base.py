@@ -165,6 +165,19 @@ class Bus(Protocol):
     async def close(self) -> None:
         """Ends; what was published before has been handed over, or its answers have the error."""
 
+    def forget(self) -> None:
+        """The loop was closed over the hub, or this is the child of a fork: nothing can be closed.
+
+        Lets go of the connections without using them. Messages that wait are lost. `open` may
+        follow, on another loop.
+        """
+
+    def descriptors(self) -> list[int]:
+        """Of its sockets, and of other files that the child of a fork must not have.
+
+        The child gets /dev/null in place of each, and then `forget` is called there.
+        """
+
     def subscribe(self, rooms: Sequence[str]) -> None:
         """Has the messages of these rooms come; `Handler.subscribed` says from when on."""
 

@@ -111,6 +111,14 @@ class MemoryBus:
             self._histories, self._answers, self._nbytes = OrderedDict(), OrderedDict(), 0
             await file.close()
 
+    def forget(self) -> None:
+        """See `Bus.forget`; the next `open` reads the file anew."""
+        self._handler = None
+
+    def descriptors(self) -> list[int]:
+        """See `Bus.descriptors`: it has no sockets."""
+        return []
+
     def subscribe(self, rooms: Sequence[str]) -> None:
         """See `Bus.subscribe`."""
         assert self._handler is not None

@@ -363,8 +363,14 @@ class Node:
 
     def forget(self) -> None:
         """The hub's loop was closed, or this is the child of a fork."""
-        self._opened = False
+        self._opened = self._is_cut_off = False
+        if self._bus is not None:
+            self._bus.forget()
         self._end()
+
+    def descriptors(self) -> list[int]:
+        """See `Bus.descriptors`."""
+        return [] if self._bus is None else self._bus.descriptors()
 
     def _end(self) -> None:
         if self._looking is not None:

@@ -165,6 +165,23 @@ class RedisBus:
         finally:
             await asyncio.gather(*(server.close() for server in servers))
 
+    def forget(self) -> None:
+        """The loop was closed over the hub, or this is the child of a fork: nothing can be closed.
+
+        Messages that wait are lost. `open` may follow, on another loop.
+        """
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.forget()
+
+    def descriptors(self) -> list[int]:
+        """The descriptors of its sockets.
+
+        Returns:
+            list[int]: of the connections that there are, also of those that are not in use yet.
+        """
+        return [each for server in self._servers for each in server.descriptors()]
+
     def _changed(self, server: Server, error: Exception | None) -> None:
         """A server is there again, or away."""
         assert self._handler is not None
