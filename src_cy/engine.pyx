@@ -614,6 +614,7 @@ cdef class Engine(FanoutNeeds):
 
         Args:
             outgoing: takes (room_id, frame, exclude, key) of each; room_id is "" for a broadcast.
+                None: there are no other hubs.
             publish_outgoing: is called at the end of a tick in which it took any.
             entered_first: `entered_first(room_id)`: a room has its first member.
         """
@@ -753,6 +754,11 @@ cdef class Engine(FanoutNeeds):
             del self.rooms[room_id]
             (<Room>room).deleted = True
         return True
+
+    def end_all_passing(self):
+        """Ends all rooms that joins have made and that nobody is in: the hub has stopped."""
+        for room_id in list(self.rooms):
+            self.end_passing(room_id)
 
     cdef int join_room(self, object client_id, object room_id) except -1:
         cdef Sink sink

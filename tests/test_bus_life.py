@@ -25,9 +25,14 @@ buses = [MemoryBus(), MemoryBus(path + "/kept.db"), RedisBus(url), LocalBus(path
 
 async def abandoned():
     await hub.start("127.0.0.1", 0)
+    raw, _ = await join(hub, "a")
+    hub.join_room("a", "r")
     await hub.publish("r", "before")
+    raw.close()
 
 async def again():
+    await hub.stop()  # of a hub whose loop was closed
+    assert hub.get_rooms() == []
     async with running(hub):
         raw, _ = await join(hub, "a")
         hub.join_room("a", "r")

@@ -421,7 +421,7 @@ async def test_bad_arguments_are_refused_at_once() -> None:
             await hub.publish("plain", "text")
         with pytest.raises(ValidationError, match="idempotency_key"):
             await hub.publish("r", "text", idempotency_key="")
-        with pytest.raises(ValidationError, match="too long"):
+        with pytest.raises(ValidationError, match="at most 1052672 bytes on a bus, not 1100014"):
             await hub.publish("r", "x" * 1_100_000)
         for wrong_limit in (0, 1_001, True):
             with pytest.raises(ValidationError, match="limit"):

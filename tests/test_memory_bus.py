@@ -240,14 +240,16 @@ async def test_a_key_counts_for_what_the_handler_publishes_meanwhile(path: Path 
 async def test_rooms_without_end_take_no_more_than_max_bytes(path: Path | None, by: str) -> None:
     async with opened(path, max_bytes=1 << 20) as bus:
         kept = await publish(bus, bytes(1000), room="quiet")
+        goes = by == "publish"  # a read, as of a join, makes no history
         for number in range(3000):
             if by == "publish":
                 await publish(bus, bytes(1000), room=f"r{number}")
             else:
                 await bus.read(f"r{number}", None, 0, KEEP)
-        assert await texts(bus, kept.position, room="quiet") is None
-        assert await texts(bus, room="r2999") == ([bytes(1000)] if by == "publish" else [])
-        assert sum(top is not None for top in await bus.tops([f"r{n}" for n in range(3000)])) < 2100
+        assert await texts(bus, kept.position, room="quiet") == (None if goes else [])
+        assert await texts(bus, room="r2999") == ([bytes(1000)] if goes else [])
+        known = sum(top is not None for top in await bus.tops([f"r{n}" for n in range(3000)]))
+        assert known < 2100 if goes else known == 0
 
 
 async def test_one_room_takes_no_more_than_max_bytes(path: Path | None) -> None:
@@ -298,7 +300,8 @@ async def test_a_restart_keeps_histories_and_positions_and_keys(file: Path, any_
         assert await texts(bus, found[4]) == numbers(5, 10)
         assert await texts(bus, found[3]) is None
         assert await texts(bus, found[-1]) == []
-        assert await texts(bus, first.top, room="quiet") == []
+        # Nothing was said there, and so there was nothing to keep.
+        assert await texts(bus, first.top, room="quiet") is None
         assert await publish(bus, "again", room="s", key="k") == Published(keyed.position, True)
         assert (await publish(bus, "again", room="p", retention=None, key="k")).duplicate
         more = await positions(bus, 2)
@@ -469,7 +472,6 @@ async def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     bus = MemoryBus(tmp_path / "none" / "history.db")
     with pytest.raises(BusError, match="No such file"):
         await bus.open(Heard(), "hub")
-    assert not bus.at_once
     (tmp_path / "none").mkdir()
     await bus.open(Heard(), "hub")
     await bus.close()

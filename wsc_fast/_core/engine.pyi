@@ -140,14 +140,15 @@ class Engine(FanoutNeeds):
         """
     def set_outgoing(
         self,
-        outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]],
-        publish_outgoing: Callable[[], None],
-        entered_first: Callable[[str], None],
+        outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] | None,
+        publish_outgoing: Callable[[], None] | None,
+        entered_first: Callable[[str], None] | None,
     ) -> None:
         """Has the messages of plain rooms, and broadcasts, go to other hubs too.
 
         Args:
             outgoing: takes (room_id, frame, exclude, key) of each; room_id is "" for a broadcast.
+                None: there are no other hubs.
             publish_outgoing: is called at the end of a tick in which it took any.
             entered_first: `entered_first(room_id)`: a room has its first member.
         """
@@ -174,6 +175,8 @@ class Engine(FanoutNeeds):
         Returns:
             bool: whether nobody is in it.
         """
+    def end_all_passing(self) -> None:
+        """Ends all rooms that joins have made and that nobody is in: the hub has stopped."""
     def sweep(self, share: float) -> None:
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
     def open_clients(self) -> list[Any]: ...

@@ -142,9 +142,9 @@ class Bus(Protocol):
     """The interface of a bus.
 
     Attributes:
-        at_once: the bus is in this process: `publish` and `subscribe` have called the handler when
-            they return, and the answers of `read` are done. A hub without others then gives its
-            members a message in the call that publishes it.
+        at_once: the bus is in this process, and connects no other hub. While it is open, `publish`
+            and `subscribe` have called the handler when they return, and the answers of `read` are
+            done: the hub gives its members a message in the call that publishes it.
 
     Thread-safety: the loop of the hub that has opened it.
     """

@@ -34,8 +34,15 @@ class Message(NamedTuple):
 
 
 class Needs(Protocol):
-    """The calls that a chain makes; cluster/rooms.py has them."""
+    """The calls that a chain makes; cluster/rooms.py has them.
 
+    Attributes:
+        hears_all: the bus is in this process, and no message can be missed on the way. A place
+            that is not known is then that of a history which has begun anew.
+    """
+
+    @property
+    def hears_all(self) -> bool: ...
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer: ...
     def give(self, room: str, message: Message) -> None: ...
     def gap(self, room: str, position: str) -> None: ...
@@ -83,7 +90,12 @@ class Chain:
                 self._wait(prev, message)
             elif prev == self.last:
                 self._give(message)
-            elif not self.knows(message.position):
+            elif self.knows(message.position):
+                pass
+            elif self._needs.hears_all:
+                self._begin_at(prev)
+                self._give(message)
+            else:
                 self._wait(prev, message)
                 self.heal()
             prev = message.position

@@ -100,6 +100,7 @@ class Node:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._audited = 0.0
+        self._begun = False  # the bus takes messages, which wait until it is open
         self._opened = False
         self._is_cut_off = False
         # Of plain rooms, and broadcasts: (room_id, frame, exclude, key) of this tick.
@@ -116,7 +117,9 @@ class Node:
             self._rooms = Rooms(self._engine, self.counters, bus, self._append)
         else:
             self._rooms.use(bus)
-        if not bus.at_once:
+        if bus.at_once:
+            self._engine.set_outgoing(None, None, None)  # there is nobody else
+        else:
             self._engine.set_outgoing(
                 self._outgoing, self._publish_outgoing, self._rooms.entered_first
             )
@@ -211,11 +214,12 @@ class Node:
         idempotency_key: str | None = None,
         answer: asyncio.Future[Published] | None = None,
     ) -> None:
+        exclude = tuple(dict.fromkeys(exclude))  # each hears once that it was left out
         entry = pack_entry(frame, exclude, key)
         if len(entry) > MOST_ENTRY_BYTES:
             raise ValidationError(
-                f"a message of {len(frame)} bytes is too long for a kept room: it may have "
-                f"{MOST_ENTRY_BYTES - 4096}"
+                f"a message takes at most {MOST_ENTRY_BYTES} bytes on a bus, not {len(entry)}: the "
+                f"message has {len(frame)}, and exclude names {len(exclude)} clients"
             )
         self._open_at_once()
         self.counters.published += 1
@@ -233,7 +237,7 @@ class Node:
             for room_id, frame, exclude, key in taken
         ]
         self.counters.published += len(outgoing)
-        if self._opened:
+        if self._begun:
             self._bus.publish(outgoing)
             return
         for each in outgoing:
@@ -272,6 +276,11 @@ class Node:
             self._is_cut_off = False
             kept.say_bus(self._engine, True)
 
+    def greet(self, client: Client) -> None:
+        """A client that speaks wsc.1 is open, and hears whether this hub is cut off."""
+        if self._is_cut_off:
+            kept.say_bus_to(self._engine, client, False)
+
     def down(self, error: Exception) -> None:
         """See `Handler.down`."""
         self._is_cut_off = True
@@ -291,7 +300,12 @@ class Node:
             return
         self._begin(loop)
         if not self._opened:
-            await self._bus.open(self, self.name)
+            self._begun = True
+            try:
+                await self._bus.open(self, self.name)
+            except BaseException:
+                self._begun = False
+                raise
             if self._loop is None:
                 await self._bus.close()  # the hub was stopped meanwhile
                 return
@@ -299,15 +313,18 @@ class Node:
 
     def _open_at_once(self) -> None:
         """Opens a bus in this process, where the hub has been attached without waiting."""
-        if self._opened or self._bus is None or self._engine.loop is None:
+        if self._begun or self._bus is None or self._engine.loop is None:
             return
-        if not self._bus.at_once:
-            raise BusUnavailableError("the bus is still opening")
-        self._begin(self._engine.loop)
-        try:
-            self._bus.open(self, self.name).send(None)
-        except StopIteration:
-            self._opened = True
+        if self._bus.at_once:
+            self._begin(self._engine.loop)
+            opening = self._bus.open(self, self.name)
+            try:
+                opening.send(None)
+            except StopIteration:
+                self._begun = self._opened = True
+                return
+            opening.close()  # it has to read a file; `open` is about to be called
+        raise BusUnavailableError("the bus is not open yet")
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -377,6 +394,7 @@ class Node:
             self._looking.cancel()
             self._looking = None
         self._loop = None
+        self._begun = False
         if self._rooms is not None:
             self._rooms.forget()
 

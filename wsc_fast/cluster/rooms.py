@@ -136,14 +136,33 @@ class Rooms:
             room_ids: of the rooms.
             again: they had come before. Messages of a plain room that were missed since are lost.
         """
+        missed = []
         for room_id in room_ids:
             chain = self._chains.get(room_id)
             if chain is not None:
                 chain.heal()
             elif again and (room_id == EVERYBODY or not self.is_kept(room_id)):
-                kept.say_gap(self._engine, room_id, None)
+                missed.append(room_id)
+        if missed:
+            self._plain_gaps(missed)
+
+    def _plain_gaps(self, room_ids: list[str]) -> None:
+        self._counters.plain_gaps += len(room_ids)
+        told = sum(kept.say_gap(self._engine, room_id, None) for room_id in room_ids)
+        log.warning(
+            "messages of %d plain rooms may be missing, those to all clients included, and %d "
+            "clients know: the connection to the bus has ended meanwhile",
+            len(room_ids),
+            told,
+            extra={"event": "plain_gap", "rooms": len(room_ids), "told": told},
+        )
 
     # --- what chains need ---
+
+    @property
+    def hears_all(self) -> bool:
+        """See `Needs`."""
+        return self._bus.at_once
 
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer:
         """See `Needs`."""
@@ -256,6 +275,7 @@ class Rooms:
         for room_id in list(self._chains):
             self._end_chain(room_id)
         self._recovery.forget()
+        self._engine.end_all_passing()
         self._emptied.clear()
         self._lingering.clear()
 

@@ -525,8 +525,8 @@ class Life:
         parts.tasks.forget()
         parts.callbacks.forget()
         parts.delivery.forget()
-        parts.node.forget()
         parts.engine.forget_connections()
+        parts.node.forget()  # rooms that nobody is in any more end
         self._all_gone = self._stopping = self._stopped = None
         self._detach()
 
