@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +16,21 @@ import pytest
 
 from tests.aware import Aware, keeping
 from tests.redis_server import RedisServer
-from tests.support import known, named
-from wsc_fast import Hub, HubConfig, RoomNotFoundError, ValidationError, handle_websocket
+from tests.support import join, known, named
+from tests.test_several_hubs import subscribed, texts
+from wsc_fast import (
+    BusUnavailableError,
+    Client,
+    Hub,
+    HubConfig,
+    Published,
+    RoomNotFoundError,
+    ValidationError,
+    handle_websocket,
+)
 from wsc_fast.bus.memory import MemoryBus
 from wsc_fast.bus.redis.bus import RedisBus
-from wsc_fast.testing import eventually, running
+from wsc_fast.testing import CLOSE, eventually, running
 
 # --- a bus in this process connects no other hub, whatever its state ---
 
@@ -82,7 +95,7 @@ async def test_rooms_that_joins_have_made_end_with_the_hub(tmp_path: Path) -> No
                 hub.join_room("a", "own")
                 if bus is not None and not bus.at_once:
                     hub.join_room("a", "plain")
-            aware.close()
+                aware.close()
             assert hub.get_rooms() == ["own"]
 
 
@@ -193,3 +206,157 @@ async def test_an_exclude_that_is_too_long_is_an_error_that_says_how_long() -> N
         exclude = [f"{number:0250}" for number in range(5000)]
         with pytest.raises(ValidationError, match=r"at most 1052672 bytes.*names 5000 clients"):
             hub.broadcast_to_room("r", "text", exclude=exclude)
+
+
+# --- on each bus there is, and on none ---
+
+
+on_each = pytest.mark.parametrize("kind", ["none", "memory", "redis"])
+
+
+@asynccontextmanager
+async def hubs_on(kind: str, tmp_path: Path) -> AsyncIterator[list[Hub]]:
+    """One hub, or two that share a Redis; each makes its clients members of the kept room `r`."""
+    server = RedisServer(tmp_path) if kind == "redis" else None
+    buses: list[Any] = [MemoryBus() if kind == "memory" else None]
+    if server is not None:
+        await asyncio.to_thread(server.start)
+        buses = [RedisBus(server.url), RedisBus(server.url)]
+    made = [Hub(authenticate=named, bus=bus) for bus in buses]
+    try:
+        for hub in made:
+            hub.keep("r*", gap_unaware="close")
+            hub.keep("s*")
+            hub.on_client_connected(partial(enter, hub))
+            await hub.start("127.0.0.1", 0)
+        yield made
+    finally:
+        for hub in made:
+            await hub.stop(1.0)
+        if server is not None:
+            server.kill()
+
+
+def enter(hub: Hub, client: Client) -> None:
+    for room_id in ("r", "s"):
+        hub.join_room(client.id, room_id)
+
+
+@on_each
+async def test_a_deleted_history_is_a_gap_for_who_was_there(kind: str, tmp_path: Path) -> None:
+    async with hubs_on(kind, tmp_path) as hubs:
+        here, there = await Aware.open(hubs[0], "here"), await Aware.open(hubs[-1], "there")
+        away = await Aware.open(hubs[0], "away")
+        for each in (here, there, away):
+            assert {(await each.recv())[0]["room"] for _ in range(2)} == {"r", "s"}
+        first = await hubs[0].publish("s", "before", idempotency_key="k")
+        assert [(await each.recv())[1] for each in (here, there, away)] == [b"before"] * 3
+        away.close()
+        await hubs[-1].cluster.delete_room("s")
+        for each in (here, there):
+            head, _ = await each.recv()
+            assert (head["gap"], each.positions["s"] != away.positions["s"]) == ("s", True)
+        assert here.positions["s"] == there.positions["s"]
+        assert await hubs[0].cluster.history("s") == []
+        assert (await hubs[0].publish("s", "again", idempotency_key="k")) == Published(
+            first.position, True
+        )
+        await hubs[0].publish("s", "after")
+        assert [(await each.recv())[1] for each in (here, there)] == [b"after"] * 2
+        assert [each.message for each in await hubs[0].cluster.history("s")] == ["after"]
+        back = await Aware.open(hubs[0], "back", away.positions)
+        heads = {head["room"]: head for head in [(await back.recv())[0] for _ in range(2)]}
+        assert (heads["r"]["recovered"], heads["s"]["recovered"]) == (True, False)
+        with pytest.raises(ValidationError, match="not kept"):
+            await hubs[0].cluster.delete_room("plain")
+        for each in (here, there, back):
+            each.close()
+
+
+@on_each
+async def test_a_room_can_have_its_unaware_members_closed_for_a_gap(
+    kind: str, tmp_path: Path
+) -> None:
+    async with hubs_on(kind, tmp_path) as hubs:
+        (plain, _), aware = await join(hubs[-1], "plain"), await Aware.open(hubs[-1], "aware")
+        await aware.texts(2)
+        await hubs[0].publish("r", "before")
+        await hubs[0].publish("s", "before")
+        assert [(await plain.recv()).payload for _ in range(2)] == [b"before"] * 2
+        await aware.texts(2)
+        await hubs[0].cluster.delete_room("s")  # whose pattern says "nothing"
+        assert (await aware.recv())[0]["gap"] == "s"
+        await hubs[0].publish("s", "still here")
+        assert (await plain.recv()).payload == b"still here"
+        await aware.texts(1)
+        await hubs[0].cluster.delete_room("r")
+        assert (await aware.recv())[0]["gap"] == "r"
+        frame = await plain.recv()
+        assert (frame.opcode, frame.payload[:2]) == (CLOSE, (1013).to_bytes(2, "big"))
+        assert hubs[-1].cluster.counters()["closed_by_gap"] == 1
+        plain.close()
+        aware.close()
+
+
+@on_each
+async def test_publish_to_a_plain_room_returns_once_the_bus_has_it(
+    kind: str, tmp_path: Path
+) -> None:
+    async with hubs_on(kind, tmp_path) as hubs:
+        one, two = hubs[0], hubs[-1]
+        for hub in {one, two}:
+            hub.create_room("p")
+        (a, _), (b, _) = await join(one, "a"), await join(two, "b")
+        one.join_room("a", "p")
+        two.join_room("b", "p")
+        if one is not two:
+            await subscribed(one, "p", b)
+            await texts(a, 0)
+        assert await one.publish("p", "one") == Published(None, False)
+        one.broadcast_to_room("p", "two")
+        assert await one.publish("p", "three", idempotency_key="k") == Published(None, False)
+        assert await one.publish("p", "never", idempotency_key="k") == Published(None, True)
+        assert await two.publish("p", "never", idempotency_key="k") == Published(None, True)
+        assert await one.publish("p", b"four", exclude=["a"], idempotency_key="other") == Published(
+            None, False
+        )
+        answers = await asyncio.gather(*(one.publish("p", str(n)) for n in range(5)))
+        assert answers == [Published(None, False)] * 5
+        numbers = [b"%d" % number for number in range(5)]
+        assert await texts(a, 8) == [b"one", b"two", b"three", *numbers]
+        assert await texts(b, 9) == [b"one", b"two", b"three", b"four", *numbers]
+        if one is two:
+            with pytest.raises(RoomNotFoundError):
+                await one.publish("nowhere", "text", idempotency_key="k")
+        else:
+            assert await one.publish("nowhere", "text", idempotency_key="k") == Published(
+                None, False
+            )
+        for key in ("", "k" * 129):
+            with pytest.raises(ValidationError, match="idempotency_key"):
+                await one.publish("p", "text", idempotency_key=key)
+        a.close()
+        b.close()
+
+
+async def test_publish_to_a_plain_room_fails_where_the_bus_does_not_take_it(
+    tmp_path: Path,
+) -> None:
+    with RedisServer(tmp_path) as server:
+        hub = Hub(authenticate=named, bus=RedisBus(server.url, timeout=0.3))
+        async with running(hub):
+            raw, _ = await join(hub, "a")
+            hub.join_room("a", "p")
+            server.pause()
+            failing = [
+                asyncio.ensure_future(hub.publish("p", "here", idempotency_key=key))
+                for key in (None, "k")
+            ]
+            assert (await raw.recv()).payload == b"here"
+            for each in failing:
+                with pytest.raises(BusUnavailableError):
+                    await each
+            server.resume()
+            hub.broadcast("last")
+            assert (await raw.recv()).payload == b"last"  # the other one was not given
+            raw.close()

@@ -152,6 +152,24 @@ class Engine(FanoutNeeds):
             publish_outgoing: is called at the end of a tick in which it took any.
             entered_first: `entered_first(room_id)`: a room has its first member.
         """
+    def publish_to_plain(
+        self, room_id: str, message: _Message, exclude: Any, key: str | None
+    ) -> None:
+        """`Hub.publish` for a plain room, without an idempotency key: as `broadcast_to_room`."""
+    def prepare_for_plain(
+        self, room_id: str, message: _Message, exclude: Any, key: str | None
+    ) -> tuple[bytes, tuple[str, ...]]:
+        """`Hub.publish` for a plain room, with an idempotency key: the bus is asked first.
+
+        Args:
+            room_id: of the room.
+            message, exclude, key: as for `broadcast`.
+
+        Returns:
+            tuple[bytes, tuple[str, ...]]: the frame, and the ids of clients that do not get it.
+        """
+    def unaware_members(self, room_id: str) -> list[Any]:
+        """The members of a room who do not speak wsc.1."""
     def append_to_kept(
         self,
         room_id: str,

@@ -330,6 +330,10 @@ class LocalBus:
         """See `Bus.read`."""
         return self._bus.read(room, since, limit, retention)
 
+    async def delete(self, room: str) -> None:
+        """See `Bus.delete`."""
+        await self._bus.delete(room)
+
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """See `Bus.tops`."""
         return await self._bus.tops(rooms)

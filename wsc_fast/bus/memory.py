@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from wsc_fast._core.envelopes import pack_envelope
 from wsc_fast.bus.base import KEY_SECONDS, Handler, Outgoing, Page, Published, Retention
-from wsc_fast.bus.history import History, new_tag
+from wsc_fast.bus.history import TOP_SECONDS, History, new_tag
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError
 from wsc_fast.log import log
 
@@ -287,6 +287,19 @@ class MemoryBus:
         found = history.after(since, limit)
         answer.set_result(Page(history.top, found is not None, found or []))
         return answer
+
+    async def delete(self, room: str) -> None:
+        """See `Bus.delete`."""
+        if self._loading or self._handler is None:
+            raise BusUnavailableError("the bus is not open")
+        now = monotonic()
+        deleted = self._histories.pop(room, None)
+        history = self._histories[room] = History()  # with a place of its own
+        history.forgotten = now + TOP_SECONDS
+        self._nbytes += history.nbytes - (0 if deleted is None else deleted.nbytes)
+        self._make_room(now)
+        self._note(room)
+        self._handler.envelope(room, pack_envelope("k", self._origin, history.top, ()))
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """See `Bus.tops`."""

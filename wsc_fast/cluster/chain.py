@@ -84,7 +84,12 @@ class Chain:
     # --- what comes ---
 
     def heard(self, prev: str, messages: list[Message]) -> None:
-        """Messages have come, of which the first one follows `prev`."""
+        """Messages have come, of which the first one follows `prev`.
+
+        No messages: the history was deleted, and the members have a gap.
+        """
+        if not messages and not self.knows(prev):
+            self.heal()
         for message in messages:
             if self.healing:
                 self._wait(prev, message)

@@ -31,6 +31,7 @@ MOST_LOOKED_AT = 1000
 class _Pattern:
     match: Callable[[str], object]
     retention: Retention
+    closes: bool  # members who do not speak wsc.1, where the room has a gap
 
 
 class Rooms:
@@ -39,19 +40,26 @@ class Rooms:
     Args:
         engine, counters, bus: of the hub.
         append: gives the bus a message; see `Node`.
+        send_away: closes clients that have missed messages.
 
     Thread-safety: the loop's thread, but for `keep` and `retention_of`, which are for any.
     """
 
     def __init__(
-        self, engine: Engine, counters: Counters, bus: Bus, append: Callable[..., None]
+        self,
+        engine: Engine,
+        counters: Counters,
+        bus: Bus,
+        append: Callable[..., None],
+        send_away: Callable[[list[Client]], None],
     ) -> None:
         self._engine = engine
         self._counters = counters
         self._bus = bus
         self._append = append
+        self._send_away = send_away
         self._patterns: tuple[_Pattern, ...] = ()
-        self._retentions: dict[str, Retention | None] = {}  # what the patterns say, of late
+        self._found: dict[str, _Pattern | None] = {}  # of rooms that were asked for of late
         self._chains: dict[str, Chain] = {}
         # Rooms that are empty, and since when.
         self._emptied: set[str] = set()
@@ -67,28 +75,31 @@ class Rooms:
 
     # --- which rooms are kept ---
 
-    def keep(self, pattern: str, retention: Retention) -> None:
+    def keep(self, pattern: str, retention: Retention, closes: bool) -> None:
         """Rooms whose ids match are kept rooms from now on; the first pattern counts."""
         match = re.compile(fnmatch.translate(pattern)).match
-        self._patterns = (*self._patterns, _Pattern(match, retention))
-        self._retentions = {}
+        self._patterns = (*self._patterns, _Pattern(match, retention, closes))
+        self._found = {}
 
     def retention_of(self, room_id: str) -> Retention | None:
         """The retention of a kept room; None: the room is plain."""
+        found = self._pattern_of(room_id)
+        return None if found is None else found.retention
+
+    def _pattern_of(self, room_id: str) -> _Pattern | None:
         try:
-            return self._retentions[room_id]
+            return self._found[room_id]
         except KeyError:
             pass
         found = next((each for each in self._patterns if each.match(room_id)), None)
-        retention = None if found is None else found.retention
-        if len(self._retentions) >= 10_000:
-            self._retentions = {}
-        self._retentions[room_id] = retention
-        return retention
+        if len(self._found) >= 10_000:
+            self._found = {}
+        self._found[room_id] = found
+        return found
 
     def is_kept(self, room_id: str) -> bool:
         """Whether a room is a kept one."""
-        return self.retention_of(room_id) is not None
+        return self._pattern_of(room_id) is not None
 
     def _publish(
         self, room_id: str, frame: bytes, exclude: tuple[str, ...], key: str | None, *more: Any
@@ -107,10 +118,11 @@ class Rooms:
         if chain is not None and chain.last is None and len(held) < MOST_HELD:
             self._held.setdefault(outgoing.room, []).append(outgoing)
             return
-        self._release(outgoing.room)
+        self.release(outgoing.room)
         self._bus.publish([outgoing])
 
-    def _release(self, room_id: str) -> None:
+    def release(self, room_id: str) -> None:
+        """Gives the bus what waits for the subscription of a room."""
         held = self._held.pop(room_id, None)
         if held:
             self._bus.publish(held)
@@ -118,7 +130,7 @@ class Rooms:
     def release_all(self) -> None:
         """Gives the bus all that waits for a subscription."""
         for room_id in list(self._held):
-            self._release(room_id)
+            self.release(room_id)
 
     # --- what the bus says ---
 
@@ -185,15 +197,21 @@ class Rooms:
         told = kept.say_gap(self._engine, room, position)
         log.warning(
             "messages of the kept room %a are missing and cannot be read, and %d clients know: "
-            "the history is too short for the time without the bus, or the bus has lost data",
+            "the history is too short for the time without the bus, or the bus has lost data, or "
+            "the history was deleted",
             room,
             told,
             extra={"event": "gap", "room": room, "clients": told},
         )
+        found = self._pattern_of(room)
+        if found is not None and found.closes:
+            clients = self._engine.unaware_members(room)
+            self._counters.closed_by_gap += len(clients)
+            self._send_away(clients)
 
     def settled(self, chain: Chain) -> None:
         """See `Needs`."""
-        self._release(chain.room)
+        self.release(chain.room)
         self._recovery.settled(chain)
 
     def count_heal(self, room: str, messages: int) -> None:
@@ -263,7 +281,7 @@ class Rooms:
         chain = self._chains.pop(room_id, None)
         if chain is not None:
             chain.end()
-            self._release(room_id)
+            self.release(room_id)
 
     def silent(self) -> list[Chain]:
         """The chains that are up to date as far as they know."""

@@ -97,6 +97,7 @@ class RedisBus:
         self._servers: list[Server] = []
         self._away: set[Server] = set()
         self._handler: Handler | None = None
+        self._origin = b""
         self._counters = Counters()
         self._opened = 0.0
         self._down_since = 0.0
@@ -119,7 +120,7 @@ class RedisBus:
         """
         if self._servers:
             raise BusError(f"{self!r} is open already")
-        self._handler = handler
+        self._handler, self._origin = handler, origin.encode()
         self._counters = Counters()
         self._away.clear()
         servers = [
@@ -312,6 +313,27 @@ class RedisBus:
             newest.decode(),
             contiguous == 1,
             [Entry(position.decode(), entry) for position, entry in pairs],
+        )
+
+    async def delete(self, room: str) -> None:
+        """Deletes the history of a kept room. No position of before is known afterwards.
+
+        Args:
+            room: its id.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        await self._server(room).ask(
+            b"EVAL",  # it is seldom called
+            script("delete").text,
+            b"2",
+            *self._names.history(room),
+            self._names.channel(room),
+            self._origin,
+            new_tag(),
+            b"%d" % TOP_SECONDS,
         )
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
