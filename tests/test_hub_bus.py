@@ -15,7 +15,7 @@ import picows
 import pytest
 
 from tests.aware import Aware, keeping
-from tests.redis_server import RedisServer
+from tests.redis_server import EACH_PROGRAM, RedisServer
 from tests.support import join, known, named
 from tests.test_several_hubs import subscribed, texts
 from wsc_fast import (
@@ -211,13 +211,13 @@ async def test_an_exclude_that_is_too_long_is_an_error_that_says_how_long() -> N
 # --- on each bus there is, and on none ---
 
 
-on_each = pytest.mark.parametrize("kind", ["none", "memory", "redis"])
+on_each = pytest.mark.parametrize("kind", ["none", "memory", *EACH_PROGRAM])
 
 
 @asynccontextmanager
 async def hubs_on(kind: str, tmp_path: Path) -> AsyncIterator[list[Hub]]:
     """One hub, or two that share a Redis; each makes its clients members of the kept room `r`."""
-    server = RedisServer(tmp_path) if kind == "redis" else None
+    server = RedisServer(tmp_path, program=kind) if kind in EACH_PROGRAM else None
     buses: list[Any] = [MemoryBus() if kind == "memory" else None]
     if server is not None:
         await asyncio.to_thread(server.start)

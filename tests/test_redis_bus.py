@@ -11,14 +11,15 @@ import os
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.redis_server import RedisServer, cutter, free_port
+from tests.redis_server import EACH_PROGRAM, RedisServer, cutter, free_port
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
 from wsc_fast.bus.redis.bus import RedisBus, jump
 from wsc_fast.bus.redis.outgoing import MOST_UNANSWERED, times
@@ -28,18 +29,31 @@ from wsc_fast.testing import eventually
 KEPT = Retention(size=100, ttl=300.0)
 
 
+# For tests of the scripts and of what differs between the two.
+on_each_program = pytest.mark.parametrize("server", EACH_PROGRAM, indirect=True)
+
+
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One server for the tests that leave it running."""
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
+def shared(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], RedisServer]]:
+    """One server of each program, for the tests that leave it running."""
+    with ExitStack() as servers:
+
+        @cache
+        def start(program: str) -> RedisServer:
+            directory = tmp_path_factory.mktemp(program)
+            return servers.enter_context(RedisServer(directory, program=program))
+
+        yield start
 
 
 @pytest.fixture
-def server(shared: RedisServer) -> RedisServer:
+def server(request: pytest.FixtureRequest, shared: Callable[[str], RedisServer]) -> RedisServer:
     """The shared server, empty."""
-    shared.command("FLUSHALL")
-    return shared
+    found = shared(getattr(request, "param", EACH_PROGRAM[0]))
+    found.command("FLUSHALL")
+    return found
 
 
 class Message:
@@ -190,6 +204,7 @@ def test_it_is_a_bus() -> None:
 # --- messages ---
 
 
+@on_each_program
 async def test_two_hubs_hear_each_other_and_themselves(server: RedisServer, any_loop: str) -> None:
     both = ["kept", "plain"]
     async with (
@@ -289,6 +304,7 @@ async def test_a_message_or_key_that_is_too_large_is_refused(server: RedisServer
         assert bus.counters()["waiting_bytes"] == 0
 
 
+@on_each_program
 async def test_any_bytes_pass_unchanged(server: RedisServer) -> None:
     payload = bytes(range(256)) * 3
     data = b"b 0 0 %d\n%b" % (len(payload), payload)
@@ -323,6 +339,7 @@ async def test_a_flood_of_plain_messages_does_not_hold_up_kept_ones(server: Redi
 # --- idempotency ---
 
 
+@on_each_program
 async def test_a_message_with_a_known_key_is_a_duplicate(server: RedisServer) -> None:
     async with opened(server.url, "a", ["k", "p"]) as (bus, node):
         (first,) = await say(bus, "k", "one", key="order-17")
@@ -343,6 +360,7 @@ async def test_a_message_with_a_known_key_is_a_duplicate(server: RedisServer) ->
 # --- history ---
 
 
+@on_each_program
 async def test_a_history_is_read_from_each_place(server: RedisServer) -> None:
     async with opened(server.url, "a") as (bus, _):
         before = await history(bus, "k")
@@ -380,6 +398,7 @@ async def test_a_place_that_the_room_never_had_is_not_contiguous(
             assert (page.contiguous, page.entries, page.top) == (False, [], position)
 
 
+@on_each_program
 async def test_a_history_is_bounded_in_size_and_what_was_dropped_is_missed(
     server: RedisServer,
 ) -> None:
@@ -417,6 +436,7 @@ async def test_a_long_history_comes_in_pages_of_some_megabytes(server: RedisServ
         ]
 
 
+@on_each_program
 async def test_a_history_that_has_expired_is_missed_but_its_last_place_is_known(
     server: RedisServer,
 ) -> None:
@@ -450,6 +470,7 @@ def test_a_slot_of_time_is_at_most_a_quarter_of_a_history(ttl: float) -> None:
     assert top == max(86400, int(ttl))
 
 
+@on_each_program
 async def test_a_lost_position_is_found_in_the_stream(server: RedisServer) -> None:
     async with opened(server.url, "a", ["k"]) as (bus, node):
         _, second = positions(await say(bus, "k", "a", "b"))
@@ -461,6 +482,7 @@ async def test_a_lost_position_is_found_in_the_stream(server: RedisServer) -> No
         assert (await history(bus, "k", second)).top == third
 
 
+@on_each_program
 async def test_a_lost_history_is_never_taken_for_a_whole_one(server: RedisServer) -> None:
     async with opened(server.url, "a", ["k"]) as (bus, _):
         empty = (await history(bus, "k")).top
@@ -478,6 +500,7 @@ async def test_a_lost_history_is_never_taken_for_a_whole_one(server: RedisServer
 # --- subscriptions ---
 
 
+@on_each_program
 async def test_a_room_is_heard_from_its_confirmation_until_it_is_unsubscribed(
     server: RedisServer,
 ) -> None:
@@ -519,6 +542,7 @@ async def test_thousands_of_rooms_are_subscribed_and_again_after_a_cut(server: R
 # --- faults ---
 
 
+@on_each_program
 async def test_a_cut_subscription_is_made_again_without_a_word_of_down(
     server: RedisServer, any_loop: str
 ) -> None:
@@ -532,6 +556,7 @@ async def test_a_cut_subscription_is_made_again_without_a_word_of_down(
         assert bus.counters()["reconnects"] == 3
 
 
+@on_each_program
 async def test_cut_publishes_are_looked_up_and_published_once(server: RedisServer) -> None:
     """The answers of calls are lost, each in turn; the script had done them."""
     async with (
@@ -568,6 +593,7 @@ async def test_cut_publishes_are_looked_up_and_published_once(server: RedisServe
         assert bus.counters()["lookups"] >= 20
 
 
+@on_each_program
 async def test_lost_requests_are_published_once(server: RedisServer) -> None:
     """The calls themselves are lost: the lookup finds nothing, and publishes."""
     async with cutter(server) as relay, opened(relay.url, "a", ["k"]) as (bus, node):
@@ -586,6 +612,7 @@ async def test_lost_requests_are_published_once(server: RedisServer) -> None:
         await eventually(lambda: [each.position for each in node.messages] == found)
 
 
+@on_each_program
 async def test_an_outcome_that_cannot_be_known_is_an_error(server: RedisServer) -> None:
     small = Retention(size=1, ttl=300.0)
     async with (
@@ -627,6 +654,7 @@ async def test_a_plain_message_of_unknown_outcome_is_not_published_again(
         assert bus.counters()["not_published"] == 1
 
 
+@on_each_program
 async def test_scripts_that_the_server_has_forgotten_are_loaded_again(
     server: RedisServer,
 ) -> None:
@@ -767,6 +795,7 @@ async def test_a_subscription_that_the_server_has_lost_is_found_by_the_probe(
         assert "the server does not know our subscriptions" in caplog.text
 
 
+@on_each_program
 async def test_a_hub_that_does_not_read_is_cut_off_and_told(server: RedisServer) -> None:
     server.command("CONFIG", "SET", "client-output-buffer-limit", "pubsub 65536 65536 1")
     try:
@@ -933,6 +962,7 @@ def documented_rights() -> list[str]:
     return str(line).split()
 
 
+@on_each_program
 async def test_a_user_with_the_documented_rights_is_enough(server: RedisServer) -> None:
     rights = documented_rights()
     assert ">PASSWORD" in rights
@@ -1119,6 +1149,7 @@ async def test_a_failover_of_sentinel_is_followed(tmp_path: Path) -> None:
                     assert replica.command("GET", "wsc:t:{k}") == found[0].encode()
 
 
+@on_each_program
 async def test_no_key_is_left_without_a_time_to_live(server: RedisServer) -> None:
     async with opened(server.url, "a", ["k"]) as (bus, _):
         await say(bus, "k", "x", "y")
