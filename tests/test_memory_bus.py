@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,24 @@ async def test_a_position_that_is_not_known_is_no_place_to_read_from(
         page = await bus.read("r", unknown, 100, KEEP)
         assert (page.top, page.contiguous, list(page.entries)) == (found[-1], False, [])
         assert await texts(bus, found[0], room="another") is None
+
+
+async def test_no_position_of_a_deleted_history_is_known(path: Path | None) -> None:
+    heard = Heard()
+    async with opened(path, heard) as bus:
+        before = [(await bus.read("r", None, 0, KEEP)).top, *await positions(bus, 3)]
+        other = (await bus.read("unknown", None, 0, KEEP)).top
+        await bus.delete("r")
+        place = (await bus.read("r", None, 0, KEEP)).top
+        (after,) = await positions(bus, 1)
+        assert heard.links[-1] == ("r", place, after)
+        assert await texts(bus, place) == [b"0"]
+        assert await texts(bus, other, room="unknown") == []  # of other rooms nothing was lost
+    async with opened(path) if path else nullcontext(bus) as bus:
+        for position in before:
+            assert await texts(bus, position) is None
+        if path:
+            assert await texts(bus, place) == [b"0"]
 
 
 async def test_the_oldest_go_beyond_the_size(path: Path | None) -> None:

@@ -471,6 +471,33 @@ def test_a_slot_of_time_is_at_most_a_quarter_of_a_history(ttl: float) -> None:
 
 
 @on_each_program
+async def test_no_position_of_a_deleted_history_is_known(server: RedisServer) -> None:
+    async with (
+        opened(server.url, "a", ["k"]) as (one, here),
+        opened(server.url, "b", ["k"]) as (two, there),
+    ):
+        start = (await history(one, "k")).top
+        before = [start, *positions(await say(one, "k", "x", "y"))]
+        await eventually(lambda: here.envelopes == there.envelopes == 1)
+        await two.delete("k")
+        await eventually(lambda: here.envelopes == there.envelopes == 2)  # without messages
+        assert here.texts("k") == there.texts("k") == ["x", "y"]
+        page = await history(one, "k")
+        assert (page.entries, page.top in before) == ([], False)
+        for position in before:
+            assert not (await history(one, "k", position)).contiguous
+        (after,) = positions(await say(one, "k", "z"))
+        await eventually(lambda: len(there.messages) == 3)
+        assert there.messages[-1].prev == page.top
+        assert texts_of(await history(one, "k", page.top)) == ["z"]
+        for position in before:
+            assert not (await history(one, "k", position)).contiguous
+        await one.delete("nobody has said anything here")
+        assert all(server.command("PTTL", key) > 0 for key in server.command("KEYS", "*"))
+        assert after not in before
+
+
+@on_each_program
 async def test_a_lost_position_is_found_in_the_stream(server: RedisServer) -> None:
     async with opened(server.url, "a", ["k"]) as (bus, node):
         _, second = positions(await say(bus, "k", "a", "b"))
@@ -980,6 +1007,8 @@ async def test_a_user_with_the_documented_rights_is_enough(server: RedisServer) 
             await bus.tops(["k"])
             bus.unsubscribe(["p"])
             await eventually(lambda: len(node.messages) == 5)
+            await bus.delete("k")
+            assert texts_of(await history(bus, "k")) == []
         assert "does not let us" in await refused(url, prefix="other:")
         commands = [each[1:] for each in rights if each.startswith("+")]
         # Without these two the bus works: a connection has no name, and a PING has an answer.
