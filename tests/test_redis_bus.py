@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import re
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -1151,6 +1152,32 @@ class Sentinel(RedisServer):
             "sentinel failover-timeout main 2000\n"
         )
         return [program, str(file), "--sentinel"]
+
+
+async def test_a_sentinel_that_is_asked_is_among_the_sockets_of_the_bus() -> None:
+    asked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        login = await reader.readuntil(b"secret\r\n")
+        assert login.startswith(b"*3\r\n$4\r\nAUTH\r\n$4\r\nuser\r\n")
+        writer.write(b"+OK\r\n")
+        await reader.readuntil(b"main\r\n")
+        asked.set()
+        await reader.read()  # until the end: it gives no answer
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as sentinel:
+        at = f"127.0.0.1:{sentinel.sockets[0].getsockname()[1]}"
+        options = "sentinel_username=user&sentinel_password=secret"
+        bus = RedisBus(f"redis+sentinel://127.0.0.1:1,{at}/main?{options}")
+        opening = asyncio.ensure_future(bus.open(Node(), "a"))
+        await asked.wait()
+        (descriptor,) = bus.descriptors()
+        with socket.socket(fileno=os.dup(descriptor)) as ours:
+            assert ":".join(map(str, ours.getpeername())) == at
+        with pytest.raises(BusError, match=f"no Sentinel knows a master.*{at}: no answer"):
+            await opening
+        assert bus.descriptors() == []
 
 
 async def test_a_failover_of_sentinel_is_followed(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Where a server is, and how it lets us in: URLs, TLS, and Sentinel's word for the master.
 
-redis-py reads the URLs, makes the TLS context, and asks the Sentinels. Nothing of it is in the way
-of a message.
+redis-py reads the URLs and makes the TLS context. The Sentinels are asked over connections of our
+own, so that a fork knows their sockets as it knows all others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from wsc_fast._core.resp import ReplyError
+from wsc_fast.bus.redis.commands import encode
+from wsc_fast.bus.redis.link import Link
 from wsc_fast.errors import BusError, ConfigError, shown
+
+# Seconds that each Sentinel has for its answer.
+SENTINEL_TIMEOUT = 1.0
 
 _FORMS = (
     "redis://[user:password@]host[:port][/db], rediss://… for TLS, unix://[user:password@]/path, "
@@ -36,7 +42,8 @@ class Address:
 
     def __init__(self, url: str, ssl_context: ssl.SSLContext | None = None) -> None:
         self._sentinels: list[tuple[str, int]] = []
-        self._sentinel_options: dict[str, Any] = {}
+        self._sentinel_login: dict[str, str] = {}
+        self._sentinels_speak_tls = False
         self._master = ""
         try:
             options = self._read(url)
@@ -75,7 +82,7 @@ class Address:
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         for name in ("username", "password"):
             if (value := query.pop(f"sentinel_{name}", None)) is not None:
-                self._sentinel_options[name] = value
+                self._sentinel_login[name] = value
         options = dict(query)
         username, _, password = credentials.partition(":")
         options["username"] = unquote(username) or None
@@ -85,6 +92,7 @@ class Address:
             from redis.asyncio.connection import SSLConnection
 
             options["connection_class"] = SSLConnection
+            self._sentinels_speak_tls = True
         return options
 
     def _context(self, options: Mapping[str, Any]) -> ssl.SSLContext | None:
@@ -93,39 +101,62 @@ class Address:
         if options.get("connection_class") is not SSLConnection:
             return None
         wanted = {name: value for name, value in options.items() if name.startswith("ssl_")}
-        if self._sentinels:
-            self._sentinel_options |= {"ssl": True, **wanted}
         try:
             context: ssl.SSLContext = SSLConnection(**wanted).ssl_context.get()
         except Exception as error:
             raise ConfigError(f"the TLS options of the URL cannot be used: {error}") from error
         return context
 
-    async def find(self) -> tuple[str, int] | str:
+    async def find(self, new_link: Callable[[], Link]) -> tuple[str, int] | str:
         """Where the server is now: host and port, or the path of a Unix socket.
+
+        Args:
+            new_link: makes the connection to a Sentinel.
 
         Raises:
             BusError: no Sentinel knows the master.
         """
         if self._sentinels:
-            return await self._ask_sentinels()
+            return await self._ask_sentinels(new_link)
         return self._path or (self._host, self._port)
 
-    async def _ask_sentinels(self) -> tuple[str, int]:
-        import redis
-        from redis.asyncio.sentinel import Sentinel
+    async def _ask_sentinels(self, new_link: Callable[[], Link]) -> tuple[str, int]:
+        reasons = []
+        for place in self._sentinels:
+            made: list[Link] = []
 
-        options = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, **self._sentinel_options}
-        make: Any = Sentinel  # redis-py does not type it
-        sentinel = make(self._sentinels, sentinel_kwargs=options)
-        try:
-            host, port = await sentinel.discover_master(self._master)
-        except redis.RedisError as error:
-            raise BusError(f"no Sentinel knows a master: {error}") from error
-        finally:
-            for client in sentinel.sentinels:
-                await client.aclose(close_connection_pool=True)
-        return str(host), int(port)
+            def make(made: list[Link] = made) -> Link:
+                made.append(new_link())
+                return made[0]
+
+            try:
+                async with asyncio.timeout(SENTINEL_TIMEOUT):
+                    await _open(place, make, self._ssl if self._sentinels_speak_tls else None)
+                    return await self._ask(made[0])
+            except TimeoutError:
+                error: Exception = BusError(f"no answer within {SENTINEL_TIMEOUT:g} s")
+            except (OSError, BusError) as caught:
+                error = caught
+            finally:
+                for link in made:
+                    link.abort(ConnectionError("it was asked"))
+            reasons.append(f"{place[0]}:{place[1]}: {error}")
+        raise BusError(f"no Sentinel knows a master ({'; '.join(reasons)})")
+
+    async def _ask(self, link: Link) -> tuple[str, int]:
+        """The place of the master, by one Sentinel."""
+        login = self._sentinel_login
+        if "password" in login:
+            words = [login[name] for name in ("username", "password") if name in login]
+            if isinstance(error := await link.ask(b"AUTH", *map(encode, words)), ReplyError):
+                raise BusError(str(error))
+        found = await link.ask(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", encode(self._master))
+        if isinstance(found, ReplyError):
+            raise BusError(str(found))
+        if not isinstance(found, list) or len(found) != 2:
+            raise BusError(f"it knows no {self._master}")
+        host, port = found
+        return host.decode(), int(port)
 
     async def connect(
         self, place: tuple[str, int] | str, factory: Callable[[], asyncio.BaseProtocol]
@@ -139,13 +170,21 @@ class Address:
         Raises:
             OSError: there is no connection.
         """
-        loop = asyncio.get_running_loop()
         if isinstance(place, str):
-            await loop.create_unix_connection(factory, place)
-            return
-        host, port = place
-        name = host if self._ssl is not None else None
-        await loop.create_connection(factory, host, port, ssl=self._ssl, server_hostname=name)
+            await asyncio.get_running_loop().create_unix_connection(factory, place)
+        else:
+            await _open(place, factory, self._ssl)
+
+
+async def _open(
+    place: tuple[str, int],
+    factory: Callable[[], asyncio.BaseProtocol],
+    context: ssl.SSLContext | None,
+) -> None:
+    host, port = place
+    name = host if context is not None else None
+    loop = asyncio.get_running_loop()
+    await loop.create_connection(factory, host, port, ssl=context, server_hostname=name)
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

@@ -181,15 +181,14 @@ class Server:
         made: list[Link] = []
 
         def make() -> Link:
-            link = factory()
-            self._links.add(link)
-            link.lost.add_done_callback(lambda _: self._links.discard(link))
-            made.append(link)
-            return link
+            made.append(self._noted(factory()))
+            return made[-1]
 
         try:
             async with asyncio.timeout(DEAD):
-                place = await self.address.find()
+                place = await self.address.find(
+                    lambda: self._noted(Link(_ignore, _ignore, _ignore, _nothing))
+                )
                 await self.address.connect(place, make)
                 return made[-1], await greet(made[-1], self.address, self._origin)
         except TimeoutError:
@@ -204,6 +203,12 @@ class Server:
             raise caught
         _abort(made, error)
         raise error
+
+    def _noted(self, link: Link) -> Link:
+        """Has a fork know of a connection until it ends."""
+        self._links.add(link)
+        link.lost.add_done_callback(lambda _: self._links.discard(link))
+        return link
 
     async def _connect_writer(self) -> None:
         link, facts = await self._connect(
