@@ -88,7 +88,8 @@ class Node:
         counters: of kept rooms.
         given_bus: the bus of the application's choice; None where it has chosen none.
 
-    Thread-safety: the loop's thread, but for `keep`, `set_bus`, `publish` and `history`.
+    Thread-safety: the loop's thread, but for `keep`, `set_bus`, `publish`, `history` and
+    `delete_room`.
     """
 
     def __init__(self, engine: Engine, bus: Bus | None, needs: Needs) -> None:
@@ -223,15 +224,16 @@ class Node:
         taken: asyncio.Future[Published] = answer.get_loop().create_future()
 
         def give(taken: asyncio.Future[Published]) -> None:
-            error = None if taken.cancelled() else taken.exception()
-            if error is None and not taken.result().duplicate:
-                kept.give_plain(self._engine, room_id, frame, excluded, key)
-            if answer.done():
+            error = taken.exception()
+            if error is not None:
+                if not answer.done():
+                    answer.set_exception(error)
                 return
-            if error is None:
-                answer.set_result(taken.result())
-            else:
-                answer.set_exception(error)
+            published = taken.result()
+            if not answer.done():
+                answer.set_result(published)
+            if not published.duplicate:
+                kept.give_plain(self._engine, room_id, frame, excluded, key)
 
         taken.add_done_callback(give)
         self._publish_outgoing()  # they were published before this one
