@@ -617,12 +617,47 @@ cdef class Engine(FanoutNeeds):
 
         Args:
             outgoing: takes (room_id, frame, exclude, key) of each; room_id is "" for a broadcast.
+                None: there are no other hubs.
             publish_outgoing: is called at the end of a tick in which it took any.
             entered_first: `entered_first(room_id)`: a room has its first member.
         """
         self.outgoing = outgoing
         self.publish_outgoing = publish_outgoing
         self.entered_first = entered_first
+
+    def publish_to_plain(self, room_id, message, exclude, key):
+        """`Hub.publish` for a plain room, without an idempotency key: as `broadcast_to_room`."""
+        cdef MemberSet room = self.room_to_join(room_id)
+        if room is None:
+            self.append_to_room(room_id, message, exclude, key)
+        else:
+            self.publish(room.items, room, message, exclude, key, room_id)
+
+    def prepare_for_plain(self, room_id, message, exclude, key):
+        """`Hub.publish` for a plain room, with an idempotency key: the bus is asked first.
+
+        Args:
+            room_id: of the room.
+            message, exclude, key: as for `broadcast`.
+
+        Returns:
+            tuple[bytes, tuple[str, ...]]: the frame, and the ids of clients that do not get it.
+        """
+        cdef int run
+        cdef bytes frame
+        self.room_to_join(room_id)  # raises where there is none
+        frame = self.framed(message, room_id, &run)
+        if key is not None:
+            checked_key(key)
+        self.counters.messages_out += 1
+        return frame, tuple(self.excluded_ids(exclude))
+
+    def unaware_members(self, room_id):
+        """The members of a room who do not speak wsc.1."""
+        cdef MemberSet room = self.rooms.get(room_id)
+        if room is None:
+            return []
+        return [sink for sink in room.items if (<Sink>sink).form < AWARE]
 
     def append_to_kept(self, str room_id, message, exclude, key, idempotency_key, answer):
         """`Hub.publish`: as `append_to_room`, with the answer of the bus.
@@ -756,6 +791,11 @@ cdef class Engine(FanoutNeeds):
             del self.rooms[room_id]
             (<Room>room).deleted = True
         return True
+
+    def end_all_passing(self):
+        """Ends all rooms that joins have made and that nobody is in: the hub has stopped."""
+        for room_id in list(self.rooms):
+            self.end_passing(room_id)
 
     cdef int join_room(self, object client_id, object room_id) except -1:
         cdef Sink sink

@@ -146,7 +146,7 @@ def read_envelope(bytes data not None):
     Returns:
         tuple[str, str, str, list[tuple[str, bytes, tuple[str, ...] | None, str | None]]]: kind,
         origin, prev, and for each message its position, its frame, the ids of clients that do not
-        get it, and its conflation key.
+        get it, and its conflation key. No messages: the history of a kept room was deleted.
 
     Raises:
         ValidationError: these bytes are no envelope.
@@ -173,7 +173,7 @@ def read_envelope(bytes data not None):
     at += length + 1
     if words[0] not in ("k", "p"):
         raise ValidationError("an envelope is of a kind that is not known")
-    if not 0 < count <= MOST_ENTRIES:
+    if not (0 if words[0] == "k" else 1) <= count <= MOST_ENTRIES:
         raise ValidationError("an envelope has no entries, or too many")
     for _ in range(count):
         length = word(start + at, size - at, c" ")

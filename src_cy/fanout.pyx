@@ -309,6 +309,14 @@ cdef class Fanout:
             forms[form] = self.needs.form_of(frame, form)
         return PyList_GET_ITEM(forms, form)
 
+    cdef PyObject* form_or_plain(self, list forms, bytes frame, int form) except NULL:
+        try:
+            return self.form_in(forms, frame, form)
+        except MemoryError:
+            if form >= AWARE:
+                raise
+            return <PyObject*>frame  # it will do too
+
     cdef PyObject* batch_form(self, Py_ssize_t index, int form) noexcept:
         # The frame as a member of this form gets it; borrowed from the batch. NULL: there is no
         # memory for it.

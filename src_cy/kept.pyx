@@ -213,7 +213,17 @@ def say_gap(Engine engine not None, str room_id not None, position):
 
 def say_bus(Engine engine not None, bint up):
     """Tells all clients who speak wsc.1 whether this hub hears of the others."""
-    return say_to_members(engine, "", b'{"bus":true}\n' if up else b'{"bus":false}\n')
+    return say_to_members(engine, "", bus_head(up))
+
+
+def say_bus_to(Engine engine not None, Sink client not None, bint up):
+    """As `say_bus`, for one client that speaks wsc.1."""
+    cdef bytes head = bus_head(up)
+    push_head(engine, client, encode(FIN_TEXT, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head)))
+
+
+cdef bytes bus_head(bint up):
+    return b'{"bus":true}\n' if up else b'{"bus":false}\n'
 
 
 cdef Py_ssize_t say_to_members(Engine engine, str room_id, bytes head) except -1:

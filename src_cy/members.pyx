@@ -215,52 +215,61 @@ cdef Py_ssize_t push_each(
     # The set may not change meanwhile, so no finalizer of anybody may run (marking allocates).
     cdef bint collecting = PyGC_Disable()
     try:
-        while i < PyList_GET_SIZE(items):
-            if i + AHEAD_STRUCT < PyList_GET_SIZE(items):
-                wsc_prefetch(&(<Sink>PyList_GET_ITEM(items, i + AHEAD_STRUCT)).box)
-                box = &(<Sink>PyList_GET_ITEM(items, i + AHEAD_RING)).box
-                wsc_prefetch(outbox_slot(box, box.count))
-            # Borrowed from the set, which does not change: counting references would write to each.
-            member = PyList_GET_ITEM(items, i)
-            i += 1
-            if (<Sink>member).skip:
-                continue
-            form = <PyObject*>frame
-            number = (<Sink>member).form
-            if number:
-                if forms is None:
-                    forms = [None] * FORMS
-                form = fanout.form_in(forms, frame, number)
-                if number >= AWARE:
-                    slow = push_to_aware(fanout, <Sink>member, form, key, run, &aware, slow)
-                    continue
-            if straight:
-                result = outbox_push(
-                    &(<Sink>member).box, limits, counters, form, NULL, RUN_NORMAL
-                )
-            else:
-                result = outbox_push_slow(
-                    &(<Sink>member).box, limits, counters, form, key, run
-                )
-            if result == PUSHED or result == MADE_ROOM:
-                queued += 1
-                if (<Sink>member).dirty_at < 0:
-                    fanout.mark(<Sink>member)
-                if result == MADE_ROOM and limits.evicted != NULL:
-                    if lost is None:
-                        lost = []
-                    lost.append((<Sink>member, fanout.taken(), "queue_full"))
-            elif result == NO_MEMORY or limits.policy == DISCONNECT:
+        while True:
+            try:
+                while i < PyList_GET_SIZE(items):
+                    if i + AHEAD_STRUCT < PyList_GET_SIZE(items):
+                        wsc_prefetch(&(<Sink>PyList_GET_ITEM(items, i + AHEAD_STRUCT)).box)
+                        box = &(<Sink>PyList_GET_ITEM(items, i + AHEAD_RING)).box
+                        wsc_prefetch(outbox_slot(box, box.count))
+                    # Borrowed from the set, which does not change: counting references would
+                    # write to each.
+                    member = PyList_GET_ITEM(items, i)
+                    i += 1
+                    if (<Sink>member).skip:
+                        continue
+                    form = <PyObject*>frame
+                    number = (<Sink>member).form
+                    if number:
+                        if forms is None:
+                            forms = [None] * FORMS
+                        form = fanout.form_or_plain(forms, frame, number)
+                        if number >= AWARE:
+                            slow = push_to_aware(fanout, <Sink>member, form, key, run, &aware, slow)
+                            continue
+                    if straight:
+                        result = outbox_push(
+                            &(<Sink>member).box, limits, counters, form, NULL, RUN_NORMAL
+                        )
+                    else:
+                        result = outbox_push_slow(
+                            &(<Sink>member).box, limits, counters, form, key, run
+                        )
+                    if result == PUSHED or result == MADE_ROOM:
+                        queued += 1
+                        if (<Sink>member).dirty_at < 0:
+                            fanout.mark(<Sink>member)
+                        if result == MADE_ROOM and limits.evicted != NULL:
+                            if lost is None:
+                                lost = []
+                            lost.append((<Sink>member, fanout.taken(), "queue_full"))
+                    elif result == NO_MEMORY or limits.policy == DISCONNECT:
+                        if slow is None:
+                            slow = []
+                        slow.append((<Sink>member, <bytes>form))
+                    else:
+                        (<Sink>member).box.dropped += 1
+                        counters.dropped_newest += 1
+                        if limits.evicted != NULL:
+                            if lost is None:
+                                lost = []
+                            lost.append((<Sink>member, [<bytes>form], "broadcast_full"))
+                break
+            except MemoryError:
+                # For one member: it is closed, and those behind it get theirs.
                 if slow is None:
                     slow = []
-                slow.append((<Sink>member, <bytes>form))
-            else:
-                (<Sink>member).box.dropped += 1
-                counters.dropped_newest += 1
-                if limits.evicted != NULL:
-                    if lost is None:
-                        lost = []
-                    lost.append((<Sink>member, [<bytes>form], "broadcast_full"))
+                slow.append((<Sink>member, frame))
     finally:
         if collecting:
             PyGC_Enable()

@@ -1,6 +1,7 @@
 """A redis-server of the test's own, on a free port: can be stopped, killed, paused and cut off.
 
-Without the program `redis-server` the tests that need it are skipped, unless WSC_REQUIRE_CLIENTS=1.
+Without a program the tests that need one are skipped, unless WSC_REQUIRE_CLIENTS=1. Some tests of
+the bus run over each program that is installed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ import pytest
 
 from tests.ports import free_port
 
-PROGRAM = shutil.which("redis-server") or shutil.which("valkey-server")
+PROGRAMS = {
+    name: path for name in ("redis-server", "valkey-server") if (path := shutil.which(name))
+}
+PROGRAM = next(iter(PROGRAMS.values()), None)
+# The names of programs, for `parametrize`.
+EACH_PROGRAM = list(PROGRAMS) or ["redis-server"]
 
 
 class RedisServer:
@@ -31,8 +37,11 @@ class RedisServer:
     calls them in a thread.
     """
 
-    def __init__(self, directory: Path, *options: str, password: str = "") -> None:
-        if PROGRAM is None:
+    def __init__(
+        self, directory: Path, *options: str, password: str = "", program: str = ""
+    ) -> None:
+        self.program = PROGRAMS.get(program, PROGRAM)
+        if self.program is None:
             if os.environ.get("WSC_REQUIRE_CLIENTS") == "1":
                 pytest.fail("WSC_REQUIRE_CLIENTS=1, but redis-server is not installed")
             pytest.skip("redis-server is not installed")
@@ -72,11 +81,11 @@ class RedisServer:
 
     def command_line(self) -> list[str]:
         """The program and its arguments."""
-        assert PROGRAM is not None
+        assert self.program is not None
         where = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)]
         kept = ["--appendonly", "yes", "--save", "", "--logfile", "redis.log"]
         password = ["--requirepass", self.password] if self.password else []
-        return [PROGRAM, *where, *kept, *password, *self.options]
+        return [self.program, *where, *kept, *password, *self.options]
 
     def _ping(self) -> bool:
         with socket.create_connection(("127.0.0.1", self.port), timeout=1) as sock:

@@ -148,6 +148,8 @@ class Client:
 class Hub:
     """A chain and a recovery, with members: what cluster/rooms.py and the engine are to them."""
 
+    hears_all = False
+
     def __init__(self, bus: Bus, number: int) -> None:
         self.bus, self.line = bus, bus.lines[number]
         self.members: set[Any] = set()

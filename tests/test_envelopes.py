@@ -56,9 +56,10 @@ def test_an_envelope_comes_back(kind: str, origin: str, prev: str, content: Any)
 def test_an_envelope_has_at_most_1024_entries() -> None:
     entries = [(str(n), b"b 0 0 0\n") for n in range(1025)]
     assert len(read_envelope(pack_envelope("k", "o", "0", entries[:1024]))[3]) == 1024
-    for wrong in ([], entries):
+    assert read_envelope(pack_envelope("k", "o", "0", [])) == ("k", "o", "0", [])  # it was deleted
+    for kind, wrong in (("p", []), ("p", entries), ("k", entries)):
         with pytest.raises(ValidationError, match="no entries, or too many"):
-            read_envelope(pack_envelope("k", "o", "0", wrong))
+            read_envelope(pack_envelope(kind, "o", "0", wrong))
 
 
 SEEDS = (

@@ -527,3 +527,97 @@ def test_each_allocation_of_python_fails_in_its_turn() -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.removeprefix("played ")) > 70
+
+
+# In a process of its own, as above. Each allocation of one broadcast fails in its turn.
+WALK = """
+import asyncio
+import sys
+import _testcapi
+from tests.aware import AWARE, Aware
+from tests.support import named
+from tests.test_memory import quiet
+from wsc_fast import Hub, HubConfig
+from wsc_fast.testing import CLOSE, RawClient, eventually, running
+
+DEFLATE = ("Sec-WebSocket-Extensions", "permessage-deflate; server_no_context_takeover")
+KINDS = {"plain": (), "packed": (DEFLATE,), "aware": AWARE, "both": (*AWARE, DEFLATE)}
+hub = Hub(HubConfig(enable_compression=True, compression_threshold=16), authenticate=named)
+hub.create_room("p")
+hub.on_client_connected(lambda client: hub.join_room(client.id, "p"))
+closed = reached = 0
+
+async def enter(name):
+    before = hub.get_connected_clients()
+    headers = KINDS[name.split("-")[0]]
+    raw = await RawClient.open(hub, f"/ws?id={name}", headers=headers)
+    if name.startswith(("aware", "both")):
+        await Aware(raw).send_head({"hello": 1})
+    await eventually(lambda: hub.get_connected_clients() == before + 1)
+    return raw
+
+async def read(raw):
+    \"\"\"How many messages came before the mark; None: it was closed.\"\"\"
+    count = 0
+    while True:
+        frame = await raw.recv()
+        if frame.opcode == CLOSE:
+            assert frame.payload[:2] == (1013).to_bytes(2, "big"), frame
+            return None
+        if frame.payload.endswith(b"end"):
+            return count
+        count += 1
+
+async def main():
+    global closed, reached
+    raws = {}
+    for number in range(80):
+        for name in [f"{kind}-{n}" for n in range(2) for kind in KINDS]:
+            if name not in raws:
+                raws[name] = await enter(name)
+        failed = False
+        _testcapi.set_nomemory(number, number + 1)
+        try:
+            hub.broadcast_to_room("p", "some words, " * 20)
+        except MemoryError:
+            failed = True
+        finally:
+            _testcapi.remove_mem_hooks()
+        hub.broadcast_to_room("p", "end")
+        found = {name: await read(raw) for name, raw in raws.items()}
+        if set(found.values()) == {0}:
+            assert failed
+            continue  # it failed before the first member
+        reached += 1
+        assert set(found.values()) <= {1, None}, (number, found)
+        for name, count in found.items():
+            if count is None:
+                closed += 1
+                raws.pop(name).close()
+        assert len(raws) >= len(found) - 1, (number, found)
+    for raw in raws.values():
+        raw.close()
+    await hub.stop()
+
+async def run():
+    async with asyncio.timeout(60):
+        await hub.start("127.0.0.1", 0)
+        await main()
+
+with quiet():
+    asyncio.run(run())
+print(reached > 40, closed > 0)
+"""
+
+
+def test_a_member_without_memory_for_its_form_holds_up_nobody_behind_it() -> None:
+    pytest.importorskip("_testcapi")
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", WALK],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "True True\n"), done.stderr[-3000:]

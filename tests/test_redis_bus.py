@@ -9,17 +9,19 @@ import asyncio
 import logging
 import os
 import re
+import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.ports import free_port
-from tests.redis_server import RedisServer, cutter
+from tests.redis_server import EACH_PROGRAM, RedisServer, cutter
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.bus.redis.calls import jump, times
@@ -30,18 +32,31 @@ from wsc_fast.testing import eventually
 KEPT = Retention(size=100, ttl=300.0)
 
 
+# For tests of the scripts and of what differs between the two.
+on_each_program = pytest.mark.parametrize("server", EACH_PROGRAM, indirect=True)
+
+
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One server for the tests that leave it running."""
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
+def shared(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], RedisServer]]:
+    """One server of each program, for the tests that leave it running."""
+    with ExitStack() as servers:
+
+        @cache
+        def start(program: str) -> RedisServer:
+            directory = tmp_path_factory.mktemp(program)
+            return servers.enter_context(RedisServer(directory, program=program))
+
+        yield start
 
 
 @pytest.fixture
-def server(shared: RedisServer) -> RedisServer:
+def server(request: pytest.FixtureRequest, shared: Callable[[str], RedisServer]) -> RedisServer:
     """The shared server, empty."""
-    shared.command("FLUSHALL")
-    return shared
+    found = shared(getattr(request, "param", EACH_PROGRAM[0]))
+    found.command("FLUSHALL")
+    return found
 
 
 class Message:
@@ -199,6 +214,7 @@ def test_it_is_a_bus() -> None:
 # --- messages ---
 
 
+@on_each_program
 async def test_two_hubs_hear_each_other_and_themselves(server: RedisServer, any_loop: str) -> None:
     both = ["kept", "plain"]
     async with (
@@ -298,6 +314,7 @@ async def test_a_message_or_key_that_is_too_large_is_refused(server: RedisServer
         assert bus.counters()["waiting_bytes"] == 0
 
 
+@on_each_program
 async def test_any_bytes_pass_unchanged(server: RedisServer) -> None:
     payload = bytes(range(256)) * 3
     data = b"b 0 0 %d\n%b" % (len(payload), payload)
@@ -332,6 +349,7 @@ async def test_a_flood_of_plain_messages_does_not_hold_up_kept_ones(server: Redi
 # --- idempotency ---
 
 
+@on_each_program
 async def test_a_message_with_a_known_key_is_a_duplicate(server: RedisServer) -> None:
     async with opened(server.url, "a", ["k", "p"]) as (bus, node):
         (first,) = await say(bus, "k", "one", key="order-17")
@@ -352,6 +370,7 @@ async def test_a_message_with_a_known_key_is_a_duplicate(server: RedisServer) ->
 # --- history ---
 
 
+@on_each_program
 async def test_a_history_is_read_from_each_place(server: RedisServer) -> None:
     async with opened(server.url, "a") as (bus, _):
         before = await history(bus, "k")
@@ -389,6 +408,7 @@ async def test_a_place_that_the_room_never_had_is_not_contiguous(
             assert (page.contiguous, page.entries, page.top) == (False, [], position)
 
 
+@on_each_program
 async def test_a_history_is_bounded_in_size_and_what_was_dropped_is_missed(
     server: RedisServer,
 ) -> None:
@@ -426,6 +446,7 @@ async def test_a_long_history_comes_in_pages_of_some_megabytes(server: RedisServ
         ]
 
 
+@on_each_program
 async def test_a_history_that_has_expired_is_missed_but_its_last_place_is_known(
     server: RedisServer,
 ) -> None:
@@ -459,6 +480,34 @@ def test_a_slot_of_time_is_at_most_a_quarter_of_a_history(ttl: float) -> None:
     assert top == max(86400, int(ttl))
 
 
+@on_each_program
+async def test_no_position_of_a_deleted_history_is_known(server: RedisServer) -> None:
+    async with (
+        opened(server.url, "a", ["k"]) as (one, here),
+        opened(server.url, "b", ["k"]) as (two, there),
+    ):
+        start = (await history(one, "k")).top
+        before = [start, *positions(await say(one, "k", "x", "y"))]
+        await eventually(lambda: here.envelopes == there.envelopes == 1)
+        await two.delete("k")
+        await eventually(lambda: here.envelopes == there.envelopes == 2)  # without messages
+        assert here.texts("k") == there.texts("k") == ["x", "y"]
+        page = await history(one, "k")
+        assert (page.entries, page.top in before) == ([], False)
+        for position in before:
+            assert not (await history(one, "k", position)).contiguous
+        (after,) = positions(await say(one, "k", "z"))
+        await eventually(lambda: len(there.messages) == 3)
+        assert there.messages[-1].prev == page.top
+        assert texts_of(await history(one, "k", page.top)) == ["z"]
+        for position in before:
+            assert not (await history(one, "k", position)).contiguous
+        await one.delete("nobody has said anything here")
+        assert all(server.command("PTTL", key) > 0 for key in server.command("KEYS", "*"))
+        assert after not in before
+
+
+@on_each_program
 async def test_a_lost_position_is_found_in_the_stream(server: RedisServer) -> None:
     async with opened(server.url, "a", ["k"]) as (bus, node):
         _, second = positions(await say(bus, "k", "a", "b"))
@@ -470,6 +519,7 @@ async def test_a_lost_position_is_found_in_the_stream(server: RedisServer) -> No
         assert (await history(bus, "k", second)).top == third
 
 
+@on_each_program
 async def test_a_lost_history_is_never_taken_for_a_whole_one(server: RedisServer) -> None:
     async with opened(server.url, "a", ["k"]) as (bus, _):
         empty = (await history(bus, "k")).top
@@ -487,6 +537,7 @@ async def test_a_lost_history_is_never_taken_for_a_whole_one(server: RedisServer
 # --- subscriptions ---
 
 
+@on_each_program
 async def test_a_room_is_heard_from_its_confirmation_until_it_is_unsubscribed(
     server: RedisServer,
 ) -> None:
@@ -528,6 +579,7 @@ async def test_thousands_of_rooms_are_subscribed_and_again_after_a_cut(server: R
 # --- faults ---
 
 
+@on_each_program
 async def test_a_cut_subscription_is_made_again_without_a_word_of_down(
     server: RedisServer, any_loop: str
 ) -> None:
@@ -541,6 +593,7 @@ async def test_a_cut_subscription_is_made_again_without_a_word_of_down(
         assert bus.counters()["reconnects"] == 3
 
 
+@on_each_program
 async def test_cut_publishes_are_looked_up_and_published_once(server: RedisServer) -> None:
     """The answers of calls are lost, each in turn; the script had done them."""
     async with (
@@ -577,6 +630,7 @@ async def test_cut_publishes_are_looked_up_and_published_once(server: RedisServe
         assert bus.counters()["lookups"] >= 20
 
 
+@on_each_program
 async def test_lost_requests_are_published_once(server: RedisServer) -> None:
     """The calls themselves are lost: the lookup finds nothing, and publishes."""
     async with cutter(server) as relay, opened(relay.url, "a", ["k"]) as (bus, node):
@@ -595,6 +649,7 @@ async def test_lost_requests_are_published_once(server: RedisServer) -> None:
         await eventually(lambda: [each.position for each in node.messages] == found)
 
 
+@on_each_program
 async def test_an_outcome_that_cannot_be_known_is_an_error(server: RedisServer) -> None:
     small = Retention(size=1, ttl=300.0)
     async with (
@@ -636,6 +691,7 @@ async def test_a_plain_message_of_unknown_outcome_is_not_published_again(
         assert bus.counters()["not_published"] == 1
 
 
+@on_each_program
 async def test_scripts_that_the_server_has_forgotten_are_loaded_again(
     server: RedisServer,
 ) -> None:
@@ -776,6 +832,7 @@ async def test_a_subscription_that_the_server_has_lost_is_found_by_the_probe(
         assert "the server does not know our subscriptions" in caplog.text
 
 
+@on_each_program
 async def test_a_hub_that_does_not_read_is_cut_off_and_told(server: RedisServer) -> None:
     server.command("CONFIG", "SET", "client-output-buffer-limit", "pubsub 65536 65536 1")
     try:
@@ -942,6 +999,7 @@ def documented_rights() -> list[str]:
     return str(line).split()
 
 
+@on_each_program
 async def test_a_user_with_the_documented_rights_is_enough(server: RedisServer) -> None:
     rights = documented_rights()
     assert ">PASSWORD" in rights
@@ -959,6 +1017,8 @@ async def test_a_user_with_the_documented_rights_is_enough(server: RedisServer) 
             await bus.tops(["k"])
             bus.unsubscribe(["p"])
             await eventually(lambda: len(node.messages) == 5)
+            await bus.delete("k")
+            assert texts_of(await history(bus, "k")) == []
         assert "does not let us" in await refused(url, prefix="other:")
         commands = [each[1:] for each in rights if each.startswith("+")]
         # Without these two the bus works: a connection has no name, and a PING has an answer.
@@ -1103,6 +1163,32 @@ class Sentinel(RedisServer):
         return [program, str(file), "--sentinel"]
 
 
+async def test_a_sentinel_that_is_asked_is_among_the_sockets_of_the_bus() -> None:
+    asked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        login = await reader.readuntil(b"secret\r\n")
+        assert login.startswith(b"*3\r\n$4\r\nAUTH\r\n$4\r\nuser\r\n")
+        writer.write(b"+OK\r\n")
+        await reader.readuntil(b"main\r\n")
+        asked.set()
+        await reader.read()  # until the end: it gives no answer
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as sentinel:
+        at = f"127.0.0.1:{sentinel.sockets[0].getsockname()[1]}"
+        options = "sentinel_username=user&sentinel_password=secret"
+        bus = RedisBus(f"redis+sentinel://127.0.0.1:1,{at}/main?{options}")
+        opening = asyncio.ensure_future(bus.open(Node(), "a"))
+        await asked.wait()
+        (descriptor,) = bus.descriptors()
+        with socket.socket(fileno=os.dup(descriptor)) as ours:
+            assert ":".join(map(str, ours.getpeername())) == at
+        with pytest.raises(BusError, match=f"no Sentinel knows a master.*{at}: no answer"):
+            await opening
+        assert bus.descriptors() == []
+
+
 async def test_a_failover_of_sentinel_is_followed(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder in folders:
@@ -1128,6 +1214,7 @@ async def test_a_failover_of_sentinel_is_followed(tmp_path: Path) -> None:
                     assert replica.command("GET", "wsc:t:{k}") == found[0].encode()
 
 
+@on_each_program
 async def test_no_key_is_left_without_a_time_to_live(server: RedisServer) -> None:
     async with opened(server.url, "a", ["k"]) as (bus, _):
         await say(bus, "k", "x", "y")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.redis_server import RedisServer
+from tests.redis_server import EACH_PROGRAM, RedisServer
 from wsc_fast.bus.base import Outgoing, Retention
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.errors import BusError
@@ -230,15 +230,24 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
-async def test_no_link_of_the_chain_breaks_in_silence(tmp_path: Path, kind: str) -> None:
+# Each kind over the first program, and the hardest one over the others.
+RUNS = [
+    *((kind, EACH_PROGRAM[0]) for kind in OPTIONS),
+    *(("with its log", program) for program in EACH_PROGRAM[1:]),
+]
+
+
+@pytest.mark.parametrize(("kind", "program"), RUNS)
+async def test_no_link_of_the_chain_breaks_in_silence(
+    tmp_path: Path, kind: str, program: str
+) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     rng = random.Random(seed)
     chain: dict[str, str] = {}
     texts: dict[str, bytes] = {}
     loop = asyncio.get_running_loop()
-    with RedisServer(tmp_path, *OPTIONS[kind]) as server:
+    with RedisServer(tmp_path, *OPTIONS[kind], program=program) as server:
         nodes = [Node(chain, texts), Node(chain, texts)]
         buses = []
         for node, origin in zip(nodes, "ab", strict=True):

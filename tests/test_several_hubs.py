@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from tests.aware import Aware, keeping
-from tests.redis_server import RedisServer
+from tests.redis_server import EACH_PROGRAM, RedisServer
 from tests.support import join, named
 from wsc_fast import Client, Hub, HubConfig, LimitError, RoomNotFoundError, ValidationError
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.testing import RawClient, eventually, eventually_async, running
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    redis = RedisServer(tmp_path)
+@pytest.fixture(params=EACH_PROGRAM)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    redis = RedisServer(tmp_path, program=request.param)
     redis.start()
     yield redis
     redis.kill()
@@ -170,8 +170,9 @@ async def test_a_broadcast_reaches_every_client(server: RedisServer) -> None:
 
 
 async def test_a_room_goes_with_its_last_member_and_comes_with_the_next(
-    server: RedisServer,
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wsc_fast.cluster.rooms.LINGER", 0.1)
     async with hubs(server) as (one, two):
         b, _ = await join(two, "b")
         two.join_room("b", "plain")

@@ -168,6 +168,7 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
                 settings=settings,
                 nobody_left=lambda: self._life.nobody_left(),
                 refusals=refusals,
+                greet=lambda client: node.greet(client),
             ),
         )
         policy = Policy(

@@ -143,17 +143,36 @@ class Engine(FanoutNeeds):
         """
     def set_outgoing(
         self,
-        outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]],
-        publish_outgoing: Callable[[], None],
-        entered_first: Callable[[str], None],
+        outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] | None,
+        publish_outgoing: Callable[[], None] | None,
+        entered_first: Callable[[str], None] | None,
     ) -> None:
         """Has the messages of plain rooms, and broadcasts, go to other hubs too.
 
         Args:
             outgoing: takes (room_id, frame, exclude, key) of each; room_id is "" for a broadcast.
+                None: there are no other hubs.
             publish_outgoing: is called at the end of a tick in which it took any.
             entered_first: `entered_first(room_id)`: a room has its first member.
         """
+    def publish_to_plain(
+        self, room_id: str, message: _Message, exclude: Any, key: str | None
+    ) -> None:
+        """`Hub.publish` for a plain room, without an idempotency key: as `broadcast_to_room`."""
+    def prepare_for_plain(
+        self, room_id: str, message: _Message, exclude: Any, key: str | None
+    ) -> tuple[bytes, tuple[str, ...]]:
+        """`Hub.publish` for a plain room, with an idempotency key: the bus is asked first.
+
+        Args:
+            room_id: of the room.
+            message, exclude, key: as for `broadcast`.
+
+        Returns:
+            tuple[bytes, tuple[str, ...]]: the frame, and the ids of clients that do not get it.
+        """
+    def unaware_members(self, room_id: str) -> list[Any]:
+        """The members of a room who do not speak wsc.1."""
     def append_to_kept(
         self,
         room_id: str,
@@ -177,6 +196,8 @@ class Engine(FanoutNeeds):
         Returns:
             bool: whether nobody is in it.
         """
+    def end_all_passing(self) -> None:
+        """Ends all rooms that joins have made and that nobody is in: the hub has stopped."""
     def sweep(self, share: float) -> None:
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
     def open_clients(self) -> list[Any]: ...

@@ -42,7 +42,7 @@ def read_envelope(
     Returns:
         tuple[str, str, str, list[tuple[str, bytes, tuple[str, ...] | None, str | None]]]: kind,
         origin, prev, and for each message its position, its frame, the ids of clients that do not
-        get it, and its conflation key.
+        get it, and its conflation key. No messages: the history of a kept room was deleted.
 
     Raises:
         ValidationError: these bytes are no envelope.

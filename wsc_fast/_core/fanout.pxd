@@ -157,6 +157,8 @@ cdef class Fanout:
     cdef PyObject* batch_form(self, Py_ssize_t index, int form) noexcept
     # The frame in a form other than 0; kept in `forms`, from which it is borrowed.
     cdef PyObject* form_in(self, list forms, bytes frame, int form) except NULL
+    # The same; the frame itself where there is no memory and the form only saves bytes.
+    cdef PyObject* form_or_plain(self, list forms, bytes frame, int form) except NULL
     cdef bint copy_to_outbox(self, Sink sink) except -1
     cdef int take_apart(self, Sink sink) except -1
     cdef inline int detach_if_batched(self, Sink sink) except -1:

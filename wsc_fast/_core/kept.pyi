@@ -55,6 +55,9 @@ def say(engine: Engine, client: Client, room_id: str, position: str, more: str) 
 def say_bus(engine: Engine, up: bool) -> int:
     """Tells all clients who speak wsc.1 whether this hub hears of the others."""
 
+def say_bus_to(engine: Engine, client: Client, up: bool) -> None:
+    """As `say_bus`, for one client that speaks wsc.1."""
+
 def say_gap(engine: Engine, room_id: str, position: str | None) -> int:
     """Tells the members of a room who speak wsc.1 that messages may be missing.
 

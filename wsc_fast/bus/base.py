@@ -18,11 +18,12 @@ An envelope is the bytes that go over a bus:
     POSITION FLAGS EXCLUDE KEY LENGTH\\n<exclude><key><payload>      COUNT times
 
 KIND is `k` of a kept room, `p` of a plain one or of a broadcast. ORIGIN is the name of the hub that
-published it. PREV is the position before the first message (`-` in plain rooms). POSITION is that
-of the message, or `-`. FLAGS is `t` for a text message, `b` for a binary one. EXCLUDE, KEY and
-LENGTH count the bytes of what follows the line: ids of clients that do not get it, with a newline
-between them; the conflation key in UTF-8; the payload. An entry is all of that but POSITION and its
-space: the hub that publishes makes it, and the bus neither reads nor changes it.
+published it. PREV is the position before the first message (`-` in plain rooms). COUNT is 0 where
+the history of a kept room was deleted: PREV is then the place before the next message. POSITION
+is that of the message, or `-`. FLAGS is `t` for a text message, `b` for a binary one. EXCLUDE, KEY
+and LENGTH count the bytes of what follows the line: ids of clients that do not get it, with a
+newline between them; the conflation key in UTF-8; the payload. An entry is all of that but POSITION
+and its space: the hub that publishes makes it, and the bus neither reads nor changes it.
 """
 
 from __future__ import annotations
@@ -172,9 +173,9 @@ class Bus(Protocol):
     """The interface of a bus.
 
     Attributes:
-        at_once: the bus is in this process: `publish` and `subscribe` have called the handler when
-            they return, and the answers of `read` are done. A hub without others then gives its
-            members a message in the call that publishes it.
+        at_once: the bus is in this process, and connects no other hub. While it is open, `publish`
+            and `subscribe` have called the handler when they return, and the answers of `read` are
+            done: the hub gives its members a message in the call that publishes it.
 
     Thread-safety: the loop of the hub that has opened it.
     """
@@ -194,6 +195,19 @@ class Bus(Protocol):
 
     async def close(self) -> None:
         """Ends; what was published before has been handed over, or its answers have the error."""
+
+    def forget(self) -> None:
+        """The loop was closed over the hub, or this is the child of a fork: nothing can be closed.
+
+        Lets go of the connections without using them. Messages that wait are lost. `open` may
+        follow, on another loop.
+        """
+
+    def descriptors(self) -> list[int]:
+        """Of its sockets, and of other files that the child of a fork must not have.
+
+        The child gets /dev/null in place of each, and then `forget` is called there.
+        """
 
     def subscribe(self, rooms: Sequence[str]) -> None:
         """Has the messages of these rooms come; `Handler.subscribed` says from when on."""
@@ -224,6 +238,18 @@ class Bus(Protocol):
 
         Returns:
             Awaitable[Page]: raises a BusUnavailableError if the bus did not answer in time.
+        """
+
+    def delete(self, room: str) -> Awaitable[None]:
+        """Deletes the history of a kept room. No position of before is known afterwards.
+
+        The hubs that have subscribed get an envelope without messages. Idempotency keys stay.
+
+        Args:
+            room: its id.
+
+        Returns:
+            Awaitable[None]: raises a BusUnavailableError if the bus did not answer in time.
         """
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:

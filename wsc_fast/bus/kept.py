@@ -6,7 +6,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wsc_fast.bus.base import Retention
 
@@ -15,45 +15,58 @@ _MOST_KNOWN = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Pattern:
+class Pattern:
+    """Rooms that are kept alike.
+
+    Attributes:
+        text: the pattern.
+        retention: of these rooms.
+        closes: members who do not speak wsc.1 are closed where the room has a gap.
+    """
+
     text: str
-    match: Callable[[str], object]
     retention: Retention
+    closes: bool
+    match: Callable[[str], object] = field(repr=False)
 
 
 class KeptRooms:
-    """Patterns of room ids, each with a retention; the first one that matches counts.
+    """Patterns of room ids; the first one that matches counts.
 
     Thread-safety: any thread.
     """
 
     def __init__(self) -> None:
-        self._patterns: tuple[_Pattern, ...] = ()
-        self._known: dict[str, Retention | None] = {}
+        self._patterns: tuple[Pattern, ...] = ()
+        self._known: dict[str, Pattern | None] = {}
 
-    def keep(self, pattern: str, retention: Retention) -> None:
+    def keep(self, pattern: str, retention: Retention, closes: bool = False) -> None:
         """Rooms whose ids match are kept rooms from now on.
 
         Args:
             pattern: as of a shell.
-            retention: of these rooms.
+            retention, closes: see `Pattern`.
         """
         match = re.compile(fnmatch.translate(pattern)).match
-        self._patterns = (*self._patterns, _Pattern(pattern, match, retention))
+        self._patterns = (*self._patterns, Pattern(pattern, retention, closes, match))
         self._known = {}
 
-    def retention_of(self, room_id: str) -> Retention | None:
-        """The retention of a kept room; None: the room is plain."""
+    def pattern_of(self, room_id: str) -> Pattern | None:
+        """The pattern of a kept room; None: the room is plain."""
         try:
             return self._known[room_id]
         except KeyError:
             pass
         found = next((each for each in self._patterns if each.match(room_id)), None)
-        retention = None if found is None else found.retention
         if len(self._known) >= _MOST_KNOWN:
             self._known = {}
-        self._known[room_id] = retention
-        return retention
+        self._known[room_id] = found
+        return found
+
+    def retention_of(self, room_id: str) -> Retention | None:
+        """The retention of a kept room; None: the room is plain."""
+        found = self.pattern_of(room_id)
+        return None if found is None else found.retention
 
     def dump(self) -> bytes:
         """The patterns as they stand on a bus, for publishers: JSON."""

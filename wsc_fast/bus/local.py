@@ -10,7 +10,7 @@ too, are clients of it by RedisBus. The server ends with its process, also after
 beside it reads from a pipe whose other end that process has. Then the next process gets the lock,
 and starts an empty server. Clients hear of that as of any server that has lost its data.
 
-A process that is forked without exec has the lock and the pipe as well: then both live on.
+A process that is forked without exec gives up lock and pipe at once, as long as the hub runs.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class LocalServer:
         self.directory = directory
         self.path: Path = directory / "bus.sock"
         self._lock: int | None = None
+        self._pid = 0  # of the process that looked for it
         self._process: subprocess.Popen[bytes] | None = None
 
     def look(self) -> None:
@@ -105,6 +106,7 @@ class LocalServer:
         """
         if self._lock is None:
             self._lock = self._take_lock()
+            self._pid = os.getpid()
         if self._lock is None:
             return
         if self._process is not None and self._process.poll() is not None:
@@ -185,6 +187,27 @@ class LocalServer:
         self._end_process()
         if self._lock is not None:
             self.path.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def descriptors(self) -> list[int]:
+        """Of the lock and of the pipe, by which the server lives and dies with this process."""
+        found = [] if self._lock is None else [self._lock]
+        if self._process is not None and self._process.stdin is not None:
+            found.append(self._process.stdin.fileno())
+        return found
+
+    def forget(self) -> None:
+        """In the child of a fork: the server is the parent's, and so are lock and pipe.
+
+        Where only the loop was closed, they stay: other hubs use the server.
+        """
+        if self._pid == os.getpid():
+            return
+        if self._process is not None:
+            self._process.returncode = 0  # it is no child of ours, and nobody waits for it
+            self._process = None
+        if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
@@ -279,6 +302,16 @@ class LocalBus:
         finally:
             self._server.close()
 
+    def forget(self) -> None:
+        """See `Bus.forget`; the server stays with the process that has started it."""
+        self._keeping = None
+        self._bus.forget()
+        self._server.forget()
+
+    def descriptors(self) -> list[int]:
+        """See `Bus.descriptors`; with those of the server's lock and pipe."""
+        return [*self._bus.descriptors(), *self._server.descriptors()]
+
     def subscribe(self, rooms: Sequence[str]) -> None:
         """See `Bus.subscribe`."""
         self._bus.subscribe(rooms)
@@ -296,6 +329,10 @@ class LocalBus:
     ) -> Awaitable[Page]:
         """See `Bus.read`."""
         return self._bus.read(room, since, limit, retention)
+
+    async def delete(self, room: str) -> None:
+        """See `Bus.delete`."""
+        await self._bus.delete(room)
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """See `Bus.tops`."""

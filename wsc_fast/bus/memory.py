@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from wsc_fast._core.envelopes import pack_envelope
 from wsc_fast.bus.base import KEY_SECONDS, Handler, Outgoing, Page, Published, Retention
-from wsc_fast.bus.history import History
-from wsc_fast.errors import BusError, ConfigError
+from wsc_fast.bus.history import TOP_SECONDS, History, new_tag
+from wsc_fast.errors import BusError, BusUnavailableError, ConfigError
 from wsc_fast.log import log
 
 if TYPE_CHECKING:
@@ -49,11 +49,16 @@ class MemoryBus:
             go in which nothing was published for the longest time. The file holds the same
             histories.
 
+    Attributes:
+        at_once: True: the bus is in this process.
+
     Raises:
         ConfigError: an argument cannot be used.
 
     Thread-safety: the loop of the hub that has opened it.
     """
+
+    at_once: bool = True
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 268_435_456
@@ -67,8 +72,13 @@ class MemoryBus:
         self._handler: Handler | None = None
         self._origin = ""
         self._file: HistoryFile | None = None
-        # With a file, not before that has been read.
-        self.at_once: bool = path is None
+        # While the file is read: rooms that were subscribed, and messages that wait.
+        self._loading = False
+        self._late_rooms: list[str] = []
+        self._late: list[Outgoing] = []
+        # The place before the first message of each room without a history. It is another one once
+        # a history has gone: nobody may take that room for one in which nothing was said.
+        self._start = new_start()
         # By room, the one last published to at the end.
         self._histories: OrderedDict[str, History] = OrderedDict()
         # (room, idempotency key) -> its answer, and until when it is known; the oldest first.
@@ -80,12 +90,36 @@ class MemoryBus:
             raise BusError("this MemoryBus is in use by another hub: each hub needs its own")
         self._handler, self._origin = handler, origin
         if self._path is not None:
+            self._loading = True
             try:
                 await self._open_file(self._path)
-            except BaseException:
+            except BaseException as error:
+                self._refuse_late(error)
                 self._handler = None
                 raise
+            finally:
+                self._loading = False
         handler.up()
+        self._take_late()
+
+    def _take_late(self) -> None:
+        """Does what was asked for while the file was read."""
+        rooms, self._late_rooms = self._late_rooms, []
+        late, self._late = self._late, []
+        if rooms:
+            self.subscribe(rooms)
+        self.publish(late)
+
+    def _refuse_late(self, cause: BaseException) -> None:
+        self._late_rooms.clear()
+        late, self._late = self._late, []
+        error = BusUnavailableError(f"the bus did not open: {cause}")
+        for outgoing in late:
+            if outgoing.answer is None:
+                assert self._handler is not None
+                self._handler.not_published(outgoing, error)
+            elif not outgoing.answer.done():
+                outgoing.answer.set_exception(error)
 
     async def _open_file(self, path: str) -> None:
         from wsc_fast.bus.file import HistoryFile
@@ -100,19 +134,32 @@ class MemoryBus:
             self._file = None
             raise
         self._histories, self._answers = self._file.histories, self._file.answers
-        self.at_once = True
+        self._start = new_start()
 
     async def close(self) -> None:
         """See `Bus.close`; without a file, the histories stay for the next `open`."""
         self._handler = None
         file, self._file = self._file, None
         if file is not None:
-            self.at_once = False
             self._histories, self._answers, self._nbytes = OrderedDict(), OrderedDict(), 0
             await file.close()
 
+    def forget(self) -> None:
+        """See `Bus.forget`; the next `open` reads the file anew."""
+        self._handler = None
+        self._loading = False
+        self._late_rooms.clear()
+        self._late.clear()
+
+    def descriptors(self) -> list[int]:
+        """See `Bus.descriptors`: it has no sockets."""
+        return []
+
     def subscribe(self, rooms: Sequence[str]) -> None:
         """See `Bus.subscribe`."""
+        if self._loading:
+            self._late_rooms += rooms
+            return
         assert self._handler is not None
         self._handler.subscribed(rooms, False)
 
@@ -120,7 +167,10 @@ class MemoryBus:
         """See `Bus.unsubscribe`."""
 
     def publish(self, batch: Sequence[Outgoing]) -> None:
-        """See `Bus.publish`."""
+        """See `Bus.publish`; what comes while the file is read waits for that."""
+        if self._loading:
+            self._late += batch
+            return
         for outgoing in batch:
             answer = self._publish(outgoing)
             if outgoing.answer is not None and not outgoing.answer.done():
@@ -148,7 +198,10 @@ class MemoryBus:
 
     def _append(self, outgoing: Outgoing, retention: Retention, now: float) -> tuple[str, str]:
         """Appends to a history; the position before the message, and that of the message."""
-        history = self._history(outgoing.room, retention, now)
+        history = self._known(outgoing.room, now)
+        if history is None:
+            history = self._histories[outgoing.room] = History(before=self._start, top=self._start)
+            self._nbytes += history.nbytes
         before, prev = history.nbytes, history.top
         position = history.append(outgoing.entry, retention, now)
         self._nbytes += history.nbytes - before
@@ -157,18 +210,13 @@ class MemoryBus:
         self._note(outgoing.room)
         return prev, position
 
-    def _history(self, room: str, retention: Retention, now: float) -> History:
+    def _known(self, room: str, now: float) -> History | None:
+        """The history of a room; None: there is none, or not any more."""
         history = self._histories.get(room)
         if history is not None and history.forgotten <= now:
             self._drop(room)
-            history = None
-        if history is None:
-            history = self._histories[room] = History()
-            history.keep_until(retention, now)
-            self._nbytes += history.nbytes
-            self._make_room(now)
-            self._note(room)
-        elif history.ends <= now and history.entries:
+            return None
+        if history is not None and history.ends <= now and history.entries:
             self._nbytes -= history.nbytes
             history.drop_all()
             self._nbytes += history.nbytes
@@ -181,6 +229,7 @@ class MemoryBus:
 
     def _drop(self, room: str) -> None:
         self._nbytes -= self._histories.pop(room).nbytes
+        self._start = new_start()
         self._note(room)
 
     def _make_room(self, now: float) -> None:
@@ -224,7 +273,13 @@ class MemoryBus:
     ) -> asyncio.Future[Page]:
         """See `Bus.read`."""
         answer: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
-        history = self._history(room, retention, monotonic())
+        if self._loading:
+            answer.set_exception(BusUnavailableError("the bus still reads its file"))
+            return answer
+        history = self._known(room, monotonic())
+        if history is None:
+            answer.set_result(Page(self._start, since in (None, self._start), []))
+            return answer
         if since is None:
             newest = list(history.entries)[-limit:] if limit else []
             answer.set_result(Page(history.top, True, newest))
@@ -233,11 +288,29 @@ class MemoryBus:
         answer.set_result(Page(history.top, found is not None, found or []))
         return answer
 
+    async def delete(self, room: str) -> None:
+        """See `Bus.delete`."""
+        if self._loading or self._handler is None:
+            raise BusUnavailableError("the bus is not open")
+        now = monotonic()
+        deleted = self._histories.pop(room, None)
+        history = self._histories[room] = History()  # with a place of its own
+        history.forgotten = now + TOP_SECONDS
+        self._nbytes += history.nbytes - (0 if deleted is None else deleted.nbytes)
+        self._make_room(now)
+        self._note(room)
+        self._handler.envelope(room, pack_envelope("k", self._origin, history.top, ()))
+
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """See `Bus.tops`."""
         return [
             None if (found := self._histories.get(room)) is None else found.top for room in rooms
         ]
+
+
+def new_start() -> str:
+    """A place before the first message of a room, which no room has had."""
+    return f"0.{new_tag()}"
 
 
 def _checked(path: str | os.PathLike[str]) -> str:

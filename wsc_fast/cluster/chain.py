@@ -39,8 +39,15 @@ class Message(NamedTuple):
 
 
 class Needs(Protocol):
-    """The calls that a chain makes; cluster/rooms.py has them."""
+    """The calls that a chain makes; cluster/rooms.py has them.
 
+    Attributes:
+        hears_all: the bus is in this process, and no message can be missed on the way. A place
+            that is not known is then that of a history which has begun anew.
+    """
+
+    @property
+    def hears_all(self) -> bool: ...
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer: ...
     def give(self, room: str, message: Message) -> None: ...
     def gap(self, room: str, position: str) -> None: ...
@@ -80,7 +87,12 @@ class Chain:
     # --- what comes ---
 
     def heard(self, prev: str, messages: list[Message]) -> Iterator[None]:
-        """Messages have come, of which the first one follows `prev`."""
+        """Messages have come, of which the first one follows `prev`.
+
+        No messages: the history was deleted, and the members have a gap.
+        """
+        if not messages and not self._ended and not self.knows(prev):
+            self.heal()
         for message in messages:
             if self._ended:
                 return
@@ -89,7 +101,13 @@ class Chain:
             elif prev == self.last:
                 self._give(message)
                 yield
-            elif not self.knows(message.position):
+            elif self.knows(message.position):
+                pass
+            elif self._needs.hears_all:
+                self._begin_at(prev)
+                self._give(message)
+                yield
+            else:
                 self._wait(prev, message)
                 self.heal()
             prev = message.position

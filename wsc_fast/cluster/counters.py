@@ -16,6 +16,8 @@ class Counters:
         healed: messages that were missed on the bus, and read from the history.
         heals: reads that looked for such messages.
         gaps: times that messages of a kept room could not be read, and its members were told.
+        plain_gaps: times that messages of a plain room, or to all clients, may have been missed.
+        closed_by_gap: clients that were closed for a gap in a kept room, which they cannot be told.
         recovered: joins of clients that got all that they had missed.
         not_recovered: joins of clients that had a position, and could not.
         poisoned: envelopes on the bus that are none.
@@ -27,6 +29,8 @@ class Counters:
     healed: int = 0
     heals: int = 0
     gaps: int = 0
+    plain_gaps: int = 0
+    closed_by_gap: int = 0
     recovered: int = 0
     not_recovered: int = 0
     poisoned: int = 0

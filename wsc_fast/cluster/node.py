@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from wsc_fast._core import kept
 from wsc_fast._core.clients import check_id
-from wsc_fast._core.connection import Client
+from wsc_fast._core.connection import Client, send_away
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.envelopes import open_entry, pack_entry, read_envelope
 from wsc_fast.bus.base import (
@@ -34,6 +34,7 @@ from wsc_fast.log import log
 from wsc_fast.messages import HubMessage, IdFactory, message_of
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
+from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:
     from wsc_fast.cluster.chain import Chain
@@ -75,7 +76,8 @@ class Node:
         counters: of kept rooms.
         given_bus: the bus of the application's choice; None where it has chosen none.
 
-    Thread-safety: the loop's thread, but for `keep`, `set_bus`, `publish` and `history`.
+    Thread-safety: the loop's thread, but for `keep`, `set_bus`, `publish`, `history` and
+    `delete_room`.
     """
 
     def __init__(self, engine: Engine, bus: Bus | None, needs: Needs) -> None:
@@ -88,10 +90,13 @@ class Node:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._audited = 0.0
+        self._begun = False  # the bus takes messages, which wait until it is open
         self._opened = False
         self._is_cut_off = False
         # Of plain rooms, and broadcasts: (room_id, frame, exclude, key) of this tick.
         self._outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] = []
+        # By the place in it, the answers that somebody waits for.
+        self._answers: dict[int, asyncio.Future[Published]] = {}
         self.name: str = IdFactory(9)()
         if bus is not None:
             self._use(bus)
@@ -101,10 +106,12 @@ class Node:
 
         self._bus = bus
         if self._rooms is None:
-            self._rooms = Rooms(self._engine, self.counters, bus, self._append)
+            self._rooms = Rooms(self._engine, self.counters, bus, self._append, self._send_away)
         else:
             self._rooms.use(bus)
-        if not bus.at_once:
+        if bus.at_once:
+            self._engine.set_outgoing(None, None, None)  # there is nobody else
+        else:
             self._engine.set_outgoing(
                 self._outgoing, self._publish_outgoing, self._rooms.entered_first
             )
@@ -119,16 +126,22 @@ class Node:
         self.given_bus = bus
         self._use(bus)
 
-    def keep(self, pattern: str, retention: Retention) -> None:
+    def keep(self, pattern: str, retention: Retention, closes: bool) -> None:
         """See `ClusterFace.keep`; the arguments are checked."""
         if self._engine.loop is not None:
             raise HubStateError("keep is for a hub that does not run: call it before the start")
+        self._rooms_of_bus().kept.keep(pattern, retention, closes)
+
+    def _rooms_of_bus(self) -> Rooms:
+        """The rooms; where there is no bus, with one in this process."""
         if self._rooms is None:
             from wsc_fast.bus.memory import MemoryBus
 
-            self._use(MemoryBus())
-        assert self._rooms is not None
-        self._rooms.kept.keep(pattern, retention)
+            return self._use(MemoryBus())
+        return self._rooms
+
+    def _send_away(self, clients: list[Client]) -> None:
+        self._needs.tasks.spawn(in_turns(clients, _missed), self._engine.new_context())
 
     async def publish(
         self,
@@ -158,13 +171,74 @@ class Node:
         check_id("room", room_id)
         _check_key(idempotency_key)
         answer: asyncio.Future[Published] = loop.create_future()
-        if self._rooms is None or not self._rooms.is_kept(room_id):
-            raise ValidationError(
-                f"publish is for kept rooms, and {room_id!a} is none: see Hub.keep, or send with "
-                "broadcast_to_room"
-            )
-        self._engine.append_to_kept(room_id, message, exclude, key, idempotency_key, answer)
+        if self._rooms is not None and self._rooms.is_kept(room_id):
+            self._engine.append_to_kept(room_id, message, exclude, key, idempotency_key, answer)
+        elif idempotency_key is None:
+            self._publish_plain(room_id, message, exclude, key, answer)
+        else:
+            self._publish_once(room_id, message, exclude, key, idempotency_key, answer)
         return answer
+
+    def _publish_plain(
+        self,
+        room_id: str,
+        message: HubMessage | str | bytes,
+        exclude: Iterable[str | Client],
+        key: str | None,
+        answer: asyncio.Future[Published],
+    ) -> None:
+        """To the members here at once, and to other hubs at the end of the tick."""
+        place = len(self._outgoing)
+        self._engine.publish_to_plain(room_id, message, exclude, key)
+        if len(self._outgoing) > place:
+            self._answers[place] = answer
+        else:
+            answer.set_result(Published(None, False))
+
+    def _publish_once(
+        self,
+        room_id: str,
+        message: HubMessage | str | bytes,
+        exclude: Iterable[str | Client],
+        key: str | None,
+        idempotency_key: str,
+        answer: asyncio.Future[Published],
+    ) -> None:
+        """To the bus, which knows the key; to the members here once it has taken the message."""
+        self._rooms_of_bus()
+        frame, excluded = self._engine.prepare_for_plain(room_id, message, exclude, key)
+        self._open_at_once()
+        assert self._bus is not None
+        taken: asyncio.Future[Published] = answer.get_loop().create_future()
+
+        def give(taken: asyncio.Future[Published]) -> None:
+            error = taken.exception()
+            if error is not None:
+                if not answer.done():
+                    answer.set_exception(error)
+                return
+            published = taken.result()
+            if not answer.done():
+                answer.set_result(published)
+            if not published.duplicate:
+                kept.give_plain(self._engine, room_id, frame, excluded, key)
+
+        taken.add_done_callback(give)
+        self._publish_outgoing()  # they were published before this one
+        self.counters.published += 1
+        entry = pack_entry(frame, excluded, key)
+        self._bus.publish([Outgoing(room_id, entry, None, idempotency_key, taken)])
+
+    async def delete_room(self, room_id: str) -> None:
+        """See `Cluster.delete_room`."""
+        await _elsewhere(self._needs.calls.run(lambda: self._delete_room(room_id)))
+
+    def _delete_room(self, room_id: str) -> asyncio.Future[None]:
+        self._kept_retention(room_id)
+        assert self._bus is not None
+        assert self._rooms is not None
+        self._rooms.release(room_id)  # what was published before goes, too
+        return asyncio.ensure_future(self._bus.delete(room_id))
 
     async def history(self, room_id: str, after: str | None, limit: int) -> list[HistoryEntry]:
         """See `Cluster.history`; the arguments are checked."""
@@ -177,6 +251,12 @@ class Node:
         return [_history_entry(each) for each in page.entries]
 
     def _history(self, room_id: str, after: str | None, limit: int) -> asyncio.Future[Page]:
+        retention = self._kept_retention(room_id)
+        assert self._bus is not None
+        return asyncio.ensure_future(self._bus.read(room_id, after, limit, retention))
+
+    def _kept_retention(self, room_id: str) -> Retention:
+        """Of a kept room about which the bus is to be asked."""
         check_id("room", room_id)
         if self._engine.loop is None:
             raise HubStoppedError("the hub does not run in this process")
@@ -184,8 +264,7 @@ class Node:
         if retention is None:
             raise ValidationError(f"room {room_id!a} is not kept: see Hub.keep")
         self._open_at_once()
-        assert self._bus is not None
-        return asyncio.ensure_future(self._bus.read(room_id, after, limit, retention))
+        return retention
 
     # --- what the engine publishes ---
 
@@ -199,11 +278,12 @@ class Node:
         idempotency_key: str | None = None,
         answer: asyncio.Future[Published] | None = None,
     ) -> None:
+        exclude = tuple(dict.fromkeys(exclude))  # each hears once that it was left out
         entry = pack_entry(frame, exclude, key)
         if len(entry) > MOST_ENTRY_BYTES:
             raise ValidationError(
-                f"a message of {len(frame)} bytes is too long for a kept room: it may have "
-                f"{MOST_ENTRY_BYTES - 4096}"
+                f"a message takes at most {MOST_ENTRY_BYTES} bytes on a bus, not {len(entry)}: the "
+                f"message has {len(frame)}, and exclude names {len(exclude)} clients"
             )
         self._open_at_once()
         self.counters.published += 1
@@ -214,18 +294,23 @@ class Node:
         """Gives the bus the messages of plain rooms and broadcasts of this tick."""
         assert self._bus is not None
         # Emptied first: the engine asks for a call where it puts the first one in.
-        taken = self._outgoing[:]
+        taken, answers = self._outgoing[:], self._answers
         self._outgoing.clear()
+        self._answers = {}
         outgoing = [
-            Outgoing(room_id, pack_entry(frame, exclude, key))
-            for room_id, frame, exclude, key in taken
+            Outgoing(room_id, pack_entry(frame, exclude, key), answer=answers.get(place))
+            for place, (room_id, frame, exclude, key) in enumerate(taken)
         ]
         self.counters.published += len(outgoing)
-        if self._opened:
+        if self._begun:
             self._bus.publish(outgoing)
             return
+        error = BusUnavailableError("the bus is not open")
         for each in outgoing:
-            self.not_published(each, BusUnavailableError("the bus is not open"))
+            if each.answer is None:
+                self.not_published(each, error)
+            elif not each.answer.done():
+                each.answer.set_exception(error)
 
     # --- what the bus says ---
 
@@ -279,6 +364,11 @@ class Node:
             self._is_cut_off = False
             kept.say_bus(self._engine, True)
 
+    def greet(self, client: Client) -> None:
+        """A client that speaks wsc.1 is open, and hears whether this hub is cut off."""
+        if self._is_cut_off:
+            kept.say_bus_to(self._engine, client, False)
+
     def down(self, error: Exception) -> None:
         """See `Handler.down`."""
         self._is_cut_off = True
@@ -298,7 +388,12 @@ class Node:
             return
         self._begin(loop)
         if not self._opened:
-            await self._bus.open(self, self.name)
+            self._begun = True
+            try:
+                await self._bus.open(self, self.name)
+            except BaseException:
+                self._begun = False
+                raise
             if self._loop is None:
                 await self._bus.close()  # the hub was stopped meanwhile
                 return
@@ -306,15 +401,18 @@ class Node:
 
     def _open_at_once(self) -> None:
         """Opens a bus in this process, where the hub has been attached without waiting."""
-        if self._opened or self._bus is None or self._engine.loop is None:
+        if self._begun or self._bus is None or self._engine.loop is None:
             return
-        if not self._bus.at_once:
-            raise BusUnavailableError("the bus is still opening")
-        self._begin(self._engine.loop)
-        try:
-            self._bus.open(self, self.name).send(None)
-        except StopIteration:
-            self._opened = True
+        if self._bus.at_once:
+            self._begin(self._engine.loop)
+            opening = self._bus.open(self, self.name)
+            try:
+                opening.send(None)
+            except StopIteration:
+                self._begun = self._opened = True
+                return
+            opening.close()  # it has to read a file; `open` is about to be called
+        raise BusUnavailableError("the bus is not open yet")
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -370,16 +468,27 @@ class Node:
 
     def forget(self) -> None:
         """The hub's loop was closed, or this is the child of a fork."""
-        self._opened = False
+        self._opened = self._is_cut_off = False
+        if self._bus is not None:
+            self._bus.forget()
         self._end()
+
+    def descriptors(self) -> list[int]:
+        """See `Bus.descriptors`."""
+        return [] if self._bus is None else self._bus.descriptors()
 
     def _end(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
         self._loop = None
+        self._begun = False
         if self._rooms is not None:
             self._rooms.forget()
+
+
+def _missed(client: Client) -> None:
+    send_away(client, 1013, "messages were missed")
 
 
 async def _elsewhere(answer: asyncio.Future[_T]) -> _T:

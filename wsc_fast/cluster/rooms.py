@@ -32,6 +32,7 @@ class Rooms:
     Args:
         engine, counters, bus: of the hub.
         append: gives the bus a message; see `Node`.
+        send_away: closes clients that have missed messages.
 
     Attributes:
         kept: which rooms are kept.
@@ -41,12 +42,18 @@ class Rooms:
     """
 
     def __init__(
-        self, engine: Engine, counters: Counters, bus: Bus, append: Callable[..., None]
+        self,
+        engine: Engine,
+        counters: Counters,
+        bus: Bus,
+        append: Callable[..., None],
+        send_away: Callable[[list[Client]], None],
     ) -> None:
         self._engine = engine
         self._counters = counters
         self._bus = bus
         self._append = append
+        self._send_away = send_away
         self.kept: KeptRooms = KeptRooms()
         self._chains: dict[str, Chain] = {}
         # Rooms that are empty, and since when.
@@ -91,10 +98,11 @@ class Rooms:
         if chain is not None and chain.last is None and len(held) < MOST_HELD:
             self._held.setdefault(outgoing.room, []).append(outgoing)
             return
-        self._release(outgoing.room)
+        self.release(outgoing.room)
         self._bus.publish([outgoing])
 
-    def _release(self, room_id: str) -> None:
+    def release(self, room_id: str) -> None:
+        """Gives the bus what waits for the subscription of a room."""
         held = self._held.pop(room_id, None)
         if held:
             self._bus.publish(held)
@@ -102,7 +110,7 @@ class Rooms:
     def release_all(self) -> None:
         """Gives the bus all that waits for a subscription."""
         for room_id in list(self._held):
-            self._release(room_id)
+            self.release(room_id)
 
     # --- what the bus says ---
 
@@ -128,15 +136,34 @@ class Rooms:
         self.turns.run(self._make_up(room_ids, again))
 
     def _make_up(self, room_ids: Sequence[str], again: bool) -> Iterator[None]:
+        missed = []
         for room_id in room_ids:
             chain = self._chains.get(room_id)
             if chain is not None:
                 chain.heal()
             elif again and (room_id == EVERYBODY or not self.is_kept(room_id)):
-                kept.say_gap(self._engine, room_id, None)
+                missed.append(room_id)
             yield
+        if missed:
+            self._plain_gaps(missed)
+
+    def _plain_gaps(self, room_ids: list[str]) -> None:
+        self._counters.plain_gaps += len(room_ids)
+        told = sum(kept.say_gap(self._engine, room_id, None) for room_id in room_ids)
+        log.warning(
+            "messages of %d plain rooms may be missing, those to all clients included, and %d "
+            "clients know: the connection to the bus has ended meanwhile",
+            len(room_ids),
+            told,
+            extra={"event": "plain_gap", "rooms": len(room_ids), "told": told},
+        )
 
     # --- what chains need ---
+
+    @property
+    def hears_all(self) -> bool:
+        """See `Needs`."""
+        return self._bus.at_once
 
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer:
         """See `Needs`."""
@@ -171,15 +198,21 @@ class Rooms:
         told = kept.say_gap(self._engine, room, position)
         log.warning(
             "messages of the kept room %a are missing and cannot be read, and %d clients know: "
-            "the history is too short for the time without the bus, or the bus has lost data",
+            "the history is too short for the time without the bus, or the bus has lost data, or "
+            "the history was deleted",
             room,
             told,
             extra={"event": "gap", "room": room, "clients": told},
         )
+        found = self.kept.pattern_of(room)
+        if found is not None and found.closes:
+            clients = self._engine.unaware_members(room)
+            self._counters.closed_by_gap += len(clients)
+            self._send_away(clients)
 
     def settled(self, chain: Chain) -> None:
         """See `Needs`."""
-        self._release(chain.room)
+        self.release(chain.room)
         self._recovery.settled(chain)
 
     def count_heal(self, room: str, messages: int) -> None:
@@ -249,7 +282,7 @@ class Rooms:
         chain = self._chains.pop(room_id, None)
         if chain is not None:
             chain.end()
-            self._release(room_id)
+            self.release(room_id)
 
     def silent(self) -> list[Chain]:
         """The chains that are up to date as far as they know."""
@@ -261,6 +294,7 @@ class Rooms:
         for room_id in list(self._chains):
             self._end_chain(room_id)
         self._recovery.forget()
+        self._engine.end_all_passing()
         self.turns.forget()
         self._reads.forget()
         self._emptied.clear()

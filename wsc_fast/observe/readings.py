@@ -238,6 +238,13 @@ FAMILIES = (
         source="cluster",
     ),
     Family(
+        "wsc_plain_gaps",
+        "counter",
+        "Times that messages of a plain room, or to all clients, may have been missed.",
+        "plain_gaps",
+        source="cluster",
+    ),
+    Family(
         "wsc_recoveries",
         "counter",
         "Joins of clients that came back to a kept room with a position.",

@@ -145,6 +145,7 @@ class Life:
         parts = self._parts
         loop = asyncio.get_running_loop()
         parts.engine.attach(loop)
+        _running.add(self)
         start = self._start = object()
         self._server = None
         parts.site.serve(path, ssl is not None)
@@ -229,6 +230,7 @@ class Life:
         self, loop: asyncio.AbstractEventLoop, server: str, tls: bool, path: str | None
     ) -> None:
         self._parts.engine.attach(loop)
+        _running.add(self)
         self._server = server
         self._start = object()
         self._parts.site.serve(path, tls)
@@ -302,7 +304,6 @@ class Life:
         self.start_time = datetime.now(UTC)
         self._began = time.monotonic()
         parts.admission.begin(loop)
-        _running.add(self)
         parts.heartbeat.begin()
 
     # --- the stop ---
@@ -524,8 +525,8 @@ class Life:
         parts.tasks.forget()
         parts.callbacks.forget()
         parts.delivery.forget()
-        parts.node.forget()
         parts.engine.forget_connections()
+        parts.node.forget()  # rooms that nobody is in any more end
         self._all_gone = self._stopping = self._stopped = None
         self._detach()
 
@@ -546,6 +547,7 @@ class Life:
         descriptors = {descriptor_of(client) for client in clients}
         descriptors.update(parts.requests.descriptors())
         descriptors.update(parts.listener.descriptors())
+        descriptors.update(parts.node.descriptors())
         for companion in self.companions:
             descriptors.update(companion.descriptors())
         nothing = os.open(os.devnull, os.O_RDWR)
@@ -581,7 +583,7 @@ def _restart(client: Client) -> None:
     send_away(client, 1012, "service restart")
 
 
-# The lives that run, to be told of a fork.
+# The lives that start or run, to be told of a fork.
 _running: weakref.WeakSet[Life] = weakref.WeakSet()
 
 

@@ -27,6 +27,7 @@ from wsc_fast._core.connection import (
     forget,
     has_greeted,
     hold_input,
+    is_aware,
     is_connecting,
     keep_context,
     pending_identity,
@@ -80,11 +81,13 @@ class Needs:
         settings: those that hold now.
         nobody_left: is called when the last connection has gone.
         refusals: counts and tells them.
+        greet: hears of each client that speaks wsc.1 before the application does.
     """
 
     settings: Callable[[], HubConfig]
     nobody_left: Callable[[], None]
     refusals: Refusals
+    greet: Callable[[Client], None]
 
 
 class Admission:
@@ -392,6 +395,8 @@ class Admission:
         enter(client, client_id, user_id, data, device_id)
         if self._watcher is not None:
             self._watcher.entered(client)
+        if is_aware(client):
+            self._needs.greet(client)
         self._callbacks.connected(client)
 
     def _replace(self, older: Client) -> None:

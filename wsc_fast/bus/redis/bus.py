@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from wsc_fast.bus.base import EVERYBODY, Entry, Handler, Outgoing, Page, Retention
 from wsc_fast.bus.redis.address import Address
-from wsc_fast.bus.redis.calls import TOP_SECONDS, number_of_server, read_history
-from wsc_fast.bus.redis.commands import Names
+from wsc_fast.bus.redis.calls import TOP_SECONDS, new_tag, number_of_server, read_history
+from wsc_fast.bus.redis.commands import Names, script
 from wsc_fast.bus.redis.needs import Counters
 from wsc_fast.bus.redis.server import Server
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError, shown
@@ -96,6 +96,7 @@ class RedisBus:
         self._servers: list[Server] = []
         self._away: set[Server] = set()
         self._handler: Handler | None = None
+        self._origin = b""
         self._counters = Counters()
         self._opened = 0.0
         self._down_since = 0.0
@@ -118,7 +119,7 @@ class RedisBus:
         """
         if self._servers:
             raise BusError(f"{self!r} is open already")
-        self._handler = handler
+        self._handler, self._origin = handler, origin.encode()
         self._counters = Counters()
         self._away.clear()
         servers = [
@@ -165,6 +166,23 @@ class RedisBus:
             await asyncio.gather(*(server.finish() for server in servers))
         finally:
             await asyncio.gather(*(server.close() for server in servers))
+
+    def forget(self) -> None:
+        """The loop was closed over the hub, or this is the child of a fork: nothing can be closed.
+
+        Messages that wait are lost. `open` may follow, on another loop.
+        """
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.forget()
+
+    def descriptors(self) -> list[int]:
+        """The descriptors of its sockets.
+
+        Returns:
+            list[int]: of the connections that there are, also of those that are not in use yet.
+        """
+        return [each for server in self._servers for each in server.descriptors()]
 
     def _changed(self, server: Server, error: Exception | None) -> None:
         """A server is there again, or away."""
@@ -286,6 +304,27 @@ class RedisBus:
             newest.decode(),
             contiguous == 1,
             [Entry(position.decode(), entry) for position, entry in pairs],
+        )
+
+    async def delete(self, room: str) -> None:
+        """Deletes the history of a kept room. No position of before is known afterwards.
+
+        Args:
+            room: its id.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        await self._server(room).ask(
+            b"EVAL",  # it is seldom called
+            script("delete").text,
+            b"2",
+            *self._names.history(room),
+            self._names.channel(room),
+            self._origin,
+            new_tag(),
+            b"%d" % TOP_SECONDS,
         )
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:

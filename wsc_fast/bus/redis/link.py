@@ -85,6 +85,14 @@ class Link(RespReader, asyncio.BufferedProtocol):
         return future
 
     @property
+    def descriptor(self) -> int:
+        """Of its socket; -1 where there is none, or where it may be closed already."""
+        if self._transport is None or self._reason is not None:
+            return -1
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
+
+    @property
     def unanswered(self) -> int:
         """Commands whose answers have not come."""
         return len(self._expected)

@@ -102,6 +102,8 @@ class Server:
         self.subscriptions: Subscriptions = Subscriptions(names, self._inbox, subscribed)
         self._writer: Link | None = None
         self._reader: Link | None = None
+        # All connections that have not ended, also those that are not in use yet.
+        self._links: set[Link] = set()
         # An event that is set while there is a connection to write.
         self._writable = asyncio.Event()
         self._failing: dict[str, Exception] = {}
@@ -172,18 +174,31 @@ class Server:
         self.sender.fail_all(closed)
         self._writable.set()
 
+    def forget(self) -> None:
+        """The loop was closed, or is another process's: ends without using the connections."""
+        self._timer = self._writer = self._reader = None
+        for link in self._links:
+            link.stop()
+        self._links.clear()
+
+    def descriptors(self) -> list[int]:
+        """Of the sockets."""
+        return [descriptor for link in self._links if (descriptor := link.descriptor) >= 0]
+
     # --- connections ---
 
     async def _connect(self, factory: Callable[[], Link]) -> tuple[Link, dict[str, str]]:
         made: list[Link] = []
 
         def make() -> Link:
-            made.append(factory())
+            made.append(self._noted(factory()))
             return made[-1]
 
         try:
             async with asyncio.timeout(DEAD):
-                place = await self.address.find()
+                place = await self.address.find(
+                    lambda: self._noted(Link(_ignore, _ignore, _ignore, _nothing))
+                )
                 await self.address.connect(place, make)
                 return made[-1], await greet(made[-1], self.address, self._origin)
         except TimeoutError:
@@ -198,6 +213,12 @@ class Server:
             raise caught
         _abort(made, error)
         raise error
+
+    def _noted(self, link: Link) -> Link:
+        """Has a fork know of a connection until it ends."""
+        self._links.add(link)
+        link.lost.add_done_callback(lambda _: self._links.discard(link))
+        return link
 
     async def _connect_writer(self) -> None:
         link, facts = await self._connect(
