@@ -259,13 +259,16 @@ async def test_messages_that_come_while_a_call_is_under_way_share_the_next(
     server: RedisServer,
 ) -> None:
     async with opened(server.url, "a", ["k"]) as (bus, node):
-        batch = [outgoing("k", str(number), KEPT) for number in range(40)]
-        for each in batch:
+        batch = [outgoing("k", str(number), KEPT) for number in range(80)]
+        for each in batch[:40]:
+            bus.publish([each])  # in one turn: these share the first
+        await asyncio.sleep(0)
+        for each in batch[40:]:
             bus.publish([each])
         await asyncio.gather(*answers(batch))
-        await eventually(lambda: len(node.messages) == 40)
+        await eventually(lambda: len(node.messages) == 80)
         assert node.envelopes == 2
-        assert node.texts("k") == [str(number) for number in range(40)]
+        assert node.texts("k") == [str(number) for number in range(80)]
 
 
 async def test_a_message_of_a_megabyte_passes(server: RedisServer) -> None:
