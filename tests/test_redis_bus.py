@@ -20,6 +20,7 @@ import pytest
 
 from tests.redis_server import RedisServer, cutter, free_port
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
+from wsc_fast.bus.redis import server as redis_server
 from wsc_fast.bus.redis.bus import RedisBus, jump
 from wsc_fast.bus.redis.outgoing import MOST_UNANSWERED, times
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError
@@ -533,6 +534,30 @@ async def test_a_cut_subscription_is_made_again_without_a_word_of_down(
         await eventually(lambda: node.texts("k") == ["x"])
         assert node.states == ["up"]
         assert bus.counters()["reconnects"] == 3
+
+
+async def test_a_connection_that_had_lasted_is_made_again_without_a_pause(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_server, "FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(redis_server, "LASTED", 0.0)
+    async with opened(server.url, "a", ["k"]) as (bus, node):
+        await eventually(lambda: server.command("CLIENT", "KILL", "TYPE", "pubsub") == 1)
+        await subscribed_again(node, "k", 1)
+        assert bus.counters()["reconnects"] == 1
+
+
+async def test_a_connection_that_ends_soon_is_made_again_after_a_pause(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(redis_server, "FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(redis_server, "LASTED", 60.0)
+    async with opened(server.url, "a", ["k"]) as (bus, _):
+        await eventually(lambda: server.command("CLIENT", "KILL", "TYPE", "pubsub") == 1)
+        await eventually(lambda: "connecting again" in caplog.text)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert bus.counters()["reconnects"] == 0
 
 
 async def test_cut_publishes_are_looked_up_and_published_once(server: RedisServer) -> None:
