@@ -13,9 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.cluster import scenarios
 from benchmarks.cluster.receivers import Receivers, upgraded
 from benchmarks.cluster.redis_server import RedisServer
 from benchmarks.cluster.storm import AWARE, hello
+from benchmarks.gate.run import count
 from wsc_fast.bus.redis.commands import Names, command
 
 HERE = Path(__file__).resolve().parent
@@ -417,3 +419,17 @@ def resident(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise SystemExit("the hub has gone")
+
+
+# --- instructions ---
+
+
+def instructions(rounds: int, *, turn: float = 1.0) -> str:
+    """Instructions in user space of a message, 32 in a turn, counted by valgrind."""
+    names = list(scenarios.SCENARIOS)
+    figures = count(names if turn >= 1 else names[:2], program=HERE / "scenarios.py")
+    lines = ["| | instructions a message | local = 1 |", "| --- | --- | --- |"]
+    for name, value in figures.items():
+        local = figures.get("local, " + name.partition(", ")[2])
+        lines.append(f"| {name} | {value:,.0f} | {f'{value / local:.2f}' if local else ''} |")
+    return "\n".join(lines)

@@ -12,14 +12,17 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.cluster import measures
+from benchmarks.cluster import beside_peers, measures
 
 MEASURES: dict[str, Callable[..., str]] = {
     "remote": measures.remote,
+    "instructions": measures.instructions,
     "rate": measures.rate,
     "publish": measures.publish,
     "storm": measures.storm,
     "idle": measures.idle,
+    "peers": beside_peers.cpu,
+    "faults": beside_peers.faults,
 }
 
 
@@ -29,7 +32,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--base", type=Path, help="a built tree, for the memory without a bus")
     parser.add_argument("--quick", action="store_true", help="does everything run?")
+    parser.add_argument("--install", action="store_true", help="the peers, into build/; then ends")
     options = parser.parse_args()
+    if options.install:
+        beside_peers.install()
+        return
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for name in options.only or MEASURES:
