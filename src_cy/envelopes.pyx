@@ -139,6 +139,39 @@ def pack_envelope(str kind not None, str origin not None, str prev not None, ent
     return b"".join(parts)
 
 
+cdef list plain_entries(bytes data, bytes own):
+    """The entries of an envelope of a plain room; none where this hub has published it.
+
+    None: it is not of a plain room. So the messages that come most cost no objects but their own.
+    """
+    cdef const char* start = PyBytes_AS_STRING(data)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+    cdef Py_ssize_t at = 7
+    cdef Py_ssize_t used = 0
+    cdef Py_ssize_t length
+    cdef Py_ssize_t count
+    cdef list entries = []
+    if size < at or memcmp(start, b"wsc1 p ", at) != 0:
+        return None
+    length = word(start + at, size - at, c" ")
+    if length == PyBytes_GET_SIZE(own) and memcmp(start + at, PyBytes_AS_STRING(own), length) == 0:
+        return entries
+    at += length + 1
+    at += word(start + at, size - at, c" ") + 1
+    length = word(start + at, size - at, c"\n")
+    count = number(start + at, length)
+    at += length + 1
+    if not 0 < count <= MOST_ENTRIES:
+        raise ValidationError("an envelope has no entries, or too many")
+    for _ in range(count):
+        at += word(start + at, size - at, c" ") + 1
+        entries.append(read_entry(start + at, size - at, &used))
+        at += used
+    if at != size:
+        raise ValidationError("an envelope is longer than its entries")
+    return entries
+
+
 def read_envelope(bytes data not None):
     """An envelope that has come over a bus.
 

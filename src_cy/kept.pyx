@@ -4,6 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 
 from wsc_fast._core.engine cimport Engine
+from wsc_fast._core.envelopes cimport plain_entries
 from wsc_fast._core.frames cimport FIN_TEXT, encode, with_head
 from wsc_fast._core.members cimport KeptRoom, MemberSet, push_all
 from wsc_fast._core.outbox cimport AWARE, FORMS, OPEN, RUN_NORMAL, Sink
@@ -120,19 +121,33 @@ def enter_room(Engine engine not None, Sink client not None, KeptRoom room not N
     return engine.enter_room(client, room)
 
 
-def give_plain(Engine engine not None, str room_id not None, bytes frame not None, exclude, key):
-    """Queues a message of another hub for the members of a plain room here, or for all clients.
+def take_plain(
+    Engine engine not None, str room_id not None, bytes data not None, bytes own not None
+):
+    """Queues the messages of another hub for the members of a plain room here, or for all clients.
 
     Args:
         engine: of the hub.
         room_id: "" for all clients.
-        frame: of the message, plain.
-        exclude: ids of clients that do not get it, or None.
-        key: the conflation key, or None.
+        data: an envelope.
+        own: the name of this hub, whose own messages its members have.
 
     Returns:
-        int: how many clients it was queued for.
+        int | None: how many messages it queued; None: the envelope is not of a plain room.
+
+    Raises:
+        ValidationError: these bytes are no envelope. Nothing is queued.
     """
+    cdef list entries = plain_entries(data, own)
+    cdef tuple entry
+    if entries is None:
+        return None
+    for entry in entries:
+        give_plain(engine, room_id, entry[0], entry[1], entry[2])
+    return len(entries)
+
+
+cdef int give_plain(Engine engine, str room_id, bytes frame, exclude, key) except -1:
     cdef list items = engine.clients.everyone
     cdef MemberSet members = None
     cdef PyObject* key_ptr = NULL if key is None else <PyObject*>key
@@ -142,7 +157,8 @@ def give_plain(Engine engine not None, str room_id not None, bytes frame not Non
             return 0
         items = members.items
     engine.fanout.schedule_before_walk(items)
-    return push_skipping(engine, items, members, frame, exclude or (), key_ptr, None)
+    push_skipping(engine, items, members, frame, exclude or (), key_ptr, None)
+    return 0
 
 
 def is_member(Sink client not None, KeptRoom room not None):

@@ -60,20 +60,20 @@ def say_gap(engine: Engine, room_id: str, position: str | None) -> int:
         int: how many were told.
     """
 
-def give_plain(
-    engine: Engine, room_id: str, frame: bytes, exclude: tuple[str, ...] | None, key: str | None
-) -> int:
-    """Queues a message of another hub for the members of a plain room here, or for all clients.
+def take_plain(engine: Engine, room_id: str, data: bytes, own: bytes) -> int | None:
+    """Queues the messages of another hub for the members of a plain room here, or for all clients.
 
     Args:
         engine: of the hub.
         room_id: "" for all clients.
-        frame: of the message, plain.
-        exclude: ids of clients that do not get it, or None.
-        key: the conflation key, or None.
+        data: an envelope.
+        own: the name of this hub, whose own messages its members have.
 
     Returns:
-        int: how many clients it was queued for.
+        int | None: how many messages it queued; None: the envelope is not of a plain room.
+
+    Raises:
+        ValidationError: these bytes are no envelope. Nothing is queued.
     """
 
 def enter_room(engine: Engine, client: Client, room: KeptRoom) -> bool:

@@ -105,6 +105,7 @@ class Node:
         # Of plain rooms, and broadcasts: (room_id, frame, exclude, key) of this tick.
         self._outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] = []
         self.name: str = IdFactory(9)()
+        self._own = self.name.encode()
         if bus is not None:
             self._use(bus)
 
@@ -245,7 +246,11 @@ class Node:
         """See `Handler.envelope`."""
         assert self._rooms is not None
         try:
-            kind, origin, prev, messages = read_envelope(data)
+            taken = kept.take_plain(self._engine, channel, data, self._own)
+            if taken is not None:
+                self.counters.received += taken
+                return
+            _, _, prev, messages = read_envelope(data)
         except ValidationError as error:
             self.counters.poisoned += 1
             log.warning(
@@ -254,12 +259,7 @@ class Node:
                 extra={"event": "poisoned_envelope", "room": channel},
             )
             return
-        if kind == "k":
-            self._rooms.heard(channel, prev, messages)
-        elif origin != self.name:  # its own clients have it
-            self.counters.received += len(messages)
-            for _, frame, exclude, key in messages:
-                kept.give_plain(self._engine, channel, frame, exclude, key)
+        self._rooms.heard(channel, prev, messages)
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""
