@@ -29,8 +29,8 @@ from wsc_fast.errors import ValidationError
 MOST_MISSED, MOST_MISSED_BYTES = 500, 524_288
 # So many reads of the history are under way at once; others wait.
 MOST_READS = 64
-# Pages that were read are kept over so many calls of `look`, and so many bytes in all. Most clients
-# that come back have the same position, but not all of them come while it is read from there.
+# Pages that were read are kept over so many calls of `look` after their last use, and so many bytes
+# in all. Most clients that come back have the same position, but not all come during one read.
 PAGE_LOOKS, MOST_PAGE_BYTES = 5, 16 << 20
 # A client whose place is not found in so many reads begins anew: the bus contradicts itself.
 MOST_TRIES = 20
@@ -68,7 +68,7 @@ class _Kept:
     Attributes:
         messages: of it, without a gap.
         nbytes: of these, about.
-        looks: calls of `look` since it was read.
+        looks: calls of `look` since it was used.
     """
 
     messages: list[Message]
@@ -243,6 +243,7 @@ class Recovery:
         join.tries += 1
         page = self._pages.get((chain, position))
         if page is not None:
+            page.looks = 0
             self._go_on(chain, join, page.messages)
             return
         join.asked = True
