@@ -33,7 +33,10 @@ from wsc_fast import Client, Hub, HubConfig, Identity, RedisBus, Request
 
 TEXT = "x" * 128
 ROOMS = 100  # into which messages are published
-CONFIG = HubConfig(outbox_messages=100_000, outbox_bytes=1 << 26)
+# The clients answer no ping, and count each byte.
+CONFIG = HubConfig(
+    outbox_messages=100_000, outbox_bytes=1 << 26, heartbeat_interval=3600, heartbeat_timeout=7200
+)
 
 
 def admit(request: Request) -> Identity:

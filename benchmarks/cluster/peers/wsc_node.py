@@ -8,11 +8,13 @@ import sys
 import uvloop
 from _commands import obey
 
-from wsc_fast import Hub, RedisBus
+from wsc_fast import Hub, HubConfig, RedisBus
 
 
 async def main(port, redis_port, kind):
-    hub = Hub(bus=RedisBus(f"redis://127.0.0.1:{redis_port}"))
+    # As with the peers: no client is asked whether it is there.
+    config = HubConfig(heartbeat_interval=300, heartbeat_timeout=600)
+    hub = Hub(config, bus=RedisBus(f"redis://127.0.0.1:{redis_port}"))
     refused = []
 
     @hub.on_client_connected
