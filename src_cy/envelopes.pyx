@@ -51,6 +51,8 @@ cdef str decoded(const char* data, Py_ssize_t size):
 
 
 cdef str decoded_word(const char* data, Py_ssize_t size):
+    if size == 1 and data[0] == c"-":
+        return "-"
     try:
         return PyUnicode_DecodeASCII(data, size, NULL)
     except UnicodeDecodeError:
@@ -137,6 +139,39 @@ def pack_envelope(str kind not None, str origin not None, str prev not None, ent
     return b"".join(parts)
 
 
+cdef list plain_entries(bytes data, bytes own):
+    """The entries of an envelope of a plain room; none where this hub has published it.
+
+    None: it is not of a plain room. So the messages that come most cost no objects but their own.
+    """
+    cdef const char* start = PyBytes_AS_STRING(data)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+    cdef Py_ssize_t at = 7
+    cdef Py_ssize_t used = 0
+    cdef Py_ssize_t length
+    cdef Py_ssize_t count
+    cdef list entries = []
+    if size < at or memcmp(start, b"wsc1 p ", at) != 0:
+        return None
+    length = word(start + at, size - at, c" ")
+    if length == PyBytes_GET_SIZE(own) and memcmp(start + at, PyBytes_AS_STRING(own), length) == 0:
+        return entries
+    at += length + 1
+    at += word(start + at, size - at, c" ") + 1
+    length = word(start + at, size - at, c"\n")
+    count = number(start + at, length)
+    at += length + 1
+    if not 0 < count <= MOST_ENTRIES:
+        raise ValidationError("an envelope has no entries, or too many")
+    for _ in range(count):
+        at += word(start + at, size - at, c" ") + 1
+        entries.append(read_entry(start + at, size - at, &used))
+        at += used
+    if at != size:
+        raise ValidationError("an envelope is longer than its entries")
+    return entries
+
+
 def read_envelope(bytes data not None):
     """An envelope that has come over a bus.
 
@@ -160,30 +195,40 @@ def read_envelope(bytes data not None):
     cdef Py_ssize_t length
     cdef Py_ssize_t count
     cdef list messages = []
-    cdef list words = []
+    cdef tuple entry
+    cdef str kind
+    cdef str origin
+    cdef str prev
     cdef str position
     if size < 5 or memcmp(start, b"wsc1 ", 5) != 0:
         raise ValidationError("bytes on the bus are no envelope of this version")
-    for _ in range(3):
-        length = word(start + at, size - at, c" ")
-        words.append(decoded_word(start + at, length))
-        at += length + 1
+    length = word(start + at, size - at, c" ")
+    kind = decoded_word(start + at, length)
+    at += length + 1
+    length = word(start + at, size - at, c" ")
+    origin = decoded_word(start + at, length)
+    at += length + 1
+    length = word(start + at, size - at, c" ")
+    prev = decoded_word(start + at, length)
+    at += length + 1
     length = word(start + at, size - at, c"\n")
     count = number(start + at, length)
     at += length + 1
-    if words[0] not in ("k", "p"):
+    if kind != "k" and kind != "p":
         raise ValidationError("an envelope is of a kind that is not known")
-    if not (0 if words[0] == "k" else 1) <= count <= MOST_ENTRIES:
+    if not (0 if kind == "k" else 1) <= count <= MOST_ENTRIES:
         raise ValidationError("an envelope has no entries, or too many")
     for _ in range(count):
         length = word(start + at, size - at, c" ")
         position = decoded_word(start + at, length)
         at += length + 1
-        messages.append((position, *read_entry(start + at, size - at, &used)))
+        entry = read_entry(start + at, size - at, &used)
+        # A starred tuple would be a list first.
+        messages.append((position, entry[0], entry[1], entry[2]))
         at += used
     if at != size:
         raise ValidationError("an envelope is longer than its entries")
-    return words[0], words[1], words[2], messages
+    return kind, origin, prev, messages
 
 
 def open_entry(bytes entry not None):

@@ -4,6 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 
 from wsc_fast._core.engine cimport Engine
+from wsc_fast._core.envelopes cimport plain_entries
 from wsc_fast._core.frames cimport FIN_TEXT, encode, with_head
 from wsc_fast._core.members cimport KeptRoom, MemberSet, push_all
 from wsc_fast._core.outbox cimport AWARE, FORMS, Limits, OPEN, RUN_NORMAL, Sink
@@ -14,6 +15,7 @@ cdef extern from "net.h" nogil:
     double wsc_now()
 
 
+cdef list NOTHING = []
 # Roughly the bytes of a head line.
 cdef Py_ssize_t HEAD_BYTES = 256
 # Seconds after which the flush of what was given is waited for no more: the hub is overloaded.
@@ -80,7 +82,7 @@ cdef int count_given(Engine engine, Py_ssize_t size) except -1:
     return 0
 
 
-def may_give(Engine engine not None):
+cpdef bint may_give(Engine engine) except -1:
     """Whether the outboxes have room for another message of the bus.
 
     They have none while half of an outbox has been filled since everything was last sent. A bus
@@ -161,7 +163,45 @@ def enter_room(Engine engine not None, Sink client not None, KeptRoom room not N
     return engine.enter_room(client, room)
 
 
-def give_plain(Engine engine not None, str room_id not None, bytes frame not None, exclude, key):
+def take_plain(
+    Engine engine not None, str room_id not None, bytes data not None, bytes own not None,
+    bint waits,
+):
+    """Queues the messages of another hub for the members of a plain room here, or for all clients.
+
+    Args:
+        engine: of the hub.
+        room_id: "" for all clients.
+        data: an envelope.
+        own: the name of this hub, whose own messages its members have.
+        waits: other messages wait for room in the outboxes; so these do, too.
+
+    Returns:
+        tuple[int, list[tuple[bytes, tuple[str, ...] | None, str | None]]] | None: how many messages
+        the envelope has, and those that have to wait: frame, ids of clients that do not get it,
+        conflation key. None: the envelope is not of a plain room.
+
+    Raises:
+        ValidationError: these bytes are no envelope. Nothing is queued.
+    """
+    cdef list entries = plain_entries(data, own)
+    cdef tuple entry
+    cdef Py_ssize_t i = 0
+    if entries is None:
+        return None
+    if waits:
+        return len(entries), entries
+    for entry in entries:
+        if not may_give(engine):
+            return len(entries), entries[i:]
+        give_plain(engine, room_id, entry[0], entry[1], entry[2])
+        i += 1
+    return i, NOTHING
+
+
+cpdef Py_ssize_t give_plain(
+    Engine engine, str room_id, bytes frame, object exclude, object key
+) except -1:
     """Queues a message of another hub for the members of a plain room here, or for all clients.
 
     Args:
@@ -177,15 +217,14 @@ def give_plain(Engine engine not None, str room_id not None, bytes frame not Non
     cdef list items = engine.clients.everyone
     cdef MemberSet members = None
     cdef PyObject* key_ptr = NULL if key is None else <PyObject*>key
+    cdef Py_ssize_t queued
     if room_id:
         members = engine.rooms.get(room_id)
         if members is None:
             return 0
         items = members.items
     engine.fanout.schedule_before_walk(items)
-    cdef Py_ssize_t queued = push_skipping(
-        engine, items, members, frame, exclude or (), key_ptr, None
-    )
+    queued = push_skipping(engine, items, members, frame, exclude or (), key_ptr, None)
     if queued:
         count_given(engine, PyBytes_GET_SIZE(frame))
     return queued

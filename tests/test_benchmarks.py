@@ -7,6 +7,8 @@ our server understand each other in each row, and that results can be written, r
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +49,21 @@ def test_a_row_runs_without_faults(name: str) -> None:
             assert not faults(result), result
             assert result["opened"] == case.connections
             assert row.kind == "idle" or result["latency_us"]["samples"] > 0
+
+
+CLUSTER = Path(__file__).parent.parent / "benchmarks" / "cluster" / "run.py"
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
+@pytest.mark.parametrize("name", ["remote", "rate", "publish", "storm", "idle", "peers", "faults"])
+def test_a_measure_of_several_hubs_runs(name: str) -> None:
+    command = [sys.executable, CLUSTER, "--quick", "--only", name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) > 2
+    if name == "faults":  # kept rooms lose nothing; the last columns are missing, and so on
+        assert [row[-3:] for row in rows[2:]] == [["0", "0", "0 |"]] * 2
 
 
 def test_a_later_row_replaces_an_earlier_one(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.support import known, named
 from tests.test_kept_rooms import Aware, keeping
 from wsc_fast import Client, Hub, HubConfig, MemoryBus
+from wsc_fast.bus.base import Page, Retention
 from wsc_fast.testing import eventually, running
 
 
@@ -108,3 +109,40 @@ async def test_a_client_recovers_over_a_restart_of_its_hub(tmp_path: Path, any_l
             if start:
                 again = await hub.publish("r", "x", idempotency_key=str(start - 1))
                 assert again.duplicate
+
+
+class CountingBus(MemoryBus):
+    """Counts the reads of what was missed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    async def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Page:
+        self.reads += since is not None and limit > 0
+        return await super().read(room, since, limit, retention)
+
+
+async def test_clients_that_come_one_after_another_share_one_read(any_loop: str) -> None:
+    bus = CountingBus()
+    hub = keeping(hub=Hub(authenticate=named, bus=bus))
+    texts = [str(number).encode() for number in range(90)]
+    async with running(hub):
+        aware = await Aware.open(hub, "a")
+        await aware.recv()
+        positions = dict(aware.positions)
+        for text in texts:
+            await hub.publish("r", text)
+        aware.close()
+    async with running(hub):  # which remembers no message now
+        for name in ("a", "b", "c"):
+            back = await Aware.open(hub, name, positions)
+            assert await back.texts(len(texts)) == texts
+            head, _ = await back.recv()
+            assert (head["recovered"], head["missed"]) == (True, len(texts))
+            hub.broadcast_to_room("r", "live")
+            assert (await back.recv())[1] == b"live"
+            texts.append(b"live")
+            back.close()
+            await eventually(lambda: hub.get_connected_clients() == 0)
+        assert bus.reads == 1

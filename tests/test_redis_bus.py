@@ -23,6 +23,7 @@ import pytest
 from tests.ports import free_port
 from tests.redis_server import EACH_PROGRAM, RedisServer, cutter
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
+from wsc_fast.bus.redis import server as redis_server
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.bus.redis.calls import jump, times
 from wsc_fast.bus.redis.outgoing import MOST_UNANSWERED
@@ -284,13 +285,16 @@ async def test_messages_that_come_while_a_call_is_under_way_share_the_next(
     server: RedisServer,
 ) -> None:
     async with opened(server.url, "a", ["k"]) as (bus, node):
-        batch = [outgoing("k", str(number), KEPT) for number in range(40)]
-        for each in batch:
+        batch = [outgoing("k", str(number), KEPT) for number in range(80)]
+        for each in batch[:40]:
+            bus.publish([each])  # in one turn: these share the first
+        await asyncio.sleep(0)
+        for each in batch[40:]:
             bus.publish([each])
         await asyncio.gather(*answers(batch))
-        await eventually(lambda: len(node.messages) == 40)
+        await eventually(lambda: len(node.messages) == 80)
         assert node.envelopes == 2
-        assert node.texts("k") == [str(number) for number in range(40)]
+        assert node.texts("k") == [str(number) for number in range(80)]
 
 
 async def test_a_message_of_a_megabyte_passes(server: RedisServer) -> None:
@@ -591,6 +595,30 @@ async def test_a_cut_subscription_is_made_again_without_a_word_of_down(
         await eventually(lambda: node.texts("k") == ["x"])
         assert node.states == ["up"]
         assert bus.counters()["reconnects"] == 3
+
+
+async def test_a_connection_that_had_lasted_is_made_again_without_a_pause(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_server, "FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(redis_server, "LASTED", 0.0)
+    async with opened(server.url, "a", ["k"]) as (bus, node):
+        await eventually(lambda: server.command("CLIENT", "KILL", "TYPE", "pubsub") == 1)
+        await subscribed_again(node, "k", 1)
+        assert bus.counters()["reconnects"] == 1
+
+
+async def test_a_connection_that_ends_soon_is_made_again_after_a_pause(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(redis_server, "FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(redis_server, "LASTED", 60.0)
+    async with opened(server.url, "a", ["k"]) as (bus, _):
+        await eventually(lambda: server.command("CLIENT", "KILL", "TYPE", "pubsub") == 1)
+        await eventually(lambda: "connecting again" in caplog.text)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert bus.counters()["reconnects"] == 0
 
 
 @on_each_program

@@ -8,4 +8,5 @@
 Nothing here trusts the bytes: each size is checked against what is there, and texts must be UTF-8.
 """
 
+cdef list plain_entries(bytes data, bytes own)
 cdef tuple read_entry(const char* data, Py_ssize_t size, Py_ssize_t* used)

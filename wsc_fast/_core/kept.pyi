@@ -70,6 +70,27 @@ def say_gap(engine: Engine, room_id: str, position: str | None) -> int:
         int: how many were told.
     """
 
+def take_plain(
+    engine: Engine, room_id: str, data: bytes, own: bytes, waits: bool
+) -> tuple[int, list[tuple[bytes, tuple[str, ...] | None, str | None]]] | None:
+    """Queues the messages of another hub for the members of a plain room here, or for all clients.
+
+    Args:
+        engine: of the hub.
+        room_id: "" for all clients.
+        data: an envelope.
+        own: the name of this hub, whose own messages its members have.
+        waits: other messages wait for room in the outboxes; so these do, too.
+
+    Returns:
+        tuple[int, list[tuple[bytes, tuple[str, ...] | None, str | None]]] | None: how many messages
+        the envelope has, and those that have to wait: frame, ids of clients that do not get it,
+        conflation key. None: the envelope is not of a plain room.
+
+    Raises:
+        ValidationError: these bytes are no envelope. Nothing is queued.
+    """
+
 def give_plain(
     engine: Engine, room_id: str, frame: bytes, exclude: tuple[str, ...] | None, key: str | None
 ) -> int:

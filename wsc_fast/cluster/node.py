@@ -98,6 +98,7 @@ class Node:
         # By the place in it, the answers that somebody waits for.
         self._answers: dict[int, asyncio.Future[Published]] = {}
         self.name: str = IdFactory(9)()
+        self._own = self.name.encode()
         if bus is not None:
             self._use(bus)
 
@@ -319,7 +320,14 @@ class Node:
         rooms = self._rooms
         assert rooms is not None
         try:
-            kind, origin, prev, messages = read_envelope(data)
+            taken = kept.take_plain(self._engine, channel, data, self._own, bool(rooms.turns))
+            if taken is not None:
+                count, rest = taken
+                self.counters.received += count
+                if rest:
+                    rooms.turns.run(self._give_plain(channel, rest))
+                return not rooms.turns
+            _, _, prev, messages = read_envelope(data)
         except ValidationError as error:
             self.counters.poisoned += 1
             log.warning(
@@ -328,19 +336,13 @@ class Node:
                 extra={"event": "poisoned_envelope", "room": channel},
             )
             return True
-        if kind == "k":
-            rooms.heard(channel, prev, messages)
-        elif origin != self.name:  # its own clients have it
-            self.counters.received += len(messages)
-            rooms.turns.run(self._give_plain(channel, messages))
+        rooms.heard(channel, prev, messages)
         return not rooms.turns
 
     def _give_plain(
-        self,
-        room_id: str,
-        messages: Sequence[tuple[str, bytes, tuple[str, ...] | None, str | None]],
+        self, room_id: str, entries: Sequence[tuple[bytes, tuple[str, ...] | None, str | None]]
     ) -> Iterator[None]:
-        for _, frame, exclude, key in messages:
+        for frame, exclude, key in entries:
             kept.give_plain(self._engine, room_id, frame, exclude, key)
             yield
 

@@ -27,6 +27,9 @@ from wsc_fast.errors import ValidationError
 
 # A client that has missed more begins anew.
 MOST_MISSED, MOST_MISSED_BYTES = 500, 524_288
+# Pages that were read are kept over so many calls of `look` after their last use, and so many bytes
+# in all. Most clients that come back have the same position, but not all come during one read.
+PAGE_LOOKS, MOST_PAGE_BYTES = 5, 16 << 20
 # A client whose place is not found in so many reads begins anew: the bus contradicts itself.
 MOST_TRIES = 20
 # Roughly the bytes of a head line.
@@ -55,6 +58,21 @@ class Join:
     tries: int = 0
     asked: bool = False
     lost: bool = False  # it cannot be told what it missed
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A page that was read.
+
+    Attributes:
+        messages: of it, without a gap.
+        nbytes: of these, about.
+        looks: calls of `look` since it was used.
+    """
+
+    messages: list[Message]
+    nbytes: int
+    looks: int = 0
 
 
 class Recovery:
@@ -88,6 +106,9 @@ class Recovery:
         self._rooms: dict[Client, set[str]] = {}  # into which each is on its way
         # By the position after which it reads, those that wait for a read.
         self._asked: dict[tuple[Chain, str], list[Join]] = {}
+        # By the position after which they begin, pages of late.
+        self._pages: dict[tuple[Chain, str], _Kept] = {}
+        self._page_bytes = 0
         # By client, the joins that wait until its outbox is empty.
         self._full: dict[Client, dict[Join, Chain]] = {}
         engine.hear_empty(self.ran_empty)
@@ -147,6 +168,7 @@ class Recovery:
         """
         for client in [each for each in self._full if not each.is_connected()]:
             del self._full[client]
+        self._forget_pages()
         for room_id, joins in list(self._joins.items()):
             chain = self._chains[room_id]
             for client in [each for each in joins if not each.is_connected()]:
@@ -163,6 +185,8 @@ class Recovery:
         self._chains.clear()
         self._rooms.clear()
         self._asked.clear()
+        self._pages.clear()
+        self._page_bytes = 0
         self._full.clear()
 
     def ran_empty(self, client: Client) -> None:
@@ -240,8 +264,13 @@ class Recovery:
     def _ask(self, chain: Chain, join: Join, position: str) -> None:
         if join.asked:
             return  # the chain was settled meanwhile, and does not know the position
-        join.asked = True
         join.tries += 1
+        page = self._pages.get((chain, position))
+        if page is not None:
+            page.looks = 0
+            self._go_on(chain, join, page.messages)
+            return
+        join.asked = True
         waiting = self._asked.get((chain, position))
         if waiting is not None:
             waiting.append(join)
@@ -260,15 +289,32 @@ class Recovery:
         page = None
         if not answer.cancelled() and answer.exception() is None:
             page = answer.result()
-        self._in_turns(self._go_on_all(chain, joins, page))
+        self._in_turns(self._go_on_all(chain, position, joins, page))
 
-    def _go_on_all(self, chain: Chain, joins: list[Join], page: Page | None) -> Iterator[None]:
+    def _go_on_all(
+        self, chain: Chain, position: str, joins: list[Join], page: Page | None
+    ) -> Iterator[None]:
         messages = None if page is None else _messages_of(page)
+        if messages:
+            self._keep_page(chain, position, messages)
         for join in joins:
             join.asked = False
             if self._is_wanted(chain, join):
                 self._go_on(chain, join, messages)
             yield
+
+    def _keep_page(self, chain: Chain, position: str, messages: list[Message]) -> None:
+        nbytes = sum(len(each.frame) + _HEAD_BYTES for each in messages)
+        if self._page_bytes + nbytes <= MOST_PAGE_BYTES:
+            self._pages[chain, position] = _Kept(messages, nbytes)
+            self._page_bytes += nbytes
+
+    def _forget_pages(self) -> None:
+        for place, page in list(self._pages.items()):
+            page.looks += 1
+            if page.looks > PAGE_LOOKS:
+                del self._pages[place]
+                self._page_bytes -= page.nbytes
 
     def _go_on(self, chain: Chain, join: Join, messages: list[Message] | None) -> None:
         """Gives a client what was read; None: it cannot be read."""

@@ -6,6 +6,7 @@ import base64
 import os
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 from wsc_fast.bus.base import KEY_SECONDS, Retention
 from wsc_fast.bus.redis.commands import Names, encode, script
@@ -25,6 +26,7 @@ def new_tag() -> bytes:
     return base64.urlsafe_b64encode(os.urandom(6))
 
 
+@lru_cache(maxsize=64)
 def times(retention: Retention) -> tuple[bytes, bytes, bytes, bytes]:
     """The times of a kept room, as the script takes them.
 

@@ -167,8 +167,13 @@ class Sender:
     # --- publishing ---
 
     def publish(self, batch: Sequence[Outgoing]) -> None:
-        """Publishes messages, or has them wait."""
+        """Publishes messages, or has them wait.
+
+        Those of kept rooms go out in the next turn of the loop: all that this turn publishes to a
+        room share one call.
+        """
         now = self._loop.time()
+        plain = False
         for outgoing in batch:
             message = Waiting(outgoing, now)
             self.waiting_bytes += message.size
@@ -178,13 +183,17 @@ class Sender:
                 continue
             if outgoing.retention is None:
                 self._plain.append(message)
+                plain = True
                 continue
             lane = self._lanes.get(outgoing.room)
             if lane is None:
                 lane = self._lanes[outgoing.room] = Lane(outgoing.room)
                 self._ready.append(lane)
             lane.waiting.append(message)
-        self.send()
+        if plain:
+            self.send()
+        else:
+            self.send_soon()
 
     def _unfit(self, outgoing: Outgoing) -> BusError | None:
         """Why a message is not even tried."""
@@ -201,7 +210,7 @@ class Sender:
         return None
 
     def send_soon(self) -> None:
-        """Sends what waits, once for all answers of this turn of the loop."""
+        """Sends what waits, once for all answers and kept messages of this turn of the loop."""
         if not self._called and (self._plain or self._ready):
             self._called = True
             self._loop.call_soon(self._send_now)

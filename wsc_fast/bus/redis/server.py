@@ -39,6 +39,9 @@ TICK, QUIET, DEAD, PROBE = 0.25, 1.0, 3.0, 5.0
 FIRST_PAUSE, LAST_PAUSE = 0.02, 2.0
 # A server knows for so many seconds which rooms a hub has kept.
 KEPT_SECONDS = 86400.0
+# The first attempt is made at once where the connection had lasted for so long. Else a server that
+# accepts connections and ends them would be asked all the time.
+LASTED = 0.05
 # A probe that took longer than this is worth a line.
 LAG = 1.0
 
@@ -288,6 +291,7 @@ class Server:
         while True:
             link = self._writer if role == "writer" else self._reader
             assert link is not None
+            since = time.monotonic()
             error = await asyncio.shield(link.lost)
             self._forget(link)
             log.warning(
@@ -297,15 +301,15 @@ class Server:
                 error,
                 extra={"event": "bus_connection_lost", "error": str(error)},
             )
-            await self._connect_again(role, connect)
+            pause = 0.0 if time.monotonic() - since > LASTED else FIRST_PAUSE
+            await self._connect_again(role, connect, pause)
 
     async def _connect_again(
-        self, role: str, connect: Callable[[], Coroutine[Any, Any, None]]
+        self, role: str, connect: Callable[[], Coroutine[Any, Any, None]], pause: float
     ) -> None:
-        pause = FIRST_PAUSE
         while True:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, LAST_PAUSE)
+            pause = min(2 * pause, LAST_PAUSE) or FIRST_PAUSE
             self._counters.reconnects += 1
             try:
                 await connect()
