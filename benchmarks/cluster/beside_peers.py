@@ -295,6 +295,8 @@ def cpu(rounds: int, *, turn: float = 1.0) -> str:
     """CPU of the node for a remote message, of peers."""
     found: dict[tuple[str, int], list[float]] = {}
     names = [name for name, peer in ALL.items() if peer.is_installed()]
+    if turn < 1:
+        names = [name for name in names if "aware" not in name]
     for count, bursts in ((1, 40), (100, 10)):
         with ExitStack() as stack:
             ways = {}
