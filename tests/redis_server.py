@@ -1,6 +1,7 @@
-"""A redis-server of the test's own, on a free port: can be stopped, killed, paused and cut off.
+"""Redis servers of the test's own, on free ports: can be stopped, killed, paused and cut off.
 
-Without the program `redis-server` the tests that need it are skipped, unless WSC_REQUIRE_CLIENTS=1.
+The trials use them, too. Without the program `redis-server` the tests that need it are skipped,
+unless WSC_REQUIRE_CLIENTS=1.
 """
 
 from __future__ import annotations
@@ -31,12 +32,19 @@ class RedisServer:
     calls them in a thread.
     """
 
-    def __init__(self, directory: Path, *options: str, password: str = "") -> None:
-        if PROGRAM is None:
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        password: str = "",
+        program: str | None = PROGRAM,
+    ) -> None:
+        if program is None:
             if os.environ.get("WSC_REQUIRE_CLIENTS") == "1":
                 pytest.fail("WSC_REQUIRE_CLIENTS=1, but redis-server is not installed")
             pytest.skip("redis-server is not installed")
         self.directory = directory
+        self.program = program
         self.options = options
         self.password = password
         self.port = 0
@@ -72,11 +80,10 @@ class RedisServer:
 
     def command_line(self) -> list[str]:
         """The program and its arguments."""
-        assert PROGRAM is not None
         where = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)]
         kept = ["--appendonly", "yes", "--save", "", "--logfile", "redis.log"]
         password = ["--requirepass", self.password] if self.password else []
-        return [PROGRAM, *where, *kept, *password, *self.options]
+        return [self.program, *where, *kept, *password, *self.options]
 
     def _ping(self) -> bool:
         with socket.create_connection(("127.0.0.1", self.port), timeout=1) as sock:
@@ -135,6 +142,25 @@ class RedisServer:
 
     def __exit__(self, *args: object) -> None:
         self.kill()
+
+
+class Sentinel(RedisServer):
+    """A Sentinel that watches one master and decides alone."""
+
+    def __init__(self, directory: Path, master: RedisServer) -> None:
+        super().__init__(directory, program=master.program)
+        self.master = master
+
+    def command_line(self) -> list[str]:
+        program, *_ = super().command_line()
+        file = self.directory / "sentinel.conf"
+        file.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self.directory}\nlogfile redis.log\n"
+            f"sentinel monitor main 127.0.0.1 {self.master.port} 1\n"
+            "sentinel down-after-milliseconds main 300\n"
+            "sentinel failover-timeout main 1000\n"
+        )
+        return [program, str(file), "--sentinel"]
 
 
 class Cutter:
