@@ -145,11 +145,18 @@ class RedisServer:
 
 
 class Sentinel(RedisServer):
-    """A Sentinel that watches one master and decides alone."""
+    """A Sentinel that watches one master and decides alone.
 
-    def __init__(self, directory: Path, master: RedisServer) -> None:
+    Args:
+        directory: for its configuration.
+        master: which it watches.
+        down_after: milliseconds of silence after which the master is down.
+    """
+
+    def __init__(self, directory: Path, master: RedisServer, *, down_after: int = 300) -> None:
         super().__init__(directory, program=master.program)
         self.master = master
+        self.down_after = down_after
 
     def command_line(self) -> list[str]:
         program, *_ = super().command_line()
@@ -157,8 +164,8 @@ class Sentinel(RedisServer):
         file.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {self.directory}\nlogfile redis.log\n"
             f"sentinel monitor main 127.0.0.1 {self.master.port} 1\n"
-            "sentinel down-after-milliseconds main 300\n"
-            "sentinel failover-timeout main 1000\n"
+            f"sentinel down-after-milliseconds main {self.down_after}\n"
+            "sentinel failover-timeout main 2000\n"
         )
         return [program, str(file), "--sentinel"]
 

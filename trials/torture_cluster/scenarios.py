@@ -1,0 +1,188 @@
+"""The scenarios: the faults of one round of each.
+
+While the faults of a round happen, all clients hop and all publishers publish (trial.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from trials.torture_cluster.trial import Trial
+
+BUSY = 0.4  # seconds before and after a fault, about
+FREEZES = 2.0, 12.0, 60.0
+# Of so many rounds one has the second length of a freeze, and one the third.
+RARE, RAREST = 5, 25
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A scenario.
+
+    Attributes:
+        faults: of one round; returns how many there were.
+        nodes, clients: how many.
+        lossless: the bus loses nothing.
+        whole: the bus can be asked at any time, and each client has to recover.
+        replicated: the bus has a replica and a Sentinel.
+        relayed: each node has a relay of its own to the bus.
+        size: most bytes of padding in a message.
+        pause: seconds between two bursts of a publisher, on average.
+        options: of the server.
+        quick: rounds with --quick.
+    """
+
+    faults: Callable[[Trial], Awaitable[int]]
+    nodes: int = 3
+    clients: int = 12
+    lossless: bool = True
+    whole: bool = False
+    replicated: bool = False
+    relayed: bool = False
+    size: int = 0
+    pause: float = 0.05
+    options: tuple[str, ...] = ()
+    quick: int = 1
+
+
+async def _work(most: float = 2 * BUSY) -> None:
+    await asyncio.sleep(random.uniform(most / 4, most))
+
+
+async def hop(trial: Trial) -> int:
+    """No fault: the clients hop."""
+    await _work(4 * BUSY)
+    return 0
+
+
+async def kill_node(trial: Trial) -> int:
+    """kill -9 of one or two nodes, which start again."""
+    await _work()
+    victims = random.sample(range(len(trial.nodes)), random.randint(1, len(trial.nodes) - 1))
+    await asyncio.gather(*(trial.replace(victim, gently=False) for victim in victims))
+    await _work()
+    return len(victims)
+
+
+async def rolling(trial: Trial) -> int:
+    """Each node is drained and replaced, one after the other."""
+    for number in range(len(trial.nodes)):
+        await _work(BUSY)
+        await trial.replace(number, gently=True)
+    return len(trial.nodes)
+
+
+async def kill_bus(trial: Trial) -> int:
+    """kill -9 of the bus, which starts again with its data."""
+    await _work()
+    await trial.bus.kill()
+    await _work()
+    return 1
+
+
+async def rewind(trial: Trial) -> int:
+    """kill -9 of the bus, which starts again with older data."""
+    await _work()
+    await trial.bus.rewind()
+    await _work()
+    return 1
+
+
+async def empty(trial: Trial) -> int:
+    """kill -9 of the bus, which starts again with nothing."""
+    await _work()
+    await trial.bus.empty()
+    await _work()
+    return 1
+
+
+async def failover(trial: Trial) -> int:
+    """The master is killed, and a replica promoted that lags behind."""
+    await _work()
+    await trial.fail_over()
+    await _work()
+    return 1
+
+
+async def cut_pubsub(trial: Trial) -> int:
+    """All subscribing connections are killed each 100 ms."""
+    cuts = random.randint(3, 15)
+    for _ in range(cuts):
+        await asyncio.sleep(0.1)
+        await trial.bus.cut_subscriptions()
+    return cuts
+
+
+def _freeze(trial: Trial) -> float:
+    if trial.quick:
+        return FREEZES[0]
+    if trial.round % RAREST == RAREST - 1:
+        return FREEZES[2]
+    return FREEZES[trial.round % RARE == RARE - 1]
+
+
+async def freeze_node(trial: Trial) -> int:
+    """SIGSTOP of a node for 2 seconds, in some rounds for 12 or 60."""
+    await _work()
+    node = random.choice(trial.nodes)
+    node.freeze()
+    await asyncio.sleep(_freeze(trial))
+    node.thaw()
+    await _work()
+    return 1
+
+
+async def freeze_bus(trial: Trial) -> int:
+    """SIGSTOP of the bus for 2 seconds, in some rounds for 12 or 60."""
+    await _work()
+    await trial.bus.freeze(_freeze(trial))
+    await _work()
+    return 1
+
+
+async def output_buffer(trial: Trial) -> int:
+    """Large messages to nodes that are frozen for a moment; the bus cuts them off."""
+    for _ in range(2):
+        node = random.choice(trial.nodes)
+        await _work()
+        node.freeze()
+        await _work()
+        node.thaw()
+    return 2
+
+
+DIRECTIONS = ("request",), ("reply",), ("request", "reply")
+
+
+async def blackhole(trial: Trial) -> int:
+    """The way of a node to the bus, or back, or both, carries nothing for up to 5 seconds."""
+    await _work()
+    with random.choice(trial.relays).held(DIRECTIONS[trial.round % len(DIRECTIONS)]):
+        await asyncio.sleep(random.choice([0.5, 2.0]) if trial.quick else random.uniform(0.5, 5.0))
+    await _work()
+    return 1
+
+
+SCENARIOS = {
+    "hop": Scenario(hop, nodes=2, clients=20, whole=True),
+    "kill-node": Scenario(kill_node, whole=True),
+    "kill-bus": Scenario(kill_bus),
+    "rewind": Scenario(rewind, lossless=False),
+    "empty": Scenario(empty, lossless=False),
+    "failover": Scenario(failover, lossless=False, replicated=True),
+    "cut-pubsub": Scenario(cut_pubsub, whole=True),
+    "freeze-node": Scenario(freeze_node),
+    "freeze-bus": Scenario(freeze_bus, nodes=2),
+    "output-buffer": Scenario(
+        output_buffer,
+        nodes=2,
+        size=60_000,
+        pause=0.3,
+        options=("--client-output-buffer-limit", "pubsub 64kb 64kb 0"),
+    ),
+    "blackhole": Scenario(blackhole, relayed=True),
+    "rolling": Scenario(rolling, whole=True),
+}
