@@ -205,10 +205,22 @@ class Node:
                 f"a message of {len(frame)} bytes is too long for a kept room: it may have "
                 f"{MOST_ENTRY_BYTES - 4096}"
             )
-        self._open_at_once()
+        outgoing = Outgoing(room_id, entry, retention, idempotency_key, answer)
+        try:
+            self._open_at_once()
+        except BusUnavailableError as error:
+            # `broadcast_to_room` raises nothing of the bus, whatever the time of the call.
+            self._refuse(outgoing, error)
+            return
         self.counters.published += 1
         assert self._rooms is not None
-        self._rooms.publish(Outgoing(room_id, entry, retention, idempotency_key, answer))
+        self._rooms.publish(outgoing)
+
+    def _refuse(self, outgoing: Outgoing, error: Exception) -> None:
+        if outgoing.answer is None:
+            self.not_published(outgoing, error)
+        else:
+            outgoing.answer.set_exception(error)
 
     def _publish_outgoing(self) -> None:
         """Gives the bus the messages of plain rooms and broadcasts of this tick."""
@@ -309,7 +321,7 @@ class Node:
         if self._opened or self._bus is None or self._engine.loop is None:
             return
         if not self._bus.at_once:
-            raise BusUnavailableError("the bus is still opening")
+            raise BusUnavailableError("the bus is not open: the hub is starting or stopping")
         self._begin(self._engine.loop)
         try:
             self._bus.open(self, self.name).send(None)
