@@ -200,7 +200,12 @@ class Cutter:
         self._tasks.add(task)
         self.connections += 1
         number = self.connections
-        there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
+        except OSError:
+            writer.close()
+            self._tasks.discard(task)
+            return
         pumps = {
             asyncio.ensure_future(self._pump(number, reader, back, lambda: self.request)),
             asyncio.ensure_future(self._pump(number, there, writer, lambda: self.reply)),

@@ -42,20 +42,18 @@ class Bus:
         program: str,
         record: Record,
         rooms: Sequence[str],
-        options: Sequence[str] = (),
     ) -> None:
         self._directory = directory
         self._program = program
         self._record = record
         self._rooms = rooms
-        self._options = options
         self._copies = 0
-        self.server = self._make("bus", *options)
+        self.server = self._make("bus")
 
-    def _make(self, name: str, *options: str) -> RedisServer:
+    def _make(self, name: str) -> RedisServer:
         folder = self._directory / name
         folder.mkdir(exist_ok=True)
-        return RedisServer(folder, *options, program=self._program)
+        return RedisServer(folder, program=self._program)
 
     @property
     def url(self) -> str:
@@ -134,6 +132,16 @@ class Bus:
         self.server.pause()
         await asyncio.sleep(seconds)
         self.server.resume()
+
+    @asynccontextmanager
+    async def small_buffers(self) -> AsyncIterator[None]:
+        """Has the server cut off each node that more than 64 KiB wait for."""
+        name = "client-output-buffer-limit"
+        await self.ask("CONFIG", "SET", name, "pubsub 64kb 64kb 0")
+        try:
+            yield
+        finally:
+            await self.ask("CONFIG", "SET", name, "pubsub 32mb 8mb 60")
 
     async def cut_subscriptions(self) -> None:
         """Kills the connections over which messages come to the nodes."""

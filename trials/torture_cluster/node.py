@@ -171,11 +171,11 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="the name in its messages")
     parser.add_argument("--port", type=int, required=True, help="to listen on, with SO_REUSEPORT")
     parser.add_argument("--rooms", type=int, required=True, help="how many kept rooms")
-    parser.add_argument("--fault", choices=FAULTS, help="a promise that it breaks (sabotage.py)")
+    parser.add_argument("--faults", default="", help="promises that it breaks (sabotage.py)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if arguments.fault is not None:
-        FAULTS[arguments.fault]()
+    for fault in filter(None, arguments.faults.split(",")):
+        FAULTS[fault]()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(arguments))
 

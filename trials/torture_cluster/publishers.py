@@ -37,9 +37,6 @@ class Publishers:
         rooms: Sequence[str],
         nodes: Sequence[Node],
         findings: Findings,
-        *,
-        pause: float,
-        size: int = 0,
     ) -> None:
         """Begins silent.
 
@@ -48,21 +45,31 @@ class Publishers:
             rooms: kept ones.
             nodes: a list, in which nodes are replaced.
             findings: of the scenario.
-            pause: seconds between two bursts of a publisher, on average.
-            size: most bytes of padding in a message.
         """
         self.answered = self.again = 0
-        self.lossless = True
         self._count = count
         self._rooms = rooms
         self._nodes = nodes
         self._findings = findings
-        self._pause = pause
-        self._size = size
+        self._pause = 0.05
+        self._size = 0
+        self._lossless = True
         self._numbers = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._on = False
         self._answers: list[tuple[str, Answer]] = []
+
+    def use(self, *, pause: float, size: int, lossless: bool) -> None:
+        """Sets how they publish in the next round.
+
+        Args:
+            pause: seconds between two bursts of a publisher, on average.
+            size: most bytes of padding in a message.
+            lossless: the bus loses nothing, and so no idempotency key.
+        """
+        self._pause = pause
+        self._size = size
+        self._lossless = lossless
 
     def start(self) -> None:
         """Has all of them publish from now on."""
@@ -139,7 +146,7 @@ class Publishers:
 
     def _take_again(self, text: str, answer: Answer) -> None:
         self._answers.append((text, answer))
-        if not answer.duplicate and self.lossless:
+        if not answer.duplicate and self._lossless:
             self._findings.add("doubled", f"{short(text)!r} was published again under its key")
 
     def judge(self, record: Record) -> None:

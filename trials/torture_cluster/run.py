@@ -23,6 +23,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from trials.torture_cluster.findings import KINDS
 from trials.torture_cluster.process import NodeFailedError, RefusedError
 from trials.torture_cluster.sabotage import FAULTS
 from trials.torture_cluster.scenarios import SCENARIOS
-from trials.torture_cluster.trial import Trial
+from trials.torture_cluster.trial import Setup, Trial
 
 ROUNDS = 50
 # An audit comes each 10 s, and the machine may be busy.
@@ -52,21 +53,27 @@ def directory_of(name: str, arguments: argparse.Namespace) -> AbstractContextMan
     return nullcontext(str(directory))
 
 
-async def play(name: str, arguments: argparse.Namespace) -> list[Any]:
-    """Plays one scenario; returns its row of the table."""
-    scenario = SCENARIOS[name]
-    rounds = arguments.rounds or (scenario.quick if arguments.quick else ROUNDS)
-    random.seed(f"{arguments.seed} {name}")
+async def play(title: str, names: Sequence[str], arguments: argparse.Namespace) -> list[Any]:
+    """Plays scenarios over the same processes; returns their row of the table.
+
+    Args:
+        title: of the row.
+        names: of the scenarios; their rounds alternate.
+        arguments: of the command.
+    """
+    rounds = arguments.rounds or (1 if arguments.quick else ROUNDS)
+    setup = SCENARIOS[names[0]].setup if len(names) == 1 else Setup(relayed=True)
+    random.seed(f"{arguments.seed} {title}")
     began = time.monotonic()
-    with directory_of(name, arguments) as directory:
+    with directory_of(title, arguments) as directory:
         trial = Trial(
-            scenario, Path(directory), arguments.program, arguments.patience, arguments.fault
+            setup, Path(directory), arguments.program, arguments.patience, arguments.fault or ()
         )
         trial.quick = arguments.quick
         try:
             async with trial:
-                for _ in range(rounds):
-                    await trial.play()
+                for name in [*names] * rounds:
+                    await trial.play(SCENARIOS[name])
                     if arguments.first and trial.findings.counts:
                         break
                 await trial.end()
@@ -74,7 +81,7 @@ async def play(name: str, arguments: argparse.Namespace) -> list[Any]:
             trial.findings.add("broken", f"the scenario cannot go on: {error}")
     counts = trial.crowd.counts
     return [
-        *(name, trial.round, trial.counts["faults"], trial.publishers.answered),
+        *(title, trial.round, trial.counts["faults"], trial.publishers.answered),
         *(trial.publishers.again, counts["deliveries"], counts["reconnects"], counts["recovered"]),
         *(counts["not"], counts["gaps"], trial.counts["heals"]),
         *(trial.findings.counts[kind] for kind in KINDS),
@@ -82,12 +89,23 @@ async def play(name: str, arguments: argparse.Namespace) -> list[Any]:
     ]
 
 
+def groups(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """The scenarios that are played over the same processes, by the title of their row."""
+    names = arguments.scenario or list(SCENARIOS)
+    if not arguments.quick:
+        return {name: [name] for name in names}
+    together = [name for name in names if not SCENARIOS[name].setup.replicated]
+    found = {name: [name] for name in names if name not in together}
+    return {"together": together, **found} if together else found
+
+
 async def torture(arguments: argparse.Namespace) -> bool:
     """Plays all that is asked for; whether nothing was wrong."""
     rows: list[list[Any]] = []
-    for name in arguments.scenario or SCENARIOS:
-        print(f"{name}: {SCENARIOS[name].faults.__doc__}", flush=True)
-        rows.append(await play(name, arguments))
+    for title, names in groups(arguments).items():
+        for name in names:
+            print(f"{name}: {SCENARIOS[name].faults.__doc__}", flush=True)
+        rows.append(await play(title, names, arguments))
     print()
     for row in [COLUMNS, ["---"] * len(COLUMNS), *rows]:
         print("| " + " | ".join(f"{each:,}" if type(each) is int else each for each in row) + " |")
@@ -106,7 +124,11 @@ def main() -> None:
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="may be repeated")
     parser.add_argument("--program", default=PROGRAM, help="redis-server or valkey-server")
     parser.add_argument("--rounds", type=int, help=f"by default {ROUNDS}")
-    parser.add_argument("--quick", action="store_true", help="a round of each, no long faults")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a short round of each, over the same processes where they can be",
+    )
     parser.add_argument(
         "--patience", type=float, default=PATIENCE, help="seconds until something is late"
     )
@@ -117,7 +139,12 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, help="for the data and the nodes' logs, which stay there"
     )
-    parser.add_argument("--fault", choices=FAULTS, help="nodes that break a promise (sabotage.py)")
+    parser.add_argument(
+        "--fault",
+        action="append",
+        choices=FAULTS,
+        help="a promise that the nodes break (sabotage.py); may be repeated",
+    )
     arguments = parser.parse_args()
     if arguments.program is None or shutil.which(arguments.program) is None:
         print("not played: redis-server is not installed")

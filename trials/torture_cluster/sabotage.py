@@ -8,11 +8,13 @@ invent      `publish` returns, and nothing was published
 forget-key  idempotency keys are not passed on, and each keyed message is published again
 forget      nobody recovers
 keep        nothing is unsubscribed, and a task goes on for ever
+shout       the log has a traceback
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -112,6 +114,10 @@ def _keep() -> None:
     _set(RedisBus, "unsubscribe", keep)
 
 
+def _shout() -> None:
+    logging.error("Traceback of nothing")
+
+
 def _set(owner: Any, name: str, function: Callable[..., Any]) -> None:
     setattr(owner, name, function)
 
@@ -125,4 +131,5 @@ FAULTS = {
     "forget-key": _forget_key,
     "forget": _forget,
     "keep": _keep,
+    "shout": _shout,
 }

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from trials.torture_cluster.trial import Trial
+from trials.torture_cluster.trial import Setup, Trial
 
 BUSY = 0.4  # seconds before and after a fault, about
 FREEZES = 2.0, 12.0, 60.0
+QUICK_FREEZE = 0.8
 # Of so many rounds one has the second length of a freeze, and one the third.
 RARE, RAREST = 5, 25
 
@@ -24,28 +25,19 @@ class Scenario:
 
     Attributes:
         faults: of one round; returns how many there were.
-        nodes, clients: how many.
+        setup: the processes.
         lossless: the bus loses nothing.
         whole: the bus can be asked at any time, and each client has to recover.
-        replicated: the bus has a replica and a Sentinel.
-        relayed: each node has a relay of its own to the bus.
         size: most bytes of padding in a message.
         pause: seconds between two bursts of a publisher, on average.
-        options: of the server.
-        quick: rounds with --quick.
     """
 
     faults: Callable[[Trial], Awaitable[int]]
-    nodes: int = 3
-    clients: int = 12
+    setup: Setup = field(default_factory=Setup)
     lossless: bool = True
     whole: bool = False
-    replicated: bool = False
-    relayed: bool = False
     size: int = 0
     pause: float = 0.05
-    options: tuple[str, ...] = ()
-    quick: int = 1
 
 
 async def _work(most: float = 2 * BUSY) -> None:
@@ -118,7 +110,7 @@ async def cut_pubsub(trial: Trial) -> int:
 
 def _freeze(trial: Trial) -> float:
     if trial.quick:
-        return FREEZES[0]
+        return QUICK_FREEZE
     if trial.round % RAREST == RAREST - 1:
         return FREEZES[2]
     return FREEZES[trial.round % RARE == RARE - 1]
@@ -145,12 +137,13 @@ async def freeze_bus(trial: Trial) -> int:
 
 async def output_buffer(trial: Trial) -> int:
     """Large messages to nodes that are frozen for a moment; the bus cuts them off."""
-    for _ in range(2):
-        node = random.choice(trial.nodes)
-        await _work()
-        node.freeze()
-        await _work()
-        node.thaw()
+    async with trial.bus.small_buffers():
+        for _ in range(2):
+            node = random.choice(trial.nodes)
+            await _work()
+            node.freeze()
+            await _work()
+            node.thaw()
     return 2
 
 
@@ -161,28 +154,22 @@ async def blackhole(trial: Trial) -> int:
     """The way of a node to the bus, or back, or both, carries nothing for up to 5 seconds."""
     await _work()
     with random.choice(trial.relays).held(DIRECTIONS[trial.round % len(DIRECTIONS)]):
-        await asyncio.sleep(random.choice([0.5, 2.0]) if trial.quick else random.uniform(0.5, 5.0))
+        await asyncio.sleep(QUICK_FREEZE if trial.quick else random.uniform(0.5, 5.0))
     await _work()
     return 1
 
 
 SCENARIOS = {
-    "hop": Scenario(hop, nodes=2, clients=20, whole=True),
+    "hop": Scenario(hop, Setup(nodes=2, clients=20), whole=True),
     "kill-node": Scenario(kill_node, whole=True),
+    "cut-pubsub": Scenario(cut_pubsub, whole=True),
+    "output-buffer": Scenario(output_buffer, Setup(nodes=2), size=60_000, pause=0.3),
+    "rolling": Scenario(rolling, whole=True),
     "kill-bus": Scenario(kill_bus),
+    "blackhole": Scenario(blackhole, Setup(relayed=True)),
+    "freeze-node": Scenario(freeze_node),
+    "freeze-bus": Scenario(freeze_bus, Setup(nodes=2)),
     "rewind": Scenario(rewind, lossless=False),
     "empty": Scenario(empty, lossless=False),
-    "failover": Scenario(failover, lossless=False, replicated=True),
-    "cut-pubsub": Scenario(cut_pubsub, whole=True),
-    "freeze-node": Scenario(freeze_node),
-    "freeze-bus": Scenario(freeze_bus, nodes=2),
-    "output-buffer": Scenario(
-        output_buffer,
-        nodes=2,
-        size=60_000,
-        pause=0.3,
-        options=("--client-output-buffer-limit", "pubsub 64kb 64kb 0"),
-    ),
-    "blackhole": Scenario(blackhole, relayed=True),
-    "rolling": Scenario(rolling, whole=True),
+    "failover": Scenario(failover, Setup(replicated=True), lossless=False),
 }

@@ -14,8 +14,9 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Protocol, Self
 
 from trials.torture.users import Door, Mood
 from trials.torture_cluster.buses import PREFIX, Bus, Relay, ReplicatedBus, relays
@@ -33,6 +34,37 @@ UNAWARE, PUBLISHERS = 3, 5
 LIVES = {"t": 86_400, "h": TTL * 1.25, "i": 300}
 
 
+@dataclass(frozen=True)
+class Setup:
+    """The processes of a scenario.
+
+    Attributes:
+        nodes, clients: how many.
+        replicated: the bus has a replica and a Sentinel.
+        relayed: each node has a relay of its own to the bus.
+    """
+
+    nodes: int = 3
+    clients: int = 12
+    replicated: bool = False
+    relayed: bool = False
+
+
+class Rules(Protocol):
+    """One kind of rounds: a scenario (scenarios.py)."""
+
+    @property
+    def faults(self) -> Callable[[Trial], Awaitable[int]]: ...
+    @property
+    def lossless(self) -> bool: ...
+    @property
+    def whole(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def pause(self) -> float: ...
+
+
 class Trial:
     """A scenario under way.
 
@@ -42,7 +74,6 @@ class Trial:
         round: its number, from 0 on.
         quick: no long faults.
         counts: heals and lookups, of all nodes.
-        rounds_done: how many have been judged.
     """
 
     bus: Bus
@@ -51,21 +82,34 @@ class Trial:
     relays: list[Relay]
 
     def __init__(
-        self, scenario: Any, directory: Path, program: str, patience: float, fault: str | None
+        self,
+        setup: Setup,
+        directory: Path,
+        program: str,
+        patience: float,
+        faults: Sequence[str] = (),
     ) -> None:
-        self.scenario = scenario
+        """Makes nothing yet.
+
+        Args:
+            setup: what to begin with.
+            directory: for the data of the bus and the logs of the nodes.
+            program: of the bus.
+            patience: seconds until something is late.
+            faults: promises that the nodes break, see sabotage.py.
+        """
         self.findings = Findings()
         self.record = Record(self.findings)
         self.nodes: list[Node] = []
         self.round = 0
-        self.rounds_done = 0
         self.quick = False
         self.counts: Counter[str] = Counter()
         self._logs: list[Path] = []
         self._directory = directory
         self._program = program
         self._patience = patience
-        self._fault = fault
+        self._faults = faults
+        self._setup = setup
         self._unsaid: set[str] = set()
         self._doors: list[Door] = []
         self._stack = AsyncExitStack()
@@ -84,28 +128,20 @@ class Trial:
         await self._stack.aclose()
 
     async def _begin(self) -> None:
-        scenario = self.scenario
+        setup = self._setup
         rooms = kept_rooms(ROOMS)
-        kind = ReplicatedBus if scenario.replicated else Bus
-        bus = kind(self._directory, self._program, self.record, rooms, scenario.options)
+        kind = ReplicatedBus if setup.replicated else Bus
+        bus = kind(self._directory, self._program, self.record, rooms)
         self.bus = await self._stack.enter_async_context(bus)
-        if scenario.relayed:
-            self.relays = await self._stack.enter_async_context(relays(bus.server, scenario.nodes))
-        self._doors = [Door("ABCDEF"[number]) for number in range(scenario.nodes)]
+        if setup.relayed:
+            self.relays = await self._stack.enter_async_context(relays(bus.server, setup.nodes))
+        self._doors = [Door("ABCDEF"[number]) for number in range(setup.nodes)]
         self._stack.push_async_callback(self._kill_all)
-        self.nodes += await asyncio.gather(*map(self._start, range(scenario.nodes)))
-        crowd = Crowd(scenario.clients, UNAWARE, ROOMS, self.findings)
+        self.nodes += await asyncio.gather(*map(self._start, range(setup.nodes)))
+        crowd = Crowd(setup.clients, UNAWARE, ROOMS, self.findings)
         self.crowd = await self._stack.enter_async_context(crowd)
         crowd.doors = self._doors
-        self.publishers = Publishers(
-            PUBLISHERS,
-            rooms,
-            self.nodes,
-            self.findings,
-            pause=scenario.pause,
-            size=scenario.size,
-        )
-        self.publishers.lossless = scenario.lossless
+        self.publishers = Publishers(PUBLISHERS, rooms, self.nodes, self.findings)
 
     async def _kill_all(self) -> None:
         for node in self.nodes:
@@ -127,7 +163,7 @@ class Trial:
             log,
             bus=self.relays[number].url if self.relays else self.bus.url,
             rooms=ROOMS,
-            fault=self._fault,
+            faults=",".join(self._faults) or None,
         )
 
     async def replace(self, number: int, *, gently: bool) -> None:
@@ -154,21 +190,21 @@ class Trial:
 
     # --- a round ---
 
-    async def play(self) -> None:
+    async def play(self, scenario: Rules) -> None:
         """One round, and its judgement."""
         self.findings.round = self.round + 1
+        self.publishers.use(pause=scenario.pause, size=scenario.size, lossless=scenario.lossless)
         await self.bus.settle()
         self.crowd.be(Mood.BUSY)
         for node in self.nodes:
             node.chat(True)
         self.publishers.start()
-        self.counts["faults"] += await self.scenario.faults(self)
-        await self._be_quiet()
+        self.counts["faults"] += await scenario.faults(self)
+        await self._be_quiet(scenario)
         self.crowd.check()
         self.round += 1
-        self.rounds_done += 1
 
-    async def _be_quiet(self) -> None:
+    async def _be_quiet(self, scenario: Rules) -> None:
         for node in self.nodes:
             node.chat(False)
         await self.publishers.stop()
@@ -181,8 +217,8 @@ class Trial:
         self.crowd.judge(
             self.record,
             self._unsaid,
-            lossless=self.scenario.lossless,
-            whole=self.scenario.whole,
+            lossless=scenario.lossless,
+            whole=scenario.whole,
         )
         await self._until("left", "nothing under way", self._under_way)
 
