@@ -96,7 +96,7 @@ class Publishers:
             room, text = self._message(name)
             with contextlib.suppress(RefusedError):
                 answer = await random.choice(self._nodes).publish(room, text, None, PATIENCE)
-                self._take(text, answer, 1)
+                self.take(text, answer, 1)
         else:
             with contextlib.suppress(RefusedError):
                 random.choice(self._nodes).say(*self._message(name))
@@ -113,13 +113,13 @@ class Publishers:
         key = text[:60]
         try:
             async with asyncio.timeout(AT_ALL):
-                self._take(text, *await self._attempts(room, text, key))
+                self.take(text, *await self._attempts(room, text, key))
         except TimeoutError:
             self._findings.add("late", f"{short(text)!r} had no answer within {AT_ALL:g} s")
             return text
         if random.random() < 0.1:
             with contextlib.suppress(RefusedError):
-                self._take_again(text, await self._attempt(room, text, key))
+                self.take_again(text, await self._attempt(room, text, key))
         return text
 
     async def _attempts(self, room: str, text: str, key: str) -> tuple[Answer, int]:
@@ -138,13 +138,13 @@ class Publishers:
         node = random.choice(awake if random.random() < 0.9 else self._nodes)
         return await node.publish(room, text, key, PATIENCE)
 
-    def _take(self, text: str, answer: Answer, attempts: int) -> None:
+    def take(self, text: str, answer: Answer, attempts: int) -> None:
         self.answered += 1
         self._answers.append((text, answer))
         if attempts == 1 and answer.duplicate:
             self._findings.add("unrecorded", f"the first {short(text)!r} is said to be a duplicate")
 
-    def _take_again(self, text: str, answer: Answer) -> None:
+    def take_again(self, text: str, answer: Answer) -> None:
         self._answers.append((text, answer))
         if not answer.duplicate and self._lossless:
             self._findings.add("doubled", f"{short(text)!r} was published again under its key")

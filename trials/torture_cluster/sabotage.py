@@ -29,13 +29,14 @@ from wsc_fast.cluster.rooms import Rooms
 HOW_MANY = 10
 
 
-def _is_chosen(position: str) -> bool:
-    return zlib.crc32(position.encode()) % HOW_MANY == 0
+def _is_chosen(fault: str, name: str) -> bool:
+    # Each fault has messages of its own.
+    return zlib.crc32(f"{fault} {name}".encode()) % HOW_MANY == 0
 
 
 def _lose() -> None:
     give = Rooms.give
-    _set(Rooms, "give", lambda self, room, m: _is_chosen(m.position) or give(self, room, m))
+    _set(Rooms, "give", lambda self, room, m: _is_chosen("lose", m.position) or give(self, room, m))
 
 
 def _double() -> None:
@@ -43,7 +44,7 @@ def _double() -> None:
 
     def twice(self: Rooms, room: str, message: Any) -> None:
         give(self, room, message)
-        if _is_chosen(message.position):
+        if _is_chosen("double", message.position):
             give(self, room, message)
 
     _set(Rooms, "give", twice)
@@ -54,7 +55,7 @@ def _swap() -> None:
     late: dict[str, Any] = {}
 
     def swapped(self: Rooms, room: str, message: Any) -> None:
-        if room not in late and _is_chosen(message.position):
+        if room not in late and _is_chosen("swap", message.position):
             late[room] = message
             return
         give(self, room, message)
@@ -73,7 +74,7 @@ def _invent() -> None:
 
     def invented(self: RedisBus, batch: list[Outgoing]) -> None:
         for each in batch:
-            if each.answer is None or not _is_chosen(each.entry.decode()):
+            if each.answer is None or not _is_chosen("invent", each.entry.decode()):
                 publish(self, [each])
             else:
                 each.answer.set_result(Published("1-1.invented", False))
