@@ -1,8 +1,7 @@
 """The bus of a scenario: a real server, which is killed, rewound, emptied, frozen and failed over.
 
 Before a server loses data, a copy of it runs on another port for a moment, so that the record also
-has the messages that are about to be lost. A server that is killed with SIGKILL loses nothing of
-its append-only file, since Redis writes to it before it answers.
+has the messages that are about to be lost.
 """
 
 from __future__ import annotations
@@ -23,8 +22,10 @@ from wsc_fast.testing import eventually_async
 PREFIX = "wsc:"
 # Milliseconds by which a rewound server is older.
 AGES = 20, 400
-# A replica gets its data without a delay.
-AT_ONCE = ("--repl-diskless-sync-delay", "0")
+# Redis writes to its log before it answers, unless it waits for a sync. A replica gets its data
+# without a delay.
+OPTIONS = ("--appendfsync", "no")
+AT_ONCE = (*OPTIONS, "--repl-diskless-sync-delay", "0")
 # The append-only file: of Redis 7 and Valkey, and of Redis 6.
 LOGS = "appendonlydir", "appendonly.aof"
 
@@ -53,7 +54,7 @@ class Bus:
     def _make(self, name: str) -> RedisServer:
         folder = self._directory / name
         folder.mkdir(exist_ok=True)
-        return RedisServer(folder, program=self._program)
+        return RedisServer(folder, *OPTIONS, program=self._program)
 
     @property
     def url(self) -> str:

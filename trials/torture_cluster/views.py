@@ -3,7 +3,7 @@
 A client of a kept room has a place: the position up to which it has all. Each message that it gets
 has to be the one right behind its place, unless it was told of a loss (a gap, or
 "recovered": false), which gives it a new place. That is judged in the quiet after a round, when the
-record is read. Doubles and the order by time are noticed at once.
+record is read.
 """
 
 from __future__ import annotations
@@ -56,10 +56,9 @@ class RoomView:
     joined: bool = False
     steps: list[Step] = field(default_factory=list)
     trail: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
-    _seen: set[str] = field(default_factory=set)
-    _texts: set[str] = field(default_factory=set)  # since the last loss
-    _newest: tuple[int, int] = (0, 0)
     _missed: int = 0
+    _seen: set[str] = field(default_factory=set)  # positions, and texts
+    _newest: tuple[int, int] = (0, 0)
 
     def connected(self, node: str) -> None:
         """A new connection begins."""
@@ -71,7 +70,7 @@ class RoomView:
         """A message with a position, or a gap, has come."""
         position = head["pos"]
         if "gap" in head:
-            self._lost("gap", position)
+            self._step("gap", position)
         elif "recovered" not in head:
             self._message(position, payload, findings)
         elif head["recovered"]:
@@ -83,7 +82,7 @@ class RoomView:
         else:
             if head.get("first") and self.place is not None:
                 findings.add("missing", f"{self} named {self.place}, and is treated as new")
-            self._lost("lost", position)
+            self._step("lost", position)
             self.joined = True
 
     def _step(self, kind: str, position: str, text: str = "") -> None:
@@ -91,29 +90,14 @@ class RoomView:
         self.steps.append(Step(kind, self.place, position, text, tuple(self.trail)))
         self.place = position
 
-    def _lost(self, kind: str, position: str) -> None:
-        self._step(kind, position)
-        self._texts.clear()
-
     def _message(self, position: str, text: str, findings: Findings) -> None:
         if self.place is None:
             findings.add("disordered", f"{self} got {short(text)!r} before it was a member")
         self._step("message", position, text)
         self._missed += not self.joined
-        if position in self._seen or text in self._texts:
-            findings.add("doubled", f"{self} got {short(text)!r} twice: {self.events()}")
-        elif _id_of(position) < self._newest:
-            findings.add("disordered", f"{self} got {short(text)!r} late: {self.events()}")
-        self._newest = max(self._newest, _id_of(position))
-        self._seen.add(position)
-        self._texts.add(text)
 
     def __str__(self) -> str:
         return f"{self.who} in {self.room}"
-
-    def events(self) -> str:
-        """The last events."""
-        return ", ".join(self.trail)
 
     def judge(self, record: Record, findings: Findings, *, lossless: bool, whole: bool) -> None:
         """Compares all steps since the last time with the record.
@@ -126,7 +110,22 @@ class RoomView:
         """
         for step in self.steps:
             self._judge(step, record, findings, lossless, whole)
+            if step.kind == "message":
+                self._judge_order(step, findings)
+            elif step.kind != "recovered" and not lossless:
+                # Another node may not have heard of the loss yet, and give the lost ones again.
+                self._seen.clear()
+                self._newest = (0, 0)
         self.steps.clear()
+
+    def _judge_order(self, step: Step, findings: Findings) -> None:
+        trail = ", ".join(step.trail)
+        if self._seen & {step.after, step.text}:
+            findings.add("doubled", f"{self} got {short(step.text)!r} twice: {trail}")
+        elif _id_of(step.after) < self._newest:
+            findings.add("disordered", f"{self} got {short(step.text)!r} late: {trail}")
+        self._newest = max(self._newest, _id_of(step.after))
+        self._seen |= {step.after, step.text}
 
     def _judge(
         self, step: Step, record: Record, findings: Findings, lossless: bool, whole: bool
