@@ -107,11 +107,11 @@ class Crowd:
             if client.kept is None or text not in client.kept.texts.get(room, [])
         ]
 
-    def judge(self, record: Record, unsaid: set[str], *, lossless: bool, whole: bool) -> None:
+    def judge(self, record: Record, unsaid: set[str], *, lossless: bool) -> None:
         """Compares all that was seen since the last time with the record."""
         for client in self.aware:
             for view in client.views.values():
-                view.judge(record, self.findings, lossless=lossless, whole=whole)
+                view.judge(record, self.findings, lossless=lossless)
         for client in self.clients:
             for plain in [*client.past, client.plain]:
                 if plain is not None:

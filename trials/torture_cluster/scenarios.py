@@ -26,8 +26,7 @@ class Scenario:
     Attributes:
         faults: of one round; returns how many there were.
         setup: the processes.
-        lossless: the bus loses nothing.
-        whole: the bus can be asked at any time, and each client has to recover.
+        lossless: the bus loses nothing, and each client has to recover.
         size: most bytes of padding in a message.
         pause: seconds between two bursts of a publisher, on average.
     """
@@ -35,7 +34,6 @@ class Scenario:
     faults: Callable[[Trial], Awaitable[int]]
     setup: Setup = field(default_factory=Setup)
     lossless: bool = True
-    whole: bool = False
     size: int = 0
     pause: float = 0.05
 
@@ -160,11 +158,11 @@ async def blackhole(trial: Trial) -> int:
 
 
 SCENARIOS = {
-    "hop": Scenario(hop, Setup(nodes=2, clients=20), whole=True),
-    "kill-node": Scenario(kill_node, whole=True),
-    "cut-pubsub": Scenario(cut_pubsub, whole=True),
+    "hop": Scenario(hop, Setup(nodes=2, clients=20)),
+    "kill-node": Scenario(kill_node),
+    "cut-pubsub": Scenario(cut_pubsub),
     "output-buffer": Scenario(output_buffer, Setup(nodes=2), size=60_000, pause=0.3),
-    "rolling": Scenario(rolling, whole=True),
+    "rolling": Scenario(rolling),
     "kill-bus": Scenario(kill_bus),
     "blackhole": Scenario(blackhole, Setup(relayed=True)),
     "freeze-node": Scenario(freeze_node),

@@ -58,8 +58,6 @@ class Rules(Protocol):
     @property
     def lossless(self) -> bool: ...
     @property
-    def whole(self) -> bool: ...
-    @property
     def size(self) -> int: ...
     @property
     def pause(self) -> float: ...
@@ -218,7 +216,6 @@ class Trial:
             self.record,
             self._unsaid,
             lossless=scenario.lossless,
-            whole=scenario.whole,
         )
         await self._until("left", "nothing under way", self._under_way)
 

@@ -29,7 +29,8 @@ class Step:
 
     Attributes:
         kind: "message", "recovered", "lost" (it was not recovered) or "gap".
-        before, after: the places; None: it had none.
+        before, after: the places; None: it had none. Of one that was not recovered, the first is
+            that of its hello, since it may have got a part of what it missed.
         text: of a message.
         trail: the last events, for a report.
     """
@@ -57,6 +58,7 @@ class RoomView:
     steps: list[Step] = field(default_factory=list)
     trail: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
     _missed: int = 0
+    _named: str | None = None  # in the hello of this connection
     _seen: set[str] = field(default_factory=set)  # positions, and texts
     _newest: tuple[int, int] = (0, 0)
 
@@ -64,6 +66,7 @@ class RoomView:
         """A new connection begins."""
         self.joined = False
         self._missed = 0
+        self._named = self.place
         self.trail.append(f"to {node} with {self.place}")
 
     def head(self, head: dict[str, Any], payload: str, findings: Findings) -> None:
@@ -87,7 +90,8 @@ class RoomView:
 
     def _step(self, kind: str, position: str, text: str = "") -> None:
         self.trail.append(f"{kind} {position} {short(text)}")
-        self.steps.append(Step(kind, self.place, position, text, tuple(self.trail)))
+        before = self._named if kind == "lost" else self.place
+        self.steps.append(Step(kind, before, position, text, tuple(self.trail)))
         self.place = position
 
     def _message(self, position: str, text: str, findings: Findings) -> None:
@@ -99,17 +103,16 @@ class RoomView:
     def __str__(self) -> str:
         return f"{self.who} in {self.room}"
 
-    def judge(self, record: Record, findings: Findings, *, lossless: bool, whole: bool) -> None:
+    def judge(self, record: Record, findings: Findings, *, lossless: bool) -> None:
         """Compares all steps since the last time with the record.
 
         Args:
             record: has all that these steps are about.
             findings: hears what does not fit.
-            lossless: the bus has lost nothing, and gaps are needless.
-            whole: each client has to recover.
+            lossless: the bus has lost nothing: gaps are needless, and each client has to recover.
         """
         for step in self.steps:
-            self._judge(step, record, findings, lossless, whole)
+            self._judge(step, record, findings, lossless)
             if step.kind == "message":
                 self._judge_order(step, findings)
             elif step.kind != "recovered" and not lossless:
@@ -127,9 +130,7 @@ class RoomView:
         self._newest = max(self._newest, _id_of(step.after))
         self._seen |= {step.after, step.text}
 
-    def _judge(
-        self, step: Step, record: Record, findings: Findings, lossless: bool, whole: bool
-    ) -> None:
+    def _judge(self, step: Step, record: Record, findings: Findings, lossless: bool) -> None:
         trail = ", ".join(step.trail)
         if step.kind == "message":
             if record.texts.get(step.after) != step.text:
@@ -144,7 +145,7 @@ class RoomView:
                 path = record.path(step.before, step.after)
                 text = f"{self} was at {step.before} when it was said to have recovered"
                 findings.add("missing", f"{text}: {trail}; record: {path}")
-        elif step.before is not None and (lossless if step.kind == "gap" else whole):
+        elif step.before is not None and lossless:
             near = (step.before, step.after, MOST_MISSED, MOST_MISSED_BYTES)
             if record.is_within(*near):
                 path = record.path(step.before, step.after)
