@@ -26,7 +26,7 @@ from wsc_fast.cluster.recovery import Join, Recovery
 from wsc_fast.cluster.rooms import Rooms
 
 # One message in so many.
-HOW_MANY = 10
+HOW_MANY = 5
 
 
 def _is_chosen(fault: str, name: str) -> bool:
