@@ -53,7 +53,6 @@ class Node:
     Attributes:
         name: of this life of the node, in its messages.
         door: where it listens.
-        usual: the first look at it, before it had clients.
         last: the last look at it.
         frozen: it was sent SIGSTOP.
     """
@@ -69,7 +68,7 @@ class Node:
     ) -> None:
         self.name = name
         self.door = door
-        self.usual = self.last = Look()
+        self.last = Look()
         self.frozen = False
         self._process = process
         self._findings = findings
@@ -126,7 +125,6 @@ class Node:
             words = node.last_words()
             await node.kill()
             raise NodeFailedError(f"{name} did not get ready: {words}")
-        node.usual = await node.look(START)
         return node
 
     async def _read(self) -> None:
