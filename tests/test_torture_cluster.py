@@ -53,7 +53,7 @@ def test_several_hubs_lose_nothing_in_silence_whatever_is_killed_or_frozen() -> 
 def test_nodes_that_break_every_promise_are_noticed_in_every_column() -> None:
     faults = ["lose", "double", "swap", "invent", "forget", "keep", "shout"]
     status, rows, said = torture(
-        *("--scenario", "hop", "--rounds", "1", "--patience", "1"),
+        *("--scenario", "hop", "--rounds", "2", "--patience", "1"),
         *(word for fault in faults for word in ("--fault", fault)),
     )
     assert status == 1, said
