@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.redis_server import Cutter, RedisServer, Sentinel, cutter
-from trials.torture_cluster.record import Record, read
+from trials.torture_cluster.record import Record, read, read_tops
 from wsc_fast.testing import eventually_async
 
 PREFIX = "wsc:"
@@ -76,6 +76,11 @@ class Bus:
         """Has the server ready for the next round."""
 
     # --- the record ---
+
+    async def look_at_tops(self) -> None:
+        """Puts the newest positions into the record."""
+        found = await asyncio.to_thread(read_tops, self.server.port, PREFIX, self._rooms)
+        self._record.tops.update(found)
 
     async def write_down(self) -> None:
         """Puts all that the server has into the record."""

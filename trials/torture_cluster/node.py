@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import signal
@@ -30,7 +31,7 @@ from trials.torture_cluster.sabotage import FAULTS
 from trials.torture_cluster.texts import BRIEF, BRIEF_TTL, PLAIN, SIZE, TTL, kept_rooms
 from wsc_fast import Client, Hub, HubMessage, Identity, RedisBus, Request, SendFailureReason
 from wsc_fast.cluster import rooms
-from wsc_fast.errors import WSCError
+from wsc_fast.errors import HubStoppedError, WSCError
 
 # Seconds that a room without members is followed on: so short that rooms come and go here.
 LINGER = 1.0
@@ -74,7 +75,8 @@ class Application:
         if kind == "publish":
             self._spawn(self._publish(**command))
         elif kind == "say":
-            self._hub.broadcast_to_room(command["room"], command["text"])
+            with contextlib.suppress(HubStoppedError):
+                self._hub.broadcast_to_room(command["room"], command["text"])
         elif kind == "chat":
             self._chat(command["on"])
         else:
@@ -107,7 +109,8 @@ class Application:
     async def _go_on_chatting(self) -> None:
         while True:
             self._chats += 1
-            self._hub.broadcast_to_room(PLAIN, f"{PLAIN} {self._name} {self._chats}")
+            with contextlib.suppress(HubStoppedError):
+                self._hub.broadcast_to_room(PLAIN, f"{PLAIN} {self._name} {self._chats}")
             await asyncio.sleep(CHAT_PAUSE)
 
     def _look(self) -> None:

@@ -24,6 +24,7 @@ class Record:
 
     Attributes:
         texts: by position.
+        places: by text, its positions; a text that was lost and published again has several.
         before: by position, the position before it; None: not known.
         tops: by room, the position of the newest message, or the place before the first, at the
             last reading.
@@ -31,6 +32,7 @@ class Record:
 
     def __init__(self, findings: Findings) -> None:
         self.texts: dict[str, str] = {}
+        self.places: dict[str, list[str]] = {}
         self.before: dict[str, str | None] = {}
         self.tops: dict[str, str] = {}
         self._findings = findings
@@ -54,7 +56,9 @@ class Record:
             elif before is not None and self.before[position] != before:
                 then = self.before[position]
                 self._findings.add("disordered", f"{position} was behind {then}, now {before}")
-            self.texts[position] = text
+            if position not in self.texts:
+                self.texts[position] = text
+                self.places.setdefault(text, []).append(position)
             last = position
         for text, count in Counter(text for _, _, text in entries).items():
             if count > 1 and text not in self._doubles:
@@ -85,6 +89,13 @@ class Record:
             place = self.before.get(place)
         more = "" if place == start else f" ... and {start} is not among the last {len(found)}"
         return " <- ".join(found) + more
+
+
+def read_tops(port: int, prefix: str, rooms: Sequence[str]) -> dict[str, str]:
+    """The newest positions of these rooms, as a server has them; blocks."""
+    with redis.Redis(port=port, protocol=2, socket_timeout=10) as client:
+        tops = client.mget([f"{prefix}t:{{{room}}}" for room in rooms])
+    return {room: top.decode() for room, top in zip(rooms, tops, strict=True) if top}
 
 
 def read(port: int, prefix: str, rooms: Iterable[str]) -> list[tuple[str, str | None, list[Entry]]]:

@@ -222,7 +222,7 @@ class Trial:
         await self._until("left", "nothing under way", self._under_way)
 
     async def _behind(self) -> list[str]:
-        await self.bus.write_down()
+        await self.bus.look_at_tops()
         return self.crowd.behind(self.record)
 
     async def _say_one_more(self) -> None:

@@ -219,23 +219,20 @@ class UnawareView:
 
     def judge(self, record: Record, findings: Findings, *, lossless: bool) -> None:
         """Compares them with the record: doubles and order, and where nothing is lost, holes."""
-        places: dict[str, list[str]] = {}
-        for position, text in record.texts.items():
-            places.setdefault(text, []).append(position)
         for room, texts in self.texts.items():
-            self._judge(room, texts, places, record, findings, lossless)
+            self._judge(room, texts, record, findings, lossless)
             self.texts[room] = texts[-1:]
 
     def _judge(
         self,
         room: str,
         texts: list[str],
-        places: dict[str, list[str]],
         record: Record,
         findings: Findings,
         lossless: bool,
     ) -> None:
         where = f"{self._who} in {room}"
+        places = record.places
         for text in texts:
             if text not in places:
                 findings.add("unrecorded", f"{where} got {text!r}")
