@@ -1,7 +1,7 @@
-"""A redis-server of the test's own, on a free port: can be stopped, killed, paused and cut off.
+"""Redis servers of the test's own, on free ports: can be stopped, killed, paused and cut off.
 
-Without a program the tests that need one are skipped, unless WSC_REQUIRE_CLIENTS=1. Some tests of
-the bus run over each program that is installed.
+The trials use them, too. Without a program the tests that need one are skipped, unless
+WSC_REQUIRE_CLIENTS=1. Some tests of the bus run over each program that is installed.
 """
 
 from __future__ import annotations
@@ -38,14 +38,19 @@ class RedisServer:
     """
 
     def __init__(
-        self, directory: Path, *options: str, password: str = "", program: str = ""
+        self,
+        directory: Path,
+        *options: str,
+        password: str = "",
+        program: str | None = PROGRAM,
     ) -> None:
-        self.program = PROGRAMS.get(program, PROGRAM)
+        self.program = program if program is None else PROGRAMS.get(program, program)
         if self.program is None:
             if os.environ.get("WSC_REQUIRE_CLIENTS") == "1":
                 pytest.fail("WSC_REQUIRE_CLIENTS=1, but redis-server is not installed")
             pytest.skip("redis-server is not installed")
         self.directory = directory
+        self.program = program
         self.options = options
         self.password = password
         self.port = 0
@@ -146,6 +151,32 @@ class RedisServer:
         self.kill()
 
 
+class Sentinel(RedisServer):
+    """A Sentinel that watches one master and decides alone.
+
+    Args:
+        directory: for its configuration.
+        master: which it watches.
+        down_after: milliseconds of silence after which the master is down.
+    """
+
+    def __init__(self, directory: Path, master: RedisServer, *, down_after: int = 300) -> None:
+        super().__init__(directory, program=master.program)
+        self.master = master
+        self.down_after = down_after
+
+    def command_line(self) -> list[str]:
+        program, *_ = super().command_line()
+        file = self.directory / "sentinel.conf"
+        file.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self.directory}\nlogfile redis.log\n"
+            f"sentinel monitor main 127.0.0.1 {self.master.port} 1\n"
+            f"sentinel down-after-milliseconds main {self.down_after}\n"
+            "sentinel failover-timeout main 2000\n"
+        )
+        return [program, str(file), "--sentinel"]
+
+
 class Cutter:
     """A relay before a server: decides what becomes of each chunk of bytes that it is given.
 
@@ -176,7 +207,12 @@ class Cutter:
         self._tasks.add(task)
         self.connections += 1
         number = self.connections
-        there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
+        except OSError:
+            writer.close()
+            self._tasks.discard(task)
+            return
         pumps = {
             asyncio.ensure_future(self._pump(number, reader, back, lambda: self.request)),
             asyncio.ensure_future(self._pump(number, there, writer, lambda: self.reply)),

@@ -106,6 +106,12 @@ class Bus:
         found = self.entries[places.index(since) :][:limit]
         return Page(self.top, True, [Entry(position, ENTRY) for position in found])
 
+    def is_before(self, first: str, second: str | None) -> bool:
+        """Whether both are in the history, and the first one is older."""
+        places = [self.before, *self.entries]
+        known = first in places and second in places
+        return known and places.index(first) < places.index(second or "")
+
     def trim(self, count: int) -> None:
         for _ in range(min(count, len(self.entries))):
             self.before = self.entries.pop(0)
@@ -243,6 +249,8 @@ def say(engine: Any, client: Connection, room: str, position: str, more: str) ->
     if '"recovered":true' in more:
         assert client.client.position == position, "recovered, but not whole"
     else:
+        if '"first"' not in more:
+            assert not client.hub.bus.is_before(position, client.client.position), "set back"
         client.client.hears("place", position)
 
 
@@ -607,6 +615,49 @@ def test_a_new_connection_in_the_middle_of_a_heal_reads_once_more(world: World) 
     while world.bus.reads:
         world.bus.reads[0].end()
     assert hub.chain.last == world.bus.top
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_client_is_not_set_back_by_a_hub_that_is_behind(world: World, fails: bool) -> None:
+    world.go(0)
+    for hub in world.hubs:
+        hub.line.clear()  # no message comes any more
+    for _ in range(9):
+        world.bus.publish()
+    # From another hub, which is up to date, and with more to come than a recovery gives.
+    world.clients[0].position = world.bus.entries[-8]
+    world.come(0)
+    world.bus.reads[-1].end()
+    while fails and world.bus.reads:
+        world.bus.reads[0].end(OSError("no answer"))
+    world.second(0)
+    world.settle()
+    world.check()
+    assert world.clients[0].view[-1] == ("place", world.bus.top)
+
+
+def test_a_client_whose_read_fails_waits_for_the_next_one(world: World) -> None:
+    world.go(0)
+    for _ in range(6):
+        world.deliver(0)
+    world.come(0)  # its place is behind the ring: it waits for a read
+    world.bus.reads[-1].end(OSError("no answer"))
+    world.settle()
+    world.check()
+    assert [what for what, _ in world.clients[0].view].count("message") == 6
+    assert [what for what, _ in world.clients[0].view].count("place") == 1
+
+
+def test_a_bus_that_refuses_all_reads_ends_a_join_all_the_same(world: World) -> None:
+    world.go(0)
+    for _ in range(6):
+        world.deliver(0)
+    world.come(0)
+    for _ in range(100):
+        while world.bus.reads:
+            world.bus.reads[0].end(OSError("refused"))
+        world.second(0)
+    assert world.clients[0].view[-1] == ("place", world.hubs[0].chain.last)
 
 
 def test_a_bus_that_contradicts_itself_ends_a_join_all_the_same(

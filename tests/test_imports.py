@@ -42,7 +42,13 @@ USERS_OF_THE_FACE = ("__init__", "adapters", "cli", "console", "demo", "hub", "t
 USERS_OF_THE_PACKAGE = ("clients", "deploy", "examples", "testing")
 PUBLIC = {
     module: set(import_module(module).__all__)
-    for module in ("wsc_fast", "wsc_fast.auth", "wsc_fast.demo", "wsc_fast.testing")
+    for module in (
+        "wsc_fast",
+        "wsc_fast.auth",
+        "wsc_fast.demo",
+        "wsc_fast.publish",
+        "wsc_fast.testing",
+    )
 }
 
 

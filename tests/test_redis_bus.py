@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.ports import free_port
-from tests.redis_server import EACH_PROGRAM, RedisServer, cutter
+from tests.redis_server import EACH_PROGRAM, RedisServer, Sentinel, cutter
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
 from wsc_fast.bus.redis import server as redis_server
 from wsc_fast.bus.redis.bus import RedisBus
@@ -1170,25 +1170,6 @@ def test_with_one_server_more_only_rooms_move_that_go_there() -> None:
         moved = [new for old, new in zip(before, after, strict=True) if old != new]
         assert set(moved) == {buckets}
         assert abs(len(moved) / len(keys) - 1 / (buckets + 1)) < 0.05
-
-
-class Sentinel(RedisServer):
-    """A Sentinel that watches one master and decides alone."""
-
-    def __init__(self, directory: Path, master: RedisServer) -> None:
-        super().__init__(directory)
-        self.master = master
-
-    def command_line(self) -> list[str]:
-        program, *_ = super().command_line()
-        file = self.directory / "sentinel.conf"
-        file.write_text(
-            f"port {self.port}\nbind 127.0.0.1\ndir {self.directory}\nlogfile redis.log\n"
-            f"sentinel monitor main 127.0.0.1 {self.master.port} 1\n"
-            "sentinel down-after-milliseconds main 300\n"
-            "sentinel failover-timeout main 2000\n"
-        )
-        return [program, str(file), "--sentinel"]
 
 
 async def test_a_sentinel_that_is_asked_is_among_the_sockets_of_the_bus() -> None:

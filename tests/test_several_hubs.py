@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,18 @@ import pytest
 from tests.aware import Aware, keeping
 from tests.redis_server import EACH_PROGRAM, RedisServer
 from tests.support import join, named
-from wsc_fast import Client, Hub, HubConfig, LimitError, RoomNotFoundError, ValidationError
+from wsc_fast import (
+    BusUnavailableError,
+    Client,
+    Hub,
+    HubConfig,
+    HubMessage,
+    HubStateError,
+    LimitError,
+    RoomNotFoundError,
+    SendFailureReason,
+    ValidationError,
+)
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.testing import RawClient, eventually, eventually_async, running
 
@@ -410,6 +421,33 @@ async def test_a_room_that_nobody_came_to_be_in_is_let_go(
         assert len(hub.get_rooms()) == 21
         await eventually(lambda: hub.get_rooms() == ["r"])
         aware.close()
+
+
+async def test_a_call_while_the_bus_closes_raises_nothing_of_the_bus(server: RedisServer) -> None:
+    heard: list[tuple[HubMessage, Exception]] = []
+
+    class Handler:
+        async def handle_send_failure(
+            self, msg: HubMessage, recipient: str, reason: SendFailureReason, error: Exception
+        ) -> None:
+            heard.append((msg, error))
+
+    hub = keeping("r*", Hub(authenticate=named, bus=RedisBus(server.url)))
+    hub.add_send_failure_handler(Handler())
+    await hub.start("127.0.0.1", 0)
+    await asyncio.to_thread(server.pause)
+    hub.broadcast_to_room("r", "this has the stop wait")
+    before = hub.cluster.counters()["not_published"]
+    stopping = asyncio.ensure_future(hub.stop(1.0))
+    with suppress(HubStateError):
+        while not stopping.done():
+            hub.broadcast_to_room("r", "late")
+            await asyncio.sleep(0.001)
+    await stopping
+    assert hub.cluster.counters()["not_published"] > before
+    late = [error for msg, error in heard if msg.content == "late"]
+    assert late
+    assert all(isinstance(error, BusUnavailableError) for error in late)
 
 
 async def test_a_stop_while_the_bus_opens_leaves_it_closed(server: RedisServer) -> None:

@@ -8,7 +8,7 @@ import os
 
 from celery import Celery
 
-from wsc_fast.errors import BusUnavailableError
+from wsc_fast import BusUnavailableError
 from wsc_fast.publish import Publisher
 
 BUS = os.environ.get("BUS", "redis://127.0.0.1:6379/0")

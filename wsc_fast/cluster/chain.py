@@ -68,6 +68,8 @@ class Chain:
     Attributes:
         last: the position up to which the members have all; None before it is known.
         healing: a read is under way, and messages that come wait for it.
+        asked: how many reads have begun.
+        answered: the number of the last one that brought it up to date.
     """
 
     def __init__(self, room: str, retention: Retention, needs: Needs) -> None:
@@ -75,6 +77,8 @@ class Chain:
         self.retention = retention
         self.last: str | None = None
         self.healing: bool = False
+        self.asked: int = 0
+        self.answered: int = 0
         self._needs = needs
         self._ring: dict[str, Message] = {}  # by position, the oldest first
         self._ring_bytes = 0
@@ -171,6 +175,7 @@ class Chain:
     def _ask(self) -> None:
         limit = 0 if self.last is None else HEAL_LIMIT
         self._heard_before = len(self._waiting)
+        self.asked += 1
         answer = self._needs.read(self.room, self.last, limit, self.retention)
         if answer.done():
             self._answered(answer)
@@ -219,6 +224,7 @@ class Chain:
             self._overflowed = False
             self._ask()
         else:
+            self.answered = self.asked
             self._settle()
 
     def _give_entry(self, entry: Entry) -> None:

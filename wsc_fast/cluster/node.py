@@ -286,10 +286,22 @@ class Node:
                 f"a message takes at most {MOST_ENTRY_BYTES} bytes on a bus, not {len(entry)}: the "
                 f"message has {len(frame)}, and exclude names {len(exclude)} clients"
             )
-        self._open_at_once()
+        outgoing = Outgoing(room_id, entry, retention, idempotency_key, answer)
+        try:
+            self._open_at_once()
+        except BusUnavailableError as error:
+            # `broadcast_to_room` raises nothing of the bus, whatever the time of the call.
+            self._refuse(outgoing, error)
+            return
         self.counters.published += 1
         assert self._rooms is not None
-        self._rooms.publish(Outgoing(room_id, entry, retention, idempotency_key, answer))
+        self._rooms.publish(outgoing)
+
+    def _refuse(self, outgoing: Outgoing, error: Exception) -> None:
+        if outgoing.answer is None:
+            self.not_published(outgoing, error)
+        else:
+            outgoing.answer.set_exception(error)
 
     def _publish_outgoing(self) -> None:
         """Gives the bus the messages of plain rooms and broadcasts of this tick."""
@@ -414,7 +426,7 @@ class Node:
                 self._begun = self._opened = True
                 return
             opening.close()  # it has to read a file; `open` is about to be called
-        raise BusUnavailableError("the bus is not open yet")
+        raise BusUnavailableError("the bus is not open: the hub is starting or stopping")
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

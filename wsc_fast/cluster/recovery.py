@@ -48,6 +48,8 @@ class Join:
         missed, nbytes: what it was given.
         tries: how often the history was read for it in vain.
         asked: a read for it is under way.
+        lost: it cannot be told what it missed.
+        lost_at: how many reads its chain had begun by then.
     """
 
     client: Client
@@ -57,7 +59,12 @@ class Join:
     nbytes: int = 0
     tries: int = 0
     asked: bool = False
-    lost: bool = False  # it cannot be told what it missed
+    lost: bool = False
+    lost_at: int = 0
+
+    def lose(self, chain: Chain) -> None:
+        """It begins anew."""
+        self.lost, self.lost_at = True, chain.asked
 
 
 @dataclass(slots=True, eq=False)
@@ -174,10 +181,16 @@ class Recovery:
             for client in [each for each in joins if not each.is_connected()]:
                 self.leave(room_id, client)
             if self.waits(room_id) and not chain.healing:
-                if chain.last is None:
-                    chain.heal()
-                else:
-                    self.settled(chain)
+                self._try_again(chain, list(joins.values()))
+
+    def _try_again(self, chain: Chain, joins: list[Join]) -> None:
+        behind = [join for join in joins if join.lost and not _has_caught_up(chain, join)]
+        for join in behind:
+            join.tries += 1
+        if behind or chain.last is None:
+            chain.heal()
+        else:
+            self.settled(chain)
 
     def forget(self) -> None:
         """The hub has stopped."""
@@ -202,7 +215,8 @@ class Recovery:
         if join in self._full.get(join.client, ()):
             return  # `ran_empty` comes
         if join.position is None or join.lost:
-            self._enter(chain, join)
+            if join.position is None or _has_caught_up(chain, join):
+                self._enter(chain, join)
         elif chain.knows(join.position):
             if self._give_all(chain, join, chain.after(join.position)):
                 self._enter(chain, join)
@@ -226,7 +240,7 @@ class Recovery:
             join.missed += 1
             join.nbytes += size
             if join.missed > MOST_MISSED or join.nbytes > MOST_MISSED_BYTES:
-                join.lost = True
+                join.lose(chain)
                 break
             join.position, join.tries = message.position, 0
             if not message.exclude or join.client.id not in message.exclude:
@@ -286,15 +300,19 @@ class Recovery:
         joins = self._asked.pop((chain, position), None)
         if joins is None:
             return  # the hub has stopped meanwhile
-        page = None
         if not answer.cancelled() and answer.exception() is None:
-            page = answer.result()
-        self._in_turns(self._go_on_all(chain, position, joins, page))
+            self._in_turns(self._go_on_all(chain, position, joins, answer.result()))
+            return
+        # The bus is away: they wait until `look` asks again.
+        for join in joins:
+            join.asked = False
+            if join.tries > MOST_TRIES:
+                join.lose(chain)
 
     def _go_on_all(
-        self, chain: Chain, position: str, joins: list[Join], page: Page | None
+        self, chain: Chain, position: str, joins: list[Join], page: Page
     ) -> Iterator[None]:
-        messages = None if page is None else _messages_of(page)
+        messages = _messages_of(page)
         if messages:
             self._keep_page(chain, position, messages)
         for join in joins:
@@ -319,13 +337,25 @@ class Recovery:
     def _go_on(self, chain: Chain, join: Join, messages: list[Message] | None) -> None:
         """Gives a client what was read; None: it cannot be read."""
         if messages is None or len(messages) > MOST_MISSED or join.tries > MOST_TRIES:
-            join.lost = True
+            join.lose(chain)
         elif not self._give_all(chain, join, messages):
             return
-        ahead = not messages and not join.lost and not chain.knows(join.position or "")
-        if ahead and not chain.healing:
+        ahead = not messages and not chain.knows(join.position or "")
+        if (ahead or join.lost) and not chain.healing and not _has_caught_up(chain, join):
             chain.heal()  # the history is ahead of what has come over the bus
         self._advance(chain, join)
+
+
+def _has_caught_up(chain: Chain, join: Join) -> bool:
+    """Whether the chain has read the history since it was known that a join cannot recover.
+
+    Else the chain may be behind the messages that the client has, and would give them again. A bus
+    that answers no read keeps nobody out for ever.
+    """
+    if not join.lost:
+        return False
+    known = join.position is not None and chain.knows(join.position)
+    return known or chain.answered > join.lost_at or join.tries > 2 * MOST_TRIES
 
 
 def _messages_of(page: Page) -> list[Message] | None:

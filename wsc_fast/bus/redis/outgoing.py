@@ -169,8 +169,8 @@ class Sender:
     def publish(self, batch: Sequence[Outgoing]) -> None:
         """Publishes messages, or has them wait.
 
-        Those of kept rooms go out in the next turn of the loop: all that this turn publishes to a
-        room share one call.
+        Messages of kept rooms go out in the next turn of the loop: all that this turn publishes to
+        a room share one call.
         """
         now = self._loop.time()
         plain = False

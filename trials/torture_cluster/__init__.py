@@ -1,0 +1,1 @@
+"""Several hubs on one bus, of which everything is killed, frozen and cut off: see run.py."""

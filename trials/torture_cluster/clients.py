@@ -1,0 +1,286 @@
+"""The clients of a scenario: they hop between the nodes, and remember positions.
+
+An aware client does what docs/wire.md asks of one. An unaware one only reads. What they do besides
+depends on the mood of the crowd:
+
+    BUSY    comes and goes, to any node, and leaves politely or without a word
+    CALM    stays where it is, and connects where it is not
+    AWAY    leaves, and does not come back
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Self
+
+import aiohttp
+
+from trials.torture.users import Door, Mood
+from trials.torture_cluster.findings import Findings
+from trials.torture_cluster.record import Record
+from trials.torture_cluster.texts import PLAIN, kept_rooms
+from trials.torture_cluster.views import PlainView, RoomView, UnawareView
+
+# Seconds in which a node has to answer an upgrade, and a close frame; else the client goes on.
+UPGRADE, CLOSE = 2.0, 0.3
+# Seconds for which a client stays, on average, and for which it is away at most.
+STAY, PAUSE = 0.7, 0.1
+
+
+class Crowd:
+    """All clients of a scenario.
+
+    Attributes:
+        doors: the addresses of the nodes.
+        counts: deliveries, reconnects, and joins that were and were not recovered, and gaps.
+        failure: the first mistake in here.
+    """
+
+    def __init__(self, aware: int, unaware: int, rooms: int, findings: Findings) -> None:
+        self.findings = findings
+        self.doors: list[Door] = []
+        self.mood = Mood.AWAY
+        self.stay = STAY
+        self.counts: Counter[str] = Counter()
+        self.aware = [AwareClient(f"aware{n}", self, rooms) for n in range(aware)]
+        self.unaware = [UnawareClient(f"unaware{n}", self) for n in range(unaware)]
+        self.session: aiohttp.ClientSession
+        self._lives: list[asyncio.Task[None]] = []
+
+    @property
+    def clients(self) -> Sequence[_Client]:
+        return [*self.aware, *self.unaware]
+
+    async def __aenter__(self) -> Self:
+        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self._lives = [asyncio.create_task(client.live()) for client in self.clients]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for life in self._lives:
+            life.cancel()
+        await asyncio.gather(*self._lives, return_exceptions=True)
+        await self.session.close()
+        for door in self.doors:
+            door.socket.close()
+
+    def be(self, mood: Mood) -> None:
+        """Tells all clients how to behave from now on."""
+        self.mood = mood
+        for client in self.clients:
+            client.told.set()
+
+    def check(self) -> None:
+        """Raises what ended the life of a client: a mistake in here."""
+        for life in self._lives:
+            if life.done():
+                life.result()
+
+    def behind(self, record: Record) -> list[str]:
+        """The clients that are not connected, or do not have all that the record has."""
+        absent = [client.name for client in self.clients if client.door is None]
+        return absent + [
+            f"{view} is at {view.place}{'' if view.joined else ', not joined'}, "
+            f"the top is {record.tops.get(view.room)}"
+            for client in self.aware
+            for view in client.views.values()
+            if not view.joined or record.tops.get(view.room) not in (None, view.place)
+        ]
+
+    def without(self, plain: set[str], kept: dict[str, str]) -> list[str]:
+        """The clients that have not got these messages: of the plain room, and by kept room."""
+        found = [
+            f"{client.name} on {client.door and client.door.name} lacks {sorted(lacking)}"
+            for client in self.clients
+            if client.plain is None or (lacking := plain - client.plain.newest)
+        ]
+        return found + [
+            f"{client.name} on {client.door and client.door.name} lacks {text!r}"
+            for client in self.unaware
+            for room, text in kept.items()
+            if client.kept is None or text not in client.kept.texts.get(room, [])
+        ]
+
+    def judge(self, record: Record, unsaid: set[str], *, lossless: bool) -> None:
+        """Compares all that was seen since the last time with the record."""
+        for client in self.aware:
+            for view in client.views.values():
+                view.judge(record, self.findings, lossless=lossless)
+        for client in self.clients:
+            for plain in [*client.past, client.plain]:
+                if plain is not None:
+                    plain.judge(unsaid, self.findings)
+            client.past.clear()
+        for other in self.unaware:
+            for kept in [*other.past_kept, other.kept]:
+                if kept is not None:
+                    kept.judge(record, self.findings, lossless=lossless)
+            other.past_kept.clear()
+
+
+class _Client:
+    """One client, over all of its connections.
+
+    Attributes:
+        told: the mood has changed, or the connection has ended.
+        door: while connected.
+        plain: what this connection saw of the plain room.
+        past: what former ones saw since the last judgement.
+    """
+
+    protocols: tuple[str, ...] = ()
+
+    def __init__(self, name: str, crowd: Crowd) -> None:
+        self.name = name
+        self.told = asyncio.Event()
+        self.door: Door | None = None
+        self.plain: PlainView | None = None
+        self.past: list[PlainView] = []
+        self._crowd = crowd
+
+    async def live(self) -> None:
+        while True:
+            if self._crowd.mood is Mood.AWAY or not self._crowd.doors:
+                self.told.clear()
+                await self.told.wait()
+                continue
+            with contextlib.suppress(aiohttp.ClientError, OSError):  # TimeoutError is one
+                await self._visit(random.choice(self._crowd.doors))
+            await asyncio.sleep(random.random() * PAUSE)
+
+    async def _visit(self, door: Door) -> None:
+        url = f"ws://127.0.0.1:{door.port}/ws?user={self.name}"
+        async with asyncio.timeout(UPGRADE):
+            connection = await self._crowd.session.ws_connect(
+                url,
+                protocols=self.protocols,
+                max_msg_size=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE),
+            )
+        self._crowd.counts["reconnects"] += 1
+        guide = asyncio.create_task(self._guide(connection))
+        try:
+            await self._connected(connection, door)
+            self.door = door
+            self.told.set()
+            async for frame in connection:
+                if frame.type is not aiohttp.WSMsgType.TEXT:
+                    return
+                self._take(frame.data)
+        finally:
+            self.door = None
+            guide.cancel()
+            await asyncio.wait([guide])
+            await connection.close()
+            self._left()
+
+    async def _connected(self, connection: aiohttp.ClientWebSocketResponse, door: Door) -> None:
+        self.plain = PlainView(f"{self.name} on {door.name}", aware=bool(self.protocols))
+
+    def _take(self, data: str) -> None:
+        raise NotImplementedError
+
+    def _left(self) -> None:
+        if self.plain is not None:
+            self.past.append(self.plain)
+            self.plain = None
+
+    async def _guide(self, connection: aiohttp.ClientWebSocketResponse) -> None:
+        """Has the connection end as the mood of the crowd asks for it."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + random.expovariate(1 / self._crowd.stay)
+        while self._crowd.mood is not Mood.AWAY:
+            self.told.clear()
+            try:
+                async with asyncio.timeout_at(until if self._crowd.mood is Mood.BUSY else None):
+                    await self.told.wait()
+            except TimeoutError:
+                break
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            transport_socket = connection.get_extra_info("socket")
+            if transport_socket is not None and random.random() < 0.5:
+                transport_socket.shutdown(socket.SHUT_RDWR)
+            await connection.close()
+
+
+class AwareClient(_Client):
+    """A client that speaks wsc.1.
+
+    Attributes:
+        views: by kept room.
+    """
+
+    protocols = ("wsc.1",)
+
+    def __init__(self, name: str, crowd: Crowd, rooms: int) -> None:
+        super().__init__(name, crowd)
+        self.views = {room: RoomView(name, room) for room in kept_rooms(rooms)}
+
+    async def _connected(self, connection: aiohttp.ClientWebSocketResponse, door: Door) -> None:
+        await super()._connected(connection, door)
+        for view in self.views.values():
+            view.connected(f"{door.name} {self._crowd.findings.now()}")
+        places = {room: view.place for room, view in self.views.items() if view.place is not None}
+        await connection.send_str(json.dumps({"hello": 1, "pos": places}) + "\n")
+
+    def _take(self, data: str) -> None:
+        line, _, payload = data.partition("\n")
+        head: dict[str, Any] = json.loads(line) if line else {}
+        counts, findings = self._crowd.counts, self._crowd.findings
+        assert self.plain is not None
+        room = head.get("room", head.get("gap"))
+        if "pos" in head:
+            self.views[room].head(head, payload, findings)
+            counts["deliveries"] += "recovered" not in head and "gap" not in head
+            counts["recovered"] += head.get("recovered") is True
+            counts["not"] += head.get("recovered") is False and "first" not in head
+            counts["gaps"] += "gap" in head
+        elif "gap" in head and room == PLAIN:
+            self.plain.gap()
+        elif payload:
+            counts["deliveries"] += 1
+            self.plain.message(payload, findings)
+
+    def _left(self) -> None:
+        super()._left()
+        for view in self.views.values():
+            view.joined = False
+
+
+class UnawareClient(_Client):
+    """A client that knows nothing of positions.
+
+    Attributes:
+        kept: what this connection saw of kept rooms.
+        past_kept: what former ones saw since the last judgement.
+    """
+
+    def __init__(self, name: str, crowd: Crowd) -> None:
+        super().__init__(name, crowd)
+        self.kept: UnawareView | None = None
+        self.past_kept: list[UnawareView] = []
+
+    async def _connected(self, connection: aiohttp.ClientWebSocketResponse, door: Door) -> None:
+        await super()._connected(connection, door)
+        self.kept = UnawareView(f"{self.name} on {door.name}")
+
+    def _take(self, data: str) -> None:
+        assert self.plain is not None
+        assert self.kept is not None
+        self._crowd.counts["deliveries"] += 1
+        if data.startswith(f"{PLAIN} "):
+            self.plain.message(data, self._crowd.findings)
+        else:
+            self.kept.message(data)
+
+    def _left(self) -> None:
+        super()._left()
+        if self.kept is not None:
+            self.past_kept.append(self.kept)
+            self.kept = None
