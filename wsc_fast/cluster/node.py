@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsc_fast._core import kept
 from wsc_fast._core.clients import check_id
@@ -15,14 +15,18 @@ from wsc_fast._core.envelopes import open_entry, pack_entry, read_envelope
 from wsc_fast.bus.base import (
     MOST_ENTRY_BYTES,
     MOST_KEY_BYTES,
+    PRESENCE,
     Bus,
     Entry,
+    Member,
+    NodeState,
     Outgoing,
     Page,
     Published,
     Retention,
 )
 from wsc_fast.cluster.counters import Counters
+from wsc_fast.config import HubConfig
 from wsc_fast.errors import (
     BusUnavailableError,
     HubStateError,
@@ -31,11 +35,15 @@ from wsc_fast.errors import (
 )
 from wsc_fast.log import log
 from wsc_fast.messages import HubMessage, IdFactory, message_of
+from wsc_fast.runtime.callbacks import Watcher
+from wsc_fast.runtime.signatures import OfPresence, checked_callback
+from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
 
 if TYPE_CHECKING:
     from wsc_fast.cluster.chain import Chain
+    from wsc_fast.cluster.presence import Presence
     from wsc_fast.cluster.rooms import Rooms
 
 _T = TypeVar("_T")
@@ -67,11 +75,21 @@ class Needs:
     Attributes:
         calls: calls of other threads.
         tasks: of the hub.
+        settings: those that hold now.
+        state: whether it drains.
+        knows_users: whether its clients have identities; else they are anonymous.
+        watch: has a watcher hear of clients and members.
+        report: tells the application of an error; no client is named with it.
         not_published: a failure handler hears of a message that the bus did not take.
     """
 
     calls: ThreadCalls
     tasks: Tasks
+    settings: Callable[[], HubConfig]
+    state: State
+    knows_users: bool
+    watch: Callable[[Watcher], None]
+    report: Callable[[BaseException], None]
     not_published: Callable[[HubMessage | str | bytes, str, Exception], None]
 
 
@@ -97,6 +115,8 @@ class Node:
         self.given_bus = bus
         self._bus = bus
         self._rooms: Rooms | None = None
+        self._presence: Presence | None = None
+        self._on_presence: list[Callable[..., object]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._audited = 0.0
@@ -135,12 +155,80 @@ class Node:
         """See `ClusterFace.keep`; the arguments are checked."""
         if self._engine.loop is not None:
             raise HubStateError("keep is for a hub that does not run: call it before the start")
+        self._use_any().keep(pattern, retention)
+
+    def _use_any(self) -> Rooms:
+        """Has a bus, where the application has chosen none."""
         if self._rooms is None:
             from wsc_fast.bus.memory import MemoryBus
 
-            self._use(MemoryBus())
-        assert self._rooms is not None
-        self._rooms.keep(pattern, retention)
+            return self._use(MemoryBus())
+        return self._rooms
+
+    def presence(self, patterns: Sequence[str]) -> None:
+        """See `ClusterFace.presence`; the arguments are checked."""
+        if self._engine.loop is not None:
+            raise HubStateError("presence is for a hub that does not run: call it before the start")
+        if not self._needs.knows_users:
+            raise ValidationError(
+                "presence is about users, and all clients of this hub are anonymous: give Hub an "
+                "authenticate"
+            )
+        self._use_any()
+        if self._presence is None:
+            from wsc_fast.cluster.presence import Needs as PresenceNeeds
+            from wsc_fast.cluster.presence import Presence
+
+            needs = PresenceNeeds(
+                engine=self._engine,
+                tasks=self._needs.tasks,
+                counters=self.counters,
+                bus=self._open_bus,
+                grace=self._grace,
+                report=self._needs.report,
+            )
+            self._presence = Presence(needs, self._on_presence)
+            self._needs.watch(self._presence)
+        self._presence.watch(patterns)
+
+    def _grace(self) -> float:
+        return self._needs.settings().presence_grace
+
+    def _open_bus(self) -> Bus:
+        self._open_at_once()
+        assert self._bus is not None
+        return self._bus
+
+    def add_presence(self, fn: OfPresence) -> OfPresence:
+        """`fn(room_id, joined, left)` for the users who have come to a room, and left it."""
+        self._on_presence.append(checked_callback(fn, "room_id", "joined", "left"))
+        return fn
+
+    async def ask(self, question: Callable[[Bus], Coroutine[Any, Any, _T]]) -> _T:
+        """Asks the bus who is where."""
+
+        def begin() -> asyncio.Future[_T]:
+            if self._engine.loop is None:
+                raise HubStoppedError("the hub does not run in this process")
+            if self._presence is None:
+                raise ValidationError("presence is off: see Hub.presence")
+            return asyncio.ensure_future(question(self._open_bus()))
+
+        return await _elsewhere(self._needs.calls.run(begin))
+
+    async def members(self, room_id: str) -> list[Member]:
+        """See `Cluster.members`."""
+        from wsc_fast.cluster.views import members_of
+
+        self.check_watched(room_id)
+        found = await self.ask(lambda bus: members_of(bus, room_id))
+        return [Member(user_id, clients) for user_id, clients in found.items()]
+
+    def check_watched(self, room_id: str) -> None:
+        """Raises ValidationError for a room without presence."""
+        check_id("room", room_id)
+        if self._presence is None or not self._presence.is_watched(room_id):
+            raise ValidationError(f"room {room_id!a} has no presence: see Hub.presence")
 
     async def publish(
         self,
@@ -247,6 +335,9 @@ class Node:
         try:
             kind, origin, prev, messages = read_envelope(data)
         except ValidationError as error:
+            if self._presence is not None and channel.startswith(PRESENCE):
+                self._presence.heard(channel, data)
+                return
             self.counters.poisoned += 1
             log.warning(
                 "bytes on the bus that no hub has written are left out: %s",
@@ -264,7 +355,10 @@ class Node:
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""
         assert self._rooms is not None
-        self._rooms.subscribed(channels, again)
+        if self._presence is not None and channels and channels[0].startswith(PRESENCE):
+            self._presence.subscribed(channels, again)
+        else:
+            self._rooms.subscribed(channels, again)
 
     def up(self) -> None:
         """See `Handler.up`."""
@@ -292,10 +386,25 @@ class Node:
         self._begin(loop)
         if not self._opened:
             await self._bus.open(self, self.name)
+            await self._take_lease(self._bus)
             if self._loop is None:
                 await self._bus.close()  # the hub was stopped meanwhile
                 return
             self._opened = True
+
+    async def _take_lease(self, bus: Bus) -> None:
+        """Has the other hubs know of this one, where presence is on."""
+        if self._presence is None:
+            return
+        try:
+            await bus.lease(self._state, self._grace)
+        except BaseException:
+            await bus.close()
+            raise
+
+    def _state(self) -> NodeState:
+        clients = self._engine.connections
+        return NodeState(clients, self._needs.state.draining)
 
     def _open_at_once(self) -> None:
         """Opens a bus in this process, where the hub has been attached without waiting."""
@@ -305,9 +414,13 @@ class Node:
             raise BusUnavailableError("the bus is still opening")
         self._begin(self._engine.loop)
         try:
-            self._bus.open(self, self.name).send(None)
+            self._open_here(self._bus).send(None)
         except StopIteration:
             self._opened = True
+
+    async def _open_here(self, bus: Bus) -> None:
+        await bus.open(self, self.name)
+        await self._take_lease(bus)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -320,6 +433,8 @@ class Node:
         self._looking = self._loop.call_later(_LOOK, self._look)
         now = self._loop.time()
         self._rooms.look(now)
+        if self._presence is not None:
+            self._presence.look(now)
         if not self._bus_is_here() and now - self._audited >= _AUDIT:
             self._audited = now
             self._audit(self._rooms.silent())
@@ -371,6 +486,8 @@ class Node:
             self._looking.cancel()
             self._looking = None
         self._loop = None
+        if self._presence is not None:
+            self._presence.forget()
         if self._rooms is not None:
             self._rooms.forget()
 

@@ -22,7 +22,7 @@ from wsc_fast._core.resp import ReplyError
 from wsc_fast.bus.base import Outgoing
 from wsc_fast.bus.redis.address import Address
 from wsc_fast.bus.redis.checks import greet, prepare, warn_of_eviction
-from wsc_fast.bus.redis.commands import Names, command, script
+from wsc_fast.bus.redis.commands import Names, command, script_of
 from wsc_fast.bus.redis.link import Link, LinkLostError
 from wsc_fast.bus.redis.needs import Counters
 from wsc_fast.bus.redis.outgoing import PAUSE, Sender, is_elsewhere, is_passing
@@ -90,6 +90,9 @@ class Server:
             counters,
         )
         self.subscriptions: Subscriptions = Subscriptions(names, self._inbox, subscribed)
+        # Of the connection that writes, and of the process at its other end.
+        self.number: int = 0
+        self.run_id: str = ""
         self._writer: Link | None = None
         self._reader: Link | None = None
         # An event that is set while there is a connection to write.
@@ -195,6 +198,8 @@ class Server:
         )
         await self._or_abort(link, prepare(link, self.address, self._names, self._inbox))
         warn_of_eviction(self.address.text, facts)
+        self.number += 1
+        self.run_id = facts.get("run_id", "")
         self._writer = link
         self._writable.set()
         self.sender.connected(link)
@@ -369,6 +374,14 @@ class Server:
 
     # --- questions ---
 
+    async def writer(self) -> Link:
+        """The connection that writes, once there is one."""
+        while True:
+            await self._writable.wait()
+            if self._writer is not None:
+                return self._writer
+            await asyncio.sleep(PAUSE)  # closed: whoever asks is about to be cancelled
+
     def renew(self, key: bytes, seconds: int) -> None:
         """Has a key live on for so long, if the server is there."""
         if self._writer is not None:
@@ -396,17 +409,17 @@ class Server:
                         continue
                     if not isinstance(value, ReplyError):
                         return value
-                    await self._after(link, value)
+                    await self._after(link, value, arguments)
         except TimeoutError:
             raise BusUnavailableError(
                 f"the bus at {self.address.text} did not answer within {self._timeout:g} s"
             ) from None
 
-    async def _after(self, link: Link, error: ReplyError) -> None:
+    async def _after(self, link: Link, error: ReplyError, arguments: Sequence[bytes]) -> None:
         """Prepares for the next attempt after an error, or raises."""
         text = str(error)
         if text.startswith("NOSCRIPT"):
-            await link.ask(b"SCRIPT", b"LOAD", script("read").text)
+            await link.ask(b"SCRIPT", b"LOAD", script_of(arguments[1]).text)
         elif is_elsewhere(text):
             link.abort(error)
         elif is_passing(text):
