@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from wsc_fast._core.resp import ReplyError
 from wsc_fast.bus.base import Change, NodeState
+from wsc_fast.bus.redis.checks import prepare_presence
 from wsc_fast.bus.redis.commands import Names, encode, script
 from wsc_fast.bus.redis.link import Link, LinkLostError
 from wsc_fast.bus.redis.needs import Counters
@@ -283,21 +284,14 @@ class Directory:
         self.incarnation = f"{self._origin}.{token}"
         self._began = self._loop.time()
         self._dirty.update(dict.fromkeys(self._entries))
+        is_first = not self._ready.done()
+        if is_first:
+            unused = b"%bp:{%b}" % (self._prefix, encode(self.incarnation))
+            await prepare_presence(link, self._at, unused)
         if not await self._take_lease(link, True):
             raise BusError("a new lease was refused")
-        if self._ready.done():
+        if not is_first:
             self._tell_began()
-        else:
-            await self._try_rights(link)
-
-    async def _try_rights(self, link: Link) -> None:
-        """Runs each part once with nothing to do, so that missing rights end the start."""
-        name = encode(self.incarnation)
-        for clients in (b"1", b"0"):
-            await self._call(link, b"enter", b"0", b"1", name, name, clients)
-        await self._call(link, b"reap", name + b"-", b"1")
-        await self._call(link, b"members", name, b"0", b"1")
-        await self._call(link, b"online", name)
 
     async def _take_lease(self, link: Link, new: bool) -> bool:
         state = self._state()
