@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,18 @@ def sum_of(told: Told, room: str = "r") -> set[str]:
             assert left <= users
             users = (users | joined) - left
     return users
+
+
+class Late(MemoryBus):
+    """A bus that is open only when `open` has returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_once = False
+
+    def subscribe(self, rooms: Sequence[str]) -> None:
+        if self._handler is not None:
+            super().subscribe(rooms)
 
 
 # --- questions ---
@@ -398,6 +410,23 @@ def test_a_callback_that_cannot_be_called_is_refused() -> None:
         hub.on_presence(lambda room: None)  # type: ignore[arg-type, misc]
 
 
+async def test_clients_that_come_before_the_bus_is_open_are_entered_then() -> None:
+    hub, told = present(bus=Late())
+    loop = asyncio.get_running_loop()
+    async with running(hub):
+        node = hub._node
+        bus = node._bus
+        assert isinstance(bus, Late)
+        await node.close(1.0)
+        raw, _ = await join(hub, "a")
+        hub.join_room("a", "r")
+        await node.open(loop)
+        assert await members(hub) == {"a": 1}
+        assert await hub.cluster.online(["a"]) == {"a"}
+        await eventually(lambda: told == [("r", {"a"}, set())])
+        raw.close()
+
+
 async def test_ids_that_cannot_be_are_refused() -> None:
     hub, _ = present()
     async with running(hub):
@@ -422,6 +451,29 @@ async def test_ids_that_cannot_be_are_refused() -> None:
 def test_a_lease_has_bounds(times: dict[str, float], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         RedisBus("redis://h", **times)  # type: ignore[arg-type]
+
+
+async def test_a_callback_without_presence_is_worth_a_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = Hub(authenticate=named)
+    hub.on_presence(lambda room, joined, left: None)
+    async with running(hub):
+        assert "on_presence is never called, since presence is off" in caplog.text
+
+
+async def test_a_client_that_outlasts_the_bus_harms_nothing() -> None:
+    """Its connection ends when the hub has closed the bus already."""
+    hub, _ = present()
+    async with running(hub), inside(hub, "a", "b"):
+        bus = hub._node._bus
+        assert bus is not None
+        await hub._node.close(1.0)
+        hub.leave_room("a", "r")
+        assert hub.get_stats().callback_errors == 0
+        await hub.stop(0.1)
+        assert hub.get_stats().callback_errors == 0
+        assert await bus.nodes() == []
 
 
 # --- the directory in memory ---

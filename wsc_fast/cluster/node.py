@@ -183,7 +183,7 @@ class Node:
                 engine=self._engine,
                 tasks=self._needs.tasks,
                 counters=self.counters,
-                bus=self._open_bus,
+                bus=lambda: self._bus if self._opened else None,
                 grace=self._grace,
                 report=self._needs.report,
             )
@@ -193,11 +193,6 @@ class Node:
 
     def _grace(self) -> float:
         return self._needs.settings().presence_grace
-
-    def _open_bus(self) -> Bus:
-        self._open_at_once()
-        assert self._bus is not None
-        return self._bus
 
     def add_presence(self, fn: OfPresence) -> OfPresence:
         """`fn(room_id, joined, left)` for the users who have come to a room, and left it."""
@@ -212,7 +207,9 @@ class Node:
                 raise HubStoppedError("the hub does not run in this process")
             if self._presence is None:
                 raise ValidationError("presence is off: see Hub.presence")
-            return asyncio.ensure_future(question(self._open_bus()))
+            self._open_at_once()
+            assert self._bus is not None
+            return asyncio.ensure_future(question(self._bus))
 
         return await _elsewhere(self._needs.calls.run(begin))
 
@@ -381,6 +378,12 @@ class Node:
 
     async def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The hub starts."""
+        if self._on_presence and self._presence is None:
+            log.warning(
+                "on_presence is never called, since presence is off: call Hub.presence before the "
+                "start",
+                extra={"event": "presence_off"},
+            )
         if self._bus is None:
             return
         self._begin(loop)
@@ -390,7 +393,12 @@ class Node:
             if self._loop is None:
                 await self._bus.close()  # the hub was stopped meanwhile
                 return
-            self._opened = True
+            self._set_opened()
+
+    def _set_opened(self) -> None:
+        self._opened = True
+        if self._presence is not None:
+            self._presence.opened()
 
     async def _take_lease(self, bus: Bus) -> None:
         """Has the other hubs know of this one, where presence is on."""
@@ -416,7 +424,7 @@ class Node:
         try:
             self._open_here(self._bus).send(None)
         except StopIteration:
-            self._opened = True
+            self._set_opened()
 
     async def _open_here(self, bus: Bus) -> None:
         await bus.open(self, self.name)

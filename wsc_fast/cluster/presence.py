@@ -34,7 +34,7 @@ class Needs:
 
     Attributes:
         engine, tasks, counters: of the hub.
-        bus: the bus, open.
+        bus: the bus, once it is open; None before and after.
         grace: seconds after which a leave is told.
         report: tells the application of an error.
     """
@@ -42,7 +42,7 @@ class Needs:
     engine: Engine
     tasks: Tasks
     counters: Counters
-    bus: Callable[[], Bus]
+    bus: Callable[[], Bus | None]
     grace: Callable[[], float]
     report: Callable[[BaseException], None]
 
@@ -67,7 +67,12 @@ class Presence:
         # By room, its members here, and since when rooms have none.
         self._members: dict[str, int] = {}
         self._emptied: dict[str, float] = {}
-        self._views = views.Views(needs.bus, self._tell, views.SETTLE, views.PERIOD)
+        self._views = views.Views(self._bus, self._tell, views.SETTLE, views.PERIOD)
+
+    def _bus(self) -> Bus:
+        bus = self._needs.bus()
+        assert bus is not None
+        return bus
 
     # --- which rooms ---
 
@@ -101,19 +106,22 @@ class Presence:
         if self.is_watched(room_id):
             self._members[room_id] = self._members.get(room_id, 0) + 1
             self._emptied.pop(room_id, None)
-            if self._callbacks:
-                self._views.follow(room_id)
+            self._follow(room_id)
             self._change(room_id, client, 1)
 
     def left(self, client: Client, room_id: str) -> None:
         """See `Watcher`."""
         if self.is_watched(room_id):
             self._change(room_id, client, -1)
-            self._members[room_id] -= 1
-            if not self._members[room_id]:
-                del self._members[room_id]
-                if self._callbacks and self._needs.engine.loop is not None:
-                    self._emptied[room_id] = self._needs.engine.loop.time()
+            members = self._members.pop(room_id, 0) - 1
+            if members > 0:
+                self._members[room_id] = members
+            elif self._needs.engine.loop is not None:
+                self._emptied[room_id] = self._needs.engine.loop.time()
+
+    def _follow(self, room_id: str) -> None:
+        if self._callbacks and self._needs.bus() is not None:
+            self._views.follow(room_id)
 
     def _change(self, room_id: str, client: Client, more: int) -> None:
         key = room_id, client.user_id
@@ -123,9 +131,19 @@ class Presence:
         else:
             self._clients.pop(key, None)
         self._needs.counters.presence_changes += 1
-        self._needs.bus().directory([Change(room_id, client.user_id, max(clients, 0))])
+        bus = self._needs.bus()
+        if bus is not None:
+            bus.directory([Change(room_id, client.user_id, max(clients, 0))])
 
     # --- what the bus tells ---
+
+    def opened(self) -> None:
+        """The bus is open; clients may have come before."""
+        for room_id in self._members:
+            self._follow(room_id)
+        self._bus().directory(
+            [Change(room, user, clients) for (room, user), clients in self._clients.items()]
+        )
 
     def heard(self, channel: str, data: bytes) -> None:
         """See `Handler.envelope`, for a channel of PRESENCE."""

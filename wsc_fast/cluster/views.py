@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 
 from wsc_fast.bus.base import PRESENCE, Bus
 from wsc_fast.errors import BusError, HubStateError
@@ -20,6 +21,8 @@ PERIOD = 0.25
 # Seconds after which a view is read again. A bus that has lost data is whole by then: every hub has
 # entered its users anew.
 SETTLE = 3.0
+# Rooms of which the application hears in one turn of the loop.
+MOST_TOLD = 1000
 # Seconds until the next attempt after a read that failed.
 RETRY = 1.0
 
@@ -181,8 +184,13 @@ class Views:
 
     def _tell_all(self) -> None:
         self._timer = None
-        dirty, self._dirty = self._dirty, {}
-        for room in dirty:
+        some = list(islice(self._dirty, MOST_TOLD))
+        for room in some:
+            del self._dirty[room]
+        if self._dirty:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(0, self._tell_all)
+        for room in some:
             view = self._views.get(room)
             if view is not None:
                 self._tell_one(room, view)
