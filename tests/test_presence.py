@@ -24,9 +24,10 @@ from wsc_fast import (
     RedisBus,
     ValidationError,
 )
-from wsc_fast.bus.base import Change
+from wsc_fast.bus.base import PRESENCE, Change
 from wsc_fast.bus.directory import MemoryDirectory
-from wsc_fast.errors import ConfigError
+from wsc_fast.cluster import views
+from wsc_fast.errors import BusUnavailableError, ConfigError
 from wsc_fast.testing import RawClient, eventually, running
 
 Told = list[tuple[str, set[str], set[str]]]
@@ -474,6 +475,106 @@ async def test_a_client_that_outlasts_the_bus_harms_nothing() -> None:
         await hub.stop(0.1)
         assert hub.get_stats().callback_errors == 0
         assert await bus.nodes() == []
+
+
+# --- views ---
+
+
+class Read(MemoryBus):
+    """A bus whose reads end when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[asyncio.Future[list[str]]] = []
+        self.subscribed: list[str] = []
+
+    def subscribe(self, rooms: Sequence[str]) -> None:
+        self.subscribed += rooms
+
+    def unsubscribe(self, rooms: Sequence[str]) -> None:
+        for room in rooms:
+            self.subscribed.remove(room)
+
+    async def members(self, room: str, cursor: str) -> tuple[str, Sequence[Member]]:
+        self.waiting.append(asyncio.get_running_loop().create_future())
+        return "", [Member(user, 1) for user in await self.waiting[-1]]
+
+
+async def test_what_has_come_since_the_subscription_goes_on_top_of_the_read() -> None:
+    """A leave on one connection may come before a read on another one that does not know it."""
+    bus, told = Read(), Told()
+    room = views.Views(lambda: bus, lambda *each: told.append(each), 0.02, 0.001)
+    room.follow("r")
+    assert bus.subscribed == [f"{PRESENCE}r"]
+    room.heard("r", b"+early")
+    room.subscribed("r", False)
+    room.heard("r", b"-gone\n+new\n+fleeting\n-fleeting")
+    await eventually(lambda: bus.waiting)
+    room.heard("r", b"+late")
+    assert told == []
+    bus.waiting[0].set_result(["old", "gone", "fleeting"])
+    await eventually(lambda: told)
+    assert told == [("r", {"old", "new", "late"}, set())]
+    room.heard("r", b"+old\n-nobody\n\n*")
+    room.heard("r", b"-late")
+    await eventually(lambda: len(told) == 2)
+    assert told[1] == ("r", set(), {"late"})
+    room.leave("r")
+    assert bus.subscribed == []
+    room.heard("r", b"+x")
+    room.forget()
+
+
+async def test_a_view_is_read_again_where_something_may_have_been_missed() -> None:
+    bus, told = Read(), Told()
+    room = views.Views(lambda: bus, lambda *each: told.append(each), 0.02, 0.001)
+    room.follow("r")
+    room.subscribed("r", False)
+    await eventually(lambda: bus.waiting)
+    bus.waiting[0].set_result(["a", "b"])
+    await eventually(lambda: told)
+    room.subscribed("r", True)
+    room.heard("r", b"-a")  # it is told meanwhile, too
+    await eventually(lambda: len(told) == 2)
+    await eventually(lambda: len(bus.waiting) == 2)
+    room.subscribed("r", True)  # once more: the read under way counts no more
+    await eventually(lambda: len(bus.waiting) == 3)
+    assert bus.waiting[1].cancelled()
+    room.heard("r", b"+c")
+    bus.waiting[2].set_result(["a", "d"])
+    await eventually(lambda: len(told) == 3)
+    assert told == [("r", {"a", "b"}, set()), ("r", set(), {"a"}), ("r", {"a", "c", "d"}, {"b"})]
+    room.forget()
+
+
+async def test_a_read_that_fails_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(views, "RETRY", 0.01)
+    bus, told = Read(), Told()
+    room = views.Views(lambda: bus, lambda *each: told.append(each), 0.02, 0.001)
+    room.follow("r")
+    room.subscribed("r", False)
+    await eventually(lambda: bus.waiting)
+    bus.waiting[0].set_exception(BusUnavailableError("away"))
+    await eventually(lambda: len(bus.waiting) == 2)
+    assert "the users in room 'r' could not be read: away" in caplog.text
+    bus.waiting[1].set_result(["a"])
+    await eventually(lambda: told == [("r", {"a"}, set())])
+    room.forget()
+
+
+async def test_few_of_many_rooms_are_read_at_once() -> None:
+    bus, told = Read(), Told()
+    rooms = views.Views(lambda: bus, lambda *each: told.append(each), 0.02, 0.001)
+    for number in range(200):
+        rooms.follow(str(number))
+        rooms.subscribed(str(number), False)
+    for done in range(200):
+        await eventually(lambda done=done: len(bus.waiting) == min(200, done + views.MOST_READS))
+        bus.waiting[done].set_result(["a"])
+    await eventually(lambda: len(told) == 200)
+    rooms.forget()
 
 
 # --- the directory in memory ---

@@ -21,6 +21,8 @@ PERIOD = 0.25
 # Seconds after which a view is read again. A bus that has lost data is whole by then: every hub has
 # entered its users anew.
 SETTLE = 3.0
+# Reads at once: all rooms are read when the bus is back.
+MOST_READS = 64
 # Rooms of which the application hears in one turn of the loop.
 MOST_TOLD = 1000
 # Seconds until the next attempt after a read that failed.
@@ -102,6 +104,7 @@ class Views:
         self._period = period
         self._views: dict[str, View] = {}
         self._dirty: dict[str, None] = {}
+        self._reads = asyncio.Semaphore(MOST_READS)
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -126,6 +129,7 @@ class Views:
             view.end()
         self._views.clear()
         self._dirty.clear()
+        self._reads = asyncio.Semaphore(MOST_READS)  # the next run may be on another loop
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -158,7 +162,8 @@ class Views:
         while True:
             await asyncio.sleep(pause)
             try:
-                found = set(await members_of(self._bus(), room))
+                async with self._reads:
+                    found = set(await members_of(self._bus(), room))
             except (BusError, HubStateError) as error:
                 pause = RETRY
                 log.warning(

@@ -321,14 +321,15 @@ class Directory:
         return True
 
     def _write_some_again(self) -> None:
+        """Whole pages, so that a heartbeat is one call as a rule."""
         if not self._again:
             self._again = list(self._entries)
         self._owed += len(self._entries) * self._refresh / AGAIN
-        some, self._owed = divmod(self._owed, 1)
-        for _ in range(min(int(some), len(self._again))):
-            entry = self._again.pop()
-            if entry in self._entries:
-                self._dirty[entry] = None
+        page = min(PAGE, len(self._entries))
+        if page and self._owed >= page:
+            self._owed -= page
+            some, self._again = self._again[-page:], self._again[:-page]
+            self._dirty.update(dict.fromkeys(each for each in some if each in self._entries))
 
     async def _write(self, link: Link) -> None:
         page = list(islice(self._dirty, PAGE))
