@@ -62,8 +62,9 @@ async def hubs(
         for url in urls:
             bus = RedisBus(url, lease=LEASE, refresh=REFRESH)
             config = HubConfig(presence_grace=grace, close_timeout=0.1)
-            hub = Hub(config, authenticate=named, bus=bus)
+            hub = Hub(config, authenticate=named)
             hub.presence(*rooms)
+            hub.set_bus(bus)
             told: Told = []
             hub.on_presence(lambda room, joined, left, told=told: told.append((room, joined, left)))
             hub.create_room("r")
@@ -416,6 +417,17 @@ async def test_a_restart_of_hubs_one_after_another_tells_nobody_to_have_left(
 # --- the server ends ---
 
 
+async def test_a_leave_that_the_bus_did_not_bring_is_read(server: RedisServer) -> None:
+    async with hubs([server.url] * 2) as here, inside(here[0].hub, "a"), inside(here[1].hub, "b"):
+        here[0].hub.create_room("plain")
+        here[0].hub.join_room("a", "plain")
+        await agreed(here, {"a": 1, "b": 1})
+        # As if it had been told while no connection was there.
+        server.command("HDEL", "wsc:p:{r}", "b")
+        server.command("CLIENT", "KILL", "TYPE", "pubsub")
+        await agreed(here, {"a": 1})
+
+
 async def restarted(server: RedisServer, change: Callable[[], object]) -> None:
     await asyncio.to_thread(server.kill)
     change()
@@ -473,7 +485,8 @@ async def test_a_promoted_replica_that_has_missed_something_is_brought_up_to_dat
     folders = [tmp_path / "1", tmp_path / "2"]
     for folder in folders:
         folder.mkdir()
-    with RedisServer(folders[0]) as master, RedisServer(folders[1]) as replica:
+    at_once = ("--repl-diskless-sync-delay", "0")
+    with RedisServer(folders[0], *at_once) as master, RedisServer(folders[1]) as replica:
         replica.command("REPLICAOF", "127.0.0.1", master.port)
         await eventually(lambda: replica.command("INFO")["master_link_status"] == "up")
         async with (

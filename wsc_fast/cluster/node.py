@@ -352,10 +352,12 @@ class Node:
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""
         assert self._rooms is not None
-        if self._presence is not None and channels and channels[0].startswith(PRESENCE):
-            self._presence.subscribed(channels, again)
-        else:
-            self._rooms.subscribed(channels, again)
+        if self._presence is not None:
+            of_presence = [each for each in channels if each.startswith(PRESENCE)]
+            self._presence.subscribed(of_presence, again)
+            if of_presence:
+                channels = [each for each in channels if not each.startswith(PRESENCE)]
+        self._rooms.subscribed(channels, again)
 
     def up(self) -> None:
         """See `Handler.up`."""
