@@ -19,7 +19,7 @@ import pytest
 from tests.redis_server import RedisServer, cutter
 from tests.support import join, named
 from tests.test_presence import Told, inside, members, sum_of
-from wsc_fast import BusError, Hub, HubConfig
+from wsc_fast import BusError, Hub, HubConfig, HubStateError
 from wsc_fast.bus.base import PRESENCE, Change, NodeState, Outgoing
 from wsc_fast.bus.local import LocalBus
 from wsc_fast.bus.redis import directory
@@ -28,7 +28,8 @@ from wsc_fast.bus.redis.commands import script
 from wsc_fast.cluster import views
 from wsc_fast.testing import RawClient, eventually, eventually_async
 
-# Seconds of a lease and between its renewals; a killed hub is known to be dead soon after.
+# Seconds of a lease and between its renewals, of hubs that are killed, so that the others know soon.
+# Hubs of this process have a longer lease, since the loop may stand still on a busy machine.
 LEASE, REFRESH = 1.0, 0.2
 
 
@@ -60,7 +61,7 @@ async def hubs(
     made = []
     async with asyncio.timeout(60), AsyncExitStack() as stack:
         for url in urls:
-            bus = RedisBus(url, lease=LEASE, refresh=REFRESH)
+            bus = RedisBus(url, refresh=REFRESH)
             config = HubConfig(presence_grace=grace, close_timeout=0.1)
             hub = Hub(config, authenticate=named)
             hub.presence(*rooms)
@@ -145,7 +146,7 @@ class Node:
     """A bus without a hub, and what it has heard."""
 
     def __init__(self, url: Any, **options: Any) -> None:
-        self.bus = RedisBus(url, **{"lease": LEASE, "refresh": REFRESH, **options})
+        self.bus = RedisBus(url, **{"refresh": REFRESH, **options})
         self.grace = 0.0
         self.lines: list[tuple[str, str]] = []
         self.calls = 0
@@ -329,7 +330,7 @@ async def test_the_leaves_of_a_killed_hub_are_one_message_for_each_room(
     async with (
         node(server.url, "a", "r", "s") as one,
         cutter(server) as relay,
-        node(relay.url, "b", timeout=0.1) as two,
+        node(relay.url, "b", timeout=0.1, lease=LEASE) as two,
     ):
         users = [f"u{number:02}" for number in range(40)]
         two.put(*((room, user, 1) for room in ("r", "s") for user in users))
@@ -362,6 +363,41 @@ async def test_a_hub_that_was_frozen_enters_all_anew(server: RedisServer) -> Non
         await agreed(here, {"a": 1})
 
 
+async def test_a_hub_that_the_others_took_for_dead_tells_it(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with node(server.url, "a", "r") as one, node(server.url, "b") as two:
+        two.put(("r", "u", 1))
+        await eventually(lambda: one.lines)
+        (held,) = two.bus._directories.values()
+        former = held.incarnation
+        server.command("DEL", f"wsc:n:{former}")
+        await eventually(lambda: two.bus.counters()["lost_leases"] == 1)
+        assert "the lease of this hub has ended" in caplog.text
+        assert await two.members("r") == {"u": 1}
+        await eventually(lambda: server.command("ZSCORE", "wsc:nodes", former) is None)
+        assert held.incarnation != former
+        assert await one.members("r") == {"u": 1}
+
+
+async def test_a_user_who_left_while_the_bus_was_away_may_be_back_within_the_grace(
+    tmp_path: Path,
+) -> None:
+    with RedisServer(tmp_path, "--appendfsync", "always") as server:
+        async with node(server.url, "a", "r") as one, node(server.url, "b") as two:
+            one.grace = two.grace = 1.0
+            two.put(("r", "u", 1), ("r", "v", 1))
+            await eventually(lambda: len(one.lines) == 2)
+            await asyncio.to_thread(server.kill)
+            two.put(("r", "u", 0), ("r", "v", 0))
+            await asyncio.to_thread(server.start)
+            await eventually(lambda: server.command("ZCARD", "wsc:grace") == 2)
+            one.put(("r", "u", 1))
+            await eventually(lambda: len(one.lines) == 3)
+            assert one.lines[2] == ("r", "-v")
+            assert await one.members("r") == {"u": 1}
+
+
 async def test_a_call_that_arrives_late_changes_nothing(server: RedisServer) -> None:
     """A node has given its connection up, and the server reads what it has sent there."""
     async with node(server.url, "a") as one, node(server.url, "b", "r") as two:
@@ -379,7 +415,7 @@ async def test_a_call_that_arrives_late_changes_nothing(server: RedisServer) -> 
         await eventually(lambda: server.command("GET", f"wsc:n:{held.incarnation}")[:2] == b"2 ")
         assert enter(held.incarnation, 1) == b"LEASE"
         assert enter("a.former", 1) == b"LEASE"
-        reap = ("reap", "wsc:", held.incarnation, 1, "b", "1")
+        reap = ("reap", "wsc:", held.incarnation, 1, "b", "1", "0")
         assert server.command("EVAL", script("directory").text, 0, *reap) == b"LEASE"
         assert await two.members("r") == {"u": 1}
         assert enter(held.incarnation, 2) == b"OK"
@@ -515,6 +551,46 @@ async def test_a_promoted_replica_that_has_missed_something_is_brought_up_to_dat
 
             await eventually_async(is_so, 20)
         assert [key for key in keys(replica) if not key.startswith("wsc:n")] == []
+
+
+async def test_a_hub_ends_at_once_where_the_bus_is_away(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        async with hubs([server.url]) as here, inside(here[0].hub, "a"):
+            await agreed(here, {"a": 1})
+            await asyncio.to_thread(server.kill)
+            await here[0].hub.stop(0.1)  # closes its client, and then
+            with pytest.raises(HubStateError):
+                await here[0].hub.cluster.count("r")
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(server.start)
+        one = Node(server.url, timeout=30.0)
+        await one.bus.open(one, "a")
+        await one.bus.lease(lambda: NodeState(0, False), lambda: 0.0)
+        one.put(("r", "u", 1))
+        await asyncio.to_thread(server.kill)
+        await eventually(lambda: not one.bus._servers[0].is_there())
+        began = loop.time()
+        await one.bus.close()
+        assert loop.time() - began < 5
+
+
+async def test_a_start_that_one_of_two_servers_refuses_leaves_nothing_open(
+    tmp_path: Path,
+) -> None:
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for folder in folders:
+        folder.mkdir()
+    with RedisServer(folders[0]) as first, RedisServer(folders[1]) as second:
+        second.command("ACL", "SETUSER", "default", "-spop")
+        hub = Hub(authenticate=named, bus=RedisBus([first.url, second.url]))
+        hub.presence("r")
+        with pytest.raises(BusError, match="all that presence needs"):
+            await hub.start("127.0.0.1", 0)
+        assert len(asyncio.all_tasks()) == 1
+        second.command("ACL", "SETUSER", "default", "+spop")
+        await hub.start("127.0.0.1", 0)
+        await hub.stop(0.1)
+        assert keys(first) == keys(second) == []
 
 
 async def test_scripts_that_were_forgotten_are_loaded_again(server: RedisServer) -> None:

@@ -190,19 +190,19 @@ if WHAT == 'enter' then
 end
 
 -- Takes out some of what an incarnation has left behind. 5 that incarnation, 6 '1' where it was an
--- earlier one of the hub that asks. Returns how many entries it was; 0: nothing is left.
+-- earlier one of the hub that asks, 7 the grace in milliseconds. Returns how many entries it was; 0: nothing is left.
 if WHAT == 'reap' then
   if not holds_lease() then return 'LEASE' end
-  local dead = ARGV[5]
+  local dead, grace = ARGV[5], tonumber(ARGV[7])
   if ARGV[6] == '1' then run('DEL', P .. 'n:' .. dead) end
   if lives(dead) then return 0 end
   local entries = run('SPOP', P .. 'nr:' .. dead, PAGE)
   for _, entry in ipairs(entries) do
     local room, user = string.match(entry, '^(.-)\n(.*)$')
-    take_from_room(room, user, dead, 0)
+    take_from_room(room, user, dead, grace)
   end
   local users = run('SPOP', P .. 'nu:' .. dead, PAGE - #entries)
-  for _, user in ipairs(users) do take_from_user(user, dead, 0) end
+  for _, user in ipairs(users) do take_from_user(user, dead, grace) end
   if #entries + #users == 0 then run('ZREM', P .. 'nodes', dead) end
   publish()
   return #entries + #users

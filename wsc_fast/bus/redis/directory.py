@@ -55,6 +55,9 @@ class Place(Protocol):
     async def writer(self) -> Link:
         """The connection that writes, once there is one."""
 
+    def is_there(self) -> bool:
+        """Whether there is one now."""
+
 
 class LeaseLostError(Exception):
     """The server refuses a write, since the lease has ended or another connection has it."""
@@ -147,6 +150,10 @@ class Directory:
         task.cancel()
         await asyncio.wait([task])
         self._tell_written()  # whoever asks hears of the end by the question
+        if not self._ready.done():
+            self._ready.cancel()
+        if not self._place.is_there():
+            return  # the lease ends by itself, and another hub takes out what is left
         self.put([Change(room, user, 0) for room, user in self._entries])
         try:
             async with asyncio.timeout(timeout):
@@ -155,7 +162,7 @@ class Directory:
                 if self._place.run_id == self._run_id:
                     await self._end(link)
         except (TimeoutError, LinkLostError, LeaseLostError, BusError):
-            pass  # the lease ends by itself, and another hub takes out what is left
+            pass  # as above
 
     async def _end(self, link: Link) -> None:
         await self._take_lease(link, False)
@@ -241,25 +248,27 @@ class Directory:
             elif self._dead and self._loop.time() - self._began >= self._refresh:
                 # Hubs that a restart of the server has cut off as well may need a moment.
                 await self._reap(link, self._dead, own=False)
-            elif self._loop.time() < self._next():
+            elif not self._is_due():
                 await self._sleep()
                 return
-            if self._loop.time() >= self._next() and not await self._take_lease(link, False):
+            if self._is_due() and not await self._take_lease(link, False):
                 raise LeaseLostError
         except LeaseLostError:
             await self._begin_after_loss(link)
 
     def _next(self) -> float:
-        due = self._renew_at
-        if self._leaves:
-            due = min(due, self._leaves[0])
-        if self._dead:
-            due = min(due, self._began + self._refresh)
-        return due
+        """When the lease is renewed, which tells leaves, too."""
+        return min(self._renew_at, self._leaves[0]) if self._leaves else self._renew_at
+
+    def _is_due(self) -> bool:
+        return self._loop.time() >= self._next()
 
     async def _sleep(self) -> None:
+        until = self._next()
+        if self._dead:
+            until = min(until, self._began + self._refresh)
         try:
-            async with asyncio.timeout_at(self._next()):
+            async with asyncio.timeout_at(until):
                 await self._wake.wait()
         except TimeoutError:
             pass
@@ -356,8 +365,12 @@ class Directory:
             raise LeaseLostError
         if not self._dirty:
             self._tell_written()
+        if leaves:
+            self._sweep_after(grace)
+
+    def _sweep_after(self, grace: float) -> None:
         due = self._loop.time() + grace + 0.01
-        if leaves and grace and (not self._leaves or self._leaves[-1] + SWEEP < due):
+        if grace and (not self._leaves or self._leaves[-1] + SWEEP < due):
             self._leaves.append(due + SWEEP)
 
     def _tell_written(self) -> None:
@@ -367,7 +380,13 @@ class Directory:
                 each.set_result(None)
 
     async def _reap(self, link: Link, dead: list[str], own: bool) -> None:
-        reaped = await self._call(link, b"reap", encode(dead[-1]), b"1" if own else b"0")
+        # The users of a hub that was dead for a lease had time to come back; our own may have left
+        # just now.
+        grace = self._grace() if own else 0.0
+        reaped = await self._call(
+            link, b"reap", encode(dead[-1]), b"1" if own else b"0", b"%d" % (grace * 1000)
+        )
+        self._sweep_after(grace)
         if reaped == b"LEASE":
             raise LeaseLostError
         self._counters.reaped += reaped

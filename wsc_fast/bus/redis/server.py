@@ -374,6 +374,10 @@ class Server:
 
     # --- questions ---
 
+    def is_there(self) -> bool:
+        """Whether there is a connection that writes."""
+        return self._writer is not None
+
     async def writer(self) -> Link:
         """The connection that writes, once there is one."""
         while True:
