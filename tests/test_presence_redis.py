@@ -28,7 +28,7 @@ from wsc_fast.bus.redis.commands import script
 from wsc_fast.cluster import views
 from wsc_fast.testing import RawClient, eventually, eventually_async
 
-# Seconds of a lease and between its renewals, of hubs that are killed, so that the others know soon.
+# Seconds of a lease and between its renewals, of hubs that are killed: the others know it soon.
 # Hubs of this process have a longer lease, since the loop may stand still on a busy machine.
 LEASE, REFRESH = 1.0, 0.2
 
