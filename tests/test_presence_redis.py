@@ -666,6 +666,7 @@ async def test_each_key_has_a_time_to_live_and_none_is_left_by_a_stop(
         inside(here[0].hub, "a", "b"),
         inside(here[1].hub, "b2&user=b"),
     ):
+        await agreed(here, {"a": 1, "b": 2})
         here[0].hub.leave_room("a", "r")
         await agreed(here[:1], {"a": 0, "b": 2})
         found = keys(server)
