@@ -454,6 +454,17 @@ def test_a_lease_has_bounds(times: dict[str, float], text: str) -> None:
         RedisBus("redis://h", **times)  # type: ignore[arg-type]
 
 
+async def test_bytes_that_no_hub_has_written_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub, told = present()
+    async with running(hub), inside(hub, "a"):
+        await eventually(lambda: told)
+        hub._node.envelope(f"{PRESENCE}r", b"+\xff")
+        assert hub.cluster.counters()["poisoned"] == 1
+        assert "bytes on the bus that no hub has written" in caplog.text
+
+
 async def test_a_callback_without_presence_is_worth_a_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -506,22 +517,22 @@ async def test_what_has_come_since_the_subscription_goes_on_top_of_the_read() ->
     room = views.Views(lambda: bus, lambda *each: told.append(each), 0.02, 0.001)
     room.follow("r")
     assert bus.subscribed == [f"{PRESENCE}r"]
-    room.heard("r", b"+early")
+    room.heard("r", "+early")
     room.subscribed("r", False)
-    room.heard("r", b"-gone\n+new\n+fleeting\n-fleeting")
+    room.heard("r", "-gone\n+new\n+fleeting\n-fleeting")
     await eventually(lambda: bus.waiting)
-    room.heard("r", b"+late")
+    room.heard("r", "+late")
     assert told == []
     bus.waiting[0].set_result(["old", "gone", "fleeting"])
     await eventually(lambda: told)
     assert told == [("r", {"old", "new", "late"}, set())]
-    room.heard("r", b"+old\n-nobody\n\n*")
-    room.heard("r", b"-late")
+    room.heard("r", "+old\n-nobody\n\n*")
+    room.heard("r", "-late")
     await eventually(lambda: len(told) == 2)
     assert told[1] == ("r", set(), {"late"})
     room.leave("r")
     assert bus.subscribed == []
-    room.heard("r", b"+x")
+    room.heard("r", "+x")
     room.forget()
 
 
@@ -534,13 +545,13 @@ async def test_a_view_is_read_again_where_something_may_have_been_missed() -> No
     bus.waiting[0].set_result(["a", "b"])
     await eventually(lambda: told)
     room.subscribed("r", True)
-    room.heard("r", b"-a")  # it is told meanwhile, too
+    room.heard("r", "-a")  # it is told meanwhile, too
     await eventually(lambda: len(told) == 2)
     await eventually(lambda: len(bus.waiting) == 2)
     room.subscribed("r", True)  # once more: the read under way counts no more
     await eventually(lambda: len(bus.waiting) == 3)
     assert bus.waiting[1].cancelled()
-    room.heard("r", b"+c")
+    room.heard("r", "+c")
     bus.waiting[2].set_result(["a", "d"])
     await eventually(lambda: len(told) == 3)
     assert told == [("r", {"a", "b"}, set()), ("r", set(), {"a"}), ("r", {"a", "c", "d"}, {"b"})]
@@ -595,7 +606,8 @@ async def test_many_leaves_at_once_are_told_over_several_turns() -> None:
     directory.enter([Change("r", user, 0) for user in users])
     assert directory.count("r") == 2500
     await eventually(lambda: directory.count("r") == 0)
-    assert (max(turns), sum(turns)) == (1000, 2500)
+    assert sum(turns) == 2500
+    assert max(turns) <= 1000
     assert set(said["r"]) == {f"{sign}{user}" for sign in "+-" for user in users}
     assert len(said["r"]) == 5000
     directory.close()

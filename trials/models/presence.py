@@ -187,7 +187,7 @@ class Node:
     # as bus.base.Handler
 
     def envelope(self, channel: str, data: bytes) -> None:
-        self.views.heard(channel.removeprefix(PRESENCE), data)
+        self.views.heard(channel.removeprefix(PRESENCE), data.decode())
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         for each in channels:

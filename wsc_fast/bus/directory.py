@@ -101,7 +101,7 @@ class MemoryDirectory:
 
     def _say(self, said: dict[str, list[str]]) -> None:
         for room, lines in said.items():
-            self._tell(room, "\n".join(lines).encode("utf-8", "surrogatepass"))
+            self._tell(room, "\n".join(lines).encode())
 
     # --- questions ---
 

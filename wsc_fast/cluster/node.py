@@ -332,8 +332,7 @@ class Node:
         try:
             kind, origin, prev, messages = read_envelope(data)
         except ValidationError as error:
-            if self._presence is not None and channel.startswith(PRESENCE):
-                self._presence.heard(channel, data)
+            if self._is_presence(channel, data):
                 return
             self.counters.poisoned += 1
             log.warning(
@@ -348,6 +347,17 @@ class Node:
             self.counters.received += len(messages)
             for _, frame, exclude, key in messages:
                 kept.give_plain(self._engine, channel, frame, exclude, key)
+
+    def _is_presence(self, channel: str, data: bytes) -> bool:
+        """Takes joins and leaves, which are no envelope."""
+        if self._presence is None or not channel.startswith(PRESENCE):
+            return False
+        try:
+            lines = data.decode()
+        except UnicodeDecodeError:
+            return False
+        self._presence.heard(channel, lines)
+        return True
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""

@@ -145,9 +145,9 @@ class Presence:
             [Change(room, user, clients) for (room, user), clients in self._clients.items()]
         )
 
-    def heard(self, channel: str, data: bytes) -> None:
+    def heard(self, channel: str, lines: str) -> None:
         """See `Handler.envelope`, for a channel of PRESENCE."""
-        self._views.heard(channel.removeprefix(PRESENCE), data)
+        self._views.heard(channel.removeprefix(PRESENCE), lines)
 
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`, for channels of PRESENCE."""

@@ -146,12 +146,12 @@ class Views:
         loop = asyncio.get_running_loop()
         view.reading = loop.create_task(self._read(room, view, self._settle if again else 0.0))
 
-    def heard(self, room: str, data: bytes) -> None:
+    def heard(self, room: str, lines: str) -> None:
         """Joins and leaves have come; see `Handler.envelope`."""
         view = self._views.get(room)
         if view is None:
             return
-        for line in data.decode("utf-8", "surrogatepass").split("\n"):
+        for line in lines.split("\n"):
             if line[:1] in ("+", "-"):
                 view.changed[line[1:]] = line[0] == "+"
                 if view.since is not None:
