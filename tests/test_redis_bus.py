@@ -1023,8 +1023,8 @@ DOCUMENT = Path(__file__).parent.parent / "docs/redis-bus.md"
 
 
 def documented_rights() -> list[str]:
-    (line,) = re.findall(r"ACL SETUSER wsc (.*)", DOCUMENT.read_text())
-    return str(line).split()
+    of_bus, _ = re.findall(r"ACL SETUSER wsc (.*)", DOCUMENT.read_text())
+    return str(of_bus).split()
 
 
 @on_each_program

@@ -43,6 +43,12 @@ async def joined(client: Client, room_id: str) -> None:
 def left(client: Client, room_id: str, extra: int = 0) -> None: ...
 
 
+@hub.on_presence
+async def present(room_id: str, come: set[str], gone: set[str]) -> None:
+    users: list[str] = [each.user_id for each in await hub.cluster.members(room_id)]
+    print(users, await hub.cluster.online(users) - come)
+
+
 @hub.route("/rooms/{room}", methods=("GET", "POST"))
 async def route(request: Request) -> Response:
     return Response(body=request.body or request.path_params["room"])
@@ -81,6 +87,7 @@ hub.on_message_received(of_three)  # refused
 hub.on_error(of_client)  # refused
 hub.on_room_joined(of_client)  # refused
 hub.on_room_left(of_three)  # refused
+hub.on_presence(of_client)  # refused
 hub.route("/none")(of_none)  # refused
 Hub(authenticate=of_none)  # refused
 Hub(authorize_join=of_client)  # refused

@@ -12,7 +12,7 @@ if typing.TYPE_CHECKING:
     from wsc_fast._core.pending import PendingACK
     from wsc_fast.adapters.picows_server import handle_websocket
     from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
-    from wsc_fast.bus.base import HistoryEntry, Published
+    from wsc_fast.bus.base import HistoryEntry, Member, NodeInfo, Published
     from wsc_fast.bus.local import LocalBus
     from wsc_fast.bus.memory import MemoryBus
     from wsc_fast.bus.redis.bus import RedisBus
@@ -100,10 +100,12 @@ __all__ = [
     "ListenError",
     "LocalBus",
     "LoopBusyError",
+    "Member",
     "MemoryBus",
     "MemoryOfflineStore",
     "MessageExistsError",
     "MessageTypeError",
+    "NodeInfo",
     "OfflineStore",
     "OfflineStoreError",
     "OfflineStoreFullError",
@@ -146,7 +148,7 @@ _NAMES = {
     "wsc_fast._core.pending": ("PendingACK",),
     "wsc_fast.adapters.picows_server": ("handle_websocket",),
     "wsc_fast.auth": ("JWTAuthenticator", "TokenAuthenticator"),
-    "wsc_fast.bus.base": ("HistoryEntry", "Published"),
+    "wsc_fast.bus.base": ("HistoryEntry", "Member", "NodeInfo", "Published"),
     "wsc_fast.bus.local": ("LocalBus",),
     "wsc_fast.bus.memory": ("MemoryBus",),
     "wsc_fast.bus.redis.bus": ("RedisBus",),

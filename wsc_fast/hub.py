@@ -184,7 +184,20 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
         )
         requests = Requests(engine, state, tasks, policy, files, settings)
         chosen = None if bus is None else chosen_bus(bus)
-        node = Node(engine, chosen, NodeNeeds(calls, tasks, delivery.not_published))
+        node = Node(
+            engine,
+            chosen,
+            NodeNeeds(
+                calls=calls,
+                tasks=tasks,
+                settings=settings,
+                state=state,
+                knows_users=authenticate is not None,
+                watch=callbacks.watch,
+                report=report,
+                not_published=delivery.not_published,
+            ),
+        )
         self._parts = parts = Parts(
             engine=engine,
             state=state,

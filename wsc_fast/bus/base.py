@@ -28,7 +28,7 @@ and its space: the hub that publishes makes it, and the bus neither reads nor ch
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -44,6 +44,8 @@ MOST_KEY_BYTES = 128
 KEY_SECONDS = 300.0
 # The channel of messages for all clients; each other channel has the id of its room.
 EVERYBODY = ""
+# Before a room's id, this names the channel of who is present there.
+PRESENCE = "\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +131,72 @@ class Page:
     entries: Sequence[Entry]
 
 
+class Change(NamedTuple):
+    """The clients that one user has on this hub from now on.
+
+    Attributes:
+        room: those in this room; EVERYBODY: all that are connected.
+        user: his id.
+        clients: how many they are; 0: none any more.
+    """
+
+    room: str
+    user: str
+    clients: int
+
+
+class NodeState(NamedTuple):
+    """The facts that a hub tells the others of itself.
+
+    Attributes:
+        clients: that are connected.
+        draining: whether it sends its clients away.
+    """
+
+    clients: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """One of the hubs on a bus.
+
+    Attributes:
+        name: of the hub on the bus.
+        incarnation: names its life since it came to the bus, or since the others last took it for
+            dead.
+        clients: that were connected at its last heartbeat.
+        draining: whether it sent its clients away then.
+    """
+
+    name: str
+    incarnation: str
+    clients: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A user who is present in a room.
+
+    Attributes:
+        user_id: his id.
+        clients: his clients in the room on all hubs; 0 while he may come back
+            (`HubConfig.presence_grace`).
+    """
+
+    user_id: str
+    clients: int
+
+
 class Handler(Protocol):
     """A hub, as its bus sees it. No method raises or blocks."""
 
     def envelope(self, channel: str, data: bytes) -> bool:
         """An envelope has come: of a room's channel, or of EVERYBODY.
 
-        The hub's own come too, those of kept rooms and those of plain ones.
+        The hub's own come too, those of kept rooms and those of plain ones. On a channel of
+        PRESENCE each line is "+" and a user who has come to the room, or "-" and one who has left.
 
         Returns:
             bool: whether the hub takes the next one now. A bus with others waits until
@@ -254,6 +315,65 @@ class Bus(Protocol):
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """The positions of the newest messages of kept rooms; None where nothing is known.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
+
+    # --- who is where: for hubs with presence ---
+
+    async def lease(self, state: Callable[[], NodeState], grace: Callable[[], float]) -> None:
+        """Has the other hubs know of this one, until `close`; `directory` may be called then.
+
+        Where the hub ends without a word, the bus lets go of what it has entered. Where others
+        took it for dead while it was not, the bus enters all of it anew.
+
+        Args:
+            state: what the hub tells the others of itself; asked now and then.
+            grace: the seconds after which a leave is told, unless the user is back.
+
+        Raises:
+            BusError: the bus cannot be used for it; the text says why.
+        """
+
+    def directory(self, changes: Sequence[Change]) -> None:
+        """Enters who is connected here, and in which rooms.
+
+        The bus carries a join once the first hub has a user, and a leave once the last one has had
+        him, after the grace; to the hubs that have subscribed PRESENCE and the room's id.
+        """
+
+    async def members(self, room: str, cursor: str) -> tuple[str, Sequence[Member]]:
+        """A page of the users who are present in a room, of 500 or about as many.
+
+        Args:
+            room: its id.
+            cursor: "" for the first page, else what the page before has returned.
+
+        Returns:
+            tuple[str, Sequence[Member]]: the next cursor, "" after the last page, and the users.
+            One may come twice. A user who was there during all of the pages is in one.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
+
+    async def count(self, room: str) -> int:
+        """How many users are present in a room.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
+
+    async def online(self, users: Sequence[str]) -> set[str]:
+        """The users among these who are connected to any hub.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
+
+    async def nodes(self) -> Sequence[NodeInfo]:
+        """The hubs that hold leases.
 
         Raises:
             BusUnavailableError: the bus did not answer in time.

@@ -25,11 +25,20 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from wsc_fast.bus.base import Handler, Outgoing, Page, Retention
+from wsc_fast.bus.base import (
+    Change,
+    Handler,
+    Member,
+    NodeInfo,
+    NodeState,
+    Outgoing,
+    Page,
+    Retention,
+)
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.errors import BusError, ConfigError, shown
 from wsc_fast.log import log
@@ -337,6 +346,30 @@ class LocalBus:
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """See `Bus.tops`."""
         return await self._bus.tops(rooms)
+
+    async def lease(self, state: Callable[[], NodeState], grace: Callable[[], float]) -> None:
+        """See `Bus.lease`."""
+        await self._bus.lease(state, grace)
+
+    def directory(self, changes: Sequence[Change]) -> None:
+        """See `Bus.directory`."""
+        self._bus.directory(changes)
+
+    async def members(self, room: str, cursor: str) -> tuple[str, Sequence[Member]]:
+        """See `Bus.members`."""
+        return await self._bus.members(room, cursor)
+
+    async def count(self, room: str) -> int:
+        """See `Bus.count`."""
+        return await self._bus.count(room)
+
+    async def online(self, users: Sequence[str]) -> set[str]:
+        """See `Bus.online`."""
+        return await self._bus.online(users)
+
+    async def nodes(self) -> Sequence[NodeInfo]:
+        """See `Bus.nodes`."""
+        return await self._bus.nodes()
 
     def counters(self) -> dict[str, float]:
         """See `RedisBus.counters`."""

@@ -9,12 +9,25 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from wsc_fast._core.envelopes import pack_envelope
-from wsc_fast.bus.base import KEY_SECONDS, Handler, Outgoing, Page, Published, Retention
+from wsc_fast.bus.base import (
+    KEY_SECONDS,
+    PRESENCE,
+    Change,
+    Handler,
+    Member,
+    NodeInfo,
+    NodeState,
+    Outgoing,
+    Page,
+    Published,
+    Retention,
+)
+from wsc_fast.bus.directory import MemoryDirectory
 from wsc_fast.bus.history import TOP_SECONDS, History, new_tag
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError
 from wsc_fast.log import log
@@ -79,6 +92,8 @@ class MemoryBus:
         # The place before the first message of each room without a history. It is another one once
         # a history has gone: nobody may take that room for one in which nothing was said.
         self._start = new_start()
+        self._directory: MemoryDirectory | None = None
+        self._state: Callable[[], NodeState] | None = None
         # By room, the one last published to at the end.
         self._histories: OrderedDict[str, History] = OrderedDict()
         # (room, idempotency key) -> its answer, and until when it is known; the oldest first.
@@ -139,6 +154,9 @@ class MemoryBus:
     async def close(self) -> None:
         """See `Bus.close`; without a file, the histories stay for the next `open`."""
         self._handler = None
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = self._state = None
         file, self._file = self._file, None
         if file is not None:
             self._histories, self._answers, self._nbytes = OrderedDict(), OrderedDict(), 0
@@ -146,7 +164,7 @@ class MemoryBus:
 
     def forget(self) -> None:
         """See `Bus.forget`; the next `open` reads the file anew."""
-        self._handler = None
+        self._handler = self._directory = self._state = None
         self._loading = False
         self._late_rooms.clear()
         self._late.clear()
@@ -306,6 +324,41 @@ class MemoryBus:
         return [
             None if (found := self._histories.get(room)) is None else found.top for room in rooms
         ]
+
+    # --- who is where ---
+
+    async def lease(self, state: Callable[[], NodeState], grace: Callable[[], float]) -> None:
+        """See `Bus.lease`."""
+        self._state = state
+        self._directory = MemoryDirectory(grace, self._tell_presence)
+
+    def _tell_presence(self, room: str, lines: bytes) -> None:
+        if self._handler is not None:
+            self._handler.envelope(PRESENCE + room, lines)
+
+    def directory(self, changes: Sequence[Change]) -> None:
+        """See `Bus.directory`."""
+        if self._directory is not None:
+            self._directory.enter(changes)
+
+    async def members(self, room: str, cursor: str) -> tuple[str, Sequence[Member]]:
+        """See `Bus.members`; all of them are one page."""
+        return "", [] if self._directory is None else self._directory.members(room)
+
+    async def count(self, room: str) -> int:
+        """See `Bus.count`."""
+        return 0 if self._directory is None else self._directory.count(room)
+
+    async def online(self, users: Sequence[str]) -> set[str]:
+        """See `Bus.online`."""
+        return set() if self._directory is None else self._directory.online(users)
+
+    async def nodes(self) -> Sequence[NodeInfo]:
+        """See `Bus.nodes`."""
+        if self._state is None:
+            return []
+        state = self._state()
+        return [NodeInfo(self._origin, self._origin, state.clients, state.draining)]
 
 
 def new_start() -> str:

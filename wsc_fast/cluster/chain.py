@@ -88,6 +88,11 @@ class Chain:
         self._overflowed = False  # some that came are not in `_waiting`
         self._ended = False
 
+    @property
+    def hears_all(self) -> bool:
+        """See `Needs`."""
+        return self._needs.hears_all
+
     # --- what comes ---
 
     def heard(self, prev: str, messages: list[Message]) -> Iterator[None]:

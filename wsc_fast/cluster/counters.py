@@ -22,6 +22,9 @@ class Counters:
         not_recovered: joins of clients that had a position, and could not.
         poisoned: envelopes on the bus that are none.
         not_published: messages that the bus did not take.
+        presence_changes: times that the clients of a user became more or fewer, in the hub or in a
+            room with presence.
+        presence_told: users of whose joins and leaves `on_presence` was told.
     """
 
     published: int = 0
@@ -35,6 +38,8 @@ class Counters:
     not_recovered: int = 0
     poisoned: int = 0
     not_published: int = 0
+    presence_changes: int = 0
+    presence_told: int = 0
 
     def reset(self) -> None:
         """Sets all of them to 0."""

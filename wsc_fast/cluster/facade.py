@@ -10,11 +10,13 @@ from dataclasses import asdict
 from typing import Literal
 
 from wsc_fast._core.calls import Calls
+from wsc_fast._core.clients import check_id
 from wsc_fast._core.connection import Client
-from wsc_fast.bus.base import Bus, HistoryEntry, Published, Retention
+from wsc_fast.bus.base import Bus, HistoryEntry, Member, NodeInfo, Published, Retention
 from wsc_fast.cluster.node import Node
 from wsc_fast.errors import ValidationError, shown
 from wsc_fast.messages import HubMessage
+from wsc_fast.runtime.signatures import OfPresence
 
 # The bounds of what a kept room keeps.
 MOST_SIZE, MOST_TTL = 10_000, 86_400.0
@@ -72,6 +74,65 @@ class Cluster:
         """
         await self._node.delete_room(room_id)
 
+    async def members(self, room_id: str) -> list[Member]:
+        """The users who are present in a room, on all hubs.
+
+        Args:
+            room_id: of a room with presence; see `Hub.presence`.
+
+        Returns:
+            list[Member]: in no order. Of a large room they are read in several calls of the bus;
+                one who comes or goes meanwhile may be there or not.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            ValidationError: the room has no presence.
+            HubStateError: the hub does not run in this process.
+        """
+        return await self._node.members(room_id)
+
+    async def count(self, room_id: str) -> int:
+        """How many users are present in a room, on all hubs; one call of the bus.
+
+        The users of a hub that was killed count until its lease has ended.
+
+        Args:
+            room_id: of a room with presence; see `Hub.presence`.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            ValidationError: the room has no presence.
+            HubStateError: the hub does not run in this process.
+        """
+        self._node.check_watched(room_id)
+        return await self._node.ask(lambda bus: bus.count(room_id))
+
+    async def online(self, user_ids: Iterable[str]) -> set[str]:
+        """The users among these who are connected to any hub.
+
+        Args:
+            user_ids: of users, known or not.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            ValidationError: an id cannot be used, or presence is off.
+            HubStateError: the hub does not run in this process.
+        """
+        if isinstance(user_ids, str):
+            raise ValidationError(f"user_ids must be several ids, not the str {user_ids!a}")
+        users = [check_id("user", each) for each in user_ids]
+        return await self._node.ask(lambda bus: bus.online(users))
+
+    async def nodes(self) -> list[NodeInfo]:
+        """The hubs that are one with this one, itself included; those that have presence.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            ValidationError: presence is off.
+            HubStateError: the hub does not run in this process.
+        """
+        return list(await self._node.ask(lambda bus: bus.nodes()))
+
     def counters(self) -> dict[str, int]:
         """Counts of kept rooms and the bus, since the hub was made or the last `reset_stats`.
 
@@ -81,6 +142,11 @@ class Cluster:
         Thread-safety: any thread.
         """
         return asdict(self._node.counters)
+
+
+def _check_pattern(pattern: str) -> None:
+    if type(pattern) is not str or not 0 < len(pattern) <= 256:
+        raise ValidationError(f"pattern must be a str of 1 to 256 characters, not {pattern!a}")
 
 
 def chosen_bus(bus: Bus | str) -> Bus:
@@ -150,8 +216,7 @@ class ClusterFace(Calls):
 
         Thread-safety: any thread.
         """
-        if type(pattern) is not str or not 0 < len(pattern) <= 256:
-            raise ValidationError(f"pattern must be a str of 1 to 256 characters, not {pattern!a}")
+        _check_pattern(pattern)
         if type(size) is not int or not 0 < size <= MOST_SIZE:
             raise ValidationError(f"size must be an int from 1 to {MOST_SIZE}, not {size!r}")
         if type(ttl) not in (int, float) or not 1 <= ttl <= MOST_TTL:
@@ -161,6 +226,47 @@ class ClusterFace(Calls):
                 f'gap_unaware must be "nothing" or "close", not {shown(gap_unaware)}'
             )
         self._node.keep(pattern, Retention(size, float(ttl)), gap_unaware == "close")
+
+    def presence(self, *patterns: str) -> None:
+        """Has all hubs know which users are connected, and which are in these rooms.
+
+        Then `cluster` has `members`, `count`, `online` and `nodes`, and `on_presence` is called.
+        All hubs need the same patterns. A hub alone needs no bus for it.
+
+        Args:
+            *patterns: of room ids, as of a shell: `chat:*`. None: no rooms.
+
+        Raises:
+            ValidationError: a pattern cannot be used, or the hub has no `authenticate`, so that all
+                its clients are anonymous.
+            HubStateError: the hub runs already.
+
+        Thread-safety: any thread.
+        """
+        for each in patterns:
+            _check_pattern(each)
+        self._node.presence(patterns)
+
+    def on_presence(self, fn: OfPresence) -> OfPresence:
+        """Has `fn(room_id, joined, left)` called for users who have come to a room or left it.
+
+        It is called on each hub that has members in the room, every 250 ms at most, for the rooms
+        of `presence`. A hub whose first member enters hears of all users in the room. A user has
+        left once his last client has on all hubs, and `presence_grace` has passed.
+
+        Args:
+            fn: plain or async; `joined` and `left` are sets of user ids. While an async one goes on
+                for a room, further changes of that room wait for its end.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread.
+        """
+        return self._node.add_presence(fn)
 
     async def publish(
         self,

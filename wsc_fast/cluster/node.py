@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsc_fast._core import kept
 from wsc_fast._core.clients import check_id
@@ -15,15 +15,19 @@ from wsc_fast._core.envelopes import open_entry, pack_entry, read_envelope
 from wsc_fast.bus.base import (
     MOST_ENTRY_BYTES,
     MOST_KEY_BYTES,
+    PRESENCE,
     Bus,
     Entry,
     HistoryEntry,
+    Member,
+    NodeState,
     Outgoing,
     Page,
     Published,
     Retention,
 )
 from wsc_fast.cluster.counters import Counters
+from wsc_fast.config import HubConfig
 from wsc_fast.errors import (
     BusUnavailableError,
     HubStateError,
@@ -32,12 +36,16 @@ from wsc_fast.errors import (
 )
 from wsc_fast.log import log
 from wsc_fast.messages import HubMessage, IdFactory, message_of
+from wsc_fast.runtime.callbacks import Watcher
+from wsc_fast.runtime.signatures import OfPresence, checked_callback
+from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:
     from wsc_fast.cluster.chain import Chain
+    from wsc_fast.cluster.presence import Presence
     from wsc_fast.cluster.rooms import Rooms
 
 _T = TypeVar("_T")
@@ -56,11 +64,21 @@ class Needs:
     Attributes:
         calls: calls of other threads.
         tasks: of the hub.
+        settings: those that hold now.
+        state: whether it drains.
+        knows_users: whether its clients have identities; else they are anonymous.
+        watch: has a watcher hear of clients and members.
+        report: tells the application of an error; no client is named with it.
         not_published: a failure handler hears of a message that the bus did not take.
     """
 
     calls: ThreadCalls
     tasks: Tasks
+    settings: Callable[[], HubConfig]
+    state: State
+    knows_users: bool
+    watch: Callable[[Watcher], None]
+    report: Callable[[BaseException], None]
     not_published: Callable[[HubMessage | str | bytes, str, Exception], None]
 
 
@@ -87,6 +105,8 @@ class Node:
         self.given_bus = bus
         self._bus = bus
         self._rooms: Rooms | None = None
+        self._presence: Presence | None = None
+        self._on_presence: list[Callable[..., object]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._audited = 0.0
@@ -134,7 +154,7 @@ class Node:
         self._rooms_of_bus().kept.keep(pattern, retention, closes)
 
     def _rooms_of_bus(self) -> Rooms:
-        """The rooms; where there is no bus, with one in this process."""
+        """The rooms; where the application has chosen no bus, with one in this process."""
         if self._rooms is None:
             from wsc_fast.bus.memory import MemoryBus
 
@@ -143,6 +163,68 @@ class Node:
 
     def _send_away(self, clients: list[Client]) -> None:
         self._needs.tasks.spawn(in_turns(clients, _missed), self._engine.new_context())
+
+    def presence(self, patterns: Sequence[str]) -> None:
+        """See `ClusterFace.presence`; the arguments are checked."""
+        if self._engine.loop is not None:
+            raise HubStateError("presence is for a hub that does not run: call it before the start")
+        if not self._needs.knows_users:
+            raise ValidationError(
+                "presence is about users, and all clients of this hub are anonymous: give Hub an "
+                "authenticate"
+            )
+        self._rooms_of_bus()
+        if self._presence is None:
+            from wsc_fast.cluster.presence import Needs as PresenceNeeds
+            from wsc_fast.cluster.presence import Presence
+
+            needs = PresenceNeeds(
+                engine=self._engine,
+                tasks=self._needs.tasks,
+                counters=self.counters,
+                bus=lambda: self._bus if self._opened else None,
+                grace=self._grace,
+                report=self._needs.report,
+            )
+            self._presence = Presence(needs, self._on_presence)
+            self._needs.watch(self._presence)
+        self._presence.watch(patterns)
+
+    def _grace(self) -> float:
+        return self._needs.settings().presence_grace
+
+    def add_presence(self, fn: OfPresence) -> OfPresence:
+        """`fn(room_id, joined, left)` for the users who have come to a room, and left it."""
+        self._on_presence.append(checked_callback(fn, "room_id", "joined", "left"))
+        return fn
+
+    async def ask(self, question: Callable[[Bus], Coroutine[Any, Any, _T]]) -> _T:
+        """Asks the bus who is where."""
+
+        def begin() -> asyncio.Future[_T]:
+            if self._engine.loop is None:
+                raise HubStoppedError("the hub does not run in this process")
+            if self._presence is None:
+                raise ValidationError("presence is off: see Hub.presence")
+            self._open_at_once()
+            assert self._bus is not None
+            return asyncio.ensure_future(question(self._bus))
+
+        return await _elsewhere(self._needs.calls.run(begin))
+
+    async def members(self, room_id: str) -> list[Member]:
+        """See `Cluster.members`."""
+        from wsc_fast.cluster.views import members_of
+
+        self.check_watched(room_id)
+        found = await self.ask(lambda bus: members_of(bus, room_id))
+        return [Member(user_id, clients) for user_id, clients in found.items()]
+
+    def check_watched(self, room_id: str) -> None:
+        """Raises ValidationError for a room without presence."""
+        check_id("room", room_id)
+        if self._presence is None or not self._presence.is_watched(room_id):
+            raise ValidationError(f"room {room_id!a} has no presence: see Hub.presence")
 
     async def publish(
         self,
@@ -341,6 +423,8 @@ class Node:
                 return not rooms.turns
             _, _, prev, messages = read_envelope(data)
         except ValidationError as error:
+            if self._is_presence(channel, data):
+                return True
             self.counters.poisoned += 1
             log.warning(
                 "bytes on the bus that no hub has written are left out: %s",
@@ -362,9 +446,25 @@ class Node:
         """See `Handler.takes_more`."""
         return self._rooms is None or not self._rooms.turns
 
+    def _is_presence(self, channel: str, data: bytes) -> bool:
+        """Takes joins and leaves, which are no envelope."""
+        if self._presence is None or not channel.startswith(PRESENCE):
+            return False
+        try:
+            lines = data.decode()
+        except UnicodeDecodeError:
+            return False
+        self._presence.heard(channel, lines)
+        return True
+
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""
         assert self._rooms is not None
+        if self._presence is not None:
+            of_presence = [each for each in channels if each.startswith(PRESENCE)]
+            self._presence.subscribed(of_presence, again)
+            if of_presence:
+                channels = [each for each in channels if not each.startswith(PRESENCE)]
         self._rooms.subscribed(channels, again)
 
     def kept_rooms(self) -> bytes:
@@ -398,20 +498,45 @@ class Node:
 
     async def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The hub starts."""
+        if self._on_presence and self._presence is None:
+            log.warning(
+                "on_presence is never called, since presence is off: call Hub.presence before the "
+                "start",
+                extra={"event": "presence_off"},
+            )
         if self._bus is None:
             return
         self._begin(loop)
         if not self._opened:
             self._begun = True
             try:
-                await self._bus.open(self, self.name)
+                await self._open_here(self._bus)
             except BaseException:
                 self._begun = False
                 raise
             if self._loop is None:
                 await self._bus.close()  # the hub was stopped meanwhile
                 return
-            self._opened = True
+            self._set_opened()
+
+    def _set_opened(self) -> None:
+        self._opened = True
+        if self._presence is not None:
+            self._presence.opened()
+
+    async def _take_lease(self, bus: Bus) -> None:
+        """Has the other hubs know of this one, where presence is on."""
+        if self._presence is None:
+            return
+        try:
+            await bus.lease(self._state, self._grace)
+        except BaseException:
+            await bus.close()
+            raise
+
+    def _state(self) -> NodeState:
+        clients = self._engine.connections
+        return NodeState(clients, self._needs.state.draining)
 
     def _open_at_once(self) -> None:
         """Opens a bus in this process, where the hub has been attached without waiting."""
@@ -419,14 +544,19 @@ class Node:
             return
         if self._bus.at_once:
             self._begin(self._engine.loop)
-            opening = self._bus.open(self, self.name)
+            opening = self._open_here(self._bus)
             try:
                 opening.send(None)
             except StopIteration:
-                self._begun = self._opened = True
+                self._begun = True
+                self._set_opened()
                 return
             opening.close()  # it has to read a file; `open` is about to be called
         raise BusUnavailableError("the bus is not open: the hub is starting or stopping")
+
+    async def _open_here(self, bus: Bus) -> None:
+        await bus.open(self, self.name)
+        await self._take_lease(bus)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -439,6 +569,8 @@ class Node:
         self._looking = self._loop.call_later(_LOOK, self._look)
         now = self._loop.time()
         self._rooms.look(now)
+        if self._presence is not None:
+            self._presence.look(now)
         if not self._bus_is_here() and now - self._audited >= _AUDIT:
             self._audited = now
             self._audit(self._rooms.silent())
@@ -497,6 +629,8 @@ class Node:
             self._looking = None
         self._loop = None
         self._begun = False
+        if self._presence is not None:
+            self._presence.forget()
         if self._rooms is not None:
             self._rooms.forget()
 

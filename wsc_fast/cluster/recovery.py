@@ -355,7 +355,7 @@ def _has_caught_up(chain: Chain, join: Join) -> bool:
     if not join.lost:
         return False
     known = join.position is not None and chain.knows(join.position)
-    return known or chain.answered > join.lost_at or join.tries > 2 * MOST_TRIES
+    return known or chain.hears_all or chain.answered > join.lost_at or join.tries > 2 * MOST_TRIES
 
 
 def _messages_of(page: Page) -> list[Message] | None:

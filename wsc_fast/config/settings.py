@@ -123,6 +123,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             cancelled, messages that waited behind it are dropped, and `on_client_disconnected` is
             told.
         max_rooms, max_rooms_per_client: bounds; beyond them LimitError.
+        presence_grace: a user who is back in a room within so many seconds has not left it
+            (`Hub.presence`), and nobody is told that he did.
         flush_budget: how long a flush may hold the loop before it yields.
         drain_period: how long `run` takes to send clients away (1012) after the first SIGTERM or
             SIGINT, so that they do not all come back at once; 0 closes them all at once (1001).
@@ -184,6 +186,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     callback_close_timeout: Annotated[Seconds, LIVE] = 60.0
     max_rooms: Annotated[int, Meta(ge=0, le=1 << 40), LIVE] = 100_000
     max_rooms_per_client: Annotated[int, Meta(ge=0, le=1 << 40), LIVE] = 1_000
+    presence_grace: Annotated[SecondsFromZero, LIVE] = 5.0
     flush_budget: Annotated[Seconds, LIVE] = 0.005
     drain_period: Annotated[SecondsFromZero, LIVE] = 0.0
     watchdog_timeout: SecondsFromZero = 5.0

@@ -253,6 +253,20 @@ FAMILIES = (
         source="cluster",
     ),
     Family(
+        "wsc_presence_changes",
+        "counter",
+        "Times that the clients of a user became more or fewer, where presence is on.",
+        "presence_changes",
+        source="cluster",
+    ),
+    Family(
+        "wsc_presence_told",
+        "counter",
+        "Users of whose joins and leaves on_presence was told.",
+        "presence_told",
+        source="cluster",
+    ),
+    Family(
         "wsc_outbox_depth_messages",
         "histogram",
         "Messages that wait for a client, as the heartbeat finds them in its rounds.",

@@ -11,7 +11,7 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from wsc_fast._core.connection import Client, call_in_context, inbox_of
 from wsc_fast._core.engine import Engine
@@ -46,6 +46,22 @@ from wsc_fast.runtime.tasks import Tasks
 
 # `wrapper(event, fn)` returns the function that is called in place of the callback `fn`.
 Wrapper = Callable[[str, Callable[..., Any]], Callable[..., Any]]
+
+
+class Watcher(Protocol):
+    """Hears of clients and members before the application does. No method raises."""
+
+    def connected(self, client: Client) -> None:
+        """A client is open."""
+
+    def disconnected(self, client: Client) -> None:
+        """A client that was open has gone; it is a member of no room any more."""
+
+    def joined(self, client: Client, room_id: str) -> None:
+        """A client has become a member of a room."""
+
+    def left(self, client: Client, room_id: str) -> None:
+        """A membership has ended."""
 
 
 # Async on_error callbacks at once that concern no client: anybody can have `authenticate` raise.
@@ -116,6 +132,7 @@ class Callbacks:
         self._wrap: Wrapper = lambda event, fn: fn
         self._on_room_joined: Handlers = ()
         self._on_room_left: Handlers = ()
+        self._watcher: Watcher | None = None
 
     # --- what the application gives ---
 
@@ -174,34 +191,51 @@ class Callbacks:
             self._watch_rooms()
         return fn
 
+    def watch(self, watcher: Watcher) -> None:
+        """Has somebody hear of clients and members from now on; for a hub that does not run."""
+        with self._adding:
+            self._watcher = watcher
+            self._watch_rooms()
+
     def _watch_rooms(self) -> None:
+        watched = self._watcher is not None
         self._engine.set_room_watchers(
-            self._room_joined if self._on_room_joined else None,
-            self._room_left if self._on_room_left else None,
+            self._room_joined if self._on_room_joined or watched else None,
+            self._room_left if self._on_room_left or watched else None,
         )
 
     # --- events ---
 
     def connected(self, client: Client) -> None:
         """A client is open; one whose callback raises is closed with 1011."""
+        if self._watcher is not None:
+            self._watcher.connected(client)
         if self._on_connected:
             dispatch(self.inboxes, client, self._on_connected, (client,), fatal=True)
 
     def disconnected(self, client: Client) -> None:
         """An open client has gone, and is in none of its rooms any more."""
-        if self._on_room_left:
+        if self._on_room_left or self._watcher is not None:
             for room_id in client.rooms:
                 self._room_left(client, room_id)
+        if self._watcher is not None:
+            self._watcher.disconnected(client)
         if self._on_disconnected:
             dispatch(self.inboxes, client, self._on_disconnected, (client,))
 
     def _room_joined(self, client: Client, room_id: str) -> None:
-        handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_joined)
-        dispatch(self.inboxes, client, handlers, (client,))
+        if self._watcher is not None:
+            self._watcher.joined(client, room_id)
+        if self._on_room_joined:
+            handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_joined)
+            dispatch(self.inboxes, client, handlers, (client,))
 
     def _room_left(self, client: Client, room_id: str) -> None:
-        handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_left)
-        dispatch(self.inboxes, client, handlers, (client,))
+        if self._watcher is not None:
+            self._watcher.left(client, room_id)
+        if self._on_room_left:
+            handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_left)
+            dispatch(self.inboxes, client, handlers, (client,))
 
     def limit(self, client: Client) -> bool:
         """A client has gone: an async callback of it that is under way has so long from now on.

@@ -21,6 +21,7 @@ OfClient = TypeVar("OfClient", bound=Callable[[Client], object])
 OfMessage = TypeVar("OfMessage", bound=Callable[[Client, str | bytes], object])
 OfError = TypeVar("OfError", bound=Callable[[Client | None, BaseException], object])
 OfRoom = TypeVar("OfRoom", bound=Callable[[Client, str], object])
+OfPresence = TypeVar("OfPresence", bound=Callable[[str, set[str], set[str]], object])
 
 
 def checked_callback(fn: F, *arguments: str) -> F:

@@ -7,12 +7,28 @@ import dataclasses
 import importlib.util
 import ssl
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
 
-from wsc_fast.bus.base import EVERYBODY, Entry, Handler, Outgoing, Page, Retention
+from wsc_fast.bus.base import (
+    EVERYBODY,
+    PRESENCE,
+    Change,
+    Entry,
+    Handler,
+    Member,
+    NodeInfo,
+    NodeState,
+    Outgoing,
+    Page,
+    Retention,
+)
 from wsc_fast.bus.redis.address import Address
 from wsc_fast.bus.redis.calls import TOP_SECONDS, new_tag, number_of_server, read_history
-from wsc_fast.bus.redis.commands import Names, script
+from wsc_fast.bus.redis.commands import Names, decode, encode, script
+from wsc_fast.bus.redis.directory import Directory
 from wsc_fast.bus.redis.needs import Counters
 from wsc_fast.bus.redis.server import Server
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError, shown
@@ -22,6 +38,10 @@ from wsc_fast.log import log
 MOST_TIMEOUT, MOST_SERVERS, MOST_PREFIX = 60.0, 64, 64
 # Rooms of one question for positions.
 ROOMS_AT_ONCE = 500
+# Users of one page of a room's members, and of one question for who is online.
+MEMBERS, USERS_AT_ONCE = b"500", 500
+# Bounds of a lease and its renewal, in seconds.
+MOST_LEASE, LEAST_REFRESH = 300.0, 0.1
 # The positions of rooms that are asked for in the first seconds of each period live on.
 RENEW_PERIOD, RENEW_SECONDS = 3 * 3600.0, 30.0
 
@@ -53,6 +73,8 @@ class RedisBus:
         ssl_context: ssl.SSLContext | None = None,
         max_waiting_bytes: int = 16 << 20,
         timeout: float = 5.0,
+        lease: float = 10.0,
+        refresh: float = 3.0,
     ) -> None:
         """Takes the configuration; connects to nothing yet.
 
@@ -67,6 +89,9 @@ class RedisBus:
             max_waiting_bytes: bytes of messages that wait for a server or its answer, at least 1,
                 for each server.
             timeout: seconds for which messages and questions wait, up to 60.
+            lease: seconds after which a hub with presence that does not renew its lease is taken
+                for dead, 1 to 300.
+            refresh: seconds between two renewals, from 0.1 to half of the lease.
 
         Raises:
             ImportError: redis-py is not installed.
@@ -76,6 +101,7 @@ class RedisBus:
             raise ImportError("RedisBus needs redis-py: pip install 'wsc_fast[redis]'")
         if not 0 < timeout <= MOST_TIMEOUT:
             raise ConfigError(f"timeout must be above 0 and up to 60 seconds, not {shown(timeout)}")
+        _check_times(lease, refresh)
         if max_waiting_bytes < 1:
             raise ConfigError(
                 f"max_waiting_bytes must be at least 1, not {shown(max_waiting_bytes)}"
@@ -93,10 +119,13 @@ class RedisBus:
         self._prefix = prefix
         self._max_waiting_bytes = max_waiting_bytes
         self._timeout = timeout
+        self._times = lease, refresh
+        self._origin = ""
+        # By server; none before `lease`.
+        self._directories: dict[Server, Directory] = {}
         self._servers: list[Server] = []
         self._away: set[Server] = set()
         self._handler: Handler | None = None
-        self._origin = b""
         self._counters = Counters()
         self._opened = 0.0
         self._down_since = 0.0
@@ -119,7 +148,7 @@ class RedisBus:
         """
         if self._servers:
             raise BusError(f"{self!r} is open already")
-        self._handler, self._origin = handler, origin.encode()
+        self._handler, self._origin = handler, origin
         self._counters = Counters()
         self._away.clear()
         servers = [
@@ -161,6 +190,8 @@ class RedisBus:
 
         Messages of a server that is away have their error at once. `open` may follow.
         """
+        directories, self._directories = self._directories, {}
+        await asyncio.gather(*(each.close(self._timeout) for each in directories.values()))
         servers, self._servers = self._servers, []
         try:
             await asyncio.gather(*(server.finish() for server in servers))
@@ -173,6 +204,7 @@ class RedisBus:
         Messages that wait are lost. `open` may follow, on another loop.
         """
         servers, self._servers = self._servers, []
+        self._directories = {}
         for server in servers:
             server.forget()
 
@@ -222,7 +254,7 @@ class RedisBus:
             return servers[0]
         if not servers:
             raise BusUnavailableError(f"{self!r} is not open")
-        return servers[number_of_server(room, len(servers))]
+        return servers[number_of_server(room.removeprefix(PRESENCE), len(servers))]
 
     def subscribe(self, rooms: Sequence[str]) -> None:
         """Has the messages of these rooms come; `Handler.subscribed` says from when on.
@@ -322,7 +354,7 @@ class RedisBus:
             b"2",
             *self._names.history(room),
             self._names.channel(room),
-            self._origin,
+            self._origin.encode(),
             new_tag(),
             b"%d" % TOP_SECONDS,
         )
@@ -360,6 +392,152 @@ class RedisBus:
             for key in keys:
                 server.renew(key, TOP_SECONDS)
 
+    # --- who is where ---
+
+    async def lease(self, state: Callable[[], NodeState], grace: Callable[[], float]) -> None:
+        """Takes a lease at each server, and renews it from now on.
+
+        Args:
+            state: what the hub tells the others of itself.
+            grace: the seconds after which a leave is told.
+
+        Raises:
+            BusError: a server refuses, or does not answer in time.
+        """
+        self._directories = {
+            server: Directory(
+                server,
+                server.address.text,
+                self._names,
+                self._origin,
+                self._times,
+                state,
+                grace,
+                self._counters,
+                partial(self._began_anew, server),
+            )
+            for server in self._servers
+        }
+        try:
+            async with asyncio.timeout(self._timeout):
+                await asyncio.gather(*(each.open() for each in self._directories.values()))
+        except TimeoutError:
+            raise BusUnavailableError(
+                f"{self!r} gave no lease within {self._timeout:g} s"
+            ) from None
+
+    def _began_anew(self, server: Server) -> None:
+        assert self._handler is not None
+        rooms = server.subscriptions.heard(PRESENCE)
+        if rooms:
+            self._handler.subscribed(rooms, True)
+
+    def directory(self, changes: Sequence[Change]) -> None:
+        """Enters who is connected here, and in which rooms.
+
+        Args:
+            changes: room, user, and the number of his clients.
+        """
+        parts: dict[Directory, list[Change]] = defaultdict(list)
+        for change in changes if self._directories else ():
+            parts[self._directories[self._server(change.room or change.user)]].append(change)
+        for directory, part in parts.items():
+            directory.put(part)
+
+    async def members(self, room: str, cursor: str) -> tuple[str, Sequence[Member]]:
+        """A page of the users who are present in a room.
+
+        Args:
+            room: its id.
+            cursor: "" for the first page, else what the page before has returned.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        if not cursor:
+            await self._written(self._server(room))
+        answer = await self._ask_directory(
+            self._server(room), b"members", encode(room), cursor.encode() or b"0", MEMBERS
+        )
+        following, *found = answer
+        members = [
+            Member(decode(user), clients)
+            for user, clients in zip(found[::2], found[1::2], strict=True)
+        ]
+        return "" if following == b"0" else following.decode(), members
+
+    async def count(self, room: str) -> int:
+        """How many users are present in a room.
+
+        Args:
+            room: its id.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        await self._written(self._server(room))
+        return int(await self._server(room).ask(b"HLEN", self._names.present(room)))
+
+    async def online(self, users: Sequence[str]) -> set[str]:
+        """The users among these who are connected to any hub.
+
+        Args:
+            users: their ids.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        found: set[str] = set()
+        for server, part in self._divided(users):
+            await self._written(server)
+            for start in range(0, len(part), USERS_AT_ONCE):
+                page = part[start : start + USERS_AT_ONCE]
+                answer = await self._ask_directory(server, b"online", *map(encode, page))
+                found.update(
+                    user for user, online in zip(page, answer, strict=True) if online == ord("1")
+                )
+        return found
+
+    async def nodes(self) -> Sequence[NodeInfo]:
+        """The hubs that hold a lease, at any server.
+
+        Raises:
+            BusUnavailableError: a server did not answer in time.
+            BusError: a server refuses.
+        """
+        found: dict[str, NodeInfo] = {}
+        for server in self._servers:
+            answer = await self._ask_directory(server, b"nodes")
+            for incarnation, value in zip(answer[::2], answer[1::2], strict=True):
+                name = incarnation.decode().rpartition(".")[0]
+                _, clients, draining = value.split()
+                info = NodeInfo(name, incarnation.decode(), int(clients), draining == b"1")
+                found.setdefault(name, info)
+        return list(found.values())
+
+    async def _written(self, server: Server) -> None:
+        """A question sees what this hub has entered before, unless the bus is away."""
+        directory = self._directories.get(server)
+        if directory is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    await directory.written()
+
+    async def _ask_directory(self, server: Server, what: bytes, *arguments: bytes) -> Any:
+        return await server.ask(
+            b"EVALSHA",
+            script("directory").sha,
+            b"0",
+            what,
+            self._names.prefix,
+            b"",
+            b"",
+            *arguments,
+        )
+
     # --- counters ---
 
     def counters(self) -> dict[str, float]:
@@ -367,10 +545,21 @@ class RedisBus:
 
         Returns:
             dict[str, float]: `published`, `not_published`, `lookups`, `reconnects`, `messages_in`,
-                `bytes_in`, `subscriptions`, `waiting_bytes`, and `longest_lag` in seconds.
+                `bytes_in`, `subscriptions`, `waiting_bytes`, `heartbeats`, `lost_leases`,
+                `reaped`, and `longest_lag` in seconds.
         """
         live = [server.live_counters() for server in self._servers]
         counted: dict[str, float] = dataclasses.asdict(self._counters)
         for name in ("messages_in", "bytes_in", "subscriptions", "waiting_bytes"):
             counted[name] += sum(each[name] for each in live)
         return counted
+
+
+def _check_times(lease: float, refresh: float) -> None:
+    if not 1 <= lease <= MOST_LEASE:
+        raise ConfigError(f"lease must be 1 to {MOST_LEASE:.0f} seconds, not {shown(lease)}")
+    if not LEAST_REFRESH <= refresh <= lease / 2:
+        raise ConfigError(
+            f"refresh must be from {LEAST_REFRESH} seconds to half of the lease ({lease:g}), not "
+            f"{shown(refresh)}"
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Sequence
+from typing import Any
 
 from wsc_fast._core.resp import ReplyError
 from wsc_fast.bus.redis.address import Address
@@ -116,10 +118,46 @@ async def prepare(link: Link, address: Address, names: Names, inbox: bytes) -> N
         link.ask(b"TIME"),
         link.ask(b"PUBLISH", inbox, b""),
     ]
+    await _all_allowed(tried, address.text, "the bus")
+
+
+async def prepare_presence(link: Link, at: str, key: bytes) -> None:
+    """Looks whether we may run the commands that presence needs. Nothing is left of it.
+
+    Args:
+        link: to the server.
+        at: the server, as errors name it.
+        key: one that nobody uses.
+
+    Raises:
+        BusError: we may not; the text names the command.
+    """
+    tried = [
+        link.ask(b"HSET", key, b"", b""),
+        link.ask(b"HGET", key, b""),
+        link.ask(b"HLEN", key),
+        link.ask(b"HKEYS", key),
+        link.ask(b"HSCAN", key, b"0"),
+        link.ask(b"HDEL", key, b""),
+        link.ask(b"SADD", key, b""),
+        link.ask(b"SREM", key, b""),
+        link.ask(b"SPOP", key),
+        link.ask(b"ZADD", key, b"1", b""),
+        link.ask(b"ZREM", key, b""),
+        link.ask(b"ZRANGE", key, b"0", b"0"),
+        link.ask(b"ZRANGEBYSCORE", key, b"0", b"0"),
+        link.ask(b"EXISTS", key),
+        link.ask(b"PTTL", key),
+        link.ask(b"DEL", key),
+    ]
+    await _all_allowed(tried, at, "presence")
+
+
+async def _all_allowed(tried: Sequence[Awaitable[Any]], at: str, what: str) -> None:
     for answer in tried:
         error = await answer
         if isinstance(error, ReplyError) and not str(error).startswith("NOSCRIPT"):
             raise BusError(
-                f"{address.text} does not let us do all that the bus needs (the page on RedisBus "
-                f"lists the rights of its user): {error}"
+                f"{at} does not let us do all that {what} needs (the page on RedisBus lists the "
+                f"rights of its user): {error}"
             )

@@ -6,7 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 
-from wsc_fast.bus.base import EVERYBODY
+from wsc_fast.bus.base import EVERYBODY, PRESENCE
+
+# The files of scripts that are called by their names at the server.
+SCRIPTS = ("directory", "publish", "read")
 
 
 class Script:
@@ -31,6 +34,11 @@ def script(name: str) -> Script:
     return Script((files("wsc_fast.bus.redis") / f"{name}.lua").read_bytes())
 
 
+def script_of(sha: bytes) -> Script:
+    """The script that has this name at the server."""
+    return next(each for each in map(script, SCRIPTS) if each.sha == sha)
+
+
 def command(*arguments: bytes) -> bytes:
     """A command as it goes over the line."""
     parts = [b"*%d\r\n" % len(arguments)]
@@ -49,6 +57,11 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def decode(data: bytes) -> str:
+    """The id whose bytes these are."""
+    return data.decode("utf-8", "surrogatepass")
+
+
 class Names:
     """The names of keys and channels, which all begin with one prefix.
 
@@ -60,9 +73,11 @@ class Names:
         self.prefix: bytes = prefix
 
     def channel(self, room: str) -> bytes:
-        """The channel of a room, or of all clients."""
+        """The channel of a room, of all clients, or of who is present."""
         if room == EVERYBODY:
             return self.prefix + b"c:"
+        if room.startswith(PRESENCE):
+            return b"%be:{%b}" % (self.prefix, encode(room.removeprefix(PRESENCE)))
         return b"%bc:{%b}" % (self.prefix, encode(room))
 
     def inbox(self, origin: str) -> bytes:
@@ -77,6 +92,10 @@ class Names:
         """The keys of a kept room: its stream, and the position of its newest message."""
         name = encode(room)
         return b"%bh:{%b}" % (self.prefix, name), b"%bt:{%b}" % (self.prefix, name)
+
+    def present(self, room: str) -> bytes:
+        """The key of the users who are present in a room."""
+        return b"%bp:{%b}" % (self.prefix, encode(room))
 
     def top(self, room: str) -> bytes:
         """The key of the position of a kept room's newest message."""

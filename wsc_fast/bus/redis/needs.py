@@ -18,6 +18,9 @@ class Counters:
         bytes_in: bytes that the servers sent.
         subscriptions: channels that are subscribed.
         waiting_bytes: of messages that wait for a server or its answer.
+        heartbeats: renewals of leases, where presence is on.
+        lost_leases: times that the others took this hub for dead, or a server had forgotten it.
+        reaped: entries that hubs without a lease had left, and this one took out.
         longest_lag: seconds, the most that a message to this hub itself took.
     """
 
@@ -29,4 +32,7 @@ class Counters:
     bytes_in: int = 0
     subscriptions: int = 0
     waiting_bytes: int = 0
+    heartbeats: int = 0
+    lost_leases: int = 0
+    reaped: int = 0
     longest_lag: float = 0.0

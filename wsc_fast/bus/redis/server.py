@@ -23,7 +23,7 @@ from wsc_fast.bus.base import Outgoing
 from wsc_fast.bus.redis.address import Address
 from wsc_fast.bus.redis.calls import is_elsewhere, is_passing
 from wsc_fast.bus.redis.checks import greet, prepare, warn_of_eviction
-from wsc_fast.bus.redis.commands import Names, command, script
+from wsc_fast.bus.redis.commands import Names, command, script_of
 from wsc_fast.bus.redis.link import Link, LinkLostError
 from wsc_fast.bus.redis.needs import Counters
 from wsc_fast.bus.redis.outgoing import PAUSE, Sender
@@ -103,6 +103,9 @@ class Server:
             counters,
         )
         self.subscriptions: Subscriptions = Subscriptions(names, self._inbox, subscribed)
+        # Of the connection that writes, and of the process at its other end.
+        self.number: int = 0
+        self.run_id: str = ""
         self._writer: Link | None = None
         self._reader: Link | None = None
         # All connections that have not ended, also those that are not in use yet.
@@ -229,6 +232,8 @@ class Server:
         )
         await self._or_abort(link, prepare(link, self.address, self._names, self._inbox))
         warn_of_eviction(self.address.text, facts)
+        self.number += 1
+        self.run_id = facts.get("run_id", "")
         self._writer = link
         self._say_kept_rooms(link)
         self._writable.set()
@@ -431,6 +436,18 @@ class Server:
 
     # --- questions ---
 
+    def is_there(self) -> bool:
+        """Whether there is a connection that writes."""
+        return self._writer is not None
+
+    async def writer(self) -> Link:
+        """The connection that writes, once there is one."""
+        while True:
+            await self._writable.wait()
+            if self._writer is not None:
+                return self._writer
+            await asyncio.sleep(PAUSE)  # closed: whoever asks is about to be cancelled
+
     def renew(self, key: bytes, seconds: int) -> None:
         """Has a key live on for so long, if the server is there."""
         if self._writer is not None:
@@ -458,17 +475,17 @@ class Server:
                         continue
                     if not isinstance(value, ReplyError):
                         return value
-                    await self._after(link, value)
+                    await self._after(link, value, arguments)
         except TimeoutError:
             raise BusUnavailableError(
                 f"the bus at {self.address.text} did not answer within {self._timeout:g} s"
             ) from None
 
-    async def _after(self, link: Link, error: ReplyError) -> None:
+    async def _after(self, link: Link, error: ReplyError, arguments: Sequence[bytes]) -> None:
         """Prepares for the next attempt after an error, or raises."""
         text = str(error)
         if text.startswith("NOSCRIPT"):
-            await link.ask(b"SCRIPT", b"LOAD", script("read").text)
+            await link.ask(b"SCRIPT", b"LOAD", script_of(arguments[1]).text)
         elif is_elsewhere(text):
             link.abort(error)
         elif is_passing(text):

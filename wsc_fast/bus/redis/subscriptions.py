@@ -71,6 +71,10 @@ class Subscriptions:
         """The command that waits for its confirmations for the longest time."""
         return self._commands[0] if self._commands else None
 
+    def heard(self, prefix: str) -> list[str]:
+        """The rooms whose messages come, and whose ids begin so."""
+        return [room for room, each in self._wanted.items() if each.heard and room[:1] == prefix]
+
     def connected(self, link: Link) -> None:
         """Subscribes all that is wanted on a new connection, the inbox first."""
         self._link = link

@@ -1,0 +1,1 @@
+"""Models that run: protocols against real servers, before and beside the code that uses them."""
