@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.cluster import beside_peers, measures
+from benchmarks.cluster.publishers import publishers
 
 MEASURES: dict[str, Callable[..., str]] = {
     "remote": measures.remote,
@@ -23,6 +24,7 @@ MEASURES: dict[str, Callable[..., str]] = {
     "idle": measures.idle,
     "peers": beside_peers.cpu,
     "faults": beside_peers.faults,
+    "publishers": publishers,
 }
 
 
