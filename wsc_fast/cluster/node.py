@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from wsc_fast._core import kept
@@ -13,6 +14,7 @@ from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.envelopes import open_entry, pack_entry, read_envelope
 from wsc_fast.bus.base import (
+    EVERYBODY,
     MOST_ENTRY_BYTES,
     MOST_KEY_BYTES,
     Bus,
@@ -110,6 +112,11 @@ class Node:
             )
         return self._rooms
 
+    def _use_memory(self) -> None:
+        from wsc_fast.bus.memory import MemoryBus
+
+        self._use(MemoryBus())
+
     # --- the calls of the application ---
 
     def set_bus(self, bus: Bus) -> None:
@@ -124,9 +131,7 @@ class Node:
         if self._engine.loop is not None:
             raise HubStateError("keep is for a hub that does not run: call it before the start")
         if self._rooms is None:
-            from wsc_fast.bus.memory import MemoryBus
-
-            self._use(MemoryBus())
+            self._use_memory()
         assert self._rooms is not None
         self._rooms.kept.keep(pattern, retention)
 
@@ -166,15 +171,52 @@ class Node:
         self._engine.append_to_kept(room_id, message, exclude, key, idempotency_key, answer)
         return answer
 
+    async def publish_anywhere(
+        self,
+        room_id: str,
+        message: str | bytes,
+        exclude: Iterable[str],
+        key: str | None,
+        idempotency_key: str | None,
+    ) -> Published:
+        """Publishes to a room, plain or kept, or to EVERYBODY; it is for a caller without a hub.
+
+        The clients of this hub get a plain message once the bus has taken it.
+
+        Raises:
+            BusError: the bus did not take it.
+            ValidationError: an argument cannot be used.
+            HubStateError: the hub does not run in this process.
+
+        Thread-safety: the loop's thread.
+        """
+        loop = self._engine.loop
+        if loop is None:
+            raise HubStoppedError("the hub does not run in this process: nothing was published")
+        if room_id != EVERYBODY:
+            check_id("room", room_id)
+        _check_key(idempotency_key)
+        if self._rooms is None:
+            self._use_memory()
+        answer: asyncio.Future[Published] = loop.create_future()
+        self._engine.append_to_kept(room_id, message, exclude, key, idempotency_key, answer)
+        # A caller who goes away does not take back a message that is on its way.
+        return await asyncio.shield(answer)
+
     async def history(self, room_id: str, after: str | None, limit: int) -> list[HistoryEntry]:
         """See `Cluster.history`; the arguments are checked."""
+        page = await self.page(room_id, after, limit)
+        return [_history_entry(each) for each in page.entries]
+
+    async def page(self, room_id: str, after: str | None, limit: int) -> Page:
+        """Reads a part of a room's history; arguments and errors are those of `Cluster.history`."""
         answer = self._needs.calls.run(lambda: self._history(room_id, after, limit))
         page = await _elsewhere(answer)
         if after is not None and not page.contiguous:
             raise LookupError(
                 f"the history of room {room_id!a} does not reach back to the position {after!a}"
             )
-        return [_history_entry(each) for each in page.entries]
+        return page
 
     def _history(self, room_id: str, after: str | None, limit: int) -> asyncio.Future[Page]:
         check_id("room", room_id)
@@ -192,7 +234,7 @@ class Node:
     def _append(
         self,
         room_id: str,
-        retention: Retention,
+        retention: Retention | None,
         frame: bytes,
         exclude: tuple[str, ...],
         key: str | None,
@@ -202,12 +244,16 @@ class Node:
         entry = pack_entry(frame, exclude, key)
         if len(entry) > MOST_ENTRY_BYTES:
             raise ValidationError(
-                f"a message of {len(frame)} bytes is too long for a kept room: it may have "
+                f"a message of {len(frame)} bytes is too long for a bus: it may have "
                 f"{MOST_ENTRY_BYTES - 4096}"
             )
         self._open_at_once()
         self.counters.published += 1
         assert self._rooms is not None
+        if retention is None:
+            assert answer is not None
+            give = partial(kept.give_plain, self._engine, room_id, frame, exclude, key)
+            answer.add_done_callback(partial(_give_published, give))
         self._rooms.publish(Outgoing(room_id, entry, retention, idempotency_key, answer))
 
     def _publish_outgoing(self) -> None:
@@ -289,6 +335,12 @@ class Node:
         self.counters.not_published += 1
         frame, _, _ = open_entry(outgoing.entry)
         self._needs.not_published(message_of(frame), outgoing.room, error)
+
+    def bus_state(self) -> str:
+        """Whether the hub hears of the others: "up" or "down"; "none" where it is alone."""
+        if self._bus_is_here():
+            return "none"
+        return "up" if self._opened and not self._is_cut_off else "down"
 
     # --- its life ---
 
@@ -392,6 +444,12 @@ async def _elsewhere(answer: asyncio.Future[_T]) -> _T:
         return await answer
 
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), loop))
+
+
+def _give_published(give: Callable[[], object], answer: asyncio.Future[Published]) -> None:
+    """A plain message was published, or not: the clients of this hub get it with the others."""
+    if not answer.cancelled() and answer.exception() is None and not answer.result().duplicate:
+        give()
 
 
 def _history_entry(entry: Entry) -> HistoryEntry:

@@ -77,12 +77,12 @@ class Rooms:
     def _publish(
         self, room_id: str, frame: bytes, exclude: tuple[str, ...], key: str | None, *more: Any
     ) -> None:
-        retention = self.kept.retention_of(room_id)
-        assert retention is not None
+        # With an answer a message may be for a plain room, or for everybody.
+        retention = None if room_id == EVERYBODY else self.kept.retention_of(room_id)
         self._append(room_id, retention, frame, exclude, key, *more)
 
     def publish(self, outgoing: Outgoing) -> None:
-        """Gives the bus a message of a kept room, once this hub hears what is said there.
+        """Gives the bus a message; one of a kept room once this hub hears what is said there.
 
         Else the members who are here could miss it: it could come before their subscription.
         """
