@@ -231,6 +231,7 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
         )
         self._api_needs = ApiNeeds(
             engine=engine,
+            client_of=engine.get_client_by_id,
             count_clients=self.get_connected_clients,
             node=node,
             send_to_user=lambda user_id, message: self.send_to_user(user_id, message),

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from wsc_fast._core.connection import Client
 from wsc_fast._core.envelopes import open_entry
 from wsc_fast.api import bodies, openapi
 from wsc_fast.api.guard import ApiGuard, error
@@ -22,6 +21,7 @@ from wsc_fast.errors import (
     ConfigError,
     HubStateError,
     LimitError,
+    RoomNotFoundError,
     SendError,
     UserOfflineError,
     ValidationError,
@@ -38,7 +38,7 @@ Answer = bodies.Published | bodies.Reached
 # A page of a history ends after so many bytes of messages, so that no turn of the loop is long.
 MOST_PAGE = 1 << 20
 # The bounds of `max_body`: JSON of so many bytes is decoded in one turn.
-LEAST_BODY, MOST_BODY = 1_024, 16_777_216
+LEAST_BODY, MOST_BODY = 1_024, 4_194_304
 _BINARY = 2
 
 # The first that fits an error counts.
@@ -47,6 +47,7 @@ _ERRORS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
     (msgspec.DecodeError, HTTPStatus.BAD_REQUEST, "malformed"),
     (ValidationError, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid"),
     (UserOfflineError, HTTPStatus.NOT_FOUND, "user_offline"),
+    (RoomNotFoundError, HTTPStatus.NOT_FOUND, "not_kept"),
     (SendError, HTTPStatus.SERVICE_UNAVAILABLE, "not_taken"),
     (LimitError, HTTPStatus.SERVICE_UNAVAILABLE, "not_taken"),
     (BusError, HTTPStatus.SERVICE_UNAVAILABLE, "bus_unavailable"),
@@ -119,10 +120,10 @@ class Api:
         return self._needs.send_to_user(request.user, message)
 
     def _disconnect(self, request: bodies.Disconnect) -> int:
-        user, client_id = request.target()
-        if user is not None:
-            return self._needs.disconnect_user(user, request.code, request.reason)
-        client: Client | None = self._needs.engine.get_client_by_id(client_id)
+        if not isinstance(request.user, msgspec.UnsetType):
+            return self._needs.disconnect_user(request.user, request.code, request.reason)
+        assert not isinstance(request.client, msgspec.UnsetType)
+        client = self._needs.client_of(request.client)
         if client is None:
             return 0
         client.disconnect(request.code, request.reason)
@@ -151,6 +152,8 @@ class Api:
 
     async def _read(self, request: Request) -> bodies.History:
         query = msgspec.convert(request.query, bodies.HistoryQuery, strict=False)
+        if not self._needs.node.keeps(query.room):
+            raise RoomNotFoundError(f"room {query.room!a} is not kept: see Hub.keep")
         page = await self._needs.node.page(query.room, query.after, query.limit)
         return bodies.History(
             [_history_message(each) for each in _bounded(page, query.after)], page.top

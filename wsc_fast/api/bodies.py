@@ -1,8 +1,8 @@
 """The JSON of the HTTP API: requests, answers, and what each field may be.
 
 The OpenAPI document is made from these types (openapi.py), so that it cannot say anything else. The
-decoder checks types, lengths and unknown names. The hub checks ids by its own rules; the document
-has these as patterns.
+decoder checks types, lengths and unknown names, of a batch all at once. The hub checks ids by its
+own rules; the document has these as patterns.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from wsc_fast._core.frames import check_close
 from wsc_fast.bus.base import MOST_KEY_BYTES
 from wsc_fast.errors import ValidationError
 
 # Requests of one batch, clients that one message leaves out, messages of one page of a history.
 MOST_IN_BATCH, MOST_EXCLUDED, MOST_HISTORY = 100, 1_000, 1_000
+
+# Strings in a body, names of fields among them. The decoder looks at the length of a list once it
+# has all of it, and a mebibyte of short strings would take it 100 ms.
+MOST_STRINGS = 10_000
 
 T = TypeVar("T")
 
@@ -41,12 +46,16 @@ IdempotencyKey = Annotated[
 ]
 Position = Annotated[str, _id("The position of a message in its room.", 64)]
 Text = Annotated[str, Meta(description="A text message.")]
-Data = Annotated[bytes, Meta(description="A binary message, in base64.")]
+_BASE64 = r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+Data = Annotated[
+    bytes,
+    Meta(description="A binary message, in base64.", extra_json_schema={"pattern": _BASE64}),
+]
 Conflation = Annotated[
     str, Meta(description="Replaces a message under the same key that waits for a slow client.")
 ]
 Exclude = Annotated[
-    list[str],
+    list[ClientId],
     Meta(max_length=MOST_EXCLUDED, description="Ids of clients that do not get the message."),
 ]
 _CODES = [{"minimum": low, "maximum": high} for low, high in ((1000, 1003), (1007, 1014))]
@@ -74,18 +83,15 @@ class Message(Request, kw_only=True):
     key: Conflation | None = None
     idempotency_key: IdempotencyKey | None = None
 
-    def payload(self) -> str | bytes:
-        """The message as the hub takes it.
+    def __post_init__(self) -> None:
+        if (self.message is UNSET) == (self.data is UNSET):
+            raise ValidationError("Expected one of the fields `message` and `data`")
 
-        Raises:
-            ValidationError: there is none, or there are two.
-        """
-        if isinstance(self.data, UnsetType):
-            if not isinstance(self.message, UnsetType):
-                return self.message
-        elif isinstance(self.message, UnsetType):
-            return self.data
-        raise ValidationError("expected one of the fields `message` and `data`")
+    def payload(self) -> str | bytes:
+        """The message as the hub takes it."""
+        payload = self.message if self.data is UNSET else self.data
+        assert not isinstance(payload, UnsetType)
+        return payload
 
 
 class Publish(Message, kw_only=True):
@@ -115,18 +121,10 @@ class Disconnect(Request, kw_only=True):
     code: CloseCode = 1000
     reason: Annotated[str, Meta(description="Cut to 123 bytes of UTF-8.")] = ""
 
-    def target(self) -> tuple[str | None, str]:
-        """The user, or None and the client.
-
-        Raises:
-            ValidationError: there is none of them, or there are both.
-        """
-        if isinstance(self.client, UnsetType):
-            if not isinstance(self.user, UnsetType):
-                return self.user, ""
-        elif isinstance(self.user, UnsetType):
-            return None, self.client
-        raise ValidationError("expected one of the fields `user` and `client`")
+    def __post_init__(self) -> None:
+        if (self.user is UNSET) == (self.client is UNSET):
+            raise ValidationError("Expected one of the fields `user` and `client`")
+        check_close(self.code, self.reason)
 
 
 class PublishCall(Publish, kw_only=True, tag="publish", tag_field="do"):
@@ -239,7 +237,11 @@ def decoded(kind: type[T], body: bytes) -> T:
     Raises:
         msgspec.ValidationError: a field is not what was expected; the text names it.
         msgspec.DecodeError: it is no JSON.
+        ValidationError: it holds too many strings.
     """
+    # No string begins with a quote behind a backslash.
+    if body.count(b'"') - body.count(b'\\"') > 2 * MOST_STRINGS:
+        raise ValidationError(f"Expected at most {MOST_STRINGS} strings in the body")
     try:
         return msgspec.json.decode(body, type=kind)
     except (UnicodeError, RecursionError) as error:

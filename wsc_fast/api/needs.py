@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine
 from wsc_fast.bus.base import Page, Published
 from wsc_fast.messages import HubMessage
@@ -25,6 +26,9 @@ class Publishing(Protocol):
     ) -> Published:
         """Publishes to a room, or to all clients."""
 
+    def keeps(self, room_id: str) -> bool:
+        """Tells whether a room has a history."""
+
     async def page(self, room_id: str, after: str | None, limit: int) -> Page:
         """Reads a part of a room's history."""
 
@@ -37,7 +41,8 @@ class Needs:
     """The things that a hub gives to this room.
 
     Attributes:
-        engine: clients, and the counters of refusals.
+        engine: counts refusals.
+        client_of: the client with an id; None: it is not connected here.
         count_clients: how many clients are connected.
         node: publishes and reads.
         send_to_user, disconnect_user: as Hub has them.
@@ -47,6 +52,7 @@ class Needs:
     """
 
     engine: Engine
+    client_of: Callable[[str], Client | None]
     count_clients: Callable[[], int]
     node: Publishing
     send_to_user: Callable[[str, HubMessage], int]

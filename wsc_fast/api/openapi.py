@@ -59,7 +59,7 @@ _SUMMARIES = {
 _MEANINGS = {
     400: "The body is no JSON, or the request is malformed.",
     401: "The request shows no API key, or one that is not known.",
-    404: "The user has no client on this hub.",
+    404: "The user has no client on this hub, or the room is not kept.",
     410: "The history does not reach back to this position.",
     411: "The body has no Content-Length.",
     413: "The body is too long.",
@@ -174,7 +174,7 @@ def _history() -> dict[str, Any]:
             }
             for name, schema in query["properties"].items()
         ],
-        "responses": _responses(_content(bodies.History), (400, 401, 410, 422, 429, 500, 503)),
+        "responses": _responses(_content(bodies.History), (400, 401, 404, 410, 422, 429, 500, 503)),
     }
 
 

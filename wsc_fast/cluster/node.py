@@ -208,6 +208,10 @@ class Node:
         page = await self.page(room_id, after, limit)
         return [_history_entry(each) for each in page.entries]
 
+    def keeps(self, room_id: str) -> bool:
+        """Whether a room has a history."""
+        return self._rooms is not None and self._rooms.is_kept(room_id)
+
     async def page(self, room_id: str, after: str | None, limit: int) -> Page:
         """Reads a part of a room's history; arguments and errors are those of `Cluster.history`."""
         answer = self._needs.calls.run(lambda: self._history(room_id, after, limit))
