@@ -172,7 +172,9 @@ async def test_a_user_or_a_client_is_disconnected() -> None:
         for raw in (phone, desk):
             frame = await raw.recv()
             assert (frame.opcode, frame.payload) == (CLOSE, b"\x11\x33blocked")
-        assert (await http.post("/disconnect", json={"client": "b"})).json() == {"clients": 1}
+        assert (await http.post("/disconnect", json={"client": "b", "code": 1000.0})).json() == {
+            "clients": 1
+        }
         assert (await bob.recv()).payload == b"\x03\xe8"
         gone = await http.post("/disconnect", json={"client": "nobody"})
         assert gone.json() == {"clients": 0}
@@ -190,7 +192,7 @@ async def test_a_batch_has_an_answer_for_each_request_and_keeps_their_order() ->
         requests += [
             {"do": "broadcast", "message": "all"},
             {"do": "send", "user": "bob", "message": "x"},
-            {"do": "publish", "room": "a\nb", "message": "x"},
+            {"do": "publish", "room": "kept", "message": "x", "idempotency_key": "é" * 65},
             {"do": "disconnect", "user": "bob"},
         ]
         answer = await http.post("/batch", json={"requests": requests})
@@ -318,6 +320,10 @@ async def test_the_health_of_a_hub_that_drains_is_503() -> None:
         ("send", {"user": "u", "message": 5}, "Expected `str`, got `int` - at `$.message`"),
         ("disconnect", {"user": "u", "code": 1005}, "1005"),
         ("disconnect", {"client": "nobody", "code": 2999}, "2999"),
+        ("disconnect", {"client": "nobody", "code": 1000.5}, "1000.5"),
+        ("disconnect", {"client": "a\nb"}, "a client id may not hold control characters"),
+        ("send", {"user": "a\nb", "message": "x"}, "a user id may not hold"),
+        ("send", {"user": "u", "message": "x", "id": "a\nb"}, "a message id may not hold"),
         (
             "batch",
             {"requests": [{"do": "broadcast", "message": "x"}, {"do": "broadcast"}]},

@@ -35,6 +35,8 @@ from wsc_fast.upgrade.routes import Route
 T = TypeVar("T")
 Answer = bodies.Published | bodies.Reached
 
+# Batches at a time: each makes one request in a turn of the loop. Others wait for them.
+MOST_BATCHES = 8
 # A page of a history ends after so many bytes of messages, so that no turn of the loop is long.
 MOST_PAGE = 1 << 20
 # The bounds of `max_body`: JSON of so many bytes is decoded in one turn.
@@ -73,6 +75,8 @@ class Api:
         self._needs = needs
         self._path = path
         self._document: bytes | None = None
+        # Of the loop that the hub has run on last.
+        self._batches: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
         posts: dict[str, tuple[type[Any], Callable[[Any], Awaitable[Any]]]] = {
             "publish": (bodies.Publish, self._do),
             "broadcast": (bodies.Broadcast, self._do),
@@ -93,6 +97,7 @@ class Api:
         # All that may fail comes first, so that nothing is served of a call that has failed.
         for where, methods, _ in routes:
             needs.check_route(where, methods)
+        needs.node.prepare()
         for where, methods, route in routes:
             needs.add_route(where, methods, route, guard)
 
@@ -121,22 +126,28 @@ class Api:
 
     def _disconnect(self, request: bodies.Disconnect) -> int:
         if not isinstance(request.user, msgspec.UnsetType):
-            return self._needs.disconnect_user(request.user, request.code, request.reason)
+            return self._needs.disconnect_user(request.user, int(request.code), request.reason)
         assert not isinstance(request.client, msgspec.UnsetType)
         client = self._needs.client_of(request.client)
         if client is None:
             return 0
-        client.disconnect(request.code, request.reason)
+        client.disconnect(int(request.code), request.reason)
         return 1
 
     async def _batch(self, batch: bodies.Batch) -> bodies.Outcomes:
         outcomes: list[asyncio.Task[bodies.Outcome]] = []
-        async with asyncio.TaskGroup() as group:
+        async with self._batches_under_way(), asyncio.TaskGroup() as group:
             for each in batch.requests:
                 outcomes.append(group.create_task(self._outcome(each)))
                 # One a turn: each may be for very many clients. They begin in their order.
                 await asyncio.sleep(0)
         return bodies.Outcomes([each.result() for each in outcomes])
+
+    def _batches_under_way(self) -> asyncio.Semaphore:
+        loop = asyncio.get_running_loop()
+        if self._batches is None or self._batches[0] is not loop:
+            self._batches = loop, asyncio.Semaphore(MOST_BATCHES)
+        return self._batches[1]
 
     async def _outcome(self, request: bodies.Request) -> bodies.Outcome:
         try:
@@ -169,9 +180,10 @@ class Api:
         status = HTTPStatus.SERVICE_UNAVAILABLE if draining else HTTPStatus.OK
         return _json(status, health)
 
-    def _describe(self, request: Request) -> Response:
+    async def _describe(self, request: Request) -> Response:
         if self._document is None:
-            self._document = msgspec.json.encode(openapi.document(self._path))
+            document = await asyncio.to_thread(openapi.document, self._path)
+            self._document = msgspec.json.encode(document)
         return Response(HTTPStatus.OK, self._document, content_type="application/json")
 
 

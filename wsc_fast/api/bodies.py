@@ -1,8 +1,8 @@
 """The JSON of the HTTP API: requests, answers, and what each field may be.
 
 The OpenAPI document is made from these types (openapi.py), so that it cannot say anything else. The
-decoder checks types, lengths and unknown names, of a batch all at once. The hub checks ids by its
-own rules; the document has these as patterns.
+decoder checks all of it, of a batch too before any of its requests is made. Ids are checked by the
+rules of the hub, and the document has these as patterns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from wsc_fast._core.clients import check_id
 from wsc_fast._core.frames import check_close
 from wsc_fast.bus.base import MOST_KEY_BYTES
 from wsc_fast.errors import ValidationError
@@ -60,12 +61,14 @@ Exclude = Annotated[
 ]
 _CODES = [{"minimum": low, "maximum": high} for low, high in ((1000, 1003), (1007, 1014))]
 CloseCode = Annotated[
-    int,
+    float,  # to JSON, 4000.0 is an integer
     Meta(
         ge=1000,
         le=4999,
         description="The close code.",
-        extra_json_schema={"anyOf": [*_CODES, {"minimum": 3000, "maximum": 4999}]},
+        extra_json_schema={
+            "anyOf": [*_CODES, {"minimum": 3000, "maximum": 4999}],
+        },
     ),
 ]
 
@@ -86,6 +89,10 @@ class Message(Request, kw_only=True):
     def __post_init__(self) -> None:
         if (self.message is UNSET) == (self.data is UNSET):
             raise ValidationError("Expected one of the fields `message` and `data`")
+        for each in self.exclude:
+            check_id("client", each)
+        if self.idempotency_key is not None:
+            check_id("message", self.idempotency_key)
 
     def payload(self) -> str | bytes:
         """The message as the hub takes it."""
@@ -98,6 +105,10 @@ class Publish(Message, kw_only=True):
     """Publishes a message to a room, on all hubs."""
 
     room: RoomId
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_id("room", self.room)
 
 
 class Broadcast(Message, kw_only=True):
@@ -112,6 +123,11 @@ class Send(Request, kw_only=True):
     type: Annotated[str, Meta(description="The type of the HubMessage.")] = "text"
     id: MessageId | UnsetType = UNSET
 
+    def __post_init__(self) -> None:
+        check_id("user", self.user)
+        if self.id is not UNSET:
+            check_id("message", self.id)
+
 
 class Disconnect(Request, kw_only=True):
     """Closes the connections of a user, or of one client, on this hub."""
@@ -124,7 +140,12 @@ class Disconnect(Request, kw_only=True):
     def __post_init__(self) -> None:
         if (self.user is UNSET) == (self.client is UNSET):
             raise ValidationError("Expected one of the fields `user` and `client`")
-        check_close(self.code, self.reason)
+        for kind, value in (("user", self.user), ("client", self.client)):
+            if value is not UNSET:
+                check_id(kind, value)
+        if self.code != int(self.code):
+            raise ValidationError(f"a close code must be an integer, not {self.code}")
+        check_close(int(self.code), self.reason)
 
 
 class PublishCall(Publish, kw_only=True, tag="publish", tag_field="do"):

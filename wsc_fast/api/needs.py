@@ -16,6 +16,9 @@ from wsc_fast.upgrade.routes import Guard, Route
 class Publishing(Protocol):
     """The hub's node."""
 
+    def prepare(self) -> None:
+        """To be called once before the others."""
+
     async def publish_anywhere(
         self,
         room_id: str,

@@ -88,6 +88,7 @@ def document(path: str) -> dict[str, Any]:
         schemas[name]["oneOf"] = _one_of("message", "data")
     for name in ("Disconnect", "DisconnectCall"):
         schemas[name]["oneOf"] = _one_of("user", "client")
+        schemas[name]["properties"]["code"]["type"] = "integer"
     return {
         "openapi": "3.1.0",
         "info": {

@@ -112,11 +112,6 @@ class Node:
             )
         return self._rooms
 
-    def _use_memory(self) -> None:
-        from wsc_fast.bus.memory import MemoryBus
-
-        self._use(MemoryBus())
-
     # --- the calls of the application ---
 
     def set_bus(self, bus: Bus) -> None:
@@ -130,8 +125,7 @@ class Node:
         """See `ClusterFace.keep`; the arguments are checked."""
         if self._engine.loop is not None:
             raise HubStateError("keep is for a hub that does not run: call it before the start")
-        if self._rooms is None:
-            self._use_memory()
+        self.prepare()
         assert self._rooms is not None
         self._rooms.kept.keep(pattern, retention)
 
@@ -171,6 +165,13 @@ class Node:
         self._engine.append_to_kept(room_id, message, exclude, key, idempotency_key, answer)
         return answer
 
+    def prepare(self) -> None:
+        """To be called once before `publish_anywhere`: a hub alone needs a MemoryBus for it."""
+        if self._rooms is None:
+            from wsc_fast.bus.memory import MemoryBus
+
+            self._use(MemoryBus())
+
     async def publish_anywhere(
         self,
         room_id: str,
@@ -196,8 +197,6 @@ class Node:
         if room_id != EVERYBODY:
             check_id("room", room_id)
         _check_key(idempotency_key)
-        if self._rooms is None:
-            self._use_memory()
         answer: asyncio.Future[Published] = loop.create_future()
         self._engine.append_to_kept(room_id, message, exclude, key, idempotency_key, answer)
         # A caller who goes away does not take back a message that is on its way.
