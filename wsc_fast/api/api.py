@@ -43,6 +43,11 @@ MOST_PAGE = 1 << 20
 LEAST_BODY, MOST_BODY = 1_024, 4_194_304
 _BINARY = 2
 
+
+class _GoneError(Exception):
+    """A history does not reach back; a LookupError that is no fault of the hub's own code."""
+
+
 # The first that fits an error counts.
 _ERRORS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
     (msgspec.ValidationError, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid"),
@@ -54,7 +59,7 @@ _ERRORS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
     (LimitError, HTTPStatus.SERVICE_UNAVAILABLE, "not_taken"),
     (BusError, HTTPStatus.SERVICE_UNAVAILABLE, "bus_unavailable"),
     (HubStateError, HTTPStatus.SERVICE_UNAVAILABLE, "not_running"),
-    (LookupError, HTTPStatus.GONE, "gone"),
+    (_GoneError, HTTPStatus.GONE, "gone"),
 )
 _KNOWN = tuple(kind for kind, _, _ in _ERRORS)
 
@@ -165,7 +170,10 @@ class Api:
         query = msgspec.convert(request.query, bodies.HistoryQuery, strict=False)
         if not self._needs.node.keeps(query.room):
             raise RoomNotFoundError(f"room {query.room!a} is not kept: see Hub.keep")
-        page = await self._needs.node.page(query.room, query.after, query.limit)
+        try:
+            page = await self._needs.node.page(query.room, query.after, query.limit)
+        except LookupError as failure:
+            raise _GoneError(str(failure)) from None
         return bodies.History(
             [_history_message(each) for each in _bounded(page, query.after)], page.top
         )

@@ -27,10 +27,10 @@ MOST_STRINGS = 10_000
 T = TypeVar("T")
 
 
-def _id(what: str, most: int = 256, **more: Any) -> Any:
+def _id(what: str, most: int = 256) -> Any:
     # No control characters and no line ends; JSON has no lone surrogates.
     pattern = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"}
-    return Meta(min_length=1, max_length=most, description=what, extra_json_schema=pattern, **more)
+    return Meta(min_length=1, max_length=most, description=what, extra_json_schema=pattern)
 
 
 RoomId = Annotated[str, _id("The id of a room.")]
