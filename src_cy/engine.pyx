@@ -633,19 +633,21 @@ cdef class Engine(FanoutNeeds):
         else:
             self.publish(room.items, room, message, exclude, key, room_id)
 
-    def prepare_for_plain(self, room_id, message, exclude, key):
-        """`Hub.publish` for a plain room, with an idempotency key: the bus is asked first.
+    def prepare_for_plain(self, room_id, message, exclude, key, bint known):
+        """A message of a plain room, or of all clients, that the bus has to take first.
 
         Args:
-            room_id: of the room.
+            room_id: of the room; "" for all clients.
             message, exclude, key: as for `broadcast`.
+            known: the room has to be there.
 
         Returns:
             tuple[bytes, tuple[str, ...]]: the frame, and the ids of clients that do not get it.
         """
         cdef int run
         cdef bytes frame
-        self.room_to_join(room_id)  # raises where there is none
+        if known:
+            self.room_to_join(room_id)  # raises where there is none
         frame = self.framed(message, room_id, &run)
         if key is not None:
             checked_key(key)

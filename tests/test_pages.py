@@ -212,7 +212,7 @@ def test_a_program_tells_its_clients_that_it_ends(
     code = on_other_ports(PROGRAMS[key], ports)
     with (
         redis_for(code, tmp_path) as code,
-        started([sys.executable, "-c", code], tmp_path) as process,
+        started([sys.executable, "-c", code], tmp_path, {"API_KEY": "k" * 16}) as process,
     ):
         with connected(ports[0]) as plain:
             sock = plain if tls is None else tls.wrap_socket(plain, server_hostname="localhost")

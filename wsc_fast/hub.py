@@ -27,6 +27,8 @@ from wsc_fast._core.upward import join
 from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
 from wsc_fast.adapters.uvicorn import Endpoint
+from wsc_fast.api.facade import ApiFace
+from wsc_fast.api.needs import Needs as ApiNeeds
 from wsc_fast.bus.base import Bus
 from wsc_fast.cluster.facade import ClusterFace, chosen_bus
 from wsc_fast.cluster.heads import decode_head, without_heads
@@ -77,7 +79,7 @@ TransportName = Literal["hub", "picows"]
 _OTHER_FILES = 1_024
 
 
-class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, LifeFace):
+class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, LifeFace):
     """A WebSocket hub: holds the connections, and moves messages to clients, users and rooms.
 
     Args:
@@ -240,6 +242,17 @@ class Hub(ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, Lif
                 watch_upgrades=policy.watch_upgrades,
                 report=report,
             )
+        )
+        self._api_needs = ApiNeeds(
+            engine=engine,
+            client_of=engine.get_client_by_id,
+            count_clients=self.get_connected_clients,
+            node=node,
+            send_to_user=lambda user_id, message: self.send_to_user(user_id, message),
+            disconnect_user=self.disconnect_user,
+            draining=lambda: state.draining,
+            check_route=self._check_route,
+            add_route=site.routes.add,
         )
         join(engine, requests, admission, callbacks, delivery)
         self.set_config(config if config is not None else self._config)

@@ -44,7 +44,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         replaced_clients: connections closed with 4409 for a newer one with the same id.
         rejected: upgrades refused, by reason: "full", "origin", "auth", "request", "address",
             "rate", "handshakes" (too many unanswered at once), and "gone" (left before its request
-            was whole).
+            was whole). "auth" and "rate" also count requests to the HTTP API.
         limited: how often each limit was met, by the name of its setting.
         rate_limited: messages beyond a client's rate.
         messages_abandoned: messages received that no callback was called with, since their client

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trials.attack.swarm import Script, Swarm, be_cheap
-from trials.attack.wire import DEFLATE, bomb, request, small_bomb
+from trials.attack.wire import API_KEY, DEFLATE, api_request, bomb, request, small_bomb
 from wsc_fast.testing import BINARY, CONTINUATION, PING, TEXT, client_hello, encode, head
 
 MIB = 1 << 20
@@ -79,6 +79,9 @@ ASKED = {"connection_rate": 0.0, "connection_rate_per_address": 0.0}
 # Of the size that docs/security.md recommends at most, once it is inflated; four bytes a character.
 SMALL_BOMB = small_bomb("\U0001f600" + "a" * 60_000)
 SLOW_BOMB = small_bomb("slow \U0001f600" + "a" * 60_000)
+API_BATCH = json.dumps(
+    {"requests": [{"do": "publish", "room": "r", "message": "x"}] * 100}
+).encode()
 SPAM = encode(TEXT, b"spam") * 4
 
 ATTACKS = [
@@ -133,6 +136,29 @@ ATTACKS = [
         lambda: Script(200, request(path="/nothing"), leave="answered"),
         "rejected.request",
         16,
+    ),
+    Attack(
+        "api-flood",
+        "a storm of requests to the HTTP API with wrong keys, and bodies of a mebibyte",
+        lambda: Script(200, api_request("a-wrong-key-of-an-attacker"), leave="answered"),
+        "rejected.auth",
+        16,
+        cpu=1.0,
+    ),
+    Attack(
+        "api-batches",
+        "200 who have a key, and send batches of 100 requests as fast as they can",
+        lambda: Script(200, api_request(API_KEY, API_BATCH, len(API_BATCH)), leave="answered"),
+        "rejected.rate",
+        48,
+    ),
+    Attack(
+        "api-slow-bodies",
+        "1,000 who have a key, and send a body of a mebibyte by 100 bytes each 0.3 s",
+        lambda: Script(1_000, api_request(API_KEY, b"{"), b" " * 100, every=0.3, again=True),
+        "limited.handshake_timeout",
+        48,
+        {"handshake_timeout": 1.0},
     ),
     Attack(
         "queries",

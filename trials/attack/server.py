@@ -29,6 +29,7 @@ from typing import Any
 import msgspec
 import uvloop
 
+from trials.attack.wire import API_KEY
 from wsc_fast import (
     ACKConfig,
     Client,
@@ -100,6 +101,7 @@ def make_hub(settings: dict[str, Any], hooks: bool = False) -> Hub:
         authorize_publish=may_publish if hooks else None,
     )
     hub.enable_ack(ACKConfig())
+    hub.enable_api(keys=API_KEY)
     if hooks:
         hub.add_send_failure_handler(Table())
 

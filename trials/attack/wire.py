@@ -6,6 +6,8 @@ import zlib
 
 from wsc_fast.testing import BINARY, TEXT, deflated, encode, upgrade_request
 
+# Of the server's HTTP API.
+API_KEY = "key-of-an-honest-caller"
 DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
 
 
@@ -13,6 +15,18 @@ def request(*headers: str, path: str = "/ws", end: bytes = b"\r\n\r\n") -> bytes
     """An upgrade request, with further headers; without its `end` it is never done."""
     lines = [(name, value) for name, _, value in (each.partition(": ") for each in headers)]
     return upgrade_request(path=path, headers=lines).removesuffix(b"\r\n\r\n") + end
+
+
+def api_request(key: str, body: bytes = b"", length: int = 0) -> bytes:
+    """A request to the HTTP API; without a whole body it announces one of a mebibyte."""
+    lines = [
+        "POST /api/batch HTTP/1.1",
+        "Host: x",
+        f"X-API-Key: {key}",
+        "Content-Type: application/json",
+        f"Content-Length: {length or 1 << 20}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def bomb(inflated: int) -> bytes:

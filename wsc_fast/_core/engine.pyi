@@ -160,13 +160,14 @@ class Engine(FanoutNeeds):
     ) -> None:
         """`Hub.publish` for a plain room, without an idempotency key: as `broadcast_to_room`."""
     def prepare_for_plain(
-        self, room_id: str, message: _Message, exclude: Any, key: str | None
+        self, room_id: str, message: _Message, exclude: Any, key: str | None, known: bool
     ) -> tuple[bytes, tuple[str, ...]]:
-        """`Hub.publish` for a plain room, with an idempotency key: the bus is asked first.
+        """A message of a plain room, or of all clients, that the bus has to take first.
 
         Args:
-            room_id: of the room.
+            room_id: of the room; "" for all clients.
             message, exclude, key: as for `broadcast`.
+            known: the room has to be there.
 
         Returns:
             tuple[bytes, tuple[str, ...]]: the frame, and the ids of clients that do not get it.

@@ -13,6 +13,7 @@ from wsc_fast._core.connection import Client, send_away
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.envelopes import open_entry, pack_entry, read_envelope
 from wsc_fast.bus.base import (
+    EVERYBODY,
     MOST_ENTRY_BYTES,
     MOST_KEY_BYTES,
     PRESENCE,
@@ -289,7 +290,20 @@ class Node:
     ) -> None:
         """To the bus, which knows the key; to the members here once it has taken the message."""
         self._rooms_of_bus()
-        frame, excluded = self._engine.prepare_for_plain(room_id, message, exclude, key)
+        frame, excluded = self._engine.prepare_for_plain(room_id, message, exclude, key, True)
+        self._publish_first(room_id, frame, excluded, key, idempotency_key, answer)
+
+    def _publish_first(
+        self,
+        room_id: str,
+        frame: bytes,
+        exclude: tuple[str, ...],
+        key: str | None,
+        idempotency_key: str | None,
+        answer: asyncio.Future[Published],
+    ) -> None:
+        """Has the bus take a plain message before the clients of this hub get it."""
+        entry = _checked_entry(frame, exclude, key)
         self._open_at_once()
         assert self._bus is not None
         taken: asyncio.Future[Published] = answer.get_loop().create_future()
@@ -304,13 +318,51 @@ class Node:
             if not answer.done():
                 answer.set_result(published)
             if not published.duplicate:
-                kept.give_plain(self._engine, room_id, frame, excluded, key)
+                kept.give_plain(self._engine, room_id, frame, exclude, key)
 
         taken.add_done_callback(give)
         self._publish_outgoing()  # they were published before this one
         self.counters.published += 1
-        entry = pack_entry(frame, excluded, key)
         self._bus.publish([Outgoing(room_id, entry, None, idempotency_key, taken)])
+
+    async def publish_anywhere(
+        self,
+        room_id: str,
+        message: str | bytes,
+        exclude: Iterable[str],
+        key: str | None,
+        idempotency_key: str | None,
+    ) -> Published:
+        """Publishes to a room, plain or kept, or to EVERYBODY; it is for a caller without a hub.
+
+        The clients of this hub get a plain message once the bus has taken it. A room needs no
+        members here.
+
+        Raises:
+            BusError: the bus did not take it.
+            ValidationError: an argument cannot be used.
+            HubStateError: the hub does not run in this process.
+
+        Thread-safety: the loop's thread.
+        """
+        loop = self._engine.loop
+        if loop is None:
+            raise HubStoppedError("the hub does not run in this process: nothing was published")
+        if room_id != EVERYBODY:
+            check_id("room", room_id)
+        _check_key(idempotency_key)
+        answer: asyncio.Future[Published] = loop.create_future()
+        if room_id != EVERYBODY and self._rooms_of_bus().is_kept(room_id):
+            self._engine.append_to_kept(room_id, message, exclude, key, idempotency_key, answer)
+        else:
+            frame, excluded = self._engine.prepare_for_plain(room_id, message, exclude, key, False)
+            self._publish_first(room_id, frame, excluded, key, idempotency_key, answer)
+        # A caller who goes away does not take back a message that is on its way.
+        return await asyncio.shield(answer)
+
+    def prepare(self) -> None:
+        """Has a bus for `publish_anywhere`, where the application has chosen none."""
+        self._rooms_of_bus()
 
     async def delete_room(self, room_id: str) -> None:
         """See `Cluster.delete_room`."""
@@ -325,13 +377,22 @@ class Node:
 
     async def history(self, room_id: str, after: str | None, limit: int) -> list[HistoryEntry]:
         """See `Cluster.history`; the arguments are checked."""
+        page = await self.page(room_id, after, limit)
+        return [_history_entry(each) for each in page.entries]
+
+    def keeps(self, room_id: str) -> bool:
+        """Whether a room has a history."""
+        return self._rooms is not None and self._rooms.is_kept(room_id)
+
+    async def page(self, room_id: str, after: str | None, limit: int) -> Page:
+        """Reads a part of a room's history; arguments and errors are those of `Cluster.history`."""
         answer = self._needs.calls.run(lambda: self._history(room_id, after, limit))
         page = await _elsewhere(answer)
         if after is not None and not page.contiguous:
             raise LookupError(
                 f"the history of room {room_id!a} does not reach back to the position {after!a}"
             )
-        return [_history_entry(each) for each in page.entries]
+        return page
 
     def _history(self, room_id: str, after: str | None, limit: int) -> asyncio.Future[Page]:
         retention = self._kept_retention(room_id)
@@ -362,12 +423,7 @@ class Node:
         answer: asyncio.Future[Published] | None = None,
     ) -> None:
         exclude = tuple(dict.fromkeys(exclude))  # each hears once that it was left out
-        entry = pack_entry(frame, exclude, key)
-        if len(entry) > MOST_ENTRY_BYTES:
-            raise ValidationError(
-                f"a message takes at most {MOST_ENTRY_BYTES} bytes on a bus, not {len(entry)}: the "
-                f"message has {len(frame)}, and exclude names {len(exclude)} clients"
-            )
+        entry = _checked_entry(frame, exclude, key)
         outgoing = Outgoing(room_id, entry, retention, idempotency_key, answer)
         try:
             self._open_at_once()
@@ -493,6 +549,12 @@ class Node:
         self.counters.not_published += 1
         frame, _, _ = open_entry(outgoing.entry)
         self._needs.not_published(message_of(frame), outgoing.room, error)
+
+    def bus_state(self) -> str:
+        """Whether the hub hears of the others: "up" or "down"; "none" where it is alone."""
+        if self._bus_is_here():
+            return "none"
+        return "up" if self._opened and not self._is_cut_off else "down"
 
     # --- its life ---
 
@@ -649,6 +711,16 @@ async def _elsewhere(answer: asyncio.Future[_T]) -> _T:
         return await answer
 
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), loop))
+
+
+def _checked_entry(frame: bytes, exclude: tuple[str, ...], key: str | None) -> bytes:
+    entry = pack_entry(frame, exclude, key)
+    if len(entry) > MOST_ENTRY_BYTES:
+        raise ValidationError(
+            f"a message takes at most {MOST_ENTRY_BYTES} bytes on a bus, not {len(entry)}: the "
+            f"message has {len(frame)}, and exclude names {len(exclude)} clients"
+        )
+    return entry
 
 
 def _history_entry(entry: Entry) -> HistoryEntry:

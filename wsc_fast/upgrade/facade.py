@@ -46,16 +46,19 @@ class UpgradeFace(Calls):
 
         Thread-safety: any thread. Source: Go `http.HandleFunc`.
         """
-        site = self._site
-        checked = site.routes.check(path, methods)
-        if self.loop is not None and path == site.path:
-            raise ValidationError(f"the path {path!r} is the WebSocket endpoint")
+        checked = self._check_route(path, methods)
 
         def register(fn: OfRequest) -> OfRequest:
-            site.routes.add(path, checked, fn)
+            self._site.routes.add(path, checked, fn)
             return fn
 
         return register
+
+    def _check_route(self, path: str, methods: Iterable[str]) -> tuple[str, ...]:
+        checked = self._site.routes.check(path, methods)
+        if self.loop is not None and path == self._site.path:
+            raise ValidationError(f"the path {path!r} is the WebSocket endpoint")
+        return checked
 
     def disconnect_user(self, user_id: str, code: int = 1000, reason: str = "") -> int:
         """Closes all connections of a user, in this call; see `Client.disconnect`.

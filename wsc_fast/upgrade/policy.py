@@ -271,7 +271,13 @@ class Policy:
             return self._refuse_body()
         if head.encoded:
             return self.reject(HTTPStatus.LENGTH_REQUIRED, "a body needs a Content-Length")
-        if head.length > self._settings().max_request_body:
+        most = self._settings().max_request_body
+        if served.guard is not None:
+            refused = served.guard.check(request)
+            if refused is not None:
+                return answer(refused)
+            most = served.guard.most_body
+        if head.length > most:
             self._engine.count_limit("max_request_body")
             return self.reject(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         return RouteCall(route, request, head.length)

@@ -9,18 +9,32 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import unquote
 
 from wsc_fast.errors import ValidationError
 from wsc_fast.listen.arguments import check_path
 from wsc_fast.runtime.signatures import checked_callback
+from wsc_fast.upgrade.answers import Response
 from wsc_fast.upgrade.request import Request
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 Route = Callable[[Request], object]
 OfRequest = TypeVar("OfRequest", bound=Route)
+
+
+class Guard(Protocol):
+    """Decides by the head of a request whether its body is read.
+
+    Attributes:
+        most_body: bytes of the body, in place of HubConfig.max_request_body.
+    """
+
+    most_body: int
+
+    def check(self, request: Request) -> Response | None:
+        """The answer to a request that is not let in; None: it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,7 @@ class Served:
         self.segments = segments  # None for a parameter
         self.names = names  # of the parameters, in their order
         self.routes: dict[str, Route] = {}
+        self.guard: Guard | None = None  # of all its methods
 
     def route_of(self, method: str) -> Route | None:
         """The route of a method; that of GET answers HEAD."""
@@ -119,8 +134,14 @@ class Routes:
             if method in taken:
                 raise ValidationError(f"the route {method} {path!r} is served already")
 
-    def add(self, path: str, methods: tuple[str, ...], route: Route) -> None:
+    def add(
+        self, path: str, methods: tuple[str, ...], route: Route, guard: Guard | None = None
+    ) -> None:
         """Serves a path that was checked.
+
+        Args:
+            path, methods, route: see `Hub.route`.
+            guard: of a path that has no other routes.
 
         Raises:
             ValidationError: it cannot be called, or the path is served already.
@@ -138,6 +159,7 @@ class Routes:
                 raise ValidationError(
                     f"the route {path!r} is served with the parameters {', '.join(served.names)}"
                 )
+            served.guard = guard
             served.routes = {**served.routes, **dict.fromkeys(methods, route)}
 
     def find(self, path: str) -> Served | None:

@@ -1,0 +1,1 @@
+"""Schemathesis against the HTTP API of a hub."""

@@ -1,0 +1,65 @@
+"""The things that the room `api` needs of a hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from wsc_fast._core.connection import Client
+from wsc_fast._core.engine import Engine
+from wsc_fast.bus.base import Page, Published
+from wsc_fast.messages import HubMessage
+from wsc_fast.upgrade.routes import Guard, Route
+
+
+class Publishing(Protocol):
+    """The hub's node."""
+
+    def prepare(self) -> None:
+        """To be called once before the others."""
+
+    async def publish_anywhere(
+        self,
+        room_id: str,
+        message: str | bytes,
+        exclude: Iterable[str],
+        key: str | None,
+        idempotency_key: str | None,
+    ) -> Published:
+        """Publishes to a room, or to all clients."""
+
+    def keeps(self, room_id: str) -> bool:
+        """Tells whether a room has a history."""
+
+    async def page(self, room_id: str, after: str | None, limit: int) -> Page:
+        """Reads a part of a room's history."""
+
+    def bus_state(self) -> str:
+        """Tells whether the hub hears of the others: "none", "up" or "down"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The things that a hub gives to this room.
+
+    Attributes:
+        engine: counts refusals.
+        client_of: the client with an id; None: it is not connected here.
+        count_clients: how many clients are connected.
+        node: publishes and reads.
+        send_to_user, disconnect_user: as Hub has them.
+        draining: whether the hub sends its clients away.
+        check_route: raises ValidationError for a path and methods that cannot be served.
+        add_route: serves a path: `add_route(path, methods, route, guard)`.
+    """
+
+    engine: Engine
+    client_of: Callable[[str], Client | None]
+    count_clients: Callable[[], int]
+    node: Publishing
+    send_to_user: Callable[[str, HubMessage], int]
+    disconnect_user: Callable[[str, int, str], int]
+    draining: Callable[[], bool]
+    check_route: Callable[[str, tuple[str, ...]], object]
+    add_route: Callable[[str, tuple[str, ...], Route, Guard], object]
