@@ -31,7 +31,7 @@ from wsc_fast import (
     RedisBus,
     ValidationError,
 )
-from wsc_fast.testing import CLOSE, RawClient, eventually, running
+from wsc_fast.testing import CLOSE, RawClient, eventually, eventually_async, running
 
 KEY, OTHER = "k" * 16, "a-second-key-of-32-characters-ok"
 JSON = {"Content-Type": "application/json"}
@@ -270,6 +270,39 @@ async def test_a_history_that_cannot_be_read(
         answer = await http.get(f"/history?{query}")
         assert told(answer) == (status, kind)
         assert detail in answer.json()["detail"]
+
+
+async def test_the_users_who_are_there_are_told() -> None:
+    hub = make_hub()
+    hub.presence("plain")
+    async with running(hub), caller(hub) as http:
+        clients = [await RawClient.open(hub, f"/ws?id={name}") for name in ("ann", "bob")]
+        await eventually_async(lambda: counted(http, 2))
+        page = (await http.get("/presence?room=plain")).json()
+        assert sorted(page.pop("members"), key=str) == [
+            {"user": "ann", "clients": 1},
+            {"user": "bob", "clients": 1},
+        ]
+        assert page == {"cursor": "", "count": 2}
+        asked = {"users": ["bob", "nobody", "ann"]}
+        assert (await http.post("/online", json=asked)).json() == {"online": ["ann", "bob"]}
+        assert told(await http.get("/presence?room=kept")) == (404, "no_presence")
+        assert told(await http.get("/presence?room=plain&cursor=x")) == (422, "invalid")
+        assert told(await http.post("/online", json={"users": []})) == (422, "invalid")
+        for client in clients:
+            client.close()
+
+
+async def counted(http: httpx.AsyncClient, count: int) -> bool:
+    return bool((await http.get("/presence?room=plain")).json()["count"] == count)
+
+
+async def test_who_is_there_is_not_known_without_presence() -> None:
+    hub = make_hub()
+    async with running(hub), caller(hub) as http:
+        answer = await http.post("/online", json={"users": ["ann"]})
+        assert told(answer) == (422, "invalid")
+        assert "presence is off: see Hub.presence" in answer.json()["detail"]
 
 
 async def test_the_health_of_a_hub_that_drains_is_503() -> None:

@@ -23,6 +23,7 @@ from wsc_fast import (
     ConfigError,
     Hub,
     HubMessage,
+    Member,
     MessageTypeError,
     Published,
     ValidationError,
@@ -243,6 +244,34 @@ async def test_calls_of_many_tasks_share_round_trips(server: RedisServer) -> Non
         assert done < 30
         history = await hub.cluster.history("r", limit=1000)
         assert [each.message for each in history][1:] == [str(n) for n in range(640)]
+
+
+async def test_a_publisher_knows_who_is_there(server: RedisServer, kind: str) -> None:
+    hub = Hub(authenticate=named, bus=RedisBus(server.url))
+    hub.presence("chat:*")
+    async with publishers(kind) as publisher:
+        await hub.start("127.0.0.1", 0)
+        try:
+            both = publisher(server.url)
+            server.command("SCRIPT", "FLUSH")
+            assert await both.call("members", "chat:1") == []
+            joined = [(await join(hub, f"user{number}"))[0] for number in range(3)]
+            for number in range(2):
+                hub.join_room(f"user{number}", "chat:1")
+            await hub.cluster.members("chat:1")  # the hub has written it by now
+            found = await both.call("members", "chat:1")
+            assert sorted(found, key=lambda each: each.user_id) == [
+                Member("user0", 1),
+                Member("user1", 1),
+            ]
+            asked = ["user0", "user2", "nobody"]
+            assert await both.call("online", asked) == {"user0", "user2"}
+            for client in joined:
+                client.close()
+            with pytest.raises(ValidationError, match="several ids, not the str 'ann'"):
+                await both.call("online", "ann")
+        finally:
+            await hub.stop(1.0)
 
 
 # --- which rooms are kept ---

@@ -48,6 +48,10 @@ class _GoneError(Exception):
     """A history does not reach back; a LookupError that is no fault of the hub's own code."""
 
 
+class _NoPresenceError(Exception):
+    """A room has no presence."""
+
+
 # The first that fits an error counts.
 _ERRORS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
     (msgspec.ValidationError, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid"),
@@ -60,6 +64,7 @@ _ERRORS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
     (BusError, HTTPStatus.SERVICE_UNAVAILABLE, "bus_unavailable"),
     (HubStateError, HTTPStatus.SERVICE_UNAVAILABLE, "not_running"),
     (_GoneError, HTTPStatus.GONE, "gone"),
+    (_NoPresenceError, HTTPStatus.NOT_FOUND, "no_presence"),
 )
 _KNOWN = tuple(kind for kind, _, _ in _ERRORS)
 
@@ -88,9 +93,11 @@ class Api:
             "send": (bodies.Send, self._do),
             "disconnect": (bodies.Disconnect, self._do),
             "batch": (bodies.Batch, self._batch),
+            "online": (bodies.OnlineQuestion, self._online),
         }
         gets = {
             "history": self._history,
+            "presence": self._presence,
             "health": self._health,
             "openapi.json": self._describe,
         }
@@ -177,6 +184,23 @@ class Api:
         return bodies.History(
             [_history_message(each) for each in _bounded(page, query.after)], page.top
         )
+
+    async def _presence(self, request: Request) -> Response:
+        return await _answered(self._present(request))
+
+    async def _present(self, request: Request) -> bodies.Presence:
+        query = msgspec.convert(request.query, bodies.PresenceQuery, strict=False)
+        node = self._needs.node
+        if not node.is_watched(query.room):
+            raise _NoPresenceError(f"room {query.room!a} has no presence: see Hub.presence")
+        cursor, members = await node.members_page(query.room, query.cursor)
+        count = await node.count(query.room)
+        found = [bodies.Present(each.user_id, each.clients) for each in members]
+        return bodies.Presence(found, cursor, count)
+
+    async def _online(self, question: bodies.OnlineQuestion) -> bodies.Online:
+        found = await self._needs.node.online(question.users)
+        return bodies.Online(sorted(found))
 
     def _health(self, request: Request) -> Response:
         draining = self._needs.draining()

@@ -19,6 +19,8 @@ from wsc_fast.errors import ValidationError
 
 # Requests of one batch, clients that one message leaves out, messages of one page of a history.
 MOST_IN_BATCH, MOST_EXCLUDED, MOST_HISTORY = 100, 1_000, 1_000
+# Users of one question.
+MOST_USERS = 500
 
 # Strings in a body, names of fields among them. The decoder looks at the length of a list once it
 # has all of it, and a mebibyte of short strings would take it 100 ms.
@@ -181,6 +183,23 @@ class HistoryQuery(Struct, kw_only=True, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=MOST_HISTORY)] = 100
 
 
+class PresenceQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The query of a page of the users in a room."""
+
+    room: RoomId
+    cursor: Annotated[str, Meta(max_length=32, pattern=r"^[0-9]*$")] = ""
+
+
+class OnlineQuestion(Request, kw_only=True):
+    """Asks which users are connected."""
+
+    users: Annotated[list[UserId], Meta(min_length=1, max_length=MOST_USERS)]
+
+    def __post_init__(self) -> None:
+        for each in self.users:
+            check_id("user", each)
+
+
 class Published(Struct):
     """The answer to a publish or a broadcast."""
 
@@ -240,6 +259,31 @@ class History(Struct):
         str,
         Meta(description="The position of the newest message. If it is not here, more follow."),
     ]
+
+
+class Present(Struct):
+    """A user who is present in a room."""
+
+    user: str
+    clients: Annotated[
+        int, Meta(ge=0, description="His clients in the room; 0: he left a moment ago.")
+    ]
+
+
+class Presence(Struct):
+    """A page of the users in a room, on all hubs; in no order, and one may be on two pages."""
+
+    members: list[Present]
+    cursor: Annotated[
+        str, Meta(description="The cursor of the next page; empty: this is the last one.")
+    ]
+    count: Annotated[int, Meta(ge=0, description="How many users are in the room.")]
+
+
+class Online(Struct):
+    """The users among those asked for who are connected to any hub."""
+
+    online: list[str]
 
 
 class Health(Struct):

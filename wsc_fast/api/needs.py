@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine
-from wsc_fast.bus.base import Page, Published
+from wsc_fast.bus.base import Member, Page, Published
 from wsc_fast.messages import HubMessage
 from wsc_fast.upgrade.routes import Guard, Route
 
@@ -34,6 +34,18 @@ class Publishing(Protocol):
 
     async def page(self, room_id: str, after: str | None, limit: int) -> Page:
         """Reads a part of a room's history."""
+
+    def is_watched(self, room_id: str) -> bool:
+        """Tells whether a room has presence."""
+
+    async def members_page(self, room_id: str, cursor: str) -> tuple[str, Sequence[Member]]:
+        """Reads a page of the users in a room, see `Bus.members`."""
+
+    async def count(self, room_id: str) -> int:
+        """Counts the users in a room."""
+
+    async def online(self, user_ids: Sequence[str]) -> set[str]:
+        """Tells which users are connected to any hub."""
 
     def bus_state(self) -> str:
         """Tells whether the hub hears of the others: "none", "up" or "down"."""

@@ -47,6 +47,12 @@ _POSTS: dict[str, tuple[type[Any], type[Any], tuple[int, ...], str]] = {
         "Makes several requests in their order. Each has an answer of its own, so the status of "
         "the batch is 200 whatever became of them.",
     ),
+    "online": (
+        bodies.OnlineQuestion,
+        bodies.Online,
+        (),
+        "Tells which of these users are connected to any hub. The hubs need presence.",
+    ),
 }
 _SUMMARIES = {
     "publish": "Publish to a room",
@@ -54,12 +60,13 @@ _SUMMARIES = {
     "send": "Send to a user",
     "disconnect": "Close connections",
     "batch": "Several requests at once",
+    "online": "Who of these is connected",
 }
 # The answers of the server itself have a text, see _OF_THE_SERVER.
 _MEANINGS = {
     400: "The body is no JSON, or the request is malformed.",
     401: "The request shows no API key, or one that is not known.",
-    404: "The user has no client on this hub, or the room is not kept.",
+    404: "The user has no client on this hub, or the room is not kept, or has no presence.",
     410: "The history does not reach back to this position.",
     411: "The body has no Content-Length.",
     413: "The body is too long.",
@@ -82,7 +89,7 @@ def document(path: str) -> dict[str, Any]:
     from importlib.metadata import version  # slow, and for this alone
 
     kinds = [kind for body, answer, _, _ in _POSTS.values() for kind in (body, answer)]
-    kinds += [bodies.History, bodies.Health, bodies.Error]
+    kinds += [bodies.History, bodies.Presence, bodies.Health, bodies.Error]
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
     for name in ("Publish", "PublishCall", "Broadcast", "BroadcastCall"):
         schemas[name]["oneOf"] = _one_of("message", "data")
@@ -103,6 +110,7 @@ def document(path: str) -> dict[str, Any]:
         "paths": {
             **{f"/{name}": {"post": _post(name)} for name in _POSTS},
             "/history": {"get": _history()},
+            "/presence": {"get": _presence()},
             "/health": {"get": _health()},
             "/openapi.json": {"get": _self()},
         },
@@ -158,23 +166,37 @@ def _post(name: str) -> dict[str, Any]:
     }
 
 
+def _parameters(kind: type[Any]) -> list[dict[str, Any]]:
+    (_,), schemas = msgspec.json.schema_components([kind], ref_template=_REF)
+    query = schemas[kind.__name__]
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": name in query["required"],
+            "schema": _of_text(schema),
+        }
+        for name, schema in query["properties"].items()
+    ]
+
+
+def _presence() -> dict[str, Any]:
+    return {
+        "operationId": "presence",
+        "summary": "Read who is in a room",
+        "description": "A page of the users who are present in a room, on all hubs.",
+        "parameters": _parameters(bodies.PresenceQuery),
+        "responses": _responses(_content(bodies.Presence), (400, 401, 404, 422, 429, 500, 503)),
+    }
+
+
 def _history() -> dict[str, Any]:
-    (_,), schemas = msgspec.json.schema_components([bodies.HistoryQuery], ref_template=_REF)
-    query = schemas["HistoryQuery"]
     return {
         "operationId": "history",
         "summary": "Read the history of a kept room",
         "description": "The messages after a position, or the newest ones, the oldest first. A "
         "page ends after 1 MiB of messages.",
-        "parameters": [
-            {
-                "name": name,
-                "in": "query",
-                "required": name in query["required"],
-                "schema": _of_text(schema),
-            }
-            for name, schema in query["properties"].items()
-        ],
+        "parameters": _parameters(bodies.HistoryQuery),
         "responses": _responses(_content(bodies.History), (400, 401, 404, 410, 422, 429, 500, 503)),
     }
 

@@ -104,8 +104,7 @@ class Cluster:
             ValidationError: the room has no presence.
             HubStateError: the hub does not run in this process.
         """
-        self._node.check_watched(room_id)
-        return await self._node.ask(lambda bus: bus.count(room_id))
+        return await self._node.count(room_id)
 
     async def online(self, user_ids: Iterable[str]) -> set[str]:
         """The users among these who are connected to any hub.
@@ -121,7 +120,7 @@ class Cluster:
         if isinstance(user_ids, str):
             raise ValidationError(f"user_ids must be several ids, not the str {user_ids!a}")
         users = [check_id("user", each) for each in user_ids]
-        return await self._node.ask(lambda bus: bus.online(users))
+        return await self._node.online(users)
 
     async def nodes(self) -> list[NodeInfo]:
         """The hubs that are one with this one, itself included; those that have presence.

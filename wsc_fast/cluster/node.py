@@ -221,10 +221,28 @@ class Node:
         found = await self.ask(lambda bus: members_of(bus, room_id))
         return [Member(user_id, clients) for user_id, clients in found.items()]
 
+    async def members_page(self, room_id: str, cursor: str) -> tuple[str, Sequence[Member]]:
+        """A page of `members`; see `Bus.members`."""
+        self.check_watched(room_id)
+        return await self.ask(lambda bus: bus.members(room_id, cursor))
+
+    async def count(self, room_id: str) -> int:
+        """See `Cluster.count`."""
+        self.check_watched(room_id)
+        return await self.ask(lambda bus: bus.count(room_id))
+
+    async def online(self, user_ids: Sequence[str]) -> set[str]:
+        """See `Cluster.online`; the arguments are checked."""
+        return await self.ask(lambda bus: bus.online(user_ids))
+
+    def is_watched(self, room_id: str) -> bool:
+        """Whether a room has presence."""
+        return self._presence is not None and self._presence.is_watched(room_id)
+
     def check_watched(self, room_id: str) -> None:
         """Raises ValidationError for a room without presence."""
         check_id("room", room_id)
-        if self._presence is None or not self._presence.is_watched(room_id):
+        if not self.is_watched(room_id):
             raise ValidationError(f"room {room_id!a} has no presence: see Hub.presence")
 
     async def publish(

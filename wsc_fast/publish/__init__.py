@@ -11,17 +11,18 @@ Needs redis-py and nothing that is compiled. `AsyncPublisher` has the same calls
 import typing
 
 if typing.TYPE_CHECKING:
-    from wsc_fast.bus.base import HistoryEntry, Published
+    from wsc_fast.bus.base import HistoryEntry, Member, Published
     from wsc_fast.publish.asynchronous import AsyncPublisher
     from wsc_fast.publish.messages import Batch
     from wsc_fast.publish.publisher import Publisher
 
-__all__ = ["AsyncPublisher", "Batch", "HistoryEntry", "Published", "Publisher"]
+__all__ = ["AsyncPublisher", "Batch", "HistoryEntry", "Member", "Published", "Publisher"]
 
 _MODULES = {
     "AsyncPublisher": "wsc_fast.publish.asynchronous",
     "Batch": "wsc_fast.publish.messages",
     "HistoryEntry": "wsc_fast.bus.base",
+    "Member": "wsc_fast.bus.base",
     "Published": "wsc_fast.bus.base",
     "Publisher": "wsc_fast.publish.publisher",
 }

@@ -7,9 +7,17 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from wsc_fast.bus.base import HistoryEntry, Published
+from wsc_fast.bus.base import HistoryEntry, Member, Published
 from wsc_fast.errors import BusUnavailableError
-from wsc_fast.publish.messages import Batch, Message, checked_id, messages_of, to_all, to_room
+from wsc_fast.publish.messages import (
+    Batch,
+    Message,
+    checked_id,
+    checked_users,
+    messages_of,
+    to_all,
+    to_room,
+)
 from wsc_fast.publish.pools import pool_of
 from wsc_fast.publish.steps import Lost, Pause, Request, Steps, Work
 
@@ -107,6 +115,26 @@ class AsyncPublisher:
         found: list[HistoryEntry] = await self._drive(
             self._work.history(checked_id("room", room_id), after, limit)
         )
+        return found
+
+    async def members(self, room_id: str) -> list[Member]:
+        """The users who are present in a room, on all hubs; see `Publisher.members`.
+
+        Raises:
+            BusUnavailableError, ValidationError: see there.
+        """
+        self._begin()
+        found: list[Member] = await self._drive(self._work.members(checked_id("room", room_id)))
+        return found
+
+    async def online(self, user_ids: Iterable[str]) -> set[str]:
+        """The users among these who are connected; see `Publisher.online`.
+
+        Raises:
+            BusUnavailableError, ValidationError: see there.
+        """
+        self._begin()
+        found: set[str] = await self._drive(self._work.online(checked_users(user_ids)))
         return found
 
     async def close(self) -> None:

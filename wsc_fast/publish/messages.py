@@ -142,6 +142,17 @@ def checked_id(kind: str, value: object) -> str:
     return value
 
 
+def checked_users(user_ids: Iterable[str]) -> list[str]:
+    """Ids of users.
+
+    Raises:
+        ValidationError: one cannot be used, or it is a single str.
+    """
+    if isinstance(user_ids, str):
+        raise ValidationError(f"user_ids must be several ids, not the str {user_ids!a}")
+    return [checked_id("user", each) for each in user_ids]
+
+
 def _idempotency(key: object) -> str | None:
     if key is None:
         return None

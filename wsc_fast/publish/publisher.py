@@ -7,8 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from wsc_fast.bus.base import HistoryEntry, Published
-from wsc_fast.publish.messages import Batch, Message, checked_id, messages_of, to_all, to_room
+from wsc_fast.bus.base import HistoryEntry, Member, Published
+from wsc_fast.publish.messages import (
+    Batch,
+    Message,
+    checked_id,
+    checked_users,
+    messages_of,
+    to_all,
+    to_room,
+)
 from wsc_fast.publish.pools import pool_of
 from wsc_fast.publish.steps import Lost, Pause, Request, Steps, Work
 
@@ -134,6 +142,29 @@ class Publisher:
         found: list[HistoryEntry] = self._drive(
             self._work.history(checked_id("room", room_id), after, limit)
         )
+        return found
+
+    def members(self, room_id: str) -> list[Member]:
+        """The users who are present in a room, on all hubs; see `Hub.presence`.
+
+        Returns:
+            list[Member]: in no order. Empty for a room without presence, too.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            ValidationError: the id cannot be used.
+        """
+        found: list[Member] = self._drive(self._work.members(checked_id("room", room_id)))
+        return found
+
+    def online(self, user_ids: Iterable[str]) -> set[str]:
+        """The users among these who are connected to any hub with presence.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            ValidationError: an id cannot be used.
+        """
+        found: set[str] = self._drive(self._work.online(checked_users(user_ids)))
         return found
 
     def close(self) -> None:

@@ -12,15 +12,18 @@ from collections.abc import Generator, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-from wsc_fast.bus.base import EVERYBODY, HistoryEntry, Retention
+from wsc_fast.bus.base import EVERYBODY, HistoryEntry, Member, Retention
 from wsc_fast.bus.kept import KeptRooms
 from wsc_fast.bus.redis.calls import (
+    MEMBERS,
+    USERS_AT_ONCE,
+    ask_directory,
     is_elsewhere,
     is_passing,
     number_of_server,
     read_history,
 )
-from wsc_fast.bus.redis.commands import Names, command, script
+from wsc_fast.bus.redis.commands import Names, command, decode, encode, script
 from wsc_fast.bus.redis.urls import Url, read_url
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError, ValidationError, shown
 from wsc_fast.publish.calls import Call, next_calls
@@ -207,6 +210,34 @@ class Work:
         found: list[HistoryEntry] = [history_entry(*pair) for pair in pairs]
         return found
 
+    def members(self, room_id: str) -> Steps:
+        """Reads who is present in a room; returns a list[Member]."""
+        server = number_of_server(room_id, len(self.urls))
+        cursor = b"0"
+        found: dict[str, bytes] = {}
+        while True:
+            arguments = ask_directory(self._names, b"members", encode(room_id), cursor, MEMBERS)
+            cursor, *page = yield from self._ask(server, arguments, "directory")
+            # A page may have a user of an earlier one.
+            found.update(zip(map(decode, page[::2]), page[1::2], strict=True))
+            if cursor == b"0":
+                return [Member(user, int(clients)) for user, clients in found.items()]
+
+    def online(self, users: Sequence[str]) -> Steps:
+        """Asks which users are connected; returns a set[str]."""
+        parts: dict[int, list[str]] = {}
+        for each in users:
+            parts.setdefault(number_of_server(each, len(self.urls)), []).append(each)
+        found: set[str] = set()
+        for server, part in parts.items():
+            for start in range(0, len(part), USERS_AT_ONCE):
+                page = part[start : start + USERS_AT_ONCE]
+                arguments = ask_directory(self._names, b"online", *map(encode, page))
+                answer = yield from self._ask(server, arguments, "directory")
+                known = zip(page, answer, strict=True)
+                found.update(user for user, online in known if online == ord("1"))
+        return found
+
     def _know_kept(self) -> Generator[Request | Pause, Any, KeptRooms]:
         kept = self._kept
         if kept is not None and (self._given is not None or monotonic() < self._kept_until):
@@ -221,7 +252,7 @@ class Work:
         self._kept_until = monotonic() + KEPT_SECONDS
         return self._kept
 
-    def _ask(self, server: int, arguments: Sequence[bytes]) -> Steps:
+    def _ask(self, server: int, arguments: Sequence[bytes], name: str = "read") -> Steps:
         """Has a command answered that may be done twice."""
         deadline = monotonic() + self.timeout
         pause = FIRST_PAUSE
@@ -232,7 +263,7 @@ class Work:
                 return answer
             text = _text(error)
             if _is_unloaded(error):
-                yield Request(server, [command(b"SCRIPT", b"LOAD", script("read").text)])
+                yield Request(server, [command(b"SCRIPT", b"LOAD", script(name).text)])
                 continue
             if not isinstance(answer, Lost) and not is_passing(text) and not is_elsewhere(text):
                 raise BusError(f"{self._at(server)} refused: {error}")

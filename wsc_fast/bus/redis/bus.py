@@ -26,7 +26,15 @@ from wsc_fast.bus.base import (
     Retention,
 )
 from wsc_fast.bus.redis.address import Address
-from wsc_fast.bus.redis.calls import TOP_SECONDS, new_tag, number_of_server, read_history
+from wsc_fast.bus.redis.calls import (
+    MEMBERS,
+    TOP_SECONDS,
+    USERS_AT_ONCE,
+    ask_directory,
+    new_tag,
+    number_of_server,
+    read_history,
+)
 from wsc_fast.bus.redis.commands import Names, decode, encode, script
 from wsc_fast.bus.redis.directory import Directory
 from wsc_fast.bus.redis.needs import Counters
@@ -38,8 +46,6 @@ from wsc_fast.log import log
 MOST_TIMEOUT, MOST_SERVERS, MOST_PREFIX = 60.0, 64, 64
 # Rooms of one question for positions.
 ROOMS_AT_ONCE = 500
-# Users of one page of a room's members, and of one question for who is online.
-MEMBERS, USERS_AT_ONCE = b"500", 500
 # Bounds of a lease and its renewal, in seconds.
 MOST_LEASE, LEAST_REFRESH = 300.0, 0.1
 # The positions of rooms that are asked for in the first seconds of each period live on.
@@ -527,16 +533,7 @@ class RedisBus:
                     await directory.written()
 
     async def _ask_directory(self, server: Server, what: bytes, *arguments: bytes) -> Any:
-        return await server.ask(
-            b"EVALSHA",
-            script("directory").sha,
-            b"0",
-            what,
-            self._names.prefix,
-            b"",
-            b"",
-            *arguments,
-        )
+        return await server.ask(*ask_directory(self._names, what, *arguments))
 
     # --- counters ---
 

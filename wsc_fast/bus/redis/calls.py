@@ -17,6 +17,8 @@ MOST_MESSAGES, MOST_ENVELOPE = 64, 65536
 TOP_SECONDS = 86400
 # Milliseconds by which the clocks of two servers may differ when an outcome is looked up.
 CLOCKS_DIFFER = 5000
+# Users of one page of a room's members, and of one question for who is online.
+MEMBERS, USERS_AT_ONCE = b"500", 500
 # Bytes of entries after which a page of a history ends.
 MOST_PAGE = 4 << 20
 
@@ -125,6 +127,11 @@ def read_history(
         b"%d" % max(int(retention.ttl), TOP_SECONDS),
         b"%d" % MOST_PAGE,
     ]
+
+
+def ask_directory(names: Names, what: bytes, *arguments: bytes) -> list[bytes]:
+    """A question about who is where: "members", "online" or "nodes"; see directory.lua."""
+    return [b"EVALSHA", script("directory").sha, b"0", what, names.prefix, b"", b"", *arguments]
 
 
 def _position(since: str | None) -> bytes:
