@@ -229,9 +229,8 @@ class Delivery:
         kind = HubStoppedError if self._state.ended else HubStateError
         return kind(
             f"the hub {'has stopped' if self._state.ended else 'does not run'} in this process, so "
-            "the message reaches nobody: a message for clients of a hub in another process needs a "
-            "bus, and a Publisher where no hub runs (wsc_fast.publish; both come in a later "
-            "release)"
+            "the message reaches nobody. To reach the clients of a hub in another process, publish "
+            "to a room with wsc_fast.publish.Publisher"
         )
 
     def send_failed(
