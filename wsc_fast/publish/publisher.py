@@ -139,7 +139,7 @@ class Publisher:
     def close(self) -> None:
         """Closes idle connections. A later call makes new ones."""
         for pool in self._pools:
-            pool.disconnect()
+            pool.disconnect(inuse_connections=False)
 
     def __enter__(self) -> Self:
         return self
@@ -171,7 +171,7 @@ class Publisher:
 
     def _pause(self, pause: Pause) -> None:
         if pause.anew is not None:
-            self._pools[pause.anew].disconnect()
+            self._pools[pause.anew].disconnect(inuse_connections=False)
         time.sleep(pause.seconds)
 
     def _exchange(self, pool: Any, commands: Sequence[bytes]) -> list[Any]:
@@ -193,7 +193,7 @@ class Publisher:
             connection.send_packed_command(commands, check_health=False)
             while len(answers) < len(commands):
                 try:
-                    answers.append(connection.read_response())
+                    answers.append(connection.read_response(disconnect_on_error=False))
                 except (ResponseError, BusyLoadingError) as error:
                     answers.append(error)
         except (ConnectionError, TimeoutError, OSError) as error:
