@@ -277,6 +277,24 @@ async def test_hubs_that_keep_other_rooms_are_told(
         assert '["r*", 7, 300.0]' in caplog.text
 
 
+async def test_the_hub_that_has_started_last_says_which_rooms_are_kept(
+    server: RedisServer, kind: str
+) -> None:
+    async with publishers(kind) as publisher, a_hub(server, size=7) as old, a_hub(server):
+        bus = old._node._bus
+        assert isinstance(bus, RedisBus)
+        before = bus.counters()["reconnects"]
+        assert server.command("CLIENT", "KILL", "TYPE", "normal") > 0
+        await eventually(lambda: bus.counters()["reconnects"] > before)
+        await old.publish("r", "over the new connection")
+        assert b'["r*", 100, 300.0]' in server.command("GET", "wsc:keep")
+        server.command("DEL", "wsc:keep")  # as where the bus has lost its data
+        assert server.command("CLIENT", "KILL", "TYPE", "normal") > 0
+        await eventually(lambda: server.command("EXISTS", "wsc:keep"))
+        assert server.command("TTL", "wsc:keep") > 80000
+        assert (await publisher(server.url).room("r", "text")).position is not None
+
+
 async def test_each_message_goes_to_the_server_that_has_its_room(tmp_path: Path, kind: str) -> None:
     async with publishers(kind) as publisher:
         folders = [tmp_path / name for name in ("one", "two")]
@@ -400,7 +418,7 @@ async def test_bytes_that_no_hub_has_written_say_nothing_of_kept_rooms(
 
 
 async def test_a_server_that_still_loads_is_asked_again(kind: str) -> None:
-    """Whatever the number of the calls that it refuses."""
+    """It refuses all calls of a batch, and each is made again."""
     refused = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
