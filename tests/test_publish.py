@@ -28,6 +28,7 @@ from wsc_fast import (
     ValidationError,
 )
 from wsc_fast.bus.redis.bus import RedisBus
+from wsc_fast.bus.redis.calls import number_of_server
 from wsc_fast.publish import AsyncPublisher, Batch, Publisher
 from wsc_fast.publish.calls import Call
 from wsc_fast.publish.messages import Message
@@ -313,6 +314,28 @@ async def test_each_message_goes_to_the_server_that_has_its_room(tmp_path: Path,
             streams = [len(each.command("KEYS", "wsc:h:*")) for each in (one, two)]
             assert sum(streams) == 10
             assert min(streams) > 0
+
+
+async def test_a_server_that_hangs_costs_the_messages_of_another_nothing_but_time(
+    tmp_path: Path, kind: str
+) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    with RedisServer(folders[0]) as one, RedisServer(folders[1]) as two:
+        one.pause()
+        async with publishers(kind) as publisher:
+            both = publisher([one.url, two.url], keep={"r*": (10, 60.0)}, timeout=0.2)
+            rooms = [f"r{number}" for number in range(8)]
+
+            def fill(batch: Batch) -> None:
+                for room in rooms:
+                    batch.room(room, "text")
+
+            results = await both.batch(fill)
+        for room, result in zip(rooms, results, strict=True):
+            there = number_of_server(room, 2) == 1
+            assert isinstance(result, Published if there else BusUnavailableError)
 
 
 # --- faults ---
@@ -620,6 +643,7 @@ def test_an_async_publisher_begins_anew_under_another_loop(server: RedisServer) 
 def test_an_async_publisher_may_be_closed_under_another_loop(server: RedisServer) -> None:
     code = f"""
 import asyncio
+from wsc_fast.bus.redis.calls import number_of_server
 from wsc_fast.publish import AsyncPublisher
 publisher = AsyncPublisher({server.url!r}, keep={{"r": (1000, 60.0)}})
 async def publish():

@@ -39,7 +39,7 @@ class Publisher:
         Args:
             url: of the bus, as RedisBus takes it; a list where RedisBus has the same list.
             prefix: of all keys and channels, as RedisBus has it.
-            timeout: seconds for which a call tries, up to 60.
+            timeout: seconds for which a call tries each server, up to 60.
             keep: the size and the ttl of kept rooms by pattern, as of `Hub.keep`. None: as the hubs
                 on the bus have it, which write it there.
 

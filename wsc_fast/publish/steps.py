@@ -128,14 +128,14 @@ class Work:
             for each in messages:
                 if each.room != EVERYBODY:
                     each.retention = kept.retention_of(each.room)
-        deadline = monotonic() + self.timeout
         parts: dict[int, list[Message]] = {}
         for each in messages:
             parts.setdefault(number_of_server(each.room, len(self.urls)), []).append(each)
         for server, part in parts.items():
-            yield from self._publish_on(server, part, deadline)
+            yield from self._publish_on(server, part)
 
-    def _publish_on(self, server: int, messages: list[Message], deadline: float) -> Steps:
+    def _publish_on(self, server: int, messages: list[Message]) -> Steps:
+        deadline = monotonic() + self.timeout
         pause = FIRST_PAUSE
         queue = Queue(messages)
         calls = queue.take()
