@@ -274,6 +274,22 @@ async def test_a_deleted_history_is_a_gap_for_who_was_there(kind: str, tmp_path:
 
 
 @on_each
+async def test_what_was_published_before_a_history_is_deleted_goes_too(
+    kind: str, tmp_path: Path
+) -> None:
+    async with hubs_on(kind, tmp_path) as hubs:
+        for number in range(300):  # more than one call of the bus takes
+            hubs[0].broadcast_to_room("s", str(number))
+        published = [asyncio.ensure_future(hubs[0].publish("s", "last"))]
+        await asyncio.sleep(0)
+        await asyncio.gather(*(hubs[0].cluster.delete_room("s") for _ in range(2)))
+        assert await hubs[0].cluster.history("s") == []
+        await asyncio.gather(*published)
+        await hubs[0].publish("s", "after")
+        assert [each.message for each in await hubs[0].cluster.history("s")] == ["after"]
+
+
+@on_each
 async def test_a_room_can_have_its_unaware_members_closed_for_a_gap(
     kind: str, tmp_path: Path
 ) -> None:

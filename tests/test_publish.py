@@ -29,8 +29,11 @@ from wsc_fast import (
     ValidationError,
 )
 from wsc_fast.bus.redis.bus import RedisBus
+from wsc_fast.bus.redis.calls import number_of_server
 from wsc_fast.publish import AsyncPublisher, Batch, Publisher
-from wsc_fast.testing import eventually_async
+from wsc_fast.publish.calls import Call
+from wsc_fast.publish.messages import Message
+from wsc_fast.testing import eventually, eventually_async
 
 
 @pytest.fixture
@@ -304,6 +307,24 @@ async def test_hubs_that_keep_other_rooms_are_told(
         assert '["r*", 7, 300.0]' in caplog.text
 
 
+async def test_the_hub_that_has_started_last_says_which_rooms_are_kept(
+    server: RedisServer, kind: str
+) -> None:
+    async with publishers(kind) as publisher, a_hub(server, size=7) as old, a_hub(server):
+        bus = old._node._bus
+        assert isinstance(bus, RedisBus)
+        before = bus.counters()["reconnects"]
+        assert server.command("CLIENT", "KILL", "TYPE", "normal") > 0
+        await eventually(lambda: bus.counters()["reconnects"] > before)
+        await old.publish("r", "over the new connection")
+        assert b'["r*", 100, 300.0]' in server.command("GET", "wsc:keep")
+        server.command("DEL", "wsc:keep")  # as where the bus has lost its data
+        assert server.command("CLIENT", "KILL", "TYPE", "normal") > 0
+        await eventually(lambda: server.command("EXISTS", "wsc:keep"))
+        assert server.command("TTL", "wsc:keep") > 80000
+        assert (await publisher(server.url).room("r", "text")).position is not None
+
+
 async def test_each_message_goes_to_the_server_that_has_its_room(tmp_path: Path, kind: str) -> None:
     async with publishers(kind) as publisher:
         folders = [tmp_path / name for name in ("one", "two")]
@@ -322,6 +343,28 @@ async def test_each_message_goes_to_the_server_that_has_its_room(tmp_path: Path,
             streams = [len(each.command("KEYS", "wsc:h:*")) for each in (one, two)]
             assert sum(streams) == 10
             assert min(streams) > 0
+
+
+async def test_a_server_that_hangs_costs_the_messages_of_another_nothing_but_time(
+    tmp_path: Path, kind: str
+) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    with RedisServer(folders[0]) as one, RedisServer(folders[1]) as two:
+        one.pause()
+        async with publishers(kind) as publisher:
+            both = publisher([one.url, two.url], keep={"r*": (10, 60.0)}, timeout=0.2)
+            rooms = [f"r{number}" for number in range(8)]
+
+            def fill(batch: Batch) -> None:
+                for room in rooms:
+                    batch.room(room, "text")
+
+            results = await both.batch(fill)
+        for room, result in zip(rooms, results, strict=True):
+            there = number_of_server(room, 2) == 1
+            assert isinstance(result, Published if there else BusUnavailableError)
 
 
 # --- faults ---
@@ -403,6 +446,110 @@ async def test_a_user_without_the_right_hears_of_it(server: RedisServer, kind: s
             await publisher(url).room("r", "text")
 
 
+async def test_a_user_who_may_not_load_a_script_hears_of_it(server: RedisServer, kind: str) -> None:
+    async with publishers(kind) as publisher:
+        rights = ("+@connection", "+evalsha")
+        server.command("ACL", "SETUSER", "web", "on", ">secret", "~wsc:*", "&wsc:*", *rights)
+        url = f"redis://web:secret@127.0.0.1:{server.port}"
+        both = publisher(url, keep={"r": (10, 60.0)})
+        async with asyncio.timeout(10):
+            with pytest.raises(BusError, match="no permissions to run"):
+                await both.room("r", "text")
+            with pytest.raises(BusError, match="no permissions to run"):
+                await both.call("history", "r")
+
+
+async def test_bytes_that_no_hub_has_written_say_nothing_of_kept_rooms(
+    server: RedisServer, kind: str
+) -> None:
+    async with publishers(kind) as publisher:
+        for data in ("no json", '{"r*":1}', '[["r*",10]]', '[["r*",10,"1e999"]]', "[7]"):
+            server.command("SET", "wsc:keep", data)
+            with pytest.raises(BusError, match="no hub has written what stands at the key"):
+                await publisher(server.url).room("r", "text")
+
+
+async def test_a_server_that_still_loads_is_asked_again(kind: str) -> None:
+    """It refuses all calls of a batch, and each is made again."""
+    refused = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal refused
+        while data := await reader.read(65536):
+            for _ in range(data.count(b"CLIENT\r\n")):
+                writer.write(b"+OK\r\n")
+            for _ in range(data.count(b"PUBLISH\r\n")):
+                refused += 1
+                writer.write(b"-LOADING not yet\r\n" if refused <= 3 else b":0\r\n")
+        writer.close()
+
+    def fill(batch: Batch) -> None:
+        for room in "abc":
+            batch.room(room, "text")
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as fake:
+        port = fake.sockets[0].getsockname()[1]
+        async with publishers(kind) as publisher:
+            both = publisher(f"redis://127.0.0.1:{port}", keep={})
+            assert await both.batch(fill) == [Published(None, False)] * 3
+            assert refused == 6
+
+
+async def test_close_leaves_a_call_that_is_under_way(server: RedisServer, kind: str) -> None:
+    async with publishers(kind) as publisher:
+        both = publisher(server.url, keep={})
+        await both.room("plain", "first")
+        calling = None
+        server.pause()
+        try:
+            calling = asyncio.ensure_future(both.room("plain", "second"))
+            await eventually(lambda: _in_use(both))
+            closing = asyncio.ensure_future(both.call("close"))
+            if both.blocks:
+                await closing
+        finally:
+            server.resume()
+        assert await calling == Published(None, False)
+        await closing
+
+
+def _in_use(both: Both) -> bool:
+    return any(pool._in_use_connections for pool in both.publisher._pools)
+
+
+async def test_callers_of_one_failed_round_trip_have_errors_of_their_own() -> None:
+    async with AsyncPublisher("redis://127.0.0.1:1", timeout=0.1) as publisher:
+        calls = [publisher.room("r", "text") for _ in range(20)]
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(each, BusUnavailableError) for each in errors)
+        assert len({id(each) for each in errors}) == 20
+
+
+async def test_a_large_batch_takes_a_time_that_grows_with_it_alone(
+    server: RedisServer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    takes = Call.takes
+
+    def counted(call: Call, message: Message) -> bool:
+        nonlocal looks
+        looks += 1
+        return takes(call, message)
+
+    def fill(batch: Batch) -> None:
+        for number in range(2000):
+            batch.room("r", str(number))
+
+    monkeypatch.setattr(Call, "takes", counted)
+    async with publishers(kind) as publisher:
+        both = publisher(server.url, keep={"r": (1000, 60.0)})
+        results = await both.batch(fill)
+        assert all(isinstance(each, Published) for each in results)
+        history = await both.call("history", "r", limit=1000)
+        assert [each.message for each in history] == [str(n) for n in range(1000, 2000)]
+    assert looks <= 2000
+
+
 # --- arguments ---
 
 
@@ -438,6 +585,9 @@ def test_an_argument_that_cannot_be_used_is_named(
         ({"timeout": 0}, "timeout must be above 0 and up to 60 seconds, not 0"),
         ({"prefix": "a b"}, "without spaces and braces, not 'a b'"),
         ({"keep": {"r": 7}}, "a size and a ttl for each pattern"),
+        ({"keep": {"r": (0.5, 60.0)}}, "keep, at 'r': size must be an int from 1 to 10000"),
+        ({"keep": {"r": (10, float("inf"))}}, "keep, at 'r': ttl must be 1 to 86400 seconds"),
+        ({"keep": {"": (10, 60.0)}}, "keep, at '': pattern must be a str of 1 to 256 characters"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(options: dict[str, Any], text: str) -> None:
@@ -517,6 +667,24 @@ def test_an_async_publisher_begins_anew_under_another_loop(server: RedisServer) 
 
     asyncio.run(publish())
     asyncio.run(publish())
+
+
+def test_an_async_publisher_may_be_closed_under_another_loop(server: RedisServer) -> None:
+    code = f"""
+import asyncio
+from wsc_fast.bus.redis.calls import number_of_server
+from wsc_fast.publish import AsyncPublisher
+publisher = AsyncPublisher({server.url!r}, keep={{"r": (1000, 60.0)}})
+async def publish():
+    return await publisher.room("r", "text")
+asyncio.run(publish())
+asyncio.run(publisher.close())
+print(asyncio.run(publish()).duplicate)
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert out.stdout.strip() == "False"
 
 
 async def test_a_call_that_is_cancelled_leaves_the_others(server: RedisServer) -> None:

@@ -27,6 +27,7 @@ from wsc_fast import (
     ValidationError,
 )
 from wsc_fast.bus.redis.bus import RedisBus
+from wsc_fast.cluster.chain import RING_MESSAGES
 from wsc_fast.testing import RawClient, eventually, eventually_async, running
 
 
@@ -461,3 +462,71 @@ async def test_a_stop_while_the_bus_opens_leaves_it_closed(server: RedisServer) 
         await starting
     async with running(hub):
         hub.broadcast("text")  # the bus is open once, and takes it
+
+
+async def test_a_heal_that_fails_is_not_the_last(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hubs(server) as (one, two):
+        a = await Aware.open(one, "a")
+        await a.recv()
+        rooms = one._node._rooms
+        assert rooms is not None
+        hear, give = rooms.heard, rooms.give
+        missed: list[object] = []
+        failed: list[object] = []
+
+        def heard(*args: Any) -> None:
+            if missed:
+                hear(*args)
+            missed.append(args)
+
+        def given(*args: Any) -> None:
+            failed.append(args)
+            if len(failed) == 1:
+                raise MemoryError("none is left")
+            give(*args)
+
+        monkeypatch.setattr(rooms, "heard", heard)
+        monkeypatch.setattr(rooms, "give", given)
+        for text in ("missed", "second"):
+            await two.publish("r", text)
+        await eventually(lambda: failed)
+        await two.publish("r", "third")
+        assert await a.texts(2) == [b"second", b"third"]
+        a.close()
+
+
+async def test_clients_behind_one_whose_recovery_fails_recover(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hubs(server) as (one, two):
+        first = await two.publish("r", "first")
+        for number in range(RING_MESSAGES + 1):
+            await two.publish("r", str(number))
+        assert one._node._rooms is not None
+        recovery = one._node._rooms._recovery
+        go_on = recovery._go_on
+        failed: list[object] = []
+
+        def fails_once(*args: Any) -> None:
+            failed.append(args)
+            if len(failed) == 1:
+                raise MemoryError("none is left")
+            go_on(*args)
+
+        monkeypatch.setattr(recovery, "_go_on", fails_once)
+        other = await Aware.open(one, "other")
+        await other.recv()  # this hub knows the room
+        server.pause()
+        try:
+            positions = {"r": str(first.position)}
+            clients = [await Aware.open(one, name, positions) for name in "abc"]
+            await eventually(lambda: [len(each) for each in recovery._asked.values()] == [3])
+        finally:
+            server.resume()
+        for each in clients:
+            await each.texts(RING_MESSAGES + 1)
+            assert (await each.recv())[0]["recovered"] is True
+        for each in (other, *clients):
+            each.close()

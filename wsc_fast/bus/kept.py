@@ -9,7 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from wsc_fast.bus.base import Retention
+from wsc_fast.errors import ValidationError, shown
 
+# The bounds of a pattern, in characters, and of what a kept room keeps.
+MOST_PATTERN, MOST_SIZE, MOST_TTL = 256, 10_000, 86_400.0
 # The rooms that were asked about of late.
 _MOST_KNOWN = 10_000
 
@@ -79,10 +82,36 @@ class KeptRooms:
         """The patterns that `dump` has written.
 
         Raises:
-            ValueError: these bytes are none.
+            ValueError, TypeError: these bytes are none.
         """
         kept = cls()
         patterns: Sequence[Sequence[object]] = json.loads(data)
         for pattern, size, ttl in patterns:
-            kept.keep(str(pattern), Retention(int(str(size)), float(str(ttl))))
+            kept.keep(checked_pattern(pattern), checked_retention(size, ttl))
         return kept
+
+
+def checked_pattern(pattern: object) -> str:
+    """A pattern of room ids.
+
+    Raises:
+        ValidationError: it cannot be used.
+    """
+    if type(pattern) is not str or not 0 < len(pattern) <= MOST_PATTERN:
+        raise ValidationError(
+            f"pattern must be a str of 1 to {MOST_PATTERN} characters, not {shown(pattern)}"
+        )
+    return pattern
+
+
+def checked_retention(size: object, ttl: object) -> Retention:
+    """The bounds of a kept room's history.
+
+    Raises:
+        ValidationError: one cannot be used.
+    """
+    if type(size) is not int or not 0 < size <= MOST_SIZE:
+        raise ValidationError(f"size must be an int from 1 to {MOST_SIZE}, not {shown(size)}")
+    if not isinstance(ttl, (int, float)) or type(ttl) is bool or not 1 <= ttl <= MOST_TTL:
+        raise ValidationError(f"ttl must be 1 to {MOST_TTL:.0f} seconds, not {shown(ttl)}")
+    return Retention(size, float(ttl))

@@ -193,11 +193,14 @@ class Chain:
         error = OSError("the read was given up") if answer.cancelled() else answer.exception()
         if error is None:
             self._needs.in_turns(self._heal_with(answer.result()))
-            return
-        # It heals again when the bus is back.
+        else:
+            self._give_up(error if isinstance(error, Exception) else OSError())
+
+    def _give_up(self, error: Exception) -> None:
+        """It heals again when the bus is back, with the next message, or in an audit."""
         self._waiting.clear()
         self._overflowed = False
-        self._needs.failed(self.room, error if isinstance(error, Exception) else OSError())
+        self._needs.failed(self.room, error)
         self._settle()
 
     def _settle(self) -> None:
@@ -205,6 +208,13 @@ class Chain:
         self._needs.settled(self)
 
     def _heal_with(self, page: Page) -> Iterator[None]:
+        try:
+            yield from self._take_page(page)
+        except Exception as error:
+            # Such as no memory. No read is under way any more, for which messages could wait.
+            self._give_up(error)
+
+    def _take_page(self, page: Page) -> Iterator[None]:
         if self.last is None:
             # With what came since the subscription, which members of this hub may have published.
             self._begin_at(self._waiting[0][0] if self._waiting else page.top)

@@ -12,14 +12,14 @@ from typing import Literal
 from wsc_fast._core.calls import Calls
 from wsc_fast._core.clients import check_id
 from wsc_fast._core.connection import Client
-from wsc_fast.bus.base import Bus, HistoryEntry, Member, NodeInfo, Published, Retention
+from wsc_fast.bus.base import Bus, HistoryEntry, Member, NodeInfo, Published
+from wsc_fast.bus.kept import checked_pattern, checked_retention
 from wsc_fast.cluster.node import Node
 from wsc_fast.errors import ValidationError, shown
 from wsc_fast.messages import HubMessage
 from wsc_fast.runtime.signatures import OfPresence
 
-# The bounds of what a kept room keeps.
-MOST_SIZE, MOST_TTL = 10_000, 86_400.0
+# The bound of a page of a history.
 MOST_HISTORY = 1_000
 
 
@@ -59,6 +59,8 @@ class Cluster:
 
     async def delete_room(self, room_id: str) -> None:
         """Deletes the history of a kept room, for all hubs. Its members stay.
+
+        The messages that this hub has published before are deleted, too, also those on their way.
 
         Members who speak wsc.1 hear a gap, on each hub; a client that comes back with a position of
         before hears `"recovered":false`. The next message begins a history of its own. Idempotency
@@ -143,11 +145,6 @@ class Cluster:
         return asdict(self._node.counters)
 
 
-def _check_pattern(pattern: str) -> None:
-    if type(pattern) is not str or not 0 < len(pattern) <= 256:
-        raise ValidationError(f"pattern must be a str of 1 to 256 characters, not {pattern!a}")
-
-
 def chosen_bus(bus: Bus | str) -> Bus:
     """The bus that the application means.
 
@@ -215,16 +212,13 @@ class ClusterFace(Calls):
 
         Thread-safety: any thread.
         """
-        _check_pattern(pattern)
-        if type(size) is not int or not 0 < size <= MOST_SIZE:
-            raise ValidationError(f"size must be an int from 1 to {MOST_SIZE}, not {size!r}")
-        if type(ttl) not in (int, float) or not 1 <= ttl <= MOST_TTL:
-            raise ValidationError(f"ttl must be 1 to {MOST_TTL:.0f} seconds, not {ttl!r}")
+        checked_pattern(pattern)
+        retention = checked_retention(size, ttl)
         if gap_unaware not in ("nothing", "close"):
             raise ValidationError(
                 f'gap_unaware must be "nothing" or "close", not {shown(gap_unaware)}'
             )
-        self._node.keep(pattern, Retention(size, float(ttl)), gap_unaware == "close")
+        self._node.keep(pattern, retention, gap_unaware == "close")
 
     def presence(self, *patterns: str) -> None:
         """Has all hubs know which users are connected, and which are in these rooms.
@@ -243,7 +237,7 @@ class ClusterFace(Calls):
         Thread-safety: any thread.
         """
         for each in patterns:
-            _check_pattern(each)
+            checked_pattern(each)
         self._node.presence(patterns)
 
     def on_presence(self, fn: OfPresence) -> OfPresence:

@@ -315,11 +315,16 @@ class Recovery:
         messages = _messages_of(page)
         if messages:
             self._keep_page(chain, position, messages)
-        for join in joins:
-            join.asked = False
-            if self._is_wanted(chain, join):
-                self._go_on(chain, join, messages)
-            yield
+        try:
+            for join in joins:
+                join.asked = False
+                if self._is_wanted(chain, join):
+                    self._go_on(chain, join, messages)
+                yield
+        finally:
+            # After an error, such as no memory, `look` goes on with those that are left.
+            for join in joins:
+                join.asked = False
 
     def _keep_page(self, chain: Chain, position: str, messages: list[Message]) -> None:
         nbytes = sum(len(each.frame) + _HEAD_BYTES for each in messages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any, Self
 
 from wsc_fast.bus.base import HistoryEntry, Member, Published
@@ -139,10 +140,12 @@ class AsyncPublisher:
 
     async def close(self) -> None:
         """Waits for what is being published, and disconnects. A later call connects anew."""
-        if self._publishing is not None and self._loop is asyncio.get_running_loop():
+        if self._loop is not asyncio.get_running_loop():
+            return  # the connections ended with their loop
+        if self._publishing is not None:
             await asyncio.wait([self._publishing])
         for pool in self._pools:
-            await pool.disconnect()
+            await pool.disconnect(inuse_connections=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -187,7 +190,8 @@ class AsyncPublisher:
                     await self._drive(self._work.publish(messages))
                 except Exception as error:
                     for message in messages:
-                        message.result = message.result or error
+                        # A copy for each: whoever raises it adds a traceback.
+                        message.result = message.result or copy(error)
                 finally:
                     for message, done in taken:
                         message.result = message.result or BusUnavailableError("given up")
@@ -223,7 +227,7 @@ class AsyncPublisher:
 
     async def _pause(self, pause: Pause) -> None:
         if pause.anew is not None:
-            await self._pools[pause.anew].disconnect()
+            await self._pools[pause.anew].disconnect(inuse_connections=False)
         await asyncio.sleep(pause.seconds)
 
     async def _exchange(self, pool: Any, commands: Sequence[bytes]) -> list[Any]:
@@ -245,7 +249,7 @@ class AsyncPublisher:
             await connection.send_packed_command(commands, check_health=False)
             while len(answers) < len(commands):
                 try:
-                    answers.append(await connection.read_response())
+                    answers.append(await connection.read_response(disconnect_on_error=False))
                 except (ResponseError, BusyLoadingError) as error:
                     answers.append(error)
         except (ConnectionError, TimeoutError, OSError) as error:

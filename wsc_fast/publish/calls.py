@@ -8,7 +8,9 @@ kept room by its tag, of a plain room by its idempotency key.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -138,27 +140,39 @@ def _of_kept(answer: bytes) -> Published | Exception:
     return Published(answer.decode(), False)
 
 
-def next_calls(messages: Sequence[Message]) -> tuple[list[Call], list[Message]]:
-    """The calls that may be made now, and the messages that have to wait for their answers."""
-    calls: list[Call] = []
-    kept: dict[str, Call] = {}
-    later: list[Message] = []
-    full: set[str] = set()  # kept rooms whose further messages wait
-    for place, message in enumerate(messages):
-        of_room = kept.get(message.room) if message.retention is not None else None
-        last = of_room or (calls[-1] if calls else None)
-        if message.room in full:
-            later.append(message)
-        elif last is not None and last.takes(message):
-            last.add(message)
-        elif of_room is not None:
-            full.add(message.room)
-            later.append(message)
-        elif len(calls) == MOST_CALLS:
-            later.extend(messages[place:])
-            break
-        else:
-            calls.append(Call([message]))
-            if message.retention is not None:
-                kept[message.room] = calls[-1]
-    return calls, later
+class Queue:
+    """The calls that publish messages, until each was made.
+
+    Args:
+        messages: in order.
+    """
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        # By kept room; None: of plain rooms and broadcasts.
+        self._lanes: dict[str | None, deque[Call]] = {}
+        for message in messages:
+            name = None if message.retention is None else message.room
+            lane = self._lanes.setdefault(name, deque())
+            if lane and lane[-1].takes(message):
+                lane[-1].add(message)
+            else:
+                lane.append(Call([message]))
+
+    def take(self) -> list[Call]:
+        """Calls that may be made at once: of each kept room one."""
+        calls: list[Call] = []
+        for name in list(islice(self._lanes, MOST_CALLS)):
+            lane = self._lanes[name]
+            most = 1 if name is not None else MOST_CALLS
+            while lane and most and len(calls) < MOST_CALLS:
+                calls.append(lane.popleft())
+                most -= 1
+            if not lane:
+                del self._lanes[name]
+        return calls
+
+    def take_all(self) -> list[Call]:
+        """All that are left."""
+        calls = [call for lane in self._lanes.values() for call in lane]
+        self._lanes.clear()
+        return calls

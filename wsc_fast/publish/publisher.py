@@ -47,7 +47,7 @@ class Publisher:
         Args:
             url: of the bus, as RedisBus takes it; a list where RedisBus has the same list.
             prefix: of all keys and channels, as RedisBus has it.
-            timeout: seconds for which a call tries, up to 60.
+            timeout: seconds for which a call tries each server, up to 60.
             keep: the size and the ttl of kept rooms by pattern, as of `Hub.keep`. None: as the hubs
                 on the bus have it, which write it there.
 
@@ -170,7 +170,7 @@ class Publisher:
     def close(self) -> None:
         """Closes idle connections. A later call makes new ones."""
         for pool in self._pools:
-            pool.disconnect()
+            pool.disconnect(inuse_connections=False)
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +202,7 @@ class Publisher:
 
     def _pause(self, pause: Pause) -> None:
         if pause.anew is not None:
-            self._pools[pause.anew].disconnect()
+            self._pools[pause.anew].disconnect(inuse_connections=False)
         time.sleep(pause.seconds)
 
     def _exchange(self, pool: Any, commands: Sequence[bytes]) -> list[Any]:
@@ -224,7 +224,7 @@ class Publisher:
             connection.send_packed_command(commands, check_health=False)
             while len(answers) < len(commands):
                 try:
-                    answers.append(connection.read_response())
+                    answers.append(connection.read_response(disconnect_on_error=False))
                 except (ResponseError, BusyLoadingError) as error:
                     answers.append(error)
         except (ConnectionError, TimeoutError, OSError) as error:

@@ -12,8 +12,8 @@ from collections.abc import Generator, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-from wsc_fast.bus.base import EVERYBODY, HistoryEntry, Member, Retention
-from wsc_fast.bus.kept import KeptRooms
+from wsc_fast.bus.base import EVERYBODY, HistoryEntry, Member
+from wsc_fast.bus.kept import KeptRooms, checked_pattern, checked_retention
 from wsc_fast.bus.redis.calls import (
     MEMBERS,
     USERS_AT_ONCE,
@@ -26,7 +26,7 @@ from wsc_fast.bus.redis.calls import (
 from wsc_fast.bus.redis.commands import Names, command, decode, encode, script
 from wsc_fast.bus.redis.urls import Url, read_url
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError, ValidationError, shown
-from wsc_fast.publish.calls import Call, next_calls
+from wsc_fast.publish.calls import Call, Queue
 from wsc_fast.publish.messages import Message, history_entry
 
 # Seconds between two attempts: from the first pause, doubling, to the last.
@@ -131,37 +131,39 @@ class Work:
             for each in messages:
                 if each.room != EVERYBODY:
                     each.retention = kept.retention_of(each.room)
-        deadline = monotonic() + self.timeout
         parts: dict[int, list[Message]] = {}
         for each in messages:
             parts.setdefault(number_of_server(each.room, len(self.urls)), []).append(each)
         for server, part in parts.items():
-            yield from self._publish_on(server, part, deadline)
+            yield from self._publish_on(server, part)
 
-    def _publish_on(self, server: int, messages: list[Message], deadline: float) -> Steps:
+    def _publish_on(self, server: int, messages: list[Message]) -> Steps:
+        deadline = monotonic() + self.timeout
         pause = FIRST_PAUSE
-        calls, later = next_calls(messages)
+        queue = Queue(messages)
+        calls = queue.take()
         while calls:
             commands = [command(*call.arguments(self._names)) for call in calls]
             answers = yield Request(server, commands)
             error, calls = yield from self._after(server, calls, answers)
             if calls and error is not None:
                 if monotonic() >= deadline:
-                    self._give_up(server, calls, later, error)
+                    for call in [*calls, *queue.take_all()]:
+                        call.given_up(self.urls[server].text, self.timeout, error)
                     return
                 anew = server if is_elsewhere(_text(error)) else None
                 yield Pause(pause * random.uniform(0.5, 1.0), anew)
                 pause = min(2 * pause, LAST_PAUSE)
             elif not calls:
-                calls, later = next_calls(later)
+                calls = queue.take()
 
     def _after(
         self, server: int, calls: list[Call], answers: Sequence[Any]
     ) -> Generator[Request | Pause, Any, tuple[Exception | None, list[Call]]]:
         """The calls to be made again, and the error that is the reason to wait first, if any."""
         again: list[Call] = []
+        unloaded: list[Call] = []
         reason: Exception | None = None
-        unloaded = False
         for call, answer in zip(calls, answers, strict=True):
             if isinstance(answer, Lost):
                 reason = answer.error
@@ -170,22 +172,25 @@ class Work:
             elif not isinstance(answer, Exception):
                 call.answered(answer)
             elif _is_unloaded(answer):
-                unloaded = True
-                again.append(call)
+                reason = answer
+                unloaded.append(call)
             elif is_passing(_text(answer)) or is_elsewhere(_text(answer)):
                 reason = answer
                 again.append(call)
             else:
                 call.fail(BusError(f"{self._at(server)} refused the message: {answer}"))
         if unloaded:
-            yield Request(server, [command(b"SCRIPT", b"LOAD", script("publish").text)])
+            try:
+                yield from self._load(server, "publish")
+                again += unloaded
+            except BusError as error:
+                for call in unloaded:
+                    call.fail(error)
         return reason, again
 
-    def _give_up(
-        self, server: int, calls: Sequence[Call], later: Sequence[Message], error: Exception
-    ) -> None:
-        for call in [*calls, *(Call([message]) for message in later)]:
-            call.given_up(self.urls[server].text, self.timeout, error)
+    def _load(self, server: int, name: str) -> Steps:
+        """Has the server know a script, so that the call can be made again."""
+        yield from self._ask(server, [b"SCRIPT", b"LOAD", script(name).text])
 
     # --- questions ---
 
@@ -248,7 +253,13 @@ class Work:
                 f"{self._at(0)} does not say which rooms are kept: no hub has been on it for a "
                 "day. Start a hub first, or name the rooms: Publisher(url, keep={...})"
             )
-        self._kept = KeptRooms.load(data)
+        try:
+            self._kept = KeptRooms.load(data)
+        except (TypeError, ValueError):
+            raise BusError(
+                f"{self._at(0)} does not say which rooms are kept: no hub has written what stands "
+                f"at the key {self._names.kept().decode()}: {shown(data)}"
+            ) from None
         self._kept_until = monotonic() + KEPT_SECONDS
         return self._kept
 
@@ -263,9 +274,8 @@ class Work:
                 return answer
             text = _text(error)
             if _is_unloaded(error):
-                yield Request(server, [command(b"SCRIPT", b"LOAD", script(name).text)])
-                continue
-            if not isinstance(answer, Lost) and not is_passing(text) and not is_elsewhere(text):
+                yield from self._load(server, name)
+            elif not isinstance(answer, Lost) and not is_passing(text) and not is_elsewhere(text):
                 raise BusError(f"{self._at(server)} refused: {error}")
             if monotonic() >= deadline:
                 raise BusUnavailableError(
@@ -283,9 +293,9 @@ def _kept_rooms(keep: Mapping[str, tuple[int, float]]) -> KeptRooms:
     kept = KeptRooms()
     try:
         for pattern, (size, ttl) in keep.items():
-            if type(pattern) is not str or not size > 0 or not ttl > 0:
-                raise ValueError
-            kept.keep(pattern, Retention(int(size), float(ttl)))
+            kept.keep(checked_pattern(pattern), checked_retention(size, ttl))
+    except ValidationError as error:
+        raise ConfigError(f"keep, at {shown(pattern)}: {error}") from None
     except (TypeError, ValueError, AttributeError):
         raise ConfigError(
             "keep must give a size and a ttl for each pattern of rooms, as Hub.keep has them: "

@@ -354,7 +354,9 @@ class RedisBus:
             BusUnavailableError: the bus did not answer in time.
             BusError: the server refuses.
         """
-        await self._server(room).ask(
+        server = self._server(room)
+        await server.sender.ended(room)  # what was published before goes, too
+        await server.ask(
             b"EVAL",  # it is seldom called
             script("delete").text,
             b"2",

@@ -50,15 +50,17 @@ class Waiting:
         born: when it was given to the bus.
         size: its bytes of memory, about.
         tag: of the attempts to publish it under its key in a plain room.
+        ended: is done once it has its answer or its error; None: nobody waits for that.
     """
 
-    __slots__ = ("born", "outgoing", "size", "tag")
+    __slots__ = ("born", "ended", "outgoing", "size", "tag")
 
     def __init__(self, outgoing: Outgoing, born: float) -> None:
         self.outgoing: Outgoing = outgoing
         self.born: float = born
         self.size: int = len(outgoing.entry) + OVERHEAD
         self.tag: bytes = b""
+        self.ended: asyncio.Future[None] | None = None
 
 
 class Lane:
@@ -398,20 +400,34 @@ class Sender:
         self._release(0)
         return self._answered
 
+    async def ended(self, room: str) -> None:
+        """Returns once the messages of a kept room that wait now have their answers or errors."""
+        lane = self._lanes.get(room)
+        if lane is None or not (messages := lane.waiting or ([] if lane.given_up else lane.called)):
+            return
+        last = messages[-1]
+        last.ended = last.ended or self._loop.create_future()
+        await asyncio.wait([last.ended])
+
+    def _end(self, message: Waiting) -> None:
+        self._release(message.size)
+        if message.ended is not None:
+            message.ended.set_result(None)
+
     def _release(self, size: int) -> None:
         self.waiting_bytes -= size
         if self._answered is not None and not self.waiting_bytes and not self._answered.done():
             self._answered.set_result(None)
 
     def _done(self, message: Waiting, position: str | None, duplicate: bool) -> None:
-        self._release(message.size)
+        self._end(message)
         self._counters.published += 1
         answer = message.outgoing.answer
         if answer is not None and not answer.done():
             answer.set_result(Published(position, duplicate))
 
     def _fail(self, message: Waiting, error: Exception) -> None:
-        self._release(message.size)
+        self._end(message)
         self._counters.not_published += 1
         answer = message.outgoing.answer
         if answer is None:

@@ -91,6 +91,7 @@ class Server:
         self._changed = changed
         self._kept_rooms = kept_rooms
         self._next_kept = 0.0
+        self._has_said = False  # which rooms it keeps, since the start
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self.sender: Sender = Sender(
@@ -362,13 +363,23 @@ class Server:
         self.sender.expire(now)
 
     def _say_kept_rooms(self, link: Link) -> None:
-        """Writes down which rooms the hub keeps; publishers without a hub read it."""
+        """Writes down which rooms the hub keeps; publishers without a hub read it.
+
+        The hub that has started last says it, and the others have it live on. Else an old hub could
+        write over it in a deploy, and publishers would take a kept room for a plain one.
+        """
         self._next_kept = self._loop.time() + KEPT_SECONDS / 24
         key, seconds = self._names.kept(), b"%d" % KEPT_SECONDS
-        write = command(b"SET", key, self._kept_rooms, b"EX", seconds, b"GET")
-        link.send(write, self._kept_rooms_said)
+        write = (b"SET", key, self._kept_rooms, b"EX", seconds)
+        if not self._has_said:
+            link.send(command(*write, b"GET"), self._kept_rooms_said)
+            return
+        link.send(command(*write, b"NX"), _ignore_one)
+        link.send(command(b"EXPIRE", key, seconds), _ignore_one)
+        link.send(command(b"GET", key), self._kept_rooms_said)
 
     def _kept_rooms_said(self, before: Any) -> None:
+        self._has_said = self._has_said or not isinstance(before, Exception)
         if isinstance(before, bytes) and before != self._kept_rooms:
             log.warning(
                 "another hub on the bus at %s keeps other rooms: %s there, %s here. All hubs need "
