@@ -575,6 +575,30 @@ async def test_a_read_that_fails_is_made_again(
     room.forget()
 
 
+def test_a_view_is_let_go_where_its_loop_was_closed_during_the_read() -> None:
+    bus, told = Read(), Told()
+    rooms = views.Views(lambda: bus, lambda *each: told.append(each), 0.02, 0.001)
+
+    async def read(number: int) -> None:
+        rooms.follow("r")
+        rooms.subscribed("r", False)
+        await eventually(lambda: len(bus.waiting) == number)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(read(1))
+    loop.close()
+    rooms.forget()
+
+    async def read_again() -> None:
+        await read(2)
+        bus.waiting[1].set_result(["a"])
+        await eventually(lambda: told)
+        rooms.forget()
+
+    asyncio.run(read_again())
+    assert told == [("r", {"a"}, set())]
+
+
 async def test_few_of_many_rooms_are_read_at_once() -> None:
     bus, told = Read(), Told()
     rooms = views.Views(lambda: bus, lambda *each: told.append(each), 0.02, 0.001)
