@@ -191,9 +191,9 @@ class RedisBus:
         Messages of a server that is away have their error at once. `open` may follow.
         """
         directories, self._directories = self._directories, {}
-        await asyncio.gather(*(each.close(self._timeout) for each in directories.values()))
         servers, self._servers = self._servers, []
         try:
+            await asyncio.gather(*(each.close(self._timeout) for each in directories.values()))
             await asyncio.gather(*(server.finish() for server in servers))
         finally:
             await asyncio.gather(*(server.close() for server in servers))
