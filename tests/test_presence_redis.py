@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import signal
 import subprocess
@@ -316,6 +317,44 @@ async def test_hubs_of_one_machine_know_who_is_there(monkeypatch: pytest.MonkeyP
                 assert len(await made[1].cluster.nodes()) == 2
 
 
+@asynccontextmanager
+async def changing(node: Node) -> AsyncIterator[None]:
+    """Users come and go in each turn of the loop."""
+
+    async def change() -> None:
+        for number in itertools.count():
+            node.put(("busy", f"u{number % 50}", number % 3))
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(change())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def test_a_question_is_answered_while_users_come_and_go_all_the_time(
+    server: RedisServer,
+) -> None:
+    async with node(server.url, "a") as one, changing(one):
+        for number in range(20):
+            one.put(("r", f"u{number}", 1))
+            async with asyncio.timeout(2):
+                assert await one.bus.count("r") == number + 1
+
+
+async def test_a_dead_hub_is_taken_out_by_one_that_always_has_something_to_write(
+    server: RedisServer,
+) -> None:
+    async with node(server.url, "a", "r") as one:
+        incarnation = "gone.AAAAAAAA"
+        server.command("ZADD", "wsc:nodes", 1, incarnation)
+        server.command("HSET", "wsc:p:{r}", "u", f"{incarnation} 1\n")
+        server.command("SADD", f"wsc:nr:{incarnation}", "r\nu")
+        async with changing(one):
+            await eventually(lambda: ("r", "-u") in one.lines)
+
+
 # --- hubs that end ---
 
 
@@ -350,6 +389,26 @@ async def test_the_leaves_of_a_killed_hub_are_one_message_for_each_room(
         assert one.calls - calls == 2
         assert sorted(one.lines[80:]) == [(room, f"-{u}") for room in "rs" for u in users]
         assert one.bus.counters()["reaped"] == 80
+
+
+async def test_the_users_of_a_killed_hub_may_be_back_within_a_grace_that_outlasts_its_lease(
+    server: RedisServer,
+) -> None:
+    async with (
+        node(server.url, "a", "r", lease=LEASE) as one,
+        cutter(server) as relay,
+        node(relay.url, "b", timeout=0.1, lease=LEASE) as two,
+    ):
+        one.grace = two.grace = 2 * LEASE
+        two.put(("r", "back", 1), ("r", "gone", 1))
+        await eventually(lambda: len(one.lines) == 2)
+        relay.request = lambda number, data: None
+        await eventually(lambda: one.bus.counters()["reaped"] == 2)
+        assert await one.members("r") == {"back": 0, "gone": 0}
+        one.put(("r", "back", 1))
+        await eventually(lambda: len(one.lines) == 3)
+        assert one.lines[2] == ("r", "-gone")
+        assert await one.members("r") == {"back": 1}
 
 
 async def test_a_hub_that_was_frozen_enters_all_anew(server: RedisServer) -> None:
@@ -581,6 +640,20 @@ async def test_a_hub_ends_at_once_where_the_bus_is_away(tmp_path: Path) -> None:
         began = loop.time()
         await one.bus.close()
         assert loop.time() - began < 5
+
+
+async def test_a_stop_that_ends_before_the_bus_answers_leaves_nothing_open(
+    server: RedisServer,
+) -> None:
+    hub = Hub(HubConfig(close_timeout=0.1), authenticate=named, bus=RedisBus(server.url))
+    hub.presence("r")
+    assert server.process is not None
+    for _ in range(2):
+        await hub.start("127.0.0.1", 0)
+        server.process.send_signal(signal.SIGSTOP)
+        await hub.stop(0.1)
+        server.process.send_signal(signal.SIGCONT)
+        assert len(asyncio.all_tasks()) == 1
 
 
 async def test_a_start_that_one_of_two_servers_refuses_leaves_nothing_open(
