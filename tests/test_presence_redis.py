@@ -20,7 +20,7 @@ import pytest
 from tests.redis_server import RedisServer, cutter
 from tests.support import join, named
 from tests.test_presence import Told, inside, members, sum_of
-from wsc_fast import BusError, Hub, HubConfig, HubStateError
+from wsc_fast import BusError, BusUnavailableError, Hub, HubConfig, HubStateError
 from wsc_fast.bus.base import PRESENCE, Change, NodeState, Outgoing
 from wsc_fast.bus.local import LocalBus
 from wsc_fast.bus.redis import directory
@@ -341,6 +341,20 @@ async def test_a_question_is_answered_while_users_come_and_go_all_the_time(
             one.put(("r", f"u{number}", 1))
             async with asyncio.timeout(2):
                 assert await one.bus.count("r") == number + 1
+
+
+async def test_a_question_while_the_bus_is_away_ends_in_its_time(server: RedisServer) -> None:
+    async with node(server.url, "a", timeout=1.0) as one:
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            one.put(("r", "u", 1))
+            for question in (one.bus.count("r"), one.bus.members("r", ""), one.bus.online(["u"])):
+                async with asyncio.timeout(1.8):
+                    with pytest.raises(BusUnavailableError, match="within 1 s"):
+                        await question
+        finally:
+            server.process.send_signal(signal.SIGCONT)
 
 
 async def test_a_dead_hub_is_taken_out_by_one_that_always_has_something_to_write(
