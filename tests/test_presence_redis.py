@@ -20,13 +20,13 @@ import pytest
 from tests.redis_server import RedisServer, cutter
 from tests.support import join, named
 from tests.test_presence import Told, inside, members, sum_of
-from wsc_fast import BusError, BusUnavailableError, Hub, HubConfig, HubStateError
+from wsc_fast import BusError, BusUnavailableError, Hub, HubConfig, HubStateError, NodeInfo
 from wsc_fast.bus.base import PRESENCE, Change, NodeState, Outgoing
 from wsc_fast.bus.local import LocalBus
 from wsc_fast.bus.redis import directory
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.bus.redis.commands import script
-from wsc_fast.cluster import views
+from wsc_fast.cluster import nodes, views
 from wsc_fast.testing import RawClient, eventually, eventually_async
 
 # Seconds of a lease and between its renewals, of hubs that are killed: the others know it soon.
@@ -403,6 +403,54 @@ async def test_the_leaves_of_a_killed_hub_are_one_message_for_each_room(
         assert one.calls - calls == 2
         assert sorted(one.lines[80:]) == [(room, f"-{u}") for room in "rs" for u in users]
         assert one.bus.counters()["reaped"] == 80
+
+
+async def test_hubs_hear_of_each_other_and_of_one_that_is_killed(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "SETTLE", 0.5)
+    heard: list[tuple[str, bool]] = []
+    errors: list[BaseException] = []
+    async with hubs([server.url] * 2) as (one, two):
+        one.hub.on_error(lambda client, error: errors.append(error))
+
+        @one.hub.on_node
+        async def fail(node: NodeInfo, is_up: bool) -> None:
+            raise RuntimeError
+
+        @one.hub.on_node
+        def changed(node: NodeInfo, is_up: bool) -> None:
+            heard.append((node.name, is_up))
+
+        other = two.hub._node.name
+        await eventually(lambda: heard == [(other, True)])
+        async with apart(server.url) as killed:
+            await eventually(lambda: len(heard) == 2)
+            name = heard[1][0]
+            assert heard[1][1]
+            killed.process.kill()
+            await eventually(lambda: len(heard) == 3)
+            assert heard[2] == (name, False)
+        await two.hub.stop(1.0)
+        await eventually(lambda: heard[3:] == [(other, False)])
+        assert len(errors) == 4
+
+
+async def test_a_server_that_has_lost_its_data_is_no_end_of_a_hub(server: RedisServer) -> None:
+    heard: list[bool] = []
+    async with hubs([server.url] * 2) as (one, two):
+        one.hub.on_node(lambda node, is_up: heard.append(is_up))
+        await eventually(lambda: heard == [True])
+        asked = two.hub.bus.counters()["lost_leases"]  # type: ignore[union-attr]
+        server.command("FLUSHALL")
+        await eventually(
+            lambda: two.hub.bus.counters()["lost_leases"] > asked  # type: ignore[union-attr]
+        )
+        known = one.hub._node._nodes
+        assert known is not None
+        await eventually(lambda: not known._missing)
+        await agreed([one, two], {})
+        assert heard == [True]
 
 
 async def test_the_users_of_a_killed_hub_may_be_back_within_a_grace_that_outlasts_its_lease(

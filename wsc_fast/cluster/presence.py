@@ -189,26 +189,43 @@ class Presence:
 
     # --- what the application hears ---
 
-    def _tell(self, room_id: str, joined: set[str], left: set[str]) -> Any:
+    def _tell(self, room_id: str, joined: set[str], left: set[str]) -> asyncio.Task[None] | None:
         self._needs.counters.presence_told += len(joined) + len(left)
-        context = self._needs.engine.new_context()
-        results: list[Awaitable[object]] = []
-        for fn in self._callbacks:
-            try:
-                result = context.run(fn, room_id, set(joined), set(left))
-            except BaseException as error:
-                self._needs.report(error)  # those of other rooms are told behind this one
-            else:
-                if is_awaitable(result):
-                    results.append(result)  # type: ignore[arg-type]
-        return self._needs.tasks.spawn(self._await_all(results), context) if results else None
+        return call_all(self._needs, self._callbacks, lambda: (room_id, set(joined), set(left)))
 
-    async def _await_all(self, results: list[Awaitable[object]]) -> None:
-        for result in results:
-            try:
-                await result
-            except BaseException as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                self._needs.report(error)
+
+def call_all(
+    needs: Needs, callbacks: Sequence[Callable[..., object]], arguments: Callable[[], Any]
+) -> asyncio.Task[None] | None:
+    """Calls callbacks that concern no client, and reports their errors.
+
+    Args:
+        needs: of the hub.
+        callbacks: each is called, whatever another one raises.
+        arguments: makes those of each.
+
+    Returns:
+        asyncio.Task[None] | None: ends with the async ones; None where there is none.
+    """
+    context = needs.engine.new_context()
+    results: list[Awaitable[object]] = []
+    for fn in callbacks:
+        try:
+            result = context.run(fn, *arguments())
+        except BaseException as error:
+            needs.report(error)  # those of other rooms are told behind this one
+        else:
+            if is_awaitable(result):
+                results.append(result)  # type: ignore[arg-type]
+    return needs.tasks.spawn(_await_all(needs, results), context) if results else None
+
+
+async def _await_all(needs: Needs, results: list[Awaitable[object]]) -> None:
+    for result in results:
+        try:
+            await result
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            needs.report(error)

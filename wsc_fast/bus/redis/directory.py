@@ -397,8 +397,8 @@ class Directory:
                 future.set_result(None)
 
     async def _reap(self, link: Link, dead: list[str], own: bool) -> None:
-        # Our own users may have left just now. Those of a hub that was dead for a lease had that
-        # time to come back, but for the part in which it still lived.
+        # Our own users may have left just now. The users of a dead hub had the time of its lease to
+        # come back, but for the part in which it still lived.
         grace = self._grace() - (0.0 if own else self._lease - self._refresh)
         grace = max(grace, 0.0)
         reaped = await self._call(
