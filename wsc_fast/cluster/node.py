@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -120,10 +121,14 @@ class Node:
         self._outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] = []
         # By the place in it, the answers that somebody waits for.
         self._answers: dict[int, asyncio.Future[Published]] = {}
-        self.name: str = IdFactory(9)()
-        self._own = self.name.encode()
+        self._take_name()
         if bus is not None:
             self._use(bus)
+
+    def _take_name(self) -> None:
+        self.name: str = IdFactory(9)()
+        self._own = self.name.encode()
+        self._named_in = os.getpid()
 
     def _use(self, bus: Bus) -> Rooms:
         from wsc_fast.cluster.rooms import Rooms  # most hubs have neither a bus nor kept rooms
@@ -191,7 +196,7 @@ class Node:
                 report=self._needs.report,
             )
             self._presence = Presence(needs, self._on_presence)
-            self._nodes = Nodes(needs, self.name, self._on_node)
+            self._nodes = Nodes(needs, lambda: self.name, self._on_node)
             self._needs.watch(self._presence)
         self._presence.watch(patterns)
 
@@ -565,6 +570,9 @@ class Node:
         raise BusUnavailableError("the bus is not open: the hub is starting or stopping")
 
     async def _open_here(self, bus: Bus) -> None:
+        if self._named_in != os.getpid():
+            # Processes that were forked from one would take each other's messages for their own.
+            self._take_name()
         await bus.open(self, self.name)
         await self._take_lease(bus)
 

@@ -29,7 +29,9 @@ class Nodes:
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, needs: Needs, own: str, callbacks: Sequence[Callable[..., object]]) -> None:
+    def __init__(
+        self, needs: Needs, own: Callable[[], str], callbacks: Sequence[Callable[..., object]]
+    ) -> None:
         self._needs = needs
         self._own = own
         self._callbacks = callbacks
@@ -64,7 +66,7 @@ class Nodes:
             nodes = await bus.nodes()
         except (BusError, HubStateError):
             return  # nobody knows; the bus writes a line of its own
-        found = {each.name: each for each in nodes if each.name != self._own}
+        found = {each.name: each for each in nodes if each.name != self._own()}
         changes = [(each, True) for each in found.values() if each.name not in self._known]
         self._known |= found
         changes += [(self._known.pop(name), False) for name in self._gone(found)]
