@@ -152,3 +152,52 @@ def test_a_fork_leaves_the_server_of_a_local_bus_to_the_parent(
     any_loop: str, tmp_path: Path
 ) -> None:
     assert run(FORK, any_loop, str(tmp_path), "stop", "again") == (0, "survived\n", "")
+
+
+FORKED_BEFORE_START = """
+import asyncio, os, sys
+from tests.support import join, named
+from wsc_fast import Hub, RedisBus
+from wsc_fast.messages import new_message_id
+from wsc_fast.testing import eventually_async
+
+hub = Hub(authenticate=named, bus=RedisBus(sys.argv[1]))
+hub.presence()
+new_message_id()  # makes many, for later
+
+async def child(number):
+    await hub.start("127.0.0.1", 0)
+    raw, _ = await join(hub, f"u{number}")
+
+    async def both_are_there():  # or were, within the grace
+        return len(await hub.cluster.online(["u0", "u1"])) == 2
+
+    await eventually_async(both_are_there)
+    if number == 0:
+        hub.broadcast("to all")
+    assert (await asyncio.wait_for(raw.recv(), 10)).payload == b"to all"
+    os.write(answers[1], new_message_id().encode() + b"\\n")
+    raw.close()
+    await hub.stop(1.0)
+
+answers = os.pipe()
+children = []
+for number in range(2):
+    pid = os.fork()
+    if not pid:
+        try:
+            asyncio.run(asyncio.wait_for(child(number), 20))
+        except BaseException as error:
+            os.write(answers[1], repr(error).encode())
+        os._exit(0)
+    children.append(pid)
+for pid in children:
+    os.waitpid(pid, 0)
+ids = os.read(answers[0], 1000).split()
+print(len(set(ids)), [len(each) for each in ids])
+"""
+
+
+def test_processes_forked_from_one_before_the_start_are_hubs_of_their_own(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        assert run(FORKED_BEFORE_START, server.url) == (0, "2 [24, 24]\n", "")

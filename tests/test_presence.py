@@ -349,6 +349,44 @@ async def test_a_callback_that_raises_is_reported_and_the_others_are_called() ->
         await eventually(lambda: sum_of(told) == set() and len(told) == 2)
 
 
+async def test_a_callback_that_is_set_while_the_hub_runs_hears_of_all_who_are_there() -> None:
+    hub = Hub(HubConfig(presence_grace=0.0), authenticate=named)
+    hub.presence("r*")
+    hub.create_room("r")
+    told: Told = []
+    async with running(hub), inside(hub, "a"):
+        hub.on_presence(lambda room, joined, left: told.append((room, joined, left)))
+        await eventually(lambda: told)
+        assert told == [("r", {"a"}, set())]
+
+
+async def test_a_callback_that_ends_with_a_cancellation_keeps_nobody_from_hearing() -> None:
+    hub = Hub(HubConfig(presence_grace=0.0), authenticate=named)
+    hub.presence("r*")
+    for room in ("r", "r2"):
+        hub.create_room(room)
+    errors: list[BaseException] = []
+    hub.on_error(lambda client, error: errors.append(error))
+
+    @hub.on_presence
+    def plain(room: str, joined: set[str], left: set[str]) -> None:
+        raise asyncio.CancelledError
+
+    @hub.on_presence
+    async def late(room: str, joined: set[str], left: set[str]) -> None:
+        raise asyncio.CancelledError
+
+    told: list[str] = []
+
+    @hub.on_presence
+    async def last(room: str, joined: set[str], left: set[str]) -> None:
+        told.append(room)
+
+    async with running(hub), inside(hub, "a"), inside(hub, "b", room="r2"):
+        await eventually(lambda: sorted(told) == ["r", "r2"])
+        assert len(errors) == 4
+
+
 async def test_a_callback_may_ask_and_send() -> None:
     hub, _ = present()
 
@@ -573,6 +611,30 @@ async def test_a_read_that_fails_is_made_again(
     bus.waiting[1].set_result(["a"])
     await eventually(lambda: told == [("r", {"a"}, set())])
     room.forget()
+
+
+def test_a_view_is_let_go_where_its_loop_was_closed_during_the_read() -> None:
+    bus, told = Read(), Told()
+    rooms = views.Views(lambda: bus, lambda *each: told.append(each), 0.02, 0.001)
+
+    async def read(number: int) -> None:
+        rooms.follow("r")
+        rooms.subscribed("r", False)
+        await eventually(lambda: len(bus.waiting) == number)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(read(1))
+    loop.close()
+    rooms.forget()
+
+    async def read_again() -> None:
+        await read(2)
+        bus.waiting[1].set_result(["a"])
+        await eventually(lambda: told)
+        rooms.forget()
+
+    asyncio.run(read_again())
+    assert told == [("r", {"a"}, set())]
 
 
 async def test_few_of_many_rooms_are_read_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import signal
 import subprocess
@@ -19,13 +20,13 @@ import pytest
 from tests.redis_server import RedisServer, cutter
 from tests.support import join, named
 from tests.test_presence import Told, inside, members, sum_of
-from wsc_fast import BusError, Hub, HubConfig, HubStateError
+from wsc_fast import BusError, BusUnavailableError, Hub, HubConfig, HubStateError, NodeInfo
 from wsc_fast.bus.base import PRESENCE, Change, NodeState, Outgoing
 from wsc_fast.bus.local import LocalBus
 from wsc_fast.bus.redis import directory
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.bus.redis.commands import script
-from wsc_fast.cluster import views
+from wsc_fast.cluster import nodes, views
 from wsc_fast.testing import RawClient, eventually, eventually_async
 
 # Seconds of a lease and between its renewals, of hubs that are killed: the others know it soon.
@@ -316,6 +317,57 @@ async def test_hubs_of_one_machine_know_who_is_there(monkeypatch: pytest.MonkeyP
                 assert len(await made[1].cluster.nodes()) == 2
 
 
+@asynccontextmanager
+async def changing(node: Node) -> AsyncIterator[None]:
+    """Users come and go in each turn of the loop."""
+
+    async def change() -> None:
+        for number in itertools.count():
+            node.put(("busy", f"u{number % 50}", number % 3))
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(change())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def test_a_question_is_answered_while_users_come_and_go_all_the_time(
+    server: RedisServer,
+) -> None:
+    async with node(server.url, "a") as one, changing(one):
+        for number in range(20):
+            one.put(("r", f"u{number}", 1))
+            async with asyncio.timeout(2):
+                assert await one.bus.count("r") == number + 1
+
+
+async def test_a_question_while_the_bus_is_away_ends_in_its_time(server: RedisServer) -> None:
+    async with node(server.url, "a", timeout=1.0) as one:
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            one.put(("r", "u", 1))
+            for question in (one.bus.count("r"), one.bus.members("r", ""), one.bus.online(["u"])):
+                with pytest.raises(BusUnavailableError, match="did not take the changes"):
+                    await question
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_dead_hub_is_taken_out_by_one_that_always_has_something_to_write(
+    server: RedisServer,
+) -> None:
+    async with node(server.url, "a", "r") as one:
+        incarnation = "gone.AAAAAAAA"
+        server.command("ZADD", "wsc:nodes", 1, incarnation)
+        server.command("HSET", "wsc:p:{r}", "u", f"{incarnation} 1\n")
+        server.command("SADD", f"wsc:nr:{incarnation}", "r\nu")
+        async with changing(one):
+            await eventually(lambda: ("r", "-u") in one.lines)
+
+
 # --- hubs that end ---
 
 
@@ -350,6 +402,74 @@ async def test_the_leaves_of_a_killed_hub_are_one_message_for_each_room(
         assert one.calls - calls == 2
         assert sorted(one.lines[80:]) == [(room, f"-{u}") for room in "rs" for u in users]
         assert one.bus.counters()["reaped"] == 80
+
+
+async def test_hubs_hear_of_each_other_and_of_one_that_is_killed(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "SETTLE", 0.5)
+    heard: list[tuple[str, bool]] = []
+    errors: list[BaseException] = []
+    async with hubs([server.url] * 2) as (one, two):
+        one.hub.on_error(lambda client, error: errors.append(error))
+
+        @one.hub.on_node
+        async def fail(node: NodeInfo, is_up: bool) -> None:
+            raise RuntimeError
+
+        @one.hub.on_node
+        def changed(node: NodeInfo, is_up: bool) -> None:
+            heard.append((node.name, is_up))
+
+        other = two.hub._node.name
+        await eventually(lambda: heard == [(other, True)])
+        async with apart(server.url) as killed:
+            await eventually(lambda: len(heard) == 2)
+            name = heard[1][0]
+            assert heard[1][1]
+            killed.process.kill()
+            await eventually(lambda: len(heard) == 3)
+            assert heard[2] == (name, False)
+        await two.hub.stop(1.0)
+        await eventually(lambda: heard[3:] == [(other, False)])
+        assert len(errors) == 4
+
+
+async def test_a_server_that_has_lost_its_data_is_no_end_of_a_hub(server: RedisServer) -> None:
+    heard: list[bool] = []
+    async with hubs([server.url] * 2) as (one, two):
+        one.hub.on_node(lambda node, is_up: heard.append(is_up))
+        await eventually(lambda: heard == [True])
+        asked = two.hub.bus.counters()["lost_leases"]  # type: ignore[union-attr]
+        server.command("FLUSHALL")
+        await eventually(
+            lambda: two.hub.bus.counters()["lost_leases"] > asked  # type: ignore[union-attr]
+        )
+        known = one.hub._node._nodes
+        assert known is not None
+        await eventually(lambda: not known._missing)
+        await agreed([one, two], {})
+        assert heard == [True]
+
+
+async def test_the_users_of_a_killed_hub_may_be_back_within_a_grace_that_outlasts_its_lease(
+    server: RedisServer,
+) -> None:
+    async with (
+        node(server.url, "a", "r", lease=LEASE) as one,
+        cutter(server) as relay,
+        node(relay.url, "b", timeout=0.1, lease=LEASE) as two,
+    ):
+        one.grace = two.grace = 4 * LEASE
+        two.put(("r", "back", 1), ("r", "gone", 1))
+        await eventually(lambda: len(one.lines) == 2)
+        relay.request = lambda number, data: None
+        await eventually(lambda: one.bus.counters()["reaped"] == 2)
+        assert await one.members("r") == {"back": 0, "gone": 0}
+        one.put(("r", "back", 1))
+        await eventually(lambda: len(one.lines) == 3)
+        assert one.lines[2] == ("r", "-gone")
+        assert await one.members("r") == {"back": 1}
 
 
 async def test_a_hub_that_was_frozen_enters_all_anew(server: RedisServer) -> None:
@@ -581,6 +701,20 @@ async def test_a_hub_ends_at_once_where_the_bus_is_away(tmp_path: Path) -> None:
         began = loop.time()
         await one.bus.close()
         assert loop.time() - began < 5
+
+
+async def test_a_stop_that_ends_before_the_bus_answers_leaves_nothing_open(
+    server: RedisServer,
+) -> None:
+    hub = Hub(HubConfig(close_timeout=0.1), authenticate=named, bus=RedisBus(server.url))
+    hub.presence("r")
+    assert server.process is not None
+    for _ in range(2):
+        await hub.start("127.0.0.1", 0)
+        server.process.send_signal(signal.SIGSTOP)
+        await hub.stop(0.1)
+        server.process.send_signal(signal.SIGCONT)
+        assert len(asyncio.all_tasks()) == 1
 
 
 async def test_a_start_that_one_of_two_servers_refuses_leaves_nothing_open(

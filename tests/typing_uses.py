@@ -5,7 +5,7 @@ Nothing here is executed. A line that a type checker has to refuse ends with "# 
 
 from __future__ import annotations
 
-from wsc_fast import Client, Hub, HubMessage, Identity, Request, Response
+from wsc_fast import Client, Hub, HubMessage, Identity, NodeInfo, Request, Response
 
 hub = Hub()
 
@@ -49,6 +49,11 @@ async def present(room_id: str, come: set[str], gone: set[str]) -> None:
     print(users, await hub.cluster.online(users) - come)
 
 
+@hub.on_node
+def other(node: NodeInfo, is_up: bool) -> None:
+    print(node.name, node.clients, is_up)
+
+
 @hub.route("/rooms/{room}", methods=("GET", "POST"))
 async def route(request: Request) -> Response:
     return Response(body=request.body or request.path_params["room"])
@@ -88,6 +93,7 @@ hub.on_error(of_client)  # refused
 hub.on_room_joined(of_client)  # refused
 hub.on_room_left(of_three)  # refused
 hub.on_presence(of_client)  # refused
+hub.on_node(of_client)  # refused
 hub.route("/none")(of_none)  # refused
 Hub(authenticate=of_none)  # refused
 Hub(authorize_join=of_client)  # refused

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import weakref
 import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
-from os import urandom
+from os import register_at_fork, urandom
 from typing import Any, Literal
 
 import msgspec
@@ -34,6 +35,17 @@ class Priority(IntEnum):
     CRITICAL = 4
 
 
+_factories: weakref.WeakSet[IdFactory] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for each in _factories:
+        each.forked()
+
+
+register_at_fork(after_in_child=_after_fork)
+
+
 class IdFactory:
     """Makes ids from random bits; asks the kernel for many at a time.
 
@@ -48,6 +60,11 @@ class IdFactory:
     def __init__(self, nbytes: int) -> None:
         self._nbytes = nbytes
         self._pool: list[str] = []
+        _factories.add(self)
+
+    def forked(self) -> None:
+        """This is the child of a fork: the ids that wait are the parent's."""
+        self._pool = []
 
     def __call__(self) -> str:
         try:

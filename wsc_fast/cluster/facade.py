@@ -17,7 +17,7 @@ from wsc_fast.bus.kept import checked_pattern, checked_retention
 from wsc_fast.cluster.node import Node
 from wsc_fast.errors import ValidationError, shown
 from wsc_fast.messages import HubMessage
-from wsc_fast.runtime.signatures import OfPresence
+from wsc_fast.runtime.signatures import OfNode, OfPresence
 
 # The bound of a page of a history.
 MOST_HISTORY = 1_000
@@ -260,6 +260,27 @@ class ClusterFace(Calls):
         Thread-safety: any thread.
         """
         return self._node.add_presence(fn)
+
+    def on_node(self, fn: OfNode) -> OfNode:
+        """Has `fn(node, is_up)` called for other hubs on the bus that have come or gone.
+
+        It is called with True for each that is there when this hub starts, and for each that comes;
+        with False once one has been missing for 3 seconds. One that was killed is missing once its
+        lease has ended. It needs `presence`, on all hubs. While the bus is away nothing is told.
+
+        Args:
+            fn: plain or async; `node` is a NodeInfo, the last that was known of the hub. While an
+                async one goes on, further changes wait for its end.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread.
+        """
+        return self._node.add_node(fn)
 
     async def publish(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,7 +39,7 @@ from wsc_fast.errors import (
 from wsc_fast.log import log
 from wsc_fast.messages import HubMessage, IdFactory, message_of
 from wsc_fast.runtime.callbacks import Watcher
-from wsc_fast.runtime.signatures import OfPresence, checked_callback
+from wsc_fast.runtime.signatures import OfNode, OfPresence, checked_callback
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
@@ -46,6 +47,7 @@ from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:
     from wsc_fast.cluster.chain import Chain
+    from wsc_fast.cluster.nodes import Nodes
     from wsc_fast.cluster.presence import Presence
     from wsc_fast.cluster.rooms import Rooms
 
@@ -107,7 +109,9 @@ class Node:
         self._bus = bus
         self._rooms: Rooms | None = None
         self._presence: Presence | None = None
+        self._nodes: Nodes | None = None
         self._on_presence: list[Callable[..., object]] = []
+        self._on_node: list[Callable[..., object]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._audited = 0.0
@@ -118,10 +122,14 @@ class Node:
         self._outgoing: list[tuple[str, bytes, tuple[str, ...], str | None]] = []
         # By the place in it, the answers that somebody waits for.
         self._answers: dict[int, asyncio.Future[Published]] = {}
-        self.name: str = IdFactory(9)()
-        self._own = self.name.encode()
+        self._take_name()
         if bus is not None:
             self._use(bus)
+
+    def _take_name(self) -> None:
+        self.name: str = IdFactory(9)()
+        self._own = self.name.encode()
+        self._named_in = os.getpid()
 
     def _use(self, bus: Bus) -> Rooms:
         from wsc_fast.cluster.rooms import Rooms  # most hubs have neither a bus nor kept rooms
@@ -176,6 +184,7 @@ class Node:
             )
         self._rooms_of_bus()
         if self._presence is None:
+            from wsc_fast.cluster.nodes import Nodes
             from wsc_fast.cluster.presence import Needs as PresenceNeeds
             from wsc_fast.cluster.presence import Presence
 
@@ -188,6 +197,7 @@ class Node:
                 report=self._needs.report,
             )
             self._presence = Presence(needs, self._on_presence)
+            self._nodes = Nodes(needs, lambda: self.name, self._on_node)
             self._needs.watch(self._presence)
         self._presence.watch(patterns)
 
@@ -197,6 +207,11 @@ class Node:
     def add_presence(self, fn: OfPresence) -> OfPresence:
         """`fn(room_id, joined, left)` for the users who have come to a room, and left it."""
         self._on_presence.append(checked_callback(fn, "room_id", "joined", "left"))
+        return fn
+
+    def add_node(self, fn: OfNode) -> OfNode:
+        """`fn(node, is_up)` for other hubs that have come, or gone."""
+        self._on_node.append(checked_callback(fn, "node", "is_up"))
         return fn
 
     async def ask(self, question: Callable[[Bus], Coroutine[Any, Any, _T]]) -> _T:
@@ -578,10 +593,10 @@ class Node:
 
     async def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The hub starts."""
-        if self._on_presence and self._presence is None:
+        if (self._on_presence or self._on_node) and self._presence is None:
             log.warning(
-                "on_presence is never called, since presence is off: call Hub.presence before the "
-                "start",
+                "%s is never called, since presence is off: call Hub.presence before the start",
+                "on_presence" if self._on_presence else "on_node",
                 extra={"event": "presence_off"},
             )
         if self._bus is None:
@@ -635,6 +650,9 @@ class Node:
         raise BusUnavailableError("the bus is not open: the hub is starting or stopping")
 
     async def _open_here(self, bus: Bus) -> None:
+        if self._named_in != os.getpid():
+            # Processes that were forked from one would take each other's messages for their own.
+            self._take_name()
         await bus.open(self, self.name)
         await self._take_lease(bus)
 
@@ -651,6 +669,8 @@ class Node:
         self._rooms.look(now)
         if self._presence is not None:
             self._presence.look(now)
+        if self._nodes is not None:
+            self._nodes.look()
         if not self._bus_is_here() and now - self._audited >= _AUDIT:
             self._audited = now
             self._audit(self._rooms.silent())
@@ -711,6 +731,8 @@ class Node:
         self._begun = False
         if self._presence is not None:
             self._presence.forget()
+        if self._nodes is not None:
+            self._nodes.forget()
         if self._rooms is not None:
             self._rooms.forget()
 

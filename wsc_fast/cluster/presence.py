@@ -8,6 +8,7 @@ room the application hears of joins and leaves on each hub that has members (vie
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -67,6 +68,8 @@ class Presence:
         # By room, its members here, and since when rooms have none.
         self._members: dict[str, int] = {}
         self._emptied: dict[str, float] = {}
+        # Somebody hears, so that rooms with members are followed.
+        self._follows = False
         self._views = views.Views(self._bus, self._tell, views.SETTLE, views.PERIOD)
 
     def _bus(self) -> Bus:
@@ -106,6 +109,7 @@ class Presence:
         if self.is_watched(room_id):
             self._members[room_id] = self._members.get(room_id, 0) + 1
             self._emptied.pop(room_id, None)
+            self._follow_all()
             self._follow(room_id)
             self._change(room_id, client, 1)
 
@@ -120,8 +124,15 @@ class Presence:
                 self._emptied[room_id] = self._needs.engine.loop.time()
 
     def _follow(self, room_id: str) -> None:
-        if self._callbacks and self._needs.bus() is not None:
+        if self._follows:
             self._views.follow(room_id)
+
+    def _follow_all(self) -> None:
+        """From the first callback on, which may be set while the hub runs."""
+        if not self._follows and self._callbacks and self._needs.bus() is not None:
+            self._follows = True
+            for room_id in self._members:
+                self._follow(room_id)
 
     def _change(self, room_id: str, client: Client, more: int) -> None:
         key = room_id, client.user_id
@@ -139,8 +150,7 @@ class Presence:
 
     def opened(self) -> None:
         """The bus is open; clients may have come before."""
-        for room_id in self._members:
-            self._follow(room_id)
+        self._follow_all()
         self._bus().directory(
             [Change(room, user, clients) for (room, user), clients in self._clients.items()]
         )
@@ -155,11 +165,14 @@ class Presence:
             self._views.subscribed(each.removeprefix(PRESENCE), again)
 
     def look(self, now: float) -> None:
-        """Lets go of rooms that have no members here; to be called each second or so.
+        """Lets go of rooms without members here, and looks for the first callback.
+
+        To be called each second or so.
 
         Args:
             now: on the loop's clock.
         """
+        self._follow_all()
         for room_id, since in list(self._emptied.items())[:MOST_LOOKED_AT]:
             if now - since < LINGER + self._needs.grace():
                 return
@@ -169,29 +182,50 @@ class Presence:
     def forget(self) -> None:
         """The hub has stopped: nobody is here."""
         self._views.forget()
+        self._follows = False
         self._clients.clear()
         self._members.clear()
         self._emptied.clear()
 
     # --- what the application hears ---
 
-    def _tell(self, room_id: str, joined: set[str], left: set[str]) -> Any:
+    def _tell(self, room_id: str, joined: set[str], left: set[str]) -> asyncio.Task[None] | None:
         self._needs.counters.presence_told += len(joined) + len(left)
-        context = self._needs.engine.new_context()
-        results: list[Awaitable[object]] = []
-        for fn in self._callbacks:
-            try:
-                result = context.run(fn, room_id, set(joined), set(left))
-            except Exception as error:
-                self._needs.report(error)
-            else:
-                if is_awaitable(result):
-                    results.append(result)  # type: ignore[arg-type]
-        return self._needs.tasks.spawn(self._await_all(results), context) if results else None
+        return call_all(self._needs, self._callbacks, lambda: (room_id, set(joined), set(left)))
 
-    async def _await_all(self, results: list[Awaitable[object]]) -> None:
-        for result in results:
-            try:
-                await result
-            except Exception as error:
-                self._needs.report(error)
+
+def call_all(
+    needs: Needs, callbacks: Sequence[Callable[..., object]], arguments: Callable[[], Any]
+) -> asyncio.Task[None] | None:
+    """Calls callbacks that concern no client, and reports their errors.
+
+    Args:
+        needs: of the hub.
+        callbacks: each is called, whatever another one raises.
+        arguments: makes those of each.
+
+    Returns:
+        asyncio.Task[None] | None: ends with the async ones; None where there is none.
+    """
+    context = needs.engine.new_context()
+    results: list[Awaitable[object]] = []
+    for fn in callbacks:
+        try:
+            result = context.run(fn, *arguments())
+        except BaseException as error:
+            needs.report(error)  # those of other rooms are told behind this one
+        else:
+            if is_awaitable(result):
+                results.append(result)  # type: ignore[arg-type]
+    return needs.tasks.spawn(_await_all(needs, results), context) if results else None
+
+
+async def _await_all(needs: Needs, results: list[Awaitable[object]]) -> None:
+    for result in results:
+        try:
+            await result
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            needs.report(error)

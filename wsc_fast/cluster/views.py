@@ -57,9 +57,10 @@ class View:
 
     def end(self) -> None:
         """Nobody reads it any more."""
-        if self.reading is not None:
-            self.reading.cancel()
-            self.reading = None
+        reading, self.reading = self.reading, None
+        # A closed loop has ended its tasks, and raises where one is cancelled.
+        if reading is not None and not reading.get_loop().is_closed():
+            reading.cancel()
 
     def take(self, found: set[str]) -> None:
         """It was read: what has come meanwhile goes on top."""

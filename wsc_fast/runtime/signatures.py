@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsc_fast._core.connection import Client
 from wsc_fast.errors import ValidationError
+
+if TYPE_CHECKING:
+    from wsc_fast.bus.base import NodeInfo
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Kinds of callbacks by their arguments. A decorator returns the very function that it is given, so
@@ -22,6 +25,7 @@ OfMessage = TypeVar("OfMessage", bound=Callable[[Client, str | bytes], object])
 OfError = TypeVar("OfError", bound=Callable[[Client | None, BaseException], object])
 OfRoom = TypeVar("OfRoom", bound=Callable[[Client, str], object])
 OfPresence = TypeVar("OfPresence", bound=Callable[[str, set[str], set[str]], object])
+OfNode = TypeVar("OfNode", bound=Callable[["NodeInfo", bool], object])
 
 
 def checked_callback(fn: F, *arguments: str) -> F:

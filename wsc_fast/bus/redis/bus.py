@@ -8,7 +8,6 @@ import importlib.util
 import ssl
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -197,9 +196,9 @@ class RedisBus:
         Messages of a server that is away have their error at once. `open` may follow.
         """
         directories, self._directories = self._directories, {}
-        await asyncio.gather(*(each.close(self._timeout) for each in directories.values()))
         servers, self._servers = self._servers, []
         try:
+            await asyncio.gather(*(each.close(self._timeout) for each in directories.values()))
             await asyncio.gather(*(server.finish() for server in servers))
         finally:
             await asyncio.gather(*(server.close() for server in servers))
@@ -527,12 +526,18 @@ class RedisBus:
         return list(found.values())
 
     async def _written(self, server: Server) -> None:
-        """A question sees what this hub has entered before, unless the bus is away."""
+        """A question sees what this hub has entered before."""
         directory = self._directories.get(server)
-        if directory is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._timeout):
-                    await directory.written()
+        if directory is None:
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                await directory.written()
+        except TimeoutError:
+            raise BusUnavailableError(
+                f"the bus at {server.address.text} did not take the changes of this hub within "
+                f"{self._timeout:g} s"
+            ) from None
 
     async def _ask_directory(self, server: Server, what: bytes, *arguments: bytes) -> Any:
         return await server.ask(*ask_directory(self._names, what, *arguments))

@@ -110,8 +110,14 @@ class Directory:
         self._loop = asyncio.get_running_loop()
         self._script = script("directory")
         self._entries: dict[tuple[str, str], int] = {}
-        # Entries that differ from what the server has, as far as we know.
+        # Entries that differ from what the server has, as far as we know. They are written in
+        # this order.
         self._dirty: dict[tuple[str, str], None] = {}
+        # How many have been written in all, and how many are in the call under way.
+        self._written = 0
+        self._under_way = 0
+        # Once so many have been written, this incarnation has all that the former one had.
+        self._whole_at = 0
         # Entries that are due to be written again.
         self._again: list[tuple[str, str]] = []
         self._owed = 0.0
@@ -125,9 +131,8 @@ class Directory:
         self._leaves: deque[float] = deque()
         self._number = 0
         self._wake = asyncio.Event()
-        # Futures of questions that wait until all is written.
-        self._waiting: list[asyncio.Future[None]] = []
-        self._writing = False
+        # Futures of questions that wait until so many entries have been written.
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._failing = ""
@@ -150,7 +155,7 @@ class Directory:
             return
         task.cancel()
         await asyncio.wait([task])
-        self._tell_written()  # whoever asks hears of the end by the question
+        self._tell_written(ended=True)  # whoever asks hears of the end by the question
         if not self._ready.done():
             self._ready.cancel()
         if not self._place.is_there():
@@ -186,10 +191,18 @@ class Directory:
 
     async def written(self) -> None:
         """Returns once the server has all that was put, so that a question sees it."""
-        if self._dirty or self._writing:
+        if self._dirty or self._under_way:
             future: asyncio.Future[None] = self._loop.create_future()
-            self._waiting.append(future)
+            self._waiting.append((self._end_of_dirty(), future))
             await future
+
+    def _end_of_dirty(self) -> int:
+        """How many entries have been written once those that differ now are."""
+        return self._written + self._under_way + len(self._dirty)
+
+    def _is_written(self, number: int) -> bool:
+        # An entry that was written in vain may have been counted twice.
+        return number <= self._written or not self._dirty
 
     # --- the task ---
 
@@ -242,14 +255,16 @@ class Directory:
     async def _turn(self, link: Link) -> None:
         self._wake.clear()
         try:
-            if self._dirty:
+            has_written = bool(self._dirty)
+            if has_written:
                 await self._write(link)
-            elif self._own_dead:
+            # Behind a page each time: there may always be something to write.
+            if self._own_dead and self._is_written(self._whole_at):
                 await self._reap(link, self._own_dead, own=True)
             elif self._dead and self._loop.time() - self._began >= self._refresh:
                 # Hubs that a restart of the server has cut off as well may need a moment.
                 await self._reap(link, self._dead, own=False)
-            elif not self._is_due():
+            elif not has_written and not self._is_due():
                 await self._sleep()
                 return
             if self._is_due() and not await self._take_lease(link, False):
@@ -294,6 +309,7 @@ class Directory:
         self.incarnation = f"{self._origin}.{token}"
         self._began = self._loop.time()
         self._dirty.update(dict.fromkeys(self._entries))
+        self._whole_at = self._end_of_dirty()
         is_first = not self._ready.done()
         if is_first:
             unused = b"%bp:{%b}" % (self._prefix, encode(self.incarnation))
@@ -351,21 +367,20 @@ class Directory:
             leaves = leaves or not clients
             arguments += (encode(entry[0]), encode(entry[1]), b"%d" % clients)
         grace = self._grace()
-        self._writing = True
+        self._under_way = len(page)
         try:
             answer = await self._call(
                 link, b"enter", b"%d" % (grace * 1000), b"%d" % LIFE, *arguments
             )
+            if answer == b"LEASE":
+                raise LeaseLostError
         except BaseException:
-            self._dirty.update(dict.fromkeys(page))
+            self._dirty = dict.fromkeys(page) | self._dirty
             raise
         finally:
-            self._writing = False
-        if answer == b"LEASE":
-            self._dirty.update(dict.fromkeys(page))
-            raise LeaseLostError
-        if not self._dirty:
-            self._tell_written()
+            self._under_way = 0
+        self._written += len(page)
+        self._tell_written()
         if leaves:
             self._sweep_after(grace)
 
@@ -374,16 +389,18 @@ class Directory:
         if grace and (not self._leaves or self._leaves[-1] + SWEEP < due):
             self._leaves.append(due + SWEEP)
 
-    def _tell_written(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            if not each.done():
-                each.set_result(None)
+    def _tell_written(self, ended: bool = False) -> None:
+        """Has questions go on whose entries have been written; at the end, all of them."""
+        while self._waiting and (ended or self._is_written(self._waiting[0][0])):
+            _, future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
 
     async def _reap(self, link: Link, dead: list[str], own: bool) -> None:
-        # The users of a hub that was dead for a lease had time to come back; our own may have left
-        # just now.
-        grace = self._grace() if own else 0.0
+        # Our own users may have left just now. The users of a dead hub had the time of its lease to
+        # come back, but for the part in which it still lived.
+        grace = self._grace() - (0.0 if own else self._lease - self._refresh)
+        grace = max(grace, 0.0)
         reaped = await self._call(
             link, b"reap", encode(dead[-1]), b"1" if own else b"0", b"%d" % (grace * 1000)
         )
