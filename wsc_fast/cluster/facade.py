@@ -13,7 +13,6 @@ from wsc_fast._core.calls import Calls
 from wsc_fast._core.clients import check_id
 from wsc_fast._core.connection import Client
 from wsc_fast.bus.base import Bus, HistoryEntry, Member, NodeInfo, Published
-from wsc_fast.bus.kept import checked_pattern, checked_retention
 from wsc_fast.cluster.node import Node
 from wsc_fast.errors import ValidationError, shown
 from wsc_fast.messages import HubMessage
@@ -212,6 +211,8 @@ class ClusterFace(Calls):
 
         Thread-safety: any thread.
         """
+        from wsc_fast.bus.kept import checked_pattern, checked_retention  # most hubs keep nothing
+
         checked_pattern(pattern)
         retention = checked_retention(size, ttl)
         if gap_unaware not in ("nothing", "close"):
@@ -236,6 +237,8 @@ class ClusterFace(Calls):
 
         Thread-safety: any thread.
         """
+        from wsc_fast.bus.kept import checked_pattern  # most hubs ask for no presence
+
         for each in patterns:
             checked_pattern(each)
         self._node.presence(patterns)
