@@ -337,7 +337,7 @@ class Admission:
             if when >= since:
                 self._refuse(client, code, text)
                 return
-        self._enter(client, identity)
+        self._enter(client, identity, is_aware(client))  # one that speaks wsc.1 comes this way
         release_input(client)
 
     async def _identity(
@@ -365,7 +365,7 @@ class Admission:
         self._needs.refusals.unauthenticated(client.remote_address, reason)
         client.disconnect(code, reason)
 
-    def _enter(self, client: Client, identity: Identity | None) -> None:
+    def _enter(self, client: Client, identity: Identity | None, aware: bool = False) -> None:
         if not self._state.accepting:
             client.disconnect(1001, "server shutdown")
             return
@@ -395,7 +395,7 @@ class Admission:
         enter(client, client_id, user_id, data, device_id)
         if self._watcher is not None:
             self._watcher.entered(client)
-        if is_aware(client):
+        if aware:
             self._needs.greet(client)
         self._callbacks.connected(client)
 
