@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import time
@@ -628,6 +629,7 @@ async def test_a_connection_without_a_context_keeps_no_memory_for_one() -> None:
     async with running(hub):
 
         async def growth(count: int, compressed: bool) -> int:
+            gc.collect()
             before = process.memory_info().rss
             raws = []
             for number in range(count):
@@ -648,7 +650,8 @@ async def test_a_connection_without_a_context_keeps_no_memory_for_one() -> None:
         await growth(300, True)  # warm: what the first ones take stays with the process
         plain, compressed = await growth(300, False), await growth(300, True)
     # A context of zlib takes 40 KB and more; 512 bytes are what the issue of it allows.
-    assert compressed - plain < 300 * 2048
+    # Memory of earlier tests may be given back meanwhile: that is no cost below zero.
+    assert compressed - max(plain, 0) < 300 * 2048
 
 
 @pytest.mark.fault(number="D8")
