@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 # The beginning of a program: `announced(hub).run(port=0)` prints the port. `run` blocks, so that a
-# thread has to do it.
+# thread has to do it. It is no daemon: one that is printing while the interpreter ends aborts it.
 # The program configures logging, so that `run` does not, and standard error has warnings alone.
 ANNOUNCE = """
     import logging, threading, time
@@ -20,7 +20,7 @@ ANNOUNCE = """
     logging.basicConfig(level=logging.WARNING)
 
     def announce(hub):
-        while True:
+        while threading.main_thread().is_alive():
             try:
                 print(hub.port, flush=True)
                 return
@@ -28,7 +28,7 @@ ANNOUNCE = """
                 time.sleep(0.005)
 
     def announced(hub):
-        threading.Thread(target=announce, args=(hub,), daemon=True).start()
+        threading.Thread(target=announce, args=(hub,)).start()
         return hub
 """
 

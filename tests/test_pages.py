@@ -229,11 +229,11 @@ def test_a_program_tells_its_clients_that_it_ends(
 @contextmanager
 def redis_for(code: str, folder: Path) -> Iterator[str]:
     """The program with the server that it needs, on a port of that server's."""
-    if "6379" not in code:
+    if not re.search(r"\b6379\b", code):
         yield code
         return
     with RedisServer(folder) as server:
-        yield code.replace("6379", str(server.port))
+        yield re.sub(r"\b6379\b", str(server.port), code)
 
 
 def upgraded(sock: socket.socket) -> bytes:
