@@ -15,10 +15,11 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from wsc_fast._core.clients import check_id
 from wsc_fast._core.frames import check_close
 from wsc_fast.bus.base import MOST_KEY_BYTES
+from wsc_fast.bus.kept import MOST_HISTORY
 from wsc_fast.errors import ValidationError
 
-# Requests of one batch, clients that one message leaves out, messages of one page of a history.
-MOST_IN_BATCH, MOST_EXCLUDED, MOST_HISTORY = 100, 1_000, 1_000
+# Requests of one batch, and clients that one message leaves out.
+MOST_IN_BATCH, MOST_EXCLUDED = 100, 1_000
 # Users of one question.
 MOST_USERS = 500
 

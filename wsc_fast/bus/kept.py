@@ -13,6 +13,8 @@ from wsc_fast.errors import ValidationError, shown
 
 # The bounds of a pattern, in characters, and of what a kept room keeps.
 MOST_PATTERN, MOST_SIZE, MOST_TTL = 256, 10_000, 86_400.0
+# Messages of one page of a history.
+MOST_HISTORY = 1_000
 # The rooms that were asked about of late.
 _MOST_KNOWN = 10_000
 
@@ -115,3 +117,15 @@ def checked_retention(size: object, ttl: object) -> Retention:
     if not isinstance(ttl, (int, float)) or type(ttl) is bool or not 1 <= ttl <= MOST_TTL:
         raise ValidationError(f"ttl must be 1 to {MOST_TTL:.0f} seconds, not {shown(ttl)}")
     return Retention(size, float(ttl))
+
+
+def check_page(after: object, limit: object) -> None:
+    """Checks what is asked of a history: the position before the page, and its length.
+
+    Raises:
+        ValidationError: an argument cannot be used.
+    """
+    if type(limit) is not int or not 0 < limit <= MOST_HISTORY:
+        raise ValidationError(f"limit must be an int from 1 to {MOST_HISTORY}, not {limit!r}")
+    if after is not None and (type(after) is not str or not 0 < len(after) <= 64):
+        raise ValidationError(f"after must be a position or None, not {after!a}")

@@ -18,9 +18,6 @@ from wsc_fast.errors import ValidationError, shown
 from wsc_fast.messages import HubMessage
 from wsc_fast.runtime.signatures import OfNode, OfPresence
 
-# The bound of a page of a history.
-MOST_HISTORY = 1_000
-
 
 class Cluster:
     """The calls of `Hub.cluster`.
@@ -50,10 +47,9 @@ class Cluster:
             ValidationError: an argument cannot be used, or the room is not kept.
             HubStateError: the hub does not run in this process.
         """
-        if type(limit) is not int or not 0 < limit <= MOST_HISTORY:
-            raise ValidationError(f"limit must be an int from 1 to {MOST_HISTORY}, not {limit!r}")
-        if after is not None and (type(after) is not str or not 0 < len(after) <= 64):
-            raise ValidationError(f"after must be a position or None, not {after!a}")
+        from wsc_fast.bus.kept import check_page  # most hubs keep nothing
+
+        check_page(after, limit)
         return await self._node.history(room_id, after, limit)
 
     async def delete_room(self, room_id: str) -> None:

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from wsc_fast.bus.base import EVERYBODY, HistoryEntry, Member
-from wsc_fast.bus.kept import KeptRooms, checked_pattern, checked_retention
+from wsc_fast.bus.kept import KeptRooms, check_page, checked_pattern, checked_retention
 from wsc_fast.bus.redis.calls import (
     MEMBERS,
     USERS_AT_ONCE,
@@ -24,7 +24,7 @@ from wsc_fast.bus.redis.calls import (
     read_history,
 )
 from wsc_fast.bus.redis.commands import Names, command, decode, encode, script
-from wsc_fast.bus.redis.urls import Url, read_url
+from wsc_fast.bus.redis.urls import Url, checked_settings, read_url
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError, ValidationError, shown
 from wsc_fast.publish.calls import Call, Queue
 from wsc_fast.publish.messages import Message, history_entry
@@ -33,8 +33,6 @@ from wsc_fast.publish.messages import Message, history_entry
 FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
 # Seconds for which a publisher remembers which rooms the hubs keep.
 KEPT_SECONDS = 10.0
-# The bounds of the settings, as of RedisBus.
-MOST_TIMEOUT, MOST_SERVERS, MOST_PREFIX, MOST_HISTORY = 60.0, 64, 64, 1_000
 
 
 @dataclasses.dataclass(slots=True)
@@ -98,20 +96,7 @@ class Work:
             import redis  # noqa: F401
         except ImportError:
             raise ImportError("Publisher needs redis-py: pip install 'wsc_fast[redis]'") from None
-        if type(timeout) not in (int, float) or not 0 < timeout <= MOST_TIMEOUT:
-            raise ConfigError(f"timeout must be above 0 and up to 60 seconds, not {shown(timeout)}")
-        if (
-            type(prefix) is not str
-            or len(prefix) > MOST_PREFIX
-            or any(not "!" <= each <= "z" for each in prefix)
-        ):
-            raise ConfigError(
-                f"prefix must be up to {MOST_PREFIX} ASCII characters without spaces and braces, "
-                f"not {shown(prefix)}"
-            )
-        urls = [url] if isinstance(url, str) else list(url)
-        if not 1 <= len(urls) <= MOST_SERVERS:
-            raise ConfigError(f"url must name 1 to {MOST_SERVERS} servers, not {len(urls)}")
+        urls = checked_settings(url, prefix, timeout)
         self.urls: list[Url] = [read_url(each) for each in urls]
         self.timeout: float = float(timeout)
         self._names = Names(prefix.encode())
@@ -196,10 +181,7 @@ class Work:
 
     def history(self, room_id: str, after: str | None, limit: int) -> Steps:
         """Reads the history of a room; returns a list[HistoryEntry]."""
-        if type(limit) is not int or not 0 < limit <= MOST_HISTORY:
-            raise ValidationError(f"limit must be an int from 1 to {MOST_HISTORY}, not {limit!r}")
-        if after is not None and (type(after) is not str or not 0 < len(after) <= 64):
-            raise ValidationError(f"after must be a position or None, not {after!a}")
+        check_page(after, limit)
         kept = yield from self._know_kept()
         retention = kept.retention_of(room_id)
         if retention is None:

@@ -38,11 +38,10 @@ from wsc_fast.bus.redis.commands import Names, decode, encode, script
 from wsc_fast.bus.redis.directory import Directory
 from wsc_fast.bus.redis.needs import Counters
 from wsc_fast.bus.redis.server import Server
+from wsc_fast.bus.redis.urls import checked_settings
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError, shown
 from wsc_fast.log import log
 
-# Bounds of the settings.
-MOST_TIMEOUT, MOST_SERVERS, MOST_PREFIX = 60.0, 64, 64
 # Rooms of one question for positions.
 ROOMS_AT_ONCE = 500
 # Bounds of a lease and its renewal, in seconds.
@@ -104,21 +103,12 @@ class RedisBus:
         """
         if importlib.util.find_spec("redis") is None:
             raise ImportError("RedisBus needs redis-py: pip install 'wsc_fast[redis]'")
-        if not 0 < timeout <= MOST_TIMEOUT:
-            raise ConfigError(f"timeout must be above 0 and up to 60 seconds, not {shown(timeout)}")
+        urls = checked_settings(url, prefix, timeout)
         _check_times(lease, refresh)
         if max_waiting_bytes < 1:
             raise ConfigError(
                 f"max_waiting_bytes must be at least 1, not {shown(max_waiting_bytes)}"
             )
-        if len(prefix) > MOST_PREFIX or any(not "!" <= each <= "z" for each in prefix):
-            raise ConfigError(
-                f"prefix must be up to {MOST_PREFIX} ASCII characters without spaces and braces, "
-                f"not {shown(prefix)}"
-            )
-        urls = [url] if isinstance(url, str) else list(url)
-        if not 1 <= len(urls) <= MOST_SERVERS:
-            raise ConfigError(f"url must name 1 to {MOST_SERVERS} servers, not {len(urls)}")
         self._addresses = [Address(each, ssl_context) for each in urls]
         self._names = Names(prefix.encode())
         self._prefix = prefix

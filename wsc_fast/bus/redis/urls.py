@@ -5,12 +5,15 @@ redis-py reads all but the form of Sentinel, which it does not know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from wsc_fast.errors import ConfigError, shown
+
+# Bounds of the settings of a bus.
+MOST_TIMEOUT, MOST_SERVERS, MOST_PREFIX = 60.0, 64, 64
 
 _FORMS = (
     "redis://[user:password@]host[:port][/db], rediss://… for TLS, unix://[user:password@]/path, "
@@ -59,6 +62,29 @@ class Url:
     def port(self) -> int:
         """Of the server."""
         return int(self.options.get("port") or 6379)
+
+
+def checked_settings(url: str | Sequence[str], prefix: object, timeout: object) -> list[str]:
+    """The URLs of a bus, whose settings are those of a hub and of a publisher alike.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+    """
+    if type(timeout) not in (int, float) or not 0 < timeout <= MOST_TIMEOUT:  # type: ignore[operator]
+        raise ConfigError(f"timeout must be above 0 and up to 60 seconds, not {shown(timeout)}")
+    if (
+        type(prefix) is not str
+        or len(prefix) > MOST_PREFIX
+        or any(not "!" <= each <= "z" for each in prefix)
+    ):
+        raise ConfigError(
+            f"prefix must be up to {MOST_PREFIX} ASCII characters without spaces and braces, "
+            f"not {shown(prefix)}"
+        )
+    urls = [url] if isinstance(url, str) else list(url)
+    if not 1 <= len(urls) <= MOST_SERVERS:
+        raise ConfigError(f"url must name 1 to {MOST_SERVERS} servers, not {len(urls)}")
+    return urls
 
 
 def read_url(url: str) -> Url:
