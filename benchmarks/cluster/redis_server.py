@@ -74,11 +74,17 @@ class RedisServer:
         return text.decode()
 
     def calls(self, name: str) -> int:
-        """How often the server has run a command since it started."""
+        """Returns how often the server has run a command since it started."""
         for line in self.ask(b"INFO", b"commandstats").splitlines():
             if line.startswith(f"cmdstat_{name}:"):
                 return int(line.split("calls=")[1].split(",")[0])
         return 0
+
+    def cpu(self) -> float:
+        """CPU seconds of the server, user and system."""
+        lines = self.ask(b"INFO", b"cpu").splitlines()
+        values = dict(line.split(":") for line in lines if ":" in line)
+        return float(values["used_cpu_user"]) + float(values["used_cpu_sys"])
 
     def kill_connections(self, *kinds: str) -> None:
         """Ends all connections of these kinds but ours: `pubsub`, `normal`."""

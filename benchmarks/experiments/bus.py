@@ -22,17 +22,15 @@ import asyncio
 import hashlib
 import json
 import resource
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.cluster.redis_server import RedisServer
 from wsc_fast.bus.base import Outgoing, Retention
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.bus.redis.calls import new_tag, times
@@ -47,51 +45,10 @@ KEPT = Retention(size=100, ttl=300.0)
 NAMES = Names(b"wsc:")
 
 
-class Server:
-    """A redis-server on a free port, and one raw connection to it."""
-
-    def __init__(self) -> None:
-        program = shutil.which("redis-server") or shutil.which("valkey-server")
-        if program is None:
-            raise SystemExit("redis-server is not installed")
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
-        options = ["--save", "", "--client-output-buffer-limit", "pubsub 0 0 0"]
-        self.directory = tempfile.mkdtemp()
-        where = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.directory]
-        self.process = subprocess.Popen([program, *where, *options], stdout=subprocess.DEVNULL)
-        self.socket = self.connect()
-
-    def connect(self) -> socket.socket:
-        for _ in range(500):
-            try:
-                return socket.create_connection(("127.0.0.1", self.port))
-            except OSError:
-                time.sleep(0.01)
-        raise SystemExit("redis-server does not start")
-
-    def run(self, commands: Sequence[bytes], lines: int) -> None:
-        """Sends commands and reads answers of so many lines in all."""
-        data = b"".join(commands)
-        self.socket.sendall(data)
-        seen = 0
-        while seen < lines:
-            seen += self.socket.recv(1 << 20).count(b"\n")
-
-    def cpu(self) -> float:
-        """CPU seconds of the server's main thread and all else."""
-        self.socket.sendall(command(b"INFO", b"cpu"))
-        text = b""
-        while b"used_cpu_user:" not in text or not text.endswith(b"\r\n"):
-            text += self.socket.recv(1 << 16)
-        values = dict(line.split(b":") for line in text.split(b"\r\n") if b":" in line)
-        return float(values[b"used_cpu_user"]) + float(values[b"used_cpu_sys"])
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
+def run(server: RedisServer, commands: Sequence[bytes], lines: int) -> None:
+    """Sends commands and reads answers of so many lines in all."""
+    server.send(b"".join(commands))
+    server.discard(lines)
 
 
 # --- messages that come ---
@@ -187,7 +144,7 @@ def hear(way: str, port: int) -> None:
         print(json.dumps(runner.run(function(port, messages))))
 
 
-def measure_hearing(server: Server, way: str) -> float:
+def measure_hearing(server: RedisServer, way: str) -> float:
     messages = WAYS[way][1]
     process = subprocess.Popen(
         [sys.executable, __file__, "--hear", way, "--port", str(server.port)],
@@ -199,7 +156,7 @@ def measure_hearing(server: Server, way: str) -> float:
     envelope = b"wsc1 p a - 1\n- " + ENTRY
     publish = command(b"PUBLISH", NAMES.channel("room"), envelope)
     for _ in range(messages // 500):
-        server.run([publish] * 500, 500)
+        run(server, [publish] * 500, 500)
     spent = float(process.stdout.readline()) * 1e6
     process.wait()
     return spent
@@ -237,18 +194,20 @@ def peer_calls(sha: bytes, messages: int, *, keyed: bool = False) -> list[bytes]
     return calls
 
 
-def measure_keeping(server: Server, calls: Sequence[bytes], lines: int) -> float:
+def measure_keeping(server: RedisServer, calls: Sequence[bytes], lines: int) -> float:
     """CPU seconds of the server for these calls."""
     before = server.cpu()
     for start in range(0, len(calls), 100):
         part = calls[start : start + 100]
-        server.run(part, lines * len(part))
+        run(server, part, lines * len(part))
     return server.cpu() - before
 
 
-def keeping_ways(server: Server, peer: str | None) -> dict[str, tuple[Callable[[int], Any], int]]:
+def keeping_ways(
+    server: RedisServer, peer: str | None
+) -> dict[str, tuple[Callable[[int], Any], int]]:
     """Makes the calls of each way; and the lines of the answer to each call."""
-    server.run([command(b"SCRIPT", b"LOAD", script("publish").text)], 2)
+    run(server, [command(b"SCRIPT", b"LOAD", script("publish").text)], 2)
     ways: dict[str, tuple[Callable[[int], Any], int]] = {
         "alone": (lambda count: kept_calls(count, 1), 3),
         "16 in a call": (lambda count: kept_calls(count, 16), 33),
@@ -257,14 +216,14 @@ def keeping_ways(server: Server, peer: str | None) -> dict[str, tuple[Callable[[
     if peer is not None:
         text = Path(peer).read_bytes()
         sha = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
-        server.run([command(b"SCRIPT", b"LOAD", text)], 2)
+        run(server, [command(b"SCRIPT", b"LOAD", text)], 2)
         ways["Centrifuge's"] = (lambda count: peer_calls(sha, count), 8)
         ways["Centrifuge's, with a key"] = (lambda count: peer_calls(sha, count, keyed=True), 8)
     return ways
 
 
 def keeping_round(
-    server: Server, ways: dict[str, tuple[Callable[[int], Any], int]]
+    server: RedisServer, ways: dict[str, tuple[Callable[[int], Any], int]]
 ) -> dict[str, float]:
     """CPU microseconds of a message by each way, which take turns of 1,600 messages."""
     spent = dict.fromkeys(ways, 0.0)
@@ -290,7 +249,7 @@ def main() -> None:
     if options.hear:
         hear(options.hear, options.port)
         return
-    server = Server()
+    server = RedisServer()
     try:
         hearing: dict[str, list[float]] = {way: [] for way in WAYS}
         ways = keeping_ways(server, options.peer)
