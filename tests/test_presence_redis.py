@@ -748,7 +748,7 @@ async def test_scripts_that_were_forgotten_are_loaded_again(server: RedisServer)
 
 
 def documented_rights() -> list[list[str]]:
-    """Of the page on RedisBus: those of the bus, and those of presence."""
+    """The rights on the page on RedisBus: those of the bus, and those of presence."""
     page = (Path(__file__).parent.parent / "docs" / "redis-bus.md").read_text()
     return [line.split()[3:] for line in page.splitlines() if "ACL SETUSER wsc" in line]
 

@@ -200,7 +200,7 @@ class LocalServer:
             self._lock = None
 
     def descriptors(self) -> list[int]:
-        """Of the lock and of the pipe, by which the server lives and dies with this process."""
+        """The lock's, and the pipe's by which the server lives and dies with this process."""
         found = [] if self._lock is None else [self._lock]
         if self._process is not None and self._process.stdin is not None:
             found.append(self._process.stdin.fileno())

@@ -197,7 +197,7 @@ class Directory:
             await future
 
     def _end_of_dirty(self) -> int:
-        """How many entries have been written once those that differ now are."""
+        """The number of entries written so far, once those that differ now are written."""
         return self._written + self._under_way + len(self._dirty)
 
     def _is_written(self, number: int) -> bool:
