@@ -13,6 +13,7 @@ from tests.acks import (
     FullStore,
     acking,
     acknowledge,
+    contents,
     contents_acknowledged,
     eventually_count,
     received,
@@ -683,6 +684,27 @@ async def test_a_store_object_belongs_to_one_hub() -> None:
 
 
 # --- much at once ---
+
+
+async def test_an_await_ends_though_nobody_else_holds_the_message() -> None:
+    hub = acking(MemoryOfflineStore())
+    async with running(hub):
+
+        async def send(user_id: str, content: str) -> AckStatus:
+            return await hub.send_ack_message_to_user(user_id, ACKMessage(content=content))
+
+        away = asyncio.create_task(send("ann", "away"))
+        bob, _ = await join(hub, "bob")
+        leaves = asyncio.create_task(send("bob", "leaves"))
+        assert await contents(bob, 1) == ["leaves"]
+        bob.close()
+        await eventually(lambda: not hub.get_connected_clients())
+        gc.collect()
+        for user_id, task in (("ann", away), ("bob", leaves)):
+            client, _ = await join(hub, user_id)
+            await contents_acknowledged(client, 1)
+            assert await task is AckStatus.CONFIRMED
+            client.close()
 
 
 async def test_a_user_with_many_pending_is_parked_over_several_turns_in_order() -> None:

@@ -132,6 +132,8 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
                 watch_clients=lambda acks: admission.watch(acks),
                 paused=paused,
                 report=report,
+                others=lambda: node.users,
+                store_on_bus=lambda: node.offline_store(),
             ),
             state,
             calls,
@@ -171,6 +173,7 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
                 nobody_left=lambda: self._life.nobody_left(),
                 refusals=refusals,
                 greet=lambda client: node.greet(client),
+                disconnect_elsewhere=lambda *what: node.disconnect_elsewhere(*what),
             ),
         )
         policy = Policy(
@@ -195,9 +198,13 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
                 settings=settings,
                 state=state,
                 knows_users=authenticate is not None,
-                watch=callbacks.watch,
+                watch_clients=callbacks.watch_clients,
+                watch_rooms=callbacks.watch_rooms,
                 report=report,
                 not_published=delivery.not_published,
+                deliveries=delivery,
+                disconnect=admission.disconnect_user,
+                name_clients=admission.name_clients,
             ),
         )
         self._parts = parts = Parts(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +55,12 @@ class Owner(upkeep.Owner, Protocol):
 
     def count_error(self) -> None:
         """The store has failed."""
+
+    def entry_of(self, pending: PendingACK) -> bytes:
+        """The bytes to store of a message."""
+
+    async def before_delete(self, key: str, message_ids: Collection[str]) -> None:
+        """To be awaited before messages that have ended are deleted; it raises nothing."""
 
 
 class Journal:
@@ -178,7 +185,7 @@ class Journal:
                 self.access.store.append(
                     pending._mailbox,
                     pending.id,
-                    pending._data,
+                    self._owner.entry_of(pending),
                     limit=self._config.offline_limit,
                     drop_oldest=self._config.offline_overflow == "drop_oldest",
                 )
@@ -274,6 +281,7 @@ class Journal:
             self._loop.call_soon(self._flush_deletes)
 
     async def _delete_now(self, key: str, ids: list[str]) -> int:
+        await self._owner.before_delete(key, ids)
         return await self.access.timed("delete", self.access.store.delete(key, ids))
 
     def _deleted(self, key: str, ids: list[str], done: asyncio.Future[int]) -> None:

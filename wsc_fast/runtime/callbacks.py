@@ -48,14 +48,18 @@ from wsc_fast.runtime.tasks import Tasks
 Wrapper = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 
-class Watcher(Protocol):
-    """Hears of clients and members before the application does. No method raises."""
+class ClientWatcher(Protocol):
+    """Hears of clients before the application does. No method raises."""
 
     def connected(self, client: Client) -> None:
         """A client is open."""
 
     def disconnected(self, client: Client) -> None:
         """A client that was open has gone; it is a member of no room any more."""
+
+
+class RoomWatcher(Protocol):
+    """Hears of members before the application does. No method raises."""
 
     def joined(self, client: Client, room_id: str) -> None:
         """A client has become a member of a room."""
@@ -132,7 +136,8 @@ class Callbacks:
         self._wrap: Wrapper = lambda event, fn: fn
         self._on_room_joined: Handlers = ()
         self._on_room_left: Handlers = ()
-        self._watcher: Watcher | None = None
+        self._client_watcher: ClientWatcher | None = None
+        self._room_watcher: RoomWatcher | None = None
 
     # --- what the application gives ---
 
@@ -191,14 +196,18 @@ class Callbacks:
             self._watch_rooms()
         return fn
 
-    def watch(self, watcher: Watcher) -> None:
-        """Has somebody hear of clients and members from now on; for a hub that does not run."""
+    def watch_clients(self, watcher: ClientWatcher) -> None:
+        """Has somebody hear of clients from now on; for a hub that does not run."""
+        self._client_watcher = watcher
+
+    def watch_rooms(self, watcher: RoomWatcher) -> None:
+        """Has somebody hear of members from now on; for a hub that does not run."""
         with self._adding:
-            self._watcher = watcher
+            self._room_watcher = watcher
             self._watch_rooms()
 
     def _watch_rooms(self) -> None:
-        watched = self._watcher is not None
+        watched = self._room_watcher is not None
         self._engine.set_room_watchers(
             self._room_joined if self._on_room_joined or watched else None,
             self._room_left if self._on_room_left or watched else None,
@@ -208,31 +217,31 @@ class Callbacks:
 
     def connected(self, client: Client) -> None:
         """A client is open; one whose callback raises is closed with 1011."""
-        if self._watcher is not None:
-            self._watcher.connected(client)
+        if self._client_watcher is not None:
+            self._client_watcher.connected(client)
         if self._on_connected:
             dispatch(self.inboxes, client, self._on_connected, (client,), fatal=True)
 
     def disconnected(self, client: Client) -> None:
         """An open client has gone, and is in none of its rooms any more."""
-        if self._on_room_left or self._watcher is not None:
+        if self._on_room_left or self._room_watcher is not None:
             for room_id in client.rooms:
                 self._room_left(client, room_id)
-        if self._watcher is not None:
-            self._watcher.disconnected(client)
+        if self._client_watcher is not None:
+            self._client_watcher.disconnected(client)
         if self._on_disconnected:
             dispatch(self.inboxes, client, self._on_disconnected, (client,))
 
     def _room_joined(self, client: Client, room_id: str) -> None:
-        if self._watcher is not None:
-            self._watcher.joined(client, room_id)
+        if self._room_watcher is not None:
+            self._room_watcher.joined(client, room_id)
         if self._on_room_joined:
             handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_joined)
             dispatch(self.inboxes, client, handlers, (client,))
 
     def _room_left(self, client: Client, room_id: str) -> None:
-        if self._watcher is not None:
-            self._watcher.left(client, room_id)
+        if self._room_watcher is not None:
+            self._room_watcher.left(client, room_id)
         if self._on_room_left:
             handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_left)
             dispatch(self.inboxes, client, handlers, (client,))

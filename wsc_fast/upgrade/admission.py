@@ -82,12 +82,14 @@ class Needs:
         nobody_left: is called when the last connection has gone.
         refusals: counts and tells them.
         greet: hears of each client that speaks wsc.1 before the application does.
+        disconnect_elsewhere: has other hubs close the clients of a user.
     """
 
     settings: Callable[[], HubConfig]
     nobody_left: Callable[[], None]
     refusals: Refusals
     greet: Callable[[Client], None]
+    disconnect_elsewhere: Callable[[str, int, str], None]
 
 
 class Admission:
@@ -109,7 +111,7 @@ class Admission:
         self._state = state
         self._needs = needs
         self._watcher: Watcher | None = None
-        self._new_id = IdFactory(9)
+        self._new_id: Callable[[], str] = IdFactory(9)
         self._limits = ConnectionLimits()
         # Whether any client has had an id of the application's; and those who are let into a full
         # hub to find out whose connection they replace.
@@ -163,6 +165,11 @@ class Admission:
         self._expiring.clear()
         self._limits.clear()
         self._expiries = Timers(self._expired)
+
+    def name_clients(self, prefix: str) -> None:
+        """Has the ids of clients that have none of their own begin so."""
+        make = IdFactory(9)
+        self._new_id = (lambda: prefix + make()) if prefix else make
 
     def watch(self, watcher: Watcher) -> None:
         """Has this hear of clients from now on."""
@@ -432,7 +439,7 @@ class Admission:
             client.disconnect(CLOSE_UNAUTHENTICATED, "authentication expired")
 
     def disconnect_user(self, user_id: str, code: int, reason: str) -> int:
-        """Closes all connections of a user, also one that turns out to be the user's.
+        """Closes all connections of a user here, also one that turns out to be the user's.
 
         Args:
             user_id: the user.
@@ -447,6 +454,12 @@ class Admission:
         self._callbacks.inboxes.forget_messages(user_id)
         self._send_away_who_comes(user_id, code, reason)
         return len(clients)
+
+    def disconnect_everywhere(self, user_id: str, code: int, reason: str) -> int:
+        """`disconnect_user` on each hub; returns how many clients it was here."""
+        clients = self.disconnect_user(user_id, code, reason)
+        self._needs.disconnect_elsewhere(user_id, code, reason)
+        return clients
 
     def _send_away_who_comes(self, user_id: str, code: int, reason: str) -> None:
         """Keeps in mind that a user was disconnected, for those who are authenticated now."""
