@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +160,15 @@ class Node:
 
     def takes_more(self) -> bool:
         return True
+
+    def word(self, data: bytes) -> None:
+        pass
+
+    def elsewhere(self, users: Sequence[str]) -> None:
+        pass
+
+    def words_missed(self) -> None:
+        pass
 
     def kept_rooms(self) -> bytes:
         return b"[]"
