@@ -441,7 +441,7 @@ async def test_hubs_hear_of_each_other_and_of_one_that_is_killed(
             assert heard[2] == (name, False)
         await two.hub.stop(1.0)
         await eventually(lambda: heard[3:] == [(other, False)])
-        assert len(errors) == 4
+        await eventually(lambda: len(errors) == 4)
 
 
 async def test_a_server_that_has_lost_its_data_is_no_end_of_a_hub(server: RedisServer) -> None:
@@ -556,7 +556,7 @@ async def test_a_call_that_arrives_late_changes_nothing(server: RedisServer) -> 
         reap = ("reap", "wsc:", held.incarnation, 1, "b", "1", "0")
         assert server.command("EVAL", script("directory").text, 0, *reap) == b"LEASE"
         assert await two.members("r") == {"u": 1}
-        assert enter(held.incarnation, 2) == b"OK"
+        assert enter(held.incarnation, 2) == []
         assert await two.members("r") == {"late": 1, "u": 1}
 
 
