@@ -489,6 +489,10 @@ cdef class AckTable:
         self.counters.acks_sent += 1
         if mailbox is None:
             mailbox = self.mailbox_of(key, user_id)
+        elif mailbox._lapsed is not None and message_id in mailbox._lapsed:
+            # It has timed out before, and the store has it still.
+            del mailbox._lapsed[message_id]
+            pending._stored = True
         self.enlist(mailbox, pending)
         if not online:
             self.owner.park(mailbox)

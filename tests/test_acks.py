@@ -708,6 +708,26 @@ async def test_an_await_ends_though_nobody_else_holds_the_message() -> None:
             client.close()
 
 
+async def test_a_stored_message_that_is_sent_again_after_its_timeout_goes_when_acknowledged() -> (
+    None
+):
+    store = MemoryOfflineStore()
+    hub = acking(store, timeout=0.3, retry_interval=0.2, max_retries=0)
+    async with running(hub):
+        client, _ = await join(hub, "ann")
+        message = ACKMessage(id="m1", content="x")
+        pending = hub.send_ack_message_to_user("ann", message)
+        await pending.accepted()
+        with pytest.raises(AckTimeoutError):
+            await pending
+        assert await store.count("ann") == 1
+        again = hub.send_ack_message_to_user("ann", message)
+        assert await contents_acknowledged(client, 2) == ["x", "x"]
+        assert await again is AckStatus.CONFIRMED
+        await eventually_count(store, "ann", 0)
+        client.close()
+
+
 class SlowStore(MemoryOfflineStore):
     """An append is done a while after other hubs may read the message."""
 
