@@ -38,6 +38,8 @@ MODULES = (
     "picows_connection",
     "pacing",
     "closing",
+    "pings",
+    "hearing",
     "connection",
     "calls",
     "envelopes",

@@ -26,7 +26,6 @@ from wsc_fast._core.connection import Client
 from wsc_fast._core.upward import join
 from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
-from wsc_fast.adapters.uvicorn import Endpoint
 from wsc_fast.api.facade import ApiFace
 from wsc_fast.api.needs import Needs as ApiNeeds
 from wsc_fast.bus.base import Bus
@@ -425,6 +424,8 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
 
         Thread-safety: any thread.
         """
+        from wsc_fast.adapters.uvicorn import Endpoint
+
         self._site.check_endpoint(path)
         return Endpoint(self._door, path)
 

@@ -32,9 +32,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from trials.process import ProcessFailedError
 from trials.torture.faults import FAULTS
 from trials.torture.ledger import KINDS, Ledger
-from trials.torture.process import ServerFailed
 from trials.torture.scenarios import SCENARIOS, Trial
 from trials.torture.stores import Place, Redis, SmallDisk, SQLiteFile, has_redis, has_small_disks
 from trials.torture.users import Crowd
@@ -74,7 +74,7 @@ async def play(name: str, store: str, arguments: argparse.Namespace) -> tuple[Le
             )
             try:
                 await scenario.play(trial)
-            except ServerFailed as error:
+            except ProcessFailedError as error:
                 trial.violate("broken", str(error))
     return ledger, trial.round, time.monotonic() - ledger.started
 

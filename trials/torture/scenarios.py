@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trials.crowd import Door, Mood
 from trials.torture.ledger import Ledger, ranges
 from trials.torture.process import Look, Server
 from trials.torture.stores import Place, SmallDisk
-from trials.torture.users import Crowd, Door, Mood
+from trials.torture.users import Crowd
 
 # Numbers that one life of a sender has for itself, so that none is used twice.
 STRIDE = 1_000_000
@@ -117,7 +118,7 @@ class Trial:
                 look = await server.look(self.patience)
                 text = (
                     f"`accepted` neither returned nor raised within {self.patience:g} s in "
-                    f"{server.sender}, of {_some(look.accepting)}"
+                    f"{server.name}, of {_some(look.accepting)}"
                 )
                 self.violate("waiting", text, len(look.accepting))
 
@@ -241,7 +242,7 @@ class Trial:
         if not await self._progress(shut):
             closed = sorted(set(self.crowd.users) - set(server.accepted_since))
             text = (
-                f"{server.sender} stores nothing for {_some(closed)}; "
+                f"{server.name} stores nothing for {_some(closed)}; "
                 f"the last of {server.refused} refusals: {server.last_refusal or 'none'}"
             )
             self.violate("closed", text, len(closed))

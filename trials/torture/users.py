@@ -1,12 +1,8 @@
 """The users of a scenario: clients that come and go, and do what docs/wire.md asks of a client.
 
-A user has one connection at a time, to one of the crowd's doors. Each connection drops ids that it
-knows. What else it does depends on the mood of the crowd:
-
-    BUSY    comes and goes, also in the middle of a message; acknowledges now and then late, or not
-            before it leaves
-    CALM    stays where it is, acknowledges everything at once, and connects where it is not
-    AWAY    leaves, and does not come back
+Each connection of a user drops ids that it knows, and behaves as the mood of the crowd asks
+(trials/crowd.py). A BUSY user also leaves in the middle of a message, and acknowledges now
+and then late, or not before it leaves. A CALM one acknowledges everything at once.
 """
 
 from __future__ import annotations
@@ -15,13 +11,14 @@ import asyncio
 import contextlib
 import json
 import random
-import socket
 from collections import deque
-from enum import Enum, auto
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import aiohttp
 
+from trials import crowd
+from trials.crowd import Door, Mood, hang_up
 from trials.torture.ledger import Ledger
 
 # Seconds in which a server has to answer an upgrade, and a close frame.
@@ -30,81 +27,31 @@ UPGRADE, CLOSE = 10.0, 1.0
 HISTORY = 8
 
 
-class Mood(Enum):
-    BUSY = auto()
-    CALM = auto()
-    AWAY = auto()
-
-
-class Door:
-    """An address that users connect to, whoever serves it at the time.
-
-    With `shared` it is a listening socket that each server inherits, as from a service manager.
-    Without, each server listens by itself (SO_REUSEPORT), and the port is kept free for them.
-    """
-
-    def __init__(self, name: str, *, shared: bool = False) -> None:
-        self.name = name
-        self.shared = shared
-        self.socket = socket.socket()
-        if not shared:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self.socket.bind(("127.0.0.1", 0))
-        if shared:
-            self.socket.listen(100)
-        self.port = int(self.socket.getsockname()[1])
-
-
-class Crowd:
+class Crowd(crowd.Crowd):
     """All users of a scenario."""
 
     def __init__(self, names: list[str], ledger: Ledger) -> None:
+        super().__init__()
         self.ledger = ledger
         self.users = {name: User(name, self) for name in names}
-        self.doors: list[Door] = []
-        self.mood = Mood.AWAY
-        self.session: aiohttp.ClientSession
-        self._lives: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> Self:
-        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        self._lives = [asyncio.create_task(user.live()) for user in self.users.values()]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for life in self._lives:
-            life.cancel()
-        await asyncio.gather(*self._lives, return_exceptions=True)
-        await self.session.close()
-        for door in self.doors:
-            door.socket.close()
-
-    def be(self, mood: Mood) -> None:
-        """Tells all users how to behave from now on."""
-        self.mood = mood
-        for user in self.users.values():
-            user.told.set()
+    @property
+    def members(self) -> Sequence[User]:
+        return [*self.users.values()]
 
     def absent(self) -> list[User]:
         """Users who are not connected."""
-        return [user for user in self.users.values() if user.door is None]
-
-    def check(self) -> None:
-        """Raises what ended the life of a user: a mistake in here."""
-        for life in self._lives:
-            if life.done():
-                life.result()
+        return [user for user in self.members if user.door is None]
 
 
-class User:
+class User(crowd.Member):
     """An application's user, with the ids that it knows."""
 
+    _crowd: Crowd
+
     def __init__(self, name: str, crowd: Crowd) -> None:
-        self.name = name
-        self.told = asyncio.Event()  # the mood has changed, or the connection has ended
-        self.door: Door | None = None  # while connected
+        super().__init__(name, crowd)
         self._history: deque[str] = deque(maxlen=HISTORY)
-        self._crowd = crowd
         self._known: set[str] = set()
         self._unanswered: deque[str] = deque()
         self._left = False
@@ -113,22 +60,8 @@ class User:
         """The last events of this user, for reports."""
         return ", ".join(self._history) or "was never connected"
 
-    async def live(self) -> None:
-        while True:
-            if self._crowd.mood is Mood.AWAY or not self._crowd.doors:
-                self.told.clear()
-                await self.told.wait()
-                continue
-            with contextlib.suppress(aiohttp.ClientError, OSError):  # TimeoutError is one
-                await self._visit(random.choice(self._crowd.doors))
-            await asyncio.sleep(random.random() * 0.1)
-
     async def _visit(self, door: Door) -> None:
-        url = f"ws://127.0.0.1:{door.port}/ws?user={self.name}"
-        async with asyncio.timeout(UPGRADE):
-            connection = await self._crowd.session.ws_connect(
-                url, max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE)
-            )
+        connection = await self._connect(door, UPGRADE, CLOSE)
         self.door = door
         self._note(f"came to {door.name}")
         self._unanswered.clear()
@@ -177,27 +110,15 @@ class User:
         """Does what the mood of the crowd asks of this connection."""
         until = asyncio.get_running_loop().time() + random.uniform(0.05, 1.0)
         with contextlib.suppress(aiohttp.ClientError, OSError):
-            while self.door is not None:
+            while self.door is not None and self._crowd.mood is not Mood.AWAY:
                 self.told.clear()
-                if self._crowd.mood is Mood.AWAY:
-                    break
                 if self._crowd.mood is Mood.CALM:
                     await self._acknowledge(connection)
-                try:
-                    async with asyncio.timeout_at(until if self._crowd.mood is Mood.BUSY else None):
-                        await self.told.wait()
-                except TimeoutError:
+                if not await self._told_until(until):
                     break
             if self.door is not None:
-                await self._leave(connection)
-
-    async def _leave(self, connection: aiohttp.ClientWebSocketResponse) -> None:
-        self._left = True
-        if random.random() < 0.5:
-            transport_socket = connection.get_extra_info("socket")
-            if transport_socket is not None:
-                transport_socket.shutdown(socket.SHUT_RDWR)
-        await connection.close()
+                self._left = True
+                await hang_up(connection)
 
     def _note(self, event: str) -> None:
         self._history.append(f"{self._crowd.ledger.now()} {event}")

@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.redis_server import PROGRAM
+from trials.process import ProcessFailedError
 from trials.torture_cluster.findings import KINDS
-from trials.torture_cluster.process import NodeFailedError, RefusedError
+from trials.torture_cluster.process import RefusedError
 from trials.torture_cluster.sabotage import FAULTS
 from trials.torture_cluster.scenarios import SCENARIOS
 from trials.torture_cluster.trial import Setup, Trial
@@ -77,7 +78,7 @@ async def play(title: str, names: Sequence[str], arguments: argparse.Namespace) 
                     if arguments.first and trial.findings.counts:
                         break
                 await trial.end()
-        except (NodeFailedError, RefusedError) as error:
+        except (ProcessFailedError, RefusedError) as error:
             trial.findings.add("broken", f"the scenario cannot go on: {error}")
     counts = trial.crowd.counts
     return [

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from wsc_fast._core.calls import Calls
 from wsc_fast._core.connection import Client
 from wsc_fast.errors import ValidationError
-from wsc_fast.observe.endpoint import MayScrape
 from wsc_fast.observe.observing import Observing
-from wsc_fast.observe.tracing import SENDS
 from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.stats import HubStats
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
+
+    from wsc_fast.observe.endpoint import MayScrape
 
 
 class ObserveFace(Calls):
@@ -95,6 +95,8 @@ class ObserveFace(Calls):
 
     def _enable_tracing(self, tracer_provider: TracerProvider | None) -> None:
         self._observing.enable_tracing(tracer_provider)
+        from wsc_fast.observe.tracing import SENDS
+
         tracing = self._observing.tracing
         assert tracing is not None
         # Attributes of this hub stand before its class's methods, which cost nothing elsewhere.

@@ -220,7 +220,7 @@ class Callbacks:
         if self._client_watcher is not None:
             self._client_watcher.connected(client)
         if self._on_connected:
-            dispatch(self.inboxes, client, self._on_connected, (client,), fatal=True)
+            dispatch(self.inboxes, client, self._on_connected, fatal=True)
 
     def disconnected(self, client: Client) -> None:
         """An open client has gone, and is in none of its rooms any more."""
@@ -230,21 +230,21 @@ class Callbacks:
         if self._client_watcher is not None:
             self._client_watcher.disconnected(client)
         if self._on_disconnected:
-            dispatch(self.inboxes, client, self._on_disconnected, (client,))
+            dispatch(self.inboxes, client, self._on_disconnected)
 
     def _room_joined(self, client: Client, room_id: str) -> None:
         if self._room_watcher is not None:
             self._room_watcher.joined(client, room_id)
         if self._on_room_joined:
             handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_joined)
-            dispatch(self.inboxes, client, handlers, (client,))
+            dispatch(self.inboxes, client, handlers)
 
     def _room_left(self, client: Client, room_id: str) -> None:
         if self._room_watcher is not None:
             self._room_watcher.left(client, room_id)
         if self._on_room_left:
             handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_left)
-            dispatch(self.inboxes, client, handlers, (client,))
+            dispatch(self.inboxes, client, handlers)
 
     def limit(self, client: Client) -> bool:
         """A client has gone: an async callback of it that is under way has so long from now on.
@@ -264,12 +264,13 @@ class Callbacks:
         if inbox is not None:
             inbox.put_message(handlers, message)
         else:
-            dispatch(self.inboxes, client, handlers, (client, message))
+            dispatch(self.inboxes, client, handlers, message)
 
     def wait_for_result(self, client: Client, result: object) -> None:
         """See `upward.Application`."""
         if is_awaitable(result):
-            wait_for(self.inboxes, client, result)  # type: ignore[arg-type]
+            # Its handler has the message already; it may be dropped with others all the same.
+            wait_for(self.inboxes, client, result, message=b"")  # type: ignore[arg-type]
 
     # --- hooks ---
 
@@ -354,7 +355,7 @@ class Callbacks:
             for result in results:
                 self._wait_without_client(result)
         elif results:
-            wait_for(self.inboxes, client, _logging_errors(results), args=(client,))
+            wait_for(self.inboxes, client, _logging_errors(results))
 
     def _wait_without_client(self, result: Awaitable[Any]) -> None:
         """Awaits the result of an async on_error for an error that concerns no client."""
@@ -390,7 +391,7 @@ class Callbacks:
 
 
 def _with(fn: Callable[[Client, str], object], room_id: str, client: Client) -> object:
-    # An inbox keeps the events that have no argument but the client, whatever becomes of it.
+    # To an inbox it is an event of the client alone; only messages have more.
     try:
         result = fn(client, room_id)
     except BaseException as error:
