@@ -116,7 +116,9 @@ MOST_MODULES = {"import wsc_fast": 45, "from wsc_fast import Hub": 360}
 NOT_FOR_A_HUB = {
     *("sqlite3", "redis", "jwt", "yaml", "tomllib", "typer", "rich", "uvloop"),
     *("importlib.metadata", "importlib.resources", "email", "ctypes", "difflib"),
-    *("wsc_fast.auth", "wsc_fast.demo", "wsc_fast.testing"),
+    *("wsc_fast.auth", "wsc_fast.demo", "wsc_fast.testing", "wsc_fast.config.files"),
+    *("wsc_fast.observe.observing", "wsc_fast.observe.json_log", "wsc_fast.adapters.uvicorn"),
+    *("wsc_fast.listen.acceptor", "wsc_fast.listen.tls"),
 }
 # These come with asyncio and picows.
 NOT_FOR_A_NAME = {"asyncio", "ssl", "socket", "picows", "python_socks", "multidict", "aiofastnet"}

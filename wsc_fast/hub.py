@@ -26,7 +26,6 @@ from wsc_fast._core.connection import Client
 from wsc_fast._core.upward import join
 from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
-from wsc_fast.adapters.uvicorn import Endpoint
 from wsc_fast.api.facade import ApiFace
 from wsc_fast.api.needs import Needs as ApiNeeds
 from wsc_fast.bus.base import Bus
@@ -48,7 +47,6 @@ from wsc_fast.messages import message_forms
 from wsc_fast.observe.counting import Counting
 from wsc_fast.observe.facade import ObserveFace
 from wsc_fast.observe.needs import Needs as ObserveNeeds
-from wsc_fast.observe.observing import Observing
 from wsc_fast.runtime.callback_facade import CallbackFace
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.facade import LifeFace
@@ -230,18 +228,16 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
         self._calls, self._delivery = calls, delivery
         self._callbacks, self._hooks, self._tasks = callbacks, hooks, tasks
         self._site, self._admission, self._node = site, admission, node
-        self._observing = Observing(
-            ObserveNeeds(
-                engine=engine,
-                calls=calls,
-                counting=Counting(engine, callbacks, delivery, self._life, node.counters),
-                stores=delivery.store_latencies,
-                add_route=lambda path, fn: self.route(path)(fn),
-                accompany=self._life.companions.append,
-                wrap_callbacks=callbacks.wrap,
-                watch_upgrades=policy.watch_upgrades,
-                report=report,
-            )
+        self._observe_needs = ObserveNeeds(
+            engine=engine,
+            calls=calls,
+            counting=Counting(engine, callbacks, delivery, self._life, node.counters),
+            stores=delivery.store_latencies,
+            add_route=lambda path, fn: self.route(path)(fn),
+            accompany=self._life.companions.append,
+            wrap_callbacks=callbacks.wrap,
+            watch_upgrades=policy.watch_upgrades,
+            report=report,
         )
         self._api_needs = ApiNeeds(
             engine=engine,
@@ -417,6 +413,8 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
 
         Thread-safety: any thread.
         """
+        from wsc_fast.adapters.uvicorn import Endpoint
+
         self._site.check_endpoint(path)
         return Endpoint(self._door, path)
 

@@ -121,13 +121,14 @@ class Observing:
 
     # --- traces ---
 
-    def enable_tracing(self, tracer_provider: TracerProvider | None) -> None:
-        """See `Hub.enable_tracing`."""
+    def enable_tracing(self, tracer_provider: TracerProvider | None) -> Tracing:
+        """See `Hub.enable_tracing`; returns the traces."""
         if self.tracing is not None:
             raise HubStateError("tracing is enabled already")
         self.tracing = Tracing(tracer_provider)
         self._needs.watch_upgrades(self.tracing.upgraded)
         self._needs.wrap_callbacks(self.tracing.wrap_callback)
+        return self.tracing
 
 
 def check_metrics_arguments(
