@@ -418,6 +418,27 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
         self._site.check_endpoint(path)
         return Endpoint(self._door, path)
 
+    def asgi_routes(self, app: Any = None) -> Any:
+        """Serves the hub's routes on the port of an ASGI application: `route`, API and metrics.
+
+        Use as `app.add_middleware(hub.asgi_routes)` with FastAPI or Starlette, as
+        `app.mount("/api", hub.asgi_routes())`, or as `application = hub.asgi_routes(application)`
+        with any other. A route has the path that it was given, also where it is mounted. The hub
+        runs on the loop of the application, as with `uvicorn`; its WebSocket is not served so.
+
+        Args:
+            app: the application that gets all other requests; None: they are answered with 404.
+
+        Returns:
+            an ASGI application.
+
+        Thread-safety: any thread.
+        """
+        from wsc_fast.adapters.asgi import AsgiRoutes
+
+        self._door.serves_routes = True
+        return AsgiRoutes(self._door, app)
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Says how a hub is served beside an ASGI application, since it is none itself.
 
