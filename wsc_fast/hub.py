@@ -418,6 +418,27 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
         self._site.check_endpoint(path)
         return Endpoint(self._door, path)
 
+    def aiohttp(self, app: Any, path: str = "/ws", *, tls: bool = False) -> None:
+        """Gives an aiohttp application a WebSocket endpoint that is the hub's.
+
+        All other paths stay the application's. The hub starts with the application, and stops with
+        it. To be called before the application runs.
+
+        Args:
+            app: an `aiohttp.web.Application`.
+            path: of the WebSocket endpoint, as for `app.router.add_get`.
+            tls: whether the application's server speaks TLS.
+
+        Raises:
+            ValidationError: the path cannot be served, or is a route's.
+
+        Thread-safety: any thread.
+        """
+        from wsc_fast.adapters.aiohttp import Endpoint
+
+        self._site.check_endpoint(path)
+        Endpoint(self._door, app, path, tls)
+
     def asgi_routes(self, app: Any = None) -> Any:
         """Serves the hub's routes on the port of an ASGI application: `route`, API and metrics.
 
