@@ -708,7 +708,9 @@ def test_a_client_shows_who_it_is(here: Here) -> None:
     with running_in_thread(
         echoing(config=HubConfig(subprotocols=("b",)), authenticate=authenticate)
     ) as hub:
-        fails_in_one_line(here("tail", address(hub), "--reconnect"), 1, "answers 401 Unauthorized")
+        fails_in_one_line(
+            here("tail", address(hub), "--reconnect"), 1, "answers 401 Unauthorized (--token or"
+        )
         words = ["--token", "secret", "-H", "X-Room: 5", "--subprotocol", "a", "--subprotocol", "b"]
         done = here("send", address(hub, "/ws?x=1"), "hello", *words, "--wait", "1")
         assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
@@ -719,7 +721,7 @@ def test_a_client_shows_who_it_is(here: Here) -> None:
 def test_a_hub_that_cannot_be_reached_is_one_line(echo: Hub, here: Here) -> None:
     fails_in_one_line(here("tail", f"localhost:{free_port()}"), 1, "connection refused")
     fails_in_one_line(here("tail", "ws://no.invalid/ws"), 1, "cannot be reached: ")
-    fails_in_one_line(here("tail", address(echo, "/no")), 1, "answers 404 Not Found")
+    fails_in_one_line(here("tail", address(echo, "/no")), 1, "answers 404 Not Found (is the path")
     wrong_scheme = address(echo).replace("ws://", "wss://")
     fails_in_one_line(here("tail", wrong_scheme), 1, "does not speak TLS")
     for url in ("ftp://a/b", "ws://", "ws://a:99999/", "ws://user@a/", "ws://a/#b", "ws://a b/"):
@@ -903,8 +905,8 @@ def test_a_load_without_answers_or_with_failures_ends_with_1(echo: Hub, here: He
         done = here("bench", address(hub), "-c", "3", "-d", "0.2", "--json")
         assert done.returncode == 1
         assert done.stderr == (
-            "wsc-fast: no message of the load came back; does the hub echo? "
-            "--mode listen needs neither\n"
+            "wsc-fast: no message of the load came back: --mode echo needs a hub that answers "
+            "each; --mode listen counts what a hub sends by itself\n"
         )
         done = here("bench", address(hub), "-c", "5", "-d", "0.2", "--json")
         assert done.returncode == 1
@@ -924,7 +926,7 @@ def test_a_hub_that_answers_otherwise_is_not_measured(here: Here) -> None:
     found = json.loads(done.stdout)
     assert (found["received"], found["latency_ms"]) == (3, None)
     assert done.returncode == 1
-    assert "no message of the load came back; does the hub echo?" in done.stderr
+    assert "no message of the load came back: --mode echo needs" in done.stderr
 
 
 def test_a_terminal_shows_the_load_while_it_lasts(echo: Hub) -> None:
@@ -1050,7 +1052,7 @@ def test_an_address_without_metrics_of_a_hub_is_one_line(echo: Hub, here: Here) 
     hub.route("/page")(lambda request: "<html> no metrics </html>")
     with running_in_thread(hub):
         url = f"http://127.0.0.1:{hub.port}"
-        fails_in_one_line(here("top", url), 1, "answers 404")
+        fails_in_one_line(here("top", url), 1, "(hub.enable_metrics() serves")
         fails_in_one_line(here("top", f"{url}/other"), 1, "has no metrics of a hub")
         fails_in_one_line(here("top", f"{url}/page"), 1, "serves no metrics")
         fails_in_one_line(here("top", f"{url}/moved"), 1, "answers 302 Found")
