@@ -92,10 +92,13 @@ def here(
     for name in [name for name in os.environ if name.startswith("WSC_")]:
         monkeypatch.delenv(name)
 
-    def run_here(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    def run_here(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         sys.modules.pop("app", None)
         capfd.readouterr()
-        code = run_command([str(word) for word in words])
+        with monkeypatch.context() as changes:
+            for name, value in environment.items():
+                changes.setenv(name, value)
+            code = run_command([str(word) for word in words])
         said = capfd.readouterr()
         return subprocess.CompletedProcess(words, code, said.out, said.err)
 
@@ -255,11 +258,11 @@ def test_each_command_says_in_one_line_what_it_does_and_gives_examples(
     assert f"wsc-fast {name}" in done.stdout
 
 
-def test_the_version_is_told_by_command_and_by_option() -> None:
-    by_option, by_command = run("--version"), run("version")
+def test_the_version_is_told_by_command_and_by_option(here: Here) -> None:
+    by_option, by_command = run("--version"), here("version")
     assert by_option.stdout == by_command.stdout
     assert by_option.stdout.startswith(f"wsc_fast {__version__}, built for picows ")
-    assert json.loads(run("version", "--json").stdout)["wsc_fast"] == __version__
+    assert json.loads(here("version", "--json").stdout)["wsc_fast"] == __version__
 
 
 def test_wrong_usage_is_one_line_that_names_the_help(here: Here) -> None:
@@ -544,8 +547,8 @@ def test_a_hub_that_starts_again_has_the_time_of_its_drain_too(module: Path) -> 
     assert "killed" not in errors
 
 
-def test_the_demo_says_where_its_chat_is_once_it_listens(echo: Hub) -> None:
-    fails_in_one_line(run("demo", "--port", str(echo.port)), 1, "the address is in use")
+def test_the_demo_says_where_its_chat_is_once_it_listens(echo: Hub, here: Here) -> None:
+    fails_in_one_line(here("demo", "--port", str(echo.port)), 1, "the address is in use")
     port = free_port()
     with begun("demo", "--port", str(port)) as process:
         assert process.stdout is not None
@@ -567,11 +570,11 @@ def test_the_demo_serves_its_chat(here: Here) -> None:
 # --- check-config ---
 
 
-def test_the_source_of_each_setting_is_told(tmp_path: Path) -> None:
+def test_the_source_of_each_setting_is_told(tmp_path: Path, here: Here) -> None:
     file = tmp_path / "wsc.toml"
     file.write_text("[hub]\nmax_rooms = 7\nmax_connections = 9\n\n[ack]\ntimeout = '2s'\n")
     environment = {"WSC_MAX_CONNECTIONS": "11", "WSC_RETRY_NONE": "x", "WSC_MAX_ROOM": "1"}
-    done = run("check-config", file, "--json", **environment)
+    done = here("check-config", file, "--json", **environment)
     assert done.returncode == 0
     assert done.stderr == "WSC_MAX_ROOM is no setting: is it WSC_MAX_ROOMS?\n"
     found = json.loads(done.stdout)
@@ -587,7 +590,7 @@ def test_the_source_of_each_setting_is_told(tmp_path: Path) -> None:
     assert found["hub"]["max_connections"]["place"] == "WSC_MAX_CONNECTIONS"
     assert found["ack"]["timeout"]["value"] == 2.0
     assert found["retry"]["max_retries"]["source"] == "default"
-    changed = run("check-config", file, "--changed").stdout
+    changed = here("check-config", file, "--changed").stdout
     assert [line.split()[:2] for line in changed.splitlines() if "hub." in line] == [
         ["hub.max_connections", "9"],
         ["hub.max_rooms", "7"],
@@ -595,7 +598,7 @@ def test_the_source_of_each_setting_is_told(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_work_end_with_1(tmp_path: Path, here: Here) -> None:
-    done = run("check-config", WSC_MAX_ROOMS="many")
+    done = here("check-config", WSC_MAX_ROOMS="many")
     fails_in_one_line(done, 1, "WSC_MAX_ROOMS is 'many', expected an int from 0")
     file = tmp_path / "wsc.json"
     file.write_text('{"max_roms": 1}')
@@ -715,7 +718,7 @@ def test_a_client_shows_who_it_is(here: Here) -> None:
         done = here("send", address(hub, "/ws?x=1"), "hello", *words, "--wait", "1")
         assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
         assert asked[-1].headers["X-Room"] == "5"
-        assert run("send", address(hub), "x", WSC_FAST_TOKEN="secret").returncode == 0
+        assert here("send", address(hub), "x", WSC_FAST_TOKEN="secret").returncode == 0
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(echo: Hub, here: Here) -> None:
