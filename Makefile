@@ -225,15 +225,16 @@ RUN_NEEDS := project["dependencies"], *project["optional-dependencies"]["cli"]
 # The modules are compiled while pip installs what only running needs: compiling keeps the processor busy,
 # and pip the network. `pip install -e` then finds all modules compiled. It runs without the isolation of
 # a build, so that Cython is installed once, and what was compiled before counts.
+# With --no-compile Python writes bytecode of the modules that are imported, and pip not of all.
 $(BUILT): $(MADE) $(SOURCES)
 	@echo "Installing what the build needs, such as Cython"
 	@$(call NEEDS,$(BUILD_NEEDS))
-	@$(BIN)/pip install -q -r $(VENV)/.needs
+	@$(BIN)/pip install -q --no-compile -r $(VENV)/.needs
 	@echo "Compiling $(words $(wildcard src_cy/*.pyx)) modules, and installing what the hub and its command line" \
 		"need: up to a minute the first time"
 	@$(call NEEDS,$(RUN_NEEDS))
 	@$(BIN)/python setup.py -q build_ext --inplace & modules=$$!; \
-		$(BIN)/pip install -q -r $(VENV)/.needs; installed=$$?; wait $$modules && exit $$installed
+		$(BIN)/pip install -q --no-compile -r $(VENV)/.needs; installed=$$?; wait $$modules && exit $$installed
 	@$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	@touch $@
 

@@ -282,6 +282,10 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
         state = ("connecting", "open", "closing", "closed")[self.state]
         return f"<Client {self.id!a} user={self.user_id!a} {state}>"
 
+    def __reduce__(self):
+        # picows' base would have it pickled, without the connection that it is.
+        raise TypeError("cannot pickle a Client: it is a connection of this process")
+
     # --- connecting ---
 
     def connection_made(self, stream):

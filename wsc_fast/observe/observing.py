@@ -130,8 +130,8 @@ class Observing:
 
     # --- traces ---
 
-    def enable_tracing(self, tracer_provider: TracerProvider | None) -> None:
-        """See `Hub.enable_tracing`."""
+    def enable_tracing(self, tracer_provider: TracerProvider | None) -> Tracing:
+        """See `Hub.enable_tracing`; returns the traces."""
         if self.tracing is not None:
             raise HubStateError("tracing is enabled already")
         from wsc_fast.observe.tracing import Tracing
@@ -139,6 +139,7 @@ class Observing:
         self.tracing = Tracing(tracer_provider)
         self._needs.watch_upgrades(self.tracing.upgraded)
         self._needs.wrap_callbacks(self.tracing.wrap_callback)
+        return self.tracing
 
 
 def check_metrics_arguments(
