@@ -142,6 +142,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   #refused = false; // since the last stable connection: T5
   #held = 0; // no connection before that time: H3
   #waitEnds = 0;
+  #waits = 0; // the time of the wait and the answer of the status route, as far as they are due
   #renewed: Token | undefined; // of the next connection, once answers have come: T4
   #timers = new Set<unknown>(); // of the connection, the attempt or the wait
 
@@ -388,17 +389,29 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   #wait(code: number, delay: number): void {
     this.#next();
     this.#waitEnds = this.#platform.now() + delay;
-    this.#after(delay, () => this.#begin());
+    this.#waits = 1;
+    this.#after(delay, () => this.#waited());
     this.#to({ state: "waiting", code, delay });
+  }
+
+  /** One of the two that the client waits for is over (H1). */
+  #waited(): void {
+    if (--this.#waits === 0) this.#begin();
   }
 
   #askStatus(url: string): void {
     const turn = this.#turn;
+    let asking = true;
+    const answered = (answer?: Pick<Response, "status" | "headers">): void => {
+      if (turn !== this.#turn || !asking) return;
+      asking = false;
+      if (answer) this.#told(answer);
+      if (turn === this.#turn) this.#waited();
+    };
+    this.#waits++;
+    this.#after(this.#options.connectTimeout, answered);
     const headers: Record<string, string> = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
-    this.#platform.fetch(url, { headers, cache: "no-store" }).then(
-      (answer) => turn === this.#turn && this.#told(answer),
-      () => undefined, // H4
-    );
+    this.#platform.fetch(url, { headers, cache: "no-store" }).then(answered, () => answered()); // H4
   }
 
   #told({ status, headers }: Pick<Response, "status" | "headers">): void {
