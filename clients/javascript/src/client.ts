@@ -684,8 +684,9 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     this.#after(wait, () => {
       const { heartbeatInterval } = this.#options;
       const left = this.#heardAt + heartbeatInterval - this.#platform.now();
-      if (left <= 0 && this.#pings()) this.#ping();
-      this.#watchSilence(left > 0 ? left : heartbeatInterval);
+      const quiet = left <= 0 || left > heartbeatInterval; // the clock was set back
+      if (quiet && this.#pings()) this.#ping();
+      this.#watchSilence(quiet ? heartbeatInterval : left);
     });
   }
 
