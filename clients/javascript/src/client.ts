@@ -185,8 +185,9 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     return this.#state;
   }
 
-  /** Connects, if the client is closed (S1). */
+  /** Connects, if the client is closed or waits (S1). */
   connect(): void {
+    if (this.#state === "waiting") return this.#begin();
     if (this.#state !== "closed") return;
     this.#failures = 0;
     this.#refused = false;
