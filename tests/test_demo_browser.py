@@ -302,9 +302,10 @@ def test_missed_messages_come_with_the_history(
     bo.enter("Bo")
     ann.say("one")
     bo.sees("#log .words", "one")
-    bo.driver.execute_script("lost()")  # the page's own word for a connection that is gone
+    bo.driver.execute_script("client.close()")
     ann.sees("#log", "Bo left")
     ann.say("two")
+    bo.driver.execute_script("client.connect()")
     bo.connected()
     bo.sees("#log .words", "two")
     assert bo.text("#log .words").split() == ["one", "two"]
@@ -315,12 +316,13 @@ def test_a_message_that_may_not_have_arrived_is_kept(
 ) -> None:
     ann = window()
     ann.enter("Ann")
-    ann.driver.execute_script("socket.send = () => {}")  # the network swallows it
+    ann.driver.execute_script("client.send = () => {}")  # the network swallows it
     ann.say("did this arrive?")
     ann.sees("#log .words", "did this arrive?")
-    ann.driver.execute_script("lost()")
+    ann.driver.execute_script("client.close()")
     ann.sees("#log .failed .fate", "Send again")
     ann.shot("not-sent")
+    ann.driver.execute_script("delete client.send; client.connect()")
     ann.connected()
     until(lambda: not ann.find("#hint").is_displayed(), "in the lobby again")
     ann.click("#log .failed .fate button")

@@ -16,7 +16,7 @@ from tests.browsers.driver import PAGE, browsing
 from tests.clients.javascript import CLIENTS, built, npm, script
 from tests.clients.node_peers import node
 from tests.redis_server import cutter
-from tests.support import known, named, only_client
+from tests.support import ROOT, known, named, only_client
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
@@ -86,6 +86,12 @@ def test_the_package_works_in_an_empty_project(tmp_path: Path) -> None:
         assert "function" in run.stdout
     names = {path.name for path in (tmp_path / "node_modules" / "wsc-client").iterdir()}
     assert names == {"LICENSE", "README.md", "dist", "package.json"}
+
+
+def test_the_demo_has_the_client_as_it_is_built() -> None:
+    demo = ROOT / "wsc_fast" / "demo" / "wsc-client.min.js"
+    made = built() / "dist" / "wsc-client.min.js"
+    assert demo.read_text() == made.read_text(), "npm run demo, in clients/javascript, copies it"
 
 
 def test_the_lock_file_names_no_registry() -> None:

@@ -1,8 +1,9 @@
 // Builds dist/: modules (ESM and CommonJS) and types of both entry points, and wsc-client.min.js, one
-// file for a <script> whose names are in `wsc`. `--test` builds the tests into build/test instead.
+// file for a <script> whose names are in `wsc`, which `--demo` also puts into the package of the server.
+// `--test` builds the tests into build/test instead.
 
 import { execFileSync } from "node:child_process";
-import { readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { build } from "esbuild";
 
@@ -52,6 +53,9 @@ if (process.argv.includes("--test")) {
     minify: true,
     outfile: "dist/wsc-client.min.js",
   });
+  if (process.argv.includes("--demo")) {
+    copyFileSync("dist/wsc-client.min.js", "../../wsc_fast/demo/wsc-client.min.js");
+  }
   const tsc = createRequire(import.meta.url).resolve("typescript/bin/tsc");
   execFileSync(process.execPath, [tsc, "-p", "tsconfig.build.json"], { stdio: "inherit" });
   // For `require` in TypeScript, which reads the kind of a module off the name of its types.

@@ -26,7 +26,16 @@ from typing import Any
 
 import msgspec
 
-from wsc_fast import Client, ClientNotFoundError, Hub, HubConfig, Request, Response, WSCError
+from wsc_fast import (
+    Client,
+    ClientNotFoundError,
+    Hub,
+    HubConfig,
+    Request,
+    RequestError,
+    Response,
+    WSCError,
+)
 
 LOBBY = "lobby"  # always there, the only room that outlives its last member
 
@@ -45,6 +54,7 @@ ROOM_LIST_INTERVAL = 0.2  # seconds; however many come and go, the list is sent 
 CHANGE_INTERVAL = 1.0
 MAX_CHANGES = 2 * MAX_ROOMS_PER_CLIENT  # in that time, of one person in all rooms
 
+_CLIENT = "wsc-client.min.js"  # of clients/javascript, as `npm run demo` there builds it
 _JOINERS = {0x200C: None, 0x200D: None}  # invisible, but Persian words and emoji families need them
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
@@ -188,6 +198,7 @@ class Chat:
         hub.on_client_connected(self._on_connected)
         hub.on_client_disconnected(self._on_disconnected)
         hub.on_message_received(self._on_message)
+        hub.on_request(self._on_request)
 
     def _on_connected(self, client: Client) -> None:
         # Kept with the client: by the time the hub tells of its disconnect, it is in no room.
@@ -210,6 +221,12 @@ class Chat:
             self._send(client, Error(f"Not understood: {error}"[:200]))
             return
         self._answer(client, request)
+
+    def _on_request(self, client: Client, data: Any) -> RoomList:
+        """Answers with the rooms; the client learns so that requests are answered, and pings."""
+        if data != "rooms":
+            raise RequestError("not-understood", 'the one request is "rooms"')
+        return self._room_list()
 
     def _answer(self, client: Client, request: _Request) -> None:
         try:
@@ -373,16 +390,21 @@ def _clean_name(value: str, what: str) -> str:
 
 
 def load_page() -> Response:
-    """The page, under a Content-Security-Policy that allows exactly its own style and script."""
-    html = resources.files("wsc_fast.demo").joinpath("page.html").read_text(encoding="utf-8")
+    """The page and its client, under a policy that allows exactly their style and scripts."""
+    folder = resources.files("wsc_fast.demo")
+    client = folder.joinpath(_CLIENT).read_text(encoding="utf-8")
+    html = folder.joinpath("page.html").read_text(encoding="utf-8")
+    html = html.replace(f'<script src="{_CLIENT}">', f"<script>{client}")
 
-    def source_of(tag: str) -> str:
-        source = html.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        digest = hashlib.sha256(source.encode()).digest()
-        return f"'sha256-{base64.b64encode(digest).decode()}'"
+    def sources_of(tag: str) -> str:
+        digests = [
+            hashlib.sha256(source.encode()).digest()
+            for source in re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.S)
+        ]
+        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
     policy = (
-        f"default-src 'none'; script-src {source_of('script')}; style-src {source_of('style')}; "
+        f"default-src 'none'; script-src {sources_of('script')}; style-src {sources_of('style')}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'; require-trusted-types-for 'script'"
     )
