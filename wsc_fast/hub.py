@@ -145,6 +145,8 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
                 paused=paused,
                 gone=lambda client: admission.leave_address(client),
             ),
+            join=self.join_room,
+            leave=self.leave_room,
             authorize_join=authorize_join,
             authorize_publish=authorize_publish,
             denied=delivery.denied,

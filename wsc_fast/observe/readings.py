@@ -159,7 +159,17 @@ FAMILIES = (
         "unauthorized",
     ),
     Family(
-        "wsc_refused_joins", "counter", "Joins that authorize_join did not allow.", "refused_joins"
+        "wsc_refused_joins",
+        "counter",
+        "Joins that authorize_join or on_join_request did not allow.",
+        "refused_joins",
+    ),
+    Family("wsc_requests", "counter", "Requests of clients, answered.", "requests_answered"),
+    Family(
+        "wsc_refused_requests",
+        "counter",
+        "Requests of clients that got an error.",
+        "requests_refused",
     ),
     Family(
         "wsc_abandoned_messages",
