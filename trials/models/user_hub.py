@@ -44,6 +44,7 @@ class Pending:
         self.end: Future[str] = Future()
         self.deadline = 0.0
         self.timer = 0
+        self.is_suspect = False  # the store has it no more: nobody gets it
         # The clients that got it from the store; None: all that were here got it.
         self.given: dict[Client, None] | None = None
 
@@ -65,7 +66,7 @@ class Mailbox:
         self.user = user
         self.pending: dict[str, Pending] = {}
         self.parked: dict[str, Pending] = {}
-        self.lapsed: dict[str, int] = {}
+        self.lapsed: dict[str, Pending] = {}
         self.clients: list[Client] = []
         self.replays: dict[Client, Replay] = {}
         # Messages whose end is being told, or that are being deleted.
@@ -97,6 +98,8 @@ class Replay:
         self.sent = dict.fromkeys(sent)
         self.from_store = from_store
         self.again = again
+        # Messages of the line that the store had before it was read: its pages have to bring them.
+        self.of_store: dict[Pending, None] = {}
         self.is_reading = False
         self.is_over = False
         self.acknowledged: dict[str, None] = {}
@@ -132,10 +135,17 @@ class Replay:
             while self.from_store or self.line:
                 if self.from_store:
                     self.from_store = False
+                    self.of_store = dict.fromkeys(
+                        each for each in self.line if each.is_stored and each not in self.later
+                    )
                     complete = await self.read_store()
+                    if not complete:
+                        self.of_store.clear()
                 else:
                     item = self.line[0]
-                    if not self.is_of_store(item):
+                    if item in self.of_store and item not in self.sent and self.hub.on("store-line"):
+                        self.hub.suspect(self.mailbox, item)
+                    else:
                         await self.send(item)
                     self.check_over()
                     if self.line and self.line[0] is item:
@@ -145,15 +155,6 @@ class Replay:
             return
         if not self.is_over:
             self.hub.caught_up(self, complete)
-
-    def is_of_store(self, pending: Pending) -> bool:
-        """Whether the store had it before this began, so that its pages had to bring it."""
-        return (
-            self.hub.on("store-line")
-            and pending.is_stored
-            and pending not in self.later
-            and pending not in self.sent
-        )
 
     def check_over(self) -> None:
         if self.is_over:
@@ -534,7 +535,7 @@ class Hub(Process):
         if self.clock.now >= pending.deadline - 1e-9:
             self.time_out(mailbox, pending)
             return
-        for client in mailbox.clients:
+        for client in () if pending.is_suspect else mailbox.clients:
             replay = mailbox.replays.get(client)
             if replay is not None and pending not in replay.sent:
                 continue
@@ -582,8 +583,11 @@ class Hub(Process):
             self.unpark(mailbox, pending)
         elif done.error is not None:
             mailbox.parked.pop(pending.id, None)
-            self.finish(pending, "error")
-            self.world.told(self, message, "error")
+            if can_try_again and self.on("settle-errors"):
+                self.spawn(self.settle_failure(mailbox, pending, "error"))
+            else:
+                self.finish(pending, "error")
+                self.world.told(self, message, "error")
         elif not pending.is_held and mailbox.parked.get(pending.id) is pending:
             del mailbox.parked[pending.id]
 
@@ -726,6 +730,12 @@ class Hub(Process):
         mailbox.pending[message.id] = pending
         return pending
 
+    def suspect(self, mailbox: Mailbox, pending: Pending) -> None:
+        """It is pending here, and the store that had it has it no more."""
+        if pending.is_open() and not pending.is_suspect:
+            pending.is_suspect = True
+            self.spawn(self.check_user(mailbox, [pending.id]))
+
     async def all_read(self, replay: Replay) -> None:
         """The store holds nothing more: what is parked still has gone from it."""
         mailbox = replay.mailbox
@@ -771,7 +781,10 @@ class Hub(Process):
         mailbox = self.mailbox(client.user)
         pending = mailbox.pending.get(message_id)
         if pending is None:
-            if mailbox.lapsed.pop(message_id, None) is not None:
+            lapsed = mailbox.lapsed.pop(message_id, None)
+            if lapsed is not None:
+                if not lapsed.is_over():
+                    self.finish(lapsed, outcome)
                 for replay in mailbox.replays.values():
                     replay.noted(message_id)
                 message = self.world.messages[message_id]
@@ -793,8 +806,6 @@ class Hub(Process):
             del mailbox.pending[pending.id]
             for replay in mailbox.replays.values():
                 replay.settled(pending, answered)
-            if status == "timeout" and (pending.is_stored or pending.storing is not None):
-                mailbox.lapsed[pending.id] = 0
         elif mailbox.parked.get(pending.id) is pending:
             del mailbox.parked[pending.id]
         self.finish(pending, status)
@@ -844,22 +855,24 @@ class Hub(Process):
         mailbox.leaving.pop(message.id, None)
 
     def time_out(self, mailbox: Mailbox, pending: Pending) -> None:
-        is_stored = pending.is_stored or pending.storing is not None
-        if not is_stored:
+        if not pending.is_stored and pending.storing is None:
             self.settle(mailbox, pending, "timeout")
             self.world.told(self, pending.message, "timeout")
-        else:
-            self.spawn(self.settle_timeout(mailbox, pending))
-
-    async def settle_timeout(self, mailbox: Mailbox, pending: Pending) -> None:
-        outcome, is_first = await self.settle_bus(pending.message, "timeout")
-        if pending.is_over() or not pending.is_open():
-            if is_first:
-                self.world.told(self, pending.message, "timeout")
             return
-        self.settle(mailbox, pending, outcome)
-        if is_first:
-            self.world.told(self, pending.message, "timeout")
+        del mailbox.pending[pending.id]
+        mailbox.lapsed[pending.id] = pending
+        pending.status = "timeout"
+        for replay in mailbox.replays.values():
+            replay.settled(pending, False)
+        self.spawn(self.settle_failure(mailbox, pending, "timeout"))
+
+    async def settle_failure(self, mailbox: Mailbox, pending: Pending, outcome: str) -> None:
+        """The failure is told by one hub, unless the message is answered meanwhile."""
+        outcome, is_first = await self.settle_bus(pending.message, outcome)
+        if not pending.is_over():
+            self.settle(mailbox, pending, outcome)
+        if is_first and pending.status not in ANSWERS:
+            self.world.told(self, pending.message, outcome)
 
     async def dropped(self, message: Message, why: str) -> None:
         """The store has let go of a message, by this hub's doing."""
@@ -923,17 +936,7 @@ class Hub(Process):
             if outcome is not None:
                 self.hear_settled(pending.message, outcome)
             elif pending.id in missing and pending.id not in mailbox.leaving:
-                self.spawn(self.gone(mailbox, pending))
-
-    async def gone(self, mailbox: Mailbox, pending: Pending) -> None:
-        """The store has it no more, and the bus knows of no outcome."""
-        outcome, is_first = "gone", True
-        if self.on("settle-drops"):
-            outcome, is_first = await self.settle_bus(pending.message, "gone")
-        if not pending.is_over():
-            self.settle(mailbox, pending, outcome)
-        if is_first:
-            self.world.told(self, pending.message, "gone")
+                self.spawn(self.settle_failure(mailbox, pending, "gone"))
 
     async def expire(self) -> None:
         while True:

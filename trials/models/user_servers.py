@@ -47,6 +47,7 @@ class Bus(Server):
         self.users: dict[str, dict[str, int]] = {}
         self.outcomes: dict[str, tuple[str, str, float]] = {}
         self.count = 0
+        self.first: dict[str, str] = {}  # for the checks alone: the first outcome of each message
         self.inboxes: dict[str, list[Link]] = {}
 
     def state(self) -> Any:
@@ -172,6 +173,7 @@ class Bus(Server):
         if held in ANSWERS or (held is not None and outcome not in ANSWERS):
             return held, False
         self.outcomes[key] = outcome, tag, self.clock.now + OUTCOME
+        self.first.setdefault(message.id, outcome)
         hubs = [hub_of(each) for each in self._others(message.user, "")]
         word = ("settled", message, outcome)
         self._publish(
