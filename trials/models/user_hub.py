@@ -135,9 +135,6 @@ class Replay:
             while self.from_store or self.line:
                 if self.from_store:
                     self.from_store = False
-                    self.of_store = dict.fromkeys(
-                        each for each in self.line if each.is_stored and each not in self.later
-                    )
                     complete = await self.read_store()
                     if not complete:
                         self.of_store.clear()
@@ -181,10 +178,17 @@ class Replay:
 
     async def read_pages(self) -> bool:
         hub, after, failures = self.hub, 0, 0
+
+        def begins() -> None:
+            if after == 0:
+                self.of_store = dict.fromkeys(
+                    each for each in self.line if each.is_stored and each not in self.later
+                )
+
         while True:
             self.acknowledged.clear()
             try:
-                page = await hub.store.read(self.mailbox.user, after)
+                page = await hub.store.read(self.mailbox.user, after, begins)
             except Lost:
                 self.check_over()
                 failures += 1
@@ -297,12 +301,13 @@ class StoreAccess:
                 else:
                     future.set(results[at])
 
-    async def read(self, user: str, after: int) -> list[Stored]:
-        """A page, with all that was appended before."""
+    async def read(self, user: str, after: int, begins: Callable[[], object]) -> list[Stored]:
+        """A page, with all that was appended before; calls when it is asked for."""
         for _, future, _ in [*self.batch, *self.queue][-1:]:
             done: Future[None] = Future()
             future.then(lambda _, done=done: done.set(None))  # type: ignore[misc]
             await done
+        begins()
         return await self.connection.ask(self.server.read, user, after, PAGE)  # type: ignore[no-any-return]
 
 

@@ -47,7 +47,8 @@ class Bus(Server):
         self.users: dict[str, dict[str, int]] = {}
         self.outcomes: dict[str, tuple[str, str, float]] = {}
         self.count = 0
-        self.first: dict[str, str] = {}  # for the checks alone: the first outcome of each message
+        # For the checks alone: the first outcome of each message, and whose it is.
+        self.first: dict[str, tuple[str, str]] = {}
         self.inboxes: dict[str, list[Link]] = {}
 
     def state(self) -> Any:
@@ -173,7 +174,7 @@ class Bus(Server):
         if held in ANSWERS or (held is not None and outcome not in ANSWERS):
             return held, False
         self.outcomes[key] = outcome, tag, self.clock.now + OUTCOME
-        self.first.setdefault(message.id, outcome)
+        self.first.setdefault(message.id, (outcome, tag.partition(" ")[0]))
         hubs = [hub_of(each) for each in self._others(message.user, "")]
         word = ("settled", message, outcome)
         self._publish(

@@ -348,7 +348,7 @@ class World:
         # The answer is on its way to the bus, and the failure was there before it.
         message = record.message
         if any(each.endswith("-bus") or each == "freeze" for each in self.faults):
-            return self.bus.first.get(message.id) not in ANSWERS
+            return self.bus.first.get(message.id, ("", ""))[0] not in ANSWERS
         return self.clock.now - record.answered_at < 0.1 + 4 * max(self.delays)
 
     def check_order(self, device: Device, record: Record) -> None:
@@ -492,14 +492,15 @@ class World:
             device.is_silent = False
 
     def check_end(self) -> None:
+        dead = {hub.life for hub in self.dead}
         for record in self.records.values():
             name = record.message.id
             is_dropped = self.store.drops.get(name)
             if record.is_accepted and not record.seen and not record.told:
                 if record.was_lost or record.had_no_bus:
                     self.count["accepted, and lost by the store"] += 1
-                elif is_dropped in [hub.life for hub in self.dead]:
-                    self.count["dropped by a hub that died"] += 1
+                elif {is_dropped, self.bus.first.get(name, ("", ""))[1]} & dead:
+                    self.count["its failure known to a hub that died"] += 1
                 else:
                     self.fault("accepted and not delivered", name)
             for hub, pending in record.awaits:
