@@ -40,6 +40,7 @@ class Pending:
         self.is_stored = False
         self.storing: Future[Any] | None = None
         self.was_refused = False
+        self.may_be_stored = False  # nobody knows what became of an append
         self.is_held = False  # somebody awaits it here
         self.end: Future[str] = Future()
         self.deadline = 0.0
@@ -581,6 +582,7 @@ class Hub(Process):
         else:
             self.world.not_stored(message)
             pending.was_refused = isinstance(done.error, Full)
+            pending.may_be_stored = not pending.was_refused
         if pending.status != "stored":
             return
         can_try_again = not isinstance(done.error, Full)
@@ -860,7 +862,8 @@ class Hub(Process):
         mailbox.leaving.pop(message.id, None)
 
     def time_out(self, mailbox: Mailbox, pending: Pending) -> None:
-        if not pending.is_stored and pending.storing is None:
+        self.world.failed(self, pending.message)
+        if not pending.is_stored and pending.storing is None and not pending.may_be_stored:
             self.settle(mailbox, pending, "timeout")
             self.world.told(self, pending.message, "timeout")
             return

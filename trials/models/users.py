@@ -76,9 +76,14 @@ class Record:
         self.was_lost = False  # the store lost or revived it
         self.was_not_stored = False
         self.had_no_bus = False
+        self.is_late = False  # a hub has given it up
         self.is_probe = False
         self.is_doubled = False  # also sent by another hub, or sent again
         self.awaits: list[tuple[Hub, Pending]] = []
+
+    def may_come_late(self) -> bool:
+        """Whether its place among the others is not promised."""
+        return self.is_doubled or self.was_lost or self.was_not_stored or self.is_late
 
 
 class Client:
@@ -220,6 +225,7 @@ class World:
         self.messages: dict[str, Message] = {}
         self.records: dict[str, Record] = {}
         self.count: Counter[str] = Counter()
+        self.late: list[tuple[Record, Record, Device, bool]] = []
         self.wrong: list[tuple[str, str]] = []
         self.hubs: dict[str, Hub] = {}
         self.dead: list[Hub] = []
@@ -351,23 +357,33 @@ class World:
             return self.bus.first.get(message.id, ("", ""))[0] not in ANSWERS
         return self.clock.now - record.answered_at < 0.1 + 4 * max(self.delays)
 
+    def failed(self, hub: Hub, message: Message) -> None:
+        """A hub has given it up; it may come late."""
+        self.records[message.id].is_late = True
+
     def check_order(self, device: Device, record: Record) -> None:
-        if record.is_doubled or record.was_lost or record.was_not_stored or record.told:
-            return
+        """Each client gets the messages of one life of a hub in their order."""
         for each in reversed(device.view[:-1]):
             other = self.records[each]
-            if other.life != record.life or other.is_doubled or other.was_lost:
+            if other.life == record.life and not other.may_come_late():
+                if other.seq > record.seq:
+                    was_answered = record.answered_at > 0
+                    self.late.append((record, other, device, was_answered))
+                    self.trace("LATE", record.message.id, "after", each, "at", device.name)
+                return
+
+    def check_orders(self) -> None:
+        for record, other, device, was_answered in self.late:
+            if record.may_come_late() or other.may_come_late() or self.was_dropped(record):
                 continue
-            if other.was_not_stored or other.told:
-                continue
-            if other.seq > record.seq:
-                kind = "order, of an answered message" if record.answered_at else "order"
-                text = f"{record.message.id} after {each} at {device.name}"
-                if record.answered_at:
-                    self.count[kind] += 1
-                else:
-                    self.fault(kind, text)
-            return
+            if was_answered:
+                self.count["out of order, as answered already"] += 1
+            else:
+                text = f"{record.message.id} after {other.message.id} at {device.name}"
+                self.fault("order", text)
+
+    def was_dropped(self, record: Record) -> bool:
+        return record.message.id in self.store.drops
 
     # --- faults ---
 
@@ -453,6 +469,7 @@ class World:
             device.stays = True
         self.clock.run(40.0 + 80 * max(self.delays))
         self.check_elsewhere()
+        self.check_awaits("await waits for a reconnection")
         self.probe()
         for device in self.devices:
             if device.client is not None:
@@ -491,7 +508,15 @@ class World:
         for device in self.devices:
             device.is_silent = False
 
+    def check_awaits(self, kind: str) -> None:
+        for record in self.records.values():
+            for hub, pending in record.awaits:
+                if not hub.is_dead and not pending.is_over():
+                    self.fault(kind, f"{record.message.id} at {hub.name} {pending.status}")
+
     def check_end(self) -> None:
+        self.check_orders()
+        self.check_awaits("await not ended")
         dead = {hub.life for hub in self.dead}
         for record in self.records.values():
             name = record.message.id
@@ -503,9 +528,6 @@ class World:
                     self.count["its failure known to a hub that died"] += 1
                 else:
                     self.fault("accepted and not delivered", name)
-            for hub, pending in record.awaits:
-                if not hub.is_dead and not pending.is_over():
-                    self.fault("await not ended", f"{name} at {hub.name} {pending.status}")
         for user, messages in self.store.messages.items():
             for each in messages:
                 record = self.records[each]
