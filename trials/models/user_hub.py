@@ -38,6 +38,7 @@ class Pending:
         self.message = message
         self.status = "pending"
         self.is_stored = False
+        self.position = 0  # in the store, if it was read from there
         self.storing: Future[Any] | None = None
         self.was_refused = False
         self.may_be_stored = False  # nobody knows what became of an append
@@ -495,9 +496,10 @@ class Hub(Process):
             return pending
         pending = Pending(message)
         pending.is_held = is_held
-        if message.id in mailbox.lapsed and self.on("lapsed-stored"):
+        if message.id in mailbox.lapsed and self.on("anew"):
             del mailbox.lapsed[message.id]
-            self.spawn(self.send_anew(pending))
+            pending.is_stored = True
+            self.spawn(self.forget(message))
         mailbox.pending[message.id] = pending
         if mailbox.clients:
             self.send_live(mailbox, pending)
@@ -507,8 +509,19 @@ class Hub(Process):
             self.park(mailbox)
         return pending
 
-    async def send_anew(self, pending: Pending) -> None:
-        """It has failed before, and the bus and other hubs may know that."""
+    async def forget(self, message: Message) -> None:
+        """It has failed before: that is no outcome any more."""
+        try:
+            await self.bus.ask(self.world.bus.forget, message.user, message.id)
+        except Lost:
+            self.world.no_bus(message)
+
+    async def store_anew(self, pending: Pending) -> None:
+        """It has failed before, and is in the store still: it goes to the end, where all look."""
+        await self.forget(pending.message)
+        self.store.write("delete", pending.message.user, [pending.id])
+        if not pending.is_over():
+            self.append(pending)
 
     def send_live(self, mailbox: Mailbox, pending: Pending) -> None:
         for client in mailbox.clients:
@@ -570,6 +583,11 @@ class Hub(Process):
         pending.storing = None
         message = pending.message
         mailbox = self.mailbox(message.user)
+        if done.error is None and isinstance(done.result(), Stored) and self.on("anew"):
+            if not pending.is_over():
+                self.spawn(self.store_anew(pending))
+                pending.storing = Future()
+                return
         if done.error is None:
             result = done.result()
             pending.is_stored = True
@@ -726,12 +744,15 @@ class Hub(Process):
         if message.id in replay.acknowledged or message.id in mailbox.leaving:
             return None
         if not replay.again and message.id in mailbox.lapsed:
-            return None
+            position = mailbox.lapsed[message.id].position
+            if not (self.on("anew") and 0 < position < stored.position):
+                return None
         mailbox.lapsed.pop(message.id, None)
         pending = mailbox.parked.pop(message.id, None)
         if pending is None:
             pending = Pending(message)
         pending.is_stored = True
+        pending.position = stored.position
         pending.status = "pending"
         pending.given = {}
         mailbox.pending[message.id] = pending
@@ -905,7 +926,9 @@ class Hub(Process):
         if pending is not None and outcome == "timeout":
             return  # it has a timer of its own
         pending = pending or mailbox.parked.get(message.id)
-        if pending is not None and (pending.is_stored or pending.storing is not None):
+        if pending is None:
+            return
+        if pending.is_stored or (pending.storing is not None and outcome in ANSWERS):
             self.settle(mailbox, pending, outcome)
             if outcome in ANSWERS and self.on("delete-by-all"):
                 self.spawn(self.delete(message))

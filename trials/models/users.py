@@ -43,7 +43,7 @@ RULES = {
     "delete-by-all": "each hub that hears of an answer deletes the message",
     "note-reading": "a page under way does not bring back a message that is settled",
     "given": "a message of the store is pending for the clients that got it, and not for others",
-    "lapsed-stored": "a message that is sent anew after its timeout is one of the store",
+    "anew": "a message that is sent anew after a failure is stored anew, and its failure forgotten",
 }
 FAULTS = (
     "kill",
@@ -293,7 +293,8 @@ class World:
         pending = hub.send(message, is_held)
         if is_held:
             record.awaits.append((hub, pending))
-            pending.end.then(lambda done: self.ended(hub, record, done.result()))
+            at = self.clock.now
+            pending.end.then(lambda done: self.ended(hub, record, done.result(), at))
         if dice.random() < 0.5:
             hub.spawn(self.accept(hub, pending, record))
 
@@ -306,10 +307,12 @@ class World:
             return
         record.is_accepted = True
 
-    def ended(self, hub: Hub, record: Record, outcome: str) -> None:
+    def ended(self, hub: Hub, record: Record, outcome: str, sent_at: float) -> None:
         self.trace("await of", record.message.id, "at", hub.name, "ends:", outcome)
         if outcome not in ANSWERS and record.answered_at and not self.excused_end(record):
             self.fault("await failed, though answered", record.message.id)
+        if outcome == "timeout" and self.clock.now < sent_at + record.message.timeout:
+            self.fault("await ended by an earlier timeout", record.message.id)
         if outcome == "timeout" and self.resends and self.dice.random() < 0.5:
             record.is_doubled = True
             self.clock.at(self.dice.random() * 3, self.give, hub, record)
@@ -467,6 +470,10 @@ class World:
             hub.thaw()
         for device in self.devices:
             device.stays = True
+        for record in list(self.records.values()) if self.resends else ():
+            if not record.answered_at and any(why == "timeout" for _, _, why in record.told):
+                record.is_doubled = True
+                self.clock.at(5.0, self.give, self.hubs[record.message.origin], record)
         self.clock.run(40.0 + 80 * max(self.delays))
         self.check_elsewhere()
         self.check_awaits("await waits for a reconnection")
