@@ -44,7 +44,7 @@ class Pending:
         self.may_be_stored = False  # nobody knows what became of an append
         self.is_held = False  # somebody awaits it here
         self.end: Future[str] = Future()
-        self.deadline = 0.0
+        self.born = self.deadline = 0.0
         self.timer = 0
         self.is_suspect = False  # the store has it no more: nobody gets it
         # The clients that got it from the store; None: all that were here got it.
@@ -495,6 +495,7 @@ class Hub(Process):
             pending.is_held |= is_held
             return pending
         pending = Pending(message)
+        pending.born = self.clock.now
         pending.is_held = is_held
         if message.id in mailbox.lapsed and self.on("anew"):
             del mailbox.lapsed[message.id]

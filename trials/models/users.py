@@ -293,7 +293,7 @@ class World:
         pending = hub.send(message, is_held)
         if is_held:
             record.awaits.append((hub, pending))
-            at = self.clock.now
+            at = pending.born
             pending.end.then(lambda done: self.ended(hub, record, done.result(), at))
         if dice.random() < 0.5:
             hub.spawn(self.accept(hub, pending, record))
