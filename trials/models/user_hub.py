@@ -44,7 +44,7 @@ class Pending:
         self.may_be_stored = False  # nobody knows what became of an append
         self.is_held = False  # somebody awaits it here
         self.end: Future[str] = Future()
-        self.born = self.deadline = 0.0
+        self.born = self.began = self.deadline = 0.0
         self.timer = 0
         self.is_suspect = False  # the store has it no more: nobody gets it
         # The clients that got it from the store; None: all that were here got it.
@@ -335,6 +335,7 @@ class Hub(Process):
         self.wake: Future[None] = Future()
         self.telling: dict[str, bool] = {}
         self.behind: dict[Client, None] = {}
+        self.is_stopping = False
         self.subscription: Link | None = None
         self.is_subscribed = False
         self.bus = Connection(self, world.bus, world.paths(self, "bus"), CALL)
@@ -500,7 +501,6 @@ class Hub(Process):
         if message.id in mailbox.lapsed and self.on("anew"):
             del mailbox.lapsed[message.id]
             pending.is_stored = True
-            self.spawn(self.forget(message))
         mailbox.pending[message.id] = pending
         if mailbox.clients:
             self.send_live(mailbox, pending)
@@ -510,16 +510,8 @@ class Hub(Process):
             self.park(mailbox)
         return pending
 
-    async def forget(self, message: Message) -> None:
-        """It has failed before: that is no outcome any more."""
-        try:
-            await self.bus.ask(self.world.bus.forget, message.user, message.id)
-        except Lost:
-            self.world.no_bus(message)
-
     async def store_anew(self, pending: Pending) -> None:
         """It has failed before, and is in the store still: it goes to the end, where all look."""
-        await self.forget(pending.message)
         self.store.write("delete", pending.message.user, [pending.id])
         if not pending.is_over():
             self.append(pending)
@@ -536,6 +528,7 @@ class Hub(Process):
     def begin(self, pending: Pending) -> None:
         """Its time runs from the first attempt to send it."""
         if not pending.deadline:
+            pending.began = self.clock.now
             pending.deadline = self.clock.now + pending.message.timeout
             self.schedule(pending)
 
@@ -752,6 +745,7 @@ class Hub(Process):
         pending = mailbox.parked.pop(message.id, None)
         if pending is None:
             pending = Pending(message)
+            pending.born = self.clock.now
         pending.is_stored = True
         pending.position = stored.position
         pending.status = "pending"
@@ -844,7 +838,9 @@ class Hub(Process):
         pending.timer += 1
         pending.end.set(status)
 
-    async def settle_bus(self, message: Message, outcome: str) -> tuple[str, bool]:
+    async def settle_bus(
+        self, message: Message, outcome: str, since: float
+    ) -> tuple[str, bool]:
         """Asks the bus to note an outcome; twice, where nobody knows whether it did."""
         world = self.world
         world.tags += 1
@@ -852,7 +848,7 @@ class Hub(Process):
         for _ in range(2):
             try:
                 return await self.bus.ask(  # type: ignore[no-any-return]
-                    world.bus.settle, self.name, message, outcome, tag
+                    world.bus.settle, self.name, message, outcome, tag, self.clock.now - since
                 )
             except Lost:
                 world.no_bus(message)
@@ -863,11 +859,11 @@ class Hub(Process):
         mailbox = self.mailbox(message.user)
         mailbox.leaving[message.id] = None
         if self.on("settle-first"):
-            _, is_first = await self.settle_bus(message, outcome)
+            _, is_first = await self.settle_bus(message, outcome, 0.0)
             await self.delete(message)
         else:
             await self.delete(message)
-            _, is_first = await self.settle_bus(message, outcome)
+            _, is_first = await self.settle_bus(message, outcome, 0.0)
         if outcome == "failed" and is_first:
             self.world.told(self, message, "failed")
 
@@ -898,7 +894,8 @@ class Hub(Process):
 
     async def settle_failure(self, mailbox: Mailbox, pending: Pending, outcome: str) -> None:
         """The failure is told by one hub, unless the message is answered meanwhile."""
-        outcome, is_first = await self.settle_bus(pending.message, outcome)
+        since = pending.began if outcome == "timeout" else 0.0
+        outcome, is_first = await self.settle_bus(pending.message, outcome, since)
         if not pending.is_over():
             self.settle(mailbox, pending, outcome)
         if is_first and pending.status not in ANSWERS:
@@ -908,7 +905,7 @@ class Hub(Process):
         """The store has let go of a message, by this hub's doing."""
         is_first = True
         if self.on("settle-drops"):
-            _, is_first = await self.settle_bus(message, why)
+            _, is_first = await self.settle_bus(message, why, 0.0)
         mailbox = self.mailbox(message.user)
         pending = mailbox.parked.get(message.id) or mailbox.pending.get(message.id)
         if pending is not None:
@@ -964,8 +961,9 @@ class Hub(Process):
         for pending in asked:
             if pending is None or pending.is_over() or not pending.is_stored:
                 continue
-            outcome = outcomes.get(pending.id)
-            if outcome is not None:
+            outcome, age = outcomes.get(pending.id, ("", 0.0))
+            is_old = age > self.clock.now - pending.born and self.on("age")
+            if outcome and (outcome in ANSWERS or not is_old):
                 self.hear_settled(pending.message, outcome)
             elif pending.id in missing and pending.id not in mailbox.leaving:
                 self.spawn(self.settle_failure(mailbox, pending, "gone"))

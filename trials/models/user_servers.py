@@ -45,10 +45,11 @@ class Bus(Server):
         self.leases: dict[str, tuple[float, int]] = {}
         self.nodes: dict[str, None] = {}
         self.users: dict[str, dict[str, int]] = {}
-        self.outcomes: dict[str, tuple[str, str, float]] = {}
+        self.outcomes: dict[str, tuple[str, str, float]] = {}  # outcome, tag, since when
         self.count = 0
         # For the checks alone: the first outcome of each message, and whose it is.
         self.first: dict[str, tuple[str, str]] = {}
+        self.failed_at: dict[str, float] = {}
         self.inboxes: dict[str, list[Link]] = {}
 
     def state(self) -> Any:
@@ -162,18 +163,25 @@ class Bus(Server):
         others = [hub_of(each) for each in self._others(user, "")]
         return self._publish(dict.fromkeys(each for each in others if each != hub), word)
 
-    def settle(self, hub: str, message: Message, outcome: str, tag: str) -> tuple[str, bool]:
+    def settle(
+        self, hub: str, message: Message, outcome: str, tag: str, age: float
+    ) -> tuple[str, bool]:
         """Notes an outcome, unless there is one. An answer of a client takes the place of a failure.
 
+        A failure that is older than the attempt which has failed now, of this age, is none any more.
         Returns the outcome that holds, and whether this call, repeated or not, has set the first.
         """
         key = f"{message.user} {message.id}"
         held = self.outcome(key)
+        if held is not None and held not in ANSWERS and self.rules("age"):
+            held = held if self.clock.now - self.outcomes[key][2] < age else None
         if held is not None and self.outcomes[key][1] == tag and self.rules("tag"):
             return held, True
         if held in ANSWERS or (held is not None and outcome not in ANSWERS):
             return held, False
-        self.outcomes[key] = outcome, tag, self.clock.now + OUTCOME
+        self.outcomes[key] = outcome, tag, self.clock.now
+        if outcome not in ANSWERS:
+            self.failed_at[message.id] = self.clock.now
         self.first.setdefault(message.id, (outcome, tag.partition(" ")[0]))
         hubs = [hub_of(each) for each in self._others(message.user, "")]
         word = ("settled", message, outcome)
@@ -184,16 +192,16 @@ class Bus(Server):
 
     def outcome(self, key: str) -> str | None:
         found = self.outcomes.get(key)
-        return found[0] if found is not None and found[2] > self.clock.now else None
+        return found[0] if found is not None and found[2] + OUTCOME > self.clock.now else None
 
-    def outcomes_of(self, user: str, ids: Sequence[str]) -> dict[str, str]:
-        found = {each: self.outcome(f"{user} {each}") for each in ids}
-        return {each: outcome for each, outcome in found.items() if outcome is not None}
-
-    def forget(self, user: str, message_id: str) -> None:
-        """A message that has failed is sent anew: its failure is no outcome any more."""
-        if self.outcome(f"{user} {message_id}") not in ANSWERS:
-            self.outcomes.pop(f"{user} {message_id}", None)
+    def outcomes_of(self, user: str, ids: Sequence[str]) -> dict[str, tuple[str, float]]:
+        """The outcomes that there are, each with its age: clocks need not agree."""
+        found = {}
+        for each in ids:
+            outcome = self.outcome(f"{user} {each}")
+            if outcome is not None:
+                found[each] = outcome, self.clock.now - self.outcomes[f"{user} {each}"][2]
+        return found
 
 
 ANSWERS = ("confirmed", "failed")
