@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from trials.models.user_servers import ANSWERS, Full, Message, Stored, hub_of
@@ -75,7 +76,7 @@ class Mailbox:
         self.leaving: dict[str, None] = {}
 
 
-class Over(Exception):  # noqa: N818 (no error)
+class Over(Exception):
     """A replay has ended."""
 
 
@@ -142,7 +143,11 @@ class Replay:
                         self.of_store.clear()
                 else:
                     item = self.line[0]
-                    if item in self.of_store and item not in self.sent and self.hub.on("store-line"):
+                    if (
+                        item in self.of_store
+                        and item not in self.sent
+                        and self.hub.on("store-line")
+                    ):
                         self.hub.suspect(self.mailbox, item)
                     else:
                         await self.send(item)
@@ -577,11 +582,11 @@ class Hub(Process):
         pending.storing = None
         message = pending.message
         mailbox = self.mailbox(message.user)
-        if done.error is None and isinstance(done.result(), Stored) and self.on("anew"):
-            if not pending.is_over():
-                self.spawn(self.store_anew(pending))
-                pending.storing = Future()
-                return
+        is_there = done.error is None and isinstance(done.result(), Stored)
+        if is_there and self.on("anew") and not pending.is_over():
+            self.spawn(self.store_anew(pending))
+            pending.storing = Future()
+            return
         if done.error is None:
             result = done.result()
             pending.is_stored = True
@@ -667,10 +672,8 @@ class Hub(Process):
         again = True
         while again:
             self.telling[user] = False
-            try:
+            with suppress(Lost):  # the polls find it
                 await self.bus.ask(self.world.bus.tell, self.name, user, ("look", user))
-            except Lost:
-                pass  # the polls find it
             again = self.telling[user]
         del self.telling[user]
 
@@ -838,9 +841,7 @@ class Hub(Process):
         pending.timer += 1
         pending.end.set(status)
 
-    async def settle_bus(
-        self, message: Message, outcome: str, since: float
-    ) -> tuple[str, bool]:
+    async def settle_bus(self, message: Message, outcome: str, since: float) -> tuple[str, bool]:
         """Asks the bus to note an outcome; twice, where nobody knows whether it did."""
         world = self.world
         world.tags += 1
@@ -895,7 +896,8 @@ class Hub(Process):
     async def settle_failure(self, mailbox: Mailbox, pending: Pending, outcome: str) -> None:
         """The failure is told by one hub, unless the message is answered meanwhile."""
         since = pending.began if outcome == "timeout" else 0.0
-        outcome, is_first = await self.settle_bus(pending.message, outcome, since)
+        held, is_first = await self.settle_bus(pending.message, outcome, since)
+        outcome = held if held in ANSWERS else outcome
         if not pending.is_over():
             self.settle(mailbox, pending, outcome)
         if is_first and pending.status not in ANSWERS:
@@ -947,7 +949,7 @@ class Hub(Process):
 
     async def check_user(self, mailbox: Mailbox, ids: list[str]) -> None:
         """Looks whether the store holds these still, and what the bus knows of them."""
-        world, user = self.world, mailbox.user
+        world, user, asked_at = self.world, mailbox.user, self.clock.now
         asked = [mailbox.parked.get(each) or mailbox.pending.get(each) for each in ids]
         try:
             if self.on("missing-first"):
@@ -962,7 +964,7 @@ class Hub(Process):
             if pending is None or pending.is_over() or not pending.is_stored:
                 continue
             outcome, age = outcomes.get(pending.id, ("", 0.0))
-            is_old = age > self.clock.now - pending.born and self.on("age")
+            is_old = age > asked_at - pending.born and self.on("age")
             if outcome and (outcome in ANSWERS or not is_old):
                 self.hear_settled(pending.message, outcome)
             elif pending.id in missing and pending.id not in mailbox.leaving:

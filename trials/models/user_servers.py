@@ -19,7 +19,7 @@ OUTCOME = 60.0
 
 
 class Message(NamedTuple):
-    """A message, as the store keeps it: the sender's hub and the time for an answer come with it."""
+    """A message, as the store keeps it: with the hub that sent it, and the time for an answer."""
 
     id: str
     user: str
@@ -89,9 +89,7 @@ class Bus(Server):
 
     def lease(self, incarnation: str, number: int, new: bool) -> list[str] | None:
         """Takes or renews a lease; the incarnations without one, or None where it has gone."""
-        if not new and (
-            not self.lives(incarnation) or self.leases[incarnation][1] > number
-        ):
+        if not new and (not self.lives(incarnation) or self.leases[incarnation][1] > number):
             return None
         self.leases[incarnation] = self.clock.now + LEASE, number
         self.nodes[incarnation] = None
@@ -107,9 +105,7 @@ class Bus(Server):
     def _others(self, user: str, incarnation: str) -> list[str]:
         """The living incarnations that have a user, but one."""
         return [
-            each
-            for each in self.users.get(user, ())
-            if each != incarnation and self.lives(each)
+            each for each in self.users.get(user, ()) if each != incarnation and self.lives(each)
         ]
 
     def enter(
@@ -166,10 +162,10 @@ class Bus(Server):
     def settle(
         self, hub: str, message: Message, outcome: str, tag: str, age: float
     ) -> tuple[str, bool]:
-        """Notes an outcome, unless there is one. An answer of a client takes the place of a failure.
+        """Notes an outcome, unless there is one. An answer takes the place of a failure.
 
-        A failure that is older than the attempt which has failed now, of this age, is none any more.
-        Returns the outcome that holds, and whether this call, repeated or not, has set the first.
+        A held failure that is older than the attempt which has failed now counts for none. `age`
+        is that of the attempt. Returns the outcome that holds, and whether this call, repeated or not, has set the first.
         """
         key = f"{message.user} {message.id}"
         held = self.outcome(key)
@@ -185,9 +181,7 @@ class Bus(Server):
         self.first.setdefault(message.id, (outcome, tag.partition(" ")[0]))
         hubs = [hub_of(each) for each in self._others(message.user, "")]
         word = ("settled", message, outcome)
-        self._publish(
-            dict.fromkeys(each for each in (message.origin, *hubs) if each != hub), word
-        )
+        self._publish(dict.fromkeys(each for each in (message.origin, *hubs) if each != hub), word)
         return outcome, held is None
 
     def outcome(self, key: str) -> str | None:
@@ -212,7 +206,7 @@ def hub_of(incarnation: str) -> str:
     return incarnation.partition(".")[0]
 
 
-class Full(Exception):  # noqa: N818 (as the store says it)
+class Full(Exception):
     """The store has its limit for this user."""
 
 

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 from trials.models.user_hub import Hub, Pending
 from trials.models.user_servers import ANSWERS, Bus, Message, Store, hub_of
-from trials.models.virtual import Clock, Future, Lost, Path
+from trials.models.virtual import Clock, Lost, Path
 
 RULES = {
     "look": "a hub tells the user's others of what it has stored",
@@ -38,7 +38,7 @@ RULES = {
     "tag": "a settlement that is repeated knows itself again",
     "numbers": "answers, `also` and `alone` are numbered",
     "settle-drops": "drops are told by the one hub that has settled them",
-    "settle-errors": "an append whose outcome nobody knows is told only if nothing else has settled it",
+    "settle-errors": "a failed append is told only if nothing else has settled its message",
     "ask-all-read": "the bus is asked before a parked message that has gone is sent from memory",
     "store-line": "a client that catches up gets stored messages from the store alone",
     "delete-by-all": "each hub that hears of an answer deletes the message",
@@ -339,8 +339,10 @@ class World:
     def told(self, hub: Hub, message: Message, why: str) -> None:
         record = self.records[message.id]
         self.trace(hub.name, "tells", why, "of", message.id)
-        is_attempt = why == "timeout" and record.told and (
-            self.clock.now - record.told[-1][0] >= message.timeout - 2 * max(self.delays)
+        is_attempt = (
+            why == "timeout"
+            and record.told
+            and (self.clock.now - record.told[-1][0] >= message.timeout - 2 * max(self.delays))
         )
         if record.told and not (is_attempt or self.excused(record) or record.is_doubled):
             self.fault("told twice", f"{message.id} {record.told} {why} {hub.name}")
@@ -529,9 +531,7 @@ class World:
             for (_, server), paths in self._paths.items():
                 for path in paths if server == "bus" else ():
                     path.block(2.5)
-        records = [
-            self.send(hub, user, True) for hub in self.hubs.values() for user in self.users
-        ]
+        records = [self.send(hub, user, True) for hub in self.hubs.values() for user in self.users]
         self.clock.run(1.6 + 8 * max(self.delays))
         for record in records:
             for device in self.devices:

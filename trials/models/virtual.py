@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Lost(Exception):  # noqa: N818 (it is an outcome, which nobody knows)
+class Lost(Exception):
     """No answer came: nobody knows whether the call was executed."""
 
 
