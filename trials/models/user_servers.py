@@ -165,7 +165,8 @@ class Bus(Server):
         """Notes an outcome, unless there is one. An answer takes the place of a failure.
 
         A held failure that is older than the attempt which has failed now counts for none. `age`
-        is that of the attempt. Returns the outcome that holds, and whether this call, repeated or not, has set the first.
+        is that of the attempt. Returns the outcome that holds, and whether this call, repeated or
+        not, has set the first.
         """
         key = f"{message.user} {message.id}"
         held = self.outcome(key)
