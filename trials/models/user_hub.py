@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from trials.models.user_servers import ANSWERS, Full, Message, Stored, hub_of
+from trials.models.user_servers import ANSWERS, Full, Message, Stored
 from trials.models.virtual import Future, Link, Lost, Path, Process
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Pending:
 
 
 class Mailbox:
-    """What one user has not acknowledged, as far as this hub has it."""
+    """The messages that one user has not acknowledged, as far as this hub has them."""
 
     def __init__(self, user: str) -> None:
         self.user = user
@@ -980,6 +980,3 @@ class Hub(Process):
                 continue
             for message in found:
                 await self.dropped(message, "age")
-
-
-assert hub_of("a.a1.1") == "a"

@@ -139,7 +139,7 @@ class Bus(Server):
             del self.users[user]
 
     def ask(self, incarnation: str, users: Sequence[str]) -> list[tuple[str, int]]:
-        """Those of the users whom other living hubs have, each with a number."""
+        """The users of these whom other living hubs have, each with a number."""
         return [(user, self._next()) for user in users if self._others(user, incarnation)]
 
     def reap(self, incarnation: str, number: int, dead: str, own: bool) -> bool:
