@@ -452,7 +452,7 @@ class Hub(Process):
 
     async def inbox(self) -> None:
         while True:
-            link = Link(self, self.world.bus, self.world.paths(self, "bus"), self.hear)
+            link = Link(self, self.world.bus, self.world.paths(self, "words"), self.hear)
             try:
                 await self.within(CALL, link.ask(self.world.bus.subscribe, self.name, link))
                 self.subscription, self.is_subscribed = link, True

@@ -151,6 +151,7 @@ class Device:
         world.clock.at(dice.random() * 2, self.connect)
 
     def connect(self) -> None:
+        """Connects to any hub that is up."""
         world = self.world
         if self.client is not None:
             return
@@ -432,8 +433,15 @@ class World:
             for link in self.links_of(hub, server):
                 link.cut()
         elif kind == "block":
-            for path in dice.choice([(0,), (1,), (0, 1)]):
-                self.paths(hub, server)[path].block(dice.choice([0.3, 3.0, 14.0]))
+            servers = (
+                [server]
+                if server == "store"
+                else dice.choice([["bus"], ["words"], ["bus", "words"]])
+            )
+            ways, seconds = dice.choice([(0,), (1,), (0, 1)]), dice.choice([0.3, 3.0, 14.0])
+            for each in servers:
+                for way in ways:
+                    self.paths(hub, each)[way].block(seconds)
         elif kind == "crash":
             (self.bus if server == "bus" else self.store).crash(dice.choice([0.0, 1.0, 6.0]))
         elif kind == "failover":
@@ -529,7 +537,7 @@ class World:
         if self.dice.random() < 0.5:
             # No word gets through: the polls have to find them.
             for (_, server), paths in self._paths.items():
-                for path in paths if server == "bus" else ():
+                for path in paths if server != "store" else ():
                     path.block(2.5)
         records = [self.send(hub, user, True) for hub in self.hubs.values() for user in self.users]
         self.clock.run(1.6 + 8 * max(self.delays))
