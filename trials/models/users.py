@@ -570,6 +570,10 @@ class World:
                     self.count["its failure known to a hub that died"] += 1
                 else:
                     self.fault("accepted and not delivered", name)
+        for name, (outcome, life) in self.bus.first.items():
+            record = self.records[name]
+            if not (outcome in ANSWERS or life in dead or record.told or record.answered_at):
+                self.fault("nobody told", f"{name} {outcome} by {life}")
         for user, messages in self.store.messages.items():
             for each in messages:
                 record = self.records[each]
