@@ -508,6 +508,9 @@ class World:
         self.clock.run(40.0 + 80 * max(self.delays))
         self.check_elsewhere()
         self.check_awaits("await waits for a reconnection", True)
+        for each in sorted(self.store.ids()):
+            if self.bus.first.get(each, ("", ""))[0] in ANSWERS and not self.records[each].was_lost:
+                self.count["settled, and stored until the next connection"] += 1
         self.probe()
         for device in self.devices:
             if device.client is not None:
