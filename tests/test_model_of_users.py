@@ -43,13 +43,20 @@ def test_a_rule_is_there_for_a_reason(rule: str, seed: int, kind: str) -> None:
     assert kind in {each for each, _ in play(seed, frozenset({rule})).wrong}
 
 
-def enters_elsewhere_while_a_word_is_late(without: str) -> bool:
-    """Whether a hub knows in the end that a user of its own is on another hub, too."""
+def stage(without: str) -> World:
+    """A run in which nobody sends, and no device connects by itself."""
     world = World(1, frozenset({without}))
     world.delays[:] = [0.001]
-    world.is_quiet = True  # nobody sends
+    world.timeout = 20.0
+    world.is_quiet = True
     for device in world.devices:
-        device.client = Client(device, world.hubs["c"])  # it connects nowhere else
+        device.client = Client(device, world.hubs["c"])
+    return world
+
+
+def enters_elsewhere_while_a_word_is_late(without: str) -> bool:
+    """Whether a hub knows in the end that a user of its own is on another hub, too."""
+    world = stage(without)
     first, second = (Device(world, "u", number) for number in (8, 9))
     for device, hub in ((first, "a"), (second, "b")):
         device.client = Client(device, world.hubs[hub])
@@ -76,6 +83,63 @@ def enters_elsewhere_while_a_word_is_late(without: str) -> bool:
 def test_a_late_word_does_not_undo_a_newer_answer() -> None:
     assert enters_elsewhere_while_a_word_is_late("nothing")
     assert not enters_elsewhere_while_a_word_is_late("numbers")
+
+
+def view_of_one_who_was_there_before(without: str) -> list[str]:
+    """Another hub stores a message before, and one after, a second client reads the store."""
+    world = stage(without)
+    first, second = (Device(world, "u", number) for number in (8, 9))
+    for device in (first, second):
+        device.answers = 0.0
+    a, b = world.hubs["a"], world.hubs["b"]
+    first.client = second.client = Client(first, b)
+    world.clock.run(1.3)
+    world.paths(b, "words")[1].block(1.5)  # the poll has to find the messages
+    world.send(a, "u")
+    world.clock.run(0.1)
+    second.client = Client(second, b)
+    world.clock.run(0.1)
+    assert second.view == ["m0"]
+    world.send(a, "u")
+    world.clock.run(4.0)
+    return first.view
+
+
+def test_a_message_that_one_client_has_read_is_not_taken_for_sent_to_another() -> None:
+    assert view_of_one_who_was_there_before("nothing") == ["m0", "m1"]
+    assert view_of_one_who_was_there_before("given") == ["m1", "m0"]
+
+
+def view_of_one_who_comes_over(without: str) -> list[str]:
+    """A client has got the second message elsewhere. The first one is answered, and the hub that
+    it comes to has not heard of that.
+    """
+    world = stage(without)
+    first, second, third = (Device(world, "u", number) for number in (7, 8, 9))
+    first.answers = third.answers = 0.0
+    second.answers, second.refuses, second.waits = 1.0, 0.0, 0.0
+    a, b, c = (world.hubs[name] for name in "abc")
+    first.client, second.client = Client(first, a), Client(second, b)
+    third.client = second.client
+    world.clock.run(1.3)
+    world.paths(a, "words")[1].block(2.5)
+    world.send(a, "u")
+    world.clock.run(0.2)
+    assert first.view == second.view == ["m0"]
+    assert world.store.ids() == set()
+    third.client = Client(third, c)
+    world.clock.run(0.2)
+    world.send(a, "u")
+    world.clock.run(0.2)
+    assert third.view == ["m1"]
+    third.client = Client(third, a)
+    world.clock.run(1.0)
+    return third.view
+
+
+def test_an_answered_message_is_not_given_to_a_client_that_comes_over() -> None:
+    assert view_of_one_who_comes_over("nothing") == ["m1"]
+    assert view_of_one_who_comes_over("store-line") == ["m1", "m0"]
 
 
 def test_the_command_says_which_seeds_went_wrong(capsys: pytest.CaptureFixture[str]) -> None:
