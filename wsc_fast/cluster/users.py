@@ -75,8 +75,8 @@ class Deliveries(Protocol):
 class PerUser(Protocol):
     """The bound on the connections of a user, as this hub keeps it; see upgrade/per_user.py."""
 
-    @property
-    def most(self) -> int: ...
+    most: int
+
     @property
     def closes_oldest(self) -> bool: ...
     def refuse(self, client: Client) -> None: ...
