@@ -28,11 +28,12 @@ from wsc_fast import (
     Published,
     ValidationError,
 )
+from wsc_fast._core.clients import check_id
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.bus.redis.calls import number_of_server
 from wsc_fast.publish import AsyncPublisher, Batch, Publisher
 from wsc_fast.publish.calls import Call
-from wsc_fast.publish.messages import Message
+from wsc_fast.publish.messages import Message, checked_id
 from wsc_fast.testing import eventually, eventually_async
 
 
@@ -694,3 +695,36 @@ async def test_a_call_that_is_cancelled_leaves_the_others(server: RedisServer) -
         tasks[3].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [n for n, each in enumerate(results) if not isinstance(each, Published)] == [3]
+
+
+# --- ids ---
+
+IDS = [
+    "r",
+    "r r",
+    "x" * 256,
+    "\u4e16",
+    "",
+    "x" * 257,
+    "a\nb",
+    "a\x00",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    1,
+    b"r",
+    None,
+]
+
+
+@pytest.mark.parametrize("value", IDS)
+@pytest.mark.parametrize("kind", ["room", "user", "client"])
+def test_a_publisher_takes_the_ids_that_a_hub_takes(kind: str, value: object) -> None:
+    def answer(check: Callable[[str, object], str]) -> str:
+        try:
+            return check(kind, value)
+        except ValidationError as error:
+            return f"refused: {error}"
+
+    # It has a check of its own, since it imports no compiled module.
+    assert answer(checked_id) == answer(check_id)
