@@ -14,7 +14,6 @@ from typing import Any
 
 from tests.browsers.driver import PAGE, browsing
 from tests.clients.javascript import CLIENTS, built, npm, script
-from tests.clients.node_peers import node
 from tests.redis_server import cutter
 from tests.support import ROOT, known, named, only_client
 from wsc_fast import (
@@ -341,7 +340,3 @@ async def test_a_page_joins_and_recovers_in_chromium() -> None:
 def known_rooms(hub: Hub) -> tuple[str, ...]:
     client = hub.get_client_by_id("a")
     return () if client is None else client.rooms
-
-
-def test_there_is_a_node_to_test_with() -> None:
-    assert node() is not None
