@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from trials.torture.ledger import Ledger, Name, ranges
 from trials.torture.users import Door
@@ -74,7 +74,13 @@ class Look:
 
 
 class Server:
-    """A running server process; `start` makes one."""
+    """A running server process; `start` makes one.
+
+    Attributes:
+        module: the program.
+    """
+
+    module: ClassVar[str] = "trials.torture.server"
 
     def __init__(
         self, process: asyncio.subprocess.Process, sender: str, ledger: Ledger, log: Path
@@ -85,7 +91,7 @@ class Server:
         self.last_refusal = ""
         self.log = log
         self._process = process
-        self._ledger = ledger
+        self.ledger = ledger
         self._leaving = False
         self._ready = asyncio.Event()
         self._idle = asyncio.Event()
@@ -103,7 +109,7 @@ class Server:
         *,
         within: list[str] | None = None,
         **options: Any,
-    ) -> Server:
+    ) -> Self:
         """Starts a process, and returns once it serves.
 
         Args:
@@ -113,7 +119,7 @@ class Server:
             ledger: what hears of its messages.
             log: the file for its standard error.
             within: a command that runs it in another namespace.
-            options: further ones of server.py; those that are None are left out.
+            options: further ones of the program; those that are None are left out.
 
         Raises:
             ServerFailed: it did not get ready.
@@ -125,7 +131,7 @@ class Server:
         with log.open("ab") as errors:
             process = await asyncio.create_subprocess_exec(
                 *(within or []),
-                *(sys.executable, "-m", "trials.torture.server"),
+                *(sys.executable, "-m", cls.module),
                 *("--store", store, "--sender", sender),
                 *listen,
                 *more,
@@ -150,23 +156,24 @@ class Server:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             if line.endswith(b"\n"):  # what is killed may leave half a line
-                self._heard(line.decode().rstrip("\n"))
+                self.heard(line.decode().rstrip("\n"))
         if not self._leaving:
             status = await self._process.wait()
-            self._ledger.violate(
+            self.ledger.violate(
                 "broken", f"{self.sender} ended by itself ({status}): {self.last_words()}"
             )
 
-    def _heard(self, line: str) -> None:
+    def heard(self, line: str) -> None:
+        """Takes a line that it has printed."""
         word, _, rest = line.partition(" ")
         if word == "accepted":
             user, number = rest.split()
             self.accepted_since[user] += 1
-            self._ledger.accept(user, (self.sender, int(number)))
+            self.ledger.accept(user, (self.sender, int(number)))
         elif word == "refused":
             user, number, self.last_refusal = rest.split(" ", 2)
             self.refused += 1
-            self._ledger.refuse(user, (self.sender, int(number)))
+            self.ledger.refuse(user, (self.sender, int(number)))
         elif word == "ready":
             self._ready.set()
         elif word == "idle":
@@ -175,9 +182,9 @@ class Server:
             self._looks.pop(0).set_result(Look.parse(self.sender, rest))
         elif word == "stuck":
             text = f"the hub of {self.sender} has stopped, and still there waits for {rest}"
-            self._ledger.violate("waiting", text)
+            self.ledger.violate("waiting", text)
         elif word == "broken":
-            self._ledger.violate("broken", f"{self.sender}: {json.loads(rest)}")
+            self.ledger.violate("broken", f"{self.sender}: {json.loads(rest)}")
         else:
             raise ValueError(f"{self.sender} says {line!r}")
 
@@ -192,12 +199,12 @@ class Server:
         self.accepted_since.clear()
         self.refused = 0
         self.last_refusal = ""
-        self._tell("publish")
+        self.tell("publish")
 
     async def pause(self, patience: float) -> bool:
         """Has it publish no more; whether all that was sent was accepted or refused in time."""
         self._idle.clear()
-        self._tell("pause")
+        self.tell("pause")
         try:
             async with asyncio.timeout(patience):
                 await self._idle.wait()
@@ -209,7 +216,7 @@ class Server:
         """Has it tell which messages are where, and who waits."""
         looking: asyncio.Future[Look] = asyncio.get_running_loop().create_future()
         self._looks.append(looking)
-        self._tell("look")
+        self.tell("look")
         done, _ = await asyncio.wait(
             [looking, self._reading], timeout=patience, return_when=asyncio.FIRST_COMPLETED
         )
@@ -217,7 +224,12 @@ class Server:
             return looking.result()
         return Look(self.sender, trouble=f"no answer within {patience:g} s")
 
-    def _tell(self, command: str) -> None:
+    def tell(self, command: str) -> None:
+        """Gives it a command.
+
+        Raises:
+            ServerFailed: it has ended by itself.
+        """
         if self._reading.done() and not self._leaving:
             raise ServerFailed(f"{self.sender} has ended")
         assert self._process.stdin is not None
@@ -242,10 +254,10 @@ class Server:
             async with asyncio.timeout(STOP):
                 status = await self._process.wait()
         except TimeoutError:
-            self._ledger.violate("broken", f"{self.sender} did not end within {STOP:g} s")
+            self.ledger.violate("broken", f"{self.sender} did not end within {STOP:g} s")
             await self.kill()
             return
         await self._reading
         if status:
             text = f"{self.sender} ended with status {status}: {self.last_words()}"
-            self._ledger.violate("broken", text)
+            self.ledger.violate("broken", text)

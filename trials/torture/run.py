@@ -35,8 +35,9 @@ from typing import Any
 from trials.torture.faults import FAULTS
 from trials.torture.ledger import KINDS, Ledger
 from trials.torture.process import ServerFailed
-from trials.torture.scenarios import SCENARIOS, Trial
+from trials.torture.scenarios import SCENARIOS
 from trials.torture.stores import Place, Redis, SmallDisk, SQLiteFile, has_redis, has_small_disks
+from trials.torture.trial import Trial
 from trials.torture.users import Crowd
 
 ROUNDS = 50

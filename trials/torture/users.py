@@ -1,12 +1,15 @@
 """The users of a scenario: clients that come and go, and do what docs/wire.md asks of a client.
 
-A user has one connection at a time, to one of the crowd's doors. Each connection drops ids that it
-knows. What else it does depends on the mood of the crowd:
+A user has one device or several. Each has one connection at a time, to one of the crowd's doors,
+and drops ids that it knows. What else it does depends on its mood:
 
     BUSY    comes and goes, also in the middle of a message; acknowledges now and then late, or not
-            before it leaves
+            before it leaves, or sends an acknowledgement that gets lost, or says "failed"
     CALM    stays where it is, acknowledges everything at once, and connects where it is not
     AWAY    leaves, and does not come back
+
+A message may say in its data how it wants to be answered: "confirmed" or "failed", or "nothing" on
+the first connection that brings it.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
 import socket
+import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import Any, Self
 
@@ -26,8 +32,10 @@ from trials.torture.ledger import Ledger
 
 # Seconds in which a server has to answer an upgrade, and a close frame.
 UPGRADE, CLOSE = 10.0, 1.0
-# How much of a user's history a report shows.
+# How much of a device's history a report shows.
 HISTORY = 8
+# While a device is busy: of so many acknowledgements one says "failed", and of so many one is lost.
+FAILED, LOST = 50, 20
 
 
 class Mood(Enum):
@@ -58,17 +66,17 @@ class Door:
 class Crowd:
     """All users of a scenario."""
 
-    def __init__(self, names: list[str], ledger: Ledger) -> None:
+    def __init__(self, names: Sequence[str], ledger: Ledger, devices: int = 1) -> None:
         self.ledger = ledger
-        self.users = {name: User(name, self) for name in names}
         self.doors: list[Door] = []
-        self.mood = Mood.AWAY
+        self.users = {name: User(name, devices, self) for name in names}
+        self.devices = [device for user in self.users.values() for device in user.devices]
         self.session: aiohttp.ClientSession
         self._lives: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        self._lives = [asyncio.create_task(user.live()) for user in self.users.values()]
+        self._lives = [asyncio.create_task(device.live()) for device in self.devices]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -79,43 +87,74 @@ class Crowd:
         for door in self.doors:
             door.socket.close()
 
-    def be(self, mood: Mood) -> None:
-        """Tells all users how to behave from now on."""
-        self.mood = mood
-        for user in self.users.values():
-            user.told.set()
+    def be(self, mood: Mood, users: Iterable[User] | None = None) -> None:
+        """Tells all users, or these, how to behave from now on."""
+        for user in self.users.values() if users is None else users:
+            for device in user.devices:
+                device.be(mood)
 
-    def absent(self) -> list[User]:
-        """Users who are not connected."""
-        return [user for user in self.users.values() if user.door is None]
+    def absent(self) -> list[Device]:
+        """Devices that are not connected."""
+        return [device for device in self.devices if device.door is None]
 
     def check(self) -> None:
-        """Raises what ended the life of a user: a mistake in here."""
+        """Raises what ended the life of a device: a mistake in here."""
         for life in self._lives:
             if life.done():
                 life.result()
 
 
 class User:
-    """An application's user, with the ids that it knows."""
+    """An application's user."""
 
-    def __init__(self, name: str, crowd: Crowd) -> None:
+    def __init__(self, name: str, devices: int, crowd: Crowd) -> None:
         self.name = name
-        self.told = asyncio.Event()  # the mood has changed, or the connection has ended
-        self.door: Door | None = None  # while connected
-        self._history: deque[str] = deque(maxlen=HISTORY)
-        self._crowd = crowd
-        self._known: set[str] = set()
-        self._unanswered: deque[str] = deque()
-        self._left = False
+        # A single device needs no name.
+        names = [""] if devices == 1 else [f"/{letter}" for letter in "abcd"[:devices]]
+        self.devices = [Device(name, each, crowd) for each in names]
+
+    def where(self) -> str:
+        """The doors that the user is connected to."""
+        doors = [device.door.name for device in self.devices if device.door is not None]
+        return f"connected to {' and '.join(doors)}" if doors else "away"
 
     def history(self) -> str:
         """The last events of this user, for reports."""
+        return "; ".join(f"{device}: {device.history()}" for device in self.devices)
+
+
+class Device:
+    """A device of a user, with the ids that it knows."""
+
+    def __init__(self, user: str, name: str, crowd: Crowd) -> None:
+        self.told = asyncio.Event()  # the mood has changed, or the connection has ended
+        self.mood = Mood.AWAY
+        self.door: Door | None = None  # while connected
+        self.user = user
+        self.name = name
+        self.left_at = -math.inf  # when the last connection has ended, on the monotonic clock
+        self._history: deque[str] = deque(maxlen=HISTORY)
+        self._crowd = crowd
+        self._known: set[str] = set()
+        self._unanswered: deque[dict[str, Any]] = deque()
+        self._ignored: set[str] = set()
+        self._left = False
+
+    def __str__(self) -> str:
+        return f"{self.user}{self.name}"
+
+    def history(self) -> str:
+        """The last events of this device, for reports."""
         return ", ".join(self._history) or "was never connected"
+
+    def be(self, mood: Mood) -> None:
+        """Tells it how to behave from now on."""
+        self.mood = mood
+        self.told.set()
 
     async def live(self) -> None:
         while True:
-            if self._crowd.mood is Mood.AWAY or not self._crowd.doors:
+            if self.mood is Mood.AWAY or not self._crowd.doors:
                 self.told.clear()
                 await self.told.wait()
                 continue
@@ -124,7 +163,7 @@ class User:
             await asyncio.sleep(random.random() * 0.1)
 
     async def _visit(self, door: Door) -> None:
-        url = f"ws://127.0.0.1:{door.port}/ws?user={self.name}"
+        url = f"ws://127.0.0.1:{door.port}/ws?user={self.user}&device={self.name[1:]}"
         async with asyncio.timeout(UPGRADE):
             connection = await self._crowd.session.ws_connect(
                 url, max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE)
@@ -132,12 +171,14 @@ class User:
         self.door = door
         self._note(f"came to {door.name}")
         self._unanswered.clear()
+        self._ignored.clear()
         self._left = False
         guide = asyncio.create_task(self._guide(connection))
         try:
             await self._read(connection, door)
         finally:
             self.door = None
+            self.left_at = time.monotonic()
             self.told.set()
             await asyncio.wait([guide])
             left = self._left or not connection.closed
@@ -151,40 +192,53 @@ class User:
                 return
             self._take(json.loads(frame.data), door)
             leave_after -= 1
-            if leave_after <= 0 and self._crowd.mood is Mood.BUSY:
+            if leave_after <= 0 and self.mood is Mood.BUSY:
                 return  # with what is not acknowledged yet
-            if self._crowd.mood is Mood.CALM or random.random() < 0.7:
+            if self.mood is Mood.CALM or random.random() < 0.7:
                 await self._acknowledge(connection)
 
     def _take(self, message: dict[str, Any], door: Door) -> None:
         ledger = self._crowd.ledger
         sender, number = message["content"].split()
-        if message["to"] != self.name:
-            ledger.violate("astray", f"{self.name} saw {sender} {number} of {message['to']}")
+        wanted = (message.get("data") or {}).get("answer")
+        if message["to"] != self.user:
+            ledger.violate("astray", f"{self} saw {sender} {number} of {message['to']}")
         elif message["id"] in self._known:
             ledger.copies += 1
         else:
             self._known.add(message["id"])
-            ledger.see(self.name, (sender, int(number)), f"{ledger.now()} from {door.name}")
-        self._unanswered.append(message["id"])
+            when = f"{ledger.now()} from {door.name}"
+            ledger.see(self.user, (sender, int(number)), when, self.name)
+            if wanted == "nothing":
+                self._ignored.add(message["id"])
+        if message["id"] not in self._ignored:
+            self._unanswered.append(self._answer(message["id"], wanted))
+
+    def _answer(self, message_id: str, wanted: str | None) -> dict[str, Any]:
+        answer = {"type": "ack", "message_id": message_id}
+        by_chance = wanted is None and self.mood is Mood.BUSY and random.randrange(FAILED) == 0
+        if by_chance or wanted == "failed":
+            answer |= {"status": "failed", "error": f"{self} does not want it"}
+        return answer
 
     async def _acknowledge(self, connection: aiohttp.ClientWebSocketResponse) -> None:
         while self._unanswered:
-            answer = {"type": "ack", "message_id": self._unanswered.popleft()}
-            await connection.send_str(json.dumps(answer))
+            answer = self._unanswered.popleft()
+            if self.mood is not Mood.BUSY or random.randrange(LOST):
+                await connection.send_str(json.dumps(answer))
 
     async def _guide(self, connection: aiohttp.ClientWebSocketResponse) -> None:
-        """Does what the mood of the crowd asks of this connection."""
+        """Does what its mood asks of this connection."""
         until = asyncio.get_running_loop().time() + random.uniform(0.05, 1.0)
         with contextlib.suppress(aiohttp.ClientError, OSError):
             while self.door is not None:
                 self.told.clear()
-                if self._crowd.mood is Mood.AWAY:
+                if self.mood is Mood.AWAY:
                     break
-                if self._crowd.mood is Mood.CALM:
+                if self.mood is Mood.CALM:
                     await self._acknowledge(connection)
                 try:
-                    async with asyncio.timeout_at(until if self._crowd.mood is Mood.BUSY else None):
+                    async with asyncio.timeout_at(until if self.mood is Mood.BUSY else None):
                         await self.told.wait()
                 except TimeoutError:
                     break
