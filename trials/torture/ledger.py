@@ -31,8 +31,8 @@ KINDS = {
     "closed": "a user for whom the store takes no message again",
     "broken": "a server that failed",
 }
-# Violations that are printed with all their details; the others are counted.
-DETAILED = 20
+# Violations of each kind that are printed with all their details; the others are counted.
+DETAILED = 10
 
 Name = tuple[str, int]  # sender and number
 
@@ -67,7 +67,7 @@ class Ledger:
         self.missing: dict[str, set[Name]] = {user: set() for user in users}
         self.copies = 0
         self.counts: Counter[str] = Counter()
-        self._reports = 0
+        self._reports: Counter[str] = Counter()
 
     # --- what is reported ---
 
@@ -95,11 +95,11 @@ class Ledger:
         """
         assert kind in self.kinds
         self.counts[kind] += count
-        self._reports += 1
-        if self._reports <= DETAILED:
+        self._reports[kind] += 1
+        if self._reports[kind] <= DETAILED:
             print(f"  {self.now()} {kind}: {text}", flush=True)
-        elif self._reports == DETAILED + 1:
-            print("  further violations are only counted", flush=True)
+        elif self._reports[kind] == DETAILED + 1:
+            print(f"  further ones are only counted: {kind}", flush=True)
 
     def now(self) -> str:
         """The time since the beginning."""

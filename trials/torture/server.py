@@ -65,6 +65,7 @@ class Application:
 
     def __init__(self, hub: Hub, store: Any, arguments: argparse.Namespace) -> None:
         self.hub = hub
+        self.name = arguments.sender
         self.users = [f"user{number}" for number in range(arguments.users)]
         self.ending = False
         self._store = store
@@ -121,7 +122,7 @@ class Application:
             except PendingFullError:
                 break
             if random.random() < 0.3:
-                self.spawn(self._outcome(user, number, pending))
+                self.spawn(self.watch(user, number, pending))
             if random.random() < 0.9:
                 wave.append(self._accepted(user, number, pending))
         if random.random() < 0.5:
@@ -142,7 +143,7 @@ class Application:
             HubStoppedError: the hub has stopped.
         """
         number = self._next.get(user, self._arguments.first)
-        content = f"{self._arguments.sender} {number}"
+        content = f"{self.name} {number}"
         message = ACKMessage(id=f"{user} {content}", content=content, **fields)
         pending = self.hub.send_ack_message_to_user(user, message)
         self._next[user] = number + 1
@@ -163,8 +164,8 @@ class Application:
         finally:
             self._accepting.discard(who)
 
-    async def _outcome(self, user: str, number: int, pending: PendingACK) -> None:
-        # However it ends, it has to end.
+    async def watch(self, user: str, number: int, pending: PendingACK) -> None:
+        """However the message ends, it has to end."""
         with contextlib.suppress(WSCError):
             await self.outcome(user, number, pending)
 
@@ -334,7 +335,6 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--patience", type=float, default=5.0, help="seconds, of the store")
     parser.add_argument("--drain", type=float, default=0.0, help="seconds")
     parser.add_argument("--seed", default="")
-    parser.add_argument("--fault", choices=FAULTS)
     return parser
 
 
@@ -353,6 +353,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--socket", type=int, help="the descriptor of a listening socket")
     parser.add_argument("--attach", choices=["before", "after"], default="before")
+    parser.add_argument("--fault", choices=FAULTS)
     run(serve, parser.parse_args())
 
 

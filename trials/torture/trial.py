@@ -93,13 +93,13 @@ class Trial:
         """
         await self.stay()
         await self.pause(*servers)
-        if not await self._progress(self.unseen):
+        if not await self.progress(self.unseen):
             await self._report_missing("late", "did not see", servers)
             await self.reconnect()
-            await self._progress(self.unseen)
+            await self.progress(self.unseen)
         if not online:
             await self.reconnect()
-        await self._cleared(servers)
+        await self.cleared(servers)
 
     async def pause(self, *servers: Server) -> None:
         """Has the senders pause; each of them has to hear what became of what it sent."""
@@ -122,13 +122,13 @@ class Trial:
         """Everybody leaves."""
         self.crowd.be(Mood.AWAY)
         everybody = len(self.crowd.devices)
-        await self._progress(lambda: everybody - len(self.crowd.absent()))
+        await self.progress(lambda: everybody - len(self.crowd.absent()))
 
     def unseen(self) -> int:
         """How many messages were accepted, and have not been seen."""
         return self.ledger.total(self.ledger.missing)
 
-    async def _progress(self, left: Callable[[], int], patience: float = 0.0) -> bool:
+    async def progress(self, left: Callable[[], int], patience: float = 0.0) -> bool:
         """Waits until nothing is left; False once that does not get less for a while."""
         countdown = Countdown(patience or self.patience)
         while (remaining := left()) > 0:
@@ -147,7 +147,7 @@ class Trial:
                 text = f"{user} {what} {ranges(names)}; {where}; {history}"
                 self.violate(kind, text, len(names))
 
-    async def _cleared(self, servers: Collection[Server]) -> None:
+    async def cleared(self, servers: Collection[Server]) -> None:
         """All that was acknowledged leaves the store, and all senders hear of it."""
         countdown = Countdown(self.patience)
         while True:
@@ -201,7 +201,7 @@ class Trial:
     async def stay(self) -> None:
         """Everybody connects, and stays where he is from now on."""
         self.crowd.be(Mood.CALM)
-        if not await self._progress(lambda: len(self.crowd.absent())):
+        if not await self.progress(lambda: len(self.crowd.absent())):
             for device in self.crowd.absent():
                 self.violate("broken", f"{device} cannot connect: {device.history()}")
 
@@ -214,13 +214,13 @@ class Trial:
     async def accepts(self, server: Server, count: int) -> None:
         """Waits for so many more messages to be accepted: a slow machine takes longer."""
         count += server.accepted_since.total()
-        await self._progress(lambda: count - server.accepted_since.total())
+        await self.progress(lambda: count - server.accepted_since.total())
 
     async def fill(self, server: Server) -> None:
         """Nobody is there, and messages are sent until the store refuses some for everybody."""
         server.publish()
         wanted = 3 * len(self.crowd.users)
-        if not await self._progress(lambda: wanted - server.refused, patience=60.0):
+        if not await self.progress(lambda: wanted - server.refused, patience=60.0):
             self.violate("broken", "the disk never got full")
         await self.pause(server)
 
@@ -229,7 +229,7 @@ class Trial:
         await self.leave()
         server.publish()
         shut = lambda: len(self.crowd.users) - len(server.accepted_since)  # noqa: E731
-        if not await self._progress(shut):
+        if not await self.progress(shut):
             closed = sorted(set(self.crowd.users) - set(server.accepted_since))
             text = (
                 f"{server.sender} stores nothing for {_some(closed)}; "
@@ -241,7 +241,7 @@ class Trial:
     async def finish(self, *servers: Server) -> None:
         """The last look: what has not been seen now is lost."""
         self.crowd.be(Mood.CALM)
-        await self._progress(self.unseen)
+        await self.progress(self.unseen)
         await self._report_missing("lost", "never saw", servers)
         for server in servers:
             await server.terminate()

@@ -211,7 +211,7 @@ class Device:
             ledger.see(self.user, (sender, int(number)), when, self.name)
             if wanted == "nothing":
                 self._ignored.add(message["id"])
-        if message["id"] not in self._ignored:
+        if message.get("require_ack") and message["id"] not in self._ignored:
             self._unanswered.append(self._answer(message["id"], wanted))
 
     def _answer(self, message_id: str, wanted: str | None) -> dict[str, Any]:
