@@ -6,6 +6,7 @@ deny        an acknowledgement that says "failed" counts as a confirmation
 linger      some users who have left are still there
 hurry       users have left at once, without a grace
 litter      a key that lives for ever is on the bus
+shout       the log has a traceback
 
 The stores of trials/torture/faults.py break other ones.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import redis
 
+from trials.torture_cluster import sabotage
 from wsc_fast import hub as hubs
 from wsc_fast import messages
 from wsc_fast._core.messages import MessageForms
@@ -102,4 +104,5 @@ FAULTS: dict[str, Callable[[], None]] = {
     "linger": _linger,
     "hurry": _hurry,
     "litter": _litter,
+    "shout": sabotage.FAULTS["shout"],
 }
