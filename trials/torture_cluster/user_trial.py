@@ -206,7 +206,8 @@ class UserTrial(Trial):
         deadline = time.monotonic() + self.exact
         while wrong := await self._wrong_presence():
             if time.monotonic() > deadline:
-                self.violate("presence", f"after {self.exact:g} s: {'; '.join(wrong[:5])}", len(wrong))
+                text = f"after {self.exact:g} s: {'; '.join(wrong[:5])}"
+                self.violate("presence", text, len(wrong))
                 break
             await asyncio.sleep(0.1)
 
