@@ -13,7 +13,7 @@ After each round everything has to become quiet.
   (clients.py), and publishers publish on all hubs (publishers.py). Their traces are compared
   with the streams of the bus (record.py, views.py).
 - Scenarios of users (user_node.py): users with two devices hop between the hubs, and acknowledge
-  messages that all hubs send them (trials/torture/users.py). What they saw is compared with the
+  messages that all hubs send them (trials/torture/users.py). Their traces are compared with the
   words of the hubs (user_ledger.py, user_trial.py).
 
 Prints a table. The exit status is 1 if anything was wrong; each case is printed with what is known

@@ -171,7 +171,7 @@ class UserTrial(Trial):
             self.violate("misled", f"{how}: {which} ended, and not in {end}", len(wrong))
 
     async def _judge_reports(self, how: str, messages: Collection[Message]) -> None:
-        """Those told twice are violations already."""
+        """A message that is told twice is a violation already."""
 
         def untold() -> list[Message]:
             return [each for each in messages if each not in self.ledger.told]
