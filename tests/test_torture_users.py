@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from tests.played import play
 from tests.redis_server import PROGRAM
 from trials.torture.ledger import Name
 from trials.torture.users import Door, Mood
-from trials.torture_cluster.user_ledger import KINDS, UserLedger
+from trials.torture_cluster.user_ledger import KINDS, LATE, UserLedger
 from trials.torture_cluster.user_rooms import GRACE, rooms_of
 from trials.torture_cluster.user_scenarios import SCENARIOS
 from wsc_fast import Hub, HubMessage, Identity
@@ -99,20 +100,35 @@ def test_a_sender_who_hears_of_a_drop_is_misled_unless_the_store_fails() -> None
 
 
 @pytest.mark.parametrize(
-    ("seconds", "is_wrong"), [(0, True), (GRACE / 4, True), (GRACE + 1, False)]
+    ("away", "back", "is_wrong"),
+    [
+        (GRACE / 4, 0.0, True),
+        (GRACE, 0.0, False),
+        # He is back, and was away for so long before.
+        (GRACE / 4, 1.0, True),
+        (GRACE, 1.0, False),
+        (GRACE, 2 * LATE, True),
+    ],
 )
-def test_a_user_is_told_to_have_left_too_soon_who_was_there_within_the_grace(
-    seconds: float, is_wrong: bool
+def test_a_user_has_left_who_was_away_for_longer_than_the_grace_of_late(
+    away: float, back: float, is_wrong: bool
 ) -> None:
+    now = time.monotonic()
     for cut_off in (False, True):
         record = ledger(cut_off=cut_off)
         first, second = record.crowd.users["user0"].devices
-        first.left_at = time.monotonic() - seconds
-        record.leave("B", rooms_of("user0", "a")[0], "user0")
-        # The other device was never in this room.
-        second.left_at = time.monotonic()
-        record.leave("B", rooms_of("user0", "a")[1], "user0")
-        assert record.counts["offline"] == (2 if is_wrong and not cut_off else 0)
+        room, room_of_devices = rooms_of("user0", "a")
+        first.visits.append((now - 100.0, now - back - away))
+        if back:
+            first.visits.append((now - back, math.inf))
+        record.leave("B", room, "user0")
+        assert record.counts["offline"] == (is_wrong and not cut_off)
+        # The other device is in the first room alone.
+        second.visits.append((now - 50.0, math.inf))
+        record.leave("B", room_of_devices, "user0")
+        assert record.counts["offline"] == 2 * (is_wrong and not cut_off)
+        record.leave("B", room, "user0")
+        assert record.counts["offline"] == (2 * is_wrong + 1) * (not cut_off)
 
 
 async def test_a_message_of_another_user_is_astray() -> None:

@@ -32,8 +32,8 @@ from trials.torture.ledger import Ledger
 
 # Seconds in which a server has to answer an upgrade, and a close frame.
 UPGRADE, CLOSE = 10.0, 1.0
-# How much of a device's history a report shows.
-HISTORY = 8
+# How much of a device's history a report shows, and how many connections are known.
+HISTORY, VISITS = 8, 50
 # While a device is busy: of so many acknowledgements one says "failed", and of so many one is lost.
 FAILED, LOST = 50, 20
 
@@ -132,7 +132,8 @@ class Device:
         self.door: Door | None = None  # while connected
         self.user = user
         self.name = name
-        self.left_at = -math.inf  # when the last connection has ended, on the monotonic clock
+        # When its last connections began and ended, on the monotonic clock.
+        self.visits: deque[tuple[float, float]] = deque(maxlen=VISITS)
         self._history: deque[str] = deque(maxlen=HISTORY)
         self._crowd = crowd
         self._known: set[str] = set()
@@ -169,6 +170,7 @@ class Device:
                 url, max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE)
             )
         self.door = door
+        self.visits.append((time.monotonic(), math.inf))
         self._note(f"came to {door.name}")
         self._unanswered.clear()
         self._ignored.clear()
@@ -178,7 +180,7 @@ class Device:
             await self._read(connection, door)
         finally:
             self.door = None
-            self.left_at = time.monotonic()
+            self.visits.append((self.visits.pop()[0], time.monotonic()))
             self.told.set()
             await asyncio.wait([guide])
             left = self._left or not connection.closed

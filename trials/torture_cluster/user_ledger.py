@@ -11,9 +11,10 @@ Beside the rules of trials/torture/ledger.py, these are judged:
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from trials.torture.ledger import KINDS as ALL_KINDS
 from trials.torture.ledger import Ledger, Name
@@ -30,6 +31,8 @@ KINDS = {kind: text for kind, text in ALL_KINDS.items() if kind != "closed"} | {
 }
 # Seconds by which a busy machine may hear later of a client's end than the hub.
 SLACK = 1.0
+# Seconds by which `on_presence` may tell later that somebody has left, who may be back by then.
+LATE = 8.0
 # So many of the last messages of a device are looked at.
 LAST = 500
 
@@ -90,11 +93,27 @@ class UserLedger(Ledger):
     def leave(self, hub: str, room: str, user: str) -> None:
         """This hub told that a user has left a room."""
         self.gone += 1
-        since = min(map(_away_since, self._devices_in(room, user)))
-        if since < GRACE - SLACK and not self._cut_off:
+        away = self._longest_away(room, user)
+        if away < GRACE - SLACK and not self._cut_off:
             history = self.crowd.users[user].history()
-            text = f"{hub} told that {user} has left {room}, who was there {since:.2f} s ago"
+            text = f"{hub} told that {user} has left {room}, who was away for {away:.2f} s of late"
             self.violate("offline", f"{text}: {history}")
+
+    def _longest_away(self, room: str, user: str) -> float:
+        """The longest time of late in which a user had no device in a room, in seconds."""
+        now = time.monotonic()
+        visits = [
+            visit
+            for device in self.crowd.users[user].devices
+            if room in rooms_of(user, device.name[1:])
+            for visit in device.visits
+        ]
+        longest, there = 0.0, -math.inf
+        for came, left in sorted([*visits, (now, now)]):
+            if came > now - LATE:
+                longest = max(longest, came - there)
+            there = max(there, left)
+        return longest
 
     def has_seen(self, device: Device, name: Name) -> bool:
         """Whether a device has seen a message of late."""
@@ -108,12 +127,3 @@ class UserLedger(Ledger):
                 for room in (*rooms_of(device.user, device.name[1:]), "online"):
                     found[room].add(device.user)
         return found
-
-    def _devices_in(self, room: str, user: str) -> Iterable[Device]:
-        for device in self.crowd.users[user].devices:
-            if room in rooms_of(user, device.name[1:]):
-                yield device
-
-
-def _away_since(device: Device) -> float:
-    return 0.0 if device.door is not None else time.monotonic() - device.left_at
