@@ -54,8 +54,9 @@ def test_hubs_that_break_every_promise_are_noticed_in_every_column() -> None:
 FIRST: Name = ("A", 1)
 
 
-def ledger(*, store_fails: bool = False, cut_off: bool = False) -> UserLedger:
-    return UserLedger(["user0", "user1"], store_fails=store_fails, cut_off=cut_off)
+def ledger(*, kills: bool = False, store_fails: bool = False, cut_off: bool = False) -> UserLedger:
+    users = ["user0", "user1"]
+    return UserLedger(users, kills=kills, store_fails=store_fails, cut_off=cut_off)
 
 
 def test_each_device_has_an_order_of_its_own() -> None:
@@ -67,6 +68,16 @@ def test_each_device_has_an_order_of_its_own() -> None:
     record.see("user0", ("A", 2), "now", "/a")
     record.judge()
     assert record.counts == {"disordered": 1}
+
+
+def test_a_message_that_another_device_has_answered_may_come_late_where_hubs_are_killed() -> None:
+    for kills in (False, True):
+        record = ledger(kills=kills)
+        record.see("user0", ("A", 2), "now", "/a")
+        record.answer("user0", ("A", 1))
+        record.see("user0", ("A", 1), "now", "/a")
+        record.judge()
+        assert record.counts["disordered"] == (not kills)
 
 
 def test_a_message_that_one_device_has_seen_is_not_missing() -> None:

@@ -63,6 +63,9 @@ class Ledger:
         self.refused: dict[str, set[Name]] = {user: set() for user in users}
         # By user and device.
         self.seen: dict[tuple[str, str], list[tuple[Name, str]]] = defaultdict(list)
+        # Messages that a device has answered, and those that another one saw only then.
+        self.answered: dict[str, set[Name]] = {user: set() for user in users}
+        self.again: dict[tuple[str, str], set[Name]] = defaultdict(set)
         self.names_seen: dict[str, set[Name]] = {user: set() for user in users}
         self.missing: dict[str, set[Name]] = {user: set() for user in users}
         self.copies = 0
@@ -81,9 +84,15 @@ class Ledger:
 
     def see(self, user: str, name: Name, circumstances: str, device: str = "") -> None:
         """A device of a user saw a message under an id that was new to it."""
+        if name in self.answered[user]:
+            self.again[user, device].add(name)
         self.seen[user, device].append((name, circumstances))
         self.names_seen[user].add(name)
         self.missing[user].discard(name)
+
+    def answer(self, user: str, name: Name) -> None:
+        """A device of a user has answered a message."""
+        self.answered[user].add(name)
 
     def violate(self, kind: str, text: str, count: int = 1) -> None:
         """Notes and prints that something does not fit.
@@ -119,19 +128,29 @@ class Ledger:
     def _judge_order(self, user: str, device: str) -> None:
         last: dict[str, tuple[int, str]] = {}
         for (sender, number), circumstances in self.seen[user, device]:
-            if not self._has_order(user, (sender, number)):
+            if not self.has_order(user, device, (sender, number)):
                 continue
             before, there = last.get(sender, (-1, ""))
             if number < before:
                 text = (
                     f"{user}{device} saw {sender} {number} ({circumstances}) after "
-                    f"{sender} {before} ({there})"
+                    f"{sender} {before} ({there}){self._elsewhere(user, device, (sender, number))}"
                 )
                 self.violate("disordered", text)
             else:
                 last[sender] = number, circumstances
 
-    def _has_order(self, user: str, name: Name) -> bool:
+    def _elsewhere(self, user: str, device: str, name: Name) -> str:
+        """How other devices saw a message."""
+        return "".join(
+            f"; {user}{other}: {circumstances}"
+            for (whose, other), seen in self.seen.items()
+            for each, circumstances in seen
+            if whose == user and other != device and each == name
+        )
+
+    def has_order(self, user: str, device: str, name: Name) -> bool:
+        """Whether a message has to come in its turn."""
         if self.order_of_accepted:
             return name in self.accepted[user]
         return name not in self.refused[user]

@@ -139,6 +139,7 @@ class Device:
         self._known: set[str] = set()
         self._unanswered: deque[dict[str, Any]] = deque()
         self._ignored: set[str] = set()
+        self._connections = 0
         self._left = False
 
     def __str__(self) -> str:
@@ -171,6 +172,7 @@ class Device:
             )
         self.door = door
         self.visits.append((time.monotonic(), math.inf))
+        self._connections += 1
         self._note(f"came to {door.name}")
         self._unanswered.clear()
         self._ignored.clear()
@@ -209,7 +211,7 @@ class Device:
             ledger.copies += 1
         else:
             self._known.add(message["id"])
-            when = f"{ledger.now()} from {door.name}"
+            when = f"{ledger.now()} from {door.name} on connection {self._connections}"
             ledger.see(self.user, (sender, int(number)), when, self.name)
             if wanted == "nothing":
                 self._ignored.add(message["id"])
@@ -228,6 +230,8 @@ class Device:
             answer = self._unanswered.popleft()
             if self.mood is not Mood.BUSY or random.randrange(LOST):
                 await connection.send_str(json.dumps(answer))
+                user, sender, number = answer["message_id"].split()
+                self._crowd.ledger.answer(user, (sender, int(number)))
 
     async def _guide(self, connection: aiohttp.ClientWebSocketResponse) -> None:
         """Does what its mood asks of this connection."""

@@ -97,6 +97,7 @@ async def play_users(title: str, names: Sequence[str], arguments: argparse.Names
     began = time.monotonic()
     ledger = UserLedger(
         [f"user{number}" for number in range(USERS)],
+        kills=any(each.kills for each in chosen),
         store_fails=any(each.store_fails for each in chosen),
         cut_off=any(each.cut_off for each in chosen),
     )
@@ -124,7 +125,8 @@ async def play_users(title: str, names: Sequence[str], arguments: argparse.Names
     seen = sum(map(len, ledger.seen.values()))
     return [
         *(title, trial.round, trial.faults, ledger.total(ledger.accepted)),
-        *(ledger.total(ledger.refused), seen, ledger.copies, ledger.ended["confirmed"]),
+        *(ledger.total(ledger.refused), seen, ledger.copies),
+        *(sum(map(len, ledger.again.values())), ledger.ended["confirmed"]),
         *(ledger.ended["AckFailedError"], ledger.ended["AckDroppedError"], ledger.gone),
         *(ledger.counts[kind] for kind in USER_KINDS),
         f"{time.monotonic() - began:.0f}",
@@ -147,7 +149,7 @@ KINDS_OF_SCENARIOS = [
         play_users,
         [
             *("scenario", "rounds", "faults", "accepted", "refused", "seen", "copies"),
-            *("confirmed", "failed", "dropped", "gone", *USER_KINDS, "s"),
+            *("again", "confirmed", "failed", "dropped", "gone", *USER_KINDS, "s"),
         ],
         USER_KINDS,
         "users-together",

@@ -29,6 +29,7 @@ class Scenario:
 
     Attributes:
         faults: of one round; returns how many there were.
+        kills: hubs are killed, or cannot reach the store.
         store_fails: the store is away at times.
         cut_off: a hub may be cut off for longer than its lease.
         rounds: by default.
@@ -36,6 +37,7 @@ class Scenario:
     """
 
     faults: Callable[[UserTrial], Awaitable[int]]
+    kills: bool = True
     store_fails: bool = False
     cut_off: bool = False
     rounds: int = 50
@@ -121,10 +123,10 @@ async def restart(trial: UserTrial) -> int:
 
 
 SCENARIOS = {
-    "users-hop": Scenario(hop),
+    "users-hop": Scenario(hop, kills=False),
     "users-hubs": Scenario(kill_hubs),
     "users-bus": Scenario(kill_bus, store_fails=True),
     "users-both": Scenario(kill_both, store_fails=True),
     "users-partition": Scenario(partition, store_fails=True, cut_off=True),
-    "users-restart": Scenario(restart, rounds=20),
+    "users-restart": Scenario(restart, kills=False, rounds=20),
 }
