@@ -15,7 +15,7 @@ from trials.torture.ledger import Ledger, Name, ranges
 from trials.torture.users import Door
 
 # Seconds in which a server starts, or stops after SIGTERM.
-START, STOP = 30.0, 30.0
+START, STOP = 90.0, 30.0
 # Most bytes of a line: a Look names the messages of all users.
 LINE = 1 << 26
 

@@ -230,7 +230,7 @@ class Device:
             answer = self._unanswered.popleft()
             if self.mood is not Mood.BUSY or random.randrange(LOST):
                 await connection.send_str(json.dumps(answer))
-                user, sender, number = answer["message_id"].split()
+                user, sender, number = answer["message_id"].split()[:3]
                 self._crowd.ledger.answer(user, (sender, int(number)))
 
     async def _guide(self, connection: aiohttp.ClientWebSocketResponse) -> None:
