@@ -18,6 +18,8 @@ from typing import Self
 
 from tests.redis_server import PROGRAM, RedisServer
 
+# A long log of changes would take a server long to read when it starts again.
+OPTIONS = "--auto-aof-rewrite-min-size", "1mb"
 # A command in a mount namespace of its own, where it may mount.
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 
@@ -85,7 +87,7 @@ class Redis(Place):
     """A Redis server, which keeps its data when it is killed and started again."""
 
     def __init__(self, directory: Path, *, program: str | None = PROGRAM) -> None:
-        self.server = RedisServer(directory, program=program)
+        self.server = RedisServer(directory, *OPTIONS, program=program)
 
     async def __aenter__(self) -> Self:
         await self.back()
@@ -103,10 +105,10 @@ class Redis(Place):
         return "Redis is killed"
 
     async def crash(self, *options: str) -> None:
-        """kill -9, and started again with its data; the options hold from now on."""
+        """kill -9, and started again with its data; these options hold from now on."""
         await asyncio.to_thread(self.server.kill)
         await asyncio.sleep(random.choice([0, 0.3]))
-        self.server.options = options
+        self.server.options = (*OPTIONS, *options)
         await asyncio.to_thread(self.server.start)
 
     async def back(self) -> None:

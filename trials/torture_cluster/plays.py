@@ -111,7 +111,7 @@ async def play_users(title: str, names: Sequence[str], arguments: argparse.Names
             seed,
             arguments.patience,
             first_only=arguments.first,
-            relayed=any(each.cut_off for each in chosen),
+            relayed=any(each.relayed for each in chosen),
             quick=arguments.quick,
             broken=arguments.fault or (),
         )

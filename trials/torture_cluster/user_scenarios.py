@@ -31,7 +31,8 @@ class Scenario:
         faults: of one round; returns how many there were.
         kills: hubs are killed, or cannot reach the store.
         store_fails: the store is away at times.
-        cut_off: a hub may be cut off for longer than its lease.
+        cut_off: a hub may be without Redis for longer than its lease.
+        relayed: each hub has a relay of its own to Redis.
         rounds: by default.
         alone: it shares no processes with others.
     """
@@ -40,6 +41,7 @@ class Scenario:
     kills: bool = True
     store_fails: bool = False
     cut_off: bool = False
+    relayed: bool = False
     rounds: int = 50
     alone: bool = False
 
@@ -125,8 +127,8 @@ async def restart(trial: UserTrial) -> int:
 SCENARIOS = {
     "users-hop": Scenario(hop, kills=False),
     "users-hubs": Scenario(kill_hubs),
-    "users-bus": Scenario(kill_bus, store_fails=True),
-    "users-both": Scenario(kill_both, store_fails=True),
-    "users-partition": Scenario(partition, store_fails=True, cut_off=True),
+    "users-bus": Scenario(kill_bus, store_fails=True, cut_off=True),
+    "users-both": Scenario(kill_both, store_fails=True, cut_off=True),
+    "users-partition": Scenario(partition, store_fails=True, cut_off=True, relayed=True),
     "users-restart": Scenario(restart, kills=False, rounds=20),
 }
