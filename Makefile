@@ -31,7 +31,7 @@ DEBUG_ENV = $(if $(SANITIZE),PYTHONMALLOC=malloc,PYTHONMALLOC=debug) \
 
 # Programs of others do not run with what is loaded before Python.
 DEBUG_LESS = $(if $(findstring address,$(SANITIZE)),$(addprefix --ignore=tests/, \
-	clients browsers proxies test_demo_browser.py))
+	clients browsers proxies test_demo_browser.py test_javascript_client.py))
 
 # The newest Python here that can build the package, from 3.13 on: of the PATH, or of pyenv. Empty where
 # there is none.
@@ -51,7 +51,7 @@ NEWEST_TREE := build/newest
 # With QUICK=1, as in CI, it is the tests of the compiled code and of the loop, on asyncio's own.
 NEWEST_QUICK := test_acks.py test_deflate.py test_events.py test_hub.py test_life_cycle.py test_life_hooks.py \
 	test_memory.py test_messages.py test_metrics.py test_outbox.py test_server.py test_timers.py
-NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py \
+NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py test_javascript_client.py \
 	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_torture_cluster.py test_torture_users.py \
 	test_style.py test_security_doc.py faults/test_readme.py test_imports.py test_model.py) \
 	-k "not (the_wheel or the_sources or outboxes or two_thousand$(if $(QUICK), or uvloop))" \
@@ -225,15 +225,16 @@ RUN_NEEDS := project["dependencies"], *project["optional-dependencies"]["cli"]
 # The modules are compiled while pip installs what only running needs: compiling keeps the processor busy,
 # and pip the network. `pip install -e` then finds all modules compiled. It runs without the isolation of
 # a build, so that Cython is installed once, and what was compiled before counts.
+# With --no-compile Python writes bytecode of the modules that are imported, and pip not of all.
 $(BUILT): $(MADE) $(SOURCES)
 	@echo "Installing what the build needs, such as Cython"
 	@$(call NEEDS,$(BUILD_NEEDS))
-	@$(BIN)/pip install -q -r $(VENV)/.needs
+	@$(BIN)/pip install -q --no-compile -r $(VENV)/.needs
 	@echo "Compiling $(words $(wildcard src_cy/*.pyx)) modules, and installing what the hub and its command line" \
 		"need: up to a minute the first time"
 	@$(call NEEDS,$(RUN_NEEDS))
 	@$(BIN)/python setup.py -q build_ext --inplace & modules=$$!; \
-		$(BIN)/pip install -q -r $(VENV)/.needs; installed=$$?; wait $$modules && exit $$installed
+		$(BIN)/pip install -q --no-compile -r $(VENV)/.needs; installed=$$?; wait $$modules && exit $$installed
 	@$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	@touch $@
 

@@ -38,6 +38,8 @@ MODULES = (
     "picows_connection",
     "pacing",
     "closing",
+    "pings",
+    "hearing",
     "connection",
     "calls",
     "envelopes",
@@ -49,10 +51,14 @@ MODULES = (
     "resp",
 )
 
+# The modules in which -O3 pays: by the gate, sends and timers cost 1 to 5 % less with it. Elsewhere
+# it makes no message cheaper, and -O2 compiles a third faster.
+HOT = {"calls", "deflate", "engine", "fanout", "frames", "members", "outbox", "receiver", "timers"}
+
 debug = os.environ.get("WSC_DEBUG") == "1"
 sanitize = os.environ.get("WSC_SANITIZE", "")
 
-compile_args = ["-O1", "-g", "-UNDEBUG"] if debug else ["-O3", "-g1", "-DNDEBUG"]
+compile_args = ["-g", "-UNDEBUG"] if debug else ["-g1", "-DNDEBUG"]
 compile_args += ["-fvisibility=hidden", "-Wno-unused-function"]
 link_args = []
 if sanitize:
@@ -65,6 +71,12 @@ if sanitize:
 build_dir = Path("build/cython-debug" if debug else "build/cython")
 
 
+def optimisation(name: str) -> str:
+    if debug:
+        return "-O1"
+    return "-O3" if name in HOT else "-O2"
+
+
 def extensions() -> list[Extension]:
     return [
         Extension(
@@ -75,7 +87,7 @@ def extensions() -> list[Extension]:
             + [str(path) for path in Path("src_cy").glob("*.h")],
             define_macros=[("WSC_PICOWS_VERSION", f'"{version("picows")}"')]
             + ([("WSC_DEBUG", "1")] if debug else []),
-            extra_compile_args=compile_args,
+            extra_compile_args=[optimisation(name), *compile_args],
             extra_link_args=link_args,
             libraries=["dl"] if name == "deflate" and sys.platform == "linux" else [],
         )
@@ -155,6 +167,8 @@ class BuildModules(build_ext):
                 "cdivision": True,
                 "overflowcheck": debug,
                 "embedsignature": True,
+                # Nothing compiled goes into another process. Code for pickling took 6 % of the C.
+                "auto_pickle": False,
             },
         )
         sources = {each.name: each.sources for each in translated}

@@ -207,6 +207,10 @@ cdef class Calls:
         except ClientNotFoundError as error:
             if self._engine.thread_id == 0:
                 raise self._engine.deliveries.not_running(message, client_id) from None
+            if self._engine.relay_to_client is not None:
+                frame = self._engine.framed(message, client_id, &run)
+                if self._engine.relay_to_client(client_id, frame, key):
+                    return
             if self._engine.fanout.tells_losses():
                 self._engine.deliveries.refused(message, client_id, "conn_closed", error)
             raise

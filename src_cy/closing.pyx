@@ -142,6 +142,34 @@ cdef class ClosableConnection(PacedConnection):
                 pass  # nobody hears of them: what matters is that it leaves
         return self.engine.clients.expel(self)
 
+    # --- its sending half gives up ---
+
+    cdef int broken(self, int error) except -1:
+        self.end = "conn_error"
+        return self.abort()
+
+    cdef int too_slow(self, PyObject* frame) except -1:
+        cdef unsigned int dropped
+        cdef Py_ssize_t nbytes = self.box.nbytes
+        cdef list frames = None
+        if self.state != OPEN:
+            return 0
+        if self.engine.fanout.tells_losses():
+            frames = outbox_data(&self.box)
+        dropped = outbox_clear(&self.box)
+        # The message that found no room is one more.
+        self.engine.counters.slow_disconnects += 1
+        self.engine.counters.dropped_slow += dropped + 1
+        self.box.dropped += dropped + 1
+        self.begin_close(1013, "slow consumer")
+        self.engine.application.too_slow(self, dropped, nbytes)
+        if frames is not None:
+            self.engine.lose_queued(self, frames, "queue_full")
+            self.engine.lose_queued(self, [<bytes>frame], "broadcast_full")
+        return 0
+
+    # --- the transport ---
+
     cdef bint may_close(self) noexcept:
         return self.box.count == 0 and not self.blocked
 

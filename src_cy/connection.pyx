@@ -13,8 +13,11 @@ States: CONNECTING -> OPEN -> CLOSING -> CLOSED, or from any state straight to C
 data is neither heard nor sent (RFC 6455 sections 5.5.1 and 7.1); what was queued before the close
 still goes out ahead of the close frame.
 
-receiver.pyx takes what a peer's bytes say, fanout.pyx sends frames, picows_connection.pyx has what
-concerns picows, pacing.pyx when a connection is read, and closing.pyx how it ends.
+This module has what the application sees of it, how it begins, and what the parts of a hub do with
+it. Before it stand, each in a module of its own: receiver.pyx (bytes -> messages),
+picows_connection.pyx (what concerns picows), pacing.pyx (when it is read), closing.pyx (how it
+ends), pings.pyx (whether its peer is there) and hearing.pyx (messages -> callbacks). fanout.pyx
+sends its frames.
 
 Ownership: a client holds its transport, and the transport holds it, as its protocol, until the
 connection is lost; `let_go` undoes by hand what makes a cycle. The engine's sets hold it while it
@@ -27,37 +30,15 @@ from functools import partial
 from time import time as wall_time
 
 from aiofastnet import Transport as AiofastnetTransport
-from cpython.contextvars cimport (
-    PyContext_Copy,
-    PyContext_CopyCurrent,
-    PyContext_Enter,
-    PyContext_Exit,
-)
-from cpython.exc cimport PyErr_Clear
-from cpython.object cimport PyObject
-from cpython.unicode cimport PyUnicode_Contains, PyUnicode_GET_LENGTH
+from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_Exit
 
-from wsc_fast._core.closing cimport ClosableConnection
 from wsc_fast._core.deflate cimport Context
-from wsc_fast._core.engine cimport NO_ACK, SETTLED, Engine
-from wsc_fast._core.frames cimport FIN_PONG, check_close, encode
+from wsc_fast._core.engine cimport Engine
+from wsc_fast._core.frames cimport check_close
+from wsc_fast._core.hearing cimport HeardConnection
 from wsc_fast._core.members cimport rooms_of
-from wsc_fast._core.outbox cimport (
-    AWARE,
-    CLOSED,
-    CLOSING,
-    CONNECTING,
-    NO_MEMORY,
-    OPEN,
-    RUN_CONTROL,
-    outbox_clear,
-    outbox_data,
-    outbox_push,
-    outbox_trim,
-)
+from wsc_fast._core.outbox cimport AWARE, CLOSED, CLOSING, CONNECTING, OPEN
 from wsc_fast._core.pacing cimport PAUSED_FOR_CALLBACKS
-from wsc_fast._core.rates cimport RATE_DROP
-from wsc_fast._core.receiver cimport CLOSE, PING, PONG
 
 from picows import WSListener
 
@@ -68,38 +49,9 @@ cdef extern from "wire.h":
 
 cdef extern from "net.h" nogil:
     double wsc_coarse_now()
-    double wsc_now()
-    int wsc_progress(int fd, double* since_data, unsigned long long* acked)
-    bint wsc_peer_ended(int fd)
-    bint wsc_was_reset(int fd)
-
-cdef extern from "Python.h":
-    # Without the check for an exception that `PyContext_Enter` has here.
-    int try_to_enter "PyContext_Enter"(PyObject* context)
 
 # The names that a Client has for its transport, and as a listener of picows.
 cdef frozenset OF_PROTOCOLS = frozenset([*dir(asyncio.BufferedProtocol), *dir(WSListener)])
-
-cdef bytes PING_FRAME = b"\x89\x00"
-# Conflation keys of control frames, which no application can name: a newer ping or pong replaces
-# one that still waits.
-cdef object PING_KEY = object()
-cdef object PONG_KEY = object()
-# Each acknowledgement holds this text: a message without it is none, and need not be decoded.
-cdef str ACK_MARK = '"message_id"'
-
-cdef enum:
-    # Bytes of a few pings on the wire, over TLS too. The peer's kernel may have acknowledged these
-    # by itself; more than that was read by the peer.
-    PING_BYTES = 256
-    # Pongs that wait one by one; beyond that a newer one replaces the newest.
-    MOST_PONGS = 32
-    # The longest head line of a message of wsc.1; a hello may name 100 rooms.
-    HEAD_BYTES = 16384
-    # The longest text that may be an acknowledgement.
-    ACK_CHARACTERS = 4096
-    # How many messages in a row a client has to be allowed after a refused one (receiver.pxd).
-    DOUBTS = 64
 
 
 def peer_address(stream):
@@ -123,22 +75,6 @@ def peer_address(stream):
     return address.partition("%")[0]
 
 
-def acknowledged(int descriptor):
-    """The bytes that a connection's peer has acknowledged in all (internal).
-
-    Args:
-        descriptor: of its socket.
-
-    Returns:
-        int: 0 where the kernel does not tell.
-
-    Thread-safety: any thread.
-    """
-    cdef double since_data = 0
-    cdef unsigned long long acked = 0
-    return acked if wsc_progress(descriptor, &since_data, &acked) == 0 else 0
-
-
 cdef bint keeps_input(stream):
     # Whether it decrypts, and may be paused with more at hand than it has handed over.
     return (
@@ -147,7 +83,7 @@ cdef bint keeps_input(stream):
     )
 
 
-cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
+cdef class Client(HeardConnection, asyncio.BufferedProtocol):
     """One live WebSocket connection, as the hub's callbacks get it (go-wsc `Client`).
 
     Stays valid after the connection has gone: `is_connected()` is then False and `send` raises.
@@ -156,25 +92,16 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
 
     cdef:
         dict data                  # user_data; None until first used
-        object variables           # contextvars.Context of its callbacks; None before the first
-        object inbox               # callbacks.Inbox while an async callback of it is due
-        unsigned long long messages_in
-        unsigned long long bytes_in
         object authenticating      # asyncio.Task while an async authenticate runs
         readonly str remote_address
         readonly str subprotocol
         readonly str device_id     # of its Identity, or None
         double connected_wall      # seconds since the epoch
-        double pinged_at           # on the exact clock
-        bint pong_due              # the answer to a ping of ours
-        float round_trip           # seconds to that answer, the last time; below 0: not known
-        unsigned long long acked   # bytes, at the last look (see check_alive)
         bint late_address          # of its peer, known only once its upgrade was accepted
         bint counted               # among the connections of its address (`set_counted`)
         object pending             # Identity, or an awaitable for it; None once it was asked for
 
     def __cinit__(self, Engine engine not None):
-        self.round_trip = -1
         self.remote_address = ""
 
     # --- what the application sees ---
@@ -355,6 +282,10 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
         state = ("connecting", "open", "closing", "closed")[self.state]
         return f"<Client {self.id!a} user={self.user_id!a} {state}>"
 
+    def __reduce__(self):
+        # picows' base would have it pickled, without the connection that it is.
+        raise TypeError("cannot pickle a Client: it is a connection of this process")
+
     # --- connecting ---
 
     def connection_made(self, stream):
@@ -406,159 +337,7 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
     cdef bytes pack(self, bytes frame):
         return self.context.pack(frame)
 
-    # --- the context of its callbacks ---
-
-    # All callbacks of a client run in one contextvars.Context, and nothing else does: plain ones
-    # are called in it, and the task of its Inbox runs in it. A context that is entered cannot be
-    # entered again, by a loop inside a callback for one: a copy then does.
-
-    cdef object enter_context(self):
-        """Makes its context the current one; returns what PyContext_Exit is to leave."""
-        cdef object context = self.variables
-        if context is None:
-            context = self.variables = PyContext_Copy(self.engine.loop_context.variables)
-        elif self.inbox is not None:
-            context = PyContext_Copy(context)  # the Inbox's task may go on meanwhile
-        if try_to_enter(<PyObject*>context) < 0:
-            PyErr_Clear()
-            context = PyContext_Copy(context)
-            PyContext_Enter(context)
-        return context
-
-    cdef int drop_context(self) except -1:
-        # It may hold the client itself, once that was set in it.
-        if self.state == CLOSED and self.inbox is None:
-            self.variables = None
-        return 0
-
-    # --- receiving ---
-
-    cdef int take_message(self, object content, Py_ssize_t size) except -1:
-        cdef object handler
-        cdef object result
-        cdef int answer = NO_ACK
-        if self.form >= AWARE and not self.released:
-            content = self.take_head(content, size)
-            if content is None:
-                return 0
-        if self.held is not None:
-            self.held_bytes += size
-            self.held.append((content, size))
-            return 0
-        if (
-            self.engine.ack_filter is not None
-            and type(content) is str
-            and PyUnicode_GET_LENGTH(content) <= ACK_CHARACTERS
-            and PyUnicode_Contains(content, ACK_MARK)
-        ):
-            answer = self.engine.ack_filter(self, content)
-        # The hub has asked for an acknowledgement that settles something: no rate bounds it.
-        if self.engine.rates.bounded and answer != SETTLED and not self.within_rate(size):
-            return 0
-        self.count_message(size)
-        if answer != NO_ACK:
-            return 0
-        # With an inbox, the hub asks in the message's turn.
-        if self.engine.publish_filter is not None and self.inbox is None:
-            if not self.engine.publish_filter(self, content):
-                self.doubts = DOUBTS
-                return 0
-            if self.doubts:
-                self.doubts -= 1
-        handler = self.engine.message_handler
-        if handler is not None and self.inbox is None:
-            result = None
-            try:
-                result = self.call_handler(handler, content)
-            except BaseException as error:
-                self.engine.application.callback_failed(self, error)
-            if result is not None:
-                self.engine.application.wait_for_result(self, result)
-        elif self.engine.message_handlers or self.engine.publish_filter is not None:
-            self.engine.application.receive(self, self.engine.message_handlers, content)
-        return 0
-
-    cdef inline void count_message(self, Py_ssize_t size) noexcept:
-        self.engine.counters.messages_in += 1
-        self.engine.counters.bytes_in += size
-        self.messages_in += 1
-        self.bytes_in += size
-
-    cdef object take_head(self, object content, Py_ssize_t size):
-        """Takes the head line of a message of wsc.1; the payload, or None where there is none."""
-        cdef bint is_text = type(content) is str
-        cdef Py_ssize_t at = content.find("\n" if is_text else b"\n", 0, HEAD_BYTES + 1)
-        if at == 0 and self.greeted:
-            return content[1:]
-        if at <= 0:
-            self.refuse(1002, "a message of wsc.1 has no head line")
-            return None
-        head = self.engine.decode_head(content[:at])
-        if type(head) is str:  # why it is none
-            self.refuse(1002, head)
-            return None
-        if head.hello:
-            if self.greeted:
-                self.refuse(1002, "a second hello")
-                return None
-            self.greeted = True
-            self.positions = head.pos
-            self.engine.admission.greeted(self)
-            return content[at + 1:] if at + 1 < len(content) else None
-        if not self.greeted:
-            self.refuse(1002, "the first message of wsc.1 is no hello")
-            return None
-        if at + 1 < len(content):
-            return content[at + 1:]
-        # A head alone says something to the hub, and nothing to the application.
-        if not self.engine.rates.bounded or self.within_rate(size):
-            self.count_message(size)
-        return None
-
-    cdef object call_handler(self, object handler, object content):
-        cdef object context = self.enter_context()
-        try:
-            return handler(self, content)
-        finally:
-            PyContext_Exit(context)
-
-    cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1:
-        if opcode == CLOSE:
-            return self.take_close(payload, size)
-        if opcode == PONG and self.pong_due:
-            self.pong_due = False  # the hub has asked for it: no rate bounds it
-            self.round_trip = <float>(wsc_now() - self.pinged_at)
-            self.engine.round_trips.add(self.round_trip)
-        elif (
-            self.engine.rates.bounded
-            and self.engine.rates.action != RATE_DROP  # a ping is to be answered
-            and self.state == OPEN and not self.within_rate(size)
-        ):
-            return 0
-        if opcode == PING:
-            # Each is answered, through the outbox; of a flood the latest (RFC 6455 section 5.5.3).
-            if self.state < CLOSING:
-                return self.push_control(
-                    encode(FIN_PONG, payload, size),
-                    None if self.box.runs[RUN_CONTROL] < MOST_PONGS else PONG_KEY,
-                )
-        elif self.transport is not None:
-            self.transport.auto_ping_expect_pong = False
-        return 0  # of a pong it counts that it came
-
-    # --- sending ---
-
-    cdef int push_control(self, bytes frame, object key) except -1:
-        self.engine.fanout.detach_if_batched(self)
-        if outbox_push(
-            &self.box, &self.engine.fanout.limits, &self.engine.fanout.counters,
-            <PyObject*>frame, NULL if key is None else <PyObject*>key, RUN_CONTROL,
-        ) == NO_MEMORY:
-            raise MemoryError("no memory for an outbox")
-        return self.engine.fanout.mark(self)
-
-    cdef int ping(self) except -1:
-        return self.push_control(PING_FRAME, PING_KEY)
+    # --- when its transport is full, and when it is not any more ---
 
     cpdef pause_writing(self):
         self.engine.fanout.set_blocked(self, True)
@@ -575,82 +354,6 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
         elif self.state == CLOSING:
             self.drained()
 
-    cdef int broken(self, int error) except -1:
-        self.end = "conn_error"
-        return self.abort()
-
-    cdef int too_slow(self, PyObject* frame) except -1:
-        cdef unsigned int dropped
-        cdef Py_ssize_t nbytes = self.box.nbytes
-        cdef list frames = None
-        if self.state != OPEN:
-            return 0
-        if self.engine.fanout.tells_losses():
-            frames = outbox_data(&self.box)
-        dropped = outbox_clear(&self.box)
-        # The message that found no room is one more.
-        self.engine.counters.slow_disconnects += 1
-        self.engine.counters.dropped_slow += dropped + 1
-        self.box.dropped += dropped + 1
-        self.begin_close(1013, "slow consumer")
-        self.engine.application.too_slow(self, dropped, nbytes)
-        if frames is not None:
-            self.engine.lose_queued(self, frames, "queue_full")
-            self.engine.lose_queued(self, [<bytes>frame], "broadcast_full")
-        return 0
-
-    cdef int check_alive(self, double now) except -1:
-        cdef double since_data = 0
-        cdef unsigned long long acked = 0
-        cdef double idle = now - self.last_seen
-        if self.state != OPEN:
-            return self.engine.clients.expel(self)  # there was no memory for it when it left
-        self.engine.outbox_depth.add_count(self.box.count)
-        if self.may_close():
-            outbox_trim(&self.box)
-        if self.listening or self.lost_early is not None:
-            self.last_seen = now  # it is we who have not heard all yet
-            return 0
-        if self.reading_paused:
-            self.last_seen = now  # it is we who do not listen
-            self.part_since = now
-            if wsc_was_reset(self.descriptor):  # which no read tells of
-                self.end = "conn_error"
-                return self.abort()
-            return 0
-        if self.secure and (
-            self.stream.is_closing() or wsc_peer_ended(self.descriptor)
-        ):
-            # Not every TLS transport tells of the end of the peer's stream.
-            self.end_of_stream()
-            return 0
-        if self.parts is not None and now - self.part_since >= self.engine.message_timeout:
-            return self.refuse_over("message_timeout", 1008, "a message that takes too long")
-        if idle >= self.engine.heartbeat_timeout:
-            # A long first frame that still arrives, which on a picows server of the application's
-            # picows reads, or a long backlog still being read, is no silence.
-            if wsc_progress(self.descriptor, &since_data, &acked) == 0:
-                if since_data < self.engine.heartbeat_timeout and since_data < idle:
-                    self.last_seen = now - since_data
-                    return 0
-                if acked > self.acked + PING_BYTES:
-                    self.acked = acked
-                    self.last_seen = now
-                    return 0
-            self.engine.counters.heartbeat_timeouts += 1
-            self.begin_close(1001, "heartbeat timeout")
-            self.engine.application.connection_lost(
-                self, f"heartbeat timeout: nothing came from the client for {idle:.3g} s"
-            )
-            return 0
-        if idle >= self.engine.heartbeat_interval:
-            if now - self.pinged_at >= self.engine.heartbeat_interval:
-                self.pinged_at = wsc_now()
-                self.pong_due = True
-                wsc_progress(self.descriptor, &since_data, &self.acked)
-                return self.ping()
-        return 0
-
     # --- its end ---
 
     cdef int close_normally(self) except -1:
@@ -661,14 +364,12 @@ cdef class Client(ClosableConnection, asyncio.BufferedProtocol):
         if self.authenticating is not None:
             self.authenticating.cancel()
             self.authenticating = None
-        return ClosableConnection.end_timers(self)
+        return HeardConnection.end_timers(self)
 
     cdef int forget(self) except -1:
         self.authenticating = None
-        self.inbox = None
-        self.variables = None
         self.counted = False
-        return ClosableConnection.forget(self)
+        return HeardConnection.forget(self)
 
 
 # --- what the parts of a hub do with a client ---

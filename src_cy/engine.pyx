@@ -5,6 +5,7 @@ sees to that for the calls of the application.
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.contextvars cimport PyContext_Copy
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_SIZE
@@ -15,7 +16,7 @@ from libc.string cimport memset
 from wsc_fast._core.clients cimport ClientRegistry
 from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
-from wsc_fast._core.frames cimport encode_message, with_head
+from wsc_fast._core.frames cimport FIN_TEXT, encode, encode_message, with_head
 from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.members cimport KeptRoom, MemberSet, Room, deleted_rooms_of, push_all, rooms_of
@@ -76,6 +77,7 @@ cdef bytes NO_HEAD = b"\n"
 cdef tuple LIMITS = (
     "max_connections",
     "max_connections_per_address",
+    "max_connections_per_user",
     "connection_rate",
     "connection_rate_per_address",
     "max_handshakes",
@@ -505,6 +507,8 @@ cdef class Engine(FanoutNeeds):
         cdef Py_ssize_t queued
         if type(user_id) is not str:
             check_id("user", user_id)
+        if self.relay is not None and self.relays(user_id, message):
+            return 0
         if self.replaying is not None and user_id in self.replaying:
             return self.hold(user_id, message, self.forms.encoder.encode(message))
         frame = self.forms.encoder.encode_frame(message)
@@ -512,6 +516,44 @@ cdef class Engine(FanoutNeeds):
         if queued <= 0:
             raise self.deliveries.not_queued(user_id, queued)
         return queued
+
+    cdef bint relays(self, str user_id, message) except -1:
+        """Sends a message to other hubs that may have a user; whether nobody is here."""
+        cdef bint is_here = self.clients.has_user(user_id)
+        if self.thread_id == 0 or (is_here and user_id not in self.elsewhere):
+            return False
+        check_id("user", user_id)
+        self.relay(user_id, self.forms.encoder.encode(message), message.priority)
+        return not is_here
+
+    def encoded_message(self, message):
+        """A HubMessage as JSON; raises ValidationError where it cannot be sent."""
+        return self.forms.encoder.encode(message)
+
+    def deliver_to_user(self, str user_id not None, bytes data not None, int priority):
+        """A HubMessage of another hub, as JSON, for the clients of a user here.
+
+        Raises:
+            WSCError: no client of the user has got it.
+        """
+        cdef Py_ssize_t queued
+        if self.replaying is not None and user_id in self.replaying:
+            return self.hold(user_id, self.forms.decode_hub_message(data), data)
+        queued = self.offer_to_user(
+            user_id,
+            encode(FIN_TEXT, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)),
+            priority - 1,
+        )
+        if queued <= 0:
+            raise self.deliveries.not_queued(user_id, queued)
+        return queued
+
+    def deliver_to_client(self, client_id, message, key):
+        """A message of another hub for a client; raises as `send_to_client`."""
+        cdef int run
+        cdef Sink sink = self.clients.find(client_id)
+        cdef bytes frame = self.framed(message, client_id, &run)
+        self.deliver(sink, frame, key, run)
 
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0:
         # How many clients it was queued for; 0: the user has none; below 0: the outboxes of that
@@ -624,6 +666,20 @@ cdef class Engine(FanoutNeeds):
         self.outgoing = outgoing
         self.publish_outgoing = publish_outgoing
         self.entered_first = entered_first
+
+    def set_relay(self, set elsewhere, relay, relay_to_client):
+        """Has messages to users and clients go to other hubs too.
+
+        Args:
+            elsewhere: users who are here and on other hubs.
+            relay: `relay(user_id, data, priority)`: sends a HubMessage, as JSON, to the other hubs
+                of a user; None: users are of one hub.
+            relay_to_client: `relay_to_client(client_id, frame, key)`: sends a message to a client
+                that is not here; returns whether another hub may have it.
+        """
+        self.elsewhere = elsewhere
+        self.relay = relay
+        self.relay_to_client = relay_to_client
 
     def publish_to_plain(self, room_id, message, exclude, key):
         """`Hub.publish` for a plain room, without an idempotency key: as `broadcast_to_room`."""

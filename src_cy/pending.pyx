@@ -96,6 +96,16 @@ cdef class PendingACK:
     def _timeout(self):
         return self.timeout()
 
+    @property
+    def _own_timeout(self):
+        # Seconds, as it was given; None: ACKConfig.timeout.
+        return self._given_timeout
+
+    @property
+    def _retransmissions(self):
+        # How often it was sent again since it last began.
+        return self.retries
+
     cpdef bint done(self) noexcept:
         """Whether the outcome is known. Thread-safety: any thread."""
         return self._error is not None or self.status is self._table.forms.confirmed
@@ -122,6 +132,8 @@ cdef class PendingACK:
         elif own is loop:
             waiter = loop.create_future()
             self._tell_later(waiter)
+            if self.key is None:
+                waiter.held = self  # in no mailbox: nobody else may hold it
         else:
             waiter = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._outcome(), own))
         return waiter.__await__()
@@ -136,6 +148,12 @@ cdef class PendingACK:
             self.more_waiters = [waiter]
         else:
             self.more_waiters.append(waiter)
+
+    def _hold_by_waiters(self):
+        """Has it live on for as long as somebody awaits it: it leaves its mailbox."""
+        if self.waiter is not None:
+            for waiter in (self.waiter, *(self.more_waiters or ())):
+                waiter.held = self
 
     cdef int tell(self, waiter) except -1:
         """Gives the outcome to one waiter."""
@@ -188,7 +206,7 @@ cdef class Mailbox:
 
     @property
     def lapsed(self):
-        """Ids of what is in the store, has timed out, and may still be acknowledged."""
+        """Messages of the store that have timed out, and may be acknowledged: id -> origin."""
         if self._lapsed is None:
             self._lapsed = {}
         return self._lapsed
@@ -221,8 +239,23 @@ cdef class TableOwner:
         """Moves a mailbox to the store: its user is away."""
         raise NotImplementedError
 
-    def delete(self, mailbox, message_id):
-        """Removes an acknowledged message from the store."""
+    def delete(self, mailbox, message_id, origin, error):
+        """Removes an acknowledged message from the store.
+
+        Args:
+            mailbox: the key of its mailbox.
+            message_id: its id.
+            origin: the other hub that has sent it; None: this one has.
+            error: of a client that has refused it; None: it was confirmed.
+        """
+        raise NotImplementedError
+
+    def delete_once_stored(self, pending):
+        """A message was acknowledged while it was being stored: no page may bring it any more."""
+        raise NotImplementedError
+
+    def spread(self, mailbox):
+        """Has the clients of other hubs get what is pending in a mailbox."""
         raise NotImplementedError
 
     def catch_up(self, mailbox, client, line):
@@ -298,6 +331,7 @@ cdef class AckTable:
         self.mailboxes = {}
         self.replaying = set()
         self.starved = set()
+        self.elsewhere = None
         self.attach(None)
 
     def attach(self, loop):
@@ -357,9 +391,21 @@ cdef class AckTable:
         pending._slot = -1
         return pending
 
-    def found(self, Mailbox mailbox not None, str message_id, bytes data not None):
-        """A message that was read from the store, of which nobody knew."""
-        return self.new(mailbox.key, mailbox.user_id, None, message_id, data, 2, None)
+    def found(
+        self, Mailbox mailbox not None, str message_id, bytes data not None, str origin, timeout
+    ):
+        """A message that was read from the store, of which nobody knew.
+
+        Args:
+            mailbox, message_id, data: of it.
+            origin: the other hub that has sent it; None: this one has, or it is not known.
+            timeout: as it was given to that hub, in seconds; None: ACKConfig.timeout.
+        """
+        cdef PendingACK pending = self.new(
+            mailbox.key, mailbox.user_id, None, message_id, data, 2, timeout
+        )
+        pending._origin = origin
+        return pending
 
     cpdef PendingACK start(self, recipient, message, bint to_client):
         """Sends a message to a client or a user until it is acknowledged."""
@@ -443,11 +489,17 @@ cdef class AckTable:
         self.counters.acks_sent += 1
         if mailbox is None:
             mailbox = self.mailbox_of(key, user_id)
+        elif mailbox._lapsed is not None and message_id in mailbox._lapsed:
+            # It has timed out before, and the store has it still.
+            del mailbox._lapsed[message_id]
+            pending._stored = True
         self.enlist(mailbox, pending)
-        if online:
-            self.send_live(mailbox, pending)
-        else:
+        if not online:
             self.owner.park(mailbox)
+            return pending
+        self.send_live(mailbox, pending)
+        if self.elsewhere is not None and user_id in self.elsewhere:
+            self.owner.spread(mailbox)
         return pending
 
     cpdef bint has_clients(self, str mailbox, str user_id) except -1:
@@ -728,10 +780,10 @@ cdef class AckTable:
                 mailbox is None or mailbox._lapsed is None or message_id not in mailbox._lapsed
             ):
                 return IGNORED
-            del mailbox._lapsed[message_id]
+            origin = mailbox._lapsed.pop(message_id)
             for replay in mailbox.replays.values():
                 replay.acknowledged(message_id)
-            self.owner.delete(mailbox.key, message_id)
+            self.owner.delete(mailbox.key, message_id, origin, None)
             self.release(mailbox)
             return SETTLED
         for pending in found:
@@ -776,7 +828,7 @@ cdef class AckTable:
                 for replay in mailbox.replays.values():
                     replay.settled(pending, answered)
             if pending._stored and status is self.forms.timeout:
-                mailbox.lapsed[pending.id] = None
+                mailbox.lapsed[pending.id] = pending._origin
                 if len(mailbox._lapsed) > MOST_LAPSED:
                     del mailbox._lapsed[next(iter(mailbox._lapsed))]
             self.release(mailbox)
@@ -784,7 +836,9 @@ cdef class AckTable:
             self.wake_starved()
         # A message that is still being stored is deleted when that is done.
         if pending._stored and answered and not self.leave_to_namesake(mailbox, pending):
-            self.owner.delete(pending._mailbox, pending.id)
+            self.owner.delete(pending._mailbox, pending.id, pending._origin, error)
+        elif answered and pending._storing is not None:
+            self.owner.delete_once_stored(pending)
         if pending.waiter is not None:
             waiter, pending.waiter = pending.waiter, None
             waiters, pending.more_waiters = pending.more_waiters, None

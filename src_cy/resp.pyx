@@ -289,7 +289,7 @@ cdef class RespReader:
         """Goes on looking for the end of the reply at `start`; returns 1 where it was found."""
         cdef const char* line
         cdef const char* line_end
-        cdef Py_ssize_t left, step
+        cdef Py_ssize_t left, step = 0
         cdef long long count
         cdef char kind
         while True:

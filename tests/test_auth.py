@@ -34,9 +34,12 @@ from multidict import CIMultiDict
 
 from tests.support import exchange, only_client
 from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request, ValidationError
-from wsc_fast import auth as auth_module
 from wsc_fast._core.handshake import RequestHead
-from wsc_fast.auth import HEADER_MAX, TOKEN_MAX, JWTAuthenticator, TokenAuthenticator
+from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator, jwts, reader
+from wsc_fast.auth import key_file as jwks_file
+from wsc_fast.auth import tokens as static_tokens
+from wsc_fast.auth.jwts import HEADER_MAX
+from wsc_fast.auth.reader import TOKEN_MAX
 from wsc_fast.log import log
 from wsc_fast.testing import CLOSE, RawClient, eventually, running, uri, wait_until
 from wsc_fast.upgrade.negotiation import choose_subprotocol
@@ -288,10 +291,13 @@ def test_an_over_long_token_is_refused_before_any_work(monkeypatch: pytest.Monke
     static = TokenAuthenticator({longest: "ann"}, cookie="t", query="t")
     web = hs256(cookie="t", query="t")
     assert user_of(static, request(token=longest)) == "ann"
-    for name in ("hashlib", "hmac", "json", "base64"):
-        monkeypatch.setattr(auth_module, name, Untouchable())
-    monkeypatch.setattr(auth_module, "_VISIBLE", Untouchable())
-    monkeypatch.setattr(auth_module, "_COMPACT_JWS", Untouchable())
+    for module, names in (
+        (reader, ("VISIBLE",)),
+        (static_tokens, ("VISIBLE", "hashlib", "hmac")),
+        (jwts, ("_COMPACT_JWS", "json", "base64")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, Untouchable())
     for place in PLACES.values():
         header, query = place(longest + "x")
         for authenticator in (static, web):
@@ -402,7 +408,7 @@ def test_digests_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
             compared.append((len(a), len(b)))
             return hmac.compare_digest(a, b)
 
-    monkeypatch.setattr(auth_module, "hmac", Watched)
+    monkeypatch.setattr(static_tokens, "hmac", Watched)
     authenticator = TokenAuthenticator({TOKEN: "ann"})
     assert user_of(authenticator, request(token=TOKEN)) == "ann"
     assert user_of(authenticator, request(token=OTHER)) is None
@@ -1022,7 +1028,8 @@ def test_without_pyjwt_the_error_says_what_to_install(
 ) -> None:
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
-        "from wsc_fast.auth import ConfigError, JWTAuthenticator, TokenAuthenticator\n"
+        "from wsc_fast import ConfigError\n"
+        "from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator\n"
         "TokenAuthenticator({'x' * 16: 'ann'})\n"
         f"try: JWTAuthenticator({options})\n"
         "except ConfigError as error: print(error)\n"
@@ -1074,7 +1081,7 @@ class KeyFile:
 @pytest.fixture
 def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeyFile:
     """A file with the old key, that is looked at at each use."""
-    monkeypatch.setattr(auth_module, "JWKS_RECHECK", 0.0)
+    monkeypatch.setattr(jwks_file, "JWKS_RECHECK", 0.0)
     file = KeyFile(tmp_path / "jwks.json")
     file.write("old")
     return file
@@ -1143,13 +1150,13 @@ def test_keys_come_and_go_with_the_file(key_file: KeyFile) -> None:
 def test_it_is_looked_at_once_a_second_at_most(
     key_file: KeyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth_module, "JWKS_RECHECK", 1.0)
+    monkeypatch.setattr(jwks_file, "JWKS_RECHECK", 1.0)
     clock = [1000.0]
-    monkeypatch.setattr(auth_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(jwks_file.time, "monotonic", lambda: clock[0])
     authenticator = JWTAuthenticator(jwks=key_file.path)
     looks = []
     real = os.stat
-    monkeypatch.setattr(auth_module.os, "stat", lambda path: looks.append(path) or real(path))
+    monkeypatch.setattr(jwks_file.os, "stat", lambda path: looks.append(path) or real(path))
     key_file.write("new")
     for clock[0] in (1000.1, 1000.5, 1000.99):
         assert users(authenticator, key_file) == ["old", None]
@@ -1158,7 +1165,7 @@ def test_it_is_looked_at_once_a_second_at_most(
         assert users(authenticator, key_file) == [None, "new"]
     assert len(looks) == 1
     # And read anew only where it has changed.
-    monkeypatch.setattr(auth_module.os, "open", Untouchable())
+    monkeypatch.setattr(jwks_file.os, "open", Untouchable())
     clock[0] = 1003.0
     assert users(authenticator, key_file) == [None, "new"]
     assert len(looks) == 2
@@ -1175,7 +1182,7 @@ SECRET_MEMBER = jwk(SECRET, "s", "HS256", alg="HS256")
         ("\x00\xff", "no JSON"),
         ("[" * 100_000, "no JSON"),
         ("[]", "list 'keys'"),
-        (" " * (auth_module.JWKS_MAX + 1), "more than"),
+        (" " * (jwks_file.JWKS_MAX + 1), "more than"),
     ],
     ids=range(6),
 )
@@ -1247,13 +1254,13 @@ def test_the_keys_of_a_file_that_is_none_any_more_have_an_age(
     key_file: KeyFile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(auth_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(jwks_file.time, "monotonic", lambda: clock[0])
     authenticator = JWTAuthenticator(jwks=key_file.path)
     clock[0] += 1_000_000  # the file is looked at, and is what it was
     assert users(authenticator, key_file) == ["old", None]
     for breaks in (lambda: key_file.write(text="{"), key_file.path.unlink):
         breaks()
-        clock[0] += auth_module.JWKS_MAX_AGE
+        clock[0] += jwks_file.JWKS_MAX_AGE
         assert users(authenticator, key_file) == ["old", None]
         clock[0] += 1
         log.tell_counts(at_once=True)
@@ -1323,7 +1330,7 @@ def test_a_file_that_was_changed_within_one_tick_is_read_once_more(
     key_file.write("old")
     moment = time.time()
     os.utime(key_file.path, (moment, moment))
-    monkeypatch.setattr(auth_module, "JWKS_RECHECK", 0.2)
+    monkeypatch.setattr(jwks_file, "JWKS_RECHECK", 0.2)
     authenticator = JWTAuthenticator(jwks=key_file.path)
     assert users(authenticator, key_file) == ["old", None]
     member = jwk(key_file.keys["new"], "new", "ES256", alg="ES256")

@@ -92,10 +92,13 @@ def here(
     for name in [name for name in os.environ if name.startswith("WSC_")]:
         monkeypatch.delenv(name)
 
-    def run_here(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    def run_here(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         sys.modules.pop("app", None)
         capfd.readouterr()
-        code = run_command([str(word) for word in words])
+        with monkeypatch.context() as changes:
+            for name, value in environment.items():
+                changes.setenv(name, value)
+            code = run_command([str(word) for word in words])
         said = capfd.readouterr()
         return subprocess.CompletedProcess(words, code, said.out, said.err)
 
@@ -255,11 +258,11 @@ def test_each_command_says_in_one_line_what_it_does_and_gives_examples(
     assert f"wsc-fast {name}" in done.stdout
 
 
-def test_the_version_is_told_by_command_and_by_option() -> None:
-    by_option, by_command = run("--version"), run("version")
+def test_the_version_is_told_by_command_and_by_option(here: Here) -> None:
+    by_option, by_command = run("--version"), here("version")
     assert by_option.stdout == by_command.stdout
     assert by_option.stdout.startswith(f"wsc_fast {__version__}, built for picows ")
-    assert json.loads(run("version", "--json").stdout)["wsc_fast"] == __version__
+    assert json.loads(here("version", "--json").stdout)["wsc_fast"] == __version__
 
 
 def test_wrong_usage_is_one_line_that_names_the_help(here: Here) -> None:
@@ -544,8 +547,8 @@ def test_a_hub_that_starts_again_has_the_time_of_its_drain_too(module: Path) -> 
     assert "killed" not in errors
 
 
-def test_the_demo_says_where_its_chat_is_once_it_listens(echo: Hub) -> None:
-    fails_in_one_line(run("demo", "--port", str(echo.port)), 1, "the address is in use")
+def test_the_demo_says_where_its_chat_is_once_it_listens(echo: Hub, here: Here) -> None:
+    fails_in_one_line(here("demo", "--port", str(echo.port)), 1, "the address is in use")
     port = free_port()
     with begun("demo", "--port", str(port)) as process:
         assert process.stdout is not None
@@ -567,11 +570,11 @@ def test_the_demo_serves_its_chat(here: Here) -> None:
 # --- check-config ---
 
 
-def test_the_source_of_each_setting_is_told(tmp_path: Path) -> None:
+def test_the_source_of_each_setting_is_told(tmp_path: Path, here: Here) -> None:
     file = tmp_path / "wsc.toml"
     file.write_text("[hub]\nmax_rooms = 7\nmax_connections = 9\n\n[ack]\ntimeout = '2s'\n")
     environment = {"WSC_MAX_CONNECTIONS": "11", "WSC_RETRY_NONE": "x", "WSC_MAX_ROOM": "1"}
-    done = run("check-config", file, "--json", **environment)
+    done = here("check-config", file, "--json", **environment)
     assert done.returncode == 0
     assert done.stderr == "WSC_MAX_ROOM is no setting: is it WSC_MAX_ROOMS?\n"
     found = json.loads(done.stdout)
@@ -587,7 +590,7 @@ def test_the_source_of_each_setting_is_told(tmp_path: Path) -> None:
     assert found["hub"]["max_connections"]["place"] == "WSC_MAX_CONNECTIONS"
     assert found["ack"]["timeout"]["value"] == 2.0
     assert found["retry"]["max_retries"]["source"] == "default"
-    changed = run("check-config", file, "--changed").stdout
+    changed = here("check-config", file, "--changed").stdout
     assert [line.split()[:2] for line in changed.splitlines() if "hub." in line] == [
         ["hub.max_connections", "9"],
         ["hub.max_rooms", "7"],
@@ -595,7 +598,7 @@ def test_the_source_of_each_setting_is_told(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_work_end_with_1(tmp_path: Path, here: Here) -> None:
-    done = run("check-config", WSC_MAX_ROOMS="many")
+    done = here("check-config", WSC_MAX_ROOMS="many")
     fails_in_one_line(done, 1, "WSC_MAX_ROOMS is 'many', expected an int from 0")
     file = tmp_path / "wsc.json"
     file.write_text('{"max_roms": 1}')
@@ -708,18 +711,20 @@ def test_a_client_shows_who_it_is(here: Here) -> None:
     with running_in_thread(
         echoing(config=HubConfig(subprotocols=("b",)), authenticate=authenticate)
     ) as hub:
-        fails_in_one_line(here("tail", address(hub), "--reconnect"), 1, "answers 401 Unauthorized")
+        fails_in_one_line(
+            here("tail", address(hub), "--reconnect"), 1, "answers 401 Unauthorized (--token or"
+        )
         words = ["--token", "secret", "-H", "X-Room: 5", "--subprotocol", "a", "--subprotocol", "b"]
         done = here("send", address(hub, "/ws?x=1"), "hello", *words, "--wait", "1")
         assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
         assert asked[-1].headers["X-Room"] == "5"
-        assert run("send", address(hub), "x", WSC_FAST_TOKEN="secret").returncode == 0
+        assert here("send", address(hub), "x", WSC_FAST_TOKEN="secret").returncode == 0
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(echo: Hub, here: Here) -> None:
     fails_in_one_line(here("tail", f"localhost:{free_port()}"), 1, "connection refused")
     fails_in_one_line(here("tail", "ws://no.invalid/ws"), 1, "cannot be reached: ")
-    fails_in_one_line(here("tail", address(echo, "/no")), 1, "answers 404 Not Found")
+    fails_in_one_line(here("tail", address(echo, "/no")), 1, "answers 404 Not Found (is the path")
     wrong_scheme = address(echo).replace("ws://", "wss://")
     fails_in_one_line(here("tail", wrong_scheme), 1, "does not speak TLS")
     for url in ("ftp://a/b", "ws://", "ws://a:99999/", "ws://user@a/", "ws://a/#b", "ws://a b/"):
@@ -903,8 +908,8 @@ def test_a_load_without_answers_or_with_failures_ends_with_1(echo: Hub, here: He
         done = here("bench", address(hub), "-c", "3", "-d", "0.2", "--json")
         assert done.returncode == 1
         assert done.stderr == (
-            "wsc-fast: no message of the load came back; does the hub echo? "
-            "--mode listen needs neither\n"
+            "wsc-fast: no message of the load came back: --mode echo needs a hub that answers "
+            "each; --mode listen counts what a hub sends by itself\n"
         )
         done = here("bench", address(hub), "-c", "5", "-d", "0.2", "--json")
         assert done.returncode == 1
@@ -924,7 +929,7 @@ def test_a_hub_that_answers_otherwise_is_not_measured(here: Here) -> None:
     found = json.loads(done.stdout)
     assert (found["received"], found["latency_ms"]) == (3, None)
     assert done.returncode == 1
-    assert "no message of the load came back; does the hub echo?" in done.stderr
+    assert "no message of the load came back: --mode echo needs" in done.stderr
 
 
 def test_a_terminal_shows_the_load_while_it_lasts(echo: Hub) -> None:
@@ -1050,7 +1055,7 @@ def test_an_address_without_metrics_of_a_hub_is_one_line(echo: Hub, here: Here) 
     hub.route("/page")(lambda request: "<html> no metrics </html>")
     with running_in_thread(hub):
         url = f"http://127.0.0.1:{hub.port}"
-        fails_in_one_line(here("top", url), 1, "answers 404")
+        fails_in_one_line(here("top", url), 1, "(hub.enable_metrics() serves")
         fails_in_one_line(here("top", f"{url}/other"), 1, "has no metrics of a hub")
         fails_in_one_line(here("top", f"{url}/page"), 1, "serves no metrics")
         fails_in_one_line(here("top", f"{url}/moved"), 1, "answers 302 Found")

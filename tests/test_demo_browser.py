@@ -45,6 +45,7 @@ OPTIONS = (
     "--disable-dev-shm-usage",
 )
 SERVE = "import sys; from wsc_fast.demo import main; main('127.0.0.1', int(sys.argv[1]))"
+KEEP = SERVE.replace("))", "), sys.argv[2])")
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
@@ -60,17 +61,21 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any
 class Server:
     """The demo in a process of its own, to be killed and started again on the same port."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Path | None = None) -> None:
+        self.keep = keep
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         given = os.environ.get("DEMO_SERVER")
-        command = shlex.split(given) if given else [sys.executable, "-c", SERVE]
-        self.process = subprocess.Popen(
-            [*command, str(self.port)], stdout=subprocess.PIPE, text=True
-        )
+        command = [
+            *(shlex.split(given) if given else [sys.executable, "-c", SERVE]),
+            str(self.port),
+        ]
+        if self.keep is not None:
+            command = [sys.executable, "-c", KEEP, str(self.port), str(self.keep)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         assert self.url in self.process.stdout.readline()
         until(self.health, "the server answers")
@@ -189,8 +194,19 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def window(server: Server) -> Iterator[Callable[..., Window]]:
+def keeping(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "chat.db")
+    server.start()
+    yield server
+    if server.process is not None:
+        server.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def window(request: pytest.FixtureRequest) -> Iterator[Callable[..., Window]]:
     opened: list[Window] = []
+    name = "keeping" if "keeping" in request.fixturenames else "server"
+    server: Server = request.getfixturevalue(name)
 
     def open_window(**how: Any) -> Window:
         opened.append(Window(server.url, **how))
@@ -294,6 +310,48 @@ def test_reconnects_and_rejoins(
     assert ann.complaints() == []
 
 
+def test_nothing_is_missing_after_a_kill_of_a_server_that_keeps(
+    keeping: Server, window: Callable[..., Window], tmp_path: Path
+) -> None:
+    ann, bo = window(), window()
+    ann.enter("Ann")
+    bo.enter("Bo")
+    ann.room("garden")
+    ann.say("of the garden")
+    bo.say("one")
+    bo.say("two")
+    ann.room("lobby")
+    ann.sees("#log .words", "two")
+    # The file is written behind what is said.
+    until(lambda: holds(tmp_path, b'"two"') and holds(tmp_path, b"of the garden"), "it is kept")
+    bo.driver.execute_script("client.close()")
+    ann.say("three")
+    ann.sees("#log .words", "three")
+    until(lambda: holds(tmp_path, b'"three"'), "it is kept")
+
+    keeping.end(signal.SIGKILL)
+    keeping.start()
+    ann.connected()
+    bo.driver.execute_script("client.connect()")
+    bo.connected()
+    late = window()
+    late.enter("Late")
+    for each in (ann, bo, late):
+        each.sees("#log .words", "three")
+        assert each.text("#log .words").split() == ["one", "two", "three"]
+    late.room("garden")
+    late.sees("#log .words", "of the garden")
+    late.say("four")
+    ann.room("garden")
+    ann.sees("#log .words", "four")
+    assert ann.complaints() == []
+
+
+def holds(folder: Path, text: bytes) -> bool:
+    """Whether the file of what is said, or its log, has this text."""
+    return any(text in path.read_bytes() for path in folder.glob("chat.db*"))
+
+
 def test_missed_messages_come_with_the_history(
     server: Server, window: Callable[..., Window]
 ) -> None:
@@ -302,9 +360,10 @@ def test_missed_messages_come_with_the_history(
     bo.enter("Bo")
     ann.say("one")
     bo.sees("#log .words", "one")
-    bo.driver.execute_script("lost()")  # the page's own word for a connection that is gone
+    bo.driver.execute_script("client.close()")
     ann.sees("#log", "Bo left")
     ann.say("two")
+    bo.driver.execute_script("client.connect()")
     bo.connected()
     bo.sees("#log .words", "two")
     assert bo.text("#log .words").split() == ["one", "two"]
@@ -315,12 +374,13 @@ def test_a_message_that_may_not_have_arrived_is_kept(
 ) -> None:
     ann = window()
     ann.enter("Ann")
-    ann.driver.execute_script("socket.send = () => {}")  # the network swallows it
+    ann.driver.execute_script("client.send = () => {}")  # the network swallows it
     ann.say("did this arrive?")
     ann.sees("#log .words", "did this arrive?")
-    ann.driver.execute_script("lost()")
+    ann.driver.execute_script("client.close()")
     ann.sees("#log .failed .fate", "Send again")
     ann.shot("not-sent")
+    ann.driver.execute_script("delete client.send; client.connect()")
     ann.connected()
     until(lambda: not ann.find("#hint").is_displayed(), "in the lobby again")
     ann.click("#log .failed .fate button")

@@ -37,7 +37,7 @@ from wsc_fast.testing import (
     uri,
 )
 
-REGISTRARS = ["on_client_connected", "on_client_disconnected", "on_message_received", "on_error"]
+REGISTRARS = sorted(name for name in dir(Hub) if name.startswith("on_"))
 
 # These end a loop or a task when they get past us; a callback may raise any of them.
 HARD = [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit]
@@ -53,6 +53,10 @@ def errors_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 # --- setting them ---
+
+
+def test_there_are_callbacks_to_set() -> None:
+    assert {"on_client_connected", "on_error", "on_node", "on_startup"} < set(REGISTRARS)
 
 
 @pytest.mark.parametrize("name", REGISTRARS)

@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import inspect
 import os
+import pickle
 import re
 import shutil
 import site
@@ -115,7 +116,9 @@ MOST_MODULES = {"import wsc_fast": 45, "from wsc_fast import Hub": 360}
 NOT_FOR_A_HUB = {
     *("sqlite3", "redis", "jwt", "yaml", "tomllib", "typer", "rich", "uvloop"),
     *("importlib.metadata", "importlib.resources", "email", "ctypes", "difflib"),
-    *("wsc_fast.auth", "wsc_fast.demo", "wsc_fast.testing"),
+    *("wsc_fast.auth", "wsc_fast.demo", "wsc_fast.testing", "wsc_fast.config.files"),
+    *("wsc_fast.observe.observing", "wsc_fast.observe.json_log", "wsc_fast.adapters.uvicorn"),
+    *("wsc_fast.listen.acceptor", "wsc_fast.listen.tls"),
 }
 # These come with asyncio and picows.
 NOT_FOR_A_NAME = {"asyncio", "ssl", "socket", "picows", "python_socks", "multidict", "aiofastnet"}
@@ -159,6 +162,20 @@ def test_a_small_name_brings_no_sqlite_and_no_hub(name: str) -> None:
     )
     assert done.stderr == ""
     assert {"sqlite3", "wsc_fast.hub"} & set(done.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=lambda stub: stub.stem)
+def test_no_compiled_object_can_be_pickled(stub: Path) -> None:
+    # Cython would write code for it, 6 % of all, for copies that no other process can use.
+    module = importlib.import_module(f"wsc_fast._core.{stub.stem}")
+    for made in vars(module).values():
+        if inspect.isclass(made) and made.__module__ == module.__name__:
+            assert "__reduce_cython__" not in vars(made)
+
+
+def test_a_client_cannot_be_pickled() -> None:
+    with pytest.raises(TypeError, match="cannot pickle a Client"):
+        pickle.dumps(wsc_fast.Client(wsc_fast.Hub()._engine))
 
 
 def test_the_version_is_the_one_of_the_distribution() -> None:

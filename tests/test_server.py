@@ -1583,3 +1583,35 @@ async def test_an_upgrade_passes_each_room_once() -> None:
     head = "wsc_fast.upgrade.handshake:Handshake.received"
     # The calls of `listen` came before. On uvloop there are none: the server is the loop's own.
     assert rooms_within(head, calls) == ["upgrade", "delivery", "runtime"]
+
+
+async def test_a_message_in_and_its_answers_pass_no_python_of_the_package(any_loop: str) -> None:
+    hub = Hub(HubConfig(heartbeat_interval=1e6, heartbeat_timeout=2e6))
+    calls: list[str] = []
+
+    @hub.on_message_received
+    def answer(client: Client, message: str | bytes) -> None:
+        client.send(message)
+        hub.send_to_client(client.id, message)
+        hub.broadcast(message)
+        hub.broadcast_to_room("room", message)
+        hub.leave_room(client.id, "room")
+        hub.join_room(client.id, "room")
+
+    def called(frame: FrameType, event: str, _: object) -> None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if event == "call" and module.startswith("wsc_fast.") and "testing" not in module:
+            calls.append(f"{module}:{frame.f_code.co_qualname}")
+
+    hub.create_room("room")
+    async with running(hub):
+        with await RawClient.open(hub) as raw:
+            hub.join_room(only_client(hub).id, "room")
+            sys.setprofile(called)
+            try:
+                await raw.send(TEXT, b"hello")
+                answers = [(await raw.recv()).payload for _ in range(4)]
+            finally:
+                sys.setprofile(None)
+    assert answers == [b"hello"] * 4
+    assert calls == []

@@ -9,8 +9,8 @@ import pytest
 
 from tests.played import play
 from tests.redis_server import PROGRAM
+from trials.crowd import Door, Mood
 from trials.torture.ledger import Name
-from trials.torture.users import Door, Mood
 from trials.torture_cluster.user_ledger import KINDS, LATE, UserLedger
 from trials.torture_cluster.user_rooms import GRACE, rooms_of
 from trials.torture_cluster.user_scenarios import SCENARIOS
@@ -151,9 +151,9 @@ async def test_a_message_of_another_user_is_astray() -> None:
     await hub.start("127.0.0.1", door.port, reuse_port=True)
     record.crowd.doors.append(door)
     async with record.crowd as crowd:
-        crowd.be(Mood.CALM, [crowd.users["user0"]])
+        crowd.be(Mood.CALM, crowd.users["user0"].devices)
         await eventually(lambda: record.counts == {"astray": 2})
-        crowd.be(Mood.CALM, [crowd.users["user1"]])
+        crowd.be(Mood.CALM, crowd.users["user1"].devices)
         await eventually(lambda: len(record.seen) == 2)
         crowd.check()
     await hub.stop()

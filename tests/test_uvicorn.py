@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI, WebSocket
@@ -34,6 +35,7 @@ from wsc_fast import (
     HubConfig,
     HubStateError,
     Identity,
+    Request,
     TokenAuthenticator,
     ValidationError,
 )
@@ -623,6 +625,15 @@ async def test_routes_of_the_hub_and_workers_are_warned_of(
     assert any("3 workers, each with a hub of its own" in line for line in warnings)
 
 
+async def test_routes_that_an_application_serves_are_not_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = with_routes()
+    async with serving(hub, app=as_middleware(hub)):
+        pass
+    assert "not served on uvicorn's port" not in caplog.text
+
+
 async def test_the_log_is_written_while_the_server_runs_where_nobody_has_configured_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -656,6 +667,139 @@ def test_without_uvicorn_the_error_names_the_extra() -> None:
         text=True,
     )
     assert "pip install 'wsc_fast[uvicorn]'" in script.stdout, script.stderr
+
+
+# --- the hub's routes on uvicorn's port ---
+
+KEY = "a-key-of-the-tests"
+WITH_KEY = {"X-API-Key": KEY}
+
+
+def with_routes() -> Hub:
+    """A hub with the HTTP API, metrics, and routes of its own."""
+    hub = echoing()
+    hub.enable_api("/api", keys=KEY)
+    hub.enable_metrics(registry=CollectorRegistry())
+
+    @hub.route("/rooms/{room}", methods=("GET", "PUT"))
+    async def room(request: Request) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return {"room": request.path_params["room"], "body": request.body.decode()}
+
+    @hub.route("/broken")
+    def broken(request: Request) -> str:
+        raise RuntimeError("of the application's")
+
+    return hub
+
+
+def as_middleware(hub: Hub) -> Any:
+    app = application(hub)
+    app.add_middleware(hub.asgi_routes)
+    return app
+
+
+def around(hub: Hub) -> Any:
+    return hub.asgi_routes(application(hub))
+
+
+def mounted(hub: Hub) -> Any:
+    app = application(hub)
+    app.mount("/api", hub.asgi_routes())
+    app.mount("/rooms", hub.asgi_routes())
+    return app
+
+
+SERVED = pytest.mark.parametrize("served", [as_middleware, around, mounted])
+
+
+@asynccontextmanager
+async def asking(hub: Hub, app: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a server that has this application and the hub."""
+    async with serving(hub, app=app, **options) as at:
+        base = f"http://127.0.0.1:{at.port}"
+        async with httpx.AsyncClient(base_url=base, timeout=SLOWEST) as client:
+            yield client
+
+
+@SERVED
+async def test_an_application_serves_the_routes_of_the_hub(any_loop: str, served: Any) -> None:
+    hub = with_routes()
+    async with asking(hub, served(hub)) as client:
+        assert (await client.get("/")).json() == 0  # of the application
+        health = await client.get("/api/health", headers=WITH_KEY)
+        assert health.json() == {"status": "ok", "bus": "none", "clients": 0}
+        assert (await client.get("/api/health")).status_code == 401
+        assert (await client.get("/api/nothing")).status_code == 404
+        room = await client.put("/rooms/a%2Fb?x=1", content=b"w" * 60_000)
+        assert room.json() == {"room": "a/b", "body": "w" * 60_000}
+        assert room.headers["content-type"] == "application/json"
+        assert len(room.headers.get_list("date")) == 1
+        head = await client.head("/rooms/a")
+        assert (head.status_code, head.content) == (200, b"")
+        gone = await client.delete("/rooms/a")
+        assert (gone.status_code, gone.headers["allow"]) == (405, "GET, HEAD, PUT")
+
+
+@SERVED
+async def test_a_request_to_the_api_reaches_the_clients(served: Any) -> None:
+    hub = with_routes()
+    async with asking(hub, served(hub)) as client:
+        with await RawClient.open(At(client.base_url.port or 0)) as raw:
+            body = {"message": "hello"}
+            sent = await client.post("/api/broadcast", json=body, headers=WITH_KEY)
+            assert sent.status_code == 200
+            assert await raw.recv() == Frame(TEXT, b"hello")
+
+
+async def test_a_route_does_there_as_on_the_port_of_the_hub() -> None:
+    hub = with_routes()
+    errors: list[BaseException] = []
+    hub.on_error(lambda client, error: errors.append(error))
+    async with asking(hub, around(hub)) as client:
+        big = await client.put("/rooms/a", content=b"w" * (hub.config.max_request_body + 1))
+        assert big.status_code == 413
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"of no known length"
+
+        assert (await client.put("/rooms/a", content=pieces())).status_code == 411
+        assert "wsc_connected_clients 0.0" in (await client.get("/metrics")).text
+        broken = await client.get("/broken")
+        assert (broken.status_code, broken.text) == (500, "500 Internal Server Error\n")
+        assert hub.get_stats().limited["max_request_body"] == 1
+    assert [str(error) for error in errors] == ["of the application's"]
+
+
+async def test_a_root_path_is_no_part_of_the_path_of_a_route() -> None:
+    hub = with_routes()
+    async with asking(hub, as_middleware(hub), root_path="/behind") as client:
+        assert (await client.get("/rooms/a")).json() == {"room": "a", "body": ""}
+
+
+async def test_a_peer_that_leaves_before_its_body_is_there_is_forgotten() -> None:
+    hub = with_routes()
+    async with serving(hub, app=around(hub)) as at:
+        with await RawClient.open(at, upgrade=False) as raw:
+            await raw.send_raw(b"PUT /rooms/a HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nw")
+        assert (await fetched(at, "/rooms/a")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_where_the_hub_does_not_run_its_routes_are_answered_with_503(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = with_routes()
+    transport = httpx.ASGITransport(around(hub))
+    async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+        assert (await client.get("/")).status_code == 200
+        assert (await client.get("/rooms/a")).status_code == 503
+    assert "ws=hub.uvicorn" in caplog.text
+    assert hub.get_stats().rejected["full"] == 1
+
+
+async def test_routes_alone_serve_no_websocket_and_say_what_does() -> None:
+    with pytest.raises(HubStateError, match=r"ws=hub\.uvicorn"):
+        await Hub().asgi_routes()({"type": "websocket", "path": "/ws"}, None, None)
 
 
 # --- processes ---

@@ -24,7 +24,7 @@ import pytest
 from tests import test_cli
 from tests.aware import Aware, keeping
 from tests.ports import free_port
-from tests.redis_server import PROGRAM
+from tests.redis_server import PROGRAM, RedisServer
 from tests.support import named
 from tests.test_cli import (
     ENVIRONMENT,
@@ -523,7 +523,13 @@ async def test_a_bus_is_chosen_before_the_start() -> None:
 # --- uvicorn ---
 
 BESIDE = (
-    APP.replace("hub = Hub(", 'hub = Hub(bus="local", ')
+    APP.replace("hub = Hub(", "hub = Hub(bus=bus, ").replace(
+        "import Hub, Identity\n",
+        """import Hub, Identity, RedisBus
+
+bus = RedisBus(os.environ["BUS"]) if "BUS" in os.environ else "local"
+""",
+    )
     + """
 
 ws = hub.uvicorn(path="/ws")
@@ -537,13 +543,22 @@ async def app(scope, receive, send):
 
 
 async def test_a_message_reaches_the_clients_of_another_worker_of_uvicorn(tmp_path: Path) -> None:
+    await reach_another_worker(tmp_path, {})
+
+
+async def test_a_redis_bus_connects_the_workers_of_uvicorn(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        await reach_another_worker(tmp_path, {"BUS": server.url})
+
+
+async def reach_another_worker(tmp_path: Path, more: dict[str, str]) -> None:
     (tmp_path / "app.py").write_text(BESIDE)
     at: Any = At(free_port())
     words = ["-m", "uvicorn", "app:app", "--ws", "app:ws", f"--port={at.port}", "--workers=2"]
     with subprocess.Popen(  # noqa: ASYNC220 - its start takes no time
         [sys.executable, *words],
         cwd=tmp_path,
-        env=environment(),
+        env=environment() | more,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:

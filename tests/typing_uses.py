@@ -5,7 +5,7 @@ Nothing here is executed. A line that a type checker has to refuse ends with "# 
 
 from __future__ import annotations
 
-from wsc_fast import Client, Hub, HubMessage, Identity, NodeInfo, Request, Response
+from wsc_fast import Client, Hub, HubMessage, Identity, NodeInfo, Request, RequestError, Response
 
 hub = Hub()
 
@@ -41,6 +41,18 @@ async def joined(client: Client, room_id: str) -> None:
 
 @hub.on_room_left
 def left(client: Client, room_id: str, extra: int = 0) -> None: ...
+
+
+@hub.on_request
+async def asked(client: Client, data: object) -> dict[str, object]:
+    if data is None:
+        raise RequestError("no-data", "say what")
+    return {"you": client.user_id, "data": data}
+
+
+@hub.on_join_request
+def may_join(client: Client, room_id: str) -> bool:
+    return room_id.startswith("chat:")
 
 
 @hub.on_presence
@@ -92,6 +104,8 @@ hub.on_message_received(of_three)  # refused
 hub.on_error(of_client)  # refused
 hub.on_room_joined(of_client)  # refused
 hub.on_room_left(of_three)  # refused
+hub.on_request(of_client)  # refused
+hub.on_join_request(of_two)  # refused
 hub.on_presence(of_client)  # refused
 hub.on_node(of_client)  # refused
 hub.route("/none")(of_none)  # refused

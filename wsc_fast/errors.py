@@ -13,6 +13,7 @@
     ├── RoomExistsError (ValueError)            a room has this id already
     ├── LimitError (RuntimeError)               a bound on rooms or handlers is reached
     ├── PermissionDeniedError (PermissionError) the application's own rules do not allow it
+    ├── RequestError                            for a callback to raise: the answer to a request
     ├── SendError                               a message was not taken, and nothing was sent
     │   ├── QueueFullError                      ... the client's outbox is full (a slow consumer)
     │   ├── PendingFullError                    ... too many wait for an acknowledgement already
@@ -94,6 +95,29 @@ class LimitError(WSCError, RuntimeError):
 
 class PermissionDeniedError(WSCError, PermissionError):
     """`authorize_join` or `authorize_publish` does not allow it."""
+
+
+class RequestError(WSCError):
+    """Raised by `on_request` or `on_join_request`: the client gets this as its answer.
+
+    Attributes:
+        code: for the client's program.
+
+    Args:
+        code: 1 to 64 characters, such as "not-found".
+        text: for people; the client gets it as `message`.
+
+    Raises:
+        ValidationError: the code or the text is not such a str.
+    """
+
+    def __init__(self, code: str, text: str = "") -> None:
+        if not isinstance(code, str) or not 1 <= len(code) <= 64:
+            raise ValidationError(f"code must be a str of 1 to 64 characters, not {code!r}")
+        if not isinstance(text, str):
+            raise ValidationError(f"text must be a str, not {type(text).__name__}")
+        super().__init__(text)
+        self.code: str = code
 
 
 class SendError(WSCError):

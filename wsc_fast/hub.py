@@ -26,7 +26,6 @@ from wsc_fast._core.connection import Client
 from wsc_fast._core.upward import join
 from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
-from wsc_fast.adapters.uvicorn import Endpoint
 from wsc_fast.api.facade import ApiFace
 from wsc_fast.api.needs import Needs as ApiNeeds
 from wsc_fast.bus.base import Bus
@@ -48,7 +47,6 @@ from wsc_fast.messages import message_forms
 from wsc_fast.observe.counting import Counting
 from wsc_fast.observe.facade import ObserveFace
 from wsc_fast.observe.needs import Needs as ObserveNeeds
-from wsc_fast.observe.observing import Observing
 from wsc_fast.runtime.callback_facade import CallbackFace
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.facade import LifeFace
@@ -132,6 +130,8 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
                 watch_clients=lambda acks: admission.watch(acks),
                 paused=paused,
                 report=report,
+                others=lambda: node.users,
+                store_on_bus=lambda: node.offline_store(),
             ),
             state,
             calls,
@@ -145,6 +145,8 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
                 paused=paused,
                 gone=lambda client: admission.leave_address(client),
             ),
+            join=self.join_room,
+            leave=self.leave_room,
             authorize_join=authorize_join,
             authorize_publish=authorize_publish,
             denied=delivery.denied,
@@ -171,6 +173,7 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
                 nobody_left=lambda: self._life.nobody_left(),
                 refusals=refusals,
                 greet=lambda client: node.greet(client),
+                disconnect_elsewhere=lambda *what: node.disconnect_elsewhere(*what),
             ),
         )
         policy = Policy(
@@ -195,9 +198,14 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
                 settings=settings,
                 state=state,
                 knows_users=authenticate is not None,
-                watch=callbacks.watch,
+                watch_clients=callbacks.watch_clients,
+                watch_rooms=callbacks.watch_rooms,
                 report=report,
                 not_published=delivery.not_published,
+                deliveries=delivery,
+                disconnect=admission.disconnect_user,
+                per_user=admission.per_user,
+                name_clients=admission.name_clients,
             ),
         )
         self._parts = parts = Parts(
@@ -230,18 +238,16 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
         self._calls, self._delivery = calls, delivery
         self._callbacks, self._hooks, self._tasks = callbacks, hooks, tasks
         self._site, self._admission, self._node = site, admission, node
-        self._observing = Observing(
-            ObserveNeeds(
-                engine=engine,
-                calls=calls,
-                counting=Counting(engine, callbacks, delivery, self._life, node.counters),
-                stores=delivery.store_latencies,
-                add_route=lambda path, fn: self.route(path)(fn),
-                accompany=self._life.companions.append,
-                wrap_callbacks=callbacks.wrap,
-                watch_upgrades=policy.watch_upgrades,
-                report=report,
-            )
+        self._observe_needs = ObserveNeeds(
+            engine=engine,
+            calls=calls,
+            counting=Counting(engine, callbacks, delivery, self._life, node.counters),
+            stores=delivery.store_latencies,
+            add_route=lambda path, fn: self.route(path)(fn),
+            accompany=self._life.companions.append,
+            wrap_callbacks=callbacks.wrap,
+            watch_upgrades=policy.watch_upgrades,
+            report=report,
         )
         self._api_needs = ApiNeeds(
             engine=engine,
@@ -417,8 +423,52 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
 
         Thread-safety: any thread.
         """
+        from wsc_fast.adapters.uvicorn import Endpoint
+
         self._site.check_endpoint(path)
         return Endpoint(self._door, path)
+
+    def aiohttp(self, app: Any, path: str = "/ws", *, tls: bool = False) -> None:
+        """Gives an aiohttp application a WebSocket endpoint that is the hub's.
+
+        All other paths stay the application's. The hub starts with the application, and stops with
+        it. To be called before the application runs.
+
+        Args:
+            app: an `aiohttp.web.Application`.
+            path: of the WebSocket endpoint, as for `app.router.add_get`.
+            tls: whether the application's server speaks TLS.
+
+        Raises:
+            ValidationError: the path cannot be served, or is a route's.
+
+        Thread-safety: any thread.
+        """
+        from wsc_fast.adapters.aiohttp import Endpoint
+
+        self._site.check_endpoint(path)
+        Endpoint(self._door, app, path, tls)
+
+    def asgi_routes(self, app: Any = None) -> Any:
+        """Serves the hub's routes on the port of an ASGI application: `route`, API and metrics.
+
+        Use as `app.add_middleware(hub.asgi_routes)` with FastAPI or Starlette, as
+        `app.mount("/api", hub.asgi_routes())`, or as `application = hub.asgi_routes(application)`
+        with any other. A route has the path that it was given, also where it is mounted. The hub
+        runs on the loop of the application, as with `uvicorn`; its WebSocket is not served so.
+
+        Args:
+            app: the application that gets all other requests; None: they are answered with 404.
+
+        Returns:
+            an ASGI application.
+
+        Thread-safety: any thread.
+        """
+        from wsc_fast.adapters.asgi import AsgiRoutes
+
+        self._door.serves_routes = True
+        return AsgiRoutes(self._door, app)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Says how a hub is served beside an ASGI application, since it is none itself.

@@ -50,7 +50,9 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         messages_abandoned: messages received that no callback was called with, since their client
             was disconnected, or the callback before them was cancelled.
         unauthorized: messages that `authorize_publish` did not allow.
-        refused_joins: joins that `authorize_join` did not allow.
+        refused_joins: joins that `authorize_join` or `on_join_request` did not allow.
+        requests_answered, requests_refused: requests of clients that got an answer, and that got an
+            error.
         protocol_errors, heartbeat_timeouts, callback_errors: what they say.
         unreported_errors: errors that concern no client and that an async `on_error` did not hear
             of, since too many of its calls were under way.
@@ -103,6 +105,8 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     messages_abandoned: int
     unauthorized: int
     refused_joins: int
+    requests_answered: int
+    requests_refused: int
     protocol_errors: int
     heartbeat_timeouts: int
     callback_errors: int

@@ -53,11 +53,21 @@ async def tunnel(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
         )
         await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    accepted: set[asyncio.Task[None]] = set()
+
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(accept(reader, writer))
+        accepted.add(task)
+        task.add_done_callback(accepted.discard)
+
+    server = await asyncio.start_server(begin, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        for task in accepted:
+            task.cancel()
+        await asyncio.gather(*accepted, return_exceptions=True)
 
 
 def free_port() -> int:

@@ -42,7 +42,7 @@ SECURE = 8  # written through the transport, as over TLS
 ECHO = 16  # each message is sent back
 # max_message_size and max_fragments; the read buffer is the smallest, for reads that end anywhere.
 SMALL_LIMITS, LARGE_LIMITS = (3000, 8), (70_000, 8)
-# Of pongs that wait together, as many are sent; then the last (connection.pyx).
+# Of pongs that wait together, as many are sent; then the last (pings.pyx).
 MOST_PONGS = 32
 
 

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from trials.crowd import Door
+from trials.process import Process, ProcessFailedError
 from trials.torture.ledger import Ledger, Name, ranges
-from trials.torture.users import Door
-
-# Seconds in which a server starts, or stops after SIGTERM.
-START, STOP = 90.0, 30.0
-# Most bytes of a line: a Look names the messages of all users.
-LINE = 1 << 26
-
-
-class ServerFailed(Exception):
-    """A server did not start, or ended by itself; the scenario cannot go on."""
 
 
 @dataclass
@@ -73,7 +63,7 @@ class Look:
         )
 
 
-class Server:
+class Server(Process):
     """A running server process; `start` makes one.
 
     Attributes:
@@ -83,20 +73,15 @@ class Server:
     module: ClassVar[str] = "trials.torture.server"
 
     def __init__(
-        self, process: asyncio.subprocess.Process, sender: str, ledger: Ledger, log: Path
+        self, process: asyncio.subprocess.Process, sender: str, log: Path, ledger: Ledger
     ) -> None:
-        self.sender = sender
+        super().__init__(process, sender, log)
         self.accepted_since: Counter[str] = Counter()  # by user, from the last `publish` on
         self.refused = 0
         self.last_refusal = ""
-        self.log = log
-        self._process = process
         self.ledger = ledger
-        self._leaving = False
-        self._ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._looks: list[asyncio.Future[Look]] = []
-        self._reading = asyncio.create_task(self._read())
 
     @classmethod
     async def start(
@@ -122,76 +107,48 @@ class Server:
             options: further ones of the program; those that are None are left out.
 
         Raises:
-            ServerFailed: it did not get ready.
+            ProcessFailedError: it did not get ready.
         """
         listen = (
             ("--socket", str(door.socket.fileno())) if door.shared else ("--port", str(door.port))
         )
-        more = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        with log.open("ab") as errors:
-            process = await asyncio.create_subprocess_exec(
-                *(within or []),
-                *(sys.executable, "-m", cls.module),
-                *("--store", store, "--sender", sender),
-                *listen,
-                *more,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-                pass_fds=[door.socket.fileno()] if door.shared else [],
-                limit=LINE,
-            )
-        server = cls(process, sender, ledger, log)
-        ready = asyncio.create_task(server._ready.wait())
-        await asyncio.wait(
-            [ready, server._reading], timeout=START, return_when=asyncio.FIRST_COMPLETED
+        return await cls._start(
+            cls.module,
+            ["--store", store, "--sender", sender, *listen],
+            options,
+            sender,
+            log,
+            ledger,
+            within=within or (),
+            pass_fds=[door.socket.fileno()] if door.shared else [],
         )
-        ready.cancel()
-        if not server._ready.is_set():
-            await server.kill()
-            raise ServerFailed(f"{sender} did not get ready: {server.last_words()}")
-        return server
 
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            if line.endswith(b"\n"):  # what is killed may leave half a line
-                self.heard(line.decode().rstrip("\n"))
-        if not self._leaving:
-            status = await self._process.wait()
-            self.ledger.violate(
-                "broken", f"{self.sender} ended by itself ({status}): {self.last_words()}"
-            )
-
-    def heard(self, line: str) -> None:
-        """Takes a line that it has printed."""
+    def _heard(self, line: str) -> None:
         word, _, rest = line.partition(" ")
         if word == "accepted":
             user, number = rest.split()
             self.accepted_since[user] += 1
-            self.ledger.accept(user, (self.sender, int(number)))
+            self.ledger.accept(user, (self.name, int(number)))
         elif word == "refused":
             user, number, self.last_refusal = rest.split(" ", 2)
             self.refused += 1
-            self.ledger.refuse(user, (self.sender, int(number)))
+            self.ledger.refuse(user, (self.name, int(number)))
         elif word == "ready":
             self._ready.set()
         elif word == "idle":
             self._idle.set()
         elif word == "look":
-            self._looks.pop(0).set_result(Look.parse(self.sender, rest))
+            self._looks.pop(0).set_result(Look.parse(self.name, rest))
         elif word == "stuck":
-            text = f"the hub of {self.sender} has stopped, and still there waits for {rest}"
+            text = f"the hub of {self.name} has stopped, and still there waits for {rest}"
             self.ledger.violate("waiting", text)
         elif word == "broken":
-            self.ledger.violate("broken", f"{self.sender}: {json.loads(rest)}")
+            self._broken(f"{self.name}: {json.loads(rest)}")
         else:
-            raise ValueError(f"{self.sender} says {line!r}")
+            raise ValueError(f"{self.name} says {line!r}")
 
-    def last_words(self) -> str:
-        """The end of its log."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return " | ".join(lines[-8:]) or "it has logged nothing"
+    def _broken(self, text: str) -> None:
+        self.ledger.violate("broken", text)
 
     # --- commands ---
 
@@ -199,12 +156,12 @@ class Server:
         self.accepted_since.clear()
         self.refused = 0
         self.last_refusal = ""
-        self.tell("publish")
+        self._tell("publish")
 
     async def pause(self, patience: float) -> bool:
         """Has it publish no more; whether all that was sent was accepted or refused in time."""
         self._idle.clear()
-        self.tell("pause")
+        self._tell("pause")
         try:
             async with asyncio.timeout(patience):
                 await self._idle.wait()
@@ -216,48 +173,15 @@ class Server:
         """Has it tell which messages are where, and who waits."""
         looking: asyncio.Future[Look] = asyncio.get_running_loop().create_future()
         self._looks.append(looking)
-        self.tell("look")
+        self._tell("look")
         done, _ = await asyncio.wait(
             [looking, self._reading], timeout=patience, return_when=asyncio.FIRST_COMPLETED
         )
         if looking in done:
             return looking.result()
-        return Look(self.sender, trouble=f"no answer within {patience:g} s")
+        return Look(self.name, trouble=f"no answer within {patience:g} s")
 
-    def tell(self, command: str) -> None:
-        """Gives it a command.
-
-        Raises:
-            ServerFailed: it has ended by itself.
-        """
+    def _tell(self, command: str) -> None:
         if self._reading.done() and not self._leaving:
-            raise ServerFailed(f"{self.sender} has ended")
-        assert self._process.stdin is not None
-        self._process.stdin.write(command.encode() + b"\n")
-
-    # --- the end ---
-
-    async def kill(self) -> None:
-        """kill -9; returns once all that it had printed has been read."""
-        self._leaving = True
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL)
-        await self._process.wait()
-        await self._reading
-
-    async def terminate(self) -> None:
-        """SIGTERM; returns once it has ended."""
-        self._leaving = True
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(STOP):
-                status = await self._process.wait()
-        except TimeoutError:
-            self.ledger.violate("broken", f"{self.sender} did not end within {STOP:g} s")
-            await self.kill()
-            return
-        await self._reading
-        if status:
-            text = f"{self.sender} ended with status {status}: {self.last_words()}"
-            self.ledger.violate("broken", text)
+            raise ProcessFailedError(f"{self.name} has ended")
+        self._write(command)

@@ -29,10 +29,10 @@ import random
 import time
 from pathlib import Path
 
+from trials.process import ProcessFailedError
 from trials.torture.faults import FAULTS
 from trials.torture.ledger import KINDS, Ledger
 from trials.torture.output import directory_of, print_table
-from trials.torture.process import ServerFailed
 from trials.torture.scenarios import SCENARIOS
 from trials.torture.stores import Place, Redis, SmallDisk, SQLiteFile, has_redis, has_small_disks
 from trials.torture.trial import Trial
@@ -73,7 +73,7 @@ async def play(name: str, store: str, arguments: argparse.Namespace) -> tuple[Le
             )
             try:
                 await scenario.play(trial)
-            except ServerFailed as error:
+            except ProcessFailedError as error:
                 trial.violate("broken", str(error))
     return ledger, trial.round, time.monotonic() - ledger.started
 

@@ -11,10 +11,10 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from trials.crowd import Mood
 from trials.torture.process import Server
 from trials.torture.stores import SmallDisk
 from trials.torture.trial import Trial
-from trials.torture.users import Mood
 
 # Numbers that one life of a sender has for itself, so that none is used twice.
 STRIDE = 1_000_000

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trials.crowd import Door, Mood
 from trials.torture.ledger import Ledger, ranges
 from trials.torture.process import Look, Server
 from trials.torture.stores import Place
-from trials.torture.users import Crowd, Door, Mood
+from trials.torture.users import Crowd
 
 
 class Countdown:
@@ -109,7 +110,7 @@ class Trial:
                 look = await server.look(self.patience)
                 text = (
                     f"`accepted` neither returned nor raised within {self.patience:g} s in "
-                    f"{server.sender}, of {_some(look.accepting)}"
+                    f"{server.name}, of {_some(look.accepting)}"
                 )
                 self.violate("waiting", text, len(look.accepting))
 
@@ -121,7 +122,7 @@ class Trial:
     async def leave(self) -> None:
         """Everybody leaves."""
         self.crowd.be(Mood.AWAY)
-        everybody = len(self.crowd.devices)
+        everybody = len(self.crowd.members)
         await self.progress(lambda: everybody - len(self.crowd.absent()))
 
     def unseen(self) -> int:
@@ -232,7 +233,7 @@ class Trial:
         if not await self.progress(shut):
             closed = sorted(set(self.crowd.users) - set(server.accepted_since))
             text = (
-                f"{server.sender} stores nothing for {_some(closed)}; "
+                f"{server.name} stores nothing for {_some(closed)}; "
                 f"the last of {server.refused} refusals: {server.last_refusal or 'none'}"
             )
             self.violate("closed", text, len(closed))

@@ -1,12 +1,9 @@
 """The users of a scenario: clients that come and go, and do what docs/wire.md asks of a client.
 
-A user has one device or several. Each has one connection at a time, to one of the crowd's doors,
-and drops ids that it knows. What else it does depends on its mood:
-
-    BUSY    comes and goes, also in the middle of a message; acknowledges now and then late, or not
-            before it leaves, or sends an acknowledgement that gets lost, or says "failed"
-    CALM    stays where it is, acknowledges everything at once, and connects where it is not
-    AWAY    leaves, and does not come back
+A user has one device or several. Each drops ids that it knows, and behaves as its mood asks
+(trials/crowd.py). A BUSY one also leaves in the middle of a message, and acknowledges now and then
+late, or not before it leaves, or sends an acknowledgement that gets lost, or says "failed". A CALM
+one acknowledges everything at once.
 
 A message may say in its data how it wants to be answered: "confirmed" or "failed", or "nothing" on
 the first connection that brings it.
@@ -19,15 +16,15 @@ import contextlib
 import json
 import math
 import random
-import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from enum import Enum, auto
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import aiohttp
 
+from trials import crowd
+from trials.crowd import Door, Mood, hang_up
 from trials.torture.ledger import Ledger
 
 # Seconds in which a server has to answer an upgrade, and a close frame.
@@ -38,70 +35,22 @@ HISTORY, VISITS = 8, 50
 FAILED, LOST = 50, 20
 
 
-class Mood(Enum):
-    BUSY = auto()
-    CALM = auto()
-    AWAY = auto()
-
-
-class Door:
-    """An address that users connect to, whoever serves it at the time.
-
-    With `shared` it is a listening socket that each server inherits, as from a service manager.
-    Without, each server listens by itself (SO_REUSEPORT), and the port is kept free for them.
-    """
-
-    def __init__(self, name: str, *, shared: bool = False) -> None:
-        self.name = name
-        self.shared = shared
-        self.socket = socket.socket()
-        if not shared:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self.socket.bind(("127.0.0.1", 0))
-        if shared:
-            self.socket.listen(100)
-        self.port = int(self.socket.getsockname()[1])
-
-
-class Crowd:
+class Crowd(crowd.Crowd):
     """All users of a scenario."""
 
     def __init__(self, names: Sequence[str], ledger: Ledger, devices: int = 1) -> None:
+        super().__init__()
         self.ledger = ledger
-        self.doors: list[Door] = []
         self.users = {name: User(name, devices, self) for name in names}
-        self.devices = [device for user in self.users.values() for device in user.devices]
-        self.session: aiohttp.ClientSession
-        self._lives: list[asyncio.Task[None]] = []
+        self._devices = [device for user in self.users.values() for device in user.devices]
 
-    async def __aenter__(self) -> Self:
-        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        self._lives = [asyncio.create_task(device.live()) for device in self.devices]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for life in self._lives:
-            life.cancel()
-        await asyncio.gather(*self._lives, return_exceptions=True)
-        await self.session.close()
-        for door in self.doors:
-            door.socket.close()
-
-    def be(self, mood: Mood, users: Iterable[User] | None = None) -> None:
-        """Tells all users, or these, how to behave from now on."""
-        for user in self.users.values() if users is None else users:
-            for device in user.devices:
-                device.be(mood)
+    @property
+    def members(self) -> Sequence[Device]:
+        return self._devices
 
     def absent(self) -> list[Device]:
         """Devices that are not connected."""
-        return [device for device in self.devices if device.door is None]
-
-    def check(self) -> None:
-        """Raises what ended the life of a device: a mistake in here."""
-        for life in self._lives:
-            if life.done():
-                life.result()
+        return [device for device in self.members if device.door is None]
 
 
 class User:
@@ -123,19 +72,17 @@ class User:
         return "; ".join(f"{device}: {device.history()}" for device in self.devices)
 
 
-class Device:
+class Device(crowd.Member):
     """A device of a user, with the ids that it knows."""
 
+    _crowd: Crowd
+
     def __init__(self, user: str, name: str, crowd: Crowd) -> None:
-        self.told = asyncio.Event()  # the mood has changed, or the connection has ended
-        self.mood = Mood.AWAY
-        self.door: Door | None = None  # while connected
+        super().__init__(name, crowd)
         self.user = user
-        self.name = name
         # When its last connections began and ended, on the monotonic clock.
         self.visits: deque[tuple[float, float]] = deque(maxlen=VISITS)
         self._history: deque[str] = deque(maxlen=HISTORY)
-        self._crowd = crowd
         self._known: set[str] = set()
         self._unanswered: deque[dict[str, Any]] = deque()
         self._ignored: set[str] = set()
@@ -149,27 +96,12 @@ class Device:
         """The last events of this device, for reports."""
         return ", ".join(self._history) or "was never connected"
 
-    def be(self, mood: Mood) -> None:
-        """Tells it how to behave from now on."""
-        self.mood = mood
-        self.told.set()
-
-    async def live(self) -> None:
-        while True:
-            if self.mood is Mood.AWAY or not self._crowd.doors:
-                self.told.clear()
-                await self.told.wait()
-                continue
-            with contextlib.suppress(aiohttp.ClientError, OSError):  # TimeoutError is one
-                await self._visit(random.choice(self._crowd.doors))
-            await asyncio.sleep(random.random() * 0.1)
+    @property
+    def query(self) -> str:
+        return f"user={self.user}&device={self.name[1:]}"
 
     async def _visit(self, door: Door) -> None:
-        url = f"ws://127.0.0.1:{door.port}/ws?user={self.user}&device={self.name[1:]}"
-        async with asyncio.timeout(UPGRADE):
-            connection = await self._crowd.session.ws_connect(
-                url, max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE)
-            )
+        connection = await self._connect(door, UPGRADE, CLOSE)
         self.door = door
         self.visits.append((time.monotonic(), math.inf))
         self._connections += 1
@@ -237,27 +169,15 @@ class Device:
         """Does what its mood asks of this connection."""
         until = asyncio.get_running_loop().time() + random.uniform(0.05, 1.0)
         with contextlib.suppress(aiohttp.ClientError, OSError):
-            while self.door is not None:
+            while self.door is not None and self.mood is not Mood.AWAY:
                 self.told.clear()
-                if self.mood is Mood.AWAY:
-                    break
                 if self.mood is Mood.CALM:
                     await self._acknowledge(connection)
-                try:
-                    async with asyncio.timeout_at(until if self.mood is Mood.BUSY else None):
-                        await self.told.wait()
-                except TimeoutError:
+                if not await self._told_until(until):
                     break
             if self.door is not None:
-                await self._leave(connection)
-
-    async def _leave(self, connection: aiohttp.ClientWebSocketResponse) -> None:
-        self._left = True
-        if random.random() < 0.5:
-            transport_socket = connection.get_extra_info("socket")
-            if transport_socket is not None:
-                transport_socket.shutdown(socket.SHUT_RDWR)
-        await connection.close()
+                self._left = True
+                await hang_up(connection)
 
     def _note(self, event: str) -> None:
         self._history.append(f"{self._crowd.ledger.now()} {event}")

@@ -1,11 +1,7 @@
 """The clients of a scenario: they hop between the nodes, and remember positions.
 
-An aware client does what docs/wire.md asks of one. An unaware one only reads. What they do besides
-depends on the mood of the crowd:
-
-    BUSY    comes and goes, to any node, and leaves politely or without a word
-    CALM    stays where it is, and connects where it is not
-    AWAY    leaves, and does not come back
+An aware client does what docs/wire.md asks of one. An unaware one only reads. They come and go as
+the mood of the crowd asks (trials/crowd.py), to any node.
 """
 
 from __future__ import annotations
@@ -14,14 +10,14 @@ import asyncio
 import contextlib
 import json
 import random
-import socket
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 
-from trials.torture.users import Door, Mood
+from trials import crowd
+from trials.crowd import Door, Mood, hang_up
 from trials.torture_cluster.findings import Findings
 from trials.torture_cluster.record import Record
 from trials.torture_cluster.texts import PLAIN, kept_rooms
@@ -29,62 +25,33 @@ from trials.torture_cluster.views import PlainView, RoomView, UnawareView
 
 # Seconds in which a node has to answer an upgrade, and a close frame; else the client goes on.
 UPGRADE, CLOSE = 2.0, 0.3
-# Seconds for which a client stays, on average, and for which it is away at most.
-STAY, PAUSE = 0.7, 0.1
+# Seconds for which a client stays, on average.
+STAY = 0.7
 
 
-class Crowd:
+class Crowd(crowd.Crowd):
     """All clients of a scenario.
 
     Attributes:
-        doors: the addresses of the nodes.
         counts: deliveries, reconnects, and joins that were and were not recovered, and gaps.
         failure: the first mistake in here.
     """
 
     def __init__(self, aware: int, unaware: int, rooms: int, findings: Findings) -> None:
+        super().__init__()
         self.findings = findings
-        self.doors: list[Door] = []
-        self.mood = Mood.AWAY
         self.stay = STAY
         self.counts: Counter[str] = Counter()
         self.aware = [AwareClient(f"aware{n}", self, rooms) for n in range(aware)]
         self.unaware = [UnawareClient(f"unaware{n}", self) for n in range(unaware)]
-        self.session: aiohttp.ClientSession
-        self._lives: list[asyncio.Task[None]] = []
 
     @property
-    def clients(self) -> Sequence[_Client]:
+    def members(self) -> Sequence[_Client]:
         return [*self.aware, *self.unaware]
-
-    async def __aenter__(self) -> Self:
-        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        self._lives = [asyncio.create_task(client.live()) for client in self.clients]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for life in self._lives:
-            life.cancel()
-        await asyncio.gather(*self._lives, return_exceptions=True)
-        await self.session.close()
-        for door in self.doors:
-            door.socket.close()
-
-    def be(self, mood: Mood) -> None:
-        """Tells all clients how to behave from now on."""
-        self.mood = mood
-        for client in self.clients:
-            client.told.set()
-
-    def check(self) -> None:
-        """Raises what ended the life of a client: a mistake in here."""
-        for life in self._lives:
-            if life.done():
-                life.result()
 
     def behind(self, record: Record) -> list[str]:
         """The clients that are not connected, or do not have all that the record has."""
-        absent = [client.name for client in self.clients if client.door is None]
+        absent = [client.name for client in self.members if client.door is None]
         return absent + [
             f"{view} is at {view.place}{'' if view.joined else ', not joined'}, "
             f"the top is {record.tops.get(view.room)}"
@@ -97,7 +64,7 @@ class Crowd:
         """The clients that have not got these messages: of the plain room, and by kept room."""
         found = [
             f"{client.name} on {client.door and client.door.name} lacks {sorted(lacking)}"
-            for client in self.clients
+            for client in self.members
             if client.plain is None or (lacking := plain - client.plain.newest)
         ]
         return found + [
@@ -112,7 +79,7 @@ class Crowd:
         for client in self.aware:
             for view in client.views.values():
                 view.judge(record, self.findings, lossless=lossless)
-        for client in self.clients:
+        for client in self.members:
             for plain in [*client.past, client.plain]:
                 if plain is not None:
                     plain.judge(unsaid, self.findings)
@@ -124,45 +91,24 @@ class Crowd:
             other.past_kept.clear()
 
 
-class _Client:
+class _Client(crowd.Member):
     """One client, over all of its connections.
 
     Attributes:
-        told: the mood has changed, or the connection has ended.
-        door: while connected.
         plain: what this connection saw of the plain room.
         past: what former ones saw since the last judgement.
     """
 
     protocols: tuple[str, ...] = ()
+    _crowd: Crowd
 
     def __init__(self, name: str, crowd: Crowd) -> None:
-        self.name = name
-        self.told = asyncio.Event()
-        self.door: Door | None = None
+        super().__init__(name, crowd)
         self.plain: PlainView | None = None
         self.past: list[PlainView] = []
-        self._crowd = crowd
-
-    async def live(self) -> None:
-        while True:
-            if self._crowd.mood is Mood.AWAY or not self._crowd.doors:
-                self.told.clear()
-                await self.told.wait()
-                continue
-            with contextlib.suppress(aiohttp.ClientError, OSError):  # TimeoutError is one
-                await self._visit(random.choice(self._crowd.doors))
-            await asyncio.sleep(random.random() * PAUSE)
 
     async def _visit(self, door: Door) -> None:
-        url = f"ws://127.0.0.1:{door.port}/ws?user={self.name}"
-        async with asyncio.timeout(UPGRADE):
-            connection = await self._crowd.session.ws_connect(
-                url,
-                protocols=self.protocols,
-                max_msg_size=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE),
-            )
+        connection = await self._connect(door, UPGRADE, CLOSE, self.protocols)
         self._crowd.counts["reconnects"] += 1
         guide = asyncio.create_task(self._guide(connection))
         try:
@@ -195,18 +141,11 @@ class _Client:
         """Has the connection end as the mood of the crowd asks for it."""
         loop = asyncio.get_running_loop()
         until = loop.time() + random.expovariate(1 / self._crowd.stay)
-        while self._crowd.mood is not Mood.AWAY:
-            self.told.clear()
-            try:
-                async with asyncio.timeout_at(until if self._crowd.mood is Mood.BUSY else None):
-                    await self.told.wait()
-            except TimeoutError:
+        while self.mood is not Mood.AWAY:
+            if not await self._told_until(until):
                 break
         with contextlib.suppress(aiohttp.ClientError, OSError):
-            transport_socket = connection.get_extra_info("socket")
-            if transport_socket is not None and random.random() < 0.5:
-                transport_socket.shutdown(socket.SHUT_RDWR)
-            await connection.close()
+            await hang_up(connection)
 
 
 class AwareClient(_Client):

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trials.process import ProcessFailedError
 from trials.torture.output import directory_of
-from trials.torture.process import ServerFailed
 from trials.torture.stores import Redis
 from trials.torture_cluster import scenarios, user_scenarios
 from trials.torture_cluster.findings import KINDS
-from trials.torture_cluster.process import NodeFailedError, RefusedError
+from trials.torture_cluster.process import RefusedError
 from trials.torture_cluster.trial import Setup, Trial
 from trials.torture_cluster.user_ledger import KINDS as USER_KINDS
 from trials.torture_cluster.user_ledger import UserLedger
@@ -70,7 +70,7 @@ async def play_rooms(title: str, names: Sequence[str], arguments: argparse.Names
                     if arguments.first and trial.findings.counts:
                         break
                 await trial.end()
-        except (NodeFailedError, RefusedError) as error:
+        except (ProcessFailedError, RefusedError) as error:
             trial.findings.add("broken", f"the scenario cannot go on: {error}")
     counts = trial.crowd.counts
     return [
@@ -120,7 +120,7 @@ async def play_users(title: str, names: Sequence[str], arguments: argparse.Names
                 for number in trial.each_round():
                     await trial.play(chosen[number % len(chosen)].faults)
                 await trial.end()
-        except ServerFailed as error:
+        except ProcessFailedError as error:
             trial.violate("broken", f"the scenario cannot go on: {error}")
     seen = sum(map(len, ledger.seen.values()))
     return [

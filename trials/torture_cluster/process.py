@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trials.torture.users import Door
+from trials.crowd import Door
+from trials.process import Process
 from trials.torture_cluster.findings import Findings
 
-# Seconds in which a node starts, or ends after SIGTERM.
-START, STOP = 30.0, 20.0
 # Words that no log of a node may have.
 TROUBLE = ("Traceback", "never retrieved", "was never awaited", "Task was destroyed")
-
-
-class NodeFailedError(Exception):
-    """A node did not start, or ended by itself."""
 
 
 class RefusedError(Exception):
@@ -47,7 +40,7 @@ class Look:
     bus: dict[str, float] = field(default_factory=dict)
 
 
-class Node:
+class Node(Process):
     """A running node; `start` makes one.
 
     Attributes:
@@ -61,25 +54,21 @@ class Node:
         self,
         process: asyncio.subprocess.Process,
         name: str,
+        log: Path,
         door: Door,
         findings: Findings,
         unsaid: set[str],
-        log: Path,
     ) -> None:
-        self.name = name
+        super().__init__(process, name, log)
         self.door = door
         self.last = Look()
         self.frozen = False
-        self._process = process
         self._findings = findings
         self._unsaid = unsaid
-        self._log = log
-        self._leaving = self._killed = False
-        self._ready = asyncio.Event()
+        self._killed = False
         self._number = 0
         self._publishing: dict[int, asyncio.Future[Answer]] = {}
         self._looking: list[asyncio.Future[Look]] = []
-        self._reading = asyncio.create_task(self._read())
 
     @classmethod
     async def start(
@@ -102,45 +91,23 @@ class Node:
             options: further ones of node.py; those that are None are left out.
 
         Raises:
-            NodeFailedError: it did not get ready.
+            ProcessFailedError: it did not get ready.
         """
-        more = [f"--{key}={value}" for key, value in options.items() if value is not None]
-        with log.open("ab") as errors:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "trials.torture_cluster.node"),
-                *("--name", name, "--port", str(door.port)),
-                *more,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-                limit=1 << 22,
-            )
-        node = cls(process, name, door, findings, unsaid, log)
-        ready = asyncio.create_task(node._ready.wait())
-        await asyncio.wait(
-            [ready, node._reading], timeout=START, return_when=asyncio.FIRST_COMPLETED
+        arguments = ["--name", name, "--port", str(door.port)]
+        return await cls._start(
+            "trials.torture_cluster.node", arguments, options, name, log, door, findings, unsaid
         )
-        ready.cancel()
-        if not node._ready.is_set():
-            words = node.last_words()
-            await node.kill()
-            raise NodeFailedError(f"{name} did not get ready: {words}")
-        return node
 
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            if line.endswith(b"\n"):  # what is killed may leave half a line
-                self._heard(json.loads(line))
-        status = await self._process.wait()
+    def _ended(self) -> None:
         for future in [*self._publishing.values(), *self._looking]:
             if not future.done():
                 future.set_exception(RefusedError(f"{self.name} has ended"))
-        if not self._leaving:
-            text = f"{self.name} ended by itself ({status}): {self.last_words()}"
-            self._findings.add("broken", text)
 
-    def _heard(self, line: dict[str, Any]) -> None:
+    def _broken(self, text: str) -> None:
+        self._findings.add("broken", text)
+
+    def _heard(self, text: str) -> None:
+        line: dict[str, Any] = json.loads(text)
         kind = line.pop("is")
         if kind == "unsaid":
             self._unsaid.add(line["text"])
@@ -159,18 +126,12 @@ class Node:
             else:
                 future.set_exception(RefusedError(line["error"]))
 
-    def last_words(self) -> str:
-        """The end of its log."""
-        lines = self._log.read_text(errors="replace").splitlines()
-        return " | ".join(lines[-8:]) or "it has logged nothing"
-
     # --- commands ---
 
     def _tell(self, do: str, **fields: Any) -> None:
         if self._reading.done() or self._killed:
             raise RefusedError(f"{self.name} has ended")
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
+        self._write(json.dumps({"do": do, **fields}))
 
     async def publish(self, room: str, text: str, key: str | None, patience: float) -> Answer:
         """Has it publish.
@@ -226,27 +187,7 @@ class Node:
     async def kill(self) -> None:
         """kill -9; returns once all that it had printed has been read."""
         self._killed = True
-        await self._end(lambda: self._process.send_signal(signal.SIGKILL))
-
-    async def terminate(self) -> None:
-        """SIGTERM; returns once it has drained and ended."""
-        await self._end(lambda: self._process.send_signal(signal.SIGTERM), judged=True)
-
-    async def _end(self, signals: Callable[[], None], *, judged: bool = False) -> None:
-        self._leaving = True
-        if self._process.returncode is None:
-            signals()
-        try:
-            async with asyncio.timeout(STOP):
-                status = await self._process.wait()
-        except TimeoutError:
-            self._findings.add("broken", f"{self.name} did not end within {STOP:g} s")
-            self._process.kill()
-            status = 0
-        await self._reading
-        if judged and status:
-            text = f"{self.name} ended with status {status}: {self.last_words()}"
-            self._findings.add("broken", text)
+        await super().kill()
 
 
 def trouble(log: Path) -> list[str]:

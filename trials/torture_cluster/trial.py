@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
-from trials.torture.users import Door, Mood
+from trials.crowd import Door, Mood
 from trials.torture_cluster.buses import PREFIX, Bus, Relay, ReplicatedBus, relays
 from trials.torture_cluster.clients import Crowd
 from trials.torture_cluster.findings import Findings
@@ -308,7 +308,7 @@ class Trial:
                 self.findings.add("broken", f"{log.name}: {text}")
 
     async def _left(self) -> list[str]:
-        found = [f"{each.name} is connected" for each in self.crowd.clients if each.door]
+        found = [f"{each.name} is connected" for each in self.crowd.members if each.door]
         for node, look in zip(self.nodes, await self._looks(), strict=True):
             if look.rooms:
                 found.append(f"rooms of {node.name}: {look.rooms}")

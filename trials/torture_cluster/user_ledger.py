@@ -131,7 +131,7 @@ class UserLedger(Ledger):
     def present(self) -> dict[str, set[str]]:
         """The truth: the users in each room, and under "online" all that are connected."""
         found: dict[str, set[str]] = defaultdict(set)
-        for device in self.crowd.devices:
+        for device in self.crowd.members:
             if device.door is not None:
                 for room in (*rooms_of(device.user, device.name[1:]), "online"):
                     found[room].add(device.user)

@@ -19,30 +19,34 @@ class UserNode(Server):
         super().__init__(*arguments)
         self._asked: list[asyncio.Future[dict[str, Any]]] = []
 
-    def heard(self, line: str) -> None:
+    def _heard(self, line: str) -> None:
         ledger = self.ledger
         assert isinstance(ledger, UserLedger)
         word, _, rest = line.partition(" ")
         if word == "ended":
             user, number, how = rest.split()
-            ledger.end(self.sender, how, user, (self.sender, int(number)))
+            ledger.end(self.name, how, user, (self.name, int(number)))
         elif word == "told":
             user, sender, number, reason = rest.split()
-            ledger.tell(self.sender, user, (sender, int(number)), reason)
+            ledger.tell(self.name, user, (sender, int(number)), reason)
         elif word == "examined":
             user, sender, number, how = rest.split()
             ledger.examined[user, (sender, int(number))] = how
         elif word == "gone":
-            ledger.leave(self.sender, *rest.split())
+            ledger.leave(self.name, *rest.split())
         elif word == "presence":
             self._asked.pop(0).set_result(json.loads(rest))
         else:
-            super().heard(line)
+            super()._heard(line)
+
+    def examine(self, how: str) -> None:
+        """Has it send a message to each user, and tell how each has ended: see user_node.py."""
+        self._tell(f"examine {how}")
 
     async def presence(self, patience: float) -> dict[str, Any]:
         """Has it tell who is there: users by room, "online", "hubs"; or "trouble"."""
         asked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._asked.append(asked)
-        self.tell("presence")
+        self._tell("presence")
         await asyncio.wait([asked], timeout=patience)
         return asked.result() if asked.done() else {"trouble": "no answer"}

@@ -107,7 +107,7 @@ async def partition(trial: UserTrial) -> int:
     await _work()
     number, seconds = random.randrange(HUBS), _cut(trial)
     directions = DIRECTIONS[trial.round % len(DIRECTIONS)]
-    name = trial.nodes[number].sender
+    name = trial.nodes[number].name
     trial.event(f"{name} is cut off for {seconds:g} s: {' and '.join(directions)}")
     with trial.relays[number].held(directions):
         await asyncio.sleep(seconds)

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 
 import redis
 
+from trials.crowd import Mood
 from trials.torture.stores import Redis
 from trials.torture.trial import Trial
-from trials.torture.users import Mood
 from trials.torture_cluster.buses import PREFIX, Relay, relays
 from trials.torture_cluster.process import trouble
 from trials.torture_cluster.user_ledger import Message, UserLedger
@@ -146,7 +146,7 @@ class UserTrial(Trial):
     async def _examine(self, how: str) -> None:
         known = set(self.ledger.examined)
         for node in self.nodes:
-            node.tell(f"examine {how}")
+            node.examine(how)
 
         def answered() -> set[Message]:
             return self.ledger.examined.keys() - known
@@ -199,10 +199,9 @@ class UserTrial(Trial):
         """Some users leave; then all hubs have to know who is there."""
         users = list(self.crowd.users.values())
         leaving = random.sample(users, random.randint(0, len(users) // 2))
-        self.crowd.be(Mood.AWAY, leaving)
-        await self.progress(
-            lambda: sum(device.door is not None for user in leaving for device in user.devices)
-        )
+        devices = [device for user in leaving for device in user.devices]
+        self.crowd.be(Mood.AWAY, devices)
+        await self.progress(lambda: sum(device.door is not None for device in devices))
         deadline = time.monotonic() + self.exact
         while wrong := await self._wrong_presence():
             if time.monotonic() > deadline:
@@ -217,13 +216,13 @@ class UserTrial(Trial):
         present = self.ledger.present()
         for node, answer in zip(self.nodes, answers, strict=True):
             if "trouble" in answer:
-                wrong.append(f"{node.sender}: {answer['trouble']}")
+                wrong.append(f"{node.name}: {answer['trouble']}")
                 continue
             hubs = answer.pop("hubs")
             if len(hubs) != len(self.nodes):
-                wrong.append(f"{node.sender} knows the hubs {hubs}")
+                wrong.append(f"{node.name} knows the hubs {hubs}")
             wrong += [
-                f"{node.sender}, {room}: {found}, and there are {sorted(present[room])}"
+                f"{node.name}, {room}: {found}, and there are {sorted(present[room])}"
                 for room, found in answer.items()
                 if set(found) != present[room]
             ]

@@ -4,6 +4,8 @@
     take_close      the peer closes
     fail            the peer broke the protocol, or a bound: the connection is failed
     failed          something in here went wrong: closed with 1011
+    too_slow        a broadcast has met its full outbox: closed with 1013
+    broken          the kernel takes nothing more for it
     begin_close     each of these: out of all sets, the close frame behind what is queued, one timer
     drained         the close frame is with the kernel; then the transport is closed, if the peer
                     has closed, or half-closed, if the peer is at fault

@@ -6,8 +6,8 @@ from typing import Any, Self, TypeVar
 
 from typing_extensions import disjoint_base
 
-from wsc_fast._core.closing import ClosableConnection
 from wsc_fast._core.engine import Engine, _Message
+from wsc_fast._core.hearing import HeardConnection
 from wsc_fast._core.settings import Compression
 from wsc_fast.stats import ClientStats
 
@@ -25,22 +25,10 @@ def peer_address(stream: asyncio.Transport) -> str:
     Thread-safety: the loop's thread.
     """
 
-def acknowledged(descriptor: int) -> int:
-    """The bytes that a connection's peer has acknowledged in all (internal).
-
-    Args:
-        descriptor: of its socket.
-
-    Returns:
-        int: 0 where the kernel does not tell.
-
-    Thread-safety: any thread.
-    """
-
 # At run time asyncio.BufferedProtocol and picows.WSListener are bases of it, too. The stubs leave
 # them out, with their methods, so that completion shows the application's names alone.
 @disjoint_base
-class Client(ClosableConnection):
+class Client(HeardConnection):
     """One live WebSocket connection, as the hub's callbacks get it (go-wsc `Client`).
 
     Stays valid after the connection has gone: `is_connected()` is then False and `send` raises.

@@ -140,6 +140,11 @@ cdef class Engine(FanoutNeeds):
         list outgoing
         object publish_outgoing
         object entered_first
+        # Users who are on other hubs as well, and the ways to them and to clients of other hubs
+        # (set_relay); None where there are none.
+        set elsewhere
+        object relay
+        object relay_to_client
         bint has_head      # the frame that is pushed has its head line
         # Head lines of wsc.1 (set_heads).
         object decode_head
@@ -165,6 +170,7 @@ cdef class Engine(FanoutNeeds):
     cdef int push_aware(self, Sink sink, bytes frame) except -1
     cdef object refusal(self, Sink sink, int result)
     cpdef Py_ssize_t send_message(self, user_id, message) except -1
+    cdef bint relays(self, str user_id, message) except -1
     cdef Py_ssize_t offer_to_user(self, str user_id, bytes frame, int run) except? 0
     cdef int await_empty(self, Sink sink) except -1
     cdef bytes framed(self, object message, object recipient, int* run)

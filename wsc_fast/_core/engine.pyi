@@ -155,6 +155,31 @@ class Engine(FanoutNeeds):
             publish_outgoing: is called at the end of a tick in which it took any.
             entered_first: `entered_first(room_id)`: a room has its first member.
         """
+    def set_relay(
+        self,
+        elsewhere: set[str] | None,
+        relay: Callable[[str, bytes, int], None] | None,
+        relay_to_client: Callable[[str, bytes, str | None], bool] | None,
+    ) -> None:
+        """Has messages to users and clients go to other hubs too.
+
+        Args:
+            elsewhere: users who are here and on other hubs.
+            relay: `relay(user_id, data, priority)`: sends a HubMessage, as JSON, to the other hubs
+                of a user; None: users are of one hub.
+            relay_to_client: `relay_to_client(client_id, frame, key)`: sends a message to a client
+                that is not here; returns whether another hub may have it.
+        """
+    def deliver_to_client(self, client_id: str, message: str | bytes, key: str | None) -> None:
+        """A message of another hub for a client; raises as `send_to_client`."""
+    def encoded_message(self, message: Any) -> bytes:
+        """A HubMessage as JSON; raises ValidationError where it cannot be sent."""
+    def deliver_to_user(self, user_id: str, data: bytes, priority: int) -> int:
+        """A HubMessage of another hub, as JSON, for the clients of a user here.
+
+        Raises:
+            WSCError: no client of the user has got it.
+        """
     def publish_to_plain(
         self, room_id: str, message: _Message, exclude: Any, key: str | None
     ) -> None:

@@ -46,6 +46,7 @@ cdef class PendingACK:
         public object _children    # of the message to a user: a list, one for each device; or None
         # Of delivery/acks.py too:
         public str _mailbox        # key of its mailbox
+        public str _origin         # the hub that has sent it, where that is another one; or None
         readonly str _client_id    # None: for all clients of the mailbox
         readonly bytes _data       # as it goes on the wire
         object key                 # what it stands under in `Mailbox.pending`, or None
@@ -89,6 +90,7 @@ cdef class AckTable:
         MessageForms forms           # of the engine
         readonly TableOwner owner  # Acks
         readonly bint has_store    # the messages of users who are away are kept
+        public set elsewhere       # users who are here and on other hubs; None: there are none
         public object counters     # AckCounters
         public object loop
         readonly dict mailboxes    # key, mostly a user id -> Mailbox

@@ -36,6 +36,7 @@ class PendingACK:
     _stored: bool
     _storing: asyncio.Future[Any] | None
     _mailbox: str
+    _origin: str | None
     _group: Any
     _error: Exception | None
     _children: list[PendingACK] | None
@@ -56,9 +57,14 @@ class PendingACK:
     def _slot(self) -> int: ...
     @property
     def _timeout(self) -> float: ...
+    @property
+    def _own_timeout(self) -> float | None: ...
+    @property
+    def _retransmissions(self) -> int: ...
     def done(self) -> bool:
         """Whether the outcome is known. Thread-safety: any thread."""
     def _is_open(self) -> bool: ...
+    def _hold_by_waiters(self) -> None: ...
     def _tell_later(self, waiter: asyncio.Future[Any]) -> None: ...
     def __await__(self) -> Generator[Any, None, AckStatus]: ...
     async def accepted(self) -> None: ...
@@ -83,8 +89,8 @@ class Mailbox:
     @property
     def replays(self) -> dict[Client, Any]: ...
     @property
-    def lapsed(self) -> dict[str, None]:
-        """Ids of what is in the store, has timed out, and may still be acknowledged."""
+    def lapsed(self) -> dict[str, str | None]:
+        """Messages of the store that have timed out, and may be acknowledged: id -> origin."""
 
 class TableOwner:
     """The owner of a table, as the table sees it: Acks (delivery/acks.py); internal."""
@@ -100,8 +106,21 @@ class TableOwner:
         """Raises PendingFullError where too much waits for the store to open already."""
     def park(self, mailbox: Mailbox) -> None:
         """Moves a mailbox to the store: its user is away."""
-    def delete(self, mailbox: str, message_id: str) -> None:
-        """Removes an acknowledged message from the store."""
+    def delete(
+        self, mailbox: str, message_id: str, origin: str | None, error: Exception | None
+    ) -> None:
+        """Removes an acknowledged message from the store.
+
+        Args:
+            mailbox: the key of its mailbox.
+            message_id: its id.
+            origin: the other hub that has sent it; None: this one has.
+            error: of a client that has refused it; None: it was confirmed.
+        """
+    def delete_once_stored(self, pending: PendingACK) -> None:
+        """A message was acknowledged while it was being stored: no page may bring it any more."""
+    def spread(self, mailbox: Mailbox) -> None:
+        """Has the clients of other hubs get what is pending in a mailbox."""
     def catch_up(self, mailbox: Mailbox, client: Client, line: list[PendingACK]) -> None:
         """Has a client catch up, with these messages besides what it is catching up with."""
     def report(self, pending: PendingACK, error: Exception) -> None:
@@ -138,6 +157,7 @@ class AckTable:
     counters: Any
     loop: asyncio.AbstractEventLoop | None
     stopped: bool
+    elsewhere: set[str] | None
 
     def __init__(
         self, engine: Engine, config: Any, has_store: bool, counters: Any, owner: TableOwner
@@ -175,8 +195,21 @@ class AckTable:
         """Whether a user has a connected client."""
     def await_empty(self, client: Client) -> None:
         """Has `ran_empty` be called, once, when the outbox of a client has run empty."""
-    def found(self, mailbox: Mailbox, message_id: str, data: bytes) -> PendingACK:
-        """A message that was read from the store, of which nobody knew."""
+    def found(
+        self,
+        mailbox: Mailbox,
+        message_id: str,
+        data: bytes,
+        origin: str | None,
+        timeout: float | None,
+    ) -> PendingACK:
+        """A message that was read from the store, of which nobody knew.
+
+        Args:
+            mailbox, message_id, data: of it.
+            origin: the other hub that has sent it; None: this one has, or it is not known.
+            timeout: as it was given to that hub, in seconds; None: ACKConfig.timeout.
+        """
     def start(self, recipient: str, message: ACKMessage, to_client: bool) -> PendingACK:
         """Sends a message to a client or a user until it is acknowledged."""
     def key_of(self, client: Client) -> str:

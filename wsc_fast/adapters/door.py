@@ -6,13 +6,15 @@ An adapter opens the door (`attach`, or `open` at the first request). There are 
     accept     a request alone. The hub decides, and the other server answers and makes the
                connection: `Client` is a picows listener and an asyncio.BufferedProtocol
 
+`serve` answers a request for a route, of which the other server has the connection.
+
 `end` stops the hub with that server.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
 from picows import WSUpgradeResponse
@@ -22,14 +24,18 @@ from wsc_fast._core.engine import Engine
 from wsc_fast._core.handshake import RequestHead
 from wsc_fast.config import HubConfig
 from wsc_fast.errors import ConfigError, HubStateError
+from wsc_fast.log import log
 from wsc_fast.runtime.life import Life
 from wsc_fast.runtime.process import OwnLog
 from wsc_fast.runtime.state import State
 from wsc_fast.upgrade.answers import refusal
 from wsc_fast.upgrade.policy import Policy
 from wsc_fast.upgrade.refusals import Refusals
+from wsc_fast.upgrade.request import set_body
 from wsc_fast.upgrade.routes import RouteCall
 
+# Reads the body of a request, of this length; None where the peer has gone before it was there.
+ReadBody = Callable[[int], Awaitable[bytes | None]]
 # Raises ConfigError for a setting that cannot hold on the server whose connections are taken.
 Check = Callable[[HubConfig], None]
 
@@ -69,6 +75,7 @@ class Door:
 
     Attributes:
         own_log, has_bus: the same.
+        serves_routes: an application serves the hub's routes on the other server's port.
 
     Thread-safety: the loop's thread.
     """
@@ -86,6 +93,7 @@ class Door:
     ) -> None:
         self.own_log: Callable[[], OwnLog] = own_log
         self.has_bus: Callable[[], bool] = has_bus
+        self.serves_routes: bool = False
         self._engine = engine
         self._state = state
         self._life = life
@@ -152,9 +160,52 @@ class Door:
             await self._life.stop(0.0)
             raise
 
-    def routes(self) -> list[str]:
-        """The paths of the hub's routes, which the other server's port does not have."""
-        return self._policy.site.routes.paths()
+    def missing_routes(self) -> list[str]:
+        """The paths of the hub's routes, where the other server's port does not have them."""
+        return [] if self.serves_routes else self._policy.site.routes.paths()
+
+    def has_route(self, path: str) -> bool:
+        """Whether a path of a request, not decoded, is that of a route."""
+        return self._policy.site.routes.find(path) is not None
+
+    async def serve(
+        self, head: RequestHead, read_body: ReadBody, address: str
+    ) -> WSUpgradeResponse | None:
+        """Answers a request for a route.
+
+        Args:
+            head: the request.
+            read_body: reads its body, once the request is let in.
+            address: of the peer, or "".
+
+        Returns:
+            The answer; None where the peer has gone before its request was there.
+        """
+        if self._engine.loop is not asyncio.get_running_loop():
+            return self._refuse_route(address)
+        client = self.new_client()  # in whose context the route is called; it becomes no client
+        decided = self._policy.accept(head, client, address, None)
+        if not isinstance(decided, RouteCall):
+            assert isinstance(decided, WSUpgradeResponse)  # the path is a route's
+            return decided
+        body = await read_body(decided.length)
+        if body is None:
+            return None
+        set_body(decided.request, body)
+        result = self._policy.call(decided, client)
+        if isinstance(result, WSUpgradeResponse):
+            return result
+        return await self._policy.finish(result)
+
+    def _refuse_route(self, address: str) -> WSUpgradeResponse:
+        self._engine.count_rejected("full")
+        log.warning(
+            "a request from %s for a route of the hub is refused: the hub does not run on the loop "
+            'of the application. Has its server ws=hub.uvicorn(path="/ws")?',
+            address or "an unknown address",
+            extra={"event": "route_refused", "reason": "full", "address": address},
+        )
+        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
 
     def _take(self, check: Check) -> None:
         if self._life.check_settings is None:

@@ -114,10 +114,13 @@ class Endpoint:
                 'reach the clients of the others. Give the hub a bus, such as Hub(bus="local")',
                 config.workers,
             )
-        if routes := self._door.routes():
+
+    def warn_of_routes(self) -> None:
+        """The application has started: Starlette has made its middleware by now."""
+        if routes := self._door.missing_routes():
             log.warning(
-                "the hub's routes are not served on uvicorn's port, so that the application has to "
-                "serve them: %s",
+                "the hub's routes are not served on uvicorn's port (%s): write "
+                "app.add_middleware(hub.asgi_routes), or app = hub.asgi_routes(app)",
                 ", ".join(routes),
             )
 
@@ -297,7 +300,9 @@ def _hear_of_starts() -> None:
         try:
             await startup(server, *args, **options)
         finally:
-            if not server.started:
+            if server.started:
+                endpoint.warn_of_routes()
+            else:
                 await stop.end()
 
     uvicorn.Server.startup = start_with_hub  # type: ignore[assignment, method-assign]

@@ -35,7 +35,7 @@ class ApiFace(Calls):
     ) -> None:
         """Serves an HTTP API, by which other programs publish, read and disconnect.
 
-        It is served as routes of the hub: on its own server, not beside uvicorn or picows.
+        It is served as routes of the hub: on its own server, and by `asgi_routes` beside uvicorn.
         docs/http-api.md has the requests; `PATH/openapi.json` describes them for programs.
 
         Args:

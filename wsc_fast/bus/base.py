@@ -36,12 +36,15 @@ if TYPE_CHECKING:
     import asyncio
 
     from wsc_fast.messages import HubMessage
+    from wsc_fast.stores.base import OfflineStore
 
 # A message may have so many bytes on a bus, its entry's first line included.
 MOST_ENTRY_BYTES = 1_048_576 + 4096
 # An idempotency key has at most so many bytes in UTF-8, and is known for so many seconds.
 MOST_KEY_BYTES = 128
 KEY_SECONDS = 300.0
+# The outcome of a message is known for so many seconds.
+OUTCOME_SECONDS = 60
 # The channel of messages for all clients; each other channel has the id of its room.
 EVERYBODY = ""
 # Before a room's id, this names the channel of who is present there.
@@ -157,6 +160,38 @@ class NodeState(NamedTuple):
     draining: bool
 
 
+class Word(NamedTuple):
+    """A message of one hub to the others that have a user; no client sees it.
+
+    Attributes:
+        user: the id of the user.
+        data: a JSON array, whose first item says what it is; see docs/redis-bus.md.
+    """
+
+    user: str
+    data: bytes
+
+
+class Outcome(NamedTuple):
+    """The end of a message to a user, as other hubs are told of it.
+
+    Attributes:
+        word: that tells the other hubs of the user.
+        mailbox: the key of the message's mailbox in the offline store.
+        message_id: its id.
+        outcome: a short text that `outcomes` returns.
+        first: it counts only where no outcome of this message is known.
+        waits: the name of the hub that has sent it, which is told as well; "" for none.
+    """
+
+    word: Word
+    mailbox: str
+    message_id: str
+    outcome: bytes
+    first: bool
+    waits: str
+
+
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """One of the hubs on a bus.
@@ -220,6 +255,15 @@ class Handler(Protocol):
         A bus on which others publish without a hub has it for them.
         """
 
+    def word(self, data: bytes) -> None:
+        """Another hub, or a publisher, has sent this hub a word about a user."""
+
+    def elsewhere(self, users: Sequence[str]) -> None:
+        """Users whom this hub has entered are connected to other hubs as well."""
+
+    def words_missed(self) -> None:
+        """Words may have been lost; from now on they come again."""
+
     def up(self) -> None:
         """The bus can be reached, for the first time or again."""
 
@@ -237,11 +281,13 @@ class Bus(Protocol):
         at_once: the bus is in this process, and connects no other hub. While it is open, `publish`
             and `subscribe` have called the handler when they return, and the answers of `read` are
             done: the hub gives its members a message in the call that publishes it.
+        one_machine: all of its hubs are on one machine.
 
     Thread-safety: the loop of the hub that has opened it.
     """
 
     at_once: bool
+    one_machine: bool
 
     async def open(self, handler: Handler, origin: str) -> None:
         """Begins to carry messages; EVERYBODY is subscribed from now on.
@@ -320,7 +366,7 @@ class Bus(Protocol):
             BusUnavailableError: the bus did not answer in time.
         """
 
-    # --- who is where: for hubs with presence ---
+    # --- who is where ---
 
     async def lease(self, state: Callable[[], NodeState], grace: Callable[[], float]) -> None:
         """Has the other hubs know of this one, until `close`; `directory` may be called then.
@@ -374,6 +420,77 @@ class Bus(Protocol):
 
     async def nodes(self) -> Sequence[NodeInfo]:
         """The hubs that hold leases.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
+
+    def offline_store(self) -> OfflineStore | None:
+        """A new store of messages for users who are away, which all hubs on the bus share.
+
+        Returns:
+            OfflineStore | None: None where the bus keeps none.
+        """
+
+    # --- words between hubs: for a bus that is not in this process ---
+
+    async def tell(self, words: Sequence[Word], again: bool) -> Sequence[int]:
+        """Sends words to the hubs that have their users, but for this one.
+
+        Args:
+            words: those of one user come in this order.
+            again: whether they may come twice. Else they are lost where nobody knows whether they
+                were sent.
+
+        Returns:
+            Sequence[int]: for each, how many hubs have got it.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
+
+    async def tell_hub(self, hub: str, data: bytes) -> bool:
+        """Sends a word to one hub; whether the hub has got it.
+
+        Args:
+            hub: its name on the bus.
+            data: as of `Word`.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time, or nobody knows.
+        """
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
+        """Notes how messages have ended, for OUTCOME_SECONDS, and tells the hubs that have copies.
+
+        Args:
+            outcomes: of messages that an offline store holds.
+
+        Returns:
+            Sequence[bool]: whether each was noted; False where an earlier one counts.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
+
+    async def outcomes(
+        self, user: str, mailbox: str, message_ids: Sequence[str]
+    ) -> Sequence[bytes | None]:
+        """The outcomes that were noted of a user's messages; None where none is known.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
+
+    async def elsewhere(self, users: Sequence[str]) -> set[str]:
+        """The users among these whom other hubs have.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """
+
+    async def clients(self, user: str) -> int:
+        """How many clients a user has on all hubs, this one included.
 
         Raises:
             BusUnavailableError: the bus did not answer in time.

@@ -25,23 +25,14 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from wsc_fast.bus.base import (
-    Change,
-    Handler,
-    Member,
-    NodeInfo,
-    NodeState,
-    Outgoing,
-    Page,
-    Retention,
-)
+from wsc_fast.bus.base import Handler
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.errors import BusError, ConfigError, shown
 from wsc_fast.log import log
+from wsc_fast.stores.base import OfflineStore
 
 # The name of the application, where its code does not give one.
 VARIABLE = "WSC_LOCAL_BUS"
@@ -233,7 +224,7 @@ class LocalServer:
         process.stdin.close()
 
 
-class LocalBus:
+class LocalBus(RedisBus):
     """A bus for the hubs of one machine: `Hub(bus="local")`.
 
     It needs redis-py (the extra `redis`), and one of the programs valkey-server and redis-server.
@@ -250,19 +241,23 @@ class LocalBus:
     Thread-safety: as RedisBus.
     """
 
-    at_once = False
+    one_machine = True
 
     def __init__(self, name: str | None = None) -> None:
         if name is None:
             name = default_name()
         elif type(name) is not str or not 0 < len(name) <= MOST_NAME:
             raise ConfigError(f"name must be 1 to {MOST_NAME} characters, not {shown(name)}")
-        self._server = LocalServer(directory_of(name))
-        self._bus = RedisBus(f"unix://{self._server.path}")
+        self._local = LocalServer(directory_of(name))
+        super().__init__(f"unix://{self._local.path}")
         self._keeping: asyncio.Task[None] | None = None
 
+    def offline_store(self) -> OfflineStore | None:
+        """See `Bus.offline_store`: none, since the server has nothing on a disk."""
+        return None
+
     def __repr__(self) -> str:
-        return f"LocalBus({str(self._server.directory)!r})"
+        return f"LocalBus({str(self._local.directory)!r})"
 
     async def open(self, handler: Handler, origin: str) -> None:
         """See `Bus.open`; starts the server where there is none.
@@ -277,25 +272,25 @@ class LocalBus:
             raise BusError("this LocalBus is in use by another hub: each hub needs its own")
         try:
             await self._wait_for_server()
-            await self._bus.open(handler, origin)
+            await super().open(handler, origin)
         except BaseException:
-            self._server.close()
+            self._local.close()
             raise
-        self._keeping = asyncio.ensure_future(self._server.keep())
+        self._keeping = asyncio.ensure_future(self._local.keep())
 
     async def _wait_for_server(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
         while True:
-            self._server.look()
+            self._local.look()
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.setblocking(False)
                 try:
-                    sock.connect(str(self._server.path))
+                    sock.connect(str(self._local.path))
                 except OSError as error:
                     if loop.time() >= deadline:
                         raise BusError(
-                            f"nobody listens at {self._server.path}: {error.strerror}"
+                            f"nobody listens at {self._local.path}: {error.strerror}"
                         ) from None
                 else:
                     return
@@ -307,73 +302,19 @@ class LocalBus:
             self._keeping.cancel()
             self._keeping = None
         try:
-            await self._bus.close()
+            await super().close()
         finally:
-            self._server.close()
+            self._local.close()
 
     def forget(self) -> None:
         """See `Bus.forget`; the server stays with the process that has started it."""
         self._keeping = None
-        self._bus.forget()
-        self._server.forget()
+        super().forget()
+        self._local.forget()
 
     def descriptors(self) -> list[int]:
         """See `Bus.descriptors`; with those of the server's lock and pipe."""
-        return [*self._bus.descriptors(), *self._server.descriptors()]
-
-    def subscribe(self, rooms: Sequence[str]) -> None:
-        """See `Bus.subscribe`."""
-        self._bus.subscribe(rooms)
-
-    def unsubscribe(self, rooms: Sequence[str]) -> None:
-        """See `Bus.unsubscribe`."""
-        self._bus.unsubscribe(rooms)
-
-    def publish(self, batch: Sequence[Outgoing]) -> None:
-        """See `Bus.publish`."""
-        self._bus.publish(batch)
-
-    def read(
-        self, room: str, since: str | None, limit: int, retention: Retention
-    ) -> Awaitable[Page]:
-        """See `Bus.read`."""
-        return self._bus.read(room, since, limit, retention)
-
-    async def delete(self, room: str) -> None:
-        """See `Bus.delete`."""
-        await self._bus.delete(room)
-
-    async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
-        """See `Bus.tops`."""
-        return await self._bus.tops(rooms)
-
-    async def lease(self, state: Callable[[], NodeState], grace: Callable[[], float]) -> None:
-        """See `Bus.lease`."""
-        await self._bus.lease(state, grace)
-
-    def directory(self, changes: Sequence[Change]) -> None:
-        """See `Bus.directory`."""
-        self._bus.directory(changes)
-
-    async def members(self, room: str, cursor: str) -> tuple[str, Sequence[Member]]:
-        """See `Bus.members`."""
-        return await self._bus.members(room, cursor)
-
-    async def count(self, room: str) -> int:
-        """See `Bus.count`."""
-        return await self._bus.count(room)
-
-    async def online(self, users: Sequence[str]) -> set[str]:
-        """See `Bus.online`."""
-        return await self._bus.online(users)
-
-    async def nodes(self) -> Sequence[NodeInfo]:
-        """See `Bus.nodes`."""
-        return await self._bus.nodes()
-
-    def counters(self) -> dict[str, float]:
-        """See `RedisBus.counters`."""
-        return self._bus.counters()
+        return [*super().descriptors(), *self._local.descriptors()]
 
 
 def bus_of(name: str) -> LocalBus:

@@ -22,10 +22,12 @@ from wsc_fast.bus.base import (
     Member,
     NodeInfo,
     NodeState,
+    Outcome,
     Outgoing,
     Page,
     Published,
     Retention,
+    Word,
 )
 from wsc_fast.bus.directory import MemoryDirectory
 from wsc_fast.bus.history import TOP_SECONDS, History, new_tag
@@ -64,6 +66,7 @@ class MemoryBus:
 
     Attributes:
         at_once: True: the bus is in this process.
+        one_machine: True.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -72,6 +75,7 @@ class MemoryBus:
     """
 
     at_once: bool = True
+    one_machine: bool = True
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 268_435_456
@@ -359,6 +363,37 @@ class MemoryBus:
             return []
         state = self._state()
         return [NodeInfo(self._origin, self._origin, state.clients, state.draining)]
+
+    def offline_store(self) -> None:
+        """See `Bus.offline_store`: a hub that is alone has stores of its own."""
+
+    # --- words between hubs: there is no other hub ---
+
+    async def tell(self, words: Sequence[Word], again: bool) -> Sequence[int]:
+        """See `Bus.tell`."""
+        return [0] * len(words)
+
+    async def tell_hub(self, hub: str, data: bytes) -> bool:
+        """See `Bus.tell_hub`."""
+        return False
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
+        """See `Bus.settle`."""
+        return [True] * len(outcomes)
+
+    async def outcomes(
+        self, user: str, mailbox: str, message_ids: Sequence[str]
+    ) -> Sequence[bytes | None]:
+        """See `Bus.outcomes`."""
+        return [None] * len(message_ids)
+
+    async def elsewhere(self, users: Sequence[str]) -> set[str]:
+        """See `Bus.elsewhere`."""
+        return set()
+
+    async def clients(self, user: str) -> int:
+        """See `Bus.clients`: the hub counts its own."""
+        return 0
 
 
 def new_start() -> str:

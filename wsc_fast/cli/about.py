@@ -19,13 +19,17 @@ def demo(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
     ] = 8080,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="A file for what is said: a kill of the server loses nothing of it."),
+    ] = None,
 ) -> None:
     """Serves the room chat with its web page."""
     from wsc_fast.cli.serve import failing_in_one_line
     from wsc_fast.demo import main as run_demo
 
     with failing_in_one_line():
-        run_demo(host, port)
+        run_demo(host, port, keep)
 
 
 def version(

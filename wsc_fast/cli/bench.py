@@ -118,8 +118,11 @@ def _fault(load: Load) -> str:
         return f"{load.errors.total()} of {load.clients} clients failed"
     if load.mode == "listen":
         return "no message came"
-    answer = "echo" if load.mode == "echo" else "pass messages on to all"
-    return f"no message of the load came back; does the hub {answer}? --mode listen needs neither"
+    answer = "answers each" if load.mode == "echo" else "passes each on to all clients"
+    return (
+        f"no message of the load came back: --mode {load.mode} needs a hub that {answer}; "
+        "--mode listen counts what a hub sends by itself"
+    )
 
 
 def _allow_files(clients: int) -> None:

@@ -34,6 +34,12 @@ NORMAL = (1000, 1001)
 # No close frame came.
 ABNORMAL = 1006
 
+# What helps, by the status of a refusal.
+_HINTS = {
+    401: "--token or --header shows who you are",
+    404: "is the path that of the hub's endpoint, such as /ws?",
+}
+
 # The failures are told by the commands.
 _LOGGER = logging.getLogger("picows.wsc_fast_cli")
 _LOGGER.disabled = True
@@ -289,4 +295,6 @@ def _refused(peer: Peer, error: picows.WSError) -> ConnectFailure:
     said = body.partition("\n")[0].removeprefix(f"{status} {response.status.phrase}").lstrip(": ")
     if said and len(said) <= 200 and "<" not in said:
         text += f": {said}"
+    if status in _HINTS:
+        text += f" ({_HINTS[status]})"
     return ConnectFailure(text, 300 <= status < 500 and status not in (408, 429))

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 5.0
 _MOST_BYTES = 1 << 24
+# What helps, by the status of an answer.
+_HINTS = {
+    401: " (--token or --header shows who you are)",
+    404: " (hub.enable_metrics() serves the metrics)",
+}
 _PERCENTILES = (50, 90, 99)
 
 _GAUGES = {
@@ -206,7 +211,8 @@ class _Endpoint:
             found = Metrics(text, time.monotonic())
         except HTTPError as error:
             error.close()
-            raise Failure(f"{self.url} answers {error.code} {error.reason}") from None
+            hint = _HINTS.get(error.code, "")
+            raise Failure(f"{self.url} answers {error.code} {error.reason}{hint}") from None
         except URLError as error:
             reason = error.reason
             said = reason_of(reason) if isinstance(reason, Exception) else reason

@@ -25,6 +25,9 @@ class Counters:
         presence_changes: times that the clients of a user became more or fewer, in the hub or in a
             room with presence.
         presence_told: users of whose joins and leaves `on_presence` was told.
+        words_sent: words about users that went to other hubs.
+        words_received: words about users that came from other hubs.
+        words_failed: words that the bus did not take.
     """
 
     published: int = 0
@@ -40,6 +43,9 @@ class Counters:
     not_published: int = 0
     presence_changes: int = 0
     presence_told: int = 0
+    words_sent: int = 0
+    words_received: int = 0
+    words_failed: int = 0
 
     def reset(self) -> None:
         """Sets all of them to 0."""

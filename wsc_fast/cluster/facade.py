@@ -12,6 +12,7 @@ from typing import Literal
 from wsc_fast._core.calls import Calls
 from wsc_fast._core.clients import check_id
 from wsc_fast._core.connection import Client
+from wsc_fast._core.frames import check_close
 from wsc_fast.bus.base import Bus, HistoryEntry, Member, NodeInfo, Published
 from wsc_fast.cluster.node import Node
 from wsc_fast.errors import ValidationError, shown
@@ -118,6 +119,47 @@ class Cluster:
             raise ValidationError(f"user_ids must be several ids, not the str {user_ids!a}")
         users = [check_id("user", each) for each in user_ids]
         return await self._node.online(users)
+
+    async def send_to_user(self, user_id: str, message: HubMessage) -> int:
+        """Sends a message to all clients of a user, on all hubs, and says whether it found any.
+
+        `Hub.send_to_user` does the same without an answer of the other hubs.
+
+        Args:
+            user_id: a str.
+            message: a HubMessage.
+
+        Returns:
+            int: how many hubs have queued it for clients of the user.
+
+        Raises:
+            UserOfflineError: the user has no connected client on any hub.
+            QueueFullError: nobody has got it, and the outboxes of his clients here are full.
+            BusUnavailableError: nobody has got it here, and the bus did not take it, or nobody
+                knows whether it did.
+            ValidationError: an argument cannot be used.
+            HubStateError: the hub does not run in this process.
+        """
+        return await self._node.send_to_user(user_id, message)
+
+    async def disconnect_user(self, user_id: str, code: int = 1000, reason: str = "") -> int:
+        """Closes all connections of a user on all hubs, and returns how many these were.
+
+        Args:
+            user_id, code, reason: as for `Hub.disconnect_user`.
+
+        Returns:
+            int: how many clients it was.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time, or one of the hubs did not within 2
+                seconds; the clients of this hub are closed.
+            ValidationError: an argument cannot be used.
+            HubStateError: the hub does not run in this process.
+        """
+        check_id("user", user_id)
+        check_close(code, reason)
+        return await self._node.disconnect_user(user_id, code, reason)
 
     async def nodes(self) -> list[NodeInfo]:
         """The hubs that are one with this one, itself included; those that have presence.

@@ -38,7 +38,7 @@ from wsc_fast.errors import (
 )
 from wsc_fast.log import log
 from wsc_fast.messages import HubMessage, IdFactory, message_of
-from wsc_fast.runtime.callbacks import Watcher
+from wsc_fast.runtime.callbacks import ClientWatcher, RoomWatcher
 from wsc_fast.runtime.signatures import OfNode, OfPresence, checked_callback
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from wsc_fast.cluster.nodes import Nodes
     from wsc_fast.cluster.presence import Presence
     from wsc_fast.cluster.rooms import Rooms
+    from wsc_fast.cluster.users import Deliveries, PerUser, Users
+    from wsc_fast.stores.base import OfflineStore
 
 _T = TypeVar("_T")
 
@@ -70,9 +72,13 @@ class Needs:
         settings: those that hold now.
         state: whether it drains.
         knows_users: whether its clients have identities; else they are anonymous.
-        watch: has a watcher hear of clients and members.
+        watch_clients, watch_rooms: have a watcher hear of clients, and of members.
         report: tells the application of an error; no client is named with it.
         not_published: a failure handler hears of a message that the bus did not take.
+        deliveries: of the hub; words of other hubs go to it.
+        disconnect: closes the clients of a user here; returns their number.
+        per_user: the bound on the connections of a user.
+        name_clients: has the ids of new clients begin with this.
     """
 
     calls: ThreadCalls
@@ -80,9 +86,14 @@ class Needs:
     settings: Callable[[], HubConfig]
     state: State
     knows_users: bool
-    watch: Callable[[Watcher], None]
+    watch_clients: Callable[[ClientWatcher], None]
+    watch_rooms: Callable[[RoomWatcher], None]
     report: Callable[[BaseException], None]
     not_published: Callable[[HubMessage | str | bytes, str, Exception], None]
+    deliveries: Deliveries
+    disconnect: Callable[[str, int, str], int]
+    per_user: PerUser
+    name_clients: Callable[[str], None]
 
 
 class Node:
@@ -109,6 +120,7 @@ class Node:
         self._bus = bus
         self._rooms: Rooms | None = None
         self._presence: Presence | None = None
+        self._users: Users | None = None
         self._nodes: Nodes | None = None
         self._on_presence: list[Callable[..., object]] = []
         self._on_node: list[Callable[..., object]] = []
@@ -130,6 +142,8 @@ class Node:
         self.name: str = IdFactory(9)()
         self._own = self.name.encode()
         self._named_in = os.getpid()
+        if not self._bus_is_here():
+            self._needs.name_clients(f"{self.name}.")
 
     def _use(self, bus: Bus) -> Rooms:
         from wsc_fast.cluster.rooms import Rooms  # most hubs have neither a bus nor kept rooms
@@ -141,11 +155,48 @@ class Node:
             self._rooms.use(bus)
         if bus.at_once:
             self._engine.set_outgoing(None, None, None)  # there is nobody else
-        else:
-            self._engine.set_outgoing(
-                self._outgoing, self._publish_outgoing, self._rooms.entered_first
-            )
+            self._engine.set_relay(None, None, None)
+            self._needs.name_clients("")
+            return self._rooms
+        self._engine.set_outgoing(self._outgoing, self._publish_outgoing, self._rooms.entered_first)
+        users = self._know_users()
+        known = self._needs.knows_users
+        self._engine.set_relay(
+            users.elsewhere, users.relay if known else None, users.relay_to_client
+        )
+        self._needs.name_clients(f"{self.name}.")
         return self._rooms
+
+    def _know_users(self) -> Users:
+        """Has the bus know who is connected here."""
+        from wsc_fast.cluster.users import Needs as UsersNeeds
+        from wsc_fast.cluster.users import Users
+
+        if self._users is None:
+            self._users = Users(
+                UsersNeeds(
+                    engine=self._engine,
+                    counters=self.counters,
+                    bus=lambda: self._bus if self._opened else None,
+                    name=lambda: self.name,
+                    deliveries=self._needs.deliveries,
+                    disconnect=self._needs.disconnect,
+                    per_user=self._needs.per_user,
+                    one_machine=lambda: self._bus is None or self._bus.one_machine,
+                )
+            )
+            if self._needs.knows_users:
+                self._needs.watch_clients(self._users)
+        return self._users
+
+    def offline_store(self) -> OfflineStore | None:
+        """A store of offline messages at the servers of the bus; None: it has none."""
+        return None if self._bus is None else self._bus.offline_store()
+
+    @property
+    def users(self) -> Users | None:
+        """The users over all hubs; None where this hub is alone."""
+        return None if self._bus_is_here() else self._users
 
     # --- the calls of the application ---
 
@@ -196,9 +247,10 @@ class Node:
                 grace=self._grace,
                 report=self._needs.report,
             )
+            self._know_users()
             self._presence = Presence(needs, self._on_presence)
             self._nodes = Nodes(needs, lambda: self.name, self._on_node)
-            self._needs.watch(self._presence)
+            self._needs.watch_rooms(self._presence)
         self._presence.watch(patterns)
 
     def _grace(self) -> float:
@@ -220,11 +272,44 @@ class Node:
         def begin() -> asyncio.Future[_T]:
             if self._engine.loop is None:
                 raise HubStoppedError("the hub does not run in this process")
-            if self._presence is None:
+            if self._users is None or not self._needs.knows_users:
                 raise ValidationError("presence is off: see Hub.presence")
             self._open_at_once()
             assert self._bus is not None
             return asyncio.ensure_future(question(self._bus))
+
+        return await _elsewhere(self._needs.calls.run(begin))
+
+    def disconnect_elsewhere(self, user_id: str, code: int, reason: str) -> None:
+        """Has other hubs close the clients of a user, where there are any."""
+        if self.users is not None and self._engine.loop is not None:
+            self.users.disconnect(user_id, code, reason)
+
+    async def send_to_user(self, user_id: str, message: HubMessage) -> int:
+        """See `Cluster.send_to_user`."""
+        clients, hubs = await self._there(
+            lambda: self._needs.deliveries.send_anywhere(user_id, message)
+        )
+        return hubs + (clients > 0)
+
+    async def disconnect_user(self, user_id: str, code: int, reason: str) -> int:
+        """See `Cluster.disconnect_user`; the arguments are checked."""
+
+        async def everywhere() -> int:
+            clients = self._needs.disconnect(user_id, code, reason)
+            if self.users is not None:
+                clients += await self.users.disconnect_and_count(user_id, code, reason)
+            return clients
+
+        return await self._there(everywhere)
+
+    async def _there(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Awaits something on the hub's loop."""
+
+        def begin() -> asyncio.Future[_T]:
+            if self._engine.loop is None:
+                raise HubStoppedError("the hub does not run in this process")
+            return asyncio.ensure_future(work())
 
         return await _elsewhere(self._needs.calls.run(begin))
 
@@ -546,6 +631,21 @@ class Node:
         self._presence.heard(channel, lines)
         return True
 
+    def word(self, data: bytes) -> None:
+        """See `Handler.word`."""
+        if self._users is not None:
+            self._users.word(data)
+
+    def elsewhere(self, users: Sequence[str]) -> None:
+        """See `Handler.elsewhere`."""
+        if self._users is not None:
+            self._users.entered_elsewhere(users)
+
+    def words_missed(self) -> None:
+        """See `Handler.words_missed`."""
+        if self._users is not None:
+            self._users.missed()
+
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""
         assert self._rooms is not None
@@ -616,12 +716,15 @@ class Node:
 
     def _set_opened(self) -> None:
         self._opened = True
+        if self._users is not None:
+            assert self._bus is not None
+            self._users.opened(self._bus)
         if self._presence is not None:
             self._presence.opened()
 
     async def _take_lease(self, bus: Bus) -> None:
-        """Has the other hubs know of this one, where presence is on."""
-        if self._presence is None:
+        """Has the other hubs know of this one and its users."""
+        if self._users is None or not self._needs.knows_users:
             return
         try:
             await bus.lease(self._state, self._grace)
@@ -658,6 +761,8 @@ class Node:
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        if self._users is not None:
+            self._users.attach(loop)
         if self._looking is None:
             self._looking = loop.call_later(_LOOK, self._look)
 
@@ -667,6 +772,8 @@ class Node:
         self._looking = self._loop.call_later(_LOOK, self._look)
         now = self._loop.time()
         self._rooms.look(now)
+        if self.users is not None:
+            self.users.look(now)
         if self._presence is not None:
             self._presence.look(now)
         if self._nodes is not None:
@@ -700,6 +807,8 @@ class Node:
         """The hub stops; its clients have gone."""
         if self._rooms is not None and self._opened:
             self._rooms.release_all()
+        if self._users is not None and self._opened:
+            await self._users.finish(max(timeout, 0.1))
         self._end()
         if self._bus is not None and self._opened:
             self._opened = False
@@ -729,6 +838,8 @@ class Node:
             self._looking = None
         self._loop = None
         self._begun = False
+        if self._users is not None:
+            self._users.forget()
         if self._presence is not None:
             self._presence.forget()
         if self._nodes is not None:

@@ -1,9 +1,10 @@
 """The presence of users: as the bus is told of those of this hub, and as the application hears.
 
-The callbacks of the hub tell of each client that comes and goes, and of each room that one joins
-and leaves. This counts the clients of each user, and gives the bus what has changed. The bus keeps
-it for all hubs (`bus.base.Bus.directory`). A room is watched if its id matches a pattern. In such a
-room the application hears of joins and leaves on each hub that has members (views.py).
+The callbacks of the hub tell of each room that a client joins and leaves; users.py hears of clients
+that come and go. This counts the clients of each user in a room, and gives the bus what has
+changed. The bus keeps it for all hubs (`bus.base.Bus.directory`). A room is watched if its id
+matches a pattern. In such a room the application hears of joins and leaves on each hub that has
+members (views.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine
-from wsc_fast.bus.base import EVERYBODY, PRESENCE, Bus, Change
+from wsc_fast.bus.base import PRESENCE, Bus, Change
 from wsc_fast.cluster import views
 from wsc_fast.cluster.counters import Counters
 from wsc_fast.runtime.inbox import is_awaitable
@@ -49,7 +50,7 @@ class Needs:
 
 
 class Presence:
-    """The presence of one hub: `runtime.callbacks.Watcher`.
+    """The presence of one hub: `runtime.callbacks.RoomWatcher`.
 
     Args:
         needs: of the hub.
@@ -63,7 +64,7 @@ class Presence:
         self._callbacks = callbacks
         self._patterns: tuple[Callable[[str], object], ...] = ()
         self._known: dict[str, bool] = {}
-        # By room and user, his clients here; in EVERYBODY all that are connected.
+        # By room and user, his clients here.
         self._clients: dict[tuple[str, str], int] = {}
         # By room, its members here, and since when rooms have none.
         self._members: dict[str, int] = {}
@@ -96,16 +97,8 @@ class Presence:
 
     # --- what the callbacks tell ---
 
-    def connected(self, client: Client) -> None:
-        """See `Watcher`."""
-        self._change(EVERYBODY, client, 1)
-
-    def disconnected(self, client: Client) -> None:
-        """See `Watcher`."""
-        self._change(EVERYBODY, client, -1)
-
     def joined(self, client: Client, room_id: str) -> None:
-        """See `Watcher`."""
+        """See `RoomWatcher`."""
         if self.is_watched(room_id):
             self._members[room_id] = self._members.get(room_id, 0) + 1
             self._emptied.pop(room_id, None)
@@ -114,7 +107,7 @@ class Presence:
             self._change(room_id, client, 1)
 
     def left(self, client: Client, room_id: str) -> None:
-        """See `Watcher`."""
+        """See `RoomWatcher`."""
         if self.is_watched(room_id):
             self._change(room_id, client, -1)
             members = self._members.pop(room_id, 0) - 1

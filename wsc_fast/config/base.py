@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 
 import msgspec
 
-from wsc_fast.config.files import read, table_of
 from wsc_fast.config.kinds import kinds_of
 from wsc_fast.errors import ConfigError, shown
 
@@ -97,6 +96,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, metaclass=_SettingsMet
     @classmethod
     def _of_file(cls, file: str) -> tuple[dict[str, str], dict[str, Any]]:
         """The place of each setting in a file, and the values of those that stand there."""
+        from wsc_fast.config.files import read, table_of
+
         place, given, flat = table_of(file, read(file), cls._table)
         names = {name: f"{place}{name}" for name in kinds_of(cls)}
         values = {}

@@ -16,7 +16,8 @@ This file joins the parts: their life, clients that come and go, and the news of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,11 @@ from wsc_fast._core.pending import AckTable, Mailbox, PendingACK, TableOwner
 from wsc_fast.delivery.catching_up import CatchingUp
 from wsc_fast.delivery.claims import claim
 from wsc_fast.delivery.devices import Devices, is_of_devices, key_of_device, user_of_key
+from wsc_fast.delivery.entries import unpack
 from wsc_fast.delivery.failures import Failure, reason_of
 from wsc_fast.delivery.journal import Journal
+from wsc_fast.delivery.others import Ended, Others
+from wsc_fast.delivery.over_hubs import OverHubs, Parts
 from wsc_fast.delivery.parked import Parked
 from wsc_fast.delivery.storing import AT_ONCE, Storing
 from wsc_fast.errors import (
@@ -122,11 +126,33 @@ class Acks(TableOwner):
                 self.catching_up,
                 config.max_pending_bytes,
             )
+        # Deliveries that concern other hubs; None: this hub is alone.
+        self.over_hubs: OverHubs | None = None
         # The engine and the facade call these for each message: no step stands between.
         self.start: Callable[[str, ACKMessage, bool], PendingACK] = table.start
         self.take: Callable[[Client, str], int] = table.take
         self.hold: Callable[[str, HubMessage, bytes], int] = self.catching_up.hold
         self.ran_empty: Callable[[Client], None] = self.catching_up.ran_empty
+
+    def join(self, others: Others) -> None:
+        """Has messages go to users on other hubs, by the offline store."""
+        if self._journal is None or self._storing is None:
+            return
+        parts = Parts(
+            self._engine,
+            self.table,
+            self.parked_messages,
+            self._journal,
+            self._storing,
+            self.catching_up,
+        )
+        over_hubs = self.over_hubs = OverHubs(
+            others, parts, self._tell_failure, self.stored_elsewhere
+        )
+        self.table.elsewhere = others.elsewhere
+        self.catching_up.suspect = over_hubs.suspect
+        self.catching_up.own_name = lambda: others.name
+        self.catching_up.unpark_all = over_hubs.unpark
 
     @property
     def journal(self) -> Journal:
@@ -201,6 +227,8 @@ class Acks(TableOwner):
         deadline = max(deadline, loop.time() + STORE_GRACE)
         if self._journal is not None:
             await self._journal.write_out(deadline)
+        if self.over_hubs is not None:
+            await self.over_hubs.finish(deadline)
         self.table.clear_timers()
         await in_turns(self.parked_messages, self._end_parked, AT_ONCE)
         if self._devices is not None:
@@ -235,6 +263,8 @@ class Acks(TableOwner):
             self.table.give_up(pending, OfflineStoreError(late))
 
     def _forget(self) -> None:
+        if self.over_hubs is not None:
+            self.over_hubs.forget()
         if self._devices is not None:
             self._devices.clear()
         if self._storing is not None:
@@ -335,9 +365,30 @@ class Acks(TableOwner):
         """Moves a mailbox to the store: its user is away."""
         self.storing.park(mailbox)
 
-    def delete(self, mailbox: str, message_id: str) -> None:
+    def delete(
+        self, mailbox: str, message_id: str, origin: str | None, error: Exception | None
+    ) -> None:
         """Removes an acknowledged message from the store."""
+        if self.over_hubs is not None:
+            self.over_hubs.acknowledged(mailbox, message_id, origin, error)
         self.journal.delete(mailbox, message_id)
+
+    def delete_once_stored(self, pending: PendingACK) -> None:
+        """A message was acknowledged while it was being stored: no page may bring it any more."""
+        assert pending._storing is not None
+        self.journal.delete_once_stored(pending._mailbox, pending.id, pending._storing)
+
+    def spread_user(self, user_id: str) -> None:
+        """A user of this hub is on another one as well, which is to have what is pending."""
+        if self._devices is not None:
+            self._devices.changed(user_id)
+        if self.over_hubs is not None:
+            self.over_hubs.spread(user_id)
+
+    def spread(self, mailbox: Mailbox) -> None:
+        """Has the clients of other hubs get what is pending in a mailbox."""
+        if self._storing is not None:
+            self._storing.spread(mailbox)
 
     def catch_up(self, mailbox: Mailbox, client: Client, line: list[PendingACK]) -> None:
         """Has a client catch up, with these messages besides what it is catching up with."""
@@ -347,6 +398,10 @@ class Acks(TableOwner):
         """Tells the failure handlers that a message was not delivered."""
         if not self._is_told(pending):
             return
+        if self.over_hubs is None or not self.over_hubs.report(pending, error):
+            self._tell_failure(pending, error)
+
+    def _tell_failure(self, pending: PendingACK, error: Exception) -> None:
         self._failures.report(
             Failure.of_data(
                 pending._data,
@@ -380,7 +435,17 @@ class Acks(TableOwner):
 
     def appended(self, pending: PendingACK, error: BaseException | None) -> None:
         """A message is in the store, or is not."""
-        self.storing.appended(pending, error)
+        if self.storing.appended(pending, error) and self.over_hubs is not None:
+            self.over_hubs.stored(pending, existed=error is not None)
+
+    def entry_of(self, pending: PendingACK) -> bytes:
+        """The bytes to store of a message."""
+        return pending._data if self.over_hubs is None else self.over_hubs.entry_of(pending)
+
+    async def before_delete(self, key: str, message_ids: Collection[str]) -> None:
+        """Other hubs hear how messages have ended before these are deleted."""
+        if self.over_hubs is not None:
+            await self.over_hubs.before_delete(key, message_ids)
 
     def dropped(self, key: str, stored: StoredMessage, age: float | None) -> None:
         """The store has let go of a message: for its age in seconds, or, None, for its bound."""
@@ -408,10 +473,18 @@ class Acks(TableOwner):
             self.table.settle(pending, AckStatus.DROPPED, error)
             if not self._is_told(pending):
                 return
+        entry = unpack(stored.data)
         failure = Failure.of_data(
-            stored.data, user_id, reason, error, duration=age or 0.0, kind=kind
+            entry.data, user_id, reason, error, duration=age or 0.0, kind=kind
         )
-        self._failures.report(failure, of_call=False)
+        tell = partial(self._failures.report, failure, of_call=False)
+        if self.over_hubs is None:
+            tell()
+        else:
+            waits = entry.origin or ""
+            self.over_hubs.tell_once(
+                Ended(user_id, key, stored.id, "dropped", str(error), waits), tell
+            )
 
     def stored_elsewhere(self, key: str) -> None:
         """Another process has stored messages for a user: its clients that are here get them."""
@@ -430,16 +503,26 @@ class Acks(TableOwner):
         """Other processes may have stored messages for anybody: all clients look at the store."""
         self.catching_up.all_look_again()
 
-    def parked_keys(self) -> list[str]:
+    def keys_to_check(self) -> list[str]:
         """The mailboxes of which somebody waits for a message that the store should hold."""
-        return self.parked_messages.keys()
+        keys = self.parked_messages.keys()
+        if self.over_hubs is not None:
+            keys += [key for key in self.table.mailboxes if key not in keys]
+        return keys
 
-    def parked_ids(self, key: str) -> list[str]:
+    def ids_to_check(self, key: str) -> list[str]:
         """The messages of a mailbox that somebody waits for."""
-        return [pending.id for pending in self.parked_messages.of(key)]
+        ids = [pending.id for pending in self.parked_messages.of(key) if pending._stored]
+        return ids if self.over_hubs is None else ids + self.over_hubs.to_check(key)
 
-    def gone(self, key: str, message_id: str) -> None:
-        """The store does not hold a message any more, and not by our doing."""
+    async def checked(self, key: str, message_ids: Sequence[str], gone: list[str]) -> None:
+        """Of these messages the store does not hold some any more, and not by our doing."""
+        if self.over_hubs is not None:
+            gone = await self.over_hubs.checked(key, message_ids, gone)
+        for message_id in gone:
+            self._gone(key, message_id)
+
+    def _gone(self, key: str, message_id: str) -> None:
         pending = self.parked_messages.get(key, message_id)
         if pending is None or pending.done() or not pending._stored:
             return
@@ -448,7 +531,14 @@ class Acks(TableOwner):
             f"message {message_id!a} for user {pending.user_id!a} is not in the offline store any "
             "more: another process has delivered or dropped it, or the store has lost it"
         )
-        self.table.give_up(pending, AckDroppedError(message_id, text))
+        error = AckDroppedError(message_id, text)
+        if self.over_hubs is None:
+            self.table.give_up(pending, error)
+            return
+        self.counters.acks_dropped += 1
+        self.table.settle(pending, AckStatus.DROPPED, error)
+        ended = Ended(pending.user_id, key, message_id, "dropped", text, "")
+        self.over_hubs.tell_once(ended, partial(self._tell_failure, pending, error))
 
     def count_error(self) -> None:
         """The store has failed."""

@@ -9,12 +9,14 @@ client; here are all of them.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
 from wsc_fast.config import HubConfig
 from wsc_fast.delivery.devices import Devices
+from wsc_fast.delivery.entries import unpack
 from wsc_fast.delivery.failures import Failure, reason_of
 from wsc_fast.delivery.journal import Journal
 from wsc_fast.delivery.needs import Needs
@@ -66,6 +68,13 @@ class CatchingUp:
         self._parked = parked
         self._journal = journal
         self._devices = devices
+        # Messages that have gone from the store are sent from memory; where there are other hubs,
+        # these are asked first (over_hubs.py).
+        self.unpark_all: Callable[[Mailbox, Sequence[PendingACK]], object] = self._unpark_all
+        # The name of this hub in the store; a hub alone has none there.
+        self.own_name: Callable[[], str | None] = lambda: None
+        # Where other hubs end messages of the store: is told which ones a reading did not bring.
+        self.suspect: Callable[[str, Sequence[str]], None] | None = None
         # User -> how many of the user's clients catch up.
         self._count_of: dict[str, int] = {}
         # Clients that have caught up with what is in memory, but not with the store.
@@ -183,7 +192,11 @@ class CatchingUp:
 
     def entered(self, mailbox: Mailbox, client: Client) -> None:
         """A client has connected: what its mailbox holds goes out again."""
-        self.catch_up(mailbox, client, self._for(mailbox, client), from_store=True, again=True)
+        line = self._for(mailbox, client)
+        if self.suspect is not None:
+            # Another hub may have ended what is stored: it comes as far as the store has it.
+            line = [pending for pending in line if not pending._stored]
+        self.catch_up(mailbox, client, line, from_store=True, again=True)
 
     def look_again(self, client: Client, *, again: bool = False) -> None:
         """A client reads the store once more; `again` as of `catch_up`."""
@@ -313,9 +326,13 @@ class CatchingUp:
             return None
         pending = self._parked.pop(mailbox.key, stored.id)
         if pending is None:
-            pending = table.found(mailbox, stored.id, stored.data)
+            entry = unpack(stored.data)
+            origin = None if entry.origin == self.own_name() else entry.origin
+            if self.suspect is not None and stored.id not in mailbox.lapsed:
+                self._others_look(mailbox, replay.client, stored.position)
+            pending = table.found(mailbox, stored.id, entry.data, origin, entry.timeout)
             try:
-                pending._priority = int(decode_hub_message(stored.data).priority)
+                pending._priority = int(decode_hub_message(entry.data).priority)
             except ValidationError:
                 log.warning("the offline store holds something that is no HubMessage")
         mailbox.lapsed.pop(stored.id, None)
@@ -324,16 +341,45 @@ class CatchingUp:
         table.enlist(mailbox, pending)
         return pending
 
-    def all_read(self, mailbox: Mailbox) -> None:
-        """A replay has read all that the store holds for a mailbox.
+    def _others_look(self, mailbox: Mailbox, client: Client, position: int) -> None:
+        """Another hub has stored a message that a client here gets: the others get it as well."""
+        for other in self.table.clients_of(mailbox.key, mailbox.user_id):
+            replay: Replay | None = mailbox.replays.get(other)
+            if other is not client and (replay is None or replay.has_passed(position)):
+                sent = self._for(mailbox, other)
+                self.catch_up(mailbox, other, [], sent=sent, from_store=True)
+
+    def expected(self, replay: Replay) -> set[str]:
+        """The ids of messages that are to be sent, and that the store should hold."""
+        if self.suspect is None:
+            return set()
+        return {
+            pending.id
+            for pending in replay.mailbox.pending.values()
+            if pending._stored and not replay.has_sent(pending)
+        }
+
+    def all_read(self, mailbox: Mailbox, expected: set[str]) -> None:
+        """A replay has read all that the store holds for a mailbox, but not the expected ids.
 
         A message that is parked still has gone from the store: another process has removed it, or
         the store has lost it. It is sent from memory.
         """
-        for pending in self._parked.of(mailbox.key):
-            if pending._storing is None and pending.status is AckStatus.STORED:
-                pending._stored = False
-                self.unpark(mailbox, pending)
+        if expected and self.suspect is not None:
+            self.suspect(mailbox.key, list(expected))
+        gone = [
+            pending
+            for pending in self._parked.of(mailbox.key)
+            if pending._storing is None and pending.status is AckStatus.STORED
+        ]
+        for pending in gone:
+            pending._stored = False
+        if gone:
+            self.unpark_all(mailbox, gone)
+
+    def _unpark_all(self, mailbox: Mailbox, gone: Sequence[PendingACK]) -> None:
+        for pending in gone:
+            self.unpark(mailbox, pending)
 
     def unpark(self, mailbox: Mailbox, pending: PendingACK) -> None:
         """Its user is back: a parked message is sent from memory."""

@@ -8,7 +8,7 @@ lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from wsc_fast.delivery.needs import Needs
 from wsc_fast.delivery.reporter import FailureCounters, FailureReporter
 from wsc_fast.delivery.retry import SendResult, Sleepers, send_with_retry
 from wsc_fast.errors import (
+    BusError,
     ClientDisconnectedError,
     ConfigError,
     HubStateError,
@@ -35,12 +36,13 @@ from wsc_fast.errors import (
     SendFailureReason,
     SendTimeoutError,
     UserOfflineError,
+    ValidationError,
     WSCError,
 )
-from wsc_fast.messages import ACKMessage, HubMessage
+from wsc_fast.messages import ACKMessage, HubMessage, decode_hub_message
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.threads import ThreadCalls
-from wsc_fast.stores.base import OfflineStore
+from wsc_fast.stores.base import OfflineStore, SharedOfflineStore
 
 T = TypeVar("T")
 
@@ -87,15 +89,29 @@ class Delivery:
     # --- its life ---
 
     async def open_store(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The hub starts on this loop; returns once the offline store is open, if there is one."""
+        """The hub starts on this loop; returns once the offline store is open, if there is one.
+
+        Raises:
+            ConfigError: other hubs cannot use the store.
+            OfflineStoreError: it does not open.
+        """
+        self.attach(loop)
         if self.acks is not None:
-            self.acks.attach(loop)
             await self.acks.opened()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The hub runs on this loop, and its offline store opens meanwhile."""
-        if self.acks is not None:
-            self.acks.attach(loop)
+        """The hub runs on this loop, and its offline store opens meanwhile.
+
+        Raises:
+            ConfigError: other hubs cannot use the store.
+        """
+        acks, others = self.acks, self._needs.others()
+        if acks is None:
+            return
+        if others is not None and acks.over_hubs is None:
+            _check_shared(acks.store, others.one_machine)
+            acks.join(others)
+        acks.attach(loop)
 
     async def close_store(self, timeout: float) -> None:
         """Stores what is pending, or ends it, and closes the offline store.
@@ -103,7 +119,7 @@ class Delivery:
         Args:
             timeout: seconds.
         """
-        if self.acks is not None:
+        if self.acks is not None and self.acks.table.loop is not None:
             await self.acks.stop(timeout)
 
     def forget(self) -> None:
@@ -122,11 +138,53 @@ class Delivery:
         if loop is not None and loop is not asyncio.get_running_loop():
             there = asyncio.run_coroutine_threadsafe(self.send_with_retry(user_id, message), loop)
             return await asyncio.wrap_future(there)
-        send = partial(self._engine.send_message, user_id, message)
+        send: Callable[[], int | Awaitable[int]]
+        if self._needs.others() is None:
+            send = partial(self._engine.send_message, user_id, message)
+        else:
+            send = partial(self._send_to_all, user_id, message)
         result = await send_with_retry(send, self._retry, self.sleepers)
         if result.final_error is not None:
             self.send_failed(message, user_id, result.final_error)
         return result
+
+    async def _send_to_all(self, user_id: str, message: HubMessage) -> int:
+        clients, hubs = await self.send_anywhere(user_id, message)
+        return clients + hubs
+
+    async def send_anywhere(self, user_id: str, message: HubMessage) -> tuple[int, int]:
+        """Sends a message to the clients of a user, here and on other hubs.
+
+        Args:
+            user_id, message: as for `send_to_user`.
+
+        Returns:
+            tuple[int, int]: how many clients here, and how many other hubs, have got it.
+
+        Raises:
+            UserOfflineError: the user is on no hub.
+            WSCError: nobody has got it, and why.
+        """
+        check_id("user", user_id)
+        data, priority = self._engine.encoded_message(message), int(message.priority)
+        clients = hubs = 0
+        trouble: WSCError | None = None
+        try:
+            clients = self._engine.deliver_to_user(user_id, data, priority)
+        except WSCError as error:
+            trouble = error
+        others = self._needs.others()
+        if others is not None and others.is_elsewhere(user_id):
+            try:
+                hubs = await others.send(user_id, data, priority)
+            except BusError as error:
+                if trouble is None or isinstance(trouble, UserOfflineError):
+                    trouble = error
+        if not clients and not hubs:
+            raise trouble or UserOfflineError(f"user {user_id!a} is on no hub")
+        if trouble is not None and not isinstance(trouble, UserOfflineError):
+            self.send_failed(message, user_id, trouble)
+        return clients, hubs
 
     def set_retry_config(self, config: RetryConfig) -> None:
         """See `Hub.set_retry_config`. Thread-safety: any thread."""
@@ -147,6 +205,8 @@ class Delivery:
             raise ConfigError("a store needs ACKConfig(enable_offline_messages=True)")
         if self.acks is not None:
             raise HubStateError("acknowledgements are enabled already")
+        if store is None and config.enable_offline_messages:
+            store = self._needs.store_on_bus()
         if store is None and config.enable_offline_messages:
             # Imported here: a hub without offline messages does without SQLite.
             from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
@@ -189,6 +249,54 @@ class Delivery:
     def awaits_acknowledgement(self, client: Client) -> bool:
         """Whether something is pending that this client may acknowledge."""
         return self.acks is not None and self.acks.awaits(client)
+
+    # --- other hubs ---
+
+    def deliver(self, user_id: str, data: bytes, priority: int) -> None:
+        """A HubMessage of another hub, for the clients here.
+
+        Args:
+            user_id: the id of the user.
+            data: the HubMessage as JSON.
+            priority: of it, 1 to 4.
+        """
+        try:
+            self._engine.deliver_to_user(user_id, data, priority)
+        except Exception as error:
+            try:
+                message = decode_hub_message(data)
+            except ValidationError as wrong:
+                self._needs.report(wrong)
+                return
+            self.send_failed(message, user_id, error)
+
+    def deliver_to_client(self, client_id: str, message: str | bytes, key: str | None) -> None:
+        """A message of another hub for one client; arguments as of `send_to_client`."""
+        try:
+            self._engine.deliver_to_client(client_id, message, key)
+        except Exception as error:
+            self.send_failed(message, client_id, error, to_client=True)
+
+    def not_told(
+        self, message: HubMessage | str | bytes, recipient: str, error: Exception, to_client: bool
+    ) -> None:
+        """A message did not reach another hub; the recipient is a user, or a client."""
+        self.send_failed(message, recipient, error, to_client=to_client)
+
+    def look(self, mailbox: str) -> None:
+        """Another hub has stored a message."""
+        if self.acks is not None:
+            self.acks.stored_elsewhere(mailbox)
+
+    def settled(self, mailbox: str, message_id: str, outcome: str, text: str) -> None:
+        """A message has ended on another hub; see `Ended`."""
+        if self.acks is not None and self.acks.over_hubs is not None:
+            self.acks.over_hubs.settled(mailbox, message_id, outcome, text)
+
+    def spread(self, user_id: str) -> None:
+        """A user of this hub is on another one as well, which is to have what is pending."""
+        if self.acks is not None:
+            self.acks.spread_user(user_id)
 
     # --- failures ---
 
@@ -338,6 +446,27 @@ class Delivery:
         self.failures.counters = FailureCounters()
         if self.acks is not None:
             self.acks.counters = AckCounters()
+
+
+def _check_shared(store: OfflineStore | None, one_machine: bool) -> None:
+    """Raises ConfigError for a store that the hubs of a bus cannot share."""
+    if store is None:
+        return
+    if not isinstance(store, SharedOfflineStore):
+        raise ConfigError(
+            f"a hub on a bus needs an offline store that several hubs share (SharedOfflineStore), "
+            f"not {type(store).__name__}"
+        )
+    if one_machine:
+        return
+    from wsc_fast.stores.sqlite.store import SQLiteOfflineStore
+
+    if isinstance(store, SQLiteOfflineStore):
+        raise ConfigError(
+            "a hub on a bus cannot keep offline messages in SQLite, a file of one machine: a user "
+            "who connects to a hub on another one would not get them. Leave `store` out, so that "
+            "they are on the server of the bus, or give a RedisOfflineStore"
+        )
 
 
 def _lost_by(client_id: str, reason: SendFailureReason) -> WSCError:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from wsc_fast._core.engine import Engine
 from wsc_fast.config import HubConfig
+from wsc_fast.delivery.others import Others
+from wsc_fast.stores.base import OfflineStore
 from wsc_fast.upgrade.admission import Watcher
 
 
@@ -29,6 +31,8 @@ class Needs:
         watch_clients: has an object hear of clients that are open, and of those that have gone.
         paused: clients that are not read, and whose acknowledgements are not heard.
         report: tells the application of an error; no client is named with it.
+        others: the other hubs on the bus; None where this hub is alone.
+        store_on_bus: makes an offline store where the bus keeps its data; None: it has none.
     """
 
     engine: Engine
@@ -37,3 +41,5 @@ class Needs:
     watch_clients: Callable[[Watcher], None]
     paused: Collection[Paused]
     report: Callable[[BaseException], None]
+    others: Callable[[], Others | None]
+    store_on_bus: Callable[[], OfflineStore | None]

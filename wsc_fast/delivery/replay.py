@@ -69,8 +69,11 @@ class Owner(Protocol):
     ) -> PendingACK | None:
         """Makes a message of the store pending, unless it is or has been acknowledged."""
 
-    def all_read(self, mailbox: Mailbox) -> None:
-        """A replay has read all that the store holds for a mailbox."""
+    def all_read(self, mailbox: Mailbox, expected: set[str]) -> None:
+        """A replay has read all that the store holds for a mailbox, but not the expected ids."""
+
+    def expected(self, replay: Replay) -> set[str]:
+        """The ids of messages that are to be sent, and that the store should hold."""
 
     def send_held(self, replay: Replay, item: Held) -> None:
         """The turn of a message that a replay held has come."""
@@ -119,6 +122,7 @@ class Replay(CatchUp):
         self._from_store = from_store
         self._again = again
         self._reading = False
+        self._after = 0  # the position of the last message that was read
         self._acknowledged: set[str] = set()  # since the page under way was asked for
         self._held = 0
         self._held_bytes = 0
@@ -196,6 +200,10 @@ class Replay(CatchUp):
         """The store holds more than when this began."""
         self._from_store = True
 
+    def has_passed(self, position: int) -> bool:
+        """Whether it has read on in the store beyond a position, or does not read."""
+        return not self._reading or self._after >= position
+
     def wake(self) -> None:
         """There may be room."""
         if self._waiter is not None and not self._waiter.done():
@@ -270,13 +278,14 @@ class Replay(CatchUp):
 
     async def _read_pages(self) -> bool:
         owner, mailbox = self._owner, self.mailbox
-        after, failures = 0, 0
+        self._after, failures = 0, 0
+        expected = owner.expected(self)
         while True:
             await self._fewer_bytes()
             self._acknowledged.clear()
             try:
                 await owner.prepare(self.client)
-                page = await owner.journal.page(mailbox.key, after)
+                page = await owner.journal.page(mailbox.key, self._after)
             except Exception as error:
                 failures += 1
                 owner.journal.access.failed("messages cannot be read", error, mailbox.user_id)
@@ -285,13 +294,14 @@ class Replay(CatchUp):
                 await asyncio.sleep(READ_PAUSE * 2**failures)
                 continue
             for stored in page.messages:
-                after = stored.position
+                self._after = stored.position
+                expected.discard(stored.id)
                 pending = owner.adopt(self, stored, self._acknowledged, again=self._again)
                 if pending is not None and not self._is_sent(pending):
                     self._table.counters.offline_replayed += 1
                     await self._send(pending)
             if page.is_last:
-                owner.all_read(mailbox)
+                owner.all_read(mailbox, expected)
                 return True
 
     def _is_sent(self, pending: PendingACK) -> bool:

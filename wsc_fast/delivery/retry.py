@@ -21,7 +21,7 @@ from wsc_fast.errors import HubStoppedError, WSCError
 from wsc_fast.runtime.deadlines import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from wsc_fast.config import RetryConfig
 
@@ -53,7 +53,7 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
         total_retries: attempts after the first.
         total_time: seconds in all, waits included, by the monotonic clock.
         final_error: what the last attempt ended with; None if it succeeded.
-        delivered_to: how many clients it was queued for.
+        delivered_to: how many clients it was queued for; those of another hub count as one.
     """
 
     success: bool
@@ -110,12 +110,12 @@ def _end(waiter: asyncio.Future[bool], slept: bool) -> None:
 
 
 async def send_with_retry(
-    send: Callable[[], int], config: RetryConfig, sleepers: Sleepers
+    send: Callable[[], int | Awaitable[int]], config: RetryConfig, sleepers: Sleepers
 ) -> SendResult:
     """Calls `send` until it succeeds, or fails in a way that is not retried.
 
     Args:
-        send: returns how many clients the message was queued for, or raises.
+        send: returns how many clients the message was queued for, or raises; plain or async.
         config: which failures are retried, how often, and after how long.
         sleepers: what waits between the attempts; the hub wakes it when it stops.
 
@@ -129,7 +129,8 @@ async def send_with_retry(
         start = monotonic()
         delivered, error = 0, None
         try:
-            delivered = send()
+            queued = send()
+            delivered = queued if isinstance(queued, int) else await queued
         except (WSCError, OSError, MemoryError) as failure:
             error = failure
         attempts.append(

@@ -18,6 +18,7 @@ from itertools import islice
 
 from wsc_fast._core.pending import AckTable, Mailbox, PendingACK
 from wsc_fast.delivery.catching_up import CatchingUp
+from wsc_fast.delivery.entries import unpack
 from wsc_fast.delivery.journal import Journal
 from wsc_fast.delivery.parked import Parked
 from wsc_fast.delivery.store_access import store_error
@@ -109,6 +110,7 @@ class Storing:
                 self._append(pending)
             self._table.renew(pending)  # when the user is back
             self._table.delist(mailbox, pending)
+            pending._hold_by_waiters()
             pending.status = AckStatus.STORED
             known = self._parked.get(mailbox.key, pending.id)
             if known is not None and not known.done():
@@ -162,6 +164,31 @@ class Storing:
                     return
             await asyncio.sleep(0)
 
+    def spread(self, mailbox: Mailbox) -> None:
+        """Stores what is pending, so that other hubs have it; not what is for one client alone."""
+        unstored = mailbox.unstored
+        if mailbox.unstored_stale:
+            unstored = self._list_unstored(mailbox)
+        if not unstored:
+            return
+        directed: list[PendingACK] = []
+        for _ in range(min(AT_ONCE, len(unstored))):
+            each = unstored.popleft()
+            if each.done() or each._stored or each._storing is not None:
+                continue
+            if each._client_id is not None:
+                directed.append(each)
+            else:
+                self._append(each)
+        loop = self._table.loop
+        if len(directed) < len(unstored) and len(directed) < AT_ONCE and loop is not None:
+            loop.call_soon(self._spread_on, mailbox)
+        unstored.extend(directed)
+
+    def _spread_on(self, mailbox: Mailbox) -> None:
+        if self._table.mailboxes.get(mailbox.key) is mailbox and not self._table.stopped:
+            self.spread(mailbox)
+
     def _list_unstored(self, mailbox: Mailbox) -> deque[PendingACK]:
         # Appends have failed: all that are not stored, in their order.
         mailbox.unstored_stale = False
@@ -170,32 +197,39 @@ class Storing:
         )
         return unstored
 
-    def appended(self, pending: PendingACK, error: BaseException | None) -> None:
-        """A message is in the store, or is not."""
+    def appended(self, pending: PendingACK, error: BaseException | None) -> bool:
+        """A message is in the store, or is not; returns whether it is."""
         error = _trouble(pending, error)
         if error is None:
             self._table.counters.offline_stored += 1
             pending._stored = True
             if pending.status in (AckStatus.CONFIRMED, AckStatus.FAILED):
-                self._journal.delete(pending._mailbox, pending.id)
-                return
+                self._table.owner.delete(
+                    pending._mailbox, pending.id, pending._origin, pending._error
+                )
+                return False
         if pending.status is AckStatus.STORED:
             self._appended_parked(pending, error)
         elif error is not None and not pending.done():
             mailbox = self._table.mailboxes.get(pending._mailbox)
             if mailbox is not None:
                 mailbox.unstored_stale = True
+        return error is None
 
     def _appended_parked(self, pending: PendingACK, error: Exception | None) -> None:
         """`appended` for a message whose user was away."""
         if (error is None or _is_tried_again(error)) and self._is_back(pending):
             # Its user came back while it was being stored.
-            mailbox = self._table.mailbox_of(pending._mailbox, pending.user_id)
-            self._catching_up.unpark(mailbox, pending)
+            self.send_parked(pending)
         elif error is not None:
             # It is nowhere.
             self._parked.pop(pending._mailbox, pending.id)
             self._table.give_up(pending, error)
+
+    def send_parked(self, pending: PendingACK) -> None:
+        """A message whose user is back goes out from memory."""
+        mailbox = self._table.mailbox_of(pending._mailbox, pending.user_id)
+        self._catching_up.unpark(mailbox, pending)
 
     def _is_back(self, pending: PendingACK) -> bool:
         return (
@@ -232,7 +266,7 @@ def _trouble(pending: PendingACK, error: BaseException | None) -> Exception | No
         return None
     if not isinstance(error, MessageExistsError):
         return store_error(error)
-    if is_same_message(error.data, pending._data):
+    if is_same_message(unpack(error.data).data, pending._data):
         return None
     return ValidationError(
         f"the offline store holds another message with the id {pending.id!a} for user "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wsc_fast.delivery.store_access import PAGE, PAGE_BYTES, StoreAccess
@@ -49,14 +49,14 @@ class Owner(Protocol):
     def anything_stored_elsewhere(self) -> None:
         """Other processes may have stored messages for anybody."""
 
-    def parked_keys(self) -> list[str]:
+    def keys_to_check(self) -> list[str]:
         """The mailboxes of which somebody waits for a message that the store should hold."""
 
-    def parked_ids(self, key: str) -> list[str]:
+    def ids_to_check(self, key: str) -> list[str]:
         """The messages of a mailbox that somebody waits for."""
 
-    def gone(self, key: str, message_id: str) -> None:
-        """The store does not hold a message any more, and not by our doing."""
+    async def checked(self, key: str, message_ids: Sequence[str], gone: list[str]) -> None:
+        """Of these messages the store does not hold some any more, and not by our doing."""
 
 
 class Upkeep:
@@ -210,14 +210,18 @@ class Upkeep:
         """Looks whether the store still holds what somebody waits for here."""
         while not self._ended:
             await asyncio.sleep(CHECK_EVERY)
-            for key in self._owner.parked_keys():
+            for number, key in enumerate(self._owner.keys_to_check()):
                 try:
                     await self._access.opened()
-                    ids = self._owner.parked_ids(key)
-                    for start in range(0, len(ids), IDS_AT_ONCE):
-                        looking = store.missing(key, ids[start : start + IDS_AT_ONCE])
-                        for gone in await self._access.timed("missing", looking):
-                            self._owner.gone(key, gone)
+                    await self._check_mailbox(store, key)
                 except Exception as error:
                     self._access.failed("messages cannot be looked for", error)
-                await asyncio.sleep(0)
+                if number % USERS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+
+    async def _check_mailbox(self, store: SharedOfflineStore, key: str) -> None:
+        ids = self._owner.ids_to_check(key)
+        for start in range(0, len(ids), IDS_AT_ONCE):
+            page = ids[start : start + IDS_AT_ONCE]
+            gone = await self._access.timed("missing", store.missing(key, page))
+            await self._owner.checked(key, page, gone)

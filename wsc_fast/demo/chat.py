@@ -26,7 +26,17 @@ from typing import Any
 
 import msgspec
 
-from wsc_fast import Client, ClientNotFoundError, Hub, HubConfig, Request, Response, WSCError
+from wsc_fast import (
+    Client,
+    ClientNotFoundError,
+    Hub,
+    HubConfig,
+    MemoryBus,
+    Request,
+    RequestError,
+    Response,
+    WSCError,
+)
 
 LOBBY = "lobby"  # always there, the only room that outlives its last member
 
@@ -45,6 +55,9 @@ ROOM_LIST_INTERVAL = 0.2  # seconds; however many come and go, the list is sent 
 CHANGE_INTERVAL = 1.0
 MAX_CHANGES = 2 * MAX_ROOMS_PER_CLIENT  # in that time, of one person in all rooms
 
+_KEPT = "said:"  # and the name of a room: the kept room of what is said in it
+_KEPT_FOR = 86_400.0  # seconds
+_CLIENT = "wsc-client.min.js"  # of clients/javascript, as `npm run demo` there builds it
 _JOINERS = {0x200C: None, 0x200D: None}  # invisible, but Persian words and emoji families need them
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
@@ -132,6 +145,7 @@ class Error(_Message, tag="error", omit_defaults=True):
 
 
 _Request = JoinRoom | LeaveRoom | PostMessage | ListRooms
+_said_decoder = msgspec.json.Decoder(ChatMessage)
 _decoder = msgspec.json.Decoder(_Request)
 _encoder = msgspec.json.Encoder()
 
@@ -156,6 +170,8 @@ class _Room:
         self.members: dict[str, str] = {}  # client id -> name in this room
         self.history: deque[ChatMessage] = deque()
         self._history_characters = 0
+        # Clients that are to be welcomed once the history is read; None where it is there.
+        self.waiting: list[Client] | None = None
 
     def names(self) -> list[str]:
         return sorted(self.members.values(), key=str.casefold)
@@ -170,6 +186,14 @@ class _Room:
             name = wanted[: MAX_NAME - len(suffix)] + suffix
         return name
 
+    def recall(self, before: list[ChatMessage]) -> None:
+        """Puts what was said before ahead of what is said since."""
+        since = [message for message in self.history if message not in before]
+        self.history.clear()
+        self._history_characters = 0
+        for message in (*before, *since):
+            self.remember(message)
+
     def remember(self, message: ChatMessage) -> None:
         self.history.append(message)
         self._history_characters += len(message.text)
@@ -180,14 +204,35 @@ class _Room:
 class Chat:
     """The room chat; it answers the events of the hub it is given."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, *, keeps: bool = False) -> None:
         self._hub = hub
+        self._keeps = keeps
         self._rooms: dict[str, _Room] = {LOBBY: _Room()}
+        if keeps:
+            hub.keep(f"{_KEPT}*", size=HISTORY_MESSAGES, ttl=_KEPT_FOR)
+            hub.on_startup(lambda: self._read_history(LOBBY, self._rooms[LOBBY]))
         self._room_list_due: asyncio.TimerHandle | None = None
         hub.create_room(LOBBY)
         hub.on_client_connected(self._on_connected)
         hub.on_client_disconnected(self._on_disconnected)
         hub.on_message_received(self._on_message)
+        hub.on_request(self._on_request)
+
+    @property
+    def rooms(self) -> int:
+        """How many rooms there are."""
+        return len(self._rooms)
+
+    async def _read_history(self, room_name: str, room: _Room) -> None:
+        """Gives a room what was said in it before, then welcomes those who came meanwhile."""
+        try:
+            entries = await self._hub.cluster.history(_KEPT + room_name, limit=HISTORY_MESSAGES)
+            texts = [entry.message for entry in entries if isinstance(entry.message, str)]
+            room.recall([_said_decoder.decode(text) for text in texts])
+        finally:
+            waiting, room.waiting = room.waiting or [], None
+            for client in waiting:
+                self._welcome(client, room_name, room)
 
     def _on_connected(self, client: Client) -> None:
         # Kept with the client: by the time the hub tells of its disconnect, it is in no room.
@@ -210,6 +255,12 @@ class Chat:
             self._send(client, Error(f"Not understood: {error}"[:200]))
             return
         self._answer(client, request)
+
+    def _on_request(self, client: Client, data: Any) -> RoomList:
+        """Answers with the rooms; the client learns so that requests are answered, and pings."""
+        if data != "rooms":
+            raise RequestError("not-understood", 'the one request is "rooms"')
+        return self._room_list()
 
     def _answer(self, client: Client, request: _Request) -> None:
         try:
@@ -262,12 +313,17 @@ class Chat:
                 raise _Refused(f"There can be {MAX_ROOMS} rooms at most.")
             self._hub.create_room(room_name)
             room = self._rooms[room_name] = _Room()
+            if self._keeps:
+                room.waiting = []
+                self._hub.create_task(self._read_history(room_name, room))
         elif len(room.members) >= MAX_MEMBERS:
             raise _Refused(f"The room is full: {MAX_MEMBERS} members.")
         name = room.members[client.id] = room.free_name(wanted, client.id)
         rooms.add(room_name)
         try:
             self._hub.join_room(client.id, room_name)
+            if self._keeps:
+                self._hub.join_room(client.id, _KEPT + room_name)
         except WSCError:
             self._take_out(client, room_name)
             raise
@@ -291,6 +347,8 @@ class Chat:
         self._room_of(client, room_name)
         with contextlib.suppress(ClientNotFoundError):
             self._hub.leave_room(client.id, room_name)
+            if self._keeps:
+                self._hub.leave_room(client.id, _KEPT + room_name)
         self._send(client, self._take_out(client, room_name))
 
     def _post(self, client: Client, room_name: str, text: str) -> None:
@@ -302,7 +360,7 @@ class Chat:
             raise _Refused("A message has no control characters.")
         message = ChatMessage(room_name, room.members[client.id], text, datetime.now(UTC))
         room.remember(message)
-        self._broadcast(room_name, message)
+        self._broadcast(_KEPT + room_name if self._keeps else room_name, message)
 
     def _room_of(self, client: Client, room_name: str) -> _Room:
         if room_name not in _person_of(client).rooms:
@@ -325,7 +383,9 @@ class Chat:
 
     def _welcome(self, client: Client, room_name: str, room: _Room) -> None:
         name = room.members.get(client.id)
-        if name is not None:  # else it went while the others were told
+        if room.waiting is not None:
+            room.waiting.append(client)
+        elif name is not None:  # else it went while the others were told
             self._send(client, Joined(room_name, name, room.names(), list(room.history)))
 
     def _room_list(self) -> RoomList:
@@ -373,16 +433,21 @@ def _clean_name(value: str, what: str) -> str:
 
 
 def load_page() -> Response:
-    """The page, under a Content-Security-Policy that allows exactly its own style and script."""
-    html = resources.files("wsc_fast.demo").joinpath("page.html").read_text(encoding="utf-8")
+    """The page and its client, under a policy that allows exactly their style and scripts."""
+    folder = resources.files("wsc_fast.demo")
+    client = folder.joinpath(_CLIENT).read_text(encoding="utf-8")
+    html = folder.joinpath("page.html").read_text(encoding="utf-8")
+    html = html.replace(f'<script src="{_CLIENT}">', f"<script>{client}")
 
-    def source_of(tag: str) -> str:
-        source = html.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        digest = hashlib.sha256(source.encode()).digest()
-        return f"'sha256-{base64.b64encode(digest).decode()}'"
+    def sources_of(tag: str) -> str:
+        digests = [
+            hashlib.sha256(source.encode()).digest()
+            for source in re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.S)
+        ]
+        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
     policy = (
-        f"default-src 'none'; script-src {source_of('script')}; style-src {source_of('style')}; "
+        f"default-src 'none'; script-src {sources_of('script')}; style-src {sources_of('style')}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'; require-trusted-types-for 'script'"
     )
@@ -398,12 +463,15 @@ def load_page() -> Response:
     )
 
 
-def create_hub(config: HubConfig | None = None, *, kind: type[Hub] = Hub) -> Hub:
+def create_hub(
+    config: HubConfig | None = None, *, kind: type[Hub] = Hub, keep: str | None = None
+) -> Hub:
     """A hub with the chat on it, its page on "/" and its state on "/health".
 
     Args:
         config: settings instead of those of the demo.
         kind: the class of the hub.
+        keep: a file for what is said, so that it outlasts the process; None keeps it in memory.
     """
     if config is None:
         config = HubConfig(
@@ -411,8 +479,8 @@ def create_hub(config: HubConfig | None = None, *, kind: type[Hub] = Hub) -> Hub
             message_rate=MESSAGE_RATE,
             rate_limit_action="pause",  # a page that comes back joins all of its rooms at once
         )
-    hub = kind(config)
-    Chat(hub)
+    hub = kind(config, bus=None if keep is None else MemoryBus(keep))
+    chat = Chat(hub, keeps=keep is not None)
     page = load_page()
 
     @hub.route("/")
@@ -426,7 +494,7 @@ def create_hub(config: HubConfig | None = None, *, kind: type[Hub] = Hub) -> Hub
             "status": "healthy",
             "uptime": str(timedelta(seconds=int(stats.uptime))),
             "connections": stats.connected_clients,
-            "rooms": stats.active_rooms,
+            "rooms": chat.rooms,
         }
 
     return hub
@@ -441,6 +509,6 @@ class _Announced(Hub):
         print(f"Chat on http://{shown}:{self.port}\nPress Ctrl+C to stop", flush=True)
 
 
-def main(host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Serve the chat until Ctrl+C; port 0 chooses a free one."""
-    create_hub(kind=_Announced).run(host, port, path="/ws")
+def main(host: str = "127.0.0.1", port: int = 8080, keep: str | None = None) -> None:
+    """Serve the chat until Ctrl+C; port 0 chooses a free one, `keep` is a file for what is said."""
+    create_hub(kind=_Announced, keep=keep).run(host, port, path="/ws")

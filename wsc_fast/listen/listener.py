@@ -8,14 +8,15 @@ import os
 import socket
 from collections.abc import Callable
 from ssl import SSLContext
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from wsc_fast.errors import HubStateError, ListenError, ValidationError
-from wsc_fast.listen.acceptor import Acceptor
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.sockets import Host, bound_sockets
-from wsc_fast.listen.tls.context import tls_context
 from wsc_fast.log import log
+
+if TYPE_CHECKING:
+    from wsc_fast.listen.acceptor import Acceptor
 
 
 class Listener:
@@ -36,6 +37,7 @@ class Listener:
     def __init__(self, needs: Needs) -> None:
         self._needs = needs
         self._certificate: tuple[str, str | None] | None = None
+        self._make_acceptor: type[Acceptor]
         self._own_queue = False  # with a shared port: who has connected is in a queue of our own
         self.addresses: tuple[str, ...] = ()
         self.shares_port: bool = False
@@ -84,6 +86,8 @@ class Listener:
             return ssl
         if ssl is not None:
             raise ValidationError("either ssl or certfile, not both")
+        from wsc_fast.listen.tls.context import tls_context
+
         context = tls_context(certfile, keyfile)
         self._certificate = certfile, keyfile
         return context
@@ -99,6 +103,8 @@ class Listener:
         """
         if self._certificate is None:
             raise HubStateError("the hub was not started with certfile")
+        from wsc_fast.listen.tls.context import tls_context
+
         context = tls_context(*self._certificate)
         for acceptor in self.acceptors:
             acceptor.use(context)
@@ -132,6 +138,10 @@ class Listener:
         Raises:
             ListenError: the address cannot be had.
         """
+        # Imported here, and not where one is made: that may be when no descriptor is left.
+        from wsc_fast.listen.acceptor import Acceptor
+
+        self._make_acceptor = Acceptor
         self.shares_port = reuse_port or sock is not None
         self._own_queue = reuse_port and sock is None
         sockets = [] if sock is None else [sock]
@@ -162,7 +172,7 @@ class Listener:
             if size:
                 listening.setsockopt(socket.SOL_SOCKET, option, size)
         if ssl is not None or isinstance(loop, asyncio.BaseEventLoop):
-            self.acceptors.append(Acceptor(loop, self._needs, _copy(listening), ssl))
+            self.acceptors.append(self._make_acceptor(loop, self._needs, _copy(listening), ssl))
             listening.close()
             return
         # As `protocol_of` says of each, without a call more for each connection.
@@ -190,7 +200,9 @@ class Listener:
             loop = asyncio.get_running_loop()
             for listening in [sock for server in self.servers for sock in server.sockets]:
                 try:
-                    self.acceptors.append(Acceptor(loop, self._needs, _copy(listening), None))
+                    self.acceptors.append(
+                        self._make_acceptor(loop, self._needs, _copy(listening), None)
+                    )
                 except OSError:
                     self._needs.log_out_of_files()
         for acceptor in self.acceptors:

@@ -1,7 +1,7 @@
 """The part of the hub's face that watches the hub: a base of Hub.
 
 observing.py and counting.py do the work of these calls, but for those about clients, which the
-engine does.
+engine does. observing.py is imported by the first call that needs it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 from wsc_fast._core.calls import Calls
 from wsc_fast._core.connection import Client
 from wsc_fast.errors import ValidationError
-from wsc_fast.observe.endpoint import MayScrape
-from wsc_fast.observe.observing import Observing
-from wsc_fast.observe.tracing import SENDS
+from wsc_fast.observe.needs import Needs
 from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.stats import HubStats
 
@@ -23,12 +21,16 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
 
+    from wsc_fast.observe.endpoint import MayScrape
+    from wsc_fast.observe.observing import Observing
+
 
 class ObserveFace(Calls):
     """Base of Hub: counters, metrics, traces, and a look at the clients."""
 
     _calls: ThreadCalls
-    _observing: Observing
+    _observe_needs: Needs
+    _observing: Observing | None = None
 
     def enable_metrics(
         self,
@@ -66,15 +68,14 @@ class ObserveFace(Calls):
 
         Thread-safety: any thread.
         """
-        call = partial(
-            self._observing.enable_metrics, path, authenticate, host, port, registry, name
+        self._calls.run(
+            lambda: self._observed().enable_metrics(path, authenticate, host, port, registry, name)
         )
-        self._calls.run(call)
 
     @property
     def metrics_port(self) -> int | None:
         """int | None: the port of `enable_metrics(port=...)`; None where none is listened on."""
-        return self._observing.port
+        return None if self._observing is None else self._observing.port
 
     def enable_tracing(self, tracer_provider: TracerProvider | None = None) -> None:
         """Has OpenTelemetry trace the hub; needs opentelemetry-api (`wsc_fast[otel]`).
@@ -94,12 +95,19 @@ class ObserveFace(Calls):
         self._calls.run(partial(self._enable_tracing, tracer_provider))
 
     def _enable_tracing(self, tracer_provider: TracerProvider | None) -> None:
-        self._observing.enable_tracing(tracer_provider)
-        tracing = self._observing.tracing
-        assert tracing is not None
+        from wsc_fast.observe.tracing import SENDS
+
+        tracing = self._observed().enable_tracing(tracer_provider)
         # Attributes of this hub stand before its class's methods, which cost nothing elsewhere.
         for name in SENDS:
             vars(self)[name] = tracing.wrap_send(getattr(self, name))
+
+    def _observed(self) -> Observing:
+        from wsc_fast.observe.observing import Observing
+
+        if self._observing is None:
+            self._observing = Observing(self._observe_needs)
+        return self._observing
 
     # --- clients ---
 
@@ -141,11 +149,11 @@ class ObserveFace(Calls):
 
         Thread-safety: any thread. Source: go-wsc `GetStats`.
         """
-        return self._calls.run(self._observing.counting.snapshot)
+        return self._calls.run(self._observe_needs.counting.snapshot)
 
     def reset_stats(self) -> None:
         """Sets every counter to zero; gauges and the start time stay.
 
         Thread-safety: any thread. Source: go-wsc `ResetStats`.
         """
-        self._calls.run(self._observing.counting.reset)
+        self._calls.run(self._observe_needs.counting.reset)

@@ -1,4 +1,7 @@
-"""The part of a hub that others watch it by: metrics and traces, once they are asked for."""
+"""The part of a hub that others watch it by: metrics and traces, once they are asked for.
+
+Their modules are imported then, since most hubs have neither.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ from typing import TYPE_CHECKING
 from wsc_fast.errors import ConfigError, HubStateError, ValidationError
 from wsc_fast.listen.arguments import check_path
 from wsc_fast.log import log
-from wsc_fast.observe import metrics
 from wsc_fast.observe.counting import Counting
-from wsc_fast.observe.endpoint import Endpoint, MayScrape, MetricsPort
-from wsc_fast.observe.lag import LoopLag
 from wsc_fast.observe.needs import Needs
-from wsc_fast.observe.readings import Reading, read_all
-from wsc_fast.observe.tracing import Tracing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
+
+    from wsc_fast.observe.endpoint import MayScrape, MetricsPort
+    from wsc_fast.observe.lag import LoopLag
+    from wsc_fast.observe.readings import Reading
+    from wsc_fast.observe.tracing import Tracing
 
 
 class Observing:
@@ -60,6 +63,10 @@ class Observing:
             raise ImportError(
                 "enable_metrics needs prometheus-client: wsc_fast[metrics]"
             ) from error
+        from wsc_fast.observe import metrics
+        from wsc_fast.observe.endpoint import Endpoint, MetricsPort
+        from wsc_fast.observe.lag import LoopLag
+
         if self._lag is not None:
             raise HubStateError("metrics are enabled already")
         check_metrics_arguments(path, authenticate, host, port, name)
@@ -110,6 +117,8 @@ class Observing:
         return self._needs.calls.run(self._read)
 
     def _read(self) -> Reading:
+        from wsc_fast.observe.readings import Reading, read_all
+
         assert self._lag is not None
         histograms = {**self._needs.engine.read_histograms(), "loop_lag": self._lag.seconds}
         return Reading(
@@ -121,13 +130,16 @@ class Observing:
 
     # --- traces ---
 
-    def enable_tracing(self, tracer_provider: TracerProvider | None) -> None:
-        """See `Hub.enable_tracing`."""
+    def enable_tracing(self, tracer_provider: TracerProvider | None) -> Tracing:
+        """See `Hub.enable_tracing`; returns the traces."""
         if self.tracing is not None:
             raise HubStateError("tracing is enabled already")
+        from wsc_fast.observe.tracing import Tracing
+
         self.tracing = Tracing(tracer_provider)
         self._needs.watch_upgrades(self.tracing.upgraded)
         self._needs.wrap_callbacks(self.tracing.wrap_callback)
+        return self.tracing
 
 
 def check_metrics_arguments(

@@ -17,6 +17,7 @@ from wsc_fast.stats import HubStats
 PARTS = {
     "acks": {each: f"acks_{each}" for each in ("confirmed", "failed", "timed_out", "dropped")},
     "recoveries": {each: each for each in ("recovered", "not_recovered")},
+    "words": {each: f"words_{each}" for each in ("sent", "received", "failed")},
     "bus_errors": {each: each for each in ("poisoned", "not_published")},
 }
 # The bounds of a histogram's buckets with how many values are at most so large; and their sum.
@@ -158,7 +159,17 @@ FAMILIES = (
         "unauthorized",
     ),
     Family(
-        "wsc_refused_joins", "counter", "Joins that authorize_join did not allow.", "refused_joins"
+        "wsc_refused_joins",
+        "counter",
+        "Joins that authorize_join or on_join_request did not allow.",
+        "refused_joins",
+    ),
+    Family("wsc_requests", "counter", "Requests of clients, answered.", "requests_answered"),
+    Family(
+        "wsc_refused_requests",
+        "counter",
+        "Requests of clients that got an error.",
+        "requests_refused",
     ),
     Family(
         "wsc_abandoned_messages",
@@ -264,6 +275,14 @@ FAMILIES = (
         "counter",
         "Users of whose joins and leaves on_presence was told.",
         "presence_told",
+        source="cluster",
+    ),
+    Family(
+        "wsc_words",
+        "counter",
+        "Words about users between hubs.",
+        "words",
+        "outcome",
         source="cluster",
     ),
     Family(

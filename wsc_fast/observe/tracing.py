@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 _CALLBACKS = {
     "connected": ("connect client", "connect"),
     "message": ("process message", "process"),
+    "request": ("process request", "process"),
+    "join_request": ("decide about join", "decide"),
     "room_joined": ("join room", "join"),
     "room_left": ("leave room", "leave"),
     "disconnected": ("disconnect client", "disconnect"),
 }
-_OF_ROOMS = ("room_joined", "room_left")
+_OF_ROOMS = ("room_joined", "room_left", "join_request")
 _SYSTEM = {"messaging.system": "wsc_fast"}
 
 

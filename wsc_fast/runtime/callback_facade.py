@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from wsc_fast._core.calls import Calls
 from wsc_fast.runtime.callbacks import Callbacks
-from wsc_fast.runtime.signatures import OfClient, OfError, OfMessage, OfRoom
+from wsc_fast.runtime.signatures import (
+    OfClient,
+    OfError,
+    OfJoinRequest,
+    OfMessage,
+    OfRequest,
+    OfRoom,
+)
 
 
 class CallbackFace(Calls):
@@ -64,6 +71,49 @@ class CallbackFace(Calls):
         Thread-safety: any thread. Source: go-wsc `OnMessageReceived`.
         """
         return self._callbacks.add_message(fn)
+
+    def on_request(self, fn: OfRequest) -> OfRequest:
+        """Has `fn(client, data)` called for each request of a client, and sends what it returns.
+
+        A request is a text of JSON of its own form, see docs/wire.md; the libraries for clients
+        have it as `request(data)`. It takes its turn among the client's messages, and does not
+        come to `on_message_received`.
+
+        Args:
+            fn: plain or async; `data` is any value of JSON. It returns what JSON can hold, or
+                raises RequestError, whose code and text are the answer then. For any other
+                exception the client hears that its request failed, and `on_error` hears the rest.
+
+        Returns:
+            fn, so that this works as a decorator too.
+
+        Raises:
+            ValidationError: fn cannot be called so, or there is one already.
+
+        Thread-safety: any thread.
+        """
+        return self._callbacks.set_request(fn)
+
+    def on_join_request(self, fn: OfJoinRequest) -> OfJoinRequest:
+        """Has `fn(client, room_id)` decide whether a client that asks for a room may join it.
+
+        Where it returns True the hub does what `join_room` does, `authorize_join` included, and
+        answers the client. The libraries for clients ask by `room(room_id)`, and again on each new
+        connection. A client may leave each room that it is in. Without this function no room can be
+        asked for.
+
+        Args:
+            fn: plain or async; it returns a bool.
+
+        Returns:
+            fn, so that this works as a decorator too.
+
+        Raises:
+            ValidationError: fn cannot be called so, or there is one already.
+
+        Thread-safety: any thread.
+        """
+        return self._callbacks.set_join_request(fn)
 
     def on_error(self, fn: OfError) -> OfError:
         """Has `fn(client, error)` called for what callbacks raise, and what goes wrong with peers.

@@ -11,7 +11,7 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wsc_fast._core.connection import Client, call_in_context, inbox_of
 from wsc_fast._core.engine import Engine
@@ -41,21 +41,36 @@ from wsc_fast.runtime.lines import (
     tell_refused_join,
     tell_slow_consumer,
 )
-from wsc_fast.runtime.signatures import OfClient, OfError, OfMessage, OfRoom, checked_callback
+from wsc_fast.runtime.signatures import (
+    OfClient,
+    OfError,
+    OfJoinRequest,
+    OfMessage,
+    OfRequest,
+    OfRoom,
+    checked_callback,
+)
 from wsc_fast.runtime.tasks import Tasks
+
+if TYPE_CHECKING:
+    from wsc_fast.runtime.asking import Asking
 
 # `wrapper(event, fn)` returns the function that is called in place of the callback `fn`.
 Wrapper = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 
-class Watcher(Protocol):
-    """Hears of clients and members before the application does. No method raises."""
+class ClientWatcher(Protocol):
+    """Hears of clients before the application does. No method raises."""
 
     def connected(self, client: Client) -> None:
         """A client is open."""
 
     def disconnected(self, client: Client) -> None:
         """A client that was open has gone; it is a member of no room any more."""
+
+
+class RoomWatcher(Protocol):
+    """Hears of members before the application does. No method raises."""
 
     def joined(self, client: Client, room_id: str) -> None:
         """A client has become a member of a room."""
@@ -77,6 +92,7 @@ class Callbacks:
         engine: of the hub; it calls message handlers and hooks straight from C.
         tasks: of the hub.
         needs: what the inboxes need of the hub.
+        join, leave: `join_room` and `leave_room` of the hub, for requests of clients.
         authorize_join, authorize_publish: the application's hooks; see Hub.
         denied: hears of a message that its client may not publish.
 
@@ -95,6 +111,8 @@ class Callbacks:
         tasks: Tasks,
         needs: Needs,
         *,
+        join: Callable[[str, str], None],
+        leave: Callable[[str, str], None],
         authorize_join: Callable[[Client, str], bool] | None,
         authorize_publish: Callable[[Client, str | bytes], bool] | None,
         denied: Callable[[Client, str | bytes, PermissionDeniedError], None],
@@ -112,6 +130,8 @@ class Callbacks:
         self._authorize_join = authorize_join
         self._authorize_publish = authorize_publish
         self._denied = denied
+        self._move = join, leave
+        self._asking: Asking | None = None  # once there are callbacks for requests
         may_publish = self._may_publish if authorize_publish is not None else None
         engine.set_filters(
             self._may_join if authorize_join is not None else None,
@@ -132,7 +152,8 @@ class Callbacks:
         self._wrap: Wrapper = lambda event, fn: fn
         self._on_room_joined: Handlers = ()
         self._on_room_left: Handlers = ()
-        self._watcher: Watcher | None = None
+        self._client_watcher: ClientWatcher | None = None
+        self._room_watcher: RoomWatcher | None = None
 
     # --- what the application gives ---
 
@@ -153,8 +174,44 @@ class Callbacks:
         with self._adding:
             checked_callback(fn, "client", "message")
             self._on_message += (self._wrap("message", fn),)
-            self._engine.set_message_handlers(self._on_message)
+            self._hand_down()
         return fn
+
+    def set_request(self, fn: OfRequest) -> OfRequest:
+        """`fn(client, data)` for each request, whose answer is what it returns."""
+        with self._adding:
+            checked_callback(fn, "client", "data")
+            asking = self._asked()
+            if asking.on_request is not None:
+                raise ValidationError("on_request has a function already, and a request one answer")
+            asking.on_request = self._wrap("request", fn)
+            self._hand_down()
+        return fn
+
+    def set_join_request(self, fn: OfJoinRequest) -> OfJoinRequest:
+        """`fn(client, room_id)` for each request to join a room, whether it may."""
+        with self._adding:
+            checked_callback(fn, "client", "room_id")
+            asking = self._asked()
+            if asking.on_join_request is not None:
+                raise ValidationError("on_join_request has a function already, which decides")
+            asking.on_join_request = self._wrap("join_request", fn)
+            self._hand_down()
+        return fn
+
+    def _asked(self) -> Asking:
+        if self._asking is None:
+            from wsc_fast.runtime.asking import Asking
+
+            self._asking = Asking(*self._move)
+        return self._asking
+
+    def _hand_down(self) -> None:
+        """Gives the compiled code the handlers of messages, and of requests among them."""
+        handlers = self._on_message
+        if self._asking is not None:
+            handlers = self._asking.among(handlers)
+        self._engine.set_message_handlers(handlers)
 
     def add_error(self, fn: OfError) -> OfError:
         """`fn(client, error)` for what goes wrong."""
@@ -173,7 +230,9 @@ class Callbacks:
             )
             self._on_room_joined = tuple(wrapper("room_joined", fn) for fn in self._on_room_joined)
             self._on_room_left = tuple(wrapper("room_left", fn) for fn in self._on_room_left)
-            self._engine.set_message_handlers(self._on_message)
+            if self._asking is not None:
+                self._asking.wrap(wrapper)
+            self._hand_down()
 
     def add_room_joined(self, fn: OfRoom) -> OfRoom:
         """`fn(client, room_id)` for each client that becomes a member of a room."""
@@ -191,14 +250,18 @@ class Callbacks:
             self._watch_rooms()
         return fn
 
-    def watch(self, watcher: Watcher) -> None:
-        """Has somebody hear of clients and members from now on; for a hub that does not run."""
+    def watch_clients(self, watcher: ClientWatcher) -> None:
+        """Has somebody hear of clients from now on; for a hub that does not run."""
+        self._client_watcher = watcher
+
+    def watch_rooms(self, watcher: RoomWatcher) -> None:
+        """Has somebody hear of members from now on; for a hub that does not run."""
         with self._adding:
-            self._watcher = watcher
+            self._room_watcher = watcher
             self._watch_rooms()
 
     def _watch_rooms(self) -> None:
-        watched = self._watcher is not None
+        watched = self._room_watcher is not None
         self._engine.set_room_watchers(
             self._room_joined if self._on_room_joined or watched else None,
             self._room_left if self._on_room_left or watched else None,
@@ -208,34 +271,34 @@ class Callbacks:
 
     def connected(self, client: Client) -> None:
         """A client is open; one whose callback raises is closed with 1011."""
-        if self._watcher is not None:
-            self._watcher.connected(client)
+        if self._client_watcher is not None:
+            self._client_watcher.connected(client)
         if self._on_connected:
-            dispatch(self.inboxes, client, self._on_connected, (client,), fatal=True)
+            dispatch(self.inboxes, client, self._on_connected, fatal=True)
 
     def disconnected(self, client: Client) -> None:
         """An open client has gone, and is in none of its rooms any more."""
-        if self._on_room_left or self._watcher is not None:
+        if self._on_room_left or self._room_watcher is not None:
             for room_id in client.rooms:
                 self._room_left(client, room_id)
-        if self._watcher is not None:
-            self._watcher.disconnected(client)
+        if self._client_watcher is not None:
+            self._client_watcher.disconnected(client)
         if self._on_disconnected:
-            dispatch(self.inboxes, client, self._on_disconnected, (client,))
+            dispatch(self.inboxes, client, self._on_disconnected)
 
     def _room_joined(self, client: Client, room_id: str) -> None:
-        if self._watcher is not None:
-            self._watcher.joined(client, room_id)
+        if self._room_watcher is not None:
+            self._room_watcher.joined(client, room_id)
         if self._on_room_joined:
             handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_joined)
-            dispatch(self.inboxes, client, handlers, (client,))
+            dispatch(self.inboxes, client, handlers)
 
     def _room_left(self, client: Client, room_id: str) -> None:
-        if self._watcher is not None:
-            self._watcher.left(client, room_id)
+        if self._room_watcher is not None:
+            self._room_watcher.left(client, room_id)
         if self._on_room_left:
             handlers = tuple(partial(_with, fn, room_id) for fn in self._on_room_left)
-            dispatch(self.inboxes, client, handlers, (client,))
+            dispatch(self.inboxes, client, handlers)
 
     def limit(self, client: Client) -> bool:
         """A client has gone: an async callback of it that is under way has so long from now on.
@@ -255,12 +318,13 @@ class Callbacks:
         if inbox is not None:
             inbox.put_message(handlers, message)
         else:
-            dispatch(self.inboxes, client, handlers, (client, message))
+            dispatch(self.inboxes, client, handlers, message)
 
     def wait_for_result(self, client: Client, result: object) -> None:
         """See `upward.Application`."""
         if is_awaitable(result):
-            wait_for(self.inboxes, client, result)  # type: ignore[arg-type]
+            # Its handler has the message already; it may be dropped with others all the same.
+            wait_for(self.inboxes, client, result, message=b"")  # type: ignore[arg-type]
 
     # --- hooks ---
 
@@ -275,7 +339,7 @@ class Callbacks:
             raise
         if not allowed:
             self.refused_joins += 1
-            tell_refused_join(client, room_id)
+            tell_refused_join(client, room_id, "authorize_join")
         return allowed
 
     def _may_publish(self, client: Client, message: str | bytes) -> bool:
@@ -290,6 +354,8 @@ class Callbacks:
         self.unauthorized += 1
         denied = PermissionDeniedError(f"client {client.id!a} may not publish this")
         self._denied(client, message, denied)
+        if self._asking is not None:
+            self._asking.deny(client, message)
         return False
 
     # --- errors ---
@@ -345,7 +411,7 @@ class Callbacks:
             for result in results:
                 self._wait_without_client(result)
         elif results:
-            wait_for(self.inboxes, client, _logging_errors(results), args=(client,))
+            wait_for(self.inboxes, client, _logging_errors(results))
 
     def _wait_without_client(self, result: Awaitable[Any]) -> None:
         """Awaits the result of an async on_error for an error that concerns no client."""
@@ -362,16 +428,21 @@ class Callbacks:
 
     def counters(self) -> dict[str, int]:
         """Under their names in HubStats."""
+        asking = self._asking
         return {
             "outlasting_callbacks": len(self.inboxes.outlasting),
             "messages_abandoned": self.inboxes.abandoned,
             "unauthorized": self.unauthorized,
-            "refused_joins": self.refused_joins,
+            "refused_joins": self.refused_joins + (asking.refused_joins if asking else 0),
+            "requests_answered": asking.answered if asking else 0,
+            "requests_refused": asking.refused if asking else 0,
             "unreported_errors": self.unreported_errors,
         }
 
     def reset_counters(self) -> None:
         self.unauthorized = self.refused_joins = 0
+        if self._asking is not None:
+            self._asking.answered = self._asking.refused = self._asking.refused_joins = 0
         self.inboxes.abandoned = self.unreported_errors = 0
 
     def forget(self) -> None:
@@ -381,7 +452,7 @@ class Callbacks:
 
 
 def _with(fn: Callable[[Client, str], object], room_id: str, client: Client) -> object:
-    # An inbox keeps the events that have no argument but the client, whatever becomes of it.
+    # To an inbox it is an event of the client alone; only messages have more.
     try:
         result = fn(client, room_id)
     except BaseException as error:

@@ -34,6 +34,10 @@ from wsc_fast.log import about, log
 from wsc_fast.runtime.deadlines import Deadline
 from wsc_fast.runtime.tasks import Tasks
 
+# The handlers that are called for it; its message, or None for an event that is none, such as a
+# disconnect; and whether the first handler that raises closes the client.
+_Event = tuple[Handlers, str | bytes | None, bool]
+
 # Bytes that an event takes beside its message, about.
 _EVENT_BYTES = 256
 
@@ -140,23 +144,24 @@ def dispatch(
     inboxes: Inboxes,
     client: Client,
     handlers: Handlers,
-    args: tuple[Any, ...],
+    message: str | bytes | None = None,
     *,
     fatal: bool = False,
 ) -> None:
-    """Calls handlers with `args`, now if nothing of this client waits, else in its turn.
+    """Calls handlers with the client, now if nothing of this client waits, else in its turn.
 
     Args:
         inboxes: of the hub; they hear of what handlers raise.
         client: in whose order the handlers are called.
         handlers: called one after the other; async ones are awaited.
-        args: what they are called with.
+        message: what the event is about; the handlers get it, too. None: it is no message.
         fatal: the first handler that raises ends the event and closes the client with 1011.
     """
     inbox: Inbox | None = inbox_of(client)
     if inbox is not None:
-        inbox.put(handlers, args, fatal)
+        inbox.put(handlers, message, fatal)
         return
+    args = _arguments(client, message)
     for index, handler in enumerate(handlers, 1):
         try:
             result = call_in_context(client, handler, *args)
@@ -166,12 +171,12 @@ def dispatch(
                 return
         else:
             if is_awaitable(result):
-                wait_for(inboxes, client, result, handlers[index:], args, fatal=fatal)
+                wait_for(inboxes, client, result, handlers[index:], message, fatal=fatal)
                 return
         inbox = inbox_of(client)
         if inbox is not None:  # an async on_error is under way, for one
             if index < len(handlers):
-                inbox.put(handlers[index:], args, fatal)
+                inbox.put(handlers[index:], message, fatal)
             return
 
 
@@ -180,7 +185,7 @@ def wait_for(
     client: Client,
     first: Awaitable[Any],
     rest: Handlers = (),
-    args: tuple[Any, ...] = (),
+    message: str | bytes | None = None,
     *,
     fatal: bool = False,
 ) -> None:
@@ -191,18 +196,22 @@ def wait_for(
         client: in whose order it is awaited.
         first: what has to be awaited.
         rest: the handlers after it, of the same event.
-        args, fatal: as of `dispatch`.
+        message, fatal: as of `dispatch`.
     """
     inbox: Inbox | None = inbox_of(client)
     if inbox is None:
-        Inbox(inboxes, client).start(first, rest, args, fatal)
+        Inbox(inboxes, client).start(first, rest, message, fatal)
     else:
-        inbox.put_first(first, rest, args, fatal)
+        inbox.put_first(first, rest, message, fatal)
 
 
-def _size_of(args: tuple[Any, ...]) -> int:
-    """Bytes that an event takes in memory: its arguments are a client and mostly a message."""
-    return _EVENT_BYTES + (sys.getsizeof(args[1]) if len(args) > 1 else 0)
+def _arguments(client: Client, message: str | bytes | None) -> tuple[Any, ...]:
+    return (client,) if message is None else (client, message)
+
+
+def _size_of(message: str | bytes | None) -> int:
+    """Bytes that an event takes in memory."""
+    return _EVENT_BYTES if message is None else _EVENT_BYTES + sys.getsizeof(message)
 
 
 class Inbox:
@@ -222,20 +231,20 @@ class Inbox:
     def __init__(self, inboxes: Inboxes, client: Client) -> None:
         self._inboxes = inboxes
         self._client = client
-        self._waiting: deque[tuple[Handlers, tuple[Any, ...], bool]] = deque()
+        self._waiting: deque[_Event] = deque()
         self._nbytes = 0  # of what waits, as it is in memory
         self._task: asyncio.Task[None] | None = None
         # Of the callback under way, once its client has gone.
         self._deadline: Deadline | None = None
 
     def start(
-        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
+        self, first: Awaitable[Any], rest: Handlers, message: str | bytes | None, fatal: bool
     ) -> None:
         """Begins with an awaitable that a handler has returned, and the handlers after it."""
         context = lend_context(self._client)
         set_inbox(self._client, self)
         self._inboxes.begun(self, self._client.user_id)
-        self._task = self._inboxes.tasks.spawn(self._run(first, rest, args, fatal), context)
+        self._task = self._inboxes.tasks.spawn(self._run(first, rest, message, fatal), context)
         if transport_of(self._client) is None:
             self.limit()
 
@@ -275,18 +284,18 @@ class Inbox:
         self._inboxes.abandoned += before - len(self._waiting)
 
     def put_first(
-        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
+        self, first: Awaitable[Any], rest: Handlers, message: str | bytes | None, fatal: bool
     ) -> None:
         """Puts what has to be awaited, and the handlers after it, ahead of what waits."""
-        self._waiting.appendleft(((lambda *_: first, *rest), args, fatal))
-        self._nbytes += _size_of(args)
+        self._waiting.appendleft(((lambda *_: first, *rest), message, fatal))
+        self._nbytes += _size_of(message)
 
     def put_message(self, handlers: Handlers, message: str | bytes) -> None:
         """Puts a message; whether it may be published is asked in its turn."""
         may_publish = self._inboxes.may_publish
         if may_publish is not None:
             handlers = (partial(self._call_if_allowed, may_publish, handlers),)
-        self.put(handlers, (self._client, message), False)
+        self.put(handlers, message, False)
 
     async def _call_if_allowed(
         self,
@@ -296,14 +305,14 @@ class Inbox:
         message: str | bytes,
     ) -> None:
         if may_publish(client, message):
-            await self._call(handlers, (client, message), False)
+            await self._call(handlers, message, False)
         else:
             # A crowd whose messages are refused takes turns, since each may have many waiting.
             await asyncio.sleep(0)
 
-    def put(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
-        self._waiting.append((handlers, args, fatal))
-        self._nbytes += _size_of(args)
+    def put(self, handlers: Handlers, message: str | bytes | None, fatal: bool) -> None:
+        self._waiting.append((handlers, message, fatal))
+        self._nbytes += _size_of(message)
         if self not in self._inboxes.needs.paused and (limit := self._limit_met(1)) is not None:
             self._inboxes.needs.paused.add(self)
             self._inboxes.engine.count_limit(limit)
@@ -328,7 +337,7 @@ class Inbox:
             return None
         return None if needs.awaits_acknowledgement(self._client) else "max_pending_callbacks"
 
-    def _next(self) -> tuple[Handlers, tuple[Any, ...], bool]:
+    def _next(self) -> _Event:
         event = self._waiting.popleft()
         self._nbytes -= _size_of(event[1])
         if self._deadline is not None:
@@ -347,11 +356,11 @@ class Inbox:
         resume_reading(self._client)
 
     async def _run(
-        self, first: Awaitable[Any], rest: Handlers, args: tuple[Any, ...], fatal: bool
+        self, first: Awaitable[Any], rest: Handlers, message: str | bytes | None, fatal: bool
     ) -> None:
         try:
             if await self._finish(first, fatal):
-                await self._call(rest, args, fatal)
+                await self._call(rest, message, fatal)
             elif fatal:
                 self._drop_messages()
             while self._waiting:
@@ -363,8 +372,8 @@ class Inbox:
             self._inboxes.ended(self, self._client.user_id)
             # Something waits only where a callback was cancelled.
             self._abandon_messages()
-            for handlers, args, fatal in self._waiting:
-                dispatch(self._inboxes, self._client, handlers, args, fatal=fatal)
+            for handlers, message, fatal in self._waiting:
+                dispatch(self._inboxes, self._client, handlers, message, fatal=fatal)
             if transport_of(self._client) is None and inbox_of(self._client) is None:
                 self._inboxes.needs.gone(self._client)
 
@@ -380,12 +389,12 @@ class Inbox:
             )
 
     def _drop_messages(self) -> None:
-        # Two kinds of events stay, which have no argument but the client: its disconnect, and async
-        # on_error callbacks.
-        self._waiting = deque(event for event in self._waiting if len(event[1]) == 1)
-        self._nbytes = sum(_size_of(event[1]) for event in self._waiting)
+        # Other events stay: the end of the client and of its memberships, and its errors.
+        self._waiting = deque(event for event in self._waiting if event[1] is None)
+        self._nbytes = _EVENT_BYTES * len(self._waiting)
 
-    async def _call(self, handlers: Handlers, args: tuple[Any, ...], fatal: bool) -> None:
+    async def _call(self, handlers: Handlers, message: str | bytes | None, fatal: bool) -> None:
+        args = _arguments(self._client, message)
         for handler in handlers:
             try:
                 result = handler(*args)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import socket
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from ssl import SSLContext
 from typing import Any, Protocol
 
@@ -28,9 +26,11 @@ from wsc_fast.errors import HubStateError, HubStoppedError
 from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.sockets import Host
 from wsc_fast.log import log
+from wsc_fast.runtime import fork
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.heartbeat import Heartbeat
 from wsc_fast.runtime.hooks import LifeHooks
+from wsc_fast.runtime.life_lines import tell_begun, tell_drained, tell_draining, tell_stopped
 from wsc_fast.runtime.process import FileLimit
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
@@ -145,7 +145,7 @@ class Life:
         parts = self._parts
         loop = asyncio.get_running_loop()
         parts.engine.attach(loop)
-        _running.add(self)
+        fork.watch(self)
         start = self._start = object()
         self._server = None
         parts.site.serve(path, ssl is not None)
@@ -167,7 +167,7 @@ class Life:
         parts.files.look()
         self._begin()
         places = parts.listener.addresses
-        self._tell_begun("listening on", places, f"{'wss' if ssl else 'ws'}://", path)
+        tell_begun(loop, "listening on", places, f"{'wss' if ssl else 'ws'}://", path)
 
     async def attach(self, server: str, tls: bool, path: str | None) -> None:
         """Runs on the running loop, beside a server of somebody else's; see `Hub.attach`.
@@ -186,7 +186,7 @@ class Life:
             await self._give_up_start(loop, start)
             raise
         self._begin()
-        self._tell_begun(f"attached to {server}", path=path or "")
+        tell_begun(loop, f"attached to {server}", path=path or "")
 
     def attach_at_once(self, server: str, tls: bool, path: str | None) -> None:
         """As `attach`; the offline store opens, and startup callbacks run, meanwhile."""
@@ -198,39 +198,15 @@ class Life:
         parts.tasks.begin()
         starting = partial(self._check_still_starting, self._start)
         parts.tasks.start(parts.hooks.start_up(starting), "on_startup")
-        self._tell_begun(f"attached to {server}", path=path or "")
+        tell_begun(loop, f"attached to {server}", path=path or "")
         opening = loop.create_task(self._open_beside(loop, self._start))
         opening.add_done_callback(_log_failure)
-
-    def _tell_begun(
-        self, what: str, places: tuple[str, ...] = (), scheme: str = "", path: str = ""
-    ) -> None:
-        loop = self._parts.engine.loop
-        assert loop is not None
-        kind = type(loop).__module__.partition(".")[0]
-        served = " and ".join(f"{scheme}{place}{path}" for place in places) or path
-        log.info(
-            "%s (process %d, wsc_fast %s on %s)",
-            f"{what} {served}" if served else what,
-            os.getpid(),
-            _version(),
-            kind,
-            extra={
-                "event": "listening" if places else "attached",
-                "listen": list(places),
-                "path": path,
-                "tls": scheme == "wss://",
-                "pid": os.getpid(),
-                "version": _version(),
-                "loop": kind,
-            },
-        )
 
     def _attach_to(
         self, loop: asyncio.AbstractEventLoop, server: str, tls: bool, path: str | None
     ) -> None:
         self._parts.engine.attach(loop)
-        _running.add(self)
+        fork.watch(self)
         self._server = server
         self._start = object()
         self._parts.site.serve(path, tls)
@@ -379,35 +355,16 @@ class Life:
         parts.admission.end()
         parts.state.draining = False
         self._stop_watching()
-        self._tell_stopped(time.monotonic() - began, connections, len(late))
+        tell_stopped(
+            time.monotonic() - began,
+            connections,
+            len(late),
+            self.uptime(),
+            parts.engine.read_counters(),
+        )
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_result(None)
         self._detach()
-
-    def _tell_stopped(self, seconds: float, connections: int, aborted: int) -> None:
-        counters = self._parts.engine.read_counters()
-        log.tell_counts(at_once=True)
-        log.info(
-            "stopped in %.2f s: %d connections were closed, %d of them without an answer in time; "
-            "it ran for %.1f s, with %d connections, %d messages received and %d sent",
-            seconds,
-            connections,
-            aborted,
-            self.uptime(),
-            counters["connections"],
-            counters["messages_in"],
-            counters["messages_out"],
-            extra={
-                "event": "stopped",
-                "seconds": round(seconds, 6),
-                "closed": connections,
-                "aborted": aborted,
-                "uptime": round(self.uptime(), 3),
-                "connections_total": counters["connections"],
-                "messages_in": counters["messages_in"],
-                "messages_out": counters["messages_out"],
-            },
-        )
 
     async def _wait_until_gone(self, deadline: float) -> None:
         engine = self._parts.engine
@@ -439,7 +396,7 @@ class Life:
             self._watchdog = None
 
     def _detach(self) -> None:
-        _running.discard(self)
+        fork.unwatch(self)
         self._parts.engine.attach(None)
         self._start = self._began = self.check_settings = None
         self._parts.calls.end()
@@ -462,27 +419,9 @@ class Life:
             parts.listener.leave_to_others()
         clients = parts.engine.open_clients()
         began = time.monotonic()
-        log.info(
-            "draining: %d clients are sent away (1012) within %.3g s",
-            len(clients),
-            period,
-            extra={"event": "draining", "clients": len(clients), "seconds": period},
-        )
+        tell_draining(len(clients), period)
         await self._send_all_away(clients, period)
-        left = parts.engine.connections
-        seconds = time.monotonic() - began
-        log.info(
-            "drained in %.3g s: %d clients were sent away, %d connections are left",
-            seconds,
-            len(clients),
-            left,
-            extra={
-                "event": "drained",
-                "clients": len(clients),
-                "left": left,
-                "seconds": round(seconds, 3),
-            },
-        )
+        tell_drained(time.monotonic() - began, len(clients), parts.engine.connections)
 
     async def _send_all_away(self, clients: list[Client], period: float) -> None:
         parts = self._parts
@@ -530,14 +469,8 @@ class Life:
         self._all_gone = self._stopping = self._stopped = None
         self._detach()
 
-    def forked(self) -> None:
-        """This is the child of a fork: the connections and the loop are the parent's.
-
-        The hub is a stopped one here. In place of each of its sockets there is /dev/null, so that
-        nothing that still happens to the parent's transports in this process (they are ended when
-        the interpreter ends, for one) reaches the socket, or the epoll that both processes share,
-        and so that a connection that the parent closes is closed.
-        """
+    def descriptors(self) -> set[int]:
+        """See `fork.Forked`."""
         parts = self._parts
         clients = [
             *parts.engine.open_clients(),
@@ -550,24 +483,13 @@ class Life:
         descriptors.update(parts.node.descriptors())
         for companion in self.companions:
             descriptors.update(companion.descriptors())
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in descriptors:
-            if descriptor >= 0:
-                os.dup2(nothing, descriptor, inheritable=False)
-        os.close(nothing)
+        return descriptors
+
+    def forked(self) -> None:
+        """See `fork.Forked`."""
         if self.give_signals_back is not None:
             self.give_signals_back()
         self.forget()
-
-
-@cache
-def _version() -> str:
-    import importlib.metadata  # slow to import, and needed once
-
-    try:
-        return importlib.metadata.version("wsc_fast")
-    except importlib.metadata.PackageNotFoundError:
-        return "of a source tree"
 
 
 def _log_failure(opening: asyncio.Task[None]) -> None:
@@ -581,15 +503,3 @@ def _shut_down(client: Client) -> None:
 
 def _restart(client: Client) -> None:
     send_away(client, 1012, "service restart")
-
-
-# The lives that start or run, to be told of a fork.
-_running: weakref.WeakSet[Life] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for life in list(_running):
-        life.forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -47,12 +47,13 @@ def tell_callback_error(client: Client | None, error: BaseException) -> None:
     )
 
 
-def tell_refused_join(client: Client, room_id: str) -> None:
-    """The hook authorize_join has said no."""
+def tell_refused_join(client: Client, room_id: str, by: str) -> None:
+    """A hook or a callback of this name has said no."""
     log.warning(
-        _WHO + " may not join room %a: authorize_join returned False",
+        _WHO + " may not join room %a: %s returned False",
         *_names(client),
         room_id,
+        by,
         extra=about(client, "join_refused", room=room_id),
     )
 

@@ -7,7 +7,7 @@ has to take, and nothing of what it returns.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsc_fast._core.connection import Client
@@ -22,6 +22,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 OfHub = TypeVar("OfHub", bound=Callable[[], object])
 OfClient = TypeVar("OfClient", bound=Callable[[Client], object])
 OfMessage = TypeVar("OfMessage", bound=Callable[[Client, str | bytes], object])
+OfRequest = TypeVar("OfRequest", bound=Callable[[Client, Any], object])
+OfJoinRequest = TypeVar("OfJoinRequest", bound=Callable[[Client, str], bool | Awaitable[bool]])
 OfError = TypeVar("OfError", bound=Callable[[Client | None, BaseException], object])
 OfRoom = TypeVar("OfRoom", bound=Callable[[Client, str], object])
 OfPresence = TypeVar("OfPresence", bound=Callable[[str, set[str], set[str]], object])

@@ -99,7 +99,15 @@ class OfflineStore(Protocol):
         ...
 
     async def delete(self, user_id: str, message_ids: Collection[str]) -> int:
-        """Removes messages of a user; returns how many there were, once that is durable."""
+        """Removes messages of a user.
+
+        Args:
+            user_id: whose messages.
+            message_ids: which; those that are not there are no error.
+
+        Returns:
+            int: how many there were, once it is durable that they are gone.
+        """
         ...
 
     async def count(self, user_id: str) -> int:

@@ -42,23 +42,7 @@ class MemoryOfflineStore:
     def append(
         self, user_id: str, message_id: str, data: bytes, *, limit: int, drop_oldest: bool
     ) -> asyncio.Future[list[StoredMessage]]:
-        """Keeps a message behind all others of the user; see `OfflineStore.append`.
-
-        Args:
-            user_id: whose message it is.
-            message_id: kept once per user.
-            data: the message as JSON.
-            limit: of messages per user.
-            drop_oldest: whether the oldest go at the limit, or this one is refused.
-
-        Returns:
-            asyncio.Future[list[StoredMessage]]: done already, with what was dropped.
-
-        Raises:
-            OfflineStoreFullError: (awaited) at the limit, without `drop_oldest`.
-            MessageExistsError: (awaited) the id is taken by other data.
-            OfflineStoreError: (awaited) the store is not open.
-        """
+        """See `OfflineStore.append`."""
         future: asyncio.Future[list[StoredMessage]] = asyncio.get_running_loop().create_future()
         try:
             future.set_result(self._append(user_id, message_id, data, limit, drop_oldest))
@@ -88,38 +72,14 @@ class MemoryOfflineStore:
     async def read(
         self, user_id: str, *, after: int = 0, limit: int = 100, max_bytes: int = READ_BYTES
     ) -> list[StoredMessage]:
-        """The next messages of a user, in order; see `OfflineStore.read`.
-
-        Args:
-            user_id: whose messages.
-            after: the position behind which to begin.
-            limit: how many messages at most.
-            max_bytes: the message with which the data reach so many bytes is the last one.
-
-        Returns:
-            list[StoredMessage]: empty for a user without messages.
-
-        Raises:
-            OfflineStoreError: the store is not open.
-        """
+        """See `OfflineStore.read`."""
         self._check_open()
         held = self._messages.get(user_id, {}).values()
         following = (message for message in held if message.position > after)
         return list(within(following, limit, max_bytes))
 
     async def delete(self, user_id: str, message_ids: Collection[str]) -> int:
-        """Removes messages of a user; see `OfflineStore.delete`.
-
-        Args:
-            user_id: whose messages.
-            message_ids: which; unknown ones are passed over.
-
-        Returns:
-            int: how many there were.
-
-        Raises:
-            OfflineStoreError: the store is not open.
-        """
+        """See `OfflineStore.delete`."""
         self._check_open()
         return sum(self._remove(user_id, message_id) for message_id in message_ids)
 
@@ -131,38 +91,14 @@ class MemoryOfflineStore:
         return found
 
     async def count(self, user_id: str) -> int:
-        """The number of messages that are kept for a user.
-
-        Args:
-            user_id: whose messages.
-
-        Returns:
-            int: 0 for a user without messages.
-
-        Raises:
-            OfflineStoreError: the store is not open.
-        """
+        """See `OfflineStore.count`."""
         self._check_open()
         return len(self._messages.get(user_id, {}))
 
     async def expire(
         self, before: float, limit: int = 1000, *, max_bytes: int = READ_BYTES
     ) -> list[tuple[str, StoredMessage]]:
-        """Removes what was stored before a time; see `OfflineStore.expire`.
-
-        Looks at every message there is.
-
-        Args:
-            before: seconds since the epoch.
-            limit: how many messages to remove at most, the oldest first.
-            max_bytes: the message with which the data reach so many bytes is the last one.
-
-        Returns:
-            list[tuple[str, StoredMessage]]: user id and message of each.
-
-        Raises:
-            OfflineStoreError: the store is not open.
-        """
+        """See `OfflineStore.expire`. Looks at every message there is."""
         self._check_open()
         old = [
             (user_id, message)

@@ -48,6 +48,7 @@ from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.upgrade.identity import Identity, check_identity
 from wsc_fast.upgrade.limits import ConnectionLimits
+from wsc_fast.upgrade.per_user import PerUser
 from wsc_fast.upgrade.refusals import Refusals
 from wsc_fast.upgrade.request import Request
 
@@ -82,12 +83,14 @@ class Needs:
         nobody_left: is called when the last connection has gone.
         refusals: counts and tells them.
         greet: hears of each client that speaks wsc.1 before the application does.
+        disconnect_elsewhere: has other hubs close the clients of a user.
     """
 
     settings: Callable[[], HubConfig]
     nobody_left: Callable[[], None]
     refusals: Refusals
     greet: Callable[[Client], None]
+    disconnect_elsewhere: Callable[[str, int, str], None]
 
 
 class Admission:
@@ -109,7 +112,8 @@ class Admission:
         self._state = state
         self._needs = needs
         self._watcher: Watcher | None = None
-        self._new_id = IdFactory(9)
+        self._new_id: Callable[[], str] = IdFactory(9)
+        self.per_user: PerUser = PerUser(engine, needs.settings, needs.refusals)
         self._limits = ConnectionLimits()
         # Whether any client has had an id of the application's; and those who are let into a full
         # hub to find out whose connection they replace.
@@ -163,6 +167,11 @@ class Admission:
         self._expiring.clear()
         self._limits.clear()
         self._expiries = Timers(self._expired)
+
+    def name_clients(self, prefix: str) -> None:
+        """Has the ids of clients that have none of their own begin so."""
+        make = IdFactory(9)
+        self._new_id = (lambda: prefix + make()) if prefix else make
 
     def watch(self, watcher: Watcher) -> None:
         """Has this hear of clients from now on."""
@@ -388,6 +397,8 @@ class Admission:
             user_id, data = identity.user_id, identity.user_data
             device_id = identity.device_id
             self._names_clients = self._names_clients or identity.client_id is not None
+            if not self.per_user.admits(client, user_id, older):
+                return
             if identity.expires_at is not None:
                 self._expire_at(client, identity.expires_at)
             if older is not None:
@@ -432,7 +443,7 @@ class Admission:
             client.disconnect(CLOSE_UNAUTHENTICATED, "authentication expired")
 
     def disconnect_user(self, user_id: str, code: int, reason: str) -> int:
-        """Closes all connections of a user, also one that turns out to be the user's.
+        """Closes all connections of a user here, also one that turns out to be the user's.
 
         Args:
             user_id: the user.
@@ -447,6 +458,12 @@ class Admission:
         self._callbacks.inboxes.forget_messages(user_id)
         self._send_away_who_comes(user_id, code, reason)
         return len(clients)
+
+    def disconnect_everywhere(self, user_id: str, code: int, reason: str) -> int:
+        """`disconnect_user` on each hub; returns how many clients it was here."""
+        clients = self.disconnect_user(user_id, code, reason)
+        self._needs.disconnect_elsewhere(user_id, code, reason)
+        return clients
 
     def _send_away_who_comes(self, user_id: str, code: int, reason: str) -> None:
         """Keeps in mind that a user was disconnected, for those who are authenticated now."""

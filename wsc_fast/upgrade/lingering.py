@@ -21,8 +21,9 @@ import fcntl
 import termios
 from collections.abc import Callable
 
-from wsc_fast._core.connection import Client, acknowledged, close_transport, give_up
+from wsc_fast._core.connection import Client, close_transport, give_up
 from wsc_fast._core.engine import Engine
+from wsc_fast._core.pings import acknowledged
 from wsc_fast.config import HubConfig
 
 # Bytes a second (Kestrel's MinResponseDataRate has the same).

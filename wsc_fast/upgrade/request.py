@@ -112,7 +112,7 @@ class Request:
 
 
 def head_of(request: Request) -> RequestHead:
-    """The whole head of a request: all lines of a name and all cookies (for auth.py)."""
+    """The whole head of a request: all lines of a name and all cookies (for auth/)."""
     return request._head
 
 

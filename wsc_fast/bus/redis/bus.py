@@ -20,27 +20,35 @@ from wsc_fast.bus.base import (
     Member,
     NodeInfo,
     NodeState,
+    Outcome,
     Outgoing,
     Page,
     Retention,
+    Word,
 )
 from wsc_fast.bus.redis.address import Address
 from wsc_fast.bus.redis.calls import (
     MEMBERS,
     TOP_SECONDS,
     USERS_AT_ONCE,
+    ask_clients,
     ask_directory,
+    ask_elsewhere,
     new_tag,
+    note_outcomes,
     number_of_server,
     read_history,
+    tell_hubs,
 )
 from wsc_fast.bus.redis.commands import Names, decode, encode, script
 from wsc_fast.bus.redis.directory import Directory
 from wsc_fast.bus.redis.needs import Counters
 from wsc_fast.bus.redis.server import Server
-from wsc_fast.bus.redis.urls import checked_settings
+from wsc_fast.bus.redis.urls import checked_settings, master_of, read_url
 from wsc_fast.errors import BusError, BusUnavailableError, ConfigError, shown
 from wsc_fast.log import log
+from wsc_fast.stores.base import OfflineStore
+from wsc_fast.stores.redis.store import RedisOfflineStore
 
 # Rooms of one question for positions.
 ROOMS_AT_ONCE = 500
@@ -63,11 +71,13 @@ class RedisBus:
 
     Attributes:
         at_once: False: the server is outside of this process.
+        one_machine: False: the hubs may be on several machines.
 
     Thread-safety: none; all calls in the thread of the loop on which `open` was awaited.
     """
 
     at_once: bool = False
+    one_machine: bool = False
 
     def __init__(
         self,
@@ -110,6 +120,7 @@ class RedisBus:
                 f"max_waiting_bytes must be at least 1, not {shown(max_waiting_bytes)}"
             )
         self._addresses = [Address(each, ssl_context) for each in urls]
+        self._store_url = None if ssl_context is not None else urls[0]
         self._names = Names(prefix.encode())
         self._prefix = prefix
         self._max_waiting_bytes = max_waiting_bytes
@@ -155,6 +166,8 @@ class RedisBus:
                 self._max_waiting_bytes,
                 handler.envelope,
                 handler.takes_more,
+                handler.word,
+                handler.words_missed,
                 handler.kept_rooms(),
                 handler.subscribed,
                 handler.not_published,
@@ -401,6 +414,7 @@ class RedisBus:
         Raises:
             BusError: a server refuses, or does not answer in time.
         """
+        assert self._handler is not None
         self._directories = {
             server: Directory(
                 server,
@@ -412,6 +426,7 @@ class RedisBus:
                 grace,
                 self._counters,
                 partial(self._began_anew, server),
+                self._handler.elsewhere,
             )
             for server in self._servers
         }
@@ -531,6 +546,140 @@ class RedisBus:
 
     async def _ask_directory(self, server: Server, what: bytes, *arguments: bytes) -> Any:
         return await server.ask(*ask_directory(self._names, what, *arguments))
+
+    def offline_store(self) -> OfflineStore | None:
+        """A new store of messages for users who are away: a RedisOfflineStore.
+
+        Returns:
+            OfflineStore: at the first server. Its keys begin with the prefix of the bus and
+                `offline:`.
+
+        Raises:
+            ConfigError: the bus was given an `ssl_context`, which a store does not take.
+        """
+        if self._store_url is None:
+            raise ConfigError(
+                "offline messages on a RedisBus with ssl_context need a store of their own: give "
+                "enable_ack a RedisOfflineStore"
+            )
+        url = read_url(self._store_url)
+        place = partial(master_of, url, self._timeout / 2) if url.sentinels else self._store_url
+        return RedisOfflineStore(place, prefix=f"{self._prefix}offline:", timeout=self._timeout)
+
+    # --- words between hubs ---
+
+    async def tell(self, words: Sequence[Word], again: bool) -> Sequence[int]:
+        """Sends words to the hubs that have their users, but for this one.
+
+        Args:
+            words: those of one user come in this order.
+            again: whether they may come twice.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time, or nobody knows whether they came.
+            BusError: the server refuses.
+        """
+        counts: dict[int, int] = {}
+        parts: dict[Server, list[int]] = defaultdict(list)
+        for place, word in enumerate(words):
+            parts[self._server(word.user)].append(place)
+        for server, places in parts.items():
+            some = [words[place] for place in places]
+            arguments = tell_hubs(self._names, self._incarnation(server), some)
+            ask = server.ask if again else server.ask_once
+            counts.update(zip(places, await ask(*arguments), strict=True))
+        return [counts[place] for place in range(len(words))]
+
+    def _incarnation(self, server: Server) -> str:
+        directory = self._directories.get(server)
+        return "" if directory is None else directory.incarnation
+
+    async def tell_hub(self, hub: str, data: bytes) -> bool:
+        """Sends a word to one hub; whether the hub has got it.
+
+        Args:
+            hub: its name on the bus.
+            data: a JSON array; see docs/redis-bus.md.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time, or nobody knows whether it came.
+            BusError: the server refuses.
+        """
+        server = self._server(EVERYBODY)
+        return bool(await server.ask_once(b"PUBLISH", self._names.inbox(hub), data))
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
+        """Notes how messages have ended, and tells the hubs that have copies.
+
+        Args:
+            outcomes: of messages of one user, or of several.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        noted: dict[int, bool] = {}
+        parts: dict[Server, list[int]] = defaultdict(list)
+        for place, outcome in enumerate(outcomes):
+            parts[self._server(outcome.word.user)].append(place)
+        for server, places in parts.items():
+            some = [outcomes[place] for place in places]
+            answer = await server.ask(*note_outcomes(self._names, self._incarnation(server), some))
+            noted.update(zip(places, map(bool, answer), strict=True))
+        return [noted[place] for place in range(len(outcomes))]
+
+    async def outcomes(
+        self, user: str, mailbox: str, message_ids: Sequence[str]
+    ) -> Sequence[bytes | None]:
+        """The outcomes that were noted of a user's messages; None where none is known.
+
+        Args:
+            user: the id of the user.
+            mailbox: of the messages in the offline store.
+            message_ids: up to 1,000.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        keys = [self._names.outcome(mailbox, each) for each in message_ids]
+        found: Sequence[bytes | None] = await self._server(user).ask(b"MGET", *keys)
+        return found
+
+    async def elsewhere(self, users: Sequence[str]) -> set[str]:
+        """The users among these whom other hubs have.
+
+        Args:
+            users: their ids.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        found: set[str] = set()
+        for server, part in self._divided(users):
+            for start in range(0, len(part), USERS_AT_ONCE):
+                page = part[start : start + USERS_AT_ONCE]
+                asked = ask_elsewhere(self._names, self._incarnation(server), page)
+                answer = await server.ask(*asked)
+                found.update(
+                    user for user, is_so in zip(page, answer, strict=True) if is_so == ord("1")
+                )
+        return found
+
+    async def clients(self, user: str) -> int:
+        """How many clients a user has on all hubs.
+
+        Args:
+            user: the id of the user.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        server = self._server(user)
+        await self._written(server)
+        return int(await server.ask(*ask_clients(self._names, user)))
 
     # --- counters ---
 

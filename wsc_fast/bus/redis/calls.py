@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 
-from wsc_fast.bus.base import KEY_SECONDS, Retention
+from wsc_fast.bus.base import KEY_SECONDS, OUTCOME_SECONDS, Outcome, Retention, Word
 from wsc_fast.bus.redis.commands import Names, encode, script
 
 # A call publishes at most so many messages, and takes no further one beyond so many bytes.
@@ -132,6 +132,35 @@ def read_history(
 def ask_directory(names: Names, what: bytes, *arguments: bytes) -> list[bytes]:
     """A question about who is where: "members", "online" or "nodes"; see directory.lua."""
     return [b"EVALSHA", script("directory").sha, b"0", what, names.prefix, b"", b"", *arguments]
+
+
+def tell_hubs(names: Names, incarnation: str, words: Sequence[Word]) -> list[bytes]:
+    """Sends words to the hubs that have their users, but for that of the incarnation."""
+    pairs = [part for user, data in words for part in (encode(user), data)]
+    return [*_users(names, b"tell", incarnation), *pairs]
+
+
+def note_outcomes(names: Names, incarnation: str, outcomes: Sequence[Outcome]) -> list[bytes]:
+    """Notes how messages have ended, and tells the hubs that have copies."""
+    arguments = [*_users(names, b"settle", incarnation), b"%d" % OUTCOME_SECONDS]
+    for word, mailbox, message_id, outcome, first, waits in outcomes:
+        key = names.outcome(mailbox, message_id)
+        arguments += (encode(word.user), key, outcome, b"%d" % first, encode(waits), word.data)
+    return arguments
+
+
+def ask_elsewhere(names: Names, incarnation: str, users: Sequence[str]) -> list[bytes]:
+    """Asks which of these users other hubs have."""
+    return [*_users(names, b"elsewhere", incarnation), *map(encode, users)]
+
+
+def ask_clients(names: Names, user: str) -> list[bytes]:
+    """Asks how many clients a user has on all hubs."""
+    return [*_users(names, b"clients", ""), encode(user)]
+
+
+def _users(names: Names, what: bytes, incarnation: str) -> list[bytes]:
+    return [b"EVALSHA", script("users").sha, b"0", what, names.prefix, encode(incarnation)]
 
 
 def _position(since: str | None) -> bytes:

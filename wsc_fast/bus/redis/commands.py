@@ -9,7 +9,7 @@ from functools import cache
 from wsc_fast.bus.base import EVERYBODY, PRESENCE
 
 # The files of scripts that are called by their names at the server.
-SCRIPTS = ("directory", "publish", "read")
+SCRIPTS = ("directory", "publish", "read", "users")
 
 
 class Script:
@@ -100,6 +100,11 @@ class Names:
     def top(self, room: str) -> bytes:
         """The key of the position of a kept room's newest message."""
         return b"%bt:{%b}" % (self.prefix, encode(room))
+
+    def outcome(self, mailbox: str, message_id: str) -> bytes:
+        """The key of how a message to a user has ended."""
+        name = encode(mailbox)
+        return b"%bk:%d:{%b}:%b" % (self.prefix, len(name), name, encode(message_id))
 
     def idempotency(self, room: str, key: str) -> bytes:
         """The key of what was published in a room under an idempotency key."""

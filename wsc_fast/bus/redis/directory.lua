@@ -28,6 +28,14 @@ local function holds_lease()
   return value and string.match(value, '^%d+') == NUMBER
 end
 
+-- The hub of an incarnation. Two incarnations of one hub may be there for a moment.
+local function hub_of(incarnation) return string.match(incarnation, '^(.*)%.') or '' end
+local alive = {}
+local function is_alive(incarnation)
+  if alive[incarnation] == nil then alive[incarnation] = lives(incarnation) end
+  return alive[incarnation]
+end
+
 local function room_key(room) return P .. 'p:{' .. room .. '}' end
 local function user_key(user) return P .. 'u:{' .. user .. '}' end
 
@@ -44,73 +52,114 @@ local function publish()
   end
 end
 
--- Of a value in p:{room}: the part of other incarnations, and the clients of this one, or nil.
+-- Of a value in p:{room}: the part of other incarnations that live, and the clients of this one, or
+-- nil. A dead one that nobody has reaped yet has nobody any more.
 local function parted(value, incarnation)
   local others, own = '', nil
   for each, clients in string.gmatch(value, '(%S+) (%d+)\n') do
     if each == incarnation then
       own = clients
-    else
+    elseif is_alive(each) then
       others = others .. each .. ' ' .. clients .. '\n'
     end
   end
   return others, own
 end
 
+-- The time at which a leave is told: after the grace, and not before that of a leave from another
+-- hub has passed.
+local function time_of_leave(entry, grace)
+  return math.max(now() + grace, tonumber(run('ZSCORE', P .. 'grace', entry) or 0))
+end
+local function note_leave(entry, grace)
+  if grace > 0 then run('ZADD', P .. 'grace', time_of_leave(entry, grace), entry) end
+end
+
 -- The last incarnation that had a user in a room, or at all, has him no more.
 local function end_in_room(room, user, grace)
-  if grace > 0 then
+  local entry = room .. '\n' .. user
+  local time = time_of_leave(entry, grace)
+  if time > now() then
     run('HSET', room_key(room), user, '')
-    run('ZADD', P .. 'grace', now() + grace, room .. '\n' .. user)
+    run('ZADD', P .. 'grace', time, entry)
   else
     run('HDEL', room_key(room), user)
     say(room, '-', user)
   end
 end
 local function end_of_user(user, grace)
-  if grace > 0 then
+  local entry = '\n' .. user
+  local time = time_of_leave(entry, grace)
+  if time > now() then
     run('HSET', user_key(user), '', '0')
-    run('ZADD', P .. 'grace', now() + grace, '\n' .. user)
+    run('ZADD', P .. 'grace', time, entry)
   else
     say('', '-', user)
   end
 end
 
+-- A hub that the user is still on may be dead already. So the grace of this leave is noted, too.
 local function take_from_room(room, user, incarnation, grace)
   local value = run('HGET', room_key(room), user)
   local others, own = parted(value or '', incarnation)
   if not own then return end
   if others ~= '' then
     run('HSET', room_key(room), user, others)
+    note_leave(room .. '\n' .. user, grace)
   else
     end_in_room(room, user, grace)
   end
 end
 local function take_from_user(user, incarnation, grace)
   local key = user_key(user)
-  if run('HDEL', key, incarnation) == 1 and run('EXISTS', key) == 0 then
-    end_of_user(user, grace)
+  if run('HDEL', key, incarnation) == 0 then return end
+  for _, each in ipairs(run('HKEYS', key)) do
+    if each ~= '' and is_alive(each) then
+      note_leave('\n' .. user, grace)
+      return
+    end
   end
+  run('DEL', key)
+  end_of_user(user, grace)
 end
 
 local function put_into_room(room, user, clients)
   local value = run('HGET', room_key(room), user)
   local others = parted(value or '', I)
   run('HSET', room_key(room), user, others .. I .. ' ' .. clients .. '\n')
-  if value == '' then
+  if value then
     run('ZREM', P .. 'grace', room .. '\n' .. user)
-  elseif not value then
+  else
     say(room, '+', user)
   end
 end
+-- The other hubs that live and have a user.
+local function other_hubs(user)
+  local found, seen = {}, {[hub_of(I)] = true}
+  for _, each in ipairs(run('HKEYS', user_key(user))) do
+    local hub = hub_of(each)
+    if each ~= '' and not seen[hub] and is_alive(each) then
+      seen[hub] = true
+      found[#found + 1] = hub
+    end
+  end
+  return found
+end
+-- Returns whether other hubs have the user as well; they hear of it where it is new.
 local function put_user(user, clients)
   local key = user_key(user)
   if run('EXISTS', key) == 0 then
     say('', '+', user)
-  elseif run('HDEL', key, '') == 1 then
+  else
+    run('HDEL', key, '')
     run('ZREM', P .. 'grace', '\n' .. user)
   end
-  run('HSET', key, I, clients)
+  local new = run('HSET', key, I, clients) == 1
+  local others = other_hubs(user)
+  for _, hub in ipairs(new and others or {}) do
+    run('PUBLISH', P .. 'n:' .. hub, cjson.encode({'also', user}))
+  end
+  return #others > 0
 end
 
 -- Tells the leaves whose grace has ended by a time; whether there may be more.
@@ -157,17 +206,17 @@ end
 
 -- Writes what this incarnation has now. It may be repeated at will. 5 the grace in milliseconds, 6
 -- the seconds for which keys live; then of each: the room, or '' for the user himself; the user; the
--- number of his clients.
+-- number of his clients. Returns the users among them whom other hubs have as well.
 if WHAT == 'enter' then
   if not holds_lease() then return 'LEASE' end
-  local grace, life = tonumber(ARGV[5]), ARGV[6]
+  local grace, life, elsewhere = tonumber(ARGV[5]), ARGV[6], {}
   local written = {[P .. 'nu:' .. I] = true, [P .. 'nr:' .. I] = true, [P .. 'grace'] = true}
   for i = 7, #ARGV, 3 do
     local room, user, clients = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     if room == '' then
       written[user_key(user)] = true
       if clients ~= '0' then
-        put_user(user, clients)
+        if put_user(user, clients) then elsewhere[#elsewhere + 1] = user end
         run('SADD', P .. 'nu:' .. I, user)
       else
         take_from_user(user, I, grace)
@@ -186,7 +235,7 @@ if WHAT == 'enter' then
   end
   for key in pairs(written) do run('EXPIRE', key, life) end
   publish()
-  return 'OK'
+  return elsewhere
 end
 
 -- Takes out some of what an incarnation has left behind. 5 that incarnation, 6 '1' where it was an

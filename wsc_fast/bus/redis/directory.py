@@ -24,7 +24,7 @@ from wsc_fast._core.resp import ReplyError
 from wsc_fast.bus.base import Change, NodeState
 from wsc_fast.bus.redis.calls import is_elsewhere, is_passing
 from wsc_fast.bus.redis.checks import prepare_presence
-from wsc_fast.bus.redis.commands import Names, encode, script
+from wsc_fast.bus.redis.commands import Names, decode, encode, script
 from wsc_fast.bus.redis.link import Link, LinkLostError
 from wsc_fast.bus.redis.needs import Counters
 from wsc_fast.bus.redis.outgoing import PAUSE
@@ -78,6 +78,7 @@ class Directory:
         counters: of the bus.
         began: is called when a further incarnation begins: the server may have lost what was
             written last.
+        elsewhere: hears of users whom other hubs have as well.
 
     Attributes:
         incarnation: of this hub at the server; "" before the first.
@@ -96,6 +97,7 @@ class Directory:
         grace: Callable[[], float],
         counters: Counters,
         began: Callable[[], object],
+        elsewhere: Callable[[Sequence[str]], object],
     ) -> None:
         self.incarnation: str = ""
         self._place = place
@@ -107,6 +109,7 @@ class Directory:
         self._grace = grace
         self._counters = counters
         self._tell_began = began
+        self._tell_elsewhere = elsewhere
         self._loop = asyncio.get_running_loop()
         self._script = script("directory")
         self._entries: dict[tuple[str, str], int] = {}
@@ -381,6 +384,8 @@ class Directory:
             self._under_way = 0
         self._written += len(page)
         self._tell_written()
+        if answer:
+            self._tell_elsewhere([decode(each) for each in answer])
         if leaves:
             self._sweep_after(grace)
 

@@ -59,6 +59,8 @@ class Server:
         most: bytes of messages that wait.
         envelope: gets the messages of rooms; False: no more of them until `takes_more`.
         takes_more: asked in each turn of the loop from then on.
+        word: gets what comes to the inbox.
+        words_missed: is called when the inbox is subscribed again.
         kept_rooms: the rooms that the hub keeps, as publishers without a hub read them.
         subscribed: is told from when on the messages of rooms come.
         not_published: hears of errors that no answer waits for.
@@ -75,6 +77,8 @@ class Server:
         most: int,
         envelope: Hears,
         takes_more: Callable[[], bool],
+        word: Callable[[bytes], object],
+        words_missed: Callable[[], object],
         kept_rooms: bytes,
         subscribed: Callable[[Sequence[str], bool], object],
         not_published: Callable[[Outgoing, Exception], object],
@@ -88,6 +92,8 @@ class Server:
         self._timeout = timeout
         self._envelope = envelope
         self._takes_more = takes_more
+        self._word = word
+        self._words_missed = words_missed
         self._changed = changed
         self._kept_rooms = kept_rooms
         self._next_kept = 0.0
@@ -253,6 +259,8 @@ class Server:
         self._reader = link
         self.subscriptions.connected(link)
         await self._or_abort(link, self._first_confirmed(link))
+        if self._tasks:
+            self._words_missed()
 
     async def _first_confirmed(self, link: Link) -> None:
         # The inbox is confirmed before the answer to a PING that follows it.
@@ -339,8 +347,12 @@ class Server:
 
     def _stray(self, channel: bytes, data: bytes) -> None:
         """A message of the inbox, or of a channel that was unsubscribed just now."""
-        if channel == self._inbox and data == self._probe_sent:
+        if channel != self._inbox or not data:
+            return  # a hub that starts sends nothing, to see whether it may
+        if data == self._probe_sent:
             self._probe_came(float(data[6:]))
+        elif not data.startswith(b"probe "):
+            self._word(data)
 
     # --- looking after it ---
 
@@ -484,6 +496,32 @@ class Server:
                         # The task that keeps the connection has to see it first.
                         await asyncio.sleep(0.001)
                         continue
+                    if not isinstance(value, ReplyError):
+                        return value
+                    await self._after(link, value, arguments)
+        except TimeoutError:
+            raise BusUnavailableError(
+                f"the bus at {self.address.text} did not answer within {self._timeout:g} s"
+            ) from None
+
+    async def ask_once(self, *arguments: bytes) -> Any:
+        """Has a command answered that must not be done twice.
+
+        Raises:
+            BusUnavailableError: there was no answer in time, or nobody knows whether it was done.
+            BusError: the server refuses.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    link = await self.writer()
+                    try:
+                        value = await link.ask(*arguments)
+                    except LinkLostError as error:
+                        raise BusUnavailableError(
+                            f"the bus at {self.address.text}: nobody knows whether it was sent: "
+                            f"{error}"
+                        ) from None
                     if not isinstance(value, ReplyError):
                         return value
                     await self._after(link, value, arguments)

@@ -135,3 +135,29 @@ def _host_and_port(text: str) -> tuple[str, int]:
     if not parts.hostname:
         raise ConfigError(f"{shown(text)} must be the host and port of a Sentinel")
     return parts.hostname, parts.port or 26379
+
+
+def master_of(url: Url, timeout: float) -> Any:
+    """A client of redis-py, to the master that Sentinels know.
+
+    Args:
+        url: with Sentinels.
+        timeout: seconds that each attempt to connect, and each answer, may take.
+    """
+    from redis.asyncio.sentinel import Sentinel
+
+    times = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    tls = {name: value for name, value in url.options.items() if name.startswith("ssl_")}
+    options = {name: value for name, value in url.options.items() if value is not None}
+    sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
+        list(url.sentinels),
+        sentinel_kwargs={
+            **url.sentinel_options,
+            **times,
+            **({"ssl": True, **tls} if url.tls else {}),
+        },
+        **times,
+        **({"ssl": True} if url.tls else {}),
+        **options,
+    )
+    return sentinel.master_for(url.master)

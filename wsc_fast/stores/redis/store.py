@@ -202,22 +202,11 @@ class RedisOfflineStore:
     def append(
         self, user_id: str, message_id: str, data: bytes, *, limit: int, drop_oldest: bool
     ) -> asyncio.Future[list[StoredMessage]]:
-        """Keeps a message behind all others of the user; see `OfflineStore.append`.
-
-        Args:
-            user_id: whose message it is.
-            message_id: kept once: the same id and data of the same user again change nothing.
-            data: the message as JSON.
-            limit: of messages per user.
-            drop_oldest: what to do at the limit: drop the oldest, or refuse this one.
-
-        Returns:
-            asyncio.Future[list[StoredMessage]]: of what was dropped for it.
+        """See `OfflineStore.append`.
 
         Raises:
-            OfflineStoreFullError: (awaited) at the limit, without `drop_oldest`.
-            MessageExistsError: (awaited) the id is taken by other data.
-            OfflineStoreError: (awaited) the message is not known to be stored.
+            OfflineStoreFullError, MessageExistsError: (awaited) as the protocol says.
+            OfflineStoreError: (awaited) it is not known to be stored.
         """
         if type(data) is not bytes:
             data = bytes(memoryview(data))
@@ -233,36 +222,16 @@ class RedisOfflineStore:
     async def read(
         self, user_id: str, *, after: int = 0, limit: int = 100, max_bytes: int = READ_BYTES
     ) -> list[StoredMessage]:
-        """The next messages of a user, in order; see `OfflineStore.read`.
-
-        Args:
-            user_id: whose messages.
-            after: the position behind which to begin.
-            limit: how many at most.
-            max_bytes: the message with which the data reach so many bytes is the last one.
-
-        Returns:
-            list[StoredMessage]: also those whose `append` has been called and is not done; a
-                PartialPage where more follow, as over a slow line.
+        """See `OfflineStore.read`. Over a slow line it is a PartialPage.
 
         Raises:
-            OfflineStoreError: they cannot be read.
+            OfflineStoreError: the server does not answer, or the store is not open; so in all calls
+                below.
         """
         return await self._opened().read(encode(user_id), after, limit, max_bytes)
 
     async def delete(self, user_id: str, message_ids: Collection[str]) -> int:
-        """Removes messages of a user.
-
-        Args:
-            user_id: whose messages.
-            message_ids: which; those that are not there are no error.
-
-        Returns:
-            int: how many there were.
-
-        Raises:
-            OfflineStoreError: they are not known to be removed.
-        """
+        """See `OfflineStore.delete`."""
         user = encode(user_id)
         session = self._opened()
         ids = [encode(message_id) for message_id in message_ids]
@@ -277,33 +246,12 @@ class RedisOfflineStore:
         return sum(result for result in results if isinstance(result, int))
 
     async def count(self, user_id: str) -> int:
-        """The number of messages that are kept for a user.
-
-        Args:
-            user_id: whose messages.
-
-        Returns:
-            int: the number, with those whose `append` has been called and is not done.
-
-        Raises:
-            OfflineStoreError: they cannot be counted.
-        """
+        """See `OfflineStore.count`; those whose `append` is not done count."""
         (found,) = await self._opened().ask(Read("count", encode(user_id)))
         return int(found)
 
     async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
-        """The ids of these messages that are not in the store; see `SharedOfflineStore.missing`.
-
-        Args:
-            user_id: whose messages.
-            message_ids: which.
-
-        Returns:
-            list[str]: ids; one whose `append` has been called and is not done counts as there.
-
-        Raises:
-            OfflineStoreError: nothing is known about them.
-        """
+        """See `SharedOfflineStore.missing`."""
         user = encode(user_id)
         session = self._opened()
         missing: list[str] = []
@@ -313,46 +261,21 @@ class RedisOfflineStore:
         return missing
 
     async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
-        """The users for whom other opened stores have stored messages.
-
-        See `SharedOfflineStore.appended`.
+        """See `SharedOfflineStore.appended`.
 
         The server remembers the newest 10,000 pairs of store and user, for an hour. A caller that
         has not asked for so long gets the users that are left.
-
-        Args:
-            after: the position behind which to look, as the last call returned it; -1 asks for the
-                newest position only.
-            limit: how many users at most.
-
-        Returns:
-            tuple[int, list[str]]: the position to look behind next, and the ids of the users, each
-                once.
-
-        Raises:
-            OfflineStoreError: they cannot be read.
         """
         return await self._opened().appended(after, limit)
 
     async def expire(
         self, before: float, limit: int = 1000, *, max_bytes: int = READ_BYTES
     ) -> list[tuple[str, StoredMessage]]:
-        """Removes what was stored before a time, of all users; see `OfflineStore.expire`.
+        """See `OfflineStore.expire`; `before` is on the server's clock.
 
-        Args:
-            before: seconds since the epoch, on the server's clock.
-            limit: how many to remove at most, the oldest first.
-            max_bytes: how many bytes of data to remove at most, but for a first message. Over a
-                slow line fewer go.
-
-        Returns:
-            list[tuple[str, StoredMessage]]: user id and message of each. First come those that an
-                earlier call removed, of `expire` or of `append`, without its caller being told: the
-                reply was lost for as long as it was waited for, or the caller was cancelled. These
-                may have been stored after `before`.
-
-        Raises:
-            OfflineStoreError: nothing is known to be removed.
+        First come messages that an earlier call removed, of `expire` or of `append`, without its
+        caller being told: the reply was lost for as long as it was waited for, or the caller was
+        cancelled. These may have been stored after `before`. Over a slow line fewer go at a time.
         """
         stop = round(min(before * 1e6, LAST_POSITION)) if before > 0 else 0
         removed = await self._opened().expire(stop, limit, max_bytes)

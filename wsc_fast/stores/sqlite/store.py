@@ -203,24 +203,13 @@ class SQLiteOfflineStore:
     def append(
         self, user_id: str, message_id: str, data: bytes, *, limit: int, drop_oldest: bool
     ) -> asyncio.Future[list[StoredMessage]]:
-        """Keeps a message behind all others of the user; see `OfflineStore.append`.
+        """See `OfflineStore.append`.
 
         Nobody has to await the future for the message to be kept, and to cancel it takes nothing
         back.
 
-        Args:
-            user_id: whose message it is.
-            message_id: kept once per user.
-            data: the message as JSON.
-            limit: of messages per user.
-            drop_oldest: whether the oldest go at the limit, or this one is refused.
-
-        Returns:
-            asyncio.Future[list[StoredMessage]]: what was dropped, once the message is durable.
-
         Raises:
-            OfflineStoreFullError: (awaited) at the limit, without `drop_oldest`.
-            MessageExistsError: (awaited) the id is taken by other data.
+            OfflineStoreFullError, MessageExistsError: (awaited) as the protocol says.
             OfflineStoreError: (awaited) the message is not stored: the database has trouble, the
                 disk is nearly full or too slow, an id is no valid text, the store is not open.
         """
@@ -254,19 +243,11 @@ class SQLiteOfflineStore:
     async def read(
         self, user_id: str, *, after: int = 0, limit: int = 100, max_bytes: int = READ_BYTES
     ) -> list[StoredMessage]:
-        """The next messages of a user, in order; see `OfflineStore.read`.
-
-        Args:
-            user_id: whose messages.
-            after: the position behind which to begin.
-            limit: how many messages at most.
-            max_bytes: the message with which the data reach so many bytes is the last one.
-
-        Returns:
-            list[StoredMessage]: also those whose `append` was called before and is not done yet.
+        """See `OfflineStore.read`.
 
         Raises:
-            OfflineStoreError: the database has trouble, or the store is not open.
+            OfflineStoreError: the database has trouble, or the store is not open; so in all calls
+                below.
         """
         self._check_text("user_id", user_id)
         found: list[StoredMessage] = await self._ask(
@@ -275,18 +256,7 @@ class SQLiteOfflineStore:
         return found
 
     async def delete(self, user_id: str, message_ids: Collection[str]) -> int:
-        """Removes messages of a user; see `OfflineStore.delete`.
-
-        Args:
-            user_id: whose messages.
-            message_ids: which; unknown ones are passed over.
-
-        Returns:
-            int: how many there were, once it is durable that they are gone.
-
-        Raises:
-            OfflineStoreError: the database has trouble, or the store is not open.
-        """
+        """See `OfflineStore.delete`."""
         worker = self._open_worker()
         self._check_text("user_id", user_id)
         ids = self._ids(message_ids)
@@ -301,17 +271,7 @@ class SQLiteOfflineStore:
         return sum(await asyncio.gather(*deleting))
 
     async def count(self, user_id: str) -> int:
-        """The number of messages that are kept for a user.
-
-        Args:
-            user_id: whose messages.
-
-        Returns:
-            int: 0 for a user without messages.
-
-        Raises:
-            OfflineStoreError: the database has trouble, or the store is not open.
-        """
+        """See `OfflineStore.count`."""
         self._check_text("user_id", user_id)
         held: int = await self._ask(partial(database.count, user_id=user_id))
         return held
@@ -319,20 +279,7 @@ class SQLiteOfflineStore:
     async def expire(
         self, before: float, limit: int = 1000, *, max_bytes: int = READ_BYTES
     ) -> list[tuple[str, StoredMessage]]:
-        """Removes what was stored before a time; see `OfflineStore.expire`.
-
-        Args:
-            before: seconds since the epoch.
-            limit: how many messages to remove at most, the oldest first.
-            max_bytes: the message with which the data reach so many bytes is the last one.
-
-        Returns:
-            list[tuple[str, StoredMessage]]: user id and message of each, once it is durable that
-                they are gone.
-
-        Raises:
-            OfflineStoreError: the database has trouble, or the store is not open.
-        """
+        """See `OfflineStore.expire`. It returns once it is durable that they are gone."""
         worker = self._open_worker()
         self._check_waiting(worker, _ENTRY_BYTES, 2 * self._max_waiting_bytes)
         future: asyncio.Future[list[tuple[str, StoredMessage]]] = worker.loop.create_future()
@@ -342,22 +289,11 @@ class SQLiteOfflineStore:
         return await future
 
     async def appended(self, after: int, limit: int = 1000) -> tuple[int, list[str]]:
-        """The users for whom others have stored messages; see `SharedOfflineStore.appended`.
+        """See `SharedOfflineStore.appended`.
 
         It costs a look at one row while nobody else stores anything. Another store object on the
-        same file counts as another, also in this process.
-
-        Args:
-            after: the position behind which to look; -1 asks for the newest position only. A
-                position that the database has not reached, since the file was replaced, is taken
-                as 0.
-            limit: how many users at most.
-
-        Returns:
-            tuple[int, list[str]]: the position to look behind next, and ids of users.
-
-        Raises:
-            OfflineStoreError: the database has trouble, or the store is not open.
+        same file counts as another, also in this process. A position that the database has not
+        reached, since the file was replaced, is taken as 0.
         """
         worker = self._open_worker()
         found: tuple[int, list[str]] = await self._ask(
@@ -366,19 +302,7 @@ class SQLiteOfflineStore:
         return found
 
     async def missing(self, user_id: str, message_ids: Collection[str]) -> list[str]:
-        """The ids of these messages that are not in the store; see `SharedOfflineStore.missing`.
-
-        Args:
-            user_id: whose messages.
-            message_ids: which.
-
-        Returns:
-            list[str]: ids, each once; one whose `append` has been called and is not done counts as
-                there.
-
-        Raises:
-            OfflineStoreError: the database has trouble, or the store is not open.
-        """
+        """See `SharedOfflineStore.missing`."""
         self._check_text("user_id", user_id)
         ids = list(dict.fromkeys(self._ids(message_ids)))
         found: list[str] = await self._ask(

@@ -1,0 +1,497 @@
+"""Users over several hubs and a real server: messages find them, and acknowledgements come back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acks import acknowledge, received
+from tests.redis_server import RedisServer
+from tests.support import join, named
+from wsc_fast import (
+    ACKConfig,
+    AckFailedError,
+    ACKMessage,
+    AckStatus,
+    AckTimeoutError,
+    ClientNotFoundError,
+    ConfigError,
+    Hub,
+    HubConfig,
+    HubMessage,
+    MemoryOfflineStore,
+    RedisBus,
+    RetryConfig,
+    SQLiteOfflineStore,
+    UserOfflineError,
+    ValidationError,
+)
+from wsc_fast.delivery import upkeep
+from wsc_fast.testing import CLOSE, RawClient, eventually, eventually_async
+
+Failures = list[tuple[str, Exception]]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as redis:
+        yield redis
+
+
+class Failed:
+    """Notes what the failure handlers hear."""
+
+    def __init__(self) -> None:
+        self.heard: Failures = []
+
+    async def handle_send_failure(self, msg: Any, recipient: str, reason: Any, error: Any) -> None:
+        self.heard.append((recipient, error))
+
+
+@asynccontextmanager
+async def hubs(
+    url: Any, count: int = 2, acks: ACKConfig | None = None, limits: dict[str, Any] | None = None
+) -> AsyncIterator[list[tuple[Hub, Failed]]]:
+    """Hubs on one bus, and what their failure handlers heard."""
+    made = []
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        for _ in range(count):
+            config = HubConfig(close_timeout=0.1, **(limits or {}))
+            hub = Hub(config, authenticate=named, bus=RedisBus(url, refresh=0.2))
+            if acks is not None:
+                hub.enable_ack(acks)
+            failed = Failed()
+            hub.add_send_failure_handler(failed)
+            await hub.start("127.0.0.1", 0)
+            stack.push_async_callback(hub.stop, 1.0)
+            made.append((hub, failed))
+        yield made
+
+
+@pytest.fixture
+def connect() -> Iterator[Any]:
+    """Makes clients, which are closed at the end: `connect(hub, "client&user=user")`."""
+    made: list[RawClient] = []
+
+    async def connected(hub: Hub, name: str) -> RawClient:
+        raw, _ = await join(hub, name)
+        made.append(raw)
+        return raw
+
+    yield connected
+    for raw in made:
+        raw.close()
+
+
+async def closed_with(raw: RawClient) -> int:
+    """The code of the close frame that comes next; the client answers it."""
+    frame = await raw.recv()
+    assert frame.opcode == CLOSE
+    await raw.send(CLOSE, frame.payload)
+    return int.from_bytes(frame.payload[:2], "big")
+
+
+def offline(**settings: Any) -> ACKConfig:
+    return ACKConfig(enable_offline_messages=True, **settings)
+
+
+async def entered(hub: Hub, *users: str) -> None:
+    """Returns once the bus knows that these users are online."""
+
+    async def are() -> bool:
+        return await hub.cluster.online(users) == set(users)
+
+    await eventually_async(are)
+
+
+# --- messages without acknowledgement ---
+
+
+async def test_a_message_finds_a_user_on_each_hub_that_has_him(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, 3) as ((one, _), (two, _), (three, failed)):
+        raw_one = await connect(one, "a1&user=ann")
+        raw_two = await connect(two, "a2&user=ann")
+        await entered(three, "ann")
+        await entered(one, "ann")
+        assert three.send_to_user("ann", HubMessage(content="from three")) == 0
+        for raw in (raw_one, raw_two):
+            assert (await received(raw))["content"] == "from three"
+        await eventually(lambda: one.send_to_user("ann", HubMessage(content="from one")) == 1)
+        assert (await received(raw_one))["content"] == "from one"
+        assert (await received(raw_two))["content"] == "from one"
+        assert not failed.heard
+
+
+async def test_a_user_who_is_nowhere_is_told_to_the_failure_handlers(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url) as ((one, failed), _):
+        assert one.send_to_user("nobody", HubMessage(content="x")) == 0
+        await eventually(lambda: bool(failed.heard))
+        ((recipient, error),) = failed.heard
+        assert recipient == "nobody"
+        assert isinstance(error, UserOfflineError)
+        assert "on any hub" in str(error)
+
+
+async def test_a_call_says_on_how_many_hubs_a_user_got_a_message(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, 3) as ((one, failed), (two, _), (three, _)):
+        raws = [
+            await connect(hub, f"{name}&user=ann")
+            for hub, name in ((one, "a"), (two, "b"), (two, "c"))
+        ]
+        await entered(three, "ann")
+        await eventually(lambda: "ann" in one._node.users.elsewhere)
+        assert await one.cluster.send_to_user("ann", HubMessage(content="x")) == 2
+        assert await three.cluster.send_to_user("ann", HubMessage(content="y")) == 2
+        for raw in raws:
+            assert {(await received(raw))["content"] for _ in range(2)} == {"x", "y"}
+        with pytest.raises(UserOfflineError):
+            await three.cluster.send_to_user("bob", HubMessage(content="x"))
+        assert not failed.heard
+
+
+async def test_a_send_with_retry_finds_a_user_who_comes_to_another_hub(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url) as ((one, failed), (two, _)):
+        one.set_retry_config(
+            RetryConfig(
+                max_retries=100,
+                base_delay=0.05,
+                max_delay=0.05,
+                retryable_errors=("user_offline",),
+                non_retryable_errors=(),
+            )
+        )
+        sending = asyncio.create_task(
+            one.send_to_user_with_retry("ann", HubMessage(content="at last"))
+        )
+        await eventually(lambda: one._node.counters.words_sent > 1)
+        raw = await connect(two, "a&user=ann")
+        result = await sending
+        assert (result.success, result.delivered_to) == (True, 1)
+        assert result.total_retries > 0
+        assert (await received(raw))["content"] == "at last"
+        assert not failed.heard
+
+
+async def test_a_user_is_disconnected_from_all_hubs(server: RedisServer, connect: Any) -> None:
+    async with hubs(server.url, 3) as ((one, _), (two, _), (three, _)):
+        raws = [
+            await connect(hub, f"{name}&user=ann")
+            for hub, name in ((one, "a"), (two, "b"), (two, "c"))
+        ]
+        other = await connect(two, "d&user=bob")
+        await entered(three, "ann", "bob")
+        assert three.disconnect_user("ann", 4000, "bye") == 0
+        for raw in raws:
+            assert await closed_with(raw) == 4000
+        await eventually_async(lambda: not_online(three, "ann"))
+        again = [await connect(hub, f"{name}&user=ann") for hub, name in ((one, "e"), (two, "f"))]
+        await entered(three, "ann")
+        await eventually(lambda: "ann" in one._node.users.elsewhere)
+        assert await one.cluster.disconnect_user("ann", 4001) == 2
+        for raw in again:
+            assert await closed_with(raw) == 4001
+        assert two.get_connected_client_ids() == ["d"]
+        with pytest.raises(ValidationError):
+            await one.cluster.disconnect_user("ann", 1006)
+        other.close()
+
+
+async def not_online(hub: Hub, user: str) -> bool:
+    return not await hub.cluster.online([user])
+
+
+# --- the bound on the connections of a user ---
+
+
+@pytest.mark.parametrize("over_hubs", [False, True], ids=["one hub", "two hubs"])
+async def test_one_connection_too_many_is_refused(
+    server: RedisServer, connect: Any, over_hubs: bool
+) -> None:
+    limits = {"max_connections_per_user": 2}
+    async with hubs(server.url, 2, limits=limits) as ((one, _), (two, _)):
+        await connect(one, "a&user=ann")
+        await connect(two if over_hubs else one, "b&user=ann")
+        await entered(one, "ann")
+        await connect(one, "other&user=bob")
+        third = await RawClient.open(two if over_hubs else one, "/ws?id=c&user=ann")
+        assert await closed_with(third) == 1008
+        third.close()
+        stats = (two if over_hubs else one).get_stats()
+        assert stats.limited["max_connections_per_user"] == 1
+        assert stats.rejected["full"] == 1
+        assert len(one.get_connected_client_ids()) == (2 if over_hubs else 3)
+
+
+@pytest.mark.parametrize("over_hubs", [False, True], ids=["one hub", "two hubs"])
+async def test_one_connection_too_many_closes_the_oldest(
+    server: RedisServer, connect: Any, over_hubs: bool
+) -> None:
+    limits = {"max_connections_per_user": 2, "user_overflow": "close_oldest"}
+    async with hubs(server.url, 2, limits=limits) as ((one, _), (two, _)):
+        first = await connect(one, "a&user=ann")
+        await asyncio.sleep(0.002)  # another millisecond
+        second = await connect(two if over_hubs else one, "b&user=ann")
+        await entered(one, "ann")
+        await asyncio.sleep(0.002)
+        third = await connect(two if over_hubs else one, "c&user=ann")
+        assert await closed_with(first) == 4409
+        await asyncio.sleep(0.002)
+        await connect(one, "d&user=ann")
+        assert await closed_with(second) == 4409
+        await eventually(lambda: one.get_stats().connections + two.get_stats().connections == 2)
+        assert third
+
+
+# --- messages with acknowledgement ---
+
+
+async def test_an_acknowledgement_on_another_hub_ends_the_await(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, acks=offline()) as ((one, _), (two, _)):
+        raw = await connect(two, "a&user=ann")
+        await entered(one, "ann")
+        pending = one.send_ack_message_to_user("ann", ACKMessage(id="m1", content="x"))
+        message = await received(raw)
+        assert message["id"] == "m1"
+        await pending.accepted()
+        await acknowledge(raw, "m1")
+        assert await pending is AckStatus.CONFIRMED
+
+
+async def test_a_client_of_another_hub_refuses_a_message(server: RedisServer, connect: Any) -> None:
+    async with hubs(server.url, acks=offline()) as ((one, _), (two, failed)):
+        raw = await connect(two, "a&user=ann")
+        await entered(one, "ann")
+        pending = one.send_ack_message_to_user("ann", ACKMessage(id="m1", content="x"))
+        await received(raw)
+        await acknowledge(raw, "m1", status="failed", error="no room")
+        with pytest.raises(AckFailedError, match="no room"):
+            await pending
+        await eventually(lambda: len(failed.heard) == 1)
+
+
+async def test_a_message_that_clients_of_two_hubs_refuse_is_told_once(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, 3, offline()) as made:
+        one, two, three = (hub for hub, _ in made)
+        raws = [await connect(two, "a&user=ann"), await connect(three, "b&user=ann")]
+        await entered(one, "ann")
+        for n in range(20):
+            pending = one.send_ack_message_to_user("ann", ACKMessage(id=f"m{n}", content="x"))
+            for raw in raws:
+                assert (await received(raw))["id"] == f"m{n}"
+            for raw in raws:
+                await acknowledge(raw, f"m{n}", status="failed", error="no room")
+            with pytest.raises(AckFailedError, match="no room"):
+                await pending
+        await eventually(lambda: sum(len(failed.heard) for _, failed in made) == 20)
+        acks = [hub._delivery.acks for hub in (one, two, three)]
+        await eventually(lambda: not any(each.journal.busy for each in acks))
+        assert sum(len(failed.heard) for _, failed in made) == 20
+
+
+async def test_a_message_that_times_out_on_another_hub_is_told_once(
+    server: RedisServer, connect: Any
+) -> None:
+    config = offline(timeout=0.5, retry_interval=0.2, max_retries=1)
+    async with hubs(server.url, 3, acks=config) as made:
+        (one, failed), (two, failed_two), (three, failed_three) = made
+        await connect(two, "a&user=ann")
+        await connect(three, "b&user=ann")
+        await entered(one, "ann")
+        pending = one.send_ack_message_to_user("ann", ACKMessage(id="m1", content="x"))
+        with pytest.raises(AckTimeoutError):
+            await pending
+        both = [*failed.heard, *failed_two.heard, *failed_three.heard]
+        await eventually(lambda: two.get_stats().acks_timed_out == 1)
+        await eventually(lambda: three.get_stats().acks_timed_out == 1)
+        await asyncio.sleep(0.1)  # nothing may follow
+        both = [*failed.heard, *failed_two.heard, *failed_three.heard]
+        assert [to for to, _ in both] == ["ann"]
+
+
+async def test_both_devices_get_a_message_and_one_acknowledgement_ends_it(
+    server: RedisServer, connect: Any
+) -> None:
+    config = offline(retry_interval=0.2, max_retries=50)
+    async with hubs(server.url, 2, config) as ((one, failed), (two, failed_two)):
+        here = await connect(one, "a&user=ann")
+        there = await connect(two, "b&user=ann")
+        await eventually(lambda: "ann" in one._node.users.elsewhere)
+        pending = one.send_ack_message_to_user("ann", ACKMessage(id="m1", content="x"))
+        assert (await received(here))["id"] == "m1"
+        assert (await received(there))["id"] == "m1"
+        await acknowledge(there, "m1")
+        assert await pending is AckStatus.CONFIRMED
+        second = one.send_ack_message_to_user("ann", ACKMessage(id="m2", content="y"))
+        for raw in (here, there):
+            while (message := await received(raw))["id"] == "m1":
+                pass  # it was sent again before the word of its end had come
+            assert message["id"] == "m2"
+        await acknowledge(here, "m2")
+        assert await second is AckStatus.CONFIRMED
+        await eventually(lambda: two._delivery.acks.count == 0)
+        assert not failed.heard
+        assert not failed_two.heard
+
+
+async def test_what_was_pending_reaches_a_device_that_connects_to_another_hub(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, 2, offline()) as ((one, _), (two, _)):
+        here = await connect(one, "a&user=ann")
+        sent = [
+            one.send_ack_message_to_user("ann", ACKMessage(id=f"m{n}", content=str(n)))
+            for n in range(300)
+        ]
+        there = await connect(two, "b&user=ann")
+        found = [(await received(there))["id"] for _ in range(300)]
+        assert found == [f"m{n}" for n in range(300)]
+        assert [(await received(here))["id"] for _ in range(300)] == found
+        for message_id in found:
+            await acknowledge(there, message_id)
+        assert {await each for each in sent} == {AckStatus.CONFIRMED}
+
+
+async def test_a_message_waits_for_a_user_and_finds_him_on_any_hub(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, 2, offline()) as ((one, _), (two, _)):
+        pending = one.send_ack_message_to_user("ann", ACKMessage(id="m1", content="x"))
+        await pending.accepted()
+        raw = await connect(two, "a&user=ann")
+        assert (await received(raw))["id"] == "m1"
+        await acknowledge(raw, "m1")
+        assert await pending is AckStatus.CONFIRMED
+
+
+async def test_an_await_ends_though_the_word_of_its_end_was_lost(
+    server: RedisServer, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "CHECK_EVERY", 0.2)
+    async with hubs(server.url, 2, offline()) as ((one, _), (two, _)):
+        raw = await connect(two, "a&user=ann")
+        await entered(one, "ann")
+        monkeypatch.setattr(one._node.users, "word", lambda data: None)
+        confirmed = one.send_ack_message_to_user("ann", ACKMessage(id="m1", content="x"))
+        refused = one.send_ack_message_to_user("ann", ACKMessage(id="m2", content="x"))
+        for _ in range(2):
+            await received(raw)
+        await acknowledge(raw, "m1")
+        await acknowledge(raw, "m2", status="failed", error="no room")
+        assert await confirmed is AckStatus.CONFIRMED
+        with pytest.raises(AckFailedError, match="no room"):
+            await refused
+
+
+async def test_messages_keep_the_order_of_sending_at_each_device(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, 3, offline()) as ((one, _), (two, _), (three, _)):
+        raws = [await connect(hub, f"{name}&user=ann") for name, hub in (("a", one), ("b", two))]
+        await entered(three, "ann")
+        sent = []
+        for n in range(200):
+            for number, hub in enumerate((one, three)):
+                message = ACKMessage(id=f"{number}.{n}", content="x")
+                sent.append(hub.send_ack_message_to_user("ann", message))
+            if n % 10 == 0:
+                await asyncio.sleep(0)
+        for raw in raws:
+            ids = [(await received(raw))["id"] for _ in range(400)]
+            for number in (0, 1):
+                of_one = [each for each in ids if each.startswith(f"{number}.")]
+                assert of_one == [f"{number}.{n}" for n in range(200)]
+            for each in ids:
+                await acknowledge(raw, each)
+        for each in sent:
+            assert await each is AckStatus.CONFIRMED
+
+
+async def test_a_message_that_timed_out_is_sent_anew(server: RedisServer, connect: Any) -> None:
+    config = offline(timeout=0.4, retry_interval=0.2, max_retries=0)
+    async with hubs(server.url, 2, config) as ((one, _), (two, _)):
+        raw = await connect(two, "a&user=ann")
+        await entered(one, "ann")
+        message = ACKMessage(id="m1", content="x")
+        with pytest.raises(AckTimeoutError):
+            await one.send_ack_message_to_user("ann", message)
+        assert (await received(raw))["id"] == "m1"
+        again = one.send_ack_message_to_user("ann", message)
+        assert (await received(raw))["id"] == "m1"
+        await acknowledge(raw, "m1")
+        assert await again is AckStatus.CONFIRMED
+
+
+async def test_a_message_has_its_own_timeout_on_another_hub(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, 2, offline()) as ((one, _), (two, _)):
+        await connect(two, "a&user=ann")
+        await entered(one, "ann")
+        with pytest.raises(AckTimeoutError, match=r"in 0\.3 s"):
+            await one.send_ack_message_to_user("ann", ACKMessage(content="x", timeout=0.3))
+
+
+# --- clients of other hubs ---
+
+
+async def test_a_message_finds_a_client_of_another_hub(server: RedisServer) -> None:
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        made = []
+        failed = Failed()
+        for _ in range(2):
+            hub = Hub(HubConfig(close_timeout=0.1), bus=RedisBus(server.url))
+            hub.add_send_failure_handler(failed)
+            await hub.start("127.0.0.1", 0)
+            stack.push_async_callback(hub.stop, 1.0)
+            made.append(hub)
+        one, two = made
+        raw = await RawClient.open(two)
+        stack.callback(raw.close)
+        (client_id,) = two.get_connected_client_ids()
+        one.send_to_client(client_id, "text")
+        one.send_to_client(client_id, b"\x00\xff")
+        one.send_to_client(client_id, HubMessage(content="hub message"))
+        assert (await raw.recv()).payload == b"text"
+        assert (await raw.recv()).payload == b"\x00\xff"
+        assert (await received(raw))["content"] == "hub message"
+        assert not failed.heard
+        raw.close()
+        await eventually(lambda: not two.get_connected_client_ids())
+        one.send_to_client(client_id, "too late")
+        await eventually(lambda: len(failed.heard) == 1)
+        assert failed.heard[0][0] == client_id
+        with pytest.raises(ClientNotFoundError):
+            one.send_to_client("nobody", "x")
+
+
+# --- stores ---
+
+
+async def test_stores_that_hubs_cannot_share_are_refused(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    for store, word in (
+        (SQLiteOfflineStore(tmp_path / "x.db"), "SQLite"),
+        (MemoryOfflineStore(), "SharedOfflineStore"),
+    ):
+        hub = Hub(authenticate=named, bus=RedisBus(server.url))
+        hub.enable_ack(offline(), store=store)
+        with pytest.raises(ConfigError, match=word):
+            await hub.start("127.0.0.1", 0)

@@ -1,0 +1,22 @@
+"""Whether the peer of a connection is still there: pings, pongs, and the heartbeat's look.
+
+    take_control    one control frame of the peer: a ping is answered, a close frame is closing's
+    check_alive     the heartbeat's look, now and then: a client that is silent for too long is
+                    closed, one that is silent for a while is pinged
+
+Control frames go through the outbox, as all frames do. One ping and few pongs wait there at most,
+so that a flood of pings costs no memory.
+"""
+
+from wsc_fast._core.closing cimport ClosableConnection
+
+
+cdef class PingedConnection(ClosableConnection):
+    cdef:
+        double pinged_at           # on the exact clock
+        bint pong_due              # the answer to a ping of ours
+        float round_trip           # seconds to that answer, the last time; below 0: not known
+        unsigned long long acked   # bytes, at the last look (see check_alive)
+
+    # A conflation key of PINGs or PONGs, or None.
+    cdef int push_control(self, bytes frame, object key) except -1

@@ -1,0 +1,152 @@
+"""The words that hubs send each other about users; docs/redis-bus.md has them in a table."""
+
+from __future__ import annotations
+
+import msgspec
+
+from wsc_fast.errors import ValidationError
+
+
+class Word(msgspec.Struct, array_like=True, frozen=True):
+    """Base of all words: a JSON array of the word's name and its fields, in their order."""
+
+
+class Also(Word, frozen=True, tag="also"):
+    """A user of the hub is on another hub as well."""
+
+    user: str
+
+
+class Look(Word, frozen=True, tag="look"):
+    """The offline store has a message for a user.
+
+    Attributes:
+        user, mailbox: of the message.
+    """
+
+    user: str
+    mailbox: str
+
+
+class Settled(Word, frozen=True, tag="settled"):
+    """A message that the offline store holds has ended.
+
+    Attributes:
+        user, mailbox, message_id: of the message.
+        outcome: "confirmed", "failed", "timeout" or "dropped"; "again": it has timed out before,
+            and its hub sends it once more.
+        text: of the error; empty where there is none.
+    """
+
+    user: str
+    mailbox: str
+    message_id: str
+    outcome: str
+    text: str
+
+
+class UserMessage(Word, frozen=True, tag="message"):
+    """A message without acknowledgement for all clients of a user.
+
+    Attributes:
+        user: the id of the user.
+        priority: of the HubMessage, 1 to 4.
+        message: the HubMessage.
+    """
+
+    user: str
+    priority: int
+    message: msgspec.Raw
+
+
+class ClientMessage(Word, frozen=True, tag="client"):
+    """A message for one client.
+
+    Attributes:
+        client: its id.
+        text: of a text message; None of a binary one.
+        data: of a binary message, in Base64; None of a text.
+        key: conflation key.
+    """
+
+    client: str
+    text: str | None
+    data: bytes | None
+    key: str | None
+
+
+class Disconnect(Word, frozen=True, tag="disconnect"):
+    """All clients of a user are to be closed.
+
+    Attributes:
+        user: the id of the user.
+        code, reason: of the close frames.
+        hub: the hub that waits for the number of clients; "" for none.
+        number: of the question.
+    """
+
+    user: str
+    code: int
+    reason: str
+    hub: str
+    number: int
+
+
+class Answer(Word, frozen=True, tag="answer"):
+    """The answer to a question of a hub.
+
+    Attributes:
+        number: of the question.
+        hub: that answers.
+        value: to `disconnect`, how many clients were closed; to `oldest`, since when the oldest
+            client is connected, in milliseconds since the epoch, or 0 for none.
+    """
+
+    number: int
+    hub: str
+    value: int
+
+
+class Oldest(Word, frozen=True, tag="oldest"):
+    """A question since when the oldest client of a user is connected.
+
+    Attributes:
+        user: the id of the user.
+        hub: the hub that asks.
+        number: of the question.
+    """
+
+    user: str
+    hub: str
+    number: int
+
+
+class CloseOldest(Word, frozen=True, tag="close_oldest"):
+    """The oldest client of a user on this hub is to be closed for a newer one elsewhere."""
+
+    user: str
+
+
+AnyWord = (
+    Also | Look | Settled | UserMessage | ClientMessage | Disconnect | Oldest | CloseOldest | Answer
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(AnyWord)
+
+
+def encode(word: AnyWord) -> bytes:
+    """The bytes that go over the bus."""
+    return _encoder.encode(word)
+
+
+def decode(data: bytes) -> AnyWord:
+    """The word that came.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValidationError(f"no word of a hub: {error}") from None
