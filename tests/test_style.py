@@ -268,7 +268,17 @@ def test_no_file_changes_the_path_of_imports(folder: str) -> None:
     assert edited in ([], [ROOT / "tests/test_process.py"], [ROOT / "wsc_fast/cli/target.py"])
 
 
-@pytest.mark.parametrize("name", ["tests/model.py", "trials/soak/model.py", "trials/fuzz/heads.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tests/model.py",
+        "trials/soak/model.py",
+        "trials/fuzz/heads.py",
+        "trials/models/users.py",
+        "trials/models/user_hub.py",
+        "trials/models/user_servers.py",
+    ],
+)
 def test_a_model_uses_neither_the_product_nor_the_kit(name: str) -> None:
     imports = read(ROOT / name, ROOT).imports
     assert [module for module in imports if module.split(".")[0] == "wsc_fast"] == []

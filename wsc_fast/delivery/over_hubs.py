@@ -126,9 +126,11 @@ class OverHubs:
     ) -> None:
         """A client has acknowledged a stored message, which is about to be deleted."""
         user_id = user_of_key(key)
-        if not self._concerns_others(user_id, origin):
-            return
         failed = isinstance(error, AckFailedError)
+        # That a message has failed is to be told once. So the bus decides, also where this hub does
+        # not know yet that the user is elsewhere as well.
+        if not failed and not self._concerns_others(user_id, origin):
+            return
         ended = Ended(
             user_id,
             key,
@@ -167,8 +169,7 @@ class OverHubs:
             self._ended[key] = self._ended[key][0], lambda: self._tell(pending, error)
             return True
         if isinstance(error, AckTimeoutError):
-            is_stored = pending._stored or pending._storing is not None
-            if not is_stored or not self._concerns_others(pending.user_id, pending._origin):
+            if not pending._stored and pending._storing is None:
                 return False
             self._remember_timeout(*key)
             ended = self._end_of(pending, "timeout", str(error))
