@@ -52,8 +52,8 @@ NEWEST_TREE := build/newest
 NEWEST_QUICK := test_acks.py test_deflate.py test_events.py test_hub.py test_life_cycle.py test_life_hooks.py \
 	test_memory.py test_messages.py test_metrics.py test_outbox.py test_server.py test_timers.py
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py test_javascript_client.py \
-	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_torture_cluster.py test_style.py \
-	test_security_doc.py faults/test_readme.py test_imports.py test_model.py) \
+	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_torture_cluster.py test_torture_users.py \
+	test_style.py test_security_doc.py faults/test_readme.py test_imports.py test_model.py) \
 	-k "not (the_wheel or the_sources or outboxes or two_thousand$(if $(QUICK), or uvloop))" \
 	-m "not (fault(number='D1') or fault(number='D8') or fault(number='F20'))" \
 	$(if $(QUICK),$(addprefix tests/,$(NEWEST_QUICK)))

@@ -55,7 +55,9 @@ CLUSTER = Path(__file__).parent.parent / "benchmarks" / "cluster" / "run.py"
 
 
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
-@pytest.mark.parametrize("name", ["remote", "rate", "publish", "storm", "idle", "peers", "faults"])
+@pytest.mark.parametrize(
+    "name", ["remote", "rate", "publish", "storm", "idle", "peers", "faults", "directory"]
+)
 def test_a_measure_of_several_hubs_runs(name: str) -> None:
     command = [sys.executable, CLUSTER, "--quick", "--only", name]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.played import play
 from tests.redis_server import PROGRAM
 from trials.torture.ledger import Ledger, ranges
 
-ROOT = Path(__file__).parents[1]
 SCENARIOS = [
     (scenario, store)
     for scenario in ("kill", "full-disk", "late-store", "two-processes", "rolling-restart")
@@ -25,17 +21,8 @@ def torture(*arguments: str) -> tuple[int, dict[str, str], str]:
 
     The row is empty where nothing was played.
     """
-    run = subprocess.run(
-        [sys.executable, "-m", "trials.torture.run", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines() if line[:1] == "|"]
-    row = dict(zip(rows[0], rows[-1], strict=True)) if len(rows) > 2 else {}
-    return run.returncode, row, run.stdout + run.stderr
+    status, rows, said = play("trials.torture.run", *arguments, timeout=110)
+    return status, rows[-1] if rows else {}, said
 
 
 @pytest.mark.fault(number="G8")

@@ -1,7 +1,7 @@
 """Crowds of clients that come and go, for the scenarios of `torture` and `torture_cluster`.
 
-A member has one connection at a time, to one of the crowd's doors. How it behaves depends on the
-mood of the crowd:
+A member has one connection at a time, to one of the crowd's doors. How it behaves depends on its
+mood:
 
     BUSY    comes and goes
     CALM    stays where it is, and connects where it is not
@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import Self
 
@@ -54,12 +54,10 @@ class Crowd:
 
     Attributes:
         doors: the addresses of the servers.
-        mood: see above.
     """
 
     def __init__(self) -> None:
         self.doors: list[Door] = []
-        self.mood = Mood.AWAY
         self.session: aiohttp.ClientSession
         self._lives: list[asyncio.Task[None]] = []
 
@@ -81,10 +79,10 @@ class Crowd:
         for door in self.doors:
             door.socket.close()
 
-    def be(self, mood: Mood) -> None:
-        """Tells all members how to behave from now on."""
-        self.mood = mood
-        for member in self.members:
+    def be(self, mood: Mood, members: Iterable[Member] | None = None) -> None:
+        """Tells all members, or these, how to behave from now on."""
+        for member in self.members if members is None else members:
+            member.mood = mood
             member.told.set()
 
     def check(self) -> None:
@@ -99,18 +97,20 @@ class Member:
 
     Attributes:
         told: the mood has changed, or the connection has ended.
+        mood: see above.
         door: while connected.
     """
 
     def __init__(self, name: str, crowd: Crowd) -> None:
         self.name = name
         self.told = asyncio.Event()
+        self.mood = Mood.AWAY
         self.door: Door | None = None
         self._crowd = crowd
 
     async def live(self) -> None:
         while True:
-            if self._crowd.mood is Mood.AWAY or not self._crowd.doors:
+            if self.mood is Mood.AWAY or not self._crowd.doors:
                 self.told.clear()
                 await self.told.wait()
                 continue
@@ -122,23 +122,28 @@ class Member:
         """One connection, from its beginning to its end."""
         raise NotImplementedError
 
+    @property
+    def query(self) -> str:
+        """It says who comes."""
+        return f"user={self.name}"
+
     async def _connect(
         self, door: Door, upgrade: float, close: float, protocols: tuple[str, ...] = ()
     ) -> aiohttp.ClientWebSocketResponse:
         """Connects; a server has these seconds to answer the upgrade, and a close frame."""
         async with asyncio.timeout(upgrade):
             return await self._crowd.session.ws_connect(
-                f"ws://127.0.0.1:{door.port}/ws?user={self.name}",
+                f"ws://127.0.0.1:{door.port}/ws?{self.query}",
                 protocols=protocols,
                 max_msg_size=0,
                 timeout=aiohttp.ClientWSTimeout(ws_close=close),
             )
 
     async def _told_until(self, time: float) -> bool:
-        """Waits until it is told something; False: it is that time, and the crowd is busy."""
+        """Waits until it is told something; False: it is that time, and it is busy."""
         self.told.clear()
         try:
-            async with asyncio.timeout_at(time if self._crowd.mood is Mood.BUSY else None):
+            async with asyncio.timeout_at(time if self.mood is Mood.BUSY else None):
                 await self.told.wait()
         except TimeoutError:
             return False

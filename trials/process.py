@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 # Seconds in which a program starts, or ends after a signal.
-START, STOP = 30.0, 30.0
+START, STOP = 90.0, 30.0
 # Most bytes of a line.
 LINE = 1 << 26
 

@@ -86,6 +86,15 @@ class RedisServer:
         values = dict(line.split(":") for line in lines if ":" in line)
         return float(values["used_cpu_user"]) + float(values["used_cpu_sys"])
 
+    def memory(self) -> int:
+        """Bytes that its data take, and all else that it has allocated."""
+        lines = self.ask(b"INFO", b"memory").splitlines()
+        return int(dict(line.split(":", 1) for line in lines if ":" in line)["used_memory"])
+
+    def keys(self) -> int:
+        """Returns how many keys there are."""
+        return int(self.ask(b"DBSIZE")[1:])
+
     def kill_connections(self, *kinds: str) -> None:
         """Ends all connections of these kinds but ours: `pubsub`, `normal`."""
         for kind in kinds:

@@ -20,8 +20,8 @@ HOW_MANY = 5
 LATE = 0.02
 
 
-def _is_chosen(message_id: str) -> bool:
-    return zlib.crc32(message_id.encode()) % HOW_MANY == 0
+def _is_chosen(fault: str, message_id: str) -> bool:
+    return zlib.crc32(f"{fault} {message_id}".encode()) % HOW_MANY == 0
 
 
 def faulty(kind: Any, fault: str | None) -> Any:
@@ -31,7 +31,7 @@ def faulty(kind: Any, fault: str | None) -> Any:
 
 class _Losing:
     def append(self, user_id: str, message_id: str, data: bytes, **bounds: Any) -> Awaitable[Any]:
-        if not _is_chosen(message_id):
+        if not _is_chosen("lose", message_id):
             return super().append(user_id, message_id, data, **bounds)  # type: ignore[misc]
         done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         done.set_result([])
@@ -41,7 +41,7 @@ class _Losing:
 class _Doubling:
     def append(self, user_id: str, message_id: str, data: bytes, **bounds: Any) -> Awaitable[Any]:
         appended = super().append(user_id, message_id, data, **bounds)  # type: ignore[misc]
-        if _is_chosen(message_id):
+        if _is_chosen("double", message_id):
             other_id = f"{message_id} once more"
             other = data.replace(message_id.encode(), other_id.encode(), 1)
             self._other = super().append(user_id, other_id, other, **bounds)  # type: ignore[misc]
@@ -51,7 +51,7 @@ class _Doubling:
 class _Swapping:
     def append(self, user_id: str, message_id: str, data: bytes, **bounds: Any) -> Awaitable[Any]:
         append = super().append  # type: ignore[misc]
-        if not _is_chosen(message_id):
+        if not _is_chosen("swap", message_id):
             return append(user_id, message_id, data, **bounds)
 
         async def late() -> Any:
@@ -63,7 +63,7 @@ class _Swapping:
 
 class _Keeping:
     async def delete(self, user_id: str, message_ids: Collection[str]) -> int:
-        others = [each for each in message_ids if not _is_chosen(each)]
+        others = [each for each in message_ids if not _is_chosen("keep", each)]
         await super().delete(user_id, others)  # type: ignore[misc]
         return len(message_ids)
 

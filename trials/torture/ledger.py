@@ -8,15 +8,16 @@ grows with each message of that sender to that user. Four rules are judged:
     disordered  the user saw a message after a later one of the same sender
     astray      somebody saw a message of another user
 
-A message whose `accepted` raised may be lost, and may come late. The scenarios add what they notice
-themselves, under the other names in KINDS.
+A user who has several devices has seen a message once one of them has; each device has an order of
+its own. A message whose `accepted` raised may be lost, and may come late. The scenarios add what
+they notice themselves, under the other names in KINDS.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 # The kinds of faults, as the columns of the table.
 KINDS = {
@@ -30,8 +31,8 @@ KINDS = {
     "closed": "a user for whom the store takes no message again",
     "broken": "a server that failed",
 }
-# Violations that are printed with all their details; the others are counted.
-DETAILED = 20
+# Violations of each kind that are printed with all their details; the others are counted.
+DETAILED = 10
 
 Name = tuple[str, int]  # sender and number
 
@@ -39,7 +40,13 @@ Name = tuple[str, int]  # sender and number
 class Ledger:
     """The fates of all messages of one scenario, as far as they are known."""
 
-    def __init__(self, users: Collection[str], *, order_of_accepted: bool = False) -> None:
+    def __init__(
+        self,
+        users: Collection[str],
+        *,
+        order_of_accepted: bool = False,
+        kinds: Mapping[str, str] = KINDS,
+    ) -> None:
         """Begins with nothing.
 
         Args:
@@ -47,17 +54,23 @@ class Ledger:
             order_of_accepted: whether the order is judged among accepted messages alone. Where the
                 store fails on purpose, a message that nobody awaited may be refused without
                 anybody hearing of it.
+            kinds: of violations.
         """
+        self.kinds = kinds
         self.started = time.monotonic()
         self.order_of_accepted = order_of_accepted
         self.accepted: dict[str, set[Name]] = {user: set() for user in users}
         self.refused: dict[str, set[Name]] = {user: set() for user in users}
-        self.seen: dict[str, list[tuple[Name, str]]] = {user: [] for user in users}
+        # By user and device.
+        self.seen: dict[tuple[str, str], list[tuple[Name, str]]] = defaultdict(list)
+        # Messages that a device has answered, and those that another one saw only then.
+        self.answered: dict[str, set[Name]] = {user: set() for user in users}
+        self.again: dict[tuple[str, str], set[Name]] = defaultdict(set)
         self.names_seen: dict[str, set[Name]] = {user: set() for user in users}
         self.missing: dict[str, set[Name]] = {user: set() for user in users}
         self.copies = 0
         self.counts: Counter[str] = Counter()
-        self._reports = 0
+        self._reports: Counter[str] = Counter()
 
     # --- what is reported ---
 
@@ -69,27 +82,33 @@ class Ledger:
     def refuse(self, user: str, name: Name) -> None:
         self.refused[user].add(name)
 
-    def see(self, user: str, name: Name, circumstances: str) -> None:
-        """A user saw a message under an id that was new to him."""
-        self.seen[user].append((name, circumstances))
+    def see(self, user: str, name: Name, circumstances: str, device: str = "") -> None:
+        """A device of a user saw a message under an id that was new to it."""
+        if name in self.answered[user]:
+            self.again[user, device].add(name)
+        self.seen[user, device].append((name, circumstances))
         self.names_seen[user].add(name)
         self.missing[user].discard(name)
+
+    def answer(self, user: str, name: Name) -> None:
+        """A device of a user has answered a message."""
+        self.answered[user].add(name)
 
     def violate(self, kind: str, text: str, count: int = 1) -> None:
         """Notes and prints that something does not fit.
 
         Args:
-            kind: one of KINDS.
+            kind: one of the ledger's kinds.
             text: who is concerned, what is missing, and where it was found.
             count: of how many messages.
         """
-        assert kind in KINDS
+        assert kind in self.kinds
         self.counts[kind] += count
-        self._reports += 1
-        if self._reports <= DETAILED:
+        self._reports[kind] += 1
+        if self._reports[kind] <= DETAILED:
             print(f"  {self.now()} {kind}: {text}", flush=True)
-        elif self._reports == DETAILED + 1:
-            print("  further violations are only counted", flush=True)
+        elif self._reports[kind] == DETAILED + 1:
+            print(f"  further ones are only counted: {kind}", flush=True)
 
     def now(self) -> str:
         """The time since the beginning."""
@@ -99,28 +118,39 @@ class Ledger:
 
     def judge(self) -> None:
         """Notes what was doubled and disordered; what is lost is judged by the scenario."""
-        for user, seen in self.seen.items():
+        for (user, device), seen in self.seen.items():
             twice = [name for name, count in Counter(n for n, _ in seen).items() if count > 1]
             if twice:
-                self.violate("doubled", f"{user} saw twice {ranges(twice)}", len(twice))
-            self._judge_order(user)
+                text = f"{user}{device} saw twice {ranges(twice)}"
+                self.violate("doubled", text, len(twice))
+            self._judge_order(user, device)
 
-    def _judge_order(self, user: str) -> None:
+    def _judge_order(self, user: str, device: str) -> None:
         last: dict[str, tuple[int, str]] = {}
-        for (sender, number), circumstances in self.seen[user]:
-            if not self._has_order(user, (sender, number)):
+        for (sender, number), circumstances in self.seen[user, device]:
+            if not self.has_order(user, device, (sender, number)):
                 continue
             before, there = last.get(sender, (-1, ""))
             if number < before:
                 text = (
-                    f"{user} saw {sender} {number} ({circumstances}) after {sender} {before} "
-                    f"({there})"
+                    f"{user}{device} saw {sender} {number} ({circumstances}) after "
+                    f"{sender} {before} ({there}){self._elsewhere(user, device, (sender, number))}"
                 )
                 self.violate("disordered", text)
             else:
                 last[sender] = number, circumstances
 
-    def _has_order(self, user: str, name: Name) -> bool:
+    def _elsewhere(self, user: str, device: str, name: Name) -> str:
+        """How other devices saw a message."""
+        return "".join(
+            f"; {user}{other}: {circumstances}"
+            for (whose, other), seen in self.seen.items()
+            for each, circumstances in seen
+            if whose == user and other != device and each == name
+        )
+
+    def has_order(self, user: str, device: str, name: Name) -> bool:
+        """Whether a message has to come in its turn."""
         if self.order_of_accepted:
             return name in self.accepted[user]
         return name not in self.refused[user]

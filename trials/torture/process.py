@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from trials.crowd import Door
 from trials.process import Process, ProcessFailedError
@@ -64,7 +64,13 @@ class Look:
 
 
 class Server(Process):
-    """A running server process; `start` makes one."""
+    """A running server process; `start` makes one.
+
+    Attributes:
+        module: the program.
+    """
+
+    module: ClassVar[str] = "trials.torture.server"
 
     def __init__(
         self, process: asyncio.subprocess.Process, sender: str, log: Path, ledger: Ledger
@@ -73,7 +79,7 @@ class Server(Process):
         self.accepted_since: Counter[str] = Counter()  # by user, from the last `publish` on
         self.refused = 0
         self.last_refusal = ""
-        self._ledger = ledger
+        self.ledger = ledger
         self._idle = asyncio.Event()
         self._looks: list[asyncio.Future[Look]] = []
 
@@ -88,7 +94,7 @@ class Server(Process):
         *,
         within: list[str] | None = None,
         **options: Any,
-    ) -> Server:
+    ) -> Self:
         """Starts a process, and returns once it serves.
 
         Args:
@@ -98,7 +104,7 @@ class Server(Process):
             ledger: what hears of its messages.
             log: the file for its standard error.
             within: a command that runs it in another namespace.
-            options: further ones of server.py; those that are None are left out.
+            options: further ones of the program; those that are None are left out.
 
         Raises:
             ProcessFailedError: it did not get ready.
@@ -107,7 +113,7 @@ class Server(Process):
             ("--socket", str(door.socket.fileno())) if door.shared else ("--port", str(door.port))
         )
         return await cls._start(
-            "trials.torture.server",
+            cls.module,
             ["--store", store, "--sender", sender, *listen],
             options,
             sender,
@@ -122,11 +128,11 @@ class Server(Process):
         if word == "accepted":
             user, number = rest.split()
             self.accepted_since[user] += 1
-            self._ledger.accept(user, (self.name, int(number)))
+            self.ledger.accept(user, (self.name, int(number)))
         elif word == "refused":
             user, number, self.last_refusal = rest.split(" ", 2)
             self.refused += 1
-            self._ledger.refuse(user, (self.name, int(number)))
+            self.ledger.refuse(user, (self.name, int(number)))
         elif word == "ready":
             self._ready.set()
         elif word == "idle":
@@ -135,14 +141,14 @@ class Server(Process):
             self._looks.pop(0).set_result(Look.parse(self.name, rest))
         elif word == "stuck":
             text = f"the hub of {self.name} has stopped, and still there waits for {rest}"
-            self._ledger.violate("waiting", text)
+            self.ledger.violate("waiting", text)
         elif word == "broken":
             self._broken(f"{self.name}: {json.loads(rest)}")
         else:
             raise ValueError(f"{self.name} says {line!r}")
 
     def _broken(self, text: str) -> None:
-        self._ledger.violate("broken", text)
+        self.ledger.violate("broken", text)
 
     # --- commands ---
 

@@ -26,17 +26,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from trials.process import ProcessFailedError
 from trials.torture.faults import FAULTS
 from trials.torture.ledger import KINDS, Ledger
-from trials.torture.scenarios import SCENARIOS, Trial
+from trials.torture.output import directory_of, print_table
+from trials.torture.scenarios import SCENARIOS
 from trials.torture.stores import Place, Redis, SmallDisk, SQLiteFile, has_redis, has_small_disks
+from trials.torture.trial import Trial
 from trials.torture.users import Crowd
 
 ROUNDS = 50
@@ -59,7 +58,7 @@ async def play(name: str, store: str, arguments: argparse.Namespace) -> tuple[Le
     rounds = arguments.rounds or (scenario.quick if arguments.quick else ROUNDS)
     seed = f"{arguments.seed} {name} {store}"
     random.seed(seed)
-    with directory_of(name, store, arguments) as directory:
+    with directory_of(f"{name}-{store}", arguments.directory) as directory:
         async with place_of(name, store, Path(directory)) as place, Crowd(names, ledger) as crowd:
             trial = Trial(
                 rounds,
@@ -77,17 +76,6 @@ async def play(name: str, store: str, arguments: argparse.Namespace) -> tuple[Le
             except ProcessFailedError as error:
                 trial.violate("broken", str(error))
     return ledger, trial.round, time.monotonic() - ledger.started
-
-
-def directory_of(
-    name: str, store: str, arguments: argparse.Namespace
-) -> AbstractContextManager[str]:
-    """Where the store and the logs of the servers are."""
-    if arguments.directory is None:
-        return tempfile.TemporaryDirectory()
-    directory = arguments.directory.absolute() / f"{name}-{store}"
-    directory.mkdir(parents=True)
-    return nullcontext(str(directory))
 
 
 async def why_not(name: str, store: str) -> str:
@@ -120,14 +108,8 @@ async def torture(arguments: argparse.Namespace) -> bool:
             seen = sum(map(len, ledger.seen.values()))
             wrong = [ledger.counts[kind] for kind in KINDS]
             rows.append([name, store, rounds, *sums, seen, ledger.copies, *wrong, f"{seconds:.0f}"])
-    print_table([COLUMNS, ["---"] * len(COLUMNS), *rows])
+    print_table(COLUMNS, rows)
     return right
-
-
-def print_table(rows: list[list[Any]]) -> None:
-    print()
-    for row in rows:
-        print("| " + " | ".join(f"{each:,}" if type(each) is int else each for each in row) + " |")
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -29,6 +30,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvloop
@@ -61,11 +63,13 @@ def tell(*words: object) -> None:
 class Application:
     """Sends to all users, and tells what becomes of each message."""
 
-    def __init__(self, hub: Hub, arguments: argparse.Namespace) -> None:
+    def __init__(self, hub: Hub, store: Any, arguments: argparse.Namespace) -> None:
         self.hub = hub
+        self.name = arguments.sender
+        self.users = [f"user{number}" for number in range(arguments.users)]
         self.ending = False
+        self._store = store
         self._arguments = arguments
-        self._users = [f"user{number}" for number in range(arguments.users)]
         self._publishing = False
         self._publishers: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, int] = {}
@@ -74,11 +78,20 @@ class Application:
         self._awaiting: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def do(self, command: str) -> None:
+        """Does what a line of standard input asks for."""
+        if command == "publish":
+            self.publish()
+        elif command == "pause":
+            self.spawn(self.pause())
+        else:
+            self.spawn(self.look())
+
     # --- sending ---
 
     def publish(self) -> None:
         self._publishing = True
-        for user in self._users:
+        for user in self.users:
             former = self._publishers.get(user)
             if former is not None:
                 former.cancel()  # it may wait for ever
@@ -104,16 +117,12 @@ class Application:
         """Sends some messages, and waits for `accepted` of most of them."""
         wave = []
         for _ in range(random.randint(1, self._arguments.wave)):
-            number = self._next.get(user, self._arguments.first)
-            content = f"{self._arguments.sender} {number}"
-            message = ACKMessage(id=f"{user} {content}", content=content, data=self._padding())
             try:
-                pending = self.hub.send_ack_message_to_user(user, message)
+                number, pending = self.send(user, data=self._padding())
             except PendingFullError:
                 break
-            self._next[user] = number + 1
             if random.random() < 0.3:
-                self.spawn(self._outcome(user, number, pending))
+                self.spawn(self.watch(user, number, pending))
             if random.random() < 0.9:
                 wave.append(self._accepted(user, number, pending))
         if random.random() < 0.5:
@@ -121,6 +130,24 @@ class Application:
                 await each
         else:
             await asyncio.gather(*wave)
+
+    def send(self, user: str, **fields: Any) -> tuple[int, PendingACK]:
+        """Sends the next message to a user; returns its number, too.
+
+        Args:
+            user: the recipient.
+            fields: further ones of the ACKMessage.
+
+        Raises:
+            PendingFullError: too much is pending.
+            HubStoppedError: the hub has stopped.
+        """
+        number = self._next.get(user, self._arguments.first)
+        content = f"{self.name} {number}"
+        message = ACKMessage(id=f"{user} {content}", content=content, **fields)
+        pending = self.hub.send_ack_message_to_user(user, message)
+        self._next[user] = number + 1
+        return number, pending
 
     def _padding(self) -> dict[str, Any]:
         return {"padding": "x" * self._arguments.size} if self._arguments.size else {}
@@ -137,14 +164,23 @@ class Application:
         finally:
             self._accepting.discard(who)
 
-    async def _outcome(self, user: str, number: int, pending: PendingACK) -> None:
-        # However it ends, it has to end.
+    async def watch(self, user: str, number: int, pending: PendingACK) -> None:
+        """However the message ends, it has to end."""
+        with contextlib.suppress(WSCError):
+            await self.outcome(user, number, pending)
+
+    async def outcome(self, user: str, number: int, pending: PendingACK) -> None:
+        """Waits for the acknowledgement.
+
+        Raises:
+            WSCError: the message ends otherwise.
+        """
         who = f"{user} {number}"
         self._awaiting.add(who)
         try:
             await pending
         except WSCError:
-            pass
+            raise
         except Exception:
             tell("broken", json.dumps(traceback.format_exc()))
         finally:
@@ -157,18 +193,18 @@ class Application:
 
     # --- looking ---
 
-    async def look(self, store: Any) -> None:
+    async def look(self) -> None:
         """Tells which messages are where, by user, as [sender, number]; and who waits."""
         stored: dict[str, list[Any]] = {}
         pending: dict[str, list[Any]] = {}
         trouble = ""
-        for user in self._users:
+        for user in self.users:
             try:
-                stored[user] = await self._stored(store, user)
+                stored[user] = await self._stored(user)
             except OfflineStoreError as error:
                 trouble = str(error)
             pending[user] = [
-                _named(message.content)
+                named(message.content)
                 for client in self.hub.get_clients_by_user(user)
                 for message in self.hub.get_pending_acks(client.id)
             ]
@@ -181,11 +217,11 @@ class Application:
         }
         tell("look", json.dumps(found))
 
-    async def _stored(self, store: Any, user: str) -> list[Any]:
+    async def _stored(self, user: str) -> list[Any]:
         found, after = [], 0
-        while page := await store.read(user, after=after, limit=1000):
+        while page := await self._store.read(user, after=after, limit=1000):
             after = page[-1].position
-            found += [_named(json.loads(each.data)["content"]) for each in page]
+            found += [named(json.loads(each.data.splitlines()[-1])["content"]) for each in page]
         return found
 
     # --- the end ---
@@ -205,7 +241,8 @@ class Application:
             tell("stuck", "acknowledged:", who)
 
 
-def _named(content: str) -> list[Any]:
+def named(content: str) -> list[Any]:
+    """The sender of a message, and its number."""
     sender, number = content.split()
     return [sender, int(number)]
 
@@ -256,41 +293,39 @@ async def serve(arguments: argparse.Namespace) -> None:
         lambda: hub.enable_ack(config, store=store),
         before=arguments.attach == "before",
     )
-    application = Application(hub, arguments)
+    await live(Application(hub, store, arguments), arguments.drain)
+
+
+async def live(application: Application, drain: float) -> None:
+    """Obeys standard input to its end, or until SIGTERM; then drains and stops."""
     terminated = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     tell("ready")
-    obeying = asyncio.create_task(_obey(application, store))
+    obeying = asyncio.create_task(_obey(application))
     ending = asyncio.create_task(terminated.wait())
     await asyncio.wait([obeying, ending], return_when=asyncio.FIRST_COMPLETED)
     if obeying.done():
         obeying.result()
     else:
-        await application.end(arguments.drain)
+        await application.end(drain)
 
 
-async def _obey(application: Application, store: Any) -> None:
-    """Does what is asked for on standard input, to its end."""
+async def _obey(application: Application) -> None:
+    """Does all commands of standard input, to its end."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
     )
     async for line in reader:
-        command = line.decode().strip()
-        if command == "publish":
-            application.publish()
-        elif command == "pause":
-            application.spawn(application.pause())
-        else:
-            application.spawn(application.look(store))
+        application.do(line.decode().strip())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the arguments that all servers have."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--store", required=True, help="a path, or the URL of a Redis server")
     parser.add_argument("--sender", required=True, help="the name in its messages")
     parser.add_argument("--port", type=int, help="to listen on, with SO_REUSEPORT")
-    parser.add_argument("--socket", type=int, help="the descriptor of a listening socket")
     parser.add_argument("--users", type=int, required=True)
     parser.add_argument("--first", type=int, default=0, help="the first number to each user")
     parser.add_argument("--size", type=int, default=0, help="bytes of padding in each message")
@@ -298,15 +333,28 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.02, help="most seconds between waves")
     parser.add_argument("--retry", type=float, default=0.3, help="seconds, of ACKConfig")
     parser.add_argument("--patience", type=float, default=5.0, help="seconds, of the store")
-    parser.add_argument("--attach", choices=["before", "after"], default="before")
     parser.add_argument("--drain", type=float, default=0.0, help="seconds")
     parser.add_argument("--seed", default="")
-    parser.add_argument("--fault", choices=FAULTS)
-    arguments = parser.parse_args()
+    return parser
+
+
+def run(
+    serving: Callable[[argparse.Namespace], Coroutine[Any, Any, None]],
+    arguments: argparse.Namespace,
+) -> None:
+    """Runs a server with a log and a seed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     random.seed(arguments.seed)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(arguments))
+        runner.run(serving(arguments))
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--socket", type=int, help="the descriptor of a listening socket")
+    parser.add_argument("--attach", choices=["before", "after"], default="before")
+    parser.add_argument("--fault", choices=FAULTS)
+    run(serve, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from typing import Self
 
 from tests.redis_server import PROGRAM, RedisServer
 
+# A long log of changes would take a server long to read when it starts again.
+OPTIONS = "--auto-aof-rewrite-min-size", "1mb"
 # A command in a mount namespace of its own, where it may mount.
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 
@@ -84,30 +86,37 @@ class SQLiteFile(Place):
 class Redis(Place):
     """A Redis server, which keeps its data when it is killed and started again."""
 
-    def __init__(self, directory: Path) -> None:
-        self._server = RedisServer(directory)
+    def __init__(self, directory: Path, *, program: str | None = PROGRAM) -> None:
+        self.server = RedisServer(directory, *OPTIONS, program=program)
 
     async def __aenter__(self) -> Self:
         await self.back()
-        self.url = self._server.url
+        self.url = self.server.url
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self._server.kill)
+        await asyncio.to_thread(self.server.kill)
 
     async def away(self, *, at_start: bool = False) -> str:
         if not at_start and random.random() < 0.5:
-            self._server.pause()
+            self.server.pause()
             return "Redis hangs"
-        await asyncio.to_thread(self._server.kill)
+        await asyncio.to_thread(self.server.kill)
         return "Redis is killed"
 
+    async def crash(self, *options: str) -> None:
+        """kill -9, and started again with its data; these options hold from now on."""
+        await asyncio.to_thread(self.server.kill)
+        await asyncio.sleep(random.choice([0, 0.3]))
+        self.server.options = (*OPTIONS, *options)
+        await asyncio.to_thread(self.server.start)
+
     async def back(self) -> None:
-        if self._server.process is None:
-            await asyncio.to_thread(self._server.start)
+        if self.server.process is None:
+            await asyncio.to_thread(self.server.start)
         else:
-            self._server.resume()
-            await asyncio.to_thread(self._server.command, "PING")
+            self.server.resume()
+            await asyncio.to_thread(self.server.command, "PING")
 
 
 class SmallDisk(Place):

@@ -141,7 +141,7 @@ class _Client(crowd.Member):
         """Has the connection end as the mood of the crowd asks for it."""
         loop = asyncio.get_running_loop()
         until = loop.time() + random.expovariate(1 / self._crowd.stay)
-        while self._crowd.mood is not Mood.AWAY:
+        while self.mood is not Mood.AWAY:
             if not await self._told_until(until):
                 break
         with contextlib.suppress(aiohttp.ClientError, OSError):

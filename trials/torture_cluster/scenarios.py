@@ -38,6 +38,11 @@ class Scenario:
     size: int = 0
     pause: float = 0.05
 
+    @property
+    def alone(self) -> bool:
+        """Whether it shares no processes with other scenarios."""
+        return self.setup.replicated
+
 
 async def _work(trial: Trial, most: float = 2 * BUSY) -> None:
     most *= QUICK_BUSY if trial.quick else 1.0
