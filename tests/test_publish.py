@@ -31,7 +31,7 @@ from wsc_fast import (
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.bus.redis.calls import number_of_server
 from wsc_fast.publish import AsyncPublisher, Batch, Publisher
-from wsc_fast.publish.calls import Call
+from wsc_fast.publish.calls import RoomCall
 from wsc_fast.publish.messages import Message
 from wsc_fast.testing import eventually, eventually_async
 
@@ -529,9 +529,9 @@ async def test_a_large_batch_takes_a_time_that_grows_with_it_alone(
     server: RedisServer, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
-    takes = Call.takes
+    takes = RoomCall.takes
 
-    def counted(call: Call, message: Message) -> bool:
+    def counted(call: RoomCall, message: Message) -> bool:
         nonlocal looks
         looks += 1
         return takes(call, message)
@@ -540,7 +540,7 @@ async def test_a_large_batch_takes_a_time_that_grows_with_it_alone(
         for number in range(2000):
             batch.room("r", str(number))
 
-    monkeypatch.setattr(Call, "takes", counted)
+    monkeypatch.setattr(RoomCall, "takes", counted)
     async with publishers(kind) as publisher:
         both = publisher(server.url, keep={"r": (1000, 60.0)})
         results = await both.batch(fill)
