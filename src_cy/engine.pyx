@@ -77,6 +77,7 @@ cdef bytes NO_HEAD = b"\n"
 cdef tuple LIMITS = (
     "max_connections",
     "max_connections_per_address",
+    "max_connections_per_user",
     "connection_rate",
     "connection_rate_per_address",
     "max_handshakes",

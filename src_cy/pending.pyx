@@ -250,6 +250,10 @@ cdef class TableOwner:
         """
         raise NotImplementedError
 
+    def delete_once_stored(self, pending):
+        """A message was acknowledged while it was being stored: no page may bring it any more."""
+        raise NotImplementedError
+
     def spread(self, mailbox):
         """Has the clients of other hubs get what is pending in a mailbox."""
         raise NotImplementedError
@@ -829,6 +833,8 @@ cdef class AckTable:
         # A message that is still being stored is deleted when that is done.
         if pending._stored and answered and not self.leave_to_namesake(mailbox, pending):
             self.owner.delete(pending._mailbox, pending.id, pending._origin, error)
+        elif answered and pending._storing is not None:
+            self.owner.delete_once_stored(pending)
         if pending.waiter is not None:
             waiter, pending.waiter = pending.waiter, None
             waiters, pending.more_waiters = pending.more_waiters, None

@@ -13,6 +13,7 @@ from tests.acks import (
     FullStore,
     acking,
     acknowledge,
+    caught_up,
     contents,
     contents_acknowledged,
     eventually_count,
@@ -705,6 +706,50 @@ async def test_an_await_ends_though_nobody_else_holds_the_message() -> None:
             await contents_acknowledged(client, 1)
             assert await task is AckStatus.CONFIRMED
             client.close()
+
+
+class SlowStore(MemoryOfflineStore):
+    """An append is done a while after other hubs may read the message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    def append(self, *args: Any, **options: Any) -> Any:
+        return asyncio.ensure_future(self._late(super().append(*args, **options)))
+
+    async def _late(self, appended: Any) -> Any:
+        await self.gate.wait()
+        return await appended
+
+
+async def test_a_message_acknowledged_while_it_is_stored_goes_to_nobody_else() -> None:
+    store = SlowStore()
+    hub = acking(store)
+    async with running(hub):
+        first, _ = await join(hub, "a&user=ann")
+        await caught_up(hub)
+        message = ACKMessage(id="m1", content="x")
+        pending = hub.send_ack_message_to_user("ann", message)
+        storing = asyncio.create_task(pending.accepted())
+        assert await contents_acknowledged(first, 1) == ["x"]
+        await pending
+        await storing
+        second, _ = await join(hub, "b&user=ann")
+        await caught_up(hub)
+        assert hub._delivery.acks.count == 0  # nothing was found for it
+        again = hub.send_ack_message_to_user("ann", message)  # behind the end of the first one
+        assert await contents(second, 1) == ["x"]
+        stored = asyncio.create_task(again.accepted())
+        store.gate.set()
+        await stored
+        await eventually_count(store, "ann", 1)
+        assert hub.get_stats().acks_retransmitted == 0
+        await acknowledge(second, "m1")
+        await again
+        await eventually_count(store, "ann", 0)
+        first.close()
+        second.close()
 
 
 async def test_a_user_with_many_pending_is_parked_over_several_turns_in_order() -> None:

@@ -44,6 +44,15 @@ class Heard:
     def takes_more(self) -> bool:
         return True
 
+    def word(self, data: bytes) -> None:
+        pass
+
+    def elsewhere(self, users: Sequence[str]) -> None:
+        pass
+
+    def words_missed(self) -> None:
+        pass
+
     def kept_rooms(self) -> bytes:
         return b"[]"
 

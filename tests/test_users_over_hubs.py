@@ -26,11 +26,13 @@ from wsc_fast import (
     HubMessage,
     MemoryOfflineStore,
     RedisBus,
+    RetryConfig,
     SQLiteOfflineStore,
     UserOfflineError,
+    ValidationError,
 )
 from wsc_fast.delivery import upkeep
-from wsc_fast.testing import RawClient, eventually, eventually_async
+from wsc_fast.testing import CLOSE, RawClient, eventually, eventually_async
 
 Failures = list[tuple[str, Exception]]
 
@@ -53,15 +55,14 @@ class Failed:
 
 @asynccontextmanager
 async def hubs(
-    url: Any, count: int = 2, acks: ACKConfig | None = None
+    url: Any, count: int = 2, acks: ACKConfig | None = None, limits: dict[str, Any] | None = None
 ) -> AsyncIterator[list[tuple[Hub, Failed]]]:
     """Hubs on one bus, and what their failure handlers heard."""
     made = []
     async with asyncio.timeout(60), AsyncExitStack() as stack:
         for _ in range(count):
-            hub = Hub(
-                HubConfig(close_timeout=0.1), authenticate=named, bus=RedisBus(url, refresh=0.2)
-            )
+            config = HubConfig(close_timeout=0.1, **(limits or {}))
+            hub = Hub(config, authenticate=named, bus=RedisBus(url, refresh=0.2))
             if acks is not None:
                 hub.enable_ack(acks)
             failed = Failed()
@@ -85,6 +86,14 @@ def connect() -> Iterator[Any]:
     yield connected
     for raw in made:
         raw.close()
+
+
+async def closed_with(raw: RawClient) -> int:
+    """The code of the close frame that comes next; the client answers it."""
+    frame = await raw.recv()
+    assert frame.opcode == CLOSE
+    await raw.send(CLOSE, frame.payload)
+    return int.from_bytes(frame.payload[:2], "big")
 
 
 def offline(**settings: Any) -> ACKConfig:
@@ -132,6 +141,120 @@ async def test_a_user_who_is_nowhere_is_told_to_the_failure_handlers(
         assert "on any hub" in str(error)
 
 
+async def test_a_call_says_on_how_many_hubs_a_user_got_a_message(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, 3) as ((one, failed), (two, _), (three, _)):
+        raws = [
+            await connect(hub, f"{name}&user=ann")
+            for hub, name in ((one, "a"), (two, "b"), (two, "c"))
+        ]
+        await entered(three, "ann")
+        await eventually(lambda: "ann" in one._node.users.elsewhere)
+        assert await one.cluster.send_to_user("ann", HubMessage(content="x")) == 2
+        assert await three.cluster.send_to_user("ann", HubMessage(content="y")) == 2
+        for raw in raws:
+            assert {(await received(raw))["content"] for _ in range(2)} == {"x", "y"}
+        with pytest.raises(UserOfflineError):
+            await three.cluster.send_to_user("bob", HubMessage(content="x"))
+        assert not failed.heard
+
+
+async def test_a_send_with_retry_finds_a_user_who_comes_to_another_hub(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url) as ((one, failed), (two, _)):
+        one.set_retry_config(
+            RetryConfig(
+                max_retries=100,
+                base_delay=0.05,
+                max_delay=0.05,
+                retryable_errors=("user_offline",),
+                non_retryable_errors=(),
+            )
+        )
+        sending = asyncio.create_task(
+            one.send_to_user_with_retry("ann", HubMessage(content="at last"))
+        )
+        await eventually(lambda: one._node.counters.words_sent > 1)
+        raw = await connect(two, "a&user=ann")
+        result = await sending
+        assert (result.success, result.delivered_to) == (True, 1)
+        assert result.total_retries > 0
+        assert (await received(raw))["content"] == "at last"
+        assert not failed.heard
+
+
+async def test_a_user_is_disconnected_from_all_hubs(server: RedisServer, connect: Any) -> None:
+    async with hubs(server.url, 3) as ((one, _), (two, _), (three, _)):
+        raws = [
+            await connect(hub, f"{name}&user=ann")
+            for hub, name in ((one, "a"), (two, "b"), (two, "c"))
+        ]
+        other = await connect(two, "d&user=bob")
+        await entered(three, "ann", "bob")
+        assert three.disconnect_user("ann", 4000, "bye") == 0
+        for raw in raws:
+            assert await closed_with(raw) == 4000
+        await eventually_async(lambda: not_online(three, "ann"))
+        again = [await connect(hub, f"{name}&user=ann") for hub, name in ((one, "e"), (two, "f"))]
+        await entered(three, "ann")
+        await eventually(lambda: "ann" in one._node.users.elsewhere)
+        assert await one.cluster.disconnect_user("ann", 4001) == 2
+        for raw in again:
+            assert await closed_with(raw) == 4001
+        assert two.get_connected_client_ids() == ["d"]
+        with pytest.raises(ValidationError):
+            await one.cluster.disconnect_user("ann", 1006)
+        other.close()
+
+
+async def not_online(hub: Hub, user: str) -> bool:
+    return not await hub.cluster.online([user])
+
+
+# --- the bound on the connections of a user ---
+
+
+@pytest.mark.parametrize("over_hubs", [False, True], ids=["one hub", "two hubs"])
+async def test_one_connection_too_many_is_refused(
+    server: RedisServer, connect: Any, over_hubs: bool
+) -> None:
+    limits = {"max_connections_per_user": 2}
+    async with hubs(server.url, 2, limits=limits) as ((one, _), (two, _)):
+        await connect(one, "a&user=ann")
+        await connect(two if over_hubs else one, "b&user=ann")
+        await entered(one, "ann")
+        await connect(one, "other&user=bob")
+        third = await RawClient.open(two if over_hubs else one, "/ws?id=c&user=ann")
+        assert await closed_with(third) == 1008
+        third.close()
+        stats = (two if over_hubs else one).get_stats()
+        assert stats.limited["max_connections_per_user"] == 1
+        assert stats.rejected["full"] == 1
+        assert len(one.get_connected_client_ids()) == (2 if over_hubs else 3)
+
+
+@pytest.mark.parametrize("over_hubs", [False, True], ids=["one hub", "two hubs"])
+async def test_one_connection_too_many_closes_the_oldest(
+    server: RedisServer, connect: Any, over_hubs: bool
+) -> None:
+    limits = {"max_connections_per_user": 2, "user_overflow": "close_oldest"}
+    async with hubs(server.url, 2, limits=limits) as ((one, _), (two, _)):
+        first = await connect(one, "a&user=ann")
+        await asyncio.sleep(0.002)  # another millisecond
+        second = await connect(two if over_hubs else one, "b&user=ann")
+        await entered(one, "ann")
+        await asyncio.sleep(0.002)
+        third = await connect(two if over_hubs else one, "c&user=ann")
+        assert await closed_with(first) == 4409
+        await asyncio.sleep(0.002)
+        await connect(one, "d&user=ann")
+        assert await closed_with(second) == 4409
+        await eventually(lambda: one.get_stats().connections + two.get_stats().connections == 2)
+        assert third
+
+
 # --- messages with acknowledgement ---
 
 
@@ -159,6 +282,27 @@ async def test_a_client_of_another_hub_refuses_a_message(server: RedisServer, co
         with pytest.raises(AckFailedError, match="no room"):
             await pending
         await eventually(lambda: len(failed.heard) == 1)
+
+
+async def test_a_message_that_clients_of_two_hubs_refuse_is_told_once(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, 3, offline()) as made:
+        one, two, three = (hub for hub, _ in made)
+        raws = [await connect(two, "a&user=ann"), await connect(three, "b&user=ann")]
+        await entered(one, "ann")
+        for n in range(20):
+            pending = one.send_ack_message_to_user("ann", ACKMessage(id=f"m{n}", content="x"))
+            for raw in raws:
+                assert (await received(raw))["id"] == f"m{n}"
+            for raw in raws:
+                await acknowledge(raw, f"m{n}", status="failed", error="no room")
+            with pytest.raises(AckFailedError, match="no room"):
+                await pending
+        await eventually(lambda: sum(len(failed.heard) for _, failed in made) == 20)
+        acks = [hub._delivery.acks for hub in (one, two, three)]
+        await eventually(lambda: not any(each.journal.busy for each in acks))
+        assert sum(len(failed.heard) for _, failed in made) == 20
 
 
 async def test_a_message_that_times_out_on_another_hub_is_told_once(

@@ -204,6 +204,7 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
                 not_published=delivery.not_published,
                 deliveries=delivery,
                 disconnect=admission.disconnect_user,
+                per_user=admission.per_user,
                 name_clients=admission.name_clients,
             ),
         )

@@ -172,7 +172,8 @@ class Engine(FanoutNeeds):
         """
     def deliver_to_client(self, client_id: str, message: str | bytes, key: str | None) -> None:
         """A message of another hub for a client; raises as `send_to_client`."""
-    def encoded_message(self, message: Any) -> bytes: ...
+    def encoded_message(self, message: Any) -> bytes:
+        """A HubMessage as JSON; raises ValidationError where it cannot be sent."""
     def deliver_to_user(self, user_id: str, data: bytes, priority: int) -> int:
         """A HubMessage of another hub, as JSON, for the clients of a user here.
 

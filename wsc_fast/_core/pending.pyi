@@ -117,6 +117,8 @@ class TableOwner:
             origin: the other hub that has sent it; None: this one has.
             error: of a client that has refused it; None: it was confirmed.
         """
+    def delete_once_stored(self, pending: PendingACK) -> None:
+        """A message was acknowledged while it was being stored: no page may bring it any more."""
     def spread(self, mailbox: Mailbox) -> None:
         """Has the clients of other hubs get what is pending in a mailbox."""
     def catch_up(self, mailbox: Mailbox, client: Client, line: list[PendingACK]) -> None:

@@ -488,3 +488,10 @@ class Bus(Protocol):
         Raises:
             BusUnavailableError: the bus did not answer in time.
         """
+
+    async def clients(self, user: str) -> int:
+        """How many clients a user has on all hubs, this one included.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+        """

@@ -391,6 +391,10 @@ class MemoryBus:
         """See `Bus.elsewhere`."""
         return set()
 
+    async def clients(self, user: str) -> int:
+        """See `Bus.clients`: the hub counts its own."""
+        return 0
+
 
 def new_start() -> str:
     """A place before the first message of a room, which no room has had."""

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from wsc_fast.cluster.nodes import Nodes
     from wsc_fast.cluster.presence import Presence
     from wsc_fast.cluster.rooms import Rooms
-    from wsc_fast.cluster.users import Deliveries, Users
+    from wsc_fast.cluster.users import Deliveries, PerUser, Users
     from wsc_fast.stores.base import OfflineStore
 
 _T = TypeVar("_T")
@@ -77,6 +77,7 @@ class Needs:
         not_published: a failure handler hears of a message that the bus did not take.
         deliveries: of the hub; words of other hubs go to it.
         disconnect: closes the clients of a user here; returns their number.
+        per_user: the bound on the connections of a user.
         name_clients: has the ids of new clients begin with this.
     """
 
@@ -91,6 +92,7 @@ class Needs:
     not_published: Callable[[HubMessage | str | bytes, str, Exception], None]
     deliveries: Deliveries
     disconnect: Callable[[str, int, str], int]
+    per_user: PerUser
     name_clients: Callable[[str], None]
 
 
@@ -179,6 +181,7 @@ class Node:
                     name=lambda: self.name,
                     deliveries=self._needs.deliveries,
                     disconnect=self._needs.disconnect,
+                    per_user=self._needs.per_user,
                     one_machine=lambda: self._bus is None or self._bus.one_machine,
                 )
             )

@@ -95,6 +95,26 @@ class Teller:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
+    async def told(self, word: Word, *, again: bool) -> int:
+        """Sends a word; returns how many hubs have got it.
+
+        Raises:
+            BusError: the bus did not take it.
+            ValidationError: it is too large for a bus.
+        """
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def told(count: int, error: Exception | None) -> None:
+            if answer.done():
+                return
+            if error is None:
+                answer.set_result(count)
+            else:
+                answer.set_exception(error)
+
+        self.tell(word, again=again, told=told)
+        return await answer
+
     def _flush(self) -> None:
         self._flushing = False
         if self._loop is None:

@@ -26,6 +26,7 @@ from wsc_fast.bus.base import EVERYBODY, Bus, Change, Outcome
 from wsc_fast.bus.base import Word as Envelope
 from wsc_fast.cluster import words
 from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.questions import Questions
 from wsc_fast.cluster.telling import Teller, check_size
 from wsc_fast.delivery.others import Ended
 from wsc_fast.errors import (
@@ -42,8 +43,6 @@ from wsc_fast.messages import HubMessage, decode_hub_message, message_of, payloa
 USERS_AT_ONCE = 500
 # Seconds between two questions whether users who were elsewhere still are.
 ASK_EVERY = 30.0
-# Seconds within which another hub answers how many clients it has closed.
-CLOSING = 2.0
 
 
 class Deliveries(Protocol):
@@ -73,6 +72,18 @@ class Deliveries(Protocol):
         """A user is on another hub as well: what waits for him goes into the store."""
 
 
+class PerUser(Protocol):
+    """The bound on the connections of a user, as this hub keeps it; see upgrade/per_user.py."""
+
+    @property
+    def most(self) -> int: ...
+    @property
+    def closes_oldest(self) -> bool: ...
+    def refuse(self, client: Client) -> None: ...
+    def close(self, client: Client) -> None: ...
+    def oldest(self, user_id: str) -> Client | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """The things that this needs of its hub.
@@ -84,6 +95,7 @@ class Needs:
         deliveries: of the hub.
         disconnect: closes the clients of a user here; returns their number.
         one_machine: whether all hubs of the bus are on one machine.
+        per_user: the bound on the connections of a user.
     """
 
     engine: Engine
@@ -93,6 +105,7 @@ class Needs:
     deliveries: Deliveries
     disconnect: Callable[[str, int, str], int]
     one_machine: Callable[[], bool]
+    per_user: PerUser
 
 
 class Users:
@@ -120,15 +133,18 @@ class Users:
         # Mailboxes of which other hubs are told in this tick.
         self._looks: set[str] = set()
         self._resync: asyncio.Task[None] | None = None
-        # Questions by number: the answers that are awaited, and the clients that were told.
-        self._questions: dict[int, _Question] = {}
-        self._number = 0
+        self._questions = Questions(self._teller)
+        self._number = 0  # of outcomes that this hub has told
 
     # --- who is here ---
 
     def connected(self, client: Client) -> None:
         """See `ClientWatcher`."""
         self._change(client.user_id, 1)
+        most = self._needs.per_user.most
+        bus = self._needs.bus()
+        if most and bus is not None and not bus.at_once:
+            self._teller.run(self._bound(client, most))
 
     def disconnected(self, client: Client) -> None:
         """See `ClientWatcher`."""
@@ -236,10 +252,13 @@ class Users:
                 deliveries.deliver_to_client(word.client, message, word.key)
             case words.Disconnect():
                 self._disconnect_here(word)
-            case words.Closed():
-                question = self._questions.get(word.number)
-                if question is not None:
-                    question.answered(word.clients)
+            case words.Oldest():
+                oldest = self._needs.per_user.oldest(word.user)
+                self._answer(word.hub, word.number, _since(oldest))
+            case words.CloseOldest():
+                self._close_oldest_here(word.user)
+            case words.Answer():
+                self._questions.answered(word)
 
     def _disconnect_here(self, word: words.Disconnect) -> None:
         try:
@@ -248,12 +267,15 @@ class Users:
             log.warning("a word to disconnect a user is left out: %s", error)
             clients = 0
         if word.hub:
-            self._answer(word.hub, words.encode(words.Closed(word.number, clients)))
+            self._answer(word.hub, word.number, clients)
 
-    def _answer(self, hub: str, data: bytes) -> None:
-        loop, bus = self._needs.engine.loop, self._needs.bus()
-        if loop is not None and bus is not None:
-            self._teller.run(_ignoring_errors(bus, hub, data))
+    def _answer(self, hub: str, number: int, value: int) -> None:
+        self._tell_hub(hub, words.Answer(number, self._needs.name(), value))
+
+    def _tell_hub(self, hub: str, word: words.AnyWord) -> None:
+        bus = self._needs.bus()
+        if bus is not None:
+            self._teller.run(_ignoring_errors(bus, hub, words.encode(word)))
 
     # --- messages without acknowledgement ---
 
@@ -282,21 +304,7 @@ class Users:
     async def send(self, user_id: str, data: bytes, priority: int) -> int:
         """See `Others.send`."""
         word = words.UserMessage(user_id, priority, msgspec.Raw(data))
-        return await self._told(user_id, word, again=False)
-
-    async def _told(self, user_id: str, word: words.AnyWord, *, again: bool) -> int:
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        def told(count: int, error: Exception | None) -> None:
-            if answer.done():
-                return
-            if error is None:
-                answer.set_result(count)
-            else:
-                answer.set_exception(error)
-
-        self._tell(user_id, word, again, told)
-        return await answer
+        return await self._teller.told(Envelope(user_id, words.encode(word)), again=False)
 
     def _tell(
         self,
@@ -366,23 +374,51 @@ class Users:
         Raises:
             BusUnavailableError: the bus, or one of the hubs, did not answer in time.
         """
-        self._number += 1
-        number = self._number
-        question = self._questions[number] = _Question()
+        name = self._needs.name()
+        answers = await self._questions.ask(
+            user_id, lambda number: words.Disconnect(user_id, code, reason, name, number)
+        )
+        return sum(answers.values())
+
+    # --- the bound on connections of a user ---
+
+    async def _bound(self, client: Client, most: int) -> None:
+        """Looks whether a client is one too many of its user on all hubs."""
+        bus, user_id = self._needs.bus(), client.user_id
         try:
-            word = words.Disconnect(user_id, code, reason, self._needs.name(), number)
-            hubs = await self._told(user_id, word, again=True)
-            try:
-                async with asyncio.timeout(CLOSING):
-                    return await question.all(hubs)
-            except TimeoutError:
-                raise BusUnavailableError(
-                    f"{hubs - question.answers} of {hubs} other hubs did not say within "
-                    f"{CLOSING:g} s that they have disconnected user {user_id!a}; the others have "
-                    f"closed {question.clients} clients"
-                ) from None
-        finally:
-            del self._questions[number]
+            beyond = 0 if bus is None else await bus.clients(user_id) - most
+            if beyond <= 0 or not client.is_connected():
+                return
+            if not self._needs.per_user.closes_oldest:
+                self._needs.per_user.refuse(client)
+                return
+            for _ in range(min(beyond, most)):
+                await self._close_oldest(user_id)
+        except BusError as error:
+            log.warning(
+                "nobody knows whether user %a has too many connections: %s",
+                user_id,
+                error,
+                extra={"event": "words_failed", "error": str(error)},
+            )
+
+    async def _close_oldest(self, user_id: str) -> None:
+        """Closes the client of a user that is connected for the longest time, on any hub."""
+        name = self._needs.name()
+        ages = await self._questions.ask(
+            user_id, lambda number: words.Oldest(user_id, name, number)
+        )
+        ages[name] = _since(self._needs.per_user.oldest(user_id))
+        hub = min((hub for hub, since in ages.items() if since), key=ages.__getitem__, default=name)
+        if hub == name:
+            self._close_oldest_here(user_id)
+        else:
+            self._tell_hub(hub, words.CloseOldest(user_id))
+
+    def _close_oldest_here(self, user_id: str) -> None:
+        oldest = self._needs.per_user.oldest(user_id)
+        if oldest is not None:
+            self._needs.per_user.close(oldest)
 
     # --- messages with acknowledgement ---
 
@@ -415,7 +451,7 @@ class Users:
                 each.mailbox,
                 each.message_id,
                 f"{each.outcome} {self._tag()} {each.text}".encode(),
-                each.outcome in ("timeout", "dropped"),
+                each.outcome in ("failed", "timeout", "dropped"),
                 each.waits,
             )
             for each in ended
@@ -480,24 +516,9 @@ class Users:
             self._resync = None
 
 
-class _Question:
-    """The answers of other hubs that have closed clients."""
-
-    def __init__(self) -> None:
-        self.answers = 0
-        self.clients = 0
-        self._came = asyncio.Event()
-
-    def answered(self, clients: int) -> None:
-        self.answers += 1
-        self.clients += clients
-        self._came.set()
-
-    async def all(self, hubs: int) -> int:
-        while self.answers < hubs:
-            self._came.clear()
-            await self._came.wait()
-        return self.clients
+def _since(client: Client | None) -> int:
+    """Since when a client is connected, in milliseconds; 0 for none."""
+    return 0 if client is None else int(client.connected_at.timestamp() * 1000)
 
 
 def _outcome(data: bytes) -> tuple[str, str]:

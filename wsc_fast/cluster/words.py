@@ -92,14 +92,44 @@ class Disconnect(Word, frozen=True, tag="disconnect"):
     number: int
 
 
-class Closed(Word, frozen=True, tag="closed"):
-    """The answer to `Disconnect`: the number of the question, and how many clients were closed."""
+class Answer(Word, frozen=True, tag="answer"):
+    """The answer to a question of a hub.
+
+    Attributes:
+        number: of the question.
+        hub: that answers.
+        value: to `disconnect`, how many clients were closed; to `oldest`, since when the oldest
+            client is connected, in milliseconds since the epoch, or 0 for none.
+    """
 
     number: int
-    clients: int
+    hub: str
+    value: int
 
 
-AnyWord = Also | Look | Settled | UserMessage | ClientMessage | Disconnect | Closed
+class Oldest(Word, frozen=True, tag="oldest"):
+    """A question since when the oldest client of a user is connected.
+
+    Attributes:
+        user: the id of the user.
+        hub: the hub that asks.
+        number: of the question.
+    """
+
+    user: str
+    hub: str
+    number: int
+
+
+class CloseOldest(Word, frozen=True, tag="close_oldest"):
+    """The oldest client of a user on this hub is to be closed for a newer one elsewhere."""
+
+    user: str
+
+
+AnyWord = (
+    Also | Look | Settled | UserMessage | ClientMessage | Disconnect | Oldest | CloseOldest | Answer
+)
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyWord)

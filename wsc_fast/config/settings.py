@@ -33,6 +33,7 @@ from wsc_fast.errors import SendFailureReason, ValidationError, shown
 from wsc_fast.log import log
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest"]
+UserOverflow = Literal["refuse", "close_oldest"]
 OfflineOverflow = Literal["drop_oldest", "refuse"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -54,6 +55,9 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         max_connections_per_address: of one IPv4 address or IPv6 /64, by `remote_address`; the next
             upgrade gets 429. 0: no bound, since behind a proxy that is not among `trusted_proxies`
             all clients have one address.
+        max_connections_per_user: of one user, on all hubs of a bus together; 0: no bound.
+        user_overflow: the answer to one more. "refuse": it is closed with 1008. "close_oldest": the
+            user's oldest connection, on whichever hub, is closed with 4409.
         max_handshakes: connections whose request is not there yet, or whose peer still reads an
             answer that is no upgrade; one more ends the oldest of the larger of these groups. Peers
             that have their answer and may still send are an eighth of it at most.
@@ -145,6 +149,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
 
     max_connections: Annotated[int, Meta(ge=1, le=10_000_000), LIVE] = 100_000
     max_connections_per_address: Annotated[int, Meta(ge=0, le=10_000_000), LIVE] = 0
+    max_connections_per_user: Annotated[int, Meta(ge=0, le=10_000_000), LIVE] = 0
+    user_overflow: Annotated[UserOverflow, LIVE] = "refuse"
     max_handshakes: Annotated[int, Meta(ge=1, le=10_000_000), LIVE] = 10_000
     connection_rate: Annotated[Rate, LIVE] = 0.0
     connection_rate_per_address: Annotated[Rate, LIVE] = 0.0

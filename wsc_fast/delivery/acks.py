@@ -373,6 +373,11 @@ class Acks(TableOwner):
             self.over_hubs.acknowledged(mailbox, message_id, origin, error)
         self.journal.delete(mailbox, message_id)
 
+    def delete_once_stored(self, pending: PendingACK) -> None:
+        """A message was acknowledged while it was being stored: no page may bring it any more."""
+        assert pending._storing is not None
+        self.journal.delete_once_stored(pending._mailbox, pending.id, pending._storing)
+
     def spread_user(self, user_id: str) -> None:
         """A user of this hub is on another one as well, which is to have what is pending."""
         if self._devices is not None:

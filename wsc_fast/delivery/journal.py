@@ -97,6 +97,8 @@ class Journal:
         self._deletes: dict[str, dict[str, None]] = {}
         self._deleting: dict[tuple[str, str], asyncio.Future[int]] = {}
         self._undeleted: dict[str, dict[str, None]] = {}
+        # Acknowledged messages whose append is under way: they are removed once it is done.
+        self._outlived: dict[tuple[str, str], asyncio.Future[Any]] = {}
         self._undeleted_count = 0
         self._delete_timer: asyncio.TimerHandle | None = None
 
@@ -227,6 +229,11 @@ class Journal:
         """A message that is on its way out of the store is removed before it is stored anew."""
         self._delete_undeleted(pending._mailbox)
         while self._is_deleted(pending):
+            outlived = self._outlived.get((pending._mailbox, pending.id))
+            if outlived is not None:
+                await asyncio.wait([outlived])
+                await asyncio.sleep(0)  # `_appended` is called
+                continue
             if pending.id in self._undeleted.get(pending._mailbox, ()):
                 raise OfflineStoreError(
                     f"the former message {pending.id!a} of user {pending.user_id!a} cannot be "
@@ -249,6 +256,7 @@ class Journal:
         else:
             self._owner.count_error()
         self._owner.appended(pending, error)
+        self._outlived.pop((pending._mailbox, pending.id), None)
 
     # --- removing ---
 
@@ -258,10 +266,15 @@ class Journal:
             self._running().call_soon(self._flush_deletes)
         self._deletes.setdefault(key, {})[message_id] = None
 
+    def delete_once_stored(self, key: str, message_id: str, storing: asyncio.Future[Any]) -> None:
+        """An acknowledged message is still being stored: it is removed behind that."""
+        self._outlived[key, message_id] = storing
+
     def is_deleted(self, key: str, message_id: str) -> bool:
         """Whether it is about to be removed from the store."""
         return (
             (key, message_id) in self._deleting
+            or (key, message_id) in self._outlived
             or message_id in self._deletes.get(key, ())
             or message_id in self._undeleted.get(key, ())
         )

@@ -13,8 +13,8 @@ class Ended:
 
     Attributes:
         user_id, mailbox, message_id: of the message.
-        outcome: "confirmed", "failed", "timeout", "dropped"; or "again": it is sent anew. A timeout
-            or a drop does not count where another hub has told of an end before.
+        outcome: "confirmed", "failed", "timeout", "dropped"; or "again": it is sent anew.
+            Of all but "confirmed" and "again" the first that any hub tells counts.
         text: of the error; empty where there is none.
         waits: the name of the hub that has sent it; "" where it is this one.
     """

@@ -78,8 +78,9 @@ class OverHubs:
         self._catching_up = parts.catching_up
         self._tell = tell
         self._look = look
-        # By mailbox and id, the ends of messages that are about to be deleted.
-        self._ended: dict[tuple[str, str], Ended] = {}
+        # By mailbox and id, the ends of messages that are about to be deleted; with the call that
+        # tells the failure handlers, where one is due.
+        self._ended: dict[tuple[str, str], tuple[Ended, Callable[[], object] | None]] = {}
         self._timed_out: dict[tuple[str, str], None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -128,7 +129,7 @@ class OverHubs:
         if not self._concerns_others(user_id, origin):
             return
         failed = isinstance(error, AckFailedError)
-        self._ended[key, message_id] = Ended(
+        ended = Ended(
             user_id,
             key,
             message_id,
@@ -136,6 +137,7 @@ class OverHubs:
             str(error) if failed else "",
             origin or "",
         )
+        self._ended[key, message_id] = ended, None
 
     def _concerns_others(self, user_id: str, origin: str | None) -> bool:
         is_of_other = origin is not None and origin != self._others.name
@@ -145,20 +147,30 @@ class OverHubs:
         """To be awaited before messages are deleted: others find the outcomes then."""
         found = [self._ended.pop((key, each), None) for each in message_ids]
         ended = [each for each in found if each is not None]
-        if ended:
-            await self._others.settle(ended)
+        if not ended:
+            return
+        counts = await self._others.settle([each for each, _ in ended])
+        for (_, tell), is_first in zip(ended, counts, strict=True):
+            if tell is not None and is_first:
+                tell()
 
     def report(self, pending: PendingACK, error: Exception) -> bool:
         """Tells the failure handlers of a message that other hubs may tell of; else returns False.
 
-        It has timed out here, and may have done so there. Or the store has failed, and may have it
-        all the same.
+        A client has refused it here, or it has timed out, and the same may have happened there. Or
+        the store has failed, and may have it all the same.
         """
+        key = pending._mailbox, pending.id
+        if isinstance(error, AckFailedError):
+            if key not in self._ended:
+                return False
+            self._ended[key] = self._ended[key][0], lambda: self._tell(pending, error)
+            return True
         if isinstance(error, AckTimeoutError):
             is_stored = pending._stored or pending._storing is not None
             if not is_stored or not self._concerns_others(pending.user_id, pending._origin):
                 return False
-            self._remember_timeout(pending._mailbox, pending.id)
+            self._remember_timeout(*key)
             ended = self._end_of(pending, "timeout", str(error))
         elif isinstance(error, OfflineStoreError):
             ended = self._end_of(pending, "dropped", str(error))
@@ -219,17 +231,17 @@ class OverHubs:
     ) -> None:
         """Ends each copy of a message that this hub has, without a word to others."""
         mailbox: Mailbox | None = self._table.mailboxes.get(key)
-        is_own = self._end_parked(key, message_id, status, error)
+        may_come = self._end_parked(key, message_id, status, error)
         if mailbox is not None:
+            may_come = True  # with the next page that a client here reads
             mailbox.lapsed.pop(message_id, None)
             for replay in mailbox.replays.values():
                 replay.acknowledged(message_id)
             for pending in self._table.of_id(mailbox, message_id):
-                is_own = is_own or pending._origin is None
                 self._end(pending, status, error)
             self._table.release(mailbox)
-        if is_own and delete:
-            # The other hub may have been killed before it has done so.
+        if may_come and delete:
+            # The other hub deletes it as well, unless it is killed before.
             self._journal.delete(key, message_id)
 
     def _end_parked(
@@ -287,12 +299,28 @@ class OverHubs:
         return lost
 
     def suspect(self, key: str, message_ids: Sequence[str]) -> None:
-        """A reading of the whole store did not bring messages that it should hold."""
+        """A reading of the whole store did not bring messages that it should hold.
 
-        async def check() -> None:
-            await self.checked(key, message_ids, message_ids)
+        They go to nobody until the bus has said whether they have ended.
+        """
+        for pending in self._here(key, message_ids):
+            self._table.renew(pending)
+        self._run(self._check(key, message_ids))
 
-        self._run(check())
+    def _here(self, key: str, message_ids: Sequence[str]) -> list[PendingACK]:
+        mailbox: Mailbox | None = self._table.mailboxes.get(key)
+        if mailbox is None:
+            return []
+        return [
+            each for message_id in message_ids for each in self._table.of_id(mailbox, message_id)
+        ]
+
+    async def _check(self, key: str, message_ids: Sequence[str]) -> None:
+        await self.checked(key, message_ids, message_ids)
+        mailbox: Mailbox | None = self._table.mailboxes.get(key)
+        for pending in self._here(key, message_ids):
+            if mailbox is not None and pending._is_open():
+                self._table.send_live(mailbox, pending)
 
     def _lost(self, key: str, message_id: str) -> None:
         """The store has lost a message, or the end of it is forgotten."""

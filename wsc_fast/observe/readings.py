@@ -17,6 +17,7 @@ from wsc_fast.stats import HubStats
 PARTS = {
     "acks": {each: f"acks_{each}" for each in ("confirmed", "failed", "timed_out", "dropped")},
     "recoveries": {each: each for each in ("recovered", "not_recovered")},
+    "words": {each: f"words_{each}" for each in ("sent", "received", "failed")},
     "bus_errors": {each: each for each in ("poisoned", "not_published")},
 }
 # The bounds of a histogram's buckets with how many values are at most so large; and their sum.
@@ -264,6 +265,14 @@ FAMILIES = (
         "counter",
         "Users of whose joins and leaves on_presence was told.",
         "presence_told",
+        source="cluster",
+    ),
+    Family(
+        "wsc_words",
+        "counter",
+        "Words about users between hubs.",
+        "words",
+        "outcome",
         source="cluster",
     ),
     Family(

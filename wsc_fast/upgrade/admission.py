@@ -48,6 +48,7 @@ from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.upgrade.identity import Identity, check_identity
 from wsc_fast.upgrade.limits import ConnectionLimits
+from wsc_fast.upgrade.per_user import PerUser
 from wsc_fast.upgrade.refusals import Refusals
 from wsc_fast.upgrade.request import Request
 
@@ -112,6 +113,7 @@ class Admission:
         self._needs = needs
         self._watcher: Watcher | None = None
         self._new_id: Callable[[], str] = IdFactory(9)
+        self.per_user: PerUser = PerUser(engine, needs.settings, needs.refusals)
         self._limits = ConnectionLimits()
         # Whether any client has had an id of the application's; and those who are let into a full
         # hub to find out whose connection they replace.
@@ -395,6 +397,8 @@ class Admission:
             user_id, data = identity.user_id, identity.user_data
             device_id = identity.device_id
             self._names_clients = self._names_clients or identity.client_id is not None
+            if not self.per_user.admits(client, user_id, older):
+                return
             if identity.expires_at is not None:
                 self._expire_at(client, identity.expires_at)
             if older is not None:

@@ -86,6 +86,9 @@ _BEYOND = {
         "its address has as many connections as HubConfig.max_connections_per_address (%d) "
         "allows; behind a proxy that is not in trusted_proxies all clients have one address"
     ),
+    "max_connections_per_user": (
+        "its user has as many connections as HubConfig.max_connections_per_user (%d) allows"
+    ),
     "connection_rate": "more upgrades a second than HubConfig.connection_rate (%g) come",
     "connection_rate_per_address": (
         "more upgrades a second than HubConfig.connection_rate_per_address (%g) come from its "

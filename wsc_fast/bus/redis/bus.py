@@ -31,6 +31,7 @@ from wsc_fast.bus.redis.calls import (
     MEMBERS,
     TOP_SECONDS,
     USERS_AT_ONCE,
+    ask_clients,
     ask_directory,
     ask_elsewhere,
     new_tag,
@@ -666,6 +667,20 @@ class RedisBus:
                     user for user, is_so in zip(page, answer, strict=True) if is_so == ord("1")
                 )
         return found
+
+    async def clients(self, user: str) -> int:
+        """How many clients a user has on all hubs.
+
+        Args:
+            user: the id of the user.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the server refuses.
+        """
+        server = self._server(user)
+        await self._written(server)
+        return int(await server.ask(*ask_clients(self._names, user)))
 
     # --- counters ---
 

@@ -154,6 +154,11 @@ def ask_elsewhere(names: Names, incarnation: str, users: Sequence[str]) -> list[
     return [*_users(names, b"elsewhere", incarnation), *map(encode, users)]
 
 
+def ask_clients(names: Names, user: str) -> list[bytes]:
+    """Asks how many clients a user has on all hubs."""
+    return [*_users(names, b"clients", ""), encode(user)]
+
+
 def _users(names: Names, what: bytes, incarnation: str) -> list[bytes]:
     return [b"EVALSHA", script("users").sha, b"0", what, names.prefix, encode(incarnation)]
 

@@ -66,31 +66,46 @@ local function parted(value, incarnation)
   return others, own
 end
 
+-- The time at which a leave is told: after the grace, and not before that of a leave from another
+-- hub has passed.
+local function time_of_leave(entry, grace)
+  return math.max(now() + grace, tonumber(run('ZSCORE', P .. 'grace', entry) or 0))
+end
+local function note_leave(entry, grace)
+  if grace > 0 then run('ZADD', P .. 'grace', time_of_leave(entry, grace), entry) end
+end
+
 -- The last incarnation that had a user in a room, or at all, has him no more.
 local function end_in_room(room, user, grace)
-  if grace > 0 then
+  local entry = room .. '\n' .. user
+  local time = time_of_leave(entry, grace)
+  if time > now() then
     run('HSET', room_key(room), user, '')
-    run('ZADD', P .. 'grace', now() + grace, room .. '\n' .. user)
+    run('ZADD', P .. 'grace', time, entry)
   else
     run('HDEL', room_key(room), user)
     say(room, '-', user)
   end
 end
 local function end_of_user(user, grace)
-  if grace > 0 then
+  local entry = '\n' .. user
+  local time = time_of_leave(entry, grace)
+  if time > now() then
     run('HSET', user_key(user), '', '0')
-    run('ZADD', P .. 'grace', now() + grace, '\n' .. user)
+    run('ZADD', P .. 'grace', time, entry)
   else
     say('', '-', user)
   end
 end
 
+-- A hub that the user is still on may be dead already. So the grace of this leave is noted, too.
 local function take_from_room(room, user, incarnation, grace)
   local value = run('HGET', room_key(room), user)
   local others, own = parted(value or '', incarnation)
   if not own then return end
   if others ~= '' then
     run('HSET', room_key(room), user, others)
+    note_leave(room .. '\n' .. user, grace)
   else
     end_in_room(room, user, grace)
   end
@@ -99,7 +114,10 @@ local function take_from_user(user, incarnation, grace)
   local key = user_key(user)
   if run('HDEL', key, incarnation) == 0 then return end
   for _, each in ipairs(run('HKEYS', key)) do
-    if each ~= '' and is_alive(each) then return end
+    if each ~= '' and is_alive(each) then
+      note_leave('\n' .. user, grace)
+      return
+    end
   end
   run('DEL', key)
   end_of_user(user, grace)
@@ -109,9 +127,9 @@ local function put_into_room(room, user, clients)
   local value = run('HGET', room_key(room), user)
   local others = parted(value or '', I)
   run('HSET', room_key(room), user, others .. I .. ' ' .. clients .. '\n')
-  if value == '' then
+  if value then
     run('ZREM', P .. 'grace', room .. '\n' .. user)
-  elseif not value then
+  else
     say(room, '+', user)
   end
 end
@@ -132,7 +150,8 @@ local function put_user(user, clients)
   local key = user_key(user)
   if run('EXISTS', key) == 0 then
     say('', '+', user)
-  elseif run('HDEL', key, '') == 1 then
+  else
+    run('HDEL', key, '')
     run('ZREM', P .. 'grace', '\n' .. user)
   end
   local new = run('HSET', key, I, clients) == 1

@@ -62,4 +62,16 @@ if WHAT == 'elsewhere' then
   for i = 4, #ARGV do found[#found + 1] = next(other_hubs(ARGV[i])) and '1' or '0' end
   return table.concat(found)
 end
+
+-- How many clients a user has on all living hubs. 4 the user.
+if WHAT == 'clients' then
+  local sum = 0
+  local fields = run('HGETALL', P .. 'u:{' .. ARGV[4] .. '}')
+  for i = 1, #fields, 2 do
+    if fields[i] ~= '' and run('EXISTS', P .. 'n:' .. fields[i]) == 1 then
+      sum = sum + tonumber(fields[i + 1])
+    end
+  end
+  return sum
+end
 return redis.error_reply('unknown part of the script')
