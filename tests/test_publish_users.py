@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -150,9 +151,7 @@ async def test_a_message_reaches_a_user_on_each_hub_that_has_him(
         of = ((one, "a1&user=ann"), (two, "a2&user=ann"), (three, "b"))
         async with clients(*of) as (first, second, other):
             assert await both.user("ann", "your parcel is here") == Told(2)
-            message = HubMessage(
-                type="notice", content="é€", data={"order": 17}, priority=Priority.HIGH
-            )
+            message = HubMessage(type="notice", content="é€", data={"order": 17})
             assert await both.user("ann", message) == Told(2)
             for raw in (first, second):
                 got = await received(raw)
@@ -480,6 +479,25 @@ async def test_a_user_of_the_bus_without_the_right_hears_of_it(
             with pytest.raises(BusError, match="refused") as caught:
                 await both.user("ann", "x", require_ack=require_ack)
             assert not isinstance(caught.value, BusUnavailableError)
+
+
+async def test_the_rights_of_the_page_are_enough(server: RedisServer) -> None:
+    page = (Path(__file__).parents[1] / "docs/redis-bus.md").read_text()
+    lines = [line.split()[3:] for line in page.splitlines() if "ACL SETUSER wsc" in line]
+    (more,) = re.findall(r"Offline messages on the server of the bus need `(.*?)`", page)
+    server.command("ACL", "SETUSER", "wsc", *lines[0], *lines[1], *more.split())
+    url = f"redis://wsc:PASSWORD@127.0.0.1:{server.port}"
+    async with hubs(url, 2, KEPT) as (one, two), publisher("async", url) as both:
+        async with clients((one, "a1&user=ann"), (two, "a2&user=ann")) as (first, second):
+            for _ in range(2):
+                told = await both.user("ann", "x", require_ack=True, message_id="m1")
+                assert told.stored
+            for raw in (first, second):
+                assert (await received(raw))["id"] == "m1"
+            await acknowledge(first, "m1")
+            await stored(server, 0, "ann")
+            assert await both.call("disconnect", "ann") == Told(2)
+        assert one.get_stats().offline_errors + two.get_stats().offline_errors == 0
 
 
 async def test_a_store_with_a_wrong_key_is_an_error_of_its_user_alone(
