@@ -429,7 +429,7 @@ async def test_who_is_there_is_not_known_without_presence() -> None:
     hub = make_hub()
     async with running(hub), caller(hub) as http:
         answer = await http.post("/online", json={"users": ["ann"]})
-        assert told(answer) == (422, "invalid")
+        assert told(answer) == (404, "no_presence")
         assert "presence is off: see Hub.presence" in answer.json()["detail"]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.aware import Aware, keeping
+from tests.publishers import Both
 from tests.redis_server import RedisServer, cutter
 from tests.support import join, named
 from wsc_fast import (
@@ -40,39 +41,6 @@ from wsc_fast.testing import eventually, eventually_async
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     with RedisServer(tmp_path) as redis:
         yield redis
-
-
-class Both:
-    """A publisher of either kind, called in the same way."""
-
-    def __init__(self, kind: str, *args: Any, **options: Any) -> None:
-        self.publisher: Any = (Publisher if kind == "sync" else AsyncPublisher)(*args, **options)
-        self.blocks = kind == "sync"
-
-    async def call(self, name: str, *args: Any, **options: Any) -> Any:
-        function: Callable[..., Any] = getattr(self.publisher, name)
-        if self.blocks:
-            return await asyncio.to_thread(function, *args, **options)
-        return await function(*args, **options)
-
-    async def room(self, *args: Any, **options: Any) -> Published:
-        published: Published = await self.call("room", *args, **options)
-        return published
-
-    async def batch(self, fill: Callable[[Batch], None]) -> list[Published | Exception]:
-        if self.blocks:
-
-            def publish() -> list[Published | Exception]:
-                with self.publisher.batch() as batch:
-                    fill(batch)
-                results: list[Published | Exception] = batch.results
-                return results
-
-            return await asyncio.to_thread(publish)
-        async with self.publisher.batch() as batch:
-            fill(batch)
-        results: list[Published | Exception] = batch.results
-        return results
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.acks import acknowledge, received
+from tests.publishers import Both
 from tests.redis_server import RedisServer, cutter
 from tests.support import join
 from wsc_fast import (
@@ -36,7 +37,7 @@ from wsc_fast import (
 )
 from wsc_fast.delivery.entries import unpack
 from wsc_fast.messages import decode_hub_message, encode_hub_message
-from wsc_fast.publish import AsyncPublisher, Batch, Publisher, Told
+from wsc_fast.publish import Batch, Publisher, Told
 from wsc_fast.testing import CLOSE, RawClient, eventually_async
 
 KEPT = ACKConfig(enable_offline_messages=True, retry_interval=0.2, max_retries=50)
@@ -58,37 +59,6 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 def kind(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
-
-
-class Both:
-    """A publisher of either kind, called in the same way."""
-
-    def __init__(self, kind: str, *args: Any, **options: Any) -> None:
-        self.publisher: Any = (Publisher if kind == "sync" else AsyncPublisher)(*args, **options)
-        self.blocks = kind == "sync"
-
-    async def call(self, name: str, *args: Any, **options: Any) -> Any:
-        function: Callable[..., Any] = getattr(self.publisher, name)
-        if self.blocks:
-            return await asyncio.to_thread(function, *args, **options)
-        return await function(*args, **options)
-
-    async def user(self, *args: Any, **options: Any) -> Told:
-        told: Told = await self.call("user", *args, **options)
-        return told
-
-    async def batch(self, fill: Callable[[Batch], None]) -> list[Any]:
-        if self.blocks:
-
-            def publish() -> list[Any]:
-                with self.publisher.batch() as batch:
-                    fill(batch)
-                return list(batch.results)
-
-            return await asyncio.to_thread(publish)
-        async with self.publisher.batch() as batch:
-            fill(batch)
-        return list(batch.results)
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.cluster import beside_peers, measures
+from benchmarks.cluster.from_celery import from_celery
 from benchmarks.cluster.publishers import publishers
 
 MEASURES: dict[str, Callable[..., str]] = {
@@ -25,6 +26,7 @@ MEASURES: dict[str, Callable[..., str]] = {
     "peers": beside_peers.cpu,
     "faults": beside_peers.faults,
     "publishers": publishers,
+    "celery": from_celery,
 }
 
 

@@ -52,7 +52,7 @@ class _GoneError(Exception):
 
 
 class _NoPresenceError(Exception):
-    """A room has no presence."""
+    """A room has no presence, or the hub has none."""
 
 
 class _NoAcksError(Exception):
@@ -227,7 +227,10 @@ class Api:
         return bodies.Presence(found, cursor, count)
 
     async def _online(self, question: bodies.OnlineQuestion) -> bodies.Online:
-        found = await self._needs.node.online(question.users)
+        try:
+            found = await self._needs.node.online(question.users)
+        except ValidationError as failure:  # the ids are checked already
+            raise _NoPresenceError(str(failure)) from None
         return bodies.Online(sorted(found))
 
     def _health(self, request: Request) -> Response:

@@ -54,7 +54,7 @@ _POSTS: dict[str, tuple[type[Any], type[Any], tuple[int, ...], str]] = {
     "online": (
         bodies.OnlineQuestion,
         bodies.Online,
-        (),
+        (404,),
         "Tells which of these users are connected to any hub. The hubs need presence.",
     ),
 }
