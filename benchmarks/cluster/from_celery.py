@@ -14,7 +14,8 @@ from benchmarks.cluster.measures import ROOT, spread
 from benchmarks.cluster.receivers import PATIENCE
 from benchmarks.cluster.redis_server import RedisServer
 
-NODES, CLIENTS, MESSAGES, PAUSE = 3, 1_000, 20, 0.3
+# The pause is so long that no peer has a message wait for the one before.
+NODES, CLIENTS, MESSAGES, PAUSE = 3, 1_000, 10, 2.0
 PLAIN, KEPT = Peer(("wsc_node.py", "plain")), Peer(("wsc_node.py", "kept"))
 OF_USERS = Peer(("wsc_node.py", "users"), "/ws?user=u{}")
 SOCKETIO = Peer(("socketio_node.py",), SOCKET_IO, "socket.io")
