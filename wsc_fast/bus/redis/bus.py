@@ -583,7 +583,8 @@ class RedisBus:
             )
         url = read_url(self._store_url)
         place = partial(master_of, url, self._timeout / 2) if url.sentinels else self._store_url
-        return RedisOfflineStore(place, prefix=f"{self._prefix}offline:", timeout=self._timeout)
+        prefix = self._names.offline().decode()
+        return RedisOfflineStore(place, prefix=prefix, timeout=self._timeout)
 
     # --- words between hubs ---
 
