@@ -511,9 +511,10 @@ class Users:
         self._said.clear()
         self._looks.clear()
         self._teller.forget()
-        if self._resync is not None:
-            self._resync.cancel()
-            self._resync = None
+        resync, self._resync = self._resync, None
+        # A closed loop has ended its tasks, and raises where one is cancelled.
+        if resync is not None and not resync.get_loop().is_closed():
+            resync.cancel()
 
 
 def _since(client: Client | None) -> int:
