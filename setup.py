@@ -53,7 +53,10 @@ MODULES = (
 
 # The modules in which -O3 pays: by the gate, sends and timers cost 1 to 5 % less with it. Elsewhere
 # it makes no message cheaper, and -O2 compiles a third faster.
-HOT = {"calls", "deflate", "engine", "fanout", "frames", "members", "outbox", "receiver", "timers"}
+HOT = {
+    *("calls", "connection", "deflate", "engine", "fanout", "frames", "handshake", "members"),
+    *("messages", "outbox", "receiver", "timers"),
+}
 
 debug = os.environ.get("WSC_DEBUG") == "1"
 sanitize = os.environ.get("WSC_SANITIZE", "")

@@ -162,6 +162,14 @@ async def test_a_setting_of_the_server_is_refused() -> None:
             pass
 
 
+async def test_routes_of_the_hub_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    hub = echoing()
+    hub.route("/health")(lambda request: "fine")
+    async with serving(hub) as at:
+        assert (await fetched(at, "/health"))[0] == 404
+    assert "not served on aiohttp's port: /health" in caplog.text
+
+
 def test_a_path_that_cannot_be_served_is_refused() -> None:
     with pytest.raises(ValidationError):
         Hub().aiohttp(web.Application(), "no-slash")

@@ -18,11 +18,13 @@ import httpx
 import msgspec
 import pytest
 
+from tests.acks import acknowledge
 from tests.clients.node_peers import node
 from tests.clients.support import missing
 from tests.redis_server import RedisServer
 from tests.support import exchange, join, named, serves_others, times_logged
 from wsc_fast import (
+    ACKConfig,
     Client,
     ConfigError,
     Hub,
@@ -155,7 +157,7 @@ async def test_a_user_gets_a_hub_message_at_each_client() -> None:
     async with running(hub), caller(hub) as http, members(hub, *names) as clients:
         body = {"user": "ann", "message": "paid", "type": "notice", "id": "m1"}
         answer = await http.post("/send", json=body)
-        assert answer.json() == {"clients": 2}
+        assert answer.json() == {"hubs": 1, "stored": False}
         for raw in clients:
             got = msgspec.json.decode((await said(raw))[0])
             assert (got["id"], got["type"], got["content"]) == ("m1", "notice", "paid")
@@ -178,6 +180,132 @@ async def test_a_user_or_a_client_is_disconnected() -> None:
         assert (await bob.recv()).payload == b"\x03\xe8"
         gone = await http.post("/disconnect", json={"client": "nobody"})
         assert gone.json() == {"clients": 0}
+
+
+@asynccontextmanager
+async def two_hubs(
+    folder: Path, acks: ACKConfig | None = None
+) -> AsyncIterator[tuple[Hub, Hub, RedisServer]]:
+    """Hubs on one bus; the first is to be asked."""
+    with RedisServer(folder) as server:
+        hubs = []
+        for _ in range(2):
+            bus = RedisBus(server.url, refresh=0.2)
+            hub = Hub(HubConfig(close_timeout=0.1), authenticate=named, bus=bus)
+            if acks is not None:
+                hub.enable_ack(acks)
+            hub.enable_api(keys=KEY)
+            hubs.append(hub)
+        one, two = hubs
+        async with running(one), running(two):
+            yield one, two, server
+
+
+async def entered(hub: Hub, *users: str) -> None:
+    """Returns once the bus knows that these users are online."""
+
+    async def are() -> bool:
+        return await hub.cluster.online(users) == set(users)
+
+    await eventually_async(are)
+
+
+async def test_a_message_finds_a_user_on_all_hubs(tmp_path: Path) -> None:
+    async with (
+        two_hubs(tmp_path) as (one, two, _),
+        members(one, "a1&user=ann") as (here,),
+        members(two, "a2&user=ann", "bob") as (there, bob),
+        caller(one) as http,
+    ):
+        await entered(one, "ann", "bob")
+        body = {"user": "ann", "message": "paid", "id": "m1"}
+
+        async def sent_to_both() -> bool:
+            return bool((await http.post("/send", json=body)).json()["hubs"] == 2)
+
+        await eventually_async(sent_to_both)  # this hub hears in a moment that ann is there, too
+        for raw in (here, there):
+            assert msgspec.json.decode((await said(raw))[0])["id"] == "m1"
+        answer = await http.post("/send", json=body | {"user": "bob"})
+        assert answer.json() == {"hubs": 1, "stored": False}
+        assert msgspec.json.decode((await said(bob))[0])["content"] == "paid"
+        away = await http.post("/send", json=body | {"user": "nobody"})
+        assert told(away) == (404, "user_offline")
+
+
+async def test_a_user_is_disconnected_from_all_hubs(tmp_path: Path) -> None:
+    async with (
+        two_hubs(tmp_path) as (one, two, _),
+        members(one, "a1&user=ann") as (here,),
+        members(two, "a2&user=ann", "a3&user=ann") as there,
+        caller(one) as http,
+    ):
+        await entered(two, "ann")
+        body = {"user": "ann", "code": 4403, "reason": "blocked"}
+        assert (await http.post("/disconnect", json=body)).json() == {"clients": 3}
+        for raw in (here, *there):
+            assert (await raw.recv()).payload == b"\x11\x33blocked"
+
+
+async def test_a_message_waits_for_its_user_until_it_is_acknowledged(tmp_path: Path) -> None:
+    acks = ACKConfig(enable_offline_messages=True, retry_interval=0.2, max_retries=50)
+    body = {"user": "ann", "message": "paid", "id": "m1", "require_ack": True}
+    async with two_hubs(tmp_path, acks) as (one, two, server), caller(one) as http:
+        answer = await http.post("/send", json=body)
+        assert answer.json() == {"hubs": None, "stored": True}
+        again = await http.post("/send", json=body)
+        assert again.json() == {"hubs": None, "stored": True}
+        other = await http.post("/send", json=body | {"message": "not paid"})
+        assert told(other) == (422, "invalid")
+        assert server.command("HLEN", "wsc:offline:messages:ann") == 1
+        async with members(two, "a&user=ann") as (raw,):
+            message = msgspec.json.decode((await said(raw))[0])
+            assert (message["id"], message["content"], message["to"]) == ("m1", "paid", "ann")
+            await acknowledge(raw, "m1")
+
+            async def is_gone() -> bool:
+                return bool(server.command("HLEN", "wsc:offline:messages:ann") == 0)
+
+            await eventually_async(is_gone)
+            await http.post("/send", json=body | {"id": "m2"})
+            while msgspec.json.decode((await said(raw))[0])["id"] != "m2":
+                pass
+
+
+async def test_an_acknowledgement_may_take_longer_than_a_request_waits() -> None:
+    hub = make_hub()
+    hub.enable_ack(ACKConfig(timeout=0.5, max_retries=0))
+    body = {"user": "ann", "message": "paid", "require_ack": True, "wait": 0.05}
+    async with running(hub), caller(hub) as http, members(hub, "ann") as (raw,):
+        answer = await http.post("/send", json=body)
+        assert answer.json() == {"hubs": None, "stored": False}
+        await said(raw)
+        refusing = asyncio.ensure_future(
+            http.post("/send", json=body | {"id": "m1", "wait": 10}),
+        )
+        await said(raw)
+        await acknowledge(raw, "m1", status="failed", error="no room")
+        refused = await refusing
+        assert told(refused) == (409, "not_acknowledged")
+        assert refused.json()["detail"] == "no room"
+        timed_out = await http.post("/send", json=body | {"id": "m2", "wait": 10})
+        assert told(timed_out) == (409, "not_acknowledged")
+        await said(raw)
+        confirming = asyncio.ensure_future(
+            http.post("/send", json=body | {"id": "m3", "wait": 10}),
+        )
+        await said(raw)
+        await acknowledge(raw, "m3")
+        assert (await confirming).json() == {"hubs": None, "stored": True}
+        away = await http.post("/send", json=body | {"user": "bob"})
+        assert told(away) == (404, "user_offline")
+
+
+async def test_a_hub_without_acknowledgements_says_so() -> None:
+    hub = make_hub()
+    body = {"user": "ann", "message": "paid", "require_ack": True}
+    async with running(hub), caller(hub) as http:
+        assert told(await http.post("/send", json=body)) == (404, "no_acknowledgements")
 
 
 # --- batches ---
@@ -301,7 +429,7 @@ async def test_who_is_there_is_not_known_without_presence() -> None:
     hub = make_hub()
     async with running(hub), caller(hub) as http:
         answer = await http.post("/online", json={"users": ["ann"]})
-        assert told(answer) == (422, "invalid")
+        assert told(answer) == (404, "no_presence")
         assert "presence is off: see Hub.presence" in answer.json()["detail"]
 
 
@@ -357,6 +485,7 @@ async def test_the_health_of_a_hub_that_drains_is_503() -> None:
         ("disconnect", {"client": "a\nb"}, "a client id may not hold control characters"),
         ("send", {"user": "a\nb", "message": "x"}, "a user id may not hold"),
         ("send", {"user": "u", "message": "x", "id": "a\nb"}, "a message id may not hold"),
+        ("send", {"user": "u", "message": "x", "wait": 10.5}, "<= 10.0 - at `$.wait`"),
         (
             "batch",
             {"requests": [{"do": "broadcast", "message": "x"}, {"do": "broadcast"}]},

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.aware import Aware, keeping
+from tests.publishers import Both
 from tests.redis_server import RedisServer, cutter
 from tests.support import join, named
 from wsc_fast import (
@@ -28,11 +29,12 @@ from wsc_fast import (
     Published,
     ValidationError,
 )
+from wsc_fast._core.clients import check_id
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.bus.redis.calls import number_of_server
 from wsc_fast.publish import AsyncPublisher, Batch, Publisher
-from wsc_fast.publish.calls import Call
-from wsc_fast.publish.messages import Message
+from wsc_fast.publish.calls import RoomCall
+from wsc_fast.publish.messages import Message, checked_id
 from wsc_fast.testing import eventually, eventually_async
 
 
@@ -40,39 +42,6 @@ from wsc_fast.testing import eventually, eventually_async
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     with RedisServer(tmp_path) as redis:
         yield redis
-
-
-class Both:
-    """A publisher of either kind, called in the same way."""
-
-    def __init__(self, kind: str, *args: Any, **options: Any) -> None:
-        self.publisher: Any = (Publisher if kind == "sync" else AsyncPublisher)(*args, **options)
-        self.blocks = kind == "sync"
-
-    async def call(self, name: str, *args: Any, **options: Any) -> Any:
-        function: Callable[..., Any] = getattr(self.publisher, name)
-        if self.blocks:
-            return await asyncio.to_thread(function, *args, **options)
-        return await function(*args, **options)
-
-    async def room(self, *args: Any, **options: Any) -> Published:
-        published: Published = await self.call("room", *args, **options)
-        return published
-
-    async def batch(self, fill: Callable[[Batch], None]) -> list[Published | Exception]:
-        if self.blocks:
-
-            def publish() -> list[Published | Exception]:
-                with self.publisher.batch() as batch:
-                    fill(batch)
-                results: list[Published | Exception] = batch.results
-                return results
-
-            return await asyncio.to_thread(publish)
-        async with self.publisher.batch() as batch:
-            fill(batch)
-        results: list[Published | Exception] = batch.results
-        return results
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -529,9 +498,9 @@ async def test_a_large_batch_takes_a_time_that_grows_with_it_alone(
     server: RedisServer, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = 0
-    takes = Call.takes
+    takes = RoomCall.takes
 
-    def counted(call: Call, message: Message) -> bool:
+    def counted(call: RoomCall, message: Message) -> bool:
         nonlocal looks
         looks += 1
         return takes(call, message)
@@ -540,7 +509,7 @@ async def test_a_large_batch_takes_a_time_that_grows_with_it_alone(
         for number in range(2000):
             batch.room("r", str(number))
 
-    monkeypatch.setattr(Call, "takes", counted)
+    monkeypatch.setattr(RoomCall, "takes", counted)
     async with publishers(kind) as publisher:
         both = publisher(server.url, keep={"r": (1000, 60.0)})
         results = await both.batch(fill)
@@ -694,3 +663,36 @@ async def test_a_call_that_is_cancelled_leaves_the_others(server: RedisServer) -
         tasks[3].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [n for n, each in enumerate(results) if not isinstance(each, Published)] == [3]
+
+
+# --- ids ---
+
+IDS = [
+    "r",
+    "r r",
+    "x" * 256,
+    "\u4e16",
+    "",
+    "x" * 257,
+    "a\nb",
+    "a\x00",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    1,
+    b"r",
+    None,
+]
+
+
+@pytest.mark.parametrize("value", IDS)
+@pytest.mark.parametrize("kind", ["room", "user", "client"])
+def test_a_publisher_takes_the_ids_that_a_hub_takes(kind: str, value: object) -> None:
+    def answer(check: Callable[[str, object], str]) -> str:
+        try:
+            return check(kind, value)
+        except ValidationError as error:
+            return f"refused: {error}"
+
+    # It has a check of its own, since it imports no compiled module.
+    assert answer(checked_id) == answer(check_id)

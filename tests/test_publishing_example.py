@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.acks import received
 from tests.clients.node_peers import modules, node
 from tests.clients.support import missing
 from tests.ports import free_port
@@ -56,7 +57,7 @@ async def the_shop(folder: Path) -> AsyncIterator[tuple[RedisServer, RawClient]]
             async def connected() -> bool:
                 try:
                     at = SimpleNamespace(port=port)
-                    found.append(await RawClient.open(at, "/ws?order=17"))
+                    found.append(await RawClient.open(at, "/ws?order=17&user=ann"))
                 except (OSError, EOFError, AssertionError):
                     return False
                 return True
@@ -110,16 +111,23 @@ async def test_a_view_publishes(tmp_path: Path, program: str) -> None:
             again = await asked(port, "/orders/17/ship")
             assert (first["duplicate"], again["duplicate"]) == (False, True)
             assert again["position"] == first["position"]
+            told = await asked(port, "/users/ann/notify")
+            assert told["stored"]
+            message = await received(client)
+            assert (message["content"], message["require_ack"]) == ("your parcel is here", True)
+            assert (await asked(port, "/users/bob/notify")) == {"hubs": 0, "stored": True}
 
 
 async def test_a_celery_task_publishes(tmp_path: Path) -> None:
     async with the_shop(tmp_path) as (server, client):
         worker = ("-m", "celery", "-A", "celery_task", "worker", "--concurrency=1", "-l", "WARNING")
         with running(*worker, BUS=server.url):
-            code = "from celery_task import pack; pack.delay(17)"
+            code = "from celery_task import bill, pack; pack.delay(17); bill.delay('ann', 17)"
             await asyncio.to_thread(run, sys.executable, "-c", code, BUS=server.url)
             heard = [(await client.recv(30)).payload for _ in range(2)]
             assert heard == [b"packed 50 %", b"packed 100 %"]
+            message = await received(client)
+            assert (message["id"], message["content"]) == ("bill-17", "The bill of order 17")
 
 
 async def test_a_shell_script_publishes(tmp_path: Path) -> None:
@@ -132,6 +140,11 @@ async def test_a_shell_script_publishes(tmp_path: Path) -> None:
         assert (await client.recv()).payload == text.encode()
         position = server.command("GET", "wsc:t:{order:17}").decode()
         assert position in said
+        said = await asyncio.to_thread(
+            run, "sh", "notify.sh", "ann", "17 € paid", BUS=server.url, PATH=path
+        )
+        assert said.strip() == "1"
+        assert (await received(client))["content"] == "17 € paid"
 
 
 async def test_node_publishes(tmp_path: Path) -> None:
@@ -150,3 +163,22 @@ async def test_node_publishes(tmp_path: Path) -> None:
         assert (await client.recv()).payload == text.encode()
         assert server.command("GET", "wsc:t:{order:17}").decode() == said.strip()
         assert SCRIPT.read_bytes() == script("publish").text
+
+
+async def test_node_sends_to_a_user(tmp_path: Path) -> None:
+    binary, _ = node() or ("", [])
+    place, why = modules()
+    if not binary or place is None:
+        missing(why or "there is no node")
+    assert place is not None
+    program = place / "notify.mjs"  # beside node_modules
+    program.write_text((EXAMPLE / "notify.mjs").read_text())
+    users = SCRIPT.with_name("users.lua")
+    async with the_shop(tmp_path) as (server, client):
+        text = 'on its way: "17" €'
+        for user, hubs in (("ann", "1"), ("nobody", "0")):
+            said = await asyncio.to_thread(run, binary, program, user, text, users, BUS=server.url)
+            assert said.strip() == hubs
+        message = await received(client)
+        assert (message["content"], message["to"]) == (text, "ann")
+        assert users.read_bytes() == script("users").text

@@ -149,7 +149,11 @@ def written(*suffixes: str) -> list[Path]:
     return sorted(path for path in (*ROOT.glob("*"), *inside) if path.suffix in suffixes)
 
 
-PAGES = sorted([*written(".md"), *ROOT.glob("docs/**/*.md")])
+# Of clients/ not all below, since node_modules is there.
+WITH_PAGES = ("docs/**", "clients", "clients/*")
+PAGES = sorted(
+    [*written(".md"), *(path for name in WITH_PAGES for path in ROOT.glob(f"{name}/*.md"))]
+)
 MODULES = written(".py", ".pyi")
 OTHERS = sorted([ROOT / "Makefile", *written(".pyx", ".pxd", ".h", ".c", ".lua")])
 # A sentence has its subject first. A label, which ends with a colon, and a heading may ask.

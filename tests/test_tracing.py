@@ -248,6 +248,38 @@ async def test_callbacks_of_rooms_have_spans_linked_to_the_upgrade(before: bool)
         assert [f"{link.context.trace_id:032x}" for link in span.links] == [TRACE]
 
 
+@pytest.mark.parametrize("before", [True, False])
+async def test_requests_have_spans_and_are_no_messages(before: bool) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    hub = Hub(authenticate=named)
+    if not before:
+        hub.enable_tracing(provider)
+    hub.on_message_received(lambda client, message: None)
+    hub.on_join_request(lambda client, room_id: True)
+
+    @hub.on_request
+    async def answer(client: Client, data: Any) -> Any:
+        await asyncio.sleep(0)
+        return data
+
+    if before:
+        hub.enable_tracing(provider)
+    hub.create_room("x")
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        await raw.send(TEXT, b'{"type":"request","id":"q1","data":1}')
+        await raw.send(TEXT, b'{"type":"join","id":"q2","room":"x"}')
+        assert b'"q1"' in (await raw.recv()).payload
+        assert b'"q2"' in (await raw.recv()).payload
+        raw.close()
+    assert len(spans(exporter, "process request")) == 1
+    (span,) = spans(exporter, "decide about join")
+    assert attributes(span)["messaging.destination.name"] == "room/x"
+    assert spans(exporter, "process message") == []
+
+
 async def test_headers_that_are_no_context_do_no_harm() -> None:
     hub, exporter = traced()
     hub.on_client_connected(lambda client: None)

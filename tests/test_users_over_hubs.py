@@ -213,6 +213,38 @@ async def not_online(hub: Hub, user: str) -> bool:
     return not await hub.cluster.online([user])
 
 
+# --- who is online ---
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["one server", "two servers"])
+async def test_each_hub_hears_who_comes_online_and_goes_offline(
+    server: RedisServer, connect: Any, tmp_path: Path, count: int
+) -> None:
+    directory = tmp_path / "other"
+    directory.mkdir()
+    with RedisServer(directory) as other:
+        urls = [server.url, other.url][:count]
+        async with hubs(urls, 2, limits={"presence_grace": 0.2}) as ((one, _), (two, _)):
+            here: set[str] = set()
+            first = [await connect(one, f"a{n}&user=u{n}") for n in range(20)]
+
+            @two.on_users
+            def changed(online: set[str], offline: set[str]) -> None:
+                assert not online & here
+                assert offline <= here
+                here.difference_update(offline)
+                here.update(online)
+
+            expected = {f"u{n}" for n in range(20)}
+            await eventually(lambda: here == expected)
+            await connect(two, "b0&user=u0")
+            last = await connect(two, "c&user=last")
+            await eventually(lambda: here == expected | {"last"})
+            for raw in (*first[:2], last):
+                raw.close()
+            await eventually(lambda: here == expected - {"u1"})
+
+
 # --- the bound on the connections of a user ---
 
 

@@ -38,7 +38,7 @@ class Peer:
 
     Attributes:
         program: in peers/, and its arguments behind the ports.
-        path: of the upgrade.
+        path: of the upgrade; `{}` in it is the number of the client.
         dialect: of its clients: "plain", "wsc.1" or "socket.io".
     """
 
@@ -191,27 +191,26 @@ def frames(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 class Clients:
-    """Some clients of one node, which write down what they hear.
+    """Some clients, which write down what they hear.
 
     Args:
         peer: whose dialect they speak.
-        port: of the node.
+        ports: of the nodes, which have the clients in turn.
         count: of clients.
     """
 
-    def __init__(self, peer: Peer, port: int, count: int) -> None:
+    def __init__(self, peer: Peer, ports: list[int], count: int) -> None:
         self._peer = peer
-        self._port = port
         self._poll = select.epoll()
         self.clients: dict[int, Heard] = {}
         self.messages = 0
-        for _ in range(count):
-            self._open()
+        for number in range(count):
+            self._open(ports[number % len(ports)], number)
 
-    def _open(self) -> None:
+    def _open(self, port: int, number: int) -> None:
         dialect = self._peer.dialect
         headers = AWARE if dialect == "wsc.1" else ""
-        sock, rest = upgraded(self._port, self._peer.path, headers)
+        sock, rest = upgraded(port, self._peer.path.format(number), headers)
         if dialect == "wsc.1":
             sock.sendall(hello({}))
         if dialect == "socket.io":
@@ -328,7 +327,7 @@ def _cpu_way(
 ) -> Callable[[int], float]:
     peer = ALL[name]
     publisher, node = stack.enter_context(processes(peer, server.port))
-    clients = Clients(peer, node.port, count)
+    clients = Clients(peer, [node.port], count)
     stack.callback(clients.close)
     when_joined(publisher, clients)
 
@@ -409,7 +408,7 @@ def _fault(
     server = RedisServer("--appendonly", "yes")
     try:
         with processes(peer, server.port) as (publisher, node):
-            clients = Clients(peer, node.port, CLIENTS)
+            clients = Clients(peer, [node.port], CLIENTS)
             when_joined(publisher, clients)
             failing = Thread(target=action, args=(server, messages * PAUSE))
             failing.start()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.cluster import beside_peers, measures
 from benchmarks.cluster.directory import directory
+from benchmarks.cluster.from_celery import from_celery
 from benchmarks.cluster.publishers import publishers
 
 MEASURES: dict[str, Callable[..., str]] = {
@@ -27,6 +28,7 @@ MEASURES: dict[str, Callable[..., str]] = {
     "faults": beside_peers.faults,
     "publishers": publishers,
     "directory": directory,
+    "celery": from_celery,
 }
 
 

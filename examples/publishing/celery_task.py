@@ -1,7 +1,7 @@
-"""Celery: a task that publishes how far it is.
+"""Celery: a task that publishes how far it is, and one that notifies a user.
 
 celery -A celery_task worker
-python -c 'from celery_task import pack; pack.delay(17)'
+python -c 'from celery_task import pack, bill; pack.delay(17); bill.delay("ann", 17)'
 """
 
 import os
@@ -24,3 +24,9 @@ def pack(self, order: int) -> None:
         publisher.room(
             f"order:{order}", f"packed {done} %", idempotency_key=f"packed-{done}-{order}"
         )
+
+
+@app.task(bind=True, autoretry_for=(BusUnavailableError,), retry_backoff=True, max_retries=5)
+def bill(self, user: str, order: int) -> None:
+    # It waits for a user who is away. Under its id it is stored once, however often the task runs.
+    publisher.user(user, f"The bill of order {order}", require_ack=True, message_id=f"bill-{order}")

@@ -1,4 +1,4 @@
-"""Django, under any WSGI or ASGI server: a view that publishes. `python django_view.py` serves it.
+"""Django, under any WSGI or ASGI server: views that publish. `python django_view.py` serves it.
 
 In a project the settings and the views stand in their own files.
 """
@@ -29,7 +29,13 @@ def ship(request: HttpRequest, order: int) -> JsonResponse:
     return JsonResponse({"position": published.position, "duplicate": published.duplicate})
 
 
-urlpatterns = [path("orders/<int:order>/ship", ship)]
+@require_POST
+def notify(request: HttpRequest, user: str) -> JsonResponse:
+    told = publisher.user(user, "your parcel is here", require_ack=True)
+    return JsonResponse({"hubs": told.hubs, "stored": told.stored})
+
+
+urlpatterns = [path("orders/<int:order>/ship", ship), path("users/<str:user>/notify", notify)]
 application = get_wsgi_application()
 
 if __name__ == "__main__":

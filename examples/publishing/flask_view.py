@@ -1,4 +1,4 @@
-"""Flask: a view that publishes. `python flask_view.py` serves it."""
+"""Flask: views that publish. `python flask_view.py` serves it."""
 
 import os
 
@@ -15,6 +15,12 @@ publisher = Publisher(os.environ.get("BUS", "redis://127.0.0.1:6379/0"))
 def ship(order: int) -> Response:
     published = publisher.room(f"order:{order}", "shipped", idempotency_key=f"shipped-{order}")
     return jsonify(position=published.position, duplicate=published.duplicate)
+
+
+@app.post("/users/<user>/notify")
+def notify(user: str) -> Response:
+    told = publisher.user(user, "your parcel is here", require_ack=True)
+    return jsonify(hubs=told.hubs, stored=told.stored)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
-"""The hub: each client hears of one order, `ws://127.0.0.1:8080/ws?order=17`."""
+"""The hub: each client hears of one order and of its user's, `/ws?order=17&user=ann`."""
 
 import os
 
-from wsc_fast import Client, Hub, Identity, RedisBus, Request
+from wsc_fast import ACKConfig, Client, Hub, Identity, RedisBus, Request
 
 
 def authenticate(request: Request) -> Identity:
-    # Yours also looks whether the order is the user's.
-    return Identity("somebody", user_data={"order": request.query.get("order", "0")})
+    # For a trial: yours takes a token, and looks whether the order is the user's.
+    query = request.query
+    return Identity(query.get("user", "somebody"), user_data={"order": query.get("order", "0")})
 
 
 hub = Hub(
     bus=RedisBus(os.environ.get("BUS", "redis://127.0.0.1:6379/0")), authenticate=authenticate
 )
 hub.keep("order:*", size=20, ttl=3600)  # a client that comes back gets what it missed
+hub.enable_ack(ACKConfig(enable_offline_messages=True))  # and so does a user who was away
 
 
 @hub.on_client_connected

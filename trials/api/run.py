@@ -18,7 +18,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from wsc_fast import Hub
+from wsc_fast import Hub, Identity
 from wsc_fast.api import guard
 from wsc_fast.testing import running
 
@@ -35,8 +35,10 @@ positive_data_acceptance.expected-statuses = ["2xx", "404", "410"]
 async def tried(program: str, examples: int, seed: int) -> int:
     """The exit status of schemathesis."""
     guard.WRONG_KEYS = 0.0
-    hub = Hub()
+    hub = Hub(authenticate=lambda request: Identity("user"))
     hub.keep("*")
+    hub.presence("*")
+    hub.enable_ack()
     hub.enable_api(keys=KEY, rate=0)
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "schemathesis.toml"

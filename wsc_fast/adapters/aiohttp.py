@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsc_fast.adapters.door import Door, check_kept
 from wsc_fast.config import HubConfig
+from wsc_fast.log import log
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -67,6 +68,10 @@ class Endpoint:
     async def _begin(self, app: web.Application) -> None:
         with ExitStack() as lines:
             lines.enter_context(self._door.own_log())
+            if routes := self._door.missing_routes():
+                log.warning(
+                    "the hub's routes are not served on aiohttp's port: %s", ", ".join(routes)
+                )
             await self._door.attach(_SERVER, _check, self._tls)
             self._lines = lines.pop_all()
 

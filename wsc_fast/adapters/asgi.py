@@ -106,7 +106,7 @@ async def _body_of(receive: Receive, length: int) -> bytes | None:
             return None
         body += event.get("body", b"")
         more = event.get("more_body", False) and len(body) < length
-    return bytes(body)
+    return bytes(body[:length])
 
 
 async def _send(answer: WSUpgradeResponse, send: Send) -> None:

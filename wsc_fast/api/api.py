@@ -17,23 +17,26 @@ from wsc_fast.api.keys import KeyRing, Keys
 from wsc_fast.api.needs import Needs
 from wsc_fast.bus.base import EVERYBODY, Entry, Page
 from wsc_fast.errors import (
+    AckError,
     BusError,
     ConfigError,
     HubStateError,
     LimitError,
+    MessageExistsError,
+    OfflineStoreError,
     RoomNotFoundError,
     SendError,
     UserOfflineError,
     ValidationError,
     shown,
 )
-from wsc_fast.messages import HubMessage, payload_of
+from wsc_fast.messages import ACKMessage, HubMessage, payload_of
 from wsc_fast.upgrade.answers import Response
 from wsc_fast.upgrade.request import Request
 from wsc_fast.upgrade.routes import Route
 
 T = TypeVar("T")
-Answer = bodies.Published | bodies.Reached
+Answer = bodies.Published | bodies.Sent | bodies.Closed
 
 # Batches at a time: each makes one request in a turn of the loop. Others wait for them.
 MOST_BATCHES = 8
@@ -49,7 +52,11 @@ class _GoneError(Exception):
 
 
 class _NoPresenceError(Exception):
-    """A room has no presence."""
+    """A room has no presence, or the hub has none."""
+
+
+class _NoAcksError(Exception):
+    """Acknowledgements are off."""
 
 
 # The first that fits an error counts.
@@ -65,6 +72,10 @@ _ERRORS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
     (HubStateError, HTTPStatus.SERVICE_UNAVAILABLE, "not_running"),
     (_GoneError, HTTPStatus.GONE, "gone"),
     (_NoPresenceError, HTTPStatus.NOT_FOUND, "no_presence"),
+    (_NoAcksError, HTTPStatus.NOT_FOUND, "no_acknowledgements"),
+    (AckError, HTTPStatus.CONFLICT, "not_acknowledged"),
+    (MessageExistsError, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid"),
+    (OfflineStoreError, HTTPStatus.SERVICE_UNAVAILABLE, "not_taken"),
 )
 _KNOWN = tuple(kind for kind, _, _ in _ERRORS)
 
@@ -119,9 +130,9 @@ class Api:
         if isinstance(request, bodies.Message):
             return await self._publish(request)
         if isinstance(request, bodies.Send):
-            return bodies.Reached(self._send(request))
+            return await (self._send_with_ack if request.require_ack else self._send)(request)
         assert isinstance(request, bodies.Disconnect)
-        return bodies.Reached(self._disconnect(request))
+        return bodies.Closed(await self._disconnect(request))
 
     async def _publish(self, request: bodies.Message) -> bodies.Published:
         room_id = request.room if isinstance(request, bodies.Publish) else EVERYBODY
@@ -130,20 +141,37 @@ class Api:
         )
         return bodies.Published(done.position, done.duplicate)
 
-    def _send(self, request: bodies.Send) -> int:
+    async def _send(self, request: bodies.Send) -> bodies.Sent:
         message = HubMessage(type=request.type, to=request.user, content=request.message)
         if not isinstance(request.id, msgspec.UnsetType):
             message.id = request.id
-        return self._needs.send_to_user(request.user, message)
+        return bodies.Sent(await self._needs.node.send_to_user(request.user, message), False)
 
-    def _disconnect(self, request: bodies.Disconnect) -> int:
+    async def _send_with_ack(self, request: bodies.Send) -> bodies.Sent:
+        if not self._needs.has_acks():
+            raise _NoAcksError("acknowledgements are off: see Hub.enable_ack")
+        message = ACKMessage(type=request.type, content=request.message)
+        if not isinstance(request.id, msgspec.UnsetType):
+            message.id = request.id
+        pending = self._needs.send_with_ack(request.user, message)
+        try:
+            async with asyncio.timeout(request.wait) as limit:
+                await pending.accepted()
+        except TimeoutError:  # an AckTimeoutError is one, too
+            if not limit.expired():
+                raise
+            return bodies.Sent(None, False)
+        return bodies.Sent(None, True)
+
+    async def _disconnect(self, request: bodies.Disconnect) -> int:
+        code = int(request.code)
         if not isinstance(request.user, msgspec.UnsetType):
-            return self._needs.disconnect_user(request.user, int(request.code), request.reason)
+            return await self._needs.node.disconnect_user(request.user, code, request.reason)
         assert not isinstance(request.client, msgspec.UnsetType)
         client = self._needs.client_of(request.client)
         if client is None:
             return 0
-        client.disconnect(int(request.code), request.reason)
+        client.disconnect(code, request.reason)
         return 1
 
     async def _batch(self, batch: bodies.Batch) -> bodies.Outcomes:
@@ -199,7 +227,10 @@ class Api:
         return bodies.Presence(found, cursor, count)
 
     async def _online(self, question: bodies.OnlineQuestion) -> bodies.Online:
-        found = await self._needs.node.online(question.users)
+        try:
+            found = await self._needs.node.online(question.users)
+        except ValidationError as failure:  # the ids are checked already
+            raise _NoPresenceError(str(failure)) from None
         return bodies.Online(sorted(found))
 
     def _health(self, request: Request) -> Response:

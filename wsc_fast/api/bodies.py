@@ -22,6 +22,8 @@ from wsc_fast.errors import ValidationError
 MOST_IN_BATCH, MOST_EXCLUDED = 100, 1_000
 # Users of one question.
 MOST_USERS = 500
+# Seconds for which a request may wait for its message to be stored.
+MOST_WAIT = 10
 
 # Strings in a body, names of fields among them. The decoder looks at the length of a list once it
 # has all of it, and a mebibyte of short strings would take it 100 ms.
@@ -119,12 +121,28 @@ class Broadcast(Message, kw_only=True):
 
 
 class Send(Request, kw_only=True):
-    """Sends a HubMessage to a user's clients on this hub."""
+    """Sends a HubMessage to a user's clients, on all hubs."""
 
     user: UserId
     message: Annotated[str, Meta(description="The content of the HubMessage.")]
     type: Annotated[str, Meta(description="The type of the HubMessage.")] = "text"
     id: MessageId | UnsetType = UNSET
+    require_ack: Annotated[
+        bool,
+        Meta(
+            description="It is sent until the user acknowledges it. With offline messages it waits "
+            "for a user who is away."
+        ),
+    ] = False
+    wait: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=MOST_WAIT,
+            description="With `require_ack`: seconds for which the answer waits until the message "
+            "is stored or acknowledged.",
+        ),
+    ] = 5.0
 
     def __post_init__(self) -> None:
         check_id("user", self.user)
@@ -133,7 +151,7 @@ class Send(Request, kw_only=True):
 
 
 class Disconnect(Request, kw_only=True):
-    """Closes the connections of a user, or of one client, on this hub."""
+    """Closes the connections of a user on all hubs, or that of one client of this hub."""
 
     user: UserId | UnsetType = UNSET
     client: ClientId | UnsetType = UNSET
@@ -212,10 +230,23 @@ class Published(Struct):
     ]
 
 
-class Reached(Struct):
-    """The answer to a send or a disconnect."""
+class Sent(Struct):
+    """The answer to a send."""
 
-    clients: Annotated[int, Meta(ge=0, description="The clients of this hub that it concerned.")]
+    hubs: Annotated[
+        int | None,
+        Meta(description="How many hubs have queued it for clients; null with `require_ack`."),
+    ]
+    stored: Annotated[
+        bool,
+        Meta(description="It is in the offline store, or acknowledged: a crash does not lose it."),
+    ]
+
+
+class Closed(Struct):
+    """The answer to a disconnect."""
+
+    clients: Annotated[int, Meta(ge=0, description="How many clients it was, on all hubs.")]
 
 
 class Error(Struct):
@@ -226,7 +257,7 @@ class Error(Struct):
 
 
 # The document may have a union of these types, and the encoder writes either.
-_RESULTS = [{"$ref": f"#/components/schemas/{name}"} for name in ("Published", "Reached")]
+_RESULTS = [{"$ref": f"#/components/schemas/{name}"} for name in ("Published", "Sent", "Closed")]
 _Result = Annotated[Any, Meta(extra_json_schema={"anyOf": _RESULTS})]
 
 

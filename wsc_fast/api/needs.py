@@ -8,8 +8,9 @@ from typing import Protocol
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine
+from wsc_fast._core.pending import PendingACK
 from wsc_fast.bus.base import Member, Page, Published
-from wsc_fast.messages import HubMessage
+from wsc_fast.messages import ACKMessage, HubMessage
 from wsc_fast.upgrade.routes import Guard, Route
 
 
@@ -44,6 +45,12 @@ class Publishing(Protocol):
     async def count(self, room_id: str) -> int:
         """Counts the users in a room."""
 
+    async def send_to_user(self, user_id: str, message: HubMessage) -> int:
+        """Sends to a user on all hubs; returns how many hubs have queued it."""
+
+    async def disconnect_user(self, user_id: str, code: int, reason: str) -> int:
+        """Closes the clients of a user on all hubs; returns how many these were."""
+
     async def online(self, user_ids: Sequence[str]) -> set[str]:
         """Tells which users are connected to any hub."""
 
@@ -60,7 +67,8 @@ class Needs:
         client_of: the client with an id; None: it is not connected here.
         count_clients: how many clients are connected.
         node: publishes and reads.
-        send_to_user, disconnect_user: as Hub has them.
+        has_acks: whether acknowledgements are enabled.
+        send_with_ack: as `Hub.send_ack_message_to_user`.
         draining: whether the hub sends its clients away.
         check_route: raises ValidationError for a path and methods that cannot be served.
         add_route: serves a path: `add_route(path, methods, route, guard)`.
@@ -70,8 +78,8 @@ class Needs:
     client_of: Callable[[str], Client | None]
     count_clients: Callable[[], int]
     node: Publishing
-    send_to_user: Callable[[str, HubMessage], int]
-    disconnect_user: Callable[[str, int, str], int]
+    has_acks: Callable[[], bool]
+    send_with_ack: Callable[[str, ACKMessage], PendingACK]
     draining: Callable[[], bool]
     check_route: Callable[[str, tuple[str, ...]], object]
     add_route: Callable[[str, tuple[str, ...], Route, Guard], object]

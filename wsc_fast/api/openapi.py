@@ -30,15 +30,19 @@ _POSTS: dict[str, tuple[type[Any], type[Any], tuple[int, ...], str]] = {
     ),
     "send": (
         bodies.Send,
-        bodies.Reached,
-        (404,),
-        "Sends a HubMessage to all clients that a user has on this hub. 404: there are none.",
+        bodies.Sent,
+        (404, 409),
+        "Sends a HubMessage to all clients that a user has, on all hubs of the bus. 404: there are "
+        "none. With `require_ack` it is sent until the user acknowledges it, and may wait for him "
+        "in the offline store. 404: this hub has no acknowledgements, or no offline messages and "
+        "no client of the user.",
     ),
     "disconnect": (
         bodies.Disconnect,
-        bodies.Reached,
+        bodies.Closed,
         (),
-        "Closes all connections of a user, or that of one client, on this hub.",
+        "Closes all connections of a user, on all hubs of the bus, or that of one client of this "
+        "hub.",
     ),
     "batch": (
         bodies.Batch,
@@ -50,7 +54,7 @@ _POSTS: dict[str, tuple[type[Any], type[Any], tuple[int, ...], str]] = {
     "online": (
         bodies.OnlineQuestion,
         bodies.Online,
-        (),
+        (404,),
         "Tells which of these users are connected to any hub. The hubs need presence.",
     ),
 }
@@ -66,7 +70,9 @@ _SUMMARIES = {
 _MEANINGS = {
     400: "The body is no JSON, or the request is malformed.",
     401: "The request shows no API key, or one that is not known.",
-    404: "The user has no client on this hub, or the room is not kept, or has no presence.",
+    404: "The user is away, or the room is not kept, or has no presence; or the hub has no "
+    "acknowledgements.",
+    409: "A client has refused the message, or it was given up before it was stored.",
     410: "The history does not reach back to this position.",
     411: "The body has no Content-Length.",
     413: "The body is too long.",
@@ -101,8 +107,8 @@ def document(path: str) -> dict[str, Any]:
         "info": {
             "title": "HTTP API of a wsc_fast hub",
             "version": version("wsc_fast"),
-            "description": "Publish and broadcast go to all hubs that share a bus; send and "
-            "disconnect concern the clients of the hub that is asked.",
+            "description": "All requests concern all hubs that share a bus, but for health and "
+            "for a disconnect of one client.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": path}],

@@ -393,7 +393,7 @@ class Bus(Protocol):
         """A page of the users who are present in a room, of 500 or about as many.
 
         Args:
-            room: its id.
+            room: its id; EVERYBODY: of all users, whose clients need not be counted.
             cursor: "" for the first page, else what the page before has returned.
 
         Returns:

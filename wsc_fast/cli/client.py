@@ -34,7 +34,7 @@ NORMAL = (1000, 1001)
 # No close frame came.
 ABNORMAL = 1006
 
-# What helps, by the status of a refusal.
+# Hints, by the status of a refusal.
 _HINTS = {
     401: "--token or --header shows who you are",
     404: "is the path that of the hub's endpoint, such as /ws?",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 5.0
 _MOST_BYTES = 1 << 24
-# What helps, by the status of an answer.
+# Hints, by the status of an answer.
 _HINTS = {
     401: " (--token or --header shows who you are)",
     404: " (hub.enable_metrics() serves the metrics)",

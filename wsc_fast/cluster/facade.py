@@ -17,7 +17,7 @@ from wsc_fast.bus.base import Bus, HistoryEntry, Member, NodeInfo, Published
 from wsc_fast.cluster.node import Node
 from wsc_fast.errors import ValidationError, shown
 from wsc_fast.messages import HubMessage
-from wsc_fast.runtime.signatures import OfNode, OfPresence
+from wsc_fast.runtime.signatures import OfNode, OfPresence, OfUsers
 
 
 class Cluster:
@@ -301,6 +301,28 @@ class ClusterFace(Calls):
         Thread-safety: any thread.
         """
         return self._node.add_presence(fn)
+
+    def on_users(self, fn: OfUsers) -> OfUsers:
+        """Has `fn(online, offline)` called for users who have come to a hub, or left the last one.
+
+        It is called on each hub, every 250 ms at most, and hears first of all who are there. A user
+        is offline once his last client has gone on all hubs, and `presence_grace` has passed. Each
+        hub that hears of them holds the ids of all users. A hub with a bus and an `authenticate`
+        knows its users; one alone needs `presence`.
+
+        Args:
+            fn: plain or async; `online` and `offline` are sets of user ids. While an async one goes
+                on, further changes wait for its end.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set.
+
+        Raises:
+            ValidationError: fn cannot be called so.
+
+        Thread-safety: any thread.
+        """
+        return self._node.add_users(fn)
 
     def on_node(self, fn: OfNode) -> OfNode:
         """Has `fn(node, is_up)` called for other hubs on the bus that have come or gone.

@@ -39,7 +39,7 @@ from wsc_fast.errors import (
 from wsc_fast.log import log
 from wsc_fast.messages import HubMessage, IdFactory, message_of
 from wsc_fast.runtime.callbacks import ClientWatcher, RoomWatcher
-from wsc_fast.runtime.signatures import OfNode, OfPresence, checked_callback
+from wsc_fast.runtime.signatures import OfNode, OfPresence, OfUsers, checked_callback
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
 from wsc_fast.runtime.threads import ThreadCalls
@@ -48,6 +48,8 @@ from wsc_fast.turns import in_turns
 if TYPE_CHECKING:
     from wsc_fast.cluster.chain import Chain
     from wsc_fast.cluster.nodes import Nodes
+    from wsc_fast.cluster.online import Online
+    from wsc_fast.cluster.presence import Needs as PresenceNeeds
     from wsc_fast.cluster.presence import Presence
     from wsc_fast.cluster.rooms import Rooms
     from wsc_fast.cluster.users import Deliveries, PerUser, Users
@@ -121,9 +123,11 @@ class Node:
         self._rooms: Rooms | None = None
         self._presence: Presence | None = None
         self._users: Users | None = None
+        self._online: Online | None = None
         self._nodes: Nodes | None = None
         self._on_presence: list[Callable[..., object]] = []
         self._on_node: list[Callable[..., object]] = []
+        self._on_users: list[Callable[..., object]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._audited = 0.0
@@ -186,7 +190,10 @@ class Node:
                 )
             )
             if self._needs.knows_users:
+                from wsc_fast.cluster.online import Online
+
                 self._needs.watch_clients(self._users)
+                self._online = Online(self._presence_needs(), self._on_users)
         return self._users
 
     def offline_store(self) -> OfflineStore | None:
@@ -236,22 +243,26 @@ class Node:
         self._rooms_of_bus()
         if self._presence is None:
             from wsc_fast.cluster.nodes import Nodes
-            from wsc_fast.cluster.presence import Needs as PresenceNeeds
             from wsc_fast.cluster.presence import Presence
 
-            needs = PresenceNeeds(
-                engine=self._engine,
-                tasks=self._needs.tasks,
-                counters=self.counters,
-                bus=lambda: self._bus if self._opened else None,
-                grace=self._grace,
-                report=self._needs.report,
-            )
+            needs = self._presence_needs()
             self._know_users()
             self._presence = Presence(needs, self._on_presence)
             self._nodes = Nodes(needs, lambda: self.name, self._on_node)
             self._needs.watch_rooms(self._presence)
         self._presence.watch(patterns)
+
+    def _presence_needs(self) -> PresenceNeeds:
+        from wsc_fast.cluster.presence import Needs as PresenceNeeds
+
+        return PresenceNeeds(
+            engine=self._engine,
+            tasks=self._needs.tasks,
+            counters=self.counters,
+            bus=lambda: self._bus if self._opened else None,
+            grace=self._grace,
+            report=self._needs.report,
+        )
 
     def _grace(self) -> float:
         return self._needs.settings().presence_grace
@@ -259,6 +270,11 @@ class Node:
     def add_presence(self, fn: OfPresence) -> OfPresence:
         """`fn(room_id, joined, left)` for the users who have come to a room, and left it."""
         self._on_presence.append(checked_callback(fn, "room_id", "joined", "left"))
+        return fn
+
+    def add_users(self, fn: OfUsers) -> OfUsers:
+        """`fn(online, offline)` for users who have connected to any hub, and left the last one."""
+        self._on_users.append(checked_callback(fn, "online", "offline"))
         return fn
 
     def add_node(self, fn: OfNode) -> OfNode:
@@ -622,13 +638,17 @@ class Node:
 
     def _is_presence(self, channel: str, data: bytes) -> bool:
         """Takes joins and leaves, which are no envelope."""
-        if self._presence is None or not channel.startswith(PRESENCE):
+        if not channel.startswith(PRESENCE):
             return False
         try:
             lines = data.decode()
         except UnicodeDecodeError:
             return False
-        self._presence.heard(channel, lines)
+        if channel == PRESENCE:
+            if self._online is not None:
+                self._online.heard(lines)
+        elif self._presence is not None:
+            self._presence.heard(channel, lines)
         return True
 
     def word(self, data: bytes) -> None:
@@ -649,9 +669,12 @@ class Node:
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""
         assert self._rooms is not None
-        if self._presence is not None:
+        if self._users is not None:
             of_presence = [each for each in channels if each.startswith(PRESENCE)]
-            self._presence.subscribed(of_presence, again)
+            if self._presence is not None:
+                self._presence.subscribed(of_presence, again)
+            if self._online is not None and PRESENCE in of_presence:
+                self._online.subscribed(again)
             if of_presence:
                 channels = [each for each in channels if not each.startswith(PRESENCE)]
         self._rooms.subscribed(channels, again)
@@ -693,10 +716,19 @@ class Node:
 
     async def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The hub starts."""
-        if (self._on_presence or self._on_node) and self._presence is None:
+        never = [
+            name
+            for name, callbacks, part in (
+                ("on_presence", self._on_presence, self._presence),
+                ("on_node", self._on_node, self._presence),
+                ("on_users", self._on_users, self._online),
+            )
+            if callbacks and part is None
+        ]
+        if never:
             log.warning(
                 "%s is never called, since presence is off: call Hub.presence before the start",
-                "on_presence" if self._on_presence else "on_node",
+                never[0],
                 extra={"event": "presence_off"},
             )
         if self._bus is None:
@@ -776,6 +808,8 @@ class Node:
             self.users.look(now)
         if self._presence is not None:
             self._presence.look(now)
+        if self._online is not None:
+            self._online.look()
         if self._nodes is not None:
             self._nodes.look()
         if not self._bus_is_here() and now - self._audited >= _AUDIT:
@@ -842,6 +876,8 @@ class Node:
             self._users.forget()
         if self._presence is not None:
             self._presence.forget()
+        if self._online is not None:
+            self._online.forget()
         if self._nodes is not None:
             self._nodes.forget()
         if self._rooms is not None:

@@ -54,14 +54,15 @@ class Teller:
 
     def forget(self) -> None:
         """The hub has stopped, or its loop was closed: nobody hears what becomes of the words."""
-        self._loop = None
+        loop, self._loop = self._loop, None
         for waiting in self._waiting.values():
             waiting.clear()
         self._waiting_bytes = 0
         self._flushing = False
-        for task in self._tasks:
-            task.cancel()
-        self._tasks.clear()
+        tasks, self._tasks = self._tasks, set()
+        if loop is not None and not loop.is_closed():
+            for task in tasks:
+                task.cancel()
 
     async def finish(self, timeout: float) -> None:
         """Waits for what is on its way; for so many seconds at most."""
@@ -142,7 +143,8 @@ class Teller:
             self._failed(words, error)
             return
         finally:
-            self._waiting_bytes -= sum(len(word.data) + OVERHEAD for word, _ in words)
+            size = sum(len(word.data) + OVERHEAD for word, _ in words)
+            self._waiting_bytes = max(0, self._waiting_bytes - size)  # `forget` has counted it
         self._counters.words_sent += len(words)
         for (_, told), count in zip(words, counts, strict=True):
             if told is not None:

@@ -75,8 +75,8 @@ class Deliveries(Protocol):
 class PerUser(Protocol):
     """The bound on the connections of a user, as this hub keeps it; see upgrade/per_user.py."""
 
-    @property
-    def most(self) -> int: ...
+    most: int
+
     @property
     def closes_oldest(self) -> bool: ...
     def refuse(self, client: Client) -> None: ...
@@ -511,9 +511,10 @@ class Users:
         self._said.clear()
         self._looks.clear()
         self._teller.forget()
-        if self._resync is not None:
-            self._resync.cancel()
-            self._resync = None
+        resync, self._resync = self._resync, None
+        # A closed loop has ended its tasks, and raises where one is cancelled.
+        if resync is not None and not resync.get_loop().is_closed():
+            resync.cancel()
 
 
 def _since(client: Client | None) -> int:

@@ -4,6 +4,7 @@
 
     publisher = Publisher("redis://127.0.0.1:6379/0")
     publisher.room("chat:7", "Your order has been sent.", idempotency_key="order-17")
+    publisher.user("ann", "Your parcel is here.", require_ack=True)
 
 Needs redis-py and nothing that is compiled. `AsyncPublisher` has the same calls for asyncio.
 """
@@ -15,8 +16,9 @@ if typing.TYPE_CHECKING:
     from wsc_fast.publish.asynchronous import AsyncPublisher
     from wsc_fast.publish.messages import Batch
     from wsc_fast.publish.publisher import Publisher
+    from wsc_fast.publish.users import Told
 
-__all__ = ["AsyncPublisher", "Batch", "HistoryEntry", "Member", "Published", "Publisher"]
+__all__ = ["AsyncPublisher", "Batch", "HistoryEntry", "Member", "Published", "Publisher", "Told"]
 
 _MODULES = {
     "AsyncPublisher": "wsc_fast.publish.asynchronous",
@@ -25,6 +27,7 @@ _MODULES = {
     "Member": "wsc_fast.bus.base",
     "Published": "wsc_fast.bus.base",
     "Publisher": "wsc_fast.publish.publisher",
+    "Told": "wsc_fast.publish.users",
 }
 
 

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 from wsc_fast.bus.base import HistoryEntry, Member, Published
 from wsc_fast.errors import BusUnavailableError
+from wsc_fast.publish.checks import checked_id, checked_users
 from wsc_fast.publish.messages import (
     Batch,
     Message,
-    checked_id,
-    checked_users,
+    Sending,
     messages_of,
+    result_of,
     to_all,
     to_room,
 )
 from wsc_fast.publish.pools import pool_of
 from wsc_fast.publish.steps import Lost, Pause, Request, Steps, Work
+from wsc_fast.publish.users import Stored, Told, Word, disconnect, to_user
 
 if TYPE_CHECKING:
     from wsc_fast.messages import HubMessage
@@ -44,6 +46,7 @@ class AsyncPublisher:
         prefix: str = "wsc:",
         timeout: float = 5.0,
         keep: Mapping[str, tuple[int, float]] | None = None,
+        offline_limit: int = 1_000,
     ) -> None:
         """Takes the configuration, see `Publisher`; connects to nothing yet.
 
@@ -51,10 +54,10 @@ class AsyncPublisher:
             ImportError: redis-py is not installed.
             ConfigError: an argument cannot be used.
         """
-        self._work = Work(url, prefix, timeout, keep)
+        self._work = Work(url, prefix, timeout, keep, offline_limit)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pools: list[Any] = []
-        self._waiting: list[tuple[Message, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Sending, asyncio.Future[None]]] = []
         self._waiting_bytes = 0
         self._publishing: asyncio.Task[None] | None = None
 
@@ -95,6 +98,31 @@ class AsyncPublisher:
         """
         return await self._publish_one(to_all(message, exclude, key, idempotency_key))
 
+    async def user(
+        self,
+        user_id: str,
+        message: HubMessage | str,
+        *,
+        require_ack: bool = False,
+        message_id: str | None = None,
+    ) -> Told:
+        """Sends a message to all clients of a user, on all hubs; see `Publisher.user`.
+
+        Messages to one user are sent in the order of the calls, those with acknowledgement apart.
+
+        Raises:
+            BusUnavailableError, BusError, OfflineStoreError, ValidationError: see there.
+        """
+        return await self._tell_one(to_user(user_id, message, require_ack, message_id))
+
+    async def disconnect(self, user_id: str, code: int = 1000, reason: str = "") -> Told:
+        """Closes all connections of a user, on all hubs; see `Publisher.disconnect`.
+
+        Raises:
+            BusUnavailableError, BusError, ValidationError: see there.
+        """
+        return await self._tell_one(disconnect(user_id, code, reason))
+
     @asynccontextmanager
     async def batch(self) -> AsyncIterator[Batch]:
         """Publishes messages together, at the end of the block; see `Publisher.batch`."""
@@ -102,7 +130,7 @@ class AsyncPublisher:
         yield batch
         messages = messages_of(batch)
         await asyncio.gather(*[self._published(each) for each in messages])
-        batch.results = [_result(message) for message in messages]
+        batch.results = [result_of(message) for message in messages]
 
     async def history(
         self, room_id: str, *, after: str | None = None, limit: int = 100
@@ -157,12 +185,19 @@ class AsyncPublisher:
 
     async def _publish_one(self, message: Message) -> Published:
         await self._published(message)
-        result = _result(message)
-        if isinstance(result, Exception):
-            raise result
-        return result
+        assert message.result is not None
+        if isinstance(message.result, Exception):
+            raise message.result
+        return message.result
 
-    def _published(self, message: Message) -> asyncio.Future[None]:
+    async def _tell_one(self, message: Word | Stored) -> Told:
+        await self._published(message)
+        assert message.result is not None
+        if isinstance(message.result, Exception):
+            raise message.result
+        return message.result
+
+    def _published(self, message: Sending) -> asyncio.Future[None]:
         """Publishes a message with all that wait; the future is done when it has its result."""
         self._begin()
         assert self._loop is not None
@@ -261,8 +296,3 @@ class AsyncPublisher:
         finally:
             await pool.release(connection)
         return answers
-
-
-def _result(message: Message) -> Published | Exception:
-    assert message.result is not None
-    return message.result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -16,14 +15,12 @@ from wsc_fast.bus.base import (
     Retention,
 )
 from wsc_fast.errors import MessageTypeError, ValidationError, shown
+from wsc_fast.publish.checks import checked_id
+from wsc_fast.publish.users import Stored, Told, Word, disconnect, to_user
 
 if TYPE_CHECKING:
     from wsc_fast.messages import HubMessage
 
-# The longest id of a room or a client, in characters.
-MOST_ID = 256
-# As in src_cy/clients.pyx: control characters, line ends, and halves of surrogate pairs.
-_forbidden = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]").search
 # How the JSON of a HubMessage begins.
 _HUB_MESSAGE = b'{"id":'
 
@@ -48,22 +45,35 @@ class Message:
         self.retention: Retention | None = None
         self.result: Published | Exception | None = None
 
+    @property
+    def place(self) -> str:
+        """The id by which its server is found."""
+        return self.room
+
+
+# All that a publisher sends, and the answers.
+Sending = Message | Word | Stored
+Result = Published | Told
+
 
 class Batch:
-    """Messages that are published together, in the order of the calls in each room.
+    """Messages that are published together: those of one room in the order of the calls.
+
+    So are messages without acknowledgement to one user, and apart from them those with
+    acknowledgement.
 
     Made by `Publisher.batch` and `AsyncPublisher.batch`, and published at the end of the `with`.
 
     Attributes:
-        results: of each message its `Published`, or the error that it had; in the order of the
-            calls. Empty before the end of the `with`.
+        results: of each call its `Published` or `Told`, or the error that it had; in the order of
+            the calls. Empty before the end of the `with`.
 
     Thread-safety: none.
     """
 
     def __init__(self) -> None:
-        self.results: list[Published | Exception] = []
-        self._messages: list[Message] = []
+        self.results: list[Published | Told | Exception] = []
+        self._messages: list[Sending] = []
 
     def room(
         self,
@@ -96,10 +106,39 @@ class Batch:
         """
         self._messages.append(to_all(message, exclude, key, idempotency_key))
 
+    def user(
+        self,
+        user_id: str,
+        message: HubMessage | str,
+        *,
+        require_ack: bool = False,
+        message_id: str | None = None,
+    ) -> None:
+        """Adds a message to a user; the arguments are those of `Publisher.user`.
 
-def messages_of(batch: Batch) -> list[Message]:
+        Raises:
+            ValidationError: an argument cannot be used. The batch is as it was.
+        """
+        self._messages.append(to_user(user_id, message, require_ack, message_id))
+
+    def disconnect(self, user_id: str, code: int = 1000, reason: str = "") -> None:
+        """Adds a call of `Publisher.disconnect`; the arguments are the same.
+
+        Raises:
+            ValidationError: an argument cannot be used. The batch is as it was.
+        """
+        self._messages.append(disconnect(user_id, code, reason))
+
+
+def messages_of(batch: Batch) -> list[Sending]:
     """The messages of a batch."""
     return batch._messages
+
+
+def result_of(message: Sending) -> Result | Exception:
+    """The result of a message that was sent."""
+    assert message.result is not None
+    return message.result
 
 
 def to_room(
@@ -123,34 +162,6 @@ def to_all(
 ) -> Message:
     """A message to all clients, with checked arguments."""
     return Message(EVERYBODY, _entry(message, exclude, key), _idempotency(idempotency_key))
-
-
-def checked_id(kind: str, value: object) -> str:
-    """An id that a hub takes, too.
-
-    Raises:
-        ValidationError: it is none.
-    """
-    if type(value) is not str:
-        raise ValidationError(f"a {kind} id must be a str, not {type(value).__name__}")
-    if not 0 < len(value) <= MOST_ID:
-        raise ValidationError(
-            f"a {kind} id must have 1 to {MOST_ID} characters, this one has {len(value)}"
-        )
-    if _forbidden(value) is not None:
-        raise ValidationError(f"a {kind} id may not hold control characters or newlines: {value!a}")
-    return value
-
-
-def checked_users(user_ids: Iterable[str]) -> list[str]:
-    """Ids of users.
-
-    Raises:
-        ValidationError: one cannot be used, or it is a single str.
-    """
-    if isinstance(user_ids, str):
-        raise ValidationError(f"user_ids must be several ids, not the str {user_ids!a}")
-    return [checked_id("user", each) for each in user_ids]
 
 
 def _idempotency(key: object) -> str | None:

@@ -8,17 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from wsc_fast.bus.base import HistoryEntry, Member, Published
-from wsc_fast.publish.messages import (
-    Batch,
-    Message,
-    checked_id,
-    checked_users,
-    messages_of,
-    to_all,
-    to_room,
-)
+from wsc_fast.publish.checks import checked_id, checked_users
+from wsc_fast.publish.messages import Batch, Message, messages_of, result_of, to_all, to_room
 from wsc_fast.publish.pools import pool_of
 from wsc_fast.publish.steps import Lost, Pause, Request, Steps, Work
+from wsc_fast.publish.users import Stored, Told, Word, disconnect, to_user
 
 if TYPE_CHECKING:
     from wsc_fast.messages import HubMessage
@@ -41,6 +35,7 @@ class Publisher:
         prefix: str = "wsc:",
         timeout: float = 5.0,
         keep: Mapping[str, tuple[int, float]] | None = None,
+        offline_limit: int = 1_000,
     ) -> None:
         """Takes the configuration; connects to nothing yet.
 
@@ -50,12 +45,14 @@ class Publisher:
             timeout: seconds for which a call tries each server, up to 60.
             keep: the size and the ttl of kept rooms by pattern, as of `Hub.keep`. None: as the hubs
                 on the bus have it, which write it there.
+            offline_limit: messages with acknowledgement that may wait for one user in the offline
+                store, 1 to 1,073,741,824. One more is refused.
 
         Raises:
             ImportError: redis-py is not installed.
             ConfigError: an argument cannot be used.
         """
-        self._work = Work(url, prefix, timeout, keep)
+        self._work = Work(url, prefix, timeout, keep, offline_limit)
         self._pools = [pool_of(each, "redis", self._work.timeout) for each in self._work.urls]
 
     def __repr__(self) -> str:
@@ -107,6 +104,56 @@ class Publisher:
         """
         return self._publish_one(to_all(message, exclude, key, idempotency_key))
 
+    def user(
+        self,
+        user_id: str,
+        message: HubMessage | str,
+        *,
+        require_ack: bool = False,
+        message_id: str | None = None,
+    ) -> Told:
+        """Sends a message to all clients of a user, on all hubs.
+
+        Args:
+            user_id: a str.
+            message: a HubMessage, or the content of one.
+            require_ack: the message goes into the offline store of the hubs: it is sent until it is
+                acknowledged, also to a user who comes later. Nobody waits for that. The hubs need
+                `enable_ack(ACKConfig(enable_offline_messages=True))`, and their store on the bus.
+            message_id: of a str; made when not given. With `require_ack` the same message may be
+                sent again under its id: it is stored once, and is not sent again for 60 seconds
+                after its acknowledgement.
+
+        Returns:
+            Told: how many hubs have the user. If that is 0, only a message with `require_ack`
+                reaches him. Without it, one that a full outbox has dropped counts as told.
+
+        Raises:
+            BusUnavailableError: the bus did not take it in time. The text says whether it may have
+                been sent; with `require_ack`, the same call with its id can be made again.
+            BusError: the bus refuses.
+            OfflineStoreFullError: `offline_limit` messages wait for the user.
+            OfflineStoreError: the bus does not take it into the store.
+            ValidationError: an argument cannot be used, or another message with the id is stored.
+        """
+        return self._tell_one(to_user(user_id, message, require_ack, message_id))
+
+    def disconnect(self, user_id: str, code: int = 1000, reason: str = "") -> Told:
+        """Closes all connections of a user, on all hubs.
+
+        Args:
+            user_id, code, reason: as for `Hub.disconnect_user`.
+
+        Returns:
+            Told: how many hubs have the user; they close his connections at once.
+
+        Raises:
+            BusUnavailableError: the bus did not answer in time.
+            BusError: the bus refuses.
+            ValidationError: an argument cannot be used.
+        """
+        return self._tell_one(disconnect(user_id, code, reason))
+
     @contextmanager
     def batch(self) -> Iterator[Batch]:
         """Publishes messages together: far faster than one after another.
@@ -116,13 +163,14 @@ class Publisher:
                     batch.room(f"order:{order.id}", "sent")
             failed = [each for each in batch.results if isinstance(each, Exception)]
 
-        Nothing is published if the block raises. Messages of one room are published in order.
+        Nothing is published if the block raises. Messages of one room are published in order, and
+        so are those to one user, those with acknowledgement apart.
         """
         batch = Batch()
         yield batch
         messages = messages_of(batch)
         self._drive(self._work.publish(messages))
-        batch.results = [_result(message) for message in messages]
+        batch.results = [result_of(message) for message in messages]
 
     def history(
         self, room_id: str, *, after: str | None = None, limit: int = 100
@@ -182,10 +230,17 @@ class Publisher:
 
     def _publish_one(self, message: Message) -> Published:
         self._drive(self._work.publish([message]))
-        result = _result(message)
-        if isinstance(result, Exception):
-            raise result
-        return result
+        assert message.result is not None
+        if isinstance(message.result, Exception):
+            raise message.result
+        return message.result
+
+    def _tell_one(self, message: Word | Stored) -> Told:
+        self._drive(self._work.publish([message]))
+        assert message.result is not None
+        if isinstance(message.result, Exception):
+            raise message.result
+        return message.result
 
     def _drive(self, steps: Steps) -> Any:
         answers = None
@@ -236,8 +291,3 @@ class Publisher:
         finally:
             pool.release(connection)
         return answers
-
-
-def _result(message: Message) -> Published | Exception:
-    assert message.result is not None
-    return message.result

@@ -161,7 +161,7 @@ def dispatch(
     if inbox is not None:
         inbox.put(handlers, message, fatal)
         return
-    args = _arguments(client, message)
+    args = (client,) if message is None else (client, message)
     for index, handler in enumerate(handlers, 1):
         try:
             result = call_in_context(client, handler, *args)
@@ -203,10 +203,6 @@ def wait_for(
         Inbox(inboxes, client).start(first, rest, message, fatal)
     else:
         inbox.put_first(first, rest, message, fatal)
-
-
-def _arguments(client: Client, message: str | bytes | None) -> tuple[Any, ...]:
-    return (client,) if message is None else (client, message)
 
 
 def _size_of(message: str | bytes | None) -> int:
@@ -394,7 +390,7 @@ class Inbox:
         self._nbytes = _EVENT_BYTES * len(self._waiting)
 
     async def _call(self, handlers: Handlers, message: str | bytes | None, fatal: bool) -> None:
-        args = _arguments(self._client, message)
+        args = (self._client,) if message is None else (self._client, message)
         for handler in handlers:
             try:
                 result = handler(*args)

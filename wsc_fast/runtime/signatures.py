@@ -27,6 +27,7 @@ OfJoinRequest = TypeVar("OfJoinRequest", bound=Callable[[Client, str], bool | Aw
 OfError = TypeVar("OfError", bound=Callable[[Client | None, BaseException], object])
 OfRoom = TypeVar("OfRoom", bound=Callable[[Client, str], object])
 OfPresence = TypeVar("OfPresence", bound=Callable[[str, set[str], set[str]], object])
+OfUsers = TypeVar("OfUsers", bound=Callable[[set[str], set[str]], object])
 OfNode = TypeVar("OfNode", bound=Callable[["NodeInfo", bool], object])
 
 

@@ -142,6 +142,7 @@ class Admission:
             settings.connection_rate,
             settings.connection_rate_per_address,
         )
+        self.per_user.most = settings.max_connections_per_user
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """The hub runs on this loop."""

@@ -22,20 +22,19 @@ class PerUser:
     Args:
         engine, settings, refusals: of the hub.
 
+    Attributes:
+        most: connections of one user; 0: any number.
+
     Thread-safety: the loop's thread.
     """
 
     def __init__(
         self, engine: Engine, settings: Callable[[], HubConfig], refusals: Refusals
     ) -> None:
+        self.most: int = 0  # it is asked for each connection
         self._engine = engine
         self._settings = settings
         self._refusals = refusals
-
-    @property
-    def most(self) -> int:
-        """Connections of one user; 0: any number."""
-        return self._settings().max_connections_per_user
 
     @property
     def closes_oldest(self) -> bool:

@@ -27,7 +27,8 @@ class Request:
             are looked at.
         remote_address: the peer's IP address; "" behind `handle_websocket`, where picows does not
             tell it before the connection is made.
-        tls: whether it came over TLS to this very server; False behind `handle_websocket`.
+        tls: whether it came over TLS to this very server; False behind `handle_websocket` and
+            `asgi_routes`.
         refusal: why `authenticate` refuses, a str or an exception, which it may set before it
             returns None. It stands in the log, escaped and cut at 200 characters; the peer does not
             hear of it. No secrets.

@@ -1,6 +1,6 @@
-"""wsc_fast with RedisBus: a plain room, or a kept one.
+"""wsc_fast with RedisBus: a plain room, a kept one, or users.
 
-python wsc_node.py PORT REDIS_PORT plain|kept
+python wsc_node.py PORT REDIS_PORT plain|kept|users
 """
 
 import sys
@@ -8,13 +8,17 @@ import sys
 import uvloop
 from _commands import obey
 
-from wsc_fast import Hub, HubConfig, RedisBus
+from wsc_fast import Hub, HubConfig, Identity, RedisBus
 
 
 async def main(port, redis_port, kind):
     # As with the peers: no client is asked whether it is there.
     config = HubConfig(heartbeat_interval=300, heartbeat_timeout=600)
-    hub = Hub(config, bus=RedisBus(f"redis://127.0.0.1:{redis_port}"))
+    hub = Hub(
+        config,
+        bus=RedisBus(f"redis://127.0.0.1:{redis_port}"),
+        authenticate=(lambda request: Identity(request.query["user"])) if kind == "users" else None,
+    )
     refused = []
 
     @hub.on_client_connected

@@ -57,6 +57,7 @@ interface Answer {
   error?: { code?: string; message?: string };
 }
 
+const OPEN = 1; // readyState of a WebSocket
 const NORMAL = 1000;
 const NO_CLOSE_FRAME = 1006;
 const UNAUTHORIZED = 4401;
@@ -500,13 +501,18 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   }
 
   #flush(): void {
-    while (this.#state === "open" && this.#renewed === undefined && this.#queue.length) {
+    while (this.#takes() && this.#queue.length) {
       const outgoing = this.#queue.shift() as Outgoing;
       this.#queued -= outgoing.size;
       this.#transmit(outgoing.payload);
       if (outgoing.id !== undefined) this.#unanswered.set(outgoing.id, outgoing);
       else outgoing.resolve(undefined);
     }
+  }
+
+  /** Whether messages go out: a connection that is closing would drop them without a word. */
+  #takes(): boolean {
+    return this.#state === "open" && this.#renewed === undefined && this.#socket?.readyState === OPEN;
   }
 
   #transmit(payload: Payload): void {
@@ -605,7 +611,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     else if (!head.skipped && (payload.length || head.room !== undefined || isEmpty(head))) {
       this.#message(head, payload); // P7
     }
-    if (head.pos !== undefined && this.#socket) {
+    if (head.pos !== undefined) {
       this.#positions.set(room, head.pos); // P2
       this.#saveSoon();
     }

@@ -101,6 +101,7 @@ export interface ClientStorage {
 export interface Socket {
   binaryType: string;
   readonly bufferedAmount: number;
+  readonly readyState: number;
   onopen: ((event: never) => void) | null;
   onmessage: ((event: never) => void) | null;
   onclose: ((event: never) => void) | null;

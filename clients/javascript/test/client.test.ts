@@ -9,9 +9,10 @@ class Silent {
   static last: Silent;
   binaryType = "";
   bufferedAmount = 0;
+  readyState = 1;
   onopen: (() => void) | null = null;
   onmessage: ((event: { data: string }) => void) | null = null;
-  onclose: (() => void) | null = null;
+  onclose: ((event: { code: number }) => void) | null = null;
   onerror: (() => void) | null = null;
   sent: string[] = [];
 
@@ -61,6 +62,34 @@ test("what the connection itself holds back counts for the queue", async () => {
   await client.send("x".repeat(100));
   Silent.last.bufferedAmount = 100;
   await assert.rejects(client.send("x"), (error: SendError) => error.code === "queue-full");
+  client.close();
+});
+
+test("a connection that is closing is given nothing, and the next one is", async () => {
+  const client = new Client("ws://hub.test/", options);
+  client.connect();
+  Silent.last.onopen?.();
+  Silent.last.readyState = 2;
+  const sent = client.send("later");
+  assert.deepEqual(Silent.last.sent, []);
+  Silent.last.onclose?.({ code: 1012 });
+  client.connect();
+  Silent.last.onopen?.();
+  await sent;
+  assert.deepEqual(Silent.last.sent, ["later"]);
+  client.close();
+});
+
+test("a message whose listener closes the client is not missing at the next connection", () => {
+  const client = new Client("ws://hub.test/", { ...options, recover: true });
+  const end = client.on("message", () => client.close());
+  client.connect();
+  Silent.last.onopen?.();
+  Silent.last.onmessage?.({ data: '{"room":"r","pos":"1"}\nx' });
+  end();
+  client.connect();
+  Silent.last.onopen?.();
+  assert.deepEqual(JSON.parse(Silent.last.sent[0] as string), { hello: 1, pos: { r: "1" } });
   client.close();
 });
 

@@ -21,6 +21,7 @@ const EVENTS = ["joined", "recovered", "first", "gap", "bus", "state"] as const;
 class Socket {
   binaryType = "";
   bufferedAmount = 0;
+  readyState = 1;
   onopen: ((event: never) => void) | null = null;
   onmessage: ((event: never) => void) | null = null;
   onclose: ((event: never) => void) | null = null;

@@ -288,7 +288,11 @@ class RedisBus:
         parts: dict[Server, list[str]] = defaultdict(list)
         # After `close` nothing is subscribed.
         for room in rooms if self._servers else ():
-            parts[self._server(room)].append(room)
+            if room == PRESENCE:
+                for server in self._servers:  # each knows some of the users
+                    parts[server].append(room)
+            else:
+                parts[self._server(room)].append(room)
         return list(parts.items())
 
     # --- messages ---
@@ -460,13 +464,15 @@ class RedisBus:
         """A page of the users who are present in a room.
 
         Args:
-            room: its id.
+            room: its id; EVERYBODY: of all users, each with one client.
             cursor: "" for the first page, else what the page before has returned.
 
         Raises:
             BusUnavailableError: the bus did not answer in time.
             BusError: the server refuses.
         """
+        if room == EVERYBODY:
+            return await self._everybody(cursor)
         if not cursor:
             await self._written(self._server(room))
         answer = await self._ask_directory(
@@ -478,6 +484,19 @@ class RedisBus:
             for user, clients in zip(found[::2], found[1::2], strict=True)
         ]
         return "" if following == b"0" else following.decode(), members
+
+    async def _everybody(self, cursor: str) -> tuple[str, Sequence[Member]]:
+        """A page of all users, of one server after the other."""
+        number, _, place = cursor.partition(" ")
+        at = int(number or 0)
+        server = self._servers[at]
+        if not place:
+            await self._written(server)
+        answer = await self._ask_directory(server, b"everybody", place.encode(), MEMBERS)
+        members = [Member(decode(user), 1) for user in answer[1:]]
+        if answer[0]:
+            return f"{at} {answer[0].decode()}", members
+        return ("" if at + 1 == len(self._servers) else f"{at + 1} "), members
 
     async def count(self, room: str) -> int:
         """How many users are present in a room.
@@ -564,7 +583,8 @@ class RedisBus:
             )
         url = read_url(self._store_url)
         place = partial(master_of, url, self._timeout / 2) if url.sentinels else self._store_url
-        return RedisOfflineStore(place, prefix=f"{self._prefix}offline:", timeout=self._timeout)
+        prefix = self._names.offline().decode()
+        return RedisOfflineStore(place, prefix=prefix, timeout=self._timeout)
 
     # --- words between hubs ---
 

@@ -142,6 +142,7 @@ async def prepare_presence(link: Link, at: str, key: bytes) -> None:
         link.ask(b"HDEL", key, b""),
         link.ask(b"SADD", key, b""),
         link.ask(b"SREM", key, b""),
+        link.ask(b"SSCAN", key, b"0"),
         link.ask(b"SPOP", key),
         link.ask(b"ZADD", key, b"1", b""),
         link.ask(b"ZREM", key, b""),

@@ -101,6 +101,10 @@ class Names:
         """The key of the position of a kept room's newest message."""
         return b"%bt:{%b}" % (self.prefix, encode(room))
 
+    def offline(self) -> bytes:
+        """The prefix of the keys of the offline store on the bus."""
+        return self.prefix + b"offline:"
+
     def outcome(self, mailbox: str, message_id: str) -> bytes:
         """The key of how a message to a user has ended."""
         name = encode(mailbox)

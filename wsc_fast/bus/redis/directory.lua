@@ -295,6 +295,37 @@ if WHAT == 'members' then
   return found
 end
 
+-- A page of all users at this server. 5 where to go on ('' at first), 6 about how many. Returns where
+-- to go on ('': that was all), then users. Some may come twice. The first page has those in their
+-- grace; each further one is of one hub.
+if WHAT == 'everybody' then
+  local hub, cursor = string.match(ARGV[5], '^(%S+) (%d+)$')
+  local found, living = {''}, {}
+  for _, each in ipairs(run('ZRANGE', P .. 'nodes', 0, -1)) do
+    if is_alive(each) then living[#living + 1] = each end
+  end
+  table.sort(living)
+  if not hub then
+    for _, entry in ipairs(run('ZRANGEBYSCORE', P .. 'grace', now(), '+inf')) do
+      if string.sub(entry, 1, 1) == '\n' then found[#found + 1] = string.sub(entry, 2) end
+    end
+  else
+    local page = run('SSCAN', P .. 'nu:' .. hub, cursor, 'COUNT', ARGV[6])
+    for _, user in ipairs(page[2]) do found[#found + 1] = user end
+    if page[1] ~= '0' then
+      found[1] = hub .. ' ' .. page[1]
+      return found
+    end
+  end
+  for _, each in ipairs(living) do
+    if not hub or each > hub then
+      found[1] = each .. ' 0'
+      return found
+    end
+  end
+  return found
+end
+
 -- Tells which of these users are online. 5 and further: the users. Returns '1' or '0' for each.
 if WHAT == 'online' then
   local found, alive = {}, {}

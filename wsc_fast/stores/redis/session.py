@@ -12,7 +12,7 @@ from typing import Any
 
 from wsc_fast.errors import OfflineStoreError, OfflineStoreFullError
 from wsc_fast.log import log
-from wsc_fast.stores.base import MOST_DROPPED, PartialPage, StoredMessage, exists_error, within
+from wsc_fast.stores.base import PartialPage, StoredMessage, exists_error, within
 from wsc_fast.stores.redis.connection import Connection
 from wsc_fast.stores.redis.lane import ELSEWHERE, LATER, Lane
 from wsc_fast.stores.redis.operations import (
@@ -29,15 +29,13 @@ from wsc_fast.stores.redis.operations import (
     pack,
     stored,
 )
-from wsc_fast.stores.redis.pace import MOST_BYTES, Pace
+from wsc_fast.stores.redis.pace import Pace
 from wsc_fast.stores.redis.scripts import Scripts
+from wsc_fast.stores.redis.writes import Write, keys_of
 
 # The replies of a batch hold at most so many messages: the loop serves nobody else while it makes
 # these.
 BATCH_MESSAGES = 2000
-# Users that `recent` holds, and the seconds that it holds them: an `appended` that asks for what is
-# further back gets the rest only.
-RECENT_USERS, RECENT_SECONDS = 10_000, 3600
 # Seconds that the reply to a batch is kept.
 REPLY_SECONDS = 3600
 
@@ -150,16 +148,20 @@ class Session:
         """Has the server do a batch; returns the results, LATER for what it has not begun."""
         self._batches += 1
         number = self._batches
-        keys, packed, strings = self._packed(batch)
-        keys = [self._reply_key, *keys]
+        write = Write(
+            self._prefix,
+            *pack(batch),
+            self._reply_key,
+            REPLY_SECONDS,
+            number,
+            self._ttl_ms,
+            self._origin,
+        )
         script = self._scripts.write
         began = self.loop.time()
 
         def command() -> tuple[Any, ...]:
-            prefix = len(self.key("messages:"))
-            bounds = (REPLY_SECONDS, self._ttl_ms, prefix, MOST_BYTES, self._origin)
-            kept = (MOST_DROPPED, RECENT_USERS, RECENT_SECONDS)
-            return len(keys), *keys, number, self._heard, *bounds, *kept, packed, strings
+            return write.arguments(self._heard)
 
         try:
             answer = await self.connection.run(script, command, self._write_pace)
@@ -186,14 +188,6 @@ class Session:
                 self._untold.extend((user[0], message) for message in dropped(value))
             elif kind == b"expired" and (operation := removing.get(place - 1)) is not None:
                 self._untold.extend((operation.user, each) for each in operation.removed(value))
-
-    def _packed(self, batch: Sequence[Operation]) -> tuple[list[bytes], bytes, bytes]:
-        """A batch as both scripts take it: the keys, the operations, and their strings."""
-        users, operations, strings = pack(batch)
-        keys = [*map(self.key, ("position", "oldest", "recent"))]
-        for name in users:
-            keys += (self.key("messages:", name), self.key("order:", name))
-        return keys, operations, strings
 
     def _results(self, batch: list[Operation], done: int, said: list[Any]) -> list[Any]:
         """The result or the error of each operation of a batch."""
@@ -353,7 +347,8 @@ class Session:
     async def _send_reads(self, batch: list[Read], *, oversize: bool = False) -> list[Any]:
         """Asks the server; returns the results of the reads."""
         pace = self._read_pace
-        keys, packed, strings = self._packed(batch)
+        users, packed, strings = pack(batch)
+        keys = keys_of(self._prefix, users)
         began = self.loop.time()
 
         def command() -> tuple[Any, ...]:

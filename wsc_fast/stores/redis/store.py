@@ -13,6 +13,7 @@ from wsc_fast.stores.redis.connection import Connection
 from wsc_fast.stores.redis.operations import LAST_POSITION, Append, Delete, Read, decode, encode
 from wsc_fast.stores.redis.scripts import load
 from wsc_fast.stores.redis.session import Session
+from wsc_fast.stores.redis.writes import KEEP_SECONDS
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -64,7 +65,7 @@ class RedisOfflineStore:
         url: str | Callable[[], redis.asyncio.Redis],
         *,
         prefix: str = "wsc:offline:",
-        ttl: float = 30 * 86400.0,
+        ttl: float = KEEP_SECONDS,
         max_waiting_bytes: int = 64 << 20,
         timeout: float = 5.0,
     ) -> None:
