@@ -97,7 +97,6 @@ async def play_users(title: str, names: Sequence[str], arguments: argparse.Names
     began = time.monotonic()
     ledger = UserLedger(
         [f"user{number}" for number in range(USERS)],
-        kills=any(each.kills for each in chosen),
         store_fails=any(each.store_fails for each in chosen),
         cut_off=any(each.cut_off for each in chosen),
     )

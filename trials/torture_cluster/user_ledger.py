@@ -50,15 +50,11 @@ class UserLedger(Ledger):
         gone: how often `on_presence` told of a user who has left.
     """
 
-    def __init__(
-        self, users: Sequence[str], *, kills: bool, store_fails: bool, cut_off: bool
-    ) -> None:
+    def __init__(self, users: Sequence[str], *, store_fails: bool, cut_off: bool) -> None:
         """Begins with nothing.
 
         Args:
             users: the names of all users.
-            kills: hubs are killed, or cannot delete: a message that one device has answered may
-                come to another one late.
             store_fails: the store is away at times, so that messages may be refused.
             cut_off: a hub may be cut off for longer than its lease, so that its users count as
                 having left.
@@ -69,13 +65,12 @@ class UserLedger(Ledger):
         self.told: defaultdict[Message, list[str]] = defaultdict(list)
         self.examined: dict[Message, str] = {}
         self.gone = 0
-        self._kills = kills
         self._store_fails = store_fails
         self._cut_off = cut_off
 
     def has_order(self, user: str, device: str, name: Name) -> bool:
-        is_excused = self._kills and name in self.again[user, device]
-        return not is_excused and super().has_order(user, device, name)
+        # A message that one device has just answered may still come to another one.
+        return name not in self.again[user, device] and super().has_order(user, device, name)
 
     def end(self, hub: str, how: str, user: str, name: Name) -> None:
         """Awaiting a message has ended in this hub.

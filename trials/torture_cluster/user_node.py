@@ -45,6 +45,8 @@ from wsc_fast.errors import BusError, OfflineStoreError, WSCError
 
 # Seconds after which a message times out that nobody answers; other messages never do.
 SOON, NEVER = 1.0, 300.0
+# Seconds in which Redis has to be there for a hub that starts.
+AT_ALL = 60.0
 # Seconds for which the store keeps messages after the last one.
 STORE_TTL = 600.0
 # Seconds between two sends of a message.
@@ -158,12 +160,13 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 async def _start(hub: Hub, port: int) -> None:
     """Starts it, like a service manager again and again while Redis is not there."""
-    while True:
-        try:
-            return await hub.start("127.0.0.1", port, reuse_port=True)
-        except (BusError, OfflineStoreError) as error:
-            logging.info("the hub does not start: %s", error)
-            await asyncio.sleep(0.05)
+    async with asyncio.timeout(AT_ALL):
+        while True:
+            try:
+                return await hub.start("127.0.0.1", port, reuse_port=True)
+            except (BusError, OfflineStoreError) as error:
+                logging.info("the hub does not start: %s", error)
+                await asyncio.sleep(0.05)
 
 
 def main() -> None:

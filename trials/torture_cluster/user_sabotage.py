@@ -3,7 +3,7 @@
 repeat      failure handlers hear of each failure twice
 silence     failure handlers hear of nothing
 deny        an acknowledgement that says "failed" counts as a confirmation
-linger      some users who have left are still there
+linger      users who have left are still online
 hurry       users have left at once, without a grace
 litter      a key that lives for ever is on the bus
 shout       the log has a traceback
@@ -13,7 +13,6 @@ The stores of trials/torture/faults.py break other ones.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +25,6 @@ from wsc_fast._core.messages import MessageForms
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.delivery.reporter import FailureReporter
 from wsc_fast.stores.redis.store import RedisOfflineStore
-
-# One user in so many.
-HOW_MANY = 3
 
 
 def _repeat() -> None:
@@ -68,7 +64,7 @@ def _linger() -> None:
     directory = RedisBus.directory
 
     def without(self: RedisBus, changes: list[Any]) -> None:
-        directory(self, [each for each in changes if each.clients or not _is_chosen(each.user)])
+        directory(self, [each for each in changes if each.clients or each.room])
 
     _set(RedisBus, "directory", without)
 
@@ -87,10 +83,6 @@ def _litter() -> None:
             client.set("wsc:litter", "1")
 
     _set(RedisOfflineStore, "open", littering)
-
-
-def _is_chosen(user: str) -> bool:
-    return zlib.crc32(user.encode()) % HOW_MANY == 0
 
 
 def _set(owner: Any, name: str, function: Any) -> None:

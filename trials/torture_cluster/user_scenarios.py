@@ -29,7 +29,6 @@ class Scenario:
 
     Attributes:
         faults: of one round; returns how many there were.
-        kills: hubs are killed, or cannot reach the store.
         store_fails: the store is away at times.
         cut_off: a hub may be without Redis for longer than its lease.
         relayed: each hub has a relay of its own to Redis.
@@ -38,7 +37,6 @@ class Scenario:
     """
 
     faults: Callable[[UserTrial], Awaitable[int]]
-    kills: bool = True
     store_fails: bool = False
     cut_off: bool = False
     relayed: bool = False
@@ -125,10 +123,10 @@ async def restart(trial: UserTrial) -> int:
 
 
 SCENARIOS = {
-    "users-hop": Scenario(hop, kills=False),
+    "users-hop": Scenario(hop),
     "users-hubs": Scenario(kill_hubs),
     "users-bus": Scenario(kill_bus, store_fails=True, cut_off=True),
     "users-both": Scenario(kill_both, store_fails=True, cut_off=True),
     "users-partition": Scenario(partition, store_fails=True, cut_off=True, relayed=True),
-    "users-restart": Scenario(restart, kills=False, rounds=20),
+    "users-restart": Scenario(restart, rounds=20),
 }

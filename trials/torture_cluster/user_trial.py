@@ -198,7 +198,7 @@ class UserTrial(Trial):
     async def _judge_presence(self) -> None:
         """Some users leave; then all hubs have to know who is there."""
         users = list(self.crowd.users.values())
-        leaving = random.sample(users, random.randint(0, len(users) // 2))
+        leaving = random.sample(users, random.randint(1, len(users) // 2))
         devices = [device for user in leaving for device in user.devices]
         self.crowd.be(Mood.AWAY, devices)
         await self.progress(lambda: sum(device.door is not None for device in devices))
