@@ -59,9 +59,7 @@ class Teller:
             waiting.clear()
         self._waiting_bytes = 0
         self._flushing = False
-        for task in self._tasks:
-            task.cancel()
-        self._tasks.clear()
+        self._tasks.clear()  # a task of a closed loop cannot be cancelled
 
     async def finish(self, timeout: float) -> None:
         """Waits for what is on its way; for so many seconds at most. The rest has its error."""
@@ -138,7 +136,7 @@ class Teller:
         task.add_done_callback(self._tasks.discard)
 
     async def _send(self, words: list[tuple[Word, Told | None]], again: bool) -> None:
-        bus = self._bus()
+        bus, loop = self._bus(), self._loop
         try:
             if bus is None:
                 raise BusUnavailableError("the bus is not open")
@@ -150,7 +148,8 @@ class Teller:
             self._failed(words, BusUnavailableError("the hub has stopped"))
             raise
         finally:
-            self._waiting_bytes -= sum(len(word.data) + OVERHEAD for word, _ in words)
+            if self._loop is loop:  # else they are forgotten
+                self._waiting_bytes -= sum(len(word.data) + OVERHEAD for word, _ in words)
         self._counters.words_sent += len(words)
         for (_, told), count in zip(words, counts, strict=True):
             if told is not None:
