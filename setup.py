@@ -54,8 +54,26 @@ MODULES = (
 # The modules in which -O3 pays: by the gate, sends and timers cost 1 to 5 % less with it. Elsewhere
 # it makes no message cheaper, and -O2 compiles a third faster.
 HOT = {
-    *("calls", "connection", "deflate", "engine", "fanout", "frames", "handshake", "members"),
-    *("messages", "outbox", "receiver", "timers"),
+    "calls",
+    "clients",
+    "closing",
+    "connection",
+    "deflate",
+    "engine",
+    "fanout",
+    "frames",
+    "handshake",
+    "hearing",
+    "loop_context",
+    "members",
+    "messages",
+    "outbox",
+    "pacing",
+    "pings",
+    "read_buffer",
+    "read_turns",
+    "receiver",
+    "timers",
 }
 
 debug = os.environ.get("WSC_DEBUG") == "1"

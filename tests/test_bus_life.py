@@ -60,6 +60,41 @@ def test_a_hub_whose_loop_was_closed_runs_again_with_the_same_bus(
         assert run(CLOSED_LOOP, any_loop, server.url, str(tmp_path)) == (0, "ran again\n", "")
 
 
+CLOSED_OVER_WORDS = """
+import asyncio, sys
+from tests.support import join, named
+from wsc_fast import Hub, HubMessage, RedisBus
+
+async def abandoned():
+    await hub.start("127.0.0.1", 0)
+    raw, _ = await join(hub, "a&user=ann")
+    hub.send_to_user("bob", HubMessage(content="x"))
+    hub._node.words_missed()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    raw.close()
+
+async def again():
+    await hub.start("127.0.0.1", 0)
+    raw, _ = await join(hub, "a&user=ann")
+    assert await hub.cluster.online(["ann"]) == {"ann"}
+    raw.close()
+    await hub.stop()
+
+hub = Hub(authenticate=named, bus=RedisBus(sys.argv[1]))
+loop = asyncio.new_event_loop()
+loop.run_until_complete(abandoned())
+loop.close()  # no task of it has ended
+asyncio.run(again())
+print("ran again")
+"""
+
+
+def test_a_hub_whose_loop_was_closed_over_words_runs_again(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        assert run(CLOSED_OVER_WORDS, server.url)[:2] == (0, "ran again\n")
+
+
 FORK = """
 import asyncio, gc, multiprocessing, os, sys, uvloop, warnings
 from tests.support import join, named

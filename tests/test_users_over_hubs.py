@@ -33,6 +33,7 @@ from wsc_fast import (
     UserOfflineError,
     ValidationError,
 )
+from wsc_fast.cluster import users
 from wsc_fast.delivery import upkeep
 from wsc_fast.testing import CLOSE, RawClient, eventually, eventually_async
 
@@ -489,6 +490,22 @@ async def test_messages_for_one_client_keep_no_others_from_a_further_hub(
         there = await connect(two, "b&user=ann")
         found = [(await received(there))["id"] for _ in range(100)]
         assert found == [f"m{n}" for n in range(100)]
+
+
+async def test_many_users_who_come_elsewhere_at_once_hold_up_no_turn(
+    server: RedisServer, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(users, "ASK_EVERY", 3600.0)
+    async with hubs(server.url, 1, offline()) as ((hub, _),):
+        names = [f"u{n}" for n in range(40)]
+        for name in names:
+            await connect(hub, f"{name}&user={name}")
+            for _ in range(50):
+                hub.send_ack_message_to_user(name, ACKMessage(content="x"))
+        assert hub.get_stats().offline_stored == 0
+        hub._node.elsewhere(names)  # as an answer of the bus says it
+        assert hub._node.users._to_spread
+        await eventually(lambda: hub.get_stats().offline_stored == 2000)
 
 
 async def test_a_message_waits_for_a_user_and_finds_him_on_any_hub(

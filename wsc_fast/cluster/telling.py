@@ -54,15 +54,12 @@ class Teller:
 
     def forget(self) -> None:
         """The hub has stopped, or its loop was closed: nobody hears what becomes of the words."""
-        loop, self._loop = self._loop, None
+        self._loop = None
         for waiting in self._waiting.values():
             waiting.clear()
         self._waiting_bytes = 0
         self._flushing = False
-        tasks, self._tasks = self._tasks, set()
-        if loop is not None and not loop.is_closed():
-            for task in tasks:
-                task.cancel()
+        self._tasks.clear()  # a task of a closed loop cannot be cancelled
 
     async def finish(self, timeout: float) -> None:
         """Waits for what is on its way; for so many seconds at most. The rest has its error."""
@@ -139,7 +136,7 @@ class Teller:
         task.add_done_callback(self._tasks.discard)
 
     async def _send(self, words: list[tuple[Word, Told | None]], again: bool) -> None:
-        bus = self._bus()
+        bus, loop = self._bus(), self._loop
         try:
             if bus is None:
                 raise BusUnavailableError("the bus is not open")
@@ -151,8 +148,8 @@ class Teller:
             self._failed(words, BusUnavailableError("the hub has stopped"))
             raise
         finally:
-            size = sum(len(word.data) + OVERHEAD for word, _ in words)
-            self._waiting_bytes = max(0, self._waiting_bytes - size)  # `forget` has counted it
+            if self._loop is loop:  # else they are forgotten
+                self._waiting_bytes -= sum(len(word.data) + OVERHEAD for word, _ in words)
         self._counters.words_sent += len(words)
         for (_, told), count in zip(words, counts, strict=True):
             if told is not None:

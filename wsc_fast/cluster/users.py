@@ -12,6 +12,7 @@ store each second without a word, too.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from wsc_fast.errors import (
 )
 from wsc_fast.log import log
 from wsc_fast.messages import HubMessage, decode_hub_message, message_of, payload_of
+from wsc_fast.turns import BUDGET
 
 # Users of one question whether they are elsewhere.
 USERS_AT_ONCE = 500
@@ -129,6 +131,9 @@ class Users:
         # By user, when he was last said to be elsewhere: the number of times that anybody was.
         self._said: dict[str, int] = {}
         self._times = 0
+        # Users who have come elsewhere, and whose messages are not stored yet.
+        self._to_spread: dict[str, None] = {}
+        self._spreads = False
         self._asked = 0.0
         # Mailboxes of which other hubs are told in this tick.
         self._looks: set[str] = set()
@@ -177,7 +182,22 @@ class Users:
             self._said[user_id] = self._times
             if user_id not in self.elsewhere:
                 self.elsewhere.add(user_id)
+                self._to_spread[user_id] = None
+        if self._to_spread and not self._spreads:
+            self._spread_some()
+
+    def _spread_some(self) -> None:
+        """Stores what waits for users who are elsewhere, of some in one turn of the loop."""
+        until = time.perf_counter() + BUDGET
+        while self._to_spread and time.perf_counter() < until:
+            user_id = next(iter(self._to_spread))
+            del self._to_spread[user_id]
+            if user_id in self.elsewhere:
                 self._needs.deliveries.spread(user_id)
+        loop = self._needs.engine.loop
+        self._spreads = bool(self._to_spread) and loop is not None
+        if self._spreads and loop is not None:
+            loop.call_soon(self._spread_some)
 
     def _not_elsewhere(self, user_id: str) -> None:
         self.elsewhere.discard(user_id)
@@ -505,6 +525,8 @@ class Users:
 
     async def finish(self, timeout: float) -> None:
         """The hub stops: waits for words on their way."""
+        if self._resync is not None:
+            self._resync.cancel()
         await self._teller.finish(timeout)
 
     def forget(self) -> None:
@@ -512,6 +534,8 @@ class Users:
         self._clients.clear()
         self.elsewhere.clear()
         self._said.clear()
+        self._to_spread.clear()
+        self._spreads = False
         self._looks.clear()
         self._teller.forget()
         resync, self._resync = self._resync, None

@@ -61,12 +61,14 @@ class Storing:
         self._parking = False
         # By mailbox, how many of its messages are still to be stored for other hubs, or left out.
         self._spreading: dict[Mailbox, int] = {}
+        self._spreads = False
 
     def forget(self) -> None:
         """Nothing is to be parked any more; nobody is told."""
         self._leaving.clear()
         self._parking = False
         self._spreading.clear()
+        self._spreads = False
 
     # --- parking ---
 
@@ -176,8 +178,8 @@ class Storing:
         if not goes_on:
             self._spread_some(mailbox, True)
 
-    def _spread_some(self, mailbox: Mailbox, first: bool) -> None:
-        left = self._spreading.pop(mailbox, 0)
+    def _spread_some(self, mailbox: Mailbox, is_first: bool) -> None:
+        left = self._spreading.pop(mailbox)
         unstored = mailbox.unstored
         if not unstored:
             return
@@ -189,19 +191,31 @@ class Storing:
                 unstored.append(each)
             else:
                 self._append(each)
-        loop = self._table.loop
-        if left > AT_ONCE and loop is not None:
+        if left > AT_ONCE:
             self._spreading[mailbox] = left - AT_ONCE
-            loop.call_soon(self._spread_on, mailbox)
-        elif not first:
-            # Messages that came meanwhile stand before older ones for one client.
+            self._spread_soon()
+        elif not is_first:
+            # Older messages for one client stand behind those that came meanwhile.
             mailbox.unstored_stale = mailbox.unstored_stale or bool(unstored)
 
-    def _spread_on(self, mailbox: Mailbox) -> None:
+    def _spread_soon(self) -> None:
+        loop = self._table.loop
+        if not self._spreads and loop is not None:
+            self._spreads = True
+            loop.call_soon(self._spread_on)
+
+    def _spread_on(self) -> None:
+        """Goes on with one mailbox, and with the next one in the next turn."""
+        self._spreads = False
+        if not self._spreading:
+            return
+        mailbox = next(iter(self._spreading))
         if self._table.mailboxes.get(mailbox.key) is mailbox and not self._table.stopped:
             self._spread_some(mailbox, False)
         else:
-            self._spreading.pop(mailbox, None)
+            del self._spreading[mailbox]
+        if self._spreading:
+            self._spread_soon()
 
     def _list_unstored(self, mailbox: Mailbox) -> deque[PendingACK]:
         # Appends have failed: all that are not stored, in their order.
