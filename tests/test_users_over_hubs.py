@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tests.acks import acknowledge, received
 from tests.redis_server import RedisServer
@@ -19,6 +20,7 @@ from wsc_fast import (
     ACKMessage,
     AckStatus,
     AckTimeoutError,
+    BusUnavailableError,
     ClientNotFoundError,
     ConfigError,
     Hub,
@@ -213,6 +215,79 @@ async def not_online(hub: Hub, user: str) -> bool:
     return not await hub.cluster.online([user])
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        b'["message","ann",-5,{"content":"x"}]',
+        b'["message","ann",0,{"content":"x"}]',
+        b'["message","ann",5,{"content":"x"}]',
+        b'["message","ann",1,3]',
+        b'["message","ann",1,{"content":"x","other":"\xff"}]',
+        b'["message","ann",1,' + 20_000 * b"[" + 20_000 * b"]" + b"]",
+        b'["settled","ann"]',
+        b"\xff",
+    ],
+    ids=lambda word: repr(word[:40]),
+)
+async def test_a_word_that_no_hub_has_written_reaches_no_client(
+    server: RedisServer, connect: Any, word: bytes
+) -> None:
+    async with hubs(server.url) as ((one, _), (two, failed)):
+        raw = await connect(two, "a&user=ann")
+        await entered(one, "ann")
+        assert await one._node._bus.tell_hub(two._node.name, word)
+        one.send_to_user("ann", HubMessage(content="good"))
+        assert (await received(raw))["content"] == "good"
+        assert two.cluster.counters()["poisoned"] == 1
+        assert two.bus.counters()["reconnects"] == 0
+        assert not failed.heard
+
+
+async def test_calls_that_wait_for_other_hubs_end_when_their_hub_stops(
+    server: RedisServer,
+) -> None:
+    async with hubs(server.url) as ((one, failed), (two, _)):
+        server.pause()
+        try:
+            calls = [
+                asyncio.create_task(call)
+                for call in (
+                    one.cluster.send_to_user("bob", HubMessage(content="x")),
+                    one.cluster.disconnect_user("bob"),
+                )
+            ]
+            one.send_to_user("carl", HubMessage(content="x"))
+            one.send_to_client(f"{two._node.name}.x", "x")
+            await eventually(lambda: bool(one._node.users._questions._open))
+            await one.stop(0.1)
+            async with asyncio.timeout(5):
+                for call in calls:
+                    with pytest.raises(BusUnavailableError):
+                        await call
+            await eventually(lambda: len(failed.heard) == 2)
+            assert {recipient for recipient, _ in failed.heard} == {"carl", f"{two._node.name}.x"}
+            assert one._node.users._teller._waiting_bytes == 0
+        finally:
+            server.resume()
+
+
+async def test_a_hub_with_two_connections_is_counted_once(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url) as ((one, _), (two, _)):
+        raw = await connect(two, "a&user=ann")
+        await entered(one, "ann")
+        client = redis.Redis.from_url(server.url)
+        listening = client.pubsub()
+        listening.subscribe(f"wsc:n:{two._node.name}")
+        assert listening.get_message(timeout=5) is not None
+        assert await one.cluster.send_to_user("ann", HubMessage(content="x")) == 1
+        assert (await received(raw))["content"] == "x"
+        assert await one.cluster.disconnect_user("ann", 4001) == 1
+        listening.close()
+        client.close()
+
+
 # --- who is online ---
 
 
@@ -398,6 +473,22 @@ async def test_what_was_pending_reaches_a_device_that_connects_to_another_hub(
         for message_id in found:
             await acknowledge(there, message_id)
         assert {await each for each in sent} == {AckStatus.CONFIRMED}
+
+
+async def test_messages_for_one_client_keep_no_others_from_a_further_hub(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, 2, offline()) as ((one, _), (two, _)):
+        here = await connect(one, "a&user=ann")
+        for n in range(10):
+            one.send_ack_message("a", ACKMessage(id=f"d{n}", content="x"))
+        for n in range(100):
+            one.send_ack_message_to_user("ann", ACKMessage(id=f"m{n}", content="x"))
+        for _ in range(110):
+            await received(here)
+        there = await connect(two, "b&user=ann")
+        found = [(await received(there))["id"] for _ in range(100)]
+        assert found == [f"m{n}" for n in range(100)]
 
 
 async def test_a_message_waits_for_a_user_and_finds_him_on_any_hub(

@@ -65,10 +65,15 @@ class Teller:
                 task.cancel()
 
     async def finish(self, timeout: float) -> None:
-        """Waits for what is on its way; for so many seconds at most."""
+        """Waits for what is on its way; for so many seconds at most. The rest has its error."""
         self._flush()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=timeout)
+        late = set(self._tasks)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
     def tell(self, word: Word, *, again: bool, told: Told | None = None) -> None:
         """Sends a word to the other hubs that have its user.
@@ -142,6 +147,9 @@ class Teller:
         except Exception as error:
             self._failed(words, error)
             return
+        except asyncio.CancelledError:
+            self._failed(words, BusUnavailableError("the hub has stopped"))
+            raise
         finally:
             size = sum(len(word.data) + OVERHEAD for word, _ in words)
             self._waiting_bytes = max(0, self._waiting_bytes - size)  # `forget` has counted it

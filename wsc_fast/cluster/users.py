@@ -343,14 +343,17 @@ class Users:
     async def _send_to_client(
         self, bus: Bus, hub: str, client_id: str, message: HubMessage | str | bytes, word: bytes
     ) -> None:
-        error: Exception | None = None
+        error: Exception | None = BusUnavailableError("the hub has stopped")
         try:
-            if not await bus.tell_hub(hub, word):
+            has_got_it = await bus.tell_hub(hub, word)
+            error = None
+            if not has_got_it:
                 error = ClientNotFoundError(f"no connected client has the id {client_id!a}")
         except BusError as failure:
             error = failure
-        if error is not None:
-            self._needs.deliveries.not_told(message, client_id, error, True)
+        finally:
+            if error is not None:
+                self._needs.deliveries.not_told(message, client_id, error, True)
 
     # --- disconnecting ---
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from wsc_fast.errors import ValidationError
+from wsc_fast.messages import decode_hub_message
+
+# The engine has one queue for each priority, and takes the number as it is.
+Priority = Annotated[int, msgspec.Meta(ge=1, le=4)]
 
 
 class Word(msgspec.Struct, array_like=True, frozen=True):
@@ -55,7 +61,7 @@ class UserMessage(Word, frozen=True, tag="message"):
     """
 
     user: str
-    priority: int
+    priority: Priority
     message: msgspec.Raw
 
 
@@ -147,6 +153,10 @@ def decode(data: bytes) -> AnyWord:
         ValidationError: it is none.
     """
     try:
-        return _decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        data.decode()  # the decoder does not look into a raw part, which clients get as a text
+        word = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValidationError(f"no word of a hub: {error}") from None
+    if isinstance(word, UserMessage):
+        decode_hub_message(bytes(word.message))
+    return word

@@ -164,9 +164,15 @@ class OverHubs:
         """
         key = pending._mailbox, pending.id
         if isinstance(error, AckFailedError):
-            if key not in self._ended:
-                return False
-            self._ended[key] = self._ended[key][0], lambda: self._tell(pending, error)
+            if key in self._ended:
+                self._ended[key] = self._ended[key][0], lambda: self._tell(pending, error)
+                return True
+            if pending._storing is None:
+                return False  # no other hub can have it
+            # Its append is under way: it is deleted behind that.
+            self.tell_once(
+                self._end_of(pending, "failed", str(error)), lambda: self._tell(pending, error)
+            )
             return True
         if isinstance(error, AckTimeoutError):
             if not pending._stored and pending._storing is None:

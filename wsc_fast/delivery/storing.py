@@ -59,11 +59,14 @@ class Storing:
         # Mailboxes whose last client has gone, and whose messages are not parked yet.
         self._leaving: dict[str, Mailbox] = {}
         self._parking = False
+        # By mailbox, how many of its messages are still to be stored for other hubs, or left out.
+        self._spreading: dict[Mailbox, int] = {}
 
     def forget(self) -> None:
         """Nothing is to be parked any more; nobody is told."""
         self._leaving.clear()
         self._parking = False
+        self._spreading.clear()
 
     # --- parking ---
 
@@ -166,28 +169,39 @@ class Storing:
 
     def spread(self, mailbox: Mailbox) -> None:
         """Stores what is pending, so that other hubs have it; not what is for one client alone."""
-        unstored = mailbox.unstored
+        goes_on = mailbox in self._spreading
         if mailbox.unstored_stale:
-            unstored = self._list_unstored(mailbox)
+            self._list_unstored(mailbox)
+        self._spreading[mailbox] = len(mailbox.unstored or ())
+        if not goes_on:
+            self._spread_some(mailbox, True)
+
+    def _spread_some(self, mailbox: Mailbox, first: bool) -> None:
+        left = self._spreading.pop(mailbox, 0)
+        unstored = mailbox.unstored
         if not unstored:
             return
-        directed: list[PendingACK] = []
-        for _ in range(min(AT_ONCE, len(unstored))):
+        for _ in range(min(AT_ONCE, left, len(unstored))):
             each = unstored.popleft()
             if each.done() or each._stored or each._storing is not None:
                 continue
             if each._client_id is not None:
-                directed.append(each)
+                unstored.append(each)
             else:
                 self._append(each)
         loop = self._table.loop
-        if len(directed) < len(unstored) and len(directed) < AT_ONCE and loop is not None:
+        if left > AT_ONCE and loop is not None:
+            self._spreading[mailbox] = left - AT_ONCE
             loop.call_soon(self._spread_on, mailbox)
-        unstored.extend(directed)
+        elif not first:
+            # Messages that came meanwhile stand before older ones for one client.
+            mailbox.unstored_stale = mailbox.unstored_stale or bool(unstored)
 
     def _spread_on(self, mailbox: Mailbox) -> None:
         if self._table.mailboxes.get(mailbox.key) is mailbox and not self._table.stopped:
-            self.spread(mailbox)
+            self._spread_some(mailbox, False)
+        else:
+            self._spreading.pop(mailbox, None)
 
     def _list_unstored(self, mailbox: Mailbox) -> deque[PendingACK]:
         # Appends have failed: all that are not stored, in their order.

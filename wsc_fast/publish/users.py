@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from wsc_fast.bus.base import MOST_ENTRY_BYTES
@@ -160,6 +159,8 @@ def _hub_message(
         raise MessageTypeError(
             f"a message to a user must be a str or a HubMessage, not {type(message).__name__}"
         )
+    from datetime import UTC, datetime  # a publisher is to be imported fast
+
     if message_id is None:
         message_id = base64.urlsafe_b64encode(os.urandom(18)).decode()
     fields: dict[str, Any] = {

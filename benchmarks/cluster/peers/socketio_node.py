@@ -14,7 +14,7 @@ port, redis_port = int(sys.argv[1]), int(sys.argv[2])
 sio = socketio.AsyncServer(
     async_mode="asgi",
     transports=["websocket"],
-    ping_interval=300,
+    ping_interval=3600,
     client_manager=socketio.AsyncRedisManager(f"redis://127.0.0.1:{redis_port}/0"),
 )
 

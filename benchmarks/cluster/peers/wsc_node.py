@@ -13,7 +13,7 @@ from wsc_fast import Hub, HubConfig, Identity, RedisBus
 
 async def main(port, redis_port, kind):
     # As with the peers: no client is asked whether it is there.
-    config = HubConfig(heartbeat_interval=300, heartbeat_timeout=600)
+    config = HubConfig(heartbeat_interval=3600, heartbeat_timeout=7200)
     hub = Hub(
         config,
         bus=RedisBus(f"redis://127.0.0.1:{redis_port}"),

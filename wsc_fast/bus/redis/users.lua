@@ -28,7 +28,8 @@ if WHAT == 'tell' then
   for i = 4, #ARGV, 2 do
     local count = 0
     for hub in pairs(other_hubs(ARGV[i])) do
-      count = count + run('PUBLISH', P .. 'n:' .. hub, ARGV[i + 1])
+      -- A hub whose former connection has not ended yet gets it twice, and counts once.
+      count = count + math.min(run('PUBLISH', P .. 'n:' .. hub, ARGV[i + 1]), 1)
     end
     counts[#counts + 1] = count
   end
