@@ -61,13 +61,11 @@ def test_there_are_callbacks_to_set() -> None:
 
 @pytest.mark.parametrize("name", REGISTRARS)
 def test_a_callback_is_returned_so_that_it_works_as_a_decorator(name: str) -> None:
-    hub = Hub()
-
     def plain(*args: object) -> None: ...
     async def later(*args: object) -> None: ...
 
-    assert getattr(hub, name)(plain) is plain
-    assert getattr(hub, name)(later) is later
+    assert getattr(Hub(), name)(plain) is plain
+    assert getattr(Hub(), name)(later) is later
 
 
 @pytest.mark.parametrize("name", REGISTRARS)

@@ -354,6 +354,7 @@ def test_the_blocks_of_a_page_run_in_their_order(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("API_KEY", "k" * 16)
     names: dict[str, Any] = {"__name__": "page"}
     for block in BLOCKS:
         if block.page != page:
