@@ -211,9 +211,12 @@ class Admission:
 
     def reason_against(self, identity: Identity) -> str | None:
         """Why a client may not have an identity that `authenticate` gave, if it may not."""
+        return self._reason_against(identity, self.client_of(identity))
+
+    def _reason_against(self, identity: Identity, older: Client | None) -> str | None:
+        """`reason_against`; `older` is the client that this one would replace."""
         if identity.expires_at is not None and identity.expires_at <= time.time():
             return "authentication expired"
-        older = self.client_of(identity)
         if older is not None and older.user_id != identity.user_id:
             log.warning(
                 "client id %a of user %a is refused to user %a: authenticate has to make ids that "
@@ -380,13 +383,14 @@ class Admission:
             client.disconnect(1001, "server shutdown")
             return
         older = self.client_of(identity)
-        returning = client in self._returning
-        self._returning.discard(client)
+        returning = bool(self._returning) and client in self._returning
+        if returning:
+            self._returning.discard(client)
         if identity is None:
             client_id = user_id = self._new_id()
             data = device_id = None
         else:
-            reason = self.reason_against(identity)
+            reason = self._reason_against(identity, older)
             if reason is not None:
                 self._refuse(client, CLOSE_UNAUTHENTICATED, reason)
                 return
