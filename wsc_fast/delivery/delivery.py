@@ -464,8 +464,9 @@ def _check_shared(store: OfflineStore | None, one_machine: bool) -> None:
     if isinstance(store, SQLiteOfflineStore):
         raise ConfigError(
             "a hub on a bus cannot keep offline messages in SQLite, a file of one machine: a user "
-            "who connects to a hub on another one would not get them. Leave `store` out, so that "
-            "they are on the server of the bus, or give a RedisOfflineStore"
+            "who connects to a hub on another one would not get them. Give the hub its bus before "
+            "enable_ack and leave `store` out, so that they are on the server of the bus; or give "
+            "a RedisOfflineStore"
         )
 
 
