@@ -483,7 +483,7 @@ class Admission:
     def disconnected(self, client: Client, announced: bool) -> None:
         """See `upward.Admission`."""
         try:
-            expiry = self._expiring.pop(client, None)
+            expiry = self._expiring.pop(client, None) if self._expiring else None
             if expiry is not None:
                 self._expiries.cancel(client, expiry[1])
             self.drop_identity(client)

@@ -76,12 +76,15 @@ class ConnectionLimits:
         rate_per_address: float,
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        self._bounded = bool(per_address or rate or rate_per_address)
         self._per_address = per_address
         self._all = Buckets(rate, clock)
         self._each = Buckets(rate_per_address, clock)
 
     def admit(self, address: str) -> str | None:
         """Whether one more may connect from an address; if not, which setting forbids it."""
+        if not self._bounded:
+            return None
         key = address_key(address)
         if self._per_address and self._counts.get(key, 0) >= self._per_address:
             return "max_connections_per_address"
