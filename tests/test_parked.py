@@ -64,7 +64,7 @@ async def test_a_newer_message_of_the_same_id_outlives_the_older_one() -> None:
         parked = Parked()
         older = await accepted(hub, "ann", "m")
         table = hub._delivery.acks.table  # type: ignore[union-attr]
-        newer = table.found(table.mailbox_of("ann", "ann"), "m", b"{}")
+        newer = table.found(table.mailbox_of("ann", "ann"), "m", b"{}", None, None)
         parked.add(older)
         parked.add(newer)
         del older

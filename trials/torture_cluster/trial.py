@@ -31,7 +31,11 @@ ROOMS = 3
 UNAWARE, PUBLISHERS = 3, 5
 # Most seconds for which a key may live: the newest position, a history and its slot of time, an
 # idempotency key, the kept rooms.
-LIVES = {"t": 86_400, "h": TTL * 1.25, "i": 300, "keep": 86_400}
+# The hubs are there still: they have entered their users.
+LIVES = {
+    **{"t": 86_400, "h": TTL * 1.25, "i": 300, "keep": 86_400},
+    **{"u": 86_400, "nu": 86_400, "nodes": 86_400, "grace": 86_400, "n": 10},
+}
 
 
 @dataclass(frozen=True)

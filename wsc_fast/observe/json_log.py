@@ -11,9 +11,10 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-# The attributes that every record has; the others are its fields.
+# The attributes that every record has; the others are its fields. A record of the class, since the
+# factory of records may have been set to one that adds fields.
 _OF_EVERY_RECORD = {
-    *vars(logging.makeLogRecord({})),
+    *vars(logging.LogRecord("", 0, "", 0, "", None, None)),
     "asctime",
     "message",
     "taskName",  # of Python 3.12
