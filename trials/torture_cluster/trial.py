@@ -30,11 +30,18 @@ from trials.torture_cluster.texts import BRIEF, PLAIN, TTL, kept_rooms
 ROOMS = 3
 UNAWARE, PUBLISHERS = 3, 5
 # Most seconds for which a key may live: the newest position, a history and its slot of time, an
-# idempotency key, the kept rooms.
-# The hubs are there still: they have entered their users.
+# idempotency key, the kept rooms. The hubs are there still, with leases and with the users that they
+# have entered.
 LIVES = {
-    **{"t": 86_400, "h": TTL * 1.25, "i": 300, "keep": 86_400},
-    **{"u": 86_400, "nu": 86_400, "nodes": 86_400, "grace": 86_400, "n": 10},
+    "t": 86_400,
+    "h": TTL * 1.25,
+    "i": 300,
+    "keep": 86_400,
+    "n": 10,
+    "nodes": 86_400,
+    "u": 86_400,
+    "nu": 86_400,
+    "grace": 86_400,
 }
 
 
