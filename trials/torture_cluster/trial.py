@@ -30,8 +30,7 @@ from trials.torture_cluster.texts import BRIEF, PLAIN, TTL, kept_rooms
 ROOMS = 3
 UNAWARE, PUBLISHERS = 3, 5
 # Most seconds for which a key may live: the newest position, a history and its slot of time, an
-# idempotency key, the kept rooms. The hubs are there still, with leases and with the users that they
-# have entered.
+# idempotency key, the kept rooms; leases, hubs and users, since the hubs are there still.
 LIVES = {
     "t": 86_400,
     "h": TTL * 1.25,
