@@ -388,7 +388,7 @@ async def test_scripts_that_the_server_has_forgotten_are_loaded_again(
 async def test_a_connection_that_breaks_sends_nothing_twice(
     server: RedisServer, kind: str, lost: int
 ) -> None:
-    """Of the calls of a message, the answer to one is lost: each is made again."""
+    """A call of a message whose answer is lost is made again."""
     async with (
         hubs(server.url, 1, KEPT) as (hub,),
         cutter(server) as relay,

@@ -1,6 +1,6 @@
 """Crowds of clients that come and go, for the scenarios of `torture` and `torture_cluster`.
 
-A member has one connection at a time, to one of the crowd's doors. How it behaves depends on its
+A member has one connection at a time, to one of the crowd's doors. Its behaviour depends on its
 mood:
 
     BUSY    comes and goes

@@ -141,7 +141,7 @@ class Ledger:
                 last[sender] = number, circumstances
 
     def _elsewhere(self, user: str, device: str, name: Name) -> str:
-        """How other devices saw a message."""
+        """The ways in which other devices saw a message."""
         return "".join(
             f"; {user}{other}: {circumstances}"
             for (whose, other), seen in self.seen.items()

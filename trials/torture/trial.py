@@ -126,7 +126,7 @@ class Trial:
         await self.progress(lambda: everybody - len(self.crowd.absent()))
 
     def unseen(self) -> int:
-        """How many messages were accepted, and have not been seen."""
+        """The number of messages that were accepted, and have not been seen."""
         return self.ledger.total(self.ledger.missing)
 
     async def progress(self, left: Callable[[], int], patience: float = 0.0) -> bool:

@@ -490,7 +490,7 @@ class Bus(Protocol):
         """
 
     async def clients(self, user: str) -> int:
-        """How many clients a user has on all hubs, this one included.
+        """The number of a user's clients on all hubs, this one included.
 
         Raises:
             BusUnavailableError: the bus did not answer in time.

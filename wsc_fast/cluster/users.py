@@ -59,8 +59,13 @@ class Deliveries(Protocol):
     def deliver_to_client(self, client_id: str, message: str | bytes, key: str | None) -> None:
         """A message of another hub, for one client."""
 
-    def not_told(
-        self, message: HubMessage | str | bytes, recipient: str, error: Exception, to_client: bool
+    def send_failed(
+        self,
+        message: HubMessage | str | bytes,
+        recipient: str,
+        error: Exception,
+        *,
+        to_client: bool = False,
     ) -> None:
         """A message did not reach another hub; the recipient is a user, or a client."""
 
@@ -319,7 +324,7 @@ class Users:
         if error is None and count == 0 and not here:
             error = UserOfflineError(f"user {user_id!a} has no connected client on any hub")
         if error is not None:
-            self._needs.deliveries.not_told(decode_hub_message(data), user_id, error, False)
+            self._needs.deliveries.send_failed(decode_hub_message(data), user_id, error)
 
     async def send(self, user_id: str, data: bytes, priority: int) -> int:
         """See `Others.send`."""
@@ -373,7 +378,7 @@ class Users:
             error = failure
         finally:
             if error is not None:
-                self._needs.deliveries.not_told(message, client_id, error, True)
+                self._needs.deliveries.send_failed(message, client_id, error, to_client=True)
 
     # --- disconnecting ---
 

@@ -277,12 +277,6 @@ class Delivery:
         except Exception as error:
             self.send_failed(message, client_id, error, to_client=True)
 
-    def not_told(
-        self, message: HubMessage | str | bytes, recipient: str, error: Exception, to_client: bool
-    ) -> None:
-        """A message did not reach another hub; the recipient is a user, or a client."""
-        self.send_failed(message, recipient, error, to_client=to_client)
-
     def look(self, mailbox: str) -> None:
         """Another hub has stored a message."""
         if self.acks is not None:

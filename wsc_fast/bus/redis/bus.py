@@ -688,7 +688,7 @@ class RedisBus:
         return found
 
     async def clients(self, user: str) -> int:
-        """How many clients a user has on all hubs.
+        """The number of a user's clients on all hubs.
 
         Args:
             user: the id of the user.
