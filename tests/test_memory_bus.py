@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.no_words import NoWords
 from tests.support import ROOT, own_disk, times_logged
 from wsc_fast import BusError, ConfigError
 from wsc_fast._core.envelopes import read_envelope
@@ -25,7 +26,7 @@ from wsc_fast.testing import eventually
 KEEP = Retention(100, 300.0)
 
 
-class Heard:
+class Heard(NoWords):
     """A handler that writes down what it hears."""
 
     def __init__(self) -> None:
@@ -43,15 +44,6 @@ class Heard:
 
     def takes_more(self) -> bool:
         return True
-
-    def word(self, data: bytes) -> None:
-        pass
-
-    def elsewhere(self, users: Sequence[str]) -> None:
-        pass
-
-    def words_missed(self) -> None:
-        pass
 
     def kept_rooms(self) -> bytes:
         return b"[]"

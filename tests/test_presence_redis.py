@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.no_words import NoWords
 from tests.redis_server import RedisServer, cutter
 from tests.support import join, named
 from tests.test_presence import Told, inside, members, sum_of
@@ -143,7 +144,7 @@ async def apart(url: str, grace: float = 0.0) -> AsyncIterator[Apart]:
             process.kill()
 
 
-class Node:
+class Node(NoWords):
     """A bus without a hub, and what it has heard."""
 
     def __init__(self, url: Any, **options: Any) -> None:
@@ -160,15 +161,6 @@ class Node:
 
     def takes_more(self) -> bool:
         return True
-
-    def word(self, data: bytes) -> None:
-        pass
-
-    def elsewhere(self, users: Sequence[str]) -> None:
-        pass
-
-    def words_missed(self) -> None:
-        pass
 
     def kept_rooms(self) -> bytes:
         return b"[]"

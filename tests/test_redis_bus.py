@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.no_words import NoWords
 from tests.ports import free_port
 from tests.redis_server import EACH_PROGRAM, RedisServer, Sentinel, cutter
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
@@ -68,7 +69,7 @@ class Message:
         self.prev, self.position, self.text = prev, position, text
 
 
-class Node:
+class Node(NoWords):
     """A hub, as far as a bus sees it: remembers all that it hears."""
 
     def __init__(self) -> None:
@@ -85,15 +86,6 @@ class Node:
 
     def takes_more(self) -> bool:
         return True
-
-    def word(self, data: bytes) -> None:
-        pass
-
-    def elsewhere(self, users: Sequence[str]) -> None:
-        pass
-
-    def words_missed(self) -> None:
-        pass
 
     def kept_rooms(self) -> bytes:
         return b"[]"

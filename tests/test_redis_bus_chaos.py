@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.no_words import NoWords
 from tests.redis_server import EACH_PROGRAM, RedisServer
 from wsc_fast.bus.base import Outgoing, Retention
 from wsc_fast.bus.redis.bus import RedisBus
@@ -47,7 +48,7 @@ class Client:
         self.place = place
 
 
-class Node:
+class Node(NoWords):
     """A hub with one kept room.
 
     Attributes:
@@ -92,15 +93,6 @@ class Node:
 
     def takes_more(self) -> bool:
         return True
-
-    def word(self, data: bytes) -> None:
-        pass
-
-    def elsewhere(self, users: Sequence[str]) -> None:
-        pass
-
-    def words_missed(self) -> None:
-        pass
 
     def kept_rooms(self) -> bytes:
         return b"[]"

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tests.no_words import NoWords
 from tests.redis_server import RedisServer
 from wsc_fast.bus.base import PRESENCE, Change, NodeState, Outgoing
 from wsc_fast.bus.redis.bus import RedisBus
@@ -143,7 +144,7 @@ class Servers:
         self.master = replica
 
 
-class Node:
+class Node(NoWords):
     """A hub as the bus sees it. Its clients are numbers."""
 
     def __init__(self, name: str, relay: Relay) -> None:
@@ -192,15 +193,6 @@ class Node:
 
     def takes_more(self) -> bool:
         return True
-
-    def word(self, data: bytes) -> None:
-        pass
-
-    def elsewhere(self, users: Sequence[str]) -> None:
-        pass
-
-    def words_missed(self) -> None:
-        pass
 
     def kept_rooms(self) -> bytes:
         return b"[]"
