@@ -33,6 +33,7 @@ from wsc_fast import (
     UserOfflineError,
     ValidationError,
 )
+from wsc_fast.bus.base import Word
 from wsc_fast.cluster import users
 from wsc_fast.delivery import upkeep
 from wsc_fast.testing import CLOSE, RawClient, eventually, eventually_async
@@ -236,7 +237,7 @@ async def test_a_word_that_no_hub_has_written_reaches_no_client(
     async with hubs(server.url) as ((one, _), (two, failed)):
         raw = await connect(two, "a&user=ann")
         await entered(one, "ann")
-        assert await one._node._bus.tell_hub(two._node.name, word)
+        assert await one._node._bus.tell([Word("", word, two._node.name)], True) == [1]
         one.send_to_user("ann", HubMessage(content="good"))
         assert (await received(raw))["content"] == "good"
         assert two.cluster.counters()["poisoned"] == 1
@@ -361,6 +362,52 @@ async def test_one_connection_too_many_closes_the_oldest(
         assert await closed_with(second) == 4409
         await eventually(lambda: one.get_stats().connections + two.get_stats().connections == 2)
         assert third
+
+
+@pytest.mark.parametrize("overflow", ["refuse", "close_oldest"])
+async def test_as_many_connections_stay_as_a_user_may_have_where_many_come_at_once(
+    server: RedisServer, connect: Any, overflow: str
+) -> None:
+    limits = {"max_connections_per_user": 3, "user_overflow": overflow}
+    async with hubs(server.url, 3, limits=limits) as made:
+        three = [hub for hub, _ in made]
+        for number, hub in enumerate(three):
+            await connect(hub, f"old{number}&user=ann")
+            await entered(three[0], "ann")
+        # One on each hub: each hub by itself has room for it.
+        await asyncio.gather(
+            *(connect(hub, f"new{number}&user=ann") for number, hub in enumerate(three))
+        )
+
+        def ids() -> set[str]:
+            return {each for hub in three for each in hub.get_connected_client_ids()}
+
+        expected = {f"{'old' if overflow == 'refuse' else 'new'}{number}" for number in range(3)}
+        await eventually(lambda: ids() == expected)
+        # Each hub has looked at its new client.
+        await eventually(lambda: not any(hub._node._users._teller._tasks for hub in three))
+        assert ids() == expected
+        limited = [hub.get_stats().limited.get("max_connections_per_user", 0) for hub in three]
+        assert sum(limited) == 3
+
+
+async def test_clients_of_a_hub_that_does_not_answer_do_not_count(
+    server: RedisServer, connect: Any
+) -> None:
+    limits = {"max_connections_per_user": 2, "user_overflow": "close_oldest"}
+    async with hubs(server.url, 3, limits=limits) as ((one, _), (two, _), (three, _)):
+        await connect(two, "a&user=ann")
+        await entered(two, "ann")
+        two._node._users.word = lambda data: None  # it hears nothing any more
+        oldest = await connect(one, "b&user=ann")
+        await entered(one, "ann")
+        await asyncio.sleep(0.002)  # another millisecond
+        for name in "cd":
+            await connect(three, f"{name}&user=ann")
+        assert await closed_with(oldest) == 4409
+        await eventually(lambda: not three._node._users._teller._tasks)
+        assert two.get_stats().connections == 1
+        assert three.get_stats().connections == 2
 
 
 # --- messages with acknowledgement ---

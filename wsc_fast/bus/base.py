@@ -161,15 +161,17 @@ class NodeState(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A message of one hub to the others that have a user; no client sees it.
+    """A message of one hub to others; no client sees it.
 
     Attributes:
-        user: the id of the user.
+        user: the id of a user: it goes to the other hubs that have the user.
         data: a JSON array, whose first item says what it is; see docs/redis-bus.md.
+        hub: the name of the one hub that it goes to, whoever has the user; "" for none.
     """
 
     user: str
     data: bytes
+    hub: str = ""
 
 
 class Outcome(NamedTuple):
@@ -435,10 +437,10 @@ class Bus(Protocol):
     # --- words between hubs: for a bus that is not in this process ---
 
     async def tell(self, words: Sequence[Word], again: bool) -> Sequence[int]:
-        """Sends words to the hubs that have their users, but for this one.
+        """Sends words to the hubs that have their users, but for this one, or to one hub.
 
         Args:
-            words: those of one user come in this order.
+            words: those of one user, and those to one hub, come in this order.
             again: whether they may come twice. Else they are lost where nobody knows whether they
                 were sent.
 
@@ -447,17 +449,6 @@ class Bus(Protocol):
 
         Raises:
             BusUnavailableError: the bus did not answer in time.
-        """
-
-    async def tell_hub(self, hub: str, data: bytes) -> bool:
-        """Sends a word to one hub; whether the hub has got it.
-
-        Args:
-            hub: its name on the bus.
-            data: as of `Word`.
-
-        Raises:
-            BusUnavailableError: the bus did not answer in time, or nobody knows.
         """
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:

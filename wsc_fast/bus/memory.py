@@ -373,10 +373,6 @@ class MemoryBus:
         """See `Bus.tell`."""
         return [0] * len(words)
 
-    async def tell_hub(self, hub: str, data: bytes) -> bool:
-        """See `Bus.tell_hub`."""
-        return False
-
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
         """See `Bus.settle`."""
         return [True] * len(outcomes)

@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from wsc_fast.cluster.presence import Needs as PresenceNeeds
     from wsc_fast.cluster.presence import Presence
     from wsc_fast.cluster.rooms import Rooms
-    from wsc_fast.cluster.users import Deliveries, PerUser, Users
+    from wsc_fast.cluster.user_bound import PerUser
+    from wsc_fast.cluster.users import Deliveries, Users
     from wsc_fast.stores.base import OfflineStore
 
 _T = TypeVar("_T")

@@ -13,6 +13,8 @@ from wsc_fast.errors import BusUnavailableError
 # Seconds within which a hub answers.
 PATIENCE = 2.0
 
+Value = int | list[tuple[int, str]]  # of an answer, see `words.Answer`
+
 
 class Questions:
     """The questions of one hub.
@@ -27,24 +29,29 @@ class Questions:
         self._teller = teller
         self._number = 0
         # By number of the question: the answers by hub, and an event for each further one.
-        self._open: dict[int, tuple[dict[str, int], asyncio.Event]] = {}
+        self._open: dict[int, tuple[dict[str, Value], asyncio.Event]] = {}
 
-    async def ask(self, user_id: str, question: Callable[[int], words.AnyWord]) -> dict[str, int]:
+    async def ask(
+        self, user_id: str, question: Callable[[int], words.AnyWord], *, all_hubs: bool = True
+    ) -> dict[str, Value]:
         """Asks the other hubs that have a user.
 
         Args:
             user_id: the user.
             question: makes the word, with the number of the question. It may come twice.
+            all_hubs: whether each hub has to answer; else those count that do in time.
 
         Returns:
-            dict[str, int]: the answer of each hub, by its name.
+            dict[str, Value]: the answer of each hub, by its name.
 
         Raises:
-            BusUnavailableError: the bus, or one of the hubs, did not answer in time.
+            BusUnavailableError: the bus, or one of all hubs, did not answer in time.
         """
         self._number += 1
         number = self._number
-        answers, came = self._open[number] = {}, asyncio.Event()
+        answers: dict[str, Value] = {}
+        came = asyncio.Event()
+        self._open[number] = answers, came
         try:
             word = Word(user_id, words.encode(question(number)))
             hubs = await self._teller.told(word, again=True)
@@ -54,10 +61,11 @@ class Questions:
                         came.clear()
                         await came.wait()
             except TimeoutError:
-                raise BusUnavailableError(
-                    f"{hubs - len(answers)} of the {hubs} other hubs of user {user_id!a} did not "
-                    f"answer within {PATIENCE:g} s"
-                ) from None
+                if all_hubs:
+                    raise BusUnavailableError(
+                        f"{hubs - len(answers)} of the {hubs} other hubs of user {user_id!a} did "
+                        f"not answer within {PATIENCE:g} s"
+                    ) from None
             return answers
         finally:
             del self._open[number]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -27,8 +26,9 @@ from wsc_fast.bus.base import EVERYBODY, Bus, Change, Outcome
 from wsc_fast.bus.base import Word as Envelope
 from wsc_fast.cluster import words
 from wsc_fast.cluster.counters import Counters
-from wsc_fast.cluster.questions import Questions
-from wsc_fast.cluster.telling import Teller, check_size
+from wsc_fast.cluster.questions import Questions, Value
+from wsc_fast.cluster.telling import Teller
+from wsc_fast.cluster.user_bound import PerUser, UserBound
 from wsc_fast.delivery.others import Ended
 from wsc_fast.errors import (
     BusError,
@@ -77,18 +77,6 @@ class Deliveries(Protocol):
 
     def spread(self, user_id: str) -> None:
         """A user is on another hub as well: what waits for him goes into the store."""
-
-
-class PerUser(Protocol):
-    """The bound on the connections of a user, as this hub keeps it; see upgrade/per_user.py."""
-
-    most: int
-
-    @property
-    def closes_oldest(self) -> bool: ...
-    def refuse(self, client: Client) -> None: ...
-    def close(self, client: Client) -> None: ...
-    def oldest(self, user_id: str) -> Client | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +132,9 @@ class Users:
         self._looks: set[str] = set()
         self._resync: asyncio.Task[None] | None = None
         self._questions = Questions(self._teller)
+        self._bound = UserBound(
+            needs.per_user, self._questions, needs.bus, needs.name, self._tell_hub
+        )
         self._number = 0  # of outcomes that this hub has told
 
     # --- who is here ---
@@ -151,10 +142,8 @@ class Users:
     def connected(self, client: Client) -> None:
         """See `ClientWatcher`."""
         self._change(client.user_id, 1)
-        most = self._needs.per_user.most
-        bus = self._needs.bus()
-        if most and bus is not None and not bus.at_once:
-            self._teller.run(self._bound(client, most))
+        if self._bound.concerns():
+            self._teller.run(self._bound.look(client))
 
     def disconnected(self, client: Client) -> None:
         """See `ClientWatcher`."""
@@ -277,11 +266,10 @@ class Users:
                 deliveries.deliver_to_client(word.client, message, word.key)
             case words.Disconnect():
                 self._disconnect_here(word)
-            case words.Oldest():
-                oldest = self._needs.per_user.oldest(word.user)
-                self._answer(word.hub, word.number, _since(oldest))
-            case words.CloseOldest():
-                self._close_oldest_here(word.user)
+            case words.Ages():
+                self._answer(word.hub, word.number, self._bound.ages(word.user))
+            case words.CloseClient():
+                self._bound.close(word.user, word.client)
             case words.Answer():
                 self._questions.answered(word)
 
@@ -294,13 +282,12 @@ class Users:
         if word.hub:
             self._answer(word.hub, word.number, clients)
 
-    def _answer(self, hub: str, number: int, value: int) -> None:
+    def _answer(self, hub: str, number: int, value: Value) -> None:
         self._tell_hub(hub, words.Answer(number, self._needs.name(), value))
 
     def _tell_hub(self, hub: str, word: words.AnyWord) -> None:
-        bus = self._needs.bus()
-        if bus is not None:
-            self._teller.run(_ignoring_errors(bus, hub, words.encode(word)))
+        """Sends a word that may come twice; the hub that asks gives up after a time."""
+        self._teller.tell(Envelope("", words.encode(word), hub), again=True)
 
     # --- messages without acknowledgement ---
 
@@ -355,30 +342,20 @@ class Users:
             ValidationError: the message is too large for a bus.
         """
         hub, dot, _ = client_id.partition(".")
-        bus = self._needs.bus()
-        if not dot or not hub or hub == self._needs.name() or bus is None:
+        if not dot or not hub or hub == self._needs.name() or self._needs.bus() is None:
             return False
         message, payload = message_of(frame), payload_of(frame)
         text, data = (None, payload) if isinstance(message, bytes) else (payload.decode(), None)
         word = words.encode(words.ClientMessage(client_id, text, data, key))
-        check_size(word)
-        self._teller.run(self._send_to_client(bus, hub, client_id, message, word))
-        return True
 
-    async def _send_to_client(
-        self, bus: Bus, hub: str, client_id: str, message: HubMessage | str | bytes, word: bytes
-    ) -> None:
-        error: Exception | None = BusUnavailableError("the hub has stopped")
-        try:
-            has_got_it = await bus.tell_hub(hub, word)
-            error = None
-            if not has_got_it:
+        def told(count: int, error: Exception | None) -> None:
+            if error is None and not count:
                 error = ClientNotFoundError(f"no connected client has the id {client_id!a}")
-        except BusError as failure:
-            error = failure
-        finally:
             if error is not None:
                 self._needs.deliveries.send_failed(message, client_id, error, to_client=True)
+
+        self._teller.tell(Envelope("", word, hub), again=False, told=told)
+        return True
 
     # --- disconnecting ---
 
@@ -406,47 +383,7 @@ class Users:
         answers = await self._questions.ask(
             user_id, lambda number: words.Disconnect(user_id, code, reason, name, number)
         )
-        return sum(answers.values())
-
-    # --- the bound on connections of a user ---
-
-    async def _bound(self, client: Client, most: int) -> None:
-        """Looks whether a client is one too many of its user on all hubs."""
-        bus, user_id = self._needs.bus(), client.user_id
-        try:
-            beyond = 0 if bus is None else await bus.clients(user_id) - most
-            if beyond <= 0 or not client.is_connected():
-                return
-            if not self._needs.per_user.closes_oldest:
-                self._needs.per_user.refuse(client)
-                return
-            for _ in range(min(beyond, most)):
-                await self._close_oldest(user_id)
-        except BusError as error:
-            log.warning(
-                "nobody knows whether user %a has too many connections: %s",
-                user_id,
-                error,
-                extra={"event": "words_failed", "error": str(error)},
-            )
-
-    async def _close_oldest(self, user_id: str) -> None:
-        """Closes the client of a user that is connected for the longest time, on any hub."""
-        name = self._needs.name()
-        ages = await self._questions.ask(
-            user_id, lambda number: words.Oldest(user_id, name, number)
-        )
-        ages[name] = _since(self._needs.per_user.oldest(user_id))
-        hub = min((hub for hub, since in ages.items() if since), key=ages.__getitem__, default=name)
-        if hub == name:
-            self._close_oldest_here(user_id)
-        else:
-            self._tell_hub(hub, words.CloseOldest(user_id))
-
-    def _close_oldest_here(self, user_id: str) -> None:
-        oldest = self._needs.per_user.oldest(user_id)
-        if oldest is not None:
-            self._needs.per_user.close(oldest)
+        return sum(each for each in answers.values() if isinstance(each, int))
 
     # --- messages with acknowledgement ---
 
@@ -549,16 +486,6 @@ class Users:
             resync.cancel()
 
 
-def _since(client: Client | None) -> int:
-    """Since when a client is connected, in milliseconds; 0 for none."""
-    return 0 if client is None else int(client.connected_at.timestamp() * 1000)
-
-
 def _outcome(data: bytes) -> tuple[str, str]:
     outcome, _, text = data.decode("utf-8", "replace").split(" ", 2)
     return outcome, text
-
-
-async def _ignoring_errors(bus: Bus, hub: str, data: bytes) -> None:
-    with suppress(BusError):  # the hub that asks gives up after a time
-        await bus.tell_hub(hub, data)

@@ -104,17 +104,17 @@ class Answer(Word, frozen=True, tag="answer"):
     Attributes:
         number: of the question.
         hub: that answers.
-        value: to `disconnect`, how many clients were closed; to `oldest`, since when the oldest
-            client is connected, in milliseconds since the epoch, or 0 for none.
+        value: to `disconnect`, how many clients were closed; to `ages`, for each client of the
+            user since when it is connected, in milliseconds since the epoch, and its id.
     """
 
     number: int
     hub: str
-    value: int
+    value: int | list[tuple[int, str]]
 
 
-class Oldest(Word, frozen=True, tag="oldest"):
-    """A question since when the oldest client of a user is connected.
+class Ages(Word, frozen=True, tag="ages"):
+    """A question since when the clients of a user are connected.
 
     Attributes:
         user: the id of the user.
@@ -127,14 +127,15 @@ class Oldest(Word, frozen=True, tag="oldest"):
     number: int
 
 
-class CloseOldest(Word, frozen=True, tag="close_oldest"):
-    """The oldest client of a user on this hub is to be closed for a newer one elsewhere."""
+class CloseClient(Word, frozen=True, tag="close_client"):
+    """A client of a user is to be closed for a newer one."""
 
     user: str
+    client: str
 
 
 AnyWord = (
-    Also | Look | Settled | UserMessage | ClientMessage | Disconnect | Oldest | CloseOldest | Answer
+    Also | Look | Settled | UserMessage | ClientMessage | Disconnect | Ages | CloseClient | Answer
 )
 
 _encoder = msgspec.json.Encoder()

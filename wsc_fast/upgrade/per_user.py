@@ -52,9 +52,7 @@ class PerUser:
         most = self.most
         if not most:
             return True
-        others = [
-            each for each in self._engine.get_clients_by_user(user_id) if each is not replaced
-        ]
+        others = [each for each in self.clients(user_id) if each is not replaced]
         if len(others) < most:
             return True
         if not self.closes_oldest:
@@ -84,7 +82,6 @@ class PerUser:
         )
         send_away(client, _REPLACED, _REASON)
 
-    def oldest(self, user_id: str) -> Client | None:
-        """The client of a user that has been connected here for the longest time."""
-        clients = self._engine.get_clients_by_user(user_id)
-        return min(clients, key=lambda each: each.connected_at, default=None)
+    def clients(self, user_id: str) -> list[Client]:
+        """The clients of a user here that are not being closed."""
+        return [each for each in self._engine.get_clients_by_user(user_id) if each.is_connected()]

@@ -38,6 +38,7 @@ from wsc_fast.bus.redis.calls import (
     note_outcomes,
     number_of_server,
     read_history,
+    tell_hub,
     tell_hubs,
 )
 from wsc_fast.bus.redis.commands import Names, decode, encode, script
@@ -589,10 +590,10 @@ class RedisBus:
     # --- words between hubs ---
 
     async def tell(self, words: Sequence[Word], again: bool) -> Sequence[int]:
-        """Sends words to the hubs that have their users, but for this one.
+        """Sends words to the hubs that have their users, but for this one, or to one hub.
 
         Args:
-            words: those of one user come in this order.
+            words: those of one user, and those to one hub, come in this order.
             again: whether they may come twice.
 
         Raises:
@@ -600,12 +601,17 @@ class RedisBus:
             BusError: the server refuses.
         """
         counts: dict[int, int] = {}
-        parts: dict[Server, list[int]] = defaultdict(list)
+        parts: dict[tuple[Server, bool], list[int]] = defaultdict(list)
         for place, word in enumerate(words):
-            parts[self._server(word.user)].append(place)
-        for server, places in parts.items():
+            # Each hub hears its inbox on all servers.
+            server = self._server(EVERYBODY if word.hub else word.user)
+            parts[server, bool(word.hub)].append(place)
+        for (server, to_hub), places in parts.items():
             some = [words[place] for place in places]
-            arguments = tell_hubs(self._names, self._incarnation(server), some)
+            if to_hub:
+                arguments = tell_hub(self._names, some)
+            else:
+                arguments = tell_hubs(self._names, self._incarnation(server), some)
             ask = server.ask if again else server.ask_once
             counts.update(zip(places, await ask(*arguments), strict=True))
         return [counts[place] for place in range(len(words))]
@@ -613,20 +619,6 @@ class RedisBus:
     def _incarnation(self, server: Server) -> str:
         directory = self._directories.get(server)
         return "" if directory is None else directory.incarnation
-
-    async def tell_hub(self, hub: str, data: bytes) -> bool:
-        """Sends a word to one hub; whether the hub has got it.
-
-        Args:
-            hub: its name on the bus.
-            data: a JSON array; see docs/redis-bus.md.
-
-        Raises:
-            BusUnavailableError: the bus did not answer in time, or nobody knows whether it came.
-            BusError: the server refuses.
-        """
-        server = self._server(EVERYBODY)
-        return bool(await server.ask_once(b"PUBLISH", self._names.inbox(hub), data))
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
         """Notes how messages have ended, and tells the hubs that have copies.

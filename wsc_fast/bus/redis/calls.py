@@ -136,8 +136,14 @@ def ask_directory(names: Names, what: bytes, *arguments: bytes) -> list[bytes]:
 
 def tell_hubs(names: Names, incarnation: str, words: Sequence[Word]) -> list[bytes]:
     """Sends words to the hubs that have their users, but for that of the incarnation."""
-    pairs = [part for user, data in words for part in (encode(user), data)]
+    pairs = [part for user, data, _ in words for part in (encode(user), data)]
     return [*_users(names, b"tell", incarnation), *pairs]
+
+
+def tell_hub(names: Names, words: Sequence[Word]) -> list[bytes]:
+    """Sends each of the words to the one hub that it names."""
+    pairs = [part for word in words for part in (encode(word.hub), word.data)]
+    return [*_users(names, b"tell_hub", ""), *pairs]
 
 
 def note_outcomes(names: Names, incarnation: str, outcomes: Sequence[Outcome]) -> list[bytes]:

@@ -36,10 +36,21 @@ if WHAT == 'tell' then
   return counts
 end
 
+-- Sends words. 4 and further: the hub that each goes to, and the word. Returns of each whether the hub
+-- got it, 1 or 0.
+if WHAT == 'tell_hub' then
+  local counts = {}
+  for i = 4, #ARGV, 2 do
+    counts[#counts + 1] = math.min(run('PUBLISH', P .. 'n:' .. ARGV[i], ARGV[i + 1]), 1)
+  end
+  return counts
+end
+
 -- Notes outcomes of messages. 4 the seconds for which they are known; then of each: the user, the
 -- key, the outcome, '1' where the first outcome counts, the hub that waits for it or '', the word
--- that tells of it. A message whose outcome begins with 'again ' was sent anew. Each holds a text that no other call has, so that a call which is made
--- again finds its own. Returns of each whether it was noted, 1 or 0; if not, nobody is told.
+-- that tells of it. A message whose outcome begins with 'again ' was sent anew. Each holds a text that
+-- no other call has, so that a call which is made again finds its own. Returns of each whether it was
+-- noted, 1 or 0; if not, nobody is told.
 if WHAT == 'settle' then
   local noted = {}
   for i = 5, #ARGV, 6 do
