@@ -427,6 +427,30 @@ async def test_an_acknowledgement_on_another_hub_ends_the_await(
         assert await pending is AckStatus.CONFIRMED
 
 
+async def test_a_copy_of_another_hub_that_was_acknowledged_there_does_not_come_back(
+    server: RedisServer, connect: Any
+) -> None:
+    async with hubs(server.url, acks=offline()) as ((one, _), (two, _)):
+        raw = await connect(two, "a&user=ann")
+        await entered(one, "ann")
+        pending = one.send_ack_message_to_user("ann", ACKMessage(id="m1", content="x"))
+        assert (await received(raw))["id"] == "m1"
+        table = two._delivery.acks.table
+        (held,) = table.of_id(table.mailboxes["ann"], "m1")  # as the garbage collector may do
+        raw.close()
+        await eventually(lambda: held.status is AckStatus.STORED)
+        # The user is on the hub that has sent it alone, which tells nobody of the end.
+        raw = await connect(one, "b&user=ann")
+        assert (await received(raw))["id"] == "m1"
+        await acknowledge(raw, "m1")
+        assert await pending is AckStatus.CONFIRMED
+        await eventually(lambda: not one._delivery.acks.journal.busy)
+        raw = await connect(two, "c&user=ann")
+        await eventually(held.done)
+        two.send_to_user("ann", HubMessage(content="next"))
+        assert (await received(raw))["content"] == "next"
+
+
 async def test_a_client_of_another_hub_refuses_a_message(server: RedisServer, connect: Any) -> None:
     async with hubs(server.url, acks=offline()) as ((one, _), (two, failed)):
         raw = await connect(two, "a&user=ann")

@@ -342,8 +342,12 @@ class OverHubs:
                 if self._others.is_elsewhere(pending.user_id):
                     self._storing.spread(mailbox)
             else:
-                text = f"message {message_id!a} is not in the offline store any more"
-                self._end(pending, AckStatus.DROPPED, AckDroppedError(message_id, text))
+                self._end_as_gone(pending)
+
+    def _end_as_gone(self, pending: PendingACK) -> None:
+        """A message of another hub has gone from the store: that hub knows more of it."""
+        text = f"message {pending.id!a} is not in the offline store any more"
+        self._end(pending, AckStatus.DROPPED, AckDroppedError(pending.id, text))
 
     def unpark(self, mailbox: Mailbox, pending: Sequence[PendingACK]) -> None:
         """Parked messages have gone from the store: they go out unless they have ended."""
@@ -362,7 +366,11 @@ class OverHubs:
             if outcome is not None and outcome[0] != "again":
                 self.settled(mailbox.key, pending.id, *outcome)
             elif self._parked.get(mailbox.key, pending.id) is pending and not pending.done():
-                self._storing.send_parked(pending)
+                if pending._origin is None:
+                    self._storing.send_parked(pending)
+                else:
+                    self._parked.pop(mailbox.key, pending.id)
+                    self._end_as_gone(pending)
 
         await in_turns(list(zip(messages, outcomes, strict=True)), go_on, AT_ONCE)
 
