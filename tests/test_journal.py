@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from wsc_fast import (
     PendingFullError,
     RedisOfflineStore,
     SQLiteOfflineStore,
+    StoredMessage,
 )
 from wsc_fast._core.connection import abort
 from wsc_fast.delivery import journal, store_access, upkeep
@@ -220,6 +221,50 @@ async def test_a_message_that_cannot_be_removed_cannot_be_stored_anew_meanwhile(
         await eventually(lambda: store.calls["delete"])
         with pytest.raises(OfflineStoreError, match="cannot be removed"):
             await hub.send_ack_message_to_user("ann", message).accepted()
+
+
+class LatePages(MemoryOfflineStore):
+    """A store whose deletions wait, and whose pages come later than they were read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_delete, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.pages_read = 0
+
+    async def delete(self, user_id: str, message_ids: Iterable[str]) -> int:
+        await self.may_delete.wait()
+        return await super().delete(user_id, message_ids)
+
+    async def read(self, *args: Any, **kwargs: Any) -> list[StoredMessage]:
+        page = await super().read(*args, **kwargs)
+        self.pages_read += 1
+        await self.may_answer.wait()
+        return page
+
+
+async def test_a_page_that_comes_after_a_deletion_brings_no_message_back() -> None:
+    store = LatePages()
+    hub = acking(store)
+    async with running(hub):
+        for content in ("first", "second"):
+            await hub.send_ack_message_to_user("ann", ACKMessage(content=content)).accepted()
+        store.may_answer.set()
+        one, _ = await join(hub, "a&user=ann")
+        first = await received(one)
+        await acknowledge(one, first["id"])
+        await eventually(lambda: hub.get_stats().acks_confirmed == 1)
+        # The page of another client is read, then the message is removed, then the page comes.
+        store.may_answer.clear()
+        pages = store.pages_read
+        two, _ = await join(hub, "b&user=ann")
+        await eventually(lambda: store.pages_read > pages)
+        store.may_delete.set()
+        await eventually(lambda: not hub._delivery.acks.journal._deleting)
+        store.may_answer.set()
+        assert (await received(two))["content"] == "second"
+        await caught_up(hub)
+        hub.send_to_user("ann", HubMessage(content="next"))
+        assert (await received(two))["content"] == "next"
 
 
 async def test_acknowledgements_of_many_users_are_removed_over_several_turns() -> None:

@@ -41,10 +41,17 @@ Appending = asyncio.Future[list[StoredMessage]]
 
 
 class Page(msgspec.Struct, frozen=True):
-    """The next messages of a mailbox, and whether nothing follows them."""
+    """The next messages of a mailbox.
+
+    Attributes:
+        messages: as they were read.
+        is_last: nothing follows them.
+        removed: ids of messages that were removed from the store while the page was on its way.
+    """
 
     messages: list[StoredMessage]
     is_last: bool
+    removed: set[str]
 
 
 class Owner(upkeep.Owner, Protocol):
@@ -99,6 +106,8 @@ class Journal:
         self._undeleted: dict[str, dict[str, None]] = {}
         # Acknowledged messages whose append is under way: they are removed once it is done.
         self._outlived: dict[tuple[str, str], asyncio.Future[Any]] = {}
+        # By mailbox, the ids that have been removed since each page under way was asked for.
+        self._removed: dict[str, list[set[str]]] = {}
         self._undeleted_count = 0
         self._delete_timer: asyncio.TimerHandle | None = None
 
@@ -306,6 +315,8 @@ class Journal:
             return
         error = done.exception()
         if error is None:
+            for removed in self._removed.get(key, ()):
+                removed.update(ids)
             if self._loop is not None:
                 self.access.heard()
             return
@@ -340,9 +351,21 @@ class Journal:
         Raises:
             OfflineStoreError: they cannot be read, or the store is away.
         """
-        messages = await self.access.ask(self._read(key, after))
+        removed: set[str] = set()
+        self._removed.setdefault(key, []).append(removed)
+        try:
+            messages = await self.access.ask(self._read(key, after))
+        finally:
+            self._page_ended(key, removed)
         is_full = len(messages) >= PAGE or sum(len(each.data) for each in messages) >= PAGE_BYTES
-        return Page(messages, not is_full and not isinstance(messages, PartialPage))
+        return Page(messages, not is_full and not isinstance(messages, PartialPage), removed)
+
+    def _page_ended(self, key: str, removed: set[str]) -> None:
+        under_way = [each for each in self._removed.get(key, ()) if each is not removed]
+        if under_way:
+            self._removed[key] = under_way
+        else:
+            self._removed.pop(key, None)
 
     async def _read(self, key: str, after: int) -> list[StoredMessage]:
         await self.access.opened()

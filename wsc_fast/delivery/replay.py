@@ -293,6 +293,7 @@ class Replay(CatchUp):
                     return False
                 await asyncio.sleep(READ_PAUSE * 2**failures)
                 continue
+            self._acknowledged |= page.removed
             for stored in page.messages:
                 self._after = stored.position
                 expected.discard(stored.id)
