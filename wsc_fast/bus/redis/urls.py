@@ -143,8 +143,17 @@ def master_of(url: Url, timeout: float) -> Any:
     Args:
         url: with Sentinels.
         timeout: seconds that each attempt to connect, and each answer, may take.
+
+    Returns:
+        redis.asyncio.Redis: closing it closes its connections to the Sentinels as well.
     """
-    from redis.asyncio.sentinel import Sentinel
+    from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+
+    class Pool(SentinelConnectionPool):
+        async def disconnect(self, *args: Any, **options: Any) -> None:
+            await super().disconnect(*args, **options)
+            for each in sentinel.sentinels:
+                await each.aclose()
 
     times = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
     tls = {name: value for name, value in url.options.items() if name.startswith("ssl_")}
@@ -160,4 +169,4 @@ def master_of(url: Url, timeout: float) -> Any:
         **({"ssl": True} if url.tls else {}),
         **options,
     )
-    return sentinel.master_for(url.master)
+    return sentinel.master_for(url.master, connection_pool_class=Pool)
