@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests import map as tests_map
 from tests.imports import read
 from tests.stubs import STUBS, differing, own_doc
 from wsc_fast import Client, Hub, handle_websocket
@@ -286,3 +287,7 @@ def test_no_file_changes_the_path_of_imports(folder: str) -> None:
 def test_a_model_uses_neither_the_product_nor_the_kit(name: str) -> None:
     imports = read(ROOT / name, ROOT).imports
     assert [module for module in imports if module.split(".")[0] == "wsc_fast"] == []
+
+
+def test_the_map_of_the_tests_is_true() -> None:
+    assert tests_map.PAGE.read_text() == tests_map.page(), "write it: python -m tests.map"
