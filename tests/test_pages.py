@@ -15,6 +15,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import textwrap
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -392,6 +393,14 @@ def test_the_messages_on_the_wire_are_what_they_are_said_to_be() -> None:
 
 
 # --- commands and paths ---
+
+
+async def test_the_test_of_the_first_task_passes() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"^ +```python\n(.*?)^ +```$", page, re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(code), names)
+    await names["test_a_ping_is_answered"]()
 
 
 def code_spans() -> Iterator[str]:
