@@ -70,15 +70,16 @@ def test_each_device_has_an_order_of_its_own() -> None:
     assert record.counts == {"disordered": 1}
 
 
-def test_a_message_that_another_device_has_answered_may_come_late() -> None:
-    for answered in (False, True):
+def test_stored_messages_may_come_late_once_the_store_has_not_answered() -> None:
+    for is_behind in (False, True):
         record = ledger()
         record.see("user0", ("A", 2), "now", "/a")
-        if answered:
-            record.answer("user0", ("A", 1))
+        record.answer("user0", ("A", 1))  # by another device, which changes nothing
+        if is_behind:
+            record.fall_behind()
         record.see("user0", ("A", 1), "now", "/a")
         record.judge()
-        assert record.counts["disordered"] == (not answered)
+        assert record.counts["disordered"] == (not is_behind)
 
 
 def test_a_message_that_one_device_has_seen_is_not_missing() -> None:

@@ -125,7 +125,8 @@ async def play_users(title: str, names: Sequence[str], arguments: argparse.Names
     return [
         *(title, trial.round, trial.faults, ledger.total(ledger.accepted)),
         *(ledger.total(ledger.refused), seen, ledger.copies),
-        *(sum(map(len, ledger.again.values())), ledger.ended["confirmed"]),
+        *(sum(map(len, ledger.again.values())), sum(map(len, ledger.behind.values()))),
+        ledger.ended["confirmed"],
         *(ledger.ended["AckFailedError"], ledger.ended["AckDroppedError"], ledger.gone),
         *(ledger.counts[kind] for kind in USER_KINDS),
         f"{time.monotonic() - began:.0f}",
@@ -148,7 +149,7 @@ KINDS_OF_SCENARIOS = [
         play_users,
         [
             *("scenario", "rounds", "faults", "accepted", "refused", "seen", "copies"),
-            *("again", "confirmed", "failed", "dropped", "gone", *USER_KINDS, "s"),
+            *("again", "behind", "confirmed", "failed", "dropped", "gone", *USER_KINDS, "s"),
         ],
         USER_KINDS,
         "users-together",

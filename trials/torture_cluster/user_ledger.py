@@ -33,6 +33,9 @@ KINDS = {kind: text for kind, text in ALL_KINDS.items() if kind != "closed"} | {
 SLACK = 1.0
 # Seconds by which `on_presence` may tell later that somebody has left, who may be back by then.
 LATE = 8.0
+# Seconds in which stored messages may come behind newer ones, once a store has not answered a hub
+# in time: it counts as away for 5 s, and what could not be read is read again within 5 s.
+BEHIND = 15.0
 # So many of the last messages of a device are looked at.
 LAST = 500
 
@@ -48,6 +51,7 @@ class UserLedger(Ledger):
         told: by user and message, the hubs whose failure handlers heard of it, and why.
         examined: by user and message, how awaiting one of an examination ended.
         gone: how often `on_presence` told of a user who has left.
+        behind: by user and device, messages seen while stored ones may come behind newer ones.
     """
 
     def __init__(self, users: Sequence[str], *, store_fails: bool, cut_off: bool) -> None:
@@ -65,12 +69,22 @@ class UserLedger(Ledger):
         self.told: defaultdict[Message, list[str]] = defaultdict(list)
         self.examined: dict[Message, str] = {}
         self.gone = 0
+        self.behind: defaultdict[tuple[str, str], set[Name]] = defaultdict(set)
+        self._behind_until = -math.inf
         self._store_fails = store_fails
         self._cut_off = cut_off
 
+    def fall_behind(self) -> None:
+        """The store did not answer a hub, which goes on with the messages that it has in memory."""
+        self._behind_until = time.monotonic() + BEHIND
+
+    def see(self, user: str, name: Name, circumstances: str, device: str = "") -> None:
+        if time.monotonic() < self._behind_until:
+            self.behind[user, device].add(name)
+        super().see(user, name, circumstances, device)
+
     def has_order(self, user: str, device: str, name: Name) -> bool:
-        # A message that one device has just answered may still come to another one.
-        return name not in self.again[user, device] and super().has_order(user, device, name)
+        return name not in self.behind[user, device] and super().has_order(user, device, name)
 
     def end(self, hub: str, how: str, user: str, name: Name) -> None:
         """Awaiting a message has ended in this hub.

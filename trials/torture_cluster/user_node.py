@@ -10,6 +10,7 @@ and tells
     ended USER NUMBER HOW               awaiting a message has ended: "confirmed", or an error
     examined USER SENDER NUMBER HOW     the same of a message of `examine`
     told USER SENDER NUMBER REASON      a failure handler heard of this message
+    behind USER                         the store did not answer: stored messages may come late
     gone ROOM USER                      `on_presence` says that the user has left the room
 
 A message of `examine` asks for "confirmed", "failed" or "nothing"; the last one times out soon.
@@ -40,6 +41,7 @@ from wsc_fast import (
     RedisOfflineStore,
     Request,
     SendFailureReason,
+    StoredMessage,
 )
 from wsc_fast.errors import BusError, OfflineStoreError, WSCError
 
@@ -51,6 +53,17 @@ AT_ALL = 60.0
 STORE_TTL = 600.0
 # Seconds between two sends of a message.
 RETRY = 0.5
+
+
+class Store(RedisOfflineStore):
+    """Tells which readings fail: the hub goes on without the messages, which come later."""
+
+    async def read(self, user_id: str, **options: Any) -> list[StoredMessage]:
+        try:
+            return await super().read(user_id, **options)
+        except BaseException:  # a hub that has lost its patience cancels it
+            tell("behind", user_id)
+            raise
 
 
 class UserApplication(Application):
@@ -132,7 +145,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     def authenticate(request: Request) -> Identity:
         return Identity(request.query["user"], device_id=request.query["device"])
 
-    kind: Any = RedisOfflineStore
+    kind: Any = Store
     for fault in filter(None, arguments.faults.split(",")):
         if fault in FAULTS:
             FAULTS[fault]()

@@ -32,6 +32,8 @@ class UserNode(Server):
         elif word == "examined":
             user, sender, number, how = rest.split()
             ledger.examined[user, (sender, int(number))] = how
+        elif word == "behind":
+            ledger.fall_behind()
         elif word == "gone":
             ledger.leave(self.name, *rest.split())
         elif word == "presence":
