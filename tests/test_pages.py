@@ -75,11 +75,12 @@ class Block(NamedTuple):
 def blocks() -> Iterator[Block]:
     for path in PAGES:
         page, title = str(path.relative_to(ROOT)), ""
-        for heading, language, code in re.findall(
-            r"^#+ ([^\n]+)$|^```(\w*)\n(.*?)^```$", path.read_text(), re.M | re.S
+        # A block with braces is for Sphinx: a table of contents, a file that is shown.
+        for heading, directive, language, code in re.findall(
+            r"^#+ ([^\n]+)$|^```(\{?)([^\n]*)\n(.*?)^```$", path.read_text(), re.M | re.S
         ):
             title = heading or title
-            if not heading:
+            if not heading and not directive:
                 yield Block(page, title, language, code)
 
 
