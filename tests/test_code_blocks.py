@@ -34,7 +34,7 @@ PAGES = "tests/test_pages.py"
 RUN = {
     ("haproxy", "docs/proxies.md"): "tests/proxies/proxy.py",
     ("javascript", "docs/authentication.md"): HERE,
-    ("js", "docs/how-to.md"): HERE,
+    ("js", "docs/how-to/rooms.md"): HERE,
     ("js", "docs/http-api.md"): "tests/test_api.py",
     ("js", "docs/wire.md"): PAGES,
     ("json", "docs/wire.md"): PAGES,
@@ -163,7 +163,7 @@ def test_the_commands_beside_fastapi_run(tmp_path: Path) -> None:
 
 
 async def test_the_certificate_of_the_recipe_serves_tls(tmp_path: Path) -> None:
-    page = (ROOT / "docs/how-to.md").read_text()
+    page = (ROOT / "docs/how-to/tls-and-proxies.md").read_text()
     (command,) = re.findall(r"^ {4}(openssl req .*\n .*)$", page, re.M)
     output_of(command, tmp_path)
     trusted = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
@@ -190,7 +190,7 @@ def is_there(hub: Hub, user: str, room: str) -> bool:
 
 
 async def test_the_page_of_the_recipe_joins_a_room_and_asks(tmp_path: Path) -> None:
-    page, title = "docs/how-to.md", "Requests, and rooms that clients ask for"
+    page, title = "docs/how-to/rooms.md", "Requests, and rooms that clients ask for"
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules/wsc-client").symlink_to(built())
     names: dict[str, Any] = {"__name__": "recipe"}
