@@ -32,13 +32,13 @@ HERE = "tests/test_code_blocks.py"
 PAGES = "tests/test_pages.py"
 # By language and page, the tests that run all such blocks of the page.
 RUN = {
-    ("haproxy", "docs/proxies.md"): "tests/proxies/proxy.py",
+    ("haproxy", "docs/operations/proxies.md"): "tests/proxies/proxy.py",
     ("javascript", "docs/authentication.md"): HERE,
     ("js", "docs/how-to/rooms.md"): HERE,
     ("js", "docs/http-api.md"): "tests/test_api.py",
     ("js", "docs/wire.md"): PAGES,
     ("json", "docs/wire.md"): PAGES,
-    ("nginx", "docs/proxies.md"): "tests/proxies/proxy.py",
+    ("nginx", "docs/operations/proxies.md"): "tests/proxies/proxy.py",
     ("sh", "docs/command-line.md"): HERE,
     ("sh", "docs/configuration.md"): PAGES,
     ("sh", "docs/frameworks.md"): HERE,
