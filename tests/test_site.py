@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 
@@ -143,3 +144,15 @@ def test_a_link_that_leads_nowhere_ends_the_build(tmp_path: Path) -> None:
     assert done.returncode != 0
     for said in ("gone.md", "nowhere", "absent", "lost.svg"):
         assert said in done.stderr
+
+
+def test_the_pictures_of_the_concepts_are_those_of_their_script(tmp_path: Path) -> None:
+    script = DOCS / "images/concepts.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, timeout=60)
+    pages = "".join(path.read_text() for path in (DOCS / "concepts").glob("*.md"))
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert len(drawn) == 4
+    for path in drawn:
+        assert path.read_text() == (DOCS / "images" / path.name).read_text(), "draw them anew"
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+        assert f"](../images/{path.name})" in pages
