@@ -117,4 +117,5 @@ def setup(app: Any) -> None:
     app.connect("source-read", link_to_the_forge)
     app.connect("autodoc-process-signature", without_self)
     app.connect("autodoc-skip-member", is_left_out)
-    app.add_lexer("haproxy", TextLexer)  # Pygments has none
+    for language in ("caddy", "haproxy"):  # Pygments has none for them
+        app.add_lexer(language, TextLexer)

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from websockets.asyncio.client import connect
 
 from tests.clients.javascript import built
@@ -32,6 +33,7 @@ HERE = "tests/test_code_blocks.py"
 PAGES = "tests/test_pages.py"
 # By language and page, the tests that run all such blocks of the page.
 RUN = {
+    ("caddy", "docs/operations/proxies.md"): "tests/proxies/test_caddy.py",
     ("haproxy", "docs/operations/proxies.md"): "tests/proxies/proxy.py",
     ("javascript", "docs/authentication.md"): HERE,
     ("js", "docs/how-to/rooms.md"): HERE,
@@ -45,6 +47,10 @@ RUN = {
     ("sh", "docs/http-api.md"): "tests/test_api.py",
     ("yaml", "docs/configuration.md"): PAGES,
 }
+# Blocks that no test runs, with the reason.
+NOT_RUN = {
+    ("yaml", "docs/operations/proxies.md"): "Traefik is in no package of Debian; the YAML is read",
+}
 OTHERS = [block for block in BLOCKS if block.language != "python"]
 # Programs of Node do not run with the library of a sanitizer.
 ENVIRONMENT = os.environ | {
@@ -56,7 +62,7 @@ PATIENCE = 60
 
 
 def test_each_block_that_is_not_python_runs_in_a_test() -> None:
-    assert {(block.language, block.page) for block in OTHERS} == set(RUN)
+    assert {(block.language, block.page) for block in OTHERS} == {*RUN, *NOT_RUN}
     for (_, page), test in RUN.items():
         # test_pages.py goes through all pages.
         assert test == PAGES or Path(page).name in (ROOT / test).read_text()
@@ -105,6 +111,13 @@ def output_of(script: str, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_configuration_of_traefik_routes_to_the_hub() -> None:
+    read = yaml.safe_load(code("docs/operations/proxies.md", "Traefik", "yaml"))["http"]
+    ((_, router),) = read["routers"].items()
+    (server,) = read["services"][router["service"]]["loadBalancer"]["servers"]
+    assert server == {"url": "http://127.0.0.1:8080"}
 
 
 # --- the shell ---

@@ -57,7 +57,7 @@ ENDING = ("Compression", "Memory", "Slow consumers")
 # Lines of the hub's log that belong to them.
 WARNED = {"Slow consumers": "is closed with 1013 as a slow consumer|messages were dropped"}
 # Blocks in other languages: configurations of proxies run in tests/proxies.
-LANGUAGES = {"python", "sh", "yaml", "json", "js", "javascript", "nginx", "haproxy"}
+LANGUAGES = {"python", "sh", "yaml", "json", "js", "javascript", "nginx", "haproxy", "caddy"}
 
 
 class Block(NamedTuple):
