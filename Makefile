@@ -15,10 +15,11 @@ SEED ?= 1
 
 SOURCES := setup.py pyproject.toml $(wildcard src_cy/*.pyx src_cy/*.h wsc_fast/_core/*.pxd)
 # What is set up, in this order: an environment; the package and what running it needs; what tests,
-# lint and trials need.
+# lint and trials need; and what the site is built with, which is a part of that.
 MADE := $(VENV)/.made
 BUILT := $(VENV)/.built
 TESTED := $(VENV)/.tested
+DOCUMENTED := $(VENV)/.documented
 SANITIZE ?=
 DEBUG_TREE := build/debug$(SANITIZE:%=-%)
 # A sanitizer looks into nothing smaller than a malloc, so it takes the place of Python's allocator. That
@@ -43,7 +44,7 @@ NEWEST_TREE := build/newest
 # Left out is what a newer Python changes nothing of, or what takes long and tells little of it:
 # - browsers, proxies, clients, the store in Redis: what other programs do with what we send them;
 # - benchmarks, soak and torture: the long runs in short;
-# - the style and the imports of the sources, the tables of security.md, the list of faults: texts;
+# - the style and the imports of the sources, the tables of security.md, the list of faults, the site: texts;
 # - the wheel and the sdist: the environment is one that has been built and installed by this Python;
 # - what is run with batches and with outboxes, the second time: small sets have outboxes in all tests;
 # - the models of hypothesis, bombs (fault D1), contexts of zlib (D8) and crowds (F20, two thousand): what
@@ -53,7 +54,7 @@ NEWEST_QUICK := test_acks.py test_deflate.py test_events.py test_hub.py test_lif
 	test_memory.py test_messages.py test_metrics.py test_outbox.py test_server.py test_timers.py
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py test_javascript_client.py \
 	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_torture_cluster.py test_torture_users.py \
-	test_style.py test_security_doc.py faults/test_readme.py test_imports.py test_model.py) \
+	test_style.py test_security_doc.py test_site.py faults/test_readme.py test_imports.py test_model.py) \
 	-k "not (the_wheel or the_sources or outboxes or two_thousand$(if $(QUICK), or uvloop))" \
 	-m "not (fault(number='D1') or fault(number='D8') or fault(number='F20'))" \
 	$(if $(QUICK),$(addprefix tests/,$(NEWEST_QUICK)))
@@ -64,10 +65,17 @@ PICOWS_TESTS := test_contexts.py test_deflate.py test_hub.py test_kept_rooms.py 
 	faults/test_faults_transport_http.py $(if $(QUICK),,faults/test_faults_frames.py \
 	test_late_loop.py test_life_cycle.py test_lingering.py test_model.py)
 
-.PHONY: ready newest newest-tree test-newest test-picows run test conformance torture torture-cluster soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist wheels clean
+.PHONY: ready newest newest-tree test-newest test-picows run docs test conformance torture torture-cluster soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist wheels clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
+
+# The site in build/site; a warning, such as a link that leads nowhere, ends it. With LINKS=1 it also asks the servers of
+# all links to other sites.
+docs: $(BUILT) $(DOCUMENTED)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
+	$(if $(LINKS),$(BIN)/python -m sphinx -q -b linkcheck docs build/links)
+	@echo "The site is in build/site: open build/site/index.html"
 
 # On all cores, see tests/spread.py; ARGS="-n 0" without further processes.
 test: $(BUILT) $(TESTED)
@@ -241,6 +249,11 @@ $(BUILT): $(MADE) $(SOURCES)
 $(TESTED): pyproject.toml | $(BUILT)
 	@echo "Installing what tests and lint need: browsers' drivers, node, linters and more, 500 MB"
 	@$(BIN)/pip install -q --no-build-isolation -e '.[cli,test,lint]'
+	@touch $@
+
+$(DOCUMENTED): pyproject.toml | $(BUILT)
+	@echo "Installing what builds the site"
+	@$(BIN)/pip install -q --no-build-isolation -e '.[docs]'
 	@touch $@
 
 clean:

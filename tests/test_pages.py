@@ -48,7 +48,7 @@ ELSEWHERE = {
 # All of its blocks run in test_frameworks.py, which logs in to its programs.
 FRAMEWORKS = "docs/frameworks.md"
 # Programs with a test of their own below.
-RESTARTING = ("docs/how-to.md", "Restarting")
+RESTARTING = ("docs/how-to/stop-and-restart.md", "Restarting")
 CLIENT_IN_PYTHON = ("docs/wire.md", "In Python")
 CLIENT_IN_A_BROWSER = ("docs/wire.md", "In a browser")
 RECOVERING_IN_PYTHON = ("docs/wire.md", "Recovering, in Python")
@@ -58,7 +58,7 @@ ENDING = ("Compression", "Memory", "Slow consumers")
 # Lines of the hub's log that belong to them.
 WARNED = {"Slow consumers": "is closed with 1013 as a slow consumer|messages were dropped"}
 # Blocks in other languages: configurations of proxies run in tests/proxies.
-LANGUAGES = {"python", "sh", "yaml", "json", "js", "javascript", "nginx", "haproxy"}
+LANGUAGES = {"python", "sh", "yaml", "json", "js", "javascript", "nginx", "haproxy", "caddy"}
 
 
 class Block(NamedTuple):
@@ -76,11 +76,12 @@ class Block(NamedTuple):
 def blocks() -> Iterator[Block]:
     for path in PAGES:
         page, title = str(path.relative_to(ROOT)), ""
-        for heading, language, code in re.findall(
-            r"^#+ ([^\n]+)$|^```(\w*)\n(.*?)^```$", path.read_text(), re.M | re.S
+        # A block with braces is for Sphinx: a table of contents, a file that is shown.
+        for heading, directive, language, code in re.findall(
+            r"^#+ ([^\n]+)$|^```(\{?)([^\n]*)\n(.*?)^```$", path.read_text(), re.M | re.S
         ):
             title = heading or title
-            if not heading:
+            if not heading and not directive:
                 yield Block(page, title, language, code)
 
 
@@ -114,6 +115,12 @@ def on_other_ports(code: str, ports: list[int]) -> str:
     for old, new in zip(("8080", "8443", "8000", "8081"), (ports[0], *ports), strict=False):
         code = re.sub(rf"(?<![\d:]){old}\b", str(new), code)
     return code
+
+
+def recipe(title: str) -> str:
+    """The program under a heading of docs/how-to/."""
+    (found,) = [code for key, code in PROGRAMS.items() if "/how-to/" in key[0] and key[1] == title]
+    return found
 
 
 def connected(port: int) -> socket.socket:
@@ -249,7 +256,7 @@ def upgraded(sock: socket.socket) -> bytes:
 @pytest.mark.parametrize("title", ENDING)
 def test_a_program_that_ends_by_itself_succeeds(title: str, tmp_path: Path) -> None:
     # From a file: a process that it spawns imports it.
-    (tmp_path / "program.py").write_text(PROGRAMS["docs/how-to.md", title])
+    (tmp_path / "program.py").write_text(recipe(title))
     with started([sys.executable, "program.py"], tmp_path) as process:
         assert ended(process, timeout=60, warned=WARNED.get(title, "^$"))
 
@@ -474,7 +481,7 @@ async def test_the_recipe_of_devices_says_online_and_offline_once(
     any_loop: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names: dict[str, Any] = {"__name__": "recipe"}
-    exec(PROGRAMS["docs/how-to.md", "One connection per device"], names)
+    exec(recipe("One connection per device"), names)
     async with running(names["hub"]) as hub:
         for number in range(20):
             phone = await RawClient.open(hub, "/ws?user=ann&device=phone")

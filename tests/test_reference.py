@@ -305,10 +305,10 @@ def test_the_arguments_of_a_method_are_there_with_their_defaults(call: str, meth
 
 
 ROOT_PAGES = [DOCS.parent / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
-PAGES = [*sorted(DOCS.glob("*.md")), *ROOT_PAGES]
+PAGES = [*sorted(DOCS.rglob("*.md")), *ROOT_PAGES]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
 def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):

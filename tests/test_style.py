@@ -141,7 +141,7 @@ def parameters_of(method: Any) -> list[str]:
 
 # --- words ---
 
-FOLDERS = ("wsc_fast", "src_cy", "tests", "trials", "benchmarks", "examples", "deploy")
+FOLDERS = ("wsc_fast", "src_cy", "tests", "trials", "benchmarks", "examples", "deploy", "docs")
 
 
 def written(*suffixes: str) -> list[Path]:
@@ -151,7 +151,7 @@ def written(*suffixes: str) -> list[Path]:
 
 
 # Of clients/ not all below, since node_modules is there.
-WITH_PAGES = ("docs/**", "clients", "clients/*")
+WITH_PAGES = ("clients", "clients/*")
 PAGES = sorted(
     [*written(".md"), *(path for name in WITH_PAGES for path in ROOT.glob(f"{name}/*.md"))]
 )

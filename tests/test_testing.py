@@ -340,7 +340,7 @@ def test_its_names_are_sorted_complete_and_documented() -> None:
 
 
 def test_the_recipe_of_the_page_passes() -> None:
-    page = (ROOT / "docs/how-to.md").read_text().partition("\n## Testing an application\n")[2]
+    page = (ROOT / "docs/how-to/test.md").read_text().partition("\n## Testing an application\n")[2]
     (code,) = re.findall(r"```python\n(.*?)```", page.partition("\n## ")[0], re.S)
     names: dict[str, Any] = {"__name__": "recipe"}
     exec(code, names)

@@ -1,4 +1,4 @@
-"""nginx and HAProxy with the configurations that docs/proxies.md recommends, unprivileged.
+"""nginx and HAProxy, unprivileged, with the configurations of docs/operations/proxies.md.
 
 The listening socket is the test's own and inherited by the proxy: its port is free for certain, and
 clients that come before the proxy is ready wait in the backlog.
@@ -19,7 +19,7 @@ import trustme
 from tests.browsers.programs import Program, needed, started
 
 NAMES = ("nginx", "haproxy")
-DOCUMENT = Path(__file__).parents[2] / "docs" / "proxies.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/operations/proxies.md"
 
 # nginx needs this around a server; @ is our folder.
 NGINX = """
@@ -48,7 +48,7 @@ class Proxy:
 
 
 def documented(language: str, changes: Mapping[str, str]) -> str:
-    """The code block of this language in docs/proxies.md, changed as a test needs it."""
+    """The code block of this language in docs/operations/proxies.md, changed as a test needs it."""
     (code,) = re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     for old, new in changes.items():
         assert old in code, f"{DOCUMENT.name} has no {old!r} any more"

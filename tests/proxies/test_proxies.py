@@ -1,4 +1,4 @@
-"""A hub behind nginx and HAProxy, configured as docs/proxies.md says: what comes through, and when
+"""A hub behind nginx and HAProxy, as docs/operations/proxies.md says: what comes through, and when
 either of them ends.
 
 A proxy that is not installed skips its tests, unless WSC_REQUIRE_CLIENTS=1. Clients connect from
