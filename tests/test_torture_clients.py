@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -85,10 +86,15 @@ def test_the_worst_wait_is_from_the_end_of_a_connection_to_the_next_one() -> Non
 # --- what one client saw ---
 
 
-def saw(*entries: Sequence[Any], last: int = 3, lossless: bool = True) -> dict[str, int]:
+def saw(
+    *entries: Sequence[Any],
+    last: int = 3,
+    lossless: bool = True,
+    history: Sequence[int] = (1, 2, 3, 4),
+) -> dict[str, int]:
     """The findings about a record with these entries, behind the join."""
     record = [[0, "first", ROOM, 0], *([0, *entry] for entry in entries)]
-    counts = judge(record, {ROOM: last}, lossless=lossless).counts
+    counts = judge(record, {ROOM: last}, {ROOM: history}, lossless=lossless).counts
     return {kind: counts[kind] for kind in WRONG if counts[kind]}
 
 
@@ -115,6 +121,16 @@ def test_a_loss_excuses_what_is_missing_at_its_place_and_nowhere_else() -> None:
     assert saw(*messages(1), GAP, *messages(3), lossless=False) == {}
     assert saw(*messages(1), GAP, *messages(2, 4), last=4, lossless=False) == {"missing": 1}
     assert saw(*messages(1), GAP, *messages(3)) == {"needless": 1}
+
+
+def test_a_loss_of_the_bus_excuses_a_client_whose_place_is_in_the_history() -> None:
+    after_loss = partial(saw, history=(1, 4), last=4, lossless=False)
+    assert after_loss(*messages(1, 4)) == {}
+    assert saw(*messages(1, 4), history=(1, 4), last=4) == {"missing": 1}
+    # It has seen what the bus has lost, so that it has to be told.
+    assert after_loss(*messages(1, 2, 4)) == {"missing": 1}
+    assert after_loss(*messages(1, 2), GAP, *messages(4)) == {}
+    assert saw(*messages(1, 4), lossless=False, history=(1, 3, 4), last=4) == {"missing": 1}
 
 
 def test_a_message_twice_is_doubled_unless_the_bus_has_lost_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -22,6 +23,8 @@ from trials.torture_cluster.record import Record
 ROOMS = ["kept0", "kept1", "kept2"]
 # Seconds that a publisher waits for an answer.
 PATIENCE = 2.0
+# Seconds that a hub may take to tell a list.
+ASKED = 30.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,24 @@ class Server(Node):
 
     program = "trials.clients.server"
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._asking: asyncio.Future[list[Any]] | None = None
+
+    def _heard(self, text: str) -> None:
+        line = json.loads(text)
+        if line["is"] != "list":
+            super()._heard(text)
+        elif self._asking is not None and not self._asking.done():
+            self._asking.set_result(line["list"])
+
+    async def ask(self, do: str, **fields: Any) -> list[Any]:
+        """Has it tell a list; one question at a time."""
+        self._asking = asyncio.get_running_loop().create_future()
+        self._tell(do, **fields)
+        async with asyncio.timeout(ASKED):
+            return await self._asking
+
 
 class Hubs:
     """The hubs of a scenario, which are killed and started again.
@@ -63,6 +84,7 @@ class Hubs:
     Attributes:
         ports: of all of them; of a hub that is away nobody listens.
         findings: of their processes.
+        options: of server.py, for hubs that start from now on.
         ended: how many were killed, and how many ended gently.
     """
 
@@ -73,17 +95,18 @@ class Hubs:
         self.ports = [door.port for door in self._doors]
         self._bus = bus
         self._directory = directory
-        self._options = options
+        self.options = options
         self._numbers = itertools.count()
         self._servers: list[Server | None] = [None] * count
         self._logs: list[Path] = []
+        self._firsts: dict[str, tuple[str, str]] = {}
 
     async def start(self, number: int) -> None:
         name = f"{self._doors[number].name}{next(self._numbers)}"
         log = self._directory / f"{name}.log"
         self._logs.append(log)
         self._servers[number] = await Server.start(
-            name, self._doors[number], self.findings, set(), log, bus=self._bus, **self._options
+            name, self._doors[number], self.findings, set(), log, bus=self._bus, **self.options
         )
 
     async def start_all(self) -> None:
@@ -113,9 +136,23 @@ class Hubs:
             server = random.choice(self._servers)
             with suppress(RefusedError):
                 if server is not None:
-                    await server.publish(room, text, f"{room}-{text}", PATIENCE)
+                    answer = await server.publish(room, text, f"{room}-{text}", PATIENCE)
+                    self._firsts.setdefault(room, (answer.position, text))
                     return
             await asyncio.sleep(0.02)
+
+    async def history(self, room: str) -> list[str]:
+        """The texts of all messages that the bus has now, from the first one on."""
+        position, text = self._firsts[room]
+        server = self._servers[0]
+        assert server is not None
+        return [text, *await server.ask("history", room=room, after=position)]
+
+    async def upgrades(self) -> list[float]:
+        """The times at which the first hub, as it is now, let a client in."""
+        server = self._servers[0]
+        assert server is not None
+        return await server.ask("upgrades")
 
     async def close(self) -> None:
         """Ends all of them gently, and looks into their logs."""

@@ -131,14 +131,16 @@ class _Node:
 
 
 @asynccontextmanager
-async def _node() -> AsyncIterator[_Node]:
+async def node_program() -> AsyncIterator[_Node]:
+    """Runs a node that takes scripts."""
     found = node()
     assert found is not None
     process = await asyncio.create_subprocess_exec(
         found[0],
         str(HERE / "node_page.mjs"),
         (built() / "dist" / "index.js").as_uri(),
-        str(built() / "package.json") if own_websocket(found[0]) else "",
+        str(built() / "package.json"),
+        "" if own_websocket(found[0]) else "own",
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         limit=LONGEST_LINE,
@@ -168,7 +170,7 @@ async def page(kind: str) -> AsyncIterator[Page]:
     """
     source = (HERE / "page.js").read_text()
     if kind == "node":
-        async with _node() as program:
+        async with node_program() as program:
             await program.run(source)
             yield Page(kind, program, program.process.pid)
         return

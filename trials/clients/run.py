@@ -31,8 +31,8 @@ from trials.torture_cluster.sabotage import FAULTS
 
 QUICK = Pace(600, rate=200.0, life=(0.2, 1.5), token=0.6, kill=1.5, failover=2.0)
 COLUMNS = (
-    *("scenario", "client", "connections", "messages", "recovered", "gap", "again", "renewed"),
-    *("4401", "requests", *WRONG, "s"),
+    *("scenario", "client", "connections", "messages", "recovered", "gap", "unseen", "again"),
+    *("renewed", "4401", "requests", *WRONG, "s"),
 )
 # Most findings of a client that are printed.
 PRINTED = 10

@@ -4,6 +4,9 @@ Reads commands from its standard input, each a JSON object on a line, and ends w
 
     {"do": "publish", "number": n, "room": r, "text": t, "key": k}    answered by "published" or
                                                                        "refused", with the number
+    {"do": "history", "room": r, "after": p}    answered by a "list" of the texts of all messages
+                                                after that position
+    {"do": "upgrades"}                          answered by a "list" of the times of all upgrades
 
 Prints "ready" once it serves, and the answers. SIGTERM drains and stops the hub.
 
@@ -39,7 +42,12 @@ from wsc_fast.errors import WSCError
 DRAIN, STOP = 0.5, 5.0
 
 
+# The times of all upgrades that came so far as to be authenticated.
+upgrades: list[float] = []
+
+
 def authenticate(request: Request) -> Identity | None:
+    upgrades.append(time.time())
     token = request.query.get("token")
     if token is None:
         return Identity("ann")
@@ -78,6 +86,27 @@ async def publish(hub: Hub, number: int, room: str, text: str, key: str | None) 
         tell("published", number=number, position=position, duplicate=duplicate)
 
 
+async def tell_history(hub: Hub, room: str, after: str) -> None:
+    """Tells what is in the history of a room."""
+    texts: list[str] = []
+    while page := await hub.cluster.history(room, after=after, limit=1000):
+        texts += [str(entry.message) for entry in page]
+        after = page[-1].position
+    tell("list", list=texts)
+
+
+async def tell_upgrades(hub: Hub) -> None:
+    """Tells when clients were let in."""
+    tell("list", list=upgrades)
+
+
+DOES: dict[str, Any] = {
+    "publish": publish,
+    "history": tell_history,
+    "upgrades": tell_upgrades,
+}
+
+
 async def obey(hub: Hub) -> None:
     """Does all commands of standard input, to its end."""
     reader = asyncio.StreamReader()
@@ -87,8 +116,8 @@ async def obey(hub: Hub) -> None:
     async with asyncio.TaskGroup() as tasks:
         async for line in reader:
             command = json.loads(line)
-            assert command.pop("do") == "publish"
-            tasks.create_task(publish(hub, **command))
+            do = DOES[command.pop("do")]
+            tasks.create_task(do(hub, **command))
 
 
 async def serve(arguments: argparse.Namespace) -> None:

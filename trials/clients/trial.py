@@ -104,14 +104,18 @@ async def play(
             await asyncio.gather(
                 *(page.until(lambda record: ends(record, rooms), pace.patience) for page in pages)
             )
+            histories = {
+                room: [int(text) for text in await running.history(room)] for room in rooms
+            }
             for page in pages:
                 await page.end()
             done["cuts"] = relay.cuts
+            done["lost by the bus"] = sum(rooms.values()) - sum(map(len, histories.values()))
         found = {}
         for page in pages:
             record = await _record(page)
             (directory / f"{page.name}.json").write_text("\n".join(map(json.dumps, record)))
-            found[page.name] = judge(record, rooms, lossless=scenario.lossless)
+            found[page.name] = judge(record, rooms, histories, lossless=scenario.lossless)
     done += running.ended
     return Outcome(done, found, running.findings.counts["broken"], time.monotonic() - began)
 

@@ -2,7 +2,8 @@
 
 The messages of each room are numbered from 1 on, and each number was published until a hub had
 accepted it. So a client has to get 1, 2, 3 and so on, whatever happened, unless an event said that
-messages are missing.
+messages are missing. One thing excuses a hole without an event: the bus has lost these messages,
+and the history that it has now goes on where the client was. Nobody can tell such a client.
 """
 
 from __future__ import annotations
@@ -53,16 +54,23 @@ def ends(record: Sequence[Sequence[Any]], rooms: Mapping[str, int]) -> bool:
     return not waiting and all(newest.get(room) == number for room, number in rooms.items())
 
 
-def judge(record: Sequence[Sequence[Any]], rooms: Mapping[str, int], *, lossless: bool) -> Findings:
+def judge(
+    record: Sequence[Sequence[Any]],
+    rooms: Mapping[str, int],
+    histories: Mapping[str, Sequence[int]],
+    *,
+    lossless: bool,
+) -> Findings:
     """Judges the whole record of a client.
 
     Args:
         record: its entries, see page.js.
         rooms: the number of the last message of each.
+        histories: the numbers that the bus has at the end, in their order.
         lossless: the bus lost nothing, so that nothing can be missing.
     """
     findings = Findings()
-    views = {room: _View(room, findings, lossless) for room in rooms}
+    views = {room: _View(room, findings, histories[room], lossless) for room in rooms}
     for at, kind, *values in record:
         room = values[0] if values else None
         if kind == "message" and room in views:
@@ -82,9 +90,13 @@ def judge(record: Sequence[Sequence[Any]], rooms: Mapping[str, int], *, lossless
 class _View:
     """One room, as a client has seen it."""
 
-    def __init__(self, room: str, findings: Findings, lossless: bool) -> None:
+    def __init__(
+        self, room: str, findings: Findings, history: Sequence[int], lossless: bool
+    ) -> None:
         self._room = room
         self._findings = findings
+        # By number: the one before it.
+        self._before = dict(zip(history, [0, *history], strict=False))
         self._lossless = lossless
         self._last = 0
         # A loss was told since the last new message.
@@ -107,7 +119,10 @@ class _View:
         if number < self._last:
             self._add("disordered", at, f"{number} came after {self._last}")
         elif number > self._last + 1 and not self._told:
-            self._add("missing", at, f"{number} came after {self._last}")
+            if self._before.get(number) == self._last and not self._lossless:
+                counts["unseen"] += number - self._last - 1
+            else:
+                self._add("missing", at, f"{number} came after {self._last}")
         self._seen[number] = self._losses
         self._last = max(self._last, number)
         self._told = False
