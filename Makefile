@@ -31,7 +31,7 @@ DEBUG_ENV = $(if $(SANITIZE),PYTHONMALLOC=malloc,PYTHONMALLOC=debug) \
 
 # Programs of others do not run with what is loaded before Python.
 DEBUG_LESS = $(if $(findstring address,$(SANITIZE)),$(addprefix --ignore=tests/, \
-	clients browsers proxies test_demo_browser.py test_javascript_client.py test_torture_clients.py))
+	clients browsers proxies test_demo_browser.py test_herd.py test_javascript_client.py test_torture_clients.py))
 
 # The newest Python here that can build the package, from 3.13 on: of the PATH, or of pyenv. Empty where
 # there is none.
@@ -52,7 +52,7 @@ NEWEST_TREE := build/newest
 NEWEST_QUICK := test_acks.py test_deflate.py test_events.py test_hub.py test_life_cycle.py test_life_hooks.py \
 	test_memory.py test_messages.py test_metrics.py test_outbox.py test_server.py test_timers.py
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py test_javascript_client.py \
-	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_torture_clients.py test_torture_cluster.py \
+	test_herd.py test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_torture_clients.py test_torture_cluster.py \
 	test_torture_users.py \
 	test_style.py test_security_doc.py faults/test_readme.py test_imports.py test_model.py) \
 	-k "not (the_wheel or the_sources or outboxes or two_thousand$(if $(QUICK), or uvloop))" \
@@ -127,11 +127,13 @@ torture: $(BUILT) $(TESTED)
 torture-cluster: $(BUILT) $(TESTED)
 	$(BIN)/python -m trials.torture_cluster.run $(if $(QUICK),--quick) $(ARGS)
 
-# Clients in JavaScript, in Chromium, Firefox and node: on hubs that are killed and a Redis that fails over, and on
-# networks that are away; in a quarter of an hour. With QUICK=1, as in the tests, a few seconds of each.
+# Clients in JavaScript, in Chromium, Firefox and node: on hubs that are killed and a Redis that fails over, on
+# networks that are away, and 10,000 of them that lose a hub; in 20 minutes. With QUICK=1, as in the tests, a few
+# seconds of each.
 torture-clients: $(BUILT) $(TESTED)
 	$(BIN)/python -m trials.clients.run $(if $(QUICK),--quick) $(ARGS)
 	$(BIN)/python -m trials.clients.networks $(if $(QUICK),--quick)
+	$(BIN)/python -m trials.clients.herd $(if $(QUICK),--quick)
 
 # Everything at once for half an hour, compared with a model; with QUICK=1, as in CI, for 3 minutes.
 soak: $(BUILT) $(TESTED)
