@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ def asking(hub: Hub | None = None) -> Hub:
 # --- what npm runs ---
 
 
-def test_its_own_tests_pass_and_its_types_hold() -> None:
-    """All cases of cases.json, the hooks, the size of the package."""
-    for command in ("test", "run typecheck"):
+def test_its_own_tests_pass_and_its_types_and_docs_hold() -> None:
+    """All cases of cases.json, the hooks, the size of the package, the examples of its README."""
+    for command in ("test", "run typecheck", "run docs"):
         result = npm(built(), *command.split())
         assert result.returncode == 0, result.stdout + result.stderr
 
@@ -85,6 +86,21 @@ def test_the_package_works_in_an_empty_project(tmp_path: Path) -> None:
         assert "function" in run.stdout
     names = {path.name for path in (tmp_path / "node_modules" / "wsc-client").iterdir()}
     assert names == {"LICENSE", "README.md", "dist", "package.json"}
+    # The file for a <script> is the one that a page loads below.
+    script_file = Path("dist") / "wsc-client.min.js"
+    installed_file = tmp_path / "node_modules" / "wsc-client" / script_file
+    assert installed_file.read_bytes() == (built() / script_file).read_bytes()
+
+
+def test_an_example_with_a_wrong_type_is_noticed(tmp_path: Path) -> None:
+    copy = tmp_path / "javascript"
+    shutil.copytree(built(), copy, ignore=shutil.ignore_patterns("node_modules"))
+    (copy / "node_modules").symlink_to(built() / "node_modules")
+    readme = copy / "README.md"
+    readme.write_text(readme.read_text().replace('get: "price" });', 'get: "size" });'))
+    result = npm(copy, "run", "typecheck")
+    assert result.returncode != 0
+    assert "error TS2322" in result.stdout, result.stdout + result.stderr
 
 
 def test_the_demo_has_the_client_as_it_is_built() -> None:

@@ -24,7 +24,10 @@ OURS, LIMIT, OTHERS = "#c8442f", "#6f7780", "#a9bdd1"
 LINES = dict(
     zip(
         EVERY,
-        (LIMIT, OURS, "#2b6cb0", "#2f855a", "#b7791f", "#805ad5", "#0f8b8d", "#8a5a44", "#d53f8c"),
+        (
+            *(LIMIT, OURS, "#2b6cb0", "#2f855a", "#b7791f", "#805ad5"),
+            *("#0f8b8d", "#8a5a44", "#d53f8c", "#4c51bf", "#9c4221", "#718096"),
+        ),
         strict=True,
     )
 )

@@ -96,6 +96,7 @@ export class Room<T = unknown> extends Emitter<RoomEvents<T>> {
 
   /** @internal */
   constructor(
+    /** Its id on the server. */
     readonly name: string,
     /** Whether the client asks the server to join it. */
     public asks: boolean,
@@ -182,6 +183,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     this.#known = new Memory(options.storage, key + ":ids", this.#options.knownIds);
   }
 
+  /** The state that the last event `state` told of. */
   get state(): State {
     return this.#state;
   }

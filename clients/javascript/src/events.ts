@@ -1,7 +1,9 @@
 /** Listeners of named events; a base of the client and of its rooms. */
 
+/** Is called with each event of a name. */
 export type Listener<T> = (event: T) => void;
 
+/** Has listeners by the name of the event; the client calls them. */
 export class Emitter<Events extends object> {
   #listeners = new Map<keyof Events, Listener<never>[]>();
   #failed: (error: unknown) => void;
@@ -36,6 +38,7 @@ export class Emitter<Events extends object> {
     return errors;
   }
 
+  /** For the client: whether anybody listens. */
   protected hasListeners(name: keyof Events): boolean {
     return this.#of(name).length > 0;
   }

@@ -1,18 +1,5 @@
 /** The client of wsc_fast hubs. */
 
 export { Client, Room, connect } from "./client.js";
-export { Refusal, SendError } from "./types.js";
-export type {
-  ClientEvents,
-  ClientStorage,
-  Failure,
-  HubMessage,
-  Message,
-  Options,
-  RoomEvents,
-  Socket,
-  SocketClass,
-  State,
-  StateEvent,
-  Token,
-} from "./types.js";
+export type { Listener } from "./events.js";
+export * from "./types.js";

@@ -5,7 +5,7 @@ import { Client } from "./index.js";
 import type { Message, Options, Refusal, Room, State } from "./index.js";
 
 /** A client of any messages. */
-type AnyClient = Client<any, any>;
+export type AnyClient = Client<any, any>;
 
 /** How many components use a room of a client; the last one that goes leaves it. */
 const uses = new WeakMap<object, Map<string, number>>();
@@ -50,11 +50,13 @@ export function useHub<In = unknown, Out = unknown>(
   return { client, state };
 }
 
+/** The options of `useRoom`. */
 export interface RoomOptions<T> {
   /** How many of the newest messages are kept; 100 unless set. */
   keep?: number;
   /** False where the application joins the client by itself. */
   join?: boolean;
+  /** Called with each message, beside the list that is rendered. */
   onMessage?: (message: Message<T>) => void;
   /** The state of the room has to be loaded: at first, and after a loss. */
   onLoad?: (room: string, why: "first" | "gap") => void;
@@ -104,10 +106,15 @@ export function useRoom<T = unknown>(
 
 /** What the application tells of who is in a room: all of them, or who has come and gone. */
 export interface PresenceMessage {
+  /** Marks it. */
   type: "presence";
+  /** The room that it tells of. */
   room: string;
+  /** All users who are in the room. */
   users?: string[];
+  /** Users who have come. */
   joined?: string[];
+  /** Users who have gone. */
   left?: string[];
 }
 

@@ -1,0 +1,31 @@
+// A program for node that takes orders as tests/browsers/page.html does, as lines of JSON: it runs scripts
+// and answers with what they return. Arguments: the package, from where to require `ws`, and "own" if node
+// has a WebSocket of its own.
+
+import { createRequire } from "node:module";
+import { createInterface } from "node:readline";
+
+const [module, from, own] = process.argv.slice(2);
+const { WebSocket: OfWs } = createRequire(from)("ws");
+globalThis.wsc = await import(module);
+globalThis.inNode = own ? {} : { WebSocket: OfWs };
+globalThis.Light = class extends OfWs {
+  constructor(url, protocols) {
+    super(url, protocols, { perMessageDeflate: false });
+  }
+};
+const AsyncFunction = (async () => {}).constructor;
+
+const answer = (number, outcome) =>
+  process.stdout.write(JSON.stringify({ number, ...outcome }) + "\n");
+
+createInterface({ input: process.stdin })
+  .on("line", async (line) => {
+    const { number, code, args } = JSON.parse(line);
+    try {
+      answer(number, { value: await new AsyncFunction("args", code)(args) });
+    } catch (error) {
+      answer(number, { error: `${error}` });
+    }
+  })
+  .on("close", () => process.exit(0));
