@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from tests.browsers.window import Window, needs_chromium
-from tests.examples.support import Example, example, until
+from tests.examples.support import Example, closed_with, example, until
+
+pytest.importorskip("selenium")
+from selenium.webdriver.common.keys import Keys
 
 PHONE = (390, 780)
 DESK = (1200, 800)
@@ -61,3 +64,43 @@ def test_fastapi_dashboard(tmp_path: Path, open_page: Open) -> None:
         until(lambda: len(server.ask("/history")[1]) > 4, "points")
         phone.shot("fastapi-phone")
         desk.shot("fastapi-desk")
+
+
+def log_in(window: Window, name: str, password: str) -> None:
+    until(lambda: window.find("#login").is_displayed(), "the form")
+    for field, value in (("#name", name), ("#password", password)):
+        window.find(field).clear()
+        window.find(field).send_keys(value)
+    window.click("#login button")
+
+
+def test_django_chat(tmp_path: Path, open_page: Open) -> None:
+    secret = {"SECRET_KEY": "a secret of the test's"}
+    with example("django_chat/server.py", tmp_path, **secret) as server:
+        with server.connect() as stranger:
+            assert closed_with(stranger) == ([], 4401)
+        assert server.ask("/history")[0] == 401
+        ann = open_page(server, size=PHONE)
+        ann.shot("django-login")
+        log_in(ann, "ann", "tea")
+        ann.sees("#state", "connected")
+        ann.find("#text").send_keys("before bob came", Keys.ENTER)
+        ann.sees("#log", "before bob came")
+        bob = open_page(server, size=DESK, dark=True)
+        log_in(bob, "ann", "wrong")
+        bob.sees("#wrong", "wrong password")
+        log_in(bob, "bob", "rain")
+        bob.sees("#log", "before bob came")
+        ann.sees("#users", "ann, bob")
+        bob.sees("#users", "ann, bob")
+        bob.find("#text").send_keys("<b>hello</b> ann", Keys.ENTER)
+        ann.sees("#log", "<b>hello</b> ann")
+        ann.shot("django-phone")
+        bob.shot("django-desk")
+        ann.click("#logout")
+        until(lambda: ann.find("#login").is_displayed(), "ann is logged out")
+        bob.sees("#users", "bob")
+        until(lambda: bob.text("#users") == "bob", "ann has left")
+        # It asked for its user before the login, and for a wrong password.
+        assert [line for line in ann.complaints() if "401" not in line] == []
+        assert [line for line in bob.complaints() if "401" not in line] == []
