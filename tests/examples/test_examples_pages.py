@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.browsers.window import Window, needs_chromium
-from tests.examples.support import Example, closed_with, example, until
+from tests.examples.support import EXAMPLES, PATIENCE, ROOT, Example, closed_with, example, until
 
 pytest.importorskip("selenium")
 from selenium.webdriver.common.keys import Keys
@@ -35,7 +40,9 @@ def open_page() -> Iterator[Open]:
 
     try:
         yield opening
-        assert [each.complaints() for each in opened] == [[] for _ in opened]
+        # The program has ended by now, and pages have asked for it.
+        lines = [line for each in opened for line in each.complaints()]
+        assert [line for line in lines if "ERR_CONNECTION_REFUSED" not in line] == []
         assert all(each.fits() for each in opened)
     finally:
         for each in opened:
@@ -104,3 +111,45 @@ def test_django_chat(tmp_path: Path, open_page: Open) -> None:
         # It asked for its user before the login, and for a wrong password.
         assert [line for line in ann.complaints() if "401" not in line] == []
         assert [line for line in bob.complaints() if "401" not in line] == []
+
+
+def crowd(server: Example, folder: Path, program: str, *options: str) -> str:
+    """Runs the simulated people of an example to their end; what they print."""
+    command = [sys.executable, str(EXAMPLES / program), "--port", str(server.port), *options]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+def test_market_data(tmp_path: Path, open_page: Open) -> None:
+    with example("market_data/server.py", tmp_path) as server:
+        phone = open_page(server, size=PHONE)
+        until(lambda: number(phone, '[data-symbol="AAL"] td:nth-child(2)') > 0, "a price")
+        assert phone.text('[data-symbol="JADE"] td:nth-child(2)') == ""
+        phone.click('[data-symbol="JADE"] button')
+        until(lambda: number(phone, '[data-symbol="JADE"] td:nth-child(2)') > 0, "a price")
+        until(lambda: number(phone, "#rate") >= 12, "six symbols, two a second")
+        said = crowd(server, tmp_path, "market_data/crowd.py", "--subscribers=1000", "--seconds=2")
+        assert "1000 connected in" in said
+        assert sum(int(each) for each in re.findall(r"(\d+) quotes/s", said)) > 1_000
+        phone.shot("market-phone")
+        open_page(server, size=DESK, dark=True).sees("#state", "live")
+
+
+def test_market_data_of_subscribers_that_do_not_read(tmp_path: Path) -> None:
+    with example("market_data/server.py", tmp_path, "--updates", "200") as server:
+        options = ("--subscribers=20", "--symbols=5", "--stalled=10", "--seconds=4")
+        with ThreadPoolExecutor() as pool:
+            said = pool.submit(crowd, server, tmp_path, "market_data/crowd.py", *options)
+            until(lambda: server.ask("/stats")[1]["conflated"] > 1_000, "quotes gave way")
+            stats = server.ask("/stats")[1]
+            assert (stats["subscribers"], stats["dropped"]) == (20, 0)
+            assert stats["waiting"] <= 20 * 5
+            assert "20 connected in" in said.result(PATIENCE)
