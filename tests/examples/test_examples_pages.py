@@ -18,6 +18,7 @@ import pytest
 
 from tests.browsers.window import Window, needs_chromium
 from tests.examples.support import EXAMPLES, PATIENCE, ROOT, Example, closed_with, example, until
+from tests.redis_server import RedisServer
 
 pytest.importorskip("selenium")
 from selenium.webdriver.common.keys import Keys
@@ -111,6 +112,34 @@ def test_django_chat(tmp_path: Path, open_page: Open) -> None:
         # It asked for its user before the login, and for a wrong password.
         assert [line for line in ann.complaints() if "401" not in line] == []
         assert [line for line in bob.complaints() if "401" not in line] == []
+
+
+def test_celery_notifications(tmp_path: Path, open_page: Open) -> None:
+    with (
+        RedisServer(tmp_path) as redis,
+        example("celery_notifications/server.py", tmp_path, BUS=redis.url) as server,
+    ):
+        phone = open_page(server, size=PHONE)
+        phone.find("#name").send_keys("ann", Keys.ENTER)
+        phone.sees("#state", "connected")
+        phone.find("#title").send_keys("rain", Keys.ENTER)
+        phone.sees("#running", "rain")
+        phone.sees("#notes", "The report on rain is ready", PATIENCE)
+        until(lambda: phone.text("#running") == "", "nothing is on its way")
+
+        # A notification waits for a user who has gone.
+        phone.find("#title").send_keys("snow", Keys.ENTER)
+        until(lambda: server.log().count("received") == 2, "the task has begun")
+        phone.driver.get("about:blank")
+        until(lambda: server.log().count("succeeded") == 2, "the task is done", server.log)
+        phone.driver.get(f"http://127.0.0.1:{server.port}/")
+        phone.sees("#notes", "The report on snow is ready", PATIENCE)
+        assert "rain" not in phone.text("#notes")
+        phone.shot("celery-phone")
+        desk = open_page(server, size=DESK, dark=True)
+        desk.find("#name").send_keys("ann", Keys.ENTER)
+        desk.sees("#state", "connected")
+        desk.shot("celery-desk")
 
 
 def crowd(server: Example, folder: Path, program: str, *options: str) -> str:
