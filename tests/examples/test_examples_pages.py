@@ -17,10 +17,22 @@ from typing import Any
 import pytest
 
 from tests.browsers.window import Window, needs_chromium
-from tests.examples.support import EXAMPLES, PATIENCE, ROOT, Example, closed_with, example, until
+from tests.examples.support import (
+    EXAMPLES,
+    PATIENCE,
+    ROOT,
+    Example,
+    awaited,
+    closed_with,
+    decoded,
+    example,
+    until,
+)
 from tests.redis_server import RedisServer
 
 pytest.importorskip("selenium")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 PHONE = (390, 780)
@@ -142,6 +154,60 @@ def test_celery_notifications(tmp_path: Path, open_page: Open) -> None:
         desk.shot("celery-desk")
 
 
+def drag(window: Window, *points: tuple[int, int]) -> None:
+    """Draws a line from point to point, in pixels from the middle of the board."""
+    board = window.find("#board")
+    chain = ActionChains(window.driver, duration=50).move_to_element_with_offset(board, *points[0])
+    chain.click_and_hold()
+    for point in points[1:]:
+        chain.move_to_element_with_offset(board, *point)
+    chain.release().perform()
+
+
+INK = """
+const board = document.getElementById("board");
+const copy = new OffscreenCanvas(board.width, board.height).getContext("2d");
+copy.drawImage(board, 0, 0);
+const { data } = copy.getImageData(0, 0, board.width, board.height);
+let ink = 0;
+for (let i = 3; i < data.length; i += 4) ink += data[i] > 0;
+return ink;
+"""
+
+
+def test_drawing_board(tmp_path: Path, open_page: Open) -> None:
+    file = ("--file", str(tmp_path / "board.db"))
+    with example("drawing_board/server.py", tmp_path, *file) as server:
+        phone, desk = open_page(server, size=PHONE), open_page(server, size=DESK, dark=True)
+        for each in (phone, desk):
+            each.sees("#state", "connected")
+        desk.click('[aria-label="violet"]')
+        drag(desk, (-100, -100), (0, 50), (100, -100))
+        until(lambda: phone.driver.execute_script(INK) > 200, "the line is on the phone")
+        until(lambda: phone.driver.find_elements(By.CSS_SELECTOR, ".cursor"), "and the cursor")
+        phone.click('[aria-label="red"]')
+        drag(phone, (-120, 100), (120, 100))
+        pieces = until(lambda: colours(server) >= 2 and server.ask("/drawing")[1], "both lines")
+        phone.shot("drawing-phone")
+        desk.shot("drawing-desk")
+        desk.driver.get("about:blank")
+        until(lambda: not phone.driver.find_elements(By.CSS_SELECTOR, ".cursor"), "it is gone")
+        with server.connect() as wrong:
+            wrong.send('{"type": "stroke", "points": [[0, 0], [2000, 0]], "colour": 1}')
+            assert closed_with(wrong)[1] == 1008
+    with example("drawing_board/server.py", tmp_path, *file) as server:
+        assert server.ask("/drawing")[1] == pieces
+        new = open_page(server, size=PHONE)
+        until(lambda: new.driver.execute_script(INK) > 400, "the drawing")
+        new.click("#clear")
+        until(lambda: new.driver.execute_script(INK) == 0, "the board is empty")
+        assert server.ask("/drawing")[1] == []
+
+
+def colours(server: Example) -> int:
+    return len({stroke["colour"] for _, stroke in server.ask("/drawing")[1]})
+
+
 def crowd(server: Example, folder: Path, program: str, *options: str) -> str:
     """Runs the simulated people of an example to their end; what they print."""
     command = [sys.executable, str(EXAMPLES / program), "--port", str(server.port), *options]
@@ -182,3 +248,32 @@ def test_market_data_of_subscribers_that_do_not_read(tmp_path: Path) -> None:
             assert (stats["subscribers"], stats["dropped"]) == (20, 0)
             assert stats["waiting"] <= 20 * 5
             assert "20 connected in" in said.result(PATIENCE)
+
+
+def test_live_poll(tmp_path: Path, open_page: Open) -> None:
+    with example("live_poll/server.py", tmp_path) as server, ThreadPoolExecutor() as pool:
+        phone = open_page(server, size=PHONE)
+        until(lambda: phone.driver.find_elements(By.CSS_SELECTOR, '[data-choice="autumn"]'), "it")
+        phone.click('[data-choice="autumn"]')
+        phone.sees('[data-choice="autumn"]', "1 (100 %)")
+        options = ("--people=1000", "--seconds=4")
+        said = pool.submit(crowd, server, tmp_path, "live_poll/people.py", *options)
+        until(lambda: number(phone, "#total") == 1_001, "a thousand more")
+        assert number(phone, "#people") == 1_001
+        phone.click('[data-choice="winter"]')
+        until(lambda: phone.find('[data-choice="winter"][aria-pressed="true"]'), "it has moved")
+        phone.shot("poll-phone")
+        desk = open_page(server, size=DESK, dark=True)
+        until(lambda: number(desk, "#total") > 0, "the result")
+        desk.shot("poll-desk")
+        text = said.result(PATIENCE)
+        assert "1000 people have voted" in text
+        assert int(re.findall(r"(\d+) votes were taken", text)[0]) >= 1_000
+        # Their votes go with them.
+        phone.sees('[data-choice="winter"]', "1 (100 %)")
+        assert number(phone, "#people") == 2
+        with server.connect() as wrong:
+            decoded(wrong)
+            wrong.send('{"type": "request", "id": "1", "data": {"vote": "monsoon"}}')
+            answer = awaited(wrong, lambda message: message.get("type") == "answer")
+            assert answer["error"]["code"] == "not-understood"
