@@ -95,7 +95,7 @@ async def page() -> HTMLResponse:
 
 @app.get("/history")
 async def history() -> list[dict[str, Any]]:
-    """What a page loads first; the hub tells the rest."""
+    """A new page loads it; the hub tells the rest."""
     entries = await hub.cluster.history(ROOM, limit=120)
     return [json.loads(entry.message) for entry in entries if isinstance(entry.message, str)]
 

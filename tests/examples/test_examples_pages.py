@@ -258,10 +258,10 @@ def test_live_poll(tmp_path: Path, open_page: Open) -> None:
         phone.sees('[data-choice="autumn"]', "1 (100 %)")
         options = ("--people=1000", "--seconds=4")
         said = pool.submit(crowd, server, tmp_path, "live_poll/people.py", *options)
-        until(lambda: number(phone, "#total") == 1_001, "a thousand more")
-        assert number(phone, "#people") == 1_001
+        until(lambda: number(phone, "#total") == number(phone, "#people") == 1_001, "all of them")
         phone.click('[data-choice="winter"]')
-        until(lambda: phone.find('[data-choice="winter"][aria-pressed="true"]'), "it has moved")
+        mine = '[data-choice="winter"][aria-pressed="true"]'
+        until(lambda: phone.driver.find_elements(By.CSS_SELECTOR, mine), "it has moved")
         phone.shot("poll-phone")
         desk = open_page(server, size=DESK, dark=True)
         until(lambda: number(desk, "#total") > 0, "the result")
@@ -271,9 +271,33 @@ def test_live_poll(tmp_path: Path, open_page: Open) -> None:
         assert int(re.findall(r"(\d+) votes were taken", text)[0]) >= 1_000
         # Their votes go with them.
         phone.sees('[data-choice="winter"]', "1 (100 %)")
-        assert number(phone, "#people") == 2
+        until(lambda: number(phone, "#people") == 2, "they have gone")
         with server.connect() as wrong:
             decoded(wrong)
             wrong.send('{"type": "request", "id": "1", "data": {"vote": "monsoon"}}')
             answer = awaited(wrong, lambda message: message.get("type") == "answer")
             assert answer["error"]["code"] == "not-understood"
+
+
+def test_job_progress(tmp_path: Path, open_page: Open) -> None:
+    with example("job_progress/server.py", tmp_path) as server:
+        phone, desk = open_page(server, size=PHONE), open_page(server, size=DESK, dark=True)
+        for each in (phone, desk):
+            each.sees("#state", "live")
+        phone.click('[data-rounds="1000000"]')
+        desk.click('[data-rounds="20000"]')
+        desk.sees('[data-job="2"]', "Job 2: done", PATIENCE)
+        phone.sees('[data-job="2"]', "Job 2: done", PATIENCE)
+        (short,) = [job for job in server.ask("/jobs")[1] if job["id"] == 2]
+        assert (short["percent"], len(short["result"])) == (100, 16)
+        assert short["result"] in desk.text('[data-job="2"]')
+        desk.sees('[data-job="1"]', "Job 1: running")
+        phone.shot("jobs-phone")
+        desk.shot("jobs-desk")
+        desk.driver.refresh()
+        desk.sees('[data-job="1"]', "Job 1: running")
+        desk.click('[data-job="1"] button')
+        phone.sees('[data-job="1"]', "Job 1: cancelled", PATIENCE)
+        for _ in range(21):
+            phone.click('[data-rounds="1000000"]')
+        phone.sees("#wrong", "20 jobs wait or run")
