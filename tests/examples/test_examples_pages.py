@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from tests.browsers.window import Window, needs_chromium
 from tests.examples.support import (
@@ -301,3 +304,46 @@ def test_job_progress(tmp_path: Path, open_page: Open) -> None:
         for _ in range(21):
             phone.click('[data-rounds="1000000"]')
         phone.sees("#wrong", "20 jobs wait or run")
+
+
+def test_iot_ingest(tmp_path: Path, open_page: Open) -> None:
+    token = {"Authorization": "Bearer token-of-device-7"}
+    with example("iot_ingest/server.py", tmp_path) as server:
+        wrong = {"Authorization": "Bearer token-of-nobody"}
+        with pytest.raises(InvalidStatus, match="401"), server.connect(additional_headers=wrong):
+            pass
+        phone = open_page(server, size=PHONE)
+        phone.sees("#state", "live")
+        said = crowd(server, tmp_path, "iot_ingest/devices.py", "--devices=20", "--seconds=2")
+        assert said == "20 devices sent 400 readings\n"
+        phone.sees("#stored", "400")
+        assert phone.text("#count") == "20"
+        phone.sees("#devices", "device-7")
+
+        # A reading of a device, to the byte: 20.5 degrees and 40.25 per cent in the year 2025.
+        with server.connect(additional_headers=token) as device:
+            device.send(bytes.fromhex("0101 019a d5f5 a400 0802 0fb9"))
+            phone.sees("#stored", "401")
+            phone.sees("#devices", "20.50")
+        for message in (b"", b"\2\0", b"\1\2" + 10 * b"\0", "a text"):
+            with server.connect(additional_headers=token) as device:
+                device.send(message)
+                assert closed_with(device)[1] == 1003
+        phone.sees("#malformed", "4")
+        phone.shot("iot-phone")
+        open_page(server, size=DESK, dark=True).shot("iot-desk")
+        # A page may send nothing.
+        with server.connect() as viewer:
+            decoded(viewer)
+            viewer.send(b"\1\0")
+            assert decoded(viewer)["malformed"] == 4
+
+        # Readings that come right before the end are stored, too.
+        with server.connect(additional_headers=token) as device:
+            device.send(bytes.fromhex("0101 019a d5f5 a401 0802 0fb9"))
+            device.ping().wait(PATIENCE)
+            assert server.interrupt() == 0
+    with closing(sqlite3.connect(tmp_path / "readings.db")) as db:
+        rows = db.execute("SELECT * FROM readings WHERE time < 1764526237").fetchall()
+        assert db.execute("SELECT count(*) FROM readings").fetchone() == (402,)
+    assert rows == [("device-7", 1764526236 + part, 20.5, 40.25) for part in (0.672, 0.673)]
