@@ -29,8 +29,10 @@ from tests.examples.support import (
     closed_with,
     decoded,
     example,
+    listens,
     until,
 )
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 
 pytest.importorskip("selenium")
@@ -347,3 +349,23 @@ def test_iot_ingest(tmp_path: Path, open_page: Open) -> None:
         rows = db.execute("SELECT * FROM readings WHERE time < 1764526237").fetchall()
         assert db.execute("SELECT count(*) FROM readings").fetchone() == (402,)
     assert rows == [("device-7", 1764526236 + part, 20.5, 40.25) for part in (0.672, 0.673)]
+
+
+def test_several_hubs(tmp_path: Path, open_page: Open) -> None:
+    # The program takes the ports of its hubs, of which `example` adds the first one.
+    ports = [free_port() for _ in range(2)]
+    with RedisServer(tmp_path) as redis:
+        more = [str(port) for port in ports]
+        with example("several_hubs/hub.py", tmp_path, *more, BUS=redis.url) as server:
+            phone = open_page(server, size=PHONE)
+            phone.sees("#state", "connected")
+            for port in ports:
+                until(lambda port=port: listens(port), "it listens")
+            phone.find("#text").send_keys("hello", Keys.ENTER)
+            phone.sees("#lines", f"{server.port}: hello")
+            desk = open_page(Example(server.program, ports[1]), size=DESK, dark=True)
+            desk.sees("#lines", f"{server.port}: hello")
+            desk.find("#text").send_keys('{"json": 1}', Keys.ENTER)
+            phone.sees("#lines", f'{ports[1]}: {{"json": 1}}')
+            phone.shot("hubs-phone")
+            desk.shot("hubs-desk")
