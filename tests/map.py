@@ -16,6 +16,7 @@ PAGE = TESTS / "README.md"
 FOLDERS = {
     ".": "By module and by subject",
     "faults": "Faults of peers, networks and systems ([the list](faults/README.md))",
+    "examples": "The programs of examples/",
     "clients": "Clients of others",
     "browsers": "Browsers",
     "proxies": "Proxies",

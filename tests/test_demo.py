@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import exchange
 from wsc_fast import HubConfig
-from wsc_fast.demo import chat, create_hub
+from wsc_fast.demo import chat, create_hub, read_page
 from wsc_fast.testing import TEXT, RawClient, eventually, running
 
 ROOMS = ["nowhere", "", " ", "x" * 41, "\x00", "\u202e", "\u200d", "__proto__", "a\u2028x"]
@@ -106,3 +109,23 @@ async def test_rooms_that_change_all_the_time_are_refused(monkeypatch: pytest.Mo
             await say(ann, type="join_room", room="one more", name="ann")
             assert "too often" in (await heard(ann, "error"))["message"]
         await eventually(lambda: hub.connections == 0)
+
+
+def test_a_page_gets_client_and_look_and_allows_exactly_these(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<link rel="stylesheet" href="look.css">\n<p>é</p>\n'
+        '<script src="wsc-client.min.js"></script><script>wsc.connect("/ws")</script>',
+        encoding="utf-8",
+    )
+    answer = read_page(page)
+    html, policy = str(answer.body), (answer.headers or {})["Content-Security-Policy"]
+    assert "<p>é</p>" in html
+    assert "src=" not in html
+    assert "href=" not in html
+    for tag, part in (("style", "--accent:"), ("script", "var wsc="), ("script", "wsc.connect(")):
+        (source,) = [each for each in html.split(f"<{tag}>")[1:] if part in each]
+        digest = hashlib.sha256(source.partition(f"</{tag}>")[0].encode()).digest()
+        assert f"'sha256-{base64.b64encode(digest).decode()}'" in policy
+    with pytest.raises(FileNotFoundError):
+        read_page(tmp_path / "nothing.html")

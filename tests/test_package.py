@@ -477,7 +477,15 @@ def packaged() -> set[str]:
     """All that a hub needs of the tree when it runs, but for what is compiled."""
     wanted = {"wsc_fast/py.typed"}
     scripts = ("stores/redis/*.lua", "bus/redis/*.lua")
-    for pattern in ("**/*.py", "_core/*.pxd", "_core/*.pyi", "demo/*.html", *scripts):
+    for pattern in (
+        "**/*.py",
+        "_core/*.pxd",
+        "_core/*.pyi",
+        "demo/*.html",
+        "demo/*.css",
+        "demo/*.js",
+        *scripts,
+    ):
         found = {str(path.relative_to(ROOT)) for path in ROOT.glob(f"wsc_fast/{pattern}")}
         assert found
         wanted |= found

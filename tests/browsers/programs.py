@@ -33,7 +33,12 @@ class Program:
     """A running program; `log` is the file of all that it writes."""
 
     def __init__(
-        self, command: Sequence[str], log: Path, env: Mapping[str, str], pass_fds: Sequence[int]
+        self,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str],
+        pass_fds: Sequence[int],
+        cwd: Path | None = None,
     ) -> None:
         self.log = log
         self._killed = False
@@ -45,6 +50,7 @@ class Program:
                 stderr=output,
                 env=env,
                 pass_fds=pass_fds,
+                cwd=cwd,
                 start_new_session=True,
             )
 
@@ -67,7 +73,11 @@ class Program:
 
 @contextmanager
 def started(
-    command: Sequence[str], log: Path, env: Mapping[str, str], pass_fds: Sequence[int] = ()
+    command: Sequence[str],
+    log: Path,
+    env: Mapping[str, str],
+    pass_fds: Sequence[int] = (),
+    cwd: Path | None = None,
 ) -> Iterator[Program]:
     """Runs a program, and kills it in the end; what it said is added to an exception.
 
@@ -76,8 +86,9 @@ def started(
         log: for what it writes.
         env: all of its environment.
         pass_fds: open files that it inherits.
+        cwd: the folder in which it runs; None: that of the test.
     """
-    program = Program(command, log, env, pass_fds)
+    program = Program(command, log, env, pass_fds, cwd)
     try:
         yield program
     except Exception as error:

@@ -14,14 +14,12 @@ Rules that hold throughout:
 """
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import re
 import unicodedata
 from collections import deque
 from datetime import UTC, datetime, timedelta
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -37,6 +35,7 @@ from wsc_fast import (
     Response,
     WSCError,
 )
+from wsc_fast.demo.pages import read_page
 
 LOBBY = "lobby"  # always there, the only room that outlives its last member
 
@@ -57,7 +56,6 @@ MAX_CHANGES = 2 * MAX_ROOMS_PER_CLIENT  # in that time, of one person in all roo
 
 _KEPT = "said:"  # and the name of a room: the kept room of what is said in it
 _KEPT_FOR = 86_400.0  # seconds
-_CLIENT = "wsc-client.min.js"  # of clients/javascript, as `npm run demo` there builds it
 _JOINERS = {0x200C: None, 0x200D: None}  # invisible, but Persian words and emoji families need them
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
@@ -432,37 +430,6 @@ def _clean_name(value: str, what: str) -> str:
     return value
 
 
-def load_page() -> Response:
-    """The page and its client, under a policy that allows exactly their style and scripts."""
-    folder = resources.files("wsc_fast.demo")
-    client = folder.joinpath(_CLIENT).read_text(encoding="utf-8")
-    html = folder.joinpath("page.html").read_text(encoding="utf-8")
-    html = html.replace(f'<script src="{_CLIENT}">', f"<script>{client}")
-
-    def sources_of(tag: str) -> str:
-        digests = [
-            hashlib.sha256(source.encode()).digest()
-            for source in re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.S)
-        ]
-        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-
-    policy = (
-        f"default-src 'none'; script-src {sources_of('script')}; style-src {sources_of('style')}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'; require-trusted-types-for 'script'"
-    )
-    return Response(
-        body=html,
-        content_type="text/html; charset=utf-8",
-        headers={
-            "Content-Security-Policy": policy,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cache-Control": "no-cache",
-        },
-    )
-
-
 def create_hub(
     config: HubConfig | None = None, *, kind: type[Hub] = Hub, keep: str | None = None
 ) -> Hub:
@@ -481,7 +448,7 @@ def create_hub(
         )
     hub = kind(config, bus=None if keep is None else MemoryBus(keep))
     chat = Chat(hub, keeps=keep is not None)
-    page = load_page()
+    page = read_page(Path(__file__).with_name("page.html"))
 
     @hub.route("/")
     def index(request: Request) -> Response:
