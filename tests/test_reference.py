@@ -304,7 +304,9 @@ def test_the_arguments_of_a_method_are_there_with_their_defaults(call: str, meth
 # --- links ---
 
 
-ROOT_PAGES = [DOCS.parent / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
+ROOT_PAGES = [
+    DOCS.parent / f"{name}.md" for name in ("README", "README.zh-CN", "CHANGELOG", "CONTRIBUTING")
+]
 PAGES = [*sorted(DOCS.rglob("*.md")), *ROOT_PAGES]
 
 
