@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -327,14 +328,52 @@ async def test_a_restart_keeps_histories_and_positions_and_keys(file: Path, any_
         assert await texts(bus, found[4]) == numbers(5, 10)
         assert await texts(bus, found[3]) is None
         assert await texts(bus, found[-1]) == []
-        # Nothing was said there, and so there was nothing to keep.
-        assert await texts(bus, first.top, room="quiet") is None
+        # Nothing was said there.
+        assert await texts(bus, first.top, room="quiet") == []
         assert await publish(bus, "again", room="s", key="k") == Published(keyed.position, True)
         assert (await publish(bus, "again", room="p", retention=None, key="k")).duplicate
         more = await positions(bus, 2)
         assert set(more).isdisjoint(found)
         assert await texts(bus, found[-1]) == numbers(0, 2)
     assert os.stat(file).st_mode & 0o777 == 0o600
+
+
+async def test_the_place_of_a_silent_room_is_not_known_after_a_crash_or_a_history_that_went(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages to the room may be lost since then, or may be gone."""
+    crashed = tmp_path / "crashed.db"
+    async with opened(file) as bus:
+        first = await bus.read("quiet", None, 0, KEEP)
+    async with opened(file) as bus:
+        await publish(bus, "one")
+        await until_written(bus)
+        shutil.copy(file, crashed)
+        shutil.copy(f"{file}-wal", f"{crashed}-wal")
+    async with opened(crashed) as bus:
+        assert await texts(bus) == [b"one"]
+        assert await texts(bus, first.top, room="quiet") is None
+    clock = Clock(monkeypatch)
+    async with opened(file) as bus:
+        first = await bus.read("quiet", None, 0, KEEP)
+        await publish(bus, "one", room="old")
+    clock.now += 90_000
+    async with opened(file) as bus:
+        assert await bus.tops(["old"]) == [None]
+        assert await texts(bus, first.top, room="quiet") is None
+
+
+async def test_a_file_of_the_first_version_is_read(file: Path) -> None:
+    async with opened(file) as bus:
+        await publish(bus, "one")
+    with sqlite3.connect(file) as db:
+        db.executescript("DROP TABLE start; PRAGMA user_version = 1")
+    db.close()
+    async with opened(file) as bus:
+        assert await texts(bus) == [b"one"]
+        first = await bus.read("quiet", None, 0, KEEP)
+    async with opened(file) as bus:
+        assert await texts(bus, first.top, room="quiet") == []
 
 
 async def test_a_position_that_a_crash_took_out_of_the_file_is_never_given_again(
@@ -476,7 +515,7 @@ def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
         (b"x", "not a database"),
         ("CREATE TABLE theirs (x)", "another program"),
         ("PRAGMA application_id = 7", "another program"),
-        (f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 2", "newer"),
+        (f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 3", "newer"),
     ],
 )
 async def test_a_file_of_something_else_is_left_as_it_is(

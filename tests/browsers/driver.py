@@ -242,7 +242,12 @@ def browsing(
         # Not pytest's: Chromium makes a socket in it, whose path must be short.
         TemporaryDirectory(prefix="wsc-", ignore_cleanup_errors=True) as temporary,
         serve(
-            browser._listen, "127.0.0.1", 0, process_request=browser._serve_page, compression=None
+            browser._listen,
+            "127.0.0.1",
+            0,
+            process_request=browser._serve_page,
+            compression=None,
+            ping_interval=None,  # a browser that stands still for a while answers later
         ) as control,
     ):
         folder = Path(temporary)

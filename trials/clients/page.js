@@ -19,7 +19,7 @@ globalThis.follow = (url, rooms, options, seed, life) => {
   // Each token lives for `life` milliseconds at least, and twice that at most. Half of them do not say
   // when they end, so that the hub closes the connection with 4401.
   const getToken = async () => {
-    const expires = Date.now() + life * (1 + chance());
+    const expires = Date.now() + followed.life * (1 + chance());
     const token = String(expires / 1000);
     note("token", expires);
     return chance() < 0.5 ? token : { token, expires };
@@ -55,6 +55,7 @@ globalThis.follow = (url, rooms, options, seed, life) => {
   globalThis.followed = {
     client,
     record,
+    life,
     /** Asks each `ms` milliseconds from now on; 0: asks no more. */
     askEach(ms) {
       clearInterval(asking);

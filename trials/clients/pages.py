@@ -85,6 +85,10 @@ class Page:
                         return
                     await asyncio.sleep(0.05)
 
+    async def keep_token(self) -> None:
+        """Has the next tokens of the client last."""
+        await self._program.run("followed.life = 3_600_000")
+
     async def end(self) -> None:
         """Has the client close, and returns once it is."""
         await self.ask_each(0)
@@ -162,11 +166,12 @@ async def node_program() -> AsyncIterator[_Node]:
 
 
 @asynccontextmanager
-async def page(kind: str) -> AsyncIterator[Page]:
+async def page(kind: str, *, as_shipped: bool = False) -> AsyncIterator[Page]:
     """Runs a program with page.js; skips, or fails, where it is not installed.
 
     Args:
         kind: one of KINDS.
+        as_shipped: Firefox has its own delay of connections that follow one that failed.
     """
     source = (HERE / "page.js").read_text()
     if kind == "node":
@@ -175,6 +180,6 @@ async def page(kind: str) -> AsyncIterator[Page]:
             yield Page(kind, program, program.process.pid)
         return
     package = (built() / "dist" / "wsc-client.min.js").read_text()
-    with browsing(kind, AS_SHIPPED if kind == "firefox" else {}) as browser:
+    with browsing(kind, AS_SHIPPED if as_shipped else {}) as browser:
         await browser.run(f"{package}\nglobalThis.wsc = wsc;\n{source}")
         yield Page(kind, browser, browser.program.process.pid)

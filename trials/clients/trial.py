@@ -171,6 +171,8 @@ async def _trouble(
         # A fault that has begun comes to its end, so that the hub or the bus is there again.
         over.set()
         await asyncio.gather(*faults)
+    for page in pages:
+        await page.keep_token()
     relay.life = None
     await relay.cut_all()
     return rooms

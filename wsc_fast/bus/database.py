@@ -26,7 +26,7 @@ from wsc_fast.errors import BusError
 
 # Marks a database as ours ("wscB"), lest we write our tables into that of another program.
 APPLICATION_ID = 0x77736342
-VERSION = 1
+VERSION = 2
 # Answers to publishes with an idempotency key that are known at most.
 MOST_KEYS = 100_000
 # Seconds that an open waits for a process that still closes the file.
@@ -57,6 +57,8 @@ CREATE TABLE answers (
 CREATE UNIQUE INDEX answers_once ON answers (room, idempotency_key);
 CREATE INDEX answers_by_age ON answers (until);
 """
+# Version 2 adds it.
+_START = "CREATE TABLE start (position TEXT NOT NULL)"
 _KEYS = "(SELECT value FROM json_each(?))"
 
 # (room, idempotency key) -> the answer, and until when it is known; the oldest first.
@@ -96,6 +98,7 @@ class Loaded:
         gone: keys of histories that are too old, or too many.
         top_key: the largest key.
         nbytes: of the histories.
+        start: the place before the first message of a room without a history; "": it is not known.
     """
 
     histories: OrderedDict[str, History] = field(default_factory=OrderedDict)
@@ -104,6 +107,7 @@ class Loaded:
     gone: list[int] = field(default_factory=list)
     top_key: int = 0
     nbytes: int = 0
+    start: str = ""
 
 
 class ReplacedError(BusError):
@@ -169,6 +173,22 @@ class Database:
 
     # --- writing ---
 
+    def leave(self, start: str) -> None:
+        """Writes the place before the first message, at the end: nothing was said after that.
+
+        The next `load` takes it out, so that there is none after a crash, which may lose messages
+        to a room without a history.
+
+        Raises:
+            BusError: it could not be written.
+        """
+        if self._db is None or self._opened != _identity(self._path):
+            return
+        try:
+            self._db.execute("INSERT INTO start VALUES (?)", (start,))
+        except sqlite3.Error as error:
+            raise BusError(_said(error)) from error
+
     def write(self, batch: Batch) -> None:
         """Writes a batch, all of it or nothing.
 
@@ -228,6 +248,8 @@ def _prepare(db: sqlite3.Connection) -> None:
         for statement in _SCHEMA.split(";\n"):
             db.execute(statement)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    if version < VERSION:
+        db.execute(_START)
         db.execute(f"PRAGMA user_version = {VERSION}")
     db.execute("COMMIT")
 
@@ -304,6 +326,10 @@ def _load(db: sqlite3.Connection, max_bytes: int, shift: float, now: float) -> L
     ).fetchall()
     for room, key, position, until in answers[-MOST_KEYS:]:
         loaded.answers[room, key] = Published(position, False), until + shift
+    with suppress(sqlite3.OperationalError):  # the disk is full, and the next write does it
+        for (start,) in db.execute("DELETE FROM start RETURNING position").fetchall():
+            if not loaded.gone:
+                loaded.start = start
     return loaded
 
 
@@ -331,6 +357,7 @@ def _load_entries(db: sqlite3.Connection, key: int, first: int, history: History
 
 def _write(db: sqlite3.Connection, batch: Batch) -> None:
     db.execute("BEGIN IMMEDIATE")
+    db.execute("DELETE FROM start")
     if batch.anew:
         for table in ("rooms", "entries", "answers"):
             db.execute(f"DELETE FROM {table}")

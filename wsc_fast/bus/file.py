@@ -23,6 +23,7 @@ from typing import Any
 from wsc_fast.bus.base import Published
 from wsc_fast.bus.database import MOST_KEYS, Answers, Batch, Database, Loaded, ReplacedError
 from wsc_fast.bus.history import History
+from wsc_fast.errors import BusError
 from wsc_fast.log import log
 
 # A write begins so many seconds after the first change, or at once after so many changes.
@@ -55,6 +56,8 @@ class HistoryFile:
 
     Attributes:
         histories, answers: what is known; the bus changes them, and says so by `changed`.
+        start: the place before the first message of a room without a history, from the last close
+            in good order; "": it is not known.
 
     Thread-safety: the loop on which it was opened.
     """
@@ -62,6 +65,7 @@ class HistoryFile:
     def __init__(self, path: str) -> None:
         self.histories: OrderedDict[str, History] = OrderedDict()
         self.answers: Answers = OrderedDict()
+        self.start = ""
         self._path = path
         self._database = Database(path)
         self._thread = ThreadPoolExecutor(1, "wsc_fast-history")
@@ -102,14 +106,19 @@ class HistoryFile:
             for room, history in loaded.histories.items()
         }
         self._gone = loaded.gone
+        self.start = loaded.start
         return loaded.nbytes
 
     def _load(self, max_bytes: int) -> Loaded:
         self._database.open()
         return self._database.load(max_bytes, (monotonic(), time()))
 
-    async def close(self) -> None:
-        """Writes all that has changed, once, and closes the file."""
+    async def close(self, start: str) -> None:
+        """Writes all that has changed, once, and closes the file.
+
+        Args:
+            start: the place before the first message of a room without a history.
+        """
         self._closed = True
         try:
             written = True
@@ -118,6 +127,10 @@ class HistoryFile:
                     self._write()
                 assert self._writing is not None
                 written = await asyncio.shield(self._writing)
+            if written:
+                leaving = self._thread.submit(self._database.leave, start)
+                with suppress(BusError):  # then nobody knows it, as after a crash
+                    await asyncio.wrap_future(leaving)
         finally:
             closed = self.abandon()
         await asyncio.wrap_future(closed)

@@ -153,7 +153,7 @@ class MemoryBus:
             self._file = None
             raise
         self._histories, self._answers = self._file.histories, self._file.answers
-        self._start = new_start()
+        self._start = self._file.start or new_start()
 
     async def close(self) -> None:
         """See `Bus.close`; without a file, the histories stay for the next `open`."""
@@ -164,7 +164,7 @@ class MemoryBus:
         file, self._file = self._file, None
         if file is not None:
             self._histories, self._answers, self._nbytes = OrderedDict(), OrderedDict(), 0
-            await file.close()
+            await file.close(self._start)
 
     def forget(self) -> None:
         """See `Bus.forget`; the next `open` reads the file anew."""
