@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.browsers.programs import Program, started
@@ -126,3 +127,13 @@ def awaited(client: ClientConnection, fits: Callable[[Any], object]) -> Any:
         message = decoded(client)
         if fits(message):
             return message
+
+
+def closed_with(client: ClientConnection) -> tuple[list[str | bytes], int]:
+    """All that comes until the close, and its code."""
+    got: list[str | bytes] = []
+    try:
+        while True:
+            got.append(client.recv(timeout=PATIENCE))
+    except ConnectionClosed as closed:
+        return got, closed.rcvd.code if closed.rcvd else 1006

@@ -11,22 +11,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection
 
 from tests.browsers.programs import Program, started
-from tests.examples.support import EXAMPLES, PATIENCE, Example, decoded, example, until
+from tests.examples.support import EXAMPLES, PATIENCE, Example, closed_with, decoded, example, until
 from wsc_fast.testing import upgrade_request
-
-
-def closed_with(client: ClientConnection) -> tuple[list[str | bytes], int]:
-    """All that comes until the close, and its code."""
-    got: list[str | bytes] = []
-    try:
-        while True:
-            got.append(client.recv(timeout=PATIENCE))
-    except ConnectionClosed as closed:
-        return got, closed.rcvd.code if closed.rcvd else 1006
 
 
 def test_acknowledgements(tmp_path: Path) -> None:

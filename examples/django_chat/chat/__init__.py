@@ -1,0 +1,1 @@
+"""A chat whose messages are in the database, and whose users are Django's."""
