@@ -1,18 +1,22 @@
-"""examples/drawing_board and job_progress, with their pages."""
+"""examples/drawing_board, job_progress and several_hubs, with their pages."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.browsers.window import Window, needs_chromium
 from tests.examples.pages import DESK, PHONE, Open
-from tests.examples.support import PATIENCE, Example, closed_with, example, until
+from tests.examples.support import PATIENCE, Example, closed_with, example, listens, until
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 
 pytest.importorskip("selenium")
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 pytestmark = needs_chromium
 
@@ -93,3 +97,23 @@ def test_job_progress(tmp_path: Path, open_page: Open) -> None:
         start = "document.querySelector('[data-rounds=\"1000000\"]').click()"
         phone.driver.execute_script(f"for (let i = 0; i < 21; i++) {start}")
         phone.sees("#wrong", "20 jobs wait or run")
+
+
+def test_several_hubs(tmp_path: Path, open_page: Open) -> None:
+    # The program takes the ports of its hubs, of which `example` adds the first one.
+    ports = [free_port() for _ in range(2)]
+    with RedisServer(tmp_path) as redis:
+        more = [str(port) for port in ports]
+        with example("several_hubs/hub.py", tmp_path, *more, BUS=redis.url) as server:
+            phone = open_page(server, size=PHONE)
+            phone.sees("#state", "connected")
+            for port in ports:
+                until(partial(listens, port), "it listens")
+            phone.find("#text").send_keys("hello", Keys.ENTER)
+            phone.sees("#lines", f"{server.port}: hello")
+            desk = open_page(Example(server.program, ports[1]), size=DESK, dark=True)
+            desk.sees("#lines", f"{server.port}: hello")
+            desk.find("#text").send_keys('{"json": 1}', Keys.ENTER)
+            phone.sees("#lines", f'{ports[1]}: {{"json": 1}}')
+            phone.shot("hubs-phone")
+            desk.shot("hubs-desk")
