@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,8 +78,6 @@ async def test_a_message_goes_over_and_a_client_recovers_on_the_other_hub(tmp_pa
         assert (await b.recv())[0]["first"] is True
         await a.raw.send(TEXT, b"\nhello")
         assert await a.texts(1) == await b.texts(1) == [f"{one}: hello".encode()]
-        with urllib.request.urlopen(f"http://127.0.0.1:{three}/history", timeout=20) as answer:
-            assert [text for _, text in json.load(answer)] == [f"{one}: hello"]
         a.close()
         await b.raw.send(TEXT, b"\nwhile a is away")
         assert await b.texts(1) == [f"{two}: while a is away".encode()]
@@ -149,13 +145,10 @@ def child_of(program: Program, port: int) -> int:
 
 
 def test_compose_takes_the_file() -> None:
-    docker = shutil.which("docker")
-    if (
-        docker is None
-        or subprocess.run([docker, "compose", "version"], capture_output=True).returncode
-    ):
-        pytest.skip("docker has no compose here")
-    command = [docker, "compose", "-f", str(EXAMPLE / "compose.yaml"), "config", "--quiet"]
+    compose = [shutil.which("docker") or "false", "compose"]
+    if subprocess.run([*compose, "version"], capture_output=True).returncode:
+        pytest.skip("there is no docker compose here")
+    command = [*compose, "-f", str(EXAMPLE / "compose.yaml"), "config", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

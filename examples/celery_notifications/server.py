@@ -5,6 +5,7 @@ of Celery, too.
 """
 
 import argparse
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +46,8 @@ async def answer(client: Client, data: Any) -> str:
     match data:
         case {"report": str(title)} if 0 < len(title) <= 100:
             # A call of Celery's waits for the broker: in a thread, the hub goes on meanwhile.
-            result = await hub.loop.run_in_executor(None, make_report.delay, client.user_id, title)
-            return result.id
+            result = await asyncio.to_thread(make_report.delay, client.user_id, title)
+            return str(result.id)
     raise RequestError("not-understood", 'send {"report": TITLE}')
 
 

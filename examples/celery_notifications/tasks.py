@@ -6,7 +6,7 @@ They import no hub: a Publisher reaches the user over Redis, on whichever hub he
 import os
 import time
 
-from celery import Celery
+from celery import Celery, Task
 
 from wsc_fast import BusUnavailableError, HubMessage
 from wsc_fast.publish import Publisher
@@ -19,7 +19,7 @@ publisher = Publisher(BUS)  # of all tasks; safe when Celery forks its workers
 
 
 @app.task(bind=True, autoretry_for=(BusUnavailableError,), retry_backoff=True, max_retries=5)
-def make_report(self, user: str, title: str, seconds: float = 2.0) -> None:
+def make_report(self: Task, user: str, title: str, seconds: float = 2.0) -> None:
     for percent in (25, 50, 75):
         time.sleep(seconds / 4)  # yours works here
         # At most once, and to nobody where the user is away: the next one says more.

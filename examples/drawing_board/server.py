@@ -87,7 +87,7 @@ def create_hub(file: Path | None) -> Hub:
     async def drawing(request: Request) -> list[Any]:
         """All that is on the board: position and stroke of each."""
         entries = await hub.cluster.history(BOARD, limit=STROKES)
-        return [[entry.position, msgspec.json.decode(entry.message)] for entry in entries]
+        return [[entry.position, msgspec.json.decode(str(entry.message))] for entry in entries]
 
     return hub
 

@@ -9,22 +9,15 @@ import random
 import time
 
 import uvloop
-from picows import WSListener, WSMsgType, WSTransport, ws_connect
+from picows import WSCloseCode, WSListener, WSMsgType, ws_connect
 from readings import MOST, Reading, encode
-
-
-class Device(WSListener):
-    """One connection of a device."""
-
-    def on_ws_connected(self, transport: WSTransport) -> None:
-        self.transport = transport
 
 
 async def run(number: int, port: int, seconds: float) -> int:
     """Measures and sends; how many readings it has sent."""
     headers = [("Authorization", f"Bearer token-of-device-{number}")]
     url = f"ws://127.0.0.1:{port}/ws"
-    _, device = await ws_connect(Device, url, extra_headers=headers)
+    transport, _ = await ws_connect(WSListener, url, extra_headers=headers)
     await asyncio.sleep(random.uniform(0.0, 1.0))  # not all at once
     temperature, humidity, sent = random.uniform(15.0, 25.0), random.uniform(30.0, 60.0), 0
     waiting: list[Reading] = []
@@ -33,12 +26,12 @@ async def run(number: int, port: int, seconds: float) -> int:
         humidity = min(100.0, max(0.0, humidity + random.uniform(-0.2, 0.2)))
         waiting.append(Reading(time.time(), temperature, humidity))
         if tick % 10 == 9:
-            device.transport.send(WSMsgType.BINARY, encode(waiting[:MOST]))
+            transport.send(WSMsgType.BINARY, encode(waiting[:MOST]))
             sent += len(waiting[:MOST])
             del waiting[:MOST]
         await asyncio.sleep(0.1)
-    device.transport.send_close(1000)
-    await device.transport.wait_disconnected()
+    transport.send_close(WSCloseCode.OK)
+    await transport.wait_disconnected()
     return sent
 
 

@@ -19,7 +19,7 @@ MOST_BYTES = _HEAD.size + MOST * _READING.size
 
 
 class Reading(NamedTuple):
-    """What a device has measured.
+    """The values that a device has measured at once.
 
     Attributes:
         time: seconds since the epoch.

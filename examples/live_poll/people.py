@@ -53,8 +53,9 @@ async def main() -> None:
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def come() -> Person:
+        person = Person()
         async with limit:
-            _, person = await ws_connect(Person, f"ws://127.0.0.1:{given.port}/ws")
+            await ws_connect(lambda: person, f"ws://127.0.0.1:{given.port}/ws")
         await person.vote()
         return person
 

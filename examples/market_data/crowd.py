@@ -50,10 +50,10 @@ async def connect(url: str, count: int, symbols: int) -> list[Subscriber]:
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def one() -> Subscriber:
+        subscriber = Subscriber(random.sample(SYMBOLS, symbols))
         async with limit:
-            chosen = random.sample(SYMBOLS, symbols)
-            _, listener = await ws_connect(lambda: Subscriber(chosen), url)
-            return listener
+            await ws_connect(lambda: subscriber, url)
+        return subscriber
 
     return list(await asyncio.gather(*(one() for _ in range(count))))
 
