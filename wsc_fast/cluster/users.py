@@ -27,6 +27,7 @@ from wsc_fast.bus.base import EVERYBODY, Bus, Change, Outcome
 from wsc_fast.bus.base import Word as Envelope
 from wsc_fast.cluster import words
 from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.hub_questions import HubQuestions
 from wsc_fast.cluster.questions import Questions
 from wsc_fast.cluster.telling import Teller, check_size
 from wsc_fast.delivery.others import Ended
@@ -123,6 +124,7 @@ class Users:
 
     Attributes:
         elsewhere: users who are here and on other hubs.
+        hub_questions: questions of hubs about themselves, which come by the same words.
 
     Thread-safety: the loop's thread.
     """
@@ -144,6 +146,7 @@ class Users:
         self._looks: set[str] = set()
         self._resync: asyncio.Task[None] | None = None
         self._questions = Questions(self._teller)
+        self.hub_questions: HubQuestions = HubQuestions(needs.bus, needs.name, self._teller)
         self._number = 0  # of outcomes that this hub has told
 
     # --- who is here ---
@@ -284,6 +287,10 @@ class Users:
                 self._close_oldest_here(word.user)
             case words.Answer():
                 self._questions.answered(word)
+            case words.HubQuestion():
+                self.hub_questions.asked(word)
+            case words.HubReply():
+                self.hub_questions.replied(word)
 
     def _disconnect_here(self, word: words.Disconnect) -> None:
         try:
@@ -543,6 +550,7 @@ class Users:
         self._spreads = False
         self._looks.clear()
         self._teller.forget()
+        self.hub_questions.forget()
         resync, self._resync = self._resync, None
         # A closed loop has ended its tasks, and raises where one is cancelled.
         if resync is not None and not resync.get_loop().is_closed():

@@ -1,4 +1,4 @@
-"""The words that hubs send each other about users; docs/redis-bus.md has them in a table."""
+"""The words that hubs send each other; docs/redis-bus.md has them in a table."""
 
 from __future__ import annotations
 
@@ -133,8 +133,46 @@ class CloseOldest(Word, frozen=True, tag="close_oldest"):
     user: str
 
 
+class HubQuestion(Word, frozen=True, tag="question"):
+    """A question to the hub itself, such as an operator asks by the console of another hub.
+
+    Attributes:
+        hub: the hub that asks.
+        number: of the question.
+        content: JSON that the part which answers understands.
+    """
+
+    hub: str
+    number: int
+    content: msgspec.Raw
+
+
+class HubReply(Word, frozen=True, tag="reply"):
+    """The reply to a question to a hub.
+
+    Attributes:
+        number: of the question.
+        hub: that replies.
+        content: JSON.
+    """
+
+    number: int
+    hub: str
+    content: msgspec.Raw
+
+
 AnyWord = (
-    Also | Look | Settled | UserMessage | ClientMessage | Disconnect | Oldest | CloseOldest | Answer
+    Also
+    | Look
+    | Settled
+    | UserMessage
+    | ClientMessage
+    | Disconnect
+    | Oldest
+    | CloseOldest
+    | Answer
+    | HubQuestion
+    | HubReply
 )
 
 _encoder = msgspec.json.Encoder()
