@@ -356,6 +356,24 @@ cdef class Calls:
             return self._engine.deliveries.on_loop(partial(self.get_room_clients, room_id))
         return self._engine.room_clients(room_id)
 
+    def get_room_size(self, room_id):
+        """The number of a room's members, without a list of them.
+
+        Args:
+            room_id: a str.
+
+        Returns:
+            int: clients of this hub.
+
+        Raises:
+            RoomNotFoundError: there is no such room.
+
+        Thread-safety: any thread.
+        """
+        if self._engine.away():
+            return self._engine.deliveries.on_loop(partial(self.get_room_size, room_id))
+        return self._engine.room_size(room_id)
+
     def get_room_users(self, room_id):
         """The ids of the users who have a client in a room.
 

@@ -929,6 +929,9 @@ cdef class Engine(FanoutNeeds):
         cdef Sink sink
         return [sink.id for sink in self.find_room(room_id).items]
 
+    cdef Py_ssize_t room_size(self, object room_id) except -1:
+        return PyList_GET_SIZE(self.find_room(room_id).items)
+
     cdef list room_users(self, object room_id):
         cdef Sink sink
         cdef set users = set()

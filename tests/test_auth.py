@@ -1557,7 +1557,7 @@ async def test_the_recipes_run_and_do_what_the_page_says(
     key = PRIVATE["P-256"]
     (tmp_path / "issuer.pem").write_text(pem(key))
     (tmp_path / "jwks.json").write_text(json.dumps({"keys": [jwk(key, "k1", "ES256")]}))
-    static, with_secret, with_key, with_function = BLOCKS
+    static, with_password, with_secret, with_key, with_function = BLOCKS
     names: dict[str, Any] = {}
 
     async def user(token: str) -> str | None:
@@ -1574,6 +1574,11 @@ async def test_the_recipes_run_and_do_what_the_page_says(
     assert await user(TOKEN) == "billing"
     assert await user(OTHER) == "monitor"
     assert await user(TOKEN[::-1]) is None
+
+    exec(with_password, names)
+    async with running(names["hub"]) as hub:
+        asked = b"GET /console HTTP/1.1\r\nHost: a\r\n\r\n"
+        assert b" 401 " in (await exchange(hub, asked)).split(b"\r\n")[0]
 
     exec(with_secret, names)
     sent = request(token=token_of(aud="chat"))

@@ -94,6 +94,25 @@ async def test_a_device_that_is_away_gets_what_another_has_acknowledged(
             await eventually_count(store, key_of_device("ann", device), 0)
 
 
+async def test_what_is_stored_for_a_user_is_counted_over_all_devices(store: OfflineStore) -> None:
+    hub = per_device(store)
+    async with running(hub):
+        for device in ("laptop", "phone"):
+            await leave(hub, await join(hub, "ann", device))
+        for number in range(3):
+            await hub.send_ack_message_to_user("ann", ACKMessage(content=str(number))).accepted()
+        assert await hub._delivery.count_stored("ann") == 6
+        assert await hub._delivery.count_stored("bob") == 0
+
+
+async def test_what_is_stored_is_not_counted_where_nothing_is_stored() -> None:
+    hub = Hub(authenticate=named)
+    async with running(hub):
+        assert await hub._delivery.count_stored("ann") is None
+        hub.enable_ack()
+        assert await hub._delivery.count_stored("ann") is None
+
+
 async def join_while_backlog(hub: Hub, user: str, device: str) -> RawClient:
     return await RawClient.open(hub, f"/ws?user={user}&device={device}")
 

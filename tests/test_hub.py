@@ -534,6 +534,8 @@ async def test_joining_twice_is_joining_once_and_leaving_is_idempotent() -> None
                 hub.join_room("a1", "r")
                 hub.join_room("a2", "r")
             assert sorted(hub.get_room_clients("r")) == ["a1", "a2"]
+            assert hub.get_room_size("r") == 2
+            assert await asyncio.to_thread(hub.get_room_size, "r") == 2
             assert hub.get_client_rooms("a1") == ["r"]
             assert hub.broadcast_to_room("r", "once") == 2
             hub.leave_room("a1", "r")
@@ -557,6 +559,7 @@ async def test_every_room_method_names_what_is_missing() -> None:
                 lambda: hub.join_room(it.id, "none"),
                 lambda: hub.leave_room(it.id, "none"),
                 lambda: hub.get_room_clients("none"),
+                lambda: hub.get_room_size("none"),
                 lambda: hub.broadcast_to_room("none", "x"),
             ):
                 with pytest.raises(RoomNotFoundError, match="'none'"):
@@ -587,6 +590,7 @@ async def test_ids_that_cannot_be_used_are_refused(bad: Any) -> None:
                 lambda: hub.join_room(bad, "r"),
                 lambda: hub.leave_room(it.id, bad),
                 lambda: hub.get_room_clients(bad),
+                lambda: hub.get_room_size(bad),
                 lambda: hub.get_client_rooms(bad),
                 lambda: hub.broadcast_to_room(bad, "x"),
                 lambda: hub.send_to_client(bad, "x"),

@@ -556,6 +556,16 @@ def test_a_line_that_cannot_be_made_raises_nothing(capsys: pytest.CaptureFixture
     assert "wsc_fast: logging raised TypeError" in capsys.readouterr().err
 
 
+def test_no_action_of_an_operator_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    logger = SafeLogger("wsc_fast.test")
+    for number in range(5):
+        logger.audit("operator %s did %d", "ann", number, extra={"event": "it"})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"operator ann did {number}" for number in range(5)
+    ]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
 def test_a_suppressed_line_costs_next_to_nothing() -> None:
     logger = SafeLogger("wsc_fast.test.cost")
     logger.warning("a flood of %s", "these", extra={"event": "flood"})

@@ -101,6 +101,8 @@ SERVING = [
 ]
 # Programs whose server, uvicorn, ends by the signal once it has ended well.
 ENDED_BY_SIGNAL = ("Beside FastAPI",)
+# Variables of the environment that programs read.
+SECRETS = {"API_KEY": "k" * 16, "CONSOLE_PASSWORD": "a password of operators"}
 # All that any program that serves asks of a client.
 QUERY = "user=ann&device=phone&token=t0ken&name=ann"
 REQUEST = (
@@ -224,7 +226,7 @@ def test_a_program_tells_its_clients_that_it_ends(
     code = on_other_ports(PROGRAMS[key], ports)
     with (
         redis_for(code, tmp_path) as code,
-        started([sys.executable, "-c", code], tmp_path, {"API_KEY": "k" * 16}) as process,
+        started([sys.executable, "-c", code], tmp_path, SECRETS) as process,
     ):
         with connected(ports[0]) as plain:
             sock = plain if tls is None else tls.wrap_socket(plain, server_hostname="localhost")
@@ -366,7 +368,8 @@ def test_the_blocks_of_a_page_run_in_their_order(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("API_KEY", "k" * 16)
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
     names: dict[str, Any] = {"__name__": "page"}
     for block in BLOCKS:
         if block.page != page:

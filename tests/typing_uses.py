@@ -36,7 +36,8 @@ def failed(client: Client | None, error: BaseException) -> None: ...
 @hub.on_room_joined
 async def joined(client: Client, room_id: str) -> None:
     users: list[str] = hub.get_room_users(room_id)
-    print(users)
+    size: int = hub.get_room_size(room_id)
+    print(users, size)
 
 
 @hub.on_room_left

@@ -11,7 +11,7 @@ if typing.TYPE_CHECKING:
     from wsc_fast._core.connection import Client
     from wsc_fast._core.pending import PendingACK
     from wsc_fast.adapters.picows_server import handle_websocket
-    from wsc_fast.auth import JWTAuthenticator, TokenAuthenticator
+    from wsc_fast.auth import BasicAuthenticator, JWTAuthenticator, TokenAuthenticator
     from wsc_fast.bus.base import HistoryEntry, Member, NodeInfo, Published
     from wsc_fast.bus.local import LocalBus
     from wsc_fast.bus.memory import MemoryBus
@@ -79,6 +79,7 @@ __all__ = [
     "AckFailedError",
     "AckStatus",
     "AckTimeoutError",
+    "BasicAuthenticator",
     "BusError",
     "BusUnavailableError",
     "Client",
@@ -149,7 +150,7 @@ _NAMES = {
     "wsc_fast._core.connection": ("Client",),
     "wsc_fast._core.pending": ("PendingACK",),
     "wsc_fast.adapters.picows_server": ("handle_websocket",),
-    "wsc_fast.auth": ("JWTAuthenticator", "TokenAuthenticator"),
+    "wsc_fast.auth": ("BasicAuthenticator", "JWTAuthenticator", "TokenAuthenticator"),
     "wsc_fast.bus.base": ("HistoryEntry", "Member", "NodeInfo", "Published"),
     "wsc_fast.bus.local": ("LocalBus",),
     "wsc_fast.bus.memory": ("MemoryBus",),

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.upward import join
@@ -35,6 +35,7 @@ from wsc_fast.cluster.node import Needs as NodeNeeds
 from wsc_fast.cluster.node import Node
 from wsc_fast.config import HubConfig
 from wsc_fast.config.kinds import kinds_of
+from wsc_fast.console.facade import ConsoleFace
 from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.delivery.facade import DeliveryFace
 from wsc_fast.delivery.needs import Needs as DeliveryNeeds
@@ -71,13 +72,25 @@ from wsc_fast.upgrade.refusals import Refusals
 from wsc_fast.upgrade.request import Authenticate
 from wsc_fast.upgrade.site import Site
 
+if TYPE_CHECKING:
+    from wsc_fast.console.needs import Needs as ConsoleNeeds
+
 TransportName = Literal["hub", "picows"]
 
 # Descriptors that a process needs besides its connections: the application's, the stores'.
 _OTHER_FILES = 1_024
 
 
-class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, CallbackFace, LifeFace):
+class Hub(
+    ApiFace,
+    ConsoleFace,
+    ObserveFace,
+    ClusterFace,
+    DeliveryFace,
+    UpgradeFace,
+    CallbackFace,
+    LifeFace,
+):
     """A WebSocket hub: holds the connections, and moves messages to clients, users and rooms.
 
     Args:
@@ -238,6 +251,7 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
         self._calls, self._delivery = calls, delivery
         self._callbacks, self._hooks, self._tasks = callbacks, hooks, tasks
         self._site, self._admission, self._node = site, admission, node
+        self._authenticate = authenticate
         self._observe_needs = ObserveNeeds(
             engine=engine,
             calls=calls,
@@ -262,6 +276,25 @@ class Hub(ApiFace, ObserveFace, ClusterFace, DeliveryFace, UpgradeFace, Callback
         )
         join(engine, requests, admission, callbacks, delivery)
         self.set_config(config if config is not None else self._config)
+
+    def _console_needs(self) -> ConsoleNeeds:
+        from wsc_fast.console.needs import Needs
+
+        observed = self._observed()
+        return Needs(
+            hub=self,
+            node=self._node,
+            watch_loop=observed.watch_loop,
+            read=observed.read,
+            count_stored=self._delivery.count_stored,
+            authenticates=lambda fn: fn is self._authenticate,
+            count_rejected=self._engine.count_rejected,
+            draining=lambda: self._parts.state.draining,
+            check_route=self._check_route,
+            add_route=self._site.routes.add,
+            accompany=self._life.companions.append,
+            running=lambda: self.loop is not None,
+        )
 
     def __repr__(self) -> str:
         state = "stopped" if self.loop is None or self.loop.is_closed() else "running"

@@ -2,9 +2,9 @@
 
 An exception of the application's handler or filter would otherwise end a connection, or keep a
 callback from being called. A peer can cause an event a thousand times a second, such as a refused
-upgrade. So of each kind of line there is one in a PERIOD; lines of level INFO, which tell of the
-life of a hub, are not bounded. Lines of one text may be told apart by a reason, so that a crowd
-that has one reason hides no other one.
+upgrade. So of each kind of line there is one in a PERIOD. Lines of level INFO, which tell of the
+life of a hub, and lines about actions of operators are not bounded. Lines of one text may be told
+apart by a reason, so that a crowd that has one reason hides no other one.
 
 The next line of a kind tells how many were left out before it. Where none follows, `tell_counts`
 does, which the heartbeat of each hub calls, and its stop.
@@ -89,6 +89,13 @@ class SafeLogger:
     ) -> None:
         self._log(logging.WARNING, text, arguments, extra, kind=kind, reason=reason)
 
+    def audit(self, text: str, *arguments: Any, extra: Fields | None = None) -> None:
+        """Writes what an operator has done: a WARNING of which none is left out.
+
+        Its caller bounds how often that happens.
+        """
+        self._log(logging.WARNING, text, arguments, extra, bounded=False)
+
     def error(
         self,
         text: str,
@@ -145,12 +152,13 @@ class SafeLogger:
         error: BaseException | None = None,
         kind: str | None = None,
         reason: str = "",
+        bounded: bool = True,
     ) -> None:
         try:
             if not self._logger.isEnabledFor(level):
                 return
             fields = dict(extra) if extra else {}
-            if level != logging.INFO:
+            if bounded and level != logging.INFO:
                 now = monotonic()
                 name = kind or text
                 if reason:

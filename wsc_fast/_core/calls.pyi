@@ -254,6 +254,20 @@ class Calls:
 
         Thread-safety: any thread. Source: go-wsc `GetRoomClients`.
         """
+    def get_room_size(self, room_id: str) -> int:
+        """The number of a room's members, without a list of them.
+
+        Args:
+            room_id: a str.
+
+        Returns:
+            int: clients of this hub.
+
+        Raises:
+            RoomNotFoundError: there is no such room.
+
+        Thread-safety: any thread.
+        """
     def get_room_users(self, room_id: str) -> list[str]:
         """The ids of the users who have a client in a room.
 

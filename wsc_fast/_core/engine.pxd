@@ -200,5 +200,6 @@ cdef class Engine(FanoutNeeds):
     # The room, for a client that is still open; else an error.
     cdef MemberSet room_of_open(self, Sink sink, object room_id)
     cdef list room_clients(self, object room_id)
+    cdef Py_ssize_t room_size(self, object room_id) except -1
     cdef list room_users(self, object room_id)
     cdef list client_rooms(self, object client_id)

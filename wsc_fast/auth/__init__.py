@@ -14,6 +14,7 @@ Rules:
        name one of them; a key of one family is never given to another.
     6. Only the Identity counts: no id is taken from the path, the query, or any header.
 
+    basic.py       BasicAuthenticator: names and passwords, for pages of operators
     reader.py      the token of a request
     tokens.py      TokenAuthenticator: tokens that are known beforehand
     jwts.py        JWTAuthenticator: JSON Web Tokens that somebody else signs
@@ -21,7 +22,8 @@ Rules:
     key_file.py    a key set in a file that may change
 """
 
+from wsc_fast.auth.basic import BasicAuthenticator
 from wsc_fast.auth.jwts import JWTAuthenticator
 from wsc_fast.auth.tokens import TokenAuthenticator
 
-__all__ = ["JWTAuthenticator", "TokenAuthenticator"]
+__all__ = ["BasicAuthenticator", "JWTAuthenticator", "TokenAuthenticator"]

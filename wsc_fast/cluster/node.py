@@ -47,6 +47,7 @@ from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:
     from wsc_fast.cluster.chain import Chain
+    from wsc_fast.cluster.hub_questions import Answerer
     from wsc_fast.cluster.nodes import Nodes
     from wsc_fast.cluster.online import Online
     from wsc_fast.cluster.presence import Needs as PresenceNeeds
@@ -126,6 +127,7 @@ class Node:
         self._users: Users | None = None
         self._online: Online | None = None
         self._nodes: Nodes | None = None
+        self._answerer: Answerer | None = None  # of questions of other hubs
         self._on_presence: list[Callable[..., object]] = []
         self._on_node: list[Callable[..., object]] = []
         self._on_users: list[Callable[..., object]] = []
@@ -190,6 +192,7 @@ class Node:
                     one_machine=lambda: self._bus is None or self._bus.one_machine,
                 )
             )
+            self._users.hub_questions.answerer = self._answerer
             if self._needs.knows_users:
                 from wsc_fast.cluster.online import Online
 
@@ -494,6 +497,18 @@ class Node:
             self._publish_first(room_id, frame, excluded, key, idempotency_key, answer)
         # A caller who goes away does not take back a message that is on its way.
         return await asyncio.shield(answer)
+
+    async def ask_hub(self, hub: str, content: bytes) -> bytes:
+        """Asks another hub about itself, see `HubQuestions.ask`."""
+        if self.users is None:
+            raise BusUnavailableError(f"no hub has the name {hub!a}: this one is alone")
+        return await self.users.hub_questions.ask(hub, content)
+
+    def answer_hubs(self, answerer: Answerer) -> None:
+        """Has `answerer(content)` answer the questions of other hubs."""
+        self._answerer = answerer
+        if self._users is not None:
+            self._users.hub_questions.answerer = answerer
 
     def prepare(self) -> None:
         """Has a bus for `publish_anywhere`, where the application has chosen none."""

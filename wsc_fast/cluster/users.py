@@ -26,6 +26,7 @@ from wsc_fast.bus.base import EVERYBODY, Bus, Change, Outcome
 from wsc_fast.bus.base import Word as Envelope
 from wsc_fast.cluster import words
 from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.hub_questions import HubQuestions
 from wsc_fast.cluster.questions import Questions, Value
 from wsc_fast.cluster.telling import Teller
 from wsc_fast.cluster.user_bound import PerUser, UserBound
@@ -111,6 +112,7 @@ class Users:
 
     Attributes:
         elsewhere: users who are here and on other hubs.
+        hub_questions: questions of hubs about themselves, which come by the same words.
 
     Thread-safety: the loop's thread.
     """
@@ -135,6 +137,7 @@ class Users:
         self._bound = UserBound(
             needs.per_user, self._questions, needs.bus, needs.name, self._tell_hub
         )
+        self.hub_questions: HubQuestions = HubQuestions(needs.name, self._teller)
         self._number = 0  # of outcomes that this hub has told
 
     # --- who is here ---
@@ -272,6 +275,10 @@ class Users:
                 self._bound.close(word.user, word.client)
             case words.Answer():
                 self._questions.answered(word)
+            case words.HubQuestion():
+                self.hub_questions.asked(word)
+            case words.HubReply():
+                self.hub_questions.replied(word)
 
     def _disconnect_here(self, word: words.Disconnect) -> None:
         try:
@@ -480,6 +487,7 @@ class Users:
         self._spreads = False
         self._looks.clear()
         self._teller.forget()
+        self.hub_questions.forget()
         resync, self._resync = self._resync, None
         # A closed loop has ended its tasks, and raises where one is cancelled.
         if resync is not None and not resync.get_loop().is_closed():

@@ -1,4 +1,4 @@
-"""The words that hubs send each other about users; docs/redis-bus.md has them in a table."""
+"""The words that hubs send each other; docs/redis-bus.md has them in a table."""
 
 from __future__ import annotations
 
@@ -134,8 +134,46 @@ class CloseClient(Word, frozen=True, tag="close_client"):
     client: str
 
 
+class HubQuestion(Word, frozen=True, tag="question"):
+    """A question to the hub itself, such as an operator asks by the console of another hub.
+
+    Attributes:
+        hub: the hub that asks.
+        number: of the question.
+        content: JSON that the part which answers understands.
+    """
+
+    hub: str
+    number: int
+    content: msgspec.Raw
+
+
+class HubReply(Word, frozen=True, tag="reply"):
+    """The reply to a question to a hub.
+
+    Attributes:
+        number: of the question.
+        hub: that replies.
+        content: JSON.
+    """
+
+    number: int
+    hub: str
+    content: msgspec.Raw
+
+
 AnyWord = (
-    Also | Look | Settled | UserMessage | ClientMessage | Disconnect | Ages | CloseClient | Answer
+    Also
+    | Look
+    | Settled
+    | UserMessage
+    | ClientMessage
+    | Disconnect
+    | Ages
+    | CloseClient
+    | Answer
+    | HubQuestion
+    | HubReply
 )
 
 _encoder = msgspec.json.Encoder()

@@ -295,6 +295,17 @@ class Acks(TableOwner):
             if self.table.counts_from(pending, client)
         ]
 
+    async def count_stored(self, user_id: str) -> int | None:
+        """The messages that the offline store holds for a user; None where there is no store.
+
+        Raises:
+            OfflineStoreError: they cannot be counted, or the store is away.
+        """
+        if self._journal is None:
+            return None
+        most_devices = self._config.max_devices if self._devices is not None else 0
+        return await self._journal.count(user_id, most_devices)
+
     def awaits(self, client: Client) -> bool:
         """Whether an acknowledgement of this client's user is awaited."""
         mailbox = self._mailbox_of(client)

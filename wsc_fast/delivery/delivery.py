@@ -246,6 +246,10 @@ class Delivery:
         client = self._engine.get_client_by_id(client_id)
         return [] if client is None or self.acks is None else self.acks.pending_of(client)
 
+    async def count_stored(self, user_id: str) -> int | None:
+        """See `Acks.count_stored`; None also where acknowledgements are off."""
+        return None if self.acks is None else await self.acks.count_stored(user_id)
+
     def awaits_acknowledgement(self, client: Client) -> bool:
         """Whether something is pending that this client may acknowledge."""
         return self.acks is not None and self.acks.awaits(client)

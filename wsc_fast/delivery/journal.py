@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from wsc_fast.delivery import upkeep
+from wsc_fast.delivery.devices import key_of_device, key_of_devices
 from wsc_fast.delivery.store_access import PAGE, PAGE_BYTES, StoreAccess
 from wsc_fast.errors import OfflineStoreError
 from wsc_fast.stores.base import OfflineStore, PartialPage, StoredMessage
@@ -366,6 +367,26 @@ class Journal:
             self._removed[key] = under_way
         else:
             self._removed.pop(key, None)
+
+    async def count(self, user_id: str, most_devices: int) -> int:
+        """The messages that the store holds for a user, those of the user's devices included.
+
+        Args:
+            user_id: the user.
+            most_devices: with `ACKConfig(per="device")` the devices that are looked at; else 0.
+
+        Raises:
+            OfflineStoreError: they cannot be counted, or the store is away.
+        """
+        return await self.access.ask(self._count(user_id, most_devices))
+
+    async def _count(self, user_id: str, most_devices: int) -> int:
+        await self.access.opened()
+        store, keys = self.access.store, [user_id]
+        if most_devices:
+            noted = await store.read(key_of_devices(user_id), limit=most_devices)
+            keys += [key_of_device(user_id, each.id) for each in noted]
+        return sum([await store.count(key) for key in keys])
 
     async def _read(self, key: str, after: int) -> list[StoredMessage]:
         await self.access.opened()

@@ -41,6 +41,7 @@ class Observing:
     def __init__(self, needs: Needs) -> None:
         self._needs = needs
         self._lag: LoopLag | None = None
+        self._has_metrics = False
         self._port: MetricsPort | None = None
         self.counting: Counting = needs.counting
         self.tracing: Tracing | None = None
@@ -65,9 +66,8 @@ class Observing:
             ) from error
         from wsc_fast.observe import metrics
         from wsc_fast.observe.endpoint import Endpoint, MetricsPort
-        from wsc_fast.observe.lag import LoopLag
 
-        if self._lag is not None:
+        if self._has_metrics:
             raise HubStateError("metrics are enabled already")
         check_metrics_arguments(path, authenticate, host, port, name)
         loop = self._needs.engine.loop
@@ -93,13 +93,22 @@ class Observing:
         name = collector.add(self, name)
         if name:
             log.info("the metrics of this hub have the label hub=%r", name)
-        self._lag = LoopLag()
-        self._needs.accompany(self._lag)
-        if loop is not None:
-            self._lag.begin(loop)
+        self._has_metrics = True
+        self.watch_loop()
         if path is not None and port is not None:
             self._port = MetricsPort(endpoint, path, host, port, self._needs.report)
             self._needs.accompany(self._port)
+
+    def watch_loop(self) -> None:
+        """Measures the lag of the loop from now on, which `read` needs."""
+        from wsc_fast.observe.lag import LoopLag
+
+        if self._lag is not None:
+            return
+        self._lag = LoopLag()
+        self._needs.accompany(self._lag)
+        if self._needs.engine.loop is not None:
+            self._lag.begin(self._needs.engine.loop)
 
     @property
     def port(self) -> int | None:
