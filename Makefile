@@ -31,7 +31,7 @@ DEBUG_ENV = $(if $(SANITIZE),PYTHONMALLOC=malloc,PYTHONMALLOC=debug) \
 
 # Programs of others do not run with what is loaded before Python.
 DEBUG_LESS = $(if $(findstring address,$(SANITIZE)),$(addprefix --ignore=tests/, \
-	clients browsers proxies test_demo_browser.py test_javascript_client.py))
+	clients browsers proxies test_demo_browser.py test_javascript_client.py test_torture_clients.py))
 
 # The newest Python here that can build the package, from 3.13 on: of the PATH, or of pyenv. Empty where
 # there is none.
@@ -52,7 +52,8 @@ NEWEST_TREE := build/newest
 NEWEST_QUICK := test_acks.py test_deflate.py test_events.py test_hub.py test_life_cycle.py test_life_hooks.py \
 	test_memory.py test_messages.py test_metrics.py test_outbox.py test_server.py test_timers.py
 NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py test_javascript_client.py \
-	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_torture_cluster.py test_torture_users.py \
+	test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_torture_clients.py test_torture_cluster.py \
+	test_torture_users.py \
 	test_style.py test_security_doc.py faults/test_readme.py test_imports.py test_model.py) \
 	-k "not (the_wheel or the_sources or outboxes or two_thousand$(if $(QUICK), or uvloop))" \
 	-m "not (fault(number='D1') or fault(number='D8') or fault(number='F20'))" \
@@ -64,7 +65,7 @@ PICOWS_TESTS := test_contexts.py test_deflate.py test_hub.py test_kept_rooms.py 
 	faults/test_faults_transport_http.py $(if $(QUICK),,faults/test_faults_frames.py \
 	test_late_loop.py test_life_cycle.py test_lingering.py test_model.py)
 
-.PHONY: ready newest newest-tree test-newest test-picows run test conformance torture torture-cluster soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist wheels clean
+.PHONY: ready newest newest-tree test-newest test-picows run test conformance torture torture-cluster torture-clients soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist wheels clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
@@ -125,6 +126,12 @@ torture: $(BUILT) $(TESTED)
 # with QUICK=1, as in the tests, a short round of each.
 torture-cluster: $(BUILT) $(TESTED)
 	$(BIN)/python -m trials.torture_cluster.run $(if $(QUICK),--quick) $(ARGS)
+
+# Clients in JavaScript, in Chromium, Firefox and node: on hubs that are killed and a Redis that fails over, and on
+# networks that are away; in a quarter of an hour. With QUICK=1, as in the tests, a few seconds of each.
+torture-clients: $(BUILT) $(TESTED)
+	$(BIN)/python -m trials.clients.run $(if $(QUICK),--quick) $(ARGS)
+	$(BIN)/python -m trials.clients.networks $(if $(QUICK),--quick)
 
 # Everything at once for half an hour, compared with a model; with QUICK=1, as in CI, for 3 minutes.
 soak: $(BUILT) $(TESTED)

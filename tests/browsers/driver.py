@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -206,12 +206,14 @@ class Browser:
             return  # the page went away
 
 
-def _command(name: str, executable: str, profile: Path) -> list[str]:
+def _command(
+    name: str, executable: str, profile: Path, others: Mapping[str, bool | int | str]
+) -> list[str]:
     if name == "chromium":
         return [executable, *CHROMIUM_OPTIONS, f"--user-data-dir={profile}"]
     preferences = "".join(
         f"user_pref({json.dumps(key)}, {json.dumps(value)});\n"
-        for key, value in FIREFOX_PREFERENCES.items()
+        for key, value in {**FIREFOX_PREFERENCES, **others}.items()
     )
     (profile / "user.js").write_text(preferences)
     return [executable, "--headless", "--no-remote", "--profile", str(profile)]
@@ -225,11 +227,14 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def browsing(name: str) -> Iterator[Browser]:
+def browsing(
+    name: str, preferences: Mapping[str, bool | int | str] | None = None
+) -> Iterator[Browser]:
     """Runs a browser whose page is ready, and kills it in the end; skips if it is not installed.
 
     Args:
         name: "chromium" or "firefox".
+        preferences: of Firefox, beside those above.
     """
     executable = needed(*EXECUTABLES[name])
     browser = Browser(name)
@@ -247,7 +252,10 @@ def browsing(name: str) -> Iterator[Browser]:
         thread.start()
         try:
             browser.port = control.socket.getsockname()[1]
-            command = [*_command(name, executable, profile), browser._first_address()]
+            command = [
+                *_command(name, executable, profile, preferences or {}),
+                browser._first_address(),
+            ]
             with started(command, folder / "log", _environment(folder)) as browser.program:
                 browser._wait_for_first_page()
                 yield browser

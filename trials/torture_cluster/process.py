@@ -7,7 +7,7 @@ import json
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from trials.crowd import Door
 from trials.process import Process
@@ -44,11 +44,14 @@ class Node(Process):
     """A running node; `start` makes one.
 
     Attributes:
+        program: the module that it runs.
         name: of this life of the node, in its messages.
         door: where it listens.
         last: the last look at it.
         frozen: it was sent SIGSTOP.
     """
+
+    program = "trials.torture_cluster.node"
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class Node(Process):
         unsaid: set[str],
         log: Path,
         **options: Any,
-    ) -> Node:
+    ) -> Self:
         """Starts a node, and returns once it serves.
 
         Args:
@@ -94,9 +97,7 @@ class Node(Process):
             ProcessFailedError: it did not get ready.
         """
         arguments = ["--name", name, "--port", str(door.port)]
-        return await cls._start(
-            "trials.torture_cluster.node", arguments, options, name, log, door, findings, unsaid
-        )
+        return await cls._start(cls.program, arguments, options, name, log, door, findings, unsaid)
 
     def _ended(self) -> None:
         for future in [*self._publishing.values(), *self._looking]:

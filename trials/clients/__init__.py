@@ -1,0 +1,1 @@
+"""Clients of `clients/` on hubs and networks that fail: see run.py."""
