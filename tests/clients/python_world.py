@@ -80,9 +80,15 @@ def frame(data: Payload, aware: bool) -> dict[str, Any]:
 
 
 class World:
-    """All that a client meets; `act` does one step of a case."""
+    """All that a client meets; `act` does one step of a case.
 
-    def __init__(self, case: dict[str, Any]) -> None:
+    Args:
+        case: its options, and its number for chance.
+        listens: whether there is a listener of messages.
+    """
+
+    def __init__(self, case: dict[str, Any], *, listens: bool = True) -> None:
+        self._listens = listens
         self.did: list[Any] = []
         self.settled: list[Any] = []
         self.sockets: list[Socket] = []
@@ -161,7 +167,8 @@ class World:
             Refused,
             lambda each: self.did.append({"refused": {"room": each.room, "code": each.error.code}}),
         )
-        client.on(Message, self._heard)
+        if self._listens:
+            client.on(Message, self._heard)
         return client
 
     def _heard_of_room(self, event: Joined | First | Gap) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
-from wsc_client.dispatch import ALL, Dispatch, Reading
+from wsc_client.dispatch import ALL, Dispatch, Events
 from wsc_client.errors import ClosedError
 from wsc_client.events import Event, Message, State, StateChange
 from wsc_client.heartbeat import Heartbeat
@@ -269,7 +269,7 @@ class Client:
 
         return decorate
 
-    def __aiter__(self) -> AsyncIterator[Message]:
+    def __aiter__(self) -> Events[Message]:
         """All messages, until the client is closed.
 
         A message counts as dealt with when the loop comes back for the next one, or is left.
@@ -277,19 +277,15 @@ class Client:
         Raises:
             ClosedError: the client was closed otherwise than by `close` or with 1000.
         """
-        return self._dispatch.stream((Message,))
+        return self._dispatch.events((Message,))
 
-    def events(self) -> AsyncGenerator[Event, None]:
+    def events(self) -> Events[Event]:
         """All events in their order, such as for a `match`.
 
         Raises:
             ClosedError: as of the iteration.
         """
-        return self._dispatch.stream(ALL)
-
-    def read(self) -> Reading:
-        """For `wsc_client.sync`: one reader of all messages, which goes on after a timeout."""
-        return self._dispatch.read((Message,))
+        return self._dispatch.events(ALL)
 
     # --- the rest ---
 
@@ -326,11 +322,11 @@ class _Parts:
         if client.options.recover and socket is not None:
             socket.send(client._receiver.hello())
         client._rooms.opened()
-        client._sender.flush()
+        client._sender.opened()
 
     def received(self, data: Payload) -> asyncio.Future[None] | None:
         client = self._client
-        client._heartbeat.heard()
+        self.heard()
         behind = client._receiver.receive(data)
         if behind is not None:
             # Messages that came meanwhile are read only now.
@@ -339,6 +335,7 @@ class _Parts:
 
     def heard(self) -> None:
         self._client._heartbeat.heard()
+        self._client._sender.heard()
 
     def writable(self) -> None:
         self._client._sender.flush()

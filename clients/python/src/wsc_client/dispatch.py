@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, Self, TypeVar, cast
 
 from wsc_client.errors import ClosedError
 from wsc_client.events import (
@@ -36,6 +36,8 @@ from wsc_client.listeners import (
 )
 from wsc_client.options import Options
 from wsc_client.tasks import Tasks
+
+E = TypeVar("E")
 
 OF_ROOMS: tuple[type[Any], ...] = (Message, Joined, Refused, Recovered, First, Gap)
 ALL: tuple[type[Any], ...] = (*OF_ROOMS, StateChange, Bus, ErrorEvent)
@@ -87,7 +89,7 @@ class Dispatch:
         handler = Handler(function, self.backlogs, self._tasks.spawn, self.report)
         return (place or self._client).add(kind, handler)
 
-    def read(self, kinds: tuple[type[Any], ...], place: Listeners | None = None) -> Reading:
+    def events(self, kinds: tuple[type[Any], ...], place: Listeners | None = None) -> Events[Any]:
         """Begins to read the events of these classes.
 
         Raises:
@@ -96,18 +98,7 @@ class Dispatch:
         if self.closed is not None:
             raise self.closed
         stream = Stream(self.backlogs)
-        return Reading(stream, [(place or self._client).add(kind, stream) for kind in kinds], self)
-
-    async def stream(
-        self, kinds: tuple[type[Any], ...], place: Listeners | None = None
-    ) -> AsyncGenerator[Any, None]:
-        """The events of these classes, until the client is closed."""
-        reading = self.read(kinds, place)
-        try:
-            while (event := await reading.next()) is not None:
-                yield event
-        finally:
-            reading.close()
+        return Events(stream, [(place or self._client).add(kind, stream) for kind in kinds], self)
 
     def unseen(self, deliveries: list[Delivery]) -> None:
         """A reader has left these. Where nobody else has got them, the next reader does."""
@@ -116,6 +107,7 @@ class Dispatch:
                 self._hold(delivery)
             else:
                 delivery.release()
+        self._listened()
 
     def emit(self, event: Event, size: int = 0, finished: Finished | None = None) -> None:
         """Gives an event to its listeners."""
@@ -182,29 +174,66 @@ class Dispatch:
                 self._hold(delivery)
 
 
-class Reading:
-    """One reader of events, which counts as done with an event when it asks for the next one."""
+class Events(Generic[E]):
+    """An async iterator over events.
+
+    It is done with an event when it is asked for the next one, or when it ends. A loop that is left
+    by `break` or an exception lets go of it, and so ends it.
+    """
 
     def __init__(self, stream: Stream, ends: list[Callable[[], None]], dispatch: Dispatch) -> None:
         self._stream, self._ends, self._dispatch = stream, ends, dispatch
         self._current: Delivery | None = None
+        self._loop = asyncio.get_running_loop()
 
-    async def next(self) -> Any:
-        """The next event; None at the end. To cancel it loses none.
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> E:
+        """The next event. A call that is cancelled loses none.
 
         Raises:
             ClosedError: the client was closed otherwise than by `close` or with 1000.
+            RuntimeError: another task waits for the next event.
         """
         if self._current is not None:
             current, self._current = self._current, None
             self._stream.done(current)
         self._current = await self._stream.get()
-        return None if self._current is None else self._current.event
+        if self._current is None:
+            raise StopAsyncIteration
+        return cast(E, self._current.event)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends it. Messages that it has not given wait for the next listener."""
         ends, self._ends = self._ends, []
         for end in ends:
             end()
-        current, self._current = self._current, None
-        self._dispatch.unseen(self._stream.leave(current))
+        if ends:
+            current, self._current = self._current, None
+            self._dispatch.unseen(self._stream.leave(current))
+
+    async def aclose(self) -> None:
+        """The same, as async generators have it."""
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._ends:
+            return
+        if _runs(self._loop):
+            self.close()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_close, self._stream, self._ends, self._dispatch)
+
+
+def _runs(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is the thread of the loop, in one of its callbacks."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
+def _close(stream: Stream, ends: list[Callable[[], None]], dispatch: Dispatch) -> None:
+    """Ends an iterator that is gone."""
+    Events(stream, ends, dispatch).close()

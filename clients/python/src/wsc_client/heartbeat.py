@@ -15,6 +15,8 @@ from wsc_client.sender import Sender
 from wsc_client.session import Session
 
 QUIET = 5.0  # B3
+# Seconds that a timer of a process which runs is late at most.
+LATE = 1.0
 
 
 class Heartbeat:
@@ -72,15 +74,23 @@ class Heartbeat:
         if self._pinged or self._behind() or not self._asks():
             return
         self._pinged = True
-        before = self._heard_count
+        self._wait(self._heard_count)
+
+    def _wait(self, before: int) -> None:
+        """Ends the connection, unless more has come by then than before."""
+        timeout = self._options.heartbeat_timeout
+        due = self._platform.now() + timeout
 
         def look() -> None:
-            if self._behind():
-                self._session.after(self._options.heartbeat_timeout, look)
-            elif self._heard_count == before:
+            if self._heard_count != before:
+                return
+            # A process that stood still has not read yet what came meanwhile.
+            if self._behind() or self._platform.now() > due + LATE:
+                self._wait(before)
+            else:
                 self._session.fail(TimeoutError("the server does not answer pings"))
 
-        self._session.after(self._options.heartbeat_timeout, look)
+        self._session.after(timeout, look)
 
     def _asks(self) -> bool:
         """Whether something was sent that the server answers (B2, B4)."""

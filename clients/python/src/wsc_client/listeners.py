@@ -149,6 +149,8 @@ class Stream(Backlog):
 
     async def get(self) -> Delivery | None:
         """The next delivery; None at the end."""
+        if self._wake is not None and not self._wake.done():
+            raise RuntimeError("another task waits for the next event of this iterator")
         while not self._waiting:
             if isinstance(self._ended, ClosedError):
                 raise self._ended
@@ -189,7 +191,7 @@ class Handler(Backlog):
         self,
         function: Callable[[Any], object],
         backlogs: Backlogs,
-        spawn: Callable[[Any], object],
+        spawn: Callable[[Any], asyncio.Task[Any]],
         report: Callable[[BaseException], None],
     ) -> None:
         super().__init__(backlogs)
@@ -210,26 +212,30 @@ class Handler(Backlog):
             self._waiting.append((delivery, result))
             if not self._working:
                 self._working = True
-                self._spawn(self._work())
+                # A task that is cancelled before its first step runs no `finally`.
+                self._spawn(self._work()).add_done_callback(self._stopped)
 
     async def _work(self) -> None:
-        try:
-            while self._waiting:
-                delivery, awaitable = self._waiting.popleft()
-                try:
-                    await awaitable
-                except Exception as error:
-                    self._failed(delivery, error)
-                self.done(delivery)
-        finally:
-            # Cancelled with the client: these were not dealt with, and so are not acknowledged.
-            self._working = False
-            for _, awaitable in self._waiting:
-                if inspect.iscoroutine(awaitable):
-                    awaitable.close()
-            self._waiting.clear()
-            self.count = self.size = 0
-            self.gone()
+        while self._waiting:
+            delivery, awaitable = self._waiting.popleft()
+            try:
+                await awaitable
+            except Exception as error:
+                self._failed(delivery, error)
+            self.done(delivery)
+        self._working = False
+
+    def _stopped(self, task: asyncio.Task[Any]) -> None:
+        """Where the client has ended, the rest is not dealt with, and so not acknowledged."""
+        if not task.cancelled():
+            return
+        self._working = False
+        for _, awaitable in self._waiting:
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+        self._waiting.clear()
+        self.count = self.size = 0
+        self.gone()
 
     def _failed(self, delivery: Delivery, error: Exception) -> None:
         delivery.fail(error)

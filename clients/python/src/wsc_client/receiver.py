@@ -8,6 +8,7 @@ listeners are done with, so that a process which ends has the others again.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import Any
 
 from wsc_client.dispatch import Dispatch
@@ -134,14 +135,8 @@ class Receiver:
             except Exception as error:
                 self._dispatch.report(error)
             else:
-                if asyncio.iscoroutine(result):
-                    self._tasks.spawn(self._loading(result))
-
-    async def _loading(self, result: Any) -> None:
-        try:
-            await result
-        except Exception as error:
-            self._dispatch.report(error)
+                if inspect.isawaitable(result):
+                    self._tasks.await_(result, lambda done: None, self._dispatch.report)
 
     def _dealt_with(self, room: str, pos: str | None) -> None:
         """P2. A room that was left meanwhile is forgotten."""

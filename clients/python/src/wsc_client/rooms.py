@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, overload
 
-from wsc_client.dispatch import OF_ROOMS, Dispatch, Reading
+from wsc_client.dispatch import OF_ROOMS, Dispatch, Events
 from wsc_client.errors import ClientError, RefusedError
 from wsc_client.events import First, Gap, Joined, Message, Recovered, Refused
 from wsc_client.sender import Sender
@@ -69,25 +69,21 @@ class Room:
 
         return decorate
 
-    def __aiter__(self) -> AsyncIterator[Message]:
+    def __aiter__(self) -> Events[Message]:
         """Its messages, until the client is closed or the room is left.
 
         Raises:
             ClosedError: the client was closed otherwise than by `close` or with 1000.
         """
-        return self._dispatch.stream((Message,), self._dispatch.of_room(self.name))
+        return self._dispatch.events((Message,), self._dispatch.of_room(self.name))
 
-    def events(self) -> AsyncGenerator[RoomEvent, None]:
+    def events(self) -> Events[RoomEvent]:
         """All its events in their order, such as for a `match`.
 
         Raises:
             ClosedError: as of the iteration.
         """
-        return self._dispatch.stream(OF_ROOMS, self._dispatch.of_room(self.name))
-
-    def read(self) -> Reading:
-        """For `wsc_client.sync`: one reader of its messages, which goes on after a timeout."""
-        return self._dispatch.read((Message,), self._dispatch.of_room(self.name))
+        return self._dispatch.events(OF_ROOMS, self._dispatch.of_room(self.name))
 
     def __repr__(self) -> str:
         return f"<Room {self.name!r}{', joined' if self.joined else ''}>"

@@ -169,35 +169,39 @@ class Session:
             )
 
     def _ask_token(
-        self, then: Callable[[TokenAnswer], None], failed: Callable[[BaseException], None]
+        self, then: Callable[[TokenAnswer], None], failed: Callable[[Exception], None]
     ) -> None:
         """Calls `get_token`; its answer counts as long as the client has not gone on."""
         turn = self._turn
 
-        def raised(error: BaseException) -> None:
-            self._dispatch.report(error)
-            if turn == self._turn:
-                failed(error)
-
-        async def wait(answer: object) -> None:
-            try:
-                token = await answer if inspect.isawaitable(answer) else answer
-                if not (token is None or isinstance(token, str | Token)):
-                    raise TypeError(f"get_token gave {token!r}, expected str, Token or None")
-            except Exception as error:
-                if turn == self._turn:
-                    raised(error)
+        def taken(token: object) -> None:
+            if turn != self._turn:
+                return
+            if token is None or isinstance(token, str | Token):
+                then(token)
             else:
+                text = f"get_token gave {token!r}, expected a str, a Token or None"
+                raised(TypeError(text))
+
+        def raised(error: Exception) -> None:
+            if turn == self._turn:
+                self._dispatch.report(error)
                 if turn == self._turn:
-                    then(token)
+                    failed(error)
+
+        async def call() -> object:
+            """Has a plain function answer as late as an async one."""
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
         assert self._options.get_token is not None
+        answer: object
         try:
             answer = self._options.get_token()
         except Exception as error:
-            self._tasks.spawn(_later(raised, error))
-            return
-        self._tasks.spawn(wait(answer))
+            answer = error
+        self._tasks.await_(answer if inspect.isawaitable(answer) else call(), taken, raised)
 
     def _take(self, token: TokenAnswer) -> None:
         if token is None:
@@ -421,7 +425,3 @@ def described(ending: Ending) -> str:
         return "the connection was lost"
     reason = f" ({ending.reason})" if ending.reason else ""
     return f"the server closed the connection with {ending.code}{reason}"
-
-
-async def _later(fn: Callable[[BaseException], None], error: BaseException) -> None:
-    fn(error)

@@ -16,14 +16,14 @@ import asyncio
 import inspect
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Self, TypeVar, Unpack
 
 from wsc_client import client as _client
 from wsc_client.client import Stats
-from wsc_client.dispatch import Reading
+from wsc_client.dispatch import Events
 from wsc_client.errors import ClientError, ClosedError
 from wsc_client.events import Event, Message, State
 from wsc_client.options import OptionNames
@@ -72,9 +72,14 @@ class _Loop:
         except BaseException:
             coroutine.close()
             raise
-        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+        async def run() -> T:
+            async with asyncio.timeout(timeout):
+                return await coroutine
+
+        future: Future[T] = asyncio.run_coroutine_threadsafe(run(), self._loop)
         try:
-            return future.result(timeout)
+            return future.result()
         except BaseException:  # KeyboardInterrupt, too
             future.cancel()
             raise
@@ -119,9 +124,9 @@ class _Loop:
 class _Receiving:
     """`receive` and iteration, of the client and of rooms: both take from one stream."""
 
-    def __init__(self, loop: _Loop, read: Callable[[], Reading]) -> None:
+    def __init__(self, loop: _Loop, read: Callable[[], Events[Message]]) -> None:
         self._loop, self._read = loop, read
-        self._reading: Reading | None = None
+        self._reading: Events[Message] | None = None
         self._lock = threading.Lock()
 
     def receive(self, timeout: float | None = None) -> Message:
@@ -154,10 +159,9 @@ class _Receiving:
                 self._reading = self._read()
             try:
                 async with asyncio.timeout(timeout):
-                    message: Message | None = await self._reading.next()
+                    return await anext(self._reading, None)
             except TimeoutError:
                 raise TimeoutError(f"no message came within {timeout} s") from None
-            return message
 
         with self._lock:
             return self._loop.wait(next_())
@@ -173,7 +177,7 @@ class Room(_Receiving):
     """A room of a Client; see `wsc_client.Room`."""
 
     def __init__(self, loop: _Loop, room: AsyncRoom) -> None:
-        super().__init__(loop, room.read)
+        super().__init__(loop, lambda: aiter(room))
         self._room = room
         self.name: str = room.name
 
@@ -197,7 +201,7 @@ class Room(_Receiving):
 
     def events(self) -> Iterator[RoomEvent]:
         """All events of the room in their order."""
-        return _iterated(self._loop, self._room.events())
+        return _iterated(self._loop, self._loop.call(self._room.events))
 
 
 class Client(_Receiving):
@@ -217,7 +221,7 @@ class Client(_Receiving):
             if callable(function):
                 options[name] = threaded(function)
         self._client = _client.Client(url, **options)
-        super().__init__(_Loop(), self._client.read)
+        super().__init__(_Loop(), lambda: aiter(self._client))
         self._rooms: dict[str, Room] = {}
 
     # --- the life ---
@@ -349,7 +353,7 @@ class Client(_Receiving):
 
     def events(self) -> Iterator[Event]:
         """All events in their order."""
-        return _iterated(self._loop, self._client.events())
+        return _iterated(self._loop, self._loop.call(self._client.events))
 
     def stats(self) -> Stats:
         """Counters."""
@@ -381,7 +385,7 @@ def threaded(function: Callable[..., Any]) -> Callable[..., Any]:
     return in_thread
 
 
-def _iterated(loop: _Loop, events: AsyncGenerator[E, None]) -> Iterator[E]:
+def _iterated(loop: _Loop, events: Events[E]) -> Iterator[E]:
     async def next_() -> E | None:
         return await anext(events, None)
 

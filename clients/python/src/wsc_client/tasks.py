@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Tasks:
     """Tasks that run until they are done or the client ends."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._closing: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._closing: set[asyncio.Future[Any]] = set()
 
     def spawn(
         self, coroutine: Coroutine[Any, Any, Any], *, closing: bool = False
@@ -27,6 +29,34 @@ class Tasks:
             some.add(task)
             task.add_done_callback(some.discard)
         return task
+
+    def await_(
+        self,
+        awaitable: Awaitable[T],
+        then: Callable[[T], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Awaits what a function of the application has returned.
+
+        Args:
+            awaitable: it.
+            then: called with its result.
+            failed: called with its exception; neither of them where it is cancelled.
+        """
+
+        def done(future: asyncio.Future[T]) -> None:
+            self._tasks.discard(future)
+            if future.cancelled():
+                return
+            error = future.exception()
+            if isinstance(error, Exception):
+                failed(error)
+            elif error is None:
+                then(future.result())
+
+        future = asyncio.ensure_future(awaitable)
+        self._tasks.add(future)
+        future.add_done_callback(done)
 
     async def finish(self, patience: float) -> None:
         """Waits for the tasks that close, and cancels the others, but for the one that calls this.
