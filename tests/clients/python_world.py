@@ -16,6 +16,7 @@ from typing import Any
 from wsc_client import (
     Bus,
     Client,
+    CloseFrame,
     ErrorEvent,
     First,
     Gap,
@@ -50,6 +51,7 @@ class Socket:
 
     buffered = 0
     writable = True
+    closed = CloseFrame(1000)
 
     def __init__(self, world: World, ears: Ears) -> None:
         self.world, self.ears, self.ended = world, ears, False

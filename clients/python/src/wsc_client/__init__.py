@@ -17,6 +17,7 @@ from wsc_client.errors import (
 )
 from wsc_client.events import (
     Bus,
+    CloseFrame,
     ErrorEvent,
     Event,
     First,
@@ -36,6 +37,7 @@ __all__ = [
     "Bus",
     "Client",
     "ClientError",
+    "CloseFrame",
     "ClosedError",
     "ErrorEvent",
     "Event",

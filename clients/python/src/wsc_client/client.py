@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 from wsc_client.dispatch import ALL, Dispatch, Events
 from wsc_client.errors import ClosedError
-from wsc_client.events import Event, Message, State, StateChange
+from wsc_client.events import CloseFrame, Event, Message, State, StateChange
 from wsc_client.heartbeat import Heartbeat
 from wsc_client.options import OptionNames, Options, checked, checked_url
 from wsc_client.platform import Platform
@@ -102,6 +102,11 @@ class Client:
         return self._session.state
 
     @property
+    def subprotocol(self) -> str | None:
+        """The one that the last connection has agreed on; "wsc.1" where the client recovers."""
+        return self._session.subprotocol
+
+    @property
     def background(self) -> bool:
         """Whether waits are four times as long, such as while nobody looks; may be set."""
         return self._session.background
@@ -152,15 +157,22 @@ class Client:
             self._session.close()
             self._receiver.save()
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> CloseFrame | None:
         """Closes, waits for the server's answer, and ends async listeners that still run.
 
         A message whose listeners are not done is not acknowledged. It comes again.
+
+        Returns:
+            CloseFrame | None: the server's. With 1000 it has read all that was sent, with 1006 it
+            has not answered. None where no connection was open.
         """
+        was_open = self.state == "open"
         self.close()
         await self._tasks.finish(self.options.close_timeout * 2)
         self._receiver.save()
         self._receiver.begin_anew()
+        former = self._session.former
+        return former.closed if was_open and former is not None else None
 
     async def __aenter__(self) -> Self:
         """Connects, and waits until the connection is open.

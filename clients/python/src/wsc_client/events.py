@@ -20,12 +20,14 @@ class Message:
         room: the kept room that it was sent to, where the client recovers; else None.
         pos: its position in that room.
         hub: whether `data` is a HubMessage, a dict with `id`, `type`, `content` and `create_at`.
+        raw: the text or the bytes as they came, without the head of wsc.1.
     """
 
     data: Any
     room: str | None = None
     pos: str | None = None
     hub: bool = False
+    raw: str | bytes = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,19 @@ class StateChange:
     why: Why | None = None
     reason: str = field(default="", compare=False)
     error: BaseException | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CloseFrame:
+    """The server's close frame.
+
+    Attributes:
+        code: 1005 where it has none, 1006 where no close frame came.
+        reason: its text.
+    """
+
+    code: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class OptionNames(TypedDict, total=False):
     heartbeat_interval: float
     heartbeat_timeout: float
     known_ids: int
+    acknowledge: bool
     pending_messages: int
     pending_bytes: int
     max_message_size: int
@@ -103,6 +104,8 @@ class Options:
         heartbeat: None: by itself. False: never. True: pings that ask the hub from the start.
         heartbeat_interval, heartbeat_timeout: of the heartbeat.
         known_ids: how many ids of HubMessages are remembered.
+        acknowledge: whether HubMessages are acknowledged. Without it their copies are shown, too:
+            for a program that only watches.
         pending_messages, pending_bytes: so much may wait for one iterator or async listener. At the
             bound nothing more is read from the connection.
         max_message_size: of a message of the server.
@@ -133,6 +136,7 @@ class Options:
     heartbeat_interval: float = 25.0
     heartbeat_timeout: float = 10.0
     known_ids: int = 2000
+    acknowledge: bool = True
     pending_messages: int = 1000
     pending_bytes: int = 1 << 20
     max_message_size: int = 64 << 20

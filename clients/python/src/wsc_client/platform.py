@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from wsc_client.events import CloseFrame
 from wsc_client.wire import Payload
 
 
@@ -75,12 +76,15 @@ class Socket(Protocol):
     Attributes:
         buffered: bytes that it holds back.
         writable: whether it takes messages without holding much back.
+        closed: the server's close frame, once the connection has ended.
     """
 
     @property
     def buffered(self) -> int: ...
     @property
     def writable(self) -> bool: ...
+    @property
+    def closed(self) -> CloseFrame: ...
 
     def send(self, data: Payload) -> None:
         """Sends a message; nothing once the connection has ended."""

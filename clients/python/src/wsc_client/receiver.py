@@ -157,8 +157,8 @@ class Receiver:
             hub = is_hub_message(read)
             if hub or (self._options.json and read is not NO_JSON):
                 value = read  # M2, M4
-        message = Message(value, room, pos, hub)
-        if hub and value.get("require_ack") is True:
+        message = Message(value, room, pos, hub, payload)
+        if hub and value.get("require_ack") is True and self._options.acknowledge:
             self._acknowledge(message, size)
         else:
             self._dispatch.emit(message, size, lambda error: self._dealt_with(room or "", pos))

@@ -68,6 +68,9 @@ class Session:
         state: of the client.
         background: waits are four times as long (W5).
         connections: so many have been open.
+        opened_at: when the last one was, by the platform's clock.
+        subprotocol: the one that it has agreed on.
+        former: the connection that a close frame was sent on last.
     """
 
     parts: Parts
@@ -79,6 +82,8 @@ class Session:
         self.background: bool = False
         self.connections: int = 0
         self.opened_at: float = 0.0
+        self.subprotocol: str | None = None
+        self.former: Socket | None = None
         self._url, self._options, self._platform = url, options, platform
         self._dispatch, self._tasks = dispatch, tasks
         self._socket: Socket | None = None
@@ -251,7 +256,7 @@ class Session:
             self._failed(Ending(NO_CLOSE_FRAME, error=error))  # C4
             return
         self._clear_timers()
-        self.state = "open"
+        self.state, self.subprotocol = "open", agreed
         self.opened_at = self._platform.now()
         if ends_at is not None:
             self._renew_before(ends_at)
@@ -397,6 +402,7 @@ class Session:
         self._renewed = None
         self.parts.dropped()
         if socket is not None:
+            self.former = socket if self.state == "open" else None
             socket.close(code)
 
     def _next(self) -> int:

@@ -20,6 +20,7 @@ from websockets import Subprotocol
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
+from wsc_client.events import CloseFrame
 from wsc_client.options import Options
 from wsc_client.platform import Answer, Ears, Ending, Fetch, OpenSocket, Socket
 from wsc_client.tasks import Tasks
@@ -71,6 +72,14 @@ class WebSocket:
     def writable(self) -> bool:
         """Whether it is open, and holds little back."""
         return self._socket is not None and self._buffered < AHEAD and not self._closing.done()
+
+    @property
+    def closed(self) -> CloseFrame:
+        """The server's close frame, once the connection has ended."""
+        socket = self._socket
+        if socket is None or socket.close_code is None:
+            return CloseFrame(NO_CLOSE_FRAME)
+        return CloseFrame(socket.close_code, socket.close_reason or "")
 
     def send(self, data: Payload) -> None:
         """Sends a message; nothing once the connection has ended."""
