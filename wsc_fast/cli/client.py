@@ -168,7 +168,7 @@ class Connection:
         self._client.close()
 
     def _failure(self, change: StateChange) -> Failure | None:
-        """What went wrong, if something did."""
+        """The failure that this end is, if it is one."""
         url, error = self._peer.url, change.error
         if isinstance(error, InvalidStatus):
             response = error.response
