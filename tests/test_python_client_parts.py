@@ -483,3 +483,18 @@ async def test_a_new_connection_is_given_little_before_the_hub_has_said_anything
     assert all(each.done() for each in sending)
     assert len(pings) == 1
     await world.end()
+
+
+async def test_a_client_that_only_watches_acknowledges_nothing() -> None:
+    async with opened(acknowledge=False) as world:
+        await receive(world, "\n" + URGENT % 1, "\n" + URGENT % 1)
+        assert len([each for each in world.did if "message" in each]) == 2
+        assert sent(world) == []
+
+
+async def test_a_message_has_its_text_as_it_came() -> None:
+    async with opened(json=False) as world:
+        heard: list[Message] = []
+        world.client.on(Message, heard.append)
+        await receive(world, "\n" + URGENT % 1, '{"room":"r","pos":"1"}\n{ "a": 1}')
+        assert [each.raw for each in heard] == [URGENT % 1, '{ "a": 1}']
