@@ -98,7 +98,7 @@ newest-tree:
 	@test -n "$(NEWEST)" || { echo "there is no Python 3.13 or newer here"; exit 1; }
 	rm -rf $(NEWEST_TREE) && mkdir -p $(NEWEST_TREE)
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(NEWEST_TREE)
-	cd $(NEWEST_TREE) && $(NEWEST) -m venv .venv && .venv/bin/pip install -q -e '.[test,cli]'
+	cd $(NEWEST_TREE) && $(NEWEST) -m venv .venv && .venv/bin/pip install -q -e ./clients/python -e '.[test,cli]'
 
 # The Autobahn cases: all on uvloop; on asyncio's loop, over TLS and on picows without those for
 # performance (9), and with QUICK=1, as in CI, without those for compression either, which none of
@@ -192,7 +192,7 @@ debug: $(MADE)
 	rm -rf $(DEBUG_TREE) && mkdir -p $(DEBUG_TREE)
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(DEBUG_TREE)
 	cd $(DEBUG_TREE) && $(PYTHON) -m venv .venv && WSC_DEBUG=1 WSC_SANITIZE=$(SANITIZE) \
-		.venv/bin/pip install -q -e '.[test,cli]'
+		.venv/bin/pip install -q -e ./clients/python -e '.[test,cli]'
 	cd $(DEBUG_TREE) && $(DEBUG_ENV) PYTHONFAULTHANDLER=1 .venv/bin/python -m tests.spread $(DEBUG_LESS) $(ARGS)
 
 # The tests under valgrind, which checks the engine's use of memory. It is some thirty times slower,
@@ -242,6 +242,7 @@ RUN_NEEDS := project["dependencies"], *project["optional-dependencies"]["cli"]
 # The modules are compiled while pip installs what only running needs: compiling keeps the processor busy,
 # and pip the network. `pip install -e` then finds all modules compiled. It runs without the isolation of
 # a build, so that Cython is installed once, and what was compiled before counts.
+# The extra `cli` needs wsc-client, which is that of this tree.
 # With --no-compile Python writes bytecode of the modules that are imported, and pip not of all.
 $(BUILT): $(MADE) $(SOURCES)
 	@echo "Installing what the build needs, such as Cython"
@@ -251,7 +252,8 @@ $(BUILT): $(MADE) $(SOURCES)
 		"need: up to a minute the first time"
 	@$(call NEEDS,$(RUN_NEEDS))
 	@$(BIN)/python setup.py -q build_ext --inplace & modules=$$!; \
-		$(BIN)/pip install -q --no-compile -r $(VENV)/.needs; installed=$$?; wait $$modules && exit $$installed
+		$(BIN)/pip install -q --no-compile --no-build-isolation -e ./clients/python -r $(VENV)/.needs; \
+		installed=$$?; wait $$modules && exit $$installed
 	@$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	@touch $@
 

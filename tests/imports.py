@@ -20,6 +20,8 @@ from pathlib import Path
 PACKAGE = "wsc_fast"
 # Folders with code that is no part of the package, and is its user.
 USERS = ("clients", "examples", "deploy")
+# A package of its own, whose modules are named from here.
+SOURCES_OF_THE_CLIENT = ("clients", "python", "src")
 # `x._name` on these is no use of another's name.
 OWN = ("self", "cls")
 
@@ -75,8 +77,10 @@ def read(path: Path, root: Path) -> Source:
     parts = path.relative_to(root).with_suffix("").parts
     if parts[0] == "src_cy":
         parts = (PACKAGE, "_core", *parts[1:])
-    module = ".".join(parts).removesuffix(".__init__")
     room = parts[1] if parts[0] == PACKAGE else parts[0]
+    if parts[:3] == SOURCES_OF_THE_CLIENT:
+        parts = parts[3:]
+    module = ".".join(parts).removesuffix(".__init__")
     source = Source(path.relative_to(root).as_posix(), module, room)
     if path.suffix in (".pyx", ".pxd"):
         _read_cython(path.read_text(), source)

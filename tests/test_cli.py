@@ -858,7 +858,7 @@ def silent() -> Iterator[int]:
 def test_a_hub_that_does_not_answer_the_close_frame_is_a_failure(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsc_fast.cli.client.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("wsc_fast.cli.peer.CLOSE_TIMEOUT", 0.1)
     with silent() as port:
         done = here("send", f"localhost:{port}", "hello")
     fails_in_one_line(done, 1, "the hub does not answer the close frame")

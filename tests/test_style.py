@@ -19,7 +19,11 @@ from tests.stubs import STUBS, differing, own_doc
 from wsc_fast import Client, Hub, handle_websocket
 
 ROOT = Path(__file__).parent.parent
-PYTHON = sorted([*ROOT.glob("wsc_fast/**/*.py"), *ROOT.glob("tests/**/*.py")])
+PYTHON = sorted(
+    path
+    for folder in ("wsc_fast", "clients/python/src", "tests")
+    for path in ROOT.glob(f"{folder}/**/*.py")
+)
 CYTHON = sorted([*ROOT.glob("src_cy/*.pyx"), *ROOT.glob("wsc_fast/_core/*.pxd")])
 
 
@@ -141,7 +145,10 @@ def parameters_of(method: Any) -> list[str]:
 
 # --- words ---
 
-FOLDERS = ("wsc_fast", "src_cy", "tests", "trials", "benchmarks", "examples", "deploy", "docs")
+FOLDERS = (
+    *("wsc_fast", "src_cy", "tests", "trials", "benchmarks", "examples", "deploy", "docs"),
+    "clients/python/src",
+)
 
 
 def written(*suffixes: str) -> list[Path]:

@@ -14,8 +14,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from wsc_fast.cli.client import NORMAL, ConnectFailure, Connection, Peer, connect
 from wsc_fast.cli.histogram import Histogram
+from wsc_fast.cli.load_connection import Connection, connect
+from wsc_fast.cli.peer import NORMAL, ConnectFailure, Peer
 
 # The shortest message: tag, number of the client, time.
 LEAST_SIZE = 42

@@ -11,7 +11,7 @@ import typer
 from wsc_fast.cli.output import UsageFailure, reason_of
 
 if TYPE_CHECKING:
-    from wsc_fast.cli.client import Peer
+    from wsc_fast.cli.peer import Peer
 
 URL = Annotated[
     str,
@@ -56,14 +56,12 @@ def peer_of(
     Raises:
         UsageFailure: one of them cannot be used.
     """
-    from wsc_fast.cli.client import Peer, checked_url
+    from wsc_fast.cli.peer import Peer, checked_url
 
     fields = fields_of(headers, token)
     if origin is not None:
         fields.append(("Origin", origin))
-    if subprotocols:
-        fields.append(("Sec-WebSocket-Protocol", ", ".join(subprotocols)))
-    return Peer(checked_url(url), fields, tls_context(insecure, cafile))
+    return Peer(checked_url(url), fields, tls_context(insecure, cafile), tuple(subprotocols or ()))
 
 
 def fields_of(headers: list[str] | None, token: str | None) -> list[tuple[str, str]]:

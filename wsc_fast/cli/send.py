@@ -16,7 +16,7 @@ from wsc_fast.cli import options
 from wsc_fast.cli.output import Failure, UsageFailure, reason_of, unwrapped
 
 if TYPE_CHECKING:
-    from wsc_fast.cli.client import Connection, Peer
+    from wsc_fast.cli.peer import Peer
 
 _STDIN = "-"
 
@@ -82,7 +82,7 @@ def send(
 
 
 async def _send(peer: Peer, source: _Source, wait: int, timeout: float, as_json: bool) -> None:
-    from wsc_fast.cli.client import NORMAL, connect
+    from wsc_fast.cli.client import Connection, connected
     from wsc_fast.cli.tail import Enough, Printer
 
     printer = Printer(as_json=as_json, count=wait)
@@ -95,21 +95,16 @@ async def _send(peer: Peer, source: _Source, wait: int, timeout: float, as_json:
             enough.set()
 
     async def work(connection: Connection) -> None:
+        await connection.opened()
         async for message in source.messages():
             await connection.send(message)
         if wait:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(enough.wait(), timeout)
 
-    connection = await connect(peer, take)
-    try:
-        await _first_of(work(connection), connection.closed())
-    finally:
-        answered = await connection.close()
-    if not answered and connection.code is None:
-        raise Failure("the hub does not answer the close frame")
-    if connection.code not in NORMAL:
-        raise Failure(connection.ending)
+    async with connected(Connection(peer, take)) as connection:
+        await _first_of(work(connection), connection.over())
+        await connection.close()
     if printer.printed < wait:
         raise Failure(f"{printer.printed} of {wait} answers came in {timeout:g} s")
 

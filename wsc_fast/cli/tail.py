@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,19 +13,15 @@ import msgspec
 import typer
 
 from wsc_fast.cli import options
-from wsc_fast.cli.output import Failure, console, harmless, say, unwrapped, write_json
+from wsc_fast.cli.output import console, harmless, say, unwrapped, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from wsc_fast.cli.client import Connection, Peer
+    from wsc_fast.cli.peer import Peer
 
 # Bytes of a binary message that are shown.
 _SHOWN = 64
-# Seconds between attempts to connect again, at most: of the first one, and of all.
-_FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0
-# With these a hub says that it does not want this client back.
-_UNWANTED = (1000, 1008, 4401)
 
 _EPILOG = unwrapped(
     """
@@ -77,45 +73,20 @@ def tail(
 
 
 async def _tail(peer: Peer, printer: Printer, reconnect: bool) -> None:
-    from wsc_fast.cli.client import NORMAL, ConnectFailure, connect
+    from wsc_fast.cli.client import Connection, connected
+    from wsc_fast.cli.peer import ending
 
-    failures = 0
-    while True:
-        unwanted = True
-        try:
-            connection = await connect(peer, printer.take)
-            failures = 0
-            say(f"connected to {peer.url}{_agreed(connection)}")
-            code = await _until_the_end(connection)
-            if code is None:
-                return
-            ended: Failure | None = None if code in NORMAL else Failure(connection.ending)
-            said, unwanted = connection.ending, code in _UNWANTED
-        except ConnectFailure as failure:
-            ended, said, unwanted = failure, str(failure), failure.lasting
-        if not reconnect or unwanted:
-            if ended is not None:
-                raise ended
-            say(said)
-            return
-        failures += 1
-        delay = random.uniform(0, min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** min(failures, 10)))
+    def opened(connection: Connection) -> None:
+        agreed = f", subprotocol {connection.subprotocol}" if connection.subprotocol else ""
+        say(f"connected to {peer.url}{agreed}")
+
+    def again(said: str, delay: float) -> None:
         say(f"{said}; again in {delay:.1f} s", "yellow")
-        await asyncio.sleep(delay)
 
-
-async def _until_the_end(connection: Connection) -> int | None:
-    """The close code; None once as many messages as wanted have come."""
-    try:
-        return await connection.closed()
-    except Enough:
-        return None
-    finally:
-        await connection.close()
-
-
-def _agreed(connection: Connection) -> str:
-    return f", subprotocol {connection.subprotocol}" if connection.subprotocol else ""
+    connection = Connection(peer, printer.take, opened, again if reconnect else None)
+    with suppress(Enough):
+        async with connected(connection):
+            say(ending(await connection.over(), connection.reason))
 
 
 class Enough(Exception):
