@@ -72,9 +72,9 @@ run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
 
 # The site in build/site; a warning, such as a link that leads nowhere, ends it. With LINKS=1 it also asks the servers of
-# all links to other sites.
+# all links to other sites. All pages are made anew, since each has the contents of the site beside it.
 docs: $(BUILT) $(DOCUMENTED)
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
+	$(BIN)/python -m sphinx -q -W --keep-going -E -a -b html docs build/site
 	$(if $(LINKS),$(BIN)/python -m sphinx -q -b linkcheck docs build/links)
 	@echo "The site is in build/site: open build/site/index.html"
 

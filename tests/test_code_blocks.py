@@ -142,7 +142,7 @@ def test_the_commands_of_wsc_fast_run(tmp_path: Path) -> None:
 
     serve = command("serve", more=f" --port {port}")
     with begun(["sh", "-c", f"exec {serve}"], tmp_path) as server:
-        connected(port).close()
+        connected(port, PATIENCE).close()
         with begun(["sh", "-c", f"exec {command('tail', more=' -n 1')}"], tmp_path) as tail:
             # `tail` may connect after the first message.
             while tail.poll() is None:
@@ -165,7 +165,7 @@ def test_the_commands_beside_fastapi_run(tmp_path: Path) -> None:
     # Its packages are installed already.
     serve = "pip() { :; }\n" + code(page, "Beside a web framework", "sh")
     with begun(["sh", "-ec", serve], tmp_path):
-        connected(int(port)).close()
+        connected(int(port), PATIENCE).close()
         script = code(page, "FastAPI, with JSON Web Tokens", "sh").replace("8000", port)
         login, publish = script.split("curl -s localhost:" + port + "/rooms")
         login = login.replace('"$TOKEN" &', '"$TOKEN" -n 1 &')

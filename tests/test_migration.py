@@ -23,7 +23,8 @@ from tests.ports import free_port
 from tests.test_pages import ROOT, connected
 
 MIGRATION = ROOT / "docs/migration"
-PATIENCE = 20
+# Seconds that a program may take to begin or to answer, on a machine that is busy.
+PATIENCE = 60
 # The module that a program needs, by the name of the program.
 PEERS = {
     "websockets": "websockets",
@@ -61,7 +62,7 @@ def running(name: str, *, waits_for: str = "hub") -> Iterator[Ports]:
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            connected(getattr(ports, waits_for)).close()
+            connected(getattr(ports, waits_for), PATIENCE).close()
             yield ports
         finally:
             process.kill()
@@ -73,7 +74,7 @@ def needed(peer: str) -> None:
 
 
 def client(port: int, path: str = "/ws") -> ClientConnection:
-    return connect(f"ws://127.0.0.1:{port}{path}", proxy=None)
+    return connect(f"ws://127.0.0.1:{port}{path}", proxy=None, open_timeout=PATIENCE)
 
 
 def heard(connection: ClientConnection) -> Any:
@@ -148,7 +149,12 @@ def of_socketio(port: int, talk: Callable[[Any, Any], None]) -> None:
     clients = [socketio.SimpleClient() for _ in range(2)]
     try:
         for each, user in zip(clients, ("ann", "bob"), strict=True):
-            each.connect(f"http://127.0.0.1:{port}", transports=["websocket"], auth={"user": user})
+            each.connect(
+                f"http://127.0.0.1:{port}",
+                transports=["websocket"],
+                auth={"user": user},
+                wait_timeout=PATIENCE,
+            )
         talk(*clients)
     finally:
         for each in clients:

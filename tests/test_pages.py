@@ -129,8 +129,9 @@ def recipe(title: str) -> str:
     return found
 
 
-def connected(port: int) -> socket.socket:
-    deadline = time.monotonic() + 20
+def connected(port: int, patience: float = 20) -> socket.socket:
+    """A connection to a program that begins to listen within so many seconds."""
+    deadline = time.monotonic() + patience
     while True:
         try:
             return socket.create_connection(("127.0.0.1", port), timeout=10)

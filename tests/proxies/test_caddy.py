@@ -41,7 +41,7 @@ def caddy(folder: Path, port: int) -> Iterator[int]:
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            connected(own).close()
+            connected(own, 60).close()
             yield own
         finally:
             process.kill()
