@@ -48,6 +48,14 @@ async def until_close(raw: RawClient) -> list[Frame]:
 # --- startup ---
 
 
+async def test_a_start_does_not_wait_for_a_task_that_a_startup_callback_returns() -> None:
+    hub = Hub()
+    hub.on_startup(lambda: hub.create_task(asyncio.sleep(60), name="ticker"))
+    async with asyncio.timeout(10), running(hub):
+        assert "ticker" in {task.get_name() for task in asyncio.all_tasks()}
+    assert "ticker" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
 async def test_startup_callbacks_run_in_order_before_anybody_can_connect(any_loop: str) -> None:
     hub = Hub()
     told: list[object] = []

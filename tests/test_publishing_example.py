@@ -51,7 +51,7 @@ async def the_shop(folder: Path) -> AsyncIterator[tuple[RedisServer, RawClient]]
     """A bus, the hub, and a client of the order 17."""
     with RedisServer(folder) as server:
         port = free_port()
-        with running("hub.py", BUS=server.url, PORT=str(port)):
+        with running("hub.py", "--port", str(port), BUS=server.url):
             found: list[RawClient] = []
 
             async def connected() -> bool:

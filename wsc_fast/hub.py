@@ -132,7 +132,8 @@ class Hub(
         settings: Callable[[], HubConfig] = partial(getattr, self, "_config")
         state, files, site = State(), FileLimit(), Site()
         report: Callable[[BaseException], None] = lambda error: callbacks.report(None, error)  # noqa: E731
-        tasks, hooks = Tasks(engine, report), LifeHooks(report)
+        tasks = Tasks(engine, report)
+        hooks = LifeHooks(report, tasks.has_started)
         calls = ThreadCalls(engine, lambda: settings().thread_call_timeout)
         paused: set[Inbox] = set()
         delivery = Delivery(

@@ -46,7 +46,7 @@ def main() -> None:
     hub.add_send_failure_handler(alerts)  # hears of every failure
     hub.add_queue_full_handler(backlog)
     hub.add_user_offline_handler(offline)
-    hub.on_startup(lambda: hub.create_task(backlog.send_again()) and None)
+    hub.on_startup(lambda: hub.create_task(backlog.send_again()))
 
     @hub.on_client_connected
     async def connected(client: Client) -> None:

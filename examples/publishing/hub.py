@@ -1,5 +1,6 @@
 """The hub: each client hears of one order and of its user's, `/ws?order=17&user=ann`."""
 
+import argparse
 import os
 
 from wsc_fast import ACKConfig, Client, Hub, Identity, RedisBus, Request
@@ -24,4 +25,6 @@ def connected(client: Client) -> None:
 
 
 if __name__ == "__main__":
-    hub.run(port=int(os.environ.get("PORT", "8080")))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=8080)
+    hub.run("127.0.0.1", parser.parse_args().port)

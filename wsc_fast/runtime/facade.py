@@ -36,9 +36,9 @@ class LifeFace(Calls):
         """Has `fn()` called at each start, on the hub's loop, before the first client can connect.
 
         Args:
-            fn: plain or async; its end is waited for. If it raises, the start ends with that
-                exception, and the hub does not run. Several are called in the order of their
-                registration.
+            fn: plain or async; its end is waited for, but not that of a task of `create_task` that
+                it returns. If it raises, the start ends with that exception, and the hub does not
+                run. Several are called in the order of their registration.
 
         Returns:
             fn, so that this works as a decorator too.

@@ -18,12 +18,16 @@ class LifeHooks:
 
     Args:
         report: counts and logs an exception, and tells the on_error callbacks.
+        goes_on: whether a callback's result is a task that is to go on while the hub runs.
 
     Thread-safety: the loop's thread, but for `add_...`.
     """
 
-    def __init__(self, report: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, report: Callable[[BaseException], None], goes_on: Callable[[object], bool]
+    ) -> None:
         self._report = report
+        self._goes_on = goes_on
         self._adding = threading.Lock()
         self._on_startup: Handlers = ()
         self._on_shutdown: Handlers = ()
@@ -51,7 +55,10 @@ class LifeHooks:
         """
         self._started = False
         for fn in self._on_startup:
-            await _result_of(fn)
+            result = fn()
+            # `lambda: hub.create_task(tick())` returns a task that ends with the hub alone.
+            if is_awaitable(result) and not self._goes_on(result):
+                await result
             check()
         self._started = True
 
@@ -94,7 +101,9 @@ class LifeHooks:
     async def _call_all(self) -> None:
         for fn in self._on_shutdown:
             try:
-                await _result_of(fn)
+                result = fn()
+                if is_awaitable(result):
+                    await result
             except BaseException as error:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
@@ -105,9 +114,3 @@ class LifeHooks:
         """The loop was closed under the hub."""
         self._started = False
         self._ending = None
-
-
-async def _result_of(fn: Callable[[], Any]) -> None:
-    result = fn()
-    if is_awaitable(result):
-        await result

@@ -64,6 +64,10 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    def has_started(self, result: object) -> bool:
+        """Whether this is a task of `Hub.create_task` that goes on."""
+        return isinstance(result, asyncio.Task) and result in self._own
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._own.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
