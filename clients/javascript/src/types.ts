@@ -144,7 +144,7 @@ export interface Socket {
 /** A class of standard WebSockets. */
 export type SocketClass = new (url: string, protocols?: string[]) => Socket;
 
-/** The options of a client. Times are in milliseconds. `clients/spec.md` says what each has for an effect. */
+/** The options of a client. Times are in milliseconds. `clients/spec.md` says how each acts. */
 export interface Options {
   /** Speak `wsc.1`, so that missed messages of kept rooms come after a reconnect; true by default. */
   recover?: boolean;
