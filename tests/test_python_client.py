@@ -252,6 +252,7 @@ async def test_a_token_goes_as_a_subprotocol_and_is_renewed_before_it_ends() -> 
         client.on(StateChange, lambda change: states.append(change.state))
         async with client:
             await eventually(lambda: states.count("open") == 2)
+            await client.request(1)  # the hub has let it in
             assert only_client(hub).user_id == "ann"
     assert states == ["connecting", "open", "connecting", "open", "closed"]
     assert asked[1] - asked[0] > 0.4
