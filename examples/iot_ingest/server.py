@@ -22,7 +22,7 @@ logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(mess
 log = logging.getLogger("ingest")
 PAGE = read_page(Path(__file__).with_name("page.html"))
 # One token for each device; yours are random, and in a database.
-DEVICES = TokenAuthenticator({f"token-of-device-{n}": f"device-{n}" for n in range(1_000)})
+DEVICES = TokenAuthenticator({f"token-of-device-{n}": f"device-{n:03}" for n in range(1_000)})
 VIEWER = "viewer"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -93,7 +94,7 @@ def listens(port: int) -> bool:
 def example(
     name: str, folder: Path, *arguments: str, code: int = 0, **environment: str
 ) -> Iterator[Example]:
-    """Starts a program of an example, and asserts that Ctrl-C ends it without a traceback.
+    """Starts a program of a copied folder, and asserts that Ctrl-C ends it without a traceback.
 
     Args:
         name: of the program, below examples/.
@@ -103,7 +104,11 @@ def example(
         environment: variables beside those of the test.
     """
     port = free_port()
-    command = [sys.executable, str(EXAMPLES / name), "--port", str(port), *arguments]
+    # A reader copies a folder: nothing else of examples/ is there.
+    copied = Path(name).parent
+    ignored = shutil.ignore_patterns("__pycache__", "*.db")
+    shutil.copytree(EXAMPLES / copied, folder / copied, ignore=ignored, dirs_exist_ok=True)
+    command = [sys.executable, str(folder / name), "--port", str(port), *arguments]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment}
     log = folder / f"{name.replace('/', '-')}.log"
     with started(command, log, variables, cwd=folder) as program:

@@ -89,7 +89,7 @@ def test_iot_ingest(tmp_path: Path, open_page: Open) -> None:
         assert said == "20 devices sent 400 readings\n"
         phone.sees("#stored", "400")
         assert phone.text("#count") == "20"
-        phone.sees("#devices", "device-7")
+        phone.sees("#devices", "device-007")
 
         # A reading of a device, to the byte: 20.5 degrees and 40.25 per cent in the year 2025.
         with server.connect(additional_headers=token) as device:
@@ -117,4 +117,4 @@ def test_iot_ingest(tmp_path: Path, open_page: Open) -> None:
     with closing(sqlite3.connect(tmp_path / "readings.db")) as db:
         rows = db.execute("SELECT * FROM readings WHERE time < 1764526237").fetchall()
         assert db.execute("SELECT count(*) FROM readings").fetchone() == (402,)
-    assert rows == [("device-7", 1764526236 + part, 20.5, 40.25) for part in (0.672, 0.673)]
+    assert rows == [("device-007", 1764526236 + part, 20.5, 40.25) for part in (0.672, 0.673)]
