@@ -1,16 +1,15 @@
 """A kit for the tests of applications: a running hub, clients that may misbehave, a clock, TLS.
 
-    from wsc_fast.testing import TEXT, Frame, RawClient, running
+    from wsc_fast.testing import HubClient, running
 
     async def test_an_echo():
-        async with running(hub):
-            with await RawClient.open(hub) as client:
-                await client.send(TEXT, b"hello")
-                assert await client.recv() == Frame(TEXT, b"hello")
+        async with running(hub), await HubClient.connect(hub) as client:
+            await client.send("hello")
+            await client.expect("hello")
 
-The tests of wsc_fast use the kit too. It uses public names of wsc_fast, sets the clock of
-`_core.clock`, and writes and reads frames by itself. Nothing of it belongs in a program that
-serves.
+The fixtures of `plugin` do the same for pytest. The tests of wsc_fast use the kit too. It uses
+public names of wsc_fast, sets the clock of `_core.clock`, and writes and reads frames by itself.
+Nothing of it belongs in a program that serves.
 
 Each name is imported when it is first used, so that a plugin of pytest costs nothing at its start.
 
@@ -21,8 +20,10 @@ their test. All else may be called in any thread.
 import typing
 
 if typing.TYPE_CHECKING:
+    from wsc_fast.testing.blocking_client import BlockingClient
     from wsc_fast.testing.clients import RawClient, TLSClient, open_client
     from wsc_fast.testing.clock import BlockingClock, Clock
+    from wsc_fast.testing.expected import matches
     from wsc_fast.testing.frames import (
         BINARY,
         CLOSE,
@@ -37,6 +38,7 @@ if typing.TYPE_CHECKING:
         head,
         take_frame,
     )
+    from wsc_fast.testing.hub_client import HubClient, RefusedError
     from wsc_fast.testing.hubs import (
         Listening,
         assert_nothing_left,
@@ -58,12 +60,15 @@ __all__ = [
     "PONG",
     "TEXT",
     "Authority",
+    "BlockingClient",
     "BlockingClock",
     "Clock",
     "Frame",
+    "HubClient",
     "Listening",
     "LoopThread",
     "RawClient",
+    "RefusedError",
     "TLSClient",
     "apply_mask",
     "assert_nothing_left",
@@ -74,6 +79,7 @@ __all__ = [
     "eventually",
     "eventually_async",
     "head",
+    "matches",
     "open_client",
     "reset_when_closed",
     "running",
@@ -86,6 +92,7 @@ __all__ = [
 ]
 
 _NAMES = {
+    "blocking_client": ("BlockingClient",),
     "clients": (
         "RawClient",
         "TLSClient",
@@ -95,6 +102,7 @@ _NAMES = {
         "BlockingClock",
         "Clock",
     ),
+    "expected": ("matches",),
     "frames": (
         "BINARY",
         "CLOSE",
@@ -108,6 +116,10 @@ _NAMES = {
         "encode",
         "head",
         "take_frame",
+    ),
+    "hub_client": (
+        "HubClient",
+        "RefusedError",
     ),
     "hubs": (
         "Listening",
