@@ -46,8 +46,11 @@ if typing.TYPE_CHECKING:
         running_in_thread,
         uri,
     )
+    from wsc_fast.testing.proxy import FaultProxy
+    from wsc_fast.testing.record import Record, Sent
     from wsc_fast.testing.requests import upgrade_request
     from wsc_fast.testing.sockets import drop_packets, reset_when_closed
+    from wsc_fast.testing.stores import FaultyStore
     from wsc_fast.testing.threads import LoopThread
     from wsc_fast.testing.tls import Authority, client_hello, trusting
     from wsc_fast.testing.waiting import eventually, eventually_async, wait_until
@@ -63,12 +66,16 @@ __all__ = [
     "BlockingClient",
     "BlockingClock",
     "Clock",
+    "FaultProxy",
+    "FaultyStore",
     "Frame",
     "HubClient",
     "Listening",
     "LoopThread",
     "RawClient",
+    "Record",
     "RefusedError",
+    "Sent",
     "TLSClient",
     "apply_mask",
     "assert_nothing_left",
@@ -128,11 +135,17 @@ _NAMES = {
         "running_in_thread",
         "uri",
     ),
+    "proxy": ("FaultProxy",),
+    "record": (
+        "Record",
+        "Sent",
+    ),
     "requests": ("upgrade_request",),
     "sockets": (
         "drop_packets",
         "reset_when_closed",
     ),
+    "stores": ("FaultyStore",),
     "threads": ("LoopThread",),
     "tls": (
         "Authority",

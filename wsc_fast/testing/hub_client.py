@@ -65,6 +65,7 @@ class HubClient:
         close_code: with which the connection has ended; 1006 without a close frame; None while it
             is open.
         close_reason: the text beside it.
+        on_reconnect: is called with each client that `reconnect` makes; None for nothing.
 
     Thread-safety: the loop's thread.
     """
@@ -77,6 +78,7 @@ class HubClient:
         self.subprotocol: str | None = _header(raw.response, "sec-websocket-protocol")
         self.close_code: int | None = None
         self.close_reason: str = ""
+        self.on_reconnect: Callable[[HubClient], object] | None = None
         self._answers_pings = answers_pings
         self._recovering = False
         self._again: Callable[[dict[str, str]], Any] | None = None
@@ -164,6 +166,9 @@ class HubClient:
         """
         assert self._again is not None
         again: Self = await self._again(self.positions)
+        if self.on_reconnect is not None:
+            again.on_reconnect = self.on_reconnect
+            self.on_reconnect(again)
         return again
 
     # --- sending ---
