@@ -23,6 +23,7 @@ from setuptools.command.build_ext import build_ext
 MODULES = (
     "memory",
     "histogram",
+    "clock",
     "frames",
     "outbox",
     "loop_context",

@@ -27,11 +27,11 @@ is open or closing, the queues of turns while it waits there.
 import asyncio
 from datetime import datetime, timezone
 from functools import partial
-from time import time as wall_time
 
 from aiofastnet import Transport as AiofastnetTransport
 from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_Exit
 
+from wsc_fast._core.clock cimport passed
 from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.frames cimport check_close
@@ -42,6 +42,7 @@ from wsc_fast._core.pacing cimport PAUSED_FOR_CALLBACKS
 
 from picows import WSListener
 
+from wsc_fast._core.clock import time as wall_time
 from wsc_fast.errors import ClientDisconnectedError
 
 cdef extern from "wire.h":
@@ -133,7 +134,7 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
     @property
     def last_activity(self):
         """datetime: when a frame last came from the client, UTC, to a few milliseconds."""
-        seen = wall_time() - (wsc_coarse_now() - self.last_seen)
+        seen = wall_time() - (wsc_coarse_now() + passed - self.last_seen)
         return datetime.fromtimestamp(seen, timezone.utc)
 
     @property

@@ -14,6 +14,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memset
 
 from wsc_fast._core.clients cimport ClientRegistry
+from wsc_fast._core.clock cimport passed
 from wsc_fast._core.deflate cimport Codec
 from wsc_fast._core.fanout cimport Fanout, FanoutNeeds
 from wsc_fast._core.frames cimport FIN_TEXT, encode, encode_message, with_head
@@ -959,7 +960,7 @@ cdef class Engine(FanoutNeeds):
     def sweep(self, double share):
         """Gives the next `share` (0 to 1) of the clients their heartbeat check."""
         self.fanout.make_up()
-        self.clients.sweep(share, wsc_coarse_now())
+        self.clients.sweep(share, wsc_coarse_now() + passed)
 
     def open_clients(self):
         return list(self.clients.everyone)

@@ -1,5 +1,6 @@
 """When a connection is read, and when not; see pacing.pxd."""
 
+from wsc_fast._core.clock cimport passed
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.outbox cimport OPEN
 from wsc_fast._core.picows_connection cimport PicowsConnection
@@ -57,7 +58,7 @@ cdef class PacedConnection(PicowsConnection):
     cdef bint within_rate(self, Py_ssize_t size) except -1:
         """Counts a message against the client's rates; whether the message is to be heard."""
         cdef Engine engine = self.engine
-        cdef double now = wsc_coarse_now()
+        cdef double now = wsc_coarse_now() + passed
         cdef double owed
         cdef str limit
         if self.allowance is None:
@@ -131,7 +132,7 @@ cdef class PacedConnection(PicowsConnection):
         self.rate_timer = None
         if self.state != OPEN:
             return
-        owed = self.allowance.owed(&engine.rates, wsc_coarse_now())
+        owed = self.allowance.owed(&engine.rates, wsc_coarse_now() + passed)
         if owed > 0:
             self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
         else:

@@ -18,6 +18,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.math cimport INFINITY
 
+from wsc_fast._core.clock cimport passed
 from wsc_fast._core.engine cimport IGNORED, NO_ACK, SETTLED, Engine
 from wsc_fast._core.frames cimport FIN_TEXT, encode
 from wsc_fast._core.messages cimport MessageForms
@@ -789,7 +790,7 @@ cdef class AckTable:
         for pending in found:
             if pending.deadline != INFINITY:
                 self.engine.ack_latency.add(
-                    max(0.0, wsc_now() - (pending.deadline - pending.timeout()))
+                    max(0.0, wsc_now() + passed - (pending.deadline - pending.timeout()))
                 )
             if answer.status == "confirmed":
                 self.counters.acks_confirmed += 1

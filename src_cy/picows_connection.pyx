@@ -5,6 +5,7 @@ import sys
 from libc.stdint cimport uint8_t
 from picows.picows cimport WSFrame, WSTransport
 
+from wsc_fast._core.clock cimport passed
 from wsc_fast._core.memory cimport A_GUARD, born, died
 from wsc_fast._core.outbox cimport OPEN
 from wsc_fast._core.receiver cimport Receiver, wsc_head
@@ -89,7 +90,7 @@ cdef class PicowsConnection(Receiver):
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
         """picows has parsed a frame of the read that brought the first one."""
         cdef wsc_head head
-        self.last_seen = wsc_coarse_now()
+        self.last_seen = wsc_coarse_now() + passed
         head.opcode = <uint8_t>frame.msg_type
         head.fin = frame.fin
         head.rsv = frame.rsv1 << 2 | frame.rsv2 << 1 | frame.rsv3

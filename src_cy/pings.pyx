@@ -2,6 +2,7 @@
 
 from cpython.object cimport PyObject
 
+from wsc_fast._core.clock cimport aged, passed
 from wsc_fast._core.closing cimport ClosableConnection
 from wsc_fast._core.frames cimport FIN_PONG, encode
 from wsc_fast._core.outbox cimport (
@@ -67,7 +68,7 @@ cdef class PingedConnection(ClosableConnection):
             return self.take_close(payload, size)
         if opcode == PONG and self.pong_due:
             self.pong_due = False  # the hub has asked for it: no rate bounds it
-            self.round_trip = <float>(wsc_now() - self.pinged_at)
+            self.round_trip = <float>(wsc_now() + passed - self.pinged_at)
             self.engine.round_trips.add(self.round_trip)
         elif (
             self.engine.rates.bounded
@@ -131,6 +132,7 @@ cdef class PingedConnection(ClosableConnection):
             # A long first frame that still arrives, which on a picows server of the application's
             # picows reads, or a long backlog still being read, is no silence.
             if wsc_progress(self.descriptor, &since_data, &acked) == 0:
+                since_data = aged(since_data)
                 if since_data < self.engine.heartbeat_timeout and since_data < idle:
                     self.last_seen = now - since_data
                     return 0
@@ -146,7 +148,7 @@ cdef class PingedConnection(ClosableConnection):
             return 0
         if idle >= self.engine.heartbeat_interval:
             if now - self.pinged_at >= self.engine.heartbeat_interval:
-                self.pinged_at = wsc_now()
+                self.pinged_at = wsc_now() + passed
                 self.pong_due = True
                 wsc_progress(self.descriptor, &since_data, &self.acked)
                 return self.ping()

@@ -26,6 +26,7 @@ from libc.limits cimport INT_MAX
 from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
+from wsc_fast._core.clock cimport passed
 from wsc_fast._core.deflate cimport INFLATE_INVALID, INFLATE_TOO_BIG, RSV1, Codec
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.outbox cimport CLOSING, CONNECTING, Sink
@@ -67,7 +68,7 @@ cdef class Receiver(Sink):
     def __cinit__(self, Engine engine not None, *args):
         self.engine = engine
         self.inflatable = INT_MAX
-        self.last_seen = wsc_coarse_now()
+        self.last_seen = wsc_coarse_now() + passed
 
     def get_buffer(self, size_hint):
         """Where the transport is to read to (asyncio.BufferedProtocol)."""
@@ -193,7 +194,7 @@ cdef class Receiver(Sink):
         if self.handshake is not None:
             self.handshake.received(PyBytes_FromStringAndSize(<const char*>data, size))
             return 0
-        self.last_seen = wsc_coarse_now()
+        self.last_seen = wsc_coarse_now() + passed
         self.engine.read_buffer.in_use = self.listening = True
         try:
             if self.tail is not None:

@@ -69,7 +69,7 @@ class Clock:
         self.now = 1_000_000.0
         for name in ("memory.monotonic", "file.monotonic", "file.time"):
             monkeypatch.setattr(f"wsc_fast.bus.{name}", lambda: self.now)
-        monkeypatch.setattr("wsc_fast.bus.database.time.time", lambda: self.now)
+        monkeypatch.setattr("wsc_fast.bus.database.clock.time", lambda: self.now)
 
 
 @asynccontextmanager

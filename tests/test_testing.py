@@ -320,23 +320,40 @@ def test_it_uses_public_names_alone(path: Path) -> None:
             if node.module == "wsc_fast":
                 assert {alias.name for alias in node.names} <= set(wsc_fast.__all__)
         elif isinstance(node, ast.Import):
-            assert not any(alias.name.startswith("wsc_fast") for alias in node.names)
+            names = {alias.name for alias in node.names if alias.name.startswith("wsc_fast")}
+            assert names <= {"wsc_fast._core.clock"}  # which tests set
         elif isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr):
             assert isinstance(node.value, ast.Name), node.attr
             assert node.value.id in ("self", "cls", "client"), f"{node.value.id}.{node.attr}"
 
 
 def test_its_names_are_sorted_complete_and_documented() -> None:
-    public = {
-        name
-        for name, value in vars(testing).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    }
-    assert set(testing.__all__) == public
+    assert sorted(testing.__all__) == sorted(set(testing.__all__))
     for name in testing.__all__:
         value = getattr(testing, name)
         if not isinstance(value, int):
             assert re.match(r"[A-Z`]", inspect.getdoc(value) or ""), name
+
+
+def test_type_checkers_see_the_names_that_are_imported_when_used() -> None:
+    tree = ast.parse((ROOT / "wsc_fast/testing/__init__.py").read_text())
+    for_checkers = {
+        (str(node.module).rpartition(".")[2], alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    at_run_time = {(module, name) for name, module in testing._MODULE_OF.items()}
+    assert for_checkers == at_run_time
+    assert set(testing.__all__) == set(testing._MODULE_OF)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        testing.Nothing  # noqa: B018
+
+
+def test_the_kit_imports_no_hub_before_it_is_used() -> None:
+    program = "import sys, wsc_fast.testing; print([m for m in sys.modules if 'wsc_fast.' in m])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "['wsc_fast.testing']\n", done.stderr
 
 
 def test_the_recipe_of_the_page_passes() -> None:

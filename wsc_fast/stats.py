@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
+
+from wsc_fast._core import clock
 
 
 class HubStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,7 +201,7 @@ def client_stats(
         queued_bytes=client.queued_bytes,
         round_trip=None if round_trip < 0 else round_trip,
         connected_at=client.connected_at,
-        age=max(0.0, time.time() - connected),
+        age=max(0.0, clock.time() - connected),
     )
 
 

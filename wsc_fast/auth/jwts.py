@@ -8,12 +8,12 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from wsc_fast._core import clock
 from wsc_fast._core.clients import check_id
 from wsc_fast.auth.key_file import KeyFile
 from wsc_fast.auth.keys import (
@@ -164,7 +164,7 @@ class JWTAuthenticator(TokenReader):
             )
         identity = _until(identity, expires_at)
         ends = identity.expires_at
-        if ends is not None and type(ends) in (int, float) and ends <= time.time():
+        if ends is not None and type(ends) in (int, float) and ends <= clock.time():
             raise Refused("the identity has expired")
         return identity
 
@@ -200,7 +200,7 @@ class JWTAuthenticator(TokenReader):
             if name in claims and type(claims[name]) not in (int, float):
                 raise Refused("a time that is no number")
         if self._max_lifetime is not None and not (
-            claims.get("exp", math.inf) - time.time() <= self._max_lifetime + self._leeway
+            claims.get("exp", math.inf) - clock.time() <= self._max_lifetime + self._leeway
         ):
             raise Refused("a token that lives for too long")
         if "exp" not in claims:

@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Any
 
+from wsc_fast._core import clock
 from wsc_fast.auth.keys import Keys, keys_of, some_keys_of
 from wsc_fast.errors import ConfigError
 from wsc_fast.log import log
@@ -30,7 +31,7 @@ class KeyFile:
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] | None = None  # mtime, size and inode; None: look again
         self._content: bytes | None = None  # digest; None: it could not be read
-        self._usable_at = time.monotonic()  # when it was last seen to be a JWKS
+        self._usable_at = clock.monotonic()  # when it was last seen to be a JWKS
         self._next_look = self._usable_at + JWKS_RECHECK
         try:
             self._keys = some_keys_of(self._parsed(self._read()), wanted)
@@ -40,9 +41,9 @@ class KeyFile:
 
     def current(self) -> Keys:
         """The keys, of the file as it was a second ago or is now."""
-        if time.monotonic() >= self._next_look and self._lock.acquire(blocking=False):
+        if clock.monotonic() >= self._next_look and self._lock.acquire(blocking=False):
             try:
-                now = time.monotonic()
+                now = clock.monotonic()
                 self._next_look = now + JWKS_RECHECK
                 self._look()
                 if self._usable:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import time
 from collections.abc import Mapping
 
+from wsc_fast._core import clock
 from wsc_fast.auth.reader import TOKEN_MAX, VISIBLE, Refused, TokenReader
 from wsc_fast.errors import ConfigError, ValidationError
 from wsc_fast.upgrade.identity import Identity, check_identity
@@ -65,7 +65,7 @@ class TokenAuthenticator(TokenReader):
         known, identity = self._known.get(digest, self._unknown)
         if not hmac.compare_digest(known, digest):
             raise Refused("the token is unknown")
-        if identity.expires_at is not None and identity.expires_at <= time.time():
+        if identity.expires_at is not None and identity.expires_at <= clock.time():
             raise Refused("the identity has expired")
         return identity
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from wsc_fast._core import clock
 from wsc_fast.bus.base import Entry, Published
 from wsc_fast.bus.history import TOP_SECONDS, History
 from wsc_fast.errors import BusError
@@ -380,7 +381,7 @@ def _write(db: sqlite3.Connection, batch: Batch) -> None:
         db.execute(_insert(columns, 4, rows), values)
     db.execute(
         "DELETE FROM answers WHERE until <= ? OR id <= (SELECT max(id) FROM answers) - ?",
-        (time.time(), MOST_KEYS),
+        (clock.time(), MOST_KEYS),
     )
     db.execute("COMMIT")
 

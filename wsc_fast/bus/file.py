@@ -17,9 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic, time
 from typing import Any
 
+from wsc_fast._core.clock import monotonic, time
 from wsc_fast.bus.base import Published
 from wsc_fast.bus.database import MOST_KEYS, Answers, Batch, Database, Loaded, ReplacedError
 from wsc_fast.bus.history import History

@@ -10,9 +10,9 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import TYPE_CHECKING
 
+from wsc_fast._core.clock import monotonic
 from wsc_fast._core.envelopes import pack_envelope
 from wsc_fast.bus.base import (
     KEY_SECONDS,

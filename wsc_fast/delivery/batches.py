@@ -7,13 +7,13 @@ that is done to a message afterwards changes what a handler sees.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from sys import getsizeof
 
 import msgspec
 
+from wsc_fast._core import clock
 from wsc_fast.delivery.failures import Encoded, Failure, Message, copied
 from wsc_fast.messages import HubMessage, decode_hub_message, message_of
 
@@ -29,7 +29,7 @@ class Batch(msgspec.Struct, frozen=True):
     number: int  # of the first
     extra: int  # bytes that each takes beside its message, about
     client_id: str | None = None  # of a lost outbox: whose; then the messages are frames
-    at: float = msgspec.field(default_factory=time.time)
+    at: float = msgspec.field(default_factory=clock.time)
 
     def size(self, item: Message) -> int:
         """Bytes of one failure in memory."""

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
+from wsc_fast._core import clock
 from wsc_fast._core.clients import check_id
 from wsc_fast._core.pending import AckTable, PendingACK
 from wsc_fast.delivery.parked import Parked
@@ -358,13 +358,13 @@ class Devices:
                 gone = await timed("append", noting)
                 for forgotten in gone:
                     noted.pop(forgotten.id, None)
-                noted[device_id] = StoredMessage(0, device_id, data, time.time())
+                noted[device_id] = StoredMessage(0, device_id, data, clock.time())
         return dict.fromkeys(noted)
 
     def _is_stale(self, noted: StoredMessage | None) -> bool:
         """Whether a device is to be noted, so that its age begins again."""
         age = self._config.offline_max_age * REFRESH
-        return noted is None or time.time() - noted.stored_at > age
+        return noted is None or clock.time() - noted.stored_at > age
 
     async def _hand_over(self, user_id: str, key: str) -> None:
         """Messages that were stored while no device was known go to the first one."""

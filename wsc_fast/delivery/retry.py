@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from wsc_fast._core.clock import monotonic
 from wsc_fast._core.timers import Timers
 from wsc_fast.delivery.failures import reason_of
 from wsc_fast.errors import HubStoppedError, WSCError

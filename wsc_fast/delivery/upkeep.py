@@ -9,11 +9,11 @@ check      looks whether the store still holds what somebody waits for here
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from wsc_fast._core import clock
 from wsc_fast.delivery.store_access import PAGE, PAGE_BYTES, StoreAccess
 from wsc_fast.stores.base import SharedOfflineStore, StoredMessage
 from wsc_fast.turns import in_turns
@@ -171,13 +171,13 @@ class Upkeep:
         while not self._ended:
             try:
                 await self._access.opened()
-                before = time.time() - most
+                before = clock.time() - most
                 store, timed = self._access.store, self._access.timed
                 while expired := await timed("expire", store.expire(before)):
                     for key, stored in expired:
                         # A store may tell here of what an append has dropped for its bound.
                         is_old = stored.stored_at < before
-                        age = max(0.0, time.time() - stored.stored_at) if is_old else None
+                        age = max(0.0, clock.time() - stored.stored_at) if is_old else None
                         self._tell_dropped(key, [stored], age)
                     await self._told_all.wait()
             except Exception as error:

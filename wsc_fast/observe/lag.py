@@ -7,9 +7,9 @@ is late.
 from __future__ import annotations
 
 import asyncio
-import time
 from contextvars import Context
 
+from wsc_fast._core import clock
 from wsc_fast._core.histogram import Histogram
 
 # Seconds between two looks. A loop that stands still for so long is seen in any case.
@@ -54,10 +54,10 @@ class LoopLag:
         return []
 
     def _set(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._due = time.monotonic() + EVERY
+        self._due = clock.monotonic() + EVERY
         # In no context of a client that may have caused the start.
         self._timer = loop.call_later(EVERY, self._look, loop, context=Context())
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.seconds.observe(time.monotonic() - self._due)
+        self.seconds.observe(clock.monotonic() - self._due)
         self._set(loop)

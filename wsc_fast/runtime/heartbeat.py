@@ -7,9 +7,9 @@ stood still, no client was asked or heard meanwhile: every timeout is longer by 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 
+from wsc_fast._core import clock
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.timers import TICK
 from wsc_fast.config import HubConfig
@@ -54,7 +54,7 @@ class Heartbeat:
         sweep = settings.heartbeat_interval / _SWEEPS_PER_INTERVAL
         tick = min(_LONGEST_TICK, max(TICK, sweep / 10))
         assert engine.loop is not None
-        now = time.monotonic()
+        now = clock.monotonic()
         late = now - self._due
         if late > max(_STOOD_STILL, self._patience(now, settings.heartbeat_timeout)):
             self._stood_still, self._stood_still_until = late, now

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from functools import partial
 from ssl import SSLContext
 from typing import Any, Protocol
 
+from wsc_fast._core import clock
 from wsc_fast._core.connection import Client, abort, descriptor_of, send_away
 from wsc_fast._core.engine import Engine
 from wsc_fast.cluster.node import Node
@@ -120,7 +120,7 @@ class Life:
 
     def uptime(self) -> float:
         """Seconds since the start; 0 where the hub does not run, or is still starting."""
-        return 0.0 if self._began is None else time.monotonic() - self._began
+        return 0.0 if self._began is None else clock.monotonic() - self._began
 
     # --- the start ---
 
@@ -250,7 +250,7 @@ class Life:
         if self._start is start and self._stopping is None:
             self._stopping = loop.create_future()
             try:
-                await self._take_leave(time.monotonic() + _GIVE_UP)
+                await self._take_leave(clock.monotonic() + _GIVE_UP)
                 self._close_companions()
                 await self._parts.delivery.close_store(0.0)
                 await self._parts.node.close(0.0)
@@ -262,7 +262,7 @@ class Life:
 
     async def _take_leave(self, deadline: float) -> None:
         """The application's last words, and the end of its tasks."""
-        await self._parts.hooks.shut_down(deadline - time.monotonic())
+        await self._parts.hooks.shut_down(deadline - clock.monotonic())
         await self._parts.tasks.end_own(deadline)
 
     def _begin(self) -> None:
@@ -278,7 +278,7 @@ class Life:
             self._watchdog = Watchdog(timeout)
             self._watchdog.start(loop)
         self.start_time = datetime.now(UTC)
-        self._began = time.monotonic()
+        self._began = clock.monotonic()
         parts.admission.begin(loop)
         parts.heartbeat.begin()
 
@@ -325,14 +325,14 @@ class Life:
 
     async def _stop(self, timeout: float) -> None:
         parts = self._parts
-        began = time.monotonic()
+        began = clock.monotonic()
         deadline = began + timeout
         connections = parts.engine.connections
         parts.state.accepting = False
         parts.listener.close()
         await parts.requests.abort_all()
         await self._take_leave(deadline)
-        deadline = max(deadline, time.monotonic() + min(timeout, _LEAST_TO_CLOSE))
+        deadline = max(deadline, clock.monotonic() + min(timeout, _LEAST_TO_CLOSE))
         parts.state.ended = True
         parts.delivery.sleepers.end()
         self._close_companions()
@@ -346,17 +346,17 @@ class Life:
         late = parts.engine.closing_clients()
         await in_turns(late, abort, MOST_ENDS)
         # An aborted transport is gone a turn or two later, whatever the peer does.
-        await self._wait_until_gone(time.monotonic() + 1.0)
-        await parts.delivery.close_store(deadline - time.monotonic())
+        await self._wait_until_gone(clock.monotonic() + 1.0)
+        await parts.delivery.close_store(deadline - clock.monotonic())
         await parts.tasks.finish(begun, deadline)
-        await parts.node.close(deadline - time.monotonic())  # callbacks may have published
-        await parts.delivery.failures.finish(deadline - time.monotonic())
+        await parts.node.close(deadline - clock.monotonic())  # callbacks may have published
+        await parts.delivery.failures.finish(deadline - clock.monotonic())
         parts.engine.deadlines.clear()
         parts.admission.end()
         parts.state.draining = False
         self._stop_watching()
         tell_stopped(
-            time.monotonic() - began,
+            clock.monotonic() - began,
             connections,
             len(late),
             self.uptime(),
@@ -369,7 +369,7 @@ class Life:
     async def _wait_until_gone(self, deadline: float) -> None:
         engine = self._parts.engine
         assert engine.loop is not None
-        while engine.connections > 0 and (left := deadline - time.monotonic()) > 0:
+        while engine.connections > 0 and (left := deadline - clock.monotonic()) > 0:
             self._all_gone = engine.loop.create_future()
             await asyncio.wait([self._all_gone], timeout=left)
         self._all_gone = None
@@ -418,10 +418,10 @@ class Life:
         if parts.listener.shares_port:
             parts.listener.leave_to_others()
         clients = parts.engine.open_clients()
-        began = time.monotonic()
+        began = clock.monotonic()
         tell_draining(len(clients), period)
         await self._send_all_away(clients, period)
-        tell_drained(time.monotonic() - began, len(clients), parts.engine.connections)
+        tell_drained(clock.monotonic() - began, len(clients), parts.engine.connections)
 
     async def _send_all_away(self, clients: list[Client], period: float) -> None:
         parts = self._parts

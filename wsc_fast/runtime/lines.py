@@ -6,10 +6,10 @@ Each says what happened to whom and why, and which setting decides it. The logge
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from wsc_fast._core import clock
 from wsc_fast._core.connection import Client
 from wsc_fast._core.engine import Engine
 from wsc_fast.config import HubConfig
@@ -150,7 +150,7 @@ class OverloadLines:
 
     def look(self) -> None:
         """Tells what was dropped since the last look, if that is a second ago."""
-        now = time.monotonic()
+        now = clock.monotonic()
         if now >= self._next_look:
             self._next_look = now + _LOOK
             dropped, beyond_rate = self._engine.count_overload()

@@ -6,12 +6,12 @@ Tasks of the application's own (`create_task`) are cancelled first.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from typing import Any, TypeVar
 
+from wsc_fast._core import clock
 from wsc_fast._core.engine import Engine
 from wsc_fast.errors import HubStateError, HubStoppedError
 from wsc_fast.log import log
@@ -98,7 +98,7 @@ class Tasks:
             return
         for task in ending:
             task.cancel()
-        timeout = max(_LAST_WORDS, deadline - time.monotonic())
+        timeout = max(_LAST_WORDS, deadline - clock.monotonic())
         _, late = await asyncio.wait(ending, timeout=timeout)
         for task in late:
             log.warning(
@@ -125,7 +125,7 @@ class Tasks:
             deadline: by the monotonic clock.
         """
         await _finish(begun & self._tasks - self._spared, deadline)
-        await _finish(self._tasks - self._spared, max(deadline, time.monotonic() + _LAST_WORDS))
+        await _finish(self._tasks - self._spared, max(deadline, clock.monotonic() + _LAST_WORDS))
 
     def forget(self) -> None:
         """Their loop was closed."""
@@ -137,7 +137,7 @@ class Tasks:
 
 async def _finish(tasks: set[asyncio.Task[Any]], deadline: float) -> None:
     if tasks:
-        await asyncio.wait(tasks, timeout=max(0.0, deadline - time.monotonic()))
+        await asyncio.wait(tasks, timeout=max(0.0, deadline - clock.monotonic()))
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=1.0)

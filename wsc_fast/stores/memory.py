@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection
 
+from wsc_fast._core import clock
 from wsc_fast.errors import OfflineStoreError
 from wsc_fast.stores.base import (
     MOST_DROPPED,
@@ -65,7 +65,7 @@ class MemoryOfflineStore:
         excess = min(len(held) - limit + 1, MOST_DROPPED)
         dropped = [held.pop(next(iter(held))) for _ in range(excess)]
         self._position += 1
-        held[message_id] = StoredMessage(self._position, message_id, data, time.time())
+        held[message_id] = StoredMessage(self._position, message_id, data, clock.time())
         self._messages[user_id] = held
         return dropped
 

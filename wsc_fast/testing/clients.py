@@ -121,14 +121,17 @@ class RawClient:
             pass
         return bytes(self.buffer)
 
-    async def _more(self, timeout: float) -> bool:
+    async def _more(self, timeout: float | None) -> bool:
         async with asyncio.timeout(timeout):
             data = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 18)
         self.buffer.extend(data)
         return bool(data)
 
-    async def recv(self, timeout: float = 10.0) -> Frame:
+    async def recv(self, timeout: float | None = 10.0) -> Frame:
         """The next frame.
+
+        Args:
+            timeout: in seconds; None waits for ever.
 
         Raises:
             ConnectionError: at the end of the stream.
@@ -247,7 +250,7 @@ class TLSClient(RawClient):
     async def _write_out(self) -> None:
         await super().send_raw(self._outgoing.read())
 
-    async def _read_in(self, timeout: float) -> bool:
+    async def _read_in(self, timeout: float | None) -> bool:
         async with asyncio.timeout(timeout):
             data = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 16)
         if data:
@@ -259,7 +262,7 @@ class TLSClient(RawClient):
         self._tls.write(data)
         await self._write_out()
 
-    async def _more(self, timeout: float) -> bool:
+    async def _more(self, timeout: float | None) -> bool:
         while True:
             try:
                 data = self._tls.read(1 << 18)

@@ -5,15 +5,12 @@ At the end both assert that the hub has let everything go.
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
-import uvloop
-
 from wsc_fast import Hub
+from wsc_fast.testing.threads import LoopThread
 
 # How long clients may take for their answer to the close frame when a test ends.
 STOP_TIMEOUT = 2.0
@@ -65,19 +62,12 @@ def running_in_thread(hub: Hub, **options: Any) -> Iterator[Hub]:
     Raises:
         AssertionError: at the end, if a connection or a client is left.
     """
-    loop = uvloop.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="hub", daemon=True)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(hub.start(**{"port": 0, **options}), loop).result()
+    with LoopThread() as thread:
+        thread.call(hub.start(**{"port": 0, **options}))
         try:
             yield hub
         finally:
-            asyncio.run_coroutine_threadsafe(hub.stop(timeout=STOP_TIMEOUT), loop).result()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+            thread.call(hub.stop(timeout=STOP_TIMEOUT))
     assert_nothing_left(hub)
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from wsc_fast._core import clock
 from wsc_fast._core.connection import (
     Client,
     abort,
@@ -215,7 +215,7 @@ class Admission:
 
     def _reason_against(self, identity: Identity, older: Client | None) -> str | None:
         """`reason_against`; `older` is the client that this one would replace."""
-        if identity.expires_at is not None and identity.expires_at <= time.time():
+        if identity.expires_at is not None and identity.expires_at <= clock.time():
             return "authentication expired"
         if older is not None and older.user_id != identity.user_id:
             log.warning(
@@ -276,7 +276,7 @@ class Admission:
         hold_input(client)
         task = self._tasks.spawn(self._authenticate(client, pending), copy_context(client))
         set_authenticating(client, task)
-        self._authenticating[client] = time.monotonic()
+        self._authenticating[client] = clock.monotonic()
         task.add_done_callback(lambda _: self._authenticating.pop(client, None))
 
     def greeted(self, client: Client) -> None:
@@ -435,14 +435,14 @@ class Admission:
     def _expire_at(self, client: Client, when: float) -> None:
         # By the wall clock, which is looked at again when the time has come: it may be set.
         assert self._engine.loop is not None
-        due = self._engine.loop.time() + max(0.0, min(when - time.time(), _LONGEST_WAIT))
+        due = self._engine.loop.time() + max(0.0, min(when - clock.time(), _LONGEST_WAIT))
         self._expiring[client] = when, self._expiries.set(client, due)
 
     def _expired(self, client: Client) -> None:
         expiry = self._expiring.pop(client, None)
         if expiry is None or self._engine.loop is None:
             return
-        if expiry[0] > time.time():
+        if expiry[0] > clock.time():
             self._expire_at(client, expiry[0])
         else:
             client.disconnect(CLOSE_UNAUTHENTICATED, "authentication expired")
@@ -478,7 +478,7 @@ class Admission:
             del away[next(iter(away))]
         if self._authenticating:
             away.pop(user_id, None)
-            away[user_id] = time.monotonic(), code, reason
+            away[user_id] = clock.monotonic(), code, reason
 
     def disconnected(self, client: Client, announced: bool) -> None:
         """See `upward.Admission`."""

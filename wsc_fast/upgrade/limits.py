@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 
+from wsc_fast._core.clock import monotonic
 from wsc_fast._core.rates import TokenBucket
 from wsc_fast.addresses import address_key
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal, get_args
 
+from wsc_fast._core import clock
 from wsc_fast.errors import ConfigError, OfflineStoreError
 from wsc_fast.stores.base import READ_BYTES, StoredMessage, full_error
 from wsc_fast.stores.sqlite import database
@@ -231,7 +231,7 @@ class SQLiteOfflineStore:
             Append(
                 worker.loop.create_future(),
                 size,
-                time.time(),
+                clock.time(),
                 user_id,
                 message_id,
                 data,
@@ -263,7 +263,7 @@ class SQLiteOfflineStore:
         parts = [ids[start : start + _DELETE_IDS] for start in range(0, len(ids), _DELETE_IDS)]
         sizes = [_ENTRY_BYTES + sum(map(len, part)) + 64 * len(part) for part in parts]
         self._check_waiting(worker, sum(sizes), 2 * self._max_waiting_bytes)
-        now = time.time()
+        now = clock.time()
         deleting = [
             worker.put(Delete(worker.loop.create_future(), size, now, user_id, part))
             for size, part in zip(sizes, parts, strict=True)
@@ -284,7 +284,7 @@ class SQLiteOfflineStore:
         self._check_waiting(worker, _ENTRY_BYTES, 2 * self._max_waiting_bytes)
         future: asyncio.Future[list[tuple[str, StoredMessage]]] = worker.loop.create_future()
         worker.put(
-            Expire(future, _ENTRY_BYTES, time.time(), float(before), max(0, limit), max_bytes)
+            Expire(future, _ENTRY_BYTES, clock.time(), float(before), max(0, limit), max_bytes)
         )
         return await future
 
@@ -314,7 +314,7 @@ class SQLiteOfflineStore:
         worker = self._open_worker()
         self._check_waiting(worker, _ENTRY_BYTES, 2 * self._max_waiting_bytes)
         future = worker.loop.create_future()
-        return await worker.put(Query(future, _ENTRY_BYTES, time.time(), function))
+        return await worker.put(Query(future, _ENTRY_BYTES, clock.time(), function))
 
     def _ids(self, message_ids: Collection[str]) -> list[str]:
         ids = list(message_ids)

@@ -17,12 +17,12 @@ where the database has room for all that is in it. So:
 from __future__ import annotations
 
 import sqlite3
-import time
 from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
 
+from wsc_fast._core import clock
 from wsc_fast.errors import OfflineStoreError
 from wsc_fast.log import log
 from wsc_fast.stores.base import exists_error, full_error
@@ -237,7 +237,7 @@ class Transactions:
 
         Otherwise, with n batches waiting behind a lock, the last would fail after n timeouts.
         """
-        left = self._busy_timeout - max(time.time() - asked_at, 0.0)
+        left = self._busy_timeout - max(clock.time() - asked_at, 0.0)
         if left > 0.9 * self._busy_timeout:
             left = self._busy_timeout
         self._wait(db, max(left, _LAST_TRY))
