@@ -32,7 +32,8 @@ DEBUG_ENV = $(if $(SANITIZE),PYTHONMALLOC=malloc,PYTHONMALLOC=debug) \
 
 # Programs of others do not run with what is loaded before Python.
 DEBUG_LESS = $(if $(findstring address,$(SANITIZE)),$(addprefix --ignore=tests/, \
-	clients browsers proxies test_demo_browser.py test_herd.py test_javascript_client.py test_torture_clients.py))
+	clients browsers proxies test_console_browser.py test_demo_browser.py test_herd.py test_javascript_client.py \
+	test_torture_clients.py))
 
 # The newest Python here that can build the package, from 3.13 on: of the PATH, or of pyenv. Empty where
 # there is none.
@@ -52,7 +53,8 @@ NEWEST_TREE := build/newest
 # With QUICK=1, as in CI, it is the tests of the compiled code and of the loop, on asyncio's own.
 NEWEST_QUICK := test_acks.py test_deflate.py test_events.py test_hub.py test_life_cycle.py test_life_hooks.py \
 	test_memory.py test_messages.py test_metrics.py test_outbox.py test_server.py test_timers.py
-NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients proxies test_demo_browser.py test_javascript_client.py \
+NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients examples proxies test_console_browser.py \
+	test_demo_browser.py test_javascript_client.py test_migration.py test_tutorial.py \
 	test_herd.py test_redis_store.py test_benchmarks.py test_soak.py test_torture.py test_torture_clients.py \
 	test_torture_cluster.py test_torture_users.py \
 	test_style.py test_security_doc.py test_site.py faults/test_readme.py test_imports.py test_model.py) \

@@ -104,6 +104,20 @@ def test_an_authenticate_that_is_a_mistake_is_refused(
     hub.enable_console(authenticate=PASSWORDS)  # nothing was kept of the call that failed
 
 
+class Users:
+    """An application whose `authenticate` is a method."""
+
+    def authenticate(self, request: Request) -> Identity:
+        return named(request)
+
+
+def test_a_method_that_lets_users_in_is_refused_too() -> None:
+    users = Users()
+    hub = Hub(authenticate=users.authenticate)
+    with pytest.raises(ConfigError, match="must not be that of the hub"):
+        hub.enable_console(authenticate=users.authenticate)
+
+
 def test_a_console_without_authenticate_cannot_be_had() -> None:
     with pytest.raises(TypeError, match="authenticate"):
         Hub().enable_console("/console")  # type: ignore[call-arg]
@@ -585,12 +599,12 @@ async def test_an_operator_cannot_name_another_one(caplog: pytest.LogCaptureFixt
 async def test_an_operator_acts_so_often_and_no_more(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actions, "RATE", 3.0)
+    monkeypatch.setattr(actions, "RATE", 1.0)
     async with running(make_hub()) as hub, operating(hub) as http:
         answers = [await act(http, "send_to_room", "plain", text="x") for _ in range(30)]
         refused = [each for each in answers if each.status_code == 409]
         assert refused
-        assert "3 times a second" in refused[0].text
+        assert "1 times a second" in refused[0].text
         assert len(audited(caplog)) == 30 - len(refused)
 
 

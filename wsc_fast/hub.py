@@ -288,7 +288,8 @@ class Hub(
             watch_loop=observed.watch_loop,
             read=observed.read,
             count_stored=self._delivery.count_stored,
-            authenticates=lambda fn: fn is self._authenticate,
+            # A bound method is a new object each time it is looked up, and equal to the others.
+            authenticates=lambda fn: fn == self._authenticate,
             count_rejected=self._engine.count_rejected,
             draining=lambda: self._parts.state.draining,
             check_route=self._check_route,

@@ -219,7 +219,7 @@ def _command(
     return [executable, "--headless", "--no-remote", "--profile", str(profile)]
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def own_environment(folder: Path) -> dict[str, str]:
     """Nothing of the user's own: no settings, no desktop, no session."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     own = {"HOME": str(folder), "TMPDIR": str(folder), "MOZ_CRASHREPORTER_DISABLE": "1"}
@@ -261,7 +261,7 @@ def browsing(
                 *_command(name, executable, profile, preferences or {}),
                 browser._first_address(),
             ]
-            with started(command, folder / "log", _environment(folder)) as browser.program:
+            with started(command, folder / "log", own_environment(folder)) as browser.program:
                 browser._wait_for_first_page()
                 yield browser
         finally:

@@ -45,7 +45,7 @@ export class Chart {
       make("figcaption", {}, make("b", {}, title)),
       make("ul", {}, ...series.map(([, name], place) => make("li", { className: `s${place}` }, `${name} `, this.values[place]))),
       this.plot,
-      make("div", { className: "scale" }, this.top, make("span", {}, "ten minutes")),
+      make("div", { className: "scale" }, this.top, make("span", {}, "10 min")),
     );
     this.plot.addEventListener("pointermove", (event) => choose(this.placeAt(event)));
     this.plot.addEventListener("pointerleave", () => choose(null));

@@ -7,7 +7,7 @@ import { Refused, ask } from "./ask.js";
 import { CHARTS, Chart } from "./charts.js";
 import { fill, link, list, make } from "./elements.js";
 import { bytes, clock, count, duration, seconds } from "./formats.js";
-import { startViewing } from "./view.js";
+import { open, startViewing } from "./view.js";
 
 const EVERY = 2000; // ms between two questions
 const SAMPLES = 300;
@@ -186,7 +186,7 @@ function showLog() {
 
 find("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  location.hash = `find=${encodeURIComponent(find("text").value)}`;
+  open("find", find("text").value);
 });
 find("hub").addEventListener("change", (event) => {
   state.hub = event.target.value === state.own ? "" : event.target.value;

@@ -8,7 +8,8 @@ export function make(tag, attributes = {}, ...children) {
 }
 
 export function link(kind, id, text = id) {
-  return make("a", { href: `#${kind}=${encodeURIComponent(id)}` }, text);
+  // With the path, so that it is not taken for a link that skips to a part of the page.
+  return make("a", { href: `${location.pathname}#${kind}=${encodeURIComponent(id)}` }, text);
 }
 
 export function button(text, className = "") {

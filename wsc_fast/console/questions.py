@@ -6,6 +6,7 @@ check it at both ends.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -144,7 +145,7 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
 _of_hubs: msgspec.json.Decoder[View | OfClient] = msgspec.json.Decoder(View | OfClient)
 _of_page: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action)
 _replies = msgspec.json.Decoder(Reply)
-encode = msgspec.json.Encoder().encode
+encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
 
 
 def decode_of_hub(data: bytes) -> View | OfClient:

@@ -30,6 +30,7 @@ function route() {
     if (dialog.open) dialog.close();
     return;
   }
+  if (dialog.open && shown?.kind === wanted.kind && shown.id === wanted.id) return;
   shown = { ...wanted, before: null };
   find("view-title").textContent = wanted.kind === "find" ? `Ids with “${wanted.id}”` : `${wanted.kind} ${wanted.id}`;
   find("view-state").textContent = "Loading";
@@ -243,10 +244,19 @@ export function startViewing(paused) {
   isPaused = paused;
   find("close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("close", () => {
+    if (dialog.open) return; // another view was opened before this event came
     shown = null;
     if (location.hash) history.replaceState(null, "", location.pathname);
     opener?.focus();
   });
+  addEventListener("popstate", route);
   addEventListener("hashchange", route);
+  route();
+}
+
+// Opens a view. Firefox tells nothing of a first change of `location.hash` in a page that was opened
+// with a password in its address.
+export function open(kind, id) {
+  history.pushState(null, "", `#${kind}=${encodeURIComponent(id)}`);
   route();
 }

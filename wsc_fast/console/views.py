@@ -6,6 +6,7 @@ calls of the hub; all lists and texts are cut.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -350,7 +351,9 @@ async def _holding(text: str, ids: Callable[[], list[str]]) -> list[str]:
         elif place > 0 and len(others) < MOST_LISTED:
             others.append(each)
 
-    await in_turns(ids(), look)
+    listed = ids()
+    await asyncio.sleep(0)  # to list very many takes a turn of its own
+    await in_turns(listed, look)
     return best_of(text, first + others)
 
 
