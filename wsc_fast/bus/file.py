@@ -65,7 +65,7 @@ class HistoryFile:
     def __init__(self, path: str) -> None:
         self.histories: OrderedDict[str, History] = OrderedDict()
         self.answers: Answers = OrderedDict()
-        self.start = ""
+        self.start: str = ""
         self._path = path
         self._database = Database(path)
         self._thread = ThreadPoolExecutor(1, "wsc_fast-history")

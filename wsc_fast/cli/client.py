@@ -30,9 +30,9 @@ from wsc_fast.cli.peer import (
 try:
     from websockets.exceptions import InvalidStatus
     from wsc_client import Client, Message, StateChange
-except ImportError as error:
+except ImportError as _missing:
     raise Failure(
-        f"this command needs wsc-client, which is not installed ({error}): "
+        f"this command needs wsc-client, which is not installed ({_missing}): "
         "pip install 'wsc_fast[cli]', or pip install ./clients/python in a checkout"
     ) from None
 
