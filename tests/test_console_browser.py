@@ -20,8 +20,8 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.browsers import axe
 from tests.browsers.bidi import firefox
+from tests.browsers.window import CHROMEDRIVER, CHROMIUM, Window, until
 from tests.support import named
-from tests.test_demo_browser import CHROMEDRIVER, CHROMIUM, Window, until
 from wsc_fast import BasicAuthenticator, Hub, HubConfig
 from wsc_fast.testing import running_in_thread
 

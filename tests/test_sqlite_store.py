@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import conftest
 import pytest
 
+from tests.conftest import LOOPS
 from tests.support import ROOT, own_disk
 from tests.test_offline_stores import append, fill, ids
 from wsc_fast.errors import ConfigError, OfflineStoreError, OfflineStoreFullError
@@ -874,11 +874,11 @@ def test_two_loops_one_after_the_other(path: Path, kinds: tuple[str, str]) -> No
         return found
 
     for number, kind in enumerate(kinds, 1):
-        with asyncio.Runner(loop_factory=conftest.LOOPS[kind]) as runner:
+        with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
             assert runner.run(use(f"m{number}")) == [f"m{n}" for n in range(1, number + 1)]
 
 
-@pytest.mark.parametrize("kind", list(conftest.LOOPS))
+@pytest.mark.parametrize("kind", list(LOOPS))
 def test_a_loop_that_was_closed_over_the_store(path: Path, kind: str) -> None:
     store = SQLiteOfflineStore(path)
 
@@ -892,12 +892,12 @@ def test_a_loop_that_was_closed_over_the_store(path: Path, kind: str) -> None:
         await store.open()
         assert await ids(store) == [f"m{n}" for n in range(100)]
 
-    with asyncio.Runner(loop_factory=conftest.LOOPS[kind]) as runner:
+    with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
         runner.run(leave())
-    with asyncio.Runner(loop_factory=conftest.LOOPS[kind]) as runner:
+    with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
         runner.run(come_back())
     # Closed on a third loop.
-    with asyncio.Runner(loop_factory=conftest.LOOPS[kind]) as runner:
+    with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
         runner.run(store.close())
         runner.run(store.close())
 

@@ -21,9 +21,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from tests.browsers.window import CHROMEDRIVER, CHROMIUM, Window, until
 from tests.ports import free_port
 from tests.redis_server import RedisServer
-from tests.test_demo_browser import CHROMEDRIVER, CHROMIUM, Window, until
 from tests.test_pages import ROOT, connected
 
 TUTORIAL = ROOT / "docs/tutorial"
