@@ -1152,7 +1152,7 @@ def test_it_is_looked_at_once_a_second_at_most(
 ) -> None:
     monkeypatch.setattr(jwks_file, "JWKS_RECHECK", 1.0)
     clock = [1000.0]
-    monkeypatch.setattr(jwks_file.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(jwks_file.clock, "monotonic", lambda: clock[0])
     authenticator = JWTAuthenticator(jwks=key_file.path)
     looks = []
     real = os.stat
@@ -1254,7 +1254,7 @@ def test_the_keys_of_a_file_that_is_none_any_more_have_an_age(
     key_file: KeyFile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(jwks_file.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(jwks_file.clock, "monotonic", lambda: clock[0])
     authenticator = JWTAuthenticator(jwks=key_file.path)
     clock[0] += 1_000_000  # the file is looked at, and is what it was
     assert users(authenticator, key_file) == ["old", None]
