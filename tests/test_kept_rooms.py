@@ -90,6 +90,24 @@ async def test_who_joined_an_empty_room_recovers_its_first_messages() -> None:
         back.close()
 
 
+async def test_a_room_lives_on_for_the_grace_after_its_last_member_and_not_its_first_join() -> None:
+    hub = keeping()
+    async with running(hub):
+        aware = await Aware.open(hub, "aware")
+        await aware.recv()
+        rooms = hub._node._rooms
+        now = asyncio.get_running_loop().time()
+        rooms.look(now, 5.0)
+        aware.close()
+        await eventually(lambda: hub.get_connected_clients() == 0)
+        rooms.look(now + 7.0, 5.0)
+        rooms.look(now + 7.0 + 14.9, 5.0)
+        assert hub.get_room_clients("r") == []
+        rooms.look(now + 7.0 + 15.1, 5.0)
+        with pytest.raises(RoomNotFoundError):
+            hub.get_room_clients("r")
+
+
 async def test_who_missed_more_than_is_kept_is_told_so() -> None:
     hub = keeping(size=3)
     async with running(hub):

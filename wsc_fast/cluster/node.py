@@ -719,6 +719,12 @@ class Node:
     def not_published(self, outgoing: Outgoing, error: Exception) -> None:
         """See `Handler.not_published`."""
         self.counters.not_published += 1
+        log.error(
+            "a message to room %a was not published: %s",
+            outgoing.room,
+            error,
+            extra={"event": "not_published", "room": outgoing.room, "error": str(error)},
+        )
         frame, _, _ = open_entry(outgoing.entry)
         self._needs.not_published(message_of(frame), outgoing.room, error)
 
@@ -819,11 +825,12 @@ class Node:
         assert self._rooms is not None
         self._looking = self._loop.call_later(_LOOK, self._look)
         now = self._loop.time()
-        self._rooms.look(now)
         if self.users is not None:
             self.users.look(now)
         if self._presence is not None:
             self._presence.look(now)
+        # Behind presence, which tells of rooms for as long as they are there.
+        self._rooms.look(now, 0.0 if self._presence is None else self._grace())
         if self._online is not None:
             self._online.look()
         if self._nodes is not None:

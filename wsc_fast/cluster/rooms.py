@@ -256,21 +256,25 @@ class Rooms:
     def _left(self, client: Client, room: KeptRoom) -> None:
         self._recovery.leave(room.id, client)
 
-    def look(self, now: float) -> None:
+    def look(self, now: float, grace: float) -> None:
         """Lets go of rooms that have been empty for a while; to be called each second or so.
 
         Args:
             now: on the loop's clock.
+            grace: seconds for which a room is kept longer, since its members are told to have left
+                then.
         """
         self._recovery.look()
         self.release_all()  # the bus has bounds of its own for what it cannot send
         for room_id in self._emptied:
-            self._lingering.setdefault(room_id, now)
+            # From now on, also where it was empty when it was made: they stand in the order of time.
+            self._lingering.pop(room_id, None)
+            self._lingering[room_id] = now
         self._emptied.clear()
         gone = []
         for room_id, since in list(self._lingering.items())[:MOST_LOOKED_AT]:
-            if now - since < LINGER:
-                break  # they stand in the order of time
+            if now - since < LINGER + grace:
+                break
             del self._lingering[room_id]
             if not self._recovery.waits(room_id) and self._engine.end_passing(room_id):
                 self._end_chain(room_id)
