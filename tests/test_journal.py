@@ -19,6 +19,7 @@ from tests.acks import (
     contents,
     contents_acknowledged,
     eventually_count,
+    failed,
     received,
 )
 from tests.acks import running_and_aborting as running
@@ -413,3 +414,24 @@ async def test_a_user_who_comes_back_while_a_message_is_being_stored_gets_it(
                 raw.close()
                 second.reset()
                 await eventually(lambda: hub.connections == 0)
+
+
+class FullStore(MemoryOfflineStore):
+    """A store that takes nothing."""
+
+    def append(self, *args: Any, **bounds: Any) -> Any:
+        return failed("the disk is nearly full")
+
+
+async def test_a_message_that_the_store_refuses_leaves_a_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = acking(FullStore())
+    async with running(hub):
+        with pytest.raises(OfflineStoreError, match="nearly full"):
+            await hub.send_ack_message_to_user("ann", ACKMessage()).accepted()
+        (line,) = [each for each in caplog.records if getattr(each, "event", "") == "store_error"]
+        assert line.getMessage().endswith(
+            "a message was not stored (user 'ann'): the disk is nearly full"
+        )
+        assert hub.get_stats().offline_errors == 1

@@ -22,7 +22,7 @@ import msgspec
 from wsc_fast.delivery import upkeep
 from wsc_fast.delivery.devices import key_of_device, key_of_devices
 from wsc_fast.delivery.store_access import PAGE, PAGE_BYTES, StoreAccess
-from wsc_fast.errors import OfflineStoreError
+from wsc_fast.errors import MessageExistsError, OfflineStoreError
 from wsc_fast.stores.base import OfflineStore, PartialPage, StoredMessage
 
 if TYPE_CHECKING:
@@ -263,8 +263,10 @@ class Journal:
         if error is None:
             self.access.heard()
             self._upkeep.appended(pending._mailbox, done.result())
-        else:
+        elif isinstance(error, MessageExistsError | asyncio.CancelledError):
             self._owner.count_error()
+        else:
+            self.access.failed("a message was not stored", error, pending.user_id)
         self._owner.appended(pending, error)
         self._outlived.pop((pending._mailbox, pending.id), None)
 
