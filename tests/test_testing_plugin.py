@@ -178,6 +178,33 @@ def test_plain_tests_have_the_hub_in_a_thread(tmp_path: Path) -> None:
     passed(run(tmp_path, test_it=BLOCKING), 3)
 
 
+RERUNS = """
+import pytest
+from _pytest.runner import runtestprotocol
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    for _ in range(2):
+        item._initrequest()
+        for report in runtestprotocol(item, nextitem=nextitem, log=False):
+            item.ihook.pytest_runtest_logreport(report=report)
+    return True
+"""
+WITH_CLOCK = """
+def test_first(hub, hub_clock):
+    hub_clock.advance(1)
+
+
+def test_second(hub, hub_clock):
+    hub_clock.advance(1)
+"""
+
+
+def test_a_test_that_is_run_again_has_another_clock(tmp_path: Path) -> None:
+    passed(run(tmp_path, "-p", "reruns", reruns=RERUNS, test_it=WITH_CLOCK), 4)
+
+
 BACKEND = """
 @pytest.fixture
 def anyio_backend():

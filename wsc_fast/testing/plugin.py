@@ -99,20 +99,21 @@ def hub_stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         # Before all hubs, whatever the order of the arguments.
         from wsc_fast.testing.clock import Clock
 
-        clock = request.node.stash.setdefault(_CLOCK, Clock())
+        clock = request.node.stash[_CLOCK] = Clock()
     test = request.node.obj
-    stage = Stage(is_async(test), clock)
-    if stage.thread is None:
-        request.node.obj = stage.around(test)
     try:
-        yield stage
-    finally:
-        request.node.obj = test
+        stage = Stage(is_async(test), clock)
+        if stage.thread is None:
+            request.node.obj = stage.around(test)
         try:
-            stage.close()
+            yield stage
         finally:
-            if clock is not None:
-                clock.close()
+            request.node.obj = test
+            stage.close()
+    finally:
+        if clock is not None:
+            clock.close()
+            del request.node.stash[_CLOCK]
 
 
 @pytest.fixture
