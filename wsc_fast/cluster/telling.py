@@ -42,8 +42,11 @@ class Teller:
         self._bus = bus
         self._counters = counters
         self._loop: asyncio.AbstractEventLoop | None = None
-        # By whether a word may come twice.
-        self._waiting: dict[bool, list[tuple[Word, Told | None]]] = {False: [], True: []}
+        # By whether a word may come twice, and whether it is for one hub: the words of one call of
+        # the bus share their fate.
+        self._waiting: dict[tuple[bool, bool], list[tuple[Word, Told | None]]] = {
+            (again, to_hub): [] for again in (False, True) for to_hub in (False, True)
+        }
         self._waiting_bytes = 0
         self._flushing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,7 +95,7 @@ class Teller:
             )
             self._failed([(word, told)], BusUnavailableError(why))
             return
-        self._waiting[again].append((word, told))
+        self._waiting[again, bool(word.hub)].append((word, told))
         self._waiting_bytes += len(word.data) + OVERHEAD
         if not self._flushing:
             self._flushing = True
@@ -122,7 +125,7 @@ class Teller:
         self._flushing = False
         if self._loop is None:
             return
-        for again, waiting in self._waiting.items():
+        for (again, _), waiting in self._waiting.items():
             for start in range(0, len(waiting), AT_ONCE):
                 some = waiting[start : start + AT_ONCE]
                 self.run(self._send(some, again))

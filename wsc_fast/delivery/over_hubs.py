@@ -356,10 +356,12 @@ class OverHubs:
     async def _unpark(self, mailbox: Mailbox, messages: list[PendingACK]) -> None:
         ids = [pending.id for pending in messages]
         outcomes: Sequence[tuple[str, str] | None]
+        is_known = True
         try:
             outcomes = await self._others.outcomes(mailbox.user_id, mailbox.key, ids)
         except BusError:
             outcomes = [None] * len(ids)  # one copy too many is better than none
+            is_known = False
 
         def go_on(both: tuple[PendingACK, tuple[str, str] | None]) -> None:
             pending, outcome = both
@@ -368,7 +370,7 @@ class OverHubs:
             elif self._parked.get(mailbox.key, pending.id) is pending and not pending.done():
                 if pending._origin is None:
                     self._storing.send_parked(pending)
-                else:
+                elif is_known:
                     self._parked.pop(mailbox.key, pending.id)
                     self._end_as_gone(pending)
 

@@ -150,10 +150,11 @@ def master_of(url: Url, timeout: float) -> Any:
     from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
     class Pool(SentinelConnectionPool):
-        async def disconnect(self, *args: Any, **options: Any) -> None:
-            await super().disconnect(*args, **options)
-            for each in sentinel.sentinels:
-                await each.aclose()
+        async def disconnect(self, inuse_connections: bool = True) -> None:
+            await super().disconnect(inuse_connections)
+            if inuse_connections:  # else it goes on, with another master
+                for each in sentinel.sentinels:
+                    await each.aclose()
 
     times = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
     tls = {name: value for name, value in url.options.items() if name.startswith("ssl_")}
