@@ -14,6 +14,7 @@ from wsc_client import (
     ErrorEvent,
     First,
     Gap,
+    LostError,
     Message,
     OptionError,
     ProtocolError,
@@ -498,3 +499,59 @@ async def test_a_message_has_its_text_as_it_came() -> None:
         world.client.on(Message, heard.append)
         await receive(world, "\n" + URGENT % 1, '{"room":"r","pos":"1"}\n{ "a": 1}')
         assert [each.raw for each in heard] == [URGENT % 1, '{ "a": 1}']
+
+
+# --- bounds, and requests of listeners ---
+
+
+async def test_a_listener_that_asks_is_answered_behind_a_full_backlog() -> None:
+    """The answer comes behind messages, which are read on up to a larger bound."""
+    async with opened(pending_messages=2) as world:
+        answers: list[Any] = []
+        world.client.on(Message, lambda message: gate.wait())
+        gate = asyncio.Event()
+        ears = world.sockets[-1].ears
+        behind = [ears.received(f"\n{number}") for number in range(4)][-1]
+        assert behind is not None
+        request = world.client.request(1)
+        request.add_done_callback(lambda done: answers.append(done.result()))
+        # The reader that has stopped goes on, though nobody is done with a message.
+        assert behind.done()
+        assert ears.received("\n4") is None
+        assert ears.received('\n{"type":"answer","id":"q1","data":5}') is not None
+        await settle()
+        assert answers == [5]
+        gate.set()
+        await settle()
+        assert ears.received("\n5") is None
+
+
+async def test_what_is_read_for_a_request_is_bounded_too() -> None:
+    async with opened(pending_messages=2) as world:
+        gate = asyncio.Event()
+        world.client.on(Message, lambda message: gate.wait())
+        request = world.client.request(1)
+        ears = world.sockets[-1].ears
+        stopped = [ears.received(f"\n{number}") for number in range(21)]
+        assert [number for number, each in enumerate(stopped) if each is not None] == [20]
+        request.cancel()
+        await settle()
+        assert stopped[-1] is not None
+        assert not stopped[-1].done()
+        gate.set()
+        await settle()
+        assert stopped[-1].done()
+
+
+async def test_a_request_that_ends_with_its_connection_has_nothing_read_for_it() -> None:
+    async with opened(pending_messages=1) as world:
+        gate = asyncio.Event()
+        world.client.on(Message, lambda message: gate.wait())
+        request = world.client.request(1)
+        await receive(world, "\n1", "\n2")
+        await world.act({"do": "end", "code": 1006})
+        assert isinstance(request.exception(), LostError)
+        await world.act({"do": "advance", "ms": 500})
+        await world.act({"do": "open"})
+        assert world.sockets[-1].ears.received("\n3") is not None
+        gate.set()

@@ -2,6 +2,8 @@
 
 A plain function is called at once. Calls of an async function, and events for an iterator, wait in
 a backlog of their own, in order. A backlog that is full has nothing more read from the connection.
+Only where a request waits for its answer, which comes behind other messages, the client reads on,
+up to a larger bound: the listener that is behind may be the one that asks.
 
 A Delivery is one event on its way. It is finished once all that got it are done with it: the plain
 functions have returned, the async ones too, and each iterator has come back for its next event or
@@ -23,6 +25,9 @@ from wsc_client.events import ErrorEvent, Event, Message
 LOGGER = logging.getLogger("wsc_client")
 
 Finished = Callable[[BaseException | None], None]
+
+# So many times the bounds may wait while a request waits for its answer.
+WHILE_ASKING = 10
 
 
 class Delivery:
@@ -74,30 +79,53 @@ class Backlogs:
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most, self._most_bytes = most, most_bytes
         self._full: set[Backlog] = set()
+        self._overfull: set[Backlog] = set()  # beyond the bounds while a request waits, too
+        self._asking = False
         self._room: asyncio.Future[None] | None = None
 
     def look(self, backlog: Backlog) -> None:
         """A backlog has changed."""
-        if backlog.count > self._most or backlog.size > self._most_bytes:
+        if self._beyond(backlog, 1):
             self._full.add(backlog)
-        elif backlog in self._full and backlog.size * 2 <= self._most_bytes:
-            self.forget(backlog)
+        elif backlog.size * 2 <= self._most_bytes:
+            self._full.discard(backlog)
+        if self._beyond(backlog, WHILE_ASKING):
+            self._overfull.add(backlog)
+        else:
+            self._overfull.discard(backlog)
+        self._go_on()
 
     def forget(self, backlog: Backlog) -> None:
-        """A backlog is within its bounds, or is gone."""
+        """A backlog is gone."""
         self._full.discard(backlog)
-        if not self._full and self._room is not None:
-            if not self._room.done():
-                self._room.set_result(None)
-            self._room = None
+        self._overfull.discard(backlog)
+        self._go_on()
+
+    def asking(self, asks: bool) -> None:
+        """Whether a request waits for its answer, from now on."""
+        self._asking = asks
+        self._go_on()
 
     def room(self) -> asyncio.Future[None] | None:
         """A future that is done once all are within their bounds; None where they are."""
-        if not self._full:
+        if not self._stopping:
             return None
         if self._room is None or self._room.done():
             self._room = asyncio.get_running_loop().create_future()
         return self._room
+
+    @property
+    def _stopping(self) -> bool:
+        return bool(self._overfull if self._asking else self._full)
+
+    def _beyond(self, backlog: Backlog, times: int) -> bool:
+        return backlog.count > self._most * times or backlog.size > self._most_bytes * times
+
+    def _go_on(self) -> None:
+        if self._room is not None and not self._stopping:
+            if not self._room.done():
+                self._room.set_result(None)
+            self._room = None
 
 
 class Backlog:
