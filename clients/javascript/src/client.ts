@@ -419,7 +419,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     this.#waits++;
     this.#after(this.#options.connectTimeout, answered);
     const headers: Record<string, string> = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
-    this.#platform.fetch(url, { headers, cache: "no-store" }).then(answered, () => answered()); // H4
+    this.#platform.fetch(url, { headers, cache: "no-store", redirect: "manual" }).then(answered, () => answered()); // H4
   }
 
   #told({ status, headers }: Pick<Response, "status" | "headers">): void {
