@@ -158,6 +158,34 @@ async def test_an_async_listener_that_raises_has_the_message_acknowledged_as_fai
         assert {"error": True} in world.did
 
 
+async def test_a_listener_that_meets_a_cancellation_has_failed_once_and_goes_on() -> None:
+    """It awaited something that was cancelled; its own task was not."""
+    async with opened() as world:
+        heard: list[str] = []
+
+        @world.client.on(Message)
+        async def listen(message: Message) -> None:
+            await asyncio.sleep(0)
+            if message.data["id"] == "m1":
+                gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                gone.cancel()
+                await gone
+            heard.append(message.data["id"])
+
+        for number in (1, 2, 3):
+            world.sockets[-1].ears.received("\n" + URGENT % number)
+        await settle()
+        assert heard == ["m2", "m3"]
+        acks = [each["json"] for each in sent(world)]
+        assert [(each["message_id"], each.get("status")) for each in acks] == [
+            ("m1", "failed"),
+            ("m2", None),
+            ("m3", None),
+        ]
+        assert acks[0]["error"] == "CancelledError()"
+        assert {"error": True} in world.did
+
+
 async def test_the_position_in_the_storage_is_that_of_messages_that_are_done() -> None:
     async with opened(storage=True) as world:
         gate = asyncio.Event()

@@ -248,6 +248,12 @@ class Handler(Backlog):
             delivery, awaitable = self._waiting.popleft()
             try:
                 await awaitable
+            except asyncio.CancelledError as error:
+                # Either the client ends, or something that the function awaited was cancelled.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                self._failed(delivery, error)
             except Exception as error:
                 self._failed(delivery, error)
             self.done(delivery)
@@ -265,7 +271,7 @@ class Handler(Backlog):
         self.count = self.size = 0
         self.gone()
 
-    def _failed(self, delivery: Delivery, error: Exception) -> None:
+    def _failed(self, delivery: Delivery, error: BaseException) -> None:
         delivery.fail(error)
         # An error of a listener of errors would come back to it.
         if isinstance(delivery.event, ErrorEvent):
