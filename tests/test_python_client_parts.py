@@ -304,6 +304,25 @@ async def test_messages_that_nobody_listens_to_are_bounded(
     await world.end()
 
 
+async def test_a_message_that_was_dropped_unheard_is_heard_when_it_comes_again() -> None:
+    world = silent_world(pending_messages=2)
+    await world.act({"do": "connect"})
+    await world.act({"do": "open"})
+    world.did = []
+    await receive(world, *("\n" + URGENT % number for number in range(1, 6)))
+    assert world.client.stats().unheard == 3
+    heard: list[str] = []
+    world.client.on(Message, lambda message: heard.append(message.data["id"]))
+    await settle()
+    await receive(world, *("\n" + URGENT % number for number in range(1, 6)))
+    assert heard == ["m4", "m5", "m1", "m2", "m3"]
+    assert world.client.stats().copies == 2
+    # Each is acknowledged once it was heard; the copies of two are, too.
+    acknowledged = [each["json"]["message_id"] for each in sent(world)]
+    assert acknowledged == ["m4", "m5", "m1", "m2", "m3", "m4", "m5"]
+    await world.end()
+
+
 async def test_all_events_come_in_one_order() -> None:
     async with opened() as world:
         events = asyncio.ensure_future(collected(world.client.events(), 5))

@@ -25,6 +25,7 @@ from wsc_client.events import ErrorEvent, Event, Message
 LOGGER = logging.getLogger("wsc_client")
 
 Finished = Callable[[BaseException | None], None]
+Dropped = Callable[[], None]
 
 # So many times the bounds may wait while a request waits for its answer.
 WHILE_ASKING = 10
@@ -37,14 +38,17 @@ class Delivery:
         event: it.
         size: of its payload, in bytes.
         finished: called once, with the first error of a listener.
+        dropped: called in place of it, where no listener gets the event.
     """
 
-    __slots__ = ("_error", "_finished", "_waits", "event", "size")
+    __slots__ = ("_dropped", "_error", "_finished", "_waits", "event", "size")
 
-    def __init__(self, event: Event, size: int, finished: Finished | None) -> None:
+    def __init__(
+        self, event: Event, size: int, finished: Finished | None, dropped: Dropped | None = None
+    ) -> None:
         self.event: Event = event
         self.size: int = size
-        self._finished = finished
+        self._finished, self._dropped = finished, dropped
         self._error: BaseException | None = None
         self._waits = 1  # for the caller that gives it to the listeners
 
@@ -60,6 +64,11 @@ class Delivery:
     def fail(self, error: BaseException) -> None:
         """A listener has raised."""
         self._error = self._error or error
+
+    def drop(self) -> None:
+        """No listener gets it."""
+        if self._dropped is not None:
+            self._dropped()
 
     def release(self) -> None:
         """One of them is done with it."""
