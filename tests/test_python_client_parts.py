@@ -323,6 +323,24 @@ async def test_a_message_that_was_dropped_unheard_is_heard_when_it_comes_again()
     await world.end()
 
 
+@pytest.mark.parametrize("arrived", [False, True])
+async def test_an_iterator_that_another_task_closes_ends_its_reader(arrived: bool) -> None:
+    world = silent_world()
+    await world.act({"do": "connect"})
+    await world.act({"do": "open"})
+    stream = aiter(world.client)
+    waiting = asyncio.ensure_future(anext(stream, "the end"))
+    await settle()
+    if arrived:  # in the same turn of the loop
+        world.sockets[-1].ears.received("\nx")
+    await stream.aclose()
+    assert await waiting == "the end"
+    assert await anext(stream, "the end") == "the end"
+    if arrived:
+        assert [each.data for each in await collected(world.client, 1)] == ["x"]
+    await world.end()
+
+
 async def test_all_events_come_in_one_order() -> None:
     async with opened() as world:
         events = asyncio.ensure_future(collected(world.client.events(), 5))

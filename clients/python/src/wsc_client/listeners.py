@@ -206,6 +206,8 @@ class Stream(Backlog):
         if current is not None:
             self.done(current)
         unseen, self._waiting = list(self._waiting), deque()
+        self._ended = True
+        self._awake()  # of a task that waits for the next event meanwhile
         self.gone()
         return unseen
 
