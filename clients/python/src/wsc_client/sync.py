@@ -16,6 +16,7 @@ import asyncio
 import inspect
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -68,7 +69,7 @@ class _Loop:
             RuntimeError: this is the thread of the loop, which cannot wait for itself.
         """
         try:
-            self._check()
+            self.check()
         except BaseException:
             coroutine.close()
             raise
@@ -98,14 +99,15 @@ class _Loop:
         if not getattr(_here, "listening", False):
             self._thread.join()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises where nothing can be waited for here; see `wait`."""
         if self.foreign:
             text = (
                 f"this client is of process {self._pid}: make one in this process, which was forked"
             )
             raise ClientError(text)
         if not self._thread.is_alive() or (self._stop is not None and self._stop.is_set()):
-            raise ClosedError()
+            raise ClosedError(why="called")
         if threading.current_thread() is self._thread:
             raise RuntimeError(
                 "this is the thread of the client's loop, which cannot wait for itself"
@@ -150,21 +152,37 @@ class _Receiving:
         Raises:
             ClosedError: the client was closed otherwise than by `close` or with 1000.
         """
-        while (message := self._next(None)) is not None:
-            yield message
+        begun = False
+        try:
+            while (message := self._next(None)) is not None:
+                begun = True
+                yield message
+        except ClosedError as error:
+            # Another thread has closed the client while the caller dealt with a message.
+            if not begun or error.why != "called":
+                raise
 
     def _next(self, timeout: float | None) -> Message | None:
-        async def next_() -> Message | None:
+        async def next_(left: float | None) -> Message | None:
             if self._reading is None:
                 self._reading = self._read()
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(left):
                     return await anext(self._reading, None)
             except TimeoutError:
                 raise TimeoutError(f"no message came within {timeout} s") from None
 
-        with self._lock:
-            return self._loop.wait(next_())
+        # In a process that was forked, the lock may be held by a thread that is not there.
+        self._loop.check()
+        began = time.monotonic()
+        most = -1 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+        if not self._lock.acquire(timeout=most):
+            raise TimeoutError(f"no message came within {timeout} s")
+        try:
+            left = None if timeout is None else timeout - (time.monotonic() - began)
+            return self._loop.wait(next_(left))
+        finally:
+            self._lock.release()
 
     async def _end_reading(self) -> None:
         """The last message is dealt with."""
