@@ -196,6 +196,18 @@ def test_a_wait_is_bounded_beside_another_reader(served: Served) -> None:
     assert heard[0] == "first"
 
 
+def test_the_event_loop_of_the_caller_stays(served: Served) -> None:
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        with Client(served.url):
+            assert asyncio.get_event_loop() is loop
+        assert asyncio.get_event_loop() is loop
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
 def test_get_token_may_block(served: Served) -> None:
     names: list[str] = []
 

@@ -44,7 +44,8 @@ class _Loop:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._runner = asyncio.Runner()
+        # With a factory it leaves the event loop of the caller's thread as it is.
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._stop: asyncio.Event | None = None
         self._begun = threading.Event()
