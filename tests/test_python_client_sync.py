@@ -208,6 +208,52 @@ def test_the_event_loop_of_the_caller_stays(served: Served) -> None:
         loop.close()
 
 
+def test_a_close_does_not_wait_for_a_listener_that_blocks(served: Served) -> None:
+    called, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    client = Client(served.url, close_timeout=0.2)
+
+    def block(message: Message) -> None:
+        called.set()
+        go_on.wait()
+        with pytest.raises(ClosedError):
+            client.send("late")
+        ended.set()
+
+    client.connect()
+    client.opened(10)
+    client.on(Message, block)
+    client.send("x")
+    assert called.wait(10)
+    try:
+        before = time.monotonic()
+        client.close()
+        assert time.monotonic() - before < 5
+        assert client.state == "closed"
+    finally:
+        go_on.set()
+    assert ended.wait(10)
+
+
+def test_a_close_waits_for_a_listener_that_is_about_to_return(served: Served) -> None:
+    called, returned = threading.Event(), threading.Event()
+    client = Client(served.url)
+
+    def listen(message: Message) -> None:
+        called.set()
+        # Returns once the close is under way.
+        while client.state == "open":
+            time.sleep(0.01)
+        returned.set()
+
+    client.connect()
+    client.opened(10)
+    client.on(Message, listen)
+    client.send("x")
+    assert called.wait(10)
+    client.close()
+    assert returned.is_set()
+
+
 def test_get_token_may_block(served: Served) -> None:
     names: list[str] = []
 
