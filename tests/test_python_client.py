@@ -315,6 +315,49 @@ async def test_a_status_route_is_asked_where_no_answer_was_seen() -> None:
     assert asked == ["Bearer the-token"]
 
 
+@pytest.mark.parametrize("upgrade", [True, False], ids=["upgrade", "status"])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(status: int, upgrade: bool) -> None:
+    """The token is for the server that was named, and for no other one (H4)."""
+    asked = 0
+    elsewhere: list[bytes] = []
+
+    async def see(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        elsewhere.append(await reader.read(10_000))
+        writer.close()
+
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        request = await reader.readuntil(b"\r\n\r\n")
+        if upgrade or request.startswith(b"GET /status"):
+            assert b"SECRET" in request
+            asked += 1
+            target = b"http://127.0.0.1:%d/ws" % other.sockets[0].getsockname()[1]
+            writer.write(b"HTTP/1.1 %d Other\r\nLocation: %s\r\n" % (status, target))
+            writer.write(b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    other = await asyncio.start_server(see, "127.0.0.1", 0)
+    server = await asyncio.start_server(redirect, "127.0.0.1", 0)
+    at = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    client = Client(
+        f"ws://{at}/ws",
+        get_token=lambda: "SECRET",
+        status_url=f"http://{at}/status",
+        proxy=False,
+        **QUICK,
+    )
+    client.connect()
+    # Further attempts show that the client has dealt with the answer.
+    await eventually(lambda: asked >= 3)
+    assert client.state in ("waiting", "connecting")
+    await client.aclose()
+    for each in (server, other):
+        each.close()
+        await each.wait_closed()
+    assert elsewhere == []
+
+
 async def test_a_full_hub_says_when_to_come_again(caplog: pytest.LogCaptureFixture) -> None:
     hub = asking(Hub(HubConfig(max_connections=1)))
     async with running(hub), Client(url_of(hub)):

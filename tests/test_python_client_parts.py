@@ -14,6 +14,7 @@ from wsc_client import (
     ErrorEvent,
     First,
     Gap,
+    LostError,
     Message,
     OptionError,
     ProtocolError,
@@ -157,6 +158,34 @@ async def test_an_async_listener_that_raises_has_the_message_acknowledged_as_fai
         assert {"error": True} in world.did
 
 
+async def test_a_listener_that_meets_a_cancellation_has_failed_once_and_goes_on() -> None:
+    """It awaited something that was cancelled; its own task was not."""
+    async with opened() as world:
+        heard: list[str] = []
+
+        @world.client.on(Message)
+        async def listen(message: Message) -> None:
+            await asyncio.sleep(0)
+            if message.data["id"] == "m1":
+                gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                gone.cancel()
+                await gone
+            heard.append(message.data["id"])
+
+        for number in (1, 2, 3):
+            world.sockets[-1].ears.received("\n" + URGENT % number)
+        await settle()
+        assert heard == ["m2", "m3"]
+        acks = [each["json"] for each in sent(world)]
+        assert [(each["message_id"], each.get("status")) for each in acks] == [
+            ("m1", "failed"),
+            ("m2", None),
+            ("m3", None),
+        ]
+        assert acks[0]["error"] == "CancelledError()"
+        assert {"error": True} in world.did
+
+
 async def test_the_position_in_the_storage_is_that_of_messages_that_are_done() -> None:
     async with opened(storage=True) as world:
         gate = asyncio.Event()
@@ -272,6 +301,43 @@ async def test_messages_that_nobody_listens_to_are_bounded(
     assert world.client.stats().unheard == 2
     assert caplog.text.count("nobody listens to messages") == 1
     assert [each.data for each in await collected(world.client, 3)] == [2, 3, 4]
+    await world.end()
+
+
+async def test_a_message_that_was_dropped_unheard_is_heard_when_it_comes_again() -> None:
+    world = silent_world(pending_messages=2)
+    await world.act({"do": "connect"})
+    await world.act({"do": "open"})
+    world.did = []
+    await receive(world, *("\n" + URGENT % number for number in range(1, 6)))
+    assert world.client.stats().unheard == 3
+    heard: list[str] = []
+    world.client.on(Message, lambda message: heard.append(message.data["id"]))
+    await settle()
+    await receive(world, *("\n" + URGENT % number for number in range(1, 6)))
+    assert heard == ["m4", "m5", "m1", "m2", "m3"]
+    assert world.client.stats().copies == 2
+    # Each is acknowledged once it was heard; the copies of two are, too.
+    acknowledged = [each["json"]["message_id"] for each in sent(world)]
+    assert acknowledged == ["m4", "m5", "m1", "m2", "m3", "m4", "m5"]
+    await world.end()
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+async def test_an_iterator_that_another_task_closes_ends_its_reader(arrived: bool) -> None:
+    world = silent_world()
+    await world.act({"do": "connect"})
+    await world.act({"do": "open"})
+    stream = aiter(world.client)
+    waiting = asyncio.ensure_future(anext(stream, "the end"))
+    await settle()
+    if arrived:  # in the same turn of the loop
+        world.sockets[-1].ears.received("\nx")
+    await stream.aclose()
+    assert await waiting == "the end"
+    assert await anext(stream, "the end") == "the end"
+    if arrived:
+        assert [each.data for each in await collected(world.client, 1)] == ["x"]
     await world.end()
 
 
@@ -498,3 +564,59 @@ async def test_a_message_has_its_text_as_it_came() -> None:
         world.client.on(Message, heard.append)
         await receive(world, "\n" + URGENT % 1, '{"room":"r","pos":"1"}\n{ "a": 1}')
         assert [each.raw for each in heard] == [URGENT % 1, '{ "a": 1}']
+
+
+# --- bounds, and requests of listeners ---
+
+
+async def test_a_listener_that_asks_is_answered_behind_a_full_backlog() -> None:
+    """The answer comes behind messages, which are read on up to a larger bound."""
+    async with opened(pending_messages=2) as world:
+        answers: list[Any] = []
+        world.client.on(Message, lambda message: gate.wait())
+        gate = asyncio.Event()
+        ears = world.sockets[-1].ears
+        behind = [ears.received(f"\n{number}") for number in range(4)][-1]
+        assert behind is not None
+        request = world.client.request(1)
+        request.add_done_callback(lambda done: answers.append(done.result()))
+        # The reader that has stopped goes on, though nobody is done with a message.
+        assert behind.done()
+        assert ears.received("\n4") is None
+        assert ears.received('\n{"type":"answer","id":"q1","data":5}') is not None
+        await settle()
+        assert answers == [5]
+        gate.set()
+        await settle()
+        assert ears.received("\n5") is None
+
+
+async def test_what_is_read_for_a_request_is_bounded_too() -> None:
+    async with opened(pending_messages=2) as world:
+        gate = asyncio.Event()
+        world.client.on(Message, lambda message: gate.wait())
+        request = world.client.request(1)
+        ears = world.sockets[-1].ears
+        stopped = [ears.received(f"\n{number}") for number in range(21)]
+        assert [number for number, each in enumerate(stopped) if each is not None] == [20]
+        request.cancel()
+        await settle()
+        assert stopped[-1] is not None
+        assert not stopped[-1].done()
+        gate.set()
+        await settle()
+        assert stopped[-1].done()
+
+
+async def test_a_request_that_ends_with_its_connection_has_nothing_read_for_it() -> None:
+    async with opened(pending_messages=1) as world:
+        gate = asyncio.Event()
+        world.client.on(Message, lambda message: gate.wait())
+        request = world.client.request(1)
+        await receive(world, "\n1", "\n2")
+        await world.act({"do": "end", "code": 1006})
+        assert isinstance(request.exception(), LostError)
+        await world.act({"do": "advance", "ms": 500})
+        await world.act({"do": "open"})
+        assert world.sockets[-1].ears.received("\n3") is not None
+        gate.set()

@@ -146,6 +146,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   #waitEnds = 0;
   #waits = 0; // the time of the wait and the answer of the status route, as far as they are due
   #renewed: Token | undefined; // of the next connection, once answers have come: T4
+  #over = 0; // tokens in a row that had ended before they were used: T4
   #timers = new Set<unknown>(); // of the connection, the attempt or the wait
 
   #queue: Outgoing[] = [];
@@ -192,7 +193,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   connect(): void {
     if (this.#state === "waiting") return this.#begin();
     if (this.#state !== "closed") return;
-    this.#failures = 0;
+    this.#failures = this.#over = 0;
     this.#refused = false;
     this.#held = 0;
     this.#unwatch = this.#platform.watch(
@@ -347,9 +348,12 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   // --- tokens ---
 
   #renewBefore(expires: number): void {
-    const { getToken, renewBefore } = this.#options;
+    const { getToken, renewBefore, minDelay, maxDelay } = this.#options;
     const left = expires - this.#platform.now();
-    this.#after(Math.min(Math.max(left - renewBefore, left / 2), LONGEST_TIMER), () => {
+    this.#over = left > 0 ? 0 : this.#over + 1;
+    // Clocks that differ, and tokens that are short, must not have it reconnect without a pause.
+    const floor = this.#over ? Math.min(maxDelay, minDelay * 2 ** (this.#over - 1)) : minDelay;
+    this.#after(Math.min(Math.max(left - renewBefore, left / 2, floor), LONGEST_TIMER), () => {
       if (!getToken) return;
       this.#ask(getToken, (token) => {
         if (token === null) return; // T4: the connection goes on
@@ -415,7 +419,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     this.#waits++;
     this.#after(this.#options.connectTimeout, answered);
     const headers: Record<string, string> = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
-    this.#platform.fetch(url, { headers, cache: "no-store" }).then(answered, () => answered()); // H4
+    this.#platform.fetch(url, { headers, cache: "no-store", redirect: "manual" }).then(answered, () => answered()); // H4
   }
 
   #told({ status, headers }: Pick<Response, "status" | "headers">): void {

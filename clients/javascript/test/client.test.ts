@@ -1,6 +1,8 @@
 /** What cases.json does not say: arguments, errors, and the standard classes of a page. */
 
 import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import test from "node:test";
 import { Client, SendError, type Options, type SocketClass } from "../src/index.js";
 import { standardPlatform } from "../src/platform.js";
@@ -207,4 +209,34 @@ test("the page is watched while the client is not closed", (context) => {
   target.dispatchEvent(new Event("online"));
   page.dispatchEvent(new Event("visibilitychange"));
   assert.deepEqual(heard, ["back", "back", "away"]);
+});
+
+test("a redirect of the status route is not followed (H4)", async () => {
+  const asked: string[] = [];
+  const server = createServer((request, response) => {
+    asked.push(`${request.url} ${request.headers.authorization}`);
+    response.writeHead(302, { Location: "/elsewhere" }).end();
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const at = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const client = new Client(`ws://${at}/ws`, {
+    ...options,
+    getToken: () => "secret",
+    statusUrl: `http://${at}/status`,
+    minDelay: 10,
+  });
+  let attempts = 0;
+  await new Promise<void>((resolve) => {
+    client.on("state", ({ state }) => {
+      if (state !== "connecting") return;
+      // The third attempt shows that the client has dealt with two answers.
+      if (++attempts === 3) resolve();
+      else setTimeout(() => Silent.last.onclose?.({ code: 1006 }));
+    });
+    client.connect();
+  });
+  client.close();
+  server.closeAllConnections();
+  await new Promise((resolve) => server.close(resolve));
+  assert.deepEqual(asked, ["/status Bearer secret", "/status Bearer secret"]);
 });

@@ -74,7 +74,8 @@ class Client:
         platform = _platform or Platform(opener(self.options, self._tasks), fetcher(self.options))
         self._dispatch = Dispatch(self.options, self._tasks)
         self._session = Session(self.url, self.options, platform, self._dispatch, self._tasks)
-        self._sender = Sender(self._session, self.options, platform)
+        backlogs = self._dispatch.backlogs
+        self._sender = Sender(self._session, self.options, platform, backlogs.asking)
         self._receiver = Receiver(
             self._session,
             self._sender,
@@ -90,7 +91,7 @@ class Client:
             self._sender,
             self.options,
             platform,
-            lambda: self._dispatch.backlogs.room() is not None,
+            lambda: backlogs.room() is not None,
         )
         self._session.parts = _Parts(self)
 

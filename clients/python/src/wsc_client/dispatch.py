@@ -28,6 +28,7 @@ from wsc_client.listeners import (
     LOGGER,
     Backlogs,
     Delivery,
+    Dropped,
     Finished,
     Handler,
     Listener,
@@ -109,9 +110,15 @@ class Dispatch:
                 delivery.release()
         self._listened()
 
-    def emit(self, event: Event, size: int = 0, finished: Finished | None = None) -> None:
-        """Gives an event to its listeners."""
-        delivery = Delivery(event, size, finished)
+    def emit(
+        self,
+        event: Event,
+        size: int = 0,
+        finished: Finished | None = None,
+        dropped: Dropped | None = None,
+    ) -> None:
+        """Gives an event to its listeners; see Delivery."""
+        delivery = Delivery(event, size, finished, dropped)
         unheard = self._releasing or not self._heard_by(event)
         if unheard and isinstance(event, Message):
             self._hold(delivery)
@@ -153,7 +160,9 @@ class Dispatch:
         held.append(delivery)
         self._held_bytes += delivery.size
         while len(held) > self._most or (self._held_bytes > self._most_bytes and len(held) > 1):
-            self._held_bytes -= held.popleft().size
+            dropped = held.popleft()
+            self._held_bytes -= dropped.size
+            dropped.drop()
             self.unheard += 1
             if self.unheard == 1:
                 LOGGER.warning("nobody listens to messages: the oldest of them are dropped")

@@ -2,6 +2,8 @@
 
 A plain function is called at once. Calls of an async function, and events for an iterator, wait in
 a backlog of their own, in order. A backlog that is full has nothing more read from the connection.
+Only where a request waits for its answer, which comes behind other messages, the client reads on,
+up to a larger bound: the listener that is behind may be the one that asks.
 
 A Delivery is one event on its way. It is finished once all that got it are done with it: the plain
 functions have returned, the async ones too, and each iterator has come back for its next event or
@@ -23,6 +25,10 @@ from wsc_client.events import ErrorEvent, Event, Message
 LOGGER = logging.getLogger("wsc_client")
 
 Finished = Callable[[BaseException | None], None]
+Dropped = Callable[[], None]
+
+# So many times the bounds may wait while a request waits for its answer.
+WHILE_ASKING = 10
 
 
 class Delivery:
@@ -32,14 +38,17 @@ class Delivery:
         event: it.
         size: of its payload, in bytes.
         finished: called once, with the first error of a listener.
+        dropped: called in place of it, where no listener gets the event.
     """
 
-    __slots__ = ("_error", "_finished", "_waits", "event", "size")
+    __slots__ = ("_dropped", "_error", "_finished", "_waits", "event", "size")
 
-    def __init__(self, event: Event, size: int, finished: Finished | None) -> None:
+    def __init__(
+        self, event: Event, size: int, finished: Finished | None, dropped: Dropped | None = None
+    ) -> None:
         self.event: Event = event
         self.size: int = size
-        self._finished = finished
+        self._finished, self._dropped = finished, dropped
         self._error: BaseException | None = None
         self._waits = 1  # for the caller that gives it to the listeners
 
@@ -55,6 +64,11 @@ class Delivery:
     def fail(self, error: BaseException) -> None:
         """A listener has raised."""
         self._error = self._error or error
+
+    def drop(self) -> None:
+        """No listener gets it."""
+        if self._dropped is not None:
+            self._dropped()
 
     def release(self) -> None:
         """One of them is done with it."""
@@ -74,30 +88,53 @@ class Backlogs:
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most, self._most_bytes = most, most_bytes
         self._full: set[Backlog] = set()
+        self._overfull: set[Backlog] = set()  # beyond the bounds while a request waits, too
+        self._asking = False
         self._room: asyncio.Future[None] | None = None
 
     def look(self, backlog: Backlog) -> None:
         """A backlog has changed."""
-        if backlog.count > self._most or backlog.size > self._most_bytes:
+        if self._beyond(backlog, 1):
             self._full.add(backlog)
-        elif backlog in self._full and backlog.size * 2 <= self._most_bytes:
-            self.forget(backlog)
+        elif backlog.size * 2 <= self._most_bytes:
+            self._full.discard(backlog)
+        if self._beyond(backlog, WHILE_ASKING):
+            self._overfull.add(backlog)
+        else:
+            self._overfull.discard(backlog)
+        self._go_on()
 
     def forget(self, backlog: Backlog) -> None:
-        """A backlog is within its bounds, or is gone."""
+        """A backlog is gone."""
         self._full.discard(backlog)
-        if not self._full and self._room is not None:
-            if not self._room.done():
-                self._room.set_result(None)
-            self._room = None
+        self._overfull.discard(backlog)
+        self._go_on()
+
+    def asking(self, asks: bool) -> None:
+        """Whether a request waits for its answer, from now on."""
+        self._asking = asks
+        self._go_on()
 
     def room(self) -> asyncio.Future[None] | None:
         """A future that is done once all are within their bounds; None where they are."""
-        if not self._full:
+        if not self._stopping:
             return None
         if self._room is None or self._room.done():
             self._room = asyncio.get_running_loop().create_future()
         return self._room
+
+    @property
+    def _stopping(self) -> bool:
+        return bool(self._overfull if self._asking else self._full)
+
+    def _beyond(self, backlog: Backlog, times: int) -> bool:
+        return backlog.count > self._most * times or backlog.size > self._most_bytes * times
+
+    def _go_on(self) -> None:
+        if self._room is not None and not self._stopping:
+            if not self._room.done():
+                self._room.set_result(None)
+            self._room = None
 
 
 class Backlog:
@@ -169,6 +206,8 @@ class Stream(Backlog):
         if current is not None:
             self.done(current)
         unseen, self._waiting = list(self._waiting), deque()
+        self._ended = True
+        self._awake()  # of a task that waits for the next event meanwhile
         self.gone()
         return unseen
 
@@ -220,6 +259,12 @@ class Handler(Backlog):
             delivery, awaitable = self._waiting.popleft()
             try:
                 await awaitable
+            except asyncio.CancelledError as error:
+                # Either the client ends, or something that the function awaited was cancelled.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                self._failed(delivery, error)
             except Exception as error:
                 self._failed(delivery, error)
             self.done(delivery)
@@ -237,7 +282,7 @@ class Handler(Backlog):
         self.count = self.size = 0
         self.gone()
 
-    def _failed(self, delivery: Delivery, error: Exception) -> None:
+    def _failed(self, delivery: Delivery, error: BaseException) -> None:
         delivery.fail(error)
         # An error of a listener of errors would come back to it.
         if isinstance(delivery.event, ErrorEvent):

@@ -107,7 +107,8 @@ class Options:
         acknowledge: whether HubMessages are acknowledged. Without it their copies are shown, too:
             for a program that only watches.
         pending_messages, pending_bytes: so much may wait for one iterator or async listener. At the
-            bound nothing more is read from the connection.
+            bound nothing more is read from the connection. While a request waits for its answer,
+            ten times as much may wait, so that a listener can ask.
         max_message_size: of a message of the server.
         headers: further header fields of the upgrade request.
         ssl: the TLS context of wss://; by itself the default of Python.

@@ -189,7 +189,8 @@ class Receiver:
                 self._sender.transmit(answer)
             self._dealt_with(room, pos)
 
-        self._dispatch.emit(message, size, finished)
+        # One that nobody has heard is not acknowledged: the server sends it again.
+        self._dispatch.emit(message, size, finished, lambda: self._unfinished.discard(id))
 
     def _save_soon(self) -> None:
         if not self._saving and self._options.storage is not None:

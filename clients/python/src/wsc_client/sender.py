@@ -61,17 +61,27 @@ class Outgoing:
 class Sender:
     """Sends, and finds the requests of answers.
 
+    Args:
+        asks: told whether a request waits for its answer, each time that this may have changed.
+
     Attributes:
         queued_bytes: of the payloads that wait.
         sent: messages and requests that were handed to a connection.
         answered: the hub has answered some request: it knows them (B2).
     """
 
-    def __init__(self, session: Session, options: Options, platform: Platform) -> None:
+    def __init__(
+        self,
+        session: Session,
+        options: Options,
+        platform: Platform,
+        asks: Callable[[bool], None],
+    ) -> None:
         self.queued_bytes: int = 0
         self.sent: int = 0
         self.answered: bool = False
         self._session, self._options, self._platform = session, options, platform
+        self._asks = asks
         self._queue: deque[Outgoing] = deque()
         self._unanswered: dict[str, Outgoing] = {}
         self._ids = 0
@@ -112,7 +122,7 @@ class Sender:
         id, text = self.asking(type, **fields)
         request = Outgoing(text, resolve, reject, id=id)
         self.transmit(text)
-        self._unanswered[id] = request
+        self._wait_for(request)
         self._limit(request, self._options.request_timeout)
 
     def transmit(self, payload: Payload) -> None:
@@ -139,7 +149,7 @@ class Sender:
             self.queued_bytes -= outgoing.size
             self.sent += 1
             if outgoing.id:
-                self._unanswered[outgoing.id] = outgoing
+                self._wait_for(outgoing)
             self.transmit(outgoing.payload)
             if not outgoing.id:
                 outgoing.resolve(None)
@@ -152,7 +162,7 @@ class Sender:
         if not known or len(number) > 18 or not 1 <= int(number) <= self._ids:
             return False
         self.answered = True
-        request = self._unanswered.pop(id, None)
+        request = self._waited_for(id)
         if request is None:
             return True
         _stop(request)
@@ -172,6 +182,7 @@ class Sender:
     def dropped(self) -> None:
         """The connection has ended (R4)."""
         unanswered, self._unanswered = list(self._unanswered.values()), {}
+        self._asks(False)
         again = [each for each in unanswered if each.retry]
         for each in unanswered:
             if not each.retry:
@@ -184,6 +195,19 @@ class Sender:
         queue, self._queue, self.queued_bytes = self._queue, deque(), 0
         for each in queue:
             _fail(each, ClosedError(str(error), error.why, error.close_code))
+
+    # --- requests that wait for their answers ---
+
+    def _wait_for(self, request: Outgoing) -> None:
+        self._unanswered[request.id] = request
+        self._asks(True)
+
+    def _waited_for(self, id: str) -> Outgoing | None:
+        """The request, which does not wait any more."""
+        request = self._unanswered.pop(id, None)
+        if request is not None:
+            self._asks(bool(self._unanswered))
+        return request
 
     # --- the queue ---
 
@@ -224,7 +248,7 @@ class Sender:
     def _forget(self, outgoing: Outgoing) -> None:
         """Nobody waits for it any more."""
         _stop(outgoing)
-        if self._unanswered.pop(outgoing.id, None) is not None:
+        if self._waited_for(outgoing.id) is not None:
             self._session.answered()
         elif outgoing in self._queue:
             self._queue.remove(outgoing)

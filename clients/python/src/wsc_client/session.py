@@ -96,6 +96,7 @@ class Session:
         self._wait_ends = 0.0
         self._waits = 0  # the time of the wait and the answer of the status route, as far as due
         self._renewed: str | Token | None = None  # of the next connection: T4
+        self._over = 0  # tokens in a row that had ended before they were used: T4
         self._timers: set[Cancellable] = set()  # of the connection, the attempt or the wait
 
     # --- what the client calls ---
@@ -118,6 +119,7 @@ class Session:
             self._begin()
         elif self.state == "closed":
             self._failures, self._refused, self._held = 0, False, float("-inf")
+            self._over = 0
             self._dispatch.closed = None
             self._begin()
 
@@ -268,8 +270,16 @@ class Session:
     # --- tokens ---
 
     def _renew_before(self, ends_at: float) -> None:
+        options = self._options
         left = ends_at - self._platform.wall()
-        delay = min(max(left - self._options.renew_before, left / 2, 0.0), LONGEST_TIMER)
+        # Clocks that differ, and tokens that are short, must not have it reconnect without a pause.
+        floor = options.min_delay
+        if left > 0:
+            self._over = 0
+        else:
+            floor = min(options.max_delay, floor * 2 ** min(self._over, 60))
+            self._over += 1
+        delay = min(max(left - options.renew_before, left / 2, floor), LONGEST_TIMER)
 
         def renewed(token: TokenAnswer) -> None:
             if token is not None:  # T4: without one the connection goes on

@@ -16,8 +16,10 @@ import asyncio
 import inspect
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from typing import Any, Self, TypeVar, Unpack
 
@@ -26,6 +28,7 @@ from wsc_client.client import Stats
 from wsc_client.dispatch import Events
 from wsc_client.errors import ClientError, ClosedError
 from wsc_client.events import Event, Message, State
+from wsc_client.listeners import LOGGER
 from wsc_client.options import OptionNames
 from wsc_client.rooms import Room as AsyncRoom
 from wsc_client.rooms import RoomEvent
@@ -38,12 +41,44 @@ E = TypeVar("E")
 _here = threading.local()
 
 
-class _Loop:
-    """An event loop in a thread of its own, for one client."""
+class _Workers(ThreadPoolExecutor):
+    """The worker threads of a loop, which waits for them at its end, but not for ever.
 
-    def __init__(self) -> None:
+    Args:
+        patience: seconds.
+    """
+
+    def __init__(self, patience: float) -> None:
+        super().__init__(thread_name_prefix="wsc_client-worker")
+        self._patience = patience
+        self._calls: set[Future[Any]] = set()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Calls a function in one of the threads."""
+        call = super().submit(fn, *args, **kwargs)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return call
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Takes no more calls; waits for those under way, for as long as its patience lasts."""
+        super().shutdown(wait=False, cancel_futures=True)
+        if wait and wait_for(list(self._calls), timeout=self._patience).not_done:
+            LOGGER.warning("a function of the application still runs: the client does not wait")
+
+
+class _Loop:
+    """An event loop in a thread of its own, for one client.
+
+    Args:
+        patience: seconds that its end waits for worker threads.
+    """
+
+    def __init__(self, patience: float) -> None:
         self._pid = os.getpid()
-        self._runner = asyncio.Runner()
+        self._patience = patience
+        # With a factory it leaves the event loop of the caller's thread as it is.
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._stop: asyncio.Event | None = None
         self._begun = threading.Event()
@@ -68,7 +103,7 @@ class _Loop:
             RuntimeError: this is the thread of the loop, which cannot wait for itself.
         """
         try:
-            self._check()
+            self.check()
         except BaseException:
             coroutine.close()
             raise
@@ -98,14 +133,15 @@ class _Loop:
         if not getattr(_here, "listening", False):
             self._thread.join()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises where nothing can be waited for here; see `wait`."""
         if self.foreign:
             text = (
                 f"this client is of process {self._pid}: make one in this process, which was forked"
             )
             raise ClientError(text)
         if not self._thread.is_alive() or (self._stop is not None and self._stop.is_set()):
-            raise ClosedError()
+            raise ClosedError(why="called")
         if threading.current_thread() is self._thread:
             raise RuntimeError(
                 "this is the thread of the client's loop, which cannot wait for itself"
@@ -113,6 +149,7 @@ class _Loop:
 
     def _run(self) -> None:
         async def run() -> None:
+            self._loop.set_default_executor(_Workers(self._patience))
             self._stop = asyncio.Event()
             self._begun.set()
             await self._stop.wait()
@@ -150,21 +187,37 @@ class _Receiving:
         Raises:
             ClosedError: the client was closed otherwise than by `close` or with 1000.
         """
-        while (message := self._next(None)) is not None:
-            yield message
+        begun = False
+        try:
+            while (message := self._next(None)) is not None:
+                begun = True
+                yield message
+        except ClosedError as error:
+            # Another thread has closed the client while the caller dealt with a message.
+            if not begun or error.why != "called":
+                raise
 
     def _next(self, timeout: float | None) -> Message | None:
-        async def next_() -> Message | None:
+        async def next_(left: float | None) -> Message | None:
             if self._reading is None:
                 self._reading = self._read()
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(left):
                     return await anext(self._reading, None)
             except TimeoutError:
                 raise TimeoutError(f"no message came within {timeout} s") from None
 
-        with self._lock:
-            return self._loop.wait(next_())
+        # In a process that was forked, the lock may be held by a thread that is not there.
+        self._loop.check()
+        began = time.monotonic()
+        most = -1 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+        if not self._lock.acquire(timeout=most):
+            raise TimeoutError(f"no message came within {timeout} s")
+        try:
+            left = None if timeout is None else timeout - (time.monotonic() - began)
+            return self._loop.wait(next_(left))
+        finally:
+            self._lock.release()
 
     async def _end_reading(self) -> None:
         """The last message is dealt with."""
@@ -221,7 +274,7 @@ class Client(_Receiving):
             if callable(function):
                 options[name] = threaded(function)
         self._client = _client.Client(url, **options)
-        super().__init__(_Loop(), lambda: aiter(self._client))
+        super().__init__(_Loop(self._client.options.close_timeout), lambda: aiter(self._client))
         self._rooms: dict[str, Room] = {}
 
     # --- the life ---
@@ -250,7 +303,8 @@ class Client(_Receiving):
     def close(self) -> None:
         """Closes the connection, waits for the server's answer, and ends the thread.
 
-        A client that is closed cannot connect again: make another one.
+        It waits for listeners that still run, `close_timeout` at most. A client that is closed
+        cannot connect again: make another one.
         """
 
         async def close() -> None:

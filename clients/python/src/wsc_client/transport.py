@@ -45,6 +45,14 @@ def opener(options: Options, tasks: Tasks) -> OpenSocket:
     return open
 
 
+class _Connect(connect):
+    """An attempt that follows no redirect: the token is for the server that was named."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """The answer is the end of the attempt, as any other refusal is."""
+        return exc
+
+
 class WebSocket:
     """One connection, from the attempt to its end."""
 
@@ -140,7 +148,7 @@ class WebSocket:
             further["ssl"] = options.ssl
         headers = options.headers
         pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
-        return await connect(
+        return await _Connect(
             url,
             subprotocols=[Subprotocol(each) for each in protocols] or None,
             additional_headers=pairs,
@@ -227,6 +235,13 @@ class WebSocket:
 # --- the status route ---
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: urllib would send the token along, to any host."""
+
+    def redirect_request(self, *args: Any, **further: Any) -> None:
+        """There is no further request: the redirect itself is the answer (H4)."""
+
+
 def fetcher(options: Options) -> Fetch:
     """The function that asks the status route."""
 
@@ -235,7 +250,7 @@ def fetcher(options: Options) -> Fetch:
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         request = urllib.request.Request(url, headers=headers)
-        handlers: list[urllib.request.BaseHandler] = []
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
         if options.ssl is not None:
             handlers.append(urllib.request.HTTPSHandler(context=options.ssl))
         if options.proxy is not True:
