@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import re
 import time
@@ -252,6 +253,61 @@ async def test_an_address_that_tries_passwords_is_not_asked_for_a_while() -> Non
             assert (await http.get("hubs")).status_code == 429
             assert (await act(http, "send_to_room", "plain", text="hi")).status_code == 429
         assert hub.get_stats().rejected["rate"] == 3
+
+
+async def late_bodies(hub: Hub, passwords: list[str]) -> list[int]:
+    """The statuses of actions whose heads were all let in before the first body came."""
+    body = b'{"ask":"send_to_room","id":"plain","text":"hi"}'
+    async with AsyncExitStack() as stack:
+        streams = []
+        for password in passwords:
+            reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+            stack.callback(writer.close)
+            token = base64.b64encode(f"{NAME}:{password}".encode()).decode()
+            head = (
+                "POST /console/act HTTP/1.1",
+                "Host: a",
+                f"Authorization: Basic {token}",
+                "X-Console: 1",
+                "Content-Type: application/json",
+                f"Content-Length: {len(body)}",
+                "Expect: 100-continue",
+                "Connection: close",
+            )
+            writer.write("\r\n".join((*head, "", "")).encode())
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+            streams.append((reader, writer))
+        statuses = []
+        for reader, writer in streams:
+            writer.write(body)
+            statuses.append(int((await reader.readline()).split()[1]))
+        return statuses
+
+
+async def test_bodies_that_come_late_try_no_more_passwords() -> None:
+    most = access.MOST_REFUSALS
+    async with running(make_hub()) as hub:
+        wrong = [f"wrong password {number}" for number in range(most + 3)]
+        assert await late_bodies(hub, [*wrong, PASSWORD]) == [401] * most + [429] * 4
+        assert hub.get_stats().rejected["rate"] == 4
+
+
+async def test_passwords_that_are_looked_up_at_once_are_no_more_than_others() -> None:
+    asked: list[Request] = []
+    everybody = asyncio.Event()
+    count = access.MOST_REFUSALS + 3
+
+    async def later(request: Request) -> str | None:
+        asked.append(request)
+        if len(asked) == count:
+            everybody.set()
+        await everybody.wait()
+        return None
+
+    async with running(make_hub(operators=later)) as hub, operating(hub, None) as http:
+        answers = await asyncio.gather(*(http.get("hubs") for _ in range(count)))
+        statuses = sorted(each.status_code for each in answers)
+        assert statuses == [401] * access.MOST_REFUSALS + [429] * 3
 
 
 def test_refusals_are_counted_by_address_and_period(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 A request is looked at in this order: is its address refused too often; can it come from another
 site's page; does `authenticate` know it. An address that is refused too often is not looked at
 until the period has passed, so that passwords cannot be tried out, though a good one is then not
-heard either.
+heard either. This is asked again once the body has come, and once an async `authenticate` has
+answered: others of the same address may have been refused meanwhile.
 """
 
 from __future__ import annotations
@@ -119,12 +120,9 @@ class Access:
 
     def check(self, request: Request) -> Response | None:
         """The answer to a request that is refused by its head; None: it is not."""
-        left = self._refusals.seconds_left(request.remote_address)
-        if left:
-            self._count_rejected("rate")
-            self._tell(request, "rate", f"refused {MOST_REFUSALS} times in {PERIOD:g} s")
-            later = {"Retry-After": f"{math.ceil(left)}"}
-            return refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many requests were refused", later)
+        too_often = self._refuse_too_often(request)
+        if too_often is not None:
+            return too_often
         site = request.headers.get("Sec-Fetch-Site", "same-origin")
         of_page = request.headers.get(HEADER) == "1" and site == "same-origin"
         if request.method == "POST" and not (of_page and _is_json(request)):
@@ -134,28 +132,40 @@ class Access:
             return refusal(HTTPStatus.FORBIDDEN, text)
         return None
 
-    async def operator_of(self, request: Request) -> str | None:
-        """The name of the operator whose request it is; None: it is refused, and counted.
+    async def operator_of(self, request: Request) -> str | Response:
+        """The name of the operator whose request it is; or the answer to one that is refused.
 
         Raises:
             TypeError: `authenticate` returned something else than it has to.
             Exception: it raised.
         """
+        too_often = self._refuse_too_often(request)
+        if too_often is not None:
+            return too_often
         known = self._authenticate(request)
         if inspect.isawaitable(known):
             async with asyncio.timeout(PATIENCE):
                 known = await known
-        name = _name_of(known)
-        if name is None:
-            # A browser asks without a password first, once for each tab or more often.
-            if self._challenge is None or "Authorization" in request.headers:
-                self._refusals.add(request.remote_address)
-            self._count_rejected("auth")
-            self._tell(request, "auth", str(request.refusal or "authenticate returned None"))
-        return name
+            too_often = self._refuse_too_often(request)
+            if too_often is not None:
+                return too_often
+        return _name_of(known) or self._refuse_stranger(request)
 
-    def ask(self) -> Response:
-        """The answer to a request that is not authenticated."""
+    def _refuse_too_often(self, request: Request) -> Response | None:
+        left = self._refusals.seconds_left(request.remote_address)
+        if not left:
+            return None
+        self._count_rejected("rate")
+        self._tell(request, "rate", f"refused {MOST_REFUSALS} times in {PERIOD:g} s")
+        later = {"Retry-After": f"{math.ceil(left)}"}
+        return refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many requests were refused", later)
+
+    def _refuse_stranger(self, request: Request) -> Response:
+        # A browser asks without a password first, once for each tab or more often.
+        if self._challenge is None or "Authorization" in request.headers:
+            self._refusals.add(request.remote_address)
+        self._count_rejected("auth")
+        self._tell(request, "auth", str(request.refusal or "authenticate returned None"))
         challenge = {"WWW-Authenticate": self._challenge or "Bearer"}
         return refusal(HTTPStatus.UNAUTHORIZED, "log in to see the console", challenge)
 

@@ -109,8 +109,8 @@ class Console:
 
     async def _let_in(self, answerer: Answerer, request: Request) -> Response:
         operator = await self._access.operator_of(request)
-        if operator is None:
-            return self._access.ask()
+        if isinstance(operator, Response):
+            return operator
         if self._under_way >= MOST_REQUESTS:
             text = "too many requests at a time"
             return refusal(HTTPStatus.SERVICE_UNAVAILABLE, text, {"Retry-After": "1"})
