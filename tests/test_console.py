@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -468,6 +468,61 @@ async def test_a_user_is_shown_with_devices_and_what_waits() -> None:
         await eventually_async(stored)
         nobody = (await http.get("user", params={"id": "nobody"})).json()
         assert (nobody["clients"], nobody["stored"], nobody["silent"]) == ([], 0, [])
+
+
+class Turns:
+    """Measures the longest turn of the loop in CPU time of its thread, which others do not take."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._before = time.thread_time()
+        self._handle = asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        now = time.thread_time()
+        self.longest = max(self.longest, now - self._before)
+        self._before = now
+        self._handle = asyncio.get_running_loop().call_soon(self._look)
+
+    def __enter__(self) -> Turns:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._look()
+        self._handle.cancel()
+
+
+async def test_a_user_with_many_clients_and_messages_takes_no_long_turn() -> None:
+    def one_user(request: Request) -> Identity:
+        return Identity("ann", client_id=request.query["id"])
+
+    hub = Hub(authenticate=one_user)
+    hub.enable_ack(ACKConfig())
+    hub.enable_console(authenticate=PASSWORDS)
+    async with running(hub):
+        with ExitStack() as raws:
+            for number in range(50):
+                raws.enter_context(await RawClient.open(hub, f"/ws?id=c{number}"))
+            await eventually(lambda: hub.get_connected_clients() == 50)
+            for _ in range(1500):
+                hub.send_ack_message_to_user("ann", ACKMessage(content="hi"))
+            console: Any = hub._console
+            for directed in (0, 3):
+                for number in range(directed):
+                    hub.send_ack_message(f"c{number}", ACKMessage(content="you"))
+                    hub.send_ack_message("c2", ACKMessage(content="you"))
+                with Turns() as turns:
+                    view = await console._hubs._views.user("ann")
+                assert turns.longest < 0.05
+                counts = {each.id: each.unacknowledged for each in view.clients}
+                assert len(counts) == 50
+                assert counts == {each: len(hub.get_pending_acks(each)) for each in counts}
+            assert (counts["c0"], counts["c2"], counts["c9"]) == (1501, 1504, 1500)
+            # Each client of the user may acknowledge for one that has gone.
+            known(hub, "c2").disconnect()
+            await eventually(lambda: hub.get_connected_clients() == 49)
+            view = await console._hubs._views.client("c0")
+            assert view.unacknowledged == len(hub.get_pending_acks("c0")) == 1505
 
 
 async def test_a_room_is_shown_with_members_and_history() -> None:

@@ -127,9 +127,9 @@ class Hubs:
             case ask.AskSummary():
                 return self._views.summary()
             case ask.AskClient():
-                return self._views.client(question.id)
+                return await self._views.client(question.id)
             case ask.AskUser():
-                return self._views.user(question.id)
+                return await self._views.user(question.id)
             case ask.AskRoom():
                 return self._views.room(question.id)
             case ask.Find():
@@ -207,7 +207,7 @@ class Hubs:
         Raises:
             UnknownHubError: no hub has it, and not all have answered.
         """
-        own = self._views.client(client_id)
+        own = await self._views.client(client_id)
         if own is not None:
             return own
         hubs = (await self.names())[1:]

@@ -259,12 +259,20 @@ class Views:
             sample=self._samples.last,
         )
 
-    def client(self, client_id: str) -> ClientView | None:
+    async def client(self, client_id: str) -> ClientView | None:
         """A client."""
         client = self._hub.get_client_by_id(client_id)
-        return None if client is None else self._client_view(client)
+        return None if client is None else (await self._client_views([client]))[0]
 
-    def _client_view(self, client: Client) -> ClientView:
+    async def _client_views(self, clients: list[Client]) -> list[ClientView]:
+        pending = await self._needs.count_pending(clients)
+        found: list[ClientView] = []
+        await in_turns(
+            zip(clients, pending, strict=True), lambda each: found.append(self._client_view(*each))
+        )
+        return found
+
+    def _client_view(self, client: Client, unacknowledged: int) -> ClientView:
         stats = client.stats()
         rooms = client.rooms
         return ClientView(
@@ -286,15 +294,15 @@ class Views:
             queued_messages=stats.queued_messages,
             queued_bytes=stats.queued_bytes,
             round_trip=stats.round_trip,
-            unacknowledged=len(self._hub.get_pending_acks(client.id)),
+            unacknowledged=unacknowledged,
             rooms=list(rooms[:MOST_LISTED]),
             room_count=len(rooms),
         )
 
-    def user(self, user_id: str) -> UserView:
+    async def user(self, user_id: str) -> UserView:
         """A user; without clients where he is away."""
         clients = self._hub.get_clients_by_user(user_id)
-        views = [self._client_view(each) for each in clients[:MOST_LISTED]]
+        views = await self._client_views(clients[:MOST_LISTED])
         return UserView(id=user_id, clients=views, client_count=len(clients))
 
     async def stored(self, user_id: str) -> tuple[int | None, str]:
