@@ -32,6 +32,7 @@ from wsc_fast import (
     RoomNotFoundError,
     ValidationError,
 )
+from wsc_fast.bus.base import Word
 from wsc_fast.cluster import hub_questions
 from wsc_fast.console import access, actions, log_ring, samples, top_lists
 from wsc_fast.console.access import RefusalCounts
@@ -958,6 +959,26 @@ async def test_a_client_of_another_hub_is_shown_and_acted_on(
     assert {vars(each)["operator"] for each in audited(caplog)} == {NAME}
 
 
+async def test_an_action_goes_to_another_hub_once_at_most(
+    server: RedisServer, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(server, True, True) as hubs, operating(hubs[0]) as http:
+        raw = await connect(hubs[1], "b")
+        await all_known(http, hubs)
+        bus: Any = hubs[0].bus
+        tell, may_come_again = bus.tell, []
+
+        async def noting(words: list[Word], again: bool) -> list[int]:
+            may_come_again.extend((again, b"send_to_client" in word.data) for word in words)
+            found: list[int] = await tell(words, again)
+            return found
+
+        monkeypatch.setattr(bus, "tell", noting)
+        assert (await act(http, "send_to_client", "b", text="hi")).status_code == 200
+        assert (await raw.recv()).payload == b"hi"
+        assert may_come_again == [(True, False), (False, True)]  # the client is looked for first
+
+
 async def test_a_client_whose_id_a_hub_has_made_is_found_by_that_hub_alone(
     server: RedisServer,
 ) -> None:
@@ -966,9 +987,9 @@ async def test_a_client_whose_id_a_hub_has_made_is_found_by_that_hub_alone(
         asked: list[str] = []
         ask_hub = hubs[0]._node.ask_hub
 
-        async def noting(hub: str, content: bytes) -> bytes:
+        async def noting(hub: str, content: bytes, *, again: bool = True) -> bytes:
             asked.append(hub)
-            return await ask_hub(hub, content)
+            return await ask_hub(hub, content, again=again)
 
         hubs[0]._node.ask_hub = noting  # type: ignore[method-assign]
         other = name_of(hubs[1])

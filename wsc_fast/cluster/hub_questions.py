@@ -51,12 +51,14 @@ class HubQuestions:
         # By number: the hub that is asked, and its reply to come.
         self._open: dict[int, tuple[str, asyncio.Future[bytes]]] = {}
 
-    async def ask(self, hub: str, content: bytes) -> bytes:
+    async def ask(self, hub: str, content: bytes, *, again: bool = True) -> bytes:
         """Asks a hub.
 
         Args:
             hub: its name on the bus.
             content: JSON.
+            again: whether it may come twice, as a bus that fails has it. Else it is lost where
+                nobody knows whether it came.
 
         Returns:
             bytes: its reply, JSON.
@@ -75,7 +77,7 @@ class HubQuestions:
             async with asyncio.timeout(PATIENCE):
                 question = words.HubQuestion(self._name(), number, msgspec.Raw(content))
                 word = Word("", words.encode(question), hub)
-                if not await self._teller.told(word, again=True):
+                if not await self._teller.told(word, again=again):
                     raise BusUnavailableError(f"no hub has the name {hub!a}")
                 return await reply
         except TimeoutError:

@@ -149,7 +149,10 @@ class Hubs:
         if hub == self.own:
             return await self._here(question)
         try:
-            reply = ask.decode_reply(await self._needs.node.ask_hub(hub, ask.encode(question)))
+            # What an action does would be done twice.
+            again = not isinstance(question, ask.OfClient)
+            content = ask.encode(question)
+            reply = ask.decode_reply(await self._needs.node.ask_hub(hub, content, again=again))
             if reply.error == "refused":
                 raise RefusedError(reply.text)
             if reply.error:
