@@ -141,6 +141,19 @@ def test_a_path_that_is_served_and_a_second_console_are_refused() -> None:
         hub.enable_console("/third", authenticate=PASSWORDS)
 
 
+@pytest.mark.parametrize("path", ["/console", "/console/act", "/console/hubs"])
+async def test_no_route_of_the_application_takes_its_checks_away(path: str) -> None:
+    async with running(make_hub()) as hub, operating(hub) as http:
+        for method in ("PUT", "OPTIONS"):
+            with pytest.raises(ValidationError, match="of the console or of the HTTP API"):
+                hub.route(path, methods=(method,))(lambda request: "")
+        assert (await http.post("act", json={})).status_code == 403
+    hub = Hub()
+    hub.route(path, methods=("PUT",))(lambda request: "")
+    with pytest.raises(ValidationError, match=f"the route PUT '{path}' is served already"):
+        hub.enable_console(authenticate=PASSWORDS)
+
+
 async def test_nothing_is_served_where_the_console_is_off() -> None:
     async with running(Hub()) as hub, httpx.AsyncClient() as http:
         assert (await http.get(page_of(hub))).status_code == 404

@@ -26,6 +26,7 @@ from wsc_fast.console.views import Views
 from wsc_fast.errors import HubStateError, ValidationError, shown
 from wsc_fast.upgrade.answers import Response
 from wsc_fast.upgrade.request import Request
+from wsc_fast.upgrade.routes import METHODS
 
 # The files of the page beside its HTML, with their types.
 FILES = {
@@ -73,8 +74,8 @@ class Console:
         samples.ticks.append(self._hubs.look)
         routes = self._routes(path)
         # All that may fail comes first, so that nothing is served of a call that has failed.
-        for where, methods, _ in routes:
-            needs.check_route(where, methods)
+        for where, _, _ in routes:
+            needs.check_route(where, METHODS)  # the guard is of all methods of a path
         needs.watch_loop()
         needs.node.answer_hubs(self._hubs.answer)
         for companion in (log, samples, _Forgets(self._hubs, top)):
