@@ -66,7 +66,8 @@ async def operating(
     """The requests of an operator to a running hub."""
     auth = None if password is None else (NAME, password)
     url = f"http://127.0.0.1:{hub.port}/console/"
-    async with httpx.AsyncClient(base_url=url, auth=auth, timeout=20, **options) as http:
+    options = {"headers": PAGE_ITSELF, "timeout": 20, **options}
+    async with httpx.AsyncClient(base_url=url, auth=auth, **options) as http:
         yield http
 
 
@@ -147,7 +148,8 @@ async def test_no_route_of_the_application_takes_its_checks_away(path: str) -> N
         for method in ("PUT", "OPTIONS"):
             with pytest.raises(ValidationError, match="of the console or of the HTTP API"):
                 hub.route(path, methods=(method,))(lambda request: "")
-        assert (await http.post("act", json={})).status_code == 403
+        answer = await http.post("act", json={}, headers={"X-Console": "0"})
+        assert answer.status_code == 403
     hub = Hub()
     hub.route(path, methods=("PUT",))(lambda request: "")
     with pytest.raises(ValidationError, match=f"the route PUT '{path}' is served already"):
@@ -363,7 +365,7 @@ def test_refusals_are_counted_by_address_and_period(monkeypatch: pytest.MonkeyPa
 async def test_an_action_that_another_sites_page_could_send_is_refused(
     headers: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(make_hub()) as hub, operating(hub) as http:
+    async with running(make_hub()) as hub, operating(hub, headers={}) as http:
         with (await join(hub, "a"))[0]:
             sent = {"Content-Type": "application/json", **headers}
             body = b'{"ask":"disconnect_client","id":"a"}'
@@ -374,6 +376,25 @@ async def test_an_action_that_another_sites_page_could_send_is_refused(
             assert preflight.status_code == 405
             assert "Access-Control-Allow-Origin" not in preflight.headers
         assert audited(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "headers", [{"X-Console": "0"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "none"}]
+)
+async def test_another_sites_page_cannot_keep_hubs_searching(headers: dict[str, str]) -> None:
+    async with running(make_hub()) as hub:
+        console: Any = hub._console
+        asked: list[object] = []
+        console._hubs.names = lambda: asked.append(None)
+        async with operating(hub) as http:
+            for view in VIEWS:
+                assert (await http.get(view, headers=headers)).status_code == 403
+                assert (await http.head(view, headers=headers)).status_code == 403
+            assert hub.get_stats().rejected["origin"] == 2 * len(VIEWS)
+            # A browser asks for the page and its files without such a header, by a link too.
+            for path in (page_of(hub), *FILES):
+                assert (await http.get(path, headers=headers)).status_code == 200
+    assert asked == []
 
 
 async def test_a_body_that_is_too_large_is_not_read() -> None:
@@ -617,7 +638,7 @@ async def test_it_is_served_beside_an_asgi_application_too() -> None:
             transport=transport, base_url="http://a", auth=(NAME, PASSWORD)
         ) as http:
             assert (await http.get("/console")).status_code == 200
-            assert len((await http.get("/console/hubs")).json()) == 1
+            assert len((await http.get("/console/hubs", headers=PAGE_ITSELF)).json()) == 1
             answer = await http.post(
                 "/console/act",
                 json={"ask": "send_to_room", "id": "plain", "text": "hi"},

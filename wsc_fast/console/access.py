@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 from time import monotonic
+from urllib.parse import unquote
 
 from wsc_fast.addresses import address_key
 from wsc_fast.errors import ConfigError
@@ -94,6 +95,7 @@ class Access:
         authenticate: of the application.
         is_the_hubs: whether a function is the hub's own `authenticate`.
         count_rejected: counts a refusal, by its reason.
+        open_paths: those of the page and its files, which a browser asks for without the header.
 
     Raises:
         ConfigError: `authenticate` would let anybody in, or cannot be called.
@@ -109,11 +111,13 @@ class Access:
         authenticate: MayOperate,
         is_the_hubs: Callable[[object], bool],
         count_rejected: Callable[[str], object],
+        open_paths: Collection[str],
     ) -> None:
         _check(authenticate, is_the_hubs)
         self.most_body: int = MOST_BODY
         self._authenticate = authenticate
         self._count_rejected = count_rejected
+        self._open_paths = frozenset(map(unquote, open_paths))  # as `Request.path` has them
         self._refusals = RefusalCounts()
         # Of an authenticator that has the browser ask for a password.
         self._challenge: str | None = getattr(authenticate, "challenge", None)
@@ -125,12 +129,16 @@ class Access:
             return too_often
         site = request.headers.get("Sec-Fetch-Site", "same-origin")
         of_page = request.headers.get(HEADER) == "1" and site == "same-origin"
-        if request.method == "POST" and not (of_page and _is_json(request)):
-            self._count_rejected("origin")
-            self._tell(request, "origin", "an action that is not the page's own")
-            text = f"an action is JSON with the header {HEADER}: 1, from the page itself"
-            return refusal(HTTPStatus.FORBIDDEN, text)
+        if not of_page and request.path not in self._open_paths:
+            return self._refuse_foreign(request, f"a request has the header {HEADER}: 1")
+        if request.method == "POST" and not _is_json(request):
+            return self._refuse_foreign(request, "an action is JSON")
         return None
+
+    def _refuse_foreign(self, request: Request, text: str) -> Response:
+        self._count_rejected("origin")
+        self._tell(request, "origin", "it is not the page's own")
+        return refusal(HTTPStatus.FORBIDDEN, f"{text}, and comes from the page itself")
 
     async def operator_of(self, request: Request) -> str | Response:
         """The name of the operator whose request it is; or the answer to one that is refused.

@@ -149,7 +149,7 @@ class Hubs:
         if hub == self.own:
             return await self._here(question)
         try:
-            # What an action does would be done twice.
+            # An action that came twice would be done twice.
             again = not isinstance(question, ask.OfClient)
             content = ask.encode(question)
             reply = ask.decode_reply(await self._needs.node.ask_hub(hub, content, again=again))

@@ -66,7 +66,8 @@ class Console:
 
     def __init__(self, needs: Needs, path: str, authenticate: MayOperate) -> None:
         _check_path(path)
-        self._access = Access(authenticate, needs.authenticates, needs.count_rejected)
+        open_paths = [path, *(f"{path}/{name}" for name in FILES)]
+        self._access = Access(authenticate, needs.authenticates, needs.count_rejected, open_paths)
         self._under_way = 0
         log, top, actions = LogRing(), TopFinder(needs.hub), Actions(needs.hub)
         samples = Samples(needs.read, lambda: self._hubs.bus_round_trip)
