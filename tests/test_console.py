@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from tests.redis_server import RedisServer
@@ -39,7 +40,14 @@ from wsc_fast.console.access import RefusalCounts
 from wsc_fast.console.log_ring import LogRing
 from wsc_fast.console.routes import FILES
 from wsc_fast.console.top_lists import Largest, Sized, TopFinder
-from wsc_fast.testing import CLOSE, TEXT, RawClient, eventually, eventually_async, running
+from wsc_fast.testing import (
+    CLOSE,
+    TEXT,
+    RawClient,
+    eventually,
+    eventually_async,
+    running,
+)
 
 NAME, PASSWORD = "operator", "correct horse battery"
 PASSWORDS = BasicAuthenticator({NAME: PASSWORD})
@@ -1096,6 +1104,35 @@ async def test_an_action_from_another_hub_needs_its_operator(server: RedisServer
         assert b"an action needs its operator" in reply
         for content in (b"[]", b'{"ask":"disconnect_user","id":"a"}', b'{"ask":"x"}', b"7"):
             assert b'"error":"refused"' in await hubs[0]._node.ask_hub(name_of(hubs[1]), content)
+
+
+async def test_texts_of_another_hub_are_escaped_in_the_log(
+    server: RedisServer, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    forged = "\n2026-11-30 WARNING console: 'boss'\x1b[2J"
+    done = msgspec.json.encode({"result": {"text": forged}})
+    refused = msgspec.json.encode({"error": "refused", "text": forged * 100})
+    async with cluster(server, True, True) as hubs, operating(hubs[0]) as http:
+        raw = await connect(hubs[1], "b")
+        await all_known(http, hubs)
+        answer = hubs[1]._console._hubs.answer  # type: ignore[union-attr]
+        for reply, status in ((done, 200), (refused, 409)):
+
+            async def answering(content: bytes, reply: bytes = reply) -> bytes:
+                return reply if b"send_to_client" in content else await answer(content)
+
+            hubs[1]._node.answer_hubs(answering)
+            assert (await act(http, "send_to_client", "b", text="x")).status_code == status
+        hubs[1]._node.answer_hubs(answer)
+        operator = {"name": forged, "address": forged, "hub": forged}
+        question = {"ask": "send_to_client", "id": "b", "text": "y", "operator": operator}
+        await hubs[0]._node.ask_hub(name_of(hubs[1]), msgspec.json.encode(question))
+        assert (await raw.recv()).payload == b"y"
+    lines = [each.getMessage() for each in audited(caplog)]
+    assert len(lines) == 3
+    assert all(line.isprintable() and line.isascii() and len(line) < 1000 for line in lines)
+    outcomes = [vars(each)["outcome"] for each in audited(caplog)]
+    assert all(each.isprintable() for each in outcomes)
 
 
 async def test_the_bus_is_timed(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
