@@ -43,6 +43,7 @@ from wsc_fast.console.top_lists import Largest, Sized, TopFinder
 from wsc_fast.testing import (
     CLOSE,
     TEXT,
+    FaultyStore,
     RawClient,
     eventually,
     eventually_async,
@@ -511,6 +512,26 @@ async def test_a_user_is_shown_with_devices_and_what_waits() -> None:
         await eventually_async(stored)
         nobody = (await http.get("user", params={"id": "nobody"})).json()
         assert (nobody["clients"], nobody["stored"], nobody["silent"]) == ([], 0, [])
+
+
+@pytest.mark.parametrize("per", ["user", "device"])
+async def test_an_exception_of_the_store_is_told_in_the_view(
+    per: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FaultyStore(MemoryOfflineStore())
+    hub = Hub(authenticate=named)
+    hub.enable_ack(ACKConfig(enable_offline_messages=True, per=per), store=store)
+    hub.enable_console(authenticate=PASSWORDS)
+    async with running(hub), operating(hub) as http:
+        store.fail(ConnectionError("reset by peer"))
+        answer = await http.get("user", params={"id": "ann"})
+        assert answer.status_code == 200
+        found = answer.json()
+        assert found["stored"] is None
+        assert found["stored_error"] == ("the offline store raised ConnectionError: reset by peer")
+        store.mend()
+        assert (await http.get("user", params={"id": "ann"})).json()["stored"] == 0
+    assert "the offline store raised" in caplog.text
 
 
 class Turns:
