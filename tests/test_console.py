@@ -22,6 +22,7 @@ from wsc_fast import (
     ACKConfig,
     ACKMessage,
     BasicAuthenticator,
+    BusUnavailableError,
     ConfigError,
     Hub,
     HubConfig,
@@ -36,6 +37,7 @@ from wsc_fast import (
 from wsc_fast.bus.base import Word
 from wsc_fast.cluster import hub_questions
 from wsc_fast.console import access, actions, log_ring, samples, top_lists
+from wsc_fast.console import cluster as cluster_views
 from wsc_fast.console.access import RefusalCounts
 from wsc_fast.console.log_ring import LogRing
 from wsc_fast.console.routes import FILES
@@ -1116,6 +1118,36 @@ async def test_a_hub_that_does_not_answer_holds_up_nothing_for_long(
         assert (own["error"], "did not answer within 0.3 s" in other["error"]) == ("", True)
         found = (await http.get("room", params={"id": "plain"})).json()
         assert found["silent"] == [name_of(hubs[1])]
+
+
+async def test_silent_hubs_do_not_add_up(server: RedisServer) -> None:
+    names = [f"hub{number:02}" for number in range(cluster_views.MOST_HUBS - 1)]
+    waiting: set[str] = set()
+    everybody = asyncio.Event()
+
+    async def silent(hub: str, content: bytes, *, again: bool = True) -> bytes:
+        waiting.add(hub)
+        if len(waiting) == len(names):
+            everybody.set()
+        await everybody.wait()  # each is asked before the first has used up its patience
+        raise BusUnavailableError("it did not answer")
+
+    async with cluster(server, True) as (hub,), operating(hub) as http:
+        console: Any = hub._console
+        hub._node.ask_hub = silent  # type: ignore[method-assign]
+        console._hubs._names, console._hubs._known_until = names, float("inf")
+        console._hubs._views._samples.ticks.clear()  # it would find out the names anew
+        for path in ("hubs", "user?id=a", "room?id=a", "find?text=a", "client?id=a"):
+            waiting.clear()
+            everybody.clear()
+            answer = await asyncio.wait_for(http.get(path), 10)
+            assert waiting == set(names)
+            if path == "hubs":
+                assert len(answer.json()) == len(names) + 1
+            elif path.startswith("client"):
+                assert answer.status_code == 502
+            else:
+                assert answer.json()["silent"] == names
 
 
 async def test_an_action_from_another_hub_needs_its_operator(server: RedisServer) -> None:

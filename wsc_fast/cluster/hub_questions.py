@@ -21,8 +21,9 @@ from wsc_fast.log import log
 PATIENCE, ANSWERED_IN = 2.0, 1.5
 # Bytes of a question, and of a reply.
 MOST_QUESTION, MOST_REPLY = 65_536, 524_288
-# Questions of other hubs that are answered at a time, and own ones that wait for their reply.
-MOST_ANSWERED, MOST_ASKED = 32, 256
+# Questions of other hubs that are answered at a time, and own ones that wait for their reply: ten
+# views of a hundred hubs.
+MOST_ANSWERED, MOST_ASKED = 32, 1024
 # The replies of a hub on which nothing answers, which has too much to answer, or which has failed.
 NOBODY, BUSY, FAILED = b'{"error":"nobody"}', b'{"error":"busy"}', b'{"error":"failed"}'
 

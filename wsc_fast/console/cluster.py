@@ -23,8 +23,8 @@ from wsc_fast.errors import BusError, HubStateError, ValidationError
 
 T = TypeVar("T")
 
-# Hubs that are asked at a time, and at most; seconds for which their names are known.
-AT_ONCE, MOST_HUBS, KNOWN_FOR = 16, 100, 2.0
+# Hubs that are asked, at most, all at once; seconds for which their names are known.
+MOST_HUBS, KNOWN_FOR = 100, 2.0
 # Answers of other hubs that are no result, in words for the operator.
 _ERRORS = {
     "nobody": "its console is off",
@@ -178,15 +178,16 @@ class Hubs:
     async def _of_each(
         self, hubs: Sequence[str], one: Callable[[str], Awaitable[T]]
     ) -> tuple[list[T], list[str]]:
-        """The answers of hubs, and the names of those that gave none."""
-        free = asyncio.Semaphore(AT_ONCE)
+        """The answers of hubs, and the names of those that gave none.
+
+        All are asked at once, so that the silent ones are waited for together.
+        """
 
         async def of(hub: str) -> T | None:
-            async with free:
-                try:
-                    return await one(hub)
-                except (UnknownHubError, RefusedError):
-                    return None
+            try:
+                return await one(hub)
+            except (UnknownHubError, RefusedError):
+                return None
 
         answers = await asyncio.gather(*map(of, hubs))
         found = [each for each in answers if each is not None]
@@ -234,8 +235,10 @@ class Hubs:
             found: UserView = await self._of(hub, ask.AskUser(user_id), UserView)
             return found
 
-        found, silent = await self._of_each(await self.names(), one)
-        stored, why = await self._views.stored(user_id)
+        hubs = await self.names()
+        (found, silent), (stored, why) = await asyncio.gather(
+            self._of_each(hubs, one), self._views.stored(user_id)
+        )
         return UserView(
             id=user_id,
             clients=_first(client for each in found for client in each.clients),
@@ -252,14 +255,17 @@ class Hubs:
             found: RoomView = await self._of(hub, ask.AskRoom(room_id), RoomView)
             return found
 
-        found, silent = await self._of_each(await self.names(), one)
+        hubs = await self.names()
+        (found, silent), told = await asyncio.gather(
+            self._of_each(hubs, one), self._views.told_of_room(room_id)
+        )
         return RoomView(
             id=room_id,
             members=_first(member for each in found for member in each.members),
             member_count=sum(each.member_count for each in found),
             by_hub={hub: count for each in found for hub, count in each.by_hub.items()},
             silent=silent,
-            **await self._views.told_of_room(room_id),
+            **told,
         )
 
     async def find(self, text: str) -> Found:
