@@ -1150,6 +1150,30 @@ async def test_silent_hubs_do_not_add_up(server: RedisServer) -> None:
                 assert answer.json()["silent"] == names
 
 
+async def test_views_of_another_hub_fit_into_a_reply(
+    server: RedisServer, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rooms = ["\U0001f642" * 250 + f"{number}" for number in range(50)]
+    async with cluster(server, True, True) as hubs, operating(hubs[0]) as http:
+        await all_known(http, hubs)
+        for number in range(50):
+            await connect(hubs[1], f"c{number}&user=ann")
+            for room in rooms:
+                hubs[1].join_room(f"c{number}", room)
+        user = (await http.get("user", params={"id": "ann"})).json()
+        assert (user["client_count"], len(user["clients"]), user["silent"]) == (50, 50, [])
+        client = (await http.get("client", params={"id": "c1"})).json()
+        assert (client["rooms"], client["room_count"]) == (rooms, 50)
+        for number in range(120):
+            logging.getLogger("wsc_fast").error("%d %s", number, "\x00\u932f" * 1000)
+        found = await overview(http, hub=name_of(hubs[1]))
+        assert found["log"][0]["text"].startswith("119 ")
+        assert 1 < len(found["log"]) < 100
+        numbers = [line["number"] for line in found["log"]]
+        assert numbers == sorted(numbers, reverse=True)
+    assert "question_failed" not in [getattr(each, "event", "") for each in caplog.records]
+
+
 async def test_an_action_from_another_hub_needs_its_operator(server: RedisServer) -> None:
     async with cluster(server, True, True) as hubs:
         question = b'{"ask":"disconnect_client","id":"a"}'
