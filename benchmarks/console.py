@@ -49,7 +49,8 @@ ASKING = """
 import http.client, sys
 for line in sys.stdin:
     connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
-    connection.request("GET", "/console/" + line.strip(), headers={"Authorization": sys.argv[2]})
+    headers = {"Authorization": sys.argv[2], "X-Console": "1"}
+    connection.request("GET", "/console/" + line.strip(), headers=headers)
     answer = connection.getresponse()
     size = len(answer.read())
     print(answer.status, size, flush=True)

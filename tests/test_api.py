@@ -709,6 +709,20 @@ def test_the_api_is_enabled_once_and_serves_nothing_of_a_call_that_failed() -> N
         hub.enable_api("/third", keys=KEY)
 
 
+async def test_no_route_of_the_application_takes_the_key_away() -> None:
+    hub = make_hub()
+    for path in ("/api/publish", "/api/health"):
+        with pytest.raises(ValidationError, match="of the console or of the HTTP API"):
+            hub.route(path, methods=("OPTIONS",))(lambda request: "mine")
+    async with running(hub), caller(hub, None) as http:
+        assert (await http.post("publish", json={"message": "x"})).status_code == 401
+        assert (await http.get("health")).status_code == 401
+    hub = Hub()
+    hub.route("/api/publish", methods=("PUT",))(lambda request: "mine")
+    with pytest.raises(ValidationError, match="the route PUT '/api/publish' is served already"):
+        hub.enable_api(keys=KEY)
+
+
 # --- several hubs ---
 
 

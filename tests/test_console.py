@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from tests.redis_server import RedisServer
@@ -20,6 +22,7 @@ from wsc_fast import (
     ACKConfig,
     ACKMessage,
     BasicAuthenticator,
+    BusUnavailableError,
     ConfigError,
     Hub,
     HubConfig,
@@ -31,13 +34,23 @@ from wsc_fast import (
     RoomNotFoundError,
     ValidationError,
 )
+from wsc_fast.bus.base import Word
 from wsc_fast.cluster import hub_questions
 from wsc_fast.console import access, actions, log_ring, samples, top_lists
+from wsc_fast.console import cluster as cluster_views
 from wsc_fast.console.access import RefusalCounts
 from wsc_fast.console.log_ring import LogRing
 from wsc_fast.console.routes import FILES
 from wsc_fast.console.top_lists import Largest, Sized, TopFinder
-from wsc_fast.testing import CLOSE, TEXT, RawClient, eventually, eventually_async, running
+from wsc_fast.testing import (
+    CLOSE,
+    TEXT,
+    FaultyStore,
+    RawClient,
+    eventually,
+    eventually_async,
+    running,
+)
 
 NAME, PASSWORD = "operator", "correct horse battery"
 PASSWORDS = BasicAuthenticator({NAME: PASSWORD})
@@ -64,7 +77,8 @@ async def operating(
     """The requests of an operator to a running hub."""
     auth = None if password is None else (NAME, password)
     url = f"http://127.0.0.1:{hub.port}/console/"
-    async with httpx.AsyncClient(base_url=url, auth=auth, timeout=20, **options) as http:
+    options = {"headers": PAGE_ITSELF, "timeout": 20, **options}
+    async with httpx.AsyncClient(base_url=url, auth=auth, **options) as http:
         yield http
 
 
@@ -137,6 +151,20 @@ def test_a_path_that_is_served_and_a_second_console_are_refused() -> None:
     hub.enable_console("/other", authenticate=PASSWORDS)
     with pytest.raises(HubStateError, match="enabled already"):
         hub.enable_console("/third", authenticate=PASSWORDS)
+
+
+@pytest.mark.parametrize("path", ["/console", "/console/act", "/console/hubs"])
+async def test_no_route_of_the_application_takes_its_checks_away(path: str) -> None:
+    async with running(make_hub()) as hub, operating(hub) as http:
+        for method in ("PUT", "OPTIONS"):
+            with pytest.raises(ValidationError, match="of the console or of the HTTP API"):
+                hub.route(path, methods=(method,))(lambda request: "")
+        answer = await http.post("act", json={}, headers={"X-Console": "0"})
+        assert answer.status_code == 403
+    hub = Hub()
+    hub.route(path, methods=("PUT",))(lambda request: "")
+    with pytest.raises(ValidationError, match=f"the route PUT '{path}' is served already"):
+        hub.enable_console(authenticate=PASSWORDS)
 
 
 async def test_nothing_is_served_where_the_console_is_off() -> None:
@@ -254,6 +282,61 @@ async def test_an_address_that_tries_passwords_is_not_asked_for_a_while() -> Non
         assert hub.get_stats().rejected["rate"] == 3
 
 
+async def late_bodies(hub: Hub, passwords: list[str]) -> list[int]:
+    """The statuses of actions whose heads were all let in before the first body came."""
+    body = b'{"ask":"send_to_room","id":"plain","text":"hi"}'
+    async with AsyncExitStack() as stack:
+        streams = []
+        for password in passwords:
+            reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+            stack.callback(writer.close)
+            token = base64.b64encode(f"{NAME}:{password}".encode()).decode()
+            head = (
+                "POST /console/act HTTP/1.1",
+                "Host: a",
+                f"Authorization: Basic {token}",
+                "X-Console: 1",
+                "Content-Type: application/json",
+                f"Content-Length: {len(body)}",
+                "Expect: 100-continue",
+                "Connection: close",
+            )
+            writer.write("\r\n".join((*head, "", "")).encode())
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+            streams.append((reader, writer))
+        statuses = []
+        for reader, writer in streams:
+            writer.write(body)
+            statuses.append(int((await reader.readline()).split()[1]))
+        return statuses
+
+
+async def test_bodies_that_come_late_try_no_more_passwords() -> None:
+    most = access.MOST_REFUSALS
+    async with running(make_hub()) as hub:
+        wrong = [f"wrong password {number}" for number in range(most + 3)]
+        assert await late_bodies(hub, [*wrong, PASSWORD]) == [401] * most + [429] * 4
+        assert hub.get_stats().rejected["rate"] == 4
+
+
+async def test_passwords_that_are_looked_up_at_once_are_no_more_than_others() -> None:
+    asked: list[Request] = []
+    everybody = asyncio.Event()
+    count = access.MOST_REFUSALS + 3
+
+    async def later(request: Request) -> str | None:
+        asked.append(request)
+        if len(asked) == count:
+            everybody.set()
+        await everybody.wait()
+        return None
+
+    async with running(make_hub(operators=later)) as hub, operating(hub, None) as http:
+        answers = await asyncio.gather(*(http.get("hubs") for _ in range(count)))
+        statuses = sorted(each.status_code for each in answers)
+        assert statuses == [401] * access.MOST_REFUSALS + [429] * 3
+
+
 def test_refusals_are_counted_by_address_and_period(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "MOST_ADDRESSES", 3)
     now = 1000.0
@@ -293,7 +376,7 @@ def test_refusals_are_counted_by_address_and_period(monkeypatch: pytest.MonkeyPa
 async def test_an_action_that_another_sites_page_could_send_is_refused(
     headers: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(make_hub()) as hub, operating(hub) as http:
+    async with running(make_hub()) as hub, operating(hub, headers={}) as http:
         with (await join(hub, "a"))[0]:
             sent = {"Content-Type": "application/json", **headers}
             body = b'{"ask":"disconnect_client","id":"a"}'
@@ -304,6 +387,25 @@ async def test_an_action_that_another_sites_page_could_send_is_refused(
             assert preflight.status_code == 405
             assert "Access-Control-Allow-Origin" not in preflight.headers
         assert audited(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "headers", [{"X-Console": "0"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "none"}]
+)
+async def test_another_sites_page_cannot_keep_hubs_searching(headers: dict[str, str]) -> None:
+    async with running(make_hub()) as hub:
+        console: Any = hub._console
+        asked: list[object] = []
+        console._hubs.names = lambda: asked.append(None)
+        async with operating(hub) as http:
+            for view in VIEWS:
+                assert (await http.get(view, headers=headers)).status_code == 403
+                assert (await http.head(view, headers=headers)).status_code == 403
+            assert hub.get_stats().rejected["origin"] == 2 * len(VIEWS)
+            # A browser asks for the page and its files without such a header, by a link too.
+            for path in (page_of(hub), *FILES):
+                assert (await http.get(path, headers=headers)).status_code == 200
+    assert asked == []
 
 
 async def test_a_body_that_is_too_large_is_not_read() -> None:
@@ -414,6 +516,81 @@ async def test_a_user_is_shown_with_devices_and_what_waits() -> None:
         assert (nobody["clients"], nobody["stored"], nobody["silent"]) == ([], 0, [])
 
 
+@pytest.mark.parametrize("per", ["user", "device"])
+async def test_an_exception_of_the_store_is_told_in_the_view(
+    per: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FaultyStore(MemoryOfflineStore())
+    hub = Hub(authenticate=named)
+    hub.enable_ack(ACKConfig(enable_offline_messages=True, per=per), store=store)
+    hub.enable_console(authenticate=PASSWORDS)
+    async with running(hub), operating(hub) as http:
+        store.fail(ConnectionError("reset by peer"))
+        answer = await http.get("user", params={"id": "ann"})
+        assert answer.status_code == 200
+        found = answer.json()
+        assert found["stored"] is None
+        assert found["stored_error"] == ("the offline store raised ConnectionError: reset by peer")
+        store.mend()
+        assert (await http.get("user", params={"id": "ann"})).json()["stored"] == 0
+    assert "the offline store raised" in caplog.text
+
+
+class Turns:
+    """Measures the longest turn of the loop in CPU time of its thread, which others do not take."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._before = time.thread_time()
+        self._handle = asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        now = time.thread_time()
+        self.longest = max(self.longest, now - self._before)
+        self._before = now
+        self._handle = asyncio.get_running_loop().call_soon(self._look)
+
+    def __enter__(self) -> Turns:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._look()
+        self._handle.cancel()
+
+
+async def test_a_user_with_many_clients_and_messages_takes_no_long_turn() -> None:
+    def one_user(request: Request) -> Identity:
+        return Identity("ann", client_id=request.query["id"])
+
+    hub = Hub(authenticate=one_user)
+    hub.enable_ack(ACKConfig())
+    hub.enable_console(authenticate=PASSWORDS)
+    async with running(hub):
+        with ExitStack() as raws:
+            for number in range(50):
+                raws.enter_context(await RawClient.open(hub, f"/ws?id=c{number}"))
+            await eventually(lambda: hub.get_connected_clients() == 50)
+            for _ in range(1500):
+                hub.send_ack_message_to_user("ann", ACKMessage(content="hi"))
+            console: Any = hub._console
+            for directed in (0, 3):
+                for number in range(directed):
+                    hub.send_ack_message(f"c{number}", ACKMessage(content="you"))
+                    hub.send_ack_message("c2", ACKMessage(content="you"))
+                with Turns() as turns:
+                    view = await console._hubs._views.user("ann")
+                assert turns.longest < 0.05
+                counts = {each.id: each.unacknowledged for each in view.clients}
+                assert len(counts) == 50
+                assert counts == {each: len(hub.get_pending_acks(each)) for each in counts}
+            assert (counts["c0"], counts["c2"], counts["c9"]) == (1501, 1504, 1500)
+            # Each client of the user may acknowledge for one that has gone.
+            known(hub, "c2").disconnect()
+            await eventually(lambda: hub.get_connected_clients() == 49)
+            view = await console._hubs._views.client("c0")
+            assert view.unacknowledged == len(hub.get_pending_acks("c0")) == 1505
+
+
 async def test_a_room_is_shown_with_members_and_history() -> None:
     async with running(make_hub()) as hub, operating(hub) as http:
         with (await join(hub, "a&user=ann"))[0]:
@@ -492,7 +669,7 @@ async def test_it_is_served_beside_an_asgi_application_too() -> None:
             transport=transport, base_url="http://a", auth=(NAME, PASSWORD)
         ) as http:
             assert (await http.get("/console")).status_code == 200
-            assert len((await http.get("/console/hubs")).json()) == 1
+            assert len((await http.get("/console/hubs", headers=PAGE_ITSELF)).json()) == 1
             answer = await http.post(
                 "/console/act",
                 json={"ask": "send_to_room", "id": "plain", "text": "hi"},
@@ -847,6 +1024,26 @@ async def test_a_client_of_another_hub_is_shown_and_acted_on(
     assert {vars(each)["operator"] for each in audited(caplog)} == {NAME}
 
 
+async def test_an_action_goes_to_another_hub_once_at_most(
+    server: RedisServer, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(server, True, True) as hubs, operating(hubs[0]) as http:
+        raw = await connect(hubs[1], "b")
+        await all_known(http, hubs)
+        bus: Any = hubs[0].bus
+        tell, may_come_again = bus.tell, []
+
+        async def noting(words: list[Word], again: bool) -> list[int]:
+            may_come_again.extend((again, b"send_to_client" in word.data) for word in words)
+            found: list[int] = await tell(words, again)
+            return found
+
+        monkeypatch.setattr(bus, "tell", noting)
+        assert (await act(http, "send_to_client", "b", text="hi")).status_code == 200
+        assert (await raw.recv()).payload == b"hi"
+        assert may_come_again == [(True, False), (False, True)]  # the client is looked for first
+
+
 async def test_a_client_whose_id_a_hub_has_made_is_found_by_that_hub_alone(
     server: RedisServer,
 ) -> None:
@@ -855,9 +1052,9 @@ async def test_a_client_whose_id_a_hub_has_made_is_found_by_that_hub_alone(
         asked: list[str] = []
         ask_hub = hubs[0]._node.ask_hub
 
-        async def noting(hub: str, content: bytes) -> bytes:
+        async def noting(hub: str, content: bytes, *, again: bool = True) -> bytes:
             asked.append(hub)
-            return await ask_hub(hub, content)
+            return await ask_hub(hub, content, again=again)
 
         hubs[0]._node.ask_hub = noting  # type: ignore[method-assign]
         other = name_of(hubs[1])
@@ -923,6 +1120,60 @@ async def test_a_hub_that_does_not_answer_holds_up_nothing_for_long(
         assert found["silent"] == [name_of(hubs[1])]
 
 
+async def test_silent_hubs_do_not_add_up(server: RedisServer) -> None:
+    names = [f"hub{number:02}" for number in range(cluster_views.MOST_HUBS - 1)]
+    waiting: set[str] = set()
+    everybody = asyncio.Event()
+
+    async def silent(hub: str, content: bytes, *, again: bool = True) -> bytes:
+        waiting.add(hub)
+        if len(waiting) == len(names):
+            everybody.set()
+        await everybody.wait()  # each is asked before the first has used up its patience
+        raise BusUnavailableError("it did not answer")
+
+    async with cluster(server, True) as (hub,), operating(hub) as http:
+        console: Any = hub._console
+        hub._node.ask_hub = silent  # type: ignore[method-assign]
+        console._hubs._names, console._hubs._known_until = names, float("inf")
+        console._hubs._views._samples.ticks.clear()  # it would find out the names anew
+        for path in ("hubs", "user?id=a", "room?id=a", "find?text=a", "client?id=a"):
+            waiting.clear()
+            everybody.clear()
+            answer = await asyncio.wait_for(http.get(path), 10)
+            assert waiting == set(names)
+            if path == "hubs":
+                assert len(answer.json()) == len(names) + 1
+            elif path.startswith("client"):
+                assert answer.status_code == 502
+            else:
+                assert answer.json()["silent"] == names
+
+
+async def test_views_of_another_hub_fit_into_a_reply(
+    server: RedisServer, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rooms = ["\U0001f642" * 250 + f"{number}" for number in range(50)]
+    async with cluster(server, True, True) as hubs, operating(hubs[0]) as http:
+        await all_known(http, hubs)
+        for number in range(50):
+            await connect(hubs[1], f"c{number}&user=ann")
+            for room in rooms:
+                hubs[1].join_room(f"c{number}", room)
+        user = (await http.get("user", params={"id": "ann"})).json()
+        assert (user["client_count"], len(user["clients"]), user["silent"]) == (50, 50, [])
+        client = (await http.get("client", params={"id": "c1"})).json()
+        assert (client["rooms"], client["room_count"]) == (rooms, 50)
+        for number in range(120):
+            logging.getLogger("wsc_fast").error("%d %s", number, "\x00\u932f" * 1000)
+        found = await overview(http, hub=name_of(hubs[1]))
+        assert found["log"][0]["text"].startswith("119 ")
+        assert 1 < len(found["log"]) < 100
+        numbers = [line["number"] for line in found["log"]]
+        assert numbers == sorted(numbers, reverse=True)
+    assert "question_failed" not in [getattr(each, "event", "") for each in caplog.records]
+
+
 async def test_an_action_from_another_hub_needs_its_operator(server: RedisServer) -> None:
     async with cluster(server, True, True) as hubs:
         question = b'{"ask":"disconnect_client","id":"a"}'
@@ -930,6 +1181,35 @@ async def test_an_action_from_another_hub_needs_its_operator(server: RedisServer
         assert b"an action needs its operator" in reply
         for content in (b"[]", b'{"ask":"disconnect_user","id":"a"}', b'{"ask":"x"}', b"7"):
             assert b'"error":"refused"' in await hubs[0]._node.ask_hub(name_of(hubs[1]), content)
+
+
+async def test_texts_of_another_hub_are_escaped_in_the_log(
+    server: RedisServer, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    forged = "\n2026-11-30 WARNING console: 'boss'\x1b[2J"
+    done = msgspec.json.encode({"result": {"text": forged}})
+    refused = msgspec.json.encode({"error": "refused", "text": forged * 100})
+    async with cluster(server, True, True) as hubs, operating(hubs[0]) as http:
+        raw = await connect(hubs[1], "b")
+        await all_known(http, hubs)
+        answer = hubs[1]._console._hubs.answer  # type: ignore[union-attr]
+        for reply, status in ((done, 200), (refused, 409)):
+
+            async def answering(content: bytes, reply: bytes = reply) -> bytes:
+                return reply if b"send_to_client" in content else await answer(content)
+
+            hubs[1]._node.answer_hubs(answering)
+            assert (await act(http, "send_to_client", "b", text="x")).status_code == status
+        hubs[1]._node.answer_hubs(answer)
+        operator = {"name": forged, "address": forged, "hub": forged}
+        question = {"ask": "send_to_client", "id": "b", "text": "y", "operator": operator}
+        await hubs[0]._node.ask_hub(name_of(hubs[1]), msgspec.json.encode(question))
+        assert (await raw.recv()).payload == b"y"
+    lines = [each.getMessage() for each in audited(caplog)]
+    assert len(lines) == 3
+    assert all(line.isprintable() and line.isascii() and len(line) < 1000 for line in lines)
+    outcomes = [vars(each)["outcome"] for each in audited(caplog)]
+    assert all(each.isprintable() for each in outcomes)
 
 
 async def test_the_bus_is_timed(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

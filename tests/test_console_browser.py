@@ -320,6 +320,33 @@ def test_a_hub_that_is_away_is_told_and_comes_back(page: Page) -> None:
     live(page)
 
 
+def test_the_page_stays_with_the_hub_that_it_has_shown(page: Page, hub: Hub) -> None:
+    # As behind a load balancer, where another hub may answer each request.
+    name = hub._node.name
+    page.run(
+        "window.kept = fetch; window.asked = []; window.fetch = (url, ...rest) => {"
+        " const hub = new URL(url).searchParams.get('hub');"
+        " if (hub !== null) asked.push(hub);"
+        " return kept(url, ...rest); }"
+    )
+    until(lambda: len(page.run("return asked")) >= 2, "it has asked twice")
+    assert set(page.run("return asked")) == {name}
+    # A hub that was started anew may have another name.
+    page.run(
+        "asked.length = 0; window.fetch = async (url, ...rest) => {"
+        " const hub = new URL(url).searchParams.get('hub');"
+        " if (hub !== null) asked.push(hub);"
+        " if (!hub) return kept(url, ...rest);"
+        " const headers = { 'Content-Type': 'application/json' };"
+        ' return new Response(\'{"text":"it has gone"}\', { status: 502, headers }); }'
+    )
+    sees(page, "#state", "Not connected, trying again: it has gone")
+    live(page)
+    assert page.run("return asked.slice(0, 2)") == [name, ""]
+    page.run("window.fetch = kept")
+    live(page)
+
+
 def test_a_pause_holds_the_page(page: Page, hub: Hub) -> None:
     page.run("document.getElementById('pause').click()")
     sees(page, "#state", "Paused")

@@ -287,6 +287,7 @@ class Hub(
             node=self._node,
             watch_loop=observed.watch_loop,
             read=observed.read,
+            count_pending=self._delivery.count_pending,
             count_stored=self._delivery.count_stored,
             # A bound method is a new object each time it is looked up, and equal to the others.
             authenticates=lambda fn: fn == self._authenticate,

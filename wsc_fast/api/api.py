@@ -33,7 +33,7 @@ from wsc_fast.errors import (
 from wsc_fast.messages import ACKMessage, HubMessage, payload_of
 from wsc_fast.upgrade.answers import Response
 from wsc_fast.upgrade.request import Request
-from wsc_fast.upgrade.routes import Route
+from wsc_fast.upgrade.routes import METHODS, Route
 
 T = TypeVar("T")
 Answer = bodies.Published | bodies.Sent | bodies.Closed
@@ -118,8 +118,8 @@ class Api:
         ]
         routes += [(f"{path}/{name}", ("GET",), route) for name, route in gets.items()]
         # All that may fail comes first, so that nothing is served of a call that has failed.
-        for where, methods, _ in routes:
-            needs.check_route(where, methods)
+        for where, _, _ in routes:
+            needs.check_route(where, METHODS)  # the guard is of all methods of a path
         needs.node.prepare()
         for where, methods, route in routes:
             needs.add_route(where, methods, route, guard)

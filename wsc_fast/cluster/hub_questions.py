@@ -21,8 +21,9 @@ from wsc_fast.log import log
 PATIENCE, ANSWERED_IN = 2.0, 1.5
 # Bytes of a question, and of a reply.
 MOST_QUESTION, MOST_REPLY = 65_536, 524_288
-# Questions of other hubs that are answered at a time, and own ones that wait for their reply.
-MOST_ANSWERED, MOST_ASKED = 32, 256
+# Questions of other hubs that are answered at a time, and own ones that wait for their reply: ten
+# views of a hundred hubs.
+MOST_ANSWERED, MOST_ASKED = 32, 1024
 # The replies of a hub on which nothing answers, which has too much to answer, or which has failed.
 NOBODY, BUSY, FAILED = b'{"error":"nobody"}', b'{"error":"busy"}', b'{"error":"failed"}'
 
@@ -51,12 +52,14 @@ class HubQuestions:
         # By number: the hub that is asked, and its reply to come.
         self._open: dict[int, tuple[str, asyncio.Future[bytes]]] = {}
 
-    async def ask(self, hub: str, content: bytes) -> bytes:
+    async def ask(self, hub: str, content: bytes, *, again: bool = True) -> bytes:
         """Asks a hub.
 
         Args:
             hub: its name on the bus.
             content: JSON.
+            again: whether it may come twice, as a bus that fails has it. Else it is lost where
+                nobody knows whether it came.
 
         Returns:
             bytes: its reply, JSON.
@@ -75,7 +78,7 @@ class HubQuestions:
             async with asyncio.timeout(PATIENCE):
                 question = words.HubQuestion(self._name(), number, msgspec.Raw(content))
                 word = Word("", words.encode(question), hub)
-                if not await self._teller.told(word, again=True):
+                if not await self._teller.told(word, again=again):
                     raise BusUnavailableError(f"no hub has the name {hub!a}")
                 return await reply
         except TimeoutError:

@@ -498,11 +498,11 @@ class Node:
         # A caller who goes away does not take back a message that is on its way.
         return await asyncio.shield(answer)
 
-    async def ask_hub(self, hub: str, content: bytes) -> bytes:
+    async def ask_hub(self, hub: str, content: bytes, *, again: bool = True) -> bytes:
         """Asks another hub about itself, see `HubQuestions.ask`."""
         if self.users is None:
             raise BusUnavailableError(f"no hub has the name {hub!a}: this one is alone")
-        return await self.users.hub_questions.ask(hub, content)
+        return await self.users.hub_questions.ask(hub, content, again=again)
 
     def answer_hubs(self, answerer: Answerer) -> None:
         """Has `answerer(content)` answer the questions of other hubs."""

@@ -3,7 +3,8 @@
 A request is looked at in this order: is its address refused too often; can it come from another
 site's page; does `authenticate` know it. An address that is refused too often is not looked at
 until the period has passed, so that passwords cannot be tried out, though a good one is then not
-heard either.
+heard either. This is asked again once the body has come, and once an async `authenticate` has
+answered: others of the same address may have been refused meanwhile.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 from time import monotonic
+from urllib.parse import unquote
 
 from wsc_fast.addresses import address_key
 from wsc_fast.errors import ConfigError
@@ -93,6 +95,7 @@ class Access:
         authenticate: of the application.
         is_the_hubs: whether a function is the hub's own `authenticate`.
         count_rejected: counts a refusal, by its reason.
+        open_paths: those of the page and its files, which a browser asks for without the header.
 
     Raises:
         ConfigError: `authenticate` would let anybody in, or cannot be called.
@@ -108,54 +111,69 @@ class Access:
         authenticate: MayOperate,
         is_the_hubs: Callable[[object], bool],
         count_rejected: Callable[[str], object],
+        open_paths: Collection[str],
     ) -> None:
         _check(authenticate, is_the_hubs)
         self.most_body: int = MOST_BODY
         self._authenticate = authenticate
         self._count_rejected = count_rejected
+        self._open_paths = frozenset(map(unquote, open_paths))  # as `Request.path` has them
         self._refusals = RefusalCounts()
         # Of an authenticator that has the browser ask for a password.
         self._challenge: str | None = getattr(authenticate, "challenge", None)
 
     def check(self, request: Request) -> Response | None:
         """The answer to a request that is refused by its head; None: it is not."""
-        left = self._refusals.seconds_left(request.remote_address)
-        if left:
-            self._count_rejected("rate")
-            self._tell(request, "rate", f"refused {MOST_REFUSALS} times in {PERIOD:g} s")
-            later = {"Retry-After": f"{math.ceil(left)}"}
-            return refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many requests were refused", later)
+        too_often = self._refuse_too_often(request)
+        if too_often is not None:
+            return too_often
         site = request.headers.get("Sec-Fetch-Site", "same-origin")
         of_page = request.headers.get(HEADER) == "1" and site == "same-origin"
-        if request.method == "POST" and not (of_page and _is_json(request)):
-            self._count_rejected("origin")
-            self._tell(request, "origin", "an action that is not the page's own")
-            text = f"an action is JSON with the header {HEADER}: 1, from the page itself"
-            return refusal(HTTPStatus.FORBIDDEN, text)
+        if not of_page and request.path not in self._open_paths:
+            return self._refuse_foreign(request, f"a request has the header {HEADER}: 1")
+        if request.method == "POST" and not _is_json(request):
+            return self._refuse_foreign(request, "an action is JSON")
         return None
 
-    async def operator_of(self, request: Request) -> str | None:
-        """The name of the operator whose request it is; None: it is refused, and counted.
+    def _refuse_foreign(self, request: Request, text: str) -> Response:
+        self._count_rejected("origin")
+        self._tell(request, "origin", "it is not the page's own")
+        return refusal(HTTPStatus.FORBIDDEN, f"{text}, and comes from the page itself")
+
+    async def operator_of(self, request: Request) -> str | Response:
+        """The name of the operator whose request it is; or the answer to one that is refused.
 
         Raises:
             TypeError: `authenticate` returned something else than it has to.
             Exception: it raised.
         """
+        too_often = self._refuse_too_often(request)
+        if too_often is not None:
+            return too_often
         known = self._authenticate(request)
         if inspect.isawaitable(known):
             async with asyncio.timeout(PATIENCE):
                 known = await known
-        name = _name_of(known)
-        if name is None:
-            # A browser asks without a password first, once for each tab or more often.
-            if self._challenge is None or "Authorization" in request.headers:
-                self._refusals.add(request.remote_address)
-            self._count_rejected("auth")
-            self._tell(request, "auth", str(request.refusal or "authenticate returned None"))
-        return name
+            too_often = self._refuse_too_often(request)
+            if too_often is not None:
+                return too_often
+        return _name_of(known) or self._refuse_stranger(request)
 
-    def ask(self) -> Response:
-        """The answer to a request that is not authenticated."""
+    def _refuse_too_often(self, request: Request) -> Response | None:
+        left = self._refusals.seconds_left(request.remote_address)
+        if not left:
+            return None
+        self._count_rejected("rate")
+        self._tell(request, "rate", f"refused {MOST_REFUSALS} times in {PERIOD:g} s")
+        later = {"Retry-After": f"{math.ceil(left)}"}
+        return refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many requests were refused", later)
+
+    def _refuse_stranger(self, request: Request) -> Response:
+        # A browser asks without a password first, once for each tab or more often.
+        if self._challenge is None or "Authorization" in request.headers:
+            self._refusals.add(request.remote_address)
+        self._count_rejected("auth")
+        self._tell(request, "auth", str(request.refusal or "authenticate returned None"))
         challenge = {"WWW-Authenticate": self._challenge or "Bearer"}
         return refusal(HTTPStatus.UNAUTHORIZED, "log in to see the console", challenge)
 

@@ -102,24 +102,30 @@ def tell(action: ask.Action, outcome: str) -> None:
     """Writes an action to the log: who, what, to whom, and what came of it. Not the text."""
     operator = action.operator
     assert operator is not None
+    # Another hub may have told these: none of them can end the line, or steer a terminal.
+    address, hub, outcome = map(_escaped, (operator.address, operator.hub, outcome))
     name = str(type(action).__struct_config__.tag)
     kind = name.rpartition("_")[2]
     target = {"client": "client_id", "user": "user_id", "room": "room"}[kind]
     log.audit(
         "console: %s at %s, by hub %s: %s %s: %s",
         quoted(operator.name),
-        operator.address or "an unknown address",
-        operator.hub,
+        address or "an unknown address",
+        hub,
         name,
         quoted(action.id),
         outcome,
         extra={
             "event": "console_action",
             "operator": operator.name,
-            "address": operator.address,
-            "hub": operator.hub,
+            "address": address,
+            "hub": hub,
             "action": name,
             target: action.id,
             "outcome": outcome,
         },
     )
+
+
+def _escaped(text: str) -> str:
+    return quoted(text)[1:-1]

@@ -7,6 +7,7 @@ const base = new URL(`${document.documentElement.dataset.base}/`, location.origi
 // No further question makes sense.
 export class Refused extends Error {}
 
+// An error has the status of the answer, where there was one.
 export async function ask(path, query = {}, body = undefined) {
   const url = new URL(path, base);
   for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value);
@@ -24,6 +25,6 @@ export async function ask(path, query = {}, body = undefined) {
   const type = answer.headers.get("Content-Type") ?? "";
   if (!type.startsWith("application/json")) throw new Error(`the answer is ${answer.status}`);
   const found = await answer.json();
-  if (!answer.ok) throw new Error(found.text || `the answer is ${answer.status}`);
+  if (!answer.ok) throw Object.assign(new Error(found.text || `the answer is ${answer.status}`), { status: answer.status });
   return found;
 }

@@ -23,8 +23,8 @@ from wsc_fast.errors import BusError, HubStateError, ValidationError
 
 T = TypeVar("T")
 
-# Hubs that are asked at a time, and at most; seconds for which their names are known.
-AT_ONCE, MOST_HUBS, KNOWN_FOR = 16, 100, 2.0
+# Hubs that are asked, at most, all at once; seconds for which their names are known.
+MOST_HUBS, KNOWN_FOR = 100, 2.0
 # Answers of other hubs that are no result, in words for the operator.
 _ERRORS = {
     "nobody": "its console is off",
@@ -127,9 +127,9 @@ class Hubs:
             case ask.AskSummary():
                 return self._views.summary()
             case ask.AskClient():
-                return self._views.client(question.id)
+                return await self._views.client(question.id)
             case ask.AskUser():
-                return self._views.user(question.id)
+                return await self._views.user(question.id)
             case ask.AskRoom():
                 return self._views.room(question.id)
             case ask.Find():
@@ -149,7 +149,10 @@ class Hubs:
         if hub == self.own:
             return await self._here(question)
         try:
-            reply = ask.decode_reply(await self._needs.node.ask_hub(hub, ask.encode(question)))
+            # An action that came twice would be done twice.
+            again = not isinstance(question, ask.OfClient)
+            content = ask.encode(question)
+            reply = ask.decode_reply(await self._needs.node.ask_hub(hub, content, again=again))
             if reply.error == "refused":
                 raise RefusedError(reply.text)
             if reply.error:
@@ -175,15 +178,16 @@ class Hubs:
     async def _of_each(
         self, hubs: Sequence[str], one: Callable[[str], Awaitable[T]]
     ) -> tuple[list[T], list[str]]:
-        """The answers of hubs, and the names of those that gave none."""
-        free = asyncio.Semaphore(AT_ONCE)
+        """The answers of hubs, and the names of those that gave none.
+
+        All are asked at once, so that the silent ones are waited for together.
+        """
 
         async def of(hub: str) -> T | None:
-            async with free:
-                try:
-                    return await one(hub)
-                except (UnknownHubError, RefusedError):
-                    return None
+            try:
+                return await one(hub)
+            except (UnknownHubError, RefusedError):
+                return None
 
         answers = await asyncio.gather(*map(of, hubs))
         found = [each for each in answers if each is not None]
@@ -207,7 +211,7 @@ class Hubs:
         Raises:
             UnknownHubError: no hub has it, and not all have answered.
         """
-        own = self._views.client(client_id)
+        own = await self._views.client(client_id)
         if own is not None:
             return own
         hubs = (await self.names())[1:]
@@ -231,8 +235,10 @@ class Hubs:
             found: UserView = await self._of(hub, ask.AskUser(user_id), UserView)
             return found
 
-        found, silent = await self._of_each(await self.names(), one)
-        stored, why = await self._views.stored(user_id)
+        hubs = await self.names()
+        (found, silent), (stored, why) = await asyncio.gather(
+            self._of_each(hubs, one), self._views.stored(user_id)
+        )
         return UserView(
             id=user_id,
             clients=_first(client for each in found for client in each.clients),
@@ -249,14 +255,17 @@ class Hubs:
             found: RoomView = await self._of(hub, ask.AskRoom(room_id), RoomView)
             return found
 
-        found, silent = await self._of_each(await self.names(), one)
+        hubs = await self.names()
+        (found, silent), told = await asyncio.gather(
+            self._of_each(hubs, one), self._views.told_of_room(room_id)
+        )
         return RoomView(
             id=room_id,
             members=_first(member for each in found for member in each.members),
             member_count=sum(each.member_count for each in found),
             by_hub={hub: count for each in found for hub, count in each.by_hub.items()},
             silent=silent,
-            **await self._views.told_of_room(room_id),
+            **told,
         )
 
     async def find(self, text: str) -> Found:

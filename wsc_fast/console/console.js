@@ -12,14 +12,16 @@ import { open, startViewing } from "./view.js";
 const EVERY = 2000; // ms between two questions
 const SAMPLES = 300;
 const LINES = 200;
+const NO_HUB = 502; // of an answer: the hub that is asked for does not answer
 
 const find = (id) => document.getElementById(id);
 
 // --- the overview ---
 
 const state = {
-  hub: "", // that is shown; "": the one that is asked
-  own: "",
+  hub: "", // that is shown; "": the one that answers. Behind a load balancer that may be another one each time
+  chosen: false, // whether the operator has chosen it
+  own: "", // that has answered first
   name: "",
   uptime: 0,
   samples: [],
@@ -47,19 +49,29 @@ function forget() {
 async function look() {
   const hub = state.hub;
   const since = state.samples.at(-1)?.time ?? 0;
-  const overview = await ask("overview", { hub, since, line: state.line });
+  const overview = await ask("overview", { hub, since, line: state.line }).catch((error) => leave(hub, error));
   if (hub !== state.hub) return; // another one was chosen meanwhile
   if (state.name && (overview.name !== state.name || overview.uptime < state.uptime)) {
     forget(); // it was started anew
     return;
   }
-  Object.assign(state, { name: overview.name, uptime: overview.uptime });
   if (!hub) state.own = overview.name;
+  Object.assign(state, { hub: overview.name, name: overview.name, uptime: overview.uptime });
   showOverview(overview);
   if (state.rounds++ % 2 === 0) showHubs(await ask("hubs"));
   const paused = state.paused ? "Paused" : "Live";
   const draining = overview.draining ? ", draining" : "";
   say("live", `${paused}${draining}, up ${duration(overview.uptime)}`);
+}
+
+// A hub that nobody has chosen, and that cannot be asked, gives way to the one that answers next: it
+// may have been started anew under another name.
+function leave(hub, error) {
+  if (error.status === NO_HUB && hub === state.hub && !state.chosen) {
+    state.hub = "";
+    forget();
+  }
+  throw error;
 }
 
 async function run() {
@@ -129,7 +141,14 @@ function showAt(place) {
   showCharts();
 }
 
-function showHubs(hubs) {
+// Each hub puts itself first; the page keeps its order, whichever hub has answered.
+function inOrder(one, other) {
+  const later = (hub) => Number(hub.name !== state.own);
+  return later(one) - later(other) || (one.name < other.name ? -1 : 1);
+}
+
+function showHubs(found) {
+  const hubs = [...found].sort(inOrder);
   state.hubs = hubs;
   const rows = hubs.map((each) => ({ ...each, sample: each.sample ?? {} }));
   fill(find("hubs").tBodies[0], rows, (each) => each.name, hubCells, NUMBERS.hubs);
@@ -189,7 +208,8 @@ find("search").addEventListener("submit", (event) => {
   open("find", find("text").value);
 });
 find("hub").addEventListener("change", (event) => {
-  state.hub = event.target.value === state.own ? "" : event.target.value;
+  state.hub = event.target.value;
+  state.chosen = state.hub !== state.own;
   forget();
   showCharts();
   say("waiting", "Loading");

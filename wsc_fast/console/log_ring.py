@@ -17,6 +17,8 @@ import msgspec
 
 # Lines that are kept, and characters of a line and of a field.
 LINES, MOST_TEXT, MOST_FIELD = 200, 2_000, 300
+# Bytes of the lines of one answer as JSON, in which a character may take six.
+MOST_BYTES = 131_072
 
 
 class LogLine(msgspec.Struct, frozen=True):
@@ -99,11 +101,18 @@ class LogRing:
         )
 
     def after(self, number: int, most: int) -> list[LogLine]:
-        """The newest lines behind a number, the newest first.
+        """The newest lines behind a number, the newest first; `MOST_BYTES` of them at most.
 
         Args:
             number: of the last line that is known.
             most: lines.
         """
         lines = [line for line in list(self._lines) if line.number > number]
-        return lines[: -most - 1 : -1]
+        found: list[LogLine] = []
+        left = MOST_BYTES
+        for line in lines[: -most - 1 : -1]:
+            left -= len(msgspec.json.encode(line))
+            if left < 0:
+                break
+            found.append(line)
+        return found

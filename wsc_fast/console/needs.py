@@ -8,7 +8,7 @@ from typing import Protocol
 
 from wsc_fast._core.connection import Client
 from wsc_fast.bus.base import Bus, NodeInfo, Page
-from wsc_fast.messages import ACKMessage, HubMessage
+from wsc_fast.messages import HubMessage
 from wsc_fast.observe.readings import Reading
 from wsc_fast.runtime.life import Companion
 from wsc_fast.upgrade.routes import Guard, Route
@@ -37,7 +37,6 @@ class WatchedHub(Protocol):
     def get_rooms(self) -> list[str]: ...
     def get_room_size(self, room_id: str) -> int: ...
     def get_room_clients(self, room_id: str) -> list[str]: ...
-    def get_pending_acks(self, client_id: str) -> list[ACKMessage]: ...
     def slowest_clients(self, n: int = 10) -> list[Client]: ...
     def broadcast_to_room(self, room_id: str, message: str) -> int: ...
 
@@ -47,7 +46,7 @@ class Node(Protocol):
 
     name: str
 
-    async def ask_hub(self, hub: str, content: bytes) -> bytes: ...
+    async def ask_hub(self, hub: str, content: bytes, *, again: bool = True) -> bytes: ...
     def answer_hubs(self, answerer: Callable[[bytes], Awaitable[bytes]]) -> None: ...
     def bus_state(self) -> str: ...
     def keeps(self, room_id: str) -> bool: ...
@@ -72,6 +71,7 @@ class Needs:
         node: the hub among the others.
         watch_loop: has the lag of the loop measured from now on.
         read: the counters of this moment; after `watch_loop`.
+        count_pending: the messages that each of several clients may acknowledge.
         count_stored: the messages that are stored for a user; None where none are.
         authenticates: whether a function is the hub's own `authenticate`.
         count_rejected: counts a refusal.
@@ -85,6 +85,7 @@ class Needs:
     node: Node
     watch_loop: Callable[[], object]
     read: Callable[[], Reading]
+    count_pending: Callable[[Sequence[Client]], Awaitable[list[int]]]
     count_stored: Callable[[str], Awaitable[int | None]]
     authenticates: Callable[[object], bool]
     count_rejected: Callable[[str], object]

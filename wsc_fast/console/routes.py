@@ -26,6 +26,7 @@ from wsc_fast.console.views import Views
 from wsc_fast.errors import HubStateError, ValidationError, shown
 from wsc_fast.upgrade.answers import Response
 from wsc_fast.upgrade.request import Request
+from wsc_fast.upgrade.routes import METHODS
 
 # The files of the page beside its HTML, with their types.
 FILES = {
@@ -65,7 +66,8 @@ class Console:
 
     def __init__(self, needs: Needs, path: str, authenticate: MayOperate) -> None:
         _check_path(path)
-        self._access = Access(authenticate, needs.authenticates, needs.count_rejected)
+        open_paths = [path, *(f"{path}/{name}" for name in FILES)]
+        self._access = Access(authenticate, needs.authenticates, needs.count_rejected, open_paths)
         self._under_way = 0
         log, top, actions = LogRing(), TopFinder(needs.hub), Actions(needs.hub)
         samples = Samples(needs.read, lambda: self._hubs.bus_round_trip)
@@ -73,8 +75,8 @@ class Console:
         samples.ticks.append(self._hubs.look)
         routes = self._routes(path)
         # All that may fail comes first, so that nothing is served of a call that has failed.
-        for where, methods, _ in routes:
-            needs.check_route(where, methods)
+        for where, _, _ in routes:
+            needs.check_route(where, METHODS)  # the guard is of all methods of a path
         needs.watch_loop()
         needs.node.answer_hubs(self._hubs.answer)
         for companion in (log, samples, _Forgets(self._hubs, top)):
@@ -109,8 +111,8 @@ class Console:
 
     async def _let_in(self, answerer: Answerer, request: Request) -> Response:
         operator = await self._access.operator_of(request)
-        if operator is None:
-            return self._access.ask()
+        if isinstance(operator, Response):
+            return operator
         if self._under_way >= MOST_REQUESTS:
             text = "too many requests at a time"
             return refusal(HTTPStatus.SERVICE_UNAVAILABLE, text, {"Retry-After": "1"})

@@ -130,7 +130,7 @@ class UserView(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: of the user.
-        clients: the first of them; client_count: of all.
+        clients: the first of them, without their rooms; client_count: of all.
         stored: messages in the offline store; None where there is none, or it does not answer.
         stored_error: why nothing is known of the store; "" for nothing.
         silent: names of hubs that did not answer.
@@ -259,12 +259,15 @@ class Views:
             sample=self._samples.last,
         )
 
-    def client(self, client_id: str) -> ClientView | None:
+    async def client(self, client_id: str) -> ClientView | None:
         """A client."""
         client = self._hub.get_client_by_id(client_id)
-        return None if client is None else self._client_view(client)
+        if client is None:
+            return None
+        (unacknowledged,) = await self._needs.count_pending([client])
+        return self._client_view(client, unacknowledged, MOST_LISTED)
 
-    def _client_view(self, client: Client) -> ClientView:
+    def _client_view(self, client: Client, unacknowledged: int, most_rooms: int) -> ClientView:
         stats = client.stats()
         rooms = client.rooms
         return ClientView(
@@ -286,16 +289,22 @@ class Views:
             queued_messages=stats.queued_messages,
             queued_bytes=stats.queued_bytes,
             round_trip=stats.round_trip,
-            unacknowledged=len(self._hub.get_pending_acks(client.id)),
-            rooms=list(rooms[:MOST_LISTED]),
+            unacknowledged=unacknowledged,
+            rooms=list(rooms[:most_rooms]),
             room_count=len(rooms),
         )
 
-    def user(self, user_id: str) -> UserView:
+    async def user(self, user_id: str) -> UserView:
         """A user; without clients where he is away."""
         clients = self._hub.get_clients_by_user(user_id)
-        views = [self._client_view(each) for each in clients[:MOST_LISTED]]
-        return UserView(id=user_id, clients=views, client_count=len(clients))
+        some = clients[:MOST_LISTED]
+        pending = await self._needs.count_pending(some)
+        found: list[ClientView] = []
+        await in_turns(
+            zip(some, pending, strict=True),
+            lambda each: found.append(self._client_view(*each, most_rooms=0)),
+        )
+        return UserView(id=user_id, clients=found, client_count=len(clients))
 
     async def stored(self, user_id: str) -> tuple[int | None, str]:
         """The messages that are stored for a user; or None, and why that is not known."""

@@ -35,6 +35,7 @@ from wsc_fast.delivery.others import Ended, Others
 from wsc_fast.delivery.over_hubs import OverHubs, Parts
 from wsc_fast.delivery.parked import Parked
 from wsc_fast.delivery.storing import AT_ONCE, Storing
+from wsc_fast.delivery.tally import count_pending
 from wsc_fast.errors import (
     AckDroppedError,
     HubStoppedError,
@@ -294,6 +295,10 @@ class Acks(TableOwner):
             for pending in mailbox.pending.values()
             if self.table.counts_from(pending, client)
         ]
+
+    async def count_pending(self, clients: Sequence[Client]) -> list[int]:
+        """The length of `pending_of` each client; found in turns of the loop."""
+        return await count_pending(self.table, self._engine.get_client_by_id, clients)
 
     async def count_stored(self, user_id: str) -> int | None:
         """The messages that the offline store holds for a user; None where there is no store.

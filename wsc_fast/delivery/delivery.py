@@ -8,7 +8,7 @@ lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -245,6 +245,10 @@ class Delivery:
         """See `Hub.get_pending_acks`."""
         client = self._engine.get_client_by_id(client_id)
         return [] if client is None or self.acks is None else self.acks.pending_of(client)
+
+    async def count_pending(self, clients: Sequence[Client]) -> list[int]:
+        """See `Acks.count_pending`; zeros where acknowledgements are off."""
+        return [0] * len(clients) if self.acks is None else await self.acks.count_pending(clients)
 
     async def count_stored(self, user_id: str) -> int | None:
         """See `Acks.count_stored`; None also where acknowledgements are off."""

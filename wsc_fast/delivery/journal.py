@@ -21,7 +21,7 @@ import msgspec
 
 from wsc_fast.delivery import upkeep
 from wsc_fast.delivery.devices import key_of_device, key_of_devices
-from wsc_fast.delivery.store_access import PAGE, PAGE_BYTES, StoreAccess
+from wsc_fast.delivery.store_access import PAGE, PAGE_BYTES, StoreAccess, store_error
 from wsc_fast.errors import MessageExistsError, OfflineStoreError
 from wsc_fast.stores.base import OfflineStore, PartialPage, StoredMessage
 
@@ -380,7 +380,13 @@ class Journal:
         Raises:
             OfflineStoreError: they cannot be counted, or the store is away.
         """
-        return await self.access.ask(self._count(user_id, most_devices))
+        try:
+            return await self.access.ask(self._count(user_id, most_devices))
+        except OfflineStoreError:
+            raise
+        except Exception as error:
+            self._owner.count_error()
+            raise store_error(error) from error
 
     async def _count(self, user_id: str, most_devices: int) -> int:
         await self.access.opened()

@@ -42,7 +42,8 @@ class UpgradeFace(Calls):
             msgspec.Struct as JSON. An async one is cancelled when its peer goes, and by `stop`.
 
         Raises:
-            ValidationError: the path cannot be served, or is served already.
+            ValidationError: the path cannot be served, is served already, or is one of the console
+                or of the HTTP API, whose checks are of all methods.
 
         Thread-safety: any thread. Source: Go `http.HandleFunc`.
         """

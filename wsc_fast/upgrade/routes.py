@@ -129,10 +129,18 @@ class Routes:
     def _check_free(
         self, path: str, segments: tuple[str | None, ...], methods: tuple[str, ...]
     ) -> None:
-        taken = self._served[segments].routes if segments in self._served else {}
+        served = self._served.get(segments)
+        if served is None:
+            return
         for method in methods:
-            if method in taken:
+            if method in served.routes:
                 raise ValidationError(f"the route {method} {path!r} is served already")
+        if served.guard is not None:
+            # Its checks are not those of the application's route, which would take them away.
+            raise ValidationError(
+                f"the path {path!r} is that of the console or of the HTTP API, which take no "
+                f"further methods there, not {', '.join(methods)}"
+            )
 
     def add(
         self, path: str, methods: tuple[str, ...], route: Route, guard: Guard | None = None
@@ -144,7 +152,7 @@ class Routes:
             guard: of a path that has no other routes.
 
         Raises:
-            ValidationError: it cannot be called, or the path is served already.
+            ValidationError: it cannot be called, or the path is served already, or has a guard.
         """
         checked_callback(route, "request")
         segments, names = _parsed(path)
