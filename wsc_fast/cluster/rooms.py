@@ -267,7 +267,7 @@ class Rooms:
         self._recovery.look()
         self.release_all()  # the bus has bounds of its own for what it cannot send
         for room_id in self._emptied:
-            # From now on, also where it was empty when it was made: they stand in the order of time.
+            # From now on, also where it was empty when made. They stand in the order of time.
             self._lingering.pop(room_id, None)
             self._lingering[room_id] = now
         self._emptied.clear()
