@@ -6,8 +6,10 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +458,96 @@ async def test_a_client_comes_back_after_a_fault_of_the_network(
             await eventually(lambda: heard == [1, 2, 3])
             assert states.count("open") > 1
         assert "closed" not in states[:-1]
+
+
+@asynccontextmanager
+async def slow_reader(hub: Hub, goes_on: Callable[[], bool]) -> AsyncIterator[int]:
+    """A relay, at this port, that reads 400 KB/s of a client as long as the function says so."""
+
+    async def up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while goes_on() and (data := await reader.read(8192)):
+            writer.write(data)
+            await asyncio.sleep(len(data) / 400_000)
+        if not goes_on():
+            await asyncio.Event().wait()
+
+    async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(8192):
+            writer.write(data)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_hub, to_hub = await asyncio.open_connection("127.0.0.1", hub.port)
+        ways = [asyncio.ensure_future(up(reader, to_hub))]
+        ways.append(asyncio.ensure_future(down(from_hub, writer)))
+        try:
+            await asyncio.wait(ways, return_when="FIRST_COMPLETED")
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            writer.close()
+            to_hub.close()
+
+    # Little memory for what comes, so that the client sees how slowly it is read.
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listening.bind(("127.0.0.1", 0))
+    carrying: set[asyncio.Task[None]] = set()
+    server = await asyncio.start_server(
+        lambda *streams: carrying.add(asyncio.ensure_future(carry(*streams))),
+        sock=listening,
+        limit=4096,
+    )
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.close()
+        for each in carrying:
+            each.cancel()
+        await asyncio.gather(*carrying, return_exceptions=True)
+        await server.wait_closed()
+
+
+SLOW: dict[str, Any] = {
+    "heartbeat_interval": 0.4,
+    "heartbeat_timeout": 0.6,
+    "queue_bytes": 8 << 20,
+    "compression": False,
+    "proxy": False,
+    "close_timeout": 0.2,
+}
+
+
+async def test_a_connection_that_takes_a_long_message_slowly_is_alive() -> None:
+    """B5: the pings of the client wait behind the message."""
+    got: list[int] = []
+    hub = Hub(HubConfig(max_message_size=8 << 20))
+    hub.on_message_received(lambda client, message: got.append(len(message)))
+    async with running(hub), slow_reader(hub, lambda: True) as port:
+        states: list[str] = []
+        client = Client(f"ws://127.0.0.1:{port}/ws", **QUICK, **SLOW)
+        client.on(StateChange, lambda change: states.append(change.state))
+        async with client:
+            await client.send(os.urandom(1_200_000))
+            await eventually(lambda: got == [1_200_000], timeout=20)
+            assert states == ["connecting", "open"]
+
+
+async def test_a_network_that_takes_nothing_more_is_found_in_the_middle_of_a_message() -> None:
+    """B1."""
+    hub = Hub(HubConfig(max_message_size=32 << 20))
+    taking = True
+    async with running(hub), slow_reader(hub, lambda: taking) as port:
+        changes: list[StateChange] = []
+        client = Client(f"ws://127.0.0.1:{port}/ws", **QUICK, **SLOW)
+        client.on(StateChange, changes.append)
+        async with client:
+            client.send(os.urandom(8_000_000))
+            await eventually(lambda: changes[-1].state == "open")
+            taking = False
+            await eventually(lambda: any(each.state == "waiting" for each in changes), timeout=10)
+            (lost, *_) = [each for each in changes if each.state == "waiting"]
+            assert "does not answer pings" in str(lost.error)
 
 
 def test_the_log_lines_are_those_of_its_logger() -> None:

@@ -51,6 +51,7 @@ class Socket:
 
     buffered = 0
     writable = True
+    taken = 0
     closed = CloseFrame(1000)
 
     def __init__(self, world: World, ears: Ears) -> None:

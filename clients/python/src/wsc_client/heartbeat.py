@@ -2,7 +2,8 @@
 
 Once nothing has come for a while, the client asks. A hub that answers requests is sent a request,
 any other one a ping of RFC 6455 (B4). Time in which the client itself does not read, since its
-listeners are behind, is no silence of the server.
+listeners are behind, is no silence of the server. A ping waits behind a long message: as long as
+the server takes some of that, it is alive.
 """
 
 from __future__ import annotations
@@ -80,12 +81,16 @@ class Heartbeat:
         """Ends the connection, unless more has come by then than before."""
         timeout = self._options.heartbeat_timeout
         due = self._platform.now() + timeout
+        socket = self._session.socket
+        held_back = socket is not None and not socket.writable
+        taken = 0 if socket is None else socket.taken
 
         def look() -> None:
             if self._heard_count != before:
                 return
+            goes_on = held_back and socket is not None and socket.taken > taken  # B5
             # A process that stood still has not read yet what came meanwhile.
-            if self._behind() or self._platform.now() > due + LATE:
+            if self._behind() or goes_on or self._platform.now() > due + LATE:
                 self._wait(before)
             else:
                 self._session.fail(TimeoutError("the server does not answer pings"))

@@ -76,6 +76,7 @@ class Socket(Protocol):
     Attributes:
         buffered: bytes that it holds back.
         writable: whether it takes messages without holding much back.
+        taken: bytes that it has written. While it holds much back, they show that the server reads.
         closed: the server's close frame, once the connection has ended.
     """
 
@@ -83,6 +84,8 @@ class Socket(Protocol):
     def buffered(self) -> int: ...
     @property
     def writable(self) -> bool: ...
+    @property
+    def taken(self) -> int: ...
     @property
     def closed(self) -> CloseFrame: ...
 

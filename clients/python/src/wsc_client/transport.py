@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket as sockets
 import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any, cast
@@ -30,6 +32,9 @@ NO_CLOSE_FRAME = 1006
 NO_CODE = 1005
 # Bytes that a connection takes ahead of what it has written; more waits in the client's queue.
 AHEAD = 64 << 10
+
+# Bytes that the system holds ahead of what it has sent: so it shows whether a slow server reads.
+UNSENT = 128 << 10
 
 # The client tells of failures by its own log lines and events.
 _LOGGER = logging.getLogger("wsc_client.websockets")
@@ -62,6 +67,7 @@ class WebSocket:
         self._ears, self._options, self._tasks = ears, options, tasks
         self._out: deque[tuple[Payload, int]] = deque()
         self._buffered = 0
+        self._handed = 0  # bytes that the library was given
         self._work = asyncio.Event()  # there is something to write
         self._drained = asyncio.Event()  # no more than AHEAD waits
         self._empty = asyncio.Event()  # nothing waits
@@ -80,6 +86,12 @@ class WebSocket:
     def writable(self) -> bool:
         """Whether it is open, and holds little back."""
         return self._socket is not None and self._buffered < AHEAD and not self._closing.done()
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the system has taken of what was to be written, by and large."""
+        waits = 0 if self._socket is None else self._socket.transport.get_write_buffer_size()
+        return self._handed - waits
 
     @property
     def closed(self) -> CloseFrame:
@@ -129,6 +141,7 @@ class WebSocket:
         except Exception as error:
             self._ended(Ending(NO_CLOSE_FRAME, error=error))
             return
+        _hold_little(socket)
         self._socket = socket
         writer = self._tasks.spawn(self._write(socket), closing=True)
         try:
@@ -189,6 +202,7 @@ class WebSocket:
             while True:
                 while self._out:
                     data, size = self._out.popleft()
+                    self._handed += size
                     await socket.send(data)
                     full = not self.writable
                     self._wait_for(-size)
@@ -230,6 +244,15 @@ class WebSocket:
             await socket.close(code)
         except (WebSocketException, OSError):
             socket.transport.abort()
+
+
+def _hold_little(socket: ClientConnection) -> None:
+    """Has the system take only what it can send soon, where it knows how to."""
+    option = getattr(sockets, "TCP_NOTSENT_LOWAT", None)
+    plain = socket.transport.get_extra_info("socket")
+    if option is not None and plain is not None:
+        with suppress(OSError):
+            plain.setsockopt(sockets.IPPROTO_TCP, option, UNSENT)
 
 
 # --- the status route ---
