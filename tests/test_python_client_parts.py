@@ -23,6 +23,7 @@ from wsc_client import (
     StateChange,
 )
 from wsc_client.platform import Answer, Ending
+from wsc_client.transport import retry_after
 
 from tests.clients.python_world import World, settle
 
@@ -564,6 +565,21 @@ async def test_a_message_has_its_text_as_it_came() -> None:
         world.client.on(Message, heard.append)
         await receive(world, "\n" + URGENT % 1, '{"room":"r","pos":"1"}\n{ "a": 1}')
         assert [each.raw for each in heard] == [URGENT % 1, '{ "a": 1}']
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("5", 5.0),
+        ("", 0.0),
+        ("soon", 0.0),
+        ("Mon, 01 Jan 2024 00:00:00 GMT", 0.0),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999999999", 0.0),
+        ("Mon, 01 Jan 0001 00:00:00 -0000", 0.0),
+    ],
+)
+def test_a_retry_after_that_cannot_be_read_counts_as_none(value: str, seconds: float) -> None:
+    assert retry_after({"Retry-After": value}) == seconds
 
 
 # --- bounds, and requests of listeners ---

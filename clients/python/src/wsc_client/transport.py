@@ -135,7 +135,7 @@ class WebSocket:
         try:
             socket = await self._connect(url, protocols)
         except InvalidStatus as error:
-            answer = Answer(error.response.status_code, _retry_after(error.response.headers))
+            answer = Answer(error.response.status_code, retry_after(error.response.headers))
             self._ended(Ending(NO_CLOSE_FRAME, error=error, answer=answer))
             return
         except Exception as error:
@@ -285,9 +285,9 @@ def fetcher(options: Options) -> Fetch:
             )
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, _retry_after(error.headers))
+                return Answer(error.code, retry_after(error.headers))
         with opened:
-            return Answer(opened.status, _retry_after(opened.headers))
+            return Answer(opened.status, retry_after(opened.headers))
 
     async def fetch(url: str, token: str | None) -> Answer:
         # It blocks, for `connect_timeout` at most.
@@ -296,12 +296,12 @@ def fetcher(options: Options) -> Fetch:
     return fetch
 
 
-def _retry_after(headers: Any) -> float:
+def retry_after(headers: Any) -> float:
     """Seconds of the header Retry-After, which has seconds or a date (RFC 9110 section 10.2.3)."""
     text = headers.get("Retry-After") or ""
     if text.isascii() and text.isdecimal():
         return float(text[:9])
     try:
         return max(parsedate_to_datetime(text).timestamp() - time(), 0.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
