@@ -385,6 +385,24 @@ async def test_an_iterator_ends_with_the_client(end: int | None, why: str | None
             await collected(world.client, 1)
 
 
+async def test_each_caller_gets_an_error_of_its_own() -> None:
+    """One that is raised again and again collects the tracebacks of all callers."""
+    async with opened() as world:
+        waiting = [asyncio.ensure_future(collected(world.client, 9)) for _ in range(2)]
+        await settle()
+        await world.act({"do": "end", "code": 1008})
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+        for _ in range(2):
+            for call in (world.client.opened(), collected(world.client, 1)):
+                with pytest.raises(ClosedError) as caught:
+                    await call
+                errors.append(caught.value)
+        assert len({id(each) for each in errors}) == 6
+        assert {(str(each), each.why, each.close_code) for each in errors} == {  # type: ignore[union-attr]
+            (str(errors[0]), "code", 1008)
+        }
+
+
 async def test_iterators_of_a_room_end_when_it_is_left() -> None:
     async with opened() as world:
         room = world.client.room("r")

@@ -194,7 +194,7 @@ class Sender:
         """The client is closed (Q4)."""
         queue, self._queue, self.queued_bytes = self._queue, deque(), 0
         for each in queue:
-            _fail(each, ClosedError(str(error), error.why, error.close_code))
+            _fail(each, error.again())
 
     # --- requests that wait for their answers ---
 
