@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -457,6 +458,28 @@ async def test_a_message_whose_caller_is_cancelled_is_not_sent() -> None:
     await second
     assert [each.get("text") for each in sent(world)] == ["", "c" * 10]
     await world.end()
+
+
+async def test_a_message_that_nobody_awaits_is_rejected_with_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Q4. The event loop does not complain of each of them."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, said: complaints.append(said))
+    world = World({})
+    await world.act({"do": "connect"})
+    for _ in range(3):
+        world.client.send("x")
+    awaited = world.client.send("y")
+    await world.end()
+    with pytest.raises(ClosedError):
+        await awaited
+    del awaited
+    gc.collect()
+    await settle()
+    assert complaints == []
+    (line,) = [each.getMessage() for each in caplog.records if "not sent" in each.getMessage()]
+    assert line == "4 messages and requests that waited are not sent: the client is closed"
 
 
 async def test_a_request_whose_caller_is_cancelled_leaves_nothing() -> None:
