@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -385,6 +386,24 @@ async def test_an_iterator_ends_with_the_client(end: int | None, why: str | None
             await collected(world.client, 1)
 
 
+async def test_each_caller_gets_an_error_of_its_own() -> None:
+    """One that is raised again and again collects the tracebacks of all callers."""
+    async with opened() as world:
+        waiting = [asyncio.ensure_future(collected(world.client, 9)) for _ in range(2)]
+        await settle()
+        await world.act({"do": "end", "code": 1008})
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+        for _ in range(2):
+            for call in (world.client.opened(), collected(world.client, 1)):
+                with pytest.raises(ClosedError) as caught:
+                    await call
+                errors.append(caught.value)
+        assert len({id(each) for each in errors}) == 6
+        assert {(str(each), each.why, each.close_code) for each in errors} == {  # type: ignore[union-attr]
+            (str(errors[0]), "code", 1008)
+        }
+
+
 async def test_iterators_of_a_room_end_when_it_is_left() -> None:
     async with opened() as world:
         room = world.client.room("r")
@@ -439,6 +458,28 @@ async def test_a_message_whose_caller_is_cancelled_is_not_sent() -> None:
     await second
     assert [each.get("text") for each in sent(world)] == ["", "c" * 10]
     await world.end()
+
+
+async def test_a_message_that_nobody_awaits_is_rejected_with_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Q4. The event loop does not complain of each of them."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, said: complaints.append(said))
+    world = World({})
+    await world.act({"do": "connect"})
+    for _ in range(3):
+        world.client.send("x")
+    awaited = world.client.send("y")
+    await world.end()
+    with pytest.raises(ClosedError):
+        await awaited
+    del awaited
+    gc.collect()
+    await settle()
+    assert complaints == []
+    (line,) = [each.getMessage() for each in caplog.records if "not sent" in each.getMessage()]
+    assert line == "4 messages and requests that waited are not sent: the client is closed"
 
 
 async def test_a_request_whose_caller_is_cancelled_leaves_nothing() -> None:

@@ -134,7 +134,7 @@ class Client:
         if self.state == "open":
             return
         if self._dispatch.closed is not None:
-            raise self._dispatch.closed
+            raise self._dispatch.closed.again()
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def look(change: StateChange) -> None:
@@ -147,7 +147,7 @@ class Client:
         finally:
             end()
         if self.state == "closed":
-            raise self._dispatch.closed or ClosedError()
+            raise (self._dispatch.closed or ClosedError()).again()
 
     def close(self) -> None:
         """Ends the connection with 1000, for good (S2). Messages that wait are rejected.

@@ -97,7 +97,7 @@ class Dispatch:
             ClosedError: the client is closed.
         """
         if self.closed is not None:
-            raise self.closed
+            raise self.closed.again()
         stream = Stream(self.backlogs)
         return Events(stream, [(place or self._client).add(kind, stream) for kind in kinds], self)
 

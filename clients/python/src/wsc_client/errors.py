@@ -47,6 +47,10 @@ class ClosedError(SendError):
         self.why: str = why
         self.close_code: int = close_code
 
+    def again(self) -> ClosedError:
+        """The same for another caller: an error that is raised collects tracebacks."""
+        return ClosedError(str(self), self.why, self.close_code)
+
 
 class QueueFullError(SendError):
     """More than `queue_bytes` would wait to be sent."""

@@ -2,8 +2,8 @@
 
 Once nothing has come for a while, the client asks. A hub that answers requests is sent a request,
 any other one a ping of RFC 6455 (B4). Time in which the client itself does not read, since its
-listeners are behind, is no silence of the server. Nor is the time in which a ping waits
-behind a long message, as long as the server takes some of that.
+listeners are behind, is no silence of the server. A ping waits behind a long message: as long as
+the server takes some of that, it is alive.
 """
 
 from __future__ import annotations

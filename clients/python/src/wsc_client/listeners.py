@@ -190,7 +190,7 @@ class Stream(Backlog):
             raise RuntimeError("another task waits for the next event of this iterator")
         while not self._waiting:
             if isinstance(self._ended, ClosedError):
-                raise self._ended
+                raise self._ended.again()
             if self._ended:
                 return None
             self._wake = asyncio.get_running_loop().create_future()

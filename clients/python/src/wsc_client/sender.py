@@ -19,6 +19,7 @@ from wsc_client.errors import (
     RefusedError,
     RequestTimeoutError,
 )
+from wsc_client.listeners import LOGGER
 from wsc_client.options import Options
 from wsc_client.platform import Cancellable, Platform
 from wsc_client.session import Session
@@ -193,8 +194,11 @@ class Sender:
     def closed(self, error: ClosedError) -> None:
         """The client is closed (Q4)."""
         queue, self._queue, self.queued_bytes = self._queue, deque(), 0
+        if queue:
+            text = "%d messages and requests that waited are not sent: the client is closed"
+            LOGGER.warning(text, len(queue))
         for each in queue:
-            _fail(each, ClosedError(str(error), error.why, error.close_code))
+            _fail(each, error.again())
 
     # --- requests that wait for their answers ---
 
@@ -263,6 +267,10 @@ def _settling(future: asyncio.Future[Any]) -> tuple[Answered, Callable[[ClientEr
     def reject(error: ClientError) -> None:
         if not future.done():
             future.set_exception(error)
+            if isinstance(error, ClosedError) and error.why:
+                # A line tells of all that the close rejects: no complaint about each future that
+                # nobody awaits.
+                future.exception()
 
     return resolve, reject
 
