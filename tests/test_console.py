@@ -913,6 +913,31 @@ async def test_many_rooms_are_looked_at_in_turns_once_for_all() -> None:
     assert rooms.asked == 100_000
 
 
+async def test_the_old_lists_are_given_while_new_ones_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(top_lists, "PATIENCE", 0.01)
+    monkeypatch.setattr(top_lists, "KEEP", 0.0)
+    monkeypatch.setattr(top_lists, "REST", 0.0)
+    rooms = Rooms(10)
+    finder = TopFinder(rooms)  # type: ignore[arg-type]
+    old = await finder.lists()
+    free, in_turns = asyncio.Event(), top_lists.in_turns
+
+    async def slow(*args: Any) -> None:
+        await free.wait()
+        await in_turns(*args)
+
+    monkeypatch.setattr(top_lists, "in_turns", slow)
+    rooms.count = 20
+    async with asyncio.timeout(10):
+        assert [await finder.lists() for _ in range(3)] == [old, old, old]
+        free.set()
+        monkeypatch.setattr(top_lists, "PATIENCE", 10.0)
+        new = await finder.lists()  # those whose search has begun
+    assert (old.room_count, new.room_count) == (10, 20)
+
+
 async def test_one_who_stops_waiting_stops_it_for_nobody() -> None:
     finder = TopFinder(Rooms(50_000))  # type: ignore[arg-type]
     leaving, staying = (asyncio.ensure_future(finder.lists()) for _ in range(2))

@@ -1,7 +1,8 @@
 """The largest rooms, the users with the most clients, and the fullest outboxes.
 
 Rooms and users are gone through in turns of the loop, once for all who look: a result is shown
-for some seconds, and longer where it took long to find.
+for some seconds, and longer where it took long to find. It is also shown while finding the next one
+takes long.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from wsc_fast.turns import in_turns
 
 # Entries of each list; seconds for which a result is shown; and times as long as it took to find.
 MOST, KEEP, REST = 20, 4.0, 50.0
+# Seconds that new lists are waited for where there are old ones. Another hub waits no longer than
+# 1.5 s for the whole answer.
+PATIENCE = 0.5
 
 
 class Sized(msgspec.Struct, frozen=True):
@@ -96,15 +100,18 @@ class TopFinder:
         self._found = self._finding = None
 
     async def lists(self) -> TopLists:
-        """The lists, found a moment ago at most."""
-        if self._found is not None and time.monotonic() < self._until:
-            return self._found
+        """The lists, found a moment ago; or older ones where it takes long to find them."""
+        old = self._found
+        if old is not None and time.monotonic() < self._until:
+            return old
         loop = asyncio.get_running_loop()
         if self._finding is None or self._finding.get_loop() is not loop:
             self._finding = loop.create_task(self._find())
             self._finding.add_done_callback(self._end)
         # One who stops waiting does not stop it for the others.
-        return await asyncio.shield(self._finding)
+        finding, patience = self._finding, None if old is None else PATIENCE
+        await asyncio.wait([finding], timeout=patience)
+        return finding.result() if old is None or finding.done() else old
 
     def _end(self, task: asyncio.Task[TopLists]) -> None:
         if self._finding is task:
