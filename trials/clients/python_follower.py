@@ -4,6 +4,7 @@ Takes orders as lines of JSON from its standard input, and ends with it:
 
     {"number": n, "do": "follow", "args": [url, rooms, options, seed, life]}
     {"number": n, "do": "ask_each", "args": [seconds]}
+    {"number": n, "do": "keep_token", "args": []}
     {"number": n, "do": "look", "args": [from]}
     {"number": n, "do": "end", "args": []}
 
@@ -44,6 +45,7 @@ class Follower:
     def __init__(self) -> None:
         self.record: list[list[Any]] = []
         self._client: Client | None = None
+        self._life = 0.0  # of tokens, in seconds
         self._following: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
         self._answers: set[asyncio.Task[None]] = set()
@@ -64,10 +66,11 @@ class Follower:
             option_of(name): value / 1000 if name in IN_MS else value
             for name, value in options.items()
         }
+        self._life = life
         if life:
 
             async def get_token() -> str | Token:
-                expires = time.time() + life * (1 + random.random())
+                expires = time.time() + self._life * (1 + random.random())
                 self._note("token", expires * 1000)
                 # Half of them do not say when they end, so that the hub closes with 4401.
                 return str(expires) if random.random() < 0.5 else Token(str(expires), expires)
@@ -99,6 +102,10 @@ class Follower:
                 self._note("bus", connected)
             case ErrorEvent(error=error):
                 self._note("error", repr(error))
+
+    async def keep_token(self) -> None:
+        """The next tokens last."""
+        self._life = 3_600.0
 
     async def ask_each(self, seconds: float) -> None:
         """Asks each so many seconds from now on; 0: asks no more."""

@@ -60,6 +60,10 @@ class PythonPage(Page):
         self.record += await self._program.run("look", len(self.record))
         return self.record
 
+    async def keep_token(self) -> None:
+        """See Page."""
+        await self._program.run("keep_token")
+
     async def end(self) -> None:
         """See Page."""
         await self._program.run("end")
