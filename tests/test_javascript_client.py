@@ -11,8 +11,8 @@ import random
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
+from tests.asking_hub import asking
 from tests.browsers.driver import PAGE, browsing
 from tests.clients.javascript import CLIENTS, built, npm, script
 from tests.redis_server import cutter
@@ -20,12 +20,10 @@ from tests.support import ROOT, known, named, only_client
 from wsc_fast import (
     ACKConfig,
     ACKMessage,
-    Client,
     Hub,
     Identity,
     MemoryBus,
     Request,
-    RequestError,
     Response,
 )
 from wsc_fast.auth import TokenAuthenticator
@@ -36,25 +34,6 @@ QUICK = {"minDelay": 50, "maxDelay": 200}
 
 def path_of(hub: Hub, query: str = "", port: int | None = None) -> str:
     return f"ws://127.0.0.1:{port or hub.port}/ws{query}"
-
-
-def asking(hub: Hub | None = None) -> Hub:
-    """A hub that keeps chats, lets clients into them, echoes messages and answers requests."""
-    hub = hub or Hub(authenticate=named)
-    hub.keep("chat:*", size=1000)
-    hub.on_join_request(lambda client, room_id: room_id.startswith("chat:"))
-
-    @hub.on_request
-    async def answer(client: Client, data: Any) -> Any:
-        if data == "nothing":
-            raise RequestError("no-such", "there is nothing")
-        return {"you": client.id, "asked": data}
-
-    @hub.on_message_received
-    def echo(client: Client, message: str | bytes) -> None:
-        client.send(message)
-
-    return hub
 
 
 # --- what npm runs ---

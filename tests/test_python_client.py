@@ -30,6 +30,7 @@ from wsc_client import (
     Token,
 )
 
+from tests.asking_hub import asking
 from tests.redis_server import cutter
 from tests.support import known, named, only_client
 from trials.clients.line import line
@@ -41,7 +42,6 @@ from wsc_fast import (
     Identity,
     MemoryBus,
     Request,
-    RequestError,
     Response,
 )
 from wsc_fast import Client as HubClient
@@ -53,25 +53,6 @@ QUICK: dict[str, Any] = {"min_delay": 0.05, "max_delay": 0.2}
 
 def url_of(hub: Hub, query: str = "?id=a", port: int | None = None) -> str:
     return f"ws://127.0.0.1:{port or hub.port}/ws{query}"
-
-
-def asking(hub: Hub | None = None) -> Hub:
-    """A hub that keeps chats, lets clients into them, echoes messages and answers requests."""
-    hub = hub or Hub(authenticate=named)
-    hub.keep("chat:*", size=1000)
-    hub.on_join_request(lambda client, room_id: room_id.startswith("chat:"))
-
-    @hub.on_request
-    async def answer(client: HubClient, data: Any) -> Any:
-        if data == "nothing":
-            raise RequestError("no-such", "there is nothing")
-        return {"you": client.id, "asked": data}
-
-    @hub.on_message_received
-    def echo(client: HubClient, message: str | bytes) -> None:
-        client.send(message)
-
-    return hub
 
 
 async def collected(events: Any, count: int) -> list[Any]:
