@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
 import signal
+import ssl
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,6 +32,9 @@ from wsc_fast import (
     Request,
     TokenAuthenticator,
 )
+from wsc_fast.cli.client import Connection, connected
+from wsc_fast.cli.output import Failure
+from wsc_fast.cli.peer import Peer
 from wsc_fast.delivery.store_access import StoreAccess
 from wsc_fast.log import SafeLogger, about, quoted
 from wsc_fast.observe import JsonFormatter
@@ -707,6 +713,38 @@ def test_the_handler_goes_with_the_last_of_two_runs(monkeypatch: pytest.MonkeyPa
     with OwnLog(json=False, level="info"):
         logger.setLevel(logging.ERROR)  # somebody's, meanwhile
     assert (logger.handlers, logger.level) == ([], logging.ERROR)
+
+
+def test_an_import_leaves_the_loggers_of_others_alone() -> None:
+    code = """
+import importlib, logging, pkgutil
+import wsc_client, wsc_fast
+names = ["", "wsc_client", "asyncio", "picows", "uvicorn", "uvicorn.error", "redis", "websockets"]
+loggers = [logging.getLogger(name) for name in names]
+before = [(each.level, each.disabled, each.handlers[:], each.filters[:]) for each in loggers]
+count = 0
+for module in pkgutil.walk_packages(wsc_fast.__path__, "wsc_fast."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+        count += 1
+assert [(each.level, each.disabled, each.handlers, each.filters) for each in loggers] == before
+print(count)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
+
+
+async def test_a_command_silences_the_client_only_while_it_runs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    peer = Peer("ws://127.0.0.1:9/ws", [], ssl.create_default_context())
+    log = logging.getLogger("wsc_client")
+    with contextlib.suppress(Failure):
+        async with connected(Connection(peer, lambda message: None)) as connection:
+            await connection.over()
+    log.warning("after")
+    assert caplog.messages == ["after"]
 
 
 # --- the docs ---

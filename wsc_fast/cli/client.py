@@ -36,8 +36,7 @@ except ImportError as _missing:
         "pip install 'wsc_fast[cli]', or pip install ./clients/python in a checkout"
     ) from None
 
-# The failures are told by the commands.
-logging.getLogger("wsc_client").setLevel(logging.CRITICAL)
+_CLIENT_LOG = logging.getLogger("wsc_client")
 
 
 class Connection:
@@ -187,9 +186,18 @@ class Connection:
 
 @asynccontextmanager
 async def connected(connection: Connection) -> AsyncIterator[Connection]:
-    """Connects, and closes at the end, whatever happens."""
+    """Connects, and closes at the end, whatever happens.
+
+    The log of wsc_client is silent meanwhile: the commands tell of the failures themselves.
+    """
+
+    def silent(record: logging.LogRecord) -> bool:
+        return False
+
+    _CLIENT_LOG.addFilter(silent)
     connection.connect()
     try:
         yield connection
     finally:
         await connection.abandon()
+        _CLIENT_LOG.removeFilter(silent)
