@@ -43,6 +43,7 @@ cdef class ClosableConnection(PacedConnection):
         cdef int code = 0
         cdef str reason = ""
         cdef bint sound = True
+        self.hear_gathered()
         self.input_closed = True
         self.peer_closed = True
         if self.state >= CLOSING:
@@ -73,6 +74,7 @@ cdef class ClosableConnection(PacedConnection):
 
     cdef int failed(self, object error) except -1:
         self.failing = self.failing or self.input_closed
+        self.hear_gathered()
         try:
             self.engine.application.report(self, error)
         finally:
@@ -82,6 +84,7 @@ cdef class ClosableConnection(PacedConnection):
 
     cdef int fail(self, int code, str reason, str limit) except -1:
         """Fails the connection (RFC 6455 section 7.1.7): the peer broke the protocol or a bound."""
+        self.hear_gathered()
         if self.state >= CLOSING:
             return 0
         self.failing = True

@@ -553,6 +553,7 @@ def release_input(Client client not None):
             client.released = True  # its head line was taken
             client.take_message(content, size)
             client.released = False
+        client.hear_gathered()
     except BaseException as error:
         client.failed(error)
     finally:

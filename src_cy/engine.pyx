@@ -402,7 +402,16 @@ cdef class Engine(FanoutNeeds):
             sink, self.without_heads(frames) if sink.form >= AWARE else frames, reason, None
         )
 
-    def set_message_handlers(self, tuple handlers):
+    def set_message_handlers(self, tuple handlers, bint gathers=False, object alone=None):
+        """Has these called for each message.
+
+        Args:
+            handlers: called one after the other.
+            gathers: each call is for the list of the messages of one read.
+            alone: which messages are in a list of their own; None: none.
+        """
+        self.gathers = gathers
+        self.alone = alone
         self.message_handlers = handlers
         self.message_handler = handlers[0] if len(handlers) == 1 else None
 

@@ -26,6 +26,10 @@ cdef enum:
     ACK_CHARACTERS = 4096
     # How many messages in a row a client has to be allowed after a refused one (receiver.pxd).
     DOUBTS = 64
+    # Bytes that a message takes besides its payload, about; and that a list of messages takes: what
+    # comes then is in the next one.
+    MESSAGE_COST = 64
+    MOST_GATHERED = 256 << 10
 
 
 cdef class HeardConnection(PingedConnection):
@@ -78,6 +82,8 @@ cdef class HeardConnection(PingedConnection):
         self.count_message(size)
         if answer != NO_ACK:
             return 0
+        if self.engine.gathers:
+            return self.gather(content, size)
         # With an inbox, the hub asks in the message's turn.
         if self.engine.publish_filter is not None and self.inbox is None:
             if not self.engine.publish_filter(self, content):
@@ -97,6 +103,54 @@ cdef class HeardConnection(PingedConnection):
         elif self.engine.message_handlers or self.engine.publish_filter is not None:
             self.engine.application.receive(self, self.engine.message_handlers, content)
         return 0
+
+    cdef int gather(self, object content, Py_ssize_t size) except -1:
+        cdef bint alone = self.engine.alone is not None and self.engine.alone(content)
+        if alone:
+            self.hear_gathered()
+        if self.gathered is None:
+            self.gathered = []
+        self.gathered.append(content)
+        self.gathered_bytes += size + MESSAGE_COST
+        if alone or self.gathered_bytes >= MOST_GATHERED or not self.listening:
+            return self.hear_gathered()
+        return 0
+
+    cdef int hear_gathered(self) except -1:
+        """Calls the callback with the list, as `take_message` does with a message."""
+        cdef list gathered = self.gathered
+        cdef object handler = self.engine.message_handler
+        cdef object result = None
+        if gathered is None:
+            return 0
+        self.gathered = None
+        self.gathered_bytes = 0
+        if self.engine.publish_filter is not None and self.inbox is None:
+            gathered = self.allowed(gathered)
+            if not gathered:
+                return 0
+        if handler is None or self.inbox is not None:
+            self.engine.application.receive(self, self.engine.message_handlers, gathered)
+            return 0
+        try:
+            result = self.call_handler(handler, gathered)
+        except BaseException as error:
+            self.engine.application.callback_failed(self, error)
+        if result is not None:
+            self.engine.application.wait_for_result(self, result)
+        return 0
+
+    cdef list allowed(self, list messages):
+        """The messages that the client may publish."""
+        cdef list allowed = []
+        for message in messages:
+            if not self.engine.publish_filter(self, message):
+                self.doubts = DOUBTS
+                continue
+            allowed.append(message)
+            if self.doubts:
+                self.doubts -= 1
+        return allowed
 
     cdef object take_head(self, object content, Py_ssize_t size):
         """Takes the head line of a message of wsc.1; the payload, or None where there is none."""
@@ -141,4 +195,5 @@ cdef class HeardConnection(PingedConnection):
     cdef int forget(self) except -1:
         self.inbox = None
         self.variables = None
+        self.gathered = None
         return PingedConnection.forget(self)

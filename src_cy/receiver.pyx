@@ -205,6 +205,8 @@ cdef class Receiver(Sink):
                 memcpy(data, PyBytes_AS_STRING(self.tail), before)
                 self.tail = None
             self.consume(data, size)
+            if self.gathered is not None:
+                self.hear_gathered()
         except BaseException as error:
             self.input_closed = True  # where the next frame begins is not known any more
             self.failed(error)
@@ -476,6 +478,9 @@ cdef class Receiver(Sink):
         return self.fail(code, reason, limit)
 
     cdef int take_message(self, object content, Py_ssize_t size) except -1:
+        return 0
+
+    cdef int hear_gathered(self) except -1:
         return 0
 
     cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1:

@@ -29,6 +29,12 @@ async def received(client: Client, message: str | bytes) -> int:
     return hub.broadcast(HubMessage(content="x"))
 
 
+@Hub().on_messages_received
+async def received_all(client: Client, messages: list[str | bytes]) -> None:
+    for message in messages:
+        client.send(message)
+
+
 @hub.on_error
 def failed(client: Client | None, error: BaseException) -> None: ...
 
@@ -102,6 +108,7 @@ hub.on_client_connected(of_two)  # refused
 hub.on_client_disconnected(of_two)  # refused
 hub.on_message_received(of_client)  # refused
 hub.on_message_received(of_three)  # refused
+hub.on_messages_received(of_client)  # refused
 hub.on_error(of_client)  # refused
 hub.on_room_joined(of_client)  # refused
 hub.on_room_left(of_three)  # refused
@@ -127,6 +134,7 @@ def of_identity(request: Request) -> str:
 
 hub.on_client_connected(of_number)  # refused
 hub.on_message_received(of_text)  # refused
+hub.on_messages_received(of_text)  # refused
 hub.on_error(of_some_errors)  # refused
 hub.route("/number")(of_number)  # refused
 hub.route("/r", methods=3)  # refused

@@ -338,13 +338,21 @@ async def timers(meter: Meter, name: str) -> int:
     return await rounds(meter, name, one)
 
 
-async def echo(meter: Meter, name: str, messages: int) -> int:
+async def echo(meter: Meter, name: str, messages: int, lists: bool = False) -> int:
     data = masked(TEXT) * messages
     async with hub_with() as (hub, peers):
 
-        @hub.on_message_received
         def answer(client: Client, message: str | bytes) -> None:
             client.send(message)
+
+        def answer_all(client: Client, messages: list[str | bytes]) -> None:
+            for message in messages:
+                client.send(message)
+
+        if lists:
+            hub.on_messages_received(answer_all)
+        else:
+            hub.on_message_received(answer)
 
         async def one(counting: Any) -> int:
             peers.send(data)
@@ -520,6 +528,7 @@ SCENARIOS: dict[str, Scenario] = {
     "80,000 timers of one slot": timers,
     "echo": lambda meter, name: echo(meter, name, 1),
     "echo, 16 at once": lambda meter, name: echo(meter, name, 16),
+    "echo, 16 at once, as lists": lambda meter, name: echo(meter, name, 16, lists=True),
     "connection": connections,
     "picows: loop of sends": picows_sends,
     "picows: echo": picows_echo,

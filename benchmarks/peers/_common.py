@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
     parser.add_argument("--deflate", action="store_true")
     parser.add_argument("--transport", default="hub")
+    parser.add_argument("--lists", action="store_true", help="hear the messages of a read at once")
     return parser.parse_args()
 
 

@@ -57,7 +57,18 @@ def join(client: Client, name: str) -> None:
 
 
 handlers = {"fanout": broadcast, "echo": echo, "json": reply}
-hub.on_message_received(handlers.get(options.mode, route))
+handle = handlers.get(options.mode, route)
+
+
+def handle_all(client: Client, messages: list[str]) -> None:
+    for message in messages:
+        handle(client, message)
+
+
+if options.lists:
+    hub.on_messages_received(handle_all)
+else:
+    hub.on_message_received(handle)
 cert, key = options.tls or (None, None)
 
 

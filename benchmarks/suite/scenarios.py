@@ -13,7 +13,7 @@ from .machine import max_connections
 
 EVERY = (
     *("c", "wsc", "socketify", "picows"),
-    *("wsc-picows", "wsc-picows-server", "wsc-uvicorn"),
+    *("wsc-picows", "wsc-picows-server", "wsc-uvicorn", "wsc-lists"),
     *("websockets", "aiohttp", "fastapi", "granian", "socketio"),
 )
 NEAR = EVERY[:4]

@@ -60,6 +60,13 @@ SERVERS = {
             program="wsc",
             options=("--transport", "uvicorn"),
         ),
+        Server(
+            "wsc-lists",
+            "wsc_fast, on_messages_received",
+            ("wsc_fast", "picows", "uvloop"),
+            program="wsc",
+            options=("--lists",),
+        ),
         Server("socketify", "socketify", ("socketify",)),
         Server("picows", "picows", ("picows", "uvloop"), lacks=("deflate",)),
         Server("websockets", "websockets", ("websockets", "uvloop")),

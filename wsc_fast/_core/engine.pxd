@@ -105,9 +105,13 @@ cdef class Engine(FanoutNeeds):
         readonly Timers deadlines
         # Connections from the handshake's end until the transport is gone, closing ones too.
         readonly Py_ssize_t connections
-        # The handlers of on_message_received: all of them, and the only one where there is one.
+        # The handlers of on_message_received, or of on_messages_received: all of them, and the only
+        # one where there is one. The latter get lists: `gathers`; a message for which
+        # `alone(message) -> bool` is true is in a list of its own.
         tuple message_handlers
         object message_handler
+        bint gathers
+        object alone
         # `filter(client, text) -> int` for what may be an acknowledgement; None where none counts.
         object ack_filter
         # The users whose messages wait behind what is replayed to them, and `hold(user_id, message,

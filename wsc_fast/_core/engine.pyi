@@ -93,7 +93,19 @@ class Engine(FanoutNeeds):
         """Whether `Deliveries.lost` is called for what is dropped or not sent."""
     def send_message(self, user_id: str, message: Any) -> int:
         """`send_to_user` without the failure handlers, on the loop's thread."""
-    def set_message_handlers(self, handlers: tuple[Callable[..., Any], ...]) -> None: ...
+    def set_message_handlers(
+        self,
+        handlers: tuple[Callable[..., Any], ...],
+        gathers: bool = False,
+        alone: Callable[[str | bytes], bool] | None = None,
+    ) -> None:
+        """Has these called for each message.
+
+        Args:
+            handlers: called one after the other.
+            gathers: each call is for the list of the messages of one read.
+            alone: which messages are in a list of their own; None: none.
+        """
     def get_client_by_id(self, client_id: str) -> Any:
         """See `Hub.get_client_by_id`."""
     def get_clients_by_user(self, user_id: str) -> list[Any]:

@@ -4,6 +4,7 @@
                     identity, the acknowledgements, the rates, the count, `authorize_publish`, the
                     callback. An async callback of the client is awaited by its inbox; while there
                     is one, the message waits there
+    gather          with `on_messages_received`: the messages of one read are heard as one list
     take_head       the head line, and the hello of a client that speaks wsc.1
     enter_context   what each callback of the client is called in
 
@@ -24,6 +25,8 @@ cdef class HeardConnection(PingedConnection):
 
     # Makes its context the current one; returns what PyContext_Exit is to leave.
     cdef object enter_context(self)
+    cdef int gather(self, object content, Py_ssize_t size) except -1
+    cdef list allowed(self, list messages)
     cdef object take_head(self, object content, Py_ssize_t size)
     cdef object call_handler(self, object handler, object content)
 

@@ -90,6 +90,8 @@ cdef class Receiver(Sink):
         bint released              # `release_input` has it hear a message, without its head line
         bint greeted               # the hello of a client that speaks wsc.1 has come
         dict positions             # room -> position: those of its hello that were not taken yet
+        list gathered              # the messages of this read that are heard at its end, or None
+        Py_ssize_t gathered_bytes  # what these take
         double last_seen           # coarse monotonic seconds
         uint32_t key               # of the frame under way, turned to its next byte
         unsigned int fragments
@@ -132,6 +134,8 @@ cdef class Receiver(Sink):
 
     # One whole message, a str or bytes; `size` is that of its payload.
     cdef int take_message(self, object content, Py_ssize_t size) except -1
+    # `gathered` is heard: at the end of the read, or before what ends the connection.
+    cdef int hear_gathered(self) except -1
     # One control frame, of at most 125 bytes.
     cdef int take_control(self, int opcode, const char* payload, Py_ssize_t size) except -1
     # The peer broke the protocol, or a bound whose setting has the name `limit`.

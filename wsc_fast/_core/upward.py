@@ -56,13 +56,15 @@ class Admission(Protocol):
 class Application(Protocol):
     """Calls the application's callbacks, and hears of their exceptions."""
 
-    def receive(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
+    def receive(
+        self, client: Client, handlers: Handlers, message: str | bytes | list[str | bytes]
+    ) -> None:
         """A message came. Called where its handlers cannot be called straight from C.
 
         Args:
             client: whose message it is.
             handlers: of `on_message_received`, to be called one after the other.
-            message: whole.
+            message: whole; with `on_messages_received`, a list of them.
         """
 
     def wait_for_result(self, client: Client, result: object) -> None:

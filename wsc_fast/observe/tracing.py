@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _CALLBACKS = {
     "connected": ("connect client", "connect"),
     "message": ("process message", "process"),
+    "messages": ("process messages", "process"),
     "request": ("process request", "process"),
     "join_request": ("decide about join", "decide"),
     "room_joined": ("join room", "join"),
@@ -115,6 +116,9 @@ class Tracing:
         if event == "message":
             attributes["messaging.operation.type"] = "process"
             attributes["messaging.message.body.size"] = _size_of(args[0])
+        elif event == "messages":
+            attributes["messaging.operation.type"] = "process"
+            attributes["messaging.batch.message_count"] = len(args[0])
         elif event in _OF_ROOMS:
             attributes["messaging.destination.template"] = "room/{room_id}"
             attributes["messaging.destination.name"] = f"room/{args[0]}"

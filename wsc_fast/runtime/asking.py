@@ -123,7 +123,7 @@ class Asking:
         if request is not None:
             self._refuse(client, request, "forbidden", "this may not be sent")
 
-    def _take(self, client: Client, message: str | bytes) -> object:
+    def _take(self, client: Client, message: str | bytes | list[str | bytes]) -> object:
         request = _read(message)
         if request is None:
             return None
@@ -199,8 +199,17 @@ def _move(call: Callable[[str, str], None], client: Client, room_id: str) -> Non
         raise RequestError(*_REFUSALS[type(error)]) from error
 
 
-def _read(message: str | bytes) -> _AnyRequest | None:
-    if isinstance(message, bytes) or not _begins(message):
+def may_be_request(message: str | bytes) -> bool:
+    """Whether a message begins like a request. Such a one is in a list of messages alone."""
+    return isinstance(message, str) and _begins(message) is not None
+
+
+def _read(message: str | bytes | list[str | bytes]) -> _AnyRequest | None:
+    if isinstance(message, list):
+        if len(message) > 1:
+            return None
+        message = message[0]
+    if not may_be_request(message):
         return None
     try:
         return _decoder.decode(message)
@@ -209,11 +218,11 @@ def _read(message: str | bytes) -> _AnyRequest | None:
 
 
 def _of_messages(
-    handler: Callable[[Client, str | bytes], Any],
-) -> Callable[[Client, str | bytes], Any]:
-    """A handler of messages that is not called with requests."""
+    handler: Callable[[Client, Any], Any],
+) -> Callable[[Client, Any], Any]:
+    """A handler of messages, or of lists of these, that is not called with requests."""
 
-    def call(client: Client, message: str | bytes) -> Awaitable[Any] | Any:
+    def call(client: Client, message: str | bytes | list[str | bytes]) -> Awaitable[Any] | Any:
         return None if _read(message) is not None else handler(client, message)
 
     return call

@@ -12,6 +12,7 @@ from wsc_fast.runtime.signatures import (
     OfError,
     OfJoinRequest,
     OfMessage,
+    OfMessages,
     OfRequest,
     OfRoom,
 )
@@ -66,11 +67,33 @@ class CallbackFace(Calls):
             fn, so that this works as a decorator too; several may be set.
 
         Raises:
-            ValidationError: fn cannot be called so.
+            ValidationError: fn cannot be called so, or `on_messages_received` has a function.
 
         Thread-safety: any thread. Source: go-wsc `OnMessageReceived`.
         """
         return self._callbacks.add_message(fn)
+
+    def on_messages_received(self, fn: OfMessages) -> OfMessages:
+        """Has `fn(client, messages)` called for the messages that have come together.
+
+        One read of a connection may bring many messages of a client that sends much. This calls fn
+        once for all of them, where `on_message_received` calls once for each: it costs less, and
+        the application may do its own work for many at once.
+
+        Args:
+            fn: plain or async; `messages` is a list, never empty, of str for text and bytes for
+                binary, in their order. It is fn's to keep or change. A list holds some 256 KiB at
+                most, or one larger message. An async fn runs for one list of a client at a time.
+
+        Returns:
+            fn, so that this works as a decorator too; several may be set, which get the same list.
+
+        Raises:
+            ValidationError: fn cannot be called so, or `on_message_received` has a function.
+
+        Thread-safety: any thread.
+        """
+        return self._callbacks.add_messages(fn)
 
     def on_request(self, fn: OfRequest) -> OfRequest:
         """Has `fn(client, data)` called for each request of a client, and sends what it returns.

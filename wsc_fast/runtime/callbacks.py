@@ -46,6 +46,7 @@ from wsc_fast.runtime.signatures import (
     OfError,
     OfJoinRequest,
     OfMessage,
+    OfMessages,
     OfRequest,
     OfRoom,
     checked_callback,
@@ -148,6 +149,7 @@ class Callbacks:
         self._on_connected: Handlers = ()
         self._on_disconnected: Handlers = ()
         self._on_message: Handlers = ()
+        self._gathers = False  # these are called with the list of messages of each read
         self._on_error: Handlers = ()
         self._wrap: Wrapper = lambda event, fn: fn
         self._on_room_joined: Handlers = ()
@@ -171,11 +173,28 @@ class Callbacks:
 
     def add_message(self, fn: OfMessage) -> OfMessage:
         """`fn(client, message)` for each message."""
-        with self._adding:
-            checked_callback(fn, "client", "message")
-            self._on_message += (self._wrap("message", fn),)
-            self._hand_down()
+        self._add_message(fn, False)
         return fn
+
+    def add_messages(self, fn: OfMessages) -> OfMessages:
+        """`fn(client, messages)` for the list of the messages of each read."""
+        self._add_message(fn, True)
+        return fn
+
+    def _add_message(self, fn: Callable[..., object], gathers: bool) -> None:
+        with self._adding:
+            checked_callback(fn, "client", "messages" if gathers else "message")
+            if self._on_message and self._gathers != gathers:
+                raise ValidationError(
+                    "a hub has functions for on_message_received or for on_messages_received, "
+                    "not for both"
+                )
+            self._gathers = gathers
+            self._on_message += (self._wrap(self._message_event(), fn),)
+            self._hand_down()
+
+    def _message_event(self) -> str:
+        return "messages" if self._gathers else "message"
 
     def set_request(self, fn: OfRequest) -> OfRequest:
         """`fn(client, data)` for each request, whose answer is what it returns."""
@@ -208,10 +227,12 @@ class Callbacks:
 
     def _hand_down(self) -> None:
         """Gives the compiled code the handlers of messages, and of requests among them."""
-        handlers = self._on_message
+        handlers, alone = self._on_message, None
         if self._asking is not None:
-            handlers = self._asking.among(handlers)
-        self._engine.set_message_handlers(handlers)
+            from wsc_fast.runtime.asking import may_be_request
+
+            handlers, alone = self._asking.among(handlers), may_be_request
+        self._engine.set_message_handlers(handlers, self._gathers, alone)
 
     def add_error(self, fn: OfError) -> OfError:
         """`fn(client, error)` for what goes wrong."""
@@ -224,7 +245,8 @@ class Callbacks:
         with self._adding:
             self._wrap = wrapper
             self._on_connected = tuple(wrapper("connected", fn) for fn in self._on_connected)
-            self._on_message = tuple(wrapper("message", fn) for fn in self._on_message)
+            event = self._message_event()
+            self._on_message = tuple(wrapper(event, fn) for fn in self._on_message)
             self._on_disconnected = tuple(
                 wrapper("disconnected", fn) for fn in self._on_disconnected
             )
@@ -312,7 +334,9 @@ class Callbacks:
         inbox.limit()
         return True
 
-    def receive(self, client: Client, handlers: Handlers, message: str | bytes) -> None:
+    def receive(
+        self, client: Client, handlers: Handlers, message: str | bytes | list[str | bytes]
+    ) -> None:
         """See `upward.Application`."""
         inbox: Inbox | None = inbox_of(client)
         if inbox is not None:

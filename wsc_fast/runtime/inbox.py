@@ -34,9 +34,12 @@ from wsc_fast.log import about, log
 from wsc_fast.runtime.deadlines import Deadline
 from wsc_fast.runtime.tasks import Tasks
 
+# A message, or the list of those of one read (`on_messages_received`).
+_Heard = str | bytes | list[str | bytes]
 # The handlers that are called for it; its message, or None for an event that is none, such as a
-# disconnect; and whether the first handler that raises closes the client.
-_Event = tuple[Handlers, str | bytes | None, bool]
+# disconnect; whether the first handler that raises closes the client; how many events it counts
+# as, and its bytes in memory: the handlers may change a list, and what it holds.
+_Event = tuple[Handlers, _Heard | None, bool, int, int]
 
 # Bytes that an event takes beside its message, about.
 _EVENT_BYTES = 256
@@ -144,7 +147,7 @@ def dispatch(
     inboxes: Inboxes,
     client: Client,
     handlers: Handlers,
-    message: str | bytes | None = None,
+    message: _Heard | None = None,
     *,
     fatal: bool = False,
 ) -> None:
@@ -185,7 +188,7 @@ def wait_for(
     client: Client,
     first: Awaitable[Any],
     rest: Handlers = (),
-    message: str | bytes | None = None,
+    message: _Heard | None = None,
     *,
     fatal: bool = False,
 ) -> None:
@@ -205,9 +208,17 @@ def wait_for(
         inbox.put_first(first, rest, message, fatal)
 
 
-def _size_of(message: str | bytes | None) -> int:
+def _size_of(message: _Heard | None) -> int:
     """Bytes that an event takes in memory."""
-    return _EVENT_BYTES if message is None else _EVENT_BYTES + sys.getsizeof(message)
+    if message is None:
+        return _EVENT_BYTES
+    size = _EVENT_BYTES + sys.getsizeof(message)
+    return size + sum(map(sys.getsizeof, message)) if isinstance(message, list) else size
+
+
+def _count_of(message: _Heard | None) -> int:
+    """How many events it counts as."""
+    return len(message) if isinstance(message, list) else 1
 
 
 class Inbox:
@@ -222,19 +233,19 @@ class Inbox:
     waits for more of its client would keep its task, and what else is to be told, for ever.
     """
 
-    __slots__ = ("_client", "_deadline", "_inboxes", "_nbytes", "_task", "_waiting")
+    __slots__ = ("_client", "_count", "_deadline", "_inboxes", "_nbytes", "_task", "_waiting")
 
     def __init__(self, inboxes: Inboxes, client: Client) -> None:
         self._inboxes = inboxes
         self._client = client
         self._waiting: deque[_Event] = deque()
-        self._nbytes = 0  # of what waits, as it is in memory
+        self._count = self._nbytes = 0  # of what waits; bytes as they are in memory
         self._task: asyncio.Task[None] | None = None
         # Of the callback under way, once its client has gone.
         self._deadline: Deadline | None = None
 
     def start(
-        self, first: Awaitable[Any], rest: Handlers, message: str | bytes | None, fatal: bool
+        self, first: Awaitable[Any], rest: Handlers, message: _Heard | None, fatal: bool
     ) -> None:
         """Begins with an awaitable that a handler has returned, and the handlers after it."""
         context = lend_context(self._client)
@@ -275,18 +286,17 @@ class Inbox:
 
     def forget_messages(self) -> None:
         """Drops the messages that wait: whose they are is not to be heard any more."""
-        before = len(self._waiting)
+        before = self._count
         self._drop_messages()
-        self._inboxes.abandoned += before - len(self._waiting)
+        self._inboxes.abandoned += before - self._count
 
     def put_first(
-        self, first: Awaitable[Any], rest: Handlers, message: str | bytes | None, fatal: bool
+        self, first: Awaitable[Any], rest: Handlers, message: _Heard | None, fatal: bool
     ) -> None:
         """Puts what has to be awaited, and the handlers after it, ahead of what waits."""
-        self._waiting.appendleft(((lambda *_: first, *rest), message, fatal))
-        self._nbytes += _size_of(message)
+        self._waiting.appendleft(self._event((lambda *_: first, *rest), message, fatal))
 
-    def put_message(self, handlers: Handlers, message: str | bytes) -> None:
+    def put_message(self, handlers: Handlers, message: _Heard) -> None:
         """Puts a message; whether it may be published is asked in its turn."""
         may_publish = self._inboxes.may_publish
         if may_publish is not None:
@@ -298,17 +308,21 @@ class Inbox:
         may_publish: Callable[[Client, str | bytes], bool],
         handlers: Handlers,
         client: Client,
-        message: str | bytes,
+        message: _Heard,
     ) -> None:
-        if may_publish(client, message):
-            await self._call(handlers, message, False)
+        allowed: _Heard | None
+        if isinstance(message, list):
+            allowed = [each for each in message if may_publish(client, each)] or None
+        else:
+            allowed = message if may_publish(client, message) else None
+        if allowed is not None:
+            await self._call(handlers, allowed, False)
         else:
             # A crowd whose messages are refused takes turns, since each may have many waiting.
             await asyncio.sleep(0)
 
-    def put(self, handlers: Handlers, message: str | bytes | None, fatal: bool) -> None:
-        self._waiting.append((handlers, message, fatal))
-        self._nbytes += _size_of(message)
+    def put(self, handlers: Handlers, message: _Heard | None, fatal: bool) -> None:
+        self._waiting.append(self._event(handlers, message, fatal))
         if self not in self._inboxes.needs.paused and (limit := self._limit_met(1)) is not None:
             self._inboxes.needs.paused.add(self)
             self._inboxes.engine.count_limit(limit)
@@ -329,18 +343,26 @@ class Inbox:
         settings = needs.settings()
         if self._nbytes > settings.max_pending_callback_bytes * share:
             return "max_pending_callback_bytes"
-        if len(self._waiting) <= settings.max_pending_callbacks * share:
+        if self._count <= settings.max_pending_callbacks * share:
             return None
         return None if needs.awaits_acknowledgement(self._client) else "max_pending_callbacks"
 
-    def _next(self) -> _Event:
-        event = self._waiting.popleft()
-        self._nbytes -= _size_of(event[1])
+    def _event(self, handlers: Handlers, message: _Heard | None, fatal: bool) -> _Event:
+        """An event that is going to wait; counts it."""
+        count, nbytes = _count_of(message), _size_of(message)
+        self._count += count
+        self._nbytes += nbytes
+        return handlers, message, fatal, count, nbytes
+
+    def _next(self) -> tuple[Handlers, _Heard | None, bool]:
+        handlers, message, fatal, count, nbytes = self._waiting.popleft()
+        self._count -= count
+        self._nbytes -= nbytes
         if self._deadline is not None:
             self.limit()
         if self in self._inboxes.needs.paused and self._limit_met(0.5) is None:
             self._resume()
-        return event
+        return handlers, message, fatal
 
     def look_again(self) -> None:
         """Something is sent that its client may acknowledge: then only the bytes are bounded."""
@@ -352,7 +374,7 @@ class Inbox:
         resume_reading(self._client)
 
     async def _run(
-        self, first: Awaitable[Any], rest: Handlers, message: str | bytes | None, fatal: bool
+        self, first: Awaitable[Any], rest: Handlers, message: _Heard | None, fatal: bool
     ) -> None:
         try:
             if await self._finish(first, fatal):
@@ -368,28 +390,29 @@ class Inbox:
             self._inboxes.ended(self, self._client.user_id)
             # Something waits only where a callback was cancelled.
             self._abandon_messages()
-            for handlers, message, fatal in self._waiting:
+            for handlers, message, fatal, *_ in self._waiting:
                 dispatch(self._inboxes, self._client, handlers, message, fatal=fatal)
             if transport_of(self._client) is None and inbox_of(self._client) is None:
                 self._inboxes.needs.gone(self._client)
 
     def _abandon_messages(self) -> None:
-        waiting = len(self._waiting)
+        waiting = self._count
         self.forget_messages()
-        if waiting > len(self._waiting):
+        if waiting > self._count:
             log.warning(
                 "%r: %d received messages were not handled: the callback before them was cancelled",
                 self._client,
-                waiting - len(self._waiting),
+                waiting - self._count,
                 extra=about(self._client, "messages_abandoned"),
             )
 
     def _drop_messages(self) -> None:
         # Other events stay: the end of the client and of its memberships, and its errors.
         self._waiting = deque(event for event in self._waiting if event[1] is None)
-        self._nbytes = _EVENT_BYTES * len(self._waiting)
+        self._count = len(self._waiting)
+        self._nbytes = _EVENT_BYTES * self._count
 
-    async def _call(self, handlers: Handlers, message: str | bytes | None, fatal: bool) -> None:
+    async def _call(self, handlers: Handlers, message: _Heard | None, fatal: bool) -> None:
         args = (self._client,) if message is None else (self._client, message)
         for handler in handlers:
             try:
