@@ -71,15 +71,15 @@ def test_each_device_has_an_order_of_its_own() -> None:
 
 
 def test_stored_messages_may_come_late_once_the_store_has_not_answered() -> None:
-    for is_behind in (False, True):
+    for behind in (None, "user1", "user0"):
         record = ledger()
         record.see("user0", ("A", 2), "now", "/a")
         record.answer("user0", ("A", 1))  # by another device, which changes nothing
-        if is_behind:
-            record.fall_behind()
+        if behind is not None:
+            record.fall_behind(behind)
         record.see("user0", ("A", 1), "now", "/a")
         record.judge()
-        assert record.counts["disordered"] == (not is_behind)
+        assert record.counts["disordered"] == (behind != "user0")
 
 
 def test_a_message_that_one_device_has_seen_is_not_missing() -> None:

@@ -70,16 +70,20 @@ class UserLedger(Ledger):
         self.examined: dict[Message, str] = {}
         self.gone = 0
         self.behind: defaultdict[tuple[str, str], set[Name]] = defaultdict(set)
-        self._behind_until = -math.inf
+        self._behind_until: defaultdict[str, float] = defaultdict(lambda: -math.inf)
         self._store_fails = store_fails
         self._cut_off = cut_off
 
-    def fall_behind(self) -> None:
-        """The store did not answer a hub, which goes on with the messages that it has in memory."""
-        self._behind_until = time.monotonic() + BEHIND
+    def fall_behind(self, user: str) -> None:
+        """The store did not answer a hub, which goes on with the messages that it has in memory.
+
+        Args:
+            user: whose messages could not be read.
+        """
+        self._behind_until[user] = time.monotonic() + BEHIND
 
     def see(self, user: str, name: Name, circumstances: str, device: str = "") -> None:
-        if time.monotonic() < self._behind_until:
+        if time.monotonic() < self._behind_until[user]:
             self.behind[user, device].add(name)
         super().see(user, name, circumstances, device)
 

@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import json
 import logging
+import time
 from typing import Any
 
 from trials.torture.faults import faulty
@@ -51,19 +52,41 @@ SOON, NEVER = 1.0, 300.0
 AT_ALL = 60.0
 # Seconds for which the store keeps messages after the last one.
 STORE_TTL = 600.0
+# Seconds without an answer after which a hub, whose patience is 2 s, may have given up a reading.
+SILENT = 1.8
 # Seconds between two sends of a message.
 RETRY = 0.5
 
 
 class Store(RedisOfflineStore):
-    """Tells which readings fail: the hub goes on without the messages, which come later."""
+    """Tells which readings fail: the hub goes on without the messages, which come later.
+
+    The hub cancels a reading when it has waited for long enough, and also when its client leaves,
+    which is no failure of the store.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._reading = 0
+        self._answered_at = 0.0
 
     async def read(self, user_id: str, **options: Any) -> list[StoredMessage]:
+        if not self._reading:
+            self._answered_at = time.monotonic()
+        self._reading += 1
         try:
-            return await super().read(user_id, **options)
-        except BaseException:  # a hub that has lost its patience cancels it
+            found = await super().read(user_id, **options)
+        except asyncio.CancelledError:
+            if time.monotonic() - self._answered_at > SILENT:
+                tell("behind", user_id)
+            raise
+        except Exception:
             tell("behind", user_id)
             raise
+        finally:
+            self._reading -= 1
+        self._answered_at = time.monotonic()
+        return found
 
 
 class UserApplication(Application):

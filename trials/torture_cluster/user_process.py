@@ -33,7 +33,7 @@ class UserNode(Server):
             user, sender, number, how = rest.split()
             ledger.examined[user, (sender, int(number))] = how
         elif word == "behind":
-            ledger.fall_behind()
+            ledger.fall_behind(rest)
         elif word == "gone":
             ledger.leave(self.name, *rest.split())
         elif word == "presence":
