@@ -11,6 +11,7 @@ from tests.played import play
 from tests.redis_server import PROGRAM
 from trials.crowd import Door, Mood
 from trials.torture.ledger import Name
+from trials.torture_cluster import user_ledger
 from trials.torture_cluster.user_ledger import KINDS, LATE, UserLedger
 from trials.torture_cluster.user_rooms import GRACE, rooms_of
 from wsc_fast import Hub, HubMessage, Identity
@@ -70,16 +71,76 @@ def test_each_device_has_an_order_of_its_own() -> None:
     assert record.counts == {"disordered": 1}
 
 
-def test_stored_messages_may_come_late_once_the_store_has_not_answered() -> None:
-    for behind in (None, "user1", "user0"):
+class Clock:
+    """The time of a ledger."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(user_ledger, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("behind", [None, "user1", "user0"])
+def test_stored_messages_may_come_late_once_the_store_has_not_answered(
+    behind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    record = ledger()
+    record.see("user0", ("A", 2), "now", "/a")
+    if behind is not None:
+        record.fall_behind(behind)
+    clock.now += 14
+    record.see("user0", ("A", 1), "now", "/a")
+    record.judge()
+    assert record.counts["disordered"] == (behind != "user0")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "happens", "judged"),
+    [
+        (0.9, "", False),  # the answer may be on its way to the store
+        (1.1, "", True),
+        (0.9, "killed", False),
+        (9.0, "killed", False),
+        (9.0, "killed late", True),
+        (9.0, "cut", False),
+        (9.0, "cut before", False),
+        (9.0, "cut and back", True),
+    ],
+)
+def test_a_message_may_come_late_that_another_device_is_answering(
+    seconds: float, happens: str, judged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    record = ledger()
+    record.see("user0", ("A", 1), "now", "/b")
+    record.see("user0", ("A", 2), "now", "/a")
+    if happens in ("cut before", "cut and back"):
+        record.cut(True)
+    if happens == "cut and back":
+        record.cut(False)
+    record.answer("user0", ("A", 1))
+    clock.now += 2.0 if happens == "killed late" else 0.5
+    if happens.startswith("killed"):
+        record.kill()
+    elif happens == "cut":
+        record.cut(True)
+    clock.now += seconds - 0.5
+    record.see("user0", ("A", 1), "now", "/a")
+    record.judge()
+    assert record.counts["disordered"] == judged
+
+
+def test_a_hub_that_cannot_ask_may_tell_once_more() -> None:
+    for is_alone in (False, True):
         record = ledger()
-        record.see("user0", ("A", 2), "now", "/a")
-        record.answer("user0", ("A", 1))  # by another device, which changes nothing
-        if behind is not None:
-            record.fall_behind(behind)
-        record.see("user0", ("A", 1), "now", "/a")
-        record.judge()
-        assert record.counts["disordered"] == (behind != "user0")
+        record.tell("A", "user0", FIRST, "unknown")
+        if is_alone:
+            record.be_alone("B")
+        record.tell("B", "user0", FIRST, "unknown")
+        assert record.counts["told"] == (not is_alone)
 
 
 def test_a_message_that_one_device_has_seen_is_not_missing() -> None:

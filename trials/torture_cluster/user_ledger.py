@@ -36,6 +36,11 @@ LATE = 8.0
 # Seconds in which stored messages may come behind newer ones, once a store has not answered a hub
 # in time: it counts as away for 5 s, and what could not be read is read again within 5 s.
 BEHIND = 15.0
+# Seconds in which a hub may not have stored yet that a message was answered: another device may get
+# it behind newer ones, as docs/several-servers.md says. If the hub is killed then, at any time.
+ANSWERING = 1.0
+# Seconds in which a hub that could not ask the bus may tell of what another one has told.
+ALONE = 15.0
 # So many of the last messages of a device are looked at.
 LAST = 500
 
@@ -51,7 +56,8 @@ class UserLedger(Ledger):
         told: by user and message, the hubs whose failure handlers heard of it, and why.
         examined: by user and message, how awaiting one of an examination ended.
         gone: how often `on_presence` told of a user who has left.
-        behind: by user and device, messages seen while stored ones may come behind newer ones.
+        behind: by user and device, messages seen while stored ones may come behind newer ones, or
+            while another device was answering them.
     """
 
     def __init__(self, users: Sequence[str], *, store_fails: bool, cut_off: bool) -> None:
@@ -71,6 +77,10 @@ class UserLedger(Ledger):
         self.gone = 0
         self.behind: defaultdict[tuple[str, str], set[Name]] = defaultdict(set)
         self._behind_until: defaultdict[str, float] = defaultdict(lambda: -math.inf)
+        self._answered_at: dict[Message, float] = {}  # the newest last
+        self._unsure: set[Message] = set()  # answered to a hub that could not store that
+        self._cut = False
+        self._alone_at: dict[str, float] = {}
         self._store_fails = store_fails
         self._cut_off = cut_off
 
@@ -83,12 +93,41 @@ class UserLedger(Ledger):
         self._behind_until[user] = time.monotonic() + BEHIND
 
     def see(self, user: str, name: Name, circumstances: str, device: str = "") -> None:
-        if time.monotonic() < self._behind_until[user]:
+        now = time.monotonic()
+        is_answered = now - self._answered_at.get((user, name), -math.inf) < ANSWERING
+        if now < self._behind_until[user] or is_answered:
             self.behind[user, device].add(name)
         super().see(user, name, circumstances, device)
 
     def has_order(self, user: str, device: str, name: Name) -> bool:
-        return name not in self.behind[user, device] and super().has_order(user, device, name)
+        if name in self.behind[user, device] or (user, name) in self._unsure:
+            return False
+        return super().has_order(user, device, name)
+
+    def answer(self, user: str, name: Name) -> None:
+        super().answer(user, name)
+        self._answered_at.pop((user, name), None)
+        self._answered_at[user, name] = time.monotonic()
+        if self._cut:
+            self._unsure.add((user, name))
+
+    def cut(self, is_cut: bool) -> None:
+        """A hub cannot reach the store from now on, or can again."""
+        self._cut = is_cut
+        if is_cut:
+            self.kill()
+
+    def kill(self) -> None:
+        """A hub was killed, or cut off: what was answered just now may come again."""
+        now = time.monotonic()
+        for message, answered_at in reversed(self._answered_at.items()):
+            if now - answered_at > ANSWERING:
+                break
+            self._unsure.add(message)
+
+    def be_alone(self, hub: str) -> None:
+        """This hub could not tell the others of an end, nor ask whether they had told."""
+        self._alone_at[hub] = time.monotonic()
 
     def end(self, hub: str, how: str, user: str, name: Name) -> None:
         """Awaiting a message has ended in this hub.
@@ -108,7 +147,8 @@ class UserLedger(Ledger):
         """A failure handler of this hub heard of a message."""
         told = self.told[user, name]
         told.append(f"{hub}: {reason}")
-        if len(told) > 1:
+        since = time.monotonic() - ALONE
+        if len(told) > 1 and not any(at > since for at in self._alone_at.values()):
             text = f"failure handlers heard {len(told)} times of {name[0]} {name[1]} to {user}"
             self.violate("told", f"{text}: {', '.join(told)}")
 

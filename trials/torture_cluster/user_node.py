@@ -11,6 +11,7 @@ and tells
     examined USER SENDER NUMBER HOW     the same of a message of `examine`
     told USER SENDER NUMBER REASON      a failure handler heard of this message
     behind USER                         the store did not answer: stored messages may come late
+    alone                               the hub could not tell the others how messages have ended
     gone ROOM USER                      `on_presence` says that the user has left the room
 
 A message of `examine` asks for "confirmed", "failed" or "nothing"; the last one times out soon.
@@ -87,6 +88,14 @@ class Store(RedisOfflineStore):
             self._reading -= 1
         self._answered_at = time.monotonic()
         return found
+
+
+class Alone(logging.Handler):
+    """Hears in the hub's log that other hubs were not told."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "event", "") == "words_failed":
+            tell("alone")
 
 
 class UserApplication(Application):
@@ -189,6 +198,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     )
     hub.enable_ack(config, store=store)
     hub.presence(PATTERN)
+    logging.getLogger("wsc_fast").addHandler(Alone())
     application = UserApplication(hub, store, arguments)
     await _start(hub, arguments.port)
     await live(application, arguments.drain)

@@ -34,6 +34,8 @@ class UserNode(Server):
             ledger.examined[user, (sender, int(number))] = how
         elif word == "behind":
             ledger.fall_behind(rest)
+        elif word == "alone":
+            ledger.be_alone(self.name)
         elif word == "gone":
             ledger.leave(self.name, *rest.split())
         elif word == "presence":

@@ -107,10 +107,12 @@ async def partition(trial: UserTrial) -> int:
     directions = DIRECTIONS[trial.round % len(DIRECTIONS)]
     name = trial.nodes[number].name
     trial.event(f"{name} is cut off for {seconds:g} s: {' and '.join(directions)}")
+    trial.ledger.cut(True)
     with trial.relays[number].held(directions):
         await asyncio.sleep(seconds)
     trial.event(f"{name} is back")
     await _work()
+    trial.ledger.cut(False)
     return 1
 
 

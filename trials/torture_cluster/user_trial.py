@@ -117,6 +117,8 @@ class UserTrial(Trial):
         """Ends a hub, gently or with kill -9, and starts it again."""
         node = self.nodes[number]
         await (node.terminate() if gently else node.kill())
+        if not gently:
+            self.ledger.kill()
         self.nodes[number] = await self._start(number)
         self.nodes[number].publish()
 
