@@ -337,6 +337,8 @@ class Hub(
             self._engine.configure(config)
             self._site.set_extensions(config)
         self._config = config
+        if self.loop is None:
+            self._node.configured()
         if self._runner is not None:
             self._runner.allow_files()
             self._parts.files.look()

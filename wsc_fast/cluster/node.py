@@ -29,6 +29,7 @@ from wsc_fast.bus.base import (
     Retention,
 )
 from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.naming import new_name
 from wsc_fast.config import HubConfig
 from wsc_fast.errors import (
     BusUnavailableError,
@@ -37,7 +38,7 @@ from wsc_fast.errors import (
     ValidationError,
 )
 from wsc_fast.log import log
-from wsc_fast.messages import HubMessage, IdFactory, message_of
+from wsc_fast.messages import HubMessage, message_of
 from wsc_fast.runtime.callbacks import ClientWatcher, RoomWatcher
 from wsc_fast.runtime.signatures import OfNode, OfPresence, OfUsers, checked_callback
 from wsc_fast.runtime.state import State
@@ -145,8 +146,21 @@ class Node:
         if bus is not None:
             self._use(bus)
 
+    def configured(self) -> None:
+        """The settings of a hub that does not run have changed."""
+        if self._needs.settings().node_name != self._named_after:
+            self._take_name()
+
+    def own_name(self) -> str:
+        """The name for a run that begins: the child of a fork has another one than its parent."""
+        if self._named_in != os.getpid():
+            # They would take each other's messages for their own.
+            self._take_name()
+        return self.name
+
     def _take_name(self) -> None:
-        self.name: str = IdFactory(9)()
+        self._named_after = self._needs.settings().node_name
+        self.name: str = new_name(self._named_after)
         self._own = self.name.encode()
         self._named_in = os.getpid()
         if not self._bus_is_here():
@@ -807,10 +821,7 @@ class Node:
         raise BusUnavailableError("the bus is not open: the hub is starting or stopping")
 
     async def _open_here(self, bus: Bus) -> None:
-        if self._named_in != os.getpid():
-            # Processes that were forked from one would take each other's messages for their own.
-            self._take_name()
-        await bus.open(self, self.name)
+        await bus.open(self, self.own_name())
         await self._take_lease(bus)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
