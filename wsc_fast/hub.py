@@ -256,7 +256,7 @@ class Hub(
         self._observe_needs = ObserveNeeds(
             engine=engine,
             calls=calls,
-            counting=Counting(engine, callbacks, delivery, self._life, node.counters),
+            counting=Counting(engine, callbacks, delivery, self._life, node),
             stores=delivery.store_latencies,
             add_route=lambda path, fn: self.route(path)(fn),
             accompany=self._life.companions.append,

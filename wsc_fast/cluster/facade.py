@@ -329,7 +329,8 @@ class ClusterFace(Calls):
 
         It is called with True for each that is there when this hub starts, and for each that comes;
         with False once one has been missing for 3 seconds. One that was killed is missing once its
-        lease has ended. It needs `presence`, on all hubs. While the bus is away nothing is told.
+        lease has ended. It needs `authenticate` and a bus with others, on all hubs. While the bus
+        is away nothing is told.
 
         Args:
             fn: plain or async; `node` is a NodeInfo, the last that was known of the hub. While an

@@ -208,11 +208,17 @@ class Node:
             )
             self._users.hub_questions.answerer = self._answerer
             if self._needs.knows_users:
+                from wsc_fast.cluster.nodes import Nodes
                 from wsc_fast.cluster.online import Online
 
                 self._needs.watch_clients(self._users)
+                self._nodes = Nodes(self._presence_needs(), lambda: self.name, self._on_node)
                 self._online = Online(self._presence_needs(), self._on_users)
         return self._users
+
+    def nodes_seen(self) -> int:
+        """See `HubStats.nodes`."""
+        return 0 if self._nodes is None else self._nodes.seen
 
     def offline_store(self) -> OfflineStore | None:
         """A store of offline messages at the servers of the bus; None: it has none."""
@@ -260,13 +266,11 @@ class Node:
             )
         self._rooms_of_bus()
         if self._presence is None:
-            from wsc_fast.cluster.nodes import Nodes
             from wsc_fast.cluster.presence import Presence
 
             needs = self._presence_needs()
             self._know_users()
             self._presence = Presence(needs, self._on_presence)
-            self._nodes = Nodes(needs, lambda: self.name, self._on_node)
             self._needs.watch_rooms(self._presence)
         self._presence.watch(patterns)
 
@@ -756,7 +760,7 @@ class Node:
             name
             for name, callbacks, part in (
                 ("on_presence", self._on_presence, self._presence),
-                ("on_node", self._on_node, self._presence),
+                ("on_node", self._on_node, self._nodes),
                 ("on_users", self._on_users, self._online),
             )
             if callbacks and part is None
@@ -845,7 +849,7 @@ class Node:
         if self._online is not None:
             self._online.look()
         if self._nodes is not None:
-            self._nodes.look()
+            self._nodes.look(now)
         if not self._bus_is_here() and now - self._audited >= _AUDIT:
             self._audited = now
             self._audit(self._rooms.silent())
