@@ -519,7 +519,9 @@ class Node:
     async def ask_hub(self, hub: str, content: bytes, *, again: bool = True) -> bytes:
         """Asks another hub about itself, see `HubQuestions.ask`."""
         if self.users is None:
-            raise BusUnavailableError(f"no hub has the name {hub!a}: this one is alone")
+            from wsc_fast.cluster.hub_questions import NoHubError
+
+            raise NoHubError(f"no hub has the name {hub!a}: this one is alone")
         return await self.users.hub_questions.ask(hub, content, again=again)
 
     def answer_hubs(self, answerer: Answerer) -> None:
