@@ -102,8 +102,17 @@ class LocalServer:
         """Takes the lock if nobody has it, and then starts the server unless it runs.
 
         Raises:
-            BusError: there is no program that could be started, or the directory is not ours alone.
+            BusError: there is no program that could be started, the directory is not ours alone, or
+                the system refuses a file or a process.
         """
+        try:
+            self._look()
+        except OSError as error:
+            raise BusError(
+                f"the local bus cannot use {error.filename or self.directory!s}: {error.strerror}"
+            ) from error
+
+    def _look(self) -> None:
         if self._lock is None:
             self._lock = self._take_lock()
             self._pid = os.getpid()
@@ -126,7 +135,7 @@ class LocalServer:
             await asyncio.sleep(_LOOK)
             try:
                 self.look()
-            except (BusError, OSError) as error:
+            except BusError as error:
                 log.error(
                     "the server of the local bus cannot be started: %s",
                     error,
