@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -62,11 +63,12 @@ HOSTILE = "<img src=x onerror=alert(1)>\"'&</script>"
 def make_hub(config: HubConfig | None = None, **options: Any) -> Hub:
     """A hub with a console, in whose kept rooms presence is on."""
     authenticate = options.pop("operators", PASSWORDS)
+    read_only = options.pop("read_only", False)
     hub = Hub(config or HubConfig(close_timeout=0.2), authenticate=named, **options)
     hub.keep("kept*")
     hub.presence("kept*")
     hub.create_room("plain")
-    hub.enable_console(authenticate=authenticate)
+    hub.enable_console(authenticate=authenticate, read_only=read_only)
     return hub
 
 
@@ -657,8 +659,9 @@ async def test_a_question_that_cannot_be_answered_is_refused(path: str) -> None:
 async def test_a_hub_that_is_not_there_is_told() -> None:
     async with running(make_hub()) as hub, operating(hub) as http:
         answer = await http.get("overview", params={"hub": "gone"})
-        assert answer.status_code == 502
-        assert "no hub has the name 'gone'" in answer.json()["text"]
+        assert answer.status_code == 410
+        text = f"no hub has the name 'gone', and hub {name_of(hub)} has seen none"
+        assert answer.json()["text"] == text
 
 
 async def test_it_is_served_beside_an_asgi_application_too() -> None:
@@ -764,6 +767,66 @@ async def test_an_action_that_cannot_be_done_says_why(
             assert hub.get_connected_clients() == 1
     assert len(audited(caplog)) == (status == 409)
     assert all("failed" in vars(each)["outcome"] for each in audited(caplog))
+
+
+def looks(request: Request) -> Identity:
+    return Identity("bob", user_data={"read_only": True})
+
+
+@pytest.mark.parametrize(
+    "options", [{"read_only": True}, {"operators": looks}, {"operators": looks, "read_only": True}]
+)
+async def test_an_operator_who_may_only_look_acts_on_nothing(
+    caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+) -> None:
+    async with running(make_hub(**options)) as hub, operating(hub) as http:
+        raw, _ = await join(hub, "a&user=ann")
+        for view in VIEWS:
+            assert (await http.get(view)).status_code == 200
+        assert 'data-acts="false"' in (await http.get(page_of(hub))).text
+        for ask, target, more in (
+            ("disconnect_client", "a", {}),
+            ("send_to_client", "a", {"text": "x"}),
+            ("disconnect_user", "ann", {}),
+            ("send_to_user", "ann", {"text": "x"}),
+            ("send_to_room", "plain", {"text": "x"}),
+            ("no action", "a", {}),
+        ):
+            answer = await act(http, ask, target, **more)
+            assert answer.status_code == 403
+            assert answer.json()["text"] == "you may look at the hubs, and not act on them"
+        assert hub.get_stats().rejected["auth"] == 6
+        lines = [each for each in caplog.records if getattr(each, "reason", "") == "read_only"]
+        assert {vars(each)["event"] for each in lines} == {"console_refused"}
+        assert "may look, and not act" in lines[0].getMessage()
+        assert audited(caplog) == []
+        assert hub.get_connected_clients() == 1
+        raw.close()
+
+
+@pytest.mark.parametrize("data", [None, {}, {"read_only": False}])
+async def test_an_identity_that_says_nothing_of_it_acts(data: Any) -> None:
+    hub = make_hub(operators=lambda request: Identity("ann", user_data=data))
+    async with running(hub), operating(hub, None) as http:
+        assert 'data-acts="true"' in (await http.get(page_of(hub))).text
+        assert (await act(http, "send_to_room", "plain", text="hi")).status_code == 200
+
+
+async def test_an_identity_that_says_it_in_other_words_is_not_let_in() -> None:
+    errors: list[BaseException] = []
+    hub = make_hub(operators=lambda request: Identity("ann", user_data={"read_only": "yes"}))
+    hub.on_error(lambda client, error: errors.append(error))
+    async with running(hub), operating(hub, None) as http:
+        assert (await act(http, "send_to_room", "plain", text="hi")).status_code == 500
+    assert "read_only in the user_data of an operator must be True" in str(errors[0])
+
+
+@pytest.mark.parametrize("read_only", [None, 1, "yes"])
+def test_whether_a_console_is_only_looked_at_is_a_bool(read_only: Any) -> None:
+    hub = Hub()
+    with pytest.raises(ValidationError, match="read_only must be True or False"):
+        hub.enable_console(authenticate=PASSWORDS, read_only=read_only)
+    hub.enable_console(authenticate=PASSWORDS)
 
 
 async def test_an_operator_cannot_name_another_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -1130,6 +1193,34 @@ async def test_a_hub_without_a_console_shows_nothing_of_itself(
         raw.close()
 
 
+async def test_a_hub_that_has_gone_was_seen_until_it_answered_last(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(server, True, True) as hubs, operating(hubs[0]) as http:
+        await all_known(http, hubs)
+        name = name_of(hubs[1])
+        assert (await overview(http, hub=name))["name"] == name
+        await hubs[1].stop(1.0)
+        now = time.monotonic()
+        later = SimpleNamespace(monotonic=lambda: now + 12)
+        monkeypatch.setattr(cluster_views, "time", later)
+        answer = await http.get("overview", params={"hub": name})
+        assert answer.status_code == 410
+        text = f"hub '{name}' was seen until 12 s ago; it no longer answers"
+        assert answer.json()["text"] == text
+        monkeypatch.setattr(later, "monotonic", lambda: now + cluster_views.SEEN_FOR + 1)
+        answer = await http.get("overview", params={"hub": name})
+        assert "no hub has the name" in answer.json()["text"]
+
+
+def test_so_many_hubs_are_remembered() -> None:
+    hubs = cluster_views.Hubs(*[SimpleNamespace()] * 3, read_only=False)  # type: ignore[arg-type]
+    for number in range(cluster_views.MOST_SEEN + 5):
+        hubs._see(f"hub{number}")
+    assert len(hubs._seen) == cluster_views.MOST_SEEN
+    assert "hub4" not in hubs._seen
+
+
 async def test_a_hub_that_does_not_answer_holds_up_nothing_for_long(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1206,6 +1297,27 @@ async def test_an_action_from_another_hub_needs_its_operator(server: RedisServer
         assert b"an action needs its operator" in reply
         for content in (b"[]", b'{"ask":"disconnect_user","id":"a"}', b'{"ask":"x"}', b"7"):
             assert b'"error":"refused"' in await hubs[0]._node.ask_hub(name_of(hubs[1]), content)
+
+
+async def test_a_hub_that_is_only_looked_at_does_nothing_for_the_console_of_another_one(
+    server: RedisServer, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster(server, True) as (one,), operating(one) as http:
+        two = make_hub(bus=RedisBus(server.url, refresh=0.2), read_only=True)
+        await two.start("127.0.0.1", 0)
+        try:
+            await all_known(http, [one, two])
+            await connect(two, "b&user=ann")
+            answer = await act(http, "disconnect_client", "b")
+            assert answer.status_code == 409
+            assert answer.json()["text"] == "the console of that hub is read-only"
+            assert two.get_connected_clients() == 1
+            assert [vars(each)["outcome"] for each in audited(caplog)] == [
+                "refused: the console of this hub is read-only",
+                f"hub {name_of(two)} did not do it: the console of that hub is read-only",
+            ]
+        finally:
+            await two.stop(1.0)
 
 
 async def test_texts_of_another_hub_are_escaped_in_the_log(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -21,8 +21,9 @@ from websockets.exceptions import ConnectionClosed
 from tests.browsers import axe
 from tests.browsers.bidi import firefox
 from tests.browsers.window import CHROMEDRIVER, CHROMIUM, Window, until
+from tests.redis_server import RedisServer
 from tests.support import named
-from wsc_fast import BasicAuthenticator, Hub, HubConfig
+from wsc_fast import BasicAuthenticator, Hub, HubConfig, RedisBus
 from wsc_fast.testing import running_in_thread
 
 NAME, PASSWORD = "operator", "correct-horse-battery"
@@ -81,20 +82,21 @@ def chromium() -> Iterator[Chromium]:
     window = Window("about:blank")
     try:
         yield Chromium(window)
-        # A test tries to make elements, and one acts in vain.
-        expected = ("TrustedHTML", "409 (Conflict)")
+        # A test tries to make elements, one acts in vain, and one asks a hub that has gone.
+        expected = ("TrustedHTML", "409 (Conflict)", "410 (Gone)")
         assert [line for line in window.complaints() if not any(e in line for e in expected)] == []
     finally:
         window.driver.quit()
 
 
-def make_hub() -> Hub:
-    hub = Hub(HubConfig(close_timeout=0.2), authenticate=named)
+def make_hub(read_only: bool = False, **options: Any) -> Hub:
+    hub = Hub(HubConfig(close_timeout=0.2), authenticate=named, **options)
     hub.keep("kept*")
     hub.presence("kept*")
     for room in ("plain", HOSTILE):
         hub.create_room(room)
-    hub.enable_console(authenticate=BasicAuthenticator({NAME: PASSWORD}))
+    operators = BasicAuthenticator({NAME: PASSWORD})
+    hub.enable_console(authenticate=operators, read_only=read_only)
     return hub
 
 
@@ -345,6 +347,51 @@ def test_the_page_stays_with_the_hub_that_it_has_shown(page: Page, hub: Hub) -> 
     assert page.run("return asked.slice(0, 2)") == [name, ""]
     page.run("window.fetch = kept")
     live(page)
+
+
+def test_a_hub_that_has_gone_gives_way_to_one_that_answers(browser: Page, tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server, ExitStack() as stack:
+        one = make_hub(bus=RedisBus(server.url, refresh=0.2))
+        two = make_hub(bus=RedisBus(server.url, refresh=0.2))
+        stack.enter_context(running_in_thread(one))
+        with running_in_thread(two):
+            browser.resize(1200, 900)
+            browser.go(address(one))
+            live(browser)
+            name, other = one._node.name, two._node.name
+            sees(browser, "#hubs", other)
+            options = "return [...document.getElementById('hub').options].map((each) => each.value)"
+            until(lambda: other in browser.run(options), "the other hub can be chosen")
+            browser.run(
+                "const select = document.getElementById('hub'); select.focus();"
+                " select.value = args[0]; select.dispatchEvent(new Event('change'))",
+                other,
+            )
+            live(browser)
+            assert browser.run("return document.getElementById('hub').value") == other
+        sees(browser, "#notice", f"hub '{other}' was seen until ")
+        sees(browser, "#notice", " s ago; it no longer answers.")
+        live(browser)
+        chosen = "return document.getElementById('hub').value"
+        until(lambda: browser.run(chosen) == name, "the list shows the hub that answers")
+        until(lambda: other not in text(browser, "#hubs"), "the list has lost the hub")
+        assert complaints(browser) == []
+        shot(browser, "gone")
+
+
+def test_an_operator_who_may_only_look_has_no_buttons(browser: Page) -> None:
+    with running_in_thread(make_hub(read_only=True)) as hub, connected(hub, "ann-1", "ann"):
+        browser.resize(1200, 900)
+        browser.go(address(hub))
+        live(browser)
+        assert text(browser, "#state").startswith("Live, read-only")
+        for view in ("client=ann-1", "user=ann", "room=plain"):
+            opened(browser, view)
+            assert text(browser, "#view-actions") == ""
+            assert browser.run("return document.querySelectorAll('#view-actions *').length") == 0
+            assert complaints(browser) == []
+            shot(browser, f"read-only-{view.partition('=')[0]}")
+            closed(browser)
 
 
 def test_a_pause_holds_the_page(page: Page, hub: Hub) -> None:

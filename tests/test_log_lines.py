@@ -35,6 +35,7 @@ from wsc_fast import (
 from wsc_fast.cli.client import Connection, connected
 from wsc_fast.cli.output import Failure
 from wsc_fast.cli.peer import Peer
+from wsc_fast.cluster.naming import host_label
 from wsc_fast.delivery.store_access import StoreAccess
 from wsc_fast.log import SafeLogger, about, quoted
 from wsc_fast.observe import JsonFormatter
@@ -75,6 +76,8 @@ async def test_a_hub_says_where_it_listens_and_how_it_stopped(
         where = f"ws://127.0.0.1:{hub.port}/live"
         assert line.getMessage().startswith(f"listening on {where} (process ")
         assert line.getMessage().endswith(f" on {any_loop})")
+        assert f", hub {line.hub}, " in line.getMessage()
+        assert line.hub.startswith(f"{host_label()}-")
         assert (line.levelno, line.path, line.tls) == (logging.INFO, "/live", False)
         assert line.listen == [f"127.0.0.1:{hub.port}"]
         with await RawClient.open(hub, "/live") as raw:

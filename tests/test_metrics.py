@@ -279,6 +279,15 @@ async def test_kept_rooms_tell_who_recovered() -> None:
         assert (await scrape(hub.port))["wsc_bus_published_total"] == 0
 
 
+async def test_the_hubs_on_the_bus_are_counted(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        hub = Hub(authenticate=named, bus=RedisBus(server.url))
+        hub.enable_metrics(registry=new_registry())
+        async with running(hub), running(Hub(authenticate=named, bus=RedisBus(server.url))):
+            await eventually(lambda: hub.get_stats().nodes == 2, 10.0)
+            assert (await scrape(hub.port))["wsc_nodes"] == 2
+
+
 async def test_bytes_on_the_bus_that_no_hub_wrote_are_counted(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server:
         hub = keeping(hub=Hub(authenticate=named, bus=RedisBus(server.url)))
@@ -767,6 +776,8 @@ def test_other_threads_look_at_clients() -> None:
 
         async def look() -> ClientStats:
             with await RawClient.open(hub):
+                # The 101 comes before the hub's thread has made the client.
+                await eventually(lambda: hub.get_connected_clients() == 1)
                 stats = await asyncio.to_thread(lambda: only_client(hub).stats())
                 assert hub.slowest_clients() == []
                 assert [client.id for client in hub.iter_clients()] == [only_client(hub).id]

@@ -436,6 +436,58 @@ async def test_hubs_hear_of_each_other_and_of_one_that_is_killed(
         await eventually(lambda: len(errors) == 4)
 
 
+async def test_a_hub_counts_the_hubs_on_the_bus(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "EVERY", 0.2)
+    lonely = Hub(authenticate=named)
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        made = [
+            Hub(
+                HubConfig(close_timeout=0.1),
+                authenticate=named,
+                bus=RedisBus(server.url, lease=1, refresh=0.2),
+            )
+            for _ in range(2)
+        ]
+        for each in (lonely, *made):
+            await each.start("127.0.0.1", 0)
+            stack.push_async_callback(each.stop, 1.0)
+
+        async def counted(number: int) -> None:
+            await eventually(
+                lambda: [each.get_stats().nodes for each in made] == [number] * len(made)
+            )
+
+        await counted(2)
+        async with apart(server.url) as killed:
+            await counted(3)
+            killed.process.kill()
+            await counted(2)
+        assert lonely.get_stats().nodes == 0
+        made[0].reset_stats()
+        assert made[0].get_stats().nodes == 2  # it is no counter
+        await made.pop().stop(1.0)
+        await counted(1)
+        server.stop()
+        await counted(0)
+        server.start()
+        await counted(1)
+        await made[0].stop(1.0)
+        assert made[0].get_stats().nodes == 0
+
+
+async def test_a_hub_without_presence_hears_of_the_others(server: RedisServer) -> None:
+    heard: list[tuple[str, bool]] = []
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        one, two = (Hub(authenticate=named, bus=RedisBus(server.url)) for _ in range(2))
+        one.on_node(lambda node, is_up: heard.append((node.name, is_up)))
+        for each in (one, two):
+            await each.start("127.0.0.1", 0)
+            stack.push_async_callback(each.stop, 1.0)
+        await eventually(lambda: heard == [(two._node.name, True)])
+
+
 async def test_a_server_that_has_lost_its_data_is_no_end_of_a_hub(server: RedisServer) -> None:
     heard: list[bool] = []
     async with hubs([server.url] * 2) as (one, two):

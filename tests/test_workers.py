@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import os
 import re
 import signal
@@ -456,6 +457,60 @@ async def test_a_hub_goes_on_when_the_one_with_the_server_has_gone(tmp_path: Pat
         client.close()
 
 
+async def test_the_hub_with_the_server_leaves_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    holder, other = (
+        keeping(hub=Hub(authenticate=named, bus=LocalBus(str(tmp_path)))) for _ in range(2)
+    )
+    await holder.start(port=0)
+    await other.start(port=0)
+    client = await Aware.open(other, "b")
+    assert "first" in (await client.recv())[0]
+    server: Any = holder.bus
+    stopping = asyncio.create_task(holder.stop())
+    await eventually(lambda: server._local._seat is None)
+    # The other one has its server still, as have the hubs that start now.
+    await other.publish("r", "on")
+    assert await next_text(client) == b"on"
+    assert not stopping.done()
+    client.close()
+    await other.stop()
+    await stopping
+    assert not server._local.path.exists()
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
+
+
+async def test_the_hub_with_the_server_waits_for_a_while_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_LAST", 0.1)
+    holder, other = (Hub(bus=LocalBus(str(tmp_path))) for _ in range(2))
+    await holder.start(port=0)
+    async with running(other):
+        async with asyncio.timeout(2):
+            await holder.stop()
+
+
+def test_no_hub_comes_to_a_server_that_ends(tmp_path: Path) -> None:
+    holder, other = (LocalServer(tmp_path / "wsc_fast" / "name") for _ in range(2))
+    holder.look()
+    try:
+        assert holder.enter()
+        assert other.enter()
+        other.look()
+        assert other.can_end()  # it is not its own
+        holder.leave()
+        assert not holder.can_end()
+        other.leave()
+        assert holder.can_end()
+        assert not other.enter()
+    finally:
+        holder.close()
+    assert other.enter()
+    other.close()
+
+
 async def test_a_server_that_dies_is_started_again(tmp_path: Path) -> None:
     hub = keeping(hub=Hub(authenticate=named, bus=LocalBus(str(tmp_path))))
     async with running(hub):
@@ -574,6 +629,7 @@ async def reach_another_worker(tmp_path: Path, more: dict[str, str]) -> None:
             _, errors = await asyncio.to_thread(process.communicate, timeout=PATIENCE)
             assert "each with a hub of its own" not in errors
             assert "Traceback" not in errors
+            assert re.findall("^.* (?:WARNING|ERROR) .*$", errors, re.M) == []
             await eventually(lambda: are_gone(family))
         finally:
             # uvicorn's workers outlive it where it is killed.

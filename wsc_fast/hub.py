@@ -256,7 +256,7 @@ class Hub(
         self._observe_needs = ObserveNeeds(
             engine=engine,
             calls=calls,
-            counting=Counting(engine, callbacks, delivery, self._life, node.counters),
+            counting=Counting(engine, callbacks, delivery, self._life, node),
             stores=delivery.store_latencies,
             add_route=lambda path, fn: self.route(path)(fn),
             accompany=self._life.companions.append,
@@ -337,6 +337,8 @@ class Hub(
             self._engine.configure(config)
             self._site.set_extensions(config)
         self._config = config
+        if self.loop is None:
+            self._node.configured()
         if self._runner is not None:
             self._runner.allow_files()
             self._parts.files.look()

@@ -42,6 +42,8 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         connections: gauge, closing and authenticating ones too; connections_total: ever made.
         outlasting_callbacks: gauge, clients that have gone and of which an async callback goes on;
             they count towards `max_connections`.
+        nodes: gauge, the hubs that the bus has told of last, this one included. 0: there is no bus,
+            it does not answer, or the hub has no `authenticate`, so that it takes no lease.
         replaced_clients: connections closed with 4409 for a newer one with the same id.
         rejected: upgrades refused, by reason: "full", "origin", "auth", "request", "address",
             "rate", "handshakes" (too many unanswered at once), and "gone" (left before its request
@@ -99,6 +101,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     connections: int
     connections_total: int
     outlasting_callbacks: int
+    nodes: int
     replaced_clients: int
     rejected: dict[str, int]
     limited: dict[str, int]

@@ -284,6 +284,8 @@ def _said(error: Exception) -> str:
         return "the file is in use by another hub or process: each needs a file of its own"
     if code == sqlite3.SQLITE_NOTADB:
         return "the file is not a database"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error)
 
 

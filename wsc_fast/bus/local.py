@@ -3,6 +3,7 @@
 A directory of the user's own belongs to each application. In it are
 
     lock        held by the process whose server it is; the kernel gives it free with the process
+    hubs        held by each hub on the bus, shared; by the process that ends the server, alone
     bus.sock    the server's Unix socket. It has no port, and nothing on the disk
 
 The process that gets the lock starts the server, and again if the server dies. All others, and it
@@ -10,7 +11,11 @@ too, are clients of it by RedisBus. The server ends with its process, also after
 beside it reads from a pipe whose other end that process has. Then the next process gets the lock,
 and starts an empty server. Clients hear of that as of any server that has lost its data.
 
-A process that is forked without exec gives up lock and pipe at once, as long as the hub runs.
+Processes that are stopped together, such as the workers of uvicorn, do not stop at the same moment.
+So the hub whose process has the server leaves last: it waits a little until no other hub is there.
+A hub that starts meanwhile waits until the old server has ended.
+
+A process that is forked without exec gives up locks and pipe at once, as long as the hub runs.
 """
 
 from __future__ import annotations
@@ -43,6 +48,8 @@ PROGRAMS = ("valkey-server", "redis-server")
 # Seconds between two looks at the lock and at the server; seconds in which the server has to be
 # there at the start.
 _LOOK, _PATIENCE = 0.25, 10.0
+# Seconds that the hub with the server waits for the others to leave, and between two looks.
+_LAST, _OFTEN = 2.0, 0.01
 
 _OPTIONS = (
     *("--port", "0", "--unixsocketperm", "600", "--save", "", "--appendonly", "no"),
@@ -95,6 +102,7 @@ class LocalServer:
         self.directory = directory
         self.path: Path = directory / "bus.sock"
         self._lock: int | None = None
+        self._seat: int | None = None  # the lock on `hubs`
         self._pid = 0  # of the process that looked for it
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -102,8 +110,17 @@ class LocalServer:
         """Takes the lock if nobody has it, and then starts the server unless it runs.
 
         Raises:
-            BusError: there is no program that could be started, or the directory is not ours alone.
+            BusError: there is no program that could be started, the directory is not ours alone, or
+                the system refuses a file or a process.
         """
+        try:
+            self._look()
+        except OSError as error:
+            raise BusError(
+                f"the local bus cannot use {error.filename or self.directory!s}: {error.strerror}"
+            ) from error
+
+    def _look(self) -> None:
         if self._lock is None:
             self._lock = self._take_lock()
             self._pid = os.getpid()
@@ -120,13 +137,48 @@ class LocalServer:
         if self._process is None:
             self._start()
 
+    def enter(self) -> bool:
+        """Has a hub be on the bus; False: the server is about to end.
+
+        Raises:
+            BusError: the system refuses the file.
+        """
+        if self._seat is None:
+            self._seat = self._sit(fcntl.LOCK_SH)
+        return self._seat is not None
+
+    def leave(self) -> None:
+        """Takes back `enter`."""
+        if self._seat is not None:
+            os.close(self._seat)
+            self._seat = None
+
+    def can_end(self) -> bool:
+        """Whether the server is another process's, or no hub is on the bus, nor will be."""
+        if self._lock is not None and self._seat is None:
+            self._seat = self._sit(fcntl.LOCK_EX)
+        return self._lock is None or self._seat is not None
+
+    def _sit(self, kind: int) -> int | None:
+        path = self.directory / "hubs"
+        try:
+            seat = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise BusError(f"the local bus cannot use {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(seat, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(seat)
+            return None
+        return seat
+
     async def keep(self) -> None:
         """Looks again and again, until it is cancelled."""
         while True:
             await asyncio.sleep(_LOOK)
             try:
                 self.look()
-            except (BusError, OSError) as error:
+            except BusError as error:
                 log.error(
                     "the server of the local bus cannot be started: %s",
                     error,
@@ -189,10 +241,11 @@ class LocalServer:
             self.path.unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
+        self.leave()  # last, so that no hub comes to a server that ends
 
     def descriptors(self) -> list[int]:
-        """The lock's, and the pipe's by which the server lives and dies with this process."""
-        found = [] if self._lock is None else [self._lock]
+        """The locks', and the pipe's by which the server lives and dies with this process."""
+        found = [each for each in (self._lock, self._seat) if each is not None]
         if self._process is not None and self._process.stdin is not None:
             found.append(self._process.stdin.fileno())
         return found
@@ -210,6 +263,7 @@ class LocalServer:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        self.leave()
 
     def _end_process(self) -> None:
         process, self._process = self._process, None
@@ -283,6 +337,7 @@ class LocalBus(RedisBus):
         deadline = loop.time() + _PATIENCE
         while True:
             self._local.look()
+            is_on = self._local.enter()
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.setblocking(False)
                 try:
@@ -293,18 +348,31 @@ class LocalBus(RedisBus):
                             f"nobody listens at {self._local.path}: {error.strerror}"
                         ) from None
                 else:
-                    return
-            await asyncio.sleep(0.01)
+                    if is_on:
+                        return
+                    if loop.time() >= deadline:
+                        raise BusError(f"the server at {self._local.path} ends and does not go")
+            await asyncio.sleep(_OFTEN)
 
     async def close(self) -> None:
-        """See `Bus.close`; a server that this hub has started ends."""
+        """See `Bus.close`; a server that this hub has started ends, once the others have left."""
         if self._keeping is not None:
             self._keeping.cancel()
             self._keeping = None
         try:
             await super().close()
+            await self._leave()
         finally:
             self._local.close()
+
+    async def _leave(self) -> None:
+        """Leaves the bus; where the server is ours, once the others have left or time is up."""
+        self._local.leave()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _LAST
+        # No event tells of the locks of other processes.
+        while not self._local.can_end() and loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(_OFTEN)
 
     def forget(self) -> None:
         """See `Bus.forget`; the server stays with the process that has started it."""

@@ -45,6 +45,7 @@ class Cluster:
         Raises:
             LookupError: the history does not reach back to `after`, or the bus has lost it.
             BusUnavailableError: the bus did not answer in time.
+            BusError: the bus refuses: a right of its user is missing, for one.
             ValidationError: an argument cannot be used, or the room is not kept.
             HubStateError: the hub does not run in this process.
         """
@@ -67,6 +68,7 @@ class Cluster:
 
         Raises:
             BusUnavailableError: the bus did not answer in time.
+            BusError: the bus refuses: a right of its user is missing, for one.
             ValidationError: the id cannot be used, or the room is not kept.
             HubStateError: the hub does not run in this process.
         """
@@ -84,6 +86,7 @@ class Cluster:
 
         Raises:
             BusUnavailableError: the bus did not answer in time.
+            BusError: the bus refuses: a right of its user is missing, for one.
             ValidationError: the room has no presence.
             HubStateError: the hub does not run in this process.
         """
@@ -99,6 +102,7 @@ class Cluster:
 
         Raises:
             BusUnavailableError: the bus did not answer in time.
+            BusError: the bus refuses: a right of its user is missing, for one.
             ValidationError: the room has no presence.
             HubStateError: the hub does not run in this process.
         """
@@ -112,6 +116,7 @@ class Cluster:
 
         Raises:
             BusUnavailableError: the bus did not answer in time.
+            BusError: the bus refuses: a right of its user is missing, for one.
             ValidationError: an id cannot be used, or presence is off.
             HubStateError: the hub does not run in this process.
         """
@@ -137,6 +142,7 @@ class Cluster:
             QueueFullError: nobody has got it, and the outboxes of his clients here are full.
             BusUnavailableError: nobody has got it here, and the bus did not take it, or nobody
                 knows whether it did.
+            BusError: nobody has got it here, and the bus refuses it.
             ValidationError: an argument cannot be used.
             HubStateError: the hub does not run in this process.
         """
@@ -154,6 +160,7 @@ class Cluster:
         Raises:
             BusUnavailableError: the bus did not answer in time, or one of the hubs did not within 2
                 seconds; the clients of this hub are closed.
+            BusError: the bus refuses; the clients of this hub are closed.
             ValidationError: an argument cannot be used.
             HubStateError: the hub does not run in this process.
         """
@@ -166,6 +173,7 @@ class Cluster:
 
         Raises:
             BusUnavailableError: the bus did not answer in time.
+            BusError: the bus refuses: a right of its user is missing, for one.
             ValidationError: presence is off.
             HubStateError: the hub does not run in this process.
         """
@@ -329,7 +337,8 @@ class ClusterFace(Calls):
 
         It is called with True for each that is there when this hub starts, and for each that comes;
         with False once one has been missing for 3 seconds. One that was killed is missing once its
-        lease has ended. It needs `presence`, on all hubs. While the bus is away nothing is told.
+        lease has ended. It needs `authenticate` and a bus with others, on all hubs. While the bus
+        is away nothing is told.
 
         Args:
             fn: plain or async; `node` is a NodeInfo, the last that was known of the hub. While an
@@ -373,6 +382,7 @@ class ClusterFace(Calls):
         Raises:
             BusUnavailableError: the bus did not take it in time. In a plain room without an
                 idempotency key, members who are here have got it.
+            BusError: the bus refuses it, a full one for example; else as before.
             RoomNotFoundError: the room is plain, no bus connects the hub with others, and it is not
                 there.
             ValidationError: an argument cannot be used.

@@ -30,6 +30,10 @@ NOBODY, BUSY, FAILED = b'{"error":"nobody"}', b'{"error":"busy"}', b'{"error":"f
 Answerer = Callable[[bytes], Awaitable[bytes]]
 
 
+class NoHubError(BusUnavailableError):
+    """Nobody on the bus has the name of the hub that is asked."""
+
+
 class HubQuestions:
     """The questions to and from one hub.
 
@@ -65,8 +69,9 @@ class HubQuestions:
             bytes: its reply, JSON.
 
         Raises:
-            BusUnavailableError: the bus or the hub did not answer in time, no hub has this name, or
-                too many questions wait.
+            NoHubError: no hub has this name.
+            BusUnavailableError: the bus or the hub did not answer in time, or too many questions
+                wait.
         """
         if len(content) > MOST_QUESTION or len(self._open) >= MOST_ASKED:
             raise BusUnavailableError(f"the question to hub {hub!a} is too large, or one too many")
@@ -79,7 +84,7 @@ class HubQuestions:
                 question = words.HubQuestion(self._name(), number, msgspec.Raw(content))
                 word = Word("", words.encode(question), hub)
                 if not await self._teller.told(word, again=again):
-                    raise BusUnavailableError(f"no hub has the name {hub!a}")
+                    raise NoHubError(f"no hub has the name {hub!a}")
                 return await reply
         except TimeoutError:
             raise BusUnavailableError(f"hub {hub!a} did not answer within {PATIENCE:g} s") from None

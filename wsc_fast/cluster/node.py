@@ -29,6 +29,7 @@ from wsc_fast.bus.base import (
     Retention,
 )
 from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.naming import new_name
 from wsc_fast.config import HubConfig
 from wsc_fast.errors import (
     BusUnavailableError,
@@ -37,7 +38,7 @@ from wsc_fast.errors import (
     ValidationError,
 )
 from wsc_fast.log import log
-from wsc_fast.messages import HubMessage, IdFactory, message_of
+from wsc_fast.messages import HubMessage, message_of
 from wsc_fast.runtime.callbacks import ClientWatcher, RoomWatcher
 from wsc_fast.runtime.signatures import OfNode, OfPresence, OfUsers, checked_callback
 from wsc_fast.runtime.state import State
@@ -145,8 +146,21 @@ class Node:
         if bus is not None:
             self._use(bus)
 
+    def configured(self) -> None:
+        """The settings of a hub that does not run have changed."""
+        if self._needs.settings().node_name != self._named_after:
+            self._take_name()
+
+    def own_name(self) -> str:
+        """The name for a run that begins: the child of a fork has another one than its parent."""
+        if self._named_in != os.getpid():
+            # They would take each other's messages for their own.
+            self._take_name()
+        return self.name
+
     def _take_name(self) -> None:
-        self.name: str = IdFactory(9)()
+        self._named_after = self._needs.settings().node_name
+        self.name: str = new_name(self._named_after)
         self._own = self.name.encode()
         self._named_in = os.getpid()
         if not self._bus_is_here():
@@ -194,11 +208,17 @@ class Node:
             )
             self._users.hub_questions.answerer = self._answerer
             if self._needs.knows_users:
+                from wsc_fast.cluster.nodes import Nodes
                 from wsc_fast.cluster.online import Online
 
                 self._needs.watch_clients(self._users)
+                self._nodes = Nodes(self._presence_needs(), lambda: self.name, self._on_node)
                 self._online = Online(self._presence_needs(), self._on_users)
         return self._users
+
+    def nodes_seen(self) -> int:
+        """See `HubStats.nodes`."""
+        return 0 if self._nodes is None else self._nodes.seen
 
     def offline_store(self) -> OfflineStore | None:
         """A store of offline messages at the servers of the bus; None: it has none."""
@@ -246,13 +266,11 @@ class Node:
             )
         self._rooms_of_bus()
         if self._presence is None:
-            from wsc_fast.cluster.nodes import Nodes
             from wsc_fast.cluster.presence import Presence
 
             needs = self._presence_needs()
             self._know_users()
             self._presence = Presence(needs, self._on_presence)
-            self._nodes = Nodes(needs, lambda: self.name, self._on_node)
             self._needs.watch_rooms(self._presence)
         self._presence.watch(patterns)
 
@@ -501,7 +519,9 @@ class Node:
     async def ask_hub(self, hub: str, content: bytes, *, again: bool = True) -> bytes:
         """Asks another hub about itself, see `HubQuestions.ask`."""
         if self.users is None:
-            raise BusUnavailableError(f"no hub has the name {hub!a}: this one is alone")
+            from wsc_fast.cluster.hub_questions import NoHubError
+
+            raise NoHubError(f"no hub has the name {hub!a}: this one is alone")
         return await self.users.hub_questions.ask(hub, content, again=again)
 
     def answer_hubs(self, answerer: Answerer) -> None:
@@ -742,7 +762,7 @@ class Node:
             name
             for name, callbacks, part in (
                 ("on_presence", self._on_presence, self._presence),
-                ("on_node", self._on_node, self._presence),
+                ("on_node", self._on_node, self._nodes),
                 ("on_users", self._on_users, self._online),
             )
             if callbacks and part is None
@@ -807,10 +827,7 @@ class Node:
         raise BusUnavailableError("the bus is not open: the hub is starting or stopping")
 
     async def _open_here(self, bus: Bus) -> None:
-        if self._named_in != os.getpid():
-            # Processes that were forked from one would take each other's messages for their own.
-            self._take_name()
-        await bus.open(self, self.name)
+        await bus.open(self, self.own_name())
         await self._take_lease(bus)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -834,7 +851,7 @@ class Node:
         if self._online is not None:
             self._online.look()
         if self._nodes is not None:
-            self._nodes.look()
+            self._nodes.look(now)
         if not self._bus_is_here() and now - self._audited >= _AUDIT:
             self._audited = now
             self._audit(self._rooms.silent())

@@ -1,8 +1,8 @@
-"""The other hubs on the bus, as the application hears of them: which have come and which have gone.
+"""The hubs on the bus: how many there are, and which have come and which have gone.
 
-They are asked for each second while somebody hears, since a hub that was killed says nothing. A bus
-that has lost its data knows them again within a few seconds, so one that is missing has gone only
-if it is missing for longer.
+They are asked for each second while the application hears of them, since a hub that was killed says
+nothing, and every five seconds for their number alone. A bus that has lost its data knows them
+again within a few seconds, so one that is missing has gone only if it is missing for longer.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from wsc_fast.errors import BusError, HubStateError
 
 # Seconds after which a hub that is missing has gone.
 SETTLE = 3.0
+# Seconds between two looks for their number alone.
+EVERY = 5.0
 
 
 class Nodes:
-    """The other hubs that one hub knows of.
+    """The hubs that one hub knows of.
 
     Args:
         needs: of the hub.
         own: the name of the hub.
         callbacks: of the application, for `on_node`; may grow.
+
+    Attributes:
+        seen: hubs that the bus has told of last, this one included; 0 while it does not answer.
 
     Thread-safety: the loop's thread.
     """
@@ -39,12 +44,19 @@ class Nodes:
         # Since when known ones are missing.
         self._missing: dict[str, float] = {}
         self._asking: asyncio.Task[None] | None = None
+        self._asked_at = -EVERY
+        self.seen = 0
 
-    def look(self) -> None:
-        """Asks for them; to be called each second or so."""
-        bus = self._needs.bus()
-        if not self._callbacks or bus is None or self._asking is not None:
+    def look(self, now: float) -> None:
+        """Asks for them; to be called each second or so.
+
+        Args:
+            now: on the loop's clock.
+        """
+        is_due = self._callbacks or now - self._asked_at >= EVERY
+        if not is_due or self._needs.bus() is None or self._asking is not None:
             return
+        self._asked_at = now
         self._asking = self._needs.tasks.spawn(self._ask(), self._needs.engine.new_context())
         self._asking.add_done_callback(self._asked)
 
@@ -57,6 +69,8 @@ class Nodes:
         self._known = {}
         self._missing = {}
         self._asking = None
+        self._asked_at = -EVERY
+        self.seen = 0
 
     async def _ask(self) -> None:
         bus = self._needs.bus()
@@ -65,7 +79,11 @@ class Nodes:
         try:
             nodes = await bus.nodes()
         except (BusError, HubStateError):
-            return  # nobody knows; the bus writes a line of its own
+            self.seen = 0  # nobody knows; the bus writes a line of its own
+            return
+        self.seen = len(nodes)
+        if not self._callbacks:
+            return
         found = {each.name: each for each in nodes if each.name != self._own()}
         changes = [(each, True) for each in found.values() if each.name not in self._known]
         self._known |= found

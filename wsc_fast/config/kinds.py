@@ -25,6 +25,9 @@ FOREVER = threading.TIMEOUT_MAX
 # A token (RFC 9110 section 5.6.2).
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
+# A part of the name of a hub, which keys on the bus, ids of clients and log lines hold.
+_LABEL = re.compile(r"[0-9A-Za-z_-]{0,63}").fullmatch
+
 # As Go writes durations: "100ms", "1.5s", "2m", "1h30m".
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(rf"([0-9]+(?:\.[0-9]+)?)({'|'.join(_UNITS)})")
@@ -36,8 +39,8 @@ _BOOLEANS = {
 }
 
 
-def _items(passes: Callable[[str], object], allowed: str) -> Meta:
-    """Of a tuple: each item passes this, and else the error says that."""
+def _passing(passes: Callable[[str], object], allowed: str) -> Meta:
+    """Of a text, or of each item of a tuple: it passes this, and else the error says that."""
     return Meta(extra={"passes": passes, "allowed": allowed})
 
 
@@ -49,12 +52,13 @@ SecondsFromZero = Annotated[float, Meta(ge=0, extra={"seconds": True})]
 Rate = Annotated[float, Meta(ge=0)]
 Factor = Annotated[float, Meta(ge=1)]
 Names = tuple[str, ...]
-Tokens = Annotated[Names, _items(_TOKEN, "a token (RFC 9110 section 5.6.2)")]
-Networks = Annotated[Names, _items(parse_network, "an IP address or network")]
-Hosts = Annotated[Names, _items(parse_host, "'host[:port]'")]
+Label = Annotated[str, _passing(_LABEL, "at most 63 of the characters A-Z, a-z, 0-9, - and _")]
+Tokens = Annotated[Names, _passing(_TOKEN, "a token (RFC 9110 section 5.6.2)")]
+Networks = Annotated[Names, _passing(parse_network, "an IP address or network")]
+Hosts = Annotated[Names, _passing(parse_host, "'host[:port]'")]
 Origins = Annotated[
     Names,
-    _items(
+    _passing(
         is_origin_entry,
         "'https://host[:port]', 'host[:port]', '*.host', 'null', '*', or the origin of an app, "
         "such as 'capacitor://localhost'",
@@ -103,8 +107,11 @@ class Kind:
             case msgspec.inspect.LiteralType(values=choices):
                 if value not in choices:
                     raise wrong(called, value, f"one of {', '.join(map(str, choices))}")
+            case msgspec.inspect.StrType():
+                if type(value) is not str or not self._passes(value):
+                    raise wrong(called, value, self._allowed)
             case _:
-                return self._checked_items(called, value)
+                return self._checked_passing(called, value)
         return value
 
     def _checked_number(self, called: str, value: Any, kind: msgspec.inspect.FloatType) -> float:
@@ -120,7 +127,7 @@ class Kind:
             raise wrong(called, value, expected)
         return float(min(value, FOREVER))
 
-    def _checked_items(self, called: str, value: Any) -> tuple[str, ...]:
+    def _checked_passing(self, called: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, (tuple, list)) or not all(
             isinstance(item, str) and item for item in value
         ):

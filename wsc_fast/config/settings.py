@@ -19,6 +19,7 @@ from wsc_fast.config.kinds import (
     LIVE,
     Factor,
     Hosts,
+    Label,
     Names,
     Networks,
     Origins,
@@ -140,6 +141,10 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             standard error that `run` and `uvicorn` set up where the application has configured no
             logging; see also `wsc_fast.observe.JsonFormatter`.
         log_level: of that handler; lines below it are not written.
+        node_name: of this hub among others, for operators: the console, `NodeInfo` and log lines
+            show it with a dash and a random part behind, which differs with each hub and each run
+            of the program. "" is the name of the host, up to its first dot. Ids of clients begin
+            with both where the bus has other hubs.
 
     Raises:
         ConfigError: a value cannot work; the text names the key, the value and what is allowed.
@@ -200,6 +205,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     backlog: Annotated[int, Meta(ge=1, le=1 << 16)] = 4_096
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
+    node_name: Label = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

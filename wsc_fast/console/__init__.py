@@ -8,6 +8,8 @@ Rules:
        it goes as JSON to a script, which makes text nodes of it.
     3. An action is a POST with a header that no other site's page can send. It leaves a log line
        with the name of the operator, on the hub where it was asked for and on the hub that did it.
+       An operator who may not act is refused by the hub; that his page has no buttons protects
+       nothing.
     4. Work on all clients or rooms is done in turns of the loop, once for all who look.
     5. All that is kept or sent is bounded: samples, log lines, lists, texts.
     6. Each view is made by the hub that it is about; any hub on the bus fetches it from there.

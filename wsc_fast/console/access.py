@@ -13,6 +13,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 from http import HTTPStatus
 from time import monotonic
 from urllib.parse import unquote
@@ -60,6 +61,23 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An operator who is let in.
+
+    Attributes:
+        name: for the log.
+        read_only: whether he may look and not act.
+    """
+
+    name: str
+    read_only: bool = False
+
+
+class ReadOnlyError(Exception):
+    """An action of an operator who may not act."""
+
+
 class RefusalCounts:
     """The refusals of each address in its period.
 
@@ -96,6 +114,7 @@ class Access:
         is_the_hubs: whether a function is the hub's own `authenticate`.
         count_rejected: counts a refusal, by its reason.
         open_paths: those of the page and its files, which a browser asks for without the header.
+        read_only: whether no operator may act.
 
     Raises:
         ConfigError: `authenticate` would let anybody in, or cannot be called.
@@ -112,12 +131,14 @@ class Access:
         is_the_hubs: Callable[[object], bool],
         count_rejected: Callable[[str], object],
         open_paths: Collection[str],
+        read_only: bool,
     ) -> None:
         _check(authenticate, is_the_hubs)
         self.most_body: int = MOST_BODY
         self._authenticate = authenticate
         self._count_rejected = count_rejected
         self._open_paths = frozenset(map(unquote, open_paths))  # as `Request.path` has them
+        self._read_only = read_only
         self._refusals = RefusalCounts()
         # Of an authenticator that has the browser ask for a password.
         self._challenge: str | None = getattr(authenticate, "challenge", None)
@@ -140,8 +161,8 @@ class Access:
         self._tell(request, "origin", "it is not the page's own")
         return refusal(HTTPStatus.FORBIDDEN, f"{text}, and comes from the page itself")
 
-    async def operator_of(self, request: Request) -> str | Response:
-        """The name of the operator whose request it is; or the answer to one that is refused.
+    async def operator_of(self, request: Request) -> Admitted | Response:
+        """The operator whose request it is; or the answer to one that is refused.
 
         Raises:
             TypeError: `authenticate` returned something else than it has to.
@@ -157,7 +178,21 @@ class Access:
             too_often = self._refuse_too_often(request)
             if too_often is not None:
                 return too_often
-        return _name_of(known) or self._refuse_stranger(request)
+        return self._admitted(known) or self._refuse_stranger(request)
+
+    def _admitted(self, known: object) -> Admitted | None:
+        name = _name_of(known)
+        if name is None:
+            return None
+        return Admitted(name, self._read_only or _only_reads(known))
+
+    def check_may_act(self, request: Request, operator: Admitted) -> None:
+        """Raises ReadOnlyError where an operator may not act, and leaves a line."""
+        if not operator.read_only:
+            return
+        self._count_rejected("auth")
+        self._tell(request, "read_only", f"operator {operator.name!a} may look, and not act")
+        raise ReadOnlyError("you may look at the hubs, and not act on them")
 
     def _refuse_too_often(self, request: Request) -> Response | None:
         left = self._refusals.seconds_left(request.remote_address)
@@ -225,6 +260,18 @@ def _name_of(known: object) -> str | None:
             f"False or None, not {type(known).__name__}"
         )
     return known[:_MOST_NAME]
+
+
+def _only_reads(known: object) -> bool:
+    """Whether an identity says that its operator may not act."""
+    data = known.user_data if isinstance(known, Identity) else None
+    read_only = (data or {}).get("read_only", False)
+    if type(read_only) is not bool:
+        raise TypeError(
+            "read_only in the user_data of an operator must be True or False, not "
+            f"{type(read_only).__name__}"
+        )
+    return read_only
 
 
 def _is_json(request: Request) -> bool:

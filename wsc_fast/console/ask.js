@@ -4,6 +4,9 @@ const PATIENCE = 8000; // ms for one
 // A page that was opened with a name and a password in its address may not fetch relative to it.
 const base = new URL(`${document.documentElement.dataset.base}/`, location.origin + location.pathname);
 
+// Whether the operator may act; the hub refuses the actions of one who may not.
+export const ACTS = document.documentElement.dataset.acts === "true";
+
 // No further question makes sense.
 export class Refused extends Error {}
 

@@ -7,6 +7,7 @@ bus, and one that does not answer in time is named as silent.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from wsc_fast.bus.base import Bus
+from wsc_fast.cluster.hub_questions import NoHubError
 from wsc_fast.console import questions as ask
 from wsc_fast.console import views
 from wsc_fast.console.actions import Actions, RefusedError, tell
@@ -25,6 +27,8 @@ T = TypeVar("T")
 
 # Hubs that are asked, at most, all at once; seconds for which their names are known.
 MOST_HUBS, KNOWN_FOR = 100, 2.0
+# Hubs of which is noted when they answered last, and seconds for which that is told.
+MOST_SEEN, SEEN_FOR = 1000, 86_400.0
 # Answers of other hubs that are no result, in words for the operator.
 _ERRORS = {
     "nobody": "its console is off",
@@ -37,12 +41,17 @@ class UnknownHubError(Exception):
     """A hub that cannot be asked; the text says why."""
 
 
+class GoneHubError(UnknownHubError):
+    """A hub that is not on the bus."""
+
+
 class Hubs:
     """The hubs that one console reaches.
 
     Args:
         needs: of the hub.
         views, actions: of the hub.
+        read_only: whether its operators may not act.
 
     Attributes:
         bus_round_trip: seconds that the bus took to answer last; None: it did not, or there is
@@ -51,11 +60,14 @@ class Hubs:
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, needs: Needs, own: Views, actions: Actions) -> None:
+    def __init__(self, needs: Needs, own: Views, actions: Actions, read_only: bool) -> None:
         self._needs = needs
         self._views = own
         self._actions = actions
+        self._read_only = read_only
         self._names: list[str] = []
+        # By name, when a hub answered last; those that did so longest ago come first.
+        self._seen: dict[str, float] = {}
         self._known_until = 0.0
         self._looking: asyncio.Task[None] | None = None
         self.bus_round_trip: float | None = None
@@ -68,6 +80,7 @@ class Hubs:
     def forget(self) -> None:
         """The hub has stopped, or its loop was closed."""
         self._names, self._known_until, self._looking = [], 0.0, None
+        self._seen.clear()
         self.bus_round_trip = None
 
     # --- which hubs there are ---
@@ -137,12 +150,16 @@ class Hubs:
             case ask.DisconnectClient() | ask.SendToClient():
                 if question.operator is None:
                     raise RefusedError("an action needs its operator")
+                if self._read_only:
+                    tell(question, "refused: the console of this hub is read-only")
+                    raise RefusedError("the console of that hub is read-only")
                 return await self._actions.do(question)
 
     async def _of(self, hub: str, question: ask.View | ask.OfClient, kind: Any) -> Any:
         """The answer of a hub.
 
         Raises:
+            GoneHubError: it is not on the bus.
             UnknownHubError: it did not answer.
             RefusedError: it refuses.
         """
@@ -152,22 +169,40 @@ class Hubs:
             # An action that came twice would be done twice.
             again = not isinstance(question, ask.OfClient)
             content = ask.encode(question)
-            reply = ask.decode_reply(await self._needs.node.ask_hub(hub, content, again=again))
+            answer = await self._needs.node.ask_hub(hub, content, again=again)
+            self._see(hub)
+            reply = ask.decode_reply(answer)
             if reply.error == "refused":
                 raise RefusedError(reply.text)
             if reply.error:
                 why = _ERRORS.get(reply.error, "it speaks another version")
                 raise UnknownHubError(f"hub {hub!a} has no answer: {why}")
             return msgspec.json.decode(reply.result, type=kind)
+        except NoHubError:
+            raise GoneHubError(self._gone(hub)) from None
         except BusError as error:
             raise UnknownHubError(str(error)) from None
         except msgspec.MsgspecError:
             raise UnknownHubError(f"hub {hub!a} speaks another version") from None
 
+    def _see(self, hub: str) -> None:
+        self._seen.pop(hub, None)
+        self._seen[hub] = time.monotonic()
+        if len(self._seen) > MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
+
+    def _gone(self, hub: str) -> str:
+        """The words about a hub that is not on the bus."""
+        ago = time.monotonic() - self._seen.get(hub, -math.inf)
+        if ago > SEEN_FOR:
+            return f"no hub has the name {hub!a}, and hub {self.own} has seen none"
+        return f"hub {hub!a} was seen until {ago:.0f} s ago; it no longer answers"
+
     async def overview(self, hub: str, since: float, line: int) -> Overview:
         """A hub.
 
         Raises:
+            GoneHubError: it is not on the bus.
             UnknownHubError: it did not answer.
         """
         found: Overview = await self._of(hub or self.own, ask.AskOverview(since, line), Overview)

@@ -3,7 +3,7 @@
 // All that comes from the hub may hold names and texts of peers. It becomes text nodes and attribute
 // values by the functions of elements.js, never HTML. The page asks nobody but its own server.
 
-import { Refused, ask } from "./ask.js";
+import { ACTS, Refused, ask } from "./ask.js";
 import { CHARTS, Chart } from "./charts.js";
 import { fill, link, list, make } from "./elements.js";
 import { bytes, clock, count, duration, seconds } from "./formats.js";
@@ -12,7 +12,8 @@ import { open, startViewing } from "./view.js";
 const EVERY = 2000; // ms between two questions
 const SAMPLES = 300;
 const LINES = 200;
-const NO_HUB = 502; // of an answer: the hub that is asked for does not answer
+const NO_ANSWER = 502; // of an answer: the hub that is asked for does not answer
+const GONE = 410; // of an answer: the hub that is asked for is not on the bus
 
 const find = (id) => document.getElementById(id);
 
@@ -59,19 +60,26 @@ async function look() {
   Object.assign(state, { hub: overview.name, name: overview.name, uptime: overview.uptime });
   showOverview(overview);
   if (state.rounds++ % 2 === 0) showHubs(await ask("hubs"));
-  const paused = state.paused ? "Paused" : "Live";
+  const paused = `${state.paused ? "Paused" : "Live"}${ACTS ? "" : ", read-only"}`;
   const draining = overview.draining ? ", draining" : "";
   say("live", `${paused}${draining}, up ${duration(overview.uptime)}`);
 }
 
-// A hub that nobody has chosen, and that cannot be asked, gives way to the one that answers next: it
-// may have been started anew under another name.
+// A hub that has gone gives way to the one that answers next, and so does one that nobody has chosen
+// and that cannot be asked: it may have been started anew under another name.
 function leave(hub, error) {
-  if (error.status === NO_HUB && hub === state.hub && !state.chosen) {
-    state.hub = "";
+  if (hub === state.hub && (error.status === GONE || (error.status === NO_ANSWER && !state.chosen))) {
+    notice(`${error.message}. Shown is the hub that answers.`);
+    Object.assign(state, { hub: "", chosen: false, rounds: 0 });
     forget();
   }
   throw error;
+}
+
+// A sentence that stays until the operator chooses a hub; none for "".
+function notice(text) {
+  find("notice").textContent = text;
+  find("notice").hidden = !text;
 }
 
 async function run() {
@@ -155,8 +163,9 @@ function showHubs(found) {
   const select = find("hub");
   const names = hubs.map((each) => each.name);
   const options = [...select.options].map((each) => each.value);
-  if (names.join(" ") !== options.join(" ") && document.activeElement !== select) {
-    const shown = state.hub || state.own;
+  const shown = state.hub || state.own;
+  const differs = names.join(" ") !== options.join(" ") && document.activeElement !== select;
+  if (differs || select.value !== shown) {
     const known = names.includes(shown) ? names : [...names, shown];
     select.replaceChildren(...known.map((name) => {
       const label = name === state.own ? `${name} (this one)` : name;
@@ -210,6 +219,7 @@ find("search").addEventListener("submit", (event) => {
 find("hub").addEventListener("change", (event) => {
   state.hub = event.target.value;
   state.chosen = state.hub !== state.own;
+  notice("");
   forget();
   showCharts();
   say("waiting", "Loading");

@@ -24,7 +24,9 @@ class ConsoleFace(Calls):
     _calls: ThreadCalls
     _console: Console | None = None
 
-    def enable_console(self, path: str = "/console", *, authenticate: MayOperate) -> None:
+    def enable_console(
+        self, path: str = "/console", *, authenticate: MayOperate, read_only: bool = False
+    ) -> None:
         """Serves the console: a page on which operators watch the hub, and act on its clients.
 
         It is served as routes of the hub: on its own server, and by `asgi_routes` beside uvicorn.
@@ -36,24 +38,28 @@ class ConsoleFace(Calls):
             authenticate: `authenticate(request)`, plain or async: the name of the operator, or an
                 Identity with it; or True. None, False and "" refuse. `BasicAuthenticator` is one.
                 An address whose passwords are refused 10 times gets 429 until 60 seconds have
-                passed since the first of them; of another function each refusal counts.
+                passed since the first of them; of another function each refusal counts. An
+                Identity whose user_data has `"read_only": True` is of an operator who may look, and
+                not act.
+            read_only: True has no operator act, neither here nor on the clients of this hub from
+                the console of another one. Actions are answered by 403.
 
         Raises:
             ConfigError: `authenticate` is no function, or is the hub's own, which lets users in.
-            ValidationError: the path cannot be served, or is served already; or `authenticate`
-                takes no request.
+            ValidationError: the path cannot be served, or is served already; `authenticate` takes
+                no request; or `read_only` is no bool.
             HubStateError: enabled already.
 
         Thread-safety: any thread.
         """
-        self._calls.run(partial(self._enable_console, path, authenticate))
+        self._calls.run(partial(self._enable_console, path, authenticate, read_only))
 
-    def _enable_console(self, path: str, authenticate: MayOperate) -> None:
+    def _enable_console(self, path: str, authenticate: MayOperate, read_only: bool) -> None:
         from wsc_fast.console.routes import Console
 
         if self._console is not None:
             raise HubStateError("the console is enabled already")
-        self._console = Console(self._console_needs(), path, authenticate)
+        self._console = Console(self._console_needs(), path, authenticate, read_only)
 
     def _console_needs(self) -> Needs:
         """The things that the console needs of the hub; Hub has them."""

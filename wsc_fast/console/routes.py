@@ -15,9 +15,16 @@ import msgspec
 
 from wsc_fast._core.clients import check_id
 from wsc_fast.console import questions as ask
-from wsc_fast.console.access import HEADERS, Access, MayOperate, refusal
+from wsc_fast.console.access import (
+    HEADERS,
+    Access,
+    Admitted,
+    MayOperate,
+    ReadOnlyError,
+    refusal,
+)
 from wsc_fast.console.actions import Actions, RefusedError
-from wsc_fast.console.cluster import Hubs, UnknownHubError
+from wsc_fast.console.cluster import GoneHubError, Hubs, UnknownHubError
 from wsc_fast.console.log_ring import LogRing
 from wsc_fast.console.needs import Needs
 from wsc_fast.console.samples import Samples
@@ -47,7 +54,9 @@ MOST_REQUESTS = 32
 _ERRORS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (msgspec.MsgspecError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (ValidationError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (ReadOnlyError, HTTPStatus.FORBIDDEN),
     (RefusedError, HTTPStatus.CONFLICT),
+    (GoneHubError, HTTPStatus.GONE),
     (UnknownHubError, HTTPStatus.BAD_GATEWAY),
     (HubStateError, HTTPStatus.SERVICE_UNAVAILABLE),
 )
@@ -59,19 +68,23 @@ class Console:
 
     Args:
         needs: of the hub.
-        path, authenticate: see `Hub.enable_console`.
+        path, authenticate, read_only: see `Hub.enable_console`.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, needs: Needs, path: str, authenticate: MayOperate) -> None:
+    def __init__(self, needs: Needs, path: str, authenticate: MayOperate, read_only: bool) -> None:
         _check_path(path)
+        if type(read_only) is not bool:
+            raise ValidationError(f"read_only must be True or False, not {shown(read_only)}")
         open_paths = [path, *(f"{path}/{name}" for name in FILES)]
-        self._access = Access(authenticate, needs.authenticates, needs.count_rejected, open_paths)
+        self._access = Access(
+            authenticate, needs.authenticates, needs.count_rejected, open_paths, read_only
+        )
         self._under_way = 0
         log, top, actions = LogRing(), TopFinder(needs.hub), Actions(needs.hub)
         samples = Samples(needs.read, lambda: self._hubs.bus_round_trip)
-        self._hubs = Hubs(needs, Views(needs, samples, log, top), actions)
+        self._hubs = Hubs(needs, Views(needs, samples, log, top), actions, read_only)
         samples.ticks.append(self._hubs.look)
         routes = self._routes(path)
         # All that may fail comes first, so that nothing is served of a call that has failed.
@@ -92,7 +105,7 @@ class Console:
         page = folder.joinpath("page.html").read_text(encoding="utf-8")
         # Relative, so that a proxy may serve the console below a path of its own.
         page = page.replace("{base}", html.escape(path.rpartition("/")[2]))
-        gets: dict[str, Answerer] = {path: _file(page.encode(), "text/html; charset=utf-8")}
+        gets: dict[str, Answerer] = {path: _page(page)}
         for name, kind in FILES.items():
             gets[f"{path}/{name}"] = _file(folder.joinpath(name).read_bytes(), kind)
         for name, view in (
@@ -125,37 +138,38 @@ class Console:
         finally:
             self._under_way -= 1
 
-    async def _overview(self, request: Request, operator: str) -> Response:
+    async def _overview(self, request: Request, operator: Admitted) -> Response:
         query = request.query
         since, line = _number(query.get("since", "0")), _number(query.get("line", "0"))
         return _json(await self._hubs.overview(query.get("hub", ""), since, int(line)))
 
-    async def _summaries(self, request: Request, operator: str) -> Response:
+    async def _summaries(self, request: Request, operator: Admitted) -> Response:
         return _json(await self._hubs.summaries())
 
-    async def _client(self, request: Request, operator: str) -> Response:
+    async def _client(self, request: Request, operator: Admitted) -> Response:
         return _json(await self._hubs.client(_id(request, "client")))
 
-    async def _user(self, request: Request, operator: str) -> Response:
+    async def _user(self, request: Request, operator: Admitted) -> Response:
         return _json(await self._hubs.user(_id(request, "user")))
 
-    async def _room(self, request: Request, operator: str) -> Response:
+    async def _room(self, request: Request, operator: Admitted) -> Response:
         return _json(await self._hubs.room(_id(request, "room")))
 
-    async def _find(self, request: Request, operator: str) -> Response:
+    async def _find(self, request: Request, operator: Admitted) -> Response:
         text = request.query.get("text", "")
         if not 0 < len(text) <= MOST_TEXT:
             raise ValidationError(f"text must have 1 to {MOST_TEXT} characters, not {len(text)}")
         return _json(await self._hubs.find(text))
 
-    async def _act(self, request: Request, operator: str) -> Response:
+    async def _act(self, request: Request, operator: Admitted) -> Response:
+        self._access.check_may_act(request, operator)
         action = ask.decode_action(request.body)
-        who = ask.Operator(operator, request.remote_address, self._hubs.own)
+        who = ask.Operator(operator.name, request.remote_address, self._hubs.own)
         # An operator whose browser goes away does not take back what is on its way.
         return _json(await asyncio.shield(self._hubs.act(action, who)))
 
 
-Answerer = Callable[[Request, str], Awaitable[Response]]
+Answerer = Callable[[Request, Admitted], Awaitable[Response]]
 
 
 class _Forgets:
@@ -191,10 +205,23 @@ def _check_path(path: object) -> None:
         )
 
 
+def _page(text: str) -> Answerer:
+    """The page, which shows no buttons to an operator who may not act."""
+    acting, looking = (
+        _file(text.replace("{acts}", acts).encode(), "text/html; charset=utf-8")
+        for acts in ("true", "false")
+    )
+
+    async def answerer(request: Request, operator: Admitted) -> Response:
+        return await (looking if operator.read_only else acting)(request, operator)
+
+    return answerer
+
+
 def _file(content: bytes, kind: str) -> Answerer:
     response = Response(body=content, content_type=kind, headers=HEADERS)
 
-    async def answerer(request: Request, operator: str) -> Response:
+    async def answerer(request: Request, operator: Admitted) -> Response:
         return response
 
     return answerer

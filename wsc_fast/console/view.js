@@ -1,7 +1,7 @@
 // The dialog about a client, a user, a room, or what was found; and the actions on them. The address
 // of the page says which it is, so that the browser's own keys go back.
 
-import { Refused, ask } from "./ask.js";
+import { ACTS, Refused, ask } from "./ask.js";
 import { button, field, fill, link, make, pairs } from "./elements.js";
 import { bytes, clock, count, duration, seconds } from "./formats.js";
 
@@ -188,7 +188,7 @@ function table(heads, rows, numbers) {
 // --- actions ---
 
 function actionsOf({ kind, id }) {
-  if (kind === "find") return [];
+  if (kind === "find" || !ACTS) return [];
   const forms = [
     form("Send", `Text for ${kind === "room" ? "all members" : `this ${kind}`}`, "textarea", (text) =>
       act({ ask: `send_to_${kind}`, id, text }), true),

@@ -79,8 +79,9 @@ class DeliveryFace(Calls):
 
         Raises:
             HubStateError: enabled already.
-            ConfigError: a store without `enable_offline_messages`, one that another hub uses, or
-                none of the types.
+            ConfigError: the config or the store is none, a store comes without
+                `enable_offline_messages`, another hub uses it, or the hubs of the bus cannot share
+                it.
 
         Thread-safety: any thread. Source: go-wsc `EnableACK`.
         """
@@ -137,6 +138,10 @@ class DeliveryFace(Calls):
 
         Returns:
             list[ACKMessage]: in the order of sending; empty for a client that is not connected.
+
+        Raises:
+            ValidationError: the id is no str.
+            HubStateError: the loop of the hub is gone, or does not take the call in time.
 
         Thread-safety: any thread. Source: go-wsc `GetPendingACKs`.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wsc_fast._core.engine import Engine
 from wsc_fast.cluster.counters import Counters
+from wsc_fast.cluster.node import Node
 from wsc_fast.delivery.delivery import Delivery
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.life import Life
@@ -14,7 +15,9 @@ class Counting:
     """The counters and gauges of one hub.
 
     Args:
-        engine, callbacks, delivery, life: of the hub.
+        engine, callbacks, delivery, life, node: of the hub.
+
+    Attributes:
         cluster: the counters of kept rooms and the bus, which HubStats has not.
 
     Thread-safety: the loop's thread.
@@ -26,9 +29,10 @@ class Counting:
         callbacks: Callbacks,
         delivery: Delivery,
         life: Life,
-        cluster: Counters,
+        node: Node,
     ) -> None:
-        self.cluster = cluster
+        self.cluster: Counters = node.counters
+        self._node = node
         self._engine = engine
         self._callbacks = callbacks
         self._delivery = delivery
@@ -41,7 +45,7 @@ class Counting:
             connections=self._engine.connections,
             start_time=self._life.start_time,
             uptime=self._life.uptime(),
-            own=self._callbacks.counters(),
+            own={**self._callbacks.counters(), "nodes": self._node.nodes_seen()},
             delivery=self._delivery.counters(),
         )
 

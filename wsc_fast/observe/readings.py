@@ -87,6 +87,7 @@ FAMILIES = (
         "connections",
     ),
     Family("wsc_rooms", "gauge", "Rooms.", "active_rooms"),
+    Family("wsc_nodes", "gauge", "Hubs that the bus has told of last, this one included.", "nodes"),
     Family("wsc_queued_messages", "gauge", "Messages in all outboxes.", "queued_messages"),
     Family("wsc_queued_bytes", "gauge", "Bytes in all outboxes.", "queued_bytes"),
     Family(

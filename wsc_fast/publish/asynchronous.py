@@ -138,7 +138,7 @@ class AsyncPublisher:
         """The messages of a kept room, the oldest first; see `Publisher.history`.
 
         Raises:
-            LookupError, BusUnavailableError, ValidationError: see there.
+            LookupError, BusUnavailableError, BusError, ValidationError: see there.
         """
         self._begin()
         found: list[HistoryEntry] = await self._drive(
@@ -150,7 +150,7 @@ class AsyncPublisher:
         """The users who are present in a room, on all hubs; see `Publisher.members`.
 
         Raises:
-            BusUnavailableError, ValidationError: see there.
+            BusUnavailableError, BusError, ValidationError: see there.
         """
         self._begin()
         found: list[Member] = await self._drive(self._work.members(checked_id("room", room_id)))
@@ -160,7 +160,7 @@ class AsyncPublisher:
         """The users among these who are connected; see `Publisher.online`.
 
         Raises:
-            BusUnavailableError, ValidationError: see there.
+            BusUnavailableError, BusError, ValidationError: see there.
         """
         self._begin()
         found: set[str] = await self._drive(self._work.online(checked_users(user_ids)))

@@ -84,7 +84,7 @@ class Publisher:
         Raises:
             BusUnavailableError: the bus did not take it in time. The text says whether it may have
                 been published; with an idempotency key, the same call can be made again.
-            BusError: the bus refuses.
+            BusError: the bus refuses, or does not say which rooms are kept.
             ValidationError: an argument cannot be used.
         """
         return self._publish_one(to_room(room_id, message, exclude, key, idempotency_key))
@@ -185,6 +185,7 @@ class Publisher:
         Raises:
             LookupError: the history does not reach back to `after`, or the bus has lost it.
             BusUnavailableError: the bus did not answer in time.
+            BusError: the bus refuses, or does not say which rooms are kept.
             ValidationError: an argument cannot be used, or the room is not kept.
         """
         found: list[HistoryEntry] = self._drive(
@@ -200,6 +201,7 @@ class Publisher:
 
         Raises:
             BusUnavailableError: the bus did not answer in time.
+            BusError: the bus refuses.
             ValidationError: the id cannot be used.
         """
         found: list[Member] = self._drive(self._work.members(checked_id("room", room_id)))
@@ -210,6 +212,7 @@ class Publisher:
 
         Raises:
             BusUnavailableError: the bus did not answer in time.
+            BusError: the bus refuses.
             ValidationError: an id cannot be used.
         """
         found: set[str] = self._drive(self._work.online(checked_users(user_ids)))

@@ -166,8 +166,8 @@ class Life:
             raise
         parts.files.look()
         self._begin()
-        places = parts.listener.addresses
-        tell_begun(loop, "listening on", places, f"{'wss' if ssl else 'ws'}://", path)
+        places, name = parts.listener.addresses, parts.node.own_name()
+        tell_begun(loop, "listening on", name, places, f"{'wss' if ssl else 'ws'}://", path)
 
     async def attach(self, server: str, tls: bool, path: str | None) -> None:
         """Runs on the running loop, beside a server of somebody else's; see `Hub.attach`.
@@ -179,14 +179,14 @@ class Life:
         """
         loop = asyncio.get_running_loop()
         self._attach_to(loop, server, tls, path)
-        start = self._start
+        parts, start = self._parts, self._start
         try:
             await self._make_ready(loop, start)
         except BaseException:
             await self._give_up_start(loop, start)
             raise
         self._begin()
-        tell_begun(loop, f"attached to {server}", path=path or "")
+        tell_begun(loop, f"attached to {server}", parts.node.own_name(), path=path or "")
 
     def attach_at_once(self, server: str, tls: bool, path: str | None) -> None:
         """As `attach`; the offline store opens, and startup callbacks run, meanwhile."""
@@ -198,7 +198,7 @@ class Life:
         parts.tasks.begin()
         starting = partial(self._check_still_starting, self._start)
         parts.tasks.start(parts.hooks.start_up(starting), "on_startup")
-        tell_begun(loop, f"attached to {server}", path=path or "")
+        tell_begun(loop, f"attached to {server}", parts.node.own_name(), path=path or "")
         opening = loop.create_task(self._open_beside(loop, self._start))
         opening.add_done_callback(_log_failure)
 

@@ -13,6 +13,7 @@ from wsc_fast.log import log
 def tell_begun(
     loop: asyncio.AbstractEventLoop,
     what: str,
+    hub: str,
     places: tuple[str, ...] = (),
     scheme: str = "",
     path: str = "",
@@ -22,6 +23,7 @@ def tell_begun(
     Args:
         loop: that it runs on.
         what: the first words of the line.
+        hub: its name.
         places: the addresses that it listens on; none where another server does.
         scheme: in front of each.
         path: of the WebSocket endpoint; "" where it is not known.
@@ -29,9 +31,10 @@ def tell_begun(
     kind = type(loop).__module__.partition(".")[0]
     served = " and ".join(f"{scheme}{place}{path}" for place in places) or path
     log.info(
-        "%s (process %d, wsc_fast %s on %s)",
+        "%s (process %d, hub %s, wsc_fast %s on %s)",
         f"{what} {served}" if served else what,
         os.getpid(),
+        hub,
         _version(),
         kind,
         extra={
@@ -40,6 +43,7 @@ def tell_begun(
             "path": path,
             "tls": scheme == "wss://",
             "pid": os.getpid(),
+            "hub": hub,
             "version": _version(),
             "loop": kind,
         },

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from wsc_fast.errors import BusError, ConfigError, HubStateError, ListenError
+from wsc_fast.errors import BusError, ConfigError, HubStateError, ListenError, OfflineStoreError
 from wsc_fast.log import log
 from wsc_fast.runtime.process import (
     OpenFiles,
@@ -67,8 +67,9 @@ class Runner:
         """Serves until a signal or somebody else ends it; the arguments are those of `start`.
 
         Raises:
-            SystemExit: the address cannot be listened on; its text says why in one line. Or a
-                signal handler of the application's own has raised it.
+            SystemExit: the address cannot be listened on, or the bus or the offline store does not
+                open; its text says why in one line. Or a signal handler of the application's own
+                has raised it.
             HubStateError: a loop runs in this thread already.
         """
         import uvloop
@@ -90,7 +91,7 @@ class Runner:
                 raise self._leaving
         except ListenError as error:
             raise SystemExit(f"wsc_fast: {error.strerror}") from None
-        except BusError as error:
+        except (BusError, OfflineStoreError) as error:
             raise SystemExit(f"wsc_fast: {error}") from None
 
     def allow_files(self) -> None:

@@ -214,7 +214,7 @@ def connect(path: str, synchronous: str, busy_timeout: float, max_bytes: int) ->
 
     Raises:
         sqlite3.Error: it cannot be opened.
-        OfflineStoreError: the file is none of ours.
+        OfflineStoreError: the file cannot be created, or is none of ours.
     """
     _create(path)
     deadline = time.monotonic() + busy_timeout
@@ -235,8 +235,13 @@ def connect(path: str, synchronous: str, busy_timeout: float, max_bytes: int) ->
 def _create(path: str) -> None:
     # SQLite gives the two other files the mode of the first. A file that is there is not opened
     # here: to close it would take away the locks that this process has on it.
-    with suppress(OSError):
+    try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        # SQLite would say no more than that it cannot open the file.
+        raise OfflineStoreError(error.strerror) from error
     with suppress(OSError):
         # To SQLite such a file is empty (an old oddity of its), and would be written over.
         if os.path.getsize(path) == 1:

@@ -21,6 +21,19 @@ _PART_KEPT = 8
 # Seconds between two looks at the log, and at a disk that has this many bytes more than needed.
 _LOOK_EVERY = 0.25
 _AMPLE = 1 << 30
+# Bytes that SQLite needs at once for the file with the index of its log.
+_LEAST_ROOM = 65_536
+
+
+def is_full(path: str) -> bool:
+    """Whether the disk of a file has no room for the files beside it."""
+    try:
+        found = os.statvfs(os.path.dirname(path) or ".")
+    except OSError:
+        return False
+    # Some file systems have no fixed number of files, and say 0.
+    has_files = found.f_favail > 0 or found.f_files == 0
+    return found.f_bavail * found.f_frsize < _LEAST_ROOM or not has_files
 
 
 class DatabaseFiles:

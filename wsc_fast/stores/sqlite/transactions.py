@@ -28,7 +28,7 @@ from wsc_fast.log import log
 from wsc_fast.stores.base import exists_error, full_error
 from wsc_fast.stores.sqlite import database
 from wsc_fast.stores.sqlite.entries import Append, Delete, Entry, Expire, Query
-from wsc_fast.stores.sqlite.files import DatabaseFiles
+from wsc_fast.stores.sqlite.files import DatabaseFiles, is_full
 from wsc_fast.stores.sqlite.others import Others
 from wsc_fast.stores.sqlite.room import ROW_GROWTH_BYTES, ROW_LOG_BYTES, Room
 
@@ -280,6 +280,9 @@ class Transactions:
             text += f", by another process, for longer than {self._busy_timeout:g} s"
         elif database.code(cause) == sqlite3.SQLITE_FULL:
             text += f" (max_bytes is {self._max_bytes})"
+        elif database.code(cause) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+            # SQLite does not say why, and may mean one of the files beside it (-wal, -shm).
+            text += ": the disk is full" if is_full(self._path) else ""
         error = self._error(text)
         error.__cause__ = cause
         return error
