@@ -335,7 +335,7 @@ class _Parts:
         if client.options.recover and socket is not None:
             socket.send(client._receiver.hello())
         client._rooms.opened()
-        client._sender.opened()
+        client._sender.flush()
 
     def received(self, data: Payload) -> asyncio.Future[None] | None:
         client = self._client
@@ -348,7 +348,6 @@ class _Parts:
 
     def heard(self) -> None:
         self._client._heartbeat.heard()
-        self._client._sender.heard()
 
     def writable(self) -> None:
         self._client._sender.flush()
