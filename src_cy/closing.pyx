@@ -14,7 +14,7 @@ from wsc_fast._core.outbox cimport (
     outbox_close,
     outbox_data,
 )
-from wsc_fast._core.pacing cimport PAUSED_FOR_CALLBACKS, PAUSED_FOR_RATE, PacedConnection
+from wsc_fast._core.pacing cimport PAUSED_FOR_TURN, PacedConnection
 
 from wsc_fast.errors import HubStoppedError, ProtocolError, ValidationError
 
@@ -108,7 +108,7 @@ cdef class ClosableConnection(PacedConnection):
             if outbox_close(&self.box, <PyObject*>frame) == NO_MEMORY:
                 return self.abort()
             self.close_queued = True
-            self.resume_reading(PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE)
+            self.resume_reading(~PAUSED_FOR_TURN)
             return self.engine.fanout.mark(self)
         except BaseException:
             if self.engine.loop_context.loop.is_closed():

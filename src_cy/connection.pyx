@@ -38,7 +38,7 @@ from wsc_fast._core.frames cimport check_close
 from wsc_fast._core.hearing cimport HeardConnection
 from wsc_fast._core.members cimport rooms_of
 from wsc_fast._core.outbox cimport AWARE, CLOSED, CLOSING, CONNECTING, OPEN
-from wsc_fast._core.pacing cimport PAUSED_FOR_CALLBACKS
+from wsc_fast._core.pacing cimport PAUSED_FOR_CALLBACKS, PAUSED_FOR_IDENTITY
 
 from picows import WSListener
 
@@ -510,6 +510,12 @@ def hold_input(Client client not None):
     client.held = []
 
 
+def hear_hello(Client client not None):
+    """Reads on: who a client is that speaks wsc.1 is known, and its hello is to come."""
+    client.awaits_hello = True
+    client.resume_reading(PAUSED_FOR_IDENTITY)
+
+
 def set_authenticating(Client client not None, task):
     """Has the end of the connection cancel the task that finds out its identity; None: none."""
     client.authenticating = task
@@ -541,7 +547,7 @@ def enter(Client client not None, str client_id, str user_id, user_data, str dev
 
 
 def release_input(Client client not None):
-    """Has a client hear the messages that `hold_input` has kept."""
+    """Has a client hear the messages that `hold_input` has kept, and reads on."""
     cdef list held = client.held or []  # none: it was not let in
     client.held = None
     client.held_bytes = 0
@@ -558,6 +564,10 @@ def release_input(Client client not None):
         client.failed(error)
     finally:
         client.listened()
+        if client.reading_paused & PAUSED_FOR_IDENTITY:
+            # It is we who did not listen.
+            client.last_seen = client.part_since = wsc_coarse_now() + passed
+            client.resume_reading(PAUSED_FOR_IDENTITY)
 
 
 # Its callbacks: their context, and their inbox.

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -98,6 +99,17 @@ static inline int wsc_was_reset(int fd) {
 #ifdef __linux__
     struct tcp_info info;
     return wsc_tcp_info(fd, &info) == 0 && info.tcpi_state == 7 /* TCP_CLOSE */;
+#else
+    (void)fd;
+    return 0;
+#endif
+}
+
+/* Whether the peer has ended its stream, or reset the connection, though not all of it was read. */
+static inline int wsc_peer_left(int fd) {
+#ifdef POLLRDHUP
+    struct pollfd look = {fd, POLLRDHUP, 0}; /* POLLHUP and POLLERR are always told */
+    return poll(&look, 1, 0) > 0;
 #else
     (void)fd;
     return 0;

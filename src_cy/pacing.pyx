@@ -25,7 +25,7 @@ cdef class PacedConnection(PicowsConnection):
         return self.stream
 
     cdef int pause_reading(self, int reason) except -1:
-        if self.stream is not None and self.state == OPEN and self.lost_early is None:
+        if self.stream is not None and self.state <= OPEN and self.lost_early is None:
             if not self.reading_paused:
                 self.stream.pause_reading()
             self.reading_paused |= reason
@@ -35,7 +35,7 @@ cdef class PacedConnection(PicowsConnection):
     cdef int resume_reading(self, int reasons) except -1:
         if self.reading_paused & reasons:
             self.reading_paused &= ~reasons
-            self.halted = self.reading_paused & (PAUSED_FOR_CALLBACKS | PAUSED_FOR_RATE) != 0
+            self.halted = self.reading_paused & ~PAUSED_FOR_TURN != 0
             if not self.reading_paused:
                 if self.deferred_input is not None:
                     # First what was read already, at its turn.

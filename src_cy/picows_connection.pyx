@@ -98,7 +98,7 @@ cdef class PicowsConnection(Receiver):
         head.key = 0  # picows has unmasked it
         try:
             if not self.input_closed:
-                self.take_frame(&head, <uint8_t*>frame.payload_ptr)
+                self.take_parsed(&head, <uint8_t*>frame.payload_ptr)
             if frame.last_in_buffer and self.picows_protocol is None:
                 self.take_over()
                 self.feed(frame.payload_ptr + frame.payload_size, frame.tail_size)

@@ -1,6 +1,7 @@
 """Whether the peer of a connection is still there; see pings.pxd."""
 
 from cpython.object cimport PyObject
+from libc.float cimport DBL_MAX
 
 from wsc_fast._core.clock cimport aged, passed
 from wsc_fast._core.closing cimport ClosableConnection
@@ -13,6 +14,7 @@ from wsc_fast._core.outbox cimport (
     outbox_push,
     outbox_trim,
 )
+from wsc_fast._core.pacing cimport PAUSED_FOR_IDENTITY
 from wsc_fast._core.rates cimport RATE_DROP
 from wsc_fast._core.receiver cimport CLOSE, PING, PONG
 
@@ -23,6 +25,7 @@ cdef extern from "net.h" nogil:
     double wsc_now()
     int wsc_progress(int fd, double* since_data, unsigned long long* acked)
     bint wsc_peer_ended(int fd)
+    bint wsc_peer_left(int fd)
     bint wsc_was_reset(int fd)
 
 cdef bytes PING_FRAME = b"\x89\x00"
@@ -30,6 +33,9 @@ cdef bytes PING_FRAME = b"\x89\x00"
 # one that still waits.
 cdef object PING_KEY = object()
 cdef object PONG_KEY = object()
+
+# Seconds between two looks at a peer that is not read.
+cdef double LOOK = 1.0
 
 cdef enum:
     # Bytes of a few pings on the wire, over TLS too. The peer's kernel may have acknowledged these
@@ -60,6 +66,38 @@ cdef class PingedConnection(ClosableConnection):
 
     def __cinit__(self):
         self.round_trip = -1
+        self.look_slot = -1
+
+    # --- before its identity is known ---
+
+    cdef int hold_back(self) except -1:
+        if self.engine.turns.deadline == DBL_MAX:
+            return 0  # its stream has ended (`take_rest`): it will never be let in
+        self.engine.over("authentication_input_bytes")
+        self.pause_reading(PAUSED_FOR_IDENTITY)
+        return self.look_later()
+
+    cdef int look_later(self) except -1:
+        if self.look_slot < 0:
+            self.look_slot = self.engine.deadlines.set(
+                self._look, self.engine.loop_context.loop.time() + LOOK
+            )
+        return 0
+
+    def _look(self):
+        """Whether it has left, which nobody reads while it is paused (the loop's thread)."""
+        self.look_slot = -1
+        if not self.reading_paused & PAUSED_FOR_IDENTITY:
+            return
+        if wsc_was_reset(self.descriptor):  # which not every transport tells of once it was paused
+            self.end = "conn_error"
+            self.abort()
+        elif wsc_peer_left(self.descriptor):
+            self.input_closed = True  # the rest is read up to its end, and forgotten
+            self.deferred_input = None
+            self.resume_reading(PAUSED_FOR_IDENTITY)
+        else:
+            self.look_later()
 
     # --- control frames ---
 
@@ -95,6 +133,12 @@ cdef class PingedConnection(ClosableConnection):
         ) == NO_MEMORY:
             raise MemoryError("no memory for an outbox")
         return self.engine.fanout.mark(self)
+
+    cdef int end_timers(self) except -1:
+        if self.look_slot >= 0:
+            self.engine.deadlines.cancel(self._look, self.look_slot)
+            self.look_slot = -1
+        return ClosableConnection.end_timers(self)
 
     cdef int ping(self) except -1:
         return self.push_control(PING_FRAME, PING_KEY)

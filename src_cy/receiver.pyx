@@ -9,7 +9,9 @@ Rules
     (`input_closed`): input is read, so that our close frame is not overtaken by a reset, and
     forgotten.
 4.  While we are closing, data is skipped without being kept, and only a close frame is heard.
-5.  No `return` within an `except` (here and in the other modules): without memory for the traceback
+5.  Messages are held, up to a bound, while it is not known whose they are. The rest waits as it
+    came, and the transport is paused (`hold_back`), so that TCP holds back all behind it.
+6.  No `return` within an `except` (here and in the other modules): without memory for the traceback
     Cython 3.3 would release one that it does not have.
 
 The buffer belongs to the engine, and to one connection only from the transport's read to the end
@@ -62,6 +64,18 @@ cdef dict HEAD_FAULTS = {
 }
 
 
+cdef bytes as_frame(int first, const uint8_t* data, Py_ssize_t size):
+    """A whole frame under the mask 0, which begins with this byte."""
+    cdef bytes head = bytes([first])
+    if size < 126:
+        head += bytes([0x80 | size])
+    elif size < 0x10000:
+        head += b"\xfe" + (<object>size).to_bytes(2, "big")
+    else:
+        head += b"\xff" + (<object>size).to_bytes(8, "big")
+    return b"%b\0\0\0\0%b" % (head, <bytes>data[:size])
+
+
 cdef class Receiver(Sink):
     """The receiving half of a connection (internal; `Client` is the public class)."""
 
@@ -82,7 +96,10 @@ cdef class Receiver(Sink):
             return buffer.whole_view
         if not turns.has_turn(self.turn):
             return buffer.least_view
-        if self.handshake is not None or self.engine.rates.pausing or turns.crowded:
+        if (
+            self.handshake is not None or self.held is not None
+            or self.engine.rates.pausing or turns.crowded
+        ):
             return buffer.small_view
         return buffer.view
 
@@ -269,29 +286,43 @@ cdef class Receiver(Sink):
             if some < 0:
                 return self.refuse(1002, HEAD_FAULTS[some])
             if some > 0 and head.size <= <uint64_t>(left - some):
+                if head.opcode >= CLOSE or self.may_begin(&head):
+                    self.take_frame(&head, data + at + some)
+                elif self.halted:
+                    return self.put_back(data + at, left)
                 at += some + <Py_ssize_t>head.size
-                self.take_frame(&head, data + at - head.size)
                 if self.deferred:
                     return self.put_aside(data + at, size - at)
             elif some > 0 and head.opcode < CLOSE:
-                at += some
                 if self.may_begin(&head):
                     self.begin_part(&head)
+                elif self.halted:
+                    return self.put_back(data + at, left)
+                at += some
                 self.remaining = head.size
             else:
                 self.tail = PyBytes_FromStringAndSize(<const char*>data + at, left)
                 return 0
         return 0
 
+    cdef int take_parsed(self, const wsc_head* head, uint8_t* payload) except -1:
+        """Takes a frame that another parser has read and unmasked, or puts it aside."""
+        cdef bytes frame
+        if not self.halted and (head.opcode >= CLOSE or self.may_begin(head)):
+            return self.take_frame(head, payload)
+        if self.halted:
+            frame = as_frame(head.fin << 7 | head.rsv << 4 | head.opcode, payload, head.size)
+            return self.put_aside(<const uint8_t*>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+        return 0
+
     cdef int take_frame(self, const wsc_head* head, uint8_t* payload) except -1:
+        """Takes a whole frame: of data one that may begin."""
         cdef object content = None
         if head.opcode >= CLOSE:
             if head.rsv:
                 return self.refuse(1002, "a reserved bit is set")
             wsc_unmask(payload, payload, head.size, head.key)
             return self.take_control(head.opcode, <const char*>payload, head.size)
-        if not self.may_begin(head):
-            return 0
         if not head.fin or self.parts is not None:
             self.begin_part(head)
             self.remaining = head.size
@@ -317,7 +348,10 @@ cdef class Receiver(Sink):
         return self.take_message(content, head.size)
 
     cdef bint may_begin(self, const wsc_head* head) except -1:
-        """Whether a data frame is to be heard; refuses what the rules or the bounds forbid."""
+        """Whether a data frame is to be heard now; refuses what the rules or the bounds forbid.
+
+        Where it has to wait, and all behind it, this is `halted` afterwards.
+        """
         cdef Py_ssize_t held = 0
         cdef Py_ssize_t bound = self.engine.max_message_size
         if self.state >= CLOSING:
@@ -338,14 +372,20 @@ cdef class Receiver(Sink):
         if <Py_ssize_t>head.size > bound - held:
             self.refuse_over("max_message_size", 1009, "message too big")
             return False
-        if self.state == CONNECTING:
-            self.held_bytes += HELD_COST
-            if self.held_bytes + held + <Py_ssize_t>head.size > self.engine.auth_input_bytes:
-                self.refuse_over(
-                    "authentication_input_bytes", 1008, "too much input before authentication"
-                )
+        if self.holds():
+            held += self.held_bytes + HELD_COST + <Py_ssize_t>head.size
+            # A context of its own inflates a message once, to a size that only shows then.
+            if held > self.engine.auth_input_bytes or (
+                head.rsv and self.context is not None and self.context.client_window
+            ):
+                self.hold_back()
                 return False
+            self.held_bytes += HELD_COST
         return True
+
+    cdef bint holds(self) noexcept:
+        """Whether what comes is held, within the bound: all but the hello that is awaited."""
+        return self.held is not None and (self.greeted or not self.awaits_hello)
 
     cdef int begin_part(self, const wsc_head* head) except -1:
         if self.parts is None:
@@ -415,8 +455,8 @@ cdef class Receiver(Sink):
         cdef Py_ssize_t room = limit
         cdef object content = None
         cdef Py_ssize_t message = size
-        if self.state == CONNECTING:
-            # A message that is held back counts with its inflated size, in which it is held.
+        if self.holds():
+            # A message that is held counts with its inflated size, in which it is held.
             room = max(self.engine.auth_input_bytes - self.held_bytes, 0)
             limit = min(limit, room)
         if self.inflatable != INT_MAX:
@@ -430,10 +470,9 @@ cdef class Receiver(Sink):
         if size == INFLATE_TOO_BIG and self.inflatable != INT_MAX and limit == self.inflatable:
             return self.defer(opcode, data, message)
         if size == INFLATE_TOO_BIG:
-            if limit == room and self.state == CONNECTING:
-                return self.refuse_over(
-                    "authentication_input_bytes", 1008, "too much input before authentication"
-                )
+            if limit == room and self.holds():
+                self.hold_back()
+                return self.defer(opcode, data, message)
             return self.refuse_over("max_message_size", 1009, "message too big")
         if size == INFLATE_INVALID:
             return self.refuse(1007, "invalid compressed data")
@@ -455,15 +494,11 @@ cdef class Receiver(Sink):
 
     cdef int defer(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1:
         """Puts a whole compressed message aside, as one frame under the mask 0."""
-        cdef bytes head = bytes([0xC0 | opcode])
-        if size < 126:
-            head += bytes([0x80 | size])
-        elif size < 0x10000:
-            head += b"\xfe" + (<object>size).to_bytes(2, "big")
-        else:
-            head += b"\xff" + (<object>size).to_bytes(8, "big")
         self.deferred = True
-        self.deferred_input = b"%b\0\0\0\0%b" % (head, <bytes>data[:size])
+        self.deferred_input = as_frame(0xC0 | opcode, data, size)
+        return 0
+
+    cdef int hold_back(self) except -1:
         return 0
 
     cdef int refuse(self, int code, str reason) except -1:

@@ -15,7 +15,7 @@ import pytest
 import websockets
 
 from tests.support import MEASURES, agreed, join, named, only_client, stall
-from wsc_fast import Client, ConfigError, Hub, HubConfig, Identity, Request
+from wsc_fast import Client, ConfigError, Hub, HubConfig
 from wsc_fast.testing import (
     BINARY,
     CLOSE,
@@ -23,7 +23,6 @@ from wsc_fast.testing import (
     PING,
     TEXT,
     Frame,
-    RawClient,
     deflated,
     encode,
     eventually,
@@ -723,31 +722,6 @@ async def test_websockets_and_the_hub_understand_each_other(any_loop: str, keeps
             with pytest.raises(websockets.ConnectionClosedError):
                 await client.recv()
             assert client.close_code == 4001
-
-
-# --- before authentication ---
-
-
-@pytest.mark.fault(number="B5")
-async def test_messages_held_before_authentication_are_bounded_once_inflated() -> None:
-    refused: list[Exception] = []
-
-    async def never(request: Request) -> Identity | None:
-        await asyncio.Event().wait()
-        return None
-
-    hub = Hub(
-        HubConfig(enable_compression=True, authentication_input_bytes=10_000), authenticate=never
-    )
-    hub.on_error(lambda client, error: refused.append(error))
-    async with running(hub):
-        bomb = encode(TEXT, deflated(b"x" * 1_000_000), rsv=RSV1)
-        assert len(bomb) < 5_000
-        client = await RawClient.open(hub, headers=offers(), tail=bomb)
-        assert (await client.recv()).code == 1008
-        client.sock.close()
-        await eventually(lambda: hub.connections == 0)
-    assert [str(error) for error in refused] == ["too much input before authentication"]
 
 
 # --- what cannot be compressed ---

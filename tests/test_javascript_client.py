@@ -21,6 +21,7 @@ from wsc_fast import (
     ACKConfig,
     ACKMessage,
     Hub,
+    HubConfig,
     Identity,
     MemoryBus,
     Request,
@@ -276,8 +277,18 @@ async def test_connections_that_are_cut_lose_nothing_in_silence() -> None:
 # --- in a browser ---
 
 
-async def test_a_page_joins_and_recovers_in_chromium() -> None:
-    hub = asking()
+# Has a page know the client.
+LOAD = """
+    await new Promise((resolve, reject) => {
+        const script = document.createElement("script");
+        Object.assign(script, { src: "/client.js", onload: resolve, onerror: reject });
+        document.head.append(script);
+    });
+"""
+
+
+def with_page(hub: Hub) -> Hub:
+    """The hub, which serves the page and the client too."""
     client = (built() / "dist" / "wsc-client.min.js").read_text()
 
     @hub.route("/")
@@ -288,16 +299,90 @@ async def test_a_page_joins_and_recovers_in_chromium() -> None:
     def source(request: Request) -> Response:
         return Response(body=client, content_type="text/javascript; charset=utf-8")
 
+    return hub
+
+
+async def test_a_page_that_its_browser_keeps_leaves_and_recovers() -> None:
+    """In Chromium: Firefox keeps no page that has a connection when it is left."""
+    hub = with_page(asking())
+    ends: list[int | None] = []
+    hub.on_client_disconnected(lambda client: ends.append(client.close_code))
+    with browsing("chromium") as browser:
+        async with running(hub):
+            await browser.visit(f"http://127.0.0.1:{hub.port}/")
+            await browser.run(
+                LOAD
+                + """
+                heard = [];
+                addEventListener("pageshow", ({ persisted }) => heard.push(`shown, ${persisted}`));
+                hub = wsc.connect("/ws?id=a");
+                hub.room("chat:a").on("message", ({ data }) => heard.push(data));
+                hub.on("state", ({ state, code }) => heard.push([state, code ?? 0].join()));
+                hub.on("recovered", ({ missed }) => heard.push("recovered " + missed));
+                """
+            )
+            await eventually(lambda: "chat:a" in [*known_rooms(hub)])
+            await hub.publish("chat:a", "one")
+            await browser.run(
+                "while (!heard.includes('one')) "
+                "await new Promise((resolve) => setTimeout(resolve, 10));"
+            )
+            await browser.visit(browser.idle_address)
+            await eventually(lambda: ends == [1000])
+            await hub.publish("chat:a", "two")
+            await browser.back()
+            await browser.run(
+                "while (!heard.some((each) => /recovered/.test(each))) "
+                "await new Promise((resolve) => setTimeout(resolve, 10));"
+            )
+            heard = await browser.run("return heard")
+            assert heard == [
+                *("open,0", "one", "waiting,1000", "shown, true"),
+                *("connecting,0", "open,0", "two", "recovered 1"),
+            ]
+
+
+async def test_a_long_upload_over_a_slow_line_is_no_silence() -> None:
+    hub = with_page(asking(Hub(HubConfig(max_message_size=1 << 26))))
+    sizes: list[int] = []
+    hub.on_message_received(lambda client, message: sizes.append(len(message)))
     with browsing("chromium") as browser:
         async with running(hub), cutter(hub) as line:  # type: ignore[arg-type]
             await browser.visit(f"http://127.0.0.1:{line.port}/")
             await browser.run(
-                """
-                await new Promise((resolve, reject) => {
-                    const script = document.createElement("script");
-                    Object.assign(script, { src: "/client.js", onload: resolve, onerror: reject });
-                    document.head.append(script);
+                LOAD
+                + """
+                states = [];
+                hub = wsc.connect("/ws", {
+                    recover: false, heartbeat: true, queueBytes: 1 << 26,
+                    heartbeatInterval: 300, heartbeatTimeout: 1500,
                 });
+                hub.on("state", ({ state }) => states.push(state));
+                await hub.request(1);
+                """
+            )
+
+            async def slowly(number: int, data: bytes) -> bytes:
+                await asyncio.sleep(0.01)
+                return data
+
+            line.request = slowly
+            began = time.monotonic()
+            await browser.run("await hub.send(new Uint8Array(args[0]))", 30_000_000)
+            await eventually(lambda: sizes == [30_000_000], timeout=60)
+            # Longer than its patience; what waits in the kernels takes less than that.
+            assert time.monotonic() - began > 2.5
+            assert await browser.run("return states") == ["open"]
+
+
+async def test_a_page_joins_and_recovers_in_chromium() -> None:
+    hub = with_page(asking())
+    with browsing("chromium") as browser:
+        async with running(hub), cutter(hub) as line:  # type: ignore[arg-type]
+            await browser.visit(f"http://127.0.0.1:{line.port}/")
+            await browser.run(
+                LOAD
+                + """
                 heard = [];
                 const options = { minDelay: 50, maxDelay: 100, storage: sessionStorage };
                 hub = wsc.connect("/ws?id=a", options);

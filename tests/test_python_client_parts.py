@@ -576,23 +576,6 @@ async def test_a_token_that_no_subprotocol_can_carry_is_an_attempt_that_failed()
     await world.end()
 
 
-async def test_a_new_connection_is_given_little_before_the_hub_has_said_anything() -> None:
-    """C5."""
-    world = World({})
-    await world.act({"do": "connect"})
-    sending = [world.client.send("x" * 1000) for _ in range(50)]
-    pings: list[int] = []
-    world.sockets[-1].ping = lambda: not pings.append(1)  # type: ignore[method-assign,func-returns-value]
-    await world.act({"do": "open"})
-    assert sum(each.done() for each in sending) == (32 << 10) // 1128
-    assert len(pings) == 1
-    world.sockets[-1].ears.heard()
-    await settle()
-    assert all(each.done() for each in sending)
-    assert len(pings) == 1
-    await world.end()
-
-
 async def test_a_client_that_only_watches_acknowledges_nothing() -> None:
     async with opened(acknowledge=False) as world:
         await receive(world, "\n" + URGENT % 1, "\n" + URGENT % 1)

@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import pytest
 from tests.no_words import NoWords
 from tests.ports import free_port
 from tests.redis_server import EACH_PROGRAM, RedisServer, Sentinel, cutter
+from tests.support import times_logged
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
 from wsc_fast.bus.redis import server as redis_server
 from wsc_fast.bus.redis.bus import RedisBus
@@ -1222,6 +1223,53 @@ async def test_a_failover_of_sentinel_is_followed(tmp_path: Path) -> None:
                     assert page.contiguous
                     assert [each.position for each in page.entries] == found
                     assert replica.command("GET", "wsc:t:{k}") == found[0].encode()
+
+
+@asynccontextmanager
+async def with_sentinel(tmp_path: Path) -> AsyncIterator[tuple[RedisServer, str]]:
+    """A master, and the URL of its Sentinel, which does nothing by itself."""
+    folders = tmp_path / "master", tmp_path / "sentinel"
+    for folder in folders:
+        folder.mkdir()
+    with (
+        RedisServer(folders[0]) as master,
+        Sentinel(folders[1], master, down_after=600_000) as sentinel,
+    ):
+        yield master, f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
+
+
+@pytest.mark.parametrize("fault", ["killed", "a replica"])
+async def test_a_start_waits_for_the_master_that_sentinel_names(
+    tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with with_sentinel(tmp_path) as (master, url):
+        if fault == "killed":
+            await asyncio.to_thread(master.kill)
+        else:
+            master.command("REPLICAOF", "127.0.0.1", str(free_port()))
+        async with AsyncExitStack() as stack:
+            opening = asyncio.ensure_future(
+                stack.enter_async_context(opened(url, "a", ["k"], timeout=30.0))
+            )
+            await eventually(lambda: times_logged(caplog, "cannot be used yet") or opening.done())
+            assert not opening.done()
+            if fault == "killed":
+                await asyncio.to_thread(master.start)
+            else:
+                master.command("REPLICAOF", "NO", "ONE")
+            bus, _ = await opening
+            await say(bus, "k", "x")
+        assert times_logged(caplog, "cannot be used yet") == 1
+
+
+async def test_a_start_waits_no_longer_than_the_timeout(tmp_path: Path) -> None:
+    async with with_sentinel(tmp_path) as (master, url):
+        await asyncio.to_thread(master.kill)
+        began = time.monotonic()
+        with pytest.raises(BusError, match="cannot be reached"):
+            async with opened(url, timeout=0.5):
+                pass
+        assert time.monotonic() - began < 5
 
 
 @on_each_program

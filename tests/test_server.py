@@ -886,38 +886,6 @@ async def test_frames_sent_before_authentication_is_done_keep_their_order() -> N
     assert seen == ["in", *map(str, range(1000)), "last"]
 
 
-@pytest.mark.fault(number="B5")
-async def test_frames_sent_before_authentication_are_bounded() -> None:
-    seen: list[str] = []
-
-    async def authenticate(request: Request) -> Identity:
-        await asyncio.Event().wait()
-        return Identity("ann")
-
-    hub = Hub(HubConfig(authentication_input_bytes=10_000), authenticate=authenticate)
-    hub.on_message_received(lambda client, message: seen.append(str(message)))
-    async with running(hub):
-        for burst in (
-            encode(TEXT, b"x" * 11_000),
-            b"".join(encode(TEXT, b"x" * 500) for _ in range(30)),
-            # Empty messages and fragments cost something too.
-            b"".join(encode(TEXT, b"") for _ in range(1_000)),
-            encode(TEXT, b"", fin=False) + encode(0, b"", fin=False) * 1_000,
-        ):
-            with await RawClient.open(hub, tail=burst) as client:
-                frame = await client.recv()
-                assert frame.code == 1008
-            await eventually(lambda: hub.connections == 0)
-        # Pings cost nothing: the latest is answered. And a protocol error is one here too.
-        pings = b"".join(encode(9, b"%d" % number) for number in range(10_000))
-        with await RawClient.open(hub, tail=pings) as client:
-            while (await client.recv()).payload != b"9999":
-                pass
-        with await RawClient.open(hub, tail=encode(3, b"x")) as client:
-            assert (await client.recv()).code == 1002
-    assert seen == []
-
-
 @pytest.mark.fault(number="B6")
 async def test_nothing_precedes_the_101(any_loop: str) -> None:
     hub = Hub()

@@ -24,15 +24,16 @@ def torture(*arguments: str) -> tuple[int, dict[tuple[str, str], dict[str, str]]
     return status, {(row["scenario"], row["client"]): row for row in rows}, said
 
 
+@pytest.mark.parametrize("scenario", ["one", "three"])
 @pytest.mark.skipif(PROGRAM is None, reason="redis-server is not installed")
-def test_no_client_misses_a_message_in_silence_whatever_is_cut_or_killed() -> None:
-    # In the other scenarios the bus loses messages. Where that happens at the very end, nothing is
-    # published behind it that would bring a client to the end: `make torture-clients` plays them.
-    status, rows, said = torture("--scenario", "three")
+def test_no_client_misses_a_message_in_silence_whatever_is_cut_or_killed(scenario: str) -> None:
+    # `make torture-clients` plays failovers: several of them within seconds lose messages that a
+    # client cannot be told of yet.
+    status, rows, said = torture("--scenario", scenario)
     assert status == 0, said
-    assert set(rows) == {("three", kind) for kind in KINDS}, said
+    assert set(rows) == {(scenario, kind) for kind in KINDS}, said
     for row in rows.values():
-        assert int(row["connections"]) > 2, said
+        assert int(row["connections"]) > 1, said
         assert int(row["requests"]) > 3, said
 
 

@@ -277,10 +277,17 @@ class World:
         self._note(step, self.client.request(step["data"], retry=step.get("retry", False)))
 
     async def _do_room(self, step: dict[str, Any]) -> None:
-        self.client.room(step["name"], join=step.get("join", True))
+        room = self.client.room(step["name"], join=step.get("join", True))
+        if step.get("leave"):
+            room.leave()
 
     async def _do_leave(self, step: dict[str, Any]) -> None:
         self.client.room(step["name"], join=False).leave()
+
+    async def _do_held(self, step: dict[str, Any]) -> None:
+        socket = self._socket(step)
+        socket.buffered, socket.taken = step["bytes"], -step["bytes"]
+        socket.writable = not socket.buffered
 
     async def _do_throw(self, step: dict[str, Any]) -> None:
         self._throwing = step["text"]

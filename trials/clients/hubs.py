@@ -21,8 +21,9 @@ from trials.torture_cluster.process import Node, RefusedError, trouble
 from trials.torture_cluster.record import Record
 
 ROOMS = ["kept0", "kept1", "kept2"]
-# Seconds that a publisher waits for an answer.
-PATIENCE = 2.0
+# Seconds that a publisher waits for an answer: longer than a message waits in a hub for its bus, so
+# that none goes out behind its own repetition, when a failover has lost the key of that.
+PATIENCE = 8.0
 # Seconds that a hub may take to tell a list.
 ASKED = 30.0
 

@@ -100,6 +100,12 @@ async def play(
             await asyncio.gather(*(page.until(_joined, pace.patience) for page in pages))
             done = Counter[str]()
             rooms = await _trouble(relay, running, bus, pages, pace, done)
+            await _come_back(relay, pages, pace.patience)
+            # A client whose room has lost its last messages is told so, and hears of no end without
+            # one message more.
+            for room in rooms:
+                rooms[room] += 1
+                await running.publish(room, str(rooms[room]))
             # In the quiet behind the faults everything has to come.
             await asyncio.gather(
                 *(page.until(lambda record: ends(record, rooms), pace.patience) for page in pages)
@@ -144,20 +150,12 @@ async def _trouble(
     for page in pages:
         await page.ask_each(ASKING)
     over = asyncio.Event()
-    # A hub that starts while no server is the master ends with an error, as it should.
-    one = asyncio.Lock()
-
-    async def replace() -> None:
-        async with one:
-            await running.replace_any()
-
-    faults = [asyncio.create_task(_again(over, pace.kill, replace))]
+    faults = [asyncio.create_task(_again(over, pace.kill, running.replace_any))]
     if isinstance(bus, ReplicatedBus):
 
         async def fail_over() -> None:
             await bus.settle()
-            async with one:
-                await bus.fail_over()
+            await bus.fail_over()
             done["failovers"] += 1
 
         faults.append(asyncio.create_task(_again(over, pace.failover, fail_over)))
@@ -171,11 +169,32 @@ async def _trouble(
         # A fault that has begun comes to its end, so that the hub or the bus is there again.
         over.set()
         await asyncio.gather(*faults)
+    return rooms
+
+
+async def _come_back(relay: Line, pages: Sequence[Page], patience: float) -> None:
+    """Cuts all connections a last time, and returns once the clients are in all rooms again."""
     for page in pages:
         await page.keep_token()
     relay.life = None
+    before = [_connections(await page.look()) for page in pages]
     await relay.cut_all()
-    return rooms
+    back = [
+        page.until(lambda record, count=count: _is_back(record, count), patience)
+        for page, count in zip(pages, before, strict=True)
+    ]
+    await asyncio.gather(*back)
+
+
+def _connections(record: Sequence[Sequence[Any]]) -> int:
+    return sum(entry[1:3] == ["state", "open"] for entry in record)
+
+
+def _is_back(record: Sequence[Sequence[Any]], before: int) -> bool:
+    """Whether a client is in all rooms on a connection that follows so many."""
+    since = max((at for at, entry in enumerate(record) if entry[1] == "state"), default=0)
+    joined = {room for _, kind, room, *_ in record[since:] if kind == "joined"}
+    return _connections(record) > before and joined == set(ROOMS)
 
 
 async def _publish_all(running: Hubs, rooms: Mapping[str, int], rate: float) -> None:

@@ -207,7 +207,7 @@ class ReplicatedBus(Bus):
         await eventually_async(is_whole, timeout=60)
 
     async def fail_over(self) -> None:
-        """Has the replica fall behind, kills the master, and waits until the replica is one."""
+        """Has the replica fall behind, kills the master, and waits until Sentinel names it."""
         old, new = self.server, self._replica
         # A server without a password refuses one.
         await asyncio.to_thread(new.command, "CONFIG", "SET", "masterauth", "none")
@@ -218,7 +218,10 @@ class ReplicatedBus(Bus):
         await asyncio.to_thread(self._sentinel.command, "SENTINEL", "FAILOVER", "main")
 
         async def is_promoted() -> bool:
-            return (await asyncio.to_thread(new.command, "ROLE"))[0] == b"master"
+            named = await asyncio.to_thread(
+                self._sentinel.command, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"
+            )
+            return int(named[1]) == new.port
 
         await eventually_async(is_promoted, timeout=60)
         await asyncio.to_thread(new.command, "CONFIG", "SET", "masterauth", "")

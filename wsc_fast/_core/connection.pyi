@@ -232,6 +232,9 @@ def set_counted(client: Client, counted: bool) -> bool:
 def hold_input(client: Client) -> None:
     """Keeps the messages of a client until `release_input`: its identity is not known yet."""
 
+def hear_hello(client: Client) -> None:
+    """Reads on: who a client is that speaks wsc.1 is known, and its hello is to come."""
+
 def set_authenticating(client: Client, task: asyncio.Task[Any] | None) -> None:
     """Has the end of the connection cancel the task that finds out its identity; None: none."""
 
@@ -256,7 +259,7 @@ def enter(
     """
 
 def release_input(client: Client) -> None:
-    """Has a client hear the messages that `hold_input` has kept."""
+    """Has a client hear the messages that `hold_input` has kept, and reads on."""
 
 def call_in_context(client: Client, function: Callable[..., _T], *args: Any) -> _T:
     """Calls the application in the context of a client's callbacks; returns what it returns."""

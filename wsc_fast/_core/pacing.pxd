@@ -5,6 +5,7 @@ put aside comes first, at its turn (receiver.pxd).
 
     callbacks   too much waits for its async callbacks
     rate        it has sent more than the rates allow, and is to be paused for that
+    identity    it has sent as much as is held before it is known who it is
     turn        it sends much, and others have their turn
 
 Its transport may go meanwhile, or its peer's stream end. Then what has come is heard first:
@@ -19,6 +20,7 @@ cdef enum:
     PAUSED_FOR_CALLBACKS = 1
     PAUSED_FOR_RATE = 2
     PAUSED_FOR_TURN = 4
+    PAUSED_FOR_IDENTITY = 8
 
 
 cdef class PacedConnection(PicowsConnection):

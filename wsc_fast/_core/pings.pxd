@@ -1,6 +1,8 @@
 """Whether the peer of a connection is still there: pings, pongs, and the heartbeat's look.
 
     take_control    one control frame of the peer: a ping is answered, a close frame is closing's
+    hold_back       nothing more is read of a peer whose identity is not known yet; a look each
+                    second whether it has left
     check_alive     the heartbeat's look, now and then: a client that is silent for too long is
                     closed, one that is silent for a while is pinged
 
@@ -17,6 +19,9 @@ cdef class PingedConnection(ClosableConnection):
         bint pong_due              # the answer to a ping of ours
         float round_trip           # seconds to that answer, the last time; below 0: not known
         unsigned long long acked   # bytes, at the last look (see check_alive)
+        long long look_slot        # of `Engine.deadlines`, while it is held back; else -1
 
+    # Looks later whether a peer has left that is not read.
+    cdef int look_later(self) except -1
     # A conflation key of PINGs or PONGs, or None.
     cdef int push_control(self, bytes frame, object key) except -1

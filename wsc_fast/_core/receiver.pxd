@@ -88,6 +88,7 @@ cdef class Receiver(Sink):
         list held                  # (message, size) before the identity is known; else None
         Py_ssize_t held_bytes      # what these take
         bint released              # `release_input` has it hear a message, without its head line
+        bint awaits_hello          # its identity is known, and its hello is to come
         bint greeted               # the hello of a client that speaks wsc.1 has come
         dict positions             # room -> position: those of its hello that were not taken yet
         list gathered              # the messages of this read that are heard at its end, or None
@@ -117,13 +118,17 @@ cdef class Receiver(Sink):
     cdef int take_deferred_input(self) except -1
     cdef int take_rest(self) except -1
     cdef int consume(self, uint8_t* data, Py_ssize_t size) except -1
+    cdef int take_parsed(self, const wsc_head* head, uint8_t* payload) except -1
     cdef int take_frame(self, const wsc_head* head, uint8_t* payload) except -1
     cdef bint may_begin(self, const wsc_head* head) except -1
+    cdef bint holds(self) noexcept
     cdef int begin_part(self, const wsc_head* head) except -1
     cdef int take_part(self, const uint8_t* data, Py_ssize_t size) except -1
     cdef int end_part(self) except -1
     cdef int defer(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1
     cdef int take_deferred(self) except -1
+    # Nothing more is to be read of it until its identity is known: `halted`, unless it has gone.
+    cdef int hold_back(self) except -1
     # Whether it is not to be read now, for another reason than its turn.
     cdef bint is_paused(self) noexcept
     cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1

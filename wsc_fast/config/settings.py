@@ -117,7 +117,8 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         close_timeout: for the closing handshake; then the connection is aborted. A peer whose
             request was not upgraded has so long, again and again, to take some more of the answer.
         authentication_timeout: for an async `authenticate`; then the connection closes with 4401.
-        authentication_input_bytes: what a client may send while that runs; more closes with 1008.
+        authentication_input_bytes: what a client may send while that runs; its socket is not
+            read beyond that, until it ends.
         max_pending_callbacks: messages of one client that wait for an async `on_message_received`;
             beyond it nothing is read from that client until they drain. Messages of a read under
             way are taken all the same. While acknowledgements of the client's user are awaited

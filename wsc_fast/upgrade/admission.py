@@ -26,6 +26,7 @@ from wsc_fast._core.connection import (
     enter,
     forget,
     has_greeted,
+    hear_hello,
     hold_input,
     is_aware,
     is_connecting,
@@ -291,6 +292,7 @@ class Admission:
             return True
         timeout = self._needs.settings().handshake_timeout
         self._greeting[client] = asyncio.get_running_loop().create_future()
+        hear_hello(client)
         try:
             async with time_limit(self._engine.deadlines, timeout) as limit:
                 await self._greeting[client]

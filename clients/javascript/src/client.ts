@@ -143,6 +143,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   #token: string | undefined;
   #refused = false; // since the last stable connection: T5
   #held = 0; // no connection before that time: H3
+  #resting = false; // until the page is shown again: W6
   #waitEnds = 0;
   #waits = 0; // the time of the wait and the answer of the status route, as far as they are due
   #renewed: Token | undefined; // of the next connection, once answers have come: T4
@@ -157,8 +158,10 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   #received = 0; // messages
   #heardAt = 0;
   #pinged = false; // and nothing has come since
+  #handed = 0; // bytes that connections were given, and have not written at once: B5
 
   #rooms = new Map<string, Room<In>>();
+  #joins = new Set<Room<In>>(); // not asked for yet on this connection
   #positions: Memory;
   #known: Memory;
   #saving = false;
@@ -198,7 +201,8 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     this.#held = 0;
     this.#unwatch = this.#platform.watch(
       () => this.#back(),
-      () => this.#save(),
+      (kept) => this.#leavePage(kept),
+      () => this.#returnToPage(),
     );
     this.#begin();
   }
@@ -215,6 +219,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
    * @returns a promise that is resolved when the message is handed to a connection.
    */
   send(data: Out | string | Uint8Array | ArrayBuffer): Promise<void> {
+    this.#joinAll();
     return new Promise((resolve, reject) => {
       this.#put({ ...sized(this.#encode(data)), resolve: () => resolve(), reject });
     });
@@ -230,6 +235,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     data: Out,
     options: { timeout?: number; retry?: boolean } = {},
   ): Promise<A> {
+    this.#joinAll();
     return new Promise((resolve, reject) => {
       const request: Outgoing = {
         ...this.#asking("request", { data }),
@@ -244,7 +250,8 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   }
 
   /**
-   * A room that the client asks to join, now and on each further connection (J).
+   * A room that the client asks to join, now and on each further connection (J). One that is left
+   * at once is not asked for.
    *
    * @param options `join: false` where the application joins the client by itself.
    */
@@ -261,7 +268,8 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     }
     if (options.join !== false && !room.asks) {
       room.asks = true;
-      if (this.#state === "open") this.#join(room);
+      this.#joins.add(room);
+      queueMicrotask(() => this.#joinAll()); // J1
     }
     return room as unknown as Room<T>;
   }
@@ -270,6 +278,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
 
   #begin(renewed?: Token): void {
     const turn = this.#next();
+    this.#resting = false;
     this.#attemptAt = this.#platform.now();
     this.#to({ state: "connecting" });
     if (turn !== this.#turn) return; // a listener has closed the client
@@ -340,7 +349,8 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     this.#watchSilence(this.#options.heartbeatInterval);
     if (expires !== undefined) this.#renewBefore(expires);
     if (this.#options.recover) this.#socket?.send(this.#hello());
-    for (const room of this.#rooms.values()) if (room.asks) this.#join(room); // C2
+    this.#joins = new Set([...this.#rooms.values()].filter(({ asks }) => asks)); // J2
+    this.#joinAll(); // C2
     this.#flush();
     this.#to({ state: "open", again: this.#opened++ > 0 });
   }
@@ -444,6 +454,21 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     }
   }
 
+  /** The page goes away, or into its browser's cache: an open connection would keep it out (W6). */
+  #leavePage(kept: boolean): void {
+    this.#save();
+    if (!kept || this.#state === "closed" || this.#state === "waiting") return;
+    this.#drop(NORMAL);
+    this.#next();
+    this.#resting = true;
+    this.#to({ state: "waiting", code: NORMAL, delay: 0 });
+  }
+
+  #returnToPage(): void {
+    if (this.#resting && this.#state === "waiting") this.#begin();
+    else this.#back();
+  }
+
   #closeFor(code: number, why: "called" | "code" | "unauthorized" | "forbidden"): void {
     this.#drop(NORMAL);
     this.#next();
@@ -499,7 +524,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
 
   #put(outgoing: Outgoing): void {
     if (this.#state === "closed") return this.#fail(outgoing, "closed");
-    const held = this.#queued + (this.#socket?.bufferedAmount ?? 0);
+    const held = this.#queued + this.#waiting();
     if (held + outgoing.size > this.#options.queueBytes) return this.#fail(outgoing, "queue-full"); // Q3
     this.#queue.push(outgoing);
     this.#queued += outgoing.size;
@@ -522,7 +547,14 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   }
 
   #transmit(payload: Payload): void {
+    const before = this.#waiting();
     this.#socket?.send(this.#options.recover ? withEmptyHead(payload) : payload); // Q5
+    this.#handed += this.#waiting() - before;
+  }
+
+  /** Bytes that the connection has not written yet. */
+  #waiting(): number {
+    return this.#socket?.bufferedAmount ?? 0;
   }
 
   #fail(outgoing: Outgoing, code: Failure): void {
@@ -549,6 +581,12 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
 
   // --- rooms ---
 
+  #joinAll(): void {
+    if (this.#state !== "open") return;
+    for (const room of this.#joins) this.#join(room);
+    this.#joins.clear();
+  }
+
   #join(room: Room<In>): void {
     const outgoing: Outgoing = {
       ...this.#asking("join", { room: room.name }),
@@ -571,7 +609,7 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
     if (!room) return;
     this.#rooms.delete(name);
     if (this.#positions.delete(name)) this.#saveSoon();
-    if (room.asks && this.#state === "open") {
+    if (room.asks && !this.#joins.delete(room) && this.#state === "open") {
       const nothing = (): void => undefined;
       this.#askNow({ ...this.#asking("leave", { room: name }), resolve: nothing, reject: nothing });
     }
@@ -706,10 +744,19 @@ export class Client<In = unknown, Out = unknown> extends Emitter<ClientEvents<In
   #ping(): void {
     if (this.#pinged) return;
     this.#pinged = true;
+    const held = this.#waiting() > 0; // the ping waits behind that
     this.#transmit(this.#asking("ping", {}).payload);
-    const before = this.#received;
+    this.#await(this.#received, held);
+  }
+
+  /** Ends the connection, unless more has come by then than before (B1). */
+  #await(before: number, held: boolean): void {
+    const written = this.#handed - this.#waiting();
     this.#after(this.#options.heartbeatTimeout, () => {
-      if (this.#received === before) this.#failed(NO_CLOSE_FRAME); // B1
+      if (this.#received !== before) return;
+      const goesOn = held && this.#handed - this.#waiting() > written; // B5
+      if (goesOn) this.#await(before, this.#waiting() > 0);
+      else this.#failed(NO_CLOSE_FRAME);
     });
   }
 

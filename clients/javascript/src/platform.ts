@@ -14,13 +14,18 @@ export function standardPlatform(): Platform {
     random: () => Math.random(),
     fetch: (url, options) => fetch(url, options),
     hidden: () => page.document?.hidden === true,
-    watch(back, away) {
+    watch(back, away, again) {
       const visible = (): void => {
         if (!page.document?.hidden) back();
       };
-      const listeners: [Target | undefined, string, () => void][] = [
+      const hide = (event: Event): void => away((event as PageTransitionEvent).persisted === true);
+      const show = (event: Event): void => {
+        if ((event as PageTransitionEvent).persisted) again();
+      };
+      const listeners: [Target | undefined, string, (event: Event) => void][] = [
         [page, "online", back],
-        [page, "pagehide", away],
+        [page, "pagehide", hide],
+        [page, "pageshow", show],
         [page.document, "visibilitychange", visible],
       ];
       for (const [target, name, fn] of listeners) target?.addEventListener?.(name, fn);

@@ -206,8 +206,11 @@ export interface Platform {
   fetch(url: string, options: RequestInit): Promise<Pick<Response, "status" | "headers">>;
   /** Whether the page is hidden. */
   hidden(): boolean;
-  /** Has these called: when the network or the page is back, and when the page goes away. */
-  watch(back: () => void, away: () => void): () => void;
+  /**
+   * Has these called: when the network or the page is back; when the page goes away, and maybe is
+   * kept in its browser's back/forward cache; and when it is shown from there.
+   */
+  watch(back: () => void, away: (kept: boolean) => void, again: () => void): () => void;
   /** The beginning of the ids of requests, which nobody can guess. */
   idPrefix: string;
 }

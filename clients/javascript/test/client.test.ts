@@ -197,18 +197,26 @@ test("the page is watched while the client is not closed", (context) => {
   const platform = standardPlatform();
   const end = platform.watch(
     () => heard.push("back"),
-    () => heard.push("away"),
+    (kept) => heard.push(`away, ${kept}`),
+    () => heard.push("again"),
   );
+  const turn = (name: string, persisted: boolean): boolean =>
+    target.dispatchEvent(Object.assign(new Event(name), { persisted }));
   assert.equal(platform.hidden(), true);
   target.dispatchEvent(new Event("online"));
   page.dispatchEvent(new Event("visibilitychange"));
   page.hidden = false;
   page.dispatchEvent(new Event("visibilitychange"));
-  target.dispatchEvent(new Event("pagehide"));
+  for (const persisted of [false, true]) {
+    turn("pagehide", persisted);
+    turn("pageshow", persisted);
+  }
   end();
+  turn("pagehide", true);
+  turn("pageshow", true);
   target.dispatchEvent(new Event("online"));
   page.dispatchEvent(new Event("visibilitychange"));
-  assert.deepEqual(heard, ["back", "back", "away"]);
+  assert.deepEqual(heard, ["back", "back", "away, false", "away, true", "again"]);
 });
 
 test("a redirect of the status route is not followed (H4)", async () => {

@@ -72,7 +72,8 @@ export class World implements ClientStorage {
   private timers: { at: number; fn: () => void }[] = [];
   private hidden = false;
   private back: () => void = () => undefined;
-  private away: () => void = () => undefined;
+  private away: (kept: boolean) => void = () => undefined;
+  private again: () => void = () => undefined;
   private tokens: ((token: Token | Promise<Token>) => void)[] = [];
   private answers: { resolve(answer: unknown): void; reject(error: Error): void }[] = [];
   private stored = new Map<string, string>();
@@ -149,10 +150,9 @@ export class World implements ClientStorage {
         );
       },
       hidden: () => this.hidden,
-      watch: (back, away) => {
-        this.back = back;
-        this.away = away;
-        return () => (this.back = this.away = () => undefined);
+      watch: (back, away, again) => {
+        [this.back, this.away, this.again] = [back, away, again];
+        return () => (this.back = this.away = this.again = () => undefined);
       },
       idPrefix: "q",
     };
@@ -193,7 +193,13 @@ export class World implements ClientStorage {
         this.hidden = true;
         break;
       case "away":
-        this.away();
+        this.away(step.kept === true);
+        break;
+      case "shown":
+        this.again();
+        break;
+      case "held":
+        socket!.bufferedAmount = step.bytes as number;
         break;
       case "reload":
         this.sockets.at(-1)!.ended = true;
@@ -220,7 +226,10 @@ export class World implements ClientStorage {
         this.note(step, this.client.request(step.data, { retry: step.retry === true }));
         break;
       case "room":
-        this.client.room(step.name as string, { join: step.join !== false });
+        {
+          const room = this.client.room(step.name as string, { join: step.join !== false });
+          if (step.leave) room.leave();
+        }
         break;
       case "leave":
         this.client.room(step.name as string, { join: false }).leave();

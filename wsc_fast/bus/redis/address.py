@@ -57,6 +57,11 @@ class Address:
             raise ConfigError(f"the TLS options of the URL cannot be used: {error}") from error
         return context
 
+    @property
+    def moves(self) -> bool:
+        """Whether Sentinels say where the server is, which may be another one in a moment."""
+        return bool(self._url.sentinels)
+
     async def find(self, new_link: Callable[[], Link]) -> tuple[str, int] | str:
         """Where the server is now: host and port, or the path of a Unix socket.
 

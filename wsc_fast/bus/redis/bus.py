@@ -103,7 +103,8 @@ class RedisBus:
             ssl_context: for TLS, in place of the one that the URL describes.
             max_waiting_bytes: bytes of messages that wait for a server or its answer, at least 1,
                 for each server.
-            timeout: seconds for which messages and questions wait, up to 60.
+            timeout: seconds for which messages and questions wait, up to 60; and a start, where
+                Sentinels name a server that is no master yet.
             lease: seconds after which a hub with presence that does not renew its lease is taken
                 for dead, 1 to 300.
             refresh: seconds between two renewals, from 0.1 to half of the lease.

@@ -17,6 +17,10 @@ from wsc_fast.log import log
 OLDEST_REDIS, OLDEST_VALKEY = (6, 2), (7, 2)
 
 
+class NotYetError(BusError):
+    """The server cannot be used now, and may be in a moment (internal)."""
+
+
 async def greet(link: Link, address: Address, origin: str) -> dict[str, str]:
     """Logs in, and looks whether the server is the master of a plain Redis or Valkey.
 
@@ -64,7 +68,7 @@ def _of_info(address: Address, error: ReplyError) -> str:
 
 def _check_server(at: str, facts: dict[str, str]) -> None:
     if facts.get("loading", "0") != "0":
-        raise BusError(f"{at} is loading its data; it can be used once that is done")
+        raise NotYetError(f"{at} is loading its data; it can be used once that is done")
     valkey = facts.get("valkey_version")
     version = valkey or facts.get("redis_version", "0")
     product, oldest = ("Valkey", OLDEST_VALKEY) if valkey else ("Redis", OLDEST_REDIS)
@@ -77,7 +81,7 @@ def _check_server(at: str, facts: dict[str, str]) -> None:
             "server, Sentinel, or a list of independent servers"
         )
     if facts.get("role", "master") != "master":
-        raise BusError(f"{at} is a replica: the bus needs the master, or the URL of Sentinel")
+        raise NotYetError(f"{at} is a replica: the bus needs the master, or the URL of Sentinel")
 
 
 def warn_of_eviction(at: str, facts: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from wsc_fast._core.resp import ReplyError
 from wsc_fast.bus.base import Outgoing
 from wsc_fast.bus.redis.address import Address
 from wsc_fast.bus.redis.calls import is_elsewhere, is_passing
-from wsc_fast.bus.redis.checks import greet, prepare, warn_of_eviction
+from wsc_fast.bus.redis.checks import NotYetError, greet, prepare, warn_of_eviction
 from wsc_fast.bus.redis.commands import Names, command, script_of
 from wsc_fast.bus.redis.link import Link, LinkLostError
 from wsc_fast.bus.redis.needs import Counters
@@ -132,14 +132,13 @@ class Server:
     # --- life ---
 
     async def open(self) -> None:
-        """Connects.
+        """Connects. Where Sentinels name the server, it has `timeout` seconds to be a master.
 
         Raises:
             BusError: the server cannot be used; the text says why. Nothing is left open then.
         """
         try:
-            await self._connect_writer()
-            await self._connect_reader()
+            await self._connect_first(self._timeout if self.address.moves else 0.0)
         except (OSError, TimeoutError, BusError) as error:
             await self.close()
             if isinstance(error, BusError) and not isinstance(error, BusUnavailableError):
@@ -158,6 +157,30 @@ class Server:
         ]
         self._looked = self._loop.time()
         self._timer = self._loop.call_later(TICK, self._look)
+
+    async def _connect_first(self, patience: float) -> None:
+        """Connects, and tries again for so many seconds what may pass, such as a failover."""
+        until = self._loop.time() + patience
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                if self._writer is None:
+                    await self._connect_writer()
+                await self._connect_reader()
+                return
+            except (OSError, TimeoutError, NotYetError) as error:
+                if self._loop.time() + pause >= until:
+                    raise
+                if pause == FIRST_PAUSE:
+                    log.warning(
+                        "the bus at %s cannot be used yet (%s); trying again for %.3g s",
+                        self.address.text,
+                        error,
+                        patience,
+                        extra={"event": "bus_not_there_yet", "error": str(error)},
+                    )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, TICK)
 
     async def finish(self) -> None:
         """Waits until all that was published has been answered, as long as the server is there."""

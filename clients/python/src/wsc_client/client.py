@@ -220,6 +220,7 @@ class Client:
         Raises:
             TypeError, ValueError: the data cannot be JSON.
         """
+        self._rooms.join_all()
         return self._sender.send(data)
 
     def request(
@@ -240,10 +241,14 @@ class Client:
         Raises:
             TypeError, ValueError: the data cannot be JSON.
         """
+        self._rooms.join_all()
         return self._sender.request(data, timeout, retry)
 
     def room(self, name: str, *, join: bool = True) -> Room:
         """A room that the client asks to join, now and on each further connection (J).
+
+        The client asks in the next turn of the loop, or ahead of the next message or request. One
+        that is left before is not asked for.
 
         Args:
             name: of the room.
@@ -335,7 +340,7 @@ class _Parts:
         if client.options.recover and socket is not None:
             socket.send(client._receiver.hello())
         client._rooms.opened()
-        client._sender.opened()
+        client._sender.flush()
 
     def received(self, data: Payload) -> asyncio.Future[None] | None:
         client = self._client
@@ -348,7 +353,6 @@ class _Parts:
 
     def heard(self) -> None:
         self._client._heartbeat.heard()
-        self._client._sender.heard()
 
     def writable(self) -> None:
         self._client._sender.flush()

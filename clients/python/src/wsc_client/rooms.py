@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, overload
 
@@ -102,6 +103,7 @@ class Rooms:
         self._session, self._sender, self._dispatch = session, sender, dispatch
         self._forget = forget
         self._rooms: dict[str, Room] = {}
+        self._joins: dict[Room, None] = {}  # not asked for yet on this connection
 
     def room(self, name: str, join: bool) -> Room:
         """J1, J6."""
@@ -110,14 +112,21 @@ class Rooms:
             room = self._rooms[name] = Room(name, self, self._dispatch)
         if join and not room.asks:
             room.asks = True
+            self._joins[room] = None
             if self._session.state == "open":
-                self._join(room)
+                asyncio.get_running_loop().call_soon(self.join_all)
         return room
 
     def opened(self) -> None:
         """J2."""
-        for room in list(self._rooms.values()):
-            if room.asks:
+        self._joins = {room: None for room in self._rooms.values() if room.asks}
+        self.join_all()
+
+    def join_all(self) -> None:
+        """Asks for the rooms of the calls since it last did."""
+        if self._session.state == "open":
+            joins, self._joins = self._joins, {}
+            for room in joins:
                 self._join(room)
 
     def dropped(self) -> None:
@@ -131,7 +140,9 @@ class Rooms:
             return
         del self._rooms[room.name]
         self._forget(room.name)
-        if room.asks and self._session.state == "open":
+        asked = room not in self._joins
+        self._joins.pop(room, None)
+        if room.asks and asked and self._session.state == "open":
             self._sender.ask_now("leave", _nothing, _nothing, room=room.name)
         room.asks = room.joined = False
         self._dispatch.forget_room(room.name)

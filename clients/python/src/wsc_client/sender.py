@@ -25,10 +25,6 @@ from wsc_client.platform import Cancellable, Platform
 from wsc_client.session import Session
 from wsc_client.wire import Payload, dumped, encoded, size_of, with_empty_head
 
-# A hub holds back so much of a connection whose client it has not let in yet, and ends it at the
-# double (HubConfig.authentication_input_bytes). Each message counts with some bytes more there.
-AT_FIRST, COST = 32 << 10, 128
-
 Answered = Callable[[Any], None]
 
 
@@ -86,9 +82,6 @@ class Sender:
         self._queue: deque[Outgoing] = deque()
         self._unanswered: dict[str, Outgoing] = {}
         self._ids = 0
-        self._handed = 0  # bytes, before the hub has said anything on this connection
-        self._heard = False
-        self._pinged = False
 
     # --- what the application calls ---
 
@@ -132,20 +125,9 @@ class Sender:
             headed = with_empty_head(payload) if self._options.recover else payload
             self._session.socket.send(headed)
 
-    def opened(self) -> None:
-        """A connection begins."""
-        self._handed, self._heard, self._pinged = 0, False, False
-        self.flush()
-
-    def heard(self) -> None:
-        """Something has come on this connection."""
-        if not self._heard:
-            self._heard = True
-            self.flush()
-
     def flush(self) -> None:
-        """Sends what waits, as far as the connection and the hub take it (Q2, C5)."""
-        while self._queue and self._session.takes and self._hub_takes(self._queue[0]):
+        """Sends what waits, as far as the connection takes it (Q2)."""
+        while self._queue and self._session.takes:
             outgoing = self._queue.popleft()
             self.queued_bytes -= outgoing.size
             self.sent += 1
@@ -214,18 +196,6 @@ class Sender:
         return request
 
     # --- the queue ---
-
-    def _hub_takes(self, outgoing: Outgoing) -> bool:
-        """Whether a hub that may not have let this client in yet takes one more (C5)."""
-        self._handed += outgoing.size + COST
-        if self._heard or self._handed <= AT_FIRST:
-            return True
-        self._handed -= outgoing.size + COST
-        socket = self._session.socket
-        if not self._pinged and socket is not None:
-            self._pinged = True
-            self._heard = not socket.ping()
-        return self._heard
 
     def _put(self, outgoing: Outgoing, future: asyncio.Future[Any]) -> None:
         if self._session.state == "closed":
