@@ -212,6 +212,7 @@ cdef class Engine(FanoutNeeds):
         self.fanout.aware_limits.policy = DISCONNECT
         self.fanout.aware_limits.evicted = NULL
         self.fanout.budget = config.flush_budget
+        self.fanout.threads_wanted = config.send_threads
         return 0
 
     cdef int bound_rates(self, config) except -1:

@@ -57,6 +57,14 @@ from wsc_fast._core.outbox cimport (
 
 from wsc_fast.errors import HubStoppedError
 
+cdef extern from "send_pool.h" nogil:
+    ctypedef void (*wsc_part)(void*, Py_ssize_t, Py_ssize_t) noexcept nogil
+    int wsc_pool_open(int threads)
+    void wsc_pool_close()
+    bint wsc_do_jobs(
+        wsc_sharing* sharing, wsc_part part, void* jobs, Py_ssize_t count, double deadline
+    )
+
 cdef extern from "net.h" nogil:
     Py_ssize_t wsc_send(int fd, const iovec* iov, int count)
     double wsc_now()
@@ -79,8 +87,6 @@ cdef enum:
     TLS_SEND_MAX = 262144
     # How many recent sequences a new one is compared with.
     RECENT = 8
-    # The clock is read once in this many sends.
-    CLOCK_EVERY = 16
     # How many members ahead a walk asks for their memory, which lies all over the heap.
     AHEAD = 8
 
@@ -137,6 +143,7 @@ cdef class Fanout:
         self.budget = 0.005
         self.flush_callback = None
         memset(&self.sent, 0, sizeof(Sent))
+        memset(&self.sharing, 0, sizeof(wsc_sharing))
         self.flush_seconds = Histogram(16e-6)
         self.send_seconds = Histogram(16e-6)
         self.flush_clients = Histogram(1)
@@ -149,6 +156,7 @@ cdef class Fanout:
 
     def __dealloc__(self):
         died(A_FANOUT)
+        self.end_threads()
         PyMem_Free(self.jobs)
         PyMem_Free(self.iovs)
         PyMem_Free(self.pool)
@@ -158,9 +166,22 @@ cdef class Fanout:
         # The bound method is a cycle only while attached.
         self.flush_callback = self.flush if self.loop_context.loop is not None else None
         self.scheduled = False
+        if self.loop_context.loop is None:
+            self.end_threads()
+        elif not self.has_threads and self.threads_wanted:
+            self.has_threads = True
+            self.threads = wsc_pool_open(self.threads_wanted)
+        return 0
+
+    cdef int end_threads(self) noexcept:
+        if self.has_threads:
+            self.has_threads = False
+            self.threads = 0
+            wsc_pool_close()
         return 0
 
     cdef int forget(self) except -1:
+        self.end_threads()
         self.end_batch()
         self.dirty.clear()
         return 0
@@ -598,6 +619,7 @@ cdef class Fanout:
         cdef list items = self.batch_items
         cdef object failure = None
         cdef double began
+        cdef bint shared
         cdef bint collecting = PyGC_Disable()
         try:
             self.iovs_used = self.pool_used = self.arena_used = 0
@@ -607,8 +629,12 @@ cdef class Fanout:
             if planned:
                 with nogil:
                     began = wsc_now()
-                    send_all(jobs, planned, deadline)
+                    shared = wsc_do_jobs(
+                        &self.sharing if self.threads else NULL,
+                        send_some, jobs, planned, deadline,
+                    )
                     began = wsc_now() - began
+                self.counters.shared_flushes += shared
                 self.send_seconds.add(began)
             if items is not None:
                 planned = self.settle_batch(own, planned, &failed)
@@ -925,9 +951,9 @@ cdef void gather_frames(const Outbox* box, Sequence* sequence) noexcept:
         sequence.job.iov[i].iov_len = PyBytes_GET_SIZE(<object>frame)
 
 
-cdef void send_all(Job* jobs, Py_ssize_t count, double deadline) noexcept nogil:
+cdef void send_some(void* all_jobs, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    # Of any thread: a job has a client of its own, and is done by one thread.
+    cdef Job* jobs = <Job*>all_jobs
     cdef Py_ssize_t i
-    for i in range(count):
-        if i % CLOCK_EVERY == 0 and i and wsc_now() >= deadline:
-            return
+    for i in range(first, last):
         jobs[i].result = wsc_send(jobs[i].fd, jobs[i].iov, jobs[i].iov_count)

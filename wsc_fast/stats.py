@@ -26,6 +26,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         frames_sent: frames, pings and closes included, given to the kernel or a transport.
         send_calls, flushes, messages_per_send: how well sends are coalesced.
         partial_sends: sends that the kernel took only in part or not at all.
+        shared_flushes: flushes with which threads have helped (`HubConfig.send_threads`).
         compressed_frames: how often a message was compressed: once for all clients that share the
             result.
         conflated: messages replaced by a newer one under the same key.
@@ -89,6 +90,7 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
     flushes: int
     messages_per_send: float
     partial_sends: int
+    shared_flushes: int
     compressed_frames: int
     conflated: int
     control_replaced: int

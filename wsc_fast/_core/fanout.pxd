@@ -4,7 +4,8 @@ Way of a flush (one turn of the loop; fanout.pyx tells the rules):
 
     mark      a push made an outbox non-empty: the sink joins the dirty list, a flush is scheduled
     plan      GIL held: per dirty sink a Job; equal pending sequences share one buffer
-    send      GIL released once, a plain C loop over the jobs until the time budget is spent
+    send      GIL released once, a plain C loop over the jobs until the time budget is spent; with
+              `threads` they share the jobs (send_pool.h)
     settle    GIL held: pop the frames that the kernel took
     finish    hand the rests of half-sent frames to their transports, give up broken sinks, close
               drained ones; then write for sinks without a descriptor
@@ -46,6 +47,10 @@ cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
         void* iov_base
         size_t iov_len
+
+cdef extern from "send_pool.h" nogil:
+    ctypedef struct wsc_sharing:
+        pass
 
 cdef struct Job:
     # One send. Holds no Python object: the sink's outbox keeps the frames alive until settle.
@@ -117,12 +122,17 @@ cdef class Fanout:
         Sent* batch_sent            # `Sent` of the set that the batch is for
         Py_ssize_t batch_totals[FORMS]  # bytes that the flush under way sends in each form
         int batch_forms_end         # behind the highest of these forms
+        int threads_wanted          # beside the loop's, for the send phase
+        readonly int threads        # that are there
+        bint has_threads            # the pool was opened, and is to be closed
+        wsc_sharing sharing
         Histogram flush_seconds
         Histogram send_seconds  # of the part of a flush without the GIL
         Histogram flush_clients
 
     # Binds to the loop of `loop_context`, or to none.
     cdef int attach(self) except -1
+    cdef int end_threads(self) noexcept
     # The loop is gone, and with it what was to be sent: no call of either.
     cdef int forget(self) except -1
     # Schedules the flush for which there was no memory when it was due.
