@@ -15,6 +15,7 @@ from wsc_fast._core.engine import Engine
 from wsc_fast._core.envelopes import open_entry, pack_entry, read_envelope
 from wsc_fast.bus.base import (
     EVERYBODY,
+    MARK,
     MOST_ENTRY_BYTES,
     MOST_KEY_BYTES,
     PRESENCE,
@@ -558,11 +559,12 @@ class Node:
         """Reads a part of a room's history; arguments and errors are those of `Cluster.history`."""
         answer = self._needs.calls.run(lambda: self._history(room_id, after, limit))
         page = await _elsewhere(answer)
-        if after is not None and not page.contiguous:
+        messages = [each for each in page.entries if each.entry != MARK]
+        if after is not None and not (page.contiguous and len(messages) == len(page.entries)):
             raise LookupError(
                 f"the history of room {room_id!a} does not reach back to the position {after!a}"
             )
-        return page
+        return Page(page.top, page.contiguous, messages)
 
     def _history(self, room_id: str, after: str | None, limit: int) -> asyncio.Future[Page]:
         retention = self._kept_retention(room_id)

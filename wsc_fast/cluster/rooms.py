@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from wsc_fast._core import kept
 from wsc_fast._core.connection import Client, is_aware, take_position
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.members import KeptRoom
-from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Retention
+from wsc_fast.bus.base import EVERYBODY, MARK, Bus, Outgoing, Page, Published, Retention
 from wsc_fast.bus.kept import KeptRooms
 from wsc_fast.cluster.chain import Chain, Message
 from wsc_fast.cluster.counters import Counters
@@ -209,6 +210,12 @@ class Rooms:
             clients = self._engine.unaware_members(room)
             self._counters.closed_by_gap += len(clients)
             self._send_away(clients)
+
+    def mark(self, room: str, loss: str, retention: Retention) -> asyncio.Future[Published]:
+        """See `Needs`."""
+        answer: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
+        self._bus.publish([Outgoing(room, MARK, retention, f"wsc_fast: lost by {loss}", answer)])
+        return answer
 
     def settled(self, chain: Chain) -> None:
         """See `Needs`."""
