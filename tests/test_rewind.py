@@ -13,7 +13,8 @@ import pytest
 from tests.aware import Aware, keeping
 from tests.redis_server import RedisServer, Sentinel
 from tests.support import named
-from wsc_fast import Hub
+from tests.test_memory_bus import killed_process
+from wsc_fast import Hub, MemoryBus
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.testing import eventually, running
 
@@ -161,6 +162,32 @@ async def test_a_client_that_was_away_hears_of_messages_that_the_bus_has_lost(
         await hub.publish("r", "after")
         await until_text(clients.last, b"after")
         assert await clients.come_back(hub, stays) == ([b"after"], True)
+
+
+async def test_a_client_that_was_away_hears_of_messages_that_a_killed_hub_had_not_written(
+    tmp_path: Path, clients: Clients
+) -> None:
+    file = tmp_path / "kept.db"
+
+    def alone() -> Hub:
+        return keeping(hub=Hub(authenticate=named, bus=MemoryBus(file)))
+
+    async with running(alone()) as hub:
+        await hub.publish("r", "kept")
+        goes = await clients.come(hub, "goes")
+    await killed_process(file, "r", wait=False)
+    async with running(alone()) as hub:
+        assert await clients.come_back(hub, goes) == ([], False)
+        clients.last.close()
+        await hub.publish("r", "after")
+        assert await clients.come_back(hub, clients.last) == ([b"after"], True)
+        found = await hub.cluster.history("r")
+        assert [each.message for each in found] == ["kept", "after"]
+        with pytest.raises(LookupError):
+            await hub.cluster.history("r", after=goes.positions["r"])
+    await killed_process(file, "r")
+    async with running(alone()) as hub:
+        assert await clients.come_back(hub, clients.last) == ([b"one"], True)
 
 
 async def test_hubs_that_notice_the_same_loss_tell_of_it_once(
