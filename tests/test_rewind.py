@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tests.aware import Aware, keeping
 from tests.redis_server import RedisServer, Sentinel
 from tests.support import named
 from tests.test_memory_bus import killed_process
 from wsc_fast import Hub, MemoryBus
+from wsc_fast.bus.base import MARK
 from wsc_fast.bus.redis.bus import RedisBus
+from wsc_fast.publish import AsyncPublisher
 from wsc_fast.testing import eventually, running
 
 Act = Callable[[], Awaitable[None]]
@@ -162,6 +165,46 @@ async def test_a_client_that_was_away_hears_of_messages_that_the_bus_has_lost(
         await hub.publish("r", "after")
         await until_text(clients.last, b"after")
         assert await clients.come_back(hub, stays) == ([b"after"], True)
+
+
+@pytest.mark.parametrize("follows", [False, True])
+async def test_a_hub_notices_the_loss_of_messages_that_it_published_and_nobody_heard(
+    tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch, follows: bool
+) -> None:
+    """Nobody is in the room, or not since a moment ago."""
+    monkeypatch.setattr("wsc_fast.cluster.rooms.LINGER", 0.1)
+    async with (
+        rewinding(tmp_path) as (url, save, rewind),
+        running(on(url)) as one,
+        running(on(url)) as other,
+    ):
+        goes = await clients.come(one if follows else other, "goes")
+        await other.publish("r", "kept")
+        assert await goes.texts(1) == [b"kept"]
+        await save()
+        if follows:  # it has the last message, too, and the hub that follows the room lets it go
+            goes.close()
+            stays = await clients.come(one, "stays")
+            async with AsyncPublisher(url) as publisher:
+                await publisher.room("r", "lost")
+            assert await stays.texts(1) == [b"lost"]
+            stays.close()
+        else:
+            goes.close()
+        for hub in (one, other):
+            await eventually(lambda hub=hub: hub.get_rooms() == [])  # type: ignore[misc]
+        if not follows:
+            await other.publish("r", "lost")
+        await rewind()
+        await eventually(lambda: entries(url)[-1:] == [MARK], timeout=10)
+        assert entries(url).count(MARK) == 1
+        assert await clients.come_back(one, goes) == ([], False)
+
+
+def entries(url: str) -> list[bytes]:
+    """The history of the room, as it is on the server."""
+    with redis.Redis.from_url(url, protocol=2) as server:
+        return [entry[1][b"m"].partition(b" ")[2] for entry in server.xrange("wsc:h:{r}")]
 
 
 async def test_a_client_that_was_away_hears_of_messages_that_a_killed_hub_had_not_written(
