@@ -278,9 +278,20 @@ class Chain:
             return
         position = answer.result().position
         assert position is not None  # the room is kept
-        self._loss = loss
-        self._gap_before(position)
-        self._ask()
+        self._needs.in_turns(self._pass_mark(loss, position))
+
+    def _pass_mark(self, loss: str, position: str) -> Iterator[None]:
+        if self._ended:
+            return
+        try:
+            self._loss = loss
+            self._gap_before(position)
+        except Exception as error:
+            self._give_up(error)  # as in `_heal_with`
+            return
+        yield
+        if not self._ended:
+            self._ask()
 
     def _give_entry(self, entry: Entry) -> None:
         try:
