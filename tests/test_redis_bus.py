@@ -400,6 +400,20 @@ async def test_a_history_is_read_from_each_place(server: RedisServer) -> None:
         assert await bus.tops(many) == [None] * 1200
 
 
+@on_each_program
+async def test_the_place_before_a_first_message_is_not_that_of_the_message(
+    server: RedisServer,
+) -> None:
+    rooms = [f"k{number}" for number in range(20)]
+    async with opened(server.url, "a", rooms) as (bus, node):
+        for room in rooms:
+            await say(bus, room, "first")
+        await eventually(lambda: len(node.messages) == len(rooms))
+        for message in node.messages:
+            assert message.prev != message.position
+            assert texts_of(await history(bus, message.room, message.prev)) == ["first"]
+
+
 @pytest.mark.parametrize(
     "since", ["", "-", "0-0.other", "1-1.tag", "99999999999999-0.tag", "no position", "x" * 64]
 )

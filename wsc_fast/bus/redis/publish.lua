@@ -18,10 +18,11 @@ local stream, top, tag, size = KEYS[1], KEYS[2], ARGV[3], ARGV[4]
 local FIRST = 11
 local answers = {}
 
--- A place before the first message, of this moment.
+-- A place before the first message, of this moment. The message may get the same id, and so the tag
+-- is another one.
 local function new_place()
   local now = run('TIME')
-  return string.format('%d%03d-0.%s', now[1], math.floor(now[2] / 1000), tag)
+  return string.format('%d%03d-0.%s0', now[1], math.floor(now[2] / 1000), tag)
 end
 
 -- Of messages with keys, and of a later attempt: the arguments that are not appended, and the key of
