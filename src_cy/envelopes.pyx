@@ -12,6 +12,9 @@ from wsc_fast._core.frames cimport FIN_BINARY, FIN_TEXT, encode, payload_at
 
 from wsc_fast.errors import ValidationError
 
+# The entry of a mark; see wsc_fast/bus/base.py.
+cdef bytes MARK = b"g 0 0 0\n"
+
 cdef enum:
     # Of a number in a head line: more digits than any size that we take has.
     MOST_DIGITS = 9
@@ -60,17 +63,21 @@ cdef str decoded_word(const char* data, Py_ssize_t size):
     raise ValidationError("a word in an envelope is not ASCII")
 
 
-cdef tuple read_entry(const char* data, Py_ssize_t size, Py_ssize_t* used):
-    """(frame, exclude, key) of the entry at `data`; `used` is set to its length."""
+cdef tuple read_entry(const char* data, Py_ssize_t size, Py_ssize_t* used, bint is_kept):
+    """(frame, exclude, key) of the entry at `data`; `used` is set to its length.
+
+    A mark, which only a kept room has, has no frame: b"".
+    """
     cdef Py_ssize_t[3] sizes
     cdef Py_ssize_t at = word(data, size, c" ")
     cdef Py_ssize_t length
     cdef int i
     cdef bint is_text = at == 1 and data[0] == c"t"
+    cdef bint is_mark = at == 1 and data[0] == c"g" and is_kept
     cdef object exclude = None
     cdef object key = None
     cdef bytes frame
-    if not is_text and not (at == 1 and data[0] == c"b"):
+    if not is_text and not is_mark and not (at == 1 and data[0] == c"b"):
         raise ValidationError("an entry in an envelope is neither text nor binary")
     at += 1
     for i in range(3):
@@ -87,6 +94,11 @@ cdef tuple read_entry(const char* data, Py_ssize_t size, Py_ssize_t* used):
     if sizes[1]:
         key = decoded(data + at, sizes[1])
         at += sizes[1]
+    if is_mark:
+        if sizes[0] or sizes[1] or sizes[2]:
+            raise ValidationError("a mark in an envelope is longer than its head")
+        used[0] = at
+        return b"", None, None
     if is_text:
         decoded(data + at, sizes[2])  # no client gets a text that is none
     frame = encode(FIN_TEXT if is_text else FIN_BINARY, data + at, sizes[2])
@@ -98,7 +110,7 @@ def pack_entry(bytes frame not None, exclude, key):
     """The entry of a message that this hub publishes.
 
     Args:
-        frame: of the message, plain.
+        frame: of the message, plain; b"" makes a mark.
         exclude: ids of clients that do not get it, or nothing.
         key: the conflation key, or None.
 
@@ -107,6 +119,8 @@ def pack_entry(bytes frame not None, exclude, key):
 
     Thread-safety: any thread.
     """
+    if not frame:
+        return MARK
     cdef const char* data = PyBytes_AS_STRING(frame)
     cdef Py_ssize_t at = payload_at(data)
     cdef bytes left_out = b"" if not exclude else "\n".join(exclude).encode()
@@ -165,7 +179,7 @@ cdef list plain_entries(bytes data, bytes own):
         raise ValidationError("an envelope has no entries, or too many")
     for _ in range(count):
         at += word(start + at, size - at, c" ") + 1
-        entries.append(read_entry(start + at, size - at, &used))
+        entries.append(read_entry(start + at, size - at, &used, False))
         at += used
     if at != size:
         raise ValidationError("an envelope is longer than its entries")
@@ -181,7 +195,8 @@ def read_envelope(bytes data not None):
     Returns:
         tuple[str, str, str, list[tuple[str, bytes, tuple[str, ...] | None, str | None]]]: kind,
         origin, prev, and for each message its position, its frame, the ids of clients that do not
-        get it, and its conflation key. No messages: the history of a kept room was deleted.
+        get it, and its conflation key. A mark has b"" for a frame. No messages: the history of a
+        kept room was deleted.
 
     Raises:
         ValidationError: these bytes are no envelope.
@@ -200,6 +215,7 @@ def read_envelope(bytes data not None):
     cdef str origin
     cdef str prev
     cdef str position
+    cdef bint is_kept
     if size < 5 or memcmp(start, b"wsc1 ", 5) != 0:
         raise ValidationError("bytes on the bus are no envelope of this version")
     length = word(start + at, size - at, c" ")
@@ -214,15 +230,16 @@ def read_envelope(bytes data not None):
     length = word(start + at, size - at, c"\n")
     count = number(start + at, length)
     at += length + 1
-    if kind != "k" and kind != "p":
+    is_kept = kind == "k"
+    if not is_kept and kind != "p":
         raise ValidationError("an envelope is of a kind that is not known")
-    if not (0 if kind == "k" else 1) <= count <= MOST_ENTRIES:
+    if not (0 if is_kept else 1) <= count <= MOST_ENTRIES:
         raise ValidationError("an envelope has no entries, or too many")
     for _ in range(count):
         length = word(start + at, size - at, c" ")
         position = decoded_word(start + at, length)
         at += length + 1
-        entry = read_entry(start + at, size - at, &used)
+        entry = read_entry(start + at, size - at, &used, is_kept)
         # A starred tuple would be a list first.
         messages.append((position, entry[0], entry[1], entry[2]))
         at += used
@@ -239,7 +256,7 @@ def open_entry(bytes entry not None):
 
     Returns:
         tuple[bytes, tuple[str, ...] | None, str | None]: its frame, the ids of clients that did not
-        get it, and its conflation key.
+        get it, and its conflation key. A mark has b"" for a frame.
 
     Raises:
         ValidationError: these bytes are no entry.
@@ -247,7 +264,7 @@ def open_entry(bytes entry not None):
     Thread-safety: any thread.
     """
     cdef Py_ssize_t used = 0
-    cdef tuple found = read_entry(PyBytes_AS_STRING(entry), PyBytes_GET_SIZE(entry), &used)
+    cdef tuple found = read_entry(PyBytes_AS_STRING(entry), PyBytes_GET_SIZE(entry), &used, True)
     if used != PyBytes_GET_SIZE(entry):
         raise ValidationError("an entry is longer than its message")
     return found

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from wsc_fast._core.envelopes import open_entry
-from wsc_fast.bus.base import Entry, Page, Retention
+from wsc_fast.bus.base import MARK, Entry, Page, Published, Retention
 from wsc_fast.cluster import chain as chain_module
 from wsc_fast.cluster import recovery as recovery_module
 from wsc_fast.cluster.chain import Chain, Message
@@ -67,11 +67,44 @@ class Answer:
             callback(self)
 
 
+class Marking:
+    """The answer to a mark, whose callbacks run at once."""
+
+    def __init__(self, bus: Bus, loss: str) -> None:
+        self.bus, self.loss = bus, loss
+        self._callbacks: list[Callable[[Any], None]] = []
+        self._error: Exception | None = None
+
+    def cancelled(self) -> bool:
+        return False
+
+    def exception(self) -> Exception | None:
+        return self._error
+
+    def result(self) -> Published:
+        return Published(self.bus.marks[self.loss], False)
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self._callbacks.append(callback)
+
+    def end(self, error: Exception | None = None) -> None:
+        """It is in the history; with an error, it may be there or not."""
+        self.bus.markings.remove(self)
+        if error is None or self.bus.count % 2:
+            self.bus.mark(self.loss)
+        self._error = error
+        for callback in self._callbacks:
+            callback(self)
+
+
 class Bus:
     """A history of one room, and all that is under way between it and the hubs."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.life = 0  # the crashes that it has had
+        self.marks: dict[str, str] = {}  # by loss, its position
+        self.markings: list[Marking] = []
         self.entries: list[str] = []
         self.before = self.top = self.new_position()
         self.follows: dict[str, str] = {}  # of each position ever: the one before it
@@ -83,13 +116,19 @@ class Bus:
         self.count += 1
         return f"{self.count}.x"
 
-    def publish(self) -> None:
+    def mark(self, loss: str) -> None:
+        """As `publish` with an idempotency key."""
+        if loss not in self.marks:
+            self.marks[loss] = self.publish()
+
+    def publish(self) -> str:
         position = self.new_position()
         self.follows[position] = self.top
         for line in self.lines:
             line.append((self.top, position))
         self.entries.append(position)
         self.top = position
+        return position
 
     def read(self, since: str | None, limit: int) -> Answer:
         answer = Answer(self, since, limit)
@@ -102,9 +141,13 @@ class Bus:
             return Page(self.top, True, ())
         places = [self.before, *self.entries]
         if since not in places:
-            return Page(self.top, False, ())
+            is_lost = number_of(self.before) < number_of(since)
+            return Page(self.top, False, (), f"life {self.life}" if is_lost else "")
         found = self.entries[places.index(since) :][:limit]
-        return Page(self.top, True, [Entry(position, ENTRY) for position in found])
+        return Page(self.top, True, [Entry(position, self.entry(position)) for position in found])
+
+    def entry(self, position: str) -> bytes:
+        return MARK if position in self.marks.values() else ENTRY
 
     def is_before(self, first: str, second: str | None) -> bool:
         """Whether both are in the history, and the first one is older."""
@@ -120,17 +163,25 @@ class Bus:
         """Restarts without its newest messages: connections end, and what was under way."""
         for line in self.lines:
             line.clear()
-        for _ in range(min(lost, len(self.entries))):
-            self.entries.pop()
+        self.life += 1
+        gone = [self.entries.pop() for _ in range(min(lost, len(self.entries)))]
+        self.marks = {loss: mark for loss, mark in self.marks.items() if mark not in gone}
         self.top = self.entries[-1] if self.entries else self.before
         for answer in list(self.reads):
             if answer in self.reads and answer.page is not None:
                 answer.end(OSError("lost"))
+        for marking in list(self.markings):
+            if marking in self.markings:
+                marking.end(OSError("lost"))
 
     def empty(self) -> None:
         self.entries.clear()
         self.before = self.top = self.new_position()
         self.crash(0)
+
+
+def number_of(position: str) -> int:
+    return int(position.partition(".")[0])
 
 
 class Client:
@@ -199,6 +250,10 @@ class Hub:
         for member in self.members:
             member.client.hears("gap", position)
 
+    def mark(self, room: str, loss: str, retention: Retention) -> Any:
+        self.bus.markings.append(Marking(self.bus, loss))
+        return self.bus.markings[-1]
+
     def settled(self, chain: Chain) -> None:
         self.recovery.settled(chain)
 
@@ -213,7 +268,8 @@ class Hub:
         if self.line:
             prev, position = self.line.pop(at % len(self.line))
             for _ in range(times):
-                self.in_turns(self.chain.heard(prev, [Message(position, *open_entry(ENTRY))]))
+                message = Message(position, *open_entry(self.bus.entry(position)))
+                self.in_turns(self.chain.heard(prev, [message]))
 
 
 class Connection:
@@ -299,6 +355,10 @@ class World:
         if self.bus.reads:
             self.bus.reads[number % len(self.bus.reads)].end(OSError("no answer"))
 
+    def mark(self, number: int) -> None:
+        if self.bus.markings:
+            self.bus.markings[0].end(OSError("no answer") if number == 0 else None)
+
     def hurry(self, number: int) -> None:
         """From now on a turn of the loop has time for so many steps."""
         self.bus.budget = (1, 2, 3, 1000)[number % 4]
@@ -310,12 +370,22 @@ class World:
         self.bus.trim(1 + number % 4)
 
     def rewind(self, number: int) -> None:
+        before = set(self.bus.entries)
         self.bus.crash(number % 4)
+        gone = before.difference(self.bus.entries)
+        if any(hub.chain.last in gone for hub in self.hubs):  # else nobody can know
+            for client in self.clients:
+                client.view.append(("loss", ""))
         self.subscribed_again()
 
     def empty(self, number: int) -> None:
         self.bus.empty()
+        self.forget_losses()  # no position of before is known
         self.subscribed_again()
+
+    def forget_losses(self) -> None:
+        for client in self.clients:
+            client.view = [each for each in client.view if each[0] != "loss"]
 
     def subscribed_again(self) -> None:
         for hub in self.hubs:
@@ -380,6 +450,7 @@ class World:
         old.recovery.forget()
         old.work.clear()
         old.chain.end()
+        self.forget_losses()  # it may have been the one that knew
         old.chain = Chain("r", KEEP, old)
         old.line.clear()
         old.chain.heal()
@@ -390,8 +461,9 @@ class World:
         """Nothing fails any more: all that waits for something gets it."""
         self.bus.budget = 1000
         for _ in range(30):
-            while self.bus.reads:
-                self.bus.reads[0].end()
+            while self.bus.reads or self.bus.markings:
+                for under_way in [*self.bus.reads, *self.bus.markings]:
+                    under_way.end()
             for hub in self.hubs:
                 hub.turn(1000)
             for number in range(3):
@@ -413,6 +485,16 @@ class World:
                 assert connection.client.position == self.bus.top
         for client in self.clients:
             self.check_view(client.view)
+            self.check_losses(client)
+
+    def check_losses(self, client: Client) -> None:
+        """After a loss that a hub noticed, a client that had a place then was told of it."""
+        what = [each for each, _ in client.view]
+        if "loss" not in what:
+            return
+        last = len(what) - 1 - what[::-1].index("loss")
+        if set(what[:last]) & {"place", "message", "gap"}:
+            assert set(what[last:]) & {"place", "gap"}, f"not told: {client.view}"
 
     def check_view(self, view: list[tuple[str, str]]) -> None:
         seen: set[str] = set()
@@ -421,6 +503,8 @@ class World:
         for what, position in view:
             if what == "connected":
                 of_connection.clear()
+                continue
+            if what == "loss":
                 continue
             if what == "message":
                 assert at is not None, f"a message before the first place: {view}"
@@ -446,6 +530,7 @@ ACTIONS = [
     *["go"] * 2,
     *["drain"] * 3,
     *["turn"] * 4,
+    *["mark"] * 2,
     "hurry",
     "execute",
     "repeat",
@@ -494,6 +579,9 @@ def play(actions: list[tuple[str, int]]) -> World:
     world = World()
     for name, number in actions:
         getattr(world, name)(number)
+    world.settle()
+    for number in range(3):  # nobody stays away
+        world.come(number)
     world.settle()
     world.check()
     return world

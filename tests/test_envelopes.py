@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from wsc_fast import ValidationError
 from wsc_fast._core.envelopes import open_entry, pack_entry, pack_envelope, read_envelope
 from wsc_fast._core.frames import encode_frame
+from wsc_fast.bus.base import MARK
 
 QUICK = settings(max_examples=100, deadline=None)
 
@@ -62,13 +63,27 @@ def test_an_envelope_has_at_most_1024_entries() -> None:
             read_envelope(pack_envelope(kind, "o", "0", wrong))
 
 
+def test_a_mark_is_of_a_kept_room_and_empty() -> None:
+    assert open_entry(MARK) == (b"", None, None)
+    assert pack_entry(b"", (), None) == MARK
+    envelope = pack_envelope("k", "o", "1.a", [("2.a", MARK)])
+    assert read_envelope(envelope) == ("k", "o", "1.a", [("2.a", b"", None, None)])
+    with pytest.raises(ValidationError, match="neither"):
+        read_envelope(pack_envelope("p", "o", "-", [("-", MARK)]))
+    for entry in (b"g 1 0 0\na", b"g 0 1 0\na", b"g 0 0 1\na"):
+        with pytest.raises(ValidationError, match="longer than its head"):
+            open_entry(entry)
+
+
 SEEDS = (
     pack_envelope(
         "k", "hub", "1.a", [("2.a", b"t 3 1 5\na\nbkhello"), ("3.a", b"b 0 0 2\n\x00\n")]
     ),
     pack_envelope("p", "hub", "-", [("-", b"t 0 0 0\n")]),
+    pack_envelope("k", "hub", "1.a", [("2.a", MARK), ("3.a", b"b 0 0 0\n")]),
     b"t 3 1 5\na\nbkhello",
     b"b 0 0 0\n",
+    MARK,
 )
 
 

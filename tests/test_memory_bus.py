@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tests.no_words import NoWords
 from tests.support import ROOT, own_disk, times_logged
 from wsc_fast import BusError, ConfigError
 from wsc_fast._core.envelopes import read_envelope
-from wsc_fast.bus.base import Entry, Outgoing, Published, Retention
+from wsc_fast.bus.base import MARK, Entry, Outgoing, Published, Retention
 from wsc_fast.bus.database import APPLICATION_ID
 from wsc_fast.bus.memory import MemoryBus
 from wsc_fast.testing import eventually
@@ -349,7 +350,8 @@ async def test_the_place_of_a_silent_room_is_not_known_after_a_crash_or_a_histor
         await publish(bus, "one")
         await until_written(bus)
         shutil.copy(file, crashed)
-        shutil.copy(f"{file}-wal", f"{crashed}-wal")
+        for beside in ("-wal", "-unwritten"):
+            shutil.copy(f"{file}{beside}", f"{crashed}{beside}")
     async with opened(crashed) as bus:
         assert await texts(bus) == [b"one"]
         assert await texts(bus, first.top, room="quiet") is None
@@ -370,7 +372,7 @@ async def test_a_file_of_the_first_version_is_read(file: Path) -> None:
         db.executescript("DROP TABLE start; PRAGMA user_version = 1")
     db.close()
     async with opened(file) as bus:
-        assert await texts(bus) == [b"one"]
+        assert await texts(bus) == [b"one", b""]  # nobody knows whether it was closed: a mark
         first = await bus.read("quiet", None, 0, KEEP)
     async with opened(file) as bus:
         assert await texts(bus, first.top, room="quiet") == []
@@ -623,7 +625,7 @@ async def main():
         os.remove(disk + "/other")
         await until_written(bus)
     async with opened(disk + "/history.db") as bus:
-        assert len(await texts(bus, found[0])) == len(found) - 1
+        assert len(await texts(bus, found[0])) == len(found) - 1, lines
         assert (await publish(bus, "again", retention=keep, key="0")).duplicate
     print("done")
 
@@ -662,25 +664,121 @@ asyncio.run(main())
 
 async def test_a_kill_loses_the_newest_at_most_and_never_in_silence(file: Path) -> None:
     given: dict[str, list[str]] = {"a": [], "b": []}
+    lost = 0
     for number in range(6):
         await asyncio.to_thread(publish_until_killed, file, 40 + 100 * number, given)
         async with opened(file) as bus:
             for room, known in given.items():
                 assert len(set(known)) == len(known)
                 page = await bus.read(room, None, 10_000, KEEP)
-                found = [each.position for each in page.entries]
+                found = [each.position for each in page.entries if each.entry != MARK]
                 if found:
                     # A run of what was given, which ends where the file does.
-                    assert found[-1] == page.top
                     start = known.index(found[0])
                     assert known[start : start + len(found)] == found
-                kept = known.index(page.top) + 1 if page.top in known else 0
+                kept = known.index(found[-1]) + 1 if found else 0
                 for position in known[kept:]:
                     assert await texts(bus, position, room) is None
+                if known[kept:] and found:
+                    lost += 1
+                    # A client that had the last one before these passes a mark.
+                    behind = await bus.read(room, found[-1], 10, KEEP)
+                    assert [each.entry for each in behind.entries] == [MARK]
+                    assert behind.top == page.top == behind.entries[-1].position
                 # The next process knows these no more.
                 del known[kept:]
     assert given["a"]
     assert given["b"]
+    assert lost
+
+
+async def killed_process(file: Path, *rooms: str, wait: bool = True) -> None:
+    """A process publishes to each room, and is killed; with `wait` once all is written."""
+    program = WRITER.replace("WAIT", "await until_written(bus)" if wait else "pass")
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", program, str(file), *rooms],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+WRITER = """
+import asyncio, os, signal, sys
+from tests.test_memory_bus import opened, publish, until_written
+
+async def main():
+    async with opened(sys.argv[1]) as bus:
+        for room in sys.argv[2:]:
+            await publish(bus, "one", room)
+        WAIT
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def marked(file: Path, *rooms: str) -> list[bool]:
+    """Whether the history of each room ends in a mark."""
+    async with opened(file) as bus:
+        pages = [await bus.read(room, None, 1, KEEP) for room in rooms]
+    return [bool(page.entries) and page.entries[-1].entry == MARK for page in pages]
+
+
+async def test_a_kill_that_takes_no_message_leaves_no_mark(file: Path) -> None:
+    await killed_process(file, "a", "b")
+    assert await marked(file, "a", "b") == [False, False]
+
+
+async def test_a_kill_marks_the_rooms_alone_whose_messages_it_took(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await killed_process(file, "a", "b")
+    await killed_process(file, "b", wait=False)
+    assert await marked(file, "a", "b") == [False, True]
+    assert times_logged(caplog, "messages of 1 kept rooms may be missing") == 1
+    assert await marked(file, "a", "b") == [False, True]
+    assert times_logged(caplog, "messages of 1 kept rooms may be missing") == 1
+    async with opened(file) as bus:
+        await publish(bus, "two", "b")
+        assert await texts(bus, room="b") == [b"one", b"", b"two"]
+
+
+@pytest.mark.parametrize("how", ["another boot", "no boot is known", "no map", "a cut map"])
+async def test_where_the_map_says_nothing_all_rooms_are_marked(
+    file: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    await killed_process(file, "a", "b")
+    if how == "no map":
+        os.unlink(f"{file}-unwritten")
+    elif how == "a cut map":
+        os.truncate(f"{file}-unwritten", 60_000)
+    else:
+        boot = "/proc/sys/kernel/ostype" if how == "another boot" else "/nowhere"
+        monkeypatch.setattr("wsc_fast.bus.unwritten._BOOT", boot)
+    assert await marked(file, "a", "b") == [True, True]
+    assert os.listdir(file.parent) == [file.name]  # it was closed in good order
+    assert await marked(file, "a", "b") == [True, True]
+    async with opened(file) as bus:
+        assert len(await texts(bus, room="a") or ()) == 2
+
+
+async def test_a_map_that_cannot_be_written_goes_and_the_bus_goes_on(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    async with opened(file) as bus:
+        await publish(bus, "one", "a")
+        monkeypatch.setattr("wsc_fast.bus.unwritten.os.pwrite", full)
+        await publish(bus, "one", "b")
+        await until_written(bus)
+        assert times_logged(caplog, "the map of unwritten rooms") == 1
+        assert f"{file.name}-unwritten" not in os.listdir(file.parent)
+        assert await texts(bus, room="b") == [b"one"]
 
 
 def publish_until_killed(file: Path, lines: int, given: dict[str, list[str]]) -> None:

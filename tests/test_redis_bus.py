@@ -380,7 +380,7 @@ async def test_a_message_with_a_known_key_is_a_duplicate(server: RedisServer) ->
 async def test_a_history_is_read_from_each_place(server: RedisServer) -> None:
     async with opened(server.url, "a") as (bus, _):
         before = await history(bus, "k")
-        assert re.fullmatch(r"0-0\.[\w-]{8}", before.top)
+        assert re.fullmatch(r"\d{13}-0\.[\w-]{8}", before.top)
         assert (before.contiguous, before.entries) == (True, [])
         assert (await history(bus, "k", before.top)).contiguous
         places = [before.top, *positions(await say(bus, "k", *"abcde"))]
@@ -398,6 +398,20 @@ async def test_a_history_is_read_from_each_place(server: RedisServer) -> None:
         assert await bus.tops(["k", "unknown"]) == [places[-1], None]
         many = [f"r{number}" for number in range(1200)]
         assert await bus.tops(many) == [None] * 1200
+
+
+@on_each_program
+async def test_the_place_before_a_first_message_is_not_that_of_the_message(
+    server: RedisServer,
+) -> None:
+    rooms = [f"k{number}" for number in range(20)]
+    async with opened(server.url, "a", rooms) as (bus, node):
+        for room in rooms:
+            await say(bus, room, "first")
+        await eventually(lambda: len(node.messages) == len(rooms))
+        for message in node.messages:
+            assert message.prev != message.position
+            assert texts_of(await history(bus, message.room, message.prev)) == ["first"]
 
 
 @pytest.mark.parametrize(
@@ -739,6 +753,35 @@ async def test_scripts_that_the_server_has_forgotten_are_loaded_again(
         await eventually(lambda: node.texts("k") == ["0a", "0b", "1a", "1b", "2a", "2b"])
 
 
+async def test_a_position_that_the_server_has_lost_is_told_from_an_old_one(tmp_path: Path) -> None:
+    small = Retention(size=1, ttl=300.0)
+    with RedisServer(tmp_path, "--appendonly", "no") as server:
+        async with opened(server.url, "a", ["k"]) as (bus, node):
+            silent = (await history(bus, "silent")).top
+            (known,) = positions(await say(bus, "k", "known"))
+            (expired,) = positions(await say(bus, "brief", "x", kept=Retention(9, 0.05)))
+            await eventually(lambda: not server.command("EXISTS", "wsc:h:{brief}"))
+            server.command("SAVE")
+            lost = [positions(await say(bus, room, "lost"))[0] for room in ("k", "silent", "brief")]
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            await eventually(lambda: node.again("k") == 1)
+            for _ in range(2):
+                for room, place, before in zip(
+                    ("k", "silent", "brief"), lost, (known, silent, expired), strict=True
+                ):
+                    page = await history(bus, room, place)
+                    assert (page.contiguous, page.loss != "") == (False, True), room
+                    page = await history(bus, room, before)
+                    assert (page.contiguous, page.loss) == (True, "")
+                    await say(bus, room, "after")
+            for number in range(300):
+                await say(bus, "k", f"{number}", kept=small)
+            for place in (known, *lost, "no position"):
+                page = await history(bus, "k", place)
+                assert (page.contiguous, page.loss) == (False, "")
+
+
 async def test_a_server_that_is_killed_and_comes_back_with_its_log(tmp_path: Path) -> None:
     with RedisServer(tmp_path, "--appendfsync", "always") as server:
         async with opened(server.url, "a", ["k"]) as (bus, node):
@@ -767,7 +810,7 @@ async def test_a_server_that_comes_back_empty_is_noticed(tmp_path: Path) -> None
             await eventually(lambda: node.again("k") == 1)
             page = await history(bus, "k", first)
             assert not page.contiguous
-            assert page.top.startswith("0-0.")
+            assert not page.loss  # nobody can take what is there now for a part of what was
             (after,) = positions(await say(bus, "k", "after"))
             assert texts_of(await history(bus, "k", page.top)) == ["after"]
             assert await bus.tops(["k"]) == [after]

@@ -125,9 +125,15 @@ def test_a_loss_excuses_what_is_missing_at_its_place_and_nowhere_else() -> None:
     assert saw(*messages(1), GAP, *messages(3)) == {"needless": 1}
 
 
-def test_a_loss_of_the_bus_excuses_a_client_whose_place_is_in_the_history() -> None:
+def test_a_loss_of_the_bus_may_be_told_behind_the_messages_that_follow_it() -> None:
+    after_loss = partial(saw, history=(1, 4, 5), last=5, lossless=False)
+    assert after_loss(*messages(1, 4, 5)) == {"untold": 1}
+    assert after_loss(*messages(1, 4), GAP, *messages(5)) == {}
+    assert after_loss(*messages(1, 4, 5), RECOVERED) == {"untold": 1}
+
+
+def test_a_loss_of_the_bus_excuses_nothing_else() -> None:
     after_loss = partial(saw, history=(1, 4), last=4, lossless=False)
-    assert after_loss(*messages(1, 4)) == {}
     assert saw(*messages(1, 4), history=(1, 4), last=4) == {"missing": 1}
     # It has seen what the bus has lost, so that it has to be told.
     assert after_loss(*messages(1, 2, 4)) == {"missing": 1}

@@ -47,7 +47,15 @@ def test_nodes_that_break_every_promise_are_noticed_in_every_column() -> None:
         *(word for fault in faults for word in ("--fault", fault)),
     )
     assert status == 1, said
-    assert [kind for kind in KINDS if rows["hop"][kind] == "0"] == [], said
+    assert [kind for kind in KINDS if rows["hop"][kind] == "0"] == ["untold"], said
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="redis-server is not installed")
+def test_nodes_that_keep_a_loss_to_themselves_are_noticed() -> None:
+    status, rows, said = torture(
+        *("--scenario", "rewind", "--rounds", "8", "--patience", "3", "--first", "--fault", "hush")
+    )
+    assert (status, rows["rewind"]["untold"]) == (1, "1"), said
 
 
 # --- what one client saw ---
@@ -113,6 +121,25 @@ def test_a_loss_that_the_client_was_told_of_is_right_where_the_bus_loses() -> No
     assert saw(FIRST, gap, message(3, "c"), lossless=False) == {}
     lost = joined(2, recovered=False)
     assert saw(lost, message(3, "c"), place=at(1), lossless=False) == {}
+
+
+def test_a_client_behind_a_loss_has_to_be_told_of_it_if_a_publisher_was_answered() -> None:
+    record = told("a", "b", "c")
+    record.lost(ROOM, {at(1)})
+    record.take(ROOM, at(5), [(at(1), None, "a"), (at(4), None, "d"), (at(5), None, "e")])
+    gap = {"gap": ROOM, "pos": at(4)}, ""
+
+    def untold(*heads: tuple[dict[str, Any], str], accepted: set[str]) -> bool:
+        view = RoomView("ann", ROOM, at(1))
+        for head, payload in heads:
+            view.head(head, payload, Findings())
+        return bool(view.untold(record, accepted))
+
+    assert untold(message(4, "d"), message(5, "e"), accepted={at(3), at(4)})
+    assert not untold(message(4, "d"), accepted={at(1), at(4)})
+    assert not untold(message(4, "d"), gap, message(5, "e"), accepted={at(3)})
+    assert not untold(gap, message(5, "e"), accepted={at(3)})
+    assert not untold(message(2, "b"), gap, accepted={at(3)})
 
 
 def test_a_needless_gap_is_noticed() -> None:
@@ -237,9 +264,14 @@ def test_the_record_is_read_from_the_streams(tmp_path: Path) -> None:
         stream, top = f"{PREFIX}h:{{{ROOM}}}", f"{PREFIX}t:{{{ROOM}}}"
         server.command("XADD", stream, "1-0", "m", "T t 0 0 1\na", "p", "0-0.S")
         server.command("XADD", stream, "2-0", "m", "U t 3 1 2\nannkbc")
+        server.command("XADD", stream, "3-0", "m", "V g 0 0 0\n")
         server.command("SET", top, "2-0.U")
         assert read(server.port, PREFIX, [ROOM, "other"]) == [
-            (ROOM, "2-0.U", [("1-0.T", "0-0.S", "a"), ("2-0.U", None, "bc")]),
+            (
+                ROOM,
+                "2-0.U",
+                [("1-0.T", "0-0.S", "a"), ("2-0.U", None, "bc"), ("3-0.V", None, "mark 3-0.V")],
+            ),
             ("other", None, []),
         ]
 

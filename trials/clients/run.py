@@ -31,7 +31,7 @@ from trials.torture_cluster.sabotage import FAULTS
 
 QUICK = Pace(450, rate=200.0, life=(0.2, 1.2), token=0.8, kill=1.2, failover=1.5)
 COLUMNS = (
-    *("scenario", "client", "connections", "messages", "recovered", "gap", "unseen", "again"),
+    *("scenario", "client", "connections", "messages", "recovered", "gap", "again"),
     *("renewed", "4401", "requests", *WRONG, "s"),
 )
 # Most findings of a client that are printed.

@@ -5,7 +5,7 @@ Reads commands from its standard input, each a JSON object on a line, and ends w
     {"do": "publish", "number": n, "room": r, "text": t, "key": k}    answered by "published" or
                                                                        "refused", with the number
     {"do": "history", "room": r, "after": p}    answered by a "list" of the texts of all messages
-                                                after that position
+                                                after that position, marks left out
     {"do": "upgrades"}                          answered by a "list" of the times of all upgrades
 
 Prints "ready" once it serves, and the answers. SIGTERM drains and stops the hub.
@@ -37,9 +37,11 @@ from wsc_fast import (
     RedisBus,
     Request,
 )
+from wsc_fast.bus.base import MARK, Retention
 from wsc_fast.errors import WSCError
 
 DRAIN, STOP = 0.5, 5.0
+RETENTION = Retention(10_000, 3600.0)
 
 
 # The times of all upgrades that came so far as to be authenticated.
@@ -65,7 +67,7 @@ def make(bus: str, connection_rate: float) -> Hub:
     )
     known: RedisBus | MemoryBus = RedisBus(bus) if "://" in bus else MemoryBus(bus)
     hub = Hub(config, authenticate=authenticate, bus=known)
-    hub.keep("kept*", size=10_000, ttl=3600)
+    hub.keep("kept*", size=RETENTION.size, ttl=RETENTION.ttl)
     hub.on_join_request(lambda client, room_id: room_id.startswith("kept"))
 
     @hub.on_request
@@ -87,11 +89,18 @@ async def publish(hub: Hub, number: int, room: str, text: str, key: str | None) 
 
 
 async def tell_history(hub: Hub, room: str, after: str) -> None:
-    """Tells what is in the history of a room."""
+    """Tells what is in the history of a room.
+
+    It is read from the bus: `hub.cluster.history` does not go on behind a mark.
+    """
     texts: list[str] = []
-    while page := await hub.cluster.history(room, after=after, limit=1000):
-        texts += [str(entry.message) for entry in page]
-        after = page[-1].position
+    bus = hub.bus
+    assert bus is not None
+    while (page := await bus.read(room, after, 1000, RETENTION)).entries:
+        texts += [
+            each.entry.partition(b"\n")[2].decode() for each in page.entries if each.entry != MARK
+        ]
+        after = page.entries[-1].position
     tell("list", list=texts)
 
 

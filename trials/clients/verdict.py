@@ -2,8 +2,8 @@
 
 The messages of each room are numbered from 1 on, and each number was published until a hub had
 accepted it. So a client has to get 1, 2, 3 and so on, whatever happened, unless an event said that
-messages are missing. One thing excuses a hole without an event: the bus has lost these messages,
-and the history that it has now goes on where the client was. Nobody can tell such a client.
+messages are missing. The event may come late in one case: the bus has lost these messages, and
+the history that it has now goes on where the client was. No hub may have noticed it at that time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 # The columns of the table that have to be 0.
 WRONG = {
     "missing": "a message did not come, and no event said so",
+    "untold": "the bus lost messages while the client was away, and no event said so, ever",
     "doubled": "a message came twice, with no event of a loss between",
     "disordered": "a message came after a later one",
     "needless": "an event said that messages are missing, and the bus had lost none",
@@ -105,6 +106,8 @@ class _View:
         # By number: how many losses had been told when the client saw it.
         self._seen: dict[int, int] = {}
         self._losses = 0
+        # Holes of which an event has to tell yet: when, and which.
+        self._untold: list[tuple[int, str]] = []
 
     def message(self, at: int, number: int) -> None:
         counts = self._findings.counts
@@ -120,7 +123,7 @@ class _View:
             self._add("disordered", at, f"{number} came after {self._last}")
         elif number > self._last + 1 and not self._told:
             if self._before.get(number) == self._last and not self._lossless:
-                counts["unseen"] += number - self._last - 1
+                self._untold.append((at, f"{number} came after {self._last}"))
             else:
                 self._add("missing", at, f"{number} came after {self._last}")
         self._seen[number] = self._losses
@@ -136,11 +139,14 @@ class _View:
             self._met = True
             return
         self._told = True
+        self._untold.clear()
         self._losses += 1
         if self._lossless:
             self._add("needless", at, f"{kind} after {self._last}")
 
     def end(self, number: int) -> None:
+        for at, text in self._untold:
+            self._add("untold", at, text)
         if self._last != number:
             self._add("late", 0, f"the end is {number}, the client is at {self._last}")
 

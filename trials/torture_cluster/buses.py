@@ -99,6 +99,11 @@ class Bus:
             await self._write_down(copy)
         shutil.rmtree(copy.directory)
 
+    async def _write_down_loss(self, server: RedisServer) -> None:
+        """Puts into the record which messages of a dead server the next one lacks."""
+        for room, _, entries in await asyncio.to_thread(read, server.port, PREFIX, self._rooms):
+            self._record.lost(room, {position for position, *_ in entries})
+
     # --- faults ---
 
     async def kill(self) -> None:
@@ -132,6 +137,7 @@ class Bus:
                 (directory / name).unlink(missing_ok=True)
         _copy_logs(old, directory)
         await asyncio.to_thread(self.server.start)
+        await self._write_down_loss(self.server)
 
     async def freeze(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT."""
@@ -224,6 +230,7 @@ class ReplicatedBus(Bus):
             return int(named[1]) == new.port
 
         await eventually_async(is_promoted, timeout=60)
+        await self._write_down_loss(new)
         await asyncio.to_thread(new.command, "CONFIG", "SET", "masterauth", "")
         self.server, self._replica = new, old
         await self._follow()

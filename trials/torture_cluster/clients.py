@@ -11,7 +11,7 @@ import contextlib
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import aiohttp
@@ -73,6 +73,11 @@ class Crowd(crowd.Crowd):
             for room, text in kept.items()
             if client.kept is None or text not in client.kept.texts.get(room, [])
         ]
+
+    def untold(self, record: Record, accepted: Collection[str]) -> list[str]:
+        """The losses that clients were not told of; see `RoomView.untold`."""
+        views = (view for client in self.aware for view in client.views.values())
+        return [text for view in views for text in view.untold(record, accepted)]
 
     def judge(self, record: Record, unsaid: set[str], *, lossless: bool) -> None:
         """Compares all that was seen since the last time with the record."""

@@ -8,6 +8,7 @@ from collections import Counter
 # The kinds, as the columns of the table.
 KINDS = {
     "missing": "a client missed a message without a word",
+    "untold": "accepted messages were lost, and a client behind them never heard of it",
     "doubled": "a client, or the history, has a message twice",
     "disordered": "a client got a message before an earlier one, or before it was a member",
     "unrecorded": "an answer, or a client, has a message that the history never had",

@@ -29,6 +29,7 @@ class Publishers:
     Attributes:
         answered: how many publishes had an answer.
         again: how many were made again.
+        accepted: the positions of all answers.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Publishers:
         self._tasks: list[asyncio.Task[None]] = []
         self._on = False
         self._answers: list[tuple[str, Answer]] = []
+        self.accepted: set[str] = set()
 
     def use(self, *, pause: float, size: int, lossless: bool) -> None:
         """Sets how they publish in the next round.
@@ -140,6 +142,7 @@ class Publishers:
 
     def take(self, text: str, answer: Answer, attempts: int) -> None:
         self.answered += 1
+        self.accepted.add(answer.position)
         self._answers.append((text, answer))
         if attempts == 1 and answer.duplicate:
             self._findings.add("unrecorded", f"the first {short(text)!r} is said to be a duplicate")

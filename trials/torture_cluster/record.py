@@ -2,13 +2,16 @@
 
 It is read by redis-py and decoded here, so that it is independent of the code under test. Each
 message has the one before it in its stream as its predecessor. Data that a server is about to lose
-is read before; so the record also has messages that nobody can read any more.
+is read before; so the record also has messages that nobody can read any more. A mark of the hubs
+stands in it as a message that nobody gets.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -17,6 +20,19 @@ from trials.torture_cluster.findings import Findings
 from trials.torture_cluster.texts import short
 
 Entry = tuple[str, str | None, str]  # position, the position before it where that is known, text
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The newest messages of a room, which the bus has lost at once.
+
+    Attributes:
+        edge: the position before them, which the bus has kept.
+        gone: their positions.
+    """
+
+    edge: str
+    gone: frozenset[str]
 
 
 class Record:
@@ -28,6 +44,7 @@ class Record:
         before: by position, the position before it; None: not known.
         tops: by room, the position of the newest message, or the place before the first, at the
             last reading.
+        losses: of all rooms.
     """
 
     def __init__(self, findings: Findings) -> None:
@@ -35,6 +52,8 @@ class Record:
         self.places: dict[str, list[str]] = {}
         self.before: dict[str, str | None] = {}
         self.tops: dict[str, str] = {}
+        self.losses: list[Loss] = []
+        self._streams: dict[str, list[str]] = {}
         self._findings = findings
         self._doubles: set[str] = set()
 
@@ -48,6 +67,7 @@ class Record:
         """
         if top is not None:
             self.tops[room] = top
+        self._streams[room] = [position for position, *_ in entries]
         last: str | None = None
         for position, named, text in entries:
             before = named if last is None else last
@@ -65,6 +85,19 @@ class Record:
                 self._doubles.add(text)
                 places = [position for position, _, each in entries if each == text]
                 self._findings.add("doubled", f"the history has {short(text)!r} at {places}")
+
+    def lost(self, room: str, left: Collection[str]) -> None:
+        """The bus has lost the newest messages of a room since the last reading.
+
+        Args:
+            room: its id.
+            left: the positions that it has now.
+        """
+        known = self._streams.get(room, [])
+        gone = list(itertools.takewhile(lambda position: position not in left, reversed(known)))
+        edge = self.before.get(gone[-1]) if gone else None
+        if edge is not None:
+            self.losses.append(Loss(edge, frozenset(gone)))
 
     def is_within(self, start: str, end: str, messages: int, nbytes: int) -> bool:
         """Whether `end` follows `start` without a break, with at most so much between them."""
@@ -122,11 +155,9 @@ def _entry(entry: tuple[bytes, dict[bytes, bytes]]) -> Entry:
     number, fields = entry
     tag, _, data = fields[b"m"].partition(b" ")
     line, _, rest = data.partition(b"\n")
-    _, exclude, key, length = line.split(b" ")
+    flags, exclude, key, length = line.split(b" ")
     begin = int(exclude) + int(key)
     before: Any = fields.get(b"p")
-    return (
-        f"{number.decode()}.{tag.decode()}",
-        before and before.decode(),
-        rest[begin : begin + int(length)].decode(),
-    )
+    position = f"{number.decode()}.{tag.decode()}"
+    text = rest[begin : begin + int(length)].decode()
+    return position, before and before.decode(), f"mark {position}" if flags == b"g" else text

@@ -4,6 +4,7 @@ lose        some messages of kept rooms are given to nobody
 double      some are given twice
 swap        some are given after the next one
 mute        nobody hears of a gap
+hush        nobody notices that the bus has lost messages which other clients lack
 invent      `publish` returns, and nothing was published
 forget-key  idempotency keys are not passed on, and each keyed message is published again
 forget      nobody recovers
@@ -14,13 +15,14 @@ shout       the log has a traceback
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from wsc_fast._core import kept
-from wsc_fast.bus.base import Outgoing, Published
+from wsc_fast.bus.base import Outgoing, Page, Published
 from wsc_fast.bus.redis.bus import RedisBus
 from wsc_fast.cluster.recovery import Join, Recovery
 from wsc_fast.cluster.rooms import Rooms
@@ -70,6 +72,15 @@ def _swap() -> None:
 
 def _mute() -> None:
     _set(kept, "say_gap", lambda engine, room, position: 0)
+
+
+def _hush() -> None:
+    read = RedisBus.read
+
+    async def hushed(self: RedisBus, *arguments: Any) -> Page:
+        return dataclasses.replace(await read(self, *arguments), loss="")
+
+    _set(RedisBus, "read", hushed)
 
 
 def _invent() -> None:
@@ -131,6 +142,7 @@ FAULTS = {
     "double": _double,
     "swap": _swap,
     "mute": _mute,
+    "hush": _hush,
     "invent": _invent,
     "forget-key": _forget_key,
     "forget": _forget,

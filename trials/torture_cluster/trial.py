@@ -222,6 +222,7 @@ class Trial:
         await self._until("late", "everybody at the end of each room", self._behind)
         await self._until("late", "subscriptions", self._under_way)
         await self._say_one_more()
+        await self._until("untold", "each client told of what was lost", self._untold)
         await self.bus.write_down()
         self.publishers.judge(self.record)
         self.crowd.judge(
@@ -234,6 +235,10 @@ class Trial:
     async def _behind(self) -> list[str]:
         await self.bus.look_at_tops()
         return self.crowd.behind(self.record)
+
+    async def _untold(self) -> list[str]:
+        await self.bus.write_down()
+        return self.crowd.untold(self.record, self.publishers.accepted)
 
     async def _say_one_more(self) -> None:
         rooms = kept_rooms(ROOMS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +121,25 @@ class RoomView:
                 self._seen.clear()
                 self._newest = (0, 0)
         self.steps.clear()
+
+    def untold(self, record: Record, accepted: Collection[str]) -> list[str]:
+        """The losses of accepted messages that it has passed, and was not told of.
+
+        Args:
+            record: has all that its steps are about.
+            accepted: the positions that publishers were told.
+        """
+        found = []
+        for loss in record.losses:
+            lost = loss.gone & set(accepted)
+            for number, step in enumerate(self.steps):
+                passes = step.kind == "message" and step.before == loss.edge
+                if not lost or not passes or step.after in loss.gone:
+                    continue
+                if all(later.kind in ("message", "recovered") for later in self.steps[number:]):
+                    trail = ", ".join(step.trail)
+                    found.append(f"{self} went on behind {loss.edge}: {trail}; lost: {lost}")
+        return found
 
     def _judge_order(self, step: Step, findings: Findings) -> None:
         trail = ", ".join(step.trail)

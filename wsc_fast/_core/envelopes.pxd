@@ -9,4 +9,4 @@ Nothing here trusts the bytes: each size is checked against what is there, and t
 """
 
 cdef list plain_entries(bytes data, bytes own)
-cdef tuple read_entry(const char* data, Py_ssize_t size, Py_ssize_t* used)
+cdef tuple read_entry(const char* data, Py_ssize_t size, Py_ssize_t* used, bint is_kept)

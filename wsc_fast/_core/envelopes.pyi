@@ -6,7 +6,7 @@ def pack_entry(frame: bytes, exclude: Iterable[str], key: str | None) -> bytes:
     """The entry of a message that this hub publishes.
 
     Args:
-        frame: of the message, plain.
+        frame: of the message, plain; b"" makes a mark.
         exclude: ids of clients that do not get it, or nothing.
         key: the conflation key, or None.
 
@@ -42,7 +42,8 @@ def read_envelope(
     Returns:
         tuple[str, str, str, list[tuple[str, bytes, tuple[str, ...] | None, str | None]]]: kind,
         origin, prev, and for each message its position, its frame, the ids of clients that do not
-        get it, and its conflation key. No messages: the history of a kept room was deleted.
+        get it, and its conflation key. A mark has b"" for a frame. No messages: the history of a
+        kept room was deleted.
 
     Raises:
         ValidationError: these bytes are no envelope.
@@ -58,7 +59,7 @@ def open_entry(entry: bytes) -> _Opened:
 
     Returns:
         tuple[bytes, tuple[str, ...] | None, str | None]: its frame, the ids of clients that did not
-        get it, and its conflation key.
+        get it, and its conflation key. A mark has b"" for a frame.
 
     Raises:
         ValidationError: these bytes are no entry.

@@ -24,6 +24,9 @@ is that of the message, or `-`. FLAGS is `t` for a text message, `b` for a binar
 and LENGTH count the bytes of what follows the line: ids of clients that do not get it, with a
 newline between them; the conflation key in UTF-8; the payload. An entry is all of that but POSITION
 and its space: the hub that publishes makes it, and the bus neither reads nor changes it.
+
+A mark is an entry of a kept room that is no message. It says that messages before it may be
+missing, since the bus has lost them. Its FLAGS are `g`, and nothing follows its line.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from wsc_fast.messages import HubMessage
     from wsc_fast.stores.base import OfflineStore
 
+# The entry of a mark.
+MARK = b"g 0 0 0\n"
 # A message may have so many bytes on a bus, its entry's first line included.
 MOST_ENTRY_BYTES = 1_048_576 + 4096
 # An idempotency key has at most so many bytes in UTF-8, and is known for so many seconds.
@@ -127,11 +132,14 @@ class Page:
         contiguous: nothing is missing between what was asked for and `entries`.
         entries: in order; at most as many as were asked for. Empty where not contiguous. A bus may
             end a page earlier, after some megabytes: more follow unless the last one is `top`.
+        loss: where the page is not contiguous since the bus has lost messages while it still knows
+            older ones: a text that is the same for all that it has lost at once. Else "".
     """
 
     top: str
     contiguous: bool
     entries: Sequence[Entry]
+    loss: str = ""
 
 
 class Change(NamedTuple):

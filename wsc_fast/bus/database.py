@@ -100,6 +100,7 @@ class Loaded:
         top_key: the largest key.
         nbytes: of the histories.
         start: the place before the first message of a room without a history; "": it is not known.
+        closed: the file was closed in good order.
     """
 
     histories: OrderedDict[str, History] = field(default_factory=OrderedDict)
@@ -109,6 +110,7 @@ class Loaded:
     top_key: int = 0
     nbytes: int = 0
     start: str = ""
+    closed: bool = False
 
 
 class ReplacedError(BusError):
@@ -329,10 +331,15 @@ def _load(db: sqlite3.Connection, max_bytes: int, shift: float, now: float) -> L
     ).fetchall()
     for room, key, position, until in answers[-MOST_KEYS:]:
         loaded.answers[room, key] = Published(position, False), until + shift
+    for (start,) in db.execute("SELECT position FROM start").fetchall():
+        loaded.closed = True
+        if not loaded.gone:
+            loaded.start = start
+    # No crash of the machine may bring it back.
+    db.execute("PRAGMA synchronous = FULL")
     with suppress(sqlite3.OperationalError):  # the disk is full, and the next write does it
-        for (start,) in db.execute("DELETE FROM start RETURNING position").fetchall():
-            if not loaded.gone:
-                loaded.start = start
+        db.execute("DELETE FROM start")
+    db.execute("PRAGMA synchronous = NORMAL")
     return loaded
 
 

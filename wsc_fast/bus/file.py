@@ -4,6 +4,9 @@ The loop notes which rooms have changed. Every 50 ms, or after 1,000 changes, on
 newest state of these rooms in one transaction (database.py). There is no queue of messages: what is
 not written yet is in the histories, whose bytes are bounded.
 
+A process that is killed takes with it what is not written. A map says of which rooms
+(unwritten.py): these get a mark when the file is opened the next time.
+
 A write that fails is tried again each second, with what has changed meanwhile. A file that was
 removed or replaced is written anew from memory.
 """
@@ -23,6 +26,7 @@ from wsc_fast._core.clock import monotonic, time
 from wsc_fast.bus.base import Published
 from wsc_fast.bus.database import MOST_KEYS, Answers, Batch, Database, Loaded, ReplacedError
 from wsc_fast.bus.history import History
+from wsc_fast.bus.unwritten import Unwritten
 from wsc_fast.errors import BusError
 from wsc_fast.log import log
 
@@ -68,6 +72,7 @@ class HistoryFile:
         self.start: str = ""
         self._path = path
         self._database = Database(path)
+        self._unwritten = Unwritten(path)
         self._thread = ThreadPoolExecutor(1, "wsc_fast-history")
         self._loop = asyncio.get_running_loop()
         self._stored: dict[str, _Stored] = {}
@@ -95,23 +100,41 @@ class HistoryFile:
             BusError: the file cannot be used.
         """
         try:
-            loaded = await asyncio.wrap_future(self._thread.submit(self._load, max_bytes))
+            loaded, marked = await asyncio.wrap_future(self._thread.submit(self._load, max_bytes))
         except BaseException:
             self.abandon()
             raise
         self.histories, self.answers = loaded.histories, loaded.answers
         self._next_key = loaded.top_key + 1
         self._stored = {
-            room: _Stored(history, loaded.keys[room], history.number)
+            room: _Stored(history, loaded.keys[room], history.number - (room in marked))
             for room, history in loaded.histories.items()
         }
+        if marked:
+            self._changed = {room: [] for room in marked}
+            self._soon()
+            log.warning(
+                "the process that had the file %a before was killed, or its machine crashed: "
+                "messages of %d kept rooms may be missing, and clients that come back to these "
+                "will hear of it",
+                self._path,
+                len(marked),
+                extra={"event": "history_marked", "rooms": len(marked)},
+            )
         self._gone = loaded.gone
         self.start = loaded.start
         return loaded.nbytes
 
-    def _load(self, max_bytes: int) -> Loaded:
+    def _load(self, max_bytes: int) -> tuple[Loaded, set[str]]:
+        """The content of the file, and the rooms that have got a mark."""
         self._database.open()
-        return self._database.load(max_bytes, (monotonic(), time()))
+        loaded = self._database.load(max_bytes, (monotonic(), time()))
+        marked = self._unwritten.read(loaded.histories, closed=loaded.closed)
+        for room in marked:
+            loaded.histories[room].mark()
+        loaded.nbytes = sum(each.nbytes for each in loaded.histories.values())
+        self._unwritten.begin(marked)
+        return loaded, marked
 
     async def close(self, start: str) -> None:
         """Writes all that has changed, once, and closes the file.
@@ -131,6 +154,7 @@ class HistoryFile:
                 leaving = self._thread.submit(self._database.leave, start)
                 with suppress(BusError):  # then nobody knows it, as after a crash
                     await asyncio.wrap_future(leaving)
+                    self._unwritten.end()
         finally:
             closed = self.abandon()
         await asyncio.wrap_future(closed)
@@ -139,6 +163,7 @@ class HistoryFile:
         """Has the thread close the file, and end."""
         self._closed = True
         self._cancel_timer()
+        self._unwritten.close()
         closed = self._thread.submit(self._database.close)
         self._thread.shutdown(wait=False)
         return closed
@@ -147,15 +172,22 @@ class HistoryFile:
 
     def changed(self, room: str) -> None:
         """The history of a room has changed, or is there no more."""
-        if room not in self._changed:
-            self._changed[room] = []
+        self._rows_of(room)
         self._soon()
 
     def answered(self, room: str, key: str, answer: Published, until: float) -> None:
         """A publish with an idempotency key was answered."""
         row = (room, key, answer.position, until + time() - monotonic())
-        self._changed.setdefault(room, []).append(row)
+        self._rows_of(room).append(row)
         self._soon()
+
+    def _rows_of(self, room: str) -> list[tuple[Any, ...]]:
+        """The answers of a changed room; from now on it is one."""
+        rows = self._changed.get(room)
+        if rows is None:
+            rows = self._changed[room] = []
+            self._unwritten.add(room)
+        return rows
 
     def _soon(self) -> None:
         self._changes += 1
@@ -225,9 +257,12 @@ class HistoryFile:
             self._anew = False
             del self._gone[: len(batch.gone)]
             for room, number in numbers.items():
+                self._unwritten.remove(room)
                 if room in self._stored:
                     self._stored[room].number = number
         elif isinstance(error, ReplacedError):
+            for room in numbers:
+                self._unwritten.remove(room)
             self._write_anew()
         else:
             self._take_back(batch, numbers, error)
@@ -239,7 +274,10 @@ class HistoryFile:
 
     def _take_back(self, batch: Batch, numbers: dict[str, int], error: BaseException) -> None:
         for room in numbers:
-            self._changed.setdefault(room, [])
+            if room in self._changed:
+                self._unwritten.remove(room)  # it has changed meanwhile
+            else:
+                self._changed[room] = []
         rows = sum(map(len, self._changed.values())) + len(batch.answers)
         if rows <= MOST_KEYS:  # else the oldest keys are known in memory alone
             for row in reversed(batch.answers):
@@ -263,10 +301,12 @@ class HistoryFile:
         self._anew = True
         self._gone.clear()
         self._stored.clear()
-        self._changed = {room: [] for room in self.histories}
+        for rows in self._changed.values():
+            rows.clear()  # they are among the answers
+        for room in self.histories:
+            self._rows_of(room)
         for (room, key), (answer, until) in self.answers.items():
-            row = (room, key, answer.position, until + time() - monotonic())
-            self._changed.setdefault(room, []).append(row)
+            self._rows_of(room).append((room, key, answer.position, until + time() - monotonic()))
 
 
 def _add_room(batch: Batch, room: str, stored: _Stored) -> int:

@@ -11,7 +11,7 @@ import secrets
 from collections import deque
 from dataclasses import dataclass, field
 
-from wsc_fast.bus.base import Entry, Retention
+from wsc_fast.bus.base import MARK, Entry, Retention
 
 # The place after the newest message outlasts the messages, so that a client of a quiet room still
 # recovers; so long, in seconds.
@@ -69,6 +69,12 @@ class History:
         while len(self.entries) > retention.size:
             self.drop_oldest()
         return position
+
+    def mark(self) -> None:
+        """Adds a mark: messages may be missing here. It has no influence on the times."""
+        self.number += 1
+        self.top = f"{self.number}.{self.tag}"
+        self.put(Entry(self.top, MARK))
 
     def put(self, entry: Entry) -> None:
         """Adds an entry that has a position and a number."""

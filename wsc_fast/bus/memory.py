@@ -1,7 +1,8 @@
 """The bus of a hub alone: histories of kept rooms in the hub's own process.
 
 With a file, the histories outlast the process (file.py). A message that the process gave to clients
-and lost in a crash is no longer known by its position, so that nobody recovers past it unawares.
+and lost in a crash is no longer known by its position, and the room has a mark after it. So nobody
+recovers past it unawares.
 """
 
 from __future__ import annotations
@@ -49,8 +50,10 @@ class MemoryBus:
     With a file, histories, positions and idempotency keys outlast the process: clients recover over
     a restart of the hub. The file is written behind what happens, by a thread of its own, so no
     publish waits for the disk; `close` writes the rest. A kill or a crash may take the messages of
-    the last moments out of the file, as a rule 0.1 s. A client that has got one of these hears
-    `recovered: false` when it comes back, and nothing is missing in silence.
+    the last moments out of the file, as a rule 0.1 s, also such whose `publish` had returned.
+    Clients that come back to the rooms of these hear `recovered: false`, and nothing is missing in
+    silence. After a crash of the machine, which may take more, all rooms count as such; so do they
+    after a kill on a system other than Linux.
 
     Trouble: a file that cannot be written, on a full disk for example, is logged once a second, and
     all goes on in memory; it is written again when that is possible. A file that is removed or

@@ -3,8 +3,12 @@
 Each message names the position before it. Where that is the last one that the hub knows, the
 message goes to the members. Else something was missed: the chain heals, that is, reads the history
 after the last position that it knows, once for all members. If the history does not reach back so
-far, or does not know the position (the bus has lost data), there is a gap: the members are told,
-and the chain goes on from the newest message.
+far, there is a gap: the members are told, and the chain goes on from the newest message.
+
+The bus may have lost that position, and still know older ones: then others miss messages as well,
+who cannot know it, such as clients that are away. So the hub puts a mark into the history, one for
+all hubs that notice the same loss. A client that passes the mark, on any way, has a gap there. The
+chain goes on from the mark.
 
 The generators here do one message in each step, so that many messages take many turns of the loop.
 Between two steps anything may happen.
@@ -12,12 +16,14 @@ Between two steps anything may happen.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from wsc_fast._core.envelopes import open_entry
-from wsc_fast.bus.base import Entry, Page, Retention
+from wsc_fast.bus.base import Entry, Page, Published, Retention
 from wsc_fast.cluster.reads import Answer
 from wsc_fast.errors import ValidationError
 
@@ -30,12 +36,17 @@ MOST_WAITING = 1000
 
 
 class Message(NamedTuple):
-    """A message of a kept room; see `_core.envelopes.read_envelope`."""
+    """A message of a kept room, or a mark; see `_core.envelopes.read_envelope`."""
 
     position: str
     frame: bytes
     exclude: tuple[str, ...] | None
     key: str | None
+
+    @property
+    def is_mark(self) -> bool:
+        """Whether it is no message: those before it may be missing."""
+        return not self.frame
 
 
 class Needs(Protocol):
@@ -51,6 +62,7 @@ class Needs(Protocol):
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer: ...
     def give(self, room: str, message: Message) -> None: ...
     def gap(self, room: str, position: str) -> None: ...
+    def mark(self, room: str, loss: str, retention: Retention) -> asyncio.Future[Published]: ...
     def settled(self, chain: Chain) -> None: ...
     def count_heal(self, room: str, messages: int) -> None: ...
     def failed(self, room: str, error: Exception) -> None: ...
@@ -87,6 +99,7 @@ class Chain:
         self._heard_before = 0  # so many of them came before the read began
         self._overflowed = False  # some that came are not in `_waiting`
         self._ended = False
+        self._loss = ""  # the last one that it has marked
 
     @property
     def hears_all(self) -> bool:
@@ -142,6 +155,9 @@ class Chain:
             self._overflowed = True
 
     def _give(self, message: Message) -> None:
+        if message.is_mark:
+            self._gap_before(message.position)
+            return
         self._ring[message.position] = message
         self._ring_bytes += len(message.frame)
         while len(self._ring) > 1 and (
@@ -152,6 +168,10 @@ class Chain:
             self._ring_start = oldest
         self.last = message.position
         self._needs.give(self.room, message)
+
+    def _gap_before(self, position: str) -> None:
+        self._begin_at(position)
+        self._needs.gap(self.room, position)
 
     def _begin_at(self, position: str) -> None:
         self._ring.clear()
@@ -219,9 +239,11 @@ class Chain:
             # With what came since the subscription, which members of this hub may have published.
             self._begin_at(self._waiting[0][0] if self._waiting else page.top)
             self._heard_before = 0
+        elif page.loss and page.loss != self._loss:
+            self._mark(page.loss)
+            return
         elif not page.contiguous:
-            self._begin_at(page.top)
-            self._needs.gap(self.room, page.top)
+            self._gap_before(page.top)
         else:
             self._needs.count_heal(self.room, len(page.entries))
             for entry in page.entries:
@@ -242,14 +264,42 @@ class Chain:
             self.answered = self.asked
             self._settle()
 
+    def _mark(self, loss: str) -> None:
+        """The bus has lost what the members have: it goes on from the mark that says so."""
+        answer = self._needs.mark(self.room, loss, self.retention)
+        answer.add_done_callback(partial(self._marked, loss))
+
+    def _marked(self, loss: str, answer: asyncio.Future[Published]) -> None:
+        if self._ended:
+            return
+        error = OSError("the mark was given up") if answer.cancelled() else answer.exception()
+        if error is not None:
+            self._give_up(error if isinstance(error, Exception) else OSError())
+            return
+        position = answer.result().position
+        assert position is not None  # the room is kept
+        self._needs.in_turns(self._pass_mark(loss, position))
+
+    def _pass_mark(self, loss: str, position: str) -> Iterator[None]:
+        if self._ended:
+            return
+        try:
+            self._loss = loss
+            self._gap_before(position)
+        except Exception as error:
+            self._give_up(error)  # as in `_heal_with`
+            return
+        yield
+        if not self._ended:
+            self._ask()
+
     def _give_entry(self, entry: Entry) -> None:
         try:
             self._give(Message(entry.position, *open_entry(entry.entry)))
         except ValidationError as error:
             # Somebody else writes to the bus; the members are told that something is missing.
-            self._begin_at(entry.position)
             self._needs.failed(self.room, error)
-            self._needs.gap(self.room, entry.position)
+            self._gap_before(entry.position)
 
     def _take_waiting(self) -> Iterator[None]:
         """Takes the messages that came meanwhile, up to one before which something is missing.

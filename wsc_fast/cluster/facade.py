@@ -43,7 +43,8 @@ class Cluster:
             list[HistoryEntry]: the oldest first.
 
         Raises:
-            LookupError: the history does not reach back to `after`, or the bus has lost it.
+            LookupError: the history does not reach back to `after`, or the bus has lost messages
+                behind it.
             BusUnavailableError: the bus did not answer in time.
             BusError: the bus refuses: a right of its user is missing, for one.
             ValidationError: an argument cannot be used, or the room is not kept.

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsc_fast._core import kept
@@ -15,6 +16,7 @@ from wsc_fast._core.engine import Engine
 from wsc_fast._core.envelopes import open_entry, pack_entry, read_envelope
 from wsc_fast.bus.base import (
     EVERYBODY,
+    MARK,
     MOST_ENTRY_BYTES,
     MOST_KEY_BYTES,
     PRESENCE,
@@ -558,11 +560,12 @@ class Node:
         """Reads a part of a room's history; arguments and errors are those of `Cluster.history`."""
         answer = self._needs.calls.run(lambda: self._history(room_id, after, limit))
         page = await _elsewhere(answer)
-        if after is not None and not page.contiguous:
+        messages = [each for each in page.entries if each.entry != MARK]
+        if after is not None and not (page.contiguous and len(messages) == len(page.entries)):
             raise LookupError(
                 f"the history of room {room_id!a} does not reach back to the position {after!a}"
             )
-        return page
+        return Page(page.top, page.contiguous, messages)
 
     def _history(self, room_id: str, after: str | None, limit: int) -> asyncio.Future[Page]:
         retention = self._kept_retention(room_id)
@@ -603,6 +606,8 @@ class Node:
             return
         self.counters.published += 1
         assert self._rooms is not None
+        if answer is not None and not self._rooms.hears_all:
+            answer.add_done_callback(partial(self._rooms.accepted, room_id, retention))
         self._rooms.publish(outgoing)
 
     def _refuse(self, outgoing: Outgoing, error: Exception) -> None:
@@ -705,6 +710,8 @@ class Node:
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""
         assert self._rooms is not None
+        if again:
+            self._audited = 0.0  # the bus may have lost something
         if self._users is not None:
             of_presence = [each for each in channels if each.startswith(PRESENCE)]
             if self._presence is not None:
@@ -854,13 +861,19 @@ class Node:
             self._nodes.look(now)
         if not self._bus_is_here() and now - self._audited >= _AUDIT:
             self._audited = now
-            self._audit(self._rooms.silent())
+            self._audit(self._rooms.silent(), now)
 
     def _bus_is_here(self) -> bool:
         return self._bus is None or self._bus.at_once
 
-    def _audit(self, chains: list[Chain]) -> None:
-        """Looks whether the last message of any room was missed, which no later one tells of."""
+    def _audit(self, chains: list[Chain], now: float) -> None:
+        """Looks whether the last message of any room was missed, which no later one tells of.
+
+        Also whether the bus has lost messages that no chain here has.
+        """
+        assert self._rooms is not None
+        if self._rooms.has_accepted:
+            self._needs.tasks.spawn(self._rooms.check_accepted(now), self._engine.new_context())
         for start in range(0, len(chains), _AUDIT_ROOMS):
             self._needs.tasks.spawn(
                 self._audit_some(chains[start : start + _AUDIT_ROOMS]), self._engine.new_context()

@@ -368,6 +368,7 @@ def _messages_of(page: Page) -> list[Message] | None:
     if not page.contiguous:
         return None
     try:
-        return [Message(position, *open_entry(entry)) for position, entry in page.entries]
+        found = [Message(position, *open_entry(entry)) for position, entry in page.entries]
     except ValidationError:
         return None
+    return None if any(each.is_mark for each in found) else found

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from wsc_fast._core import kept
 from wsc_fast._core.connection import Client, is_aware, take_position
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.members import KeptRoom
-from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Retention
+from wsc_fast.bus.base import EVERYBODY, MARK, Bus, Outgoing, Page, Published, Retention
 from wsc_fast.bus.kept import KeptRooms
+from wsc_fast.cluster.accepted import Accepted
 from wsc_fast.cluster.chain import Chain, Message
 from wsc_fast.cluster.counters import Counters
 from wsc_fast.cluster.reads import Answer, Reads
@@ -61,6 +63,7 @@ class Rooms:
         self.turns: Turns = Turns(self._may_give, self._read_on)
         self._reads = Reads(self._ask_bus, self.turns)
         self._recovery = Recovery(engine, counters, self._reads.read, self.turns.run, self._emptied)
+        self._accepted = Accepted(self._has_come, self._ask_tops, self._reads.read, self.mark)
         self._lingering: dict[str, float] = {}
         # By room, messages that wait until this hub hears the room.
         self._held: dict[str, list[Outgoing]] = {}
@@ -100,6 +103,29 @@ class Rooms:
             return
         self.release(outgoing.room)
         self._bus.publish([outgoing])
+
+    def accepted(
+        self, room_id: str, retention: Retention, answer: asyncio.Future[Published]
+    ) -> None:
+        """The bus has answered to a message of a kept room."""
+        if not answer.cancelled() and answer.exception() is None:
+            published = answer.result()
+            if published.position is not None and not published.duplicate:
+                now = answer.get_loop().time()
+                self._accepted.note(room_id, published.position, now, retention)
+
+    @property
+    def has_accepted(self) -> bool:
+        """Whether `check_accepted` has anything to look at."""
+        return bool(self._accepted)
+
+    def check_accepted(self, now: float) -> Coroutine[Any, Any, None]:
+        """Looks whether the bus has lost messages that no chain knows of; see `Accepted`."""
+        return self._accepted.check(now)
+
+    def _has_come(self, room_id: str, position: str) -> bool:
+        chain = self._chains.get(room_id)
+        return chain is not None and chain.knows(position)
 
     def release(self, room_id: str) -> None:
         """Gives the bus what waits for the subscription of a room."""
@@ -184,6 +210,9 @@ class Rooms:
     ) -> Awaitable[Page]:
         return self._bus.read(room, since, limit, retention)
 
+    def _ask_tops(self, rooms: Sequence[str]) -> Awaitable[Sequence[str | None]]:
+        return self._bus.tops(rooms)
+
     def give(self, room: str, message: Message) -> None:
         """See `Needs`."""
         found = kept.room_of(self._engine, room)
@@ -209,6 +238,12 @@ class Rooms:
             clients = self._engine.unaware_members(room)
             self._counters.closed_by_gap += len(clients)
             self._send_away(clients)
+
+    def mark(self, room: str, loss: str, retention: Retention) -> asyncio.Future[Published]:
+        """See `Needs`."""
+        answer: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
+        self._bus.publish([Outgoing(room, MARK, retention, f"wsc_fast: lost by {loss}", answer)])
+        return answer
 
     def settled(self, chain: Chain) -> None:
         """See `Needs`."""
@@ -277,10 +312,20 @@ class Rooms:
                 break
             del self._lingering[room_id]
             if not self._recovery.waits(room_id) and self._engine.end_passing(room_id):
+                self._hand_over(room_id, now)
                 self._end_chain(room_id)
                 gone.append(room_id)
         if gone:
             self._bus.unsubscribe(gone)
+
+    def _hand_over(self, room_id: str, now: float) -> None:
+        """From now on no chain notices a loss in this room."""
+        chain = self._chains.get(room_id)
+        if chain is None or chain.last is None or self.hears_all:
+            return
+        accepted = self._accepted.position_of(room_id)
+        if accepted is None or chain.knows(accepted):
+            self._accepted.note(room_id, chain.last, now, chain.retention)
 
     def _end_chain(self, room_id: str) -> None:
         chain = self._chains.pop(room_id, None)
@@ -297,6 +342,7 @@ class Rooms:
         self._held.clear()
         for room_id in list(self._chains):
             self._end_chain(room_id)
+        self._accepted.forget()
         self._recovery.forget()
         self._engine.end_all_passing()
         self.turns.forget()

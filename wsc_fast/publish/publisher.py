@@ -183,7 +183,8 @@ class Publisher:
             limit: 1 to 1000.
 
         Raises:
-            LookupError: the history does not reach back to `after`, or the bus has lost it.
+            LookupError: the history does not reach back to `after`, or the bus has lost messages
+                behind it.
             BusUnavailableError: the bus did not answer in time.
             BusError: the bus refuses, or does not say which rooms are kept.
             ValidationError: an argument cannot be used, or the room is not kept.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-from wsc_fast.bus.base import EVERYBODY, HistoryEntry, Member
+from wsc_fast.bus.base import EVERYBODY, MARK, HistoryEntry, Member
 from wsc_fast.bus.kept import KeptRooms, check_page, checked_pattern, checked_retention
 from wsc_fast.bus.redis.calls import (
     MEMBERS,
@@ -209,13 +209,14 @@ class Work:
             raise ValidationError(f"room {room_id!a} is not kept: see Hub.keep")
         server = number_of_server(room_id, self.servers)
         arguments = read_history(self.names, room_id, after, limit, retention)
-        _, contiguous, entries = yield from self._ask(server, arguments)
-        if after is not None and not contiguous:
+        _, contiguous, entries, _ = yield from self._ask(server, arguments)
+        pairs = list(zip(entries[::2], entries[1::2], strict=True))
+        messages = [pair for pair in pairs if pair[1] != MARK]
+        if after is not None and (not contiguous or len(messages) < len(pairs)):
             raise LookupError(
                 f"the history of room {room_id!a} does not reach back to the position {after!a}"
             )
-        pairs = zip(entries[::2], entries[1::2], strict=True)
-        found: list[HistoryEntry] = [history_entry(*pair) for pair in pairs]
+        found: list[HistoryEntry] = [history_entry(*pair) for pair in messages]
         return found
 
     def members(self, room_id: str) -> Steps:

@@ -342,7 +342,8 @@ class RedisBus:
             BusUnavailableError: the bus did not answer in time.
             BusError: the server refuses.
         """
-        newest, contiguous, entries = await self._server(room).ask(
+        server = self._server(room)
+        newest, contiguous, entries, is_lost = await server.ask(
             *read_history(self._names, room, since, limit, retention)
         )
         pairs = zip(entries[::2], entries[1::2], strict=True)
@@ -350,6 +351,7 @@ class RedisBus:
             newest.decode(),
             contiguous == 1,
             [Entry(position.decode(), entry) for position, entry in pairs],
+            server.run_id if is_lost else "",  # it loses messages when it starts
         )
 
     async def delete(self, room: str) -> None:

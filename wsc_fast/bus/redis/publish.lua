@@ -17,6 +17,14 @@ local run = redis.call
 local stream, top, tag, size = KEYS[1], KEYS[2], ARGV[3], ARGV[4]
 local FIRST = 11
 local answers = {}
+
+-- A place before the first message, of this moment. The message may get the same id, and so the tag
+-- is another one.
+local function new_place()
+  local now = run('TIME')
+  return string.format('%d%03d-0.%s0', now[1], math.floor(now[2] / 1000), tag)
+end
+
 -- Of messages with keys, and of a later attempt: the arguments that are not appended, and the key of
 -- each that has one. Most calls have neither.
 local skipped, key_of
@@ -85,7 +93,7 @@ for i = FIRST, #ARGV do
     if not id then
       -- The first one names the one before it, which is in the stream no more, or the place before
       -- the first message.
-      before = run('GET', top) or ('0-0.' .. tag)
+      before = run('GET', top) or new_place()
       is_new = true
       id = run('XADD', stream, '*', 'm', ARGV[i], 'p', before)
     end
@@ -113,7 +121,7 @@ if last then
     if not before then
       -- The position was lost, the stream was not.
       local entry = run('XREVRANGE', stream, '+', '-', 'COUNT', count + 1)[count + 1]
-      before = entry and (entry[1] .. '.' .. string.match(entry[2][2], '^[^ ]*')) or ('0-0.' .. tag)
+      before = entry and (entry[1] .. '.' .. string.match(entry[2][2], '^[^ ]*')) or new_place()
     end
   end
   -- Once in a slot of time is enough: the stream lives for the length of a slot more than it has to.

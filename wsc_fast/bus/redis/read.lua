@@ -4,10 +4,12 @@
 -- ARGV: the position after which to read ('': the newest messages), the most entries to return, a
 -- new tag, the seconds for which the newest position lives, the most bytes to return.
 -- Returns the position of the newest message, 1 if nothing is missing between what was asked for
--- and the entries, else 0, and the entries: position and data of each, one after the other.
+-- and the entries, else 0, the entries: position and data of each, one after the other; and 1 if what
+-- was asked for is not known while something older is, else 0: it was lost, and not dropped for its
+-- age.
 --
--- A room of which nothing is known gets a place before its first message, with a new tag: so it is
--- told apart from the place that the room had before its data was lost.
+-- A room of which nothing is known gets a place before its first message, with the time and a new
+-- tag: so it is told apart from the place that the room had before its data was lost.
 
 local stream, top = KEYS[1], KEYS[2]
 local since, limit, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[5])
@@ -16,14 +18,26 @@ local function position_of(entry)
   return entry[1] .. '.' .. string.match(entry[2][2], '^[^ ]*')
 end
 
+local function is_older(one, other)
+  local time, number = string.match(one, '^(%d+)%-(%d+)')
+  local its_time, its_number = string.match(other, '^(%d+)%-(%d+)%.')
+  if not its_time then return false end
+  if time ~= its_time then return tonumber(time) < tonumber(its_time) end
+  return tonumber(number) < tonumber(its_number)
+end
+
 local newest = redis.call('GETEX', top, 'EX', ARGV[4])
 if not newest then
   local entry = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-  newest = entry and position_of(entry) or ('0-0.' .. ARGV[3])
+  newest = entry and position_of(entry)
+  if not newest then
+    local now = redis.call('TIME')
+    newest = string.format('%d%03d-0.%s', now[1], math.floor(now[2] / 1000), ARGV[3])
+  end
   redis.call('SET', top, newest, 'EX', ARGV[4])
 end
 if limit == 0 or since == newest then
-  return {newest, (since == '' or since == newest) and 1 or 0, {}}
+  return {newest, (since == '' or since == newest) and 1 or 0, {}, 0}
 end
 
 local entries, bytes, count = {}, 0, 0
@@ -50,7 +64,7 @@ if since == '' then
     turned[#turned + 1] = entries[i]
     turned[#turned + 1] = entries[i + 1]
   end
-  return {newest, 1, turned}
+  return {newest, 1, turned, 0}
 end
 
 local id = string.match(since, '^(%d+%-%d+)%.')
@@ -61,7 +75,10 @@ if at and position_of(at) == since then
 else
   -- The message may be the one before the first that is left.
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-  if not first or first[2][3] ~= 'p' or first[2][4] ~= since then return {newest, 0, {}} end
+  if not first or first[2][3] ~= 'p' or first[2][4] ~= since then
+    local oldest = first and (first[2][4] or first[1]) or newest
+    return {newest, 0, {}, is_older(oldest, since) and 1 or 0}
+  end
   after = '-'
 end
 repeat
@@ -72,4 +89,4 @@ repeat
     after = '(' .. entry[1]
   end
 until #page == 0 or count == limit or bytes > most
-return {newest, 1, entries}
+return {newest, 1, entries, 0}

@@ -1,0 +1,264 @@
+"""A bus that loses accepted messages: clients that miss them are told, also after an absence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.aware import Aware, keeping
+from tests.redis_server import RedisServer, Sentinel
+from tests.support import named
+from tests.test_memory_bus import killed_process
+from wsc_fast import Hub, MemoryBus
+from wsc_fast.bus.base import MARK
+from wsc_fast.bus.redis.bus import RedisBus
+from wsc_fast.publish import AsyncPublisher
+from wsc_fast.testing import eventually, running
+
+Act = Callable[[], Awaitable[None]]
+# The URL of a bus, what saves its state, and what makes the bus go on from there.
+Loss = AsyncIterator[tuple[str, Act, Act]]
+# Without its log it comes back as it was at the last SAVE.
+FORGETFUL = ("--appendonly", "no")
+
+
+def on(url: str) -> Hub:
+    return keeping(hub=Hub(authenticate=named, bus=RedisBus(url, timeout=20.0)))
+
+
+class Clients:
+    """Clients of the room `r`; all are closed at the end."""
+
+    def __init__(self) -> None:
+        self._all: list[Aware] = []
+
+    @property
+    def last(self) -> Aware:
+        """That has come last."""
+        return self._all[-1]
+
+    async def come(self, hub: Hub, name: str) -> Aware:
+        """A new one, which is a member now."""
+        aware = await Aware.open(hub, name)
+        self._all.append(aware)
+        head, _ = await aware.recv()
+        assert head["first"]
+        return aware
+
+    async def come_back(self, hub: Hub, before: Aware) -> tuple[list[bytes], bool]:
+        """One with the positions of an earlier one: the messages that it gets, and whether it has
+        recovered."""
+        aware = await Aware.open(hub, "back", before.positions)
+        self._all.append(aware)
+        messages = []
+        while True:
+            head, payload = await aware.recv()
+            if "recovered" in head:
+                return messages, head["recovered"]
+            if "room" in head:
+                messages.append(payload)
+
+    def close(self) -> None:
+        for aware in self._all:
+            aware.close()
+
+
+@pytest.fixture
+def clients() -> Iterator[Clients]:
+    found = Clients()
+    yield found
+    found.close()
+
+
+async def until_text(aware: Aware, text: bytes) -> list[dict[str, Any]]:
+    """The heads that came before it."""
+    heads = []
+    while True:
+        head, payload = await aware.recv()
+        if payload == text:
+            return heads
+        heads.append(head)
+
+
+async def until_gap(aware: Aware) -> dict[str, Any]:
+    while True:
+        head, _ = await aware.recv()
+        if head.get("gap") == "r":
+            return head
+
+
+@asynccontextmanager
+async def rewinding(directory: Path) -> Loss:
+    """The URL of a server, what saves its state, and what restarts it as it was then."""
+    with RedisServer(directory, *FORGETFUL) as server:
+
+        async def save() -> None:
+            await asyncio.to_thread(server.command, "SAVE")
+
+        async def rewind() -> None:
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+
+        yield server.url, save, rewind
+
+
+@asynccontextmanager
+async def failing_over(directory: Path) -> Loss:
+    """The same with Sentinel: the state is that of a replica that follows no more."""
+    folders = [directory / name for name in ("a", "b", "c")]
+    for folder in folders:
+        folder.mkdir()
+    with RedisServer(folders[0]) as master:
+        replica_of = ("--replicaof", "127.0.0.1", str(master.port))
+        with RedisServer(folders[1], *replica_of) as replica:
+            await eventually(lambda: replica.command("INFO")["master_link_status"] == "up")
+            with Sentinel(folders[2], master) as sentinel:
+                await eventually(
+                    lambda: len(sentinel.command("SENTINEL", "replicas", "main")) == 1, timeout=20
+                )
+
+                def is_even() -> bool:
+                    top = master.command("GET", "wsc:t:{r}")
+                    return bool(replica.command("GET", "wsc:t:{r}") == top)
+
+                async def save() -> None:
+                    await eventually(is_even)
+                    # A server without a password refuses one.
+                    replica.command("CONFIG", "SET", "masterauth", "none")
+                    master.command("CLIENT", "KILL", "TYPE", "replica")
+
+                async def rewind() -> None:
+                    await asyncio.to_thread(master.kill)
+                    await eventually(lambda: replica.command("ROLE")[0] == b"master", timeout=20)
+
+                yield f"redis+sentinel://127.0.0.1:{sentinel.port}/main", save, rewind
+
+
+LOSSES = {"rewind": rewinding, "failover": failing_over}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+async def test_a_client_that_was_away_hears_of_messages_that_the_bus_has_lost(
+    tmp_path: Path, clients: Clients, loss: str
+) -> None:
+    async with LOSSES[loss](tmp_path) as (url, save, rewind), running(on(url)) as hub:
+        stays = await clients.come(hub, "stays")
+        goes = await clients.come(hub, "goes")
+        goes.close()
+        await eventually(lambda: hub.get_connected_clients() == 1)
+        await hub.publish("r", "kept")
+        await save()
+        lost = await hub.publish("r", "lost")
+        assert await stays.texts(2) == [b"kept", b"lost"]
+        assert stays.positions["r"] == lost.position
+        await rewind()
+        await until_gap(stays)
+        assert await clients.come_back(hub, goes) == ([], False)
+        # A client that was told goes on from there.
+        stays.close()
+        await hub.publish("r", "after")
+        await until_text(clients.last, b"after")
+        assert await clients.come_back(hub, stays) == ([b"after"], True)
+
+
+@pytest.mark.parametrize("follows", [False, True])
+async def test_a_hub_notices_the_loss_of_messages_that_it_published_and_nobody_heard(
+    tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch, follows: bool
+) -> None:
+    """Nobody is in the room, or not since a moment ago."""
+    monkeypatch.setattr("wsc_fast.cluster.rooms.LINGER", 0.1)
+    async with (
+        rewinding(tmp_path) as (url, save, rewind),
+        running(on(url)) as one,
+        running(on(url)) as other,
+    ):
+        goes = await clients.come(one if follows else other, "goes")
+        await other.publish("r", "kept")
+        assert await goes.texts(1) == [b"kept"]
+        await save()
+        if follows:  # it has the last message, too, and the hub that follows the room lets it go
+            goes.close()
+            stays = await clients.come(one, "stays")
+            async with AsyncPublisher(url) as publisher:
+                await publisher.room("r", "lost")
+            assert await stays.texts(1) == [b"lost"]
+            stays.close()
+        else:
+            goes.close()
+        for hub in (one, other):
+            await eventually(lambda hub=hub: hub.get_rooms() == [])  # type: ignore[misc]
+        if not follows:
+            await other.publish("r", "lost")
+        await rewind()
+        await eventually(lambda: entries(url)[-1:] == [MARK], timeout=10)
+        assert entries(url).count(MARK) == 1
+        assert await clients.come_back(one, goes) == ([], False)
+
+
+def entries(url: str) -> list[bytes]:
+    """The history of the room, as it is on the server."""
+    with redis.Redis.from_url(url, protocol=2) as server:
+        return [entry[1][b"m"].partition(b" ")[2] for entry in server.xrange("wsc:h:{r}")]
+
+
+async def test_a_client_that_was_away_hears_of_messages_that_a_killed_hub_had_not_written(
+    tmp_path: Path, clients: Clients
+) -> None:
+    file = tmp_path / "kept.db"
+
+    def alone() -> Hub:
+        return keeping(hub=Hub(authenticate=named, bus=MemoryBus(file)))
+
+    async with running(alone()) as hub:
+        await hub.publish("r", "kept")
+        goes = await clients.come(hub, "goes")
+    await killed_process(file, "r", wait=False)
+    async with running(alone()) as hub:
+        assert await clients.come_back(hub, goes) == ([], False)
+        clients.last.close()
+        await hub.publish("r", "after")
+        assert await clients.come_back(hub, clients.last) == ([b"after"], True)
+        found = await hub.cluster.history("r")
+        assert [each.message for each in found] == ["kept", "after"]
+        with pytest.raises(LookupError):
+            await hub.cluster.history("r", after=goes.positions["r"])
+    await killed_process(file, "r")
+    async with running(alone()) as hub:
+        assert await clients.come_back(hub, clients.last) == ([b"one"], True)
+
+
+async def test_hubs_that_notice_the_same_loss_tell_of_it_once(
+    tmp_path: Path, clients: Clients
+) -> None:
+    async with (
+        rewinding(tmp_path) as (url, save, rewind),
+        running(on(url)) as one,
+        running(on(url)) as other,
+    ):
+        stay = [await clients.come(hub, name) for hub in (one, other) for name in "ab"]
+        goes = await clients.come(other, "goes")
+        goes.close()
+        await one.publish("r", "kept")
+        await save()
+        await other.publish("r", "lost")
+        for client in stay:
+            assert await client.texts(2) == [b"kept", b"lost"]
+        await rewind()
+        for text in ("1", "2", "3"):
+            await one.publish("r", text)
+        for client in stay:
+            await until_gap(client)
+        await one.publish("r", "4")
+        for client in stay:
+            heads = await until_text(client, b"4")
+            assert "r" not in [head.get("gap") for head in heads]
+        for hub in (one, other):
+            assert await clients.come_back(hub, goes) == ([], False)
+        found = await one.cluster.history("r")
+        assert [each.message for each in found] == ["kept", "1", "2", "3", "4"]
