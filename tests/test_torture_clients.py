@@ -75,7 +75,7 @@ def test_a_client_is_back_within_its_bound(
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_bounds_are_those_of_the_specification(fault: str) -> None:
     text = (ROOT / "clients" / "spec.md").read_text().partition("\n## Coming back\n")[2]
-    (line,) = (line for line in text.splitlines() if f"`{fault}`" in line)
+    (line,) = (line for line in text.splitlines() if f"| `{fault}` |" in line)
     seconds = FAULTS[fault].bound(DEFAULTS)
     assert f"{seconds:g} s" in line
 
