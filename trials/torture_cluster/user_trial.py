@@ -185,7 +185,8 @@ class UserTrial(Trial):
     async def _judge_plain(self, messages: Collection[Message]) -> None:
         def unheard() -> list[str]:
             return [
-                f"{device} did not hear {_text((user, name))}"
+                f"{device}, {'away' if device.door is None else f'at {device.door.name}'}, did not "
+                f"hear {_text((user, name))}"
                 for user, name in messages
                 for device in self.crowd.users[user].devices
                 if not self.ledger.has_seen(device, name)
