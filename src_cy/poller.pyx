@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections import deque
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free
@@ -79,7 +78,6 @@ cdef class Poller:
         self.engine = engine
         self.loop = engine.loop_context.loop
         self.places = []
-        self.losses = deque()
         # asyncio enters the context of a reader, and could not enter it in a loop inside a
         # callback. uvloop does not run inside itself.
         self.anew = isinstance(self.loop, asyncio.BaseEventLoop)
@@ -123,6 +121,7 @@ cdef class Poller:
             return
         if self.anew:
             self.loop.add_reader(self.poll, self.callback)
+        self.call_losses()  # there may have been no memory for it
         self.deadline = wsc_now() + BUDGET
         if self.at >= self.count:
             self.at = 0
@@ -155,13 +154,12 @@ cdef class Poller:
         cdef double deadline = wsc_now() + BUDGET
         self.losing = False
         try:
-            while self.losses:
-                (<Watched>self.losses.popleft()).end()
+            while self.first_lost is not None:
+                self.end_next()
                 if wsc_now() > deadline:
                     break
         finally:
-            if self.losses:
-                self.call_losses()
+            self.call_losses()
 
     def finish(self):
         """Ends all that are left, at once, and closes the epoll descriptor.
@@ -171,8 +169,8 @@ cdef class Poller:
         cdef Watched watched
         for watched in [each for each in self.places if each is not None]:
             watched.failed(None)
-        while self.losses:
-            (<Watched>self.losses.popleft()).end()
+        while self.first_lost is not None:
+            self.end_next()
         if self.poll >= 0:
             self.loop.remove_reader(self.poll)
         self.drop_all()
@@ -182,7 +180,6 @@ cdef class Poller:
 
         Thread-safety: the loop's thread, or that of the child.
         """
-        self.losses.clear()
         self.drop_all()
 
     cdef int drop_all(self) except -1:
@@ -190,6 +187,7 @@ cdef class Poller:
         for watched in [each for each in self.places if each is not None]:
             watched.drop()
         self.places = []
+        self.first_lost = self.last_lost = None
         self.at = self.count = 0
         if self.poll >= 0:
             wsc_close(self.poll)
@@ -210,12 +208,23 @@ cdef class Poller:
         return 0
 
     cdef int lose(self, Watched watched) except -1:
-        self.losses.append(watched)
-        return 0 if self.losing else self.call_losses()
+        if self.first_lost is None:
+            self.first_lost = watched
+        else:
+            self.last_lost.next_lost = watched
+        self.last_lost = watched
+        return self.call_losses()
+
+    cdef int end_next(self) except -1:
+        cdef Watched watched = self.first_lost
+        self.first_lost = watched.next_lost
+        watched.next_lost = None
+        return watched.end()
 
     cdef int call_losses(self) except -1:
-        self.engine.loop_context.call_soon(self.run_losses)
-        self.losing = True
+        if self.first_lost is not None and not self.losing:
+            self.engine.loop_context.call_soon(self.run_losses)
+            self.losing = True
         return 0
 
     cdef int report(self, object error) except -1:

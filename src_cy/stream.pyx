@@ -6,6 +6,7 @@ from collections import deque
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.memoryview cimport PyMemoryView_Check, PyMemoryView_GET_BUFFER
+from libc.errno cimport EBADF
 from libc.stdint cimport uint32_t
 
 from wsc_fast._core.memory cimport A_STREAM, born, died
@@ -106,7 +107,10 @@ cdef class StreamSocket:
 
     cdef object ask(self, str name, tuple args=None):
         """Asks a Python socket, which lets go of the descriptor at once."""
-        cdef object borrowed = socket.socket(fileno=self.stream.descriptor)
+        cdef object borrowed
+        if self.stream.descriptor < 0:
+            raise error_of(-EBADF)
+        borrowed = socket.socket(fileno=self.stream.descriptor)
         try:
             found = getattr(borrowed, name)
             return found if args is None else found(*args)

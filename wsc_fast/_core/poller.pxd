@@ -25,6 +25,7 @@ cdef class Watched:
         Poller poller
         int descriptor       # -1 once it is closed
         uint32_t watched     # the events that the kernel tells of; 0: none
+        Watched next_lost    # the one behind it in the line of `lose`, or None
 
     # Has the kernel tell of other events; 0: of none.
     cdef int watch(self, uint32_t events) except -1
@@ -50,13 +51,15 @@ cdef class Poller:
         int count
         bint anew            # the loop may run inside itself
         double deadline      # of the turn under way
-        object losses        # deque of Watched that are to end
+        Watched first_lost   # the line of those that are to end; a line takes no memory
+        Watched last_lost
         bint losing          # the loop is to call `run_losses`
 
     cdef int add(self, Watched watched) except -1
     cdef int remove(self, Watched watched) except -1
     cdef int drop_all(self) except -1
     cdef int lose(self, Watched watched) except -1
+    cdef int end_next(self) except -1
     cdef int call_losses(self) except -1
     cdef int report(self, object error) except -1
     # Whether the turn of the loop under way has taken its time.
