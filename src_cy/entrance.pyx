@@ -25,8 +25,6 @@ cdef extern from "net.h" nogil:
 cdef enum:
     # Connections that are accepted in one event.
     AT_ONCE = 64
-    # The clock is read once in so many.
-    CLOCK_EVERY = 8
 
 
 cdef class Entrance(Watched):
@@ -95,7 +93,7 @@ cdef class Entrance(Watched):
                     return False
             # Other errors are of the one connection (accept(2), "Error handling").
             accepted += 1
-            if accepted % CLOCK_EVERY == 0 and wsc_now() > deadline:
+            if wsc_now() > deadline:
                 break
         return self.descriptor >= 0
 

@@ -31,9 +31,6 @@ cdef enum:
     # The clock is read once in this many events.
     CLOCK_EVERY = 4
 
-# Seconds that one turn of the loop gives to events, and to ends.
-cdef double BUDGET = 0.003
-
 
 cdef class Watched:
     """A descriptor that a Poller watches (internal)."""
@@ -67,6 +64,9 @@ cdef class Poller:
     Args:
         engine: of the hub, attached to the running loop.
 
+    Attributes:
+        budget: seconds that one turn of the loop gives to events, and to ends.
+
     Raises:
         OSError: there is no descriptor left.
         MemoryError: there is no memory.
@@ -75,6 +75,7 @@ cdef class Poller:
     def __cinit__(self, Engine engine not None):
         born(A_POLLER)
         self.poll = -1
+        self.budget = 0.003
         self.engine = engine
         self.loop = engine.loop_context.loop
         self.places = []
@@ -122,7 +123,7 @@ cdef class Poller:
         if self.anew:
             self.loop.add_reader(self.poll, self.callback)
         self.call_losses()  # there may have been no memory for it
-        self.deadline = wsc_now() + BUDGET
+        self.deadline = wsc_now() + self.budget
         if self.at >= self.count:
             self.at = 0
             self.count = wsc_poll_take(self.poll, <wsc_event*>self.events, MOST_EVENTS)
@@ -151,7 +152,7 @@ cdef class Poller:
 
         Thread-safety: the loop's thread.
         """
-        cdef double deadline = wsc_now() + BUDGET
+        cdef double deadline = wsc_now() + self.budget
         self.losing = False
         try:
             while self.first_lost is not None:

@@ -50,6 +50,7 @@ cdef class Poller:
         int at               # the next one of these
         int count
         bint anew            # the loop may run inside itself
+        public double budget  # seconds of a turn
         double deadline      # of the turn under way
         Watched first_lost   # the line of those that are to end; a line takes no memory
         Watched last_lost

@@ -15,10 +15,16 @@ class Poller:
     Args:
         engine: of the hub, attached to the running loop.
 
+    Attributes:
+        budget: seconds that one turn of the loop gives to events, and to ends.
+
     Raises:
         OSError: there is no descriptor left.
         MemoryError: there is no memory.
     """
+
+    budget: float
+
     def __new__(cls, engine: Engine) -> Self: ...
     def descriptors(self) -> list[int]:
         """All that are open: of the epoll, and of the sockets.

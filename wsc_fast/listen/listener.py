@@ -31,6 +31,7 @@ class Listener:
     Attributes:
         addresses: those listened on, as "host:port".
         shares_port: another process may go on accepting on the port.
+        poller: has the connections of the engine's own transport; None where there are none.
         by_loop: plain TCP is left to the loop's own transports, as on systems without epoll.
         servers: where the loop accepts by itself.
         acceptors: where we accept.
@@ -42,7 +43,7 @@ class Listener:
         self._needs = needs
         self._certificate: tuple[str, str | None] | None = None
         self._make_acceptor: type[Acceptor]
-        self._poller: Poller | None = None  # while there may be connections of the engine's own
+        self.poller: Poller | None = None
         self._own_queue = False  # with a shared port: who has connected is in a queue of our own
         self.addresses: tuple[str, ...] = ()
         self.shares_port: bool = False
@@ -68,7 +69,7 @@ class Listener:
     def descriptors(self) -> list[int]:
         """Of the sockets listened on, those in the TLS handshake, and all of the engine's own."""
         found = [each for acceptor in self.acceptors for each in acceptor.descriptors()]
-        found += self._poller.descriptors() if self._poller is not None else []
+        found += self.poller.descriptors() if self.poller is not None else []
         return found + [sock.fileno() for server in self.servers for sock in server.sockets]
 
     def is_busy(self) -> bool:
@@ -176,7 +177,7 @@ class Listener:
         from wsc_fast.listen.polled import PolledAcceptor
 
         loop = asyncio.get_running_loop()
-        poller = self._poller = self._needs.make_poller()
+        poller = self.poller = self._needs.make_poller()
         for listening in sockets:
             self._set_buffers(listening)
             self.acceptors.append(PolledAcceptor(loop, self._needs, listening, poller))
@@ -247,17 +248,17 @@ class Listener:
 
     def finish(self) -> None:
         """Ends the connections that are left of the engine's own transport."""
-        if self._poller is not None:
-            self._poller.finish()
-            self._poller = None
+        if self.poller is not None:
+            self.poller.finish()
+            self.poller = None
 
     def forget(self) -> None:
         """Closes what can be closed once the loop is; its servers went with it."""
         self._close_acceptors()
         self.servers.clear()
-        if self._poller is not None:
-            self._poller.forget()
-            self._poller = None
+        if self.poller is not None:
+            self.poller.forget()
+            self.poller = None
 
     def forget_port(self) -> None:
         """Another server listens from now on, which is not the hub's."""
