@@ -63,12 +63,12 @@ NEWEST_LESS := $(addprefix --ignore=tests/, browsers clients examples proxies te
 	$(if $(QUICK),$(addprefix tests/,$(NEWEST_QUICK)))
 
 # Of connections; with QUICK=1, as in CI, without those that take long.
-PICOWS_TESTS := test_contexts.py test_deflate.py test_hub.py test_kept_rooms.py test_limits.py test_reentrance.py \
+CONNECTION_TESTS := test_contexts.py test_deflate.py test_hub.py test_kept_rooms.py test_limits.py test_reentrance.py \
 	test_server.py test_tls.py faults/test_faults_handshake.py faults/test_faults_transport.py \
 	faults/test_faults_transport_http.py $(if $(QUICK),,faults/test_faults_frames.py \
 	test_late_loop.py test_life_cycle.py test_lingering.py test_model.py)
 
-.PHONY: ready newest newest-tree test-newest test-picows run docs test conformance torture torture-cluster torture-clients soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist wheels clean
+.PHONY: ready newest newest-tree test-newest test-picows test-loop run docs test conformance torture torture-cluster torture-clients soak fuzz lint format bench debug valgrind bench-full attack bench-micro bench-gate dist wheels clean
 
 run: $(BUILT)
 	$(BIN)/wsc-fast demo --host $(HOST) --port $(PORT)
@@ -84,9 +84,9 @@ docs: $(BUILT) $(DOCUMENTED)
 test: $(BUILT) $(TESTED)
 	$(BIN)/python -m tests.spread $(ARGS)
 
-# The tests of connections again, with picows as the hubs' transport.
-test-picows: $(BUILT) $(TESTED)
-	$(BIN)/python -m tests.spread --transport picows $(addprefix tests/,$(PICOWS_TESTS)) $(ARGS)
+# The tests of connections again, with picows as the hubs' transport, or with the loop's own transports.
+test-picows test-loop: test-%: $(BUILT) $(TESTED)
+	$(BIN)/python -m tests.spread --transport $* $(addprefix tests/,$(CONNECTION_TESTS)) $(ARGS)
 
 newest:
 	@echo $(NEWEST)

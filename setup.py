@@ -35,7 +35,10 @@ MODULES = (
     "clients",
     "deflate",
     "engine",
+    "poller",
     "receiver",
+    "stream",
+    "entrance",
     "picows_connection",
     "pacing",
     "closing",
@@ -71,9 +74,11 @@ HOT = {
     "outbox",
     "pacing",
     "pings",
+    "poller",
     "read_buffer",
     "read_turns",
     "receiver",
+    "stream",
     "timers",
 }
 

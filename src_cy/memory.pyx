@@ -2,6 +2,7 @@
 
 cdef tuple NAMES = (
     "Sink", "Engine", "MemberSet", "Codec", "Context", "RequestHead", "Guard", "Fanout",
+    "Poller", "Stream",
 )
 
 

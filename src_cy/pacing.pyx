@@ -101,10 +101,16 @@ cdef class PacedConnection(PicowsConnection):
         self.reading_paused &= ~PAUSED_FOR_TURN
         if self.lost_early is not None:
             return self.take_last_turn()
-        if self.transport_now() is None and not (self.secure and self.state == OPEN):
+        stream = self.transport_now()
+        if stream is None and not (self.secure and self.state == OPEN):
             self.deferred_input = None  # it was ended while it waited
         if not self.reading_paused:
-            self.take_deferred_input()
+            try:
+                self.take_deferred_input()
+            except BaseException:
+                if stream is not None:
+                    stream.abort()  # as transports do with a protocol that fails in a read
+                raise
         stream = self.transport_now()
         if stream is not None and not self.reading_paused:
             stream.resume_reading()

@@ -86,6 +86,13 @@ cdef class Receiver(Sink):
 
     def get_buffer(self, size_hint):
         """Where the transport is to read to (asyncio.BufferedProtocol)."""
+        return self.next_view()
+
+    def buffer_updated(self, Py_ssize_t size):
+        """The transport has read (asyncio.BufferedProtocol)."""
+        self.was_read(size)
+
+    cdef object next_view(self):
         cdef ReadBuffer buffer = self.engine.read_buffer
         cdef ReadTurns turns = self.engine.turns
         if buffer.in_use:
@@ -103,16 +110,14 @@ cdef class Receiver(Sink):
             return buffer.small_view
         return buffer.view
 
-    def buffer_updated(self, Py_ssize_t size):
-        """The transport has read (asyncio.BufferedProtocol)."""
+    cdef int was_read(self, Py_ssize_t size) except -1:
         if (
             size >= self.engine.turns.heavy_read or self.handshake is not None
             or self.deferred_input is not None or self.listening or self.doubts
             or (self.context is not None and self.context.client_window)
         ):
-            self.take_heavy_read(size)
-        else:
-            self.take_read(size)
+            return self.take_heavy_read(size)
+        return self.take_read(size)
 
     cdef int take_heavy_read(self, Py_ssize_t size) except -1:
         """A read that costs much: large, of a request, or of a client that was lately refused."""

@@ -33,7 +33,10 @@ LIVE = pytest.StashKey[dict[str, int]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--transport", default="hub", choices=["hub", "picows"], help="of hubs that do not say it"
+        "--transport",
+        default="hub",
+        choices=["hub", "loop", "picows"],
+        help="of hubs that do not say it",
     )
 
 

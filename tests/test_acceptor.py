@@ -513,7 +513,7 @@ async def test_the_loop_is_given_descriptors_by_their_numbers(
 
     async def serve() -> None:
         hub = Hub()
-        async with running(hub, **({"ssl": server_tls} if secure else {})):
+        async with running(hub, transport="loop", ssl=server_tls if secure else None):
             acceptor(hub)._pause()
             acceptor(hub)._loop.add_reader(acceptor(hub)._socket.fileno(), acceptor(hub)._accept)
             silent = await silent_sockets(hub, 2)

@@ -19,8 +19,9 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ from wsc_fast import (
 )
 from wsc_fast._core import DEBUG_BUILD
 from wsc_fast._core.connection import agree_on, begin_connection, set_pending_identity
+from wsc_fast._core.entrance import Entrance
 from wsc_fast._core.memory import fail_allocation, live_objects
+from wsc_fast._core.poller import Poller
 from wsc_fast.testing import (
     CLOSE,
     CONTINUATION,
@@ -52,6 +55,7 @@ from wsc_fast.testing import (
     deflated,
     encode,
     running,
+    upgrade_request,
 )
 from wsc_fast.upgrade.negotiation import Deflate
 
@@ -70,15 +74,22 @@ class Loop:
 
     def __init__(self) -> None:
         self.ready: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self.readers: list[Callable[[], Any]] = []
 
     def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Timer:
         self.ready.append((callback, args))
         return Timer()
 
     def call_later(
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> Timer:
         return Timer()
+
+    def add_reader(self, descriptor: int, callback: Callable[[], Any]) -> None:
+        self.readers.append(callback)
+
+    def remove_reader(self, descriptor: int) -> None:
+        self.readers.clear()
 
     def call_at(self, when: float, callback: Callable[..., Any], *, context: Any) -> Timer:
         return Timer()
@@ -93,9 +104,13 @@ class Loop:
         return None
 
     def turn(self) -> None:
-        ready, self.ready = self.ready, []
-        for callback, args in ready:
-            callback(*args)
+        # An error of one is not the others'. An iterator would take memory, as suppress does.
+        for _ in range(len(self.ready)):
+            callback, args = self.ready.pop(0)
+            try:  # noqa: SIM105
+                callback(*args)
+            except (MemoryError, WSCError):
+                pass
 
 
 class Peer:
@@ -345,6 +360,139 @@ class Life:
             peer.theirs.close()
 
 
+def check_frames(wire: bytes) -> None:
+    """Each is what a Wire sends; a torn one may be the last."""
+    whole = (b"\x81\x05small", b"\x82\x7f" + (200_000).to_bytes(8, "big") + bytes(200_000))
+    while wire and not wire.startswith(b"\x88"):
+        (frame,) = [each for each in whole if each[0] == wire[0]]
+        assert frame.startswith(wire[: len(frame)])
+        wire = wire[len(frame) :]
+
+
+class Wire:
+    """A hub on the engine's own transport, and the steps of the lives of clients on real sockets.
+
+    The failure decides who gets through, and whose messages arrive.
+    """
+
+    def __init__(self) -> None:
+        self.heard: list[str | bytes] = []
+        self.loop = Loop()
+        self.hub = Hub(HubConfig(watchdog_timeout=0, outbox_bytes=1 << 24))
+        self.hub.on_message_received(self.take)
+        self.hub._engine.attach(self.loop)  # type: ignore[arg-type]
+        self.hub._life._begin()
+        self.poller = Poller(self.hub._engine)
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.listening.setblocking(False)
+        self.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        make_connection = partial(Client, self.hub._engine)
+        self.entrance = Entrance(
+            self.poller, self.listening.fileno(), make_connection, lambda: False
+        )
+        self.peers: list[socket.socket] = []
+        self.got: list[bytearray] = []
+
+    def take(self, client: Client, message: str | bytes) -> None:
+        self.heard.append(message)
+        client.send(bytes(200_000) if message == "large" else message)
+
+    def connect(self) -> None:
+        peer = socket.socket()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(self.listening.getsockname())
+        peer.setblocking(False)
+        peer.sendall(upgrade_request("localhost", "/ws"))
+        self.peers.append(peer)
+        self.got.append(bytearray())
+
+    def read(self) -> None:
+        """The peers take all that there is."""
+        for peer, got in zip(self.peers, self.got, strict=True):
+            try:
+                while data := peer.recv(1 << 20):
+                    got += data
+            except OSError:
+                pass  # nothing more, or it was ended
+
+    def send(self, data: bytes) -> None:
+        for peer in self.peers:
+            with suppress(OSError):  # it was ended
+                peer.send(data)
+
+    def steps(self) -> Iterator[Callable[[], object]]:
+        run, turn = self.poller.run, self.loop.turn
+        for _ in range(3):
+            self.connect()
+        for _ in range(4):
+            yield run
+            yield turn
+        for text in (b"small", b"large", b"small"):
+            self.send(encode(TEXT, text))
+            for _ in range(3):
+                yield run
+                yield turn
+        for _ in range(60):
+            self.read()
+            attempt(run)
+            turn()
+        self.peers[0].close()
+        self.send(encode(CLOSE, b"\x03\xe8"))
+        for _ in range(3):
+            yield run
+            yield turn
+
+    def check(self) -> None:
+        for each in range(20):
+            self.read()
+            self.poller.run()
+            self.loop.turn()
+            if each == 10:  # the deadlines of those that the failure has left half done
+                for handshake in self.hub._parts.requests._all():
+                    handshake.abort()
+                self.hub._life.abort_all()
+        assert self.hub.connections == 0
+        open_ones = set(self.poller.descriptors())
+        # The epoll and the entrance; a failed accept may be without a stream.
+        assert len(open_ones) == 2, open_ones
+        for got in self.got:
+            head, _, frames = bytes(got).partition(b"\r\n\r\n")
+            assert not head or head.startswith((b"HTTP/1.1 101 ", b"HTTP/1.1 500 ")), head
+            if head.startswith(b"HTTP/1.1 101 "):
+                check_frames(frames)
+
+    def close(self) -> None:
+        self.entrance.close()
+        self.listening.close()
+        self.poller.finish()
+        self.hub._life._detach()
+        for peer in self.peers:
+            peer.close()
+
+
+def play_wire(failing: int, number: int, arm: Arm, disarm: Callable[[], object]) -> bool:
+    """Plays such lives, with an allocation of one step failing; whether there was such a step."""
+    before = len(os.listdir("/proc/self/fd"))
+    wire = Wire()
+    reached = False
+    try:
+        for index, step in enumerate(wire.steps()):
+            if index != failing:
+                attempt(step)
+                continue
+            reached = True
+            arm(number)
+            try:
+                attempt(step)
+            finally:
+                disarm()
+        wire.check()
+    finally:
+        wire.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    return reached
+
+
 def play(overflow: str, failing: int, number: int, arm: Arm, disarm: Callable[[], object]) -> bool:
     """Plays a life, with an allocation of one step failing; whether there was such a step."""
     life = Life(overflow)
@@ -457,6 +605,19 @@ def test_a_hub_for_which_there_is_no_memory_is_a_memory_error() -> None:
 
 
 @pytest.mark.skipif(not DEBUG_BUILD, reason="the debug build fails allocations")
+def test_a_transport_for_which_there_is_no_memory_is_a_memory_error() -> None:
+    hub = Hub()
+    hub._engine.attach(Loop())  # type: ignore[arg-type]
+    before = live_objects()
+    fail_allocation(1)
+    with pytest.raises(MemoryError):
+        Poller(hub._engine)
+    assert fail_allocation(0) is False
+    assert live_objects() == before
+    hub._engine.attach(None)
+
+
+@pytest.mark.skipif(not DEBUG_BUILD, reason="the debug build fails allocations")
 def test_the_other_clients_of_a_user_are_reached_where_one_finds_no_memory() -> None:
     life = Life("disconnect")
     hub, (first, second) = life.hub, life.peers[:2]
@@ -510,6 +671,44 @@ with quiet():
                 print("played", step)
                 sys.exit()
 """
+
+
+# The same of the engine's own transport.
+SWEEP_WIRE = """
+import sys
+import _testcapi
+from tests.test_memory import play_wire, quiet
+
+first, last, numbers = (int(argument) for argument in sys.argv[1:])
+
+def arm(number):
+    _testcapi.set_nomemory(number, number + 1)
+
+with quiet():
+    for step in range(first, last):
+        for number in range(numbers):
+            print(step, number, file=sys.stderr, flush=True)
+            if not play_wire(step, number, arm, _testcapi.remove_mem_hooks):
+                print("played", step)
+                sys.exit()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the engine's own transport needs epoll")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("numbers", [30])
+def test_each_allocation_of_python_in_the_transport_fails_in_its_turn(numbers: int) -> None:
+    pytest.importorskip("_testcapi")
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", SWEEP_WIRE, "0", "1000", str(numbers)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.removeprefix("played ")) > 25
 
 
 @pytest.mark.timeout(300)

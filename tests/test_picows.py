@@ -165,7 +165,7 @@ async def test_a_connection_that_is_no_TCP_ends_and_is_counted(any_loop: str) ->
 
 @pytest.mark.parametrize("transport", ["tcp", None, ""])
 async def test_a_transport_that_there_is_not_is_refused(transport: Any) -> None:
-    with pytest.raises(ValidationError, match="transport must be 'hub' or 'picows', not "):
+    with pytest.raises(ValidationError, match="transport must be 'hub', 'loop' or 'picows', not "):
         await Hub().start(port=0, transport=transport)
 
 

@@ -440,7 +440,7 @@ async def test_messages_queued_while_a_flush_writes_change_nothing_that_it_has_s
         ),
         authenticate=named,
     )
-    async with running(hub):
+    async with running(hub, transport="loop"):
         first, slow = await join(
             hub, "slow", rcvbuf=4096, headers=DEFLATE if through == "context" else ()
         )
@@ -489,7 +489,7 @@ async def test_a_client_that_leaves_while_a_flush_writes_gets_no_rest_of_a_frame
     # neighbour is aborted.
     between = Between(monkeypatch, _SelectorSocketTransport, "write")
     hub = Hub(HubConfig(outbox_bytes=1 << 24), authenticate=named)
-    async with running(hub):
+    async with running(hub, transport="loop"):
         first, _ = await join(hub, "a", rcvbuf=4096)
         second, client = await join(hub, "b", rcvbuf=4096)
         between.then = partial(abort, client)

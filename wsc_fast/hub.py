@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from wsc_fast._core.connection import Client
+from wsc_fast._core.poller import Poller
 from wsc_fast._core.upward import join
 from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
@@ -75,7 +76,7 @@ from wsc_fast.upgrade.site import Site
 if TYPE_CHECKING:
     from wsc_fast.console.needs import Needs as ConsoleNeeds
 
-TransportName = Literal["hub", "picows"]
+TransportName = Literal["hub", "loop", "picows"]
 
 # Descriptors that a process needs besides its connections: the application's, the stores'.
 _OTHER_FILES = 1_024
@@ -170,6 +171,7 @@ class Hub(
                 settings=settings,
                 deadlines=engine.deadlines,
                 make_connection=partial(Client, engine),
+                make_poller=partial(Poller, engine),
                 count_limit=engine.count_limit,
                 count_rejected=engine.count_rejected,
                 report=report,
@@ -396,9 +398,11 @@ class Hub(
             certfile, keyfile: PEM files, instead of `ssl`, for TLS 1.2 and newer; see
                 `reload_certificate`.
             reuse_port: let other processes listen on the same port (SO_REUSEPORT).
-            transport: "hub", or "picows": then picows makes each connection once its upgrade is
-                accepted, and `client.conn` is picows' own transport from the start. All settings
-                hold with both; what "picows" costs stands in the README.
+            transport: "hub": on Linux the engine accepts, reads and writes plain TCP itself;
+                over TLS and elsewhere the loop does. "loop": the loop does in any case. "picows":
+                likewise, and picows makes each connection once its upgrade is accepted, so that
+                `client.conn` is picows' own transport from the start. All settings hold with each;
+                what "picows" costs stands in the README.
 
         Raises:
             ListenError: the address is in use, not ours, or not permitted.
@@ -413,11 +417,12 @@ class Hub(
         self._life.check_not_running()
         self._site.check_endpoint(path)
         check_listen_arguments(host, port, sock, ssl)
-        if transport not in ("hub", "picows"):
-            raise ValidationError(f"transport must be 'hub' or 'picows', not {transport!r}")
+        if transport not in ("hub", "loop", "picows"):
+            raise ValidationError(f"transport must be 'hub', 'loop' or 'picows', not {transport!r}")
         ssl = self._parts.listener.choose_tls(ssl, certfile, keyfile)
         by_picows = picows.make_connection if transport == "picows" else None
         self._parts.requests.make_connection = by_picows
+        self._parts.listener.by_loop = transport != "hub"
         await self._life.start(host, port, path=path, sock=sock, ssl=ssl, reuse_port=reuse_port)
 
     async def attach(self, *, tls: bool = False) -> None:

@@ -1,11 +1,10 @@
-"""The cost of connecting, and whether many accepts in a turn of uvloop pay: docs/performance.md.
+"""The cost of connecting: the engine's own transport beside the loop's: docs/performance.md.
 
     python benchmarks/experiments/accepting.py LOADGEN --rounds 9
 
-uvloop (libuv) accepts one connection in a turn of the loop and makes its transport at once. The
-other way here is `wsc_fast.listen.acceptor.Acceptor`, which the hub uses on asyncio and for TLS: up
-to 16 connections in a turn, each handed to `loop.connect_accepted_socket`. `bare` is no hub but
-what uvloop itself needs: its transports, and a protocol that answers whatever comes with a 101.
+`own` accepts up to 64 connections in a turn of the loop, and reads each at once. `libuv` is the hub
+on uvloop's own transports: one connection in a turn of the loop. `bare` is no hub but what uvloop
+itself needs: its transports, and a protocol that answers whatever comes with a 101.
 LOADGEN is the compiled benchmarks/loadgen.c. Each round starts a server for each way, once for
 connections made 64 at a time and once for all at the same moment. Prints connections a second and
 how long one waits.
@@ -31,11 +30,7 @@ import uvloop
 from wsc_fast import Hub
 from wsc_fast.upgrade.answers import switching_protocols
 
-WAYS = ("libuv", "Acceptor", "bare")
-
-
-class OtherLoop(uvloop.Loop):
-    """A uvloop which the hub takes for something else, so that it accepts by itself."""
+WAYS = ("own", "libuv", "bare")
 
 
 class Bare(asyncio.BufferedProtocol):
@@ -67,13 +62,11 @@ def serve(way: str, port: int) -> None:
             server = await loop.create_server(Bare, "127.0.0.1", port, backlog=4096)
             await server.serve_forever()
         hub = Hub()
-        await hub.start("127.0.0.1", port)
-        assert bool(hub._parts.listener.acceptors) is (way == "Acceptor")
+        await hub.start("127.0.0.1", port, transport="hub" if way == "own" else "loop")
         await asyncio.Event().wait()
 
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    loop = OtherLoop if way == "Acceptor" else uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
 
 

@@ -187,6 +187,8 @@ async def hub_with(
 
     hub = Hub(HubConfig(**{**CONFIG, **config}), authenticate=named)
     await hub.start("127.0.0.1", 0)
+    if (poller := hub._parts.listener.poller) is not None:
+        poller.budget = LATE
     peers = Peers(hub.port, clients, headers)
     while hub.get_connected_clients() < clients:
         await turns()

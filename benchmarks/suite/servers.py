@@ -40,6 +40,13 @@ SERVERS = {
         Server("c", "C limit", lacks=("json", "deflate")),
         Server("wsc", "wsc_fast", ("wsc_fast", "picows", "uvloop")),
         Server(
+            "wsc-loop",
+            'wsc_fast, transport="loop"',
+            ("wsc_fast", "uvloop"),
+            program="wsc",
+            options=("--transport", "loop"),
+        ),
+        Server(
             "wsc-picows",
             'wsc_fast, transport="picows"',
             ("wsc_fast", "picows", "uvloop"),

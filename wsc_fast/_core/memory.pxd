@@ -27,7 +27,9 @@ cdef enum:
     A_HEAD = 5
     A_GUARD = 6
     A_FANOUT = 7
-    KINDS = 8
+    A_POLLER = 8
+    A_STREAM = 9
+    KINDS = 10
 
 cdef struct Known:
     long live[KINDS]

@@ -110,6 +110,9 @@ cdef class Receiver(Sink):
         bint input_closed                  # nothing of the peer is heard any more
         bint drains                # each read has to take all that the transport has (`get_buffer`)
 
+    # The memory for the next read, as a memoryview, and that so much was read into it.
+    cdef object next_view(self)
+    cdef int was_read(self, Py_ssize_t size) except -1
     cdef int take_read(self, Py_ssize_t size) except -1
     cdef int take_heavy_read(self, Py_ssize_t size) except -1
     cdef int put_aside(self, const uint8_t* data, Py_ssize_t size) except -1

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import socket
 from functools import partial
 from ssl import SSLContext
@@ -25,6 +24,7 @@ import aiofastnet
 
 from wsc_fast._core.connection import Client, give_up, protocol_of, transport_of
 from wsc_fast.listen.needs import Needs
+from wsc_fast.listen.spare import Spare
 from wsc_fast.listen.tls.context import needs_the_loops_tls
 from wsc_fast.listen.tls.handshake_loop import HandshakeLoop
 from wsc_fast.listen.tls.waiting_room import TLSWaitingRoom
@@ -74,7 +74,7 @@ class Acceptor:
         listening.setblocking(False)
         try:
             listening.listen(needs.settings().backlog)
-            self._spare: int | None = os.open(os.devnull, os.O_RDONLY)
+            self._spare = Spare()
         except OSError:
             listening.close()
             raise
@@ -120,7 +120,7 @@ class Acceptor:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     continue  # an error of the one connection (accept(2), "Error handling")
                 self._needs.log_out_of_files()
-                if not self._refuse_one():
+                if not self._spare.refuse_one(self._socket):
                     self._pause()
                     return False
             else:
@@ -160,20 +160,6 @@ class Acceptor:
         task = self._loop.create_task(self._serve(client, connection, seconds))
         self._shaking[connection] = task, client
         task.add_done_callback(partial(self._served, connection))
-
-    def _refuse_one(self) -> bool:
-        # False: even the spare descriptor has gone to somebody else.
-        if self._spare is not None:
-            os.close(self._spare)
-            self._spare = None
-        try:
-            self._socket.accept()[0].close()
-            self._spare = os.open(os.devnull, os.O_RDONLY)
-        except BlockingIOError:
-            self._spare = os.open(os.devnull, os.O_RDONLY)
-        except OSError:
-            return False
-        return True
 
     def _pause(self) -> None:
         # The socket stays readable: without a pause the loop would do nothing else.
@@ -261,9 +247,7 @@ class Acceptor:
             if self._socket.fileno() >= 0:
                 self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
-        if self._spare is not None:
-            os.close(self._spare)
-            self._spare = None
+        self._spare.close()
 
     def close(self) -> None:
         """Accepts nothing more, and ends the handshakes under way."""

@@ -6,10 +6,12 @@ import asyncio
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, cast
 
+from wsc_fast._core.poller import Poller
 from wsc_fast.errors import HubStateError, ListenError, ValidationError
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.sockets import Host, bound_sockets
@@ -17,6 +19,7 @@ from wsc_fast.log import log
 
 if TYPE_CHECKING:
     from wsc_fast.listen.acceptor import Acceptor
+    from wsc_fast.listen.polled import PolledAcceptor
 
 
 class Listener:
@@ -28,6 +31,8 @@ class Listener:
     Attributes:
         addresses: those listened on, as "host:port".
         shares_port: another process may go on accepting on the port.
+        poller: has the connections of the engine's own transport; None where there are none.
+        by_loop: plain TCP is left to the loop's own transports, as on systems without epoll.
         servers: where the loop accepts by itself.
         acceptors: where we accept.
 
@@ -38,11 +43,13 @@ class Listener:
         self._needs = needs
         self._certificate: tuple[str, str | None] | None = None
         self._make_acceptor: type[Acceptor]
+        self.poller: Poller | None = None
         self._own_queue = False  # with a shared port: who has connected is in a queue of our own
         self.addresses: tuple[str, ...] = ()
         self.shares_port: bool = False
         self.servers: list[asyncio.Server] = []
-        self.acceptors: list[Acceptor] = []
+        self.acceptors: list[Acceptor | PolledAcceptor] = []
+        self.by_loop: bool = False
 
     @property
     def port(self) -> int:
@@ -60,8 +67,9 @@ class Listener:
         raise HubStateError("the hub does not listen")
 
     def descriptors(self) -> list[int]:
-        """Of the sockets listened on, and of those in the TLS handshake."""
+        """Of the sockets listened on, those in the TLS handshake, and all of the engine's own."""
         found = [each for acceptor in self.acceptors for each in acceptor.descriptors()]
+        found += self.poller.descriptors() if self.poller is not None else []
         return found + [sock.fileno() for server in self.servers for sock in server.sockets]
 
     def is_busy(self) -> bool:
@@ -150,27 +158,45 @@ class Listener:
                 sockets = await bound_sockets(host, port, reuse_port)
                 check()
             self.addresses = tuple(map(_address_of, sockets))
-            for listening in sockets:
-                await self._listen(listening, ssl)
+            if ssl is None and not self.by_loop and sys.platform == "linux":
+                self._poll(sockets)
+            else:
+                for listening in sockets:
+                    await self._listen(listening, ssl)
         except BaseException as error:
             self.close()
+            self.finish()
             for listening in sockets:
                 listening.close()
             if isinstance(error, (OSError, UnicodeError)):
                 raise _listen_error(error, sock, host, port) from error
             raise
 
-    async def _listen(self, listening: socket.socket, ssl: SSLContext | None) -> None:
-        """Listens on a bound socket, which is owned from here on. Does not wait for anything."""
+    def _poll(self, sockets: list[socket.socket]) -> None:
+        """Listens on bound sockets, which are owned from here on, by the engine's own transport."""
+        from wsc_fast.listen.polled import PolledAcceptor
+
         loop = asyncio.get_running_loop()
-        settings = self._needs.settings()
+        poller = self.poller = self._needs.make_poller()
+        for listening in sockets:
+            self._set_buffers(listening)
+            self.acceptors.append(PolledAcceptor(loop, self._needs, listening, poller))
+
+    def _set_buffers(self, listening: socket.socket) -> None:
         # Accepted sockets inherit both.
+        settings = self._needs.settings()
         for option, size in (
             (socket.SO_RCVBUF, settings.receive_buffer_size),
             (socket.SO_SNDBUF, settings.write_buffer_size),
         ):
             if size:
                 listening.setsockopt(socket.SOL_SOCKET, option, size)
+
+    async def _listen(self, listening: socket.socket, ssl: SSLContext | None) -> None:
+        """Listens on a bound socket, which is owned from here on. Does not wait for anything."""
+        loop = asyncio.get_running_loop()
+        settings = self._needs.settings()
+        self._set_buffers(listening)
         if ssl is not None or isinstance(loop, asyncio.BaseEventLoop):
             self.acceptors.append(self._make_acceptor(loop, self._needs, _copy(listening), ssl))
             listening.close()
@@ -220,10 +246,19 @@ class Listener:
         self._stop_accepting()
         self._close_acceptors()
 
+    def finish(self) -> None:
+        """Ends the connections that are left of the engine's own transport."""
+        if self.poller is not None:
+            self.poller.finish()
+            self.poller = None
+
     def forget(self) -> None:
         """Closes what can be closed once the loop is; its servers went with it."""
         self._close_acceptors()
         self.servers.clear()
+        if self.poller is not None:
+            self.poller.forget()
+            self.poller = None
 
     def forget_port(self) -> None:
         """Another server listens from now on, which is not the hub's."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wsc_fast._core.connection import Client
+from wsc_fast._core.poller import Poller
 from wsc_fast._core.timers import Timers
 from wsc_fast.config import HubConfig
 
@@ -18,6 +19,7 @@ class Needs:
         settings: those that hold now; a running hub takes new ones.
         deadlines: the timers on which the handshakes end.
         make_connection: makes the protocol of an accepted connection.
+        make_poller: makes what accepts, reads and writes plain TCP on the running loop.
         count_limit: counts that a limit was met; takes the name of its setting.
         count_rejected: counts a connection that was not let in; takes the reason, of those that
             HubStats has.
@@ -28,6 +30,7 @@ class Needs:
     settings: Callable[[], HubConfig]
     deadlines: Timers[Callable[[], object]]
     make_connection: Callable[[], Client]
+    make_poller: Callable[[], Poller]
     count_limit: Callable[[str], None]
     count_rejected: Callable[[str], None]
     report: Callable[[BaseException], None]

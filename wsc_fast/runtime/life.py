@@ -351,6 +351,7 @@ class Life:
         await parts.tasks.finish(begun, deadline)
         await parts.node.close(deadline - clock.monotonic())  # callbacks may have published
         await parts.delivery.failures.finish(deadline - clock.monotonic())
+        parts.listener.finish()
         parts.engine.deadlines.clear()
         parts.admission.end()
         parts.state.draining = False

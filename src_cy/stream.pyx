@@ -1,0 +1,410 @@
+"""One connection over a socket of the engine's own; see stream.pxd."""
+
+import os
+import socket
+from collections import deque
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.memoryview cimport PyMemoryView_Check, PyMemoryView_GET_BUFFER
+from libc.errno cimport EBADF
+from libc.stdint cimport uint32_t
+
+from wsc_fast._core.memory cimport A_STREAM, born, died
+from wsc_fast._core.poller cimport Watched
+from wsc_fast._core.receiver cimport Receiver
+
+cdef extern from "poll.h" nogil:
+    struct wsc_address:
+        unsigned short port
+        unsigned int scope
+
+    enum:
+        INET6_ADDRSTRLEN
+        WSC_READ
+        WSC_WRITE
+        WSC_BROKEN
+
+    bint wsc_host_text(const wsc_address* peer, char* out)
+    bint wsc_is_ipv6(const wsc_address* peer)
+    Py_ssize_t wsc_receive(int fd, void* into, size_t size)
+    int wsc_end_output(int fd)
+    void wsc_close(int fd)
+
+cdef extern from "net.h" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+
+    Py_ssize_t wsc_send(int fd, const iovec* iov, int count)
+    enum:
+        WSC_AGAIN
+
+cdef enum:
+    # Bytes that one event hands to the kernel, or one piece more.
+    FLUSH_MOST = 1048576
+
+# asyncio's limits of what waits, where its protocol sets none.
+cdef Py_ssize_t HIGH = 64 * 1024
+
+
+cdef OSError error_of(Py_ssize_t result):
+    return OSError(-result, os.strerror(-result))
+
+
+cdef bint is_steady(object data) except -1:
+    """Whether it is bytes that nobody can change, one behind the other."""
+    return type(data) is bytes or (
+        PyMemoryView_Check(data) and type(data.obj) is bytes
+        and data.itemsize == 1 and data.contiguous
+    )
+
+
+cdef class StreamSocket:
+    """The socket of a Stream, for looking and for its options (internal).
+
+    It owns no descriptor, as asyncio's `TransportSocket` does not.
+    """
+
+    cdef Stream stream
+
+    def __cinit__(self, Stream stream not None):
+        self.stream = stream
+
+    def fileno(self):
+        """The descriptor; -1 once it is closed."""
+        return self.stream.descriptor
+
+    @property
+    def family(self):
+        """socket.AddressFamily: AF_INET or AF_INET6."""
+        return self.ask("family")
+
+    @property
+    def type(self):
+        """socket.SocketKind: SOCK_STREAM."""
+        return self.ask("type")
+
+    @property
+    def proto(self):
+        """int: the protocol."""
+        return self.ask("proto")
+
+    def getsockopt(self, *args):
+        """As `socket.socket.getsockopt`."""
+        return self.ask("getsockopt", args)
+
+    def setsockopt(self, *args):
+        """As `socket.socket.setsockopt`."""
+        return self.ask("setsockopt", args)
+
+    def getsockname(self):
+        """As `socket.socket.getsockname`."""
+        return self.ask("getsockname", ())
+
+    def getpeername(self):
+        """As `socket.socket.getpeername`."""
+        return self.ask("getpeername", ())
+
+    cdef object ask(self, str name, tuple args=None):
+        """Asks a Python socket, which lets go of the descriptor at once."""
+        cdef object borrowed
+        if self.stream.descriptor < 0:
+            raise error_of(-EBADF)
+        borrowed = socket.socket(fileno=self.stream.descriptor)
+        try:
+            found = getattr(borrowed, name)
+            return found if args is None else found(*args)
+        finally:
+            borrowed.detach()
+
+
+cdef class Stream(Watched):
+    """The transport of a connection that the engine reads and writes itself (internal).
+
+    Methods are those of `asyncio.Transport`. Thread-safety: the loop's thread.
+    """
+
+    def __cinit__(self):
+        born(A_STREAM)
+        self.descriptor = -1
+        self.high = HIGH
+        self.low = HIGH // 4
+
+    def __dealloc__(self):
+        died(A_STREAM)
+        if self.descriptor >= 0:
+            wsc_close(self.descriptor)
+
+    # --- what it tells ---
+
+    def get_extra_info(self, str name, default=None):
+        """As asyncio's: "socket", "peername" and "sockname"."""
+        if name == "socket":
+            return StreamSocket(self)
+        if name == "peername":
+            return self.peer_name() or default
+        if name == "sockname":
+            return default if self.descriptor < 0 else StreamSocket(self).getsockname()
+        return default
+
+    cdef tuple peer_name(self):
+        cdef const wsc_address* peer = <const wsc_address*>self.peer
+        cdef char[INET6_ADDRSTRLEN] text
+        if not wsc_host_text(peer, text):
+            return None
+        host = (<bytes>text).decode("ascii")
+        if wsc_is_ipv6(peer):
+            return (host, peer.port, 0, peer.scope)
+        return (host, peer.port)
+
+    def fileno(self):
+        """The descriptor; -1 once it is closed."""
+        return self.descriptor
+
+    def is_closing(self):
+        """Whether it is closed, or about to be."""
+        return self.closing != 0
+
+    def is_reading(self):
+        """Whether the protocol hears what comes."""
+        return not self.closing and not self.reading_paused
+
+    def get_protocol(self):
+        """The protocol; None once that has heard of the end."""
+        return self.protocol
+
+    def can_write_eof(self):
+        """Whether `write_eof` works: it does."""
+        return True
+
+    def get_write_buffer_size(self):
+        """How many bytes wait for the kernel."""
+        return self.waiting_bytes
+
+    def get_write_buffer_limits(self):
+        """The bytes at which the protocol may write again, and beyond which it is to pause."""
+        return self.low, self.high
+
+    # --- reading ---
+
+    def pause_reading(self):
+        """Has the protocol hear nothing until `resume_reading`."""
+        self.reading_paused = True
+
+    def resume_reading(self):
+        """Undoes `pause_reading`."""
+        self.reading_paused = False
+        self.look()
+
+    cdef int begin(self, Receiver protocol) except -1:
+        self.protocol = protocol
+        self.poller.add(self)
+        (<object>protocol).connection_made(self)
+        if self.reads():
+            self.read()
+        return self.look()
+
+    cdef int ready(self, uint32_t events) except -1:
+        if self.waiting is not None and events & (WSC_WRITE | WSC_BROKEN):
+            self.flush()
+        if events & (WSC_READ | WSC_BROKEN) and self.reads():
+            return self.read()
+        return self.look()
+
+    cdef bint reads(self) noexcept:
+        return not (self.reading_paused or self.input_ended or self.closing)
+
+    cdef int look(self) except -1:
+        cdef uint32_t events = WSC_READ if self.reads() else 0
+        if self.lost:
+            return 0
+        if self.waiting is not None:
+            events |= WSC_WRITE
+        return self.watch(events)
+
+    cdef int read(self) except -1:
+        cdef Receiver protocol = self.protocol
+        cdef object view = protocol.next_view()
+        cdef Py_buffer* into = PyMemoryView_GET_BUFFER(view)
+        cdef Py_ssize_t size = wsc_receive(self.descriptor, into.buf, into.len)
+        if size > 0:
+            return protocol.was_read(size)
+        if size == WSC_AGAIN:
+            return 0
+        return self.end_input() if size == 0 else self.lose(error_of(size))
+
+    cdef int end_input(self) except -1:
+        self.input_ended = True
+        if not self.protocol.eof_received():
+            self.close()
+        return self.look()
+
+    # --- writing ---
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        """Sets beyond how many bytes that wait the protocol is to pause, and when it goes on."""
+        if high is None:
+            high = HIGH if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self.high = high
+        self.low = low
+        self.tell_full()
+
+    def write(self, data not None):
+        """Sends bytes; what the kernel does not take now waits for it."""
+        cdef Py_ssize_t sent = 0
+        if self.output_ended:
+            raise RuntimeError("cannot write after write_eof")
+        if not is_steady(data):
+            data = bytes(data)
+        if self.closing or not len(data):
+            return
+        if self.waiting is None:
+            sent = self.send_some(data, 0)
+            if sent == len(data):
+                return
+        if not self.lost:
+            self.keep(data, sent)
+
+    def writelines(self, list_of_data):
+        """Sends the bytes of several objects."""
+        self.write(b"".join(list_of_data))
+
+    def write_eof(self):
+        """Ends our half of the stream, once what waits is sent.
+
+        Raises:
+            OSError: the peer has reset the connection meanwhile.
+        """
+        cdef int result
+        if self.output_ended or self.closing:
+            return
+        self.output_ended = True
+        if self.waiting is None:
+            result = wsc_end_output(self.descriptor)
+            if result < 0:
+                raise error_of(result)
+
+    cdef Py_ssize_t send_some(self, object data, Py_ssize_t start) except? -1:
+        """Offers the kernel the bytes from `start` on; how many it took. An error ends it."""
+        cdef Py_buffer view
+        cdef iovec iov
+        cdef Py_ssize_t result
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        iov.iov_base = <char*>view.buf + start
+        iov.iov_len = view.len - start
+        result = wsc_send(self.descriptor, &iov, 1)
+        PyBuffer_Release(&view)
+        if result >= 0:
+            return result
+        if result != WSC_AGAIN:
+            self.lose(error_of(result))
+        return 0
+
+    cdef int keep(self, object data, Py_ssize_t sent) except -1:
+        """Has bytes wait of which the kernel has taken some: they are the first ones then."""
+        if self.waiting is None:
+            self.waiting = deque()
+            self.sent = sent
+        self.waiting.append(data)
+        self.waiting_bytes += len(data) - sent
+        self.look()
+        return self.tell_full()
+
+    cdef int tell_full(self) except -1:
+        if self.waiting_bytes > self.high and not self.full and self.protocol is not None:
+            self.full = True
+            (<object>self.protocol).pause_writing()
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef Py_ssize_t sent = 0
+        cdef Py_ssize_t some
+        cdef object data
+        while self.waiting and sent < FLUSH_MOST:
+            data = self.waiting[0]
+            some = self.send_some(data, self.sent)
+            if self.lost:
+                return 0
+            sent += some
+            self.sent += some
+            self.waiting_bytes -= some
+            if self.sent < len(data):
+                break
+            self.waiting.popleft()
+            self.sent = 0
+        if not self.waiting:
+            self.waiting = None
+            self.flushed()
+        if self.full and self.waiting_bytes <= self.low and not self.lost:
+            self.full = False
+            (<object>self.protocol).resume_writing()
+        return 0
+
+    cdef int flushed(self) except -1:
+        cdef int result
+        if self.closing:
+            return self.lose(None)
+        if self.output_ended:
+            result = wsc_end_output(self.descriptor)
+            if result < 0:
+                return self.lose(error_of(result))
+        return 0
+
+    # --- the end ---
+
+    def close(self):
+        """Closes it once what waits is sent; nothing more is read."""
+        if self.closing:
+            return
+        self.closing = True
+        if self.waiting is None:
+            self.lose(None)
+        else:
+            self.look()
+
+    def abort(self):
+        """Closes it, with nothing more sent or read."""
+        self.lose(None)
+
+    cdef int lose(self, object error) except -1:
+        if self.lost:
+            return 0
+        self.lost = self.closing = True
+        self.error = error
+        self.waiting = None
+        self.waiting_bytes = 0
+        self.watch(0)
+        return self.poller.lose(self)
+
+    cdef int end(self) except -1:
+        cdef Receiver protocol = self.protocol
+        self.protocol = None
+        try:
+            if protocol is not None:
+                (<object>protocol).connection_lost(self.error)
+        except BaseException as error:
+            self.poller.report(error)
+        finally:
+            self.error = None
+            self.poller.remove(self)
+            self.drop()
+        return 0
+
+    cdef int failed(self, object error) except -1:
+        if error is not None:
+            self.poller.report(error)
+        return self.lose(None)
+
+    cdef int drop(self) except -1:
+        self.lost = self.closing = True
+        self.waiting = None
+        self.waiting_bytes = 0
+        self.protocol = None
+        if self.descriptor >= 0:
+            wsc_close(self.descriptor)
+            self.descriptor = -1
+        return 0

@@ -1,0 +1,57 @@
+"""One connection over a socket of the engine's own: what an asyncio transport is elsewhere.
+
+    ready     the kernel has something to read, or room for what waits
+    read      one read, into the buffer that all connections share, and to the protocol
+    write     to the kernel at once; what it does not take waits
+    close     what waits goes out first; then `connection_lost`, in a turn of its own
+    abort     likewise, but nothing goes out
+
+It keeps the promises of `asyncio.Transport` that its protocol builds on: no call of it calls the
+protocol back before it returns, but for `pause_writing`; `connection_lost` comes once, last, and
+the descriptor is open until then.
+
+A pause of reading costs nothing until something comes: only then is the kernel told. While neither
+reading nor writing waits, the kernel does not tell of a reset either, as with asyncio's transports.
+
+Ownership: it owns its descriptor. It holds its protocol until `connection_lost`; the Poller holds
+it until then. Bytes that wait are held by reference, or copied where they could change.
+"""
+
+from libc.stdint cimport uint32_t
+
+from wsc_fast._core.poller cimport Watched
+from wsc_fast._core.receiver cimport Receiver
+
+
+cdef class Stream(Watched):
+    cdef:
+        Receiver protocol          # None after `connection_lost`
+        object waiting             # deque of bytes and memoryviews of bytes, or None
+        object error               # OSError that ended it, or None
+        Py_ssize_t waiting_bytes
+        Py_ssize_t sent            # bytes of the first one that the kernel has taken
+        Py_ssize_t high            # beyond so many bytes the protocol is to pause writing
+        Py_ssize_t low
+        uint32_t[6] peer           # a wsc_address
+        unsigned char reading_paused
+        unsigned char input_ended  # the peer has ended its stream
+        unsigned char output_ended  # `write_eof` was called
+        unsigned char closing
+        unsigned char lost         # it is to end, or has ended
+        unsigned char full         # the protocol pauses writing
+
+    # The protocol of an accepted connection hears of it, and of what has come of it already.
+    cdef int begin(self, Receiver protocol) except -1
+    cdef tuple peer_name(self)
+    # Whether what comes is to be read.
+    cdef bint reads(self) noexcept
+    cdef int read(self) except -1
+    # Has the kernel tell of what is waited for.
+    cdef int look(self) except -1
+    cdef int end_input(self) except -1
+    cdef Py_ssize_t send_some(self, object data, Py_ssize_t start) except? -1
+    cdef int keep(self, object data, Py_ssize_t sent) except -1
+    cdef int tell_full(self) except -1
+    cdef int flush(self) except -1
+    cdef int flushed(self) except -1
+    cdef int lose(self, object error) except -1
