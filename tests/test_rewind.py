@@ -201,6 +201,24 @@ async def test_a_hub_notices_the_loss_of_messages_that_it_published_and_nobody_h
         assert await clients.come_back(one, goes) == ([], False)
 
 
+async def test_a_loss_is_noticed_though_the_hub_has_published_again_before_it_looks(
+    tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsc_fast.cluster.rooms.LINGER", 0.1)
+    async with rewinding(tmp_path) as (url, save, rewind), running(on(url)) as hub:
+        goes = await clients.come(hub, "goes")
+        await hub.publish("r", "kept")
+        assert await goes.texts(1) == [b"kept"]
+        await save()
+        goes.close()
+        await eventually(lambda: hub.get_rooms() == [])
+        await hub.publish("r", "lost")
+        await rewind()
+        await hub.publish("r", "after")
+        await eventually(lambda: MARK in entries(url), timeout=10)
+        assert await clients.come_back(hub, goes) == ([], False)
+
+
 def entries(url: str) -> list[bytes]:
     """The history of the room, as it is on the server."""
     with redis.Redis.from_url(url, protocol=2) as server:

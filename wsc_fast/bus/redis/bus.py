@@ -377,6 +377,10 @@ class RedisBus:
             b"%d" % TOP_SECONDS,
         )
 
+    def link(self, room: str) -> int:
+        """See `Bus.link`."""
+        return self._server(room).number if self._servers else 0
+
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """The positions of the newest messages of kept rooms; None where nothing is known.
 
