@@ -343,7 +343,7 @@ class RedisBus:
             BusError: the server refuses.
         """
         server = self._server(room)
-        newest, contiguous, entries, is_lost = await server.ask(
+        newest, contiguous, entries, name = await server.ask(
             *read_history(self._names, room, since, limit, retention)
         )
         pairs = zip(entries[::2], entries[1::2], strict=True)
@@ -351,7 +351,7 @@ class RedisBus:
             newest.decode(),
             contiguous == 1,
             [Entry(position.decode(), entry) for position, entry in pairs],
-            server.run_id if is_lost else "",  # it loses messages when it starts
+            f"{server.run_id} {name.decode()}" if name else "",
         )
 
     async def delete(self, room: str) -> None:
