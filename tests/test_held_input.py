@@ -347,6 +347,20 @@ async def test_a_bomb_that_waited_is_refused_once_it_is_heard() -> None:
             assert (await client.recv()).code == 1009
 
 
+async def test_a_compressed_message_of_a_peer_that_left_is_not_tried_again(
+    any_loop: str, openssl: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    held = Held(enable_compression=True)
+    async with running(held.hub, ssl=server_tls):
+        client = await websockets.connect(
+            f"wss://127.0.0.1:{held.hub.port}/ws", ssl=client_tls, compression="deflate"
+        )
+        await client.send("x" * 900_000)
+        client.transport.close()  # its end comes right behind the message
+        await eventually(lambda: held.left == 1 and held.hub.connections == 0)
+    assert held.pauses == 1
+
+
 # --- clients that speak wsc.1 ---
 
 
