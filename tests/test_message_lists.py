@@ -224,6 +224,27 @@ async def test_requests_keep_their_place_among_messages() -> None:
         raw.close()
 
 
+async def test_a_function_may_empty_its_list_beside_requests() -> None:
+    hub = Hub(authenticate=named)
+    heard: list[str | bytes] = []
+    failed: list[BaseException] = []
+    hub.on_error(lambda client, error: failed.append(error))
+    hub.on_request(lambda client, data: data)
+
+    @hub.on_messages_received
+    def take_out(client: Client, messages: list[str | bytes]) -> None:
+        while messages:
+            heard.append(messages.pop(0))
+
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        asked = json.dumps({"type": "request", "id": "q1", "data": 7})
+        await raw.send_raw(texts("one", "two", asked))
+        assert json.loads((await raw.recv()).payload)["data"] == 7
+        raw.close()
+    assert (heard, failed) == (["one", "two"], [])
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 async def test_a_list_holds_some_256_kib_at_most(compressed: bool) -> None:
     config = HubConfig(enable_compression=compressed, max_message_size=1 << 20)
