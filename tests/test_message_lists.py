@@ -202,6 +202,18 @@ async def test_authorize_publish_is_asked_for_each_message(waits: bool) -> None:
         raw.close()
 
 
+async def test_authorize_publish_is_asked_for_some_hundred_messages_at_once_at_most() -> None:
+    hub = Hub(authenticate=named, authorize_publish=lambda client, message: True)
+    heard = listing(hub)
+    async with running(hub):
+        raw, client = await join(hub, "a")
+        await raw.send_raw(texts("x") * 2_000)
+        await eventually(lambda: client.stats().messages_in == 2_000)
+        assert sum(map(len, heard)) == 2_000
+        assert max(map(len, heard)) <= 256
+        raw.close()
+
+
 async def test_requests_keep_their_place_among_messages() -> None:
     hub = Hub(authenticate=named)
     events: list[object] = []
