@@ -953,6 +953,10 @@ cdef class Engine(FanoutNeeds):
     cdef list client_rooms(self, object client_id):
         return rooms_of(self.clients.find(client_id))
 
+    def count_send_threads(self):
+        """The threads that were asked for (`HubConfig.send_threads`), and those that are there."""
+        return self.fanout.threads_wanted, self.fanout.threads
+
     def count_emptying(self):
         """Counts the deleted rooms that have members left."""
         return PyList_GET_SIZE(self.emptying)

@@ -30,6 +30,8 @@ cdef enum:
     # comes then is in the next one.
     MESSAGE_COST = 64
     MOST_GATHERED = 256 << 10
+    # Messages of a list about which `authorize_publish` is asked: that is one piece of work.
+    MOST_ASKED = 256
 
 
 cdef class HeardConnection(PingedConnection):
@@ -112,7 +114,10 @@ cdef class HeardConnection(PingedConnection):
             self.gathered = []
         self.gathered.append(content)
         self.gathered_bytes += size + MESSAGE_COST
-        if alone or self.gathered_bytes >= MOST_GATHERED or not self.listening:
+        if (
+            alone or self.gathered_bytes >= MOST_GATHERED or not self.listening
+            or (self.engine.publish_filter is not None and len(self.gathered) >= MOST_ASKED)
+        ):
             return self.hear_gathered()
         return 0
 

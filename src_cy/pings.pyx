@@ -71,8 +71,10 @@ cdef class PingedConnection(ClosableConnection):
     # --- before its identity is known ---
 
     cdef int hold_back(self) except -1:
-        if self.engine.turns.deadline == DBL_MAX:
-            return 0  # its stream has ended (`take_rest`): it will never be let in
+        if self.engine.turns.deadline == DBL_MAX or self.lost_early is not None:
+            # Its stream has ended (`take_rest`, `take_last_turn`): it will never be let in.
+            self.input_closed = True
+            return 0
         self.engine.over("authentication_input_bytes")
         self.pause_reading(PAUSED_FOR_IDENTITY)
         return self.look_later()

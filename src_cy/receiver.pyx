@@ -477,7 +477,7 @@ cdef class Receiver(Sink):
         if size == INFLATE_TOO_BIG:
             if limit == room and self.holds():
                 self.hold_back()
-                return self.defer(opcode, data, message)
+                return self.defer(opcode, data, message) if self.halted else 0
             return self.refuse_over("max_message_size", 1009, "message too big")
         if size == INFLATE_INVALID:
             return self.refuse(1007, "invalid compressed data")

@@ -28,6 +28,7 @@ from wsc_fast.testing import (
     Clock,
     Frame,
     RawClient,
+    TLSClient,
     deflated,
     encode,
     eventually,
@@ -345,6 +346,34 @@ async def test_a_bomb_that_waited_is_refused_once_it_is_heard() -> None:
             await held.paused()
             held.gate.set()
             assert (await client.recv()).code == 1009
+
+
+async def test_a_compressed_message_of_a_peer_that_left_is_not_tried_again(
+    any_loop: str, openssl: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    held = Held(enable_compression=True)
+    async with running(held.hub, ssl=server_tls):
+        client = await websockets.connect(
+            f"wss://127.0.0.1:{held.hub.port}/ws", ssl=client_tls, compression="deflate"
+        )
+        await client.send("x" * 900_000)
+        client.transport.close()  # its end comes right behind the message
+        await eventually(lambda: held.left == 1 and held.hub.connections == 0)
+    assert held.pauses == 1
+
+
+@pytest.mark.fault(number="B5")
+async def test_a_bomb_before_an_end_by_tls_is_looked_at_no_more_than_twice(
+    any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    held = Held(enable_compression=True, max_message_size=1 << 20)
+    offer = [("Sec-WebSocket-Extensions", "permessage-deflate")]
+    async with running(held.hub, ssl=server_tls):
+        with await TLSClient.open_tls(held.hub, client_tls, upgrade=False) as client:
+            await client.shake_hands(client.request(held.hub, headers=offer))
+            client.say_goodbye(encode(BINARY, deflated(bytes(900_000)), rsv=RSV1))
+            await eventually(lambda: held.left == 1 and held.hub.connections == 0)
+    assert 0 < held.pauses <= 2
 
 
 # --- clients that speak wsc.1 ---

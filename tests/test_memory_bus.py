@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.support import ROOT, own_disk, times_logged
 from wsc_fast import BusError, ConfigError
 from wsc_fast._core.envelopes import read_envelope
 from wsc_fast.bus.base import MARK, Entry, Outgoing, Published, Retention
-from wsc_fast.bus.database import APPLICATION_ID
+from wsc_fast.bus.database import APPLICATION_ID, Database
 from wsc_fast.bus.memory import MemoryBus
 from wsc_fast.testing import eventually
 
@@ -690,6 +691,36 @@ async def test_a_kill_loses_the_newest_at_most_and_never_in_silence(file: Path) 
     assert given["a"]
     assert given["b"]
     assert lost
+
+
+async def test_a_start_that_is_given_up_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+    opened = Database.open
+
+    def open_late(database: Database) -> None:
+        opening.set()
+        assert go_on.wait(10)
+        opened(database)
+
+    monkeypatch.setattr(Database, "open", open_late)
+    bus = MemoryBus(tmp_path / "kept.db")
+    task = asyncio.create_task(bus.open(Heard(), "hub"))
+    await asyncio.to_thread(opening.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await eventually(lambda: not any("history" in each.name for each in threading.enumerate()))
+    assert open_files(tmp_path) == []
+
+
+def open_files(folder: Path) -> list[str]:
+    """The files in a folder that this process has open."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    names = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return [name for name in names if name.startswith(str(folder))]
 
 
 async def killed_process(file: Path, *rooms: str, wait: bool = True) -> None:

@@ -202,6 +202,18 @@ async def test_authorize_publish_is_asked_for_each_message(waits: bool) -> None:
         raw.close()
 
 
+async def test_authorize_publish_is_asked_for_some_hundred_messages_at_once_at_most() -> None:
+    hub = Hub(authenticate=named, authorize_publish=lambda client, message: True)
+    heard = listing(hub)
+    async with running(hub):
+        raw, client = await join(hub, "a")
+        await raw.send_raw(texts("x") * 2_000)
+        await eventually(lambda: client.stats().messages_in == 2_000)
+        assert sum(map(len, heard)) == 2_000
+        assert max(map(len, heard)) <= 256
+        raw.close()
+
+
 async def test_requests_keep_their_place_among_messages() -> None:
     hub = Hub(authenticate=named)
     events: list[object] = []
@@ -222,6 +234,27 @@ async def test_requests_keep_their_place_among_messages() -> None:
         await eventually(lambda: len(events) == 4)
         assert events == [["one", "two"], 7, ['{"type": "request"}'], ["three", "four"]]
         raw.close()
+
+
+async def test_a_function_may_empty_its_list_beside_requests() -> None:
+    hub = Hub(authenticate=named)
+    heard: list[str | bytes] = []
+    failed: list[BaseException] = []
+    hub.on_error(lambda client, error: failed.append(error))
+    hub.on_request(lambda client, data: data)
+
+    @hub.on_messages_received
+    def take_out(client: Client, messages: list[str | bytes]) -> None:
+        while messages:
+            heard.append(messages.pop(0))
+
+    async with running(hub):
+        raw, _ = await join(hub, "a")
+        asked = json.dumps({"type": "request", "id": "q1", "data": 7})
+        await raw.send_raw(texts("one", "two", asked))
+        assert json.loads((await raw.recv()).payload)["data"] == 7
+        raw.close()
+    assert (heard, failed) == (["one", "two"], [])
 
 
 @pytest.mark.parametrize("compressed", [False, True])

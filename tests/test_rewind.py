@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,58 @@ async def test_a_hub_notices_the_loss_of_messages_that_it_published_and_nobody_h
         await eventually(lambda: entries(url)[-1:] == [MARK], timeout=10)
         assert entries(url).count(MARK) == 1
         assert await clients.come_back(one, goes) == ([], False)
+
+
+async def test_a_loss_is_noticed_though_the_hub_has_published_again_before_it_looks(
+    tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsc_fast.cluster.rooms.LINGER", 0.1)
+    async with rewinding(tmp_path) as (url, save, rewind), running(on(url)) as hub:
+        goes = await clients.come(hub, "goes")
+        await hub.publish("r", "kept")
+        assert await goes.texts(1) == [b"kept"]
+        await save()
+        goes.close()
+        await eventually(lambda: hub.get_rooms() == [])
+        await hub.publish("r", "lost")
+        await rewind()
+        await hub.publish("r", "after")
+        await eventually(lambda: MARK in entries(url), timeout=10)
+        assert await clients.come_back(hub, goes) == ([], False)
+
+
+async def test_a_server_that_loses_messages_twice_gets_two_marks(
+    tmp_path: Path, clients: Clients
+) -> None:
+    """It is the replica of another one in between, as after two failovers, and runs on."""
+    folders = [tmp_path / "main", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    quickly = ("--repl-diskless-sync-delay", "0")
+    with RedisServer(folders[0], *quickly) as main, RedisServer(folders[1], *quickly) as other:
+
+        async def follow(follower: RedisServer, followed: RedisServer) -> None:
+            run = partial(asyncio.to_thread, follower.command)
+            await run("REPLICAOF", "127.0.0.1", followed.port)
+            await eventually(
+                lambda: follower.command("INFO")["master_link_status"] == "up", timeout=20
+            )
+            await run("REPLICAOF", "NO", "ONE")
+
+        async with running(on(main.url)) as hub:
+            stays = await clients.come(hub, "stays")
+            for number in (1, 2):
+                goes = await clients.come(hub, "goes")
+                goes.close()
+                await hub.publish("r", f"kept {number}")
+                await until_text(stays, f"kept {number}".encode())
+                await follow(other, main)
+                await hub.publish("r", f"lost {number}")
+                await until_text(stays, f"lost {number}".encode())
+                await follow(main, other)
+                await until_gap(stays)
+                assert entries(main.url).count(MARK) == number
+                assert await clients.come_back(hub, goes) == ([], False)
 
 
 def entries(url: str) -> list[bytes]:

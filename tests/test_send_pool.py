@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -194,6 +195,43 @@ async def reading_of(raw: RawClient) -> list[bytes]:
     while (payload := (await raw.recv(60)).payload) != b"end":
         seen.append(payload)
     return seen
+
+
+@LINUX
+def test_threads_that_are_missing_leave_a_line() -> None:
+    code = """
+import asyncio, logging
+from wsc_fast import Hub, HubConfig
+from wsc_fast.testing import RawClient, running
+
+class Nobody(logging.Handler):
+    def emit(self, record):
+        print(getattr(record, "event", ""), record.getMessage())
+
+async def serve():
+    hub = Hub(HubConfig(send_threads=4, watchdog_timeout=0))
+    async with running(hub):
+        raw = await RawClient.open(hub)
+        hub.broadcast("still works")
+        assert (await raw.recv()).payload == b"still works"
+        raw.close()
+
+log = logging.getLogger("wsc_fast")
+log.setLevel("WARNING")
+log.addHandler(Nobody())
+asyncio.run(serve())
+"""
+
+    def limit() -> None:
+        # No thread can have a stack of that size, also where root may have any number of threads.
+        resource.setrlimit(resource.RLIMIT_STACK, (1 << 46, resource.RLIM_INFINITY))
+
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(
+        "send_threads_missing send_threads: 4 threads were asked for, and 0"
+    )
 
 
 @LINUX

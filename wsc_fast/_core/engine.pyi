@@ -112,6 +112,8 @@ class Engine(FanoutNeeds):
         """See `Hub.get_clients_by_user`."""
     def empty_rooms(self) -> None:
         """Takes the members out of deleted rooms, and tells of each; as many as a turn allows."""
+    def count_send_threads(self) -> tuple[int, int]:
+        """The threads that were asked for (`HubConfig.send_threads`), and those that are there."""
     def count_emptying(self) -> int:
         """Counts the deleted rooms that have members left."""
     def set_room_watchers(

@@ -87,7 +87,7 @@ cdef struct Counters:
     unsigned long long flushes
     unsigned long long sends
     unsigned long long partial_sends
-    unsigned long long shared_flushes     # with which threads have helped
+    unsigned long long shared_flushes     # that were open to threads
     unsigned long long conflated
     unsigned long long control_replaced   # pings and pongs
     unsigned long long dropped_oldest

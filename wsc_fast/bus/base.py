@@ -376,6 +376,12 @@ class Bus(Protocol):
             BusUnavailableError: the bus did not answer in time.
         """
 
+    def link(self, room: str) -> int:
+        """Counts the connections over which the messages of a room go to the bus, up to this one.
+
+        Only between two of them the bus may have lost something.
+        """
+
     # --- who is where ---
 
     async def lease(self, state: Callable[[], NodeState], grace: Callable[[], float]) -> None:

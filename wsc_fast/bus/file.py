@@ -164,9 +164,13 @@ class HistoryFile:
         self._closed = True
         self._cancel_timer()
         self._unwritten.close()
-        closed = self._thread.submit(self._database.close)
+        closed = self._thread.submit(self._close)
         self._thread.shutdown(wait=False)
         return closed
+
+    def _close(self) -> None:
+        self._unwritten.close()  # a start that was given up may have opened it since
+        self._database.close()
 
     # --- what has changed ---
 

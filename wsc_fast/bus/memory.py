@@ -326,6 +326,10 @@ class MemoryBus:
         self._note(room)
         self._handler.envelope(room, pack_envelope("k", self._origin, history.top, ()))
 
+    def link(self, room: str) -> int:
+        """See `Bus.link`; it is always the same one."""
+        return 0
+
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """See `Bus.tops`."""
         return [

@@ -63,7 +63,9 @@ class Rooms:
         self.turns: Turns = Turns(self._may_give, self._read_on)
         self._reads = Reads(self._ask_bus, self.turns)
         self._recovery = Recovery(engine, counters, self._reads.read, self.turns.run, self._emptied)
-        self._accepted = Accepted(self._has_come, self._ask_tops, self._reads.read, self.mark)
+        self._accepted = Accepted(
+            self._has_come, self._ask_tops, self._reads.read, self.mark, self._link
+        )
         self._lingering: dict[str, float] = {}
         # By room, messages that wait until this hub hears the room.
         self._held: dict[str, list[Outgoing]] = {}
@@ -212,6 +214,9 @@ class Rooms:
 
     def _ask_tops(self, rooms: Sequence[str]) -> Awaitable[Sequence[str | None]]:
         return self._bus.tops(rooms)
+
+    def _link(self, room: str) -> int:
+        return self._bus.link(room)
 
     def give(self, room: str, message: Message) -> None:
         """See `Needs`."""

@@ -41,8 +41,9 @@ class ConsoleFace(Calls):
                 passed since the first of them; of another function each refusal counts. An
                 Identity whose user_data has `"read_only": True` is of an operator who may look, and
                 not act.
-            read_only: True has no operator act, neither here nor on the clients of this hub from
-                the console of another one. Actions are answered by 403.
+            read_only: True has no operator act here: actions are answered by 403. The hub also
+                refuses what the console of another one asks for a single client of it. Actions of
+                that console on users and rooms come over the bus, as those of any program do.
 
         Raises:
             ConfigError: `authenticate` is no function, or is the hub's own, which lets users in.

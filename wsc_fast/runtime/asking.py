@@ -206,7 +206,7 @@ def may_be_request(message: str | bytes) -> bool:
 
 def _read(message: str | bytes | list[str | bytes]) -> _AnyRequest | None:
     if isinstance(message, list):
-        if len(message) > 1:
+        if len(message) != 1:  # a function before may have emptied it
             return None
         message = message[0]
     if not may_be_request(message):

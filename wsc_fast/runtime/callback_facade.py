@@ -83,7 +83,8 @@ class CallbackFace(Calls):
         Args:
             fn: plain or async; `messages` is a list, never empty, of str for text and bytes for
                 binary, in their order. It is fn's to keep or change. A list holds some 256 KiB at
-                most, or one larger message. An async fn runs for one list of a client at a time.
+                most, or one larger message, and 256 messages where `authorize_publish` is asked.
+                An async fn runs for one list of a client at a time.
 
         Returns:
             fn, so that this works as a decorator too; several may be set, which get the same list.

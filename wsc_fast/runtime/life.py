@@ -30,7 +30,13 @@ from wsc_fast.runtime import fork
 from wsc_fast.runtime.callbacks import Callbacks
 from wsc_fast.runtime.heartbeat import Heartbeat
 from wsc_fast.runtime.hooks import LifeHooks
-from wsc_fast.runtime.life_lines import tell_begun, tell_drained, tell_draining, tell_stopped
+from wsc_fast.runtime.life_lines import (
+    tell_begun,
+    tell_drained,
+    tell_draining,
+    tell_stopped,
+    tell_threads,
+)
 from wsc_fast.runtime.process import FileLimit
 from wsc_fast.runtime.state import State
 from wsc_fast.runtime.tasks import Tasks
@@ -144,7 +150,7 @@ class Life:
         """Listens, on the running loop; see `Hub.start`. The arguments are checked."""
         parts = self._parts
         loop = asyncio.get_running_loop()
-        parts.engine.attach(loop)
+        self._bind(loop)
         fork.watch(self)
         start = self._start = object()
         self._server = None
@@ -205,13 +211,18 @@ class Life:
     def _attach_to(
         self, loop: asyncio.AbstractEventLoop, server: str, tls: bool, path: str | None
     ) -> None:
-        self._parts.engine.attach(loop)
+        self._bind(loop)
         fork.watch(self)
         self._server = server
         self._start = object()
         self._parts.site.serve(path, tls)
         self._parts.requests.make_connection = None
         self._parts.listener.forget_port()
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        engine = self._parts.engine
+        engine.attach(loop)
+        tell_threads(*engine.count_send_threads())
 
     async def _make_ready(self, loop: asyncio.AbstractEventLoop, start: object) -> None:
         parts = self._parts

@@ -50,6 +50,18 @@ def tell_begun(
     )
 
 
+def tell_threads(wanted: int, there: int) -> None:
+    """A hub has begun with so many threads for its sends."""
+    if there < wanted:
+        log.warning(
+            "send_threads: %d threads were asked for, and %d are there: the system allows no more, "
+            "or it is not Linux. The loop's thread sends what they would have",
+            wanted,
+            there,
+            extra={"event": "send_threads_missing", "setting": "send_threads"},
+        )
+
+
 def tell_draining(clients: int, period: float) -> None:
     """A drain begins with so many clients."""
     log.info(

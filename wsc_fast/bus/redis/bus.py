@@ -343,7 +343,7 @@ class RedisBus:
             BusError: the server refuses.
         """
         server = self._server(room)
-        newest, contiguous, entries, is_lost = await server.ask(
+        newest, contiguous, entries, name = await server.ask(
             *read_history(self._names, room, since, limit, retention)
         )
         pairs = zip(entries[::2], entries[1::2], strict=True)
@@ -351,7 +351,7 @@ class RedisBus:
             newest.decode(),
             contiguous == 1,
             [Entry(position.decode(), entry) for position, entry in pairs],
-            server.run_id if is_lost else "",  # it loses messages when it starts
+            f"{server.run_id} {name.decode()}" if name else "",
         )
 
     async def delete(self, room: str) -> None:
@@ -376,6 +376,10 @@ class RedisBus:
             new_tag(),
             b"%d" % TOP_SECONDS,
         )
+
+    def link(self, room: str) -> int:
+        """See `Bus.link`."""
+        return self._server(room).number if self._servers else 0
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """The positions of the newest messages of kept rooms; None where nothing is known.

@@ -4,9 +4,9 @@
 -- ARGV: the position after which to read ('': the newest messages), the most entries to return, a
 -- new tag, the seconds for which the newest position lives, the most bytes to return.
 -- Returns the position of the newest message, 1 if nothing is missing between what was asked for
--- and the entries, else 0, the entries: position and data of each, one after the other; and 1 if what
--- was asked for is not known while something older is, else 0: it was lost, and not dropped for its
--- age.
+-- and the entries, else 0, the entries: position and data of each, one after the other; and, if what
+-- was asked for is not known while something older is, the name of the data (else ''): it was lost,
+-- and not dropped for its age.
 --
 -- A room of which nothing is known gets a place before its first message, with the time and a new
 -- tag: so it is told apart from the place that the room had before its data was lost.
@@ -26,6 +26,12 @@ local function is_older(one, other)
   return tonumber(number) < tonumber(its_number)
 end
 
+-- It is another one with each start, and each time that a replica becomes the master.
+local function name_of_data()
+  local info = redis.pcall('INFO', 'replication')  -- a publisher may lack the right
+  return type(info) == 'string' and string.match(info, 'master_replid:(%x+)') or '-'
+end
+
 local newest = redis.call('GETEX', top, 'EX', ARGV[4])
 if not newest then
   local entry = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
@@ -37,7 +43,7 @@ if not newest then
   redis.call('SET', top, newest, 'EX', ARGV[4])
 end
 if limit == 0 or since == newest then
-  return {newest, (since == '' or since == newest) and 1 or 0, {}, 0}
+  return {newest, (since == '' or since == newest) and 1 or 0, {}, ''}
 end
 
 local entries, bytes, count = {}, 0, 0
@@ -64,7 +70,7 @@ if since == '' then
     turned[#turned + 1] = entries[i]
     turned[#turned + 1] = entries[i + 1]
   end
-  return {newest, 1, turned, 0}
+  return {newest, 1, turned, ''}
 end
 
 local id = string.match(since, '^(%d+%-%d+)%.')
@@ -77,7 +83,7 @@ else
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   if not first or first[2][3] ~= 'p' or first[2][4] ~= since then
     local oldest = first and (first[2][4] or first[1]) or newest
-    return {newest, 0, {}, is_older(oldest, since) and 1 or 0}
+    return {newest, 0, {}, is_older(oldest, since) and name_of_data() or ''}
   end
   after = '-'
 end
@@ -89,4 +95,4 @@ repeat
     after = '(' .. entry[1]
   end
 until #page == 0 or count == limit or bytes > most
-return {newest, 1, entries, 0}
+return {newest, 1, entries, ''}
