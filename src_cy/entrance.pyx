@@ -9,7 +9,7 @@ from wsc_fast._core.poller cimport Poller, Watched
 from wsc_fast._core.receiver cimport Receiver
 from wsc_fast._core.stream cimport Stream
 
-cdef extern from "poll.h" nogil:
+cdef extern from "accepting.h" nogil:
     struct wsc_address:
         pass
 

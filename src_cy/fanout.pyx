@@ -58,6 +58,9 @@ from wsc_fast._core.outbox cimport (
 from wsc_fast.errors import HubStoppedError
 
 cdef extern from "send_pool.h" nogil:
+    ctypedef struct wsc_sharing:
+        pass
+
     ctypedef void (*wsc_part)(void*, Py_ssize_t, Py_ssize_t) noexcept nogil
     int wsc_pool_open(int threads)
     void wsc_pool_close()
@@ -143,7 +146,7 @@ cdef class Fanout:
         self.budget = 0.005
         self.flush_callback = None
         memset(&self.sent, 0, sizeof(Sent))
-        memset(&self.sharing, 0, sizeof(wsc_sharing))
+        memset(self.sharing, 0, sizeof(self.sharing))
         self.flush_seconds = Histogram(16e-6)
         self.send_seconds = Histogram(16e-6)
         self.flush_clients = Histogram(1)
@@ -630,7 +633,7 @@ cdef class Fanout:
                 with nogil:
                     began = wsc_now()
                     shared = wsc_do_jobs(
-                        &self.sharing if self.threads else NULL,
+                        <wsc_sharing*>self.sharing if self.threads else NULL,
                         send_some, jobs, planned, deadline,
                     )
                     began = wsc_now() - began

@@ -11,7 +11,7 @@ from libc.stdint cimport uint32_t
 from wsc_fast._core.engine cimport Engine
 from wsc_fast._core.memory cimport A_POLLER, allocate, born, died
 
-cdef extern from "poll.h" nogil:
+cdef extern from "accepting.h" nogil:
     ctypedef struct wsc_event:
         pass
 

@@ -211,6 +211,8 @@ typedef struct {
     unsigned number;  /* of shares, since the last pause */
 } wsc_sharing;
 
+_Static_assert(sizeof(wsc_sharing) <= 4 * sizeof(double), "fanout.pxd has room for it");
+
 /* Fewer jobs are not worth waking a thread, which takes 10 us. */
 #define WSC_LEAST_JOBS 32
 /* One in so many is done alone, to measure that again. */

@@ -13,7 +13,7 @@ from wsc_fast._core.memory cimport A_STREAM, born, died
 from wsc_fast._core.poller cimport Watched
 from wsc_fast._core.receiver cimport Receiver
 
-cdef extern from "poll.h" nogil:
+cdef extern from "accepting.h" nogil:
     struct wsc_address:
         unsigned short port
         unsigned int scope
@@ -89,13 +89,13 @@ cdef class StreamSocket:
         """int: the protocol."""
         return self.ask("proto")
 
-    def getsockopt(self, *args):
+    def getsockopt(self, level, optname, buflen=0):
         """As `socket.socket.getsockopt`."""
-        return self.ask("getsockopt", args)
+        return self.ask("getsockopt", (level, optname, buflen) if buflen else (level, optname))
 
-    def setsockopt(self, *args):
+    def setsockopt(self, level, optname, value):
         """As `socket.socket.setsockopt`."""
-        return self.ask("setsockopt", args)
+        return self.ask("setsockopt", (level, optname, value))
 
     def getsockname(self):
         """As `socket.socket.getsockname`."""

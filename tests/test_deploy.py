@@ -535,4 +535,4 @@ def test_a_file_that_is_not_there_ends_the_program_with_one_line(name: str, tmp_
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "Traceback" not in err
-    assert re.fullmatch("app: .*no/such/file.*", err.splitlines()[-1])
+    assert re.fullmatch("(app|wsc_fast): .*no/such/file.*", err.splitlines()[-1])

@@ -63,7 +63,7 @@ ENDING = ("Compression", "Memory", "Slow consumers")
 # Lines of the hub's log that belong to them.
 WARNED = {"Slow consumers": "is closed with 1013 as a slow consumer|messages were dropped"}
 # Blocks in other languages: configurations of proxies run in tests/proxies.
-LANGUAGES = {"python", "sh", "yaml", "json", "js", "javascript", "nginx", "haproxy", "caddy"}
+LANGUAGES = {"python", "sh", "yaml", "json", "js", "javascript", "nginx", "haproxy", "caddy", "go"}
 
 
 class Block(NamedTuple):
@@ -103,7 +103,11 @@ SERVING = [
 # Programs whose server, uvicorn, ends by the signal once it has ended well.
 ENDED_BY_SIGNAL = ("Beside FastAPI",)
 # Variables of the environment that programs read.
-SECRETS = {"API_KEY": "k" * 16, "CONSOLE_PASSWORD": "a password of operators"}
+PASSWORD = "a password of operators"
+SECRETS = {
+    "API_KEY": "k" * 16,
+    **dict.fromkeys(("CONSOLE_PASSWORD", "CONSOLE_ANN", "CONSOLE_BOB"), PASSWORD),
+}
 # All that any program that serves asks of a client.
 QUERY = "user=ann&device=phone&token=t0ken&name=ann"
 REQUEST = (

@@ -48,10 +48,6 @@ cdef extern from "<sys/uio.h>" nogil:
         void* iov_base
         size_t iov_len
 
-cdef extern from "send_pool.h" nogil:
-    ctypedef struct wsc_sharing:
-        pass
-
 cdef struct Job:
     # One send. Holds no Python object: the sink's outbox keeps the frames alive until settle.
     iovec* iov          # shared by all jobs of an equal sequence
@@ -123,9 +119,9 @@ cdef class Fanout:
         Py_ssize_t batch_totals[FORMS]  # bytes that the flush under way sends in each form
         int batch_forms_end         # behind the highest of these forms
         int threads_wanted          # beside the loop's, for the send phase
-        readonly int threads        # that are there
+        int threads                 # that are there
         bint has_threads            # the pool was opened, and is to be closed
-        wsc_sharing sharing
+        double[4] sharing           # a wsc_sharing of send_pool.h
         Histogram flush_seconds
         Histogram send_seconds  # of the part of a flush without the GIL
         Histogram flush_clients

@@ -46,7 +46,7 @@ cdef class Poller:
         object callback      # `run`, bound: a cycle until it is closed
         int poll             # the descriptor; -1 once it is closed
         list places          # by descriptor: Watched or None
-        void* events         # of poll.h: wsc_event
+        void* events         # of accepting.h: wsc_event
         int at               # the next one of these
         int count
         bint anew            # the loop may run inside itself

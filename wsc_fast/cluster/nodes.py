@@ -45,7 +45,7 @@ class Nodes:
         self._missing: dict[str, float] = {}
         self._asking: asyncio.Task[None] | None = None
         self._asked_at = -EVERY
-        self.seen = 0
+        self.seen: int = 0
 
     def look(self, now: float) -> None:
         """Asks for them; to be called each second or so.

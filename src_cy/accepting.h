@@ -2,8 +2,8 @@
  *
  * Results are the kernel's; a negative result is -errno, so that no caller has to read errno after
  * something else may have changed it. On systems without epoll each call fails with ENOSYS. */
-#ifndef WSC_POLL_H
-#define WSC_POLL_H
+#ifndef WSC_ACCEPTING_H
+#define WSC_ACCEPTING_H
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
