@@ -220,6 +220,8 @@ cdef class Poller:
         cdef Watched watched = self.first_lost
         self.first_lost = watched.next_lost
         watched.next_lost = None
+        if self.first_lost is None:
+            self.last_lost = None
         return watched.end()
 
     cdef int call_losses(self) except -1:

@@ -1,6 +1,6 @@
 from collections.abc import Iterable
 from socket import AddressFamily, SocketKind
-from typing import Any, Self, overload
+from typing import Any, Self
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -25,11 +25,7 @@ class StreamSocket:
     @property
     def proto(self) -> int:
         """int: the protocol."""
-    @overload
-    def getsockopt(self, level: int, optname: int) -> int:
-        """As `socket.socket.getsockopt`."""
-    @overload
-    def getsockopt(self, level: int, optname: int, buflen: int) -> bytes:
+    def getsockopt(self, level: int, optname: int, buflen: int = 0) -> int | bytes:
         """As `socket.socket.getsockopt`."""
     def setsockopt(self, level: int, optname: int, value: int | Buffer) -> None:
         """As `socket.socket.setsockopt`."""
