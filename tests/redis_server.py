@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.ports import free_port
+from wsc_fast.testing import eventually
 
 PROGRAMS = {
     name: path for name in ("redis-server", "valkey-server") if (path := shutil.which(name))
@@ -175,6 +176,25 @@ class Sentinel(RedisServer):
             "sentinel failover-timeout main 2000\n"
         )
         return [program, str(file), "--sentinel"]
+
+
+@asynccontextmanager
+async def failing_over(directory: Path) -> AsyncIterator[tuple[RedisServer, RedisServer, Sentinel]]:
+    """A master, a replica that follows it, and a Sentinel that knows both."""
+    folders = [directory / name for name in ("a", "b", "c")]
+    for folder in folders:
+        folder.mkdir()
+    with RedisServer(folders[0]) as master:
+        replica_of = ("--replicaof", "127.0.0.1", str(master.port))
+        with (
+            RedisServer(folders[1], *replica_of) as replica,
+            Sentinel(folders[2], master) as sentinel,
+        ):
+            await eventually(lambda: replica.command("INFO")["master_link_status"] == "up")
+            await eventually(
+                lambda: len(sentinel.command("SENTINEL", "replicas", "main")) == 1, timeout=20
+            )
+            yield master, replica, sentinel
 
 
 class Cutter:

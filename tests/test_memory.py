@@ -656,76 +656,56 @@ async def test_a_message_with_acknowledgement_that_finds_no_memory_is_sent_later
 SWEEP = """
 import sys
 import _testcapi
-from tests.test_memory import play, quiet
+from tests import test_memory
 
-first, last, numbers = (int(argument) for argument in sys.argv[1:])
+first, last, numbers = (int(argument) for argument in sys.argv[1:4])
+play, more = getattr(test_memory, sys.argv[4]), sys.argv[5:]
 
 def arm(number):
     _testcapi.set_nomemory(number, number + 1)
 
-with quiet():
+with test_memory.quiet():
     for step in range(first, last):
         for number in range(numbers):
             print(step, number, file=sys.stderr, flush=True)
-            if not play("drop_oldest", step, number, arm, _testcapi.remove_mem_hooks):
+            if not play(*more, step, number, arm, _testcapi.remove_mem_hooks):
                 print("played", step)
                 sys.exit()
 """
 
 
-# The same of the engine's own transport.
-SWEEP_WIRE = """
-import sys
-import _testcapi
-from tests.test_memory import play_wire, quiet
+def swept(numbers: int, *play: str) -> int:
+    """The steps that a sweep has played.
 
-first, last, numbers = (int(argument) for argument in sys.argv[1:])
-
-def arm(number):
-    _testcapi.set_nomemory(number, number + 1)
-
-with quiet():
-    for step in range(first, last):
-        for number in range(numbers):
-            print(step, number, file=sys.stderr, flush=True)
-            if not play_wire(step, number, arm, _testcapi.remove_mem_hooks):
-                print("played", step)
-                sys.exit()
-"""
+    Args:
+        numbers: of allocations that fail in each step.
+        play: the name of the function that plays a step, and its first arguments.
+    """
+    pytest.importorskip("_testcapi")
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", SWEEP, "0", "1000", str(numbers), *play],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return int(done.stdout.removeprefix("played "))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the engine's own transport needs epoll")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("numbers", [30])
 def test_each_allocation_of_python_in_the_transport_fails_in_its_turn(numbers: int) -> None:
-    pytest.importorskip("_testcapi")
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", SWEEP_WIRE, "0", "1000", str(numbers)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.removeprefix("played ")) > 25
+    assert swept(numbers, "play_wire") > 25
 
 
 @pytest.mark.timeout(300)
 def test_each_allocation_of_python_fails_in_its_turn() -> None:
     # It found bytes released twice in the flush of a kept context, and a crash where invalid UTF-8
     # was refused: neither is handled by the code that Cython makes.
-    pytest.importorskip("_testcapi")
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", SWEEP, "0", "1000", "18"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.removeprefix("played ")) > 70
+    assert swept(18, "play", "drop_oldest") > 70
 
 
 # In a process of its own, as above. Each allocation of one broadcast fails in its turn.

@@ -22,7 +22,7 @@ import pytest
 
 from tests.no_words import NoWords
 from tests.ports import free_port
-from tests.redis_server import EACH_PROGRAM, RedisServer, Sentinel, cutter
+from tests.redis_server import EACH_PROGRAM, RedisServer, Sentinel, cutter, failing_over
 from tests.support import times_logged
 from wsc_fast.bus.base import EVERYBODY, Bus, Outgoing, Page, Published, Retention
 from wsc_fast.bus.redis import server as redis_server
@@ -1244,28 +1244,18 @@ async def test_a_sentinel_that_is_asked_is_among_the_sockets_of_the_bus() -> Non
 
 
 async def test_a_failover_of_sentinel_is_followed(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("a", "b", "c")]
-    for folder in folders:
-        folder.mkdir()
-    with RedisServer(folders[0]) as master:
-        replica_of = ("--replicaof", "127.0.0.1", str(master.port))
-        with RedisServer(folders[1], *replica_of) as replica:
-            await eventually(lambda: replica.command("INFO")["master_link_status"] == "up")
-            with Sentinel(folders[2], master) as sentinel:
-                await eventually(
-                    lambda: len(sentinel.command("SENTINEL", "replicas", "main")) == 1, timeout=20
-                )
-                url = f"redis+sentinel://127.0.0.1:{sentinel.port},127.0.0.1:1/main"
-                async with opened(url, "a", ["k"], timeout=30.0) as (bus, node):
-                    (first,) = positions(await say(bus, "k", "before"))
-                    await eventually(lambda: replica.command("GET", "wsc:t:{k}") == first.encode())
-                    await asyncio.to_thread(master.kill)
-                    found = positions(await say(bus, "k", "after"))
-                    await eventually(lambda: node.again("k") >= 1, timeout=20)
-                    page = await history(bus, "k", first)
-                    assert page.contiguous
-                    assert [each.position for each in page.entries] == found
-                    assert replica.command("GET", "wsc:t:{k}") == found[0].encode()
+    async with failing_over(tmp_path) as (master, replica, sentinel):
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port},127.0.0.1:1/main"
+        async with opened(url, "a", ["k"], timeout=30.0) as (bus, node):
+            (first,) = positions(await say(bus, "k", "before"))
+            await eventually(lambda: replica.command("GET", "wsc:t:{k}") == first.encode())
+            await asyncio.to_thread(master.kill)
+            found = positions(await say(bus, "k", "after"))
+            await eventually(lambda: node.again("k") >= 1, timeout=20)
+            page = await history(bus, "k", first)
+            assert page.contiguous
+            assert [each.position for each in page.entries] == found
+            assert replica.command("GET", "wsc:t:{k}") == found[0].encode()
 
 
 @asynccontextmanager

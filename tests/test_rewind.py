@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from tests.aware import Aware, keeping
-from tests.redis_server import RedisServer, Sentinel
+from tests.redis_server import RedisServer, failing_over
 from tests.support import named
 from tests.test_memory_bus import killed_process
 from wsc_fast import Hub, MemoryBus
@@ -110,38 +110,28 @@ async def rewinding(directory: Path) -> Loss:
 
 
 @asynccontextmanager
-async def failing_over(directory: Path) -> Loss:
+async def with_replica(directory: Path) -> Loss:
     """The same with Sentinel: the state is that of a replica that follows no more."""
-    folders = [directory / name for name in ("a", "b", "c")]
-    for folder in folders:
-        folder.mkdir()
-    with RedisServer(folders[0]) as master:
-        replica_of = ("--replicaof", "127.0.0.1", str(master.port))
-        with RedisServer(folders[1], *replica_of) as replica:
-            await eventually(lambda: replica.command("INFO")["master_link_status"] == "up")
-            with Sentinel(folders[2], master) as sentinel:
-                await eventually(
-                    lambda: len(sentinel.command("SENTINEL", "replicas", "main")) == 1, timeout=20
-                )
+    async with failing_over(directory) as (master, replica, sentinel):
 
-                def is_even() -> bool:
-                    top = master.command("GET", "wsc:t:{r}")
-                    return bool(replica.command("GET", "wsc:t:{r}") == top)
+        def is_even() -> bool:
+            top = master.command("GET", "wsc:t:{r}")
+            return bool(replica.command("GET", "wsc:t:{r}") == top)
 
-                async def save() -> None:
-                    await eventually(is_even)
-                    # A server without a password refuses one.
-                    replica.command("CONFIG", "SET", "masterauth", "none")
-                    master.command("CLIENT", "KILL", "TYPE", "replica")
+        async def save() -> None:
+            await eventually(is_even)
+            # A server without a password refuses one.
+            replica.command("CONFIG", "SET", "masterauth", "none")
+            master.command("CLIENT", "KILL", "TYPE", "replica")
 
-                async def rewind() -> None:
-                    await asyncio.to_thread(master.kill)
-                    await eventually(lambda: replica.command("ROLE")[0] == b"master", timeout=20)
+        async def rewind() -> None:
+            await asyncio.to_thread(master.kill)
+            await eventually(lambda: replica.command("ROLE")[0] == b"master", timeout=20)
 
-                yield f"redis+sentinel://127.0.0.1:{sentinel.port}/main", save, rewind
+        yield f"redis+sentinel://127.0.0.1:{sentinel.port}/main", save, rewind
 
 
-LOSSES = {"rewind": rewinding, "failover": failing_over}
+LOSSES = {"rewind": rewinding, "failover": with_replica}
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from tests.acks import acknowledge, received
-from tests.redis_server import RedisServer, Sentinel
+from tests.redis_server import RedisServer, failing_over
 from tests.support import join, named
 from wsc_fast import (
     ACKConfig,
@@ -454,42 +454,30 @@ async def test_a_copy_of_another_hub_that_was_acknowledged_there_does_not_come_b
 async def test_users_find_each_other_after_a_failover_of_sentinel(
     tmp_path: Path, connect: Any
 ) -> None:
-    folders = [tmp_path / name for name in ("a", "b", "c")]
-    for folder in folders:
-        folder.mkdir()
-    with RedisServer(folders[0]) as master:
-        replica_of = ("--replicaof", "127.0.0.1", str(master.port))
-        with (
-            RedisServer(folders[1], *replica_of) as replica,
-            Sentinel(folders[2], master) as sentinel,
-        ):
-            await eventually(lambda: replica.command("INFO")["master_link_status"] == "up")
-            await eventually(
-                lambda: len(sentinel.command("SENTINEL", "replicas", "main")) == 1, 20.0
-            )
-            url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
-            async with hubs(url, acks=offline()) as ((one, failed), (two, _)):
-                raw = await connect(two, "a&user=ann")
-                await entered(one, "ann")
-                before = one.send_ack_message_to_user("ann", ACKMessage(id="m1", content="x"))
-                assert (await received(raw))["id"] == "m1"
-                await before.accepted()
-                stored = lambda: replica.command("HLEN", "wsc:offline:messages:ann") == 1  # noqa: E731
-                await eventually(stored)
-                await asyncio.to_thread(master.kill)
-                await acknowledge(raw, "m1")
-                assert await before is AckStatus.CONFIRMED
-                after = one.send_ack_message_to_user("ann", ACKMessage(id="m2", content="x"))
+    async with failing_over(tmp_path) as (master, replica, sentinel):
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
+        async with hubs(url, acks=offline()) as ((one, failed), (two, _)):
+            raw = await connect(two, "a&user=ann")
+            await entered(one, "ann")
+            before = one.send_ack_message_to_user("ann", ACKMessage(id="m1", content="x"))
+            assert (await received(raw))["id"] == "m1"
+            await before.accepted()
+            stored = lambda: replica.command("HLEN", "wsc:offline:messages:ann") == 1  # noqa: E731
+            await eventually(stored)
+            await asyncio.to_thread(master.kill)
+            await acknowledge(raw, "m1")
+            assert await before is AckStatus.CONFIRMED
+            after = one.send_ack_message_to_user("ann", ACKMessage(id="m2", content="x"))
+            message = await received(raw)
+            while message["id"] != "m2":  # a copy may come for as long as the store is away
                 message = await received(raw)
-                while message["id"] != "m2":  # a copy may come for as long as the store is away
-                    message = await received(raw)
-                await acknowledge(raw, "m2")
-                assert await after is AckStatus.CONFIRMED
-                await entered(one, "ann")
-                assert await one.cluster.send_to_user("ann", HubMessage(content="plain")) == 1
-                while (await received(raw))["content"] != "plain":
-                    pass
-                assert not failed.heard
+            await acknowledge(raw, "m2")
+            assert await after is AckStatus.CONFIRMED
+            await entered(one, "ann")
+            assert await one.cluster.send_to_user("ann", HubMessage(content="plain")) == 1
+            while (await received(raw))["content"] != "plain":
+                pass
+            assert not failed.heard
 
 
 async def test_a_client_of_another_hub_refuses_a_message(server: RedisServer, connect: Any) -> None:
