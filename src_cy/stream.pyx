@@ -178,7 +178,7 @@ cdef class Stream(Watched):
         return True
 
     def get_write_buffer_size(self):
-        """How many bytes wait for the kernel."""
+        """The number of bytes that wait for the kernel."""
         return self.waiting_bytes
 
     def get_write_buffer_limits(self):

@@ -86,7 +86,7 @@ def built(place: Path, sanitizer: str, headers: Path = ROOT / "src_cy") -> str:
 
 
 def helpers() -> int:
-    """How many threads of the pool this process has."""
+    """The number of threads that this process has in the pool."""
     count = 0
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # another thread that has just ended

@@ -54,7 +54,7 @@ class Stream(Watched):
     def can_write_eof(self) -> bool:
         """Whether `write_eof` works: it does."""
     def get_write_buffer_size(self) -> int:
-        """How many bytes wait for the kernel."""
+        """The number of bytes that wait for the kernel."""
     def get_write_buffer_limits(self) -> tuple[int, int]:
         """The bytes at which the protocol may write again, and beyond which it is to pause."""
     def pause_reading(self) -> None:

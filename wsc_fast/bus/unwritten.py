@@ -78,7 +78,7 @@ class Unwritten:
             self._set(place, b"\1")
 
     def remove(self, room: str) -> None:
-        """Of the calls of `add` with this room, one was written."""
+        """The file has the messages of one call of `add` with this room."""
         place = _place(room)
         self._counts[place] -= 1
         if not self._counts[place]:

@@ -67,7 +67,7 @@ class Listener:
         raise HubStateError("the hub does not listen")
 
     def descriptors(self) -> list[int]:
-        """Of the sockets listened on, those in the TLS handshake, and all of the engine's own."""
+        """The sockets listened on, those in the TLS handshake, and all of the engine's own."""
         found = [each for acceptor in self.acceptors for each in acceptor.descriptors()]
         found += self.poller.descriptors() if self.poller is not None else []
         return found + [sock.fileno() for server in self.servers for sock in server.sockets]
