@@ -17,15 +17,12 @@ import asyncio
 import json
 import os
 import resource
-import signal
-import socket
 import subprocess
-import sys
-import time
 from statistics import median
 from typing import Any, ClassVar
 
 import uvloop
+from own_server import serving
 
 from wsc_fast import Hub
 from wsc_fast.upgrade.answers import switching_protocols
@@ -71,17 +68,7 @@ def serve(way: str, port: int) -> None:
 
 
 def measure(loadgen: str, way: str, connections: int, at_once: int) -> dict[str, float]:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    server = subprocess.Popen([sys.executable, __file__, loadgen, "--serve", way, str(port)])
-    try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                time.sleep(0.05)
+    with serving(__file__, lambda port: [loadgen, "--serve", way, str(port)]) as (server, port):
         core = max(os.sched_getaffinity(0))
         command = ["taskset", "-c", str(core), loadgen, "idle", "--port", str(port)]
         command += ["--connections", str(connections), "--connect-concurrency", str(at_once)]
@@ -96,9 +83,6 @@ def measure(loadgen: str, way: str, connections: int, at_once: int) -> dict[str,
             "p99": result["connect_us"]["p99"] / 1000,
             "cpu": ticks / os.sysconf("SC_CLK_TCK"),
         }
-    finally:
-        server.send_signal(signal.SIGKILL)
-        server.wait()
 
 
 def main() -> None:

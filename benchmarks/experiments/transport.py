@@ -15,14 +15,12 @@ import asyncio
 import json
 import os
 import resource
-import socket
 import subprocess
-import sys
-import time
 from statistics import median
 from typing import Any
 
 import uvloop
+from own_server import serving
 
 from wsc_fast import Hub
 
@@ -58,17 +56,10 @@ def resident(pid: int) -> int:
 def measure(loadgen: str, way: str, row: str) -> float:
     """Messages a CPU second, or the bytes of an idle connection."""
     mode, *options = ROWS.get(row, ("idle", "--connections", str(IDLE)))
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    server = subprocess.Popen([sys.executable, __file__, loadgen, "--serve", way, mode, str(port)])
-    try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                time.sleep(0.05)
+    with serving(__file__, lambda port: [loadgen, "--serve", way, mode, str(port)]) as (
+        server,
+        port,
+    ):
         command = ["taskset", "-c", str(max(os.sched_getaffinity(0))), loadgen, mode]
         command += ["--port", str(port), "--server-pid", str(server.pid), *options]
         before = resident(server.pid)
@@ -83,9 +74,6 @@ def measure(loadgen: str, way: str, row: str) -> float:
         return (
             grown / IDLE if mode == "idle" else result["deliveries"] / result["server_cpu_seconds"]
         )
-    finally:
-        server.kill()
-        server.wait()
 
 
 def main() -> None:
