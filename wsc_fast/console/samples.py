@@ -6,17 +6,16 @@ sees the minutes before.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context
 
 import msgspec
 
 from wsc_fast.observe.readings import Distribution, Reading
+from wsc_fast.runtime.periodic import Periodic
 
 # Seconds between two samples, and the samples that are kept: ten minutes.
 EVERY, SAMPLES = 2.0, 300
@@ -66,7 +65,7 @@ class Sample(msgspec.Struct, frozen=True):
     bus_round_trip: float | None
 
 
-class Samples:
+class Samples(Periodic):
     """The samples of one hub: a companion of it.
 
     Args:
@@ -79,43 +78,17 @@ class Samples:
     def __init__(
         self, read: Callable[[], Reading], bus_round_trip: Callable[[], float | None]
     ) -> None:
+        super().__init__(EVERY)
         self._read = read
         self._bus_round_trip = bus_round_trip
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._before: tuple[float, Reading] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self.ticks: list[Callable[[], object]] = []
 
-    async def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The hub starts."""
-        self.begin(loop)
+    def started(self) -> None:
+        self._before = time.monotonic(), self._read()
 
-    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Takes samples from now on."""
-        if self._timer is None:
-            self._before = time.monotonic(), self._read()
-            self._wait(loop)
-
-    def close(self) -> None:
-        """The hub has stopped."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def forget(self) -> None:
-        """The hub's loop was closed, or this is the child of a fork."""
-        self._timer = None
-
-    def descriptors(self) -> list[int]:
-        """Of its sockets: it has none."""
-        return []
-
-    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        # In no context of a client that may have caused the start.
-        self._timer = loop.call_later(EVERY, self._take, loop, context=Context())
-
-    def _take(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._wait(loop)
+    def tick(self) -> None:
         self.take()
         for tick in self.ticks:
             tick()
