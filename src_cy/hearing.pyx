@@ -29,7 +29,7 @@ cdef enum:
     # Bytes that a message takes besides its payload, about; and that a list of messages takes: what
     # comes then is in the next one.
     MESSAGE_COST = 64
-    MOST_GATHERED = 256 << 10
+    MOST_GATHERED = 262144
     # Messages of a list about which `authorize_publish` is asked: that is one piece of work.
     MOST_ASKED = 256
 

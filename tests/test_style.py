@@ -96,6 +96,14 @@ def test_each_extension_has_a_declaration_and_a_stub() -> None:
     assert {path.stem for path in ROOT.glob("wsc_fast/_core/*.pyi")} == names
 
 
+@pytest.mark.parametrize("path", CYTHON, ids=named)
+def test_the_value_of_an_enum_is_a_number(path: Path) -> None:
+    # Cython compiles no arithmetic there under `overflowcheck`, which the debug build sets.
+    for body in re.findall(r"^ *cdef enum.*:\n((?: +.*\n|\n)+)", path.read_text(), re.MULTILINE):
+        for value in re.findall(r"^ +[A-Z0-9_]+ = (.*)", body, re.MULTILINE):
+            assert re.fullmatch(r"-?(\d+|0x[0-9A-Fa-f]+)( *#.*)?", value), value
+
+
 @pytest.mark.parametrize("stub", STUBS, ids=named)
 def test_a_stub_has_the_docstrings_of_its_module(stub: Path) -> None:
     assert differing(stub) == [], "python -m tests.stubs copies them"
