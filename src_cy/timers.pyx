@@ -62,6 +62,8 @@ cdef class Timers:
     def attach(self, loop):
         """Begins anew, without an item, on a loop or on none; a former loop is left alone."""
         self.loop = loop
+        # A former loop may go on for a while, in the child of a fork, and make its call.
+        self.attachment = object()
         self.timer = None
         self.slots = {}
         self.order = []
@@ -132,20 +134,27 @@ cdef class Timers:
         self.called = False
         if self.firing:
             self.next = self.passed
-            self.timer = self.loop.call_soon(self._fire_some, context=self.context)
+            self.timer = self.loop.call_soon(
+                self._fire_some, self.attachment, context=self.context
+            )
         else:
             while self.order and self.order[0] not in self.slots:
                 heappop(self.order)
             if not self.order:
                 return 0
             self.next = self.order[0]
-            self.timer = self.loop.call_at(self.next * SLOT, self._come, context=self.context)
+            self.timer = self.loop.call_at(
+                self.next * SLOT, self._come, self.attachment, context=self.context
+            )
         self.called = True
         return 0
 
-    def _come(self):
+    def _come(self, attachment):
         """The time of a slot has come, or is past."""
-        cdef double now = self.loop.time()
+        cdef double now
+        if attachment is not self.attachment:
+            return
+        now = self.loop.time()
         self.timer = None
         self.called = False
         # Half a slot too early may be the loop's rounding.
@@ -156,16 +165,18 @@ cdef class Timers:
             self.next = self.passed
             self.called = True
             self.turns = PATIENCE
-            self._wait_turn()
+            self._wait_turn(attachment)
         else:
-            self._fire_some()
+            self._fire_some(attachment)
 
-    def _wait_turn(self):
+    def _wait_turn(self, attachment):
         # The loop calls in each turn before it reads (uvloop), or before what it has read is taken
         # (asyncio): so one call is no turn yet, and each further one is.
+        if attachment is not self.attachment:
+            return
         wait = self._wait_turn if self.turns else self._fire_some
         self.turns -= 1
-        self.timer = self.loop.call_soon(wait, context=self.context)
+        self.timer = self.loop.call_soon(wait, attachment, context=self.context)
 
     cdef bint take_next(self) except -1:
         """Makes the first slot that is due the one that fires; False where none is."""
@@ -181,10 +192,13 @@ cdef class Timers:
         self.line = iter(list(items))
         return True
 
-    def _fire_some(self):
-        cdef double until = wsc_now() + self.budget
+    def _fire_some(self, attachment):
+        cdef double until
         cdef Py_ssize_t fired = 0
         cdef bint more = True
+        if attachment is not self.attachment:
+            return
+        until = wsc_now() + self.budget
         self.timer = None
         self.called = True
         self.next = self.passed

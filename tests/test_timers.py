@@ -199,6 +199,28 @@ async def test_timers_that_were_cleared_while_they_waited_for_the_loop_start_ane
     assert fired == ["b"]
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["on no loop", "on the same loop again"])
+@pytest.mark.parametrize("late", [False, True], ids=["waiting", "late"])
+async def test_the_call_for_a_former_loop_does_nothing(
+    any_loop: str, again: bool, late: bool
+) -> None:
+    # A loop goes on in the child of a fork, until what it runs ends.
+    fired, errors = Fired(), []
+    fired.loop.set_exception_handler(lambda _, context: errors.append(context))
+    fired.set("former")
+    if late:
+        busy(SOON + LATE + 2 * TICK)
+        await asyncio.sleep(0)  # they wait for the late loop now
+    fired.timers.attach(fired.loop if again else None)
+    if again:
+        fired.set("new", 2 * SOON)
+    over = fired.loop.create_future()
+    fired.loop.call_later(3 * SOON, over.set_result, None)
+    await over
+    await eventually(lambda: fired or not again)  # a late loop takes some turns first
+    assert (fired, errors) == (["new"] if again else [], [])
+
+
 async def test_a_cancelled_item_leaves_no_memory_behind() -> None:
     fired = Fired()
 

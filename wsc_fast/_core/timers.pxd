@@ -25,6 +25,7 @@ cdef class Timers:
     cdef:
         object fire                # of one item
         readonly object loop       # what `attach` was given
+        object attachment          # is new with each `attach`; a call for a former one does nothing
         object timer               # the loop's handle, a TimerHandle or a Handle; None without one
         object context             # that `fire` is called in
         readonly dict slots        # slot -> dict of items, in the order of setting
