@@ -22,6 +22,10 @@ cdef extern from "wire.h":
     pass  # receiver.pxd declares what is in it
 
 
+# The reasons of failure that stand for CONN_CLOSED, CONN_ERROR and SEND_TIMEOUT.
+cdef tuple REASONS = ("conn_closed", "conn_error", "send_timeout")
+
+
 cdef class ClosableConnection(PacedConnection):
     """A connection, from the beginning of its close on (internal; `Client` is the public class)."""
 
@@ -98,7 +102,7 @@ cdef class ClosableConnection(PacedConnection):
         if self.state >= CLOSING:
             return 0
         frame = b"\x88\x00" if code == 0 else encode_close(code, reason)
-        if self.end_code is None:
+        if not self.end_code:
             self.end_code = code
             self.end_reason = reason
             self.engine.count_close(code, False)
@@ -130,8 +134,9 @@ cdef class ClosableConnection(PacedConnection):
         self.state = CLOSING
         self.leave_sets()
         self.engine.clients.closing.add(self)
-        self.parts = None
-        self.held = None
+        self.unfinished = None
+        if self.arrival is not None:
+            self.arrival.held = None
         return 0
 
     cdef int leave_sets(self) except -1:
@@ -148,7 +153,7 @@ cdef class ClosableConnection(PacedConnection):
     # --- its sending half gives up ---
 
     cdef int broken(self, int error) except -1:
-        self.end = "conn_error"
+        self.end = CONN_ERROR
         return self.abort()
 
     cdef int too_slow(self, PyObject* frame) except -1:
@@ -210,7 +215,7 @@ cdef class ClosableConnection(PacedConnection):
     def _abort_for_timeout(self):
         self.close_slot = -1
         self.engine.over("close_timeout")
-        self.end = "send_timeout"
+        self.end = SEND_TIMEOUT
         self.abort()
 
     cdef int abort(self) except -1:
@@ -238,12 +243,12 @@ cdef class ClosableConnection(PacedConnection):
 
     def connection_lost(self, error):
         """The transport is gone (asyncio.BaseProtocol)."""
-        if error is not None and self.end is None:
-            self.end = "conn_error"
+        if error is not None and self.end == CONN_CLOSED:
+            self.end = CONN_ERROR
         if self.listening or (
             self.deferred_input is not None
             and error is None and self.secure and self.handshake is None
-            and self.held is None  # else it was never let in, and will not be
+            and not self.is_held()  # else it was never let in, and will not be
         ):
             # Its received bytes are heard first. TLS may bring its end in the same read, and
             # uvloop's TLS closes though it is paused. The descriptor may be another's by then.
@@ -280,16 +285,17 @@ cdef class ClosableConnection(PacedConnection):
     cdef int gone(self) except -1:
         cdef unsigned int lost
         cdef list frames = None
-        cdef bint broken = self.end_code is None
+        cdef bint broken = self.end_code == 0
         self.engine.fanout.set_blocked(self, False)
         if self.state == CLOSED or self.stream is None:
             return 0
         self.state = CLOSED
         self.input_closed = True
         self.fd = -1
-        self.parts = None
-        self.held = None
-        self.positions = None
+        self.unfinished = None
+        if self.arrival is not None:
+            self.arrival.held = None
+            self.arrival.positions = None
         self.tail = None
         self.context = None
         if broken:
@@ -315,7 +321,7 @@ cdef class ClosableConnection(PacedConnection):
         self.let_go()
         if frames:
             try:
-                self.engine.lose_queued(self, frames, self.end or "conn_closed")
+                self.engine.lose_queued(self, frames, REASONS[self.end])
             except BaseException as error:
                 self.engine.application.report(self, error)
         try:
@@ -326,6 +332,7 @@ cdef class ClosableConnection(PacedConnection):
             self.engine.admission.disconnected(self, self.announced)
         except BaseException as error:
             self.engine.application.report(self, error)
+        self.arrival = None
         return self.drop_context()
 
     cdef int end_timers(self) except -1:
@@ -344,13 +351,13 @@ cdef class ClosableConnection(PacedConnection):
         self.dirty_at = -1
         self.engine.fanout.set_blocked(self, False)
         self.close_slot = -1
-        self.rate_timer = None
+        if self.allowance is not None:
+            self.allowance.timer = None
         self.picows_protocol = None
         return self.let_go()
 
     cdef int let_go(self) except -1:
         """Undoes by hand what made a cycle, so that nothing waits for the garbage collector."""
         cdef object stream = self.stream
-        self.write = None
         self.stream = None
         return self.leave_picows(stream)

@@ -75,9 +75,9 @@ cdef class PacedConnection(PicowsConnection):
         if engine.rates.action == RATE_DROP:
             self.allowance.give_back(&engine.rates, size)
             return False
-        if self.rate_timer is None:
+        if self.allowance.timer is None:
             self.pause_reading(PAUSED_FOR_RATE)
-            self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
+            self.allowance.timer = engine.loop_context.call_later(owed, self._rate_passed)
         return True
 
     cdef bint is_paused(self) noexcept:
@@ -135,17 +135,17 @@ cdef class PacedConnection(PicowsConnection):
         """The client is read again if it owes nothing any more; else the timer is set once more."""
         cdef Engine engine = self.engine
         cdef double owed
-        self.rate_timer = None
+        self.allowance.timer = None
         if self.state != OPEN:
             return
         owed = self.allowance.owed(&engine.rates, wsc_coarse_now() + passed)
         if owed > 0:
-            self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
+            self.allowance.timer = engine.loop_context.call_later(owed, self._rate_passed)
         else:
             self.resume_reading(PAUSED_FOR_RATE)
 
     cdef int end_timers(self) except -1:
-        if self.rate_timer is not None:
-            self.rate_timer.cancel()
-            self.rate_timer = None
+        if self.allowance is not None and self.allowance.timer is not None:
+            self.allowance.timer.cancel()
+            self.allowance.timer = None
         return 0

@@ -149,6 +149,10 @@ cdef class PicowsConnection(Receiver):
             protocol.connection_lost(error)
         return 0
 
+    cdef int write(self, object data) except -1:
+        self.stream.write(data)
+        return 0
+
     cdef int leave_picows(self, object stream) except -1:
         cdef WSTransport transport = self.transport
         self.transport = None

@@ -12,6 +12,7 @@ Its transport may go meanwhile, or its peer's stream end. Then what has come is 
 `lost_early` and `ended_inside` keep the end until that is done.
 """
 
+from wsc_fast._core.memory cimport flag
 from wsc_fast._core.picows_connection cimport PicowsConnection
 from wsc_fast._core.rates cimport Allowance
 
@@ -25,11 +26,11 @@ cdef enum:
 
 cdef class PacedConnection(PicowsConnection):
     cdef:
-        bint secure                # TLS
+        int descriptor             # of its socket, for looking only; Sink.fd is for writing
+        flag secure                # TLS
+        flag ended_inside          # its peer's stream has, in a loop inside its callback
         unsigned char reading_paused  # by us, bit by bit for what reason
-        unsigned char ended_inside    # its peer's stream has, in a loop inside its callback
         Allowance allowance        # None where no rate has counted anything yet
-        object rate_timer          # while reading is paused for that
         # Its transport has gone, with this error, before all that had come was heard; or None.
         tuple lost_early
 
