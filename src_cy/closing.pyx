@@ -14,7 +14,7 @@ from wsc_fast._core.outbox cimport (
     outbox_close,
     outbox_data,
 )
-from wsc_fast._core.pacing cimport PAUSED_FOR_TURN, PacedConnection
+from wsc_fast._core.pacing cimport PAUSED_FOR_TURN, Ending, PacedConnection
 
 from wsc_fast.errors import HubStoppedError, ProtocolError, ValidationError
 
@@ -28,10 +28,6 @@ cdef tuple REASONS = ("conn_closed", "conn_error", "send_timeout")
 
 cdef class ClosableConnection(PacedConnection):
     """A connection, from the beginning of its close on (internal; `Client` is the public class)."""
-
-    def __cinit__(self):
-        self.close_slot = -1
-        self.end_reason = ""
 
     cdef int drop_context(self) except -1:
         return 0
@@ -70,8 +66,8 @@ cdef class ClosableConnection(PacedConnection):
                 sound = False
             if not sound:
                 return self.refuse(1007, "invalid UTF-8 in the close reason")
+        self.begin_ending().reason = reason
         self.end_code = code or 1005
-        self.end_reason = reason
         self.engine.count_close(self.end_code, True)
         # The peer's own code comes back, and an empty close for an empty one (section 5.5.1).
         return self.begin_close(code, "")
@@ -103,8 +99,8 @@ cdef class ClosableConnection(PacedConnection):
             return 0
         frame = b"\x88\x00" if code == 0 else encode_close(code, reason)
         if not self.end_code:
+            self.begin_ending().reason = reason
             self.end_code = code
-            self.end_reason = reason
             self.engine.count_close(code, False)
         try:
             self.leave()
@@ -122,8 +118,9 @@ cdef class ClosableConnection(PacedConnection):
 
     cdef int limit_close(self) except -1:
         """Begins the time that closing may take, unless it runs already."""
-        if self.close_slot < 0:
-            self.close_slot = self.engine.deadlines.set(
+        cdef Ending ending = self.begin_ending()
+        if ending.close_slot < 0:
+            ending.close_slot = self.engine.deadlines.set(
                 self._abort_for_timeout,
                 self.engine.loop_context.loop.time() + self.engine.close_timeout,
             )
@@ -143,7 +140,7 @@ cdef class ClosableConnection(PacedConnection):
         if self.memberships is not None:
             # With rooms that were deleted just now, whose end `on_room_left` has not heard of.
             try:
-                self.rooms_at_end = tuple(
+                self.begin_ending().rooms = tuple(
                     [members.id for members in self.memberships if isinstance(members, Room)]
                 )
             except MemoryError:
@@ -213,7 +210,7 @@ cdef class ClosableConnection(PacedConnection):
         return 0
 
     def _abort_for_timeout(self):
-        self.close_slot = -1
+        self.ending.close_slot = -1
         self.engine.over("close_timeout")
         self.end = SEND_TIMEOUT
         self.abort()
@@ -252,7 +249,7 @@ cdef class ClosableConnection(PacedConnection):
         ):
             # Its received bytes are heard first. TLS may bring its end in the same read, and
             # uvloop's TLS closes though it is paused. The descriptor may be another's by then.
-            self.lost_early = (error,)
+            self.begin_ending().lost_early = (error,)
             self.fd = self.descriptor = -1
             self.engine.fanout.set_blocked(self, True)
             if not self.listening:
@@ -336,9 +333,9 @@ cdef class ClosableConnection(PacedConnection):
         return self.drop_context()
 
     cdef int end_timers(self) except -1:
-        if self.close_slot >= 0:
-            self.engine.deadlines.cancel(self._abort_for_timeout, self.close_slot)
-            self.close_slot = -1
+        if self.ending is not None and self.ending.close_slot >= 0:
+            self.engine.deadlines.cancel(self._abort_for_timeout, self.ending.close_slot)
+            self.ending.close_slot = -1
         return PacedConnection.end_timers(self)
 
     cdef int forget(self) except -1:
@@ -350,10 +347,10 @@ cdef class ClosableConnection(PacedConnection):
         self.fd = -1
         self.dirty_at = -1
         self.engine.fanout.set_blocked(self, False)
-        self.close_slot = -1
+        if self.ending is not None:
+            self.ending.close_slot = -1
         if self.allowance is not None:
             self.allowance.timer = None
-        self.picows_protocol = None
         return self.let_go()
 
     cdef int let_go(self) except -1:

@@ -121,7 +121,7 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
     @property
     def close_reason(self):
         """str: the reason that came or went with `close_code`."""
-        return self.end_reason
+        return "" if self.ending is None else self.ending.reason
 
     @property
     def connected_at(self):
@@ -163,7 +163,9 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
     @property
     def rooms(self):
         """tuple[str, ...]: the rooms it is in; once it is closing, those it was in until then."""
-        return tuple(rooms_of(self)) if self.state <= OPEN else self.rooms_at_end or ()
+        if self.state <= OPEN:
+            return tuple(rooms_of(self))
+        return () if self.ending is None or self.ending.rooms is None else self.ending.rooms
 
     def is_connected(self):
         """Whether messages can be sent to it and come from it.

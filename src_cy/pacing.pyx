@@ -13,11 +13,24 @@ cdef extern from "net.h" nogil:
     double wsc_coarse_now()
 
 
+cdef class Ending:
+    """The end of a connection (internal)."""
+
+    def __cinit__(self):
+        self.close_slot = -1
+        self.reason = ""
+
+
 cdef class PacedConnection(PicowsConnection):
     """A connection that is not read at times (internal; `Client` is the public class)."""
 
     cdef int close_transport(self) except -1:
         return 0
+
+    cdef Ending begin_ending(self):
+        if self.ending is None:
+            self.ending = Ending.__new__(Ending)
+        return self.ending
 
     cdef object any_transport(self):
         if self.stream is None and self.handshake is not None:
@@ -25,7 +38,7 @@ cdef class PacedConnection(PicowsConnection):
         return self.stream
 
     cdef int pause_reading(self, int reason) except -1:
-        if self.stream is not None and self.state <= OPEN and self.lost_early is None:
+        if self.stream is not None and self.state <= OPEN and not self.is_lost_early():
             if not self.reading_paused:
                 self.stream.pause_reading()
             self.reading_paused |= reason
@@ -47,7 +60,7 @@ cdef class PacedConnection(PicowsConnection):
 
     cdef int listened(self) except -1:
         PicowsConnection.listened(self)
-        if self.lost_early is not None:
+        if self.is_lost_early():
             self.engine.turns.queue(self)
         elif self.ended_inside:
             self.ended_inside = False
@@ -99,7 +112,7 @@ cdef class PacedConnection(PicowsConnection):
             return 0
         self.turn = self.engine.turns.number
         self.reading_paused &= ~PAUSED_FOR_TURN
-        if self.lost_early is not None:
+        if self.is_lost_early():
             return self.take_last_turn()
         stream = self.transport_now()
         if stream is None and not (self.secure and self.state == OPEN):
@@ -118,12 +131,12 @@ cdef class PacedConnection(PicowsConnection):
 
     cdef int take_last_turn(self) except -1:
         """Its transport has gone: what has come of it is heard, and then that it has gone."""
-        cdef tuple lost = self.lost_early
+        cdef tuple lost = self.ending.lost_early
         self.halted = False
         self.take_deferred_input()
         if self.deferred_input is not None:
             return self.engine.turns.queue(self)
-        self.lost_early = None
+        self.ending.lost_early = None
         self.connection_lost(lost[0])
         return 0
 

@@ -70,7 +70,7 @@ cdef class PingedConnection(ClosableConnection):
     # --- before its identity is known ---
 
     cdef int hold_back(self) except -1:
-        if self.engine.turns.deadline == DBL_MAX or self.lost_early is not None:
+        if self.engine.turns.deadline == DBL_MAX or self.is_lost_early():
             # Its stream has ended (`take_rest`, `take_last_turn`): it will never be let in.
             self.input_closed = True
             return 0
@@ -161,7 +161,7 @@ cdef class PingedConnection(ClosableConnection):
         self.engine.outbox_depth.add_count(self.box.count)
         if self.may_close():
             outbox_trim(&self.box)
-        if self.listening or self.lost_early is not None:
+        if self.listening or self.is_lost_early():
             self.last_seen = now  # it is we who have not heard all yet
             return 0
         if self.reading_paused:

@@ -26,9 +26,6 @@ cdef enum:
 
 cdef class ClosableConnection(PacedConnection):
     cdef:
-        long long close_slot       # of `Engine.deadlines`, while CLOSING; else -1
-        str end_reason
-        tuple rooms_at_end         # ids; None while it is open, and of a client that was in none
         unsigned short end_code    # the close code that ended it; 0 while it is open
         unsigned char end          # CONN_CLOSED and so on
         flag announced             # on_client_connected has been called
