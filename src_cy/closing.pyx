@@ -14,7 +14,7 @@ from wsc_fast._core.outbox cimport (
     outbox_close,
     outbox_data,
 )
-from wsc_fast._core.pacing cimport PAUSED_FOR_TURN, PacedConnection
+from wsc_fast._core.pacing cimport PAUSED_FOR_TURN, Ending, PacedConnection
 
 from wsc_fast.errors import HubStoppedError, ProtocolError, ValidationError
 
@@ -22,12 +22,12 @@ cdef extern from "wire.h":
     pass  # receiver.pxd declares what is in it
 
 
+# The reasons of failure that stand for CONN_CLOSED, CONN_ERROR and SEND_TIMEOUT.
+cdef tuple REASONS = ("conn_closed", "conn_error", "send_timeout")
+
+
 cdef class ClosableConnection(PacedConnection):
     """A connection, from the beginning of its close on (internal; `Client` is the public class)."""
-
-    def __cinit__(self):
-        self.close_slot = -1
-        self.end_reason = ""
 
     cdef int drop_context(self) except -1:
         return 0
@@ -66,8 +66,8 @@ cdef class ClosableConnection(PacedConnection):
                 sound = False
             if not sound:
                 return self.refuse(1007, "invalid UTF-8 in the close reason")
+        self.begin_ending().reason = reason
         self.end_code = code or 1005
-        self.end_reason = reason
         self.engine.count_close(self.end_code, True)
         # The peer's own code comes back, and an empty close for an empty one (section 5.5.1).
         return self.begin_close(code, "")
@@ -98,9 +98,9 @@ cdef class ClosableConnection(PacedConnection):
         if self.state >= CLOSING:
             return 0
         frame = b"\x88\x00" if code == 0 else encode_close(code, reason)
-        if self.end_code is None:
+        if not self.end_code:
+            self.begin_ending().reason = reason
             self.end_code = code
-            self.end_reason = reason
             self.engine.count_close(code, False)
         try:
             self.leave()
@@ -118,8 +118,9 @@ cdef class ClosableConnection(PacedConnection):
 
     cdef int limit_close(self) except -1:
         """Begins the time that closing may take, unless it runs already."""
-        if self.close_slot < 0:
-            self.close_slot = self.engine.deadlines.set(
+        cdef Ending ending = self.begin_ending()
+        if ending.close_slot < 0:
+            ending.close_slot = self.engine.deadlines.set(
                 self._abort_for_timeout,
                 self.engine.loop_context.loop.time() + self.engine.close_timeout,
             )
@@ -130,15 +131,16 @@ cdef class ClosableConnection(PacedConnection):
         self.state = CLOSING
         self.leave_sets()
         self.engine.clients.closing.add(self)
-        self.parts = None
-        self.held = None
+        self.unfinished = None
+        if self.arrival is not None:
+            self.arrival.held = None
         return 0
 
     cdef int leave_sets(self) except -1:
         if self.memberships is not None:
             # With rooms that were deleted just now, whose end `on_room_left` has not heard of.
             try:
-                self.rooms_at_end = tuple(
+                self.begin_ending().rooms = tuple(
                     [members.id for members in self.memberships if isinstance(members, Room)]
                 )
             except MemoryError:
@@ -148,7 +150,7 @@ cdef class ClosableConnection(PacedConnection):
     # --- its sending half gives up ---
 
     cdef int broken(self, int error) except -1:
-        self.end = "conn_error"
+        self.end = CONN_ERROR
         return self.abort()
 
     cdef int too_slow(self, PyObject* frame) except -1:
@@ -208,9 +210,9 @@ cdef class ClosableConnection(PacedConnection):
         return 0
 
     def _abort_for_timeout(self):
-        self.close_slot = -1
+        self.ending.close_slot = -1
         self.engine.over("close_timeout")
-        self.end = "send_timeout"
+        self.end = SEND_TIMEOUT
         self.abort()
 
     cdef int abort(self) except -1:
@@ -238,16 +240,16 @@ cdef class ClosableConnection(PacedConnection):
 
     def connection_lost(self, error):
         """The transport is gone (asyncio.BaseProtocol)."""
-        if error is not None and self.end is None:
-            self.end = "conn_error"
+        if error is not None and self.end == CONN_CLOSED:
+            self.end = CONN_ERROR
         if self.listening or (
             self.deferred_input is not None
             and error is None and self.secure and self.handshake is None
-            and self.held is None  # else it was never let in, and will not be
+            and not self.is_held()  # else it was never let in, and will not be
         ):
             # Its received bytes are heard first. TLS may bring its end in the same read, and
             # uvloop's TLS closes though it is paused. The descriptor may be another's by then.
-            self.lost_early = (error,)
+            self.begin_ending().lost_early = (error,)
             self.fd = self.descriptor = -1
             self.engine.fanout.set_blocked(self, True)
             if not self.listening:
@@ -280,16 +282,17 @@ cdef class ClosableConnection(PacedConnection):
     cdef int gone(self) except -1:
         cdef unsigned int lost
         cdef list frames = None
-        cdef bint broken = self.end_code is None
+        cdef bint broken = self.end_code == 0
         self.engine.fanout.set_blocked(self, False)
         if self.state == CLOSED or self.stream is None:
             return 0
         self.state = CLOSED
         self.input_closed = True
         self.fd = -1
-        self.parts = None
-        self.held = None
-        self.positions = None
+        self.unfinished = None
+        if self.arrival is not None:
+            self.arrival.held = None
+            self.arrival.positions = None
         self.tail = None
         self.context = None
         if broken:
@@ -315,7 +318,7 @@ cdef class ClosableConnection(PacedConnection):
         self.let_go()
         if frames:
             try:
-                self.engine.lose_queued(self, frames, self.end or "conn_closed")
+                self.engine.lose_queued(self, frames, REASONS[self.end])
             except BaseException as error:
                 self.engine.application.report(self, error)
         try:
@@ -326,12 +329,13 @@ cdef class ClosableConnection(PacedConnection):
             self.engine.admission.disconnected(self, self.announced)
         except BaseException as error:
             self.engine.application.report(self, error)
+        self.arrival = None
         return self.drop_context()
 
     cdef int end_timers(self) except -1:
-        if self.close_slot >= 0:
-            self.engine.deadlines.cancel(self._abort_for_timeout, self.close_slot)
-            self.close_slot = -1
+        if self.ending is not None and self.ending.close_slot >= 0:
+            self.engine.deadlines.cancel(self._abort_for_timeout, self.ending.close_slot)
+            self.ending.close_slot = -1
         return PacedConnection.end_timers(self)
 
     cdef int forget(self) except -1:
@@ -343,14 +347,14 @@ cdef class ClosableConnection(PacedConnection):
         self.fd = -1
         self.dirty_at = -1
         self.engine.fanout.set_blocked(self, False)
-        self.close_slot = -1
-        self.rate_timer = None
-        self.picows_protocol = None
+        if self.ending is not None:
+            self.ending.close_slot = -1
+        if self.allowance is not None:
+            self.allowance.timer = None
         return self.let_go()
 
     cdef int let_go(self) except -1:
         """Undoes by hand what made a cycle, so that nothing waits for the garbage collector."""
         cdef object stream = self.stream
-        self.write = None
         self.stream = None
         return self.leave_picows(stream)

@@ -39,6 +39,7 @@ from wsc_fast._core.hearing cimport HeardConnection
 from wsc_fast._core.members cimport rooms_of
 from wsc_fast._core.outbox cimport AWARE, CLOSED, CLOSING, CONNECTING, OPEN
 from wsc_fast._core.pacing cimport PAUSED_FOR_CALLBACKS, PAUSED_FOR_IDENTITY
+from wsc_fast._core.receiver cimport Arrival
 
 from picows import WSListener
 
@@ -93,14 +94,10 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
 
     cdef:
         dict data                  # user_data; None until first used
-        object authenticating      # asyncio.Task while an async authenticate runs
         readonly str remote_address
         readonly str subprotocol
         readonly str device_id     # of its Identity, or None
         double connected_wall      # seconds since the epoch
-        bint late_address          # of its peer, known only once its upgrade was accepted
-        bint counted               # among the connections of its address (`set_counted`)
-        object pending             # Identity, or an awaitable for it; None once it was asked for
 
     def __cinit__(self, Engine engine not None):
         self.remote_address = ""
@@ -119,12 +116,12 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
         The client's where it closed first, 1005 for a close frame without one; else the hub's; 1006
         when the connection ended without a close frame (RFC 6455 section 7.1.5).
         """
-        return self.end_code
+        return self.end_code or None
 
     @property
     def close_reason(self):
         """str: the reason that came or went with `close_code`."""
-        return self.end_reason
+        return "" if self.ending is None else self.ending.reason
 
     @property
     def connected_at(self):
@@ -166,7 +163,9 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
     @property
     def rooms(self):
         """tuple[str, ...]: the rooms it is in; once it is closing, those it was in until then."""
-        return tuple(rooms_of(self)) if self.state <= OPEN else self.rooms_at_end or ()
+        if self.state <= OPEN:
+            return tuple(rooms_of(self))
+        return () if self.ending is None or self.ending.rooms is None else self.ending.rooms
 
     def is_connected(self):
         """Whether messages can be sent to it and come from it.
@@ -308,7 +307,6 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
     ) except -1:
         self.handshake = None
         self.remote_address = remote_address
-        self.write = stream.write
         self.connected_wall = wall_time()
         # From here to the `try` nothing can fail, so that what `gone` takes back is all there.
         self.stream = stream
@@ -329,7 +327,8 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
         return 0
 
     cdef int begin_on(self, object stream, int descriptor, bint secure) except -1:
-        self.late_address = not self.remote_address
+        if not self.remote_address:
+            self.arriving().late_address = True
         self.drains = keeps_input(stream)
         return self.begin(
             stream, descriptor, secure, self.remote_address or peer_address(stream)
@@ -362,13 +361,14 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
         return 0
 
     cdef int end_timers(self) except -1:
-        if self.authenticating is not None:
-            self.authenticating.cancel()
-            self.authenticating = None
+        if self.arrival is not None and self.arrival.authenticating is not None:
+            self.arrival.authenticating.cancel()
+            self.arrival.authenticating = None
         return HeardConnection.end_timers(self)
 
     cdef int forget(self) except -1:
-        self.authenticating = None
+        if self.arrival is not None:
+            self.arrival.authenticating = None
         self.counted = False
         return HeardConnection.forget(self)
 
@@ -378,6 +378,14 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
 # `Client` is the application's, so these are functions: they are in nobody's way there.
 
 # Connecting, in the order of the calls.
+
+cdef int end_arrival(Client client) except -1:
+    """It is known whose it is: what was kept until then goes, once its hello was used."""
+    if not client.is_held() and client.arrival is not None and not client.arrival.positions:
+        client.end_looks()
+        client.arrival = None
+    return 0
+
 
 def protocol_of(client):
     """The connection as its transport calls it; completion of a Client shows none of this.
@@ -437,12 +445,13 @@ def set_pending_identity(Client client not None, identity):
         client: whose it is.
         identity: None drops it.
     """
-    client.pending = identity
+    if identity is not None or client.arrival is not None:
+        client.arriving().pending = identity
 
 
 def pending_identity(Client client not None):
     """The identity that `set_pending_identity` has kept; None where it has kept none."""
-    return client.pending
+    return None if client.arrival is None else client.arrival.pending
 
 
 def set_remote_address(Client client not None, str remote_address not None):
@@ -472,7 +481,7 @@ def feed(Client client not None, bytes data not None):
 
 def address_came_late(Client client not None):
     """Whether the address was not known yet when the upgrade was accepted."""
-    return client.late_address
+    return client.arrival is not None and client.arrival.late_address
 
 
 def is_aware(Client client not None):
@@ -487,7 +496,11 @@ def has_greeted(Client client not None):
 
 def take_position(Client client not None, str room_id not None):
     """The position in a room that the hello of a client has named; None: none, or it was taken."""
-    return None if client.positions is None else client.positions.pop(room_id, None)
+    cdef object position = None
+    if client.arrival is not None and client.arrival.positions is not None:
+        position = client.arrival.positions.pop(room_id, None)
+        end_arrival(client)
+    return position
 
 
 def set_counted(Client client not None, bint counted):
@@ -507,18 +520,19 @@ def set_counted(Client client not None, bint counted):
 
 def hold_input(Client client not None):
     """Keeps the messages of a client until `release_input`: its identity is not known yet."""
-    client.held = []
+    client.arriving().held = []
 
 
 def hear_hello(Client client not None):
     """Reads on: who a client is that speaks wsc.1 is known, and its hello is to come."""
-    client.awaits_hello = True
+    client.arriving().awaits_hello = True
     client.resume_reading(PAUSED_FOR_IDENTITY)
 
 
 def set_authenticating(Client client not None, task):
     """Has the end of the connection cancel the task that finds out its identity; None: none."""
-    client.authenticating = task
+    if task is not None or client.arrival is not None:
+        client.arriving().authenticating = task
 
 
 def is_connecting(Client client not None):
@@ -544,13 +558,15 @@ def enter(Client client not None, str client_id, str user_id, user_data, str dev
     client.state = OPEN
     client.engine.clients.admit(client)
     client.announced = True
+    end_arrival(client)
 
 
 def release_input(Client client not None):
     """Has a client hear the messages that `hold_input` has kept, and reads on."""
-    cdef list held = client.held or []  # none: it was not let in
-    client.held = None
-    client.held_bytes = 0
+    cdef Arrival arrival = client.arriving()
+    cdef list held = arrival.held or []  # none: it was not let in
+    arrival.held = None
+    arrival.held_bytes = 0
     client.listening = True
     try:
         for content, size in held:
@@ -566,8 +582,11 @@ def release_input(Client client not None):
         client.listened()
         if client.reading_paused & PAUSED_FOR_IDENTITY:
             # It is we who did not listen.
-            client.last_seen = client.part_since = wsc_coarse_now() + passed
+            client.last_seen = wsc_coarse_now() + passed
+            if client.unfinished is not None:
+                client.unfinished.since = client.last_seen
             client.resume_reading(PAUSED_FOR_IDENTITY)
+        end_arrival(client)
 
 
 # Its callbacks: their context, and their inbox.

@@ -67,9 +67,9 @@ cdef class HeardConnection(PingedConnection):
             content = self.take_head(content, size)
             if content is None:
                 return 0
-        if self.held is not None:
-            self.held_bytes += size
-            self.held.append((content, size))
+        if self.is_held():
+            self.arrival.held_bytes += size
+            self.arrival.held.append((content, size))
             return 0
         if (
             self.engine.ack_filter is not None
@@ -175,7 +175,7 @@ cdef class HeardConnection(PingedConnection):
                 self.refuse(1002, "a second hello")
                 return None
             self.greeted = True
-            self.positions = head.pos
+            self.arriving().positions = head.pos
             self.engine.admission.greeted(self)
             return content[at + 1:] if at + 1 < len(content) else None
         if not self.greeted:

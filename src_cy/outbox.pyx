@@ -329,6 +329,9 @@ cdef class Sink(WSListener):
         outbox_clear(&self.box)
         died(A_SINK)
 
+    cdef int write(self, object data) except -1:
+        return 0
+
     cdef int drained(self) except -1:
         return 0
 

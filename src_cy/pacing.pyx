@@ -13,11 +13,24 @@ cdef extern from "net.h" nogil:
     double wsc_coarse_now()
 
 
+cdef class Ending:
+    """The end of a connection (internal)."""
+
+    def __cinit__(self):
+        self.close_slot = -1
+        self.reason = ""
+
+
 cdef class PacedConnection(PicowsConnection):
     """A connection that is not read at times (internal; `Client` is the public class)."""
 
     cdef int close_transport(self) except -1:
         return 0
+
+    cdef Ending begin_ending(self):
+        if self.ending is None:
+            self.ending = Ending.__new__(Ending)
+        return self.ending
 
     cdef object any_transport(self):
         if self.stream is None and self.handshake is not None:
@@ -25,7 +38,7 @@ cdef class PacedConnection(PicowsConnection):
         return self.stream
 
     cdef int pause_reading(self, int reason) except -1:
-        if self.stream is not None and self.state <= OPEN and self.lost_early is None:
+        if self.stream is not None and self.state <= OPEN and not self.is_lost_early():
             if not self.reading_paused:
                 self.stream.pause_reading()
             self.reading_paused |= reason
@@ -47,7 +60,7 @@ cdef class PacedConnection(PicowsConnection):
 
     cdef int listened(self) except -1:
         PicowsConnection.listened(self)
-        if self.lost_early is not None:
+        if self.is_lost_early():
             self.engine.turns.queue(self)
         elif self.ended_inside:
             self.ended_inside = False
@@ -75,9 +88,9 @@ cdef class PacedConnection(PicowsConnection):
         if engine.rates.action == RATE_DROP:
             self.allowance.give_back(&engine.rates, size)
             return False
-        if self.rate_timer is None:
+        if self.allowance.timer is None:
             self.pause_reading(PAUSED_FOR_RATE)
-            self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
+            self.allowance.timer = engine.loop_context.call_later(owed, self._rate_passed)
         return True
 
     cdef bint is_paused(self) noexcept:
@@ -99,7 +112,7 @@ cdef class PacedConnection(PicowsConnection):
             return 0
         self.turn = self.engine.turns.number
         self.reading_paused &= ~PAUSED_FOR_TURN
-        if self.lost_early is not None:
+        if self.is_lost_early():
             return self.take_last_turn()
         stream = self.transport_now()
         if stream is None and not (self.secure and self.state == OPEN):
@@ -118,12 +131,12 @@ cdef class PacedConnection(PicowsConnection):
 
     cdef int take_last_turn(self) except -1:
         """Its transport has gone: what has come of it is heard, and then that it has gone."""
-        cdef tuple lost = self.lost_early
+        cdef tuple lost = self.ending.lost_early
         self.halted = False
         self.take_deferred_input()
         if self.deferred_input is not None:
             return self.engine.turns.queue(self)
-        self.lost_early = None
+        self.ending.lost_early = None
         self.connection_lost(lost[0])
         return 0
 
@@ -135,17 +148,17 @@ cdef class PacedConnection(PicowsConnection):
         """The client is read again if it owes nothing any more; else the timer is set once more."""
         cdef Engine engine = self.engine
         cdef double owed
-        self.rate_timer = None
+        self.allowance.timer = None
         if self.state != OPEN:
             return
         owed = self.allowance.owed(&engine.rates, wsc_coarse_now() + passed)
         if owed > 0:
-            self.rate_timer = engine.loop_context.call_later(owed, self._rate_passed)
+            self.allowance.timer = engine.loop_context.call_later(owed, self._rate_passed)
         else:
             self.resume_reading(PAUSED_FOR_RATE)
 
     cdef int end_timers(self) except -1:
-        if self.rate_timer is not None:
-            self.rate_timer.cancel()
-            self.rate_timer = None
+        if self.allowance is not None and self.allowance.timer is not None:
+            self.allowance.timer.cancel()
+            self.allowance.timer = None
         return 0

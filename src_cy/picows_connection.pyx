@@ -99,7 +99,7 @@ cdef class PicowsConnection(Receiver):
         try:
             if not self.input_closed:
                 self.take_parsed(&head, <uint8_t*>frame.payload_ptr)
-            if frame.last_in_buffer and self.picows_protocol is None:
+            if frame.last_in_buffer and self.guard().protocol is None:
                 self.take_over()
                 self.feed(frame.payload_ptr + frame.payload_size, frame.tail_size)
         except BaseException as error:
@@ -123,10 +123,14 @@ cdef class PicowsConnection(Receiver):
 
     cdef int take_over(self) except -1:
         """The transport reads for us from here on, and picows for nobody."""
-        if self.stream is not None and self.picows_protocol is None:
-            self.picows_protocol = self.stream.get_protocol()
+        cdef Guard guard = self.guard()
+        if guard is not None and guard.protocol is None:
+            guard.protocol = self.stream.get_protocol()
             self.stream.set_protocol(self)
         return 0
+
+    cdef Guard guard(self):
+        return None if self.transport is None else <Guard>self.transport._logger
 
     cdef int silence(self, Guard guard) except -1:
         """picows can write no more, and needs nothing of what it would write with."""
@@ -142,18 +146,24 @@ cdef class PicowsConnection(Receiver):
         return 0
 
     cdef int tell_picows_lost(self, object error) except -1:
-        cdef object protocol = self.picows_protocol
+        cdef Guard guard = self.guard()
+        cdef object protocol = None if guard is None else guard.protocol
         if protocol is not None:
             # It has futures and tasks of its own to end, and calls us back.
-            self.picows_protocol = None
+            guard.protocol = None
             protocol.connection_lost(error)
+        return 0
+
+    cdef int write(self, object data) except -1:
+        self.stream.write(data)
         return 0
 
     cdef int leave_picows(self, object stream) except -1:
         cdef WSTransport transport = self.transport
+        cdef Guard guard = self.guard()
         self.transport = None
         if transport is not None:
-            (<Guard>transport._logger).client = None
+            guard.client = guard.protocol = None
             transport.underlying_transport = stream
             transport.is_disconnected = True
             if not transport.disconnected_future.done() and not transport._loop.is_closed():

@@ -4,7 +4,7 @@ from cpython.object cimport PyObject
 from libc.float cimport DBL_MAX
 
 from wsc_fast._core.clock cimport aged, passed
-from wsc_fast._core.closing cimport ClosableConnection
+from wsc_fast._core.closing cimport CONN_ERROR, ClosableConnection
 from wsc_fast._core.frames cimport FIN_PONG, encode
 from wsc_fast._core.outbox cimport (
     CLOSING,
@@ -66,12 +66,11 @@ cdef class PingedConnection(ClosableConnection):
 
     def __cinit__(self):
         self.round_trip = -1
-        self.look_slot = -1
 
     # --- before its identity is known ---
 
     cdef int hold_back(self) except -1:
-        if self.engine.turns.deadline == DBL_MAX or self.lost_early is not None:
+        if self.engine.turns.deadline == DBL_MAX or self.is_lost_early():
             # Its stream has ended (`take_rest`, `take_last_turn`): it will never be let in.
             self.input_closed = True
             return 0
@@ -80,19 +79,27 @@ cdef class PingedConnection(ClosableConnection):
         return self.look_later()
 
     cdef int look_later(self) except -1:
-        if self.look_slot < 0:
-            self.look_slot = self.engine.deadlines.set(
+        if self.arrival.look_slot < 0:
+            self.arrival.look_slot = self.engine.deadlines.set(
                 self._look, self.engine.loop_context.loop.time() + LOOK
             )
         return 0
 
+    cdef int end_looks(self) except -1:
+        if self.arrival is not None and self.arrival.look_slot >= 0:
+            self.engine.deadlines.cancel(self._look, self.arrival.look_slot)
+            self.arrival.look_slot = -1
+        return 0
+
     def _look(self):
         """Whether it has left, which nobody reads while it is paused (the loop's thread)."""
-        self.look_slot = -1
+        if self.arrival is None:
+            return
+        self.arrival.look_slot = -1
         if not self.reading_paused & PAUSED_FOR_IDENTITY:
             return
         if wsc_was_reset(self.descriptor):  # which not every transport tells of once it was paused
-            self.end = "conn_error"
+            self.end = CONN_ERROR
             self.abort()
         elif wsc_peer_left(self.descriptor):
             self.input_closed = True  # the rest is read up to its end, and forgotten
@@ -137,9 +144,7 @@ cdef class PingedConnection(ClosableConnection):
         return self.engine.fanout.mark(self)
 
     cdef int end_timers(self) except -1:
-        if self.look_slot >= 0:
-            self.engine.deadlines.cancel(self._look, self.look_slot)
-            self.look_slot = -1
+        self.end_looks()
         return ClosableConnection.end_timers(self)
 
     cdef int ping(self) except -1:
@@ -156,14 +161,15 @@ cdef class PingedConnection(ClosableConnection):
         self.engine.outbox_depth.add_count(self.box.count)
         if self.may_close():
             outbox_trim(&self.box)
-        if self.listening or self.lost_early is not None:
+        if self.listening or self.is_lost_early():
             self.last_seen = now  # it is we who have not heard all yet
             return 0
         if self.reading_paused:
             self.last_seen = now  # it is we who do not listen
-            self.part_since = now
+            if self.unfinished is not None:
+                self.unfinished.since = now
             if wsc_was_reset(self.descriptor):  # which no read tells of
-                self.end = "conn_error"
+                self.end = CONN_ERROR
                 return self.abort()
             return 0
         if self.secure and (
@@ -172,7 +178,10 @@ cdef class PingedConnection(ClosableConnection):
             # Not every TLS transport tells of the end of the peer's stream.
             self.end_of_stream()
             return 0
-        if self.parts is not None and now - self.part_since >= self.engine.message_timeout:
+        if (
+            self.unfinished is not None
+            and now - self.unfinished.since >= self.engine.message_timeout
+        ):
             return self.refuse_over("message_timeout", 1008, "a message that takes too long")
         if idle >= self.engine.heartbeat_timeout:
             # A long first frame that still arrives, which on a picows server of the application's

@@ -16,8 +16,9 @@ Rules
 
 The buffer belongs to the engine, and to one connection only from the transport's read to the end
 of `buffer_updated`, which are one step of the loop. So nothing may point into it any longer, and
-what a read leaves behind goes into `tail` (less than a control frame) or `parts`. A loop inside a
-callback reads within this step: `ReadBuffer.in_use` tells, and the next read has another buffer.
+what a read leaves behind goes into `tail` (less than a control frame) or `unfinished`. A loop
+inside a callback reads within this step: `ReadBuffer.in_use` tells, and the next read has another
+buffer.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
@@ -26,7 +27,7 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.float cimport DBL_MAX
 from libc.limits cimport INT_MAX
 from libc.math cimport INFINITY
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from wsc_fast._core.clock cimport passed
 from wsc_fast._core.deflate cimport INFLATE_INVALID, INFLATE_TOO_BIG, RSV1, Codec
@@ -76,6 +77,21 @@ cdef bytes as_frame(int first, const uint8_t* data, Py_ssize_t size):
     return b"%b\0\0\0\0%b" % (head, <bytes>data[:size])
 
 
+cdef class Unfinished:
+    """A message of which some bytes have come (internal)."""
+
+    def __cinit__(self):
+        self.payload = bytearray()
+        self.ascii = True
+
+
+cdef class Arrival:
+    """The part of a connection that lasts until it is known whose it is (internal)."""
+
+    def __cinit__(self):
+        self.look_slot = -1
+
+
 cdef class Receiver(Sink):
     """The receiving half of a connection (internal; `Client` is the public class)."""
 
@@ -104,7 +120,7 @@ cdef class Receiver(Sink):
         if not turns.has_turn(self.turn):
             return buffer.least_view
         if (
-            self.handshake is not None or self.held is not None
+            self.handshake is not None or self.is_held()
             or self.engine.rates.pausing or turns.crowded
         ):
             return buffer.small_view
@@ -328,7 +344,7 @@ cdef class Receiver(Sink):
                 return self.refuse(1002, "a reserved bit is set")
             wsc_unmask(payload, payload, head.size, head.key)
             return self.take_control(head.opcode, <const char*>payload, head.size)
-        if not head.fin or self.parts is not None:
+        if not head.fin or self.unfinished is not None:
             self.begin_part(head)
             self.remaining = head.size
             return self.take_part(payload, head.size)
@@ -366,92 +382,98 @@ cdef class Receiver(Sink):
             self.refuse(1002, "a reserved bit is set")
             return False
         # RFC 6455 section 5.4: the first frame has the opcode, all others are continuations.
-        if (head.opcode == CONTINUATION) != (self.parts is not None):
+        if (head.opcode == CONTINUATION) != (self.unfinished is not None):
             self.refuse(1002, "a fragment out of order")
             return False
-        if self.parts is not None:
-            held = PyByteArray_GET_SIZE(self.parts)
-        if head.rsv or (self.parts is not None and self.part_deflated):
+        if self.unfinished is not None:
+            held = PyByteArray_GET_SIZE(self.unfinished.payload)
+        if head.rsv or (self.unfinished is not None and self.unfinished.deflated):
             # The limit is of the message, which is measured once it is inflated.
             bound += (bound >> 3) + DEFLATE_GROWTH
         if <Py_ssize_t>head.size > bound - held:
             self.refuse_over("max_message_size", 1009, "message too big")
             return False
         if self.holds():
-            held += self.held_bytes + HELD_COST + <Py_ssize_t>head.size
+            held += self.arrival.held_bytes + HELD_COST + <Py_ssize_t>head.size
             # A context of its own inflates a message once, to a size that only shows then.
             if held > self.engine.auth_input_bytes or (
                 head.rsv and self.context is not None and self.context.client_window
             ):
                 self.hold_back()
                 return False
-            self.held_bytes += HELD_COST
+            self.arrival.held_bytes += HELD_COST
         return True
 
     cdef bint holds(self) noexcept:
         """Whether what comes is held, within the bound: all but the hello that is awaited."""
-        return self.held is not None and (self.greeted or not self.awaits_hello)
+        return self.is_held() and (self.greeted or not self.arrival.awaits_hello)
+
+    cdef Arrival arriving(self):
+        if self.arrival is None:
+            self.arrival = Arrival.__new__(Arrival)
+        return self.arrival
 
     cdef int begin_part(self, const wsc_head* head) except -1:
-        if self.parts is None:
-            self.parts = bytearray()
-            self.part_opcode = head.opcode
-            self.part_deflated = head.rsv != 0
-            self.part_ascii = True
-            self.fragments = 0
-            self.part_since = self.last_seen
-            memset(self.text, 0, sizeof(wsc_utf8))
-        self.part_fin = head.fin
-        self.key = head.key
-        self.fragments += 1
-        if self.fragments > self.engine.max_fragments:
+        cdef Unfinished unfinished = self.unfinished
+        if unfinished is None:
+            unfinished = Unfinished.__new__(Unfinished)
+            unfinished.opcode = head.opcode
+            unfinished.deflated = head.rsv != 0
+            unfinished.since = self.last_seen
+            self.unfinished = unfinished
+        unfinished.fin = head.fin
+        unfinished.key = head.key
+        unfinished.fragments += 1
+        if unfinished.fragments > self.engine.max_fragments:
             return self.refuse_over("max_fragments", 1008, "too many fragments")
         return 0
 
     cdef int take_part(self, const uint8_t* data, Py_ssize_t size) except -1:
+        cdef Unfinished message = self.unfinished
         cdef Py_ssize_t held
         cdef uint8_t* out
         self.remaining -= size
-        if self.parts is None:
+        if message is None:
             return 0  # of a frame that is not heard
-        held = PyByteArray_GET_SIZE(self.parts)
-        PyByteArray_Resize(self.parts, held + size)
-        out = <uint8_t*>PyByteArray_AS_STRING(self.parts) + held
+        held = PyByteArray_GET_SIZE(message.payload)
+        PyByteArray_Resize(message.payload, held + size)
+        out = <uint8_t*>PyByteArray_AS_STRING(message.payload) + held
         if (
-            self.part_opcode != TEXT or self.part_deflated or (<wsc_utf8*>self.text).need
-            or not wsc_unmask_ascii(out, data, size, self.key)
+            message.opcode != TEXT or message.deflated or (<wsc_utf8*>message.text).need
+            or not wsc_unmask_ascii(out, data, size, message.key)
         ):
-            self.part_ascii = False
-            wsc_unmask(out, data, size, self.key)
+            message.ascii = False
+            wsc_unmask(out, data, size, message.key)
             if (
-                self.part_opcode == TEXT and not self.part_deflated
-                and not wsc_check_utf8(<wsc_utf8*>self.text, out, size)
+                message.opcode == TEXT and not message.deflated
+                and not wsc_check_utf8(<wsc_utf8*>message.text, out, size)
             ):
                 return self.refuse(1007, "invalid UTF-8")
-        self.key = wsc_turn_key(self.key, size)
-        if self.remaining == 0 and self.part_fin:
+        message.key = wsc_turn_key(message.key, size)
+        if self.remaining == 0 and message.fin:
             return self.end_part()
         return 0
 
     cdef int end_part(self) except -1:
         cdef object content
-        cdef bytearray parts = self.parts
-        cdef Py_ssize_t size = PyByteArray_GET_SIZE(parts)
-        self.parts = None
-        if self.part_deflated:
+        cdef Unfinished message = self.unfinished
+        cdef bytearray payload = message.payload
+        cdef Py_ssize_t size = PyByteArray_GET_SIZE(payload)
+        self.unfinished = None
+        if message.deflated:
             return self.take_deflated(
-                self.part_opcode, <const uint8_t*>PyByteArray_AS_STRING(parts), size
+                message.opcode, <const uint8_t*>PyByteArray_AS_STRING(payload), size
             )
-        if self.part_opcode == BINARY:
-            return self.take_message(bytes(parts), size)
-        if (<wsc_utf8*>self.text).need:
+        if message.opcode == BINARY:
+            return self.take_message(bytes(payload), size)
+        if (<wsc_utf8*>message.text).need:
             return self.refuse(1007, "a text that ends within a code point")
-        if not self.part_ascii:
+        if not message.ascii:
             return self.take_message(
-                PyUnicode_DecodeUTF8(PyByteArray_AS_STRING(parts), size, NULL), size
+                PyUnicode_DecodeUTF8(PyByteArray_AS_STRING(payload), size, NULL), size
             )
         content = PyUnicode_New(size, 127)
-        memcpy(PyUnicode_1BYTE_DATA(content), PyByteArray_AS_STRING(parts), size)
+        memcpy(PyUnicode_1BYTE_DATA(content), PyByteArray_AS_STRING(payload), size)
         return self.take_message(content, size)
 
     cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1:
@@ -462,7 +484,7 @@ cdef class Receiver(Sink):
         cdef Py_ssize_t message = size
         if self.holds():
             # A message that is held counts with its inflated size, in which it is held.
-            room = max(self.engine.auth_input_bytes - self.held_bytes, 0)
+            room = max(self.engine.auth_input_bytes - self.arrival.held_bytes, 0)
             limit = min(limit, room)
         if self.inflatable != INT_MAX:
             limit = min(limit, <Py_ssize_t>self.inflatable)
@@ -508,13 +530,13 @@ cdef class Receiver(Sink):
 
     cdef int refuse(self, int code, str reason) except -1:
         self.input_closed = True
-        self.parts = None
+        self.unfinished = None
         return self.fail(code, reason, None)
 
     cdef int refuse_over(self, str limit, int code, str reason) except -1:
         self.engine.over(limit)
         self.input_closed = True
-        self.parts = None
+        self.unfinished = None
         return self.fail(code, reason, limit)
 
     cdef int take_message(self, object content, Py_ssize_t size) except -1:

@@ -7,6 +7,7 @@ from collections import deque
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.memoryview cimport PyMemoryView_Check, PyMemoryView_GET_BUFFER
 from libc.errno cimport EBADF
+from libc.limits cimport UINT_MAX
 from libc.stdint cimport uint32_t
 
 from wsc_fast._core.memory cimport A_STREAM, born, died
@@ -44,7 +45,7 @@ cdef enum:
     FLUSH_MOST = 1048576
 
 # asyncio's limits of what waits, where its protocol sets none.
-cdef Py_ssize_t HIGH = 64 * 1024
+cdef unsigned int HIGH = 64 * 1024
 
 
 cdef OSError error_of(Py_ssize_t result):
@@ -118,6 +119,13 @@ cdef class StreamSocket:
             borrowed.detach()
 
 
+cdef class Waiting:
+    """Bytes that the kernel has not taken yet (internal)."""
+
+    def __cinit__(self):
+        self.pieces = deque()
+
+
 cdef class Stream(Watched):
     """The transport of a connection that the engine reads and writes itself (internal).
 
@@ -179,7 +187,7 @@ cdef class Stream(Watched):
 
     def get_write_buffer_size(self):
         """The number of bytes that wait for the kernel."""
-        return self.waiting_bytes
+        return self.waiting_bytes()
 
     def get_write_buffer_limits(self):
         """The bytes at which the protocol may write again, and beyond which it is to pause."""
@@ -249,8 +257,8 @@ cdef class Stream(Watched):
             low = high // 4
         if not high >= low >= 0:
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self.high = high
-        self.low = low
+        self.high = min(high, UINT_MAX)
+        self.low = min(low, UINT_MAX)
         self.tell_full()
 
     def write(self, data not None):
@@ -304,18 +312,21 @@ cdef class Stream(Watched):
             self.lose(error_of(result))
         return 0
 
+    cdef Py_ssize_t waiting_bytes(self) noexcept:
+        return 0 if self.waiting is None else self.waiting.size
+
     cdef int keep(self, object data, Py_ssize_t sent) except -1:
         """Has bytes wait of which the kernel has taken some: they are the first ones then."""
         if self.waiting is None:
-            self.waiting = deque()
-            self.sent = sent
-        self.waiting.append(data)
-        self.waiting_bytes += len(data) - sent
+            self.waiting = Waiting.__new__(Waiting)
+            self.waiting.sent = sent
+        self.waiting.pieces.append(data)
+        self.waiting.size += len(data) - sent
         self.look()
         return self.tell_full()
 
     cdef int tell_full(self) except -1:
-        if self.waiting_bytes > self.high and not self.full and self.protocol is not None:
+        if self.waiting_bytes() > self.high and not self.full and self.protocol is not None:
             self.full = True
             (<object>self.protocol).pause_writing()
         return 0
@@ -323,23 +334,24 @@ cdef class Stream(Watched):
     cdef int flush(self) except -1:
         cdef Py_ssize_t sent = 0
         cdef Py_ssize_t some
+        cdef Waiting waiting = self.waiting
         cdef object data
-        while self.waiting and sent < FLUSH_MOST:
-            data = self.waiting[0]
-            some = self.send_some(data, self.sent)
+        while waiting.pieces and sent < FLUSH_MOST:
+            data = waiting.pieces[0]
+            some = self.send_some(data, waiting.sent)
             if self.lost:
                 return 0
             sent += some
-            self.sent += some
-            self.waiting_bytes -= some
-            if self.sent < len(data):
+            waiting.sent += some
+            waiting.size -= some
+            if waiting.sent < len(data):
                 break
-            self.waiting.popleft()
-            self.sent = 0
-        if not self.waiting:
+            waiting.pieces.popleft()
+            waiting.sent = 0
+        if not waiting.pieces:
             self.waiting = None
             self.flushed()
-        if self.full and self.waiting_bytes <= self.low and not self.lost:
+        if self.full and self.waiting_bytes() <= self.low and not self.lost:
             self.full = False
             (<object>self.protocol).resume_writing()
         return 0
@@ -376,7 +388,6 @@ cdef class Stream(Watched):
         self.lost = self.closing = True
         self.error = error
         self.waiting = None
-        self.waiting_bytes = 0
         self.watch(0)
         return self.poller.lose(self)
 
@@ -402,7 +413,6 @@ cdef class Stream(Watched):
     cdef int drop(self) except -1:
         self.lost = self.closing = True
         self.waiting = None
-        self.waiting_bytes = 0
         self.protocol = None
         if self.descriptor >= 0:
             wsc_close(self.descriptor)

@@ -28,6 +28,7 @@ from wsc_fast import (
     ConfigError,
     Hub,
     HubConfig,
+    HubMessage,
     HubStoppedError,
     Identity,
     LimitError,
@@ -176,6 +177,28 @@ async def test_users_with_several_clients() -> None:
             assert [c.id for c in hub.get_clients_by_user("ann")] == ["a1"]
         await eventually(lambda: hub.get_connected_clients() == 0)
         assert hub.get_all_connected_users() == []
+
+
+async def test_each_client_of_a_user_is_reached_as_they_come_and_go() -> None:
+    hub = Hub(authenticate=by_query)
+    message = HubMessage(content="hello")
+    async with running(hub):
+        with await join(hub, "ann", "a1") as first:
+            assert hub.send_to_user("ann", message) == 1
+            with await join(hub, "ann", "a2") as second:
+                assert hub.send_to_user("ann", message) == 2
+                with await join(hub, "ann", "a3") as third:
+                    assert hub.send_to_user("ann", message) == 3
+                    assert b"hello" in (await third.recv()).payload
+                first.close()
+                await eventually(lambda: hub.get_connected_clients() == 1)
+                assert hub.send_to_user("ann", message) == 1
+                for _ in range(3):
+                    assert b"hello" in (await second.recv()).payload
+        await eventually(lambda: hub.get_connected_clients() == 0)
+        with await join(hub, "ann", "a4"):
+            assert [client.id for client in hub.get_clients_by_user("ann")] == ["a4"]
+            assert hub.send_to_user("ann", message) == 1
 
 
 async def test_a_user_whose_id_is_also_a_client_id() -> None:

@@ -91,7 +91,9 @@ class Loop:
     def remove_reader(self, descriptor: int) -> None:
         self.readers.clear()
 
-    def call_at(self, when: float, callback: Callable[..., Any], *, context: Any) -> Timer:
+    def call_at(
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> Timer:
         return Timer()
 
     def is_closed(self) -> bool:

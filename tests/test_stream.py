@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -406,3 +407,11 @@ async def test_it_pauses_where_the_spare_descriptor_has_gone_too(
             waiting.send(RawClient.request(hub, "/ws?id=second"))
             await eventually(lambda: hub.get_connected_clients() == 2)
         first.close()
+
+
+def test_the_objects_of_an_idle_connection_stay_small() -> None:
+    """docs/performance.md, "An idle connection", has where the rest goes."""
+    of_collector = 2 * struct.calcsize("P")
+    # pymalloc serves up to 512 bytes; a larger object costs a header of malloc's besides.
+    assert Client.__basicsize__ + of_collector <= 448
+    assert Stream.__basicsize__ + of_collector <= 128

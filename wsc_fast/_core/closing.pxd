@@ -14,21 +14,25 @@
     connection_lost the transport is gone; once what has come is heard, `gone` tells the application
 """
 
+from wsc_fast._core.memory cimport flag
 from wsc_fast._core.pacing cimport PacedConnection
+
+cdef enum:
+    # Why what was still queued at the end of a connection is lost; closing.pyx has their words.
+    CONN_CLOSED = 0
+    CONN_ERROR = 1
+    SEND_TIMEOUT = 2
 
 
 cdef class ClosableConnection(PacedConnection):
     cdef:
-        int descriptor             # of its socket, for looking only; Sink.fd is for writing
-        long long close_slot       # of `Engine.deadlines`, while CLOSING; else -1
-        object end_code            # int, the close code that ended it; None while it is open
-        str end_reason
-        str end                    # the reason of failure for what was still queued at the end
-        tuple rooms_at_end         # ids; None while it is open, and of a client that was in none
-        bint announced             # on_client_connected has been called
-        bint peer_closed           # the peer's close frame is in
-        bint failing               # we closed because of the peer's fault
-        bint close_queued          # our close frame went into the outbox
+        unsigned short end_code    # the close code that ended it; 0 while it is open
+        unsigned char end          # CONN_CLOSED and so on
+        flag announced             # on_client_connected has been called
+        flag counted               # among the connections of its address (`set_counted`)
+        flag peer_closed           # the peer's close frame is in
+        flag failing               # we closed because of the peer's fault
+        flag close_queued          # our close frame went into the outbox
 
     cdef int send_away(self, int code, str reason) except -1
     cdef int take_close(self, const char* payload, Py_ssize_t size) except -1

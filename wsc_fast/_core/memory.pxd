@@ -17,6 +17,10 @@ cdef extern from *:
     """
     bint WSC_IS_DEBUG
 
+cdef extern from * nogil:
+    # A bint that takes one byte in an object, where a bint takes four.
+    ctypedef bint flag "_Bool"
+
 cdef enum:
     # The classes that are counted; memory.pyx has their names.
     A_SINK = 0

@@ -19,6 +19,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from picows.picows cimport WSListener
 
+from wsc_fast._core.memory cimport flag
+
 cdef enum:
     # Runs of an outbox, lowest priority first; Priority.LOW.value - 1 and so on.
     RUN_LOW = 0
@@ -97,27 +99,28 @@ cdef struct Counters:
 cdef class Sink(WSListener):
     cdef:
         # First what a push touches, so that it meets few cache lines.
-        bint skip                  # left out of the broadcast under way
-        bint detached              # gets nothing from the batch of its set (fanout.pxd)
+        flag skip                  # left out of the broadcast under way
+        flag detached              # gets nothing from the batch of its set (fanout.pxd)
         unsigned char form         # of the frames that it gets: see FORMS
-        bint packs                 # compresses by itself, as it is flushed
-        int fd                     # for send(); -1 over TLS and once the connection is gone
-        Py_ssize_t dirty_at        # where it stands in the dirty list, or -1
-        Outbox box
-        Py_ssize_t slot            # where it stands in the set of all clients, or -1
+        flag packs                 # compresses by itself, as it is flushed
         unsigned char state
-        bint blocked               # the transport holds bytes: only the transport may write
-        bint awaited               # `FanoutNeeds.ran_empty` is called when its outbox has run empty
+        flag blocked               # the transport holds bytes: only the transport may write
+        flag awaited               # `FanoutNeeds.ran_empty` is called when its outbox has run empty
+        int fd                     # for send(); -1 over TLS and once the connection is gone
+        int dirty_at               # where it stands in the dirty list, or -1
+        int slot                   # where it stands in the set of all clients, or -1
+        Outbox box
         unsigned long long emptied  # number of the flush in which its outbox last ran empty
         # Frames and bytes given to the kernel or the transport, without those that were sent from
         # the batches of its sets: see fanout.pxd. Both may be below 0.
         long long frames_sent
         long long bytes_out
-        object write               # bound method: the asyncio transport's write
         dict memberships           # MemberSet -> int, the slot there; None until the first
         readonly str id
         readonly str user_id
 
+    # Hands bytes to the transport, which keeps what the kernel does not take.
+    cdef int write(self, object data) except -1
     # The outbox is empty and nothing is blocked; called by the flush in state CLOSING.
     cdef int drained(self) except -1
     # The frame as it goes out, for one that `packs`: called once for each, in the order of sending.

@@ -9,9 +9,14 @@ put aside comes first, at its turn (receiver.pxd).
     turn        it sends much, and others have their turn
 
 Its transport may go meanwhile, or its peer's stream end. Then what has come is heard first:
-`lost_early` and `ended_inside` keep the end until that is done.
+`Ending.lost_early` and `ended_inside` keep the end until that is done.
+
+Ownership: the connection holds its Ending from the beginning of its close.
 """
 
+cimport cython
+
+from wsc_fast._core.memory cimport flag
 from wsc_fast._core.picows_connection cimport PicowsConnection
 from wsc_fast._core.rates cimport Allowance
 
@@ -23,16 +28,30 @@ cdef enum:
     PAUSED_FOR_IDENTITY = 8
 
 
-cdef class PacedConnection(PicowsConnection):
+# The end of a connection, as far as one that is open need not know it (closing.pxd).
+@cython.final
+cdef class Ending:
     cdef:
-        bint secure                # TLS
-        unsigned char reading_paused  # by us, bit by bit for what reason
-        unsigned char ended_inside    # its peer's stream has, in a loop inside its callback
-        Allowance allowance        # None where no rate has counted anything yet
-        object rate_timer          # while reading is paused for that
         # Its transport has gone, with this error, before all that had come was heard; or None.
         tuple lost_early
+        long long close_slot       # of `Engine.deadlines`, while CLOSING; else -1
+        str reason                 # that came or went with the close code
+        tuple rooms                # ids of those that it was in; None: in none
 
+
+cdef class PacedConnection(PicowsConnection):
+    cdef:
+        int descriptor             # of its socket, for looking only; Sink.fd is for writing
+        flag secure                # TLS
+        flag ended_inside          # its peer's stream has, in a loop inside its callback
+        unsigned char reading_paused  # by us, bit by bit for what reason
+        Allowance allowance        # None where no rate has counted anything yet
+        Ending ending              # None while it is open
+
+    # `ending`, made if there is none.
+    cdef Ending begin_ending(self)
+    cdef inline bint is_lost_early(self) noexcept:
+        return self.ending is not None and self.ending.lost_early is not None
     # The asyncio transport, of a request too; None where there is none yet, or no more.
     cdef object any_transport(self)
     # The same; None if it is closing.

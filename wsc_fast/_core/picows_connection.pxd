@@ -23,14 +23,16 @@ cdef class Guard:
     cdef:
         PicowsConnection client    # None once the connection is gone
         object stream              # the asyncio transport
+        object protocol            # picows', which made the connection, once it is ours; else None
 
 
 cdef class PicowsConnection(Receiver):
     cdef:
         object stream              # the asyncio transport; None before and after the connection
         WSTransport transport      # picows', made when `conn` is asked for; or what picows made
-        object picows_protocol     # where picows made the connection, once it is ours
 
+    # That of the picows transport; None without one.
+    cdef Guard guard(self)
     cdef int take_over(self) except -1
     cdef int silence(self, Guard guard) except -1
     cdef int parser_failed(self, object error) except -1

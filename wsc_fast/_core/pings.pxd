@@ -11,17 +11,18 @@ so that a flood of pings costs no memory.
 """
 
 from wsc_fast._core.closing cimport ClosableConnection
+from wsc_fast._core.memory cimport flag
 
 
 cdef class PingedConnection(ClosableConnection):
     cdef:
         double pinged_at           # on the exact clock
-        bint pong_due              # the answer to a ping of ours
-        float round_trip           # seconds to that answer, the last time; below 0: not known
         unsigned long long acked   # bytes, at the last look (see check_alive)
-        long long look_slot        # of `Engine.deadlines`, while it is held back; else -1
+        float round_trip           # seconds to that answer, the last time; below 0: not known
+        flag pong_due              # the answer to a ping of ours
 
     # Looks later whether a peer has left that is not read.
     cdef int look_later(self) except -1
+    cdef int end_looks(self) except -1
     # A conflation key of PINGs or PONGs, or None.
     cdef int push_control(self, bytes frame, object key) except -1

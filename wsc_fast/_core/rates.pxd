@@ -8,7 +8,8 @@ tokens out of it. Two classes use it:
     TokenBucket   the connections that may come in: one is let in only if the bucket has a token
                   (upgrade/limits.py)
 
-Rates are handed in, since a running hub may take new ones. Ownership: nothing here holds anything.
+Rates are handed in, since a running hub may take new ones. Ownership: an Allowance holds
+the timer of its client's pause, which holds the client until `end_timers`.
 """
 
 cimport cython
@@ -52,6 +53,7 @@ cdef class Allowance:
     cdef:
         Bucket messages
         Bucket nbytes
+        object timer           # while its client is not read, since it owes; else None
 
     # Counts a message of this many bytes; the seconds that are owed for it, as `owed`.
     cdef double count(self, const Rates* rates, Py_ssize_t size, double now) noexcept

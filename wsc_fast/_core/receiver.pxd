@@ -5,7 +5,7 @@ Way of what a peer sends (RFC 6455 section 5):
     get_buffer        the transport reads into the one buffer that all connections of a hub share
     buffer_updated    -> consume: head by head, in the order of the stream
     take_frame        a frame that is there as a whole: straight from the buffer to a str or bytes
-    begin_part        a frame that is not, or a fragment: its payload is added to `parts` as it
+    begin_part        a frame that is not, or a fragment: its payload goes to `unfinished` as it
     take_part         comes, unmasked and, where it is text, checked at once
     take_deflated     a whole message that is compressed
     take_message      one whole message, for the subclass; take_control likewise
@@ -24,14 +24,19 @@ buffer anew, and bytes of the same connection are put aside, behind the rest of 
 So a connection holds no more than the bytes that have come of an unfinished message, and nothing
 at all between messages.
 
-Ownership: `parts`, `tail` and `deferred_input` are the connection's. The buffer is the engine's; a
-read under way keeps the one that it has begun with.
+Two parts of a connection are made when they are needed, since most connections are idle:
+`Unfinished` while a message is, and `Arrival` while it is asked whose the connection is.
+
+Ownership: `unfinished`, `arrival`, `tail` and `deferred_input` are the connection's. The buffer is
+the engine's; a read under way keeps the one that it has begun with.
 """
 
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport Engine
+from wsc_fast._core.memory cimport flag
 from wsc_fast._core.outbox cimport Sink
 
 # Of wire.h, which is not installed: a module that cimports this has pointers to them only.
@@ -72,43 +77,62 @@ cdef enum:
     PING = 9
     PONG = 10
 
+
+# A message of which some bytes have come.
+@cython.final
+cdef class Unfinished:
+    cdef:
+        bytearray payload          # what has come of it
+        double since               # when it began, on the coarse clock
+        uint32_t key               # of the frame under way, turned to its next byte
+        unsigned int fragments
+        uint8_t[3] text            # a wsc_utf8
+        uint8_t opcode
+        flag fin                   # of the frame under way
+        flag deflated
+        flag ascii                 # all of it is, as far as it is a text
+
+
+# The rest of a connection until it is known whose it is, and its hello was used.
+@cython.final
+cdef class Arrival:
+    cdef:
+        object pending             # Identity, or an awaitable for it; None once it was asked for
+        object authenticating      # asyncio.Task while an async authenticate runs
+        list held                  # (message, size) before the identity is known; else None
+        Py_ssize_t held_bytes      # what these take
+        dict positions             # room -> position: those of its hello that were not taken yet
+        long long look_slot        # of `Engine.deadlines`, while it is held back; else -1
+        flag late_address          # of its peer, known only once its upgrade was accepted
+        flag awaits_hello          # its identity is known, and its hello is to come
+
+
 cdef class Receiver(Sink):
     cdef:
         Engine engine
         object handshake           # upgrade.handshake.Handshake until the upgrade is done, or None
-        bytearray parts            # payload of the unfinished message so far, or None
+        Unfinished unfinished      # the message that has come in part, or None
+        Arrival arrival            # None where it is known whose it is, and nothing waits for that
         bytes tail                 # the beginning of a head or of a control frame, or None
         bytes deferred_input                # what was read and has to wait for its turn, or None
         unsigned long long turn    # the last one that it had (ReadTurns.number)
-        bint halted                # what is left of this read has to wait
-        bint listening             # what it has sent is being taken: a callback may be under way
-        bint interrupted           # and a loop inside that callback has read more, or has its turn
         uint64_t remaining         # payload of the frame under way that is still to come
-        double part_since          # when the unfinished message began, on the coarse clock
-        list held                  # (message, size) before the identity is known; else None
-        Py_ssize_t held_bytes      # what these take
-        bint released              # `release_input` has it hear a message, without its head line
-        bint awaits_hello          # its identity is known, and its hello is to come
-        bint greeted               # the hello of a client that speaks wsc.1 has come
-        dict positions             # room -> position: those of its hello that were not taken yet
         list gathered              # the messages of this read that are heard at its end, or None
         Py_ssize_t gathered_bytes  # what these take
         double last_seen           # coarse monotonic seconds
-        uint32_t key               # of the frame under way, turned to its next byte
-        unsigned int fragments
-        int inflatable             # bytes that a small read may still inflate; INT_MAX: no bound
-        uint8_t[3] text            # a wsc_utf8
-        uint8_t doubts             # so many messages have to be allowed before its reads are light
         Context context            # compression of this connection alone, or None
-        bint inflates              # permessage-deflate is agreed on
-        bint part_deflated
-        bint part_ascii            # all of `parts` is, as far as it is a text
-        uint8_t part_opcode
-        uint8_t part_fin
-        uint8_t deferred           # what is left of this read inflates to more than that
-        uint8_t inflated           # something was, since the last look at the clock
-        bint input_closed                  # nothing of the peer is heard any more
-        bint drains                # each read has to take all that the transport has (`get_buffer`)
+        int inflatable             # bytes that a small read may still inflate; INT_MAX: no bound
+        uint8_t doubts             # so many messages have to be allowed before its reads are light
+        flag halted                # what is left of this read has to wait
+        flag listening             # what it has sent is being taken: a callback may be under way
+        flag interrupted           # and a loop inside that callback has read more, or has its turn
+        flag released              # `release_input` has it hear a message, without its head line
+        flag greeted               # the hello of a client that speaks wsc.1 has come
+        flag inflates              # permessage-deflate is agreed on
+        flag deferred              # what is left of this read inflates to more than `inflatable`
+        flag inflated              # something was, since the last look at the clock
+        flag input_closed          # nothing of the peer is heard any more
+        flag drains                # each read has to take all that the transport has (`get_buffer`)
 
     # The memory for the next read, as a memoryview, and that so much was read into it.
     cdef object next_view(self)
@@ -132,6 +156,11 @@ cdef class Receiver(Sink):
     cdef int take_deferred(self) except -1
     # Nothing more is to be read of it until its identity is known: `halted`, unless it has gone.
     cdef int hold_back(self) except -1
+    # `arrival`, made if there is none.
+    cdef Arrival arriving(self)
+    # Whether its messages are held, since it is not known whose they are.
+    cdef inline bint is_held(self) noexcept:
+        return self.arrival is not None and self.arrival.held is not None
     # Whether it is not to be read now, for another reason than its turn.
     cdef bint is_paused(self) noexcept
     cdef int take_deflated(self, int opcode, const uint8_t* data, Py_ssize_t size) except -1

@@ -17,28 +17,37 @@ Ownership: it owns its descriptor. It holds its protocol until `connection_lost`
 it until then. Bytes that wait are held by reference, or copied where they could change.
 """
 
+cimport cython
 from libc.stdint cimport uint32_t
 
+from wsc_fast._core.memory cimport flag
 from wsc_fast._core.poller cimport Watched
 from wsc_fast._core.receiver cimport Receiver
+
+
+# Bytes that the kernel has not taken yet.
+@cython.final
+cdef class Waiting:
+    cdef:
+        object pieces              # deque of bytes and memoryviews of bytes; not empty
+        Py_ssize_t size            # bytes of all, without `sent`
+        Py_ssize_t sent            # bytes of the first one that the kernel has taken
 
 
 cdef class Stream(Watched):
     cdef:
         Receiver protocol          # None after `connection_lost`
-        object waiting             # deque of bytes and memoryviews of bytes, or None
         object error               # OSError that ended it, or None
-        Py_ssize_t waiting_bytes
-        Py_ssize_t sent            # bytes of the first one that the kernel has taken
-        Py_ssize_t high            # beyond so many bytes the protocol is to pause writing
-        Py_ssize_t low
+        Waiting waiting            # None: nothing waits for the kernel
+        unsigned int high          # beyond so many bytes the protocol is to pause writing
+        unsigned int low
         uint32_t[6] peer           # a wsc_address
-        unsigned char reading_paused
-        unsigned char input_ended  # the peer has ended its stream
-        unsigned char output_ended  # `write_eof` was called
-        unsigned char closing
-        unsigned char lost         # it is to end, or has ended
-        unsigned char full         # the protocol pauses writing
+        flag reading_paused
+        flag input_ended           # the peer has ended its stream
+        flag output_ended          # `write_eof` was called
+        flag closing
+        flag lost                  # it is to end, or has ended
+        flag full                  # the protocol pauses writing
 
     # The protocol of an accepted connection hears of it, and of what has come of it already.
     cdef int begin(self, Receiver protocol) except -1
@@ -51,6 +60,7 @@ cdef class Stream(Watched):
     cdef int end_input(self) except -1
     cdef Py_ssize_t send_some(self, object data, Py_ssize_t start) except? -1
     cdef int keep(self, object data, Py_ssize_t sent) except -1
+    cdef Py_ssize_t waiting_bytes(self) noexcept
     cdef int tell_full(self) except -1
     cdef int flush(self) except -1
     cdef int flushed(self) except -1
