@@ -267,8 +267,9 @@ async def test_a_client_that_was_away_hears_of_messages_that_a_killed_hub_had_no
         clients.last.close()
         await hub.publish("r", "after")
         assert await clients.come_back(hub, clients.last) == ([b"after"], True)
-        found = await hub.cluster.history("r")
-        assert [each.message for each in found] == ["kept", "after"]
+        for limit in (1, 2, 3):
+            found = await hub.cluster.history("r", limit=limit)
+            assert [each.message for each in found] == ["kept", "after"][-limit:]
         with pytest.raises(LookupError):
             await hub.cluster.history("r", after=goes.positions["r"])
     await killed_process(file, "r")
@@ -305,3 +306,9 @@ async def test_hubs_that_notice_the_same_loss_tell_of_it_once(
             assert await clients.come_back(hub, goes) == ([], False)
         found = await one.cluster.history("r")
         assert [each.message for each in found] == ["kept", "1", "2", "3", "4"]
+        # A mark takes the place of no message.
+        async with AsyncPublisher(url) as publisher:
+            for limit in range(1, 6):
+                for history in (one.cluster.history, publisher.history):
+                    newest = await history("r", limit=limit)
+                    assert newest == found[-limit:]

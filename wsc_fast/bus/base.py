@@ -349,7 +349,7 @@ class Bus(Protocol):
 
         Args:
             room: its id.
-            since: the position after which to read; None reads the newest messages.
+            since: the position after which to read; None reads the newest messages, without marks.
             limit: the most entries to return; with 0 only `top` is asked for.
             retention: of the room.
 

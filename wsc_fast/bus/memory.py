@@ -17,6 +17,7 @@ from wsc_fast._core.clock import monotonic
 from wsc_fast._core.envelopes import pack_envelope
 from wsc_fast.bus.base import (
     KEY_SECONDS,
+    MARK,
     PRESENCE,
     Change,
     Handler,
@@ -306,7 +307,8 @@ class MemoryBus:
             answer.set_result(Page(self._start, since in (None, self._start), []))
             return answer
         if since is None:
-            newest = list(history.entries)[-limit:] if limit else []
+            messages = [each for each in history.entries if each.entry != MARK] if limit else []
+            newest = messages[-limit:]
             answer.set_result(Page(history.top, True, newest))
             return answer
         found = history.after(since, limit)

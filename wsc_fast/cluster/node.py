@@ -560,12 +560,12 @@ class Node:
         """Reads a part of a room's history; arguments and errors are those of `Cluster.history`."""
         answer = self._needs.calls.run(lambda: self._history(room_id, after, limit))
         page = await _elsewhere(answer)
-        messages = [each for each in page.entries if each.entry != MARK]
-        if after is not None and not (page.contiguous and len(messages) == len(page.entries)):
+        is_whole = page.contiguous and all(each.entry != MARK for each in page.entries)
+        if after is not None and not is_whole:
             raise LookupError(
                 f"the history of room {room_id!a} does not reach back to the position {after!a}"
             )
-        return Page(page.top, page.contiguous, messages)
+        return page
 
     def _history(self, room_id: str, after: str | None, limit: int) -> asyncio.Future[Page]:
         retention = self._kept_retention(room_id)

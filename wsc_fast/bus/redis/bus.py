@@ -333,7 +333,7 @@ class RedisBus:
 
         Args:
             room: its id.
-            since: the position after which to read; None reads the newest messages.
+            since: the position after which to read; None reads the newest messages, without marks.
             limit: the most entries to return; with 0 only `top` is asked for. A page ends after
                 4 MiB, too.
             retention: of the room.
