@@ -244,6 +244,25 @@ async def test_a_server_that_loses_messages_twice_gets_two_marks(
                 assert await clients.come_back(hub, goes) == ([], False)
 
 
+async def test_a_deleted_history_is_no_loss_where_its_last_message_has_the_time_of_now(
+    tmp_path: Path, clients: Clients
+) -> None:
+    with RedisServer(tmp_path) as server:
+        # The server gives no message an earlier time than the one before.
+        server.command("XADD", "wsc:h:{r}", "9999999999999-5", "m", "tag t 0 0 1\nx")
+        server.command("SET", "wsc:t:{r}", "9999999999999-5.tag")
+        async with running(on(server.url)) as hub:
+            stays = await clients.come(hub, "stays")
+            await hub.publish("r", "before")
+            await until_text(stays, b"before")
+            await hub.cluster.delete_room("r")
+            gap = await until_gap(stays)
+            published = await hub.publish("r", "after")
+            assert await until_text(stays, b"after") == []
+            assert gap["pos"] != published.position
+            assert entries(server.url) == [b"t 0 0 5\nafter"]
+
+
 def entries(url: str) -> list[bytes]:
     """The history of the room, as it is on the server."""
     with redis.Redis.from_url(url, protocol=2) as server:
