@@ -16,7 +16,7 @@ from typing import Any
 from trials.clients.hubs import ROOMS, Hubs, Scenario, hubs
 from trials.clients.line import Line, line
 from trials.clients.pages import Page
-from trials.clients.verdict import Findings, ends, judge
+from trials.clients.verdict import End, Findings, ends, judge
 from trials.torture_cluster.buses import Bus, ReplicatedBus
 
 # Seconds between two requests of a client.
@@ -101,15 +101,12 @@ async def play(
             done = Counter[str]()
             rooms = await _trouble(relay, running, bus, pages, pace, done)
             await _come_back(relay, pages, pace.patience)
-            # A client whose room has lost its last messages is told so, and hears of no end without
-            # one message more.
-            for room in rooms:
-                rooms[room] += 1
-                await running.publish(room, str(rooms[room]))
-            # In the quiet behind the faults everything has to come.
-            await asyncio.gather(
-                *(page.until(lambda record: ends(record, rooms), pace.patience) for page in pages)
-            )
+            # In the quiet behind the faults everything has to come: one more message of each room,
+            # or a loss that takes its place. Behind such a loss the next message has to come.
+            for _ in range(2):
+                last = {room: await _publish_last(running, room, rooms) for room in rooms}
+                if not await _all_end(pages, last, pace.patience):
+                    break
             histories = {
                 room: [int(text) for text in await running.history(room)] for room in rooms
             }
@@ -121,9 +118,23 @@ async def play(
         for page in pages:
             record = await _record(page)
             (directory / f"{page.name}.json").write_text("\n".join(map(json.dumps, record)))
-            found[page.name] = judge(record, rooms, histories, lossless=scenario.lossless)
+            found[page.name] = judge(record, last, histories, lossless=scenario.lossless)
     done += running.ended
     return Outcome(done, found, running.findings.counts["broken"], time.monotonic() - began)
+
+
+async def _publish_last(running: Hubs, room: str, rooms: dict[str, int]) -> End:
+    """Publishes one message more, which is the end of the room."""
+    rooms[room] += 1
+    at = time.time() * 1000
+    await running.publish(room, str(rooms[room]))
+    return End(rooms[room], at)
+
+
+async def _all_end(pages: Sequence[Page], last: Mapping[str, End], patience: float) -> bool:
+    """Waits until all clients are at the end of each room; whether they are in time."""
+    waiting = [page.until(lambda record: ends(record, last), patience) for page in pages]
+    return all(await asyncio.gather(*waiting))
 
 
 async def _record(page: Page) -> list[list[Any]]:
