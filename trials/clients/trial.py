@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -43,6 +44,7 @@ class Pace:
         token: seconds that a token lives, at least; twice that at most.
         kill: seconds between two ends of a hub, at most.
         failover: seconds between two failovers, at most.
+        failovers: how many there are at most: on a busy machine each takes seconds.
         patience: seconds until something is late.
     """
 
@@ -52,6 +54,7 @@ class Pace:
     token: float = 2.0
     kill: float = 8.0
     failover: float = 15.0
+    failovers: int = sys.maxsize
     patience: float = 30.0
 
 
@@ -169,7 +172,8 @@ async def _trouble(
             await bus.fail_over()
             done["failovers"] += 1
 
-        faults.append(asyncio.create_task(_again(over, pace.failover, fail_over)))
+        failing = _again(over, pace.failover, fail_over, pace.failovers)
+        faults.append(asyncio.create_task(failing))
     rooms = dict(Counter(ROOMS[number % len(ROOMS)] for number in range(pace.messages)))
     try:
         async with asyncio.timeout(3 * pace.messages / pace.rate + pace.patience):
@@ -222,9 +226,11 @@ async def _publish(running: Hubs, room: str, count: int, rate: float) -> None:
         await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
 
 
-async def _again(over: asyncio.Event, most: float, fault: Callable[[], Awaitable[None]]) -> None:
-    """Does it again and again, with at most so many seconds between."""
-    while True:
+async def _again(
+    over: asyncio.Event, most: float, fault: Callable[[], Awaitable[None]], times: int = sys.maxsize
+) -> None:
+    """Does it so many times, with at most so many seconds between, until all is over."""
+    for _ in range(times):
         with suppress(TimeoutError):
             async with asyncio.timeout(random.uniform(0.3, 1.0) * most):
                 await over.wait()
