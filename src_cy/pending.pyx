@@ -67,7 +67,8 @@ cdef class PendingACK:
     with the client's text, AckTimeoutError after the last retransmission, AckDroppedError when the
     hub gave it up, OfflineStoreError where it could not be stored, ValidationError where the
     offline store holds another message under its id, or HubStoppedError when the hub stops. It may
-    be awaited more than once, and need not be.
+    be awaited more than once, and need not be. While the user is away it waits for the user, and
+    for the store as `accepted` does: `asyncio.timeout` around it ends the waiting alone.
 
     Attributes:
         id: of the message.
@@ -172,7 +173,10 @@ cdef class PendingACK:
         """Returns once a crash of the server can no longer lose the message.
 
         That is when it is in the offline store, or acknowledged; without a store, when it is
-        acknowledged.
+        acknowledged. It waits for as long as the store takes: the hub does not give an append up,
+        since the store may have done it, and the message would come after its error. A store has a
+        bound of its own: RedisOfflineStore its `timeout`, SQLiteOfflineStore its `busy_timeout` and
+        the time of the disk.
 
         Raises:
             WSCError: what awaiting the message would raise, or why it could not be stored.

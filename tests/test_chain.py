@@ -211,6 +211,7 @@ class Hub:
         self.bus, self.line = bus, bus.lines[number]
         self.members: set[Any] = set()
         self.work: deque[Iterator[None]] = deque()
+        self.lost: list[str] = []  # positions of which the history has no mark yet
         self.recovery = Recovery(self, Counters(), self.read, self.in_turns, set())  # type: ignore[arg-type]
         self.chain = Chain("r", KEEP, self)
         self.chain.heal()
@@ -253,6 +254,19 @@ class Hub:
     def mark(self, room: str, loss: str, retention: Retention) -> Any:
         self.bus.markings.append(Marking(self.bus, loss))
         return self.bus.markings[-1]
+
+    def not_marked(self, chain: Chain, error: Exception) -> None:
+        assert isinstance(error, OSError)
+        assert chain.last is not None
+        self.lost.append(chain.last)
+
+    def mark_again(self) -> None:
+        """As `Accepted.check`."""
+        for position in self.lost:
+            loss = self.bus.page(position, 1).loss
+            if loss:
+                self.bus.mark(loss)
+        self.lost.clear()
 
     def settled(self, chain: Chain) -> None:
         self.recovery.settled(chain)
@@ -392,6 +406,7 @@ class World:
             hub.chain.heal()
 
     def audit(self, number: int) -> None:
+        self.hubs[number % 2].mark_again()
         chain = self.hubs[number % 2].chain
         if not chain.healing and chain.last != self.bus.top:
             chain.heal()
@@ -450,6 +465,7 @@ class World:
         old.recovery.forget()
         old.work.clear()
         old.chain.end()
+        old.lost.clear()
         self.forget_losses()  # it may have been the one that knew
         old.chain = Chain("r", KEEP, old)
         old.line.clear()
@@ -470,6 +486,7 @@ class World:
                 self.drain(number)
             for hub in self.hubs:
                 hub.line.clear()
+                hub.mark_again()
                 hub.recovery.look()
                 if hub.chain.last != self.bus.top:
                     hub.chain.heal()

@@ -122,14 +122,15 @@ async def test_a_stop_drops_what_waits() -> None:
 
 
 class Asked:
-    """Reads whose answers the test gives."""
+    """Reads whose answers the test gives. A room begins with the number of its server."""
 
-    def __init__(self) -> None:
+    def __init__(self, servers: int = 1) -> None:
+        self.servers = servers
         self.rooms: list[str] = []
         self.answers: list[asyncio.Future[Page]] = []
         self.work = Work()
         self.work.turns = Turns(lambda: self.work.room, lambda: self.reads.go_on())
-        self.reads = Reads(self.ask, self.work.turns)
+        self.reads = Reads(self.ask, self.server_of, lambda: self.servers, self.work.turns)
 
     def ask(
         self, room: str, since: str | None, limit: int, retention: Retention
@@ -137,6 +138,9 @@ class Asked:
         self.rooms.append(room)
         self.answers.append(asyncio.get_running_loop().create_future())
         return self.answers[-1]
+
+    def server_of(self, room: str) -> int:
+        return int(room[0]) if self.servers > 1 else 0
 
     def read(self, room: str) -> asyncio.Future[Page]:
         return self.reads.read(room, None, 0, KEEP)
@@ -165,6 +169,20 @@ async def test_few_reads_are_under_way_at_once() -> None:
     asked.answers[3].cancel()
     with pytest.raises(asyncio.CancelledError):
         await answers[3]
+
+
+@pytest.mark.usefixtures("few")
+async def test_reads_of_a_server_that_is_away_hold_up_no_others() -> None:
+    asked = Asked(servers=2)
+    for room in ("0a", "0b", "0c", "1a", "1b"):
+        asked.read(room)
+    assert asked.rooms == ["0a", "1a"]
+    asked.answers[1].set_result(PAGE)
+    await a_turn()
+    assert asked.rooms == ["0a", "1a", "1b"]
+    asked.answers[0].set_exception(OSError("no answer"))
+    await a_turn()
+    assert asked.rooms == ["0a", "1a", "1b", "0b"]
 
 
 @pytest.mark.usefixtures("few")

@@ -19,6 +19,7 @@ from wsc_client.sync import Client
 from tests.support import ROOT, named
 from wsc_fast import ACKConfig, ACKMessage, Hub, RequestError
 from wsc_fast import Client as HubClient
+from wsc_fast.testing import wait_until
 
 
 class Served:
@@ -26,13 +27,18 @@ class Served:
 
     def __init__(self) -> None:
         self.hub = Hub(authenticate=named)
+        self.asked: list[str] = []  # rooms that a client has asked to join
         self.hub.keep("chat:*")
-        self.hub.on_join_request(lambda client, room_id: room_id.startswith("chat:"))
+        self.hub.on_join_request(self._let_join)
         self.hub.on_message_received(lambda client, message: client.send(message))
         self.hub.on_request(self._answer)
         self.hub.enable_ack(ACKConfig(retry_interval=0.2))
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
+
+    def _let_join(self, client: HubClient, room_id: str) -> bool:
+        self.asked.append(room_id)
+        return room_id.startswith("chat:")
 
     @staticmethod
     def _answer(client: HubClient, data: Any) -> Any:
@@ -98,6 +104,29 @@ def test_rooms_are_received_from_by_themselves(served: Served) -> None:
         with pytest.raises(ClosedError):
             room.receive(10)
         assert client.room("chat:a") is not room
+
+
+def test_a_room_that_is_left_at_once_is_not_joined(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsc_client.sync.JOIN_DELAY", 60.0)  # however slow this thread is
+    with Client(served.url) as client:
+        client.room("chat:left").leave()
+        room = client.room("chat:a")
+        client.request("the join goes out before this")
+        assert served.asked == ["chat:a"]
+        assert room.joined
+        room.leave()
+    with Client(served.url) as client:
+        client.room("chat:b")
+        client.send("the join goes out before this, too")
+        wait_until(lambda: served.asked == ["chat:a", "chat:b"])
+
+
+def test_a_room_is_joined_though_the_thread_sends_nothing(served: Served) -> None:
+    with Client(served.url) as client:
+        room = client.room("chat:a")
+        wait_until(lambda: room.joined)
 
 
 def test_a_message_that_was_received_is_acknowledged_at_the_close(served: Served) -> None:

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from tests.aware import Aware, keeping
-from tests.redis_server import RedisServer, failing_over
+from tests.redis_server import RedisServer, cutter, failing_over
 from tests.support import named
 from tests.test_memory_bus import killed_process
 from wsc_fast import Hub, MemoryBus
@@ -211,9 +211,10 @@ async def test_a_loss_is_noticed_though_the_hub_has_published_again_before_it_lo
 
 
 async def test_a_server_that_loses_messages_twice_gets_two_marks(
-    tmp_path: Path, clients: Clients
+    tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is the replica of another one in between, as after two failovers, and runs on."""
+    monkeypatch.setattr("wsc_fast.cluster.audit.EVERY", 0.5)  # no connection ends
     folders = [tmp_path / "main", tmp_path / "other"]
     for folder in folders:
         folder.mkdir()
@@ -244,10 +245,112 @@ async def test_a_server_that_loses_messages_twice_gets_two_marks(
                 assert await clients.come_back(hub, goes) == ([], False)
 
 
-def entries(url: str) -> list[bytes]:
-    """The history of the room, as it is on the server."""
+def without_marks(number: int, data: bytes) -> bytes:
+    """The request, as a server knows it that refuses marks."""
+    return data.replace(b"EVALSHA", b"REFUSED") if b"lost by" in data else data
+
+
+async def test_members_do_not_wait_for_a_mark_that_the_bus_refuses(
+    tmp_path: Path,
+    clients: Clients,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("wsc_fast.cluster.audit.EVERY", 0.5)
+    with RedisServer(tmp_path, *FORGETFUL) as server:
+        async with cutter(server) as relay, running(on(relay.url)) as hub:
+            stays = await clients.come(hub, "stays")
+            goes = await clients.come(hub, "goes")
+            goes.close()
+            await hub.publish("r", "kept")
+            await asyncio.to_thread(server.command, "SAVE")
+            await hub.publish("r", "lost")
+            assert await stays.texts(2) == [b"kept", b"lost"]
+            relay.request = without_marks
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            gap = await until_gap(stays)
+            published = await hub.publish("r", "after")
+            heads = await until_text(stays, b"after")
+            assert [head for head in heads if head.get("gap") == "r"] == []
+            assert stays.positions["r"] == published.position != gap["pos"]
+            assert MARK not in entries(server.url)
+            events = {record.event for record in caplog.records if hasattr(record, "event")}
+            assert "mark_failed" in events
+            assert "history_failed" not in events
+            # A client that was away is told once the bus takes the mark.
+            relay.request = lambda number, data: data
+            await eventually(lambda: MARK in entries(server.url), timeout=20)
+            assert await clients.come_back(hub, goes) == ([], False)
+            assert entries(server.url).count(MARK) == 1
+
+
+async def test_a_server_that_is_away_keeps_no_loss_of_another_one_from_being_noticed(
+    tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "away", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    with RedisServer(folders[0]) as away, RedisServer(folders[1], *FORGETFUL) as other:
+        urls = [away.url, other.url]
+        hub = keeping(hub=Hub(authenticate=named, bus=RedisBus(urls, timeout=20.0)))
+        async with running(hub):
+            rooms = [f"r{number}" for number in range(20)]
+            for room in rooms:
+                await hub.publish(room, "kept")
+            await asyncio.to_thread(other.command, "SAVE")
+            for room in rooms:
+                await hub.publish(room, "lost")
+            there = [room for room in rooms if other.command("EXISTS", f"wsc:h:{{{room}}}")]
+            assert 0 < len(there) < len(rooms)
+            away.pause()
+            await asyncio.to_thread(other.kill)
+            await asyncio.to_thread(other.start)
+            for room in there:
+                await eventually(lambda room=room: MARK in entries(other.url, room), timeout=15)  # type: ignore[misc]
+            away.resume()
+
+
+async def test_a_room_that_the_server_refuses_to_read_keeps_no_loss_of_others_from_being_noticed(
+    tmp_path: Path, clients: Clients, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rewinding(tmp_path) as (url, save, rewind), running(on(url)) as hub:
+        for room in ("r1", "r2"):
+            await hub.publish(room, "kept")
+        await save()
+        for room in ("r1", "r2"):
+            await hub.publish(room, "lost")
+        await rewind()
+        with redis.Redis.from_url(url) as server:
+            server.set("wsc:h:{r1}", "no stream")
+        await eventually(lambda: MARK in entries(url, "r2"), timeout=15)
+        assert "audit_failed" in {getattr(record, "event", "") for record in caplog.records}
+
+
+async def test_a_deleted_history_is_no_loss_where_its_last_message_has_the_time_of_now(
+    tmp_path: Path, clients: Clients
+) -> None:
+    with RedisServer(tmp_path) as server:
+        # The server gives no message an earlier time than the one before.
+        server.command("XADD", "wsc:h:{r}", "9999999999999-5", "m", "tag t 0 0 1\nx")
+        server.command("SET", "wsc:t:{r}", "9999999999999-5.tag")
+        async with running(on(server.url)) as hub:
+            stays = await clients.come(hub, "stays")
+            await hub.publish("r", "before")
+            await until_text(stays, b"before")
+            await hub.cluster.delete_room("r")
+            gap = await until_gap(stays)
+            published = await hub.publish("r", "after")
+            assert await until_text(stays, b"after") == []
+            assert gap["pos"] != published.position
+            assert entries(server.url) == [b"t 0 0 5\nafter"]
+
+
+def entries(url: str, room: str = "r") -> list[bytes]:
+    """The history of a room, as it is on the server."""
     with redis.Redis.from_url(url, protocol=2) as server:
-        return [entry[1][b"m"].partition(b" ")[2] for entry in server.xrange("wsc:h:{r}")]
+        found = server.xrange(f"wsc:h:{{{room}}}")
+        return [entry[1][b"m"].partition(b" ")[2] for entry in found]
 
 
 async def test_a_client_that_was_away_hears_of_messages_that_a_killed_hub_had_not_written(
@@ -267,8 +370,9 @@ async def test_a_client_that_was_away_hears_of_messages_that_a_killed_hub_had_no
         clients.last.close()
         await hub.publish("r", "after")
         assert await clients.come_back(hub, clients.last) == ([b"after"], True)
-        found = await hub.cluster.history("r")
-        assert [each.message for each in found] == ["kept", "after"]
+        for limit in (1, 2, 3):
+            found = await hub.cluster.history("r", limit=limit)
+            assert [each.message for each in found] == ["kept", "after"][-limit:]
         with pytest.raises(LookupError):
             await hub.cluster.history("r", after=goes.positions["r"])
     await killed_process(file, "r")
@@ -305,3 +409,9 @@ async def test_hubs_that_notice_the_same_loss_tell_of_it_once(
             assert await clients.come_back(hub, goes) == ([], False)
         found = await one.cluster.history("r")
         assert [each.message for each in found] == ["kept", "1", "2", "3", "4"]
+        # A mark takes the place of no message.
+        async with AsyncPublisher(url) as publisher:
+            for limit in range(1, 6):
+                for history in (one.cluster.history, publisher.history):
+                    newest = await history("r", limit=limit)
+                    assert newest == found[-limit:]

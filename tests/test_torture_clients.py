@@ -11,9 +11,10 @@ import pytest
 from tests.played import play
 from tests.redis_server import PROGRAM
 from tests.support import ROOT
+from trials.clients.hubs import SCENARIOS
 from trials.clients.networks import DEFAULTS, FAULTS, worst_wait
 from trials.clients.pages import KINDS
-from trials.clients.verdict import WRONG, ends, judge
+from trials.clients.verdict import WRONG, End, ends, judge
 
 ROOM = "kept0"
 
@@ -24,11 +25,9 @@ def torture(*arguments: str) -> tuple[int, dict[tuple[str, str], dict[str, str]]
     return status, {(row["scenario"], row["client"]): row for row in rows}, said
 
 
-@pytest.mark.parametrize("scenario", ["one", "three"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.skipif(PROGRAM is None, reason="redis-server is not installed")
 def test_no_client_misses_a_message_in_silence_whatever_is_cut_or_killed(scenario: str) -> None:
-    # `make torture-clients` plays failovers: several of them within seconds lose messages that a
-    # client cannot be told of yet.
     status, rows, said = torture("--scenario", scenario)
     assert status == 0, said
     assert set(rows) == {(scenario, kind) for kind in KINDS}, said
@@ -96,7 +95,7 @@ def saw(
 ) -> dict[str, int]:
     """The findings about a record with these entries, behind the join."""
     record = [[0, "first", ROOM, 0], *([0, *entry] for entry in entries)]
-    counts = judge(record, {ROOM: last}, {ROOM: history}, lossless=lossless).counts
+    counts = judge(record, {ROOM: End(last)}, {ROOM: history}, lossless=lossless).counts
     return {kind: counts[kind] for kind in WRONG if counts[kind]}
 
 
@@ -154,9 +153,18 @@ def test_a_message_after_a_later_one_is_disordered() -> None:
 
 def test_a_client_that_is_not_at_the_end_is_late() -> None:
     assert saw(*messages(1, 2)) == {"late": 1}
-    assert not ends([[0, "message", ROOM, 2]], {ROOM: 3})
-    assert not ends([[0, "message", ROOM, 3], [0, "asked", 0]], {ROOM: 3})
-    assert ends([[0, "message", ROOM, 3], [0, "asked", 0], [0, "rejected", 0, ""]], {ROOM: 3})
+    room = {ROOM: End(3)}
+    assert not ends([[0, "message", ROOM, 2]], room)
+    assert not ends([[0, "message", ROOM, 3], [0, "asked", 0]], room)
+    assert ends([[0, "message", ROOM, 3], [0, "asked", 0], [0, "rejected", 0, ""]], room)
+
+
+def test_a_loss_that_is_told_behind_the_last_message_stands_for_it() -> None:
+    room = {ROOM: End(3, at=50.0)}
+    for at, is_late in ((49, 1), (50, 0)):
+        record = [[1, "first", ROOM, 0], [2, "message", ROOM, 1], [at, *GAP]]
+        assert ends(record, room) != is_late
+        assert judge(record, room, {ROOM: [1, 2, 3]}, lossless=False).counts["late"] == is_late
 
 
 def test_a_client_that_is_closed_refused_or_throws_is_broken() -> None:

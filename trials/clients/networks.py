@@ -28,7 +28,7 @@ from typing import Any
 from trials.clients.hubs import ROOMS, SCENARIOS, Hubs, hubs
 from trials.clients.line import Line, line
 from trials.clients.pages import KINDS, Page, page
-from trials.clients.verdict import WRONG, judge
+from trials.clients.verdict import WRONG, End, judge
 from trials.torture.output import print_table
 
 ROOM = ROOMS[0]
@@ -235,7 +235,7 @@ def _row(name: str, each: Page, after: float, setup: Setup) -> list[Any]:
     # The last messages are on their way, and nobody waits for them.
     newest = max(values[1] for _, kind, *values in each.record if kind == "message")
     every = {ROOM: range(1, newest + 1)}
-    findings = judge(each.record, {ROOM: newest}, every, lossless=True)
+    findings = judge(each.record, {ROOM: End(newest)}, every, lossless=True)
     for text in findings.texts:
         print(f"  {each.name}: {text}", flush=True)
     if fault.silent:

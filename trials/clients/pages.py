@@ -76,14 +76,15 @@ class Page:
 
     async def until(
         self, condition: Callable[[list[list[Any]]], bool], patience: float = PATIENCE
-    ) -> None:
-        """Returns once the record is so, or after that time."""
+    ) -> bool:
+        """Returns once the record is so, or after that time; whether it is so."""
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 while True:
                     if condition(await self.look()):
-                        return
+                        return True
                     await asyncio.sleep(0.05)
+        return False
 
     async def keep_token(self) -> None:
         """Has the next tokens of the client last."""

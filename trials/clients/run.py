@@ -29,7 +29,7 @@ from trials.clients.verdict import WRONG
 from trials.torture.output import directory_of, print_table
 from trials.torture_cluster.sabotage import FAULTS
 
-QUICK = Pace(450, rate=200.0, life=(0.2, 1.2), token=0.8, kill=1.2, failover=1.5)
+QUICK = Pace(450, rate=200.0, life=(0.2, 1.2), token=0.8, kill=1.2, failover=1.5, failovers=3)
 COLUMNS = (
     *("scenario", "client", "connections", "messages", "recovered", "gap", "again"),
     *("renewed", "4401", "requests", *WRONG, "s"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from trials.clients.hubs import ROOMS, Hubs, Scenario, hubs
 from trials.clients.line import Line, line
 from trials.clients.pages import Page
-from trials.clients.verdict import Findings, ends, judge
+from trials.clients.verdict import End, Findings, ends, judge
 from trials.torture_cluster.buses import Bus, ReplicatedBus
 
 # Seconds between two requests of a client.
@@ -43,6 +44,7 @@ class Pace:
         token: seconds that a token lives, at least; twice that at most.
         kill: seconds between two ends of a hub, at most.
         failover: seconds between two failovers, at most.
+        failovers: how many there are at most: on a busy machine each takes seconds.
         patience: seconds until something is late.
     """
 
@@ -52,6 +54,7 @@ class Pace:
     token: float = 2.0
     kill: float = 8.0
     failover: float = 15.0
+    failovers: int = sys.maxsize
     patience: float = 30.0
 
 
@@ -101,15 +104,12 @@ async def play(
             done = Counter[str]()
             rooms = await _trouble(relay, running, bus, pages, pace, done)
             await _come_back(relay, pages, pace.patience)
-            # A client whose room has lost its last messages is told so, and hears of no end without
-            # one message more.
-            for room in rooms:
-                rooms[room] += 1
-                await running.publish(room, str(rooms[room]))
-            # In the quiet behind the faults everything has to come.
-            await asyncio.gather(
-                *(page.until(lambda record: ends(record, rooms), pace.patience) for page in pages)
-            )
+            # In the quiet behind the faults everything has to come: one more message of each room,
+            # or a loss that takes its place. Behind such a loss the next message has to come.
+            for _ in range(2):
+                last = {room: await _publish_last(running, room, rooms) for room in rooms}
+                if not await _all_end(pages, last, pace.patience):
+                    break
             histories = {
                 room: [int(text) for text in await running.history(room)] for room in rooms
             }
@@ -121,9 +121,23 @@ async def play(
         for page in pages:
             record = await _record(page)
             (directory / f"{page.name}.json").write_text("\n".join(map(json.dumps, record)))
-            found[page.name] = judge(record, rooms, histories, lossless=scenario.lossless)
+            found[page.name] = judge(record, last, histories, lossless=scenario.lossless)
     done += running.ended
     return Outcome(done, found, running.findings.counts["broken"], time.monotonic() - began)
+
+
+async def _publish_last(running: Hubs, room: str, rooms: dict[str, int]) -> End:
+    """Publishes one message more, which is the end of the room."""
+    rooms[room] += 1
+    at = time.time() * 1000
+    await running.publish(room, str(rooms[room]))
+    return End(rooms[room], at)
+
+
+async def _all_end(pages: Sequence[Page], last: Mapping[str, End], patience: float) -> bool:
+    """Waits until all clients are at the end of each room; whether they are in time."""
+    waiting = [page.until(lambda record: ends(record, last), patience) for page in pages]
+    return all(await asyncio.gather(*waiting))
 
 
 async def _record(page: Page) -> list[list[Any]]:
@@ -158,7 +172,8 @@ async def _trouble(
             await bus.fail_over()
             done["failovers"] += 1
 
-        faults.append(asyncio.create_task(_again(over, pace.failover, fail_over)))
+        failing = _again(over, pace.failover, fail_over, pace.failovers)
+        faults.append(asyncio.create_task(failing))
     rooms = dict(Counter(ROOMS[number % len(ROOMS)] for number in range(pace.messages)))
     try:
         async with asyncio.timeout(3 * pace.messages / pace.rate + pace.patience):
@@ -211,9 +226,11 @@ async def _publish(running: Hubs, room: str, count: int, rate: float) -> None:
         await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
 
 
-async def _again(over: asyncio.Event, most: float, fault: Callable[[], Awaitable[None]]) -> None:
-    """Does it again and again, with at most so many seconds between."""
-    while True:
+async def _again(
+    over: asyncio.Event, most: float, fault: Callable[[], Awaitable[None]], times: int = sys.maxsize
+) -> None:
+    """Does it so many times, with at most so many seconds between, until all is over."""
+    for _ in range(times):
         with suppress(TimeoutError):
             async with asyncio.timeout(random.uniform(0.3, 1.0) * most):
                 await over.wait()

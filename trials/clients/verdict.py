@@ -4,15 +4,21 @@ The messages of each room are numbered from 1 on, and each number was published 
 accepted it. So a client has to get 1, 2, 3 and so on, whatever happened, unless an event said that
 messages are missing. The event may come late in one case: the bus has lost these messages, and
 the history that it has now goes on where the client was. No hub may have noticed it at that time.
+
+At the end a client has the last message of each room, or was told of a loss after this message was
+published: the mark that tells of a loss stands behind all that the hubs had published until then.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+# The events of a loss.
+LOSSES = "first", "gap"
 # The columns of the table that have to be 0.
 WRONG = {
     "missing": "a message did not come, and no event said so",
@@ -24,6 +30,18 @@ WRONG = {
     "broken": "a client was closed for good, refused or threw; or a hub failed",
     "late": "a client was not at the end of each room in time",
 }
+
+
+class End(NamedTuple):
+    """The last message of a room.
+
+    Attributes:
+        number: of it.
+        at: when it was about to be published, in milliseconds since 1970.
+    """
+
+    number: int
+    at: float = math.inf
 
 
 @dataclass
@@ -44,20 +62,26 @@ class Findings:
         self.texts.append(f"{kind}: {text}")
 
 
-def ends(record: Sequence[Sequence[Any]], rooms: Mapping[str, int]) -> bool:
-    """Whether the client has the last message of each room, and all of its answers."""
+def ends(record: Sequence[Sequence[Any]], rooms: Mapping[str, End]) -> bool:
+    """Whether the client is at the end of each room, and has all of its answers."""
     newest: dict[str, int] = {}
+    told: dict[str, float] = {}
     waiting = 0
-    for _, kind, *values in record:
+    for at, kind, *values in record:
         if kind == "message" and values[0] is not None:
             newest[values[0]] = values[1]
+        elif kind in LOSSES:
+            told[values[0]] = at
         waiting += (kind == "asked") - (kind in ("answered", "rejected"))
-    return not waiting and all(newest.get(room) == number for room, number in rooms.items())
+    return not waiting and all(
+        newest.get(room) == end.number or told.get(room, -math.inf) >= end.at
+        for room, end in rooms.items()
+    )
 
 
 def judge(
     record: Sequence[Sequence[Any]],
-    rooms: Mapping[str, int],
+    rooms: Mapping[str, End],
     histories: Mapping[str, Sequence[int]],
     *,
     lossless: bool,
@@ -66,7 +90,7 @@ def judge(
 
     Args:
         record: its entries, see page.js.
-        rooms: the number of the last message of each.
+        rooms: the end of each.
         histories: the numbers that the bus has at the end, in their order.
         lossless: the bus lost nothing, so that nothing can be missing.
     """
@@ -76,13 +100,13 @@ def judge(
         room = values[0] if values else None
         if kind == "message" and room in views:
             views[room].message(at, values[1])
-        elif kind in ("first", "gap", "recovered"):
+        elif kind in ("recovered", *LOSSES):
             if room in views:
                 views[room].moved(at, kind)
         elif kind in ("refused", "error") or (kind == "state" and values[0] == "closed"):
             findings.add("broken", f"at {at}: {kind} {values}")
-    for room, number in rooms.items():
-        views[room].end(number)
+    for room, end in rooms.items():
+        views[room].end(end)
     _judge_requests(record, findings)
     _count_connections(record, findings)
     return findings
@@ -102,6 +126,7 @@ class _View:
         self._last = 0
         # A loss was told since the last new message.
         self._told = False
+        self._told_at = -math.inf
         self._met = False
         # By number: how many losses had been told when the client saw it.
         self._seen: dict[int, int] = {}
@@ -139,16 +164,17 @@ class _View:
             self._met = True
             return
         self._told = True
+        self._told_at = at
         self._untold.clear()
         self._losses += 1
         if self._lossless:
             self._add("needless", at, f"{kind} after {self._last}")
 
-    def end(self, number: int) -> None:
+    def end(self, end: End) -> None:
         for at, text in self._untold:
             self._add("untold", at, text)
-        if self._last != number:
-            self._add("late", 0, f"the end is {number}, the client is at {self._last}")
+        if self._last != end.number and self._told_at < end.at:
+            self._add("late", 0, f"the end is {end.number}, the client is at {self._last}")
 
     def _add(self, kind: str, at: int, text: str) -> None:
         self._findings.add(kind, f"at {at}, {self._room}: {text}")

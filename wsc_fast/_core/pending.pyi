@@ -18,7 +18,8 @@ class PendingACK:
     with the client's text, AckTimeoutError after the last retransmission, AckDroppedError when the
     hub gave it up, OfflineStoreError where it could not be stored, ValidationError where the
     offline store holds another message under its id, or HubStoppedError when the hub stops. It may
-    be awaited more than once, and need not be.
+    be awaited more than once, and need not be. While the user is away it waits for the user, and
+    for the store as `accepted` does: `asyncio.timeout` around it ends the waiting alone.
 
     Attributes:
         id: of the message.

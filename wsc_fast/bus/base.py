@@ -142,6 +142,19 @@ class Page:
     loss: str = ""
 
 
+class Way(NamedTuple):
+    """The way of a room's messages to the bus.
+
+    Attributes:
+        server: the number of the server that has the room, below `Bus.servers`.
+        connection: counts the connections to it, up to this one. Only between two of them the
+            server may have lost something.
+    """
+
+    server: int
+    connection: int
+
+
 class Change(NamedTuple):
     """The clients that one user has on this hub from now on.
 
@@ -292,12 +305,15 @@ class Bus(Protocol):
             and `subscribe` have called the handler when they return, and the answers of `read` are
             done: the hub gives its members a message in the call that publishes it.
         one_machine: all of its hubs are on one machine.
+        servers: how many there are, each with rooms of its own. One that is away does not keep the
+            others from answering.
 
     Thread-safety: the loop of the hub that has opened it.
     """
 
     at_once: bool
     one_machine: bool
+    servers: int
 
     async def open(self, handler: Handler, origin: str) -> None:
         """Begins to carry messages; EVERYBODY is subscribed from now on.
@@ -349,7 +365,7 @@ class Bus(Protocol):
 
         Args:
             room: its id.
-            since: the position after which to read; None reads the newest messages.
+            since: the position after which to read; None reads the newest messages, without marks.
             limit: the most entries to return; with 0 only `top` is asked for.
             retention: of the room.
 
@@ -376,11 +392,8 @@ class Bus(Protocol):
             BusUnavailableError: the bus did not answer in time.
         """
 
-    def link(self, room: str) -> int:
-        """Counts the connections over which the messages of a room go to the bus, up to this one.
-
-        Only between two of them the bus may have lost something.
-        """
+    def way(self, room: str) -> Way:
+        """The server that has a room, and the connection over which its messages go there."""
 
     # --- who is where ---
 

@@ -17,6 +17,7 @@ from wsc_fast._core.clock import monotonic
 from wsc_fast._core.envelopes import pack_envelope
 from wsc_fast.bus.base import (
     KEY_SECONDS,
+    MARK,
     PRESENCE,
     Change,
     Handler,
@@ -28,6 +29,7 @@ from wsc_fast.bus.base import (
     Page,
     Published,
     Retention,
+    Way,
     Word,
 )
 from wsc_fast.bus.directory import MemoryDirectory
@@ -70,6 +72,7 @@ class MemoryBus:
     Attributes:
         at_once: True: the bus is in this process.
         one_machine: True.
+        servers: 1.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -79,6 +82,7 @@ class MemoryBus:
 
     at_once: bool = True
     one_machine: bool = True
+    servers: int = 1
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 268_435_456
@@ -306,7 +310,8 @@ class MemoryBus:
             answer.set_result(Page(self._start, since in (None, self._start), []))
             return answer
         if since is None:
-            newest = list(history.entries)[-limit:] if limit else []
+            messages = [each for each in history.entries if each.entry != MARK] if limit else []
+            newest = messages[-limit:]
             answer.set_result(Page(history.top, True, newest))
             return answer
         found = history.after(since, limit)
@@ -326,9 +331,9 @@ class MemoryBus:
         self._note(room)
         self._handler.envelope(room, pack_envelope("k", self._origin, history.top, ()))
 
-    def link(self, room: str) -> int:
-        """See `Bus.link`; it is always the same one."""
-        return 0
+    def way(self, room: str) -> Way:
+        """See `Bus.way`; it is always the same one."""
+        return Way(0, 0)
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """See `Bus.tops`."""

@@ -4,15 +4,17 @@ A chain notices the loss of what it has. These are the others: a message that th
 an answer of the bus, and nobody here follows the room, or the message has not come yet. A bus loses
 what it took in its last seconds, so that a minute is enough. It does so between two connections:
 where a room has a later message since, the newest one of the connection before is looked up, too.
+So is one that a chain knows to be lost, where the bus did not take the mark.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
-from wsc_fast.bus.base import Published, Retention
+from wsc_fast.bus.base import Published, Retention, Way
 from wsc_fast.cluster.reads import Answer
 from wsc_fast.errors import BusError
 
@@ -30,16 +32,18 @@ class _Place(NamedTuple):
     """The newest accepted message of a room.
 
     Attributes:
-        position: of it.
+        room: its id.
+        position: of the message.
         since: when it was accepted.
         retention: of the room.
-        link: the connection over which it went, see `Bus.link`.
+        way: on which it went.
     """
 
+    room: str
     position: str
     since: float
     retention: Retention
-    link: int
+    way: Way
 
 
 class Accepted:
@@ -49,7 +53,8 @@ class Accepted:
         has_come: whether a chain has this position of a room, and so notices its loss.
         tops, read: ask the bus.
         mark: puts a mark into a history.
-        link: see `Bus.link`.
+        refused: hears that a server refuses to answer, or to take a mark.
+        way: see `Bus.way`.
 
     Thread-safety: the loop's thread.
     """
@@ -60,29 +65,37 @@ class Accepted:
         tops: Tops,
         read: Read,
         mark: Mark,
-        link: Callable[[str], int],
+        refused: Callable[[BusError], object],
+        way: Callable[[str], Way],
     ) -> None:
         self._has_come = has_come
         self._tops = tops
         self._read = read
         self._mark = mark
-        self._link = link
+        self._refused = refused
+        self._way = way
         self._places: OrderedDict[str, _Place] = OrderedDict()  # the oldest first
-        # Places of earlier connections, which are looked up once.
-        self._earlier: deque[tuple[str, _Place]] = deque(maxlen=MOST_ROOMS)
-
-    def __len__(self) -> int:
-        return len(self._places) + len(self._earlier)
+        # Of earlier connections, and lost ones, by room and position: each is looked up once.
+        self._earlier: OrderedDict[tuple[str, str], _Place] = OrderedDict()
 
     def note(self, room: str, position: str, now: float, retention: Retention) -> None:
         """The bus has this message of a room."""
-        before, link = self._places.get(room), self._link(room)
-        if before is not None and before.link != link:
-            self._earlier.append((room, before))
-        self._places[room] = _Place(position, now, retention, link)
+        before, way = self._places.get(room), self._way(room)
+        if before is not None and before.way != way:
+            self._note_earlier(before)
+        self._places[room] = _Place(room, position, now, retention, way)
         self._places.move_to_end(room)
         if len(self._places) > MOST_ROOMS:
             self._places.popitem(last=False)
+
+    def note_lost(self, room: str, position: str, now: float, retention: Retention) -> None:
+        """The bus has lost this message, and its history has no mark of it yet."""
+        self._note_earlier(_Place(room, position, now, retention, self._way(room)))
+
+    def _note_earlier(self, place: _Place) -> None:
+        self._earlier[place.room, place.position] = place
+        if len(self._earlier) > MOST_ROOMS:
+            self._earlier.popitem(last=False)
 
     def position_of(self, room: str) -> str | None:
         """The position that is known of a room."""
@@ -94,51 +107,74 @@ class Accepted:
         self._places.clear()
         self._earlier.clear()
 
-    async def check(self, now: float) -> None:
-        """Looks whether the bus has them, and marks the rooms of those that it has lost.
+    def servers(self) -> set[int]:
+        """The numbers of the servers that have something to be looked up."""
+        places = chain(self._earlier.values(), self._places.values())
+        return {place.way.server for place in places}
 
-        Where the bus does not answer, the next check looks again.
+    async def check(self, server: int, now: float) -> None:
+        """Looks whether a server has them, and marks the rooms of those that it has lost.
+
+        Where the server does not answer, the next check looks again.
         """
-        rooms = list(self._places)
         try:
-            while self._earlier:
-                room, place = earlier = self._earlier[0]
-                if not self._has_come(room, place.position):
-                    await self._is_there(room, place)
-                if self._earlier and self._earlier[0] is earlier:
-                    self._earlier.popleft()
-            for start in range(0, len(rooms), _AT_ONCE):
-                some = self._not_come(rooms[start : start + _AT_ONCE])
-                for room, top in zip(some, await self._tops(some), strict=True):
-                    await self._check(room, top, now)
-        except (BusError, OSError):
+            for place in _of_server(server, self._earlier):
+                await self._check_earlier(place, now)
+            places = _of_server(server, self._places)
+            for start in range(0, len(places), _AT_ONCE):
+                some = self._not_come(places[start : start + _AT_ONCE])
+                tops = await self._tops([place.room for place in some])
+                for place, top in zip(some, tops, strict=True):
+                    await self._check(place, top, now)
+        except OSError:
             return
+        except BusError as error:
+            self._refused(error)
 
-    def _not_come(self, rooms: Sequence[str]) -> list[str]:
+    def _not_come(self, places: Sequence[_Place]) -> list[_Place]:
         found = []
-        for room in rooms:
-            place = self._places.get(room)
-            if place is not None and self._has_come(room, place.position):
-                del self._places[room]
-            elif place is not None:
-                found.append(room)
+        for place in places:
+            if self._places.get(place.room) is not place:
+                continue
+            if self._has_come(place.room, place.position):
+                del self._places[place.room]
+            else:
+                found.append(place)
         return found
 
-    async def _check(self, room: str, top: str | None, now: float) -> None:
-        place = self._places.get(room)
-        if place is None:
-            return
-        if place.position != top:
-            if await self._is_there(room, place) and now - place.since < KNOWN_SECONDS:
+    async def _check_earlier(self, place: _Place, now: float) -> None:
+        if not self._has_come(place.room, place.position):
+            is_there = await self._is_there(place)
+            if is_there is None and now - place.since < place.retention.ttl:
                 return
-        elif now - place.since < KNOWN_SECONDS:
-            return
-        if self._places.get(room) is place:
-            del self._places[room]
+        self._earlier.pop((place.room, place.position), None)
 
-    async def _is_there(self, room: str, place: _Place) -> bool:
-        """Whether the history has this message still; if it is lost, the room gets a mark."""
-        page = await self._read(room, place.position, 1, place.retention)
-        if page.loss:
-            await self._mark(room, page.loss, place.retention)
+    async def _check(self, place: _Place, top: str | None, now: float) -> None:
+        is_there = place.position == top or await self._is_there(place)
+        known = place.retention.ttl if is_there is None else KNOWN_SECONDS if is_there else 0.0
+        if now - place.since >= known and self._places.get(place.room) is place:
+            del self._places[place.room]
+
+    async def _is_there(self, place: _Place) -> bool | None:
+        """Whether the history has this message still; if it is lost, the room gets a mark.
+
+        Returns:
+            bool | None: None where the server refuses to read, or to take the mark.
+
+        Raises:
+            OSError: it does not answer.
+        """
+        try:
+            page = await self._read(place.room, place.position, 1, place.retention)
+            if page.loss:
+                await self._mark(place.room, page.loss, place.retention)
+        except OSError:
+            raise
+        except BusError as error:
+            self._refused(error)
+            return None
         return page.contiguous
+
+
+def _of_server(server: int, places: Mapping[Any, _Place]) -> list[_Place]:
+    return [place for place in places.values() if place.way.server == server]

@@ -8,7 +8,10 @@ far, there is a gap: the members are told, and the chain goes on from the newest
 The bus may have lost that position, and still know older ones: then others miss messages as well,
 who cannot know it, such as clients that are away. So the hub puts a mark into the history, one for
 all hubs that notice the same loss. A client that passes the mark, on any way, has a gap there. The
-chain goes on from the mark.
+chain goes on from the mark; where the bus does not take it, from the newest message.
+
+A chain waits for nothing but the answer to a read, and the answer to a mark. A bus gives each of
+them, or an error, within a bound of its own.
 
 The generators here do one message in each step, so that many messages take many turns of the loop.
 Between two steps anything may happen.
@@ -63,6 +66,7 @@ class Needs(Protocol):
     def give(self, room: str, message: Message) -> None: ...
     def gap(self, room: str, position: str) -> None: ...
     def mark(self, room: str, loss: str, retention: Retention) -> asyncio.Future[Published]: ...
+    def not_marked(self, chain: Chain, error: Exception) -> None: ...
     def settled(self, chain: Chain) -> None: ...
     def count_heal(self, room: str, messages: int) -> None: ...
     def failed(self, room: str, error: Exception) -> None: ...
@@ -76,6 +80,7 @@ class Chain:
         room: its id.
         retention: of the room.
         needs: see there.
+        server: the number of the server that has the room, see `Bus.way`.
 
     Attributes:
         last: the position up to which the members have all; None before it is known.
@@ -84,9 +89,10 @@ class Chain:
         answered: the number of the last one that brought it up to date.
     """
 
-    def __init__(self, room: str, retention: Retention, needs: Needs) -> None:
+    def __init__(self, room: str, retention: Retention, needs: Needs, server: int = 0) -> None:
         self.room = room
         self.retention = retention
+        self.server: int = server
         self.last: str | None = None
         self.healing: bool = False
         self.asked: int = 0
@@ -133,6 +139,11 @@ class Chain:
                 self._wait(prev, message)
                 self.heal()
             prev = message.position
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is up to date as far as it knows, and waits for the next message."""
+        return self.last is not None and not self.healing and not self._ended
 
     def knows(self, position: str) -> bool:
         """Whether a message, or the place before the ring, has this position."""
@@ -240,9 +251,9 @@ class Chain:
             self._begin_at(self._waiting[0][0] if self._waiting else page.top)
             self._heard_before = 0
         elif page.loss and page.loss != self._loss:
-            self._mark(page.loss)
+            self._mark(page)
             return
-        elif not page.contiguous:
+        elif not page.contiguous or (not page.entries and page.top != self.last):
             self._gap_before(page.top)
         else:
             self._needs.count_heal(self.room, len(page.entries))
@@ -264,23 +275,25 @@ class Chain:
             self.answered = self.asked
             self._settle()
 
-    def _mark(self, loss: str) -> None:
+    def _mark(self, page: Page) -> None:
         """The bus has lost what the members have: it goes on from the mark that says so."""
-        answer = self._needs.mark(self.room, loss, self.retention)
-        answer.add_done_callback(partial(self._marked, loss))
+        answer = self._needs.mark(self.room, page.loss, self.retention)
+        answer.add_done_callback(partial(self._marked, page))
 
-    def _marked(self, loss: str, answer: asyncio.Future[Published]) -> None:
+    def _marked(self, page: Page, answer: asyncio.Future[Published]) -> None:
         if self._ended:
             return
         error = OSError("the mark was given up") if answer.cancelled() else answer.exception()
-        if error is not None:
-            self._give_up(error if isinstance(error, Exception) else OSError())
-            return
-        position = answer.result().position
-        assert position is not None  # the room is kept
-        self._needs.in_turns(self._pass_mark(loss, position))
+        if error is None:
+            position = answer.result().position
+            assert position is not None  # the room is kept
+        else:
+            # The members wait no longer. Where the mark is there all the same, it is a gap again.
+            self._needs.not_marked(self, error if isinstance(error, Exception) else OSError())
+            position = page.top
+        self._needs.in_turns(self._pass_loss(page.loss, position))
 
-    def _pass_mark(self, loss: str, position: str) -> Iterator[None]:
+    def _pass_loss(self, loss: str, position: str) -> Iterator[None]:
         if self._ended:
             return
         try:

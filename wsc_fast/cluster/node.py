@@ -49,7 +49,7 @@ from wsc_fast.runtime.threads import ThreadCalls
 from wsc_fast.turns import in_turns
 
 if TYPE_CHECKING:
-    from wsc_fast.cluster.chain import Chain
+    from wsc_fast.cluster.audit import Audit
     from wsc_fast.cluster.hub_questions import Answerer
     from wsc_fast.cluster.nodes import Nodes
     from wsc_fast.cluster.online import Online
@@ -62,11 +62,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# Seconds between two looks at rooms that are empty, and between two audits of silent rooms.
+# Seconds between two looks at rooms that are empty.
 _LOOK = 1.0
-_AUDIT = 10.0
-# Rooms that one audit asks for.
-_AUDIT_ROOMS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +133,7 @@ class Node:
         self._on_users: list[Callable[..., object]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.TimerHandle | None = None
-        self._audited = 0.0
+        self._audit: Audit | None = None
         self._begun = False  # the bus takes messages, which wait until it is open
         self._opened = False
         self._is_cut_off = False
@@ -169,11 +166,13 @@ class Node:
             self._needs.name_clients(f"{self.name}.")
 
     def _use(self, bus: Bus) -> Rooms:
+        from wsc_fast.cluster.audit import Audit
         from wsc_fast.cluster.rooms import Rooms  # most hubs have neither a bus nor kept rooms
 
         self._bus = bus
         if self._rooms is None:
             self._rooms = Rooms(self._engine, self.counters, bus, self._append, self._send_away)
+            self._audit = Audit(self._rooms, self._spawn)
         else:
             self._rooms.use(bus)
         if bus.at_once:
@@ -254,8 +253,11 @@ class Node:
             return self._use(MemoryBus())
         return self._rooms
 
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._needs.tasks.spawn(work, self._engine.new_context())
+
     def _send_away(self, clients: list[Client]) -> None:
-        self._needs.tasks.spawn(in_turns(clients, _missed), self._engine.new_context())
+        self._spawn(in_turns(clients, _missed))
 
     def presence(self, patterns: Sequence[str]) -> None:
         """See `ClusterFace.presence`; the arguments are checked."""
@@ -560,12 +562,12 @@ class Node:
         """Reads a part of a room's history; arguments and errors are those of `Cluster.history`."""
         answer = self._needs.calls.run(lambda: self._history(room_id, after, limit))
         page = await _elsewhere(answer)
-        messages = [each for each in page.entries if each.entry != MARK]
-        if after is not None and not (page.contiguous and len(messages) == len(page.entries)):
+        is_whole = page.contiguous and all(each.entry != MARK for each in page.entries)
+        if after is not None and not is_whole:
             raise LookupError(
                 f"the history of room {room_id!a} does not reach back to the position {after!a}"
             )
-        return Page(page.top, page.contiguous, messages)
+        return page
 
     def _history(self, room_id: str, after: str | None, limit: int) -> asyncio.Future[Page]:
         retention = self._kept_retention(room_id)
@@ -607,7 +609,7 @@ class Node:
         self.counters.published += 1
         assert self._rooms is not None
         if answer is not None and not self._rooms.hears_all:
-            answer.add_done_callback(partial(self._rooms.accepted, room_id, retention))
+            answer.add_done_callback(partial(self._rooms.published, room_id, retention))
         self._rooms.publish(outgoing)
 
     def _refuse(self, outgoing: Outgoing, error: Exception) -> None:
@@ -710,8 +712,8 @@ class Node:
     def subscribed(self, channels: Sequence[str], again: bool) -> None:
         """See `Handler.subscribed`."""
         assert self._rooms is not None
-        if again:
-            self._audited = 0.0  # the bus may have lost something
+        if again and self._audit is not None:
+            self._audit.soon()  # the bus may have lost something
         if self._users is not None:
             of_presence = [each for each in channels if each.startswith(PRESENCE)]
             if self._presence is not None:
@@ -859,36 +861,11 @@ class Node:
             self._online.look()
         if self._nodes is not None:
             self._nodes.look(now)
-        if not self._bus_is_here() and now - self._audited >= _AUDIT:
-            self._audited = now
-            self._audit(self._rooms.silent(), now)
+        if self._audit is not None and not self._bus_is_here():
+            self._audit.look(now)
 
     def _bus_is_here(self) -> bool:
         return self._bus is None or self._bus.at_once
-
-    def _audit(self, chains: list[Chain], now: float) -> None:
-        """Looks whether the last message of any room was missed, which no later one tells of.
-
-        Also whether the bus has lost messages that no chain here has.
-        """
-        assert self._rooms is not None
-        if self._rooms.has_accepted:
-            self._needs.tasks.spawn(self._rooms.check_accepted(now), self._engine.new_context())
-        for start in range(0, len(chains), _AUDIT_ROOMS):
-            self._needs.tasks.spawn(
-                self._audit_some(chains[start : start + _AUDIT_ROOMS]), self._engine.new_context()
-            )
-
-    async def _audit_some(self, chains: list[Chain]) -> None:
-        assert self._bus is not None
-        before = [chain.last for chain in chains]
-        try:
-            tops = await self._bus.tops([chain.room for chain in chains])
-        except BusUnavailableError:
-            return  # every chain heals when the bus is back
-        for chain, last, top in zip(chains, before, tops, strict=True):
-            if chain.last == last and top != last:
-                chain.heal()
 
     async def close(self, timeout: float) -> None:
         """The hub stops; its clients have gone."""
@@ -933,6 +910,8 @@ class Node:
             self._online.forget()
         if self._nodes is not None:
             self._nodes.forget()
+        if self._audit is not None:
+            self._audit.forget()
         if self._rooms is not None:
             self._rooms.forget()
 

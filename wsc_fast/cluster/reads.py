@@ -1,12 +1,13 @@
 """The reads of histories that one hub has under way: a few at once, others wait.
 
 Each page may have megabytes. So no read begins either while as many pages wait to be dealt with.
+Each server of the bus has an equal share, so that reads of one that is away do not hold up others.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -17,6 +18,7 @@ from wsc_fast.cluster.turns import Turns
 MOST_READS = 64
 
 Answer = asyncio.Future[Page]
+_Arguments = tuple[str, str | None, int, Retention]
 Ask = Callable[[str, str | None, int, Retention], Awaitable[Page]]
 
 
@@ -25,48 +27,62 @@ class Reads:
 
     Args:
         ask: reads from the bus.
+        server_of: the number of the server that has a room.
+        servers: how many there are.
         turns: of the hub, in which the pages are dealt with.
 
     Thread-safety: the loop's thread.
     """
 
-    def __init__(self, ask: Ask, turns: Turns) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        server_of: Callable[[str], int],
+        servers: Callable[[], int],
+        turns: Turns,
+    ) -> None:
         self._ask = ask
+        self._server_of = server_of
+        self._servers = servers
         self._turns = turns
-        self._waiting: deque[tuple[Answer, tuple[str, str | None, int, Retention]]] = deque()
-        self._under_way: set[Answer] = set()
+        # By the number of the server.
+        self._waiting: dict[int, deque[tuple[Answer, _Arguments]]] = defaultdict(deque)
+        self._under_way: dict[int, set[Answer]] = defaultdict(set)
 
     def read(self, room: str, since: str | None, limit: int, retention: Retention) -> Answer:
         """Reads, see `Bus.read`; now or when it is its turn."""
-        if not self._waiting and self._may_read():
-            return self._begin((room, since, limit, retention))
+        server = self._server_of(room)
+        if not self._waiting[server] and self._may_read(server):
+            return self._begin(server, (room, since, limit, retention))
         answer: Answer = asyncio.get_running_loop().create_future()
         answer.add_done_callback(_look_at_error)
-        self._waiting.append((answer, (room, since, limit, retention)))
+        self._waiting[server].append((answer, (room, since, limit, retention)))
         return answer
 
-    def _may_read(self) -> bool:
-        return len(self._under_way) < MOST_READS and len(self._turns) < MOST_READS
+    def _may_read(self, server: int) -> bool:
+        share = max(1, MOST_READS // self._servers())
+        return len(self._under_way[server]) < share and len(self._turns) < MOST_READS
 
-    def _begin(self, arguments: tuple[str, str | None, int, Retention]) -> Answer:
+    def _begin(self, server: int, arguments: _Arguments) -> Answer:
         answer = asyncio.ensure_future(self._ask(*arguments))
         if not answer.done():
-            self._under_way.add(answer)
+            self._under_way[server].add(answer)
             answer.add_done_callback(_look_at_error)
-            answer.add_done_callback(self._ended)
+            answer.add_done_callback(partial(self._ended, server))
         return answer
 
-    def _ended(self, answer: Answer) -> None:
-        self._under_way.discard(answer)
+    def _ended(self, server: int, answer: Answer) -> None:
+        self._under_way[server].discard(answer)
         self.go_on()
 
     def go_on(self) -> None:
         """Begins reads that have waited, if they may."""
-        while self._waiting and self._may_read():
-            waiter, arguments = self._waiting.popleft()
-            if not waiter.done():
-                answer = self._begin(arguments)
-                answer.add_done_callback(partial(_pass_on, waiter))
+        for server, waiting in list(self._waiting.items()):
+            while waiting and self._may_read(server):
+                waiter, arguments = waiting.popleft()
+                if not waiter.done():
+                    answer = self._begin(server, arguments)
+                    answer.add_done_callback(partial(_pass_on, waiter))
 
     def forget(self) -> None:
         """The hub has stopped: nobody waits for any answer."""

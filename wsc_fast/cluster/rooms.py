@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from wsc_fast._core import kept
 from wsc_fast._core.connection import Client, is_aware, take_position
 from wsc_fast._core.engine import Engine
 from wsc_fast._core.members import KeptRoom
-from wsc_fast.bus.base import EVERYBODY, MARK, Bus, Outgoing, Page, Published, Retention
+from wsc_fast.bus.base import EVERYBODY, MARK, Bus, Outgoing, Page, Published, Retention, Way
 from wsc_fast.bus.kept import KeptRooms
 from wsc_fast.cluster.accepted import Accepted
 from wsc_fast.cluster.chain import Chain, Message
@@ -18,6 +18,7 @@ from wsc_fast.cluster.counters import Counters
 from wsc_fast.cluster.reads import Answer, Reads
 from wsc_fast.cluster.recovery import Join, Recovery
 from wsc_fast.cluster.turns import Turns
+from wsc_fast.errors import BusError
 from wsc_fast.log import log
 
 # Seconds that a room without members is followed on, for clients that come back soon.
@@ -39,6 +40,7 @@ class Rooms:
     Attributes:
         kept: which rooms are kept.
         turns: the work on what the bus has brought.
+        accepted: messages of this hub that no chain may know of.
 
     Thread-safety: the loop's thread, but for `kept`, which is for any.
     """
@@ -61,10 +63,10 @@ class Rooms:
         # Rooms that are empty, and since when.
         self._emptied: set[str] = set()
         self.turns: Turns = Turns(self._may_give, self._read_on)
-        self._reads = Reads(self._ask_bus, self.turns)
+        self._reads = Reads(self._ask_bus, self._server_of, self.servers, self.turns)
         self._recovery = Recovery(engine, counters, self._reads.read, self.turns.run, self._emptied)
-        self._accepted = Accepted(
-            self._has_come, self._ask_tops, self._reads.read, self.mark, self._link
+        self.accepted: Accepted = Accepted(
+            self._has_come, self.tops, self._reads.read, self.mark, self.not_audited, self._way
         )
         self._lingering: dict[str, float] = {}
         # By room, messages that wait until this hub hears the room.
@@ -106,7 +108,7 @@ class Rooms:
         self.release(outgoing.room)
         self._bus.publish([outgoing])
 
-    def accepted(
+    def published(
         self, room_id: str, retention: Retention, answer: asyncio.Future[Published]
     ) -> None:
         """The bus has answered to a message of a kept room."""
@@ -114,16 +116,7 @@ class Rooms:
             published = answer.result()
             if published.position is not None and not published.duplicate:
                 now = answer.get_loop().time()
-                self._accepted.note(room_id, published.position, now, retention)
-
-    @property
-    def has_accepted(self) -> bool:
-        """Whether `check_accepted` has anything to look at."""
-        return bool(self._accepted)
-
-    def check_accepted(self, now: float) -> Coroutine[Any, Any, None]:
-        """Looks whether the bus has lost messages that no chain knows of; see `Accepted`."""
-        return self._accepted.check(now)
+                self.accepted.note(room_id, published.position, now, retention)
 
     def _has_come(self, room_id: str, position: str) -> bool:
         chain = self._chains.get(room_id)
@@ -212,11 +205,11 @@ class Rooms:
     ) -> Awaitable[Page]:
         return self._bus.read(room, since, limit, retention)
 
-    def _ask_tops(self, rooms: Sequence[str]) -> Awaitable[Sequence[str | None]]:
-        return self._bus.tops(rooms)
+    def _way(self, room: str) -> Way:
+        return self._bus.way(room)
 
-    def _link(self, room: str) -> int:
-        return self._bus.link(room)
+    def _server_of(self, room: str) -> int:
+        return self._bus.way(room).server
 
     def give(self, room: str, message: Message) -> None:
         """See `Needs`."""
@@ -255,6 +248,19 @@ class Rooms:
         self.release(chain.room)
         self._recovery.settled(chain)
 
+    def not_marked(self, chain: Chain, error: Exception) -> None:
+        """See `Needs`; the audits try again, for the clients that are away."""
+        log.warning(
+            "the bus has lost messages of the kept room %a, and its history does not say so yet: "
+            "%s. The members know; clients that are away will, once the bus takes the mark",
+            chain.room,
+            error,
+            extra={"event": "mark_failed", "room": chain.room, "error": str(error)},
+        )
+        assert chain.last is not None
+        now = asyncio.get_running_loop().time()
+        self.accepted.note_lost(chain.room, chain.last, now, chain.retention)
+
     def count_heal(self, room: str, messages: int) -> None:
         """See `Needs`."""
         self._counters.heals += 1
@@ -279,7 +285,8 @@ class Rooms:
     def _follow(self, room_id: str, retention: Retention) -> Chain:
         chain = self._chains.get(room_id)
         if chain is None:
-            chain = self._chains[room_id] = Chain(room_id, retention, self)
+            chain = Chain(room_id, retention, self, self._server_of(room_id))
+            self._chains[room_id] = chain
             self._bus.subscribe([room_id])
         return chain
 
@@ -328,9 +335,9 @@ class Rooms:
         chain = self._chains.get(room_id)
         if chain is None or chain.last is None or self.hears_all:
             return
-        accepted = self._accepted.position_of(room_id)
+        accepted = self.accepted.position_of(room_id)
         if accepted is None or chain.knows(accepted):
-            self._accepted.note(room_id, chain.last, now, chain.retention)
+            self.accepted.note(room_id, chain.last, now, chain.retention)
 
     def _end_chain(self, room_id: str) -> None:
         chain = self._chains.pop(room_id, None)
@@ -338,16 +345,35 @@ class Rooms:
             chain.end()
             self.release(room_id)
 
-    def silent(self) -> list[Chain]:
-        """The chains that are up to date as far as they know."""
-        return [each for each in self._chains.values() if each.last and not each.healing]
+    # --- what audits need ---
+
+    def servers(self) -> int:
+        """See `Bus.servers`."""
+        return self._bus.servers
+
+    def chains(self) -> list[Chain]:
+        """The chains of all rooms that are followed."""
+        return list(self._chains.values())
+
+    async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
+        """See `Bus.tops`."""
+        return await self._bus.tops(rooms)
+
+    def not_audited(self, error: BusError) -> None:
+        """A server refuses to say what it has, or to take a mark."""
+        log.warning(
+            "it is not known whether messages of kept rooms were missed or lost: %s. The hub asks "
+            "again in some seconds",
+            error,
+            extra={"event": "audit_failed", "error": str(error)},
+        )
 
     def forget(self) -> None:
         """The hub has stopped: nobody is in any room."""
         self._held.clear()
         for room_id in list(self._chains):
             self._end_chain(room_id)
-        self._accepted.forget()
+        self.accepted.forget()
         self._recovery.forget()
         self._engine.end_all_passing()
         self.turns.forget()

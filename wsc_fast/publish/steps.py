@@ -211,12 +211,12 @@ class Work:
         arguments = read_history(self.names, room_id, after, limit, retention)
         _, contiguous, entries, _ = yield from self._ask(server, arguments)
         pairs = list(zip(entries[::2], entries[1::2], strict=True))
-        messages = [pair for pair in pairs if pair[1] != MARK]
-        if after is not None and (not contiguous or len(messages) < len(pairs)):
+        is_whole = contiguous and all(entry != MARK for _, entry in pairs)
+        if after is not None and not is_whole:
             raise LookupError(
                 f"the history of room {room_id!a} does not reach back to the position {after!a}"
             )
-        found: list[HistoryEntry] = [history_entry(*pair) for pair in messages]
+        found: list[HistoryEntry] = [history_entry(*pair) for pair in pairs]
         return found
 
     def members(self, room_id: str) -> Steps:

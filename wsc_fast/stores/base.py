@@ -70,7 +70,8 @@ class OfflineStore(Protocol):
 
         Returns:
             an awaitable of what was dropped for it, done when the message is durable. The place in
-            the order is taken by the call, not by the await.
+            the order is taken by the call, not by the await. It ends within a bound of the store:
+            the hub waits, since it cannot know whether an append that it gave up was done.
 
         Raises:
             OfflineStoreFullError: (awaited) at the limit, without `drop_oldest`.

@@ -24,6 +24,7 @@ from wsc_fast.bus.base import (
     Outgoing,
     Page,
     Retention,
+    Way,
     Word,
 )
 from wsc_fast.bus.redis.address import Address
@@ -73,6 +74,7 @@ class RedisBus:
     Attributes:
         at_once: False: the server is outside of this process.
         one_machine: False: the hubs may be on several machines.
+        servers: how many it has.
 
     Thread-safety: none; all calls in the thread of the loop on which `open` was awaited.
     """
@@ -122,6 +124,7 @@ class RedisBus:
                 f"max_waiting_bytes must be at least 1, not {shown(max_waiting_bytes)}"
             )
         self._addresses = [Address(each, ssl_context) for each in urls]
+        self.servers: int = len(urls)
         self._store_url = None if ssl_context is not None else urls[0]
         self._names = Names(prefix.encode())
         self._prefix = prefix
@@ -333,7 +336,7 @@ class RedisBus:
 
         Args:
             room: its id.
-            since: the position after which to read; None reads the newest messages.
+            since: the position after which to read; None reads the newest messages, without marks.
             limit: the most entries to return; with 0 only `top` is asked for. A page ends after
                 4 MiB, too.
             retention: of the room.
@@ -377,9 +380,14 @@ class RedisBus:
             b"%d" % TOP_SECONDS,
         )
 
-    def link(self, room: str) -> int:
-        """See `Bus.link`."""
-        return self._server(room).number if self._servers else 0
+    def way(self, room: str) -> Way:
+        """See `Bus.way`.
+
+        Args:
+            room: its id.
+        """
+        number = number_of_server(room, self.servers) if self.servers > 1 else 0
+        return Way(number, self._servers[number].number if self._servers else 0)
 
     async def tops(self, rooms: Sequence[str]) -> Sequence[str | None]:
         """The positions of the newest messages of kept rooms; None where nothing is known.

@@ -1,8 +1,8 @@
 -- Reads the history of one kept room.
 --
 -- KEYS: the stream of the room, the position of its newest message.
--- ARGV: the position after which to read ('': the newest messages), the most entries to return, a
--- new tag, the seconds for which the newest position lives, the most bytes to return.
+-- ARGV: the position after which to read ('': the newest messages, without marks), the most entries
+-- to return, a new tag, the seconds for which the newest position lives, the most bytes to return.
 -- Returns the position of the newest message, 1 if nothing is missing between what was asked for
 -- and the entries, else 0, the entries: position and data of each, one after the other; and, if what
 -- was asked for is not known while something older is, the name of the data (else ''): it was lost,
@@ -11,6 +11,7 @@
 -- A room of which nothing is known gets a place before its first message, with the time and a new
 -- tag: so it is told apart from the place that the room had before its data was lost.
 
+local MARK = 'g 0 0 0\n'
 local stream, top = KEYS[1], KEYS[2]
 local since, limit, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[5])
 
@@ -50,6 +51,7 @@ local entries, bytes, count = {}, 0, 0
 
 local function take(entry)
   local tag, data = string.match(entry[2][2], '^([^ ]*) (.*)$')
+  if since == '' and data == MARK then return end
   entries[#entries + 1] = entry[1] .. '.' .. tag
   entries[#entries + 1] = data
   count, bytes = count + 1, bytes + #data

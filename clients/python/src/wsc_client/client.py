@@ -65,7 +65,12 @@ class Client:
     """
 
     def __init__(
-        self, url: str, *, _platform: Platform | None = None, **options: Unpack[OptionNames]
+        self,
+        url: str,
+        *,
+        _platform: Platform | None = None,
+        _join_delay: float = 0.0,
+        **options: Unpack[OptionNames],
     ) -> None:
         self.url: str = checked_url(url)
         self.options: Options = checked(options)
@@ -85,7 +90,9 @@ class Client:
             platform,
             key,
         )
-        self._rooms = Rooms(self._session, self._sender, self._dispatch, self._receiver.forget)
+        self._rooms = Rooms(
+            self._session, self._sender, self._dispatch, self._receiver.forget, _join_delay
+        )
         self._heartbeat = Heartbeat(
             self._session,
             self._sender,

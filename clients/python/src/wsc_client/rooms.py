@@ -95,13 +95,21 @@ class Rooms:
 
     Args:
         forget: forgets the position of a room.
+        join_delay: seconds until a join goes out, unless something is sent before; 0: at the end of
+            this turn of the loop.
     """
 
     def __init__(
-        self, session: Session, sender: Sender, dispatch: Dispatch, forget: Forget
+        self,
+        session: Session,
+        sender: Sender,
+        dispatch: Dispatch,
+        forget: Forget,
+        join_delay: float,
     ) -> None:
         self._session, self._sender, self._dispatch = session, sender, dispatch
         self._forget = forget
+        self._join_delay = join_delay
         self._rooms: dict[str, Room] = {}
         self._joins: dict[Room, None] = {}  # not asked for yet on this connection
 
@@ -114,8 +122,15 @@ class Rooms:
             room.asks = True
             self._joins[room] = None
             if self._session.state == "open":
-                asyncio.get_running_loop().call_soon(self.join_all)
+                self._join_soon()
         return room
+
+    def _join_soon(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._join_delay:
+            loop.call_later(self._join_delay, self.join_all)
+        else:
+            loop.call_soon(self.join_all)
 
     def opened(self) -> None:
         """J2."""

@@ -38,6 +38,10 @@ __all__ = ["Client", "Room"]
 T = TypeVar("T")
 E = TypeVar("E")
 
+# Seconds until a join goes out, at most: a thread may leave the room before, and has no turn of a
+# loop that would end. The join goes out ahead of the next message or request.
+JOIN_DELAY = 0.05
+
 _here = threading.local()
 
 
@@ -273,7 +277,7 @@ class Client(_Receiving):
             function = options.get(name)
             if callable(function):
                 options[name] = threaded(function)
-        self._client = _client.Client(url, **options)
+        self._client = _client.Client(url, _join_delay=JOIN_DELAY, **options)
         super().__init__(_Loop(self._client.options.close_timeout), lambda: aiter(self._client))
         self._rooms: dict[str, Room] = {}
 
@@ -376,6 +380,9 @@ class Client(_Receiving):
 
     def room(self, name: str, *, join: bool = True) -> Room:
         """A room that the client asks to join, now and on each further connection.
+
+        The request goes out with the next message or request, and 50 ms after the call at the
+        latest: `room(name).leave()` does nothing for a room that nobody has asked for.
 
         Args:
             name: of the room.
