@@ -21,8 +21,9 @@
  * Loads: `idle` no other work; `half` a program that has one core for 5 ms of every 10; `other` a program
  * that has one core; `both` one on each core; `nice` the same at nice 10; `quota` a control group with the
  * time of one core, where whole turns are timed, since the kernel may stop us at any place.
- * A round counts if other processes, and other machines of the host, used at most 5 % of the cores
- * in it; with `both` and `nice` the cores are busy anyway, and each counts.
+ * `rest N`, for root and a machine that never is quiet: all of this has a priority at which others give way,
+ * and sleeps after each round N times as long as that took. Then each round counts. Else a round counts if other processes, and other machines of the host, used at most 5 % of the cores
+ * in it. With `both` and `nice` the cores are busy anyway, and each counts.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -52,9 +53,11 @@ static ssize_t due; /* bytes that a send is given */
 static int clients, at, threads = 1;
 static double round_seconds = 0.4;
 static int patience = 4;
+static double rest; /* 0: others have the same priority as we */
 static pid_t burners[2];
 static int burning;
 static _Atomic uint64_t *burnt;
+static cpu_set_t all_cores;
 
 static void die(const char *what) {
     perror(what);
@@ -140,7 +143,9 @@ static void use_core(int number) {
 }
 
 static void burn(int core, int half, int niceness) {
-    pid_t child = fork();
+    pid_t child;
+    fflush(stdout);
+    child = fork();
     if (child < 0) die("fork");
     if (child) {
         burners[burning++] = child;
@@ -148,7 +153,7 @@ static void burn(int core, int half, int niceness) {
     }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     use_core(core);
-    if (nice(niceness) < 0) exit(1);
+    if (niceness) (void)!nice(niceness);
     for (;;) {
         double until = wsc_now() + 0.005;
         while (wsc_now() < until) {
@@ -200,14 +205,31 @@ static int bound(int on) {
 static const char *LOADS[] = {"idle", "half", "other", "both", "nice", "quota"};
 enum { IDLE, HALF, OTHER, BOTH, NICE, QUOTA, LOAD_COUNT };
 
+/* A core counts as idle where others give way at once; beside programs the kernel shares as it does at nice 0. */
+static void give_way(int load) {
+    struct sched_param first = {.sched_priority = 1}, none = {0};
+    if (rest == 0) return;
+    if (sched_setscheduler(0, load == IDLE ? SCHED_FIFO : SCHED_OTHER, load == IDLE ? &first : &none)) die("priority");
+    if (load != IDLE && setpriority(PRIO_PROCESS, 0, -20)) die("priority");
+}
+
 static int begin_load(int load) {
-    if (load == HALF || load == OTHER) burn(1, load == HALF, 0);
+    give_way(load);
+    if (wsc_pool_open(threads) < threads) die("threads");
+    if (load == HALF || load == OTHER) {
+        burn(1, load == HALF, 0);
+        /* This thread alone: its core is its own, and those that help may run anywhere. */
+        use_core(0);
+        if (rest != 0 && sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){.sched_priority = 1})) die("priority");
+    }
     for (int core = 0; core < 2 && (load == BOTH || load == NICE); core++) burn(core, 0, load == NICE ? 10 : 0);
     return load != QUOTA || bound(1);
 }
 
 static void end_load(int load) {
     burn_no_more();
+    wsc_pool_close();
+    sched_setaffinity(0, sizeof all_cores, &all_cores);
     if (load == QUOTA && !bound(0)) die("the control group");
 }
 
@@ -276,8 +298,9 @@ static void measure(int load, int rounds, wsc_cell *cell) {
     memset(cell, 0, sizeof *cell);
     while (cell->rounds < rounds && cell->thrown < patience * rounds) {
         wsc_sum alone = {0}, helped = {0};
-        double others = counted(load, &sharing, &alone, &helped);
-        if (others > 0.05 && load != BOTH && load != NICE) {
+        double began = wsc_now(), others = counted(load, &sharing, &alone, &helped);
+        usleep((useconds_t)(rest * (wsc_now() - began) * 1e6));
+        if (others > 0.05 && rest == 0 && load != BOTH && load != NICE) {
             cell->thrown += 1;
             usleep(100000);
             continue;
@@ -311,6 +334,7 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[i], "threads")) threads = atoi(value);
         else if (!strcmp(argv[i], "rounds")) rounds = atoi(value);
         else if (!strcmp(argv[i], "seconds")) round_seconds = atof(value);
+        else if (!strcmp(argv[i], "rest")) rest = atof(value);
         else if (!strcmp(argv[i], "patience")) patience = atoi(value);
         else if (!strcmp(argv[i], "loads")) wanted = value;
         else if (!strcmp(argv[i], "clients")) size_count = numbers(value, sizes, 16);
@@ -325,9 +349,9 @@ int main(int argc, char **argv) {
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
+    sched_getaffinity(0, sizeof all_cores, &all_cores);
     burnt = mmap(NULL, sizeof *burnt, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     connect_all(most);
-    if (wsc_pool_open(threads) < threads) die("threads");
 
     printf("| clients x bytes x frames |");
     for (int i = 0; i < load_count; i++) printf(" %s |", LOADS[loads[i]]);
@@ -351,6 +375,7 @@ int main(int argc, char **argv) {
                 for (int i = 0; i < load_count; i++) {
                     wsc_cell cell;
                     if (!begin_load(loads[i])) {
+                        wsc_pool_close();
                         printf(" refused |");
                         continue;
                     }
@@ -373,6 +398,5 @@ int main(int argc, char **argv) {
     printf("\n* fewer than %d rounds. The lowest median is %.2f; %d rounds were thrown away.\n", rounds, worst, thrown);
     for (int i = HALF; i <= NICE; i++)
         if (cells[i]) printf("Pace of the other program during sends with threads, over that without, %s: %.2f\n", LOADS[i], pace[i] / cells[i]);
-    wsc_pool_close();
     return 0;
 }
