@@ -18,6 +18,7 @@
 #define WSC_SEND_POOL_H
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -130,6 +131,13 @@ static void wsc_pool_forked(void) {
     wsc_pool.users = 0;
 }
 
+/* Has a thread start at once where a core is idle, and interrupt nobody where none is: that is
+ * SCHED_BATCH. It has the caller's priority otherwise, which may have to wait for it. */
+static inline void wsc_be_polite(pthread_t id) {
+    struct sched_param none = {0};
+    if (sched_getscheduler(0) == SCHED_OTHER) (void)pthread_setschedparam(id, SCHED_BATCH, &none);
+}
+
 /* Says that somebody shares with so many threads; returns how many there are, 0 with an error of the
  * system too. To be closed once for each time that it was opened. */
 static inline int wsc_pool_open(int threads) {
@@ -145,7 +153,7 @@ static inline int wsc_pool_open(int threads) {
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         while (made < threads && pthread_create(&wsc_pool.ids[made], NULL, wsc_help, NULL) == 0)
-            made += 1;
+            wsc_be_polite(wsc_pool.ids[made++]);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         atomic_store(&wsc_pool.threads, made);
     }
@@ -249,7 +257,7 @@ _Static_assert(sizeof(wsc_sharing) <= 24 * sizeof(double), "fanout.pxd has room 
 #define WSC_UNIT_BYTES 16384.0
 /* One in so many is done alone, to measure that again; and the first ones. */
 #define WSC_ALONE_EVERY 32
-#define WSC_ALONE_FIRST 4
+#define WSC_ALONE_FIRST 8
 /* Shares that pay take less than this part of the time without threads. */
 #define WSC_PAYS 0.9
 #define WSC_REPAYS 0.02
@@ -257,7 +265,7 @@ _Static_assert(sizeof(wsc_sharing) <= 24 * sizeof(double), "fanout.pxd has room 
 #define WSC_TRIED 4
 #define WSC_STALLED 2
 /* Seconds that sharing may have saved for worse times. */
-#define WSC_CREDIT 0.05
+#define WSC_CREDIT 0.02
 
 static inline wsc_account *wsc_account_of(wsc_sharing *sharing, double units) {
     int i = 0;
@@ -278,9 +286,9 @@ static inline void wsc_was_alone(wsc_account *account, double seconds, double un
     if (account->number <= WSC_ALONE_FIRST) {
         if (account->alone == 0 || each < account->alone) account->alone = each;
     } else {
-        /* A thread of something else may have had the core for a while. */
-        if (each > 2 * account->alone) each = 2 * account->alone;
-        account->alone += (each - account->alone) / 8;
+        /* Something else may have had the core for a while, which is no reason to share. */
+        if (each > 1.25 * account->alone) each = 1.25 * account->alone;
+        account->alone += (each - account->alone) / 4;
     }
     if (account->paused && (account->debt -= WSC_REPAYS * seconds) <= 0) {
         account->debt = 0;

@@ -5,6 +5,7 @@
  * A shared flush takes COST times as long as one without threads; both times vary, and one in a hundred
  * is twenty times as long. After half of the flushes it is the other way round. Prints, for each half,
  * the mean time of all without threads over that of all as decided, and how many of a hundred were shared. */
+#define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
