@@ -164,14 +164,23 @@ cdef class Engine(FanoutNeeds):
 
     # --- the loop and the configuration ---
 
-    def attach(self, loop):
-        """Binds to the running loop of this thread, or to none."""
+    def attach(self, loop, int send_threads=0):
+        """Binds to the running loop of this thread, or to none.
+
+        Args:
+            loop: the loop, or None.
+            send_threads: so many threads are to help with sends.
+
+        Returns:
+            int: those that are there.
+        """
         self.loop_context.attach(loop)
-        self.fanout.attach()
+        self.fanout.attach(send_threads)
         self.deadlines.attach(loop)
         self.turns.attach()
         self.emptying.clear()  # nobody is connected
         self.thread_id = 0 if loop is None else PyThread_get_thread_ident()
+        return self.fanout.threads
 
     def join(self, requests, admission, application, deliveries):
         """Has these hear of what happens here; upward.py has their interfaces."""
@@ -212,7 +221,6 @@ cdef class Engine(FanoutNeeds):
         self.fanout.aware_limits.policy = DISCONNECT
         self.fanout.aware_limits.evicted = NULL
         self.fanout.budget = config.flush_budget
-        self.fanout.threads_wanted = config.send_threads
         return 0
 
     cdef int bound_rates(self, config) except -1:
@@ -952,10 +960,6 @@ cdef class Engine(FanoutNeeds):
 
     cdef list client_rooms(self, object client_id):
         return rooms_of(self.clients.find(client_id))
-
-    def count_send_threads(self):
-        """The threads that were asked for (`HubConfig.send_threads`), and those that are there."""
-        return self.fanout.threads_wanted, self.fanout.threads
 
     def count_emptying(self):
         """Counts the deleted rooms that have members left."""

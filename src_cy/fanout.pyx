@@ -65,7 +65,8 @@ cdef extern from "send_pool.h" nogil:
     int wsc_pool_open(int threads)
     void wsc_pool_close()
     bint wsc_do_jobs(
-        wsc_sharing* sharing, wsc_part part, void* jobs, Py_ssize_t count, double deadline
+        wsc_sharing* sharing, wsc_part part, void* jobs, Py_ssize_t count, double nbytes,
+        double deadline
     )
 
 cdef extern from "net.h" nogil:
@@ -165,15 +166,15 @@ cdef class Fanout:
         PyMem_Free(self.pool)
         PyMem_Free(self.arena)
 
-    cdef int attach(self) except -1:
+    cdef int attach(self, int threads) except -1:
         # The bound method is a cycle only while attached.
         self.flush_callback = self.flush if self.loop_context.loop is not None else None
         self.scheduled = False
         if self.loop_context.loop is None:
             self.end_threads()
-        elif not self.has_threads and self.threads_wanted:
+        elif not self.has_threads and threads:
             self.has_threads = True
-            self.threads = wsc_pool_open(self.threads_wanted)
+            self.threads = wsc_pool_open(threads)
         return 0
 
     cdef int end_threads(self) noexcept:
@@ -622,6 +623,7 @@ cdef class Fanout:
         cdef list items = self.batch_items
         cdef object failure = None
         cdef double began
+        cdef double nbytes = 0
         cdef bint shared
         cdef bint collecting = PyGC_Disable()
         try:
@@ -632,9 +634,12 @@ cdef class Fanout:
             if planned:
                 with nogil:
                     began = wsc_now()
+                    if self.threads:
+                        for i in range(planned):
+                            nbytes += jobs[i].total
                     shared = wsc_do_jobs(
                         <wsc_sharing*>self.sharing if self.threads else NULL,
-                        send_some, jobs, planned, deadline,
+                        send_some, jobs, planned, nbytes, deadline,
                     )
                     began = wsc_now() - began
                 self.counters.shared_flushes += shared

@@ -10,7 +10,8 @@
  *     tried are the last ones, as without threads.
  * 2.  A thread reads the fields of a share between entering and leaving the gate alone, and the
  *     caller writes them while the gate is closed and nobody is inside.
- * 3.  The caller waits for threads that are inside, and never for one that has not woken up.
+ * 3.  The caller waits for threads that are inside, and never for one that has not woken up. A thread
+ *     that is inside is done after its chunk; so no call waits for more than one chunk of each.
  * 4.  One share at a time: the loop of another thread that comes meanwhile does its jobs alone.
  * 5.  The child of a fork has no such threads, and begins with an empty pool. */
 #ifndef WSC_SEND_POOL_H
@@ -38,13 +39,14 @@ typedef void (*wsc_part)(void *jobs, ssize_t first, ssize_t last);
 
 #define WSC_CHUNK 16
 #define WSC_MOST_THREADS 16
-/* Looks at the gate before the caller gives its core to a thread that is inside. */
-#define WSC_SPINS 2000
-/* Of `gate`: threads may enter; the other bits count those inside. */
+/* Seconds that the caller looks at the gate before it sleeps until the last thread has left. */
+#define WSC_SPIN 50e-6
+/* Of `gate`: threads may enter; the caller sleeps on it. The other bits count those inside. */
 #define WSC_OPEN 0x80000000u
+#define WSC_WAITING 0x40000000u
 
 typedef struct {
-    _Atomic uint32_t gate;
+    _Atomic uint32_t gate; /* a futex, too */
     _Atomic uint32_t turn; /* the futex: rises with each share, and with the end */
     _Atomic uint32_t asleep;
     _Atomic int ending;
@@ -67,9 +69,9 @@ static wsc_send_pool wsc_pool = {.shared = ATOMIC_FLAG_INIT, .mutex = PTHREAD_MU
 
 #ifdef __linux__
 
-static inline void wsc_futex(int operation, uint32_t value) {
+static inline void wsc_futex(_Atomic uint32_t *word, int operation, uint32_t value) {
     /* Waiting fails with EAGAIN or EINTR, and waking with nothing: both loop or go on. */
-    (void)syscall(SYS_futex, &wsc_pool.turn, operation, value, NULL, NULL, 0);
+    (void)syscall(SYS_futex, word, operation, value, NULL, NULL, 0);
 }
 
 /* Claims chunks and does them, until none is left or the deadline has passed. */
@@ -104,14 +106,16 @@ static void *wsc_help(void *unused) {
         uint32_t turn;
         while ((turn = atomic_load(&wsc_pool.turn)) == seen) {
             atomic_fetch_add(&wsc_pool.asleep, 1);
-            wsc_futex(FUTEX_WAIT_PRIVATE, seen);
+            wsc_futex(&wsc_pool.turn, FUTEX_WAIT_PRIVATE, seen);
             atomic_fetch_sub(&wsc_pool.asleep, 1);
         }
         seen = turn;
         if (atomic_load(&wsc_pool.ending)) return NULL;
         if (wsc_enter()) {
             wsc_take_chunks(0);
-            atomic_fetch_sub_explicit(&wsc_pool.gate, 1, memory_order_release);
+            if (atomic_fetch_sub_explicit(&wsc_pool.gate, 1, memory_order_release) ==
+                (WSC_WAITING | 1))
+                wsc_futex(&wsc_pool.gate, FUTEX_WAKE_PRIVATE, 1);
         }
     }
 }
@@ -125,6 +129,13 @@ static void wsc_pool_forked(void) {
     atomic_store(&wsc_pool.threads, 0);
     atomic_flag_clear(&wsc_pool.shared);
     wsc_pool.users = 0;
+}
+
+/* Has a thread start at once where a core is idle, and interrupt nobody where none is: that is
+ * SCHED_BATCH. It has the caller's priority otherwise, which may have to wait for it. */
+static inline void wsc_be_polite(pthread_t id) {
+    struct sched_param none = {0};
+    if (sched_getscheduler(0) == SCHED_OTHER) (void)pthread_setschedparam(id, SCHED_BATCH, &none);
 }
 
 /* Says that somebody shares with so many threads; returns how many there are, 0 with an error of the
@@ -142,7 +153,7 @@ static inline int wsc_pool_open(int threads) {
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         while (made < threads && pthread_create(&wsc_pool.ids[made], NULL, wsc_help, NULL) == 0)
-            made += 1;
+            wsc_be_polite(wsc_pool.ids[made++]);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         atomic_store(&wsc_pool.threads, made);
     }
@@ -159,17 +170,33 @@ static inline void wsc_pool_close(void) {
         atomic_store(&wsc_pool.threads, 0);
         atomic_store(&wsc_pool.ending, 1);
         atomic_fetch_add(&wsc_pool.turn, 1);
-        wsc_futex(FUTEX_WAKE_PRIVATE, INT32_MAX);
+        wsc_futex(&wsc_pool.turn, FUTEX_WAKE_PRIVATE, INT32_MAX);
         for (i = 0; i < threads; i++) pthread_join(wsc_pool.ids[i], NULL);
         atomic_store(&wsc_pool.ending, 0);
     }
     pthread_mutex_unlock(&wsc_pool.mutex);
 }
 
+/* Closes the gate, and waits until nobody is inside. */
+static inline void wsc_close_gate(void) {
+    double until = 0;
+    uint32_t gate = atomic_fetch_and(&wsc_pool.gate, ~WSC_OPEN) & ~WSC_OPEN;
+    while ((gate & ~WSC_WAITING) != 0) {
+        if (gate & WSC_WAITING) {
+            wsc_futex(&wsc_pool.gate, FUTEX_WAIT_PRIVATE, gate);
+        } else if (until == 0) {
+            until = wsc_now() + WSC_SPIN;
+        } else if (wsc_now() >= until) {
+            atomic_fetch_or(&wsc_pool.gate, WSC_WAITING);
+        }
+        gate = atomic_load_explicit(&wsc_pool.gate, memory_order_acquire);
+    }
+    atomic_store(&wsc_pool.gate, 0);
+}
+
 /* Has the jobs done by this thread and by those of the pool that wake up in time; returns how many
  * were done, or 0: they cannot be shared now. */
 static inline ssize_t wsc_share(wsc_part part, void *jobs, ssize_t count, double deadline) {
-    unsigned spins = 0;
     ssize_t done;
     if (atomic_load(&wsc_pool.threads) == 0 || count <= WSC_CHUNK) return 0;
     if (atomic_flag_test_and_set_explicit(&wsc_pool.shared, memory_order_acquire)) return 0;
@@ -180,11 +207,11 @@ static inline ssize_t wsc_share(wsc_part part, void *jobs, ssize_t count, double
     atomic_store_explicit(&wsc_pool.next, 0, memory_order_relaxed);
     atomic_store(&wsc_pool.gate, WSC_OPEN);
     atomic_fetch_add(&wsc_pool.turn, 1);
-    if (atomic_load(&wsc_pool.asleep)) wsc_futex(FUTEX_WAKE_PRIVATE, INT32_MAX);
+    /* A thread for each chunk but the caller's first, at most. */
+    if (atomic_load(&wsc_pool.asleep))
+        wsc_futex(&wsc_pool.turn, FUTEX_WAKE_PRIVATE, (uint32_t)((count - 1) / WSC_CHUNK));
     wsc_take_chunks(1);
-    atomic_fetch_and(&wsc_pool.gate, ~WSC_OPEN);
-    while (atomic_load_explicit(&wsc_pool.gate, memory_order_acquire) != 0)
-        if (++spins > WSC_SPINS) sched_yield();
+    wsc_close_gate();
     done = atomic_load_explicit(&wsc_pool.next, memory_order_relaxed);
     atomic_flag_clear_explicit(&wsc_pool.shared, memory_order_release);
     return done < count ? done : count;
@@ -201,63 +228,108 @@ static inline ssize_t wsc_share(wsc_part part, void *jobs, ssize_t count, double
 
 #endif
 
-/* Whether sharing pays, as one engine has measured it. A core that something else uses helps with
- * nothing, and takes it from that something: then the jobs are not shared for a while. */
+/* Whether sharing pays, as one engine has measured it for plans of about one size.
+ *
+ * An account in seconds: `debt` is what sharing has cost beyond `WSC_PAYS` of the time without it,
+ * less what it has saved. A core that something else uses helps with nothing, and the debt rises; then
+ * nothing is shared until flushes without threads have paid it back, by `WSC_REPAYS` of their time. So
+ * trials of threads that do not help cost no more than that part of all. */
 typedef struct {
-    double alone;     /* seconds a job without threads, and with them; 0: not measured yet */
-    double shared;
-    unsigned skip;    /* so many of the next flushes are alone */
-    unsigned pause;   /* what `skip` is set to when sharing does not pay */
-    unsigned number;  /* of shares, since the last pause */
+    double alone; /* seconds a unit of work without threads; 0: not measured yet */
+    double debt;
+    unsigned number; /* of flushes */
+    unsigned short trial; /* shares since the last pause */
+    unsigned short paused;
+} wsc_account;
+
+/* Accounts from `WSC_LEAST_JOBS` units on, each for up to twice as much as the one before. */
+#define WSC_ACCOUNTS 8
+
+typedef struct {
+    wsc_account accounts[WSC_ACCOUNTS];
 } wsc_sharing;
 
-_Static_assert(sizeof(wsc_sharing) <= 4 * sizeof(double), "fanout.pxd has room for it");
+_Static_assert(sizeof(wsc_sharing) <= 24 * sizeof(double), "fanout.pxd has room for it");
 
 /* Fewer jobs are not worth waking a thread, which takes 10 us. */
 #define WSC_LEAST_JOBS 32
-/* One in so many is done alone, to measure that again. */
+/* So many bytes are a unit of work, as a job is by itself. */
+#define WSC_UNIT_BYTES 16384.0
+/* One in so many is done alone, to measure that again; and the first ones. */
 #define WSC_ALONE_EVERY 32
-/* Shares after which it is judged whether they pay: they take less than this part of the time. */
-#define WSC_TRIED 4
+#define WSC_ALONE_FIRST 8
+/* Shares that pay take less than this part of the time without threads. */
 #define WSC_PAYS 0.9
-#define WSC_PAUSE_LEAST 16u
-#define WSC_PAUSE_MOST 1024u
+#define WSC_REPAYS 0.02
+/* Shares of a trial, unless one costs as much as so many flushes without threads. */
+#define WSC_TRIED 4
+#define WSC_STALLED 2
+/* Seconds that sharing may have saved for worse times. */
+#define WSC_CREDIT 0.02
 
-static inline void wsc_measure(double *average, double seconds) {
-    *average = *average == 0 ? seconds : *average + (seconds - *average) / 8;
+static inline wsc_account *wsc_account_of(wsc_sharing *sharing, double units) {
+    int i = 0;
+    for (; units >= 2 * WSC_LEAST_JOBS && i < WSC_ACCOUNTS - 1; i++) units /= 2;
+    return &sharing->accounts[i];
+}
+
+/* Whether the next flush is to be shared. */
+static inline int wsc_pays(const wsc_account *account) {
+    return !account->paused && account->number >= WSC_ALONE_FIRST &&
+           account->number % WSC_ALONE_EVERY != 0;
+}
+
+/* Notes that so many units were done without threads. */
+static inline void wsc_was_alone(wsc_account *account, double seconds, double units) {
+    double each = seconds / units;
+    account->number += 1;
+    if (account->number <= WSC_ALONE_FIRST) {
+        if (account->alone == 0 || each < account->alone) account->alone = each;
+    } else {
+        /* Something else may have had the core for a while, which is no reason to share. */
+        if (each > 1.25 * account->alone) each = 1.25 * account->alone;
+        account->alone += (each - account->alone) / 4;
+    }
+    if (account->paused && (account->debt -= WSC_REPAYS * seconds) <= 0) {
+        account->debt = 0;
+        account->paused = account->trial = 0;
+    }
+}
+
+/* Notes that so many units were shared. */
+static inline void wsc_was_shared(wsc_account *account, double seconds, double units) {
+    double alone = account->alone * units;
+    account->number += 1;
+    account->debt += seconds - WSC_PAYS * alone;
+    if (account->debt < -WSC_CREDIT) account->debt = -WSC_CREDIT;
+    if (account->trial < WSC_TRIED) account->trial += 1;
+    account->paused =
+        account->debt > 0 && (account->trial == WSC_TRIED || account->debt > WSC_STALLED * alone);
 }
 
 /* Does the jobs until the deadline, with threads where that has paid; returns whether with them.
- * Without `sharing` this thread does them alone. */
+ * Without `sharing` this thread does them alone. `bytes` is what the jobs have in all. */
 static inline int wsc_do_jobs(wsc_sharing *sharing, wsc_part part, void *jobs, ssize_t count,
-                              double deadline) {
-    int measured = sharing && count >= WSC_LEAST_JOBS;
-    double began = measured ? wsc_now() : 0;
+                              double bytes, double deadline) {
+    wsc_account *account = NULL;
+    double began = 0, units = 0;
     ssize_t at = 0, last;
-    int share = measured && sharing->skip == 0 && sharing->alone != 0;
-    if (share && ++sharing->number % WSC_ALONE_EVERY == 0) share = 0;
-    if (share && (at = wsc_share(part, jobs, count, deadline)) != 0) {
-        wsc_measure(&sharing->shared, (wsc_now() - began) / (double)at);
-        if (sharing->number < WSC_TRIED) return 1;
-        if (sharing->shared < WSC_PAYS * sharing->alone) {
-            sharing->pause = 0;
-        } else {
-            sharing->pause = sharing->pause ? 2 * sharing->pause : WSC_PAUSE_LEAST;
-            if (sharing->pause > WSC_PAUSE_MOST) sharing->pause = WSC_PAUSE_MOST;
-            sharing->skip = sharing->pause;
-            sharing->shared = sharing->number = 0;
+    if (sharing && count >= WSC_LEAST_JOBS) {
+        units = (double)count + bytes / WSC_UNIT_BYTES;
+        account = wsc_account_of(sharing, units);
+        began = wsc_now();
+        if (wsc_pays(account)) at = wsc_share(part, jobs, count, deadline);
+        if (at) {
+            wsc_was_shared(account, wsc_now() - began, units * (double)at / (double)count);
+            return 1;
         }
-        return 1;
     }
     do {
         last = at + WSC_CHUNK < count ? at + WSC_CHUNK : count;
         part(jobs, at, last);
         at = last;
     } while (at < count && wsc_now() < deadline);
-    if (measured) {
-        wsc_measure(&sharing->alone, (wsc_now() - began) / (double)at);
-        if (sharing->skip) sharing->skip -= 1;
-    }
+    if (account) wsc_was_alone(account, wsc_now() - began, units * (double)at / (double)count);
     return 0;
 }
 

@@ -4,7 +4,8 @@
  *
  * Two callers at once share jobs of random numbers with random deadlines, and open and close the
  * pool meanwhile. Each job has to be done once or not at all, and those not done have to be the
- * last ones. With `fork`, a child does the same while the threads of its parent go on. */
+ * last ones. None may be begun behind the deadline. With `fork`, a child does the same while the
+ * threads of its parent go on. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,7 +51,7 @@ static void *call(void *seed) {
         if (round % 50 == 0) wsc_pool_open(1 + rand_r(&state) % 3);
         memset(jobs, 0, sizeof *jobs);
         if (round % 2) {
-            shared += wsc_do_jobs(&sharing, part, jobs, count, wsc_now() + budget);
+            shared += wsc_do_jobs(&sharing, part, jobs, count, 0, wsc_now() + budget);
         } else if (wsc_share(part, jobs, count, wsc_now() + budget)) {
             shared += 1;
         } else {
@@ -66,6 +67,25 @@ static void *call(void *seed) {
     if (rounds % 50) wsc_pool_close();
     free(jobs);
     return (void *)shared;
+}
+
+/* A chunk ends behind the deadline. */
+static void late_part(void *all, ssize_t first, ssize_t last) {
+    part(all, first, last);
+    while (wsc_now() < wsc_pool.deadline) {}
+}
+
+/* Each thread, and the caller, does at most one chunk of such jobs. */
+static void keep_the_deadline(void) {
+    wsc_jobs jobs;
+    for (int round = 0; round < 200; round++) {
+        ssize_t done;
+        if (wsc_pool_open(3) != 3) fail("no threads");
+        memset(&jobs, 0, sizeof jobs);
+        done = wsc_share(late_part, &jobs, MOST_JOBS, wsc_now() + 200e-6);
+        if (done < WSC_CHUNK || done > 4 * WSC_CHUNK) fail("a chunk was begun behind the deadline");
+        wsc_pool_close();
+    }
 }
 
 static long both(unsigned seed) {
@@ -95,6 +115,7 @@ int main(int count, char **words) {
         wsc_pool_close();
         if (waitpid(child, &status, 0) < 0 || status) fail("the child failed");
     } else {
+        keep_the_deadline();
         shared = both(seed);
     }
     if (!shared) fail("nothing was shared");

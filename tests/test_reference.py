@@ -128,7 +128,9 @@ def test_a_setting_is_there_with_its_default_and_bounds(cls: type[Settings], nam
     assert type(value(row[0])) is type(default)
     kind = kinds_of(cls)[name]
     if isinstance(kind.type, msgspec.inspect.IntType):
-        low, _, high = row[1].partition(" to ")
+        words = "".join(f'"{word}", ' for word in kind.words)
+        assert row[1].replace("`", "").startswith(words)
+        low, _, high = row[1].replace("`", "").removeprefix(words).partition(" to ")
         assert (value(low), value(high)) == (kind.type.ge, kind.type.le)
     if cls is HubConfig:
         assert (row[2] == "yes") == kind.live

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import resource
 import shutil
@@ -72,13 +73,37 @@ def test_a_pool_without_one_of_its_rules_is_found_out(
     )
 
 
-def built(place: Path, sanitizer: str, headers: Path = ROOT / "src_cy") -> str:
-    """The program of send_pool.c, with this sanitizer."""
+@LINUX
+@pytest.mark.parametrize("seed", ["1", "2"])
+@pytest.mark.parametrize(
+    "cost", [0.5, 0.7, 0.9, 0.95, 1.0, 1.05, 1.1, 1.5, 3.0, 10.0, 50.0], ids=str
+)
+def test_whatever_the_threads_are_worth_it_is_no_slower(
+    cost: float, seed: str, tmp_path: Path
+) -> None:
+    program = built(tmp_path, "undefined", source="send_account.c")
+    done = subprocess.run([program, str(cost), seed], capture_output=True, text=True, check=True)
+    halves = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
+    for worth, (ratio, shared) in zip((1 / cost, cost), halves, strict=True):
+        assert ratio > 0.96
+        if worth > 1.4:
+            assert ratio > 0.85 * min(worth, 4)
+            assert shared > 80
+        if worth < 0.7:
+            assert shared < 5
+
+
+def built(
+    place: Path, sanitizer: str, headers: Path = ROOT / "src_cy", source: str = "send_pool.c"
+) -> str:
+    """The program of a file beside this one, with this sanitizer."""
     program = str(place / "send_pool")
     options = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
     sanitizers = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    source = str(ROOT / "tests/send_pool.c")
-    subprocess.run(["cc", *options, *sanitizers, f"-I{headers}", "-o", program, source], check=True)
+    subprocess.run(
+        ["cc", *options, *sanitizers, f"-I{headers}", "-o", program, str(ROOT / "tests" / source)],
+        check=True,
+    )
     return program
 
 
@@ -102,10 +127,46 @@ async def payloads(raw: RawClient, count: int) -> list[bytes]:
     return [(await raw.recv()).payload for _ in range(count)]
 
 
-@pytest.mark.parametrize("value", [-1, 17, "2", True, 1.5])
+@pytest.mark.parametrize("value", [-1, 17, "2", True, 1.5, "Auto", "", None, ["auto"]])
 def test_a_number_of_threads_is_checked(value: object) -> None:
-    with pytest.raises(ConfigError, match=r"send_threads.*an int from 0 to 16"):
+    with pytest.raises(
+        ConfigError, match=r"send_threads is .*, expected 'auto' or an int from 0 to 16$"
+    ):
         HubConfig(send_threads=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("0", 0), ("3", 3)])
+def test_the_number_comes_from_the_environment_and_from_files(
+    text: str, value: object, tmp_path: Path
+) -> None:
+    assert HubConfig.from_env({"WSC_SEND_THREADS": text}).send_threads == value
+    written = json.dumps(value)
+    for name, content in {
+        "a.toml": f"[hub]\nsend_threads = {written}\n",
+        "a.json": f'{{"hub": {{"send_threads": {written}}}}}',
+        "a.yaml": f"hub:\n  send_threads: {text}\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+        assert HubConfig.from_file(tmp_path / name).send_threads == value
+
+
+@pytest.mark.parametrize("text", ["automatic", "17", "-1", "2.5"])
+def test_a_text_that_is_no_number_of_threads_is_named(text: str, tmp_path: Path) -> None:
+    expected = r"expected 'auto' or an int from 0 to 16$"
+    with pytest.raises(ConfigError, match=rf"^WSC_SEND_THREADS is .*{text}.*, {expected}"):
+        HubConfig.from_env({"WSC_SEND_THREADS": text})
+    path = tmp_path / "a.yaml"
+    path.write_text(f"send_threads: {text}\n")
+    with pytest.raises(ConfigError, match=rf"a.yaml: send_threads is .*{text}.*, {expected}"):
+        HubConfig.from_file(path)
+
+
+def test_check_config_shows_the_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('[hub]\nsend_threads = "auto"\n')
+    command = [sys.executable, "-m", "wsc_fast", "check-config", str(path), "--changed", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["hub"]["send_threads"]["value"] == "auto"
 
 
 @LINUX
@@ -122,8 +183,8 @@ async def test_threads_help_and_end_with_the_hub(any_loop: str) -> None:
             expected = [str(number).encode() for number in range(40)]
             assert await payloads(raw, 40) == expected
             raw.close()
-        # Whether it pays is measured by shares, on a busy machine too.
-        assert hub.get_stats().shared_flushes >= 4
+        # Whether it pays is measured by at least one, on a busy machine too.
+        assert hub.get_stats().shared_flushes >= 1
     assert helpers() == 0
 
 

@@ -26,7 +26,8 @@ class HubStats(msgspec.Struct, frozen=True, kw_only=True):
         frames_sent: frames, pings and closes included, given to the kernel or a transport.
         send_calls, flushes, messages_per_send: how well sends are coalesced.
         partial_sends: sends that the kernel took only in part or not at all.
-        shared_flushes: flushes whose sends were open to the threads of `HubConfig.send_threads`.
+        shared_flushes: flushes whose sends were open to the threads of `HubConfig.send_threads`;
+            beside `flushes` it says whether they pay.
         compressed_frames: how often a message was compressed: once for all clients that share the
             result.
         conflated: messages replaced by a newer one under the same key.

@@ -37,8 +37,16 @@ class Engine(FanoutNeeds):
     def connections(self) -> int: ...
     @property
     def deadlines(self) -> Timers[Callable[[], object]]: ...
-    def attach(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Binds to the running loop of this thread, or to none."""
+    def attach(self, loop: asyncio.AbstractEventLoop | None, send_threads: int = 0) -> int:
+        """Binds to the running loop of this thread, or to none.
+
+        Args:
+            loop: the loop, or None.
+            send_threads: so many threads are to help with sends.
+
+        Returns:
+            int: those that are there.
+        """
     def join(
         self, requests: object, admission: object, application: object, deliveries: object
     ) -> None:
@@ -112,8 +120,6 @@ class Engine(FanoutNeeds):
         """See `Hub.get_clients_by_user`."""
     def empty_rooms(self) -> None:
         """Takes the members out of deleted rooms, and tells of each; as many as a turn allows."""
-    def count_send_threads(self) -> tuple[int, int]:
-        """The threads that were asked for (`HubConfig.send_threads`), and those that are there."""
     def count_emptying(self) -> int:
         """Counts the deleted rooms that have members left."""
     def set_room_watchers(

@@ -118,16 +118,15 @@ cdef class Fanout:
         Sent* batch_sent            # `Sent` of the set that the batch is for
         Py_ssize_t batch_totals[FORMS]  # bytes that the flush under way sends in each form
         int batch_forms_end         # behind the highest of these forms
-        int threads_wanted          # beside the loop's, for the send phase
-        int threads                 # that are there
+        int threads                 # beside the loop's, for the send phase
         bint has_threads            # the pool was opened, and is to be closed
-        double[4] sharing           # a wsc_sharing of send_pool.h
+        double[24] sharing          # a wsc_sharing of send_pool.h
         Histogram flush_seconds
         Histogram send_seconds  # of the part of a flush without the GIL
         Histogram flush_clients
 
-    # Binds to the loop of `loop_context`, or to none.
-    cdef int attach(self) except -1
+    # Binds to the loop of `loop_context`, or to none, and asks for so many threads.
+    cdef int attach(self, int threads) except -1
     cdef int end_threads(self) noexcept
     # The loop is gone, and with it what was to be sent: no call of either.
     cdef int forget(self) except -1

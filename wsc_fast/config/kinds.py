@@ -71,6 +71,7 @@ class Kind:
 
     Attributes:
         type: as msgspec describes it, with its bounds.
+        words: texts that stand beside the type.
         live: whether `set_config` may change it while the hub runs.
         is_seconds: whether it is a time, of which a text may say the unit.
     """
@@ -80,6 +81,13 @@ class Kind:
         if isinstance(declared, msgspec.inspect.Metadata):
             extra = declared.extra or {}
             declared = declared.type
+        self.words: tuple[Any, ...] = ()
+        if isinstance(declared, msgspec.inspect.UnionType):
+            words, declared = sorted(
+                declared.types, key=lambda each: not isinstance(each, msgspec.inspect.LiteralType)
+            )
+            assert isinstance(words, msgspec.inspect.LiteralType)
+            self.words = words.values
         self.type = declared
         self.live: bool = bool(extra.get("live"))
         self.is_seconds: bool = bool(extra.get("seconds"))
@@ -93,12 +101,15 @@ class Kind:
             ConfigError: it cannot work; the text names it by `called`, and says what is allowed.
         """
         kind = self.type
+        if isinstance(value, str) and value in self.words:
+            return value
         match kind:
             case msgspec.inspect.IntType(ge=low, le=high):
                 assert low is not None
                 assert high is not None
                 if type(value) is not int or not low <= value <= high:
-                    raise wrong(called, value, f"an int from {low} to {high}")
+                    either = "".join(f"{word!r} or " for word in self.words)
+                    raise wrong(called, value, f"{either}an int from {low} to {high}")
             case msgspec.inspect.FloatType():
                 return self._checked_number(called, value, kind)
             case msgspec.inspect.BoolType():
@@ -139,6 +150,8 @@ class Kind:
 
     def parsed(self, called: str, text: str) -> Any:
         """The value that the text of an environment variable stands for, to be checked."""
+        if text in self.words:
+            return text
         match self.type:
             case msgspec.inspect.BoolType():
                 if text.lower() not in _BOOLEANS:

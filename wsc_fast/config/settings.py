@@ -133,8 +133,10 @@ class HubConfig(Settings, frozen=True, kw_only=True):
             (`Hub.presence`), and nobody is told that he did.
         flush_budget: how long a flush may hold the loop before it yields.
         send_threads: so many threads help the loop's thread with the kernel calls of large flushes,
-            on Linux. They serve all hubs of the process, run no Python, and help only as long as
-            the hub measures that it gains: on cores that are busy it soon sends alone again.
+            on Linux. "auto": one for each core that the process may use (by its affinity, and the
+            CPU quota of its control group) but the loop's own, at most 3. They serve all hubs of
+            the process, run no Python, and help only as long as the hub measures that it gains: on
+            cores that are busy it sends alone, but for 2 % of the time, in which it tries.
         drain_period: how long `run` takes to send clients away (1012) after the first SIGTERM or
             SIGINT, so that they do not all come back at once; 0 closes them all at once (1001).
         watchdog_timeout: a callback that blocks the loop for so long is logged, with the stack of
@@ -203,7 +205,7 @@ class HubConfig(Settings, frozen=True, kw_only=True):
     max_rooms_per_client: Annotated[int, Meta(ge=0, le=1 << 40), LIVE] = 1_000
     presence_grace: Annotated[SecondsFromZero, LIVE] = 5.0
     flush_budget: Annotated[Seconds, LIVE] = 0.005
-    send_threads: Annotated[int, Meta(ge=0, le=16)] = 0
+    send_threads: Annotated[int, Meta(ge=0, le=16)] | Literal["auto"] = 0
     drain_period: Annotated[SecondsFromZero, LIVE] = 0.0
     watchdog_timeout: SecondsFromZero = 5.0
     thread_call_timeout: Annotated[Seconds, LIVE] = 10.0

@@ -28,6 +28,7 @@ from wsc_fast.listen.sockets import Host
 from wsc_fast.log import log
 from wsc_fast.runtime import fork
 from wsc_fast.runtime.callbacks import Callbacks
+from wsc_fast.runtime.cores import count_helpers
 from wsc_fast.runtime.heartbeat import Heartbeat
 from wsc_fast.runtime.hooks import LifeHooks
 from wsc_fast.runtime.life_lines import (
@@ -220,9 +221,8 @@ class Life:
         self._parts.listener.forget_port()
 
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        engine = self._parts.engine
-        engine.attach(loop)
-        tell_threads(*engine.count_send_threads())
+        wanted = count_helpers(self._settings().send_threads)
+        tell_threads(wanted, self._parts.engine.attach(loop, wanted))
 
     async def _make_ready(self, loop: asyncio.AbstractEventLoop, start: object) -> None:
         parts = self._parts
