@@ -157,7 +157,7 @@ class Crowd:
         self.failed: collections.Counter[str] = collections.Counter()
         self._address, self._context = address, context
         self._ending = threading.Event()
-        self._threads = [threading.Thread(target=self._come_and_go) for _ in range(8)]
+        self._threads = [threading.Thread(target=self._come_and_go) for _ in range(4)]
 
     def __enter__(self) -> Crowd:
         for thread in self._threads:
@@ -225,8 +225,9 @@ def spread(address: tuple[str, int], count: int) -> collections.Counter[int]:
 # --- serve --workers ---
 
 
-@TLS
-@pytest.mark.parametrize("drain", ["0", "0.1"])
+@pytest.mark.parametrize(
+    ("tls", "drain"), [(False, "0"), (False, "0.1"), (True, "0")], ids=["plain", "drain", "tls"]
+)
 def test_a_crowd_that_connects_during_rolling_reloads_meets_no_reset(
     tmp_path: Path, authority: trustme.CA, tls: bool, drain: str
 ) -> None:
@@ -240,7 +241,7 @@ def test_a_crowd_that_connects_during_rolling_reloads_meets_no_reset(
         before = {each.pid for each in served.workers()}
         with Crowd(served.address, context if tls else None) as crowd:
             crowd.grows(100)
-            served.replaced(3)
+            served.replaced(2)
             crowd.grows(100)
         assert crowd.failed == {}
         assert not before & {each.pid for each in served.workers()}
@@ -278,9 +279,9 @@ def test_nobody_new_waits_for_a_worker_that_is_missing(tmp_path: Path) -> None:
 def test_connections_are_spread_evenly_also_among_successors(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", "--no-bus", "--drain", "0", pause=0.01) as served:
         served.until("workers serve")
-        served.replaced(2)
+        served.replaced(1)
         served.workers()[0].kill()
-        served.until("listening on", 7)
+        served.until("listening on", 5)
         wait_until(lambda: len(spread(served.address, 20)) == 2, timeout=PATIENCE)
         found = spread(served.address, 1000)
         # The standard deviation is 16.
@@ -290,7 +291,7 @@ def test_connections_are_spread_evenly_also_among_successors(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6")
-@pytest.mark.parametrize("host", ["::1", "localhost", "::"])
+@pytest.mark.parametrize("host", ["localhost", "::"])
 def test_workers_listen_at_all_addresses_of_a_host(tmp_path: Path, host: str) -> None:
     with serving(tmp_path, "--workers", "2", "--no-bus", host=host) as served:
         served.until("workers serve")
@@ -320,7 +321,7 @@ def test_one_server_after_another_on_sockets_of_the_service_manager(tmp_path: Pa
         old.until("listening on")
         assert spread(second, 3).keys() == {old.process.pid}
         with Crowd(address) as crowd:
-            for number in range(1, 4):
+            for number in range(1, 3):
                 crowd.grows(30)
                 if number % 2:  # as `systemctl restart` does it: nobody is there for a while
                     old.stop()
@@ -341,7 +342,7 @@ def test_workers_share_the_sockets_of_the_service_manager(tmp_path: Path) -> Non
         with serving(tmp_path, *options, sockets=sockets) as served:
             served.until("2 workers serve the sockets of the service manager")
             with Crowd(served.address) as crowd:
-                served.replaced(2)
+                served.replaced(1)
                 crowd.grows(100)
             assert crowd.failed == {}
             served.stop()
@@ -351,7 +352,7 @@ def test_a_reload_keeps_those_who_connect_waiting(tmp_path: Path) -> None:
     with serving(tmp_path, "--reload", "--drain", "0") as served:
         served.until("listening on")
         with Crowd(served.address) as crowd:
-            for number in range(2, 5):
+            for number in range(2, 4):
                 crowd.grows(30)
                 now = time.time() + number  # a second each, also where the disk counts seconds
                 os.utime(tmp_path / "app.py", (now, now))
