@@ -73,7 +73,7 @@ class Owner:
 
     async def open(self, **options: Any) -> None:
         defaults: dict[str, Any] = {
-            "sock": None,
+            "given": [],
             "ssl": None,
             "reuse_port": False,
             "check": lambda: None,

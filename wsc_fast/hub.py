@@ -15,7 +15,6 @@ No part knows the hub: each is given what it needs.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from functools import partial
 from ssl import SSLContext
@@ -44,7 +43,7 @@ from wsc_fast.errors import ConfigError, HubStateError, ValidationError
 from wsc_fast.listen.arguments import check_listen_arguments
 from wsc_fast.listen.listener import Listener
 from wsc_fast.listen.needs import Needs as ListenerNeeds
-from wsc_fast.listen.sockets import Host
+from wsc_fast.listen.sockets import Given, Host
 from wsc_fast.messages import message_forms
 from wsc_fast.observe.counting import Counting
 from wsc_fast.observe.facade import ObserveFace
@@ -377,7 +376,7 @@ class Hub(
         *,
         path: str = "/ws",
         ssl: SSLContext | None = None,
-        sock: socket.socket | None = None,
+        sock: Given = None,
         certfile: str | None = None,
         keyfile: str | None = None,
         reuse_port: bool = False,
@@ -393,8 +392,8 @@ class Hub(
             port: 0 chooses one that is free at each address, see `port`.
             path: of the WebSocket endpoint, exact.
             ssl: serve wss:// with this context.
-            sock: an already bound TCP socket instead of host and port, such as one that systemd
-                handed over (`inherited_socket`).
+            sock: an already bound TCP socket, or a list of these, instead of host and port, such
+                as one that systemd handed over (`inherited_socket`).
             certfile, keyfile: PEM files, instead of `ssl`, for TLS 1.2 and newer; see
                 `reload_certificate`.
             reuse_port: let other processes listen on the same port (SO_REUSEPORT).
@@ -416,14 +415,14 @@ class Hub(
         """
         self._life.check_not_running()
         self._site.check_endpoint(path)
-        check_listen_arguments(host, port, sock, ssl)
+        given = check_listen_arguments(host, port, sock, ssl)
         if transport not in ("hub", "loop", "picows"):
             raise ValidationError(f"transport must be 'hub', 'loop' or 'picows', not {transport!r}")
         ssl = self._parts.listener.choose_tls(ssl, certfile, keyfile)
         by_picows = picows.make_connection if transport == "picows" else None
         self._parts.requests.make_connection = by_picows
         self._parts.listener.by_loop = transport != "hub"
-        await self._life.start(host, port, path=path, sock=sock, ssl=ssl, reuse_port=reuse_port)
+        await self._life.start(host, port, path=path, given=given, ssl=ssl, reuse_port=reuse_port)
 
     async def attach(self, *, tls: bool = False) -> None:
         """Has the hub run on the running loop, on which another server listens.
@@ -545,7 +544,7 @@ class Hub(
         *,
         path: str = "/ws",
         ssl: SSLContext | None = None,
-        sock: socket.socket | None = None,
+        sock: Given = None,
         certfile: str | None = None,
         keyfile: str | None = None,
         reuse_port: bool = False,
@@ -606,6 +605,8 @@ class Hub(
     async def _drain_before_stop(self) -> None:
         if self.config.drain_period:
             await self.drain(self.config.drain_period)
+        else:
+            await self._life.leave_port()
 
     def _open_files(self) -> int:
         return self.config.max_connections + self.config.max_handshakes + _OTHER_FILES

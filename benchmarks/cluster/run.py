@@ -16,6 +16,7 @@ from benchmarks.cluster import beside_peers, measures
 from benchmarks.cluster.directory import directory
 from benchmarks.cluster.from_celery import from_celery
 from benchmarks.cluster.publishers import publishers
+from benchmarks.cluster.workers import shares, workers
 
 MEASURES: dict[str, Callable[..., str]] = {
     "remote": measures.remote,
@@ -29,6 +30,8 @@ MEASURES: dict[str, Callable[..., str]] = {
     "publishers": publishers,
     "directory": directory,
     "celery": from_celery,
+    "workers": workers,
+    "shares": shares,
 }
 
 

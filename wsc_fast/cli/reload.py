@@ -3,7 +3,9 @@
 The watching process imports nothing of the application, so that an error of it ends the serving
 process alone: the watching one says so, and waits for the next change.
 
-A pipe ties the two, so that the hub also stops where the watching process was killed (reloaded.py).
+The watching process holds the listening sockets (held_port.py), so that who connects meanwhile
+waits for the next serving one. A pipe ties the two, so that the hub also stops where the watching
+process was killed (reloaded.py).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from wsc_fast.cli.held_port import HeldPort
 from wsc_fast.cli.output import UsageFailure, say
 
 # Seconds between two looks at the files.
@@ -30,7 +33,8 @@ class Supervisor:
     """Runs `wsc-fast` with some arguments, again and again.
 
     Args:
-        arguments: of the command, without --reload.
+        arguments: of the command, without --reload, --host and --port.
+        port: to listen on.
         folders: their Python files are watched, folders within them too.
         files: these are watched as well.
         drain: seconds that a hub takes for sending its clients away.
@@ -42,6 +46,7 @@ class Supervisor:
     def __init__(
         self,
         arguments: Sequence[str],
+        port: HeldPort,
         folders: Sequence[Path],
         files: Sequence[Path],
         drain: float,
@@ -50,6 +55,7 @@ class Supervisor:
             if not folder.is_dir():
                 raise UsageFailure(f"{folder} is no folder to watch")
         self._arguments = arguments
+        self._port = port
         self._folders, self._files = folders, files
         self._patience = drain + PATIENCE
         self._stopping = False
@@ -65,12 +71,14 @@ class Supervisor:
         say(f"watching {', '.join(map(str, self._folders))} for changes")
         # Nobody writes to it, and nobody else has the end for writing: it ends with this process.
         tie, _ = os.pipe()
+        sockets = self._port.descriptors(0)
         words = ["-m", "wsc_fast.cli.reloaded", str(tie), str(self._patience), *self._arguments]
+        words.append(f"--sockets={','.join(map(str, sockets))}")
         while not self._stopping:
             seen = self._times()
             # A group of its own, so that Ctrl-C reaches it once, by way of this process.
             with subprocess.Popen(
-                [sys.executable, *words], process_group=0, pass_fds=[tie]
+                [sys.executable, *words], process_group=0, pass_fds=[tie, *sockets]
             ) as child:
                 try:
                     changed = self._wait(child, seen)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,6 +101,7 @@ def serve(
         ),
     ] = False,
     worker: Annotated[str | None, typer.Option(hidden=True)] = None,
+    sockets: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serves a hub of your module until Ctrl-C or SIGTERM."""
     from wsc_fast.cli import logs
@@ -122,18 +124,21 @@ def serve(
         }
         words = [f"--{name}={value}" for name, value in options.items() if value is not None]
         words = ["serve", target, *words]
+        from wsc_fast.cli.held_port import HeldPort
+
         if workers is not None:
             from wsc_fast.cli.workers import Workers
 
             words += ["--no-bus"] * (no_bus or workers == 1)
             name = f"{Path.cwd()}/{target}"
-            raise typer.Exit(Workers(workers, words, host, port, drain, name).run())
+            with closing(HeldPort(host, port, workers)) as held:
+                raise typer.Exit(Workers(workers, words, held, drain, name).run())
         from wsc_fast.cli.reload import Supervisor
 
         files = [] if config is None else [config]
         folders = reload_dir or [Path.cwd()]
-        words += [f"--host={host}", f"--port={port}"]
-        raise typer.Exit(Supervisor(words, folders, files, drain).run())
+        with closing(HeldPort(host, port, 1)) as held:
+            raise typer.Exit(Supervisor(words, held, folders, files, drain).run())
     from wsc_fast.cli.target import load_hub
 
     place = None if worker is None else _place(worker)
@@ -151,6 +156,7 @@ def serve(
         hub.run(
             host,
             port,
+            sock=_given(sockets),
             path=path,
             certfile=None if certfile is None else str(certfile),
             keyfile=None if keyfile is None else str(keyfile),
@@ -162,6 +168,15 @@ def _place(text: str) -> Place:
     from wsc_fast.cli.worker import Place
 
     return Place(text)
+
+
+def _given(sockets: str | None) -> list[socket.socket] | None:
+    """The sockets that the watching process, or the service manager, has handed over, if any."""
+    from wsc_fast.listen.sockets import are_handed_over, handed_over, socket_of
+
+    if sockets is not None:
+        return [socket_of(int(descriptor)) for descriptor in sockets.split(",")]
+    return handed_over() if are_handed_over() else None
 
 
 def _configure(hub: Hub, file: Path | None, drain: float | None) -> None:

@@ -1,8 +1,9 @@
 """`serve --workers N`: several processes on one port, and the one that looks after them.
 
-That process imports nothing of the application. It reserves the port, starts the workers, starts a
-worker again that has died, and passes on the signals that it gets. A worker is the command itself
-with the hidden option `--worker`, in a process of its own (reloaded.py). It has two ties to us:
+That process imports nothing of the application. It holds the listening sockets (held_port.py),
+starts the workers, starts a worker again that has died, and passes on the signals that it gets. A
+worker is the command itself with the hidden options `--worker` and `--sockets`, in a process of its
+own (reloaded.py). It has two ties to us:
 
 - the pipe of reloaded.py, by whose end it notices that we are gone, also after kill -9;
 - a socket, over which it says `ready` once it listens, and asks for the server of `bus="local"`.
@@ -23,9 +24,9 @@ from asyncio.subprocess import Process, create_subprocess_exec
 from collections.abc import Sequence
 
 from wsc_fast.bus.local import VARIABLE, LocalServer, directory_of
-from wsc_fast.cli.output import Failure, reason_of, say
+from wsc_fast.cli.held_port import HeldPort
+from wsc_fast.cli.output import say
 from wsc_fast.errors import BusError
-from wsc_fast.listen.sockets import bound_sockets
 
 # Seconds that a hub may take to stop behind its drain; then it is killed.
 PATIENCE = 15.0
@@ -42,7 +43,7 @@ class Workers:
     Args:
         count: of the workers.
         arguments: of the command, without --workers, --host and --port.
-        host, port: to listen on; port 0 chooses one that is free.
+        port: to listen on, with sockets for so many processes.
         drain: seconds that a hub takes for sending its clients away.
         name: of the application, for its local bus.
     """
@@ -51,14 +52,13 @@ class Workers:
         self,
         count: int,
         arguments: Sequence[str],
-        host: str,
-        port: int,
+        port: HeldPort,
         drain: float,
         name: str,
     ) -> None:
         self._count = count
         self._arguments = list(arguments)
-        self._host, self._port = host, port
+        self._port = port
         self._patience = drain + PATIENCE
         self._slots: list[_Slot] = []
         self._code = 0
@@ -72,9 +72,6 @@ class Workers:
 
         Returns:
             int: the exit code.
-
-        Raises:
-            Failure: the address cannot be listened on.
         """
         return asyncio.run(self._main())
 
@@ -82,7 +79,6 @@ class Workers:
         self._ending = asyncio.Event()
         self._wants_reload = asyncio.Event()
         loop = asyncio.get_running_loop()
-        reserved = await self._reserve()
         # Nobody writes to it, and nobody else has the end for writing: it ends with this process.
         self._tie, our_end = os.pipe()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -97,6 +93,7 @@ class Workers:
                 await self._ending.wait()
         finally:
             self._ending.set()
+            self._port.close()  # first, so that the workers' own copies are the last ones
             for task in tasks:
                 task.cancel()
             if tasks:
@@ -109,35 +106,21 @@ class Workers:
                 self._local.close()
             for each in (self._tie, our_end):
                 os.close(each)
-            for sock in reserved:
-                sock.close()
         return self._code
-
-    async def _reserve(self) -> list[socket.socket]:
-        """Sockets that hold the port for the workers, and do not listen.
-
-        With SO_REUSEPORT nobody would notice a server of the same user that has the port already,
-        so it is bound without that first.
-        """
-        try:
-            for sock in await bound_sockets(self._host, self._port, False):
-                self._port = self._port or sock.getsockname()[1]
-                sock.close()
-            return await bound_sockets(self._host, self._port, True)
-        except (OSError, UnicodeError) as error:
-            at = f"{self._host}:{self._port}"
-            raise Failure(f"cannot listen on {at}: {reason_of(error)}") from None
 
     async def _start(self) -> bool:
         """Starts the first worker, and then the others: a fault of all of them is told once."""
-        for slots in (self._slots[:1], self._slots[1:]):
+        first, others = self._slots[:1], self._slots[1:]
+        for slots in (first, others):
             await asyncio.gather(*(slot.start() for slot in slots))
             for slot in slots:
                 if not self._ending.is_set() and not slot.is_ready():
                     self._code = max(slot.exit_code() or 1, 1)
                     return False
+            if slots is first:
+                self._port.listen()
         if not self._ending.is_set():
-            at = f"{self._host}:{self._port}"
+            at = self._port.place
             say(f"{self._count} workers serve {at} (process {os.getpid()}); SIGHUP replaces them")
         return not self._ending.is_set()
 
@@ -161,7 +144,8 @@ class Workers:
 
     def words(self, number: int, report: int) -> list[str]:
         """The command of a worker."""
-        at = [f"--host={self._host}", f"--port={self._port}", f"--worker={number}:{report}"]
+        sockets = ",".join(map(str, self.sockets(number)))
+        at = [f"--sockets={sockets}", f"--worker={number}:{report}"]
         reloaded = ["-m", "wsc_fast.cli.reloaded", str(self._tie), str(self._patience)]
         return [sys.executable, *reloaded, *self._arguments, *at]
 
@@ -169,6 +153,15 @@ class Workers:
     def tie(self) -> int:
         """The descriptor by whose end a worker notices that we are gone."""
         return self._tie
+
+    def sockets(self, number: int) -> list[int]:
+        """The descriptors on which a worker listens."""
+        return self._port.descriptors(number - 1)
+
+    def steer(self) -> None:
+        """A worker listens, or has died: new connections go to those that listen."""
+        if not self._ending.is_set():
+            self._port.steer([slot.number - 1 for slot in self._slots if slot.is_ready()])
 
     def environment(self) -> dict[str, str]:
         """The environment of a worker."""
@@ -312,6 +305,7 @@ class _Slot:
     async def start(self) -> None:
         """Starts its worker; returns once that listens, or has ended."""
         self._worker = await self._begun()
+        self._workers.steer()
 
     async def _begun(self) -> _Worker:
         ours, theirs = socket.socketpair()
@@ -321,7 +315,11 @@ class _Slot:
                 *self._workers.words(self.number, theirs.fileno()),
                 env=self._workers.environment(),
                 process_group=0,
-                pass_fds=[theirs.fileno(), self._workers.tie],
+                pass_fds=[
+                    theirs.fileno(),
+                    self._workers.tie,
+                    *self._workers.sockets(self.number),
+                ],
             )
         worker = _Worker(process, ours, self._workers)
         self._others.add(worker)
@@ -341,6 +339,7 @@ class _Slot:
             async with self._changing:
                 if worker is not self._worker:
                     continue  # it was replaced
+                self._workers.steer()
                 if worker.is_ready and self._lived(worker) >= SETTLED:
                     pause = FIRST_PAUSE
                 say(

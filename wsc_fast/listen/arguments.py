@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext, TLSVersion
 
 from wsc_fast.errors import ValidationError
+from wsc_fast.listen.sockets import Given
 
 # A path, as it stands before the ? of a request target.
 _PATH = re.compile(r"/[!-\"$->@-~]*\Z").match
@@ -25,12 +26,15 @@ def check_path(what: str, path: object) -> None:
 def check_listen_arguments(
     host: str | Sequence[str] | None,
     port: int,
-    sock: socket.socket | None,
+    sock: Given,
     ssl: SSLContext | None,
-) -> None:
+) -> list[socket.socket]:
     """Raises ValidationError for what cannot be listened on.
 
     A Unix socket is among it: the hub sets TCP options and looks at TCP's state.
+
+    Returns:
+        list[socket.socket]: those to listen on; none where host and port say it.
     """
     if ssl is not None and not isinstance(ssl, SSLContext):
         raise ValidationError(f"ssl must be an SSLContext or None, not {ssl!r}")
@@ -41,12 +45,14 @@ def check_listen_arguments(
             f"ssl allows {ssl.minimum_version.name}: its minimum_version must be TLSv1_2 or TLSv1_3"
         )
     if sock is not None:
-        _check_socket(sock)
-        return
+        given = sock if isinstance(sock, (tuple, list)) else (sock,)
+        if not given:
+            raise ValidationError("sock is an empty list, expected one socket at least")
+        return [_checked(each) for each in given]
     if type(port) is not int or not 0 <= port <= 65535:
         raise ValidationError(f"port must be an int from 0 to 65535, not {port!r}")
     if host is None or host == "":
-        return  # all interfaces
+        return []  # all interfaces
     hosts = (host,) if isinstance(host, str) else host
     if not isinstance(hosts, (tuple, list)) or not hosts:
         raise ValidationError(f"host must be a str, a list of str or None, not {host!r}")
@@ -57,11 +63,12 @@ def check_listen_arguments(
             raise ValidationError("Unix sockets cannot be served: the hub needs TCP")
         if not name.isprintable():
             raise ValidationError(f"host {name!r} holds characters that no address has")
+    return []
 
 
-def _check_socket(sock: socket.socket) -> None:
+def _checked(sock: object) -> socket.socket:
     if not isinstance(sock, socket.socket):
-        raise ValidationError(f"sock must be a socket, not {sock!r}")
+        raise ValidationError(f"sock must be a socket or a list of sockets, not {sock!r}")
     if sock.family == getattr(socket, "AF_UNIX", None):
         raise ValidationError("Unix sockets cannot be served: the hub needs TCP")
     if sock.fileno() < 0:
@@ -76,3 +83,4 @@ def _check_socket(sock: socket.socket) -> None:
         raise ValidationError("sock is connected: it cannot listen")
     if not sock.getsockname()[1]:
         raise ValidationError("sock is not bound to an address")
+    return sock

@@ -53,7 +53,7 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The port listened on, the same at each address.
+        """The port listened on, the same at each address; of the first of several sockets.
 
         Raises:
             HubStateError: there is none.
@@ -129,7 +129,7 @@ class Listener:
         host: Host,
         port: int,
         *,
-        sock: socket.socket | None,
+        given: list[socket.socket],
         ssl: SSLContext | None,
         reuse_port: bool,
         check: Callable[[], None],
@@ -138,7 +138,7 @@ class Listener:
 
         Args:
             host, port: see `bound_sockets`.
-            sock: bound, instead of both; owned from here on.
+            given: sockets that are bound, instead of both; owned from here on.
             ssl: serve TLS with this context.
             reuse_port: other processes may listen on the port as well.
             check: is called once the addresses are bound; raises if nobody wants them any more.
@@ -150,11 +150,11 @@ class Listener:
         from wsc_fast.listen.acceptor import Acceptor
 
         self._make_acceptor = Acceptor
-        self.shares_port = reuse_port or sock is not None
-        self._own_queue = reuse_port and sock is None
-        sockets = [] if sock is None else [sock]
+        self.shares_port = reuse_port or bool(given)
+        self._own_queue = reuse_port
+        sockets = given
         try:
-            if sock is None:
+            if not given:
                 sockets = await bound_sockets(host, port, reuse_port)
                 check()
             self.addresses = tuple(map(_address_of, sockets))
@@ -169,7 +169,7 @@ class Listener:
             for listening in sockets:
                 listening.close()
             if isinstance(error, (OSError, UnicodeError)):
-                raise _listen_error(error, sock, host, port) from error
+                raise _listen_error(error, bool(given), host, port) from error
             raise
 
     def _poll(self, sockets: list[socket.socket]) -> None:
@@ -280,9 +280,7 @@ def _copy(listening: Any) -> socket.socket:
     return socket.socket(fileno=os.dup(listening.fileno()))
 
 
-def _listen_error(
-    error: OSError | UnicodeError, sock: socket.socket | None, host: Host, port: int
-) -> ListenError:
+def _listen_error(error: OSError | UnicodeError, given: bool, host: Host, port: int) -> ListenError:
     reasons = {
         errno.EADDRINUSE: "the address is in use",
         errno.EADDRNOTAVAIL: "the address is not one of this machine",
@@ -294,5 +292,5 @@ def _listen_error(
         number = error.errno or 0
         reason = reasons.get(number, error.strerror or str(error))
     names = host if isinstance(host, str) or host is None else ", ".join(host)
-    where = f"{names or '*'}:{port}" if sock is None else "the socket"
+    where = "the socket" if given else f"{names or '*'}:{port}"
     return ListenError(number, f"cannot listen on {where}: {reason}")

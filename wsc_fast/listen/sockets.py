@@ -18,6 +18,8 @@ from wsc_fast.log import log
 
 # Where to listen: an address, a name, a list of these, or None or "" for all interfaces.
 Host = str | Sequence[str] | None
+# Sockets to listen on instead: one that is bound, or a list of these.
+Given = socket.socket | Sequence[socket.socket] | None
 
 # The first descriptor that a service manager hands over (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
@@ -149,21 +151,46 @@ def inherited_socket(name: str | None = None) -> socket.socket:
 
     Thread-safety: any thread. Source: sd_listen_fds(3).
     """
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+    if not are_handed_over():
         raise ConfigError("no sockets were handed over to this process (LISTEN_PID)")
-    given = os.environ.get("LISTEN_FDS") or "0"
-    if not given.isdecimal():
-        raise ConfigError(f"LISTEN_FDS is {given!r}, expected how many sockets were handed over")
-    count = int(given)
+    count = _count_handed_over()
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     for number in range(count):
         if name is None or (number < len(names) and names[number] == name):
-            try:
-                sock = socket.socket(fileno=_FIRST_INHERITED + number)
-            except OSError as error:
-                raise ConfigError(
-                    f"descriptor {_FIRST_INHERITED + number}, handed over, is no socket: {error}"
-                ) from error
-            sock.set_inheritable(False)
-            return sock
+            return socket_of(_FIRST_INHERITED + number)
     raise ConfigError(f"none of the {count} sockets handed over has the name {name!r}")
+
+
+def are_handed_over() -> bool:
+    """Whether the service manager has started this process with sockets (LISTEN_PID)."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
+def handed_over() -> list[socket.socket]:
+    """All sockets that the service manager handed over.
+
+    Raises:
+        ConfigError: one of them is no socket.
+    """
+    return [socket_of(_FIRST_INHERITED + number) for number in range(_count_handed_over())]
+
+
+def _count_handed_over() -> int:
+    given = os.environ.get("LISTEN_FDS") or "0"
+    if not given.isdecimal():
+        raise ConfigError(f"LISTEN_FDS is {given!r}, expected how many sockets were handed over")
+    return int(given)
+
+
+def socket_of(descriptor: int) -> socket.socket:
+    """The socket of a descriptor that another process handed over; children do not get it.
+
+    Raises:
+        ConfigError: it is no socket.
+    """
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ConfigError(f"descriptor {descriptor}, handed over, is no socket: {error}") from error
+    sock.set_inheritable(False)
+    return sock

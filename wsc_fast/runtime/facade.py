@@ -125,7 +125,9 @@ class LifeFace(Calls):
         now on, while routes go on being served. `stop` is to follow.
 
         Args:
-            period: seconds that it takes at most; it ends once nobody is connected.
+            period: seconds that it takes at most; it ends once nobody is connected. Connections
+                that were accepted before, and have not asked for their upgrade yet, have one second
+                at the least.
 
         Raises:
             ValidationError: the period is no number of seconds.

@@ -50,6 +50,9 @@ from wsc_fast.upgrade.site import Site
 
 # Seconds between two slices of a drain.
 _DRAIN_SLICE = 0.1
+# Seconds that the connections have for their upgrades which a hub has accepted before it leaves a
+# port to others, and between two looks whether they are done.
+_TO_UPGRADE, _LOOK = 1.0, 0.01
 # Seconds that the shutdown callbacks have after a start that failed behind the startup callbacks.
 _GIVE_UP = 5.0
 # Seconds that clients have for their close where the shutdown callbacks have used up the timeout.
@@ -144,7 +147,7 @@ class Life:
         port: int,
         *,
         path: str,
-        sock: socket.socket | None,
+        given: list[socket.socket],
         ssl: SSLContext | None,
         reuse_port: bool,
     ) -> None:
@@ -161,13 +164,13 @@ class Life:
             await parts.listener.open(
                 host,
                 port,
-                sock=sock,
+                given=given,
                 ssl=ssl,
                 reuse_port=reuse_port,
                 check=partial(self._check_still_starting, start),
             )
         except BaseException:
-            if sock is not None:
+            for sock in given:
                 sock.close()  # it was given to the hub for good
             await self._give_up_start(loop, start)
             raise
@@ -427,12 +430,17 @@ class Life:
             await asyncio.wrap_future(there)
             return
         parts.state.draining = True
+        end = clock.monotonic() + max(period, _TO_UPGRADE)
         if parts.listener.shares_port:
             parts.listener.leave_to_others()
         clients = parts.engine.open_clients()
         began = clock.monotonic()
         tell_draining(len(clients), period)
         await self._send_all_away(clients, period)
+        await self._finish_upgrades(end)
+        # Clients that were still authenticating when the drain began are left, and those let in.
+        if parts.state.draining:
+            await in_turns(parts.engine.open_clients(), _restart)
         tell_drained(clock.monotonic() - began, len(clients), parts.engine.connections)
 
     async def _send_all_away(self, clients: list[Client], period: float) -> None:
@@ -440,19 +448,33 @@ class Life:
         slices = max(1, math.ceil(period / _DRAIN_SLICE))
         for number in range(slices):
             await in_turns(clients[number::slices], _restart)
-            # A connection that the loop has accepted in this turn is known in the next.
             await asyncio.sleep(period / slices)
             if not parts.state.draining or self._has_nobody():
                 return  # the hub was stopped meanwhile, or all have left
-        # Clients that were still authenticating when the drain began are left.
-        await in_turns(parts.engine.open_clients(), _restart)
+
+    async def leave_port(self) -> None:
+        """Leaves a shared port to the others; returns once those it has accepted are let in."""
+        if self._parts.engine.loop is not None and self._parts.listener.shares_port:
+            self._parts.listener.leave_to_others()
+            await self._finish_upgrades(clock.monotonic() + _TO_UPGRADE)
+
+    async def _finish_upgrades(self, end: float) -> None:
+        await asyncio.sleep(0)  # a connection accepted in this turn is known in the next
+        # Nobody tells of the moment in which there is none left.
+        while (  # noqa: ASYNC110
+            self._upgrades() and self._stopping is None and clock.monotonic() < end
+        ):
+            await asyncio.sleep(_LOOK)
+
+    def _upgrades(self) -> bool:
+        """Whether connections may become clients, where a drain lets them in."""
+        parts = self._parts
+        if not parts.listener.shares_port or not parts.state.accepting:
+            return False
+        return parts.requests.waits() or parts.listener.is_busy()
 
     def _has_nobody(self) -> bool:
-        """Neither clients nor, where a drain lets them in, connections that may become some."""
-        parts = self._parts
-        if parts.engine.connections or not parts.listener.shares_port:
-            return not parts.engine.connections
-        return not parts.requests.waits() and not parts.listener.is_busy()
+        return not self._parts.engine.connections and not self._upgrades()
 
     # --- where nothing can be stopped any more ---
 
