@@ -174,8 +174,8 @@ cdef class Fanout:
     cdef int set_layer(self, int fd, wsc_layer* layer) except -1:
         cdef wsc_layer** grown
         cdef int size
-        if layer == NULL and fd >= self.layers_size:
-            return 0
+        if fd < 0 or (layer == NULL and fd >= self.layers_size):
+            return 0  # there is no descriptor, or nothing to forget
         if fd >= self.layers_size:
             size = max(fd + 1, 2 * self.layers_size)
             grown = <wsc_layer**>reallocate(self.layers, size * sizeof(wsc_layer*))
