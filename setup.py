@@ -38,6 +38,7 @@ MODULES = (
     "poller",
     "receiver",
     "stream",
+    "tls_stream",
     "entrance",
     "picows_connection",
     "pacing",
@@ -80,7 +81,11 @@ HOT = {
     "receiver",
     "stream",
     "timers",
+    "tls_stream",
 }
+
+# The modules that look a library up when they run.
+LOADING = {"deflate", "tls_stream"}
 
 debug = os.environ.get("WSC_DEBUG") == "1"
 sanitize = os.environ.get("WSC_SANITIZE", "")
@@ -116,7 +121,7 @@ def extensions() -> list[Extension]:
             + ([("WSC_DEBUG", "1")] if debug else []),
             extra_compile_args=[optimisation(name), *compile_args],
             extra_link_args=link_args,
-            libraries=["dl"] if name == "deflate" and sys.platform == "linux" else [],
+            libraries=["dl"] if name in LOADING and sys.platform == "linux" else [],
         )
         for name in MODULES
     ]

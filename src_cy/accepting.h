@@ -41,6 +41,14 @@ static inline void wsc_keep_address(struct wsc_address *peer, const struct socka
     }
 }
 
+/* The same of a connection that was accepted by others. */
+static inline void wsc_ask_address(int fd, struct wsc_address *peer) {
+    struct sockaddr_storage from;
+    socklen_t size = sizeof from;
+    memset(peer, 0, sizeof *peer);
+    if (getpeername(fd, (struct sockaddr *)&from, &size) == 0) wsc_keep_address(peer, &from);
+}
+
 /* Writes the host as text, as inet_ntop(3) does, into INET6_ADDRSTRLEN bytes; 0: it is not known. */
 static inline int wsc_host_text(const struct wsc_address *peer, char *out) {
     return peer->family && inet_ntop(peer->family, peer->host, out, INET6_ADDRSTRLEN) != NULL;

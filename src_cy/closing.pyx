@@ -245,7 +245,6 @@ cdef class ClosableConnection(PacedConnection):
         if self.listening or (
             self.deferred_input is not None
             and error is None and self.secure and self.handshake is None
-            and not self.is_held()  # else it was never let in, and will not be
         ):
             # Its received bytes are heard first. TLS may bring its end in the same read, and
             # uvloop's TLS closes though it is paused. The descriptor may be another's by then.

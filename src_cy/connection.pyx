@@ -34,12 +34,14 @@ from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContex
 from wsc_fast._core.clock cimport passed
 from wsc_fast._core.deflate cimport Context
 from wsc_fast._core.engine cimport Engine
+from wsc_fast._core.fanout cimport wsc_layer
 from wsc_fast._core.frames cimport check_close
 from wsc_fast._core.hearing cimport HeardConnection
 from wsc_fast._core.members cimport rooms_of
 from wsc_fast._core.outbox cimport AWARE, CLOSED, CLOSING, CONNECTING, OPEN
 from wsc_fast._core.pacing cimport PAUSED_FOR_CALLBACKS, PAUSED_FOR_IDENTITY
 from wsc_fast._core.receiver cimport Arrival
+from wsc_fast._core.tls_stream cimport layer_of
 
 from picows import WSListener
 
@@ -305,20 +307,23 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
     cdef int begin(
         self, object stream, int descriptor, bint secure, str remote_address
     ) except -1:
+        cdef wsc_layer* layer = layer_of(stream)
+        cdef bint through = secure and layer == NULL  # another's TLS
         self.handshake = None
         self.remote_address = remote_address
         self.connected_wall = wall_time()
+        self.engine.fanout.set_layer(descriptor, layer)
         # From here to the `try` nothing can fail, so that what `gone` takes back is all there.
         self.stream = stream
         self.descriptor = descriptor
         self.secure = secure
-        self.fd = -1 if secure or self.packs else descriptor
+        self.fd = -1 if through or self.packs else descriptor
         self.engine.connections += 1
         self.engine.counters.connections += 1
         try:
             # pause_writing now comes with the first byte that the transport keeps. The loops' TLS
             # transports compare with >=, so that 0 would pause them for ever.
-            stream.set_write_buffer_limits(high=1 if secure and not self.drains else 0, low=0)
+            stream.set_write_buffer_limits(high=1 if through and not self.drains else 0, low=0)
             if stream.get_write_buffer_size() > 0:
                 self.engine.fanout.set_blocked(self, True)
             self.engine.admission.connected(self)

@@ -6,10 +6,13 @@ Rules of writing
     first byte that it keeps, `resume_writing` when nothing is left.
 2.  When the kernel takes only part of a frame, the rest of that frame is given to the transport at
     once. Whole frames stay in the outbox, by reference. When the kernel takes nothing at all, the
-    frame at the head is given to the transport, which then waits for room.
-3.  Over TLS there is no descriptor to write to: whole frames, joined once per distinct sequence,
-    go through the transport's write, a bounded number of bytes at a time, under rule 1. So do the
-    frames of a connection with a compression context of its own, compressed on the way.
+    frame at the head is given to the transport, which then waits for room. TLS of the engine's own
+    takes whole records, and keeps what the kernel does not take of them; its transport is then told
+    to look, by a rest of no bytes.
+3.  Where there is no descriptor to write to (TLS of another's): whole frames, joined once per
+    distinct sequence, go through the transport's write, a bounded number of bytes at a time, under
+    rule 1. So do the frames of a connection with a compression context of its own, compressed on
+    the way.
 4.  A sink leaves the dirty list before its descriptor can be closed (`unmark`), so that no flush
     writes to a number that meanwhile belongs to somebody else.
 5.  From the plan of a flush to its settlement, and while a set is walked, no code of Python's runs:
@@ -39,7 +42,7 @@ from libc.string cimport memcpy, memset
 
 from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
-from wsc_fast._core.memory cimport A_FANOUT, allocate, born, died
+from wsc_fast._core.memory cimport A_FANOUT, allocate, born, died, reallocate
 from wsc_fast._core.outbox cimport (
     AWARE,
     CLOSING,
@@ -71,6 +74,7 @@ cdef extern from "send_pool.h" nogil:
 
 cdef extern from "net.h" nogil:
     Py_ssize_t wsc_send(int fd, const iovec* iov, int count)
+    Py_ssize_t wsc_send_through(wsc_layer* layer, int fd, const iovec* iov, int count)
     double wsc_now()
     enum:
         WSC_AGAIN
@@ -165,6 +169,23 @@ cdef class Fanout:
         PyMem_Free(self.iovs)
         PyMem_Free(self.pool)
         PyMem_Free(self.arena)
+        PyMem_Free(self.layers)
+
+    cdef int set_layer(self, int fd, wsc_layer* layer) except -1:
+        cdef wsc_layer** grown
+        cdef int size
+        if fd < 0 or (layer == NULL and fd >= self.layers_size):
+            return 0  # there is no descriptor, or nothing to forget
+        if fd >= self.layers_size:
+            size = max(fd + 1, 2 * self.layers_size)
+            grown = <wsc_layer**>reallocate(self.layers, size * sizeof(wsc_layer*))
+            if grown == NULL:
+                raise MemoryError("no memory for the layer of a connection")
+            memset(grown + self.layers_size, 0, (size - self.layers_size) * sizeof(wsc_layer*))
+            self.layers = grown
+            self.layers_size = size
+        self.layers[fd] = layer
+        return 0
 
     cdef int attach(self, int threads) except -1:
         # The bound method is a cycle only while attached.
@@ -271,7 +292,7 @@ cdef class Fanout:
         if busy * self.batch_share > size:
             return False
         if (<Sink>PyList_GET_ITEM(items, 0)).fd < 0:
-            return False  # mostly that means TLS for all
+            return False  # mostly that means another's TLS for all
         self.batch_set = members
         self.batch_frames = []
         self.batch_forms = []
@@ -503,6 +524,7 @@ cdef class Fanout:
                 job = &self.jobs[planned]
                 job[0] = sequences[form].job
                 job.fd = (<Sink>sink).fd
+                job.layer = self.layer_at((<Sink>sink).fd)
                 job.position = self.batch_at
                 job.result = NOT_TRIED
                 planned += 1
@@ -538,7 +560,7 @@ cdef class Fanout:
                     failed += 1
         for i in range(first, planned):
             job = &self.jobs[i]
-            if job.result == job.total:
+            if job.result == job.total and not self.keeps(job):
                 self.counters.sends += 1
                 self.counters.bytes_out += job.total
                 self.counters.frames_sent += job.frames
@@ -713,6 +735,7 @@ cdef class Fanout:
                     break
             job[0] = match.job
             job.fd = sink.fd
+            job.layer = self.layer_at(sink.fd)
             job.position = position
             job.result = NOT_TRIED
             planned += 1
@@ -759,6 +782,9 @@ cdef class Fanout:
             sink.frames_sent += job.frames
             sink.bytes_out += taken
             outbox_take(box, job.frames)
+            if self.keeps(job):
+                self.counters.partial_sends += 1
+                return self.finish_later(sink, b"", 0, unfinished)
             return self.after_write(sink, unfinished)
         if taken < 0 and taken != WSC_AGAIN:
             return self.finish_later(sink, None, <int>-taken, unfinished)
@@ -802,7 +828,7 @@ cdef class Fanout:
             return self.ran_dry(sink)
         if sink.dirty_at < 0:
             return 0
-        return self.hand_over(sink, rest, 1, len(rest))
+        return self.hand_over(sink, rest, 1 if len(rest) else 0, len(rest))
 
     cdef int write_through_all(self, double deadline) except -1:
         """Rule 3, for all who are dirty, in their order."""
@@ -964,4 +990,6 @@ cdef void send_some(void* all_jobs, Py_ssize_t first, Py_ssize_t last) noexcept 
     cdef Job* jobs = <Job*>all_jobs
     cdef Py_ssize_t i
     for i in range(first, last):
-        jobs[i].result = wsc_send(jobs[i].fd, jobs[i].iov, jobs[i].iov_count)
+        jobs[i].result = wsc_send_through(
+            jobs[i].layer, jobs[i].fd, jobs[i].iov, jobs[i].iov_count
+        )

@@ -59,6 +59,18 @@ static inline ssize_t wsc_send(int fd, const struct iovec *iov, int count) {
     return -errno;
 }
 
+/* A layer between the bytes of a connection and the kernel: TLS (tls.h). Its `send` is as `wsc_send`,
+ * but may keep some of what it has taken, and takes nothing more until the kernel has that. */
+typedef struct wsc_layer {
+    ssize_t (*send)(struct wsc_layer *layer, int fd, const struct iovec *iov, int count);
+    size_t kept; /* bytes */
+} wsc_layer;
+
+static inline ssize_t wsc_send_through(wsc_layer *layer, int fd, const struct iovec *iov,
+                                       int count) {
+    return layer == NULL ? wsc_send(fd, iov, count) : layer->send(layer, fd, iov, count);
+}
+
 static inline double wsc_clock(clockid_t id) {
     struct timespec ts;
     clock_gettime(id, &ts);

@@ -213,7 +213,7 @@ cdef class Stream(Watched):
         return self.look()
 
     cdef int ready(self, uint32_t events) except -1:
-        if self.waiting is not None and events & (WSC_WRITE | WSC_BROKEN):
+        if self.waiting_bytes() and events & (WSC_WRITE | WSC_BROKEN):
             self.flush()
         if events & (WSC_READ | WSC_BROKEN) and self.reads():
             return self.read()
@@ -226,7 +226,7 @@ cdef class Stream(Watched):
         cdef uint32_t events = WSC_READ if self.reads() else 0
         if self.lost:
             return 0
-        if self.waiting is not None:
+        if self.waiting_bytes():
             events |= WSC_WRITE
         return self.watch(events)
 
@@ -270,7 +270,7 @@ cdef class Stream(Watched):
             data = bytes(data)
         if self.closing or not len(data):
             return
-        if self.waiting is None:
+        if not self.waiting_bytes():
             sent = self.send_some(data, 0)
             if sent == len(data):
                 return
@@ -291,7 +291,7 @@ cdef class Stream(Watched):
         if self.output_ended or self.closing:
             return
         self.output_ended = True
-        if self.waiting is None:
+        if not self.waiting_bytes():
             result = wsc_end_output(self.descriptor)
             if result < 0:
                 raise error_of(result)
@@ -336,7 +336,7 @@ cdef class Stream(Watched):
         cdef Py_ssize_t some
         cdef Waiting waiting = self.waiting
         cdef object data
-        while waiting.pieces and sent < FLUSH_MOST:
+        while waiting is not None and waiting.pieces and sent < FLUSH_MOST:
             data = waiting.pieces[0]
             some = self.send_some(data, waiting.sent)
             if self.lost:
@@ -348,10 +348,11 @@ cdef class Stream(Watched):
                 break
             waiting.pieces.popleft()
             waiting.sent = 0
-        if not waiting.pieces:
+        if waiting is not None and not waiting.pieces:
             self.waiting = None
+        if not self.waiting_bytes():
             self.flushed()
-        if self.full and self.waiting_bytes() <= self.low and not self.lost:
+        if self.full and self.waiting_bytes() <= self.low and not self.closing:
             self.full = False
             (<object>self.protocol).resume_writing()
         return 0
@@ -373,7 +374,7 @@ cdef class Stream(Watched):
         if self.closing:
             return
         self.closing = True
-        if self.waiting is None:
+        if not self.waiting_bytes():
             self.lose(None)
         else:
             self.look()

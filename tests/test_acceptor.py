@@ -39,8 +39,8 @@ def acceptor(hub: Hub) -> Acceptor:
 
 
 def transports() -> int:
-    """How many TLS connections Python's memory has, of aiofastnet's or of a loop's."""
-    kinds = ("SSLTransport_Socket", "SSLProtocol")
+    """How many TLS connections Python's memory has, of whatever transport."""
+    kinds = ("TLSStream", "SSLTransport_Socket", "SSLProtocol")
     return sum(type(found).__name__ in kinds for found in gc.get_objects())
 
 

@@ -235,9 +235,10 @@ async def test_giving_up_a_tls_handshake_that_has_just_ended_leaves_the_socket_t
     async with running(hub, ssl=server_tls):
         monkeypatch.setattr(part, step, give_up)
         with await TLSClient.open_tls(hub, client_tls, upgrade=False, flush=False) as raw:
-            # The request comes in the read that ends the handshake, and so do 32 KB behind it.
+            # The request comes in the read that ends the handshake, and 32 KB behind it.
             if when == "upgraded":
-                await raw.send_raw(RawClient.request(hub) + encode(BINARY, bytes(32_768)))
+                await raw.send_raw(RawClient.request(hub))
+                await raw.send_raw(encode(BINARY, bytes(32_768)))
             await raw.read_all()
             raw.say_goodbye()
             assert given_up == 1

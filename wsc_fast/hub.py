@@ -397,8 +397,8 @@ class Hub(
             certfile, keyfile: PEM files, instead of `ssl`, for TLS 1.2 and newer; see
                 `reload_certificate`.
             reuse_port: let other processes listen on the same port (SO_REUSEPORT).
-            transport: "hub": on Linux the engine accepts, reads and writes plain TCP itself;
-                over TLS and elsewhere the loop does. "loop": the loop does in any case. "picows":
+            transport: "hub": on Linux the engine accepts, reads and writes itself, over TLS too;
+                elsewhere the loop does. "loop": the loop does in any case. "picows":
                 likewise, and picows makes each connection once its upgrade is accepted, so that
                 `client.conn` is picows' own transport from the start. All settings hold with each;
                 what "picows" costs stands in the README.

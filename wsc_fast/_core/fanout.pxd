@@ -43,6 +43,11 @@ from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.outbox cimport FORMS, Counters, Limits, Outbox, Sent, Sink
 
+cdef extern from "net.h" nogil:
+    # A layer between the bytes of a connection and the kernel: TLS.
+    ctypedef struct wsc_layer:
+        size_t kept
+
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
         void* iov_base
@@ -51,6 +56,7 @@ cdef extern from "<sys/uio.h>" nogil:
 cdef struct Job:
     # One send. Holds no Python object: the sink's outbox keeps the frames alive until settle.
     iovec* iov          # shared by all jobs of an equal sequence
+    wsc_layer* layer    # what it is sent through; NULL: nothing
     int iov_count
     int fd
     unsigned int frames  # whole frames in it
@@ -110,6 +116,8 @@ cdef class Fanout:
         iovec* iovs
         PyObject** pool             # frame pointers of the sequences of one plan
         char* arena                 # copies of short sequences of one plan
+        wsc_layer** layers          # by descriptor, borrowed from transports; NULL: plain
+        int layers_size
         Py_ssize_t iovs_used
         Py_ssize_t pool_used
         Py_ssize_t arena_used
@@ -193,6 +201,14 @@ cdef class Fanout:
         self, Sink sink, object data, unsigned int frames, Py_ssize_t size
     ) except -1
     cdef int give_up(self, Sink sink, int error) except -1
+    # The layer that a descriptor is sent through, of its transport; NULL: it is plain. To be told
+    # of each descriptor before anything is sent to it: who had the number before may have had one.
+    cdef int set_layer(self, int fd, wsc_layer* layer) except -1
+    cdef inline wsc_layer* layer_at(self, int fd) noexcept:
+        return self.layers[fd] if fd < self.layers_size else NULL
+    # The layer that it is sent through has kept bytes that the kernel did not take.
+    cdef inline bint keeps(self, const Job* job) noexcept:
+        return job.layer != NULL and job.layer.kept != 0
     # Nothing may be queued for it any more, or what waits for that is told; `unfinished` (None: it
     # may be told at once) takes it, where that would call Python.
     cdef int after_write(self, Sink sink, list unfinished) except -1

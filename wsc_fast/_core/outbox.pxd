@@ -106,7 +106,7 @@ cdef class Sink(WSListener):
         unsigned char state
         flag blocked               # the transport holds bytes: only the transport may write
         flag awaited               # `FanoutNeeds.ran_empty` is called when its outbox has run empty
-        int fd                     # for send(); -1 over TLS and once the connection is gone
+        int fd                     # to send to; -1 where its transport sends, and once it is gone
         int dirty_at               # where it stands in the dirty list, or -1
         int slot                   # where it stands in the set of all clients, or -1
         Outbox box

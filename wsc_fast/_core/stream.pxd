@@ -24,6 +24,8 @@ from wsc_fast._core.memory cimport flag
 from wsc_fast._core.poller cimport Watched
 from wsc_fast._core.receiver cimport Receiver
 
+cdef OSError error_of(Py_ssize_t result)
+
 
 # Bytes that the kernel has not taken yet.
 @cython.final

@@ -23,10 +23,12 @@ from typing import cast
 import aiofastnet
 
 from wsc_fast._core.connection import Client, give_up, protocol_of, transport_of
+from wsc_fast._core.poller import Poller
 from wsc_fast.listen.needs import Needs
 from wsc_fast.listen.spare import Spare
-from wsc_fast.listen.tls.context import needs_the_loops_tls
+from wsc_fast.listen.tls.context import can_serve, needs_the_loops_tls
 from wsc_fast.listen.tls.handshake_loop import HandshakeLoop
+from wsc_fast.listen.tls.shaking import Shaking
 from wsc_fast.listen.tls.waiting_room import TLSWaitingRoom
 from wsc_fast.runtime.deadlines import Deadline
 
@@ -51,6 +53,7 @@ class Acceptor:
         needs: of the hub whose connections they are.
         listening: bound, owned from here on.
         ssl: serve TLS with this context.
+        poller: has the engine's own transports, for TLS; None where the loop's are to be used.
     """
 
     _AT_ONCE = 16
@@ -62,8 +65,10 @@ class Acceptor:
         needs: Needs,
         listening: socket.socket,
         ssl: SSLContext | None,
+        poller: Poller | None = None,
     ) -> None:
         self._loop = loop
+        self._poller = poller
         self._needs = needs
         self._socket = listening
         self._ssl = ssl
@@ -73,6 +78,8 @@ class Acceptor:
         self._resuming: asyncio.TimerHandle | None = None
         listening.setblocking(False)
         try:
+            # Accepted sockets inherit it.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listening.listen(needs.settings().backlog)
             self._spare = Spare()
         except OSError:
@@ -147,8 +154,8 @@ class Acceptor:
         """Ends a connection that is still being set up: its task, or its TLS handshake."""
         task, client = self._shaking.pop(connection)
         self._given_up[connection] = task
-        if self._ssl is None:
-            task.cancel()
+        if self._ssl is None or connection.fileno() < 0:
+            task.cancel()  # its transport, or that of the engine's own which has the descriptor
             return
         # aiofastnet 1.2 keeps a handshake that is cancelled, with its buffers, until its timeout.
         give_up(client)
@@ -188,7 +195,10 @@ class Acceptor:
         self, handshake: HandshakeLoop, client: Client, connection: socket.socket, seconds: float
     ) -> None:
         context = self._ssl
-        if context is None:
+        if context is not None and self._poller is not None and can_serve(context):
+            own = Shaking(self._poller, self._waiting_room.scheduler, context, client, connection)
+            await own.run(self._needs, seconds)
+        elif context is None:
             await self._loop.connect_accepted_socket(partial(protocol_of, client), connection)
         elif needs_the_loops_tls(context):
             end = Deadline(self._needs.deadlines, seconds, partial(self._end_late, connection))

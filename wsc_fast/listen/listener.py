@@ -158,8 +158,10 @@ class Listener:
                 sockets = await bound_sockets(host, port, reuse_port)
                 check()
             self.addresses = tuple(map(_address_of, sockets))
-            if ssl is None and not self.by_loop and sys.platform == "linux":
-                self._poll(sockets)
+            if not self.by_loop and sys.platform == "linux":
+                self.poller = self._needs.make_poller()
+            if ssl is None and self.poller is not None:
+                self._poll(sockets, self.poller)
             else:
                 for listening in sockets:
                     await self._listen(listening, ssl)
@@ -172,12 +174,11 @@ class Listener:
                 raise _listen_error(error, bool(given), host, port) from error
             raise
 
-    def _poll(self, sockets: list[socket.socket]) -> None:
+    def _poll(self, sockets: list[socket.socket], poller: Poller) -> None:
         """Listens on bound sockets, which are owned from here on, by the engine's own transport."""
         from wsc_fast.listen.polled import PolledAcceptor
 
         loop = asyncio.get_running_loop()
-        poller = self.poller = self._needs.make_poller()
         for listening in sockets:
             self._set_buffers(listening)
             self.acceptors.append(PolledAcceptor(loop, self._needs, listening, poller))
@@ -198,7 +199,9 @@ class Listener:
         settings = self._needs.settings()
         self._set_buffers(listening)
         if ssl is not None or isinstance(loop, asyncio.BaseEventLoop):
-            self.acceptors.append(self._make_acceptor(loop, self._needs, _copy(listening), ssl))
+            self.acceptors.append(
+                self._make_acceptor(loop, self._needs, _copy(listening), ssl, self.poller)
+            )
             listening.close()
             return
         # As `protocol_of` says of each, without a call more for each connection.

@@ -19,7 +19,7 @@ class Needs:
         settings: those that hold now; a running hub takes new ones.
         deadlines: the timers on which the handshakes end.
         make_connection: makes the protocol of an accepted connection.
-        make_poller: makes what accepts, reads and writes plain TCP on the running loop.
+        make_poller: makes what accepts, reads and writes on the running loop.
         count_limit: counts that a limit was met; takes the name of its setting.
         count_rejected: counts a connection that was not let in; takes the reason, of those that
             HubStats has.

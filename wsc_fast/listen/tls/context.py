@@ -6,6 +6,7 @@ import ssl
 
 import aiofastnet
 
+from wsc_fast._core import tls_stream
 from wsc_fast.errors import ConfigError
 
 _OP_ENABLE_KTLS = 8  # openssl/ssl.h
@@ -37,6 +38,17 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
             f"{error}"
         ) from error
     return context
+
+
+def can_serve(context: ssl.SSLContext) -> bool:
+    """Whether the engine's own transport can serve this context; asked anew for each connection."""
+    return (
+        aiofastnet.OPENSSL_DYN_LIBS is not None
+        and tls_stream.can_serve()
+        # Python would be called from the middle of a flush.
+        and getattr(context, "_msg_callback", None) is None
+        and not context.options & _OP_ENABLE_KTLS
+    )
 
 
 def needs_the_loops_tls(context: ssl.SSLContext) -> bool:
