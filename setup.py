@@ -49,6 +49,7 @@ MODULES = (
     "envelopes",
     "kept",
     "handshake",
+    "upgrade",
     "messages",
     "timers",
     "pending",

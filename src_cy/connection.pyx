@@ -318,7 +318,7 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
         try:
             # pause_writing now comes with the first byte that the transport keeps. The loops' TLS
             # transports compare with >=, so that 0 would pause them for ever.
-            stream.set_write_buffer_limits(high=1 if secure and not self.drains else 0, low=0)
+            stream.set_write_buffer_limits(1 if secure and not self.drains else 0, 0)
             if stream.get_write_buffer_size() > 0:
                 self.engine.fanout.set_blocked(self, True)
             self.engine.admission.connected(self)
