@@ -81,6 +81,7 @@ HOT = {
     "receiver",
     "stream",
     "timers",
+    "upgrade",
 }
 
 debug = os.environ.get("WSC_DEBUG") == "1"

@@ -503,6 +503,25 @@ def take_position(Client client not None, str room_id not None):
     return position
 
 
+def enter_unnamed(Client client not None, str client_id not None):
+    """Counts a connection to its address, and makes it an open client that is its own user.
+
+    Args:
+        client: that `is_unnamed`.
+        client_id: free.
+    """
+    client.counted = client.remote_address != ""
+    client.id = client.user_id = client_id
+    client.state = OPEN
+    client.engine.clients.admit(client)
+    client.announced = True
+
+
+def is_unnamed(Client client not None):
+    """Whether nobody asks whose connection this is, and its address was counted in time."""
+    return client.arrival is None
+
+
 def set_counted(Client client not None, bint counted):
     """Marks whether a client is counted among the connections of its address.
 

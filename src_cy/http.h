@@ -24,11 +24,27 @@ static inline uint8_t wsc_lower(uint8_t byte) {
     return byte >= 'A' && byte <= 'Z' ? byte | 32 : byte;
 }
 
-static inline int wsc_is_token(uint8_t byte) {
-    uint8_t letter = byte | 32;
-    if ((letter >= 'a' && letter <= 'z') || (byte >= '0' && byte <= '9')) return 1;
-    return byte != 0 && strchr("!#$%&'*+-.^_`|~", byte) != NULL;
-}
+/* Kinds of bytes (RFC 9110 section 5.6.2 and 5.5): 1 in a token, 2 in the value of a field. */
+static const uint8_t WSC_KINDS[256] = {
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    2, 3, 2, 3, 3, 3, 3, 3, 2, 2, 3, 3, 2, 3, 3, 2,
+    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2,
+    2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
+    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 3, 3,
+    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
+    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 3, 2, 3, 0,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+};
+
+static inline int wsc_is_token(uint8_t byte) { return WSC_KINDS[byte] & 1; }
 
 /* Whether `size` bytes are the lower-case ASCII text `lower`, in whatever case. */
 static inline int wsc_same_text(const uint8_t *in, size_t size, const char *lower) {
@@ -91,7 +107,7 @@ static inline ssize_t wsc_read_field(const uint8_t *in, size_t size, struct wsc_
     field->name_size = i++;
     while (i < size && wsc_is_blank(in[i])) i++;
     field->value = in + i;
-    while (i < size && (in[i] >= 128 || (in[i] >= 32 && in[i] < 127) || in[i] == '\t')) i++;
+    while (i < size && WSC_KINDS[in[i]] & 2) i++;
     if (i + 2 > size || in[i] != '\r' || in[i + 1] != '\n') return -1;
     end = i;
     while (in + end > field->value && wsc_is_blank(in[end - 1])) end--;

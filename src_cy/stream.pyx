@@ -49,8 +49,15 @@ cdef enum:
 cdef unsigned int HIGH = 64 * 1024
 
 
+# Texts of errors, since a crowd that leaves makes thousands of the same one.
+cdef dict ERROR_TEXTS = {}
+
+
 cdef OSError error_of(Py_ssize_t result):
-    return OSError(-result, os.strerror(-result))
+    cdef object text = ERROR_TEXTS.get(-result)
+    if text is None:
+        text = ERROR_TEXTS[-result] = os.strerror(-result)
+    return OSError(-result, text)
 
 
 cdef bint is_steady(object data) except -1:

@@ -42,7 +42,7 @@ LINES = (
     KEY,
     "Sec-WebSocket-Version: 13",
 )
-# What a browser adds.
+# Lines that a browser adds.
 BROWSER = (
     "Connection: keep-alive, Upgrade",
     "Pragma: no-cache",

@@ -30,7 +30,7 @@ from wsc_fast.runtime.signatures import checked_callback
 from wsc_fast.runtime.state import State
 from wsc_fast.upgrade.admission import Admission
 from wsc_fast.upgrade.answers import answer, header_lines, refusal
-from wsc_fast.upgrade.identity import check_identity
+from wsc_fast.upgrade.identity import Identity, check_identity
 from wsc_fast.upgrade.negotiation import (
     Deflate,
     choose_subprotocol,
@@ -219,7 +219,7 @@ class Policy:
         identity = call_in_context(client, self._authenticate, request)
         if identity is None:
             return self._refuse_unauthenticated(remote_address, request.refusal)
-        if inspect.isawaitable(identity):
+        if type(identity) is not Identity and inspect.isawaitable(identity):
             self._admission.find_out(client, identity, full, request)
             return None
         check_identity(identity)
