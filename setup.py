@@ -50,6 +50,7 @@ MODULES = (
     "envelopes",
     "kept",
     "handshake",
+    "upgrade",
     "messages",
     "timers",
     "pending",
@@ -82,6 +83,7 @@ HOT = {
     "stream",
     "timers",
     "tls_stream",
+    "upgrade",
 }
 
 # The modules that look a library up when they run.

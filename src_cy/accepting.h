@@ -51,6 +51,16 @@ static inline void wsc_ask_address(int fd, struct wsc_address *peer) {
 
 /* Writes the host as text, as inet_ntop(3) does, into INET6_ADDRSTRLEN bytes; 0: it is not known. */
 static inline int wsc_host_text(const struct wsc_address *peer, char *out) {
+    if (peer->family == AF_INET) { /* inet_ntop(3) goes through printf(3) */
+        for (int i = 0; i < 4; i++) {
+            uint8_t part = peer->host[i];
+            if (part >= 100) *out++ = (char)('0' + part / 100);
+            if (part >= 10) *out++ = (char)('0' + part / 10 % 10);
+            *out++ = (char)('0' + part % 10);
+            *out++ = i < 3 ? '.' : 0;
+        }
+        return 1;
+    }
     return peer->family && inet_ntop(peer->family, peer->host, out, INET6_ADDRSTRLEN) != NULL;
 }
 

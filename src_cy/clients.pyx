@@ -12,11 +12,28 @@ from wsc_fast._core.outbox cimport Sink
 
 from wsc_fast.errors import ClientNotFoundError, ValidationError
 
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object)
+    void* PyUnicode_1BYTE_DATA(object)
+
 # The longest id of a client, a user or a room, in characters.
 cdef Py_ssize_t ID_MAX = 256
 cdef object find_forbidden = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 ).search
+
+
+cdef bint is_plain(str text) noexcept:
+    """Whether it is visible ASCII and blanks, as nearly all ids are."""
+    cdef const unsigned char* data
+    cdef Py_ssize_t i
+    if not PyUnicode_IS_COMPACT_ASCII(text):
+        return False
+    data = <const unsigned char*>PyUnicode_1BYTE_DATA(text)
+    for i in range(len(text)):
+        if not 0x20 <= data[i] < 0x7F:
+            return False
+    return True
 
 
 def check_id(str kind, value):
@@ -40,7 +57,7 @@ def check_id(str kind, value):
         raise ValidationError(
             f"a {kind} id must have 1 to {ID_MAX} characters, this one has {len(value)}"
         )
-    if find_forbidden(value) is not None:
+    if not is_plain(value) and find_forbidden(value) is not None:
         raise ValidationError(f"a {kind} id may not hold control characters or newlines: {value!a}")
     return value
 

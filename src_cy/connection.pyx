@@ -323,7 +323,7 @@ cdef class Client(HeardConnection, asyncio.BufferedProtocol):
         try:
             # pause_writing now comes with the first byte that the transport keeps. The loops' TLS
             # transports compare with >=, so that 0 would pause them for ever.
-            stream.set_write_buffer_limits(high=1 if through and not self.drains else 0, low=0)
+            stream.set_write_buffer_limits(1 if through and not self.drains else 0, 0)
             if stream.get_write_buffer_size() > 0:
                 self.engine.fanout.set_blocked(self, True)
             self.engine.admission.connected(self)
@@ -506,6 +506,25 @@ def take_position(Client client not None, str room_id not None):
         position = client.arrival.positions.pop(room_id, None)
         end_arrival(client)
     return position
+
+
+def enter_unnamed(Client client not None, str client_id not None):
+    """Counts a connection to its address, and makes it an open client that is its own user.
+
+    Args:
+        client: that `is_unnamed`.
+        client_id: free.
+    """
+    client.counted = client.remote_address != ""
+    client.id = client.user_id = client_id
+    client.state = OPEN
+    client.engine.clients.admit(client)
+    client.announced = True
+
+
+def is_unnamed(Client client not None):
+    """Whether nobody asks whose connection this is, and its address was counted in time."""
+    return client.arrival is None
 
 
 def set_counted(Client client not None, bint counted):

@@ -170,6 +170,11 @@ cdef class PicowsConnection(Receiver):
                 transport.disconnected_future.set_result(None)
         return 0
 
+    cdef int begin(
+        self, object stream, int descriptor, bint secure, str remote_address
+    ) except -1:
+        return 0
+
     cdef int begin_on(self, object stream, int descriptor, bint secure) except -1:
         return 0
 

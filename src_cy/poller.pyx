@@ -63,8 +63,10 @@ cdef class Poller:
 
     Args:
         engine: of the hub, attached to the running loop.
+        answerer: answers the first bytes of a connection where it can; None: nobody does.
 
     Attributes:
+        answerer: the same.
         budget: seconds that one turn of the loop gives to events, and to ends.
 
     Raises:
@@ -72,11 +74,12 @@ cdef class Poller:
         MemoryError: there is no memory.
     """
 
-    def __cinit__(self, Engine engine not None):
+    def __cinit__(self, Engine engine not None, answerer=None):
         born(A_POLLER)
         self.poll = -1
         self.budget = 0.003
         self.engine = engine
+        self.answerer = answerer
         self.loop = engine.loop_context.loop
         self.places = []
         # asyncio enters the context of a reader, and could not enter it in a loop inside a
@@ -193,7 +196,7 @@ cdef class Poller:
         if self.poll >= 0:
             wsc_close(self.poll)
             self.poll = -1
-        self.callback = None
+        self.callback = self.answerer = None
         return 0
 
     cdef int add(self, Watched watched) except -1:

@@ -120,8 +120,7 @@ cdef class Receiver(Sink):
         if not turns.has_turn(self.turn):
             return buffer.least_view
         if (
-            self.handshake is not None or self.is_held()
-            or self.engine.rates.pausing or turns.crowded
+            self.state == CONNECTING or self.engine.rates.pausing or turns.crowded
         ):
             return buffer.small_view
         return buffer.view
@@ -134,6 +133,15 @@ cdef class Receiver(Sink):
         ):
             return self.take_heavy_read(size)
         return self.take_read(size)
+
+    cdef bytes copy_read(self, Py_ssize_t size):
+        return PyBytes_FromStringAndSize(<const char*>self.engine.read_buffer.area, size)
+
+    cdef int take_copy(self, bytes data) except -1:
+        if self.engine.read_buffer.in_use:
+            self.engine.read_buffer.change()
+        memcpy(self.engine.read_buffer.area, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        return self.was_read(PyBytes_GET_SIZE(data))
 
     cdef int take_heavy_read(self, Py_ssize_t size) except -1:
         """A read that costs much: large, of a request, or of a client that was lately refused."""

@@ -5,10 +5,11 @@ import socket
 from collections import deque
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_Check, PyMemoryView_GET_BUFFER
 from libc.errno cimport EBADF
 from libc.limits cimport UINT_MAX
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from wsc_fast._core.memory cimport A_STREAM, born, died
 from wsc_fast._core.poller cimport Watched
@@ -48,8 +49,15 @@ cdef enum:
 cdef unsigned int HIGH = 64 * 1024
 
 
+# Texts of errors, since a crowd that leaves makes thousands of the same one.
+cdef dict ERROR_TEXTS = {}
+
+
 cdef OSError error_of(Py_ssize_t result):
-    return OSError(-result, os.strerror(-result))
+    cdef object text = ERROR_TEXTS.get(-result)
+    if text is None:
+        text = ERROR_TEXTS[-result] = os.strerror(-result)
+    return OSError(-result, text)
 
 
 cdef bint is_steady(object data) except -1:
@@ -126,6 +134,15 @@ cdef class Waiting:
         self.pieces = deque()
 
 
+cdef class Answerer:
+    """Answers the first bytes of a connection, or leaves them to its protocol (internal)."""
+
+    cdef bint accept(
+        self, Stream stream, Receiver client, const uint8_t* data, Py_ssize_t size
+    ) except -1:
+        return False
+
+
 cdef class Stream(Watched):
     """The transport of a connection that the engine reads and writes itself (internal).
 
@@ -164,6 +181,17 @@ cdef class Stream(Watched):
         if wsc_is_ipv6(peer):
             return (host, peer.port, 0, peer.scope)
         return (host, peer.port)
+
+    cdef str address(self):
+        cdef const wsc_address* peer = <const wsc_address*>self.peer
+        cdef char[INET6_ADDRSTRLEN] text
+        cdef str host
+        if not wsc_host_text(peer, text):
+            return ""
+        host = (<bytes>text).decode("ascii")
+        if wsc_is_ipv6(peer) and host.startswith("::ffff:") and "." in host:
+            return host[7:]  # IPv4, as a socket of both families tells it
+        return host
 
     def fileno(self):
         """The descriptor; -1 once it is closed."""
@@ -205,11 +233,22 @@ cdef class Stream(Watched):
         self.look()
 
     cdef int begin(self, Receiver protocol) except -1:
+        cdef Py_ssize_t size
+        cdef bytes data = None
         self.protocol = protocol
         self.poller.add(self)
+        size = self.receive()
+        if size > 0:
+            if self.answered(size):
+                return self.look()
+            # The buffer may be another's once the protocol has heard of its connection.
+            data = protocol.copy_read(size)
         (<object>protocol).connection_made(self)
         if self.reads():
-            self.read()
+            if data is None:
+                self.take(size)
+            else:
+                protocol.take_copy(data)
         return self.look()
 
     cdef int ready(self, uint32_t events) except -1:
@@ -231,12 +270,27 @@ cdef class Stream(Watched):
         return self.watch(events)
 
     cdef int read(self) except -1:
-        cdef Receiver protocol = self.protocol
-        cdef object view = protocol.next_view()
+        cdef Py_ssize_t size = self.receive()
+        if size > 0 and self.protocol.handshake is not None and self.answered(size):
+            return self.look()
+        return self.take(size)
+
+    cdef Py_ssize_t receive(self) except? -1:
+        cdef object view = self.protocol.next_view()
         cdef Py_buffer* into = PyMemoryView_GET_BUFFER(view)
-        cdef Py_ssize_t size = wsc_receive(self.descriptor, into.buf, into.len)
+        return wsc_receive(self.descriptor, into.buf, into.len)
+
+    cdef bint answered(self, Py_ssize_t size) except -1:
+        cdef Receiver protocol = self.protocol
+        cdef object answerer = self.poller.answerer
+        return (
+            answerer is not None and protocol.deferred_input is None
+            and (<Answerer>answerer).accept(self, protocol, protocol.engine.read_buffer.area, size)
+        )
+
+    cdef int take(self, Py_ssize_t size) except -1:
         if size > 0:
-            return protocol.was_read(size)
+            return self.protocol.was_read(size)
         if size == WSC_AGAIN:
             return 0
         return self.end_input() if size == 0 else self.lose(error_of(size))
@@ -295,6 +349,19 @@ cdef class Stream(Watched):
             result = wsc_end_output(self.descriptor)
             if result < 0:
                 raise error_of(result)
+
+    cdef int send_answer(self, const char* data, Py_ssize_t size) except -1:
+        cdef iovec iov
+        cdef Py_ssize_t sent
+        iov.iov_base = <void*>data
+        iov.iov_len = size
+        sent = wsc_send(self.descriptor, &iov, 1)
+        if sent < 0 and sent != WSC_AGAIN:
+            return self.lose(error_of(sent))
+        sent = max(sent, 0)
+        if sent < size:
+            return self.keep(PyBytes_FromStringAndSize(data, size), sent)
+        return 0
 
     cdef Py_ssize_t send_some(self, object data, Py_ssize_t start) except? -1:
         """Offers the kernel the bytes from `start` on; how many it took. An error ends it."""

@@ -172,6 +172,13 @@ cdef class TLSStream(Stream):
             if not isinstance(error, Exception):
                 raise
 
+    cdef int begin(self, Receiver protocol) except -1:
+        self.protocol = protocol
+        (<object>protocol).connection_made(self)
+        if self.reads():
+            self.read()
+        return self.look()
+
     cdef int ready(self, uint32_t events) except -1:
         if self.arrived is not None:
             self.arrived()

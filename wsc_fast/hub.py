@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from wsc_fast._core.connection import Client
 from wsc_fast._core.poller import Poller
+from wsc_fast._core.upgrade import CommonUpgrade
 from wsc_fast._core.upward import join
 from wsc_fast.adapters import picows
 from wsc_fast.adapters.door import Door
@@ -30,7 +31,7 @@ from wsc_fast.api.facade import ApiFace
 from wsc_fast.api.needs import Needs as ApiNeeds
 from wsc_fast.bus.base import Bus
 from wsc_fast.cluster.facade import ClusterFace, chosen_bus
-from wsc_fast.cluster.heads import decode_head, without_heads
+from wsc_fast.cluster.heads import IN_QUERY, decode_head, without_heads
 from wsc_fast.cluster.node import Needs as NodeNeeds
 from wsc_fast.cluster.node import Node
 from wsc_fast.config import HubConfig
@@ -170,7 +171,7 @@ class Hub(
                 settings=settings,
                 deadlines=engine.deadlines,
                 make_connection=partial(Client, engine),
-                make_poller=partial(Poller, engine),
+                make_poller=lambda: Poller(engine, common_upgrade()),
                 count_limit=engine.count_limit,
                 count_rejected=engine.count_rejected,
                 report=report,
@@ -203,6 +204,17 @@ class Hub(
             shares_port=lambda: listener.shares_port,
         )
         requests = Requests(engine, state, tasks, policy, files, settings)
+        common_upgrade: Callable[[], CommonUpgrade] = lambda: CommonUpgrade(  # noqa: E731
+            engine,
+            policy,
+            requests,
+            state,
+            files,
+            settings,
+            callbacks.inboxes.outlasting,
+            site.path or "",
+            IN_QUERY,
+        )
         chosen = None if bus is None else chosen_bus(bus)
         node = Node(
             engine,

@@ -180,12 +180,12 @@ async def turns(count: int = 2) -> None:
 
 @asynccontextmanager
 async def hub_with(
-    clients: int = CLIENTS, headers: str = "", **config: Any
+    clients: int = CLIENTS, headers: str = "", anonymous: bool = False, **config: Any
 ) -> AsyncIterator[tuple[Hub, Peers]]:
     def named(request: Request) -> Identity:
         return Identity(request.query["id"], request.query["id"])
 
-    hub = Hub(HubConfig(**{**CONFIG, **config}), authenticate=named)
+    hub = Hub(HubConfig(**{**CONFIG, **config}), authenticate=None if anonymous else named)
     await hub.start("127.0.0.1", 0)
     if (poller := hub._parts.listener.poller) is not None:
         poller.budget = LATE
@@ -397,9 +397,9 @@ async def overflowing(meter: Meter, name: str) -> int:
         return await rounds(meter, name, one)
 
 
-async def connections(meter: Meter, name: str) -> int:
+async def connections(meter: Meter, name: str, anonymous: bool = False) -> int:
     """From the accepted connection to its end, with the upgrade; per connection."""
-    async with hub_with(clients=1) as (hub, _):
+    async with hub_with(clients=1, anonymous=anonymous) as (hub, _):
 
         async def one(counting: Any) -> int:
             joining = [
@@ -532,6 +532,7 @@ SCENARIOS: dict[str, Scenario] = {
     "echo, 16 at once": lambda meter, name: echo(meter, name, 16),
     "echo, 16 at once, as lists": lambda meter, name: echo(meter, name, 16, lists=True),
     "connection": connections,
+    "connection without authenticate": lambda meter, name: connections(meter, name, True),
     "picows: loop of sends": picows_sends,
     "picows: echo": picows_echo,
     "websockets: broadcast": websockets_broadcast,

@@ -3,7 +3,7 @@
     NAME_server.py fanout|room|direct|echo|mixed|json PORT [--tls CERT KEY] [--deflate]
 
 wsc_server.py also takes --transport picows, picows-server (a picows server of one's own), or
-uvicorn.
+uvicorn; --lists and --authenticate.
 
 fanout      a message goes to everybody
 room        to the room, whose name is its first six characters
@@ -31,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--deflate", action="store_true")
     parser.add_argument("--transport", default="hub")
     parser.add_argument("--lists", action="store_true", help="hear the messages of a read at once")
+    parser.add_argument("--authenticate", action="store_true", help="name each client")
     return parser.parse_args()
 
 

@@ -6,17 +6,28 @@ Its settings may be changed by the environment (WSC_OUTBOX_MESSAGES, ...), as `g
 import asyncio
 import os
 from functools import partial
+from itertools import count
 from typing import Any
 
 import uvloop
 from _common import answer, arguments
 from picows import ws_create_server
 
-from wsc_fast import Client, Hub, HubConfig, handle_websocket
+from wsc_fast import Client, Hub, HubConfig, Identity, Request, handle_websocket
 from wsc_fast.listen.tls.context import tls_context
 
 options = arguments()
-hub = Hub(HubConfig.from_env(os.environ | {"WSC_ENABLE_COMPRESSION": str(options.deflate)}))
+numbers = count()
+
+
+def authenticate(request: Request) -> Identity:
+    return Identity(f"user{next(numbers)}")
+
+
+hub = Hub(
+    HubConfig.from_env(os.environ | {"WSC_ENABLE_COMPRESSION": str(options.deflate)}),
+    authenticate=authenticate if options.authenticate else None,
+)
 receivers: dict[str, str] = {}
 rooms: set[str] = set()
 

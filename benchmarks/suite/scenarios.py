@@ -197,6 +197,7 @@ ROWS = rows(
         "storm",
         "5,000 connections at the same moment",
         (Case("idle", 5000, concurrency=5000, server_mode="fanout"),),
+        ("c", "wsc", "wsc-auth", "socketify", "picows"),
         kind="idle",
         rounds=2,
     ),

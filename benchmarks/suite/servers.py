@@ -74,6 +74,13 @@ SERVERS = {
             program="wsc",
             options=("--lists",),
         ),
+        Server(
+            "wsc-auth",
+            "wsc_fast, a plain authenticate",
+            ("wsc_fast", "picows", "uvloop"),
+            program="wsc",
+            options=("--authenticate",),
+        ),
         Server("socketify", "socketify", ("socketify",)),
         Server("picows", "picows", ("picows", "uvloop"), lacks=("deflate",)),
         Server("websockets", "websockets", ("websockets", "uvloop")),

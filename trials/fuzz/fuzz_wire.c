@@ -1,4 +1,5 @@
-/* Fuzzes src_cy/wire.h and src_cy/http.h: each fast function against a plain one, byte by byte.
+/* Fuzzes src_cy/wire.h and src_cy/http.h: each fast function against a plain one, byte by byte; and
+ * compares src_cy/accept_key.h with the vectors of its RFCs.
  *
  *     cc -fsanitize=address,undefined fuzz_wire.c              random inputs: COUNT [SEED]; or the
  *                                                              files and directories that are named
@@ -11,6 +12,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include "../../src_cy/accept_key.h"
 #include "../../src_cy/http.h"
 #include "../../src_cy/wire.h"
 
@@ -254,6 +256,119 @@ static void check_line(const uint8_t *data, size_t size) {
     free(exact);
 }
 
+static const char *const NAMES[] = {
+    "host", "origin", "upgrade", "connection", "content-length", "transfer-encoding",
+    "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol",
+    "sec-websocket-extensions", "x-forwarded-for", "x-forwarded-proto",
+};
+enum {
+    HOST, ORIGIN, UPGRADE, CONNECTION, LENGTH, CODING, KEY, VERSION, PROTOCOL, EXTENSIONS, FOR, PROTO,
+    NAMED
+};
+
+/* A common upgrade, field by field and rule by rule: how often each name came, and its last value. */
+static int plain_upgrade(
+    const uint8_t *in, size_t size, struct wsc_field last[NAMED], int came[NAMED], size_t *fields,
+    size_t *whole
+) {
+    struct wsc_line line = {0, 0, 0, 0, 0, 0};
+    struct wsc_field field;
+    int to_websocket = 0, upgrades = 0;
+    ssize_t length = plain_line(in, size, &line);
+    size_t at = (size_t)length;
+    if (length < 0 || line.start != 0 || line.minor != '1') return 0;
+    if (line.method != 3 || memcmp(in, "GET", 3) != 0 || in[4] != '/') return 0;
+    for (*fields = 0; at + 2 > size || memcmp(in + at, "\r\n", 2) != 0; ++*fields) {
+        length = plain_field(in + at, size - at, &field);
+        if (length < 0) return 0;
+        for (int i = 0; i < NAMED; i++)
+            if (plain_same(field.name, field.name_size, NAMES[i])) came[i]++, last[i] = field;
+        if (plain_same(field.name, field.name_size, "upgrade"))
+            to_websocket |= plain_list_has(field.value, field.value_size, "websocket");
+        if (plain_same(field.name, field.name_size, "connection"))
+            upgrades |= plain_list_has(field.value, field.value_size, "upgrade");
+        at += (size_t)length;
+    }
+    *whole = at + 2;
+    if (!to_websocket || !upgrades || came[LENGTH] || came[CODING]) return 0;
+    if (came[HOST] != 1 || came[KEY] != 1 || came[VERSION] != 1) return 0;
+    if (came[ORIGIN] > 1 || came[PROTOCOL] > 1 || came[EXTENSIONS] > 1) return 0;
+    if (!plain_same(last[VERSION].value, last[VERSION].value_size, "13")) return 0;
+    if (last[KEY].value_size != 24 || memcmp(last[KEY].value + 22, "==", 2) != 0) return 0;
+    for (int i = 0; i < 22; i++) {
+        static const char digits[] =
+            "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        if (memchr(digits, last[KEY].value[i], sizeof digits - 1) == NULL) return 0;
+    }
+    return 1;
+}
+
+static long upgrades_seen;
+
+static void check_span(const struct wsc_span *span, int came, const struct wsc_field *field) {
+    CHECK((span->at != NULL) == (came != 0));
+    if (!came) return;
+    CHECK(span->size == field->value_size);
+    CHECK(span->size == 0 || span->at == field->value);
+}
+
+static void check_upgrade(const uint8_t *data, size_t size) {
+    struct wsc_upgrade fast;
+    struct wsc_field last[NAMED];
+    int came[NAMED] = {0};
+    size_t fields = 0, whole = 0;
+    uint8_t *exact = copied(data, size);
+    int result = wsc_read_upgrade(&fast, exact, size);
+    memset(last, 0, sizeof last);
+    CHECK(!result == !plain_upgrade(exact, size, last, came, &fields, &whole));
+    if (result) {
+        const uint8_t *end = memchr(exact + 4, ' ', size - 4), *query = memchr(exact, '?', size);
+        upgrades_seen++;
+        CHECK(fast.fields == fields && fast.size == whole);
+        check_span(&fast.host, came[HOST], &last[HOST]);
+        check_span(&fast.origin, came[ORIGIN], &last[ORIGIN]);
+        check_span(&fast.key, came[KEY], &last[KEY]);
+        check_span(&fast.protocols, came[PROTOCOL], &last[PROTOCOL]);
+        check_span(&fast.extensions, came[EXTENSIONS], &last[EXTENSIONS]);
+        CHECK(!fast.forwarded == !(came[FOR] || came[PROTO]));
+        CHECK(fast.path.at == exact + 4);
+        if (query == NULL || query > end) query = NULL;
+        CHECK(fast.path.at + fast.path.size == (query == NULL ? end : query));
+        CHECK((fast.query.at == NULL) == (query == NULL));
+        if (query != NULL) {
+            int has = 0;
+            CHECK(fast.query.at == query + 1 && fast.query.at + fast.query.size == end);
+            for (const uint8_t *at = query; at < end; at++)
+                if ((at == query || *at == '&') && end - at >= 6 && memcmp(at + 1, "wsc=1", 5) == 0
+                    && (at[6] == '&' || at + 6 == end))
+                    has = 1;
+            CHECK(!wsc_query_has(fast.query.at, fast.query.size, "wsc=1", 5) == !has);
+        }
+    }
+    free(exact);
+}
+
+static void check_accept_key(void) {
+    static const struct {
+        const char *text, *digest; /* RFC 3174 section 7.3, and the empty text */
+    } vectors[] = {
+        {"abc", "a9993e364706816aba3e25717850c26c9cd0d89d"},
+        {"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
+         "84983e441c3bd26ebaae4aa1f95129e5e54670f1"},
+        {"", "da39a3ee5e6b4b0d3255bfef95601890afd80709"},
+    };
+    char accept[WSC_ACCEPT_SIZE];
+    for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++) {
+        uint8_t digest[20];
+        char text[41];
+        wsc_sha1((const uint8_t *)vectors[i].text, strlen(vectors[i].text), digest);
+        for (int at = 0; at < 20; at++) snprintf(text + at * 2, 3, "%02x", digest[at]);
+        CHECK(strcmp(text, vectors[i].digest) == 0);
+    }
+    wsc_accept_key((const uint8_t *)"dGhlIHNhbXBsZSBub25jZQ==", accept); /* RFC 6455 section 1.3 */
+    CHECK(memcmp(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", WSC_ACCEPT_SIZE) == 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint32_t key = 0;
     size_t split;
@@ -265,6 +380,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     check_utf8(data + 5, size - 5, split);
     check_fields(data + 5, size - 5);
     check_line(data + 5, size - 5);
+    check_upgrade(data + 5, size - 5);
     return 0;
 }
 
@@ -298,6 +414,51 @@ static const struct {
     PIECE(": "), PIECE("\r\n"), PIECE(","), PIECE(" \t"), PIECE("upgrade"), PIECE("WebSocket"),
     PIECE("GET / HTTP/1.1\r\n"), PIECE("GET "), PIECE("/ws?a"), PIECE(" HTTP/1."), PIECE("0\r\n"),
 };
+
+/* Lines of an upgrade; the first of each row are needed. */
+static const char *const LINES[][4] = {
+    {"Host: a\r\n", "host:\tb:80 \r\n", "Host:\r\n", ""},
+    {"Upgrade: websocket\r\n", "upgrade: x, WebSocket\r\n", "Upgrade: x\r\n", ""},
+    {"Connection: Upgrade\r\n", "connection: keep-alive, upgrade\r\n", "Connection: x\r\n", ""},
+    {"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+     "sec-websocket-key:AAAAAAAAAAAAAAAAAAAA+/== \r\n", "Sec-WebSocket-Key: abc\r\n", ""},
+    {"Sec-WebSocket-Version: 13\r\n", "sec-websocket-version:13\r\n",
+     "Sec-WebSocket-Version: 8\r\n", ""},
+};
+static const char *const OTHERS[] = {
+    "Origin: http://a\r\n", "Sec-WebSocket-Protocol: a, b\r\n", "X-Forwarded-For: 192.0.2.1\r\n",
+    "Sec-WebSocket-Extensions: permessage-deflate\r\n", "X-Forwarded-Proto: https\r\n",
+    "Content-Length: 0\r\n", "Transfer-Encoding: chunked\r\n", "Cookie: a=b\r\n", "Host: a\r\n",
+    "Accept-Language: *\r\n", "X: \xff\r\n", "Sec-WebSocket-Foo: 1\r\n", "X Y: z\r\n",
+};
+static const char *const FIRST_LINES[] = {
+    "GET /ws HTTP/1.1\r\n", "GET /ws?a=b&wsc=1 HTTP/1.1\r\n", "GET /?wsc=1&&x=wsc=1 HTTP/1.1\r\n",
+    "GET /ws? HTTP/1.1\r\n", "POST /ws HTTP/1.1\r\n", "GET /ws HTTP/1.0\r\n",
+};
+
+static size_t append(uint8_t *data, size_t size, const char *text) {
+    memcpy(data + size, text, strlen(text));
+    return size + strlen(text);
+}
+
+/* Mostly a sound upgrade; sometimes one of its bytes is another one, or it ends early. */
+static void try_upgrade(void) {
+    uint8_t data[1200] = {0};
+    size_t size = 5, order[5] = {0, 1, 2, 3, 4};
+    size = append(data, size, FIRST_LINES[next_random() % 2 ? 0 : next_random() % 6]);
+    for (size_t i = 0; i < 5; i++) {
+        size_t other = i + next_random() % (5 - i), which = order[other];
+        order[other] = order[i];
+        int variant = (int)(next_random() % 20 ? next_random() % 2 : next_random() % 4);
+        size = append(data, size, LINES[which][variant]);
+        if (next_random() % 3 == 0)
+            size = append(data, size, OTHERS[next_random() % (sizeof OTHERS / sizeof *OTHERS)]);
+    }
+    size = append(data, size, "\r\n");
+    if (next_random() % 4 == 0) data[5 + next_random() % (size - 5)] = (uint8_t)next_random();
+    if (next_random() % 8 == 0) size -= next_random() % (size - 5);
+    LLVMFuzzerTestOneInput(data, size);
+}
 
 static long replayed;
 
@@ -345,6 +506,7 @@ static void try_random(void) {
 int main(int argc, char **argv) {
     struct stat about;
     long count = 1000000;
+    check_accept_key();
     if (argc > 1 && stat(argv[1], &about) == 0) {
         for (int i = 1; i < argc; i++) replay(argv[i]);
         printf("%ld inputs, no disagreement\n", replayed);
@@ -356,7 +518,11 @@ int main(int argc, char **argv) {
         CHECK(*end == 0); /* neither a number nor something that exists */
     }
     if (argc > 2) seed = (uint64_t)atol(argv[2]) * 2654435761u + 1;
-    for (long turn = 0; turn < count; turn++) try_random();
+    for (long turn = 0; turn < count; turn++) {
+        if (turn % 4) try_random();
+        else try_upgrade();
+    }
+    CHECK(count < 1000 || upgrades_seen > count / 100); /* else it has checked nothing */
     printf("%ld inputs, no disagreement\n", count);
     return 0;
 }

@@ -218,6 +218,17 @@ def has_greeted(client: Client) -> bool:
 def take_position(client: Client, room_id: str) -> str | None:
     """The position in a room that the hello of a client has named; None: none, or it was taken."""
 
+def enter_unnamed(client: Client, client_id: str) -> None:
+    """Counts a connection to its address, and makes it an open client that is its own user.
+
+    Args:
+        client: that `is_unnamed`.
+        client_id: free.
+    """
+
+def is_unnamed(client: Client) -> bool:
+    """Whether nobody asks whose connection this is, and its address was counted in time."""
+
 def set_counted(client: Client, counted: bool) -> bool:
     """Marks whether a client is counted among the connections of its address.
 

@@ -41,6 +41,10 @@ cdef class PicowsConnection(Receiver):
     cdef int leave_picows(self, object stream) except -1
 
     # For the subclass: the connection stands, its 101 is written, and `stream` is its transport.
+    cdef int begin(
+        self, object stream, int descriptor, bint secure, str remote_address
+    ) except -1
+    # The same for one whose address picows has known only now.
     cdef int begin_on(self, object stream, int descriptor, bint secure) except -1
     # A ping of the hub's is queued.
     cdef int ping(self) except -1

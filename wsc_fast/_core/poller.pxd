@@ -43,6 +43,7 @@ cdef class Poller:
     cdef:
         Engine engine
         object loop
+        readonly object answerer  # of stream.pxd: Answerer, or None
         object callback      # `run`, bound: a cycle until it is closed
         int poll             # the descriptor; -1 once it is closed
         list places          # by descriptor: Watched or None

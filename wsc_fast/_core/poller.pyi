@@ -1,4 +1,4 @@
-from typing import Self
+from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
@@ -14,8 +14,10 @@ class Poller:
 
     Args:
         engine: of the hub, attached to the running loop.
+        answerer: answers the first bytes of a connection where it can; None: nobody does.
 
     Attributes:
+        answerer: the same.
         budget: seconds that one turn of the loop gives to events, and to ends.
 
     Raises:
@@ -24,8 +26,9 @@ class Poller:
     """
 
     budget: float
-
-    def __new__(cls, engine: Engine) -> Self: ...
+    @property
+    def answerer(self) -> Any: ...
+    def __new__(cls, engine: Engine, answerer: object = None) -> Self: ...
     def descriptors(self) -> list[int]:
         """All that are open: of the epoll, and of the sockets.
 

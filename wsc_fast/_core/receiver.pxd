@@ -137,6 +137,9 @@ cdef class Receiver(Sink):
     # The memory for the next read, as a memoryview, and that so much was read into it.
     cdef object next_view(self)
     cdef int was_read(self, Py_ssize_t size) except -1
+    # A copy of what was read just now, and that it is to be taken as if it was read now.
+    cdef bytes copy_read(self, Py_ssize_t size)
+    cdef int take_copy(self, bytes data) except -1
     cdef int take_read(self, Py_ssize_t size) except -1
     cdef int take_heavy_read(self, Py_ssize_t size) except -1
     cdef int put_aside(self, const uint8_t* data, Py_ssize_t size) except -1

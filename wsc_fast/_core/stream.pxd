@@ -18,7 +18,7 @@ it until then. Bytes that wait are held by reference, or copied where they could
 """
 
 cimport cython
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from wsc_fast._core.memory cimport flag
 from wsc_fast._core.poller cimport Watched
@@ -34,6 +34,13 @@ cdef class Waiting:
         object pieces              # deque of bytes and memoryviews of bytes; not empty
         Py_ssize_t size            # bytes of all, without `sent`
         Py_ssize_t sent            # bytes of the first one that the kernel has taken
+
+
+cdef class Answerer:
+    # Takes the first bytes of a connection: whether it has answered them. Else nothing happened.
+    cdef bint accept(
+        self, Stream stream, Receiver client, const uint8_t* data, Py_ssize_t size
+    ) except -1
 
 
 cdef class Stream(Watched):
@@ -54,9 +61,19 @@ cdef class Stream(Watched):
     # The protocol of an accepted connection hears of it, and of what has come of it already.
     cdef int begin(self, Receiver protocol) except -1
     cdef tuple peer_name(self)
+    # The IP address of the peer as a Client tells it; "" where it is not known.
+    cdef str address(self)
     # Whether what comes is to be read.
     cdef bint reads(self) noexcept
+    # Reads once, and takes what came.
     cdef int read(self) except -1
+    # Reads once into the shared buffer: a size, 0 for the end of the stream, or minus an errno.
+    cdef Py_ssize_t receive(self) except? -1
+    # Takes the result of `receive`; the Answerer has not seen it.
+    cdef int take(self, Py_ssize_t size) except -1
+    cdef bint answered(self, Py_ssize_t size) except -1
+    # Sends the answer to a request; nothing waits yet.
+    cdef int send_answer(self, const char* data, Py_ssize_t size) except -1
     # Has the kernel tell of what is waited for.
     cdef int look(self) except -1
     cdef int end_input(self) except -1

@@ -35,6 +35,10 @@ class StreamSocket:
         """As `socket.socket.getpeername`."""
 
 @disjoint_base
+class Answerer:
+    """Answers the first bytes of a connection, or leaves them to its protocol (internal)."""
+
+@disjoint_base
 class Stream(Watched):
     """The transport of a connection that the engine reads and writes itself (internal).
 

@@ -18,6 +18,7 @@ from wsc_fast.errors import ProtocolError
 if TYPE_CHECKING:
     from wsc_fast._core.connection import Client
     from wsc_fast._core.engine import Engine
+    from wsc_fast._core.handshake import RequestHead
 
 T = TypeVar("T")
 Handlers = tuple[Callable[..., Any], ...]
@@ -33,6 +34,48 @@ class Requests(Protocol):
             client: its protocol.
             transport: of the connection.
         """
+
+
+class Upgrades(Protocol):
+    """The policy of upgrades, as far as the compiled one asks it (upgrade.pyx).
+
+    Attributes:
+        asks_each: the application hears of each upgrade before it is accepted.
+    """
+
+    asks_each: bool
+
+    def allows_page(self, host: str, origin: str | None) -> bool:
+        """Whether requests with these headers are accepted, as long as the settings stay."""
+
+    def agreement(
+        self, protocols: str | None, extensions: str | None, in_query: bool
+    ) -> tuple[bytes, str | None, Any, bool]:
+        """The agreement with a client that offers this, as long as the settings stay.
+
+        Args:
+            protocols, extensions: the headers, of each not more than one.
+            in_query: the query says that it speaks wsc.1.
+
+        Returns:
+            the lines of the 101 about it; the subprotocol; what was agreed on of compression;
+            whether it speaks wsc.1.
+        """
+
+    def let_in(
+        self, head: RequestHead, client: Client, remote_address: str, transport: asyncio.Transport
+    ) -> Any:
+        """Counts a sound upgrade against the limits, and tells the application of it.
+
+        Returns:
+            None: it is accepted. Else the answer that it gets.
+        """
+
+    def await_hello(self, client: Client) -> None:
+        """An upgrade is accepted of a client that speaks wsc.1."""
+
+    def drop_identity(self, client: Client) -> None:
+        """A connection that `let_in` has accepted cannot be made."""
 
 
 class Admission(Protocol):

@@ -24,12 +24,14 @@ from wsc_fast._core.connection import (
     address_came_late,
     copy_context,
     enter,
+    enter_unnamed,
     forget,
     has_greeted,
     hear_hello,
     hold_input,
     is_aware,
     is_connecting,
+    is_unnamed,
     keep_context,
     pending_identity,
     release_input,
@@ -259,6 +261,15 @@ class Admission:
 
     def connected(self, client: Client) -> None:
         """See `upward.Admission`."""
+        aware = bool(self._aware) and client in self._aware
+        if is_unnamed(client) and self._state.accepting and not aware:
+            if client.remote_address:
+                self._limits.connected(client.remote_address)
+            enter_unnamed(client, self._new_id())
+            if self._watcher is not None:
+                self._watcher.entered(client)
+            self._callbacks.connected(client)
+            return
         if address_came_late(client) and not self.admit(client.remote_address):
             self.drop_identity(client)
             self._turn_away(client, CLOSE_TRY_AGAIN, "too many connections")
@@ -267,9 +278,7 @@ class Admission:
             self._limits.connected(client.remote_address)
             set_counted(client, True)
         pending = pending_identity(client)
-        if (pending is None or isinstance(pending, Identity)) and not (
-            self._aware and client in self._aware
-        ):
+        if (pending is None or isinstance(pending, Identity)) and not aware:
             if pending is not None:
                 set_pending_identity(client, None)
             self._enter(client, pending)
@@ -488,7 +497,8 @@ class Admission:
             expiry = self._expiring.pop(client, None) if self._expiring else None
             if expiry is not None:
                 self._expiries.cancel(client, expiry[1])
-            self.drop_identity(client)
+            if not announced:
+                self.drop_identity(client)
             if announced and self._watcher is not None:
                 self._watcher.left(client)
         finally:

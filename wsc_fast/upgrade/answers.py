@@ -79,11 +79,15 @@ def switching_protocols(key: str, headers: dict[str, str]) -> bytes:
         headers: what was negotiated.
     """
     accept = b2a_base64(sha1(key.encode() + _ACCEPT_GUID).digest(), newline=False)
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept, lines)
+        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept, header_lines(headers))
     )
+
+
+def header_lines(headers: dict[str, str]) -> bytes:
+    """The lines of these headers, each with its end."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
 
 
 def refusal(

@@ -193,6 +193,10 @@ class Handshake:
         requests: those of the hub.
         client: what the connection is if its upgrade is accepted; its protocol already.
         transport: the connection.
+
+    Attributes:
+        transport: the same.
+        untouched: nothing of the request has come yet.
     """
 
     __slots__ = (
@@ -205,12 +209,14 @@ class Handshake:
         "_serving",
         "_without_body",
         "transport",
+        "untouched",
     )
 
     def __init__(self, requests: Requests, client: Client, transport: asyncio.Transport) -> None:
         self._requests = requests
         self._client = client
         self.transport: asyncio.Transport = transport
+        self.untouched: bool = True
         self._head: bytearray | None = None  # what came of it in earlier reads
         self._line: RequestLine | None = None  # of that
         self._serving: Serving | None = None  # once it is known to be for a route
@@ -222,6 +228,7 @@ class Handshake:
 
     def received(self, data: bytes | bytearray) -> None:
         """Takes what the transport has read."""
+        self.untouched = False
         if self._lingering is not None:
             return
         if self._serving is not None:

@@ -98,11 +98,11 @@ class ConnectionLimits:
         return None
 
     def connected(self, address: str) -> None:
-        key = address_key(address)
+        key = address_key(address) if ":" in address else address
         self._counts[key] = self._counts.get(key, 0) + 1
 
     def gone(self, address: str) -> None:
-        key = address_key(address)
+        key = address_key(address) if ":" in address else address
         left = self._counts.get(key, 0) - 1
         if left > 0:
             self._counts[key] = left

@@ -29,9 +29,14 @@ from wsc_fast.log import quoted
 from wsc_fast.runtime.signatures import checked_callback
 from wsc_fast.runtime.state import State
 from wsc_fast.upgrade.admission import Admission
-from wsc_fast.upgrade.answers import answer, refusal
-from wsc_fast.upgrade.identity import check_identity
-from wsc_fast.upgrade.negotiation import choose_subprotocol, list_items, negotiate_deflate
+from wsc_fast.upgrade.answers import answer, header_lines, refusal
+from wsc_fast.upgrade.identity import Identity, check_identity
+from wsc_fast.upgrade.negotiation import (
+    Deflate,
+    choose_subprotocol,
+    list_items,
+    negotiate_deflate,
+)
 from wsc_fast.upgrade.refusals import Refusals, listed
 from wsc_fast.upgrade.request import Authenticate, Request
 from wsc_fast.upgrade.routes import METHODS, RouteCall, Served
@@ -54,6 +59,10 @@ class Policy:
         authenticate: the application's; see Hub.
         report: hears of what `authenticate` and routes raise.
         shares_port: whether another process may go on accepting on the port.
+
+    Attributes:
+        site: what is served.
+        asks_each: the application hears of each upgrade before it is accepted.
 
     Thread-safety: the loop's thread.
     """
@@ -83,10 +92,12 @@ class Policy:
         self._report = report
         self._shares_port = shares_port
         self._watcher: Callable[[Mapping[str, str]], None] | None = None
+        self.asks_each: bool = authenticate is not None
 
     def watch_upgrades(self, watcher: Callable[[Mapping[str, str]], None]) -> None:
         """Has `watcher(headers)` called for each upgrade, in the context of the client to be."""
         self._watcher = watcher
+        self.asks_each = True
 
     def accept(
         self,
@@ -105,13 +116,50 @@ class Policy:
         """
         try:
             return self._decide(head, client, remote_address, transport)
-        except BaseException as error:  # of `authenticate`, mostly
-            self._engine.count_rejected("auth")
-            return self._failed(error)
+        except BaseException as error:
+            return self._not_identified(error)
 
     def drop_identity(self, client: Client) -> None:
         """A connection that was accepted cannot be made."""
         self._admission.drop_identity(client)
+
+    # --- what the compiled upgrade asks ---
+
+    def allows_page(self, host: str, origin: str | None) -> bool:
+        """See `upward.Upgrades`."""
+        return (
+            parse_host(host) is not None
+            and self._serves(host)
+            and (origin is None or self._allows(origin, host, self.site.tls))
+        )
+
+    def agreement(
+        self, protocols: str | None, extensions: str | None, in_query: bool
+    ) -> tuple[bytes, str | None, Deflate | None, bool]:
+        """See `upward.Upgrades`."""
+        headers, subprotocol, deflate, aware = self._agree(
+            None if protocols is None else [protocols],
+            None if extensions is None else [extensions],
+            in_query,
+        )
+        return header_lines(headers), subprotocol, deflate, aware
+
+    def let_in(
+        self, head: RequestHead, client: Client, remote_address: str, transport: asyncio.Transport
+    ) -> WSUpgradeResponse | None:
+        """See `upward.Upgrades`."""
+        try:
+            if not self._admission.admit(remote_address):
+                return _too_many()
+            return self._identify(head, client, remote_address, transport, False)
+        except BaseException as error:
+            return self._not_identified(error)
+
+    def await_hello(self, client: Client) -> None:
+        """See `upward.Upgrades`."""
+        self._admission.await_hello(client)
+
+    # --- the checks ---
 
     def _decide(
         self,
@@ -148,13 +196,9 @@ class Policy:
         if full and not self._admission.may_return():
             return self._refuse_full(remote_address)
         if not self._admission.admit(remote_address):
-            return refusal(HTTPStatus.TOO_MANY_REQUESTS, headers={"Retry-After": "1"})
+            return _too_many()
         refused = self._check_origin(head, remote_address, transport)
-        if refused is not None:
-            return refused
-        if self._watcher is not None:
-            call_in_context(client, self._watcher, head.headers)
-        if self._authenticate is not None:
+        if refused is None:
             refused = self._identify(head, client, remote_address, transport, full)
         return refused if refused is not None else self._negotiate(head, client)
 
@@ -166,13 +210,16 @@ class Policy:
         transport: asyncio.Transport | None,
         full: bool,
     ) -> WSUpgradeResponse | None:
-        """Asks `authenticate` who it is."""
-        assert self._authenticate is not None
+        """Tells the watcher of it, and asks `authenticate` who it is."""
+        if self._watcher is not None:
+            call_in_context(client, self._watcher, head.headers)
+        if self._authenticate is None:
+            return None
         request = Request(head, remote_address, transport)
         identity = call_in_context(client, self._authenticate, request)
         if identity is None:
             return self._refuse_unauthenticated(remote_address, request.refusal)
-        if inspect.isawaitable(identity):
+        if type(identity) is not Identity and inspect.isawaitable(identity):
             self._admission.find_out(client, identity, full, request)
             return None
         check_identity(identity)
@@ -211,23 +258,31 @@ class Policy:
         return refusal(HTTPStatus.UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"})
 
     def _negotiate(self, head: RequestHead, client: Client) -> dict[str, str]:
-        deflate = subprotocol = None
-        headers = {}
-        if head.protocols is not None:
-            known = (SUBPROTOCOL, *self._settings().subprotocols)
-            subprotocol = choose_subprotocol(known, head.protocols)
-            if subprotocol is not None:
-                headers["Sec-WebSocket-Protocol"] = subprotocol
-        aware = subprotocol == SUBPROTOCOL or head.has_parameter(IN_QUERY)
-        if head.extensions is not None and self.site.deflate is not None:
-            deflate = negotiate_deflate(self.site.deflate, ",".join(head.extensions))
-            if deflate is not None:
-                headers["Sec-WebSocket-Extensions"] = deflate.response
+        headers, subprotocol, deflate, aware = self._agree(
+            head.protocols, head.extensions, head.has_parameter(IN_QUERY)
+        )
         if headers or aware:
             agree_on(client, subprotocol, deflate, aware)
         if aware:
             self._admission.await_hello(client)
         return headers
+
+    def _agree(
+        self, protocols: list[str] | None, extensions: list[str] | None, in_query: bool
+    ) -> tuple[dict[str, str], str | None, Deflate | None, bool]:
+        """The agreement: headers, subprotocol, compression, whether it speaks wsc.1."""
+        deflate = subprotocol = None
+        headers = {}
+        if protocols is not None:
+            known = (SUBPROTOCOL, *self._settings().subprotocols)
+            subprotocol = choose_subprotocol(known, protocols)
+            if subprotocol is not None:
+                headers["Sec-WebSocket-Protocol"] = subprotocol
+        if extensions is not None and self.site.deflate is not None:
+            deflate = negotiate_deflate(self.site.deflate, ",".join(extensions))
+            if deflate is not None:
+                headers["Sec-WebSocket-Extensions"] = deflate.response
+        return headers, subprotocol, deflate, in_query or subprotocol == SUBPROTOCOL
 
     def reject(self, status: HTTPStatus, text: str = "") -> WSUpgradeResponse:
         self._engine.count_rejected("request")
@@ -321,6 +376,10 @@ class Policy:
             result.close()
         return self.reject(HTTPStatus.NOT_IMPLEMENTED, "no async route is served here")
 
+    def _not_identified(self, error: BaseException) -> WSUpgradeResponse:
+        self._engine.count_rejected("auth")  # it is of `authenticate`, mostly
+        return self._failed(error)
+
     def _failed(self, error: BaseException) -> WSUpgradeResponse:
         # The text of the exception is for us alone; CancelledError and its like end no loop.
         self._report(error)
@@ -338,7 +397,7 @@ class Policy:
                 "Upgrade and Connection",
             )
         host = _host_of(head)
-        if self.site.allowed_hosts and parse_host(host) not in self.site.allowed_hosts:
+        if not self._serves(host):
             self._refusals.refuse(
                 "origin",
                 remote_address,
@@ -367,11 +426,9 @@ class Policy:
         self, head: RequestHead, remote_address: str, transport: asyncio.Transport | None
     ) -> WSUpgradeResponse | None:
         if head.origin is None or not self._settings().check_origin:
-            return None
+            return None  # however many there are
         tls = self.site.tls or self._proxy_has_tls(head, transport)
-        if head.origins == 1 and origin_allowed(
-            head.origin, _host_of(head), tls, self._settings().allowed_origins
-        ):
+        if head.origins == 1 and self._allows(head.origin, _host_of(head), tls):
             return None
         if head.origins == 1:
             self._refusals.refuse(
@@ -389,6 +446,15 @@ class Policy:
             self._refusals.refuse("origin", remote_address, "it has two headers Origin")
         return refusal(HTTPStatus.FORBIDDEN, "403 Forbidden: this origin is not allowed")
 
+    def _serves(self, host: str) -> bool:
+        return not self.site.allowed_hosts or parse_host(host) in self.site.allowed_hosts
+
+    def _allows(self, origin: str, host: str, tls: bool) -> bool:
+        settings = self._settings()
+        return not settings.check_origin or origin_allowed(
+            origin, host, tls, settings.allowed_origins
+        )
+
     def _proxy_has_tls(self, head: RequestHead, transport: asyncio.Transport | None) -> bool:
         """Whether a trusted proxy says that the request came to it by TLS."""
         if head.forwarded_proto is None or transport is None:
@@ -404,6 +470,10 @@ class Policy:
 
 def _unavailable() -> WSUpgradeResponse:
     return refusal(HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "5"})
+
+
+def _too_many() -> WSUpgradeResponse:
+    return refusal(HTTPStatus.TOO_MANY_REQUESTS, headers={"Retry-After": "1"})
 
 
 def _host_of(head: RequestHead) -> str:
