@@ -365,6 +365,30 @@ def test_the_limit_of_open_files_goes_down_with_the_last_of_two_runs(low_limit: 
     assert now() == low_limit
 
 
+COLLECTOR = (
+    PREAMBLE
+    + """
+    import gc
+    {before}
+    count, collects = gc.get_freeze_count(), gc.isenabled()
+    hub = Hub()
+    hub.on_startup(lambda: print(gc.get_freeze_count() - count))
+    announced(hub).run(port=0)
+    print((gc.get_freeze_count() > 0) == (count > 0), gc.isenabled() == collects)
+"""
+)
+
+
+@pytest.mark.parametrize("before", ["", "gc.freeze()", "gc.disable()"])
+def test_objects_that_are_there_before_the_run_are_out_of_the_collectors_way(before: str) -> None:
+    with Script(COLLECTOR.format(before=before)) as script:
+        frozen = int(script.line())
+        assert frozen <= 0 if before else frozen > 10_000  # frozen objects may end
+        script.port()
+        script.process.send_signal(signal.SIGTERM)
+        assert script.finish() == (0, "True True\n", "")
+
+
 def test_a_handler_in_c_that_python_cannot_put_back_is_the_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -569,9 +569,10 @@ class Hub(
         start. SIGHUP loads the certificate again, where there is a certfile.
 
         Until it returns, the handlers of these signals are the hub's, which call those that the
-        application had set before; SIGPIPE is ignored, and the
-        soft limit of open files is what `max_connections` needs (children inherit it); then all of
-        it is as it was before. glibc keeps up to 16 MiB of freed memory from then on.
+        application had set before; SIGPIPE is ignored; the soft limit of open files is what
+        `max_connections` needs (children inherit it); and the garbage collector passes over the
+        objects that were there before. Then all of it is as it was before. glibc keeps up to
+        16 MiB of freed memory from then on.
 
         Where the application has configured no logging, the log goes to standard error meanwhile;
         see HubConfig.log_format and log_level.

@@ -14,6 +14,7 @@ from wsc_fast.log import log
 from wsc_fast.runtime.process import (
     OpenFiles,
     OwnLog,
+    SettledObjects,
     SignalHandlers,
     handlers_of_application,
     keep_freed_memory,
@@ -82,6 +83,7 @@ class Runner:
             with (
                 self._served.own_log(),
                 self._open_files,
+                SettledObjects(),
                 SignalHandlers({signal.SIGPIPE: signal.SIG_IGN}),
                 asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
             ):
