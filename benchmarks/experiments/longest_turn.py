@@ -2,8 +2,8 @@
 
     PYTHONPATH=$PWD python benchmarks/experiments/longest_turn.py build/bench/loadgen
 
-A task that never waits sees each turn of the loop, from its beginning to the next one's. What other
-programs take of the machine is not counted. Each line is one run: with Python's garbage collector,
+A task that never waits sees each turn of the loop, from its beginning to the next one's. The time
+of other programs is not counted. Each line is one run: with Python's garbage collector,
 without, and with what lives before the first connection frozen (`gc.freeze`).
 """
 
