@@ -83,8 +83,9 @@ cdef class PicowsConnection(Receiver):
     cpdef on_ws_connected(self, WSTransport transport):
         """picows has made the connection (adapters/picows.py)."""
         stream = transport.underlying_transport
+        cdef Guard guard = Guard(self, stream)
         self.transport = transport
-        self.silence(Guard(self, stream))
+        self.silence(guard)
         self.begin_on(stream, transport._socket, transport.is_secure)
 
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
@@ -99,8 +100,7 @@ cdef class PicowsConnection(Receiver):
         try:
             if not self.input_closed:
                 self.take_parsed(&head, <uint8_t*>frame.payload_ptr)
-            if frame.last_in_buffer and self.guard().protocol is None:
-                self.take_over()
+            if frame.last_in_buffer and self.take_over():
                 self.feed(frame.payload_ptr + frame.payload_size, frame.tail_size)
         except BaseException as error:
             self.input_closed = True
@@ -121,13 +121,14 @@ cdef class PicowsConnection(Receiver):
             return self.refuse(int(error.args[0]), "protocol error")
         return self.refuse(1011, "")
 
-    cdef int take_over(self) except -1:
-        """The transport reads for us from here on, and picows for nobody."""
+    cdef bint take_over(self) except -1:
+        """The transport reads for us from here on, and picows for nobody; whether picows did."""
         cdef Guard guard = self.guard()
-        if guard is not None and guard.protocol is None:
-            guard.protocol = self.stream.get_protocol()
-            self.stream.set_protocol(self)
-        return 0
+        if self.stream is None or guard is None or guard.protocol is not None:
+            return False
+        guard.protocol = self.stream.get_protocol()
+        self.stream.set_protocol(self)
+        return True
 
     cdef Guard guard(self):
         return None if self.transport is None else <Guard>self.transport._logger

@@ -11,7 +11,9 @@ from tests.aware import Aware, keeping
 from tests.redis_server import RedisServer, cutter
 from tests.support import named
 from wsc_fast import Client, Hub
+from wsc_fast.bus.base import Retention, Way
 from wsc_fast.bus.redis.bus import RedisBus
+from wsc_fast.cluster.accepted import MOST_ROOMS, Accepted
 from wsc_fast.cluster.audit import Audit
 from wsc_fast.testing import eventually, running
 
@@ -115,3 +117,25 @@ async def test_a_history_that_ends_before_its_newest_position_is_a_gap(tmp_path:
             await hub.publish("r", "after")
             assert await client.texts(1) == [b"after"]
             client.close()
+
+
+async def test_a_check_of_many_rooms_takes_many_turns_of_the_loop() -> None:
+    """Of rooms that chains follow nothing is asked, so that no answer is waited for."""
+    connection = 0
+    # A bus would be asked by the calls that are None here.
+    accepted = Accepted(
+        lambda room, position: True,
+        *(None, None, None, None),  # type: ignore[arg-type]
+        lambda room: Way(0, connection),
+    )
+    for connection in range(2):
+        for number in range(MOST_ROOMS):
+            accepted.note(f"r{number}", f"{connection}.x", 0.0, Retention(100, 300.0))
+    checking = asyncio.ensure_future(accepted.check(0, 1.0))
+    turns = 0
+    while not checking.done():
+        await asyncio.sleep(0)
+        turns += 1
+    await checking
+    assert turns > 2 * MOST_ROOMS // 1000
+    assert not accepted.servers()

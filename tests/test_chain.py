@@ -261,9 +261,9 @@ class Hub:
         self.lost.append(chain.last)
 
     def mark_again(self) -> None:
-        """As `Accepted.check`."""
+        """As `Accepted.check`, which leaves to the chain what that has."""
         for position in self.lost:
-            loss = self.bus.page(position, 1).loss
+            loss = "" if self.chain.knows(position) else self.bus.page(position, 1).loss
             if loss:
                 self.bus.mark(loss)
         self.lost.clear()
@@ -751,6 +751,26 @@ def test_a_client_whose_read_fails_waits_for_the_next_one(world: World) -> None:
     world.check()
     assert [what for what, _ in world.clients[0].view].count("message") == 6
     assert [what for what, _ in world.clients[0].view].count("place") == 1
+
+
+def test_an_audit_before_the_members_hear_of_a_loss_leaves_the_mark_to_the_next_one(
+    world: World,
+) -> None:
+    hub = world.hubs[0]
+    world.publish(0)
+    for _ in range(7):
+        world.deliver(0)
+    world.rewind(2)
+    while world.bus.reads:
+        world.bus.reads[0].end()
+    (marking,) = world.bus.markings
+    assert world.bus.count % 2 == 0, "the mark is there in spite of the error"
+    world.bus.budget = 0  # the hub has other work
+    marking.end(OSError("no answer"))
+    hub.mark_again()
+    hub.turn(1000)
+    hub.mark_again()
+    assert list(world.bus.marks) == ["life 1"]
 
 
 def test_a_bus_that_refuses_all_reads_ends_a_join_all_the_same(world: World) -> None:

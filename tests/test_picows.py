@@ -279,6 +279,30 @@ class _At:
         self.port = port
 
 
+async def test_a_connection_may_end_inside_the_callback_of_its_first_message(
+    any_loop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub()
+    heard: list[tuple[str, Any]] = []
+
+    @hub.on_message_received
+    def message(client: Client, text: str) -> None:
+        transport = transport_of(client)
+        assert transport is not None
+        transport.abort()
+        # A loop inside the callback would call this.
+        transport.get_protocol().connection_lost(None)
+        heard.append((text, client.conn))
+
+    async with serving(hub) as at:
+        with await RawClient.open(at) as raw:
+            await raw.send_raw(encode(TEXT, b"first") + encode(TEXT, b"second"))
+            assert await raw.read_all() == b""
+        await eventually(lambda: hub.connections == 0)
+    assert heard == [("first", None)]
+    assert not caplog.records
+
+
 async def test_an_attached_hub_runs_before_the_first_request(any_loop: str) -> None:
     store = MemoryOfflineStore()
     config = HubConfig(heartbeat_interval=0.1, heartbeat_timeout=0.3, close_timeout=0.1)

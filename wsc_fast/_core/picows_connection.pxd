@@ -33,7 +33,7 @@ cdef class PicowsConnection(Receiver):
 
     # That of the picows transport; None without one.
     cdef Guard guard(self)
-    cdef int take_over(self) except -1
+    cdef bint take_over(self) except -1
     cdef int silence(self, Guard guard) except -1
     cdef int parser_failed(self, object error) except -1
     # The asyncio transport, which was its own, has gone with this error.

@@ -9,8 +9,9 @@ So is one that a chain knows to be lost, where the bus did not take the mark.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -118,14 +119,16 @@ class Accepted:
         Where the server does not answer, the next check looks again.
         """
         try:
-            for place in _of_server(server, self._earlier):
-                await self._check_earlier(place, now)
-            places = _of_server(server, self._places)
-            for start in range(0, len(places), _AT_ONCE):
-                some = self._not_come(places[start : start + _AT_ONCE])
-                tops = await self._tops([place.room for place in some])
+            for places in _of_server(server, self._earlier):
+                for place in places:
+                    await self._check_earlier(place, now)
+                await asyncio.sleep(0)  # where nothing was asked, this is the end of the turn
+            for places in _of_server(server, self._places):
+                some = self._not_come(places)
+                tops = await self._tops([place.room for place in some]) if some else []
                 for place, top in zip(some, tops, strict=True):
                     await self._check(place, top, now)
+                await asyncio.sleep(0)
         except OSError:
             return
         except BusError as error:
@@ -176,5 +179,8 @@ class Accepted:
         return page.contiguous
 
 
-def _of_server(server: int, places: Mapping[Any, _Place]) -> list[_Place]:
-    return [place for place in places.values() if place.way.server == server]
+def _of_server(server: int, places: Mapping[Any, _Place]) -> Iterator[list[_Place]]:
+    """The places at a server, as they are now, a question's rooms at a time."""
+    of_server = [place for place in places.values() if place.way.server == server]
+    for start in range(0, len(of_server), _AT_ONCE):
+        yield of_server[start : start + _AT_ONCE]

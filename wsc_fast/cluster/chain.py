@@ -289,14 +289,17 @@ class Chain:
             assert position is not None  # the room is kept
         else:
             # The members wait no longer. Where the mark is there all the same, it is a gap again.
-            self._needs.not_marked(self, error if isinstance(error, Exception) else OSError())
             position = page.top
-        self._needs.in_turns(self._pass_loss(page.loss, position))
+            error = error if isinstance(error, Exception) else OSError()
+        self._needs.in_turns(self._pass_loss(page.loss, position, error))
 
-    def _pass_loss(self, loss: str, position: str) -> Iterator[None]:
-        if self._ended:
-            return
+    def _pass_loss(self, loss: str, position: str, error: Exception | None) -> Iterator[None]:
         try:
+            if error is not None:
+                # In one step with what follows: audits leave out a message that a chain has.
+                self._needs.not_marked(self, error)
+            if self._ended:
+                return
             self._loss = loss
             self._gap_before(position)
         except Exception as error:
