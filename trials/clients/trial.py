@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import sys
 import time
@@ -106,8 +107,10 @@ async def play(
             await _come_back(relay, pages, pace.patience)
             # In the quiet behind the faults everything has to come: one more message of each room,
             # or a loss that takes its place. Behind such a loss the next message has to come.
-            for _ in range(2):
-                last = {room: await _publish_last(running, room, rooms) for room in rooms}
+            for loss_may_end in (True, False):
+                last = {
+                    room: await _publish_last(running, room, rooms, loss_may_end) for room in rooms
+                }
                 if not await _all_end(pages, last, pace.patience):
                     break
             histories = {
@@ -126,10 +129,14 @@ async def play(
     return Outcome(done, found, running.findings.counts["broken"], time.monotonic() - began)
 
 
-async def _publish_last(running: Hubs, room: str, rooms: dict[str, int]) -> End:
-    """Publishes one message more, which is the end of the room."""
+async def _publish_last(running: Hubs, room: str, rooms: dict[str, int], loss_may_end: bool) -> End:
+    """Publishes one message more, which is the end of the room.
+
+    Args:
+        loss_may_end: a loss that is told of from now on may take its place.
+    """
     rooms[room] += 1
-    at = time.time() * 1000
+    at = time.time() * 1000 if loss_may_end else math.inf
     await running.publish(room, str(rooms[room]))
     return End(rooms[room], at)
 
