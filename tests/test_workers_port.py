@@ -100,9 +100,10 @@ def serving(
     pause: float | None = None,
     sockets: Sequence[socket.socket] = (),
     name: str = "log",
+    app: str = APP,
 ) -> Iterator[Serving]:
     """Begins the command; with sockets as the service manager does it."""
-    (folder / "app.py").write_text(APP)
+    (folder / "app.py").write_text(app)
     address = sockets[0].getsockname()[:2] if sockets else (host, free_port())
     words = [sys.executable, "-m", "wsc_fast"]
     if pause is not None:
@@ -308,6 +309,46 @@ def test_the_port_ends_with_the_workers(tmp_path: Path) -> None:
         served.stop()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(served.address)
+
+
+@pytest.mark.parametrize("options", [["--workers", "2", "--no-bus"], ["--reload"]], ids=str)
+def test_a_program_that_the_module_starts_gets_no_descriptor(
+    tmp_path: Path, options: list[str]
+) -> None:
+    code = "import subprocess\nsubprocess.Popen(['sleep', '100'], close_fds=False)\n"
+    with serving(tmp_path, *options, app=code + APP) as served:
+        served.until("workers serve" if "--workers" in options else "listening on")
+        programs = [
+            each
+            for each in psutil.Process(served.process.pid).children(recursive=True)
+            if each.name() == "sleep"
+        ]
+        assert programs
+        try:
+            served.stop()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(served.address)
+            for each in programs:
+                assert each.num_fds() == 3, os.listdir(f"/proc/{each.pid}/fd")
+        finally:
+            for each in programs:
+                each.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_a_program_that_the_module_starts_gets_no_socket_of_the_service_manager(
+    tmp_path: Path,
+) -> None:
+    code = "import subprocess\nsubprocess.run(['ls', '/proc/self/fd'], stdout=2, close_fds=False)\n"
+    with (
+        listening("127.0.0.1") as sockets,
+        serving(tmp_path, sockets=sockets, app=code + APP) as served,
+    ):
+        served.until("listening on")
+        listed = (tmp_path / "log").read_text().split()
+        assert listed[:4] == ["0", "1", "2", "3"]  # the last one is the folder itself
+        assert listed[4] != "4"
+        served.stop()
 
 
 # --- one process after the other ---
