@@ -277,6 +277,26 @@ def test_nobody_new_waits_for_a_worker_that_is_missing(tmp_path: Path) -> None:
         served.stop()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of another process is set")
+def test_a_worker_that_the_system_cannot_start_is_started_later(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2", "--no-bus", "--drain", "0", pause=0.1) as served:
+        served.until("workers serve")
+        watching = psutil.Process(served.process.pid)
+        most = watching.rlimit(psutil.RLIMIT_NOFILE)
+        killed, other = served.workers()
+        watching.rlimit(psutil.RLIMIT_NOFILE, (watching.num_fds() - 1, most[1]))
+        killed.kill()
+        served.until("the system starts no worker 1: Too many open files", 6)  # more than may die
+        served.process.send_signal(signal.SIGHUP)
+        served.until("worker 1 could not be replaced")
+        assert spread(served.address, 20).keys() == {other.pid}
+        watching.rlimit(psutil.RLIMIT_NOFILE, most)
+        served.until("listening on", 3)
+        wait_until(lambda: len(spread(served.address, 20)) == 2, timeout=PATIENCE)
+        served.replaced(1)
+        served.stop()
+
+
 def test_connections_are_spread_evenly_also_among_successors(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", "--no-bus", "--drain", "0", pause=0.01) as served:
         served.until("workers serve")
