@@ -277,6 +277,27 @@ def test_nobody_new_waits_for_a_worker_that_is_missing(tmp_path: Path) -> None:
         served.stop()
 
 
+def test_a_worker_that_a_reload_brings_back_gets_connections(tmp_path: Path) -> None:
+    failing_once = (
+        "import os\n"
+        "if os.path.exists('broken'):\n"
+        "    os.remove('broken')\n"
+        "    raise SystemExit('broken')\n"
+    )
+    options = ["--workers", "2", "--no-bus", "--drain", "0"]
+    with serving(tmp_path, *options, pause=1.0, app=failing_once + APP) as served:
+        served.until("workers serve")
+        (tmp_path / "broken").touch()
+        served.workers()[0].kill()
+        served.until("starting again in 1 s")
+        served.replaced(1)  # it begins behind the start that fails
+        assert not (tmp_path / "broken").exists()
+        found = spread(served.address, 60)
+        assert found.keys() == {each.pid for each in served.workers()}
+        assert len(found) == 2
+        served.stop()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit of another process is set")
 def test_a_worker_that_the_system_cannot_start_is_started_later(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", "--no-bus", "--drain", "0", pause=0.1) as served:

@@ -384,6 +384,7 @@ class _Slot:
                 return False
             self._worker = new
             self._others.add(old)
+            self._workers.steer()  # the old one may be one that has died
         await old.leave(self._workers.patience, self.number)
         self._others.discard(old)
         return True
