@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -534,6 +535,35 @@ def test_a_kernel_that_cannot_be_told_whom_to_choose_chooses_itself(
         port.steer([0, 1])
         for each in (*sockets, *clients):
             each.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux is told whom to choose")
+def test_the_kernel_chooses_among_all_once_none_is_missing_also_before_linux_5_3(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "socket", SocketOfLinux4)
+    with closing(held_port.HeldPort("127.0.0.1", 0, 3)) as port:
+        sockets = [socket.socket(fileno=os.dup(port.descriptors(number)[0])) for number in range(3)]
+        for sock in sockets:
+            sock.setblocking(False)
+            sock.listen()
+        for numbers in ([0], [0, 1], [0, 1, 2]):
+            port.steer(numbers)
+        clients = [socket.create_connection(sockets[0].getsockname()) for _ in range(90)]
+        accepted = [accept_all(sock) for sock in sockets]
+        assert min(accepted) > 10
+        assert sum(accepted) == 90
+        for each in (*sockets, *clients):
+            each.close()
+
+
+class SocketOfLinux4(socket.socket):
+    """One that knows no SO_DETACH_REUSEPORT_BPF."""
+
+    def setsockopt(self, *arguments: Any) -> None:
+        if arguments[:2] == (socket.SOL_SOCKET, 68):
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        super().setsockopt(*arguments)
 
 
 def accept_all(sock: socket.socket) -> int:
