@@ -54,6 +54,8 @@ asyncio.run(serve())
         ("1:cpuset:/a", {"cpuset/a/cpu.max": "100000 100000"}, 8),
         ("0::/../b", {"cpu.max": "\xff"}, 8),
         ("", {}, 8),
+        ("\nno line\n0:\n0::\n0::a\n0::/a", {"cpu.max": "200000 100000"}, 2),
+        ("0::/\xe9", {"\xe9/cpu.max": "200000 100000"}, 2),
     ],
 )
 def test_auto_goes_by_the_quotas_of_control_groups(

@@ -49,8 +49,10 @@ def usable_cores(groups: Path = _GROUPS, mounted: Path = _MOUNTED) -> int:
 def _quotas(groups: Path, mounted: Path) -> Iterator[float]:
     """The quotas of all control groups that this process is in, in cores."""
     for line in _text(groups).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        # Systems that imitate Linux may write lines of another form.
+        if not path.startswith("/") or (controllers and "cpu" not in controllers.split(",")):
             continue
         # The second version has no list of controllers; the first one has a folder for each.
         folder = mounted / controllers if controllers else mounted
@@ -69,6 +71,6 @@ def _quotas(groups: Path, mounted: Path) -> Iterator[float]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("ascii")
+        return os.fsdecode(path.read_bytes())  # a group may have any name
     except (OSError, ValueError):
         return ""
