@@ -319,6 +319,26 @@ def test_a_worker_that_the_system_cannot_start_is_started_later(tmp_path: Path) 
         served.stop()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no threads help with sends elsewhere")
+@pytest.mark.parametrize(("workers", "expected"), [(1, 3), (2, 1), (4, 0)])
+def test_threads_for_sends_are_counted_for_all_workers_together(
+    tmp_path: Path, workers: int, expected: int
+) -> None:
+    app = """
+from wsc_fast import Hub, HubConfig
+from wsc_fast.runtime import cores
+
+cores.usable_cores = lambda: 4
+hub = Hub(HubConfig(send_threads="auto"))
+"""
+    with serving(tmp_path, "--workers", str(workers), "--no-bus", app=app) as served:
+        served.until("workers serve")
+        for each in served.workers():
+            tasks = Path(f"/proc/{each.pid}/task").glob("*/comm")
+            assert [task.read_text() for task in tasks].count("wsc-send\n") == expected
+        served.stop()
+
+
 def test_connections_are_spread_evenly_also_among_successors(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", "--no-bus", "--drain", "0", pause=0.01) as served:
         served.until("workers serve")

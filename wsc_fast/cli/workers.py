@@ -145,7 +145,7 @@ class Workers:
     def words(self, number: int, report: int) -> list[str]:
         """The command of a worker."""
         sockets = ",".join(map(str, self.sockets(number)))
-        at = [f"--sockets={sockets}", f"--worker={number}:{report}"]
+        at = [f"--sockets={sockets}", f"--worker={number}:{self._count}:{report}"]
         reloaded = ["-m", "wsc_fast.cli.reloaded", str(self._tie), str(self._patience)]
         return [sys.executable, *reloaded, *self._arguments, *at]
 
