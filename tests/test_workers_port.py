@@ -532,6 +532,10 @@ async def test_a_hub_serves_several_sockets(any_loop: str) -> None:
             await eventually(lambda: hub.connections == 0)
     with pytest.raises(ValidationError, match="an empty list"):
         await hub.start(sock=[])
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        with pytest.raises(ValidationError, match="a socket twice"):
+            await hub.start(sock=[sock, sock])
+        assert sock.fileno() >= 0
     given: Any = [1]
     with pytest.raises(ValidationError, match="a socket or a list of sockets, not 1"):
         await hub.start(sock=given)
