@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wsc_fast.runtime.cores import MOST_HELPERS, count_helpers, usable_cores
+from wsc_fast.runtime.cores import MOST_HELPERS, count_helpers, share_cores, usable_cores
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say it")
 
@@ -54,6 +54,8 @@ asyncio.run(serve())
         ("1:cpuset:/a", {"cpuset/a/cpu.max": "100000 100000"}, 8),
         ("0::/../b", {"cpu.max": "\xff"}, 8),
         ("", {}, 8),
+        ("\nno line\n0:\n0::\n0::a\n0::/a", {"cpu.max": "200000 100000"}, 2),
+        ("0::/\xe9", {"\xe9/cpu.max": "200000 100000"}, 2),
     ],
 )
 def test_auto_goes_by_the_quotas_of_control_groups(
@@ -116,3 +118,15 @@ def test_auto_has_a_bound() -> None:
         assert count_helpers("auto") == MOST_HELPERS
         patch.setattr("wsc_fast.runtime.cores.usable_cores", lambda: 1)
         assert count_helpers("auto") == 0
+
+
+@LINUX
+@pytest.mark.parametrize(("cores", "expected"), [(1, 0), (3, 0), (4, 1), (7, 2), (64, 3)])
+def test_workers_divide_the_cores(
+    cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsc_fast.runtime.cores.usable_cores", lambda: cores)
+    monkeypatch.setattr("wsc_fast.runtime.cores._processes", 1)
+    share_cores(2)
+    assert count_helpers("auto") == expected
+    assert count_helpers(2) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -100,9 +101,10 @@ def serving(
     pause: float | None = None,
     sockets: Sequence[socket.socket] = (),
     name: str = "log",
+    app: str = APP,
 ) -> Iterator[Serving]:
     """Begins the command; with sockets as the service manager does it."""
-    (folder / "app.py").write_text(APP)
+    (folder / "app.py").write_text(app)
     address = sockets[0].getsockname()[:2] if sockets else (host, free_port())
     words = [sys.executable, "-m", "wsc_fast"]
     if pause is not None:
@@ -276,6 +278,67 @@ def test_nobody_new_waits_for_a_worker_that_is_missing(tmp_path: Path) -> None:
         served.stop()
 
 
+def test_a_worker_that_a_reload_brings_back_gets_connections(tmp_path: Path) -> None:
+    failing_once = (
+        "import os\n"
+        "if os.path.exists('broken'):\n"
+        "    os.remove('broken')\n"
+        "    raise SystemExit('broken')\n"
+    )
+    options = ["--workers", "2", "--no-bus", "--drain", "0"]
+    with serving(tmp_path, *options, pause=1.0, app=failing_once + APP) as served:
+        served.until("workers serve")
+        (tmp_path / "broken").touch()
+        served.workers()[0].kill()
+        served.until("starting again in 1 s")
+        served.replaced(1)  # it begins behind the start that fails
+        assert not (tmp_path / "broken").exists()
+        found = spread(served.address, 60)
+        assert found.keys() == {each.pid for each in served.workers()}
+        assert len(found) == 2
+        served.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of another process is set")
+def test_a_worker_that_the_system_cannot_start_is_started_later(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2", "--no-bus", "--drain", "0", pause=0.1) as served:
+        served.until("workers serve")
+        watching = psutil.Process(served.process.pid)
+        most = watching.rlimit(psutil.RLIMIT_NOFILE)
+        killed, other = served.workers()
+        watching.rlimit(psutil.RLIMIT_NOFILE, (watching.num_fds() - 1, most[1]))
+        killed.kill()
+        served.until("the system starts no worker 1: Too many open files", 6)  # more than may die
+        served.process.send_signal(signal.SIGHUP)
+        served.until("worker 1 could not be replaced")
+        assert spread(served.address, 20).keys() == {other.pid}
+        watching.rlimit(psutil.RLIMIT_NOFILE, most)
+        served.until("listening on", 3)
+        wait_until(lambda: len(spread(served.address, 20)) == 2, timeout=PATIENCE)
+        served.replaced(1)
+        served.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no threads help with sends elsewhere")
+@pytest.mark.parametrize(("workers", "expected"), [(1, 3), (2, 1), (4, 0)])
+def test_threads_for_sends_are_counted_for_all_workers_together(
+    tmp_path: Path, workers: int, expected: int
+) -> None:
+    app = """
+from wsc_fast import Hub, HubConfig
+from wsc_fast.runtime import cores
+
+cores.usable_cores = lambda: 4
+hub = Hub(HubConfig(send_threads="auto"))
+"""
+    with serving(tmp_path, "--workers", str(workers), "--no-bus", app=app) as served:
+        served.until("workers serve")
+        for each in served.workers():
+            tasks = Path(f"/proc/{each.pid}/task").glob("*/comm")
+            assert [task.read_text() for task in tasks].count("wsc-send\n") == expected
+        served.stop()
+
+
 def test_connections_are_spread_evenly_also_among_successors(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", "--no-bus", "--drain", "0", pause=0.01) as served:
         served.until("workers serve")
@@ -308,6 +371,46 @@ def test_the_port_ends_with_the_workers(tmp_path: Path) -> None:
         served.stop()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(served.address)
+
+
+@pytest.mark.parametrize("options", [["--workers", "2", "--no-bus"], ["--reload"]], ids=str)
+def test_a_program_that_the_module_starts_gets_no_descriptor(
+    tmp_path: Path, options: list[str]
+) -> None:
+    code = "import subprocess\nsubprocess.Popen(['sleep', '100'], close_fds=False)\n"
+    with serving(tmp_path, *options, app=code + APP) as served:
+        served.until("workers serve" if "--workers" in options else "listening on")
+        programs = [
+            each
+            for each in psutil.Process(served.process.pid).children(recursive=True)
+            if each.name() == "sleep"
+        ]
+        assert programs
+        try:
+            served.stop()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(served.address)
+            for each in programs:
+                assert each.num_fds() == 3, os.listdir(f"/proc/{each.pid}/fd")
+        finally:
+            for each in programs:
+                each.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_a_program_that_the_module_starts_gets_no_socket_of_the_service_manager(
+    tmp_path: Path,
+) -> None:
+    code = "import subprocess\nsubprocess.run(['ls', '/proc/self/fd'], stdout=2, close_fds=False)\n"
+    with (
+        listening("127.0.0.1") as sockets,
+        serving(tmp_path, sockets=sockets, app=code + APP) as served,
+    ):
+        served.until("listening on")
+        listed = (tmp_path / "log").read_text().split()
+        assert listed[:4] == ["0", "1", "2", "3"]  # the last one is the folder itself
+        assert listed[4] != "4"
+        served.stop()
 
 
 # --- one process after the other ---
@@ -429,6 +532,10 @@ async def test_a_hub_serves_several_sockets(any_loop: str) -> None:
             await eventually(lambda: hub.connections == 0)
     with pytest.raises(ValidationError, match="an empty list"):
         await hub.start(sock=[])
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        with pytest.raises(ValidationError, match="a socket twice"):
+            await hub.start(sock=[sock, sock])
+        assert sock.fileno() >= 0
     given: Any = [1]
     with pytest.raises(ValidationError, match="a socket or a list of sockets, not 1"):
         await hub.start(sock=given)
@@ -452,6 +559,35 @@ def test_a_kernel_that_cannot_be_told_whom_to_choose_chooses_itself(
         port.steer([0, 1])
         for each in (*sockets, *clients):
             each.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux is told whom to choose")
+def test_the_kernel_chooses_among_all_once_none_is_missing_also_before_linux_5_3(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "socket", SocketOfLinux4)
+    with closing(held_port.HeldPort("127.0.0.1", 0, 3)) as port:
+        sockets = [socket.socket(fileno=os.dup(port.descriptors(number)[0])) for number in range(3)]
+        for sock in sockets:
+            sock.setblocking(False)
+            sock.listen()
+        for numbers in ([0], [0, 1], [0, 1, 2]):
+            port.steer(numbers)
+        clients = [socket.create_connection(sockets[0].getsockname()) for _ in range(90)]
+        accepted = [accept_all(sock) for sock in sockets]
+        assert min(accepted) > 10
+        assert sum(accepted) == 90
+        for each in (*sockets, *clients):
+            each.close()
+
+
+class SocketOfLinux4(socket.socket):
+    """One that knows no SO_DETACH_REUSEPORT_BPF."""
+
+    def setsockopt(self, *arguments: Any) -> None:
+        if arguments[:2] == (socket.SOL_SOCKET, 68):
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        super().setsockopt(*arguments)
 
 
 def accept_all(sock: socket.socket) -> int:

@@ -23,7 +23,7 @@ from wsc_fast.errors import WSCError
 from wsc_fast.listen.sockets import are_handed_over, bound_sockets, handed_over
 
 # From <asm-generic/socket.h> and <linux/filter.h>; Python has no names for them.
-_SO_ATTACH_REUSEPORT_CBPF, _SO_DETACH_REUSEPORT_BPF = 51, 68
+_SO_ATTACH_REUSEPORT_CBPF = 51
 _LOAD, _RANDOM = 0x20, 0xFFFFF000 + 56
 _MODULO, _IF_EQUAL, _RETURN = 0x94, 0x15, 0x06
 
@@ -83,9 +83,9 @@ class HeldPort:
             return
         some = 0 < len(numbers) < len(self._sets)
         if some or self._steered:
-            program = _choosing(numbers)
+            program = _choosing(numbers if some else ())
             for sock in self._sets[0]:
-                _attach(sock, program if some else None)
+                _attach(sock, program)
         self._steered = some
 
     def close(self) -> None:
@@ -108,19 +108,20 @@ async def _bound(host: str, port: int, processes: int) -> list[list[socket.socke
 
 
 def _choosing(numbers: Sequence[int]) -> bytes:
-    """A program for the kernel (classic BPF) that chooses one of these sockets at random."""
-    steps = [(_LOAD, 0, 0, _RANDOM), (_MODULO, 0, 0, len(numbers))]
+    """A program for the kernel (classic BPF) that chooses one of these sockets at random.
+
+    For none of them it names no socket, so that the kernel chooses. Linux before 5.3 cannot be told
+    to forget a program.
+    """
+    steps = [(_LOAD, 0, 0, _RANDOM), (_MODULO, 0, 0, len(numbers))] if numbers else []
     for place, number in enumerate(numbers):
         steps += [(_IF_EQUAL, 0, 1, place), (_RETURN, 0, 0, number)]
-    steps.append((_RETURN, 0, 0, 0xFFFFFFFF))  # never: no socket, so the kernel chooses
+    steps.append((_RETURN, 0, 0, 0xFFFFFFFF))
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-def _attach(sock: socket.socket, program: bytes | None) -> None:
+def _attach(sock: socket.socket, program: bytes) -> None:
     try:
-        if program is None:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_REUSEPORT_BPF, 0)
-            return
         text = ctypes.create_string_buffer(program, len(program))  # the kernel copies it
         what = struct.pack("@HP", len(program) // 8, ctypes.addressof(text))
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, what)

@@ -31,7 +31,7 @@ def stop_with(tie: int, patience: float) -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(
-        target=stop_with, args=(int(sys.argv[1]), float(sys.argv[2])), daemon=True
-    ).start()
+    _tie = int(sys.argv[1])
+    os.set_inheritable(_tie, False)
+    threading.Thread(target=stop_with, args=(_tie, float(sys.argv[2])), daemon=True).start()
     raise SystemExit(run(sys.argv[3:]))

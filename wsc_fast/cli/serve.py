@@ -142,6 +142,9 @@ def serve(
     from wsc_fast.cli.target import load_hub
 
     place = None if worker is None else _place(worker)
+    with failing_in_one_line():
+        # Before the module is imported, which may start programs: none of them gets the sockets.
+        given = _given(sockets)
     hub = load_hub(target)
     with failing_in_one_line():
         _configure(hub, config, drain)
@@ -156,7 +159,7 @@ def serve(
         hub.run(
             host,
             port,
-            sock=_given(sockets),
+            sock=given,
             path=path,
             certfile=None if certfile is None else str(certfile),
             keyfile=None if keyfile is None else str(keyfile),

@@ -9,6 +9,7 @@ from wsc_fast import Hub
 from wsc_fast.bus.local import PROGRAMS, LocalBus, find_program
 from wsc_fast.cli.output import UsageFailure
 from wsc_fast.log import log
+from wsc_fast.runtime.cores import share_cores
 
 # Seconds between two looks whether the hub listens.
 _LOOK = 0.01
@@ -18,17 +19,19 @@ class Place:
     """The place of this process among the workers.
 
     Args:
-        text: NUMBER:DESCRIPTOR; the descriptor is the worker's end of the socket to workers.py.
+        text: NUMBER:COUNT:DESCRIPTOR; the count is that of the workers, the descriptor the worker's
+            end of the socket to workers.py.
 
     Attributes:
         number: from 1 on.
     """
 
     def __init__(self, text: str) -> None:
-        number, _, descriptor = text.partition(":")
-        self.number: int = int(number)
-        self._socket = socket.socket(fileno=int(descriptor))
+        number, count, descriptor = map(int, text.split(":"))
+        self.number: int = number
+        self._socket = socket.socket(fileno=descriptor)
         self._socket.set_inheritable(False)
+        share_cores(count)
 
     def prepare(self, hub: Hub, *, choose_bus: bool) -> None:
         """Has the hub say when it listens, and gives it a bus where it needs one.

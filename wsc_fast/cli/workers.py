@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 from wsc_fast.bus.local import VARIABLE, LocalServer, directory_of
 from wsc_fast.cli.held_port import HeldPort
-from wsc_fast.cli.output import say
+from wsc_fast.cli.output import reason_of, say
 from wsc_fast.errors import BusError
 
 # Seconds that a hub may take to stop behind its drain; then it is killed.
@@ -145,7 +145,7 @@ class Workers:
     def words(self, number: int, report: int) -> list[str]:
         """The command of a worker."""
         sockets = ",".join(map(str, self.sockets(number)))
-        at = [f"--sockets={sockets}", f"--worker={number}:{report}"]
+        at = [f"--sockets={sockets}", f"--worker={number}:{self._count}:{report}"]
         reloaded = ["-m", "wsc_fast.cli.reloaded", str(self._tie), str(self._patience)]
         return [sys.executable, *reloaded, *self._arguments, *at]
 
@@ -302,25 +302,25 @@ class _Slot:
         """The exit code of its worker, if it has ended."""
         return None if self._worker is None else self._worker.process.returncode
 
-    async def start(self) -> None:
-        """Starts its worker; returns once that listens, or has ended."""
-        self._worker = await self._begun()
-        self._workers.steer()
+    async def start(self) -> bool:
+        """Starts its worker; returns once that listens, or has ended.
 
-    async def _begun(self) -> _Worker:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # A group of its own, so that Ctrl-C reaches it once, by way of this process.
-            process = await create_subprocess_exec(
-                *self._workers.words(self.number, theirs.fileno()),
-                env=self._workers.environment(),
-                process_group=0,
-                pass_fds=[
-                    theirs.fileno(),
-                    self._workers.tie,
-                    *self._workers.sockets(self.number),
-                ],
-            )
+        Returns:
+            bool: whether the system has let it begin; if not, the former one stays.
+        """
+        worker = await self._begun()
+        if worker is None:
+            return False
+        self._worker = worker
+        self._workers.steer()
+        return True
+
+    async def _begun(self) -> _Worker | None:
+        try:
+            ours, process = await self._process()
+        except OSError as error:
+            say(f"the system starts no worker {self.number}: {reason_of(error)}", "red")
+            return None
         worker = _Worker(process, ours, self._workers)
         self._others.add(worker)
         if self._workers.is_ending:
@@ -328,6 +328,25 @@ class _Slot:
         await worker.settled.wait()
         self._others.discard(worker)
         return worker
+
+    async def _process(self) -> tuple[socket.socket, Process]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                # A group of its own, so that Ctrl-C reaches it once, by way of this process.
+                return ours, await create_subprocess_exec(
+                    *self._workers.words(self.number, theirs.fileno()),
+                    env=self._workers.environment(),
+                    process_group=0,
+                    pass_fds=[
+                        theirs.fileno(),
+                        self._workers.tie,
+                        *self._workers.sockets(self.number),
+                    ],
+                )
+            except BaseException:
+                ours.close()
+                raise
 
     async def keep(self) -> None:
         """Starts the worker again whenever it has died."""
@@ -349,8 +368,8 @@ class _Slot:
                 )
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE)
-                await self.start()
-                self._workers.heard_start(self.is_ready())
+                if await self.start():
+                    self._workers.heard_start(self.is_ready())
 
     def _lived(self, worker: _Worker) -> float:
         return asyncio.get_running_loop().time() - worker.since
@@ -361,10 +380,11 @@ class _Slot:
             old = self._worker
             assert old is not None
             new = await self._begun()
-            if not new.is_ready:
+            if new is None or not new.is_ready:
                 return False
             self._worker = new
             self._others.add(old)
+            self._workers.steer()  # the old one may be one that has died
         await old.leave(self._workers.patience, self.number)
         self._others.discard(old)
         return True

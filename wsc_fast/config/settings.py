@@ -134,9 +134,10 @@ class HubConfig(Settings, frozen=True, kw_only=True):
         flush_budget: how long a flush may hold the loop before it yields.
         send_threads: so many threads help the loop's thread with the kernel calls of large flushes,
             on Linux. "auto": one for each core that the process may use (by its affinity, and the
-            CPU quota of its control group) but the loop's own, at most 3. They serve all hubs of
-            the process, run no Python, and help only as long as the hub measures that it gains: on
-            cores that are busy it sends alone, but for 2 % of the time, in which it tries.
+            CPU quota of its control group) but the loop's own, at most 3; the workers of
+            `serve --workers` divide the cores first. The threads serve all hubs of the process, run
+            no Python, and help only as long as the hub measures that it gains: on cores that are
+            busy it sends alone, but for 2 % of the time, in which it tries.
         drain_period: how long `run` takes to send clients away (1012) after the first SIGTERM or
             SIGINT, so that they do not all come back at once; 0 closes them all at once (1001).
         watchdog_timeout: a callback that blocks the loop for so long is logged, with the stack of

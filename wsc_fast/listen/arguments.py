@@ -48,7 +48,10 @@ def check_listen_arguments(
         given = sock if isinstance(sock, (tuple, list)) else (sock,)
         if not given:
             raise ValidationError("sock is an empty list, expected one socket at least")
-        return [_checked(each) for each in given]
+        sockets = [_checked(each) for each in given]
+        if len({each.fileno() for each in sockets}) < len(sockets):
+            raise ValidationError("sock has a socket twice, expected each once")
+        return sockets
     if type(port) is not int or not 0 <= port <= 65535:
         raise ValidationError(f"port must be an int from 0 to 65535, not {port!r}")
     if host is None or host == "":

@@ -14,6 +14,9 @@ from pathlib import Path
 # With "auto" no more threads help. More were never measured.
 MOST_HELPERS = 3
 
+# Serve on the same cores, this one among them.
+_processes = 1
+
 _GROUPS = Path("/proc/self/cgroup")
 _MOUNTED = Path("/sys/fs/cgroup")
 
@@ -22,12 +25,18 @@ def count_helpers(send_threads: int | str) -> int:
     """The threads to help with sends, for a setting `HubConfig.send_threads`.
 
     Returns:
-        int: with "auto" one for each usable core but the loop's own, and none where the system does
-        not say which cores may be used.
+        int: with "auto" one for each usable core but the loop's own, divided between the processes
+        that share the cores; none where the system does not say which cores may be used.
     """
     if isinstance(send_threads, int):
         return send_threads
-    return min(usable_cores() - 1, MOST_HELPERS)
+    return max(min(usable_cores() // _processes - 1, MOST_HELPERS), 0)
+
+
+def share_cores(processes: int) -> None:
+    """Says that so many processes serve on the same cores, this one among them."""
+    global _processes
+    _processes = processes
 
 
 def usable_cores(groups: Path = _GROUPS, mounted: Path = _MOUNTED) -> int:
@@ -49,8 +58,10 @@ def usable_cores(groups: Path = _GROUPS, mounted: Path = _MOUNTED) -> int:
 def _quotas(groups: Path, mounted: Path) -> Iterator[float]:
     """The quotas of all control groups that this process is in, in cores."""
     for line in _text(groups).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        # Systems that imitate Linux may write lines of another form.
+        if not path.startswith("/") or (controllers and "cpu" not in controllers.split(",")):
             continue
         # The second version has no list of controllers; the first one has a folder for each.
         folder = mounted / controllers if controllers else mounted
@@ -69,6 +80,6 @@ def _quotas(groups: Path, mounted: Path) -> Iterator[float]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("ascii")
+        return os.fsdecode(path.read_bytes())  # a group may have any name
     except (OSError, ValueError):
         return ""
