@@ -75,6 +75,7 @@ cdef extern from "send_pool.h" nogil:
 cdef extern from "net.h" nogil:
     Py_ssize_t wsc_send(int fd, const iovec* iov, int count)
     Py_ssize_t wsc_send_through(wsc_layer* layer, int fd, const iovec* iov, int count)
+    size_t wsc_kept(const wsc_layer* layer)
     double wsc_now()
     enum:
         WSC_AGAIN
@@ -560,7 +561,7 @@ cdef class Fanout:
                     failed += 1
         for i in range(first, planned):
             job = &self.jobs[i]
-            if job.result == job.total and not self.keeps(job):
+            if job.result == job.total and not wsc_kept(job.layer):
                 self.counters.sends += 1
                 self.counters.bytes_out += job.total
                 self.counters.frames_sent += job.frames
@@ -782,7 +783,7 @@ cdef class Fanout:
             sink.frames_sent += job.frames
             sink.bytes_out += taken
             outbox_take(box, job.frames)
-            if self.keeps(job):
+            if wsc_kept(job.layer):
                 self.counters.partial_sends += 1
                 return self.finish_later(sink, b"", 0, unfinished)
             return self.after_write(sink, unfinished)

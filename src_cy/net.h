@@ -71,6 +71,11 @@ static inline ssize_t wsc_send_through(wsc_layer *layer, int fd, const struct io
     return layer == NULL ? wsc_send(fd, iov, count) : layer->send(layer, fd, iov, count);
 }
 
+/* Bytes that it keeps. */
+static inline size_t wsc_kept(const wsc_layer *layer) {
+    return layer == NULL ? 0 : layer->kept;
+}
+
 static inline double wsc_clock(clockid_t id) {
     struct timespec ts;
     clock_gettime(id, &ts);

@@ -32,6 +32,7 @@ cdef extern from "net.h" nogil:
         void* iov_base
         size_t iov_len
 
+    size_t wsc_kept(const wsc_layer* layer)
     enum:
         WSC_AGAIN
 
@@ -296,7 +297,7 @@ cdef class TLSStream(Stream):
     cdef Py_ssize_t waiting_bytes(self) noexcept:
         if self.lost:
             return 0
-        return Stream.waiting_bytes(self) + <Py_ssize_t>(<wsc_tls*>self.tls).layer.kept
+        return Stream.waiting_bytes(self) + <Py_ssize_t>wsc_kept(&(<wsc_tls*>self.tls).layer)
 
     cdef int push(self) except -1:
         cdef int failed = wsc_tls_push(<wsc_tls*>self.tls, self.descriptor)
@@ -319,7 +320,7 @@ cdef class TLSStream(Stream):
 
     cdef int flush(self) except -1:
         self.push()
-        return 0 if self.lost or (<wsc_tls*>self.tls).layer.kept else Stream.flush(self)
+        return 0 if self.lost or wsc_kept(&(<wsc_tls*>self.tls).layer) else Stream.flush(self)
 
     cdef int flushed(self) except -1:
         cdef int failed = 0

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import join, named, stall
 from wsc_fast import Client, ClientDisconnectedError, Hub, HubConfig, ListenError, ValidationError
-from wsc_fast import hub as hub_module
+from wsc_fast.listen import listener as listener_module
 from wsc_fast.testing import BINARY, PING, Frame, RawClient, eventually, running
 
 BAD_FRAME = b"\x83\x80\0\0\0\0"
@@ -165,7 +165,7 @@ async def test_a_start_that_fails_late_leaves_nothing_behind(
     hub = Hub(HubConfig(receive_buffer_size=4096))
     with monkeypatch.context() as patch:
         # As with a kernel that refuses the option; a full table of descriptors is the same to us.
-        patch.setattr(hub_module.socket, "SO_RCVBUF", 9999)
+        patch.setattr(listener_module.socket, "SO_RCVBUF", 9999)
         with pytest.raises(ListenError):
             await hub.start(port=0)
     assert hub.loop is None

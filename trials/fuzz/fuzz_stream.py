@@ -78,7 +78,7 @@ class Loop:
         return Handle()
 
     def call_at(
-        self, when: float, callback: Callable[..., Any], *, context: Context | None = None
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> Handle:
         return Handle()
 

@@ -43,10 +43,14 @@ from wsc_fast._core.histogram cimport Histogram
 from wsc_fast._core.loop_context cimport LoopContext
 from wsc_fast._core.outbox cimport FORMS, Counters, Limits, Outbox, Sent, Sink
 
-cdef extern from "net.h" nogil:
+# Of net.h, which is not installed: a module that cimports this has pointers to it only.
+cdef extern from *:
+    """
+    typedef struct wsc_layer wsc_layer;
+    """
     # A layer between the bytes of a connection and the kernel: TLS.
     ctypedef struct wsc_layer:
-        size_t kept
+        pass
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -206,9 +210,6 @@ cdef class Fanout:
     cdef int set_layer(self, int fd, wsc_layer* layer) except -1
     cdef inline wsc_layer* layer_at(self, int fd) noexcept:
         return self.layers[fd] if fd < self.layers_size else NULL
-    # The layer that it is sent through has kept bytes that the kernel did not take.
-    cdef inline bint keeps(self, const Job* job) noexcept:
-        return job.layer != NULL and job.layer.kept != 0
     # Nothing may be queued for it any more, or what waits for that is told; `unfinished` (None: it
     # may be told at once) takes it, where that would call Python.
     cdef int after_write(self, Sink sink, list unfinished) except -1

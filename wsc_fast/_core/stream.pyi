@@ -1,6 +1,6 @@
 from collections.abc import Iterable
 from socket import AddressFamily, SocketKind
-from typing import Any, Self
+from typing import Any, Self, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -33,6 +33,10 @@ class StreamSocket:
         """As `socket.socket.getsockname`."""
     def getpeername(self) -> tuple[Any, ...]:
         """As `socket.socket.getpeername`."""
+
+@final
+class Waiting:
+    """Bytes that the kernel has not taken yet (internal)."""
 
 @disjoint_base
 class Answerer:

@@ -46,7 +46,7 @@ class HeldPort:
     def __init__(self, host: str, port: int, processes: int) -> None:
         self._steered = False
         self._own = not are_handed_over()
-        self.place = f"{host}:{port}"
+        self.place: str = f"{host}:{port}"
         try:
             if self._own:
                 self._sets = asyncio.run(_bound(host, port, processes))
