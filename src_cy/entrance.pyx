@@ -75,6 +75,7 @@ cdef class Entrance(Watched):
 
     cdef int ready(self, uint32_t events) except -1:
         self.accept_some(AT_ONCE, self.poller.deadline)
+        self.poller.dear = True  # the first bytes of each were read, too
         return 0
 
     cdef bint accept_some(self, int most, double deadline) except -1:

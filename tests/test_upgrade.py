@@ -13,8 +13,9 @@ import random
 import re
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -326,6 +327,32 @@ async def test_a_request_that_comes_after_its_connection_is_the_engines(authenti
                 assert answer.startswith(b"HTTP/1.1 101 ")
                 assert here.answers() == number
                 assert not here.hub._parts.requests.waits()
+
+
+async def test_a_crowd_of_slow_authenticates_has_one_of_them_in_a_turn() -> None:
+    turn, calls = 0, []
+
+    def slow(request: Request) -> Identity:
+        end = time.perf_counter() + 0.004  # longer than the Poller's budget
+        while time.perf_counter() < end:
+            pass
+        calls.append(turn)
+        return Identity(f"user {len(calls)}")
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while len(calls) < 12:
+            turn += 1
+            await asyncio.sleep(0)
+
+    hub = Hub(authenticate=slow)
+    async with running(hub), AsyncExitStack() as stack:
+        socks = [await stack.enter_async_context(connected(hub)) for _ in range(12)]
+        await eventually(lambda: len(hub._parts.requests._waiting) == 12)
+        for sock in socks:
+            sock.send(head(LINES))  # all of them, before the loop goes on
+        await count_turns()
+        assert len(set(calls)) == 12, calls
 
 
 async def test_a_refusal_by_authenticate_is_answered_whenever_its_request_comes() -> None:
