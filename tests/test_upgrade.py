@@ -14,8 +14,9 @@ import re
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -353,6 +354,29 @@ async def test_a_crowd_of_slow_authenticates_has_one_of_them_in_a_turn() -> None
             sock.send(head(LINES))  # all of them, before the loop goes on
         await count_turns()
         assert len(set(calls)) == 12, calls
+
+
+async def test_a_queue_that_is_accepted_at_once_is_let_in_by_turns() -> None:
+    turn, calls = 0, []
+
+    def slow(request: Request) -> Identity:
+        end = time.perf_counter() + 0.002  # longer than the budget of heavy reads
+        while time.perf_counter() < end:
+            pass
+        calls.append(turn)
+        return Identity(f"user {len(calls)}")
+
+    hub = Hub(authenticate=slow)
+    async with running(hub, reuse_port=True):
+        with ExitStack() as stack:
+            for _ in range(20):  # before the loop goes on
+                sock = stack.enter_context(socket.create_connection(("127.0.0.1", hub.port)))
+                sock.sendall(head(LINES))
+            hub._parts.listener.leave_to_others()
+            while len(calls) < 20:
+                turn += 1
+                await asyncio.sleep(0)
+        assert max(Counter(calls).values()) < 3, calls
 
 
 async def test_a_refusal_by_authenticate_is_answered_whenever_its_request_comes() -> None:
