@@ -28,7 +28,7 @@ cdef extern from "net.h" nogil:
 cdef enum:
     # Events that the kernel tells of at once.
     MOST_EVENTS = 256
-    # The clock is read once in this many events, and behind each one with a request.
+    # The clock is read once in this many events, and behind each that is `dear`.
     CLOCK_EVERY = 4
 
 
