@@ -438,6 +438,27 @@ async def test_the_policy_is_asked_once_for_each_host_and_page() -> None:
         assert asked_for == 600
 
 
+@pytest.mark.parametrize("transport", ["hub", "loop"])
+async def test_an_upgrade_that_fails_behind_authenticate_leaves_nothing(transport: str) -> None:
+    asked: list[asyncio.Future[Identity]] = []
+
+    def later(request: Request) -> asyncio.Future[Identity]:
+        asked.append(asyncio.get_running_loop().create_future())
+        return asked[-1]
+
+    def fail(client: Client) -> None:
+        raise MemoryError
+
+    hub = Hub(authenticate=later)
+    admission = hub._admission
+    admission.await_hello = fail  # type: ignore[method-assign]
+    async with running(hub, transport=transport):
+        with pytest.raises(AssertionError):
+            await RawClient.open(hub, headers=[("Sec-WebSocket-Protocol", "wsc.1")])
+        assert asked[0].cancelled()
+        assert not admission._requests
+
+
 async def test_a_connection_that_ends_in_authenticate_is_no_client() -> None:
     # A loop inside a callback can end it, where asyncio is patched for that (test_reentrance.py).
     def ending(request: Request) -> Identity:
