@@ -52,9 +52,17 @@ cdef class Entrance(Watched):
     def accept_all(self, int most):
         """Accepts all who have connected by now, but no more than this.
 
+        Nobody answers their requests at once: each has its turn, as a heavy read has.
+
         Thread-safety: the loop's thread.
         """
-        self.accept_some(most, INFINITY)
+        cdef object answerer = self.poller.answerer
+        self.poller.answerer = None
+        try:
+            self.accept_some(most, INFINITY)
+        finally:
+            if self.poller.poll >= 0:
+                self.poller.answerer = answerer
 
     def resume(self):
         """Accepts again.
@@ -75,6 +83,7 @@ cdef class Entrance(Watched):
 
     cdef int ready(self, uint32_t events) except -1:
         self.accept_some(AT_ONCE, self.poller.deadline)
+        self.poller.dear = True  # the first bytes of each were read, too
         return 0
 
     cdef bint accept_some(self, int most, double deadline) except -1:

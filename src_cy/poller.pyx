@@ -28,7 +28,7 @@ cdef extern from "net.h" nogil:
 cdef enum:
     # Events that the kernel tells of at once.
     MOST_EVENTS = 256
-    # The clock is read once in this many events.
+    # The clock is read once in this many events, and behind each that is `dear`.
     CLOCK_EVERY = 4
 
 
@@ -140,6 +140,7 @@ cdef class Poller:
             ):
                 continue  # it has ended since
             watched = <Watched>PyList_GET_ITEM(self.places, descriptor)
+            self.dear = False
             try:
                 watched.ready(wsc_event_kinds(event))
             except BaseException as error:
@@ -147,7 +148,7 @@ cdef class Poller:
                 if not isinstance(error, Exception):
                     raise
             told += 1
-            if told % CLOCK_EVERY == 0 and self.is_late():
+            if (told % CLOCK_EVERY == 0 or self.dear) and self.is_late():
                 return
 
     def run_losses(self):

@@ -271,8 +271,10 @@ cdef class Stream(Watched):
 
     cdef int read(self) except -1:
         cdef Py_ssize_t size = self.receive()
-        if size > 0 and self.protocol.handshake is not None and self.answered(size):
-            return self.look()
+        if size > 0 and self.protocol.handshake is not None:
+            self.poller.dear = True  # `authenticate`, mostly
+            if self.answered(size):
+                return self.look()
         return self.take(size)
 
     cdef Py_ssize_t receive(self) except? -1:

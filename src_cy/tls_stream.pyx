@@ -64,6 +64,9 @@ cdef enum:
     # Bytes that one read receives at most: decrypted, with a record that was there in part, they
     # have room in the read buffer.
     RECEIVE_MOST = 65536
+    # Behind a read of more bytes the Poller looks at the clock: of the smallest records it may hold
+    # 2,800, which take 3 ms.
+    HEAVY = 8192
 
 cdef object SERVES = None  # bool, once it was tried
 
@@ -235,6 +238,8 @@ cdef class TLSStream(Stream):
             return 0
         if size <= 0:
             return self.lose(None if size == 0 else error_of(size))
+        if size > HEAVY:
+            self.poller.dear = True
         # Behind each view there is room to READ_WHOLE.
         size = wsc_tls_read(
             <wsc_tls*>self.tls, self.descriptor, received, size, into.buf, READ_WHOLE, &state

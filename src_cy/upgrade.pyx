@@ -165,14 +165,18 @@ cdef class CommonUpgrade(Answerer):
         lines, subprotocol, deflate, aware = agreed
         length = put(answer, length, PyBytes_AS_STRING(lines), PyBytes_GET_SIZE(lines))
         length = put(answer, length, b"\r\n", 2)
-        if subprotocol is not None or deflate is not None or aware:
-            agree_on(client, subprotocol, deflate, aware)
-        if aware:
-            self.policy.await_hello(client)
-        if client.handshake is not None:
-            self.requests.settle(client.handshake)
+        try:
+            if subprotocol is not None or deflate is not None or aware:
+                agree_on(client, subprotocol, deflate, aware)
+            if aware:
+                self.policy.await_hello(client)
+            if client.handshake is not None:
+                self.requests.settle(client.handshake)
+            stream.send_answer(answer, length)
+        except BaseException:
+            self.policy.drop_identity(client)
+            raise
         self.accepted += 1
-        stream.send_answer(answer, length)
         (<PicowsConnection>client).begin(stream, stream.descriptor, False, address)
         return True
 

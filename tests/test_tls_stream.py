@@ -138,6 +138,30 @@ async def test_a_long_message_takes_many_turns(
 # --- receiving ---
 
 
+async def test_a_crowd_that_sends_very_many_records_holds_up_no_turn(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    turn, heard = 0, []
+    hub = Hub()
+    hub.on_message_received(lambda client, message: heard.append(turn))
+    async with running(hub, ssl=server_tls):
+        raws = [await TLSClient.open_tls(hub, client_tls) for _ in range(8)]
+        await eventually(lambda: hub.get_connected_clients() == 8)
+        poller = hub._parts.listener.poller
+        assert poller is not None
+        poller.budget = 0.0  # each look at the clock ends the turn
+        for raw in raws:
+            for byte in encode(BINARY, bytes(1_000)):  # 3 ms, where a read is full of them
+                raw._tls.write(bytes([byte]))
+            raw.sock.sendall(raw._outgoing.read())  # all of them, before the loop goes on
+        while len(heard) < 8:
+            turn += 1
+            await asyncio.sleep(0)
+        assert len(set(heard)) == 8, heard
+        for raw in raws:
+            raw.close()
+
+
 @pytest.mark.parametrize("client_tls", ["TLSv1.3"], indirect=True)
 async def test_keys_may_change_at_any_time(
     any_loop: str, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext

@@ -13,8 +13,10 @@ import random
 import re
 import socket
 import sys
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -328,6 +330,55 @@ async def test_a_request_that_comes_after_its_connection_is_the_engines(authenti
                 assert not here.hub._parts.requests.waits()
 
 
+async def test_a_crowd_of_slow_authenticates_has_one_of_them_in_a_turn() -> None:
+    turn, calls = 0, []
+
+    def slow(request: Request) -> Identity:
+        end = time.perf_counter() + 0.004  # longer than the Poller's budget
+        while time.perf_counter() < end:
+            pass
+        calls.append(turn)
+        return Identity(f"user {len(calls)}")
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while len(calls) < 12:
+            turn += 1
+            await asyncio.sleep(0)
+
+    hub = Hub(authenticate=slow)
+    async with running(hub), AsyncExitStack() as stack:
+        socks = [await stack.enter_async_context(connected(hub)) for _ in range(12)]
+        await eventually(lambda: len(hub._parts.requests._waiting) == 12)
+        for sock in socks:
+            sock.send(head(LINES))  # all of them, before the loop goes on
+        await count_turns()
+        assert len(set(calls)) == 12, calls
+
+
+async def test_a_queue_that_is_accepted_at_once_is_let_in_by_turns() -> None:
+    turn, calls = 0, []
+
+    def slow(request: Request) -> Identity:
+        end = time.perf_counter() + 0.002  # longer than the budget of heavy reads
+        while time.perf_counter() < end:
+            pass
+        calls.append(turn)
+        return Identity(f"user {len(calls)}")
+
+    hub = Hub(authenticate=slow)
+    async with running(hub, reuse_port=True):
+        with ExitStack() as stack:
+            for _ in range(20):  # before the loop goes on
+                sock = stack.enter_context(socket.create_connection(("127.0.0.1", hub.port)))
+                sock.sendall(head(LINES))
+            hub._parts.listener.leave_to_others()
+            while len(calls) < 20:
+                turn += 1
+                await asyncio.sleep(0)
+        assert max(Counter(calls).values()) < 3, calls
+
+
 async def test_a_refusal_by_authenticate_is_answered_whenever_its_request_comes() -> None:
     loop = asyncio.get_running_loop()
     refused = head(["GET /ws?id=7 HTTP/1.1", *LINES[1:]])
@@ -385,6 +436,27 @@ async def test_the_policy_is_asked_once_for_each_host_and_page() -> None:
                 request = head(with_header(f"Host: h{number}.example"))
                 assert (await asked(here, request)).startswith(b"HTTP/1.1 101 ")
         assert asked_for == 600
+
+
+@pytest.mark.parametrize("transport", ["hub", "loop"])
+async def test_an_upgrade_that_fails_behind_authenticate_leaves_nothing(transport: str) -> None:
+    asked: list[asyncio.Future[Identity]] = []
+
+    def later(request: Request) -> asyncio.Future[Identity]:
+        asked.append(asyncio.get_running_loop().create_future())
+        return asked[-1]
+
+    def fail(client: Client) -> None:
+        raise MemoryError
+
+    hub = Hub(authenticate=later)
+    admission = hub._admission
+    admission.await_hello = fail  # type: ignore[method-assign]
+    async with running(hub, transport=transport):
+        with pytest.raises(AssertionError):
+            await RawClient.open(hub, headers=[("Sec-WebSocket-Protocol", "wsc.1")])
+        assert asked[0].cancelled()
+        assert not admission._requests
 
 
 async def test_a_connection_that_ends_in_authenticate_is_no_client() -> None:

@@ -30,6 +30,8 @@ class Entrance(Watched):
     def accept_all(self, most: int) -> None:
         """Accepts all who have connected by now, but no more than this.
 
+        Nobody answers their requests at once: each has its turn, as a heavy read has.
+
         Thread-safety: the loop's thread.
         """
     def resume(self) -> None:

@@ -56,6 +56,7 @@ cdef class Poller:
         Watched first_lost   # the line of those that are to end; a line takes no memory
         Watched last_lost
         bint losing          # the loop is to call `run_losses`
+        bint dear            # the event under way may have taken long: the clock is read next
 
     cdef int add(self, Watched watched) except -1
     cdef int remove(self, Watched watched) except -1

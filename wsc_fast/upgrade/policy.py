@@ -117,6 +117,7 @@ class Policy:
         try:
             return self._decide(head, client, remote_address, transport)
         except BaseException as error:
+            self._admission.drop_identity(client)
             return self._not_identified(error)
 
     def drop_identity(self, client: Client) -> None:
