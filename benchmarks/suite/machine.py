@@ -232,6 +232,12 @@ def memory(pid: int) -> dict[str, int]:
     return sizes
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads of a process."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((each / "schedstat").read_text().split()[0]) for each in threads) / 1e9
+
+
 def settled_rss(pid: int) -> int:
     """VmRSS once it has stopped growing."""
     deadline = time.monotonic() + SETTLE_TIMEOUT

@@ -17,6 +17,7 @@ from .machine import (
     BenchmarkError,
     Machine,
     Result,
+    cpu_seconds,
     log_of,
     memory,
     settled_rss,
@@ -118,13 +119,14 @@ class Measure:
         port, label = self.machine.free_port(), self.label(case, server)
         with self.machine.serving(label, self.command(case, server, port), port) as process:
             worker = worker_of(process.pid)
-            before = settled_rss(worker)
+            before, busy = settled_rss(worker), cpu_seconds(worker)
             command = self.machine.load_command(port, worker, "idle", self.options(case, server))
             load = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
             assert load.stdout is not None
             first = load.stdout.readline()
+            busy = cpu_seconds(worker) - busy
             is_ready = '"ready": true' in first
             after = settled_rss(worker) if is_ready else before
             rest, _ = load.communicate()  # closes its stdin, upon which it ends
@@ -132,6 +134,7 @@ class Measure:
                 raise BenchmarkError(f"the load generator failed against {label}")
             result: Result = json.loads(rest if is_ready else first + rest)
         result["bytes_per_connection"] = (after - before) / case.connections
+        result["cpu_us_per_connection"] = busy / case.connections * 1e6
         return result
 
     def send(self, case: Case, server: Server) -> Result:

@@ -118,7 +118,7 @@ ROWS = rows(
         "idle",
         "10,000 idle connections",
         (Case("idle", 10_000, server_mode="fanout"),),
-        ("c", "wsc"),
+        ("c", "wsc", "wsc-auth"),
         EVERY[2:],
         kind="idle",
         group="main",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from statistics import median
 
-from .claims import bytes_per_connection, claims, connections_per_second
+from .claims import bytes_per_connection, claims, connections_per_second, cpu_per_connection
 from .machine import Result
 from .results import (
     Results,
@@ -108,10 +109,16 @@ def _stalled(results: list[Result]) -> list[str]:
     return [*_load(results), spread([r["server_growth"] / 1e6 for r in results], 1)]
 
 
+def _cpu(results: list[Result]) -> str:
+    found = [cpu_per_connection(r) for r in results]
+    return "" if any(map(math.isnan, found)) else spread(found, 1)
+
+
 def _idle(results: list[Result]) -> list[str]:
     return [
         spread([bytes_per_connection(r) for r in results], 1),
         spread([connections_per_second(r) for r in results], 0),
+        _cpu(results),
         *(
             f"{median(r['connect_us'][key] for r in results) / 1000:,.1f}"
             for key in ("p50", "p99", "max")
@@ -128,7 +135,10 @@ _KINDS: dict[str, tuple[list[str], Callable[[list[Result]], list[str]]]] = {
     "load": (_LOAD, _load),
     "stalled": ([*_LOAD, "growth of the server, MB"], _stalled),
     "idle": (
-        ["KB a connection", "connections a second", "ms to connect: p50", "p99", "longest"],
+        [
+            *("KB a connection", "connections a second", "CPU us of a connection"),
+            *("ms to connect: p50", "p99", "longest"),
+        ],
         _idle,
     ),
 }
