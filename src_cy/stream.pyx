@@ -353,11 +353,7 @@ cdef class Stream(Watched):
                 raise error_of(result)
 
     cdef int send_answer(self, const char* data, Py_ssize_t size) except -1:
-        cdef iovec iov
-        cdef Py_ssize_t sent
-        iov.iov_base = <void*>data
-        iov.iov_len = size
-        sent = wsc_send(self.descriptor, &iov, 1)
+        cdef Py_ssize_t sent = self.offer(data, size)
         if sent < 0 and sent != WSC_AGAIN:
             return self.lose(error_of(sent))
         sent = max(sent, 0)
@@ -365,15 +361,18 @@ cdef class Stream(Watched):
             return self.keep(PyBytes_FromStringAndSize(data, size), sent)
         return 0
 
+    cdef Py_ssize_t offer(self, const char* data, Py_ssize_t size) noexcept:
+        cdef iovec iov
+        iov.iov_base = <void*>data
+        iov.iov_len = size
+        return wsc_send(self.descriptor, &iov, 1)
+
     cdef Py_ssize_t send_some(self, object data, Py_ssize_t start) except? -1:
         """Offers the kernel the bytes from `start` on; how many it took. An error ends it."""
         cdef Py_buffer view
-        cdef iovec iov
         cdef Py_ssize_t result
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        iov.iov_base = <char*>view.buf + start
-        iov.iov_len = view.len - start
-        result = wsc_send(self.descriptor, &iov, 1)
+        result = self.offer(<char*>view.buf + start, view.len - start)
         PyBuffer_Release(&view)
         if result >= 0:
             return result

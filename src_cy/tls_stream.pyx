@@ -4,7 +4,6 @@ import _ssl
 import os
 import ssl
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t
@@ -308,20 +307,11 @@ cdef class TLSStream(Stream):
         cdef int failed = wsc_tls_push(<wsc_tls*>self.tls, self.descriptor)
         return self.lose(error_of(failed)) if failed else 0
 
-    cdef Py_ssize_t send_some(self, object data, Py_ssize_t start) except? -1:
-        cdef Py_buffer view
+    cdef Py_ssize_t offer(self, const char* data, Py_ssize_t size) noexcept:
         cdef iovec iov
-        cdef Py_ssize_t result
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        iov.iov_base = <char*>view.buf + start
-        iov.iov_len = view.len - start
-        result = wsc_tls_send(&(<wsc_tls*>self.tls).layer, self.descriptor, &iov, 1)
-        PyBuffer_Release(&view)
-        if result >= 0:
-            return result
-        if result != WSC_AGAIN:
-            self.lose(error_of(result))
-        return 0
+        iov.iov_base = <void*>data
+        iov.iov_len = size
+        return wsc_tls_send(&(<wsc_tls*>self.tls).layer, self.descriptor, &iov, 1)
 
     cdef int flush(self) except -1:
         self.push()

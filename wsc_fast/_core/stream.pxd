@@ -77,6 +77,8 @@ cdef class Stream(Watched):
     # Has the kernel tell of what is waited for.
     cdef int look(self) except -1
     cdef int end_input(self) except -1
+    # Offers the kernel bytes: how many it took, WSC_AGAIN, or minus an errno.
+    cdef Py_ssize_t offer(self, const char* data, Py_ssize_t size) noexcept
     cdef Py_ssize_t send_some(self, object data, Py_ssize_t start) except? -1
     cdef int keep(self, object data, Py_ssize_t sent) except -1
     cdef Py_ssize_t waiting_bytes(self) noexcept
