@@ -39,7 +39,7 @@ def acceptor(hub: Hub) -> Acceptor:
 
 
 def transports() -> int:
-    """How many TLS connections Python's memory has, of whatever transport."""
+    """Counts the TLS connections in Python's memory, of whatever transport."""
     kinds = ("TLSStream", "SSLTransport_Socket", "SSLProtocol")
     return sum(type(found).__name__ in kinds for found in gc.get_objects())
 

@@ -162,7 +162,7 @@ class Side:
     seen: list[tuple[Any, ...]] = field(default_factory=list)
 
     def answers(self) -> int:
-        """How many requests the compiled upgrade has accepted."""
+        """The number of requests that the compiled upgrade has accepted."""
         poller = self.hub._parts.listener.poller
         return 0 if poller is None else int(poller.answerer.accepted)
 

@@ -67,7 +67,7 @@ class Serving:
         self._log = log
 
     def said(self, text: str) -> int:
-        """How often it has said this."""
+        """Counts the occurrences of a text in it."""
         return self._log.read_text().count(text)
 
     def until(self, text: str, times: int = 1) -> None:
@@ -220,7 +220,7 @@ def answer(sock: socket.socket) -> int:
 
 
 def spread(address: tuple[str, int], count: int) -> collections.Counter[int]:
-    """How many of so many connections each process has got."""
+    """Counts the connections of each process, of so many."""
     return collections.Counter(answer(asking(address)) for _ in range(count))
 
 
@@ -591,7 +591,7 @@ class SocketOfLinux4(socket.socket):
 
 
 def accept_all(sock: socket.socket) -> int:
-    """How many wait in its queue."""
+    """Counts the connections in its queue."""
     count = 0
     with contextlib.suppress(BlockingIOError):
         while True:

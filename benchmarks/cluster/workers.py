@@ -60,7 +60,7 @@ class Serving:
         return sum(each.memory_full_info().pss for each in self.workers) / 1e6
 
     def connections(self) -> list[int]:
-        """How many each worker has."""
+        """Counts the descriptors of each worker, of which a connection is one."""
         return [each.num_fds() for each in self.workers]
 
 
@@ -173,7 +173,7 @@ def in_rooms(served: Serving, redis: RedisServer, turn: float) -> Figures:
 
 
 def _subscribed(redis: RedisServer, room: str, most: int) -> int:
-    """How many workers hear a room: all, or as many as have not changed for a while."""
+    """Counts the workers that hear a room: all, or as many as have not changed for a while."""
     found, since = 0, time.monotonic()
     while found < most and (not found or time.monotonic() - since < 0.3):
         answer = redis.ask(b"PUBSUB", b"NUMSUB", NAMES.channel(room))
